@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "prefopt/export.h"
+#include "prefopt/losses/pair_logps.h"
+#include "prefopt/options.h"
+
+namespace prefopt {
+
+/// Who draws the fresh samples of a loss.
+enum class SampleSource { kNone, kPolicy, kReference };
+
+/// What a loss must be given.
+struct LossRequirements {
+  bool reference = true;
+  bool rejected = true;
+  SampleSource sample_source = SampleSource::kNone;
+  std::int64_t samples_per_prompt = 0;
+};
+
+/// Known value of a loss with its default options on one pair of five-token completions.
+struct LossAnchor {
+  double chosen_logratio;
+  double rejected_logratio;
+  double loss;
+};
+
+/// What the registry, the documentation and the contract tests know of a loss.
+struct LossInfo {
+  std::string name;
+  std::vector<std::string> aliases;  ///< names in TRL and elsewhere
+  std::string formula;
+  std::string source;  ///< arXiv id and equation
+  std::vector<LossAnchor> anchors;
+};
+
+namespace detail {
+class PREFOPT_API LossConcept {
+ public:
+  virtual ~LossConcept() = default;
+  virtual LossOutput forward(const PairLogps& logps) const = 0;
+  virtual LossRequirements requirements() const = 0;
+  virtual LossInfo info() const = 0;
+  virtual std::string config() const = 0;
+};
+}  // namespace detail
+
+/// Any loss, held by value. `L` has `forward(const PairLogps&) const`, `requirements() const`,
+/// `static LossInfo info()`, and `options() const` that returns an OptionStruct.
+class PREFOPT_API Loss {
+ public:
+  template <class L>
+    requires(!std::same_as<std::remove_cvref_t<L>, Loss>)
+  Loss(L loss)  // NOLINT: a loss is a Loss
+      : self_(std::make_shared<Model<L>>(std::move(loss))) {}
+
+  /// Throws ShapeError, DtypeError or DeviceError for tensors that do not fit.
+  LossOutput forward(const PairLogps& logps) const { return self_->forward(logps); }
+  LossOutput operator()(const PairLogps& logps) const { return self_->forward(logps); }
+  LossRequirements requirements() const { return self_->requirements(); }
+  LossInfo info() const { return self_->info(); }
+  /// `{"type": …, every option}`; make_loss gives an equal loss back.
+  std::string config() const { return self_->config(); }
+
+ private:
+  template <class L>
+  class Model final : public detail::LossConcept {
+   public:
+    explicit Model(L loss) : loss_(std::move(loss)) {}
+    LossOutput forward(const PairLogps& logps) const override { return loss_.forward(logps); }
+    LossRequirements requirements() const override { return loss_.requirements(); }
+    LossInfo info() const override { return L::info(); }
+    std::string config() const override;
+
+   private:
+    L loss_;
+  };
+
+  std::shared_ptr<const detail::LossConcept> self_;
+};
+
+namespace detail {
+/// Puts `"type": name` in front of an options object.
+PREFOPT_API std::string typed_config(std::string_view name, std::string_view options_json);
+}  // namespace detail
+
+template <class L>
+std::string Loss::Model<L>::config() const {
+  return detail::typed_config(L::info().name, options_to_json(loss_.options()));
+}
+
+}  // namespace prefopt

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "prefopt/export.h"
+#include "prefopt/losses/loss.h"
+#include "prefopt/options.h"
+
+namespace prefopt {
+
+struct LossEntry {
+  LossInfo info;
+  std::vector<FieldDoc> options;
+  std::function<Loss(std::string_view options_json)> make;
+};
+
+/// Builds a loss from `{"type": NAME, options…}`. TRL's form `{"loss_type": NAME or list,
+/// "loss_weights": …, options…}` is accepted where the result is one of the registered losses.
+/// Throws ConfigError for an unknown type or key, naming the nearest known one.
+PREFOPT_API Loss make_loss(std::string_view config_json);
+
+/// Names in the order of registration.
+PREFOPT_API std::vector<std::string> registered_losses();
+/// By name or alias; throws ConfigError naming the nearest known one.
+PREFOPT_API const LossEntry& find_loss(std::string_view name);
+/// Throws ConfigError if the name or an alias is taken.
+PREFOPT_API void register_loss(LossEntry entry);
+
+/// Makes `L` known to make_loss, the trainer and the command line under `L::info().name`.
+template <class L>
+void register_loss() {
+  using Options = std::remove_cvref_t<decltype(std::declval<const L&>().options())>;
+  register_loss(LossEntry{
+      .info = L::info(),
+      .options = describe_options<Options>(),
+      .make = [](std::string_view json) -> Loss {
+        return L(options_from_json<Options>(json, L::info().name));
+      },
+  });
+}
+
+}  // namespace prefopt

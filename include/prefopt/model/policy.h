@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "prefopt/data/batch.h"
+#include "prefopt/export.h"
+
+namespace prefopt {
+
+struct NamedParameter {
+  std::string name;
+  at::Tensor value;
+};
+
+/// What a model gives for a batch: hidden states in front of the output head, or, from models that
+/// cannot be opened, logits. Exactly one is defined.
+struct PolicyOutput {
+  at::Tensor hidden;  ///< [S, T, hidden]
+  at::Tensor logits;  ///< [S, T, vocab]
+};
+
+struct OutputHead {
+  at::Tensor weight;  ///< [vocab, hidden]; undefined for a policy that gives logits
+};
+
+/// Token-by-token decoding of several prompts with whatever state the model keeps between calls.
+class PREFOPT_API DecodeSession {
+ public:
+  virtual ~DecodeSession() = default;
+  /// Logits [S, vocab] after the prompts.
+  virtual at::Tensor prefill() = 0;
+  /// Appends one token to each sequence; logits [S, vocab] after it.
+  virtual at::Tensor append(const at::Tensor& tokens) = 0;
+};
+
+/// All that the library asks of a model.
+class PREFOPT_API Policy {
+ public:
+  virtual ~Policy() = default;
+
+  /// Position t of the result sees tokens 0..t of its sequence only.
+  virtual PolicyOutput forward(const TokenBatch& batch) = 0;
+  virtual OutputHead head() const { return {}; }
+  virtual std::int64_t vocab_size() const = 0;
+  virtual std::vector<NamedParameter> named_parameters() const = 0;
+  /// A frozen copy that shares nothing with this one. Throws ConfigError where it cannot be made.
+  virtual std::shared_ptr<Policy> frozen_copy() const;
+  /// Writes the model in its own format. Throws CheckpointError where there is none.
+  virtual void save(const std::string& directory) const;
+  /// The default runs the whole forward anew for each token.
+  virtual std::unique_ptr<DecodeSession> start_decoding(
+      const std::vector<std::vector<std::int64_t>>& prompts);
+
+  at::Device device() const;
+  void set_requires_grad(bool on);
+};
+
+/// Hash over names, shapes, dtypes and bytes of all parameters: the key of cached log-probs.
+PREFOPT_API std::string content_hash(const Policy& policy);
+
+}  // namespace prefopt

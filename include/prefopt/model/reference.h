@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "prefopt/data/batch.h"
+#include "prefopt/export.h"
+#include "prefopt/model/policy.h"
+
+namespace prefopt {
+
+/// Where reference log-probs come from. Results never carry a gradient.
+class PREFOPT_API Reference {
+ public:
+  virtual ~Reference() = default;
+  /// [S] float64: sums over the completion tokens of each sequence, nats.
+  virtual at::Tensor sequence_logps(const TokenBatch& batch) = 0;
+  /// [rows] float32 or float64: one value a completion token, sequence after sequence.
+  virtual at::Tensor token_logps(const TokenBatch& batch) = 0;
+  /// The model behind it, for fresh samples; null where there is none.
+  virtual Policy* policy() { return nullptr; }
+};
+
+/// A frozen policy; usually `policy.frozen_copy()`.
+PREFOPT_API std::shared_ptr<Reference> make_frozen_reference(std::shared_ptr<Policy> policy);
+
+enum class CacheLevel { kSequence, kToken };
+
+/// Log-probs on disk in `directory`, in one safetensors file keyed by the model's content and the
+/// level. A sequence that is not there is computed by `inner` and added; nothing is ever taken from
+/// a file of another model. `flush` writes what is new (beside, then rename); the destructor too.
+class PREFOPT_API CachedReference final : public Reference {
+ public:
+  CachedReference(std::shared_ptr<Policy> inner, std::string directory,
+                  CacheLevel level = CacheLevel::kSequence);
+  ~CachedReference() override;
+
+  at::Tensor sequence_logps(const TokenBatch& batch) override;
+  /// Throws ConfigError at sequence level.
+  at::Tensor token_logps(const TokenBatch& batch) override;
+  Policy* policy() override;
+
+  void flush();
+  const std::string& path() const;
+  std::int64_t hits() const;
+  std::int64_t misses() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace prefopt

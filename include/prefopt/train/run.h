@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A training run from files to a run folder: config.json, metrics.jsonl, final checkpoint.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "prefopt/data/dataset.h"
+#include "prefopt/export.h"
+#include "prefopt/model/decoder.h"
+#include "prefopt/options.h"
+#include "prefopt/train/trainer.h"
+
+namespace prefopt {
+
+struct ModelOptions {
+  std::string path;               ///< Hugging Face folder; empty: fresh weights of shape `decoder`
+  std::string dtype = "float32";  ///< or "keep"
+  std::string tokenizer = "byte";
+  DecoderOptions decoder;
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+enum class ReferenceKind { kFrozen, kCached };
+
+struct ReferenceOptions {
+  ReferenceKind kind = ReferenceKind::kFrozen;
+  std::string path;       ///< Hugging Face folder; empty: the policy as it was before training
+  std::string cache_dir;  ///< empty: `reference-cache` in the run folder
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+struct LoopOptions {
+  std::int64_t steps = 0;             ///< 0: `epochs` decides
+  double epochs = 1;
+  std::int64_t batch_size = 16;       ///< pairs an optimizer step
+  std::int64_t micro_batch_size = 0;  ///< 0: the whole step at once
+  std::int64_t eval_every = 0;        ///< steps; 0: only before the first and after the last step
+  std::int64_t log_every = 1;
+  std::int64_t seed = 0;
+  std::int64_t threads = 0;           ///< 0: LibTorch's default
+  bool shuffle = true;
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+struct RunOptions {
+  std::string output_dir = "run";
+  std::string loss = R"({"type": "dpo"})";
+  ModelOptions model;
+  ReferenceOptions reference;
+  DataOptions data;
+  OptimizerOptions optimizer;
+  LoopOptions train;
+  SamplingOptions sampling;
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// What a caller may watch; the library itself never prints.
+struct RunEvents {
+  std::function<void(const std::string& line)> note;  ///< set-up facts, dropped rows, warnings
+  std::function<void(std::int64_t step, std::int64_t total, const Metrics&)> step;
+  std::function<void(std::int64_t step, const Metrics&)> evaluation;
+};
+
+struct RunResult {
+  std::shared_ptr<Decoder> policy;
+  std::string checkpoint;  ///< folder of the final checkpoint
+  Metrics last_step;
+  Metrics first_evaluation;  ///< empty without held-out rows
+  Metrics last_evaluation;
+  double seconds = 0;
+};
+
+PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& events = {});
+
+}  // namespace prefopt

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "prefopt/data/batch.h"
+#include "prefopt/export.h"
+#include "prefopt/losses/loss.h"
+#include "prefopt/model/policy.h"
+#include "prefopt/model/reference.h"
+#include "prefopt/model/sampling.h"
+#include "prefopt/options.h"
+
+namespace prefopt {
+
+enum class Schedule { kConstant, kLinear, kCosine };
+
+struct OptimizerOptions {
+  double learning_rate = 1e-4;
+  double adam_beta1 = 0.9;
+  double adam_beta2 = 0.999;
+  double adam_epsilon = 1e-8;
+  double weight_decay = 0;
+  double max_grad_norm = 1;  ///< 0: no clipping
+  Schedule schedule = Schedule::kLinear;
+  std::int64_t warmup_steps = 0;
+  double min_learning_rate_ratio = 0;  ///< floor of linear and cosine, as a share of the peak
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// Learning rate of a step counted from 0: linear warmup, then the schedule down to the floor at
+/// `total_steps`.
+PREFOPT_API double learning_rate_at(const OptimizerOptions& options, std::int64_t step,
+                                    std::int64_t total_steps);
+
+/// Named values in a fixed order; names are TRL's (`rewards/margins`, `logps/chosen`, …).
+using Metrics = std::vector<std::pair<std::string, double>>;
+/// Throws Error for a name that is not there.
+PREFOPT_API double metric(const Metrics& metrics, std::string_view name);
+
+struct TrainerOptions {
+  OptimizerOptions optimizer;
+  std::int64_t total_steps = 0;       ///< length of the schedule
+  std::int64_t micro_batch_size = 0;  ///< pairs at a time; 0: the whole step at once
+  SamplingOptions sampling;           ///< for losses that need fresh samples
+};
+
+/// One loss, one policy, one optimizer. Knows nothing of files; `run_training` does.
+class PREFOPT_API Trainer {
+ public:
+  /// `reference` may be null for losses that need none; ConfigError otherwise.
+  Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference, Loss loss,
+          TrainerOptions options);
+  ~Trainer();
+
+  /// One optimizer step over `pairs`, in micro-batches whose sum is exactly the whole. A non-finite
+  /// loss or gradient skips the update; the third in a row throws NonFiniteError.
+  Metrics step(const std::vector<TokenPair>& pairs);
+  /// Loss and metrics without an update; keys without the `eval_` prefix.
+  Metrics evaluate(const std::vector<TokenPair>& pairs);
+  /// Gradients of one step left in the parameters' `grad`, no update; for checks.
+  Metrics accumulate_gradients(const std::vector<TokenPair>& pairs);
+
+  std::int64_t steps_done() const;
+  Policy& policy();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace prefopt
