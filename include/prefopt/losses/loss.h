@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -25,7 +27,8 @@ struct LossRequirements {
   std::int64_t samples_per_prompt = 0;
 };
 
-/// Known value of a loss with its default options on one pair of five-token completions.
+/// Known value of a loss with its default options on one pair of five-token completions whose
+/// reference log-probs are -10; fresh samples, where needed, equal their reference.
 struct LossAnchor {
   double chosen_logratio;
   double rejected_logratio;

@@ -4,6 +4,8 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "prefopt/export.h"
@@ -30,17 +32,20 @@ PREFOPT_API const LossEntry& find_loss(std::string_view name);
 /// Throws ConfigError if the name or an alias is taken.
 PREFOPT_API void register_loss(LossEntry entry);
 
+template <class L>
+LossEntry loss_entry() {
+  using Options = std::remove_cvref_t<decltype(std::declval<const L&>().options())>;
+  return {.info = L::info(),
+          .options = describe_options<Options>(),
+          .make = [](std::string_view json) -> Loss {
+            return L(options_from_json<Options>(json, L::info().name));
+          }};
+}
+
 /// Makes `L` known to make_loss, the trainer and the command line under `L::info().name`.
 template <class L>
 void register_loss() {
-  using Options = std::remove_cvref_t<decltype(std::declval<const L&>().options())>;
-  register_loss(LossEntry{
-      .info = L::info(),
-      .options = describe_options<Options>(),
-      .make = [](std::string_view json) -> Loss {
-        return L(options_from_json<Options>(json, L::info().name));
-      },
-  });
+  register_loss(loss_entry<L>());
 }
 
 }  // namespace prefopt

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "prefopt/losses/pairwise_loss.h"
+
+namespace prefopt {
+
+struct DpoOptions {
+  double beta = 0.1;
+  double label_smoothing = 0;
+  ScoreOptions score = {};
+
+  void fields(FieldVisitor& v) {
+    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"},
+           label_smoothing, Range::half_open(0, 0.5));
+    score.fields(v);
+  }
+};
+
+/// Direct preference optimization (2305.18290 eq. 7; label_smoothing: conservative DPO):
+///   -(1 - eps) log sigmoid(beta delta) - eps log sigmoid(-beta delta)
+/// [batch] log-probs in nats. Derivative in delta: beta (sigmoid(beta delta) - (1 - eps)).
+/// At delta = 0: log 2. As beta delta grows: eps beta delta; as it falls: -(1 - eps) beta delta.
+class DpoLoss : public PairwiseLoss<DpoLoss, DpoOptions> {
+ public:
+  using PairwiseLoss::PairwiseLoss;
+
+  LogisticLink link() const {
+    return {options_.beta, 1 - options_.label_smoothing, options_.label_smoothing};
+  }
+
+  static LossInfo info() {
+    return {.name = "dpo",
+            .aliases = {"sigmoid"},
+            .formula = "-(1-eps) logsigmoid(beta*delta) - eps logsigmoid(-beta*delta)",
+            .source = "arXiv:2305.18290 eq. 7",
+            .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}}};
+  }
+};
+
+}  // namespace prefopt

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "prefopt/losses/pairwise_loss.h"
+
+namespace prefopt {
+
+struct FDpoOptions {
+  double beta = 0.1;
+  ScoreOptions score{.divergence = Divergence::kJensenShannon};
+
+  void fields(FieldVisitor& v) {
+    v.real({"beta", "strength of the divergence penalty"}, beta, Range::above(0));
+    score.fields(v);
+  }
+};
+
+/// DPO under another divergence (2309.16240 eq. 7):
+///   -log sigmoid(beta (s(Delta_w) - s(Delta_l)))
+/// with the scores of losses/score.h. [batch] log-probs in nats.
+/// Derivative in Delta_w: -beta sigmoid(-z) s'(Delta_w), z the argument of log sigmoid.
+/// At Delta_w = Delta_l: log 2.
+class FDpoLoss : public PairwiseLoss<FDpoLoss, FDpoOptions> {
+ public:
+  using PairwiseLoss::PairwiseLoss;
+
+  LogisticLink link() const { return {.beta = options_.beta}; }
+
+  static LossInfo info() {
+    return {.name = "f_dpo",
+            .aliases = {},
+            .formula = "-logsigmoid(beta*(s(Delta_w) - s(Delta_l)))",
+            .source = "arXiv:2309.16240 eq. 7",
+            .anchors = {{0, 0, 0.69314718055994531}, {2, 2, 0.69314718055994531}}};
+  }
+};
+
+}  // namespace prefopt

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "prefopt/losses/pairwise_loss.h"
+
+namespace prefopt {
+
+struct HypoOptions {
+  double beta = 0.1;
+  double lambda = 0.01;
+  std::int64_t num_samples = 2;
+  double clip = 0;
+  bool token_mean = false;
+  double label_smoothing = 0;
+  ScoreOptions score = {};
+
+  void fields(FieldVisitor& v) {
+    v.real({"beta", "strength of the offline KL penalty"}, beta, Range::above(0));
+    v.real({"lambda", "weight of the on-policy KL"}, lambda, Range::at_least(0));
+    v.integer({"num_samples", "fresh samples a prompt"}, num_samples, Range::at_least(1));
+    v.real({"clip", "limit on |log pi/pi_ref| in the KL's gradient; 0: none"}, clip,
+           Range::at_least(0));
+    v.flag({"token_mean", "divide each sample's log-ratio by its length"}, token_mean);
+    v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"},
+           label_smoothing, Range::half_open(0, 0.5));
+    score.fields(v);
+  }
+};
+
+/// Hybrid preference optimization (2406.01462 algorithm 1): dpo on offline pairs plus
+///   lambda * KL(pi || pi_ref), estimated on fresh samples y ~ pi.
+/// Value: mean log pi/pi_ref over the samples. Gradient: mean of
+///   stop(log pi/pi_ref - baseline) d log pi,
+/// baseline = mean of the prompt's other samples (none for a single one). [batch] log-probs in nats,
+/// samples [batch * num_samples]. At Delta = 0 everywhere: log 2.
+class HypoLoss : public PairwiseLoss<HypoLoss, HypoOptions> {
+ public:
+  using PairwiseLoss::PairwiseLoss;
+
+  LogisticLink link() const {
+    return {options_.beta, 1 - options_.label_smoothing, options_.label_smoothing};
+  }
+  OnPolicyKl regularizer() const {
+    return {.weight = options_.lambda, .clip = options_.clip, .token_mean = options_.token_mean};
+  }
+  LossRequirements requirements() const {
+    return {.sample_source = SampleSource::kPolicy, .samples_per_prompt = options_.num_samples};
+  }
+  bool needs_lens() const { return options_.token_mean; }
+
+  static LossInfo info() {
+    return {.name = "hypo",
+            .aliases = {},
+            .formula = "dpo + lambda * KL(pi || pi_ref) on fresh samples",
+            .source = "arXiv:2406.01462 algorithm 1",
+            .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}}};
+  }
+};
+
+}  // namespace prefopt

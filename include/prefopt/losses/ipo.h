@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "prefopt/losses/pairwise_loss.h"
+
+namespace prefopt {
+
+struct IpoOptions {
+  double beta = 0.1;
+  bool length_normalized = true;
+  ScoreOptions score = {};
+
+  void fields(FieldVisitor& v) {
+    v.real({"beta", "the paper's tau: the margin aimed at is 1/(2 tau)", {"tau"}}, beta,
+           Range::above(0));
+    v.flag({"length_normalized", "divide each score by its completion's tokens (TRL); the paper "
+                                 "does not"},
+           length_normalized);
+    score.fields(v);
+  }
+};
+
+/// Identity preference optimization (2310.12036 eq. 17):
+///   (delta - 1/(2 tau))^2, tau = beta
+/// with delta of token means (`length_normalized`, as TRL) or of sums (the paper). [batch] log-probs
+/// in nats; lengths needed for the former. Derivative in delta: 2 (delta - 1/(2 tau)).
+/// At delta = 0: 1/(4 tau^2), 25 for tau = 0.1.
+class IpoLoss : public PairwiseLoss<IpoLoss, IpoOptions> {
+ public:
+  using PairwiseLoss::PairwiseLoss;
+
+  SquaredLink link() const { return {.target = 1 / (2 * options_.beta)}; }
+  bool length_normalized() const { return options_.length_normalized; }
+
+  static LossInfo info() {
+    return {.name = "ipo",
+            .aliases = {},
+            .formula = "(delta - 1/(2 beta))^2",
+            .source = "arXiv:2310.12036 eq. 17",
+            .anchors = {{0, 0, 25}, {10, 0, 9}}};
+  }
+};
+
+}  // namespace prefopt

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "prefopt/losses/pairwise_loss.h"
+
+namespace prefopt {
+
+struct RobustDpoOptions {
+  double beta = 0.1;
+  double label_smoothing = 0;
+  ScoreOptions score = {};
+
+  void fields(FieldVisitor& v) {
+    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"label_smoothing", "rate at which labels are flipped"}, label_smoothing,
+           Range::half_open(0, 0.5));
+    score.fields(v);
+  }
+};
+
+/// Robust DPO (2403.00409 eq. 12): unbiased for the loss on clean labels when a share eps of the
+/// labels is flipped,
+///   [-(1 - eps) log sigmoid(beta delta) + eps log sigmoid(-beta delta)] / (1 - 2 eps)
+/// [batch] log-probs in nats. Derivative in delta:
+///   -beta [(1 - eps) sigmoid(-beta delta) + eps sigmoid(beta delta)] / (1 - 2 eps).
+/// At delta = 0: log 2. Unbounded below as beta delta grows, with slope -eps beta / (1 - 2 eps).
+class RobustDpoLoss : public PairwiseLoss<RobustDpoLoss, RobustDpoOptions> {
+ public:
+  using PairwiseLoss::PairwiseLoss;
+
+  LogisticLink link() const {
+    const double eps = options_.label_smoothing;
+    return {options_.beta, (1 - eps) / (1 - 2 * eps), -eps / (1 - 2 * eps)};
+  }
+
+  static LossInfo info() {
+    return {.name = "robust_dpo",
+            .aliases = {"robust", "rdpo"},
+            .formula =
+                "[-(1-eps) logsigmoid(beta*delta) + eps logsigmoid(-beta*delta)] / (1 - 2 eps)",
+            .source = "arXiv:2403.00409 eq. 12",
+            .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}}};
+  }
+};
+
+}  // namespace prefopt

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "prefopt/losses/pairwise_loss.h"
+
+namespace prefopt {
+
+/// Sign of the value incentive.
+enum class VpoMode {
+  kOffline,  ///< -1: pessimism
+  kOnline,   ///< +1: optimism
+};
+
+struct VpoOptions {
+  double beta = 0.1;
+  double alpha = 0.1;
+  VpoMode mode = VpoMode::kOffline;
+  Calibration calibration = Calibration::kChosen;
+  std::int64_t num_samples = 1;
+  ScoreOptions score = {};
+
+  void fields(FieldVisitor& v) {
+    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"alpha", "weight of the value incentive"}, alpha, Range::at_least(0));
+    v.choice({"mode", "offline: pessimism (sign -1); online: optimism (sign +1)"}, mode,
+             {"offline", "online"});
+    v.choice({"calibration", "completions the value is calibrated on; samples: fresh ones of the "
+                             "reference"},
+             calibration, {"chosen", "rejected", "samples"});
+    v.integer({"num_samples", "fresh samples a prompt, for calibration = samples"}, num_samples,
+              Range::at_least(1));
+    score.fields(v);
+  }
+};
+
+/// Value-incentivized preference optimization (2405.19320 eqs. 11 and 16):
+///   dpo + sign * alpha * beta * mean over calibration completions of (log pi - log pi_ref)
+/// [batch] log-probs in nats. Derivative: dpo's plus sign alpha beta on the calibration side.
+/// At Delta_w = Delta_l = 0: log 2.
+class VpoLoss : public PairwiseLoss<VpoLoss, VpoOptions> {
+ public:
+  using PairwiseLoss::PairwiseLoss;
+
+  LogisticLink link() const { return {.beta = options_.beta}; }
+  ValueIncentive regularizer() const {
+    const double sign = options_.mode == VpoMode::kOnline ? 1 : -1;
+    return {.weight = sign * options_.alpha * options_.beta, .calibration = options_.calibration};
+  }
+  LossRequirements requirements() const {
+    if (options_.calibration != Calibration::kSamples) return {};
+    return {.sample_source = SampleSource::kReference, .samples_per_prompt = options_.num_samples};
+  }
+
+  static LossInfo info() {
+    return {.name = "vpo",
+            .aliases = {},
+            .formula = "dpo + sign * alpha * beta * mean(log pi - log pi_ref)",
+            .source = "arXiv:2405.19320 eqs. 11, 16",
+            .anchors = {{0, 0, 0.69314718055994531}, {10, 10, 0.59314718055994531}}};
+  }
+};
+
+}  // namespace prefopt

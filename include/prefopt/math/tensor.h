@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "prefopt/export.h"
+#include "prefopt/math/functions.h"
+
+namespace prefopt::math {
+
+template <>
+struct PREFOPT_API Functions<at::Tensor> {
+  static at::Tensor log_sigmoid(const at::Tensor& x);
+  static at::Tensor sigmoid(const at::Tensor& x);
+  static at::Tensor square(const at::Tensor& x);
+  static at::Tensor constant(const at::Tensor& like, double value);
+  static at::Tensor tame_expm1(const at::Tensor& x);
+  static at::Tensor tame_exp_slope(const at::Tensor& x);
+
+  static bool defined(const at::Tensor& x) { return x.defined(); }
+  static std::int64_t length(const at::Tensor& x) { return x.size(0); }
+  static at::Tensor sum(const at::Tensor& x);
+  static at::Tensor scalar_like(const at::Tensor& like, double value);
+  static at::Tensor clamp(const at::Tensor& x, double limit);
+  static at::Tensor group_sum(const at::Tensor& x, std::int64_t size);
+  static at::Tensor spread(const at::Tensor& x, std::int64_t size);
+};
+
+}  // namespace prefopt::math

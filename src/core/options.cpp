@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/options.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "core/json.h"
+#include "core/text.h"
+#include "prefopt/error.h"
+
+namespace prefopt {
+namespace {
+
+using detail::Json;
+
+std::string describe(Range range) {
+  const bool low = std::isfinite(range.min);
+  const bool high = std::isfinite(range.max);
+  if (low && high) {
+    return fmt::format("in {}{}, {}{}", range.min_open ? '(' : '[', range.min, range.max,
+                       range.max_open ? ')' : ']');
+  }
+  if (low) return fmt::format("{} {}", range.min_open ? ">" : ">=", range.min);
+  if (high) return fmt::format("{} {}", range.max_open ? "<" : "<=", range.max);
+  return "finite";
+}
+
+std::string join(const std::vector<std::string_view>& names) {
+  std::string text;
+  for (auto name : names) text += fmt::format("{}'{}'", text.empty() ? "" : ", ", name);
+  return text;
+}
+
+void check_range(std::string_view where, std::string_view name, double value, Range range) {
+  if (!std::isfinite(value) || !range.contains(value)) {
+    throw ConfigError(
+        fmt::format("{}: expected {} {}, got {}", where, name, describe(range), value));
+  }
+}
+
+class Checker final : public FieldVisitor {
+ public:
+  explicit Checker(std::string_view where) : where_(where) {}
+
+  void real(const Field& field, double& value, Range range) override {
+    check_range(where_, field.name, value, range);
+  }
+  void integer(const Field& field, std::int64_t& value, Range range) override {
+    check_range(where_, field.name, static_cast<double>(value), range);
+  }
+  void flag(const Field&, bool&) override {}
+  void text(const Field&, std::string&) override {}
+  void texts(const Field&, std::vector<std::string>&) override {}
+  void index(const Field& field, std::size_t& value,
+             const std::vector<std::string_view>& names) override {
+    if (value >= names.size()) {
+      throw ConfigError(fmt::format("{}: expected {} to be one of {}, got enumerator {}", where_,
+                                    field.name, join(names), value));
+    }
+  }
+  void json(const Field&, std::string&) override {}
+  void begin_group(const Field& field) override {
+    outer_.push_back(where_);
+    where_ = fmt::format("{}.{}", where_, field.name);
+  }
+  void end_group() override {
+    where_ = outer_.back();
+    outer_.pop_back();
+  }
+
+ private:
+  std::string where_;
+  std::vector<std::string> outer_;
+};
+
+class Reader final : public FieldVisitor {
+ public:
+  Reader(const Json& object, std::string_view where) {
+    levels_.push_back({&object, std::string(where), {}});
+  }
+
+  void real(const Field& field, double& value, Range range) override {
+    if (const Json* found = find(field)) {
+      if (!found->is_number()) wrong_type(field, "a number", *found);
+      value = found->get<double>();
+    }
+    check_range(level().where, field.name, value, range);
+  }
+  void integer(const Field& field, std::int64_t& value, Range range) override {
+    if (const Json* found = find(field)) {
+      const bool whole = found->is_number_integer() ||
+                         (found->is_number_float() && std::trunc(found->get<double>()) == *found &&
+                          std::abs(found->get<double>()) < 9e15);
+      if (!whole) wrong_type(field, "a whole number", *found);
+      // Unsigned values beyond int64 would wrap around.
+      if (found->is_number_unsigned() && found->get<std::uint64_t>() > INT64_MAX) {
+        wrong_type(field, "a number of at most 64 bits", *found);
+      }
+      value = found->get<std::int64_t>();
+    }
+    check_range(level().where, field.name, static_cast<double>(value), range);
+  }
+  void flag(const Field& field, bool& value) override {
+    if (const Json* found = find(field)) {
+      if (!found->is_boolean()) wrong_type(field, "true or false", *found);
+      value = found->get<bool>();
+    }
+  }
+  void text(const Field& field, std::string& value) override {
+    if (const Json* found = find(field)) {
+      if (!found->is_string()) wrong_type(field, "text", *found);
+      value = found->get<std::string>();
+    }
+  }
+  void texts(const Field& field, std::vector<std::string>& value) override {
+    if (const Json* found = find(field)) {
+      const auto is_text = [](const Json& item) { return item.is_string(); };
+      if (!found->is_array() || !std::all_of(found->begin(), found->end(), is_text)) {
+        wrong_type(field, "a list of texts", *found);
+      }
+      value = found->get<std::vector<std::string>>();
+    }
+  }
+  void index(const Field& field, std::size_t& value,
+             const std::vector<std::string_view>& names) override {
+    const Json* found = find(field);
+    if (!found) return;
+    if (!found->is_string()) wrong_type(field, "one of " + join(names), *found);
+    const auto given = found->get<std::string>();
+    const auto at = std::find(names.begin(), names.end(), given);
+    if (at == names.end()) {
+      throw ConfigError(fmt::format("{}: expected {} to be one of {}, got '{}'{}", level().where,
+                                    field.name, join(names), given,
+                                    detail::did_you_mean(given, names)));
+    }
+    value = static_cast<std::size_t>(at - names.begin());
+  }
+  void json(const Field& field, std::string& value) override {
+    if (const Json* found = find(field)) value = detail::dump_json(*found);
+  }
+  void begin_group(const Field& field) override {
+    static const Json kEmpty = Json::object();
+    const Json* found = find(field);
+    if (found && !found->is_object()) wrong_type(field, "an object", *found);
+    levels_.push_back({found ? found : &kEmpty, fmt::format("{}.{}", level().where, field.name),
+                       {}});
+  }
+  void end_group() override {
+    check_unknown();
+    levels_.pop_back();
+  }
+
+  /// After all fields: whatever is left over is a mistake.
+  void check_unknown() const {
+    for (const auto& item : level().object->items()) {
+      const auto& known = level().known;
+      if (std::find(known.begin(), known.end(), item.key()) == known.end()) {
+        throw ConfigError(fmt::format("{}: expected a known option, got '{}'{}", level().where,
+                                      item.key(), detail::did_you_mean(item.key(), known)));
+      }
+    }
+  }
+
+ private:
+  struct Level {
+    const Json* object;
+    std::string where;
+    std::vector<std::string_view> known;
+  };
+
+  Level& level() { return levels_.back(); }
+  const Level& level() const { return levels_.back(); }
+
+  const Json* find(const Field& field) {
+    std::vector<std::string_view> names{field.name};
+    names.insert(names.end(), field.aliases.begin(), field.aliases.end());
+    const Json* found = nullptr;
+    std::string_view found_as;
+    for (std::string_view name : names) {
+      level().known.push_back(name);
+      const auto at = level().object->find(std::string(name));
+      if (at == level().object->end()) continue;
+      if (found) {
+        throw ConfigError(fmt::format("{}: expected {} once, got it as '{}' and as '{}'",
+                                      level().where, field.name, found_as, name));
+      }
+      found = &*at;
+      found_as = name;
+    }
+    return found;
+  }
+
+  [[noreturn]] void wrong_type(const Field& field, std::string_view expected, const Json& got) {
+    throw ConfigError(fmt::format("{}: expected {} to be {}, got {}", level().where, field.name,
+                                  expected, detail::dump_json(got)));
+  }
+
+  std::vector<Level> levels_;
+};
+
+class Writer final : public FieldVisitor {
+ public:
+  void real(const Field& field, double& value, Range) override { put(field, value); }
+  void integer(const Field& field, std::int64_t& value, Range) override { put(field, value); }
+  void flag(const Field& field, bool& value) override { put(field, value); }
+  void text(const Field& field, std::string& value) override { put(field, value); }
+  void texts(const Field& field, std::vector<std::string>& value) override { put(field, value); }
+  void index(const Field& field, std::size_t& value,
+             const std::vector<std::string_view>& names) override {
+    put(field, std::string(names.at(value)));
+  }
+  void json(const Field& field, std::string& value) override {
+    put(field, detail::parse_json<ConfigError>(value, field.name));
+  }
+  void begin_group(const Field& field) override {
+    levels_.emplace_back(std::string(field.name), Json::object());
+  }
+  void end_group() override {
+    auto [name, object] = std::move(levels_.back());
+    levels_.pop_back();
+    levels_.back().second[name] = std::move(object);
+  }
+
+  const Json& result() const { return levels_.front().second; }
+
+ private:
+  template <class T>
+  void put(const Field& field, const T& value) {
+    levels_.back().second[std::string(field.name)] = value;
+  }
+
+  std::vector<std::pair<std::string, Json>> levels_{{"", Json::object()}};
+};
+
+class Describer final : public FieldVisitor {
+ public:
+  void real(const Field& field, double& value, Range range) override {
+    add(field, "number", fmt::format("{}", value), describe(range));
+  }
+  void integer(const Field& field, std::int64_t& value, Range range) override {
+    add(field, "integer", fmt::format("{}", value), describe(range));
+  }
+  void flag(const Field& field, bool& value) override {
+    add(field, "flag", value ? "true" : "false", "true, false");
+  }
+  void text(const Field& field, std::string& value) override {
+    add(field, "text", fmt::format("\"{}\"", value), "");
+  }
+  void texts(const Field& field, std::vector<std::string>&) override {
+    add(field, "list of texts", "[]", "");
+  }
+  void index(const Field& field, std::size_t& value,
+             const std::vector<std::string_view>& names) override {
+    add(field, "choice", std::string(names.at(value)), join(names));
+  }
+  void json(const Field& field, std::string& value) override { add(field, "JSON", value, ""); }
+  void begin_group(const Field& field) override { prefix_.push_back(std::string(field.name)); }
+  void end_group() override { prefix_.pop_back(); }
+
+  std::vector<FieldDoc> rows;
+
+ private:
+  void add(const Field& field, std::string type, std::string value, std::string range) {
+    std::string name;
+    for (const auto& group : prefix_) name += group + ".";
+    rows.push_back({.name = name + std::string(field.name),
+                    .type = std::move(type),
+                    .default_value = std::move(value),
+                    .range = std::move(range),
+                    .doc = std::string(field.doc),
+                    .aliases = {field.aliases.begin(), field.aliases.end()}});
+  }
+
+  std::vector<std::string> prefix_;
+};
+
+}  // namespace
+
+void read_fields(const FieldList& fields, std::string_view json, std::string_view where) {
+  const Json object = detail::parse_json<ConfigError>(json, where);
+  if (!object.is_object()) {
+    throw ConfigError(
+        fmt::format("{}: expected an object of options, got {}", where, detail::dump_json(object)));
+  }
+  Reader reader(object, where);
+  fields(reader);
+  reader.check_unknown();
+}
+
+void check_fields(const FieldList& fields, std::string_view where) {
+  Checker checker(where);
+  fields(checker);
+}
+
+std::string write_fields(const FieldList& fields, int indent) {
+  Writer writer;
+  fields(writer);
+  return detail::dump_json(writer.result(), indent);
+}
+
+std::vector<FieldDoc> describe_fields(const FieldList& fields) {
+  Describer describer;
+  fields(describer);
+  return std::move(describer.rows);
+}
+
+}  // namespace prefopt

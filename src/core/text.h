@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace prefopt::detail {
+
+/// The candidate within a third of its length in edits; "" when nothing is near.
+std::string nearest(std::string_view name, const std::vector<std::string_view>& candidates);
+
+/// "; did you mean 'x'?" or "".
+std::string did_you_mean(std::string_view name, const std::vector<std::string_view>& candidates);
+
+}  // namespace prefopt::detail

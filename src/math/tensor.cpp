@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/math/tensor.h"
+
+#include <ATen/ops/clamp.h>
+#include <ATen/ops/clamp_max.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/expm1.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/log_sigmoid.h>
+#include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/square.h>
+#include <ATen/ops/sum.h>
+
+namespace prefopt::math {
+namespace {
+
+at::Tensor below_exp_limit(const at::Tensor& x) {
+  return at::clamp_max(x, x.scalar_type() == at::kDouble ? kExpLimitDouble : kExpLimitFloat);
+}
+
+}  // namespace
+
+using Tensors = Functions<at::Tensor>;
+
+at::Tensor Tensors::log_sigmoid(const at::Tensor& x) { return at::log_sigmoid(x); }
+at::Tensor Tensors::sigmoid(const at::Tensor& x) { return at::sigmoid(x); }
+at::Tensor Tensors::square(const at::Tensor& x) { return at::square(x); }
+
+at::Tensor Tensors::constant(const at::Tensor& like, double value) {
+  return at::full_like(like, value);
+}
+
+at::Tensor Tensors::tame_expm1(const at::Tensor& x) {
+  const at::Tensor low = below_exp_limit(x);
+  return at::expm1(low) + at::exp(low) * (x - low);
+}
+
+at::Tensor Tensors::tame_exp_slope(const at::Tensor& x) { return at::exp(below_exp_limit(x)); }
+
+at::Tensor Tensors::sum(const at::Tensor& x) { return at::sum(x); }
+
+at::Tensor Tensors::scalar_like(const at::Tensor& like, double value) {
+  return at::scalar_tensor(value, like.options());
+}
+
+at::Tensor Tensors::clamp(const at::Tensor& x, double limit) { return at::clamp(x, -limit, limit); }
+
+at::Tensor Tensors::group_sum(const at::Tensor& x, std::int64_t size) {
+  return at::sum(x.view({-1, size}), 1);
+}
+
+at::Tensor Tensors::spread(const at::Tensor& x, std::int64_t size) {
+  return at::repeat_interleave(x, size);
+}
+
+}  // namespace prefopt::math

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <filesystem>
+#include <string>
+
+#include "core/file.h"
+#include "core/hash.h"
+#include "core/text.h"
+#include "prefopt/error.h"
+#include "support/catch.h"
+#include "support/errors.h"
+#include "support/temp_dir.h"
+
+namespace prefopt::detail {
+namespace {
+
+TEST_CASE("files are written whole or not at all", "[core]") {
+  const testing_support::TempDir dir;
+  const std::string path = dir.file("a");
+  const std::string bytes("x\0y\n", 4);
+  write_file<CheckpointError>(path, bytes);
+  CHECK(read_file<CheckpointError>(path) == bytes);
+  write_file<CheckpointError>(path, "new");
+  CHECK(read_file<CheckpointError>(path) == "new");
+  CHECK_FALSE(std::filesystem::exists(path + ".tmp"));
+
+  const std::string missing = dir.file("none/b");
+  CHECK_THROWS_TEXT(read_file<DataError>(missing), DataError,
+                    missing + ": expected a readable file, got No such file or directory");
+  CHECK_THROWS_TEXT(read_file<DataError>(dir.path()), DataError,
+                    dir.path() + ": expected a readable file, got a folder");
+  CHECK_THROWS_TEXT(write_file<CheckpointError>(missing, "abc"), CheckpointError,
+                    missing + ": expected to write 3 bytes, got No such file or directory");
+  // A target that cannot be replaced keeps what it held and leaves nothing beside it.
+  std::filesystem::create_directory(dir.file("folder"));
+  CHECK_THROWS_TEXT(write_file<CheckpointError>(dir.file("folder"), "abc"), CheckpointError,
+                    dir.file("folder") + ": expected to write 3 bytes, got Is a directory");
+  CHECK_FALSE(std::filesystem::exists(dir.file("folder.tmp")));
+}
+
+TEST_CASE("content hashes depend on bytes, not on how they were fed", "[core]") {
+  // FIPS 180 test vector; one block is a plain SHA-1.
+  ContentHash abc;
+  abc.update("abc");
+  CHECK(abc.hex() == "a9993e364706816aba3e25717850c26c9cd0d89d");
+
+  const std::string big(std::size_t{5} << 19, 'q');
+  ContentHash whole, pieces;
+  whole.update(big);
+  for (std::size_t at = 0; at < big.size(); at += 12345) {
+    pieces.update(std::string_view(big).substr(at, 12345));
+  }
+  CHECK(whole.hex() == pieces.hex());
+  ContentHash other;
+  other.update(big);
+  other.update("!");
+  CHECK(other.hex() != whole.hex());
+}
+
+TEST_CASE("the nearest name", "[core]") {
+  const std::vector<std::string_view> names{"beta", "label_smoothing", "eta", "reduction"};
+  CHECK(nearest("bta", names) == "beta");
+  CHECK(nearest("label_smothing", names) == "label_smoothing");
+  CHECK(nearest("label", names) == "label_smoothing");
+  CHECK(nearest("qqqqqq", names).empty());
+  CHECK(did_you_mean("reducton", names) == "; did you mean 'reduction'?");
+  CHECK(did_you_mean("x", names).empty());
+}
+
+}  // namespace
+}  // namespace prefopt::detail
