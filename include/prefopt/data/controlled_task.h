@@ -15,13 +15,13 @@
 
 namespace prefopt {
 
-/// Prompt: three distinct letters, such as `kfa>`. Response: letters. The reward likes letters of
-/// the prompt and a length of six:
+/// Prompt: three distinct letters of a to z, such as `kfa>`. Response: letters. The reward likes
+/// letters of the prompt and a length of six:
 ///   r(x, y) = scale * (fraction of y's letters that occur in x) - 0.25 * | |y| - 6 |
-/// and is `-scale` for a response that holds anything but letters.
+/// and is `-scale` for a response that is empty or holds anything but letters.
 struct ControlledTaskOptions {
   double reward_scale = 4;
-  double flip_rate = 0;      ///< probability that a preference label is turned around
+  double flip_rate = 0;           ///< probability that a preference label is turned around
   double prompt_affinity = 0.35;  ///< chance that a letter of a base response comes from the prompt
   std::int64_t seed = 0;
 

@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -20,16 +21,17 @@ namespace prefopt {
 enum class RowPolicy { kError, kDrop, kKeep };
 
 struct DataOptions {
-  std::string train;              ///< JSONL or JSONL.gz
-  std::string eval;               ///< held-out file; empty: cut `eval_fraction` from `train`
-  double eval_fraction = 0;       ///< of the rows, taken from the end of the file
-  std::int64_t max_rows = 0;      ///< 0: all
-  std::int64_t max_prompt_length = 512;      ///< tokens; 0: no limit. The prompt keeps its end
-  std::int64_t max_completion_length = 0;    ///< tokens with the end token; 0: no limit
-  std::int64_t max_length = 1024;            ///< prompt + completion; 0: no limit
+  std::string train = {};                ///< JSONL or JSONL.gz
+  std::string eval = {};                 ///< held-out file; empty: cut `eval_fraction` from `train`
+  double eval_fraction = 0;              ///< of the rows, taken from the end of the file
+  std::int64_t max_rows = 0;             ///< 0: all
+  std::int64_t max_prompt_length = 512;  ///< tokens; 0: no limit. The prompt keeps its end
+  std::int64_t max_completion_length = 0;  ///< tokens with the end token; 0: no limit
+  std::int64_t max_length = 1024;          ///< prompt + longer completion; 0: no limit, else >= 2
   bool add_bos = true;
   bool add_eos = true;
-  RowPolicy unusable = RowPolicy::kDrop;     ///< malformed, missing key, empty completion, bad UTF-8
+  /// Malformed, missing key, empty completion, bad UTF-8: nothing of such a row can be kept.
+  RowPolicy unusable = RowPolicy::kDrop;
   RowPolicy identical = RowPolicy::kDrop;    ///< chosen equals rejected
   RowPolicy long_prompt = RowPolicy::kKeep;  ///< longer than its budget: keep means truncate
 
@@ -54,17 +56,28 @@ struct Dataset {
   RowReport report;
 };
 
-/// Calls `row(line_number, text)` for each line of a file; .gz by content, not by name. Throws
+/// Calls `row(line_number, text)` for each line that is not blank; .gz by content, not by name.
+/// Line ends may be CRLF and a UTF-8 byte order mark is left out; blank lines count. Throws
 /// DataError for a file that cannot be opened, a broken gzip stream or a line over 64 MiB.
 PREFOPT_API void for_each_line(const std::string& path,
                                const std::function<void(std::int64_t, std::string_view)>& row);
 
-/// Token ids of one row under the budgets. A completion that is cut keeps the end token.
+/// Token ids of one row under the budgets. Prompt and completions are tokenized apart, so that the
+/// boundary is one between tokens; ids given in the row are used as they are. The prompt gives way
+/// first and keeps its begin token and its end, down to one token; a completion that is cut keeps
+/// its end token. What is cut is counted in `report`.
 PREFOPT_API TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                                    const DataOptions& options, RowReport& report);
 
-/// `need_rejected`: rows without one are unusable (named as such).
+/// `need_rejected`: rows without one are unusable (named as such), and only then are equal
+/// completions or an empty rejected one a defect. Throws DataError where a policy says so or where
+/// no row can be used.
 PREFOPT_API Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                                  const DataOptions& options, bool need_rejected);
+
+/// {training, held out}: the last `eval_fraction` of the pairs is held out, at least one pair and
+/// never all of them, where there are two or more. Throws ConfigError outside of [0, 1).
+PREFOPT_API std::pair<std::vector<TokenPair>, std::vector<TokenPair>> split_dataset(
+    std::vector<TokenPair> pairs, double eval_fraction);
 
 }  // namespace prefopt

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "prefopt/export.h"
@@ -52,6 +53,7 @@ class PREFOPT_API Decoder final : public Policy {
   OutputHead head() const override;
   std::int64_t vocab_size() const override;
   std::vector<NamedParameter> named_parameters() const override;
+  std::string config() const override;
   std::shared_ptr<Policy> frozen_copy() const override;
   /// A config read from a folder is written back with everything it held.
   void save(const std::string& directory) const override;
@@ -63,6 +65,7 @@ class PREFOPT_API Decoder final : public Policy {
 
  private:
   struct Impl;
+  explicit Decoder(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
 

@@ -49,6 +49,8 @@ class PREFOPT_API Policy {
   virtual OutputHead head() const { return {}; }
   virtual std::int64_t vocab_size() const = 0;
   virtual std::vector<NamedParameter> named_parameters() const = 0;
+  /// What shapes the results besides the parameters (heads, rotary base, …), as text.
+  virtual std::string config() const { return {}; }
   /// A frozen copy that shares nothing with this one. Throws ConfigError where it cannot be made.
   virtual std::shared_ptr<Policy> frozen_copy() const;
   /// Writes the model in its own format. Throws CheckpointError where there is none.
@@ -61,7 +63,8 @@ class PREFOPT_API Policy {
   void set_requires_grad(bool on);
 };
 
-/// Hash over names, shapes, dtypes and bytes of all parameters: the key of cached log-probs.
+/// Hash over config and names, shapes, dtypes and bytes of all parameters: the key of cached
+/// log-probs.
 PREFOPT_API std::string content_hash(const Policy& policy);
 
 }  // namespace prefopt

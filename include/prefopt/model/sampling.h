@@ -17,6 +17,9 @@ struct SamplingOptions {
   double top_p = 1;
   std::int64_t eos_id = -1;  ///< -1: no end token
   std::int64_t seed = 0;
+  /// Index of the first prompt, so that a batch cut in parts draws the same: prompt i of a call
+  /// draws with (seed, first_index + i). Not an option of a config; `fields` leaves it out.
+  std::int64_t first_index = 0;
 
   PREFOPT_API void fields(FieldVisitor& v);
 };

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "prefopt/export.h"
 #include "prefopt/model/policy.h"
@@ -20,6 +21,8 @@ class PREFOPT_API ScriptPolicy final : public Policy {
   PolicyOutput forward(const TokenBatch& batch) override;
   std::int64_t vocab_size() const override;
   std::vector<NamedParameter> named_parameters() const override;
+  /// Hash of the file.
+  std::string config() const override;
   std::shared_ptr<Policy> frozen_copy() const override;
   void save(const std::string& path) const override;
 

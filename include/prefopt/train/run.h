@@ -37,14 +37,15 @@ struct ReferenceOptions {
 };
 
 struct LoopOptions {
-  std::int64_t steps = 0;             ///< 0: `epochs` decides
+  std::int64_t steps = 0;  ///< 0: `epochs` decides
   double epochs = 1;
-  std::int64_t batch_size = 16;       ///< pairs an optimizer step
+  /// Pairs an optimizer step. The last step of an epoch is filled up from the next epoch's order.
+  std::int64_t batch_size = 16;
   std::int64_t micro_batch_size = 0;  ///< 0: the whole step at once
   std::int64_t eval_every = 0;        ///< steps; 0: only before the first and after the last step
   std::int64_t log_every = 1;
   std::int64_t seed = 0;
-  std::int64_t threads = 0;           ///< 0: LibTorch's default
+  std::int64_t threads = 0;  ///< 0: LibTorch's default
   bool shuffle = true;
 
   PREFOPT_API void fields(FieldVisitor& v);
@@ -58,7 +59,7 @@ struct RunOptions {
   DataOptions data;
   OptimizerOptions optimizer;
   LoopOptions train;
-  SamplingOptions sampling;
+  SamplingOptions sampling;  ///< `eos_id` -1: the model's end token, else the tokenizer's
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -79,6 +80,10 @@ struct RunResult {
   double seconds = 0;
 };
 
+/// Refuses an `output_dir` that holds a run already (ConfigError). Everything is loaded and checked
+/// before the first file is written. Sets LibTorch's thread count and default generator. One line
+/// of metrics.jsonl is one logged step or one evaluation (keys `eval_…`); values that are not
+/// finite are null.
 PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& events = {});
 
 }  // namespace prefopt

@@ -34,8 +34,8 @@ struct OptimizerOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
-/// Learning rate of a step counted from 0: linear warmup, then the schedule down to the floor at
-/// `total_steps`.
+/// Learning rate of a step counted from 0: (step + 1) / warmup_steps of the peak in the warmup, so
+/// that no step is spent at zero, then the schedule down to the floor at `total_steps`.
 PREFOPT_API double learning_rate_at(const OptimizerOptions& options, std::int64_t step,
                                     std::int64_t total_steps);
 
@@ -46,7 +46,7 @@ PREFOPT_API double metric(const Metrics& metrics, std::string_view name);
 
 struct TrainerOptions {
   OptimizerOptions optimizer;
-  std::int64_t total_steps = 0;       ///< length of the schedule
+  std::int64_t total_steps = 0;       ///< length of the schedule; a constant one needs none
   std::int64_t micro_batch_size = 0;  ///< pairs at a time; 0: the whole step at once
   SamplingOptions sampling;           ///< for losses that need fresh samples
 };
@@ -62,7 +62,8 @@ class PREFOPT_API Trainer {
   /// One optimizer step over `pairs`, in micro-batches whose sum is exactly the whole. A non-finite
   /// loss or gradient skips the update; the third in a row throws NonFiniteError.
   Metrics step(const std::vector<TokenPair>& pairs);
-  /// Loss and metrics without an update; keys without the `eval_` prefix.
+  /// Loss and metrics without an update; keys without the `eval_` prefix. Fresh samples are drawn
+  /// with the same seed each time, so that evaluations differ by the policy alone.
   Metrics evaluate(const std::vector<TokenPair>& pairs);
   /// Gradients of one step left in the parameters' `grad`, no update; for checks.
   Metrics accumulate_gradients(const std::vector<TokenPair>& pairs);

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+# How prefopt finds LibTorch: in its own build, and in projects that use an installed prefopt.
+
+set(PREFOPT_LIBTORCH_MINIMUM 2.7)
+
+# The folder to search for the torch package of the Python in use, without importing it; empty where
+# there is none.
+function(prefopt_python_torch result)
+  set(${result} "" PARENT_SCOPE)
+  find_program(python NAMES python3 python NO_CACHE)
+  if(NOT python)
+    return()
+  endif()
+  execute_process(
+    COMMAND "${python}" -c
+      "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0])"
+    OUTPUT_VARIABLE folder OUTPUT_STRIP_TRAILING_WHITESPACE
+    RESULT_VARIABLE status ERROR_QUIET)
+  if(status EQUAL 0)
+    set(${result} "${folder}" PARENT_SCOPE)
+  endif()
+endfunction()
+
+# prefopt_find_libtorch([<prefix> <origin>])
+# Makes prefopt::libtorch from the Torch that the user names (Torch_DIR, CMAKE_PREFIX_PATH), else the
+# one of Python; or from the one in <prefix>, described as <origin>. Sets PREFOPT_LIBTORCH_VERSION
+# (empty where none was found), PREFOPT_LIBTORCH_DIR (its Torch_DIR) and PREFOPT_LIBTORCH_ORIGIN.
+#
+# It is a function so that the variables of TorchConfig.cmake stay in here.
+function(prefopt_find_libtorch)
+  # With this target in place LibTorch's cuda.cmake returns at once. It would otherwise ask even a
+  # CPU program for a CUDA toolkit, rewrite the global CUDA flags, and fail on CMake 3.25.1.
+  if(NOT TARGET torch::cudart)
+    add_library(torch::cudart INTERFACE IMPORTED)
+    if(TARGET CUDA::cudart)
+      target_link_libraries(torch::cudart INTERFACE CUDA::cudart)
+    endif()
+  endif()
+
+  # TorchConfig.cmake warns where this is missing, which it is from every shared LibTorch.
+  set(kineto_LIBRARY unused)
+
+  if(ARGC GREATER 0)
+    set(prefix "${ARGV0}")
+    set(origin "${ARGV1}")
+  else()
+    find_package(Torch ${PREFOPT_LIBTORCH_MINIMUM} CONFIG QUIET)
+    set(origin "Torch_DIR or CMAKE_PREFIX_PATH")
+    if(NOT Torch_FOUND)
+      if(Torch_CONSIDERED_VERSIONS)
+        message(STATUS "prefopt: passing over LibTorch ${Torch_CONSIDERED_VERSIONS} "
+          "(${Torch_CONSIDERED_CONFIGS}), ${PREFOPT_LIBTORCH_MINIMUM} or later is needed")
+      endif()
+      prefopt_python_torch(prefix)
+      set(origin "the Python in use")
+    endif()
+  endif()
+  if(NOT Torch_FOUND AND prefix)
+    find_package(Torch ${PREFOPT_LIBTORCH_MINIMUM} CONFIG QUIET PATHS "${prefix}" NO_DEFAULT_PATH)
+    set(torch_dir "${Torch_DIR}")
+    unset(Torch_DIR CACHE)  # holds what the user names, nothing else
+    set(Torch_DIR "${torch_dir}")
+  endif()
+  if(NOT Torch_FOUND)
+    set(PREFOPT_LIBTORCH_VERSION "" PARENT_SCOPE)
+    return()
+  endif()
+
+  # Points at a folder of the machine that built the wheel.
+  if(TARGET caffe2::mkl)
+    set_property(TARGET caffe2::mkl PROPERTY INTERFACE_LINK_DIRECTORIES "")
+  endif()
+
+  # torch_cpu and c10 by file name, since Torch's own targets are not seen outside this directory.
+  # The libraries carry an RPATH to the CUDA libraries that they need themselves.
+  if(NOT TARGET prefopt::libtorch)
+    add_library(prefopt::libtorch INTERFACE IMPORTED GLOBAL)
+    get_target_property(torch_cpu torch_cpu LOCATION)
+    get_target_property(c10 c10 LOCATION)
+    get_target_property(definitions torch_cpu INTERFACE_COMPILE_DEFINITIONS)
+    target_link_libraries(prefopt::libtorch INTERFACE "${torch_cpu}" "${c10}")
+    target_include_directories(prefopt::libtorch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
+    if(definitions)
+      target_compile_definitions(prefopt::libtorch INTERFACE ${definitions})
+    endif()
+    separate_arguments(flags UNIX_COMMAND "${TORCH_CXX_FLAGS}")
+    target_compile_options(prefopt::libtorch INTERFACE ${flags})
+  endif()
+  set(PREFOPT_LIBTORCH_VERSION "${Torch_VERSION}" PARENT_SCOPE)
+  set(PREFOPT_LIBTORCH_DIR "${Torch_DIR}" PARENT_SCOPE)
+  set(PREFOPT_LIBTORCH_ORIGIN "${origin}" PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The commands of `prefopt`, without the parsing of their arguments (main.cpp). Each writes its
+// result to `out` and remarks to `err`, and throws what goes wrong; main makes an exit code of it.
+
+#include <cstddef>
+#include <cstdint>
+#include <iosfwd>
+#include <string>
+#include <vector>
+
+namespace prefopt::cli {
+
+struct TrainArguments {
+  std::string config;             ///< path of a JSON file
+  std::vector<std::string> sets;  ///< `a.b=value`, applied in order over the file
+  bool print_config = false;
+  bool dry_run = false;
+  bool quiet = false;
+  /// Columns of the terminal that progress goes to, where one line is rewritten in place; 0: no
+  /// terminal, about 20 plain lines.
+  std::size_t terminal_width = 0;
+};
+void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream& err);
+
+struct ScoreArguments {
+  std::string model, data;
+  std::string dtype = "keep";
+  std::string tokenizer = "byte";
+  bool per_token = false;
+  std::int64_t batch = 8;  ///< pairs at a time
+};
+void run_score(const ScoreArguments& arguments, std::ostream& out);
+
+struct LossArguments {
+  std::string loss;   ///< JSON, or @FILE that holds it
+  std::string logps;  ///< path of a JSONL file
+};
+void run_loss(const LossArguments& arguments, std::ostream& out);
+
+struct GradArguments {
+  std::string model, reference, data;
+  std::string loss;  ///< JSON, or @FILE that holds it
+  std::string dtype = "keep";
+  std::string tokenizer = "byte";
+  std::int64_t micro = 0;  ///< pairs at a time; 0: all. Changes memory, not the result
+  std::int64_t seed = 0;   ///< of the fresh samples, for losses that need them
+};
+void run_grad(const GradArguments& arguments, std::ostream& out);
+
+struct LossesArguments {
+  std::string name;  ///< empty: the table of all
+  bool json = false;
+};
+void run_losses(const LossesArguments& arguments, std::ostream& out);
+
+struct GenerateArguments {
+  std::string model;
+  std::string prompt, data;  ///< one of the two
+  bool has_prompt = false;   ///< an empty prompt is a prompt
+  std::string dtype = "keep";
+  std::string tokenizer = "byte";
+  std::int64_t samples = 1;  ///< completions a prompt
+  std::int64_t max_new_tokens = 64;
+  double temperature = 1;
+  std::int64_t top_k = 0;
+  double top_p = 1;
+  std::int64_t seed = 0;
+  bool json = false;
+};
+void run_generate(const GenerateArguments& arguments, std::ostream& out);
+
+}  // namespace prefopt::cli

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <ostream>
+
+#include "cli/commands.h"
+#include "core/json.h"
+#include "prefopt/data/dataset.h"
+#include "prefopt/data/records.h"
+#include "prefopt/data/tokenizer.h"
+#include "prefopt/error.h"
+#include "prefopt/model/decoder.h"
+#include "prefopt/model/sampling.h"
+
+namespace prefopt::cli {
+namespace {
+
+using detail::Json;
+
+struct Prompt {
+  std::string text;
+  std::vector<std::int64_t> ids;
+};
+
+Prompt from_text(std::string text, const Tokenizer& tokenizer) {
+  Prompt prompt{.text = std::move(text), .ids = {}};
+  if (tokenizer.bos_id() >= 0) prompt.ids.push_back(tokenizer.bos_id());
+  const auto ids = tokenizer.encode(prompt.text);
+  prompt.ids.insert(prompt.ids.end(), ids.begin(), ids.end());
+  return prompt;
+}
+
+Prompt from_ids(std::vector<std::int64_t> ids, const Tokenizer& tokenizer) {
+  return {.text = tokenizer.decode(ids), .ids = std::move(ids)};
+}
+
+bool is_id_list(const Json& value) {
+  return value.is_array() && std::all_of(value.begin(), value.end(),
+                                         [](const Json& id) { return id.is_number_integer(); });
+}
+
+// Rows that hold a prompt alone, and every form that the trainer reads.
+Prompt read_prompt(std::string_view line, const std::string& where, const Tokenizer& tokenizer) {
+  const Json row = detail::parse_json<DataError>(line, where);
+  if (row.is_object() && row.size() == 1 && row.contains("prompt") && row["prompt"].is_string()) {
+    return from_text(row["prompt"].get<std::string>(), tokenizer);
+  }
+  if (row.is_object() && row.size() == 1 && row.contains("prompt_ids") &&
+      is_id_list(row["prompt_ids"])) {
+    return from_ids(row["prompt_ids"].get<std::vector<std::int64_t>>(), tokenizer);
+  }
+  const PreferenceRow parsed = parse_row(line, where);
+  return parsed.tokenized ? from_ids(parsed.prompt_ids, tokenizer)
+                          : from_text(parsed.prompt, tokenizer);
+}
+
+std::vector<Prompt> read_prompts(const GenerateArguments& arguments, const Tokenizer& tokenizer) {
+  if (arguments.has_prompt) return {from_text(arguments.prompt, tokenizer)};
+  std::vector<Prompt> prompts;
+  for_each_line(arguments.data, [&](std::int64_t line, std::string_view text) {
+    prompts.push_back(read_prompt(text, fmt::format("{}:{}", arguments.data, line), tokenizer));
+  });
+  if (prompts.empty()) throw DataError(arguments.data + ": expected at least one row, got none");
+  return prompts;
+}
+
+}  // namespace
+
+void run_generate(const GenerateArguments& arguments, std::ostream& out) {
+  if (arguments.has_prompt != arguments.data.empty()) {
+    throw ConfigError(fmt::format("generate: expected one of --prompt and --data, got {}",
+                                  arguments.has_prompt ? "both" : "neither"));
+  }
+  if (arguments.samples < 1) {
+    throw ConfigError(fmt::format("--samples: expected at least 1, got {}", arguments.samples));
+  }
+  SamplingOptions options{.max_new_tokens = arguments.max_new_tokens,
+                          .temperature = arguments.temperature,
+                          .top_k = arguments.top_k,
+                          .top_p = arguments.top_p,
+                          .seed = arguments.seed};
+  options = checked(options, "generate");
+  const auto tokenizer = make_tokenizer(arguments.tokenizer);
+  const auto policy = Decoder::load(arguments.model, arguments.dtype);
+  const std::int64_t own_eos = policy->options().eos_token_id;
+  options.eos_id = own_eos >= 0 ? own_eos : tokenizer->eos_id();
+
+  const auto prompts = read_prompts(arguments, *tokenizer);
+  std::vector<std::vector<std::int64_t>> repeated;
+  for (const Prompt& prompt : prompts) {
+    repeated.insert(repeated.end(), static_cast<std::size_t>(arguments.samples), prompt.ids);
+  }
+  const auto completions = sample(*policy, repeated, options);
+  for (std::size_t i = 0; i < completions.size(); ++i) {
+    const std::string completion = tokenizer->decode(completions[i]);
+    if (arguments.json) {
+      const Prompt& prompt = prompts[i / static_cast<std::size_t>(arguments.samples)];
+      const Json line{{"prompt", prompt.text}, {"completion", completion}, {"ids", completions[i]}};
+      out << detail::dump_json(line) << '\n';
+    } else {
+      out << completion << '\n';
+    }
+  }
+}
+
+}  // namespace prefopt::cli

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
+#include <cmath>
+#include <ostream>
+
+#include "cli/commands.h"
+#include "cli/inputs.h"
+#include "core/json.h"
+#include "prefopt/error.h"
+#include "prefopt/model/decoder.h"
+#include "prefopt/model/reference.h"
+#include "prefopt/train/trainer.h"
+#include "train/token_range.h"
+
+namespace prefopt::cli {
+
+using detail::Json;
+
+void run_grad(const GradArguments& arguments, std::ostream& out) {
+  const Loss loss = read_loss(arguments.loss);
+  const LossRequirements needs = loss.requirements();
+  if (needs.reference && arguments.reference.empty()) {
+    throw ConfigError(
+        fmt::format("--ref: expected a model folder, got none; {} compares the "
+                    "policy with a reference",
+                    loss.info().name));
+  }
+  const auto tokenizer = make_tokenizer(arguments.tokenizer);
+  const auto policy = Decoder::load(arguments.model, arguments.dtype);
+  std::shared_ptr<Reference> reference;
+  if (!arguments.reference.empty()) {
+    reference = make_frozen_reference(Decoder::load(arguments.reference, arguments.dtype));
+  }
+  const auto pairs = read_pairs(arguments.data, *tokenizer, needs.rejected);
+  detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
+
+  TrainerOptions options;
+  options.total_steps = 1;
+  options.micro_batch_size = arguments.micro;
+  options.sampling.eos_id = policy->options().eos_token_id;
+  options.sampling.seed = arguments.seed;
+  Trainer trainer(policy, reference, loss, options);
+  const Metrics metrics = trainer.accumulate_gradients(pairs);
+  if (const double value = metric(metrics, "loss"); !std::isfinite(value)) {
+    throw NonFiniteError(fmt::format("{}: expected a finite loss, got {}", arguments.data, value));
+  }
+
+  Json norms = Json::object();
+  double sum_of_squares = 0;
+  for (const NamedParameter& parameter : policy->named_parameters()) {
+    const at::Tensor& grad = parameter.value.grad();
+    const double norm = grad.defined() ? grad.to(at::kDouble).norm().item<double>() : 0.0;
+    if (!std::isfinite(norm)) {
+      throw NonFiniteError(
+          fmt::format("{}: expected a finite gradient, got a norm of {}", parameter.name, norm));
+    }
+    norms[parameter.name] = norm;
+    sum_of_squares += norm * norm;
+  }
+  Json others = Json::object();
+  for (const auto& [name, value] : metrics) {
+    if (name != "loss" && name != "grad_norm") others[name] = value;
+  }
+  const Json result{{"loss", metric(metrics, "loss")},
+                    {"grad_norm", std::sqrt(sum_of_squares)},
+                    {"grad_norms", std::move(norms)},
+                    {"metrics", std::move(others)}};
+  out << result.dump() << '\n';
+}
+
+}  // namespace prefopt::cli

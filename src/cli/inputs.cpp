@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/inputs.h"
+
+#include "core/file.h"
+#include "prefopt/data/dataset.h"
+#include "prefopt/error.h"
+#include "prefopt/losses/registry.h"
+
+namespace prefopt::cli {
+
+Loss read_loss(const std::string& argument) {
+  if (!argument.starts_with('@')) return make_loss(argument);
+  return make_loss(detail::read_file<ConfigError>(argument.substr(1)));
+}
+
+std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
+                                  bool need_rejected) {
+  DataOptions options;
+  options.max_prompt_length = 0;
+  options.max_completion_length = 0;
+  options.max_length = 0;
+  options.unusable = RowPolicy::kError;
+  options.identical = RowPolicy::kKeep;
+  options.long_prompt = RowPolicy::kKeep;
+  return load_dataset(path, tokenizer, options, need_rejected).pairs;
+}
+
+std::vector<double> values(const at::Tensor& tensor) {
+  const at::Tensor flat = tensor.detach().to(at::kCPU, at::kDouble).contiguous();
+  return {flat.const_data_ptr<double>(), flat.const_data_ptr<double>() + flat.numel()};
+}
+
+}  // namespace prefopt::cli

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What several commands read in the same way.
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "prefopt/data/batch.h"
+#include "prefopt/data/tokenizer.h"
+#include "prefopt/losses/loss.h"
+
+namespace prefopt::cli {
+
+/// `argument` is a loss config, or @FILE that holds one.
+Loss read_loss(const std::string& argument);
+
+/// Every row of the file, whole and in its order: a row that cannot be used is an error and none is
+/// truncated, so that results can be matched with rows by position.
+std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
+                                  bool need_rejected);
+
+/// Elements in row-major order, as float64.
+std::vector<double> values(const at::Tensor& tensor);
+
+}  // namespace prefopt::cli

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <c10/util/Exception.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <functional>
+#include <iostream>
+#include <new>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "cli/commands.h"
+#include "prefopt/error.h"
+#include "prefopt/version.h"
+
+namespace prefopt::cli {
+namespace {
+
+enum ExitCode : int {
+  kOk = 0,
+  kFailure = 1,
+  kUsage = 2,
+  kData = 3,
+  kModelFile = 4,
+  kNonFinite = 5,
+  kOutOfMemory = 6,
+};
+
+int fail(ExitCode code, std::string_view what) {
+  std::cerr << "prefopt: " << what << '\n';
+  return code;
+}
+
+int fail_out_of_memory(std::string_view what) {
+  std::cerr << "prefopt: out of memory: " << what
+            << "; smaller train.micro_batch_size, data.max_length or model help\n";
+  return kOutOfMemory;
+}
+
+std::string_view first_line(std::string_view text) { return text.substr(0, text.find('\n')); }
+
+/// Runs `command` and says in one sentence what went wrong.
+int exit_code_of(const std::function<void()>& command) {
+  try {
+    command();
+    // A full disk or a closed pipe shows at the latest here.
+    if (std::cout.flush()) return kOk;
+    return fail(kFailure, "stdout: expected to write the result, got an error");
+  } catch (const ConfigError& error) {
+    return fail(kUsage, error.what());
+  } catch (const DataError& error) {
+    return fail(kData, error.what());
+  } catch (const ShapeError& error) {
+    return fail(kData, error.what());
+  } catch (const DtypeError& error) {
+    return fail(kData, error.what());
+  } catch (const CheckpointError& error) {
+    return fail(kModelFile, error.what());
+  } catch (const NonFiniteError& error) {
+    return fail(kNonFinite, error.what());
+  } catch (const std::bad_alloc& error) {
+    return fail_out_of_memory(error.what());
+  } catch (const c10::OutOfMemoryError& error) {
+    return fail_out_of_memory(first_line(error.what_without_backtrace()));
+  } catch (const c10::Error& error) {
+    const std::string_view what = first_line(error.what_without_backtrace());
+    // The CPU allocator has no exception class of its own.
+    const auto memory = what.find("can't allocate memory");
+    if (memory != std::string_view::npos) return fail_out_of_memory(what.substr(memory));
+    return fail(kFailure, what);
+  } catch (const std::exception& error) {
+    return fail(kFailure, error.what());
+  }
+}
+
+void check_device(const std::string& device) {
+  if (device != "cpu") {
+    throw ConfigError("--device: expected cpu, got " + device + "; this build computes on the CPU");
+  }
+}
+
+void add_device(CLI::App& command, std::string& device) {
+  command.add_option("--device", device, "where to compute; this build has cpu")
+      ->capture_default_str();
+}
+
+template <class Arguments>
+void add_model(CLI::App& command, Arguments& arguments, std::string& device) {
+  command.add_option("--model", arguments.model, "Hugging Face folder of a Llama-family model")
+      ->type_name("DIR")
+      ->required();
+  command.add_option("--dtype", arguments.dtype, "float32, float64, bfloat16, float16 or keep")
+      ->capture_default_str();
+  command.add_option("--tokenizer", arguments.tokenizer, "how text becomes tokens")
+      ->capture_default_str();
+  add_device(command, device);
+}
+
+CLI::App* add_train(CLI::App& app, TrainArguments& arguments, std::string& device) {
+  auto* command = app.add_subcommand("train", "One training run into a run folder");
+  command->add_option("--config", arguments.config, "options of the run, JSON")
+      ->type_name("FILE")
+      ->required();
+  command->add_option("--set", arguments.sets, "overrides one option, as in loss.beta=0.2")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
+  command->add_flag("--print-config", arguments.print_config, "print all options and stop");
+  command->add_flag("--dry-run", arguments.dry_run,
+                    "take one step, print memory and speed, keep nothing");
+  command->add_flag("--quiet", arguments.quiet, "no progress; remarks about the data stay");
+  add_device(*command, device);
+  return command;
+}
+
+CLI::App* add_score(CLI::App& app, ScoreArguments& arguments, std::string& device) {
+  auto* command = app.add_subcommand("score", "Log-probs of chosen and rejected, one line a row");
+  add_model(*command, arguments, device);
+  command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
+  command->add_flag("--per-token", arguments.per_token, "also the log-prob of each token");
+  command->add_option("--batch", arguments.batch, "pairs at a time")->capture_default_str();
+  return command;
+}
+
+CLI::App* add_loss(CLI::App& app, LossArguments& arguments) {
+  auto* command = app.add_subcommand("loss", "A loss and its gradient on given log-probs");
+  command->add_option("--loss", arguments.loss, "loss config")->type_name("JSON|@FILE")->required();
+  command->add_option("--logps", arguments.logps, "rows of log-probs")
+      ->type_name("FILE")
+      ->required();
+  return command;
+}
+
+CLI::App* add_grad(CLI::App& app, GradArguments& arguments, std::string& device) {
+  auto* command = app.add_subcommand("grad", "A loss and its gradient through a model, one batch");
+  add_model(*command, arguments, device);
+  command->add_option("--ref", arguments.reference, "reference, for losses that need one")
+      ->type_name("DIR");
+  command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
+  command->add_option("--loss", arguments.loss, "loss config")->type_name("JSON|@FILE")->required();
+  command->add_option("--micro", arguments.micro, "pairs at a time, 0: all; same result")
+      ->capture_default_str();
+  command->add_option("--seed", arguments.seed, "of fresh samples")->capture_default_str();
+  return command;
+}
+
+CLI::App* add_losses(CLI::App& app, LossesArguments& arguments) {
+  auto* command = app.add_subcommand("losses", "What losses there are, with options and sources");
+  command->add_option("name", arguments.name, "one loss, by name or alias");
+  command->add_flag("--json", arguments.json, "for programs");
+  return command;
+}
+
+CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments, std::string& device) {
+  auto* command = app.add_subcommand("generate", "Samples completions");
+  add_model(*command, arguments, device);
+  command
+      ->add_option_function<std::string>(
+          "--prompt",
+          [&arguments](const std::string& text) {
+            arguments.prompt = text;
+            arguments.has_prompt = true;
+          },
+          "text to continue")
+      ->type_name("TEXT");
+  command->add_option("--data", arguments.data, "rows with a prompt")->type_name("FILE");
+  command->add_option("--samples", arguments.samples, "completions a prompt")
+      ->capture_default_str();
+  command->add_option("--max-new-tokens", arguments.max_new_tokens)->capture_default_str();
+  command->add_option("--temperature", arguments.temperature, "0: greedy")->capture_default_str();
+  command->add_option("--top-k", arguments.top_k, "0: off")->capture_default_str();
+  command->add_option("--top-p", arguments.top_p)->capture_default_str();
+  command->add_option("--seed", arguments.seed)->capture_default_str();
+  command->add_flag("--json", arguments.json, "lines of {prompt, completion, ids}");
+  return command;
+}
+
+/// Columns of a terminal on which a line can be rewritten; 0 where `descriptor` is something else.
+std::size_t terminal_width(int descriptor) {
+  const char* kind = std::getenv("TERM");
+  winsize size{};
+  if (kind == nullptr || std::string_view(kind) == "dumb") return 0;
+  return ::ioctl(descriptor, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{"prefopt: preference optimization of language models"};
+  app.set_version_flag("--version", "prefopt " PREFOPT_VERSION_STRING);
+  app.require_subcommand(1);
+
+  std::string device = "cpu";
+  TrainArguments train;
+  ScoreArguments score;
+  LossArguments loss;
+  GradArguments grad;
+  LossesArguments losses;
+  GenerateArguments generate;
+  train.terminal_width = terminal_width(STDERR_FILENO);
+
+  const std::vector<std::pair<CLI::App*, std::function<void()>>> commands{
+      {add_train(app, train, device), [&] { run_train(train, std::cout, std::cerr); }},
+      {add_score(app, score, device), [&] { run_score(score, std::cout); }},
+      {add_loss(app, loss), [&] { run_loss(loss, std::cout); }},
+      {add_grad(app, grad, device), [&] { run_grad(grad, std::cout); }},
+      {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
+      {add_generate(app, generate, device), [&] { run_generate(generate, std::cout); }},
+  };
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    std::string help = "prefopt --help";
+    for (const auto& [command, run_command] : commands) {
+      if (command->parsed()) help = "prefopt " + command->get_name() + " --help";
+    }
+    return fail(kUsage, std::string(error.what()) + "; see " + help);
+  }
+  return exit_code_of([&] {
+    check_device(device);
+    for (const auto& [command, run_command] : commands) {
+      if (command->parsed()) run_command();
+    }
+  });
+}
+
+}  // namespace
+}  // namespace prefopt::cli
+
+int main(int argc, char** argv) { return prefopt::cli::run(argc, argv); }

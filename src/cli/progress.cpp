@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/progress.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <ostream>
+#include <utility>
+
+namespace prefopt::cli {
+namespace {
+
+constexpr std::int64_t kPlainLines = 20;
+
+// What a person watches, under short names.
+constexpr std::pair<const char*, const char*> kWatched[] = {
+    {"loss", "loss"}, {"rewards/margins", "margin"}, {"rewards/accuracies", "accuracy"}};
+
+std::string watched(const Metrics& metrics) {
+  std::string text;
+  for (const auto& [name, label] : kWatched) {
+    if (const auto value = find_metric(metrics, name)) {
+      text += fmt::format("  {} {:.4f}", label, *value);
+    }
+  }
+  return text;
+}
+
+}  // namespace
+
+std::optional<double> find_metric(const Metrics& metrics, std::string_view name) {
+  const auto found = std::find_if(metrics.begin(), metrics.end(),
+                                  [&](const auto& item) { return item.first == name; });
+  return found == metrics.end() ? std::nullopt : std::optional(found->second);
+}
+
+std::string duration(double seconds) {
+  const auto whole = std::llround(std::max(0.0, seconds));
+  if (whole < 60) return fmt::format("{}s", whole);
+  if (whole < 3600) return fmt::format("{}m{:02}s", whole / 60, whole % 60);
+  return fmt::format("{}h{:02}m", whole / 3600, whole % 3600 / 60);
+}
+
+double StepClock::lap() {
+  const auto now = Clock::now();
+  const double seconds = std::chrono::duration<double>(now - last_).count();
+  last_ = now;
+  return seconds;
+}
+
+void Progress::note(const std::string& line) {
+  clock_.skip();
+  print(line);
+}
+
+void Progress::step(std::int64_t step, std::int64_t total, const Metrics& metrics) {
+  clock_.count_step();
+  if (quiet_) return;
+  const bool due =
+      step == 1 || step == total || step % std::max<std::int64_t>(1, total / kPlainLines) == 0;
+  const bool live = terminal_width_ > 0;
+  if (!live && !due) return;
+
+  const double done = static_cast<double>(step);
+  const double speed = metric(metrics, "num_tokens") / clock_.seconds();
+  const double left = clock_.seconds() / done * static_cast<double>(total - step);
+  const bool skipped = find_metric(metrics, "skipped").has_value();
+  const std::string line =
+      fmt::format("step {}/{}{}  {:.0f} tokens/s  {} left{}", step, total, watched(metrics), speed,
+                  duration(left), skipped ? "  (not finite, update skipped)" : "");
+  if (live) {
+    rewrite(line);
+  } else {
+    print(line);
+  }
+}
+
+void Progress::evaluation(std::int64_t step, const Metrics& metrics) {
+  clock_.skip();
+  if (!quiet_) print(fmt::format("evaluation at step {}{}", step, watched(metrics)));
+}
+
+void Progress::finish() {
+  if (live_width_ > 0) err_ << std::endl;
+  live_width_ = 0;
+}
+
+void Progress::print(const std::string& line) {
+  if (live_width_ > 0) err_ << '\r' << std::string(live_width_, ' ') << '\r';
+  live_width_ = 0;
+  err_ << line << std::endl;
+}
+
+void Progress::rewrite(std::string line) {
+  // A line that wraps cannot be rewritten.
+  line.resize(std::min(line.size(), terminal_width_ - 1));
+  const std::size_t leftover = live_width_ > line.size() ? live_width_ - line.size() : 0;
+  err_ << '\r' << line << std::string(leftover, ' ') << std::flush;
+  live_width_ = line.size() + leftover;
+}
+
+}  // namespace prefopt::cli

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <ostream>
+
+#include "cli/commands.h"
+#include "cli/inputs.h"
+#include "core/json.h"
+#include "prefopt/error.h"
+#include "prefopt/logps/sequence_logps.h"
+#include "prefopt/model/decoder.h"
+#include "train/token_range.h"
+
+namespace prefopt::cli {
+namespace {
+
+using detail::Json;
+
+// The token log-probs of consecutive sequences, cut apart again.
+std::vector<std::vector<double>> split(const std::vector<double>& flat,
+                                       const std::vector<double>& lens) {
+  std::vector<std::vector<double>> lists;
+  auto next = flat.begin();
+  for (const double len : lens) {
+    lists.emplace_back(next, next + static_cast<std::ptrdiff_t>(len));
+    next += static_cast<std::ptrdiff_t>(len);
+  }
+  return lists;
+}
+
+}  // namespace
+
+void run_score(const ScoreArguments& arguments, std::ostream& out) {
+  if (arguments.batch < 1) {
+    throw ConfigError(fmt::format("--batch: expected at least 1, got {}", arguments.batch));
+  }
+  const auto tokenizer = make_tokenizer(arguments.tokenizer);
+  const auto policy = Decoder::load(arguments.model, arguments.dtype);
+  const auto pairs = read_pairs(arguments.data, *tokenizer, /*need_rejected=*/true);
+  detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
+
+  const at::NoGradGuard no_grad;
+  const auto batch_size = static_cast<std::size_t>(arguments.batch);
+  for (std::size_t begin = 0; begin < pairs.size(); begin += batch_size) {
+    const std::size_t count = std::min(batch_size, pairs.size() - begin);
+    const std::vector<TokenPair> rows(pairs.begin() + static_cast<std::ptrdiff_t>(begin),
+                                      pairs.begin() + static_cast<std::ptrdiff_t>(begin + count));
+    const SequenceLogps logps = sequence_logps(*policy, make_pair_batch(rows));
+    const auto sums = values(logps.logps);
+    const auto tokens = split(values(logps.token_logps), values(logps.lens));
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t rejected = count + i;  // chosen sequences come first
+      if (!std::isfinite(sums[i]) || !std::isfinite(sums[rejected])) {
+        throw NonFiniteError(
+            fmt::format("{}: expected finite log-probs, got {} and {} in row {}; the model's "
+                        "weights may be broken",
+                        arguments.model, sums[i], sums[rejected], begin + i + 1));
+      }
+      Json line{{"chosen_logps", sums[i]},
+                {"rejected_logps", sums[rejected]},
+                {"chosen_len", tokens[i].size()},
+                {"rejected_len", tokens[rejected].size()}};
+      if (arguments.per_token) {
+        line["chosen_token_logps"] = tokens[i];
+        line["rejected_token_logps"] = tokens[rejected];
+      }
+      out << line.dump() << '\n';
+    }
+  }
+}
+
+}  // namespace prefopt::cli

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+#include <stdlib.h>  // NOLINT(modernize-deprecated-headers): mkdtemp is POSIX, not in <cstdlib>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <ostream>
+#include <system_error>
+
+#include "cli/commands.h"
+#include "cli/progress.h"
+#include "core/file.h"
+#include "core/json.h"
+#include "prefopt/error.h"
+#include "prefopt/losses/registry.h"
+#include "prefopt/train/run.h"
+
+namespace prefopt::cli {
+namespace {
+
+using detail::Json;
+
+// A value is JSON where it can be read as such, else text: `--set data.train=rows.jsonl`.
+Json set_value(const std::string& text, const std::string& where) {
+  return Json::accept(text) ? detail::parse_json<ConfigError>(text, where) : Json(text);
+}
+
+// `a.b=value` makes {"a": {"b": value}} of whatever was there.
+void apply_set(const std::string& set, Json& config) {
+  const auto equals = set.find('=');
+  if (equals == std::string::npos || equals == 0) {
+    throw ConfigError(fmt::format("--set: expected KEY=VALUE, got '{}'", set));
+  }
+  const std::string path = set.substr(0, equals);
+  const std::string where = "--set " + path;
+  Json* object = &config;
+  std::size_t begin = 0;
+  for (auto dot = path.find('.'); dot != std::string::npos; dot = path.find('.', begin)) {
+    const std::string key = path.substr(begin, dot - begin);
+    Json& inner = (*object)[key];
+    if (inner.is_null()) inner = Json::object();
+    if (!inner.is_object()) {
+      throw ConfigError(fmt::format("{}: expected {} to be an object, got {}", where,
+                                    path.substr(0, dot), detail::dump_json(inner)));
+    }
+    object = &inner;
+    begin = dot + 1;
+  }
+  (*object)[path.substr(begin)] = set_value(set.substr(equals + 1), where);
+}
+
+RunOptions read_options(const TrainArguments& arguments) {
+  Json config = detail::parse_json<ConfigError>(detail::read_file<ConfigError>(arguments.config),
+                                                arguments.config);
+  if (!config.is_object()) {
+    throw ConfigError(fmt::format("{}: expected an object of options, got {}", arguments.config,
+                                  detail::dump_json(config)));
+  }
+  for (const std::string& set : arguments.sets) apply_set(set, config);
+  const std::string_view with_sets = arguments.sets.empty() ? "" : " with --set";
+  return options_from_json<RunOptions>(detail::dump_json(config),
+                                       fmt::format("{}{}: config", arguments.config, with_sets));
+}
+
+/// A fresh folder, removed with all it holds.
+class TemporaryFolder {
+ public:
+  TemporaryFolder()
+      : path_((std::filesystem::temp_directory_path() / "prefopt-dry-run-XXXXXX").string()) {
+    if (::mkdtemp(path_.data()) == nullptr) {
+      throw Error(fmt::format("{}: expected to make a temporary folder, got '{}'", path_,
+                              std::generic_category().message(errno)));
+    }
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+double peak_mebibytes() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+#if defined(__APPLE__)
+  return static_cast<double>(usage.ru_maxrss) / (1024 * 1024);
+#else
+  return static_cast<double>(usage.ru_maxrss) / 1024;
+#endif
+}
+
+/// Ends a run after its first step.
+struct FirstStepDone {};
+
+void dry_run(RunOptions options, std::ostream& out) {
+  const TemporaryFolder folder;
+  options.output_dir = folder.path() + "/run";
+  options.reference.cache_dir.clear();  // inside of the temporary run folder then
+
+  StepClock clock;
+  std::int64_t steps = 0;
+  double tokens = 0;
+  double evaluation_seconds = 0;
+  RunEvents events;
+  events.note = [&](const std::string& line) {
+    clock.skip();
+    out << line << '\n';
+  };
+  events.evaluation = [&](std::int64_t, const Metrics&) { evaluation_seconds = clock.lap(); };
+  events.step = [&](std::int64_t, std::int64_t total, const Metrics& metrics) {
+    clock.count_step();
+    steps = total;
+    tokens = metric(metrics, "num_tokens");
+    throw FirstStepDone{};
+  };
+  try {
+    run_training(options, events);
+  } catch (const FirstStepDone&) {
+    // Every run has a first step, and it ends here.
+  }
+
+  const std::int64_t every = options.train.eval_every;
+  const std::int64_t evaluations = 2 + (every > 0 ? (steps - 1) / every : 0);
+  const double total_seconds = static_cast<double>(steps) * clock.seconds() +
+                               static_cast<double>(evaluations) * evaluation_seconds;
+  out << fmt::format("steps: {} of {} pairs\n", steps, options.train.batch_size)
+      << fmt::format("first step: {:.0f} tokens in {:.3f} s, {:.0f} tokens/s\n", tokens,
+                     clock.seconds(), tokens / clock.seconds())
+      << fmt::format("peak memory: {:.0f} MiB\n", peak_mebibytes())
+      << fmt::format("time to finish: about {}\n", duration(total_seconds));
+}
+
+void print_summary(const RunResult& result, std::ostream& out) {
+  out << "checkpoint: " << result.checkpoint << '\n';
+  out << "time: " << duration(result.seconds) << '\n';
+  for (const char* name : {"loss", "rewards/accuracies", "rewards/margins", "kl"}) {
+    if (const auto value = find_metric(result.last_evaluation, name)) {
+      out << fmt::format("eval_{}: {:.4f}, before training {:.4f}\n", name, *value,
+                         metric(result.first_evaluation, name));
+    }
+  }
+}
+
+}  // namespace
+
+void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream& err) {
+  RunOptions options = read_options(arguments);
+  if (arguments.print_config) {
+    options.loss = make_loss(options.loss).config();
+    out << options_to_json(options, 2) << '\n';
+    return;
+  }
+  if (arguments.dry_run) return dry_run(options, out);
+
+  Progress progress(err, arguments.terminal_width, arguments.quiet);
+  RunEvents events;
+  events.note = [&](const std::string& line) { progress.note(line); };
+  events.step = [&](std::int64_t step, std::int64_t total, const Metrics& metrics) {
+    progress.step(step, total, metrics);
+  };
+  events.evaluation = [&](std::int64_t step, const Metrics& metrics) {
+    progress.evaluation(step, metrics);
+  };
+  const RunResult result = run_training(options, events);
+  progress.finish();
+  print_summary(result, out);
+}
+
+}  // namespace prefopt::cli

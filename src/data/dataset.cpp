@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/data/dataset.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <limits>
+
+#include "data/lines.h"
+#include "prefopt/error.h"
+
+namespace prefopt {
+namespace {
+
+constexpr std::string_view kEmptyCompletion = "empty completion";
+constexpr std::string_view kEmptyPrompt = "empty prompt";
+constexpr std::string_view kIdentical = "chosen equals rejected";
+constexpr std::string_view kLongPrompt = "long prompt";
+
+using Ids = std::vector<std::int64_t>;
+
+void check_options(const DataOptions& options, std::string_view where) {
+  if (options.unusable == RowPolicy::kKeep) {
+    throw ConfigError(fmt::format(
+        "{}: expected unusable to be 'error' or 'drop', got 'keep'; there is nothing to keep",
+        where));
+  }
+  checked(options, where);
+  if (options.max_length == 1) {
+    throw ConfigError(fmt::format(
+        "{}: expected max_length 0 or at least 2, got 1; a row is a prompt and a completion token",
+        where));
+  }
+}
+
+TokenPair encode_row(const PreferenceRow& row, const Tokenizer& tokenizer,
+                     const DataOptions& options) {
+  if (row.tokenized) return {row.prompt_ids, row.chosen_ids, row.rejected_ids};
+  const auto completion = [&](std::string_view text) {
+    Ids ids = tokenizer.encode(text);
+    if (options.add_eos && tokenizer.eos_id() >= 0) ids.push_back(tokenizer.eos_id());
+    return ids;
+  };
+  TokenPair pair;
+  pair.prompt = tokenizer.encode(row.prompt);
+  if (options.add_bos && tokenizer.bos_id() >= 0) {
+    pair.prompt.insert(pair.prompt.begin(), tokenizer.bos_id());
+  }
+  pair.chosen = completion(row.chosen);
+  if (row.has_rejected) pair.rejected = completion(row.rejected);
+  return pair;
+}
+
+bool is_empty(const Ids& completion, std::int64_t eos) {
+  return completion.empty() || (completion.size() == 1 && completion[0] == eos);
+}
+
+std::size_t budget(std::int64_t option) {
+  return option == 0 ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(option);
+}
+
+bool cut_completion(Ids& ids, std::size_t limit, std::int64_t eos) {
+  if (ids.size() <= limit) return false;
+  const bool ended = ids.back() == eos;
+  ids.resize(limit);
+  if (ended) ids.back() = eos;
+  return true;
+}
+
+bool cut_prompt(Ids& ids, std::size_t limit, std::int64_t bos) {
+  if (ids.size() <= limit) return false;
+  const bool begun = ids.front() == bos;
+  ids.erase(ids.begin(), ids.end() - static_cast<std::ptrdiff_t>(limit));
+  if (begun) ids.front() = bos;
+  return true;
+}
+
+struct Cuts {
+  bool prompt = false;
+  std::int64_t completions = 0;
+
+  void count_in(RowReport& report) const {
+    report.truncated_prompts += prompt ? 1 : 0;
+    report.truncated_completions += completions;
+  }
+};
+
+Cuts apply_budgets(TokenPair& pair, const Tokenizer& tokenizer, const DataOptions& options) {
+  const std::size_t total = budget(options.max_length);
+  // One token is the least that the prompt gives way to.
+  const std::size_t completion_limit = std::min(budget(options.max_completion_length), total - 1);
+  Cuts cuts;
+  for (Ids* completion : {&pair.chosen, &pair.rejected}) {
+    cuts.completions += cut_completion(*completion, completion_limit, tokenizer.eos_id()) ? 1 : 0;
+  }
+  const std::size_t longest = std::max(pair.chosen.size(), pair.rejected.size());
+  const std::size_t prompt_limit = std::min(budget(options.max_prompt_length), total - longest);
+  cuts.prompt = cut_prompt(pair.prompt, prompt_limit, tokenizer.bos_id());
+  return cuts;
+}
+
+class Loader {
+ public:
+  Loader(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
+         bool need_rejected)
+      : path_(path), tokenizer_(tokenizer), options_(options), need_rejected_(need_rejected) {}
+
+  void add(std::int64_t line, std::string_view text) {
+    RowReport& report = dataset_.report;
+    ++report.rows_read;
+    PreferenceRow row;
+    if (!parse(line, text, row)) return;
+    TokenPair pair = encode_row(row, tokenizer_, options_);
+
+    const std::int64_t eos = tokenizer_.eos_id();
+    if ((is_empty(pair.chosen, eos) || (need_rejected_ && is_empty(pair.rejected, eos))) &&
+        !keeps(options_.unusable, "unusable", kEmptyCompletion, line)) {
+      return;
+    }
+    if (pair.prompt.empty() && !keeps(options_.unusable, "unusable", kEmptyPrompt, line)) return;
+    const bool identical = need_rejected_ && pair.chosen == pair.rejected;
+    if (identical && !keeps(options_.identical, "identical", kIdentical, line)) return;
+    const Cuts cuts = apply_budgets(pair, tokenizer_, options_);
+    if (cuts.prompt && !keeps(options_.long_prompt, "long_prompt", kLongPrompt, line)) return;
+
+    // Counted last: a row that was dropped for one defect was not kept with another.
+    if (identical) report.kept_with[std::string(kIdentical)].push_back(line);
+    cuts.count_in(report);
+    ++report.rows_kept;
+    dataset_.pairs.push_back(std::move(pair));
+  }
+
+  Dataset finish() {
+    const RowReport& report = dataset_.report;
+    if (report.rows_read == 0) {
+      throw DataError(fmt::format("{}: expected a usable row, got no row at all", path_));
+    }
+    if (dataset_.pairs.empty()) {
+      std::string defects = report.summary();
+      for (auto at = defects.find('\n'); at != std::string::npos; at = defects.find('\n')) {
+        defects.replace(at, 1, "; ");
+      }
+      throw DataError(fmt::format("{}: expected a usable row, got none in {} read; {}", path_,
+                                  report.rows_read, defects));
+    }
+    return std::move(dataset_);
+  }
+
+ private:
+  std::string place(std::int64_t line) const { return fmt::format("{}:{}", path_, line); }
+
+  bool parse(std::int64_t line, std::string_view text, PreferenceRow& row) {
+    const std::string where = place(line);
+    try {
+      row = parse_row(text, where);
+      if (need_rejected_ && !row.has_rejected) {
+        throw DataError(where + ": expected a key 'rejected', got a row with one completion");
+      }
+    } catch (const DataError& error) {
+      if (options_.unusable == RowPolicy::kError) throw;
+      // Without the place and what was found there, rows with one defect share one reason.
+      const std::string_view expected = std::string_view(error.what()).substr(where.size() + 2);
+      drop(expected.substr(0, expected.find(", got ")), line);
+      return false;
+    }
+    row.line = line;
+    return true;
+  }
+
+  void drop(std::string_view reason, std::int64_t line) {
+    dataset_.report.dropped[std::string(reason)].push_back(line);
+  }
+
+  bool keeps(RowPolicy policy, std::string_view option, std::string_view reason,
+             std::int64_t line) {
+    switch (policy) {
+      case RowPolicy::kError:
+        throw DataError(
+            fmt::format("{}: expected a usable row, got one with '{}'; the option {} = 'drop' "
+                        "leaves such rows out",
+                        place(line), reason, option));
+      case RowPolicy::kDrop:
+        drop(reason, line);
+        return false;
+      case RowPolicy::kKeep:
+        break;
+    }
+    return true;
+  }
+
+  const std::string& path_;
+  const Tokenizer& tokenizer_;
+  const DataOptions& options_;
+  bool need_rejected_;
+  Dataset dataset_;
+};
+
+std::string counted(std::int64_t count, std::string_view noun) {
+  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
+}
+
+// `dropped 3 rows: empty completion (lines 2, 7, 19)`
+std::string defect_line(std::string_view verb, std::string_view reason,
+                        const std::vector<std::int64_t>& lines) {
+  constexpr std::size_t kMaxLines = 5;
+  std::string list;
+  for (std::size_t i = 0; i < std::min(lines.size(), kMaxLines); ++i) {
+    list += fmt::format("{}{}", i > 0 ? ", " : "", lines[i]);
+  }
+  if (lines.size() > kMaxLines) list += ", …";
+  return fmt::format("{} {}: {} ({} {})", verb,
+                     counted(static_cast<std::int64_t>(lines.size()), "row"), reason,
+                     lines.size() == 1 ? "line" : "lines", list);
+}
+
+}  // namespace
+
+void DataOptions::fields(FieldVisitor& v) {
+  const std::vector<std::string_view> drop_policies = {"error", "drop"};
+  const std::vector<std::string_view> policies = {"error", "drop", "keep"};
+  v.text({"train", "rows to train on: JSONL, or gzipped JSONL"}, train);
+  v.text({"eval", "held-out rows; empty: eval_fraction is cut from train"}, eval);
+  v.real({"eval_fraction", "part of the rows of train to hold out, from the end of the file"},
+         eval_fraction, Range::half_open(0, 1));
+  v.integer({"max_rows", "rows to read; 0: all"}, max_rows, Range::at_least(0));
+  v.integer({"max_prompt_length",
+             "tokens of the prompt with its begin token, which keeps its end; "
+             "0: no limit"},
+            max_prompt_length, Range::at_least(0));
+  v.integer({"max_completion_length", "tokens of a completion with its end token; 0: no limit"},
+            max_completion_length, Range::at_least(0));
+  v.integer({"max_length",
+             "tokens of prompt and longer completion, at least 2; the prompt gives "
+             "way first; 0: no limit"},
+            max_length, Range::at_least(0));
+  v.flag({"add_bos", "put the tokenizer's begin token before a prompt in text"}, add_bos);
+  v.flag({"add_eos", "put the tokenizer's end token after a completion in text"}, add_eos);
+  v.choice({"unusable", "rows that are malformed, lack a key or have an empty completion"},
+           unusable, drop_policies);
+  v.choice({"identical", "rows whose chosen equals rejected"}, identical, policies);
+  v.choice({"long_prompt", "rows whose prompt is over its budget; keep: cut its beginning"},
+           long_prompt, policies);
+}
+
+std::string RowReport::summary() const {
+  std::vector<std::string> parts;
+  for (const auto& [reason, lines] : dropped) {
+    parts.push_back(defect_line("dropped", reason, lines));
+  }
+  for (const auto& [reason, lines] : kept_with) parts.push_back(defect_line("kept", reason, lines));
+  std::vector<std::string> cut;
+  if (truncated_prompts > 0) cut.push_back(counted(truncated_prompts, "prompt"));
+  if (truncated_completions > 0) cut.push_back(counted(truncated_completions, "completion"));
+  if (!cut.empty()) parts.push_back(fmt::format("truncated {}", fmt::join(cut, ", ")));
+  return fmt::format("{}", fmt::join(parts, "\n"));
+}
+
+TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
+                       const DataOptions& options, RowReport& report) {
+  check_options(options, "tokenize_row");
+  TokenPair pair = encode_row(row, tokenizer, options);
+  apply_budgets(pair, tokenizer, options).count_in(report);
+  return pair;
+}
+
+Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
+                     const DataOptions& options, bool need_rejected) {
+  check_options(options, "load_dataset");
+  Loader loader(path, tokenizer, options, need_rejected);
+  std::int64_t rows = 0;
+  detail::read_lines(path, [&](std::int64_t line, std::string_view text) {
+    loader.add(line, text);
+    return ++rows != options.max_rows;
+  });
+  return loader.finish();
+}
+
+std::pair<std::vector<TokenPair>, std::vector<TokenPair>> split_dataset(
+    std::vector<TokenPair> pairs, double eval_fraction) {
+  if (!Range::half_open(0, 1).contains(eval_fraction)) {
+    throw ConfigError(
+        fmt::format("split_dataset: expected eval_fraction in [0, 1), got {}", eval_fraction));
+  }
+  std::vector<TokenPair> held_out;
+  if (eval_fraction > 0 && pairs.size() >= 2) {
+    const auto rows = static_cast<std::ptrdiff_t>(pairs.size());
+    const auto wanted = std::llround(eval_fraction * static_cast<double>(rows));
+    const auto begin = pairs.end() - std::clamp<std::ptrdiff_t>(wanted, 1, rows - 1);
+    held_out.assign(std::make_move_iterator(begin), std::make_move_iterator(pairs.end()));
+    pairs.erase(begin, pairs.end());
+  }
+  return {std::move(pairs), std::move(held_out)};
+}
+
+}  // namespace prefopt

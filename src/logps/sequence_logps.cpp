@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/logps/sequence_logps.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/StringUtil.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <string_view>
+#include <utility>
+
+#include "prefopt/error.h"
+
+namespace prefopt {
+namespace {
+
+void check_batch(const TokenBatch& batch) {
+  const auto check_shape = [](const at::Tensor& tensor, at::IntArrayRef shape,
+                              std::string_view name) {
+    if (!tensor.defined() || tensor.sizes() != shape) {
+      throw ShapeError(fmt::format("sequence_logps: expected {} {}, got {}", name, c10::str(shape),
+                                   tensor.defined() ? c10::str(tensor.sizes()) : "none"));
+    }
+  };
+  const auto check_dtype = [](const at::Tensor& tensor, at::ScalarType dtype,
+                              std::string_view name) {
+    if (tensor.scalar_type() != dtype) {
+      throw DtypeError(fmt::format("sequence_logps: expected {} of dtype {}, got {}", name,
+                                   c10::toString(dtype), c10::toString(tensor.scalar_type())));
+    }
+  };
+  if (!batch.input_ids.defined() || batch.input_ids.dim() != 2 || batch.input_ids.numel() == 0) {
+    throw ShapeError(
+        fmt::format("sequence_logps: expected input_ids [S, T], got {}",
+                    batch.input_ids.defined() ? c10::str(batch.input_ids.sizes()) : "none"));
+  }
+  check_shape(batch.attention_mask, batch.input_ids.sizes(), "attention_mask");
+  check_shape(batch.completion_mask, batch.input_ids.sizes(), "completion_mask");
+  check_shape(batch.completion_lens, {batch.sequences()}, "completion_lens");
+  check_dtype(batch.input_ids, at::kLong, "input_ids");
+  check_dtype(batch.attention_mask, at::kBool, "attention_mask");
+  check_dtype(batch.completion_mask, at::kBool, "completion_mask");
+  check_dtype(batch.completion_lens, at::kLong, "completion_lens");
+  if (!batch.completion_lens.is_cpu()) {
+    throw DeviceError(fmt::format("sequence_logps: expected completion_lens on cpu, got {}",
+                                  batch.completion_lens.device().str()));
+  }
+}
+
+// [S, T, n] to [S * T, n].
+at::Tensor rows_of(const at::Tensor& output, const TokenBatch& batch, std::string_view name) {
+  const auto sizes = batch.input_ids.sizes();
+  if (output.dim() != 3 || output.size(0) != sizes[0] || output.size(1) != sizes[1]) {
+    throw ShapeError(fmt::format("sequence_logps: expected {} [{}, {}, n] of the policy, got {}",
+                                 name, sizes[0], sizes[1], c10::str(output.sizes())));
+  }
+  return output.reshape({sizes[0] * sizes[1], output.size(2)});
+}
+
+}  // namespace
+
+SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch, bool by_products) {
+  check_batch(batch);
+  // Token t is predicted at position t - 1: the mask shifted by one picks the rows, and a flat
+  // index into it counts T - 1 columns a sequence.
+  const std::int64_t width = batch.input_ids.size(1);
+  const at::Tensor predicted = batch.completion_mask.slice(1, 1).reshape(-1).nonzero().squeeze(1);
+  const std::int64_t expected_rows = batch.completion_lens.sum().item<std::int64_t>();
+  if (predicted.size(0) != expected_rows) {
+    throw ShapeError(fmt::format(
+        "sequence_logps: expected completion_mask to hold the {} tokens of completion_lens after "
+        "the first column, got {}",
+        expected_rows, predicted.size(0)));
+  }
+  SequenceLogps result;
+  result.row_to_sequence = predicted.div(std::max<std::int64_t>(width - 1, 1), "floor");
+  const at::Tensor rows = predicted + result.row_to_sequence;
+  const at::Tensor targets = batch.input_ids.reshape(-1).index_select(0, rows + 1);
+
+  const PolicyOutput output = policy.forward(batch);
+  if (output.hidden.defined() == output.logits.defined()) {
+    throw ShapeError(fmt::format("sequence_logps: expected hidden or logits of the policy, got {}",
+                                 output.hidden.defined() ? "both" : "neither"));
+  }
+  TokenLogps tokens =
+      output.hidden.defined()
+          ? linear_token_logps(rows_of(output.hidden, batch, "hidden").index_select(0, rows),
+                               policy.head().weight, targets, by_products)
+          : token_logps(rows_of(output.logits, batch, "logits").index_select(0, rows), targets,
+                        by_products);
+  result.token_logps = std::move(tokens.logps);
+  result.by_products = std::move(tokens.by_products);
+  result.logps = at::zeros({batch.sequences()}, result.token_logps.options().dtype(at::kDouble))
+                     .index_add(0, result.row_to_sequence, result.token_logps.to(at::kDouble));
+  result.lens = batch.completion_lens.to(result.logps.device());
+  return result;
+}
+
+}  // namespace prefopt

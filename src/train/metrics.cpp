@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/metrics.h"
+
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+
+#include "prefopt/error.h"
+
+namespace prefopt {
+
+double metric(const Metrics& metrics, std::string_view name) {
+  for (const auto& [known, value] : metrics) {
+    if (known == name) return value;
+  }
+  std::vector<std::string_view> names;
+  for (const auto& item : metrics) names.push_back(item.first);
+  throw Error(fmt::format("metric: expected one of {}, got '{}'", fmt::join(names, ", "), name));
+}
+
+namespace detail {
+namespace {
+
+constexpr std::array kOrder = {
+    std::string_view("loss"),
+    std::string_view("grad_norm"),
+    std::string_view("learning_rate"),
+    std::string_view("skipped"),
+    std::string_view("entropy"),
+    std::string_view("num_tokens"),
+    std::string_view("rewards/chosen"),
+    std::string_view("rewards/rejected"),
+    std::string_view("rewards/accuracies"),
+    std::string_view("rewards/margins"),
+    std::string_view("logps/chosen"),
+    std::string_view("logps/rejected"),
+    std::string_view("logits/chosen"),
+    std::string_view("logits/rejected"),
+    std::string_view("mean_token_accuracy"),
+    std::string_view("logps/ref_chosen"),
+    std::string_view("logps/ref_rejected"),
+    std::string_view("kl"),
+    std::string_view("lengths/chosen"),
+    std::string_view("lengths/rejected"),
+};
+
+auto rank(std::string_view name) { return std::find(kOrder.begin(), kOrder.end(), name); }
+
+}  // namespace
+
+StepMetrics::Sum& StepMetrics::find_or_add(std::string_view name, const at::Tensor& like) {
+  for (auto& sum : sums_) {
+    if (sum.name == name) return sum;
+  }
+  sums_.push_back({std::string(name), at::zeros({}, like.options().dtype(at::kDouble)), 0});
+  return sums_.back();
+}
+
+void StepMetrics::add_mean(std::string_view name, const at::Tensor& sum, double count) {
+  auto& total = find_or_add(name, sum);
+  total.value.add_(sum.detach());
+  total.count += count;
+}
+
+void StepMetrics::add_total(std::string_view name, const at::Tensor& value) {
+  find_or_add(name, value).value.add_(value.detach());
+}
+
+void StepMetrics::set(std::string_view name, double value) { known_.emplace_back(name, value); }
+
+Metrics StepMetrics::finish() const {
+  Metrics metrics = known_;
+  if (!sums_.empty()) {
+    std::vector<at::Tensor> values;
+    for (const auto& sum : sums_) values.push_back(sum.value);
+    const auto on_host = at::stack(values).cpu();
+    const double* value = on_host.const_data_ptr<double>();
+    for (const auto& sum : sums_) {
+      metrics.emplace_back(sum.name, sum.count > 0 ? *value / sum.count : *value);
+      ++value;
+    }
+  }
+  std::stable_sort(metrics.begin(), metrics.end(),
+                   [](const auto& a, const auto& b) { return rank(a.first) < rank(b.first); });
+  return metrics;
+}
+
+}  // namespace detail
+}  // namespace prefopt

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "prefopt/train/trainer.h"
+
+namespace prefopt::detail {
+
+/// Metrics of one step, summed over its micro-batches. Sums stay on their device until `finish`, so
+/// that a step waits for the device once.
+class StepMetrics {
+ public:
+  /// A mean over the whole step: `sum` over `count` values of this micro-batch.
+  void add_mean(std::string_view name, const at::Tensor& sum, double count);
+  /// A total that the micro-batches share out, such as the loss.
+  void add_total(std::string_view name, const at::Tensor& value);
+  /// A number that the host knows.
+  void set(std::string_view name, double value);
+
+  /// In the order in which metrics are listed everywhere; other names follow as they came.
+  Metrics finish() const;
+
+ private:
+  struct Sum {
+    std::string name;
+    at::Tensor value;  ///< float64, zero-dimensional
+    double count;      ///< 0: a total
+  };
+
+  Sum& find_or_add(std::string_view name, const at::Tensor& like);
+
+  std::vector<Sum> sums_;
+  Metrics known_;
+};
+
+}  // namespace prefopt::detail

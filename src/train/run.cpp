@@ -1,0 +1,466 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/train/run.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <fmt/format.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <random>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "core/file.h"
+#include "core/json.h"
+#include "prefopt/data/tokenizer.h"
+#include "prefopt/error.h"
+#include "prefopt/losses/registry.h"
+#include "prefopt/model/reference.h"
+#include "prefopt/version.h"
+#include "train/token_range.h"
+
+namespace prefopt {
+
+namespace fs = std::filesystem;
+using detail::Json;
+
+void ModelOptions::fields(FieldVisitor& v) {
+  v.text({"path",
+          "Hugging Face folder; empty: fresh weights of the shape `decoder`",
+          {"model_name_or_path"}},
+         path);
+  v.text({"dtype", "float32, float64, bfloat16, float16, or keep for the file's", {"torch_dtype"}},
+         dtype);
+  v.text({"tokenizer", "Tokenizer of text rows"}, tokenizer);
+  v.group({"decoder", "Shape of a fresh model"}, decoder);
+}
+
+void ReferenceOptions::fields(FieldVisitor& v) {
+  v.choice({"kind", "A frozen model, or its log-probs from a cache on disk"}, kind,
+           {"frozen", "cached"});
+  v.text({"path", "Hugging Face folder; empty: the policy as it was before training"}, path);
+  v.text({"cache_dir", "Folder of the cache; empty: `reference-cache` in the run folder"},
+         cache_dir);
+}
+
+void LoopOptions::fields(FieldVisitor& v) {
+  v.integer({"steps", "Optimizer steps; 0: `epochs` decides", {"max_steps"}}, steps,
+            Range::at_least(0));
+  v.real({"epochs", "Passes over the training rows, where `steps` is 0", {"num_train_epochs"}},
+         epochs, Range::above(0));
+  v.integer({"batch_size",
+             "Pairs an optimizer step; the last one of an epoch is filled up from the "
+             "next epoch"},
+            batch_size, Range::at_least(1));
+  v.integer({"micro_batch_size", "Pairs at a time, without effect on results; 0: the whole step"},
+            micro_batch_size, Range::at_least(0));
+  v.integer({"eval_every",
+             "Steps between evaluations; 0: only before the first and after the last",
+             {"eval_steps"}},
+            eval_every, Range::at_least(0));
+  v.integer({"log_every", "Steps between lines of metrics.jsonl", {"logging_steps"}}, log_every,
+            Range::at_least(1));
+  v.integer({"seed", "Seed of fresh weights and of the order of rows"}, seed, Range::at_least(0));
+  v.integer({"threads", "CPU threads; 0: LibTorch's default"}, threads, Range::at_least(0));
+  v.flag({"shuffle", "A new order of the rows each epoch"}, shuffle);
+}
+
+void RunOptions::fields(FieldVisitor& v) {
+  v.text({"output_dir", "Run folder, made by the run"}, output_dir);
+  v.json({"loss", "The loss with its options: {\"type\": …}"}, loss);
+  v.group({"model", "The policy"}, model);
+  v.group({"reference", "The reference, for losses that need one"}, reference);
+  v.group({"data", "Rows"}, data);
+  v.group({"optimizer", "AdamW and its learning rate"}, optimizer);
+  v.group({"train", "Steps, batches, evaluations"}, train);
+  v.group({"sampling", "Fresh samples, for losses that draw them"}, sampling);
+}
+
+namespace {
+
+/// Which pair stands at a position of the endless stream of epochs. A pure function of seed and
+/// position: the generators and distributions used are the same on every platform.
+class PairOrder {
+ public:
+  PairOrder(std::int64_t pairs, std::int64_t seed, bool shuffle)
+      : order_(static_cast<std::size_t>(pairs)), seed_(seed), shuffle_(shuffle) {
+    std::iota(order_.begin(), order_.end(), 0);
+  }
+
+  std::size_t at(std::int64_t position) {
+    const auto pairs = std::ssize(order_);
+    if (shuffle_ && position / pairs != epoch_) permute(position / pairs);
+    return order_[static_cast<std::size_t>(position % pairs)];
+  }
+
+ private:
+  void permute(std::int64_t epoch) {
+    epoch_ = epoch;
+    std::iota(order_.begin(), order_.end(), 0);
+    std::seed_seq seeds{seed_ & 0xffffffff, seed_ >> 32, epoch & 0xffffffff, epoch >> 32};
+    std::mt19937_64 rng(seeds);
+    for (auto left = order_.size(); left > 1; --left) {
+      std::swap(order_[left - 1], order_[below(left, rng)]);
+    }
+  }
+
+  static std::size_t below(std::uint64_t bound, std::mt19937_64& rng) {
+    const auto end = std::numeric_limits<std::uint64_t>::max() / bound * bound;
+    auto x = rng();
+    while (x >= end) x = rng();
+    return x % bound;
+  }
+
+  std::vector<std::size_t> order_;
+  std::int64_t seed_;
+  bool shuffle_;
+  std::int64_t epoch_ = -1;
+};
+
+/// The files of one run.
+class RunFolder {
+ public:
+  /// Throws ConfigError if a run was here before.
+  explicit RunFolder(std::string path) : path_(std::move(path)) {
+    if (path_.empty()) throw ConfigError("output_dir: expected the name of a folder, got ''");
+    for (const auto* name : {"config.json", "metrics.jsonl", "checkpoints"}) {
+      std::error_code ignored;
+      if (fs::exists(file(name), ignored)) {
+        throw ConfigError(
+            fmt::format("output_dir: expected an empty or new folder, got {} with a "
+                        "{} in it; choose another name",
+                        path_, name));
+      }
+    }
+  }
+
+  std::string file(std::string_view name) const { return fmt::format("{}/{}", path_, name); }
+
+  void start(const Json& config, const Json& environment) {
+    make_directory(file("checkpoints"));
+    detail::write_file<CheckpointError>(file("config.json"), detail::dump_json(config, 2) + "\n");
+    detail::write_file<CheckpointError>(file("env.json"), detail::dump_json(environment, 2) + "\n");
+    metrics_.open(file("metrics.jsonl"), std::ios::app);
+    check_metrics();
+  }
+
+  void append_metrics(const Json& line) {
+    metrics_ << detail::dump_json(line) << std::endl;
+    check_metrics();
+  }
+
+  /// Gives the checkpoint's folder, which `last` then names.
+  std::string save(const Policy& policy, std::int64_t step) const {
+    const auto name = fmt::format("step-{}", step);
+    const auto directory = file("checkpoints/" + name);
+    make_directory(directory);
+    policy.save(directory);
+    const auto last = file("checkpoints/last");
+    std::error_code error;
+    fs::create_directory_symlink(name, last, error);
+    if (error) {
+      throw CheckpointError(
+          fmt::format("{}: expected to link it to {}, got '{}'", last, name, error.message()));
+    }
+    return directory;
+  }
+
+ private:
+  static void make_directory(const std::string& path) {
+    std::error_code error;
+    fs::create_directories(path, error);
+    if (error) {
+      throw CheckpointError(
+          fmt::format("{}: expected to make this folder, got '{}'", path, error.message()));
+    }
+  }
+
+  void check_metrics() const {
+    if (!metrics_) {
+      throw CheckpointError(file("metrics.jsonl") + ": expected to append a line, got an error");
+    }
+  }
+
+  std::string path_;
+  std::ofstream metrics_;
+};
+
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+struct Rows {
+  std::vector<TokenPair> train;
+  std::vector<TokenPair> eval;
+};
+
+using Note = std::function<void(const std::string&)>;
+
+std::vector<TokenPair> load_pairs(std::string_view option, const std::string& path,
+                                  const Tokenizer& tokenizer, const DataOptions& options,
+                                  bool need_rejected, const Note& note) {
+  auto [pairs, report] = load_dataset(path, tokenizer, options, need_rejected);
+  note(fmt::format("{}: {} of {} rows of {} are used", option, report.rows_kept, report.rows_read,
+                   path));
+  const auto summary = report.summary();
+  for (std::size_t begin = 0; begin < summary.size();) {
+    const auto end = std::min(summary.find('\n', begin), summary.size());
+    note(fmt::format("{}: {}", option, summary.substr(begin, end - begin)));
+    begin = end + 1;
+  }
+  return std::move(pairs);
+}
+
+Rows load_rows(const DataOptions& options, const Tokenizer& tokenizer, bool need_rejected,
+               const Note& note) {
+  if (options.train.empty()) throw ConfigError("data.train: expected a file, got ''");
+  auto pairs = load_pairs("data.train", options.train, tokenizer, options, need_rejected, note);
+  if (!options.eval.empty()) {
+    return {std::move(pairs),
+            load_pairs("data.eval", options.eval, tokenizer, options, need_rejected, note)};
+  }
+  auto [train, held_out] = split_dataset(std::move(pairs), options.eval_fraction);
+  if (!held_out.empty()) {
+    note(fmt::format("data.train: the last {} rows are held out, {} train", held_out.size(),
+                     train.size()));
+  }
+  return {std::move(train), std::move(held_out)};
+}
+
+std::shared_ptr<Decoder> make_policy(ModelOptions& options, const Tokenizer& tokenizer,
+                                     const Note& note) {
+  std::shared_ptr<Decoder> policy;
+  if (options.path.empty()) {
+    auto& shape = options.decoder;
+    if (shape.vocab_size < tokenizer.vocab_size()) {
+      throw ConfigError(
+          fmt::format("model.decoder.vocab_size: expected at least the {} tokens of "
+                      "the tokenizer '{}', got {}",
+                      tokenizer.vocab_size(), tokenizer.name(), shape.vocab_size));
+    }
+    if (shape.bos_token_id < 0) shape.bos_token_id = tokenizer.bos_id();
+    if (shape.eos_token_id < 0) shape.eos_token_id = tokenizer.eos_id();
+    if (shape.pad_token_id < 0) shape.pad_token_id = tokenizer.pad_id();
+    if (options.dtype == "keep") options.dtype = "float32";
+    const auto dtype = parse_dtype(options.dtype);
+    policy = std::make_shared<Decoder>(shape);
+    policy->to(dtype);
+  } else {
+    policy = Decoder::load(options.path, options.dtype);
+    options.decoder = policy->options();
+  }
+  std::int64_t size = 0;
+  for (const auto& parameter : policy->named_parameters()) size += parameter.value.numel();
+  note(fmt::format("model: {} parameters, {}", size,
+                   options.path.empty() ? "fresh weights" : "from " + options.path));
+  return policy;
+}
+
+std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,
+                                          const ModelOptions& model, const Decoder& policy) {
+  std::shared_ptr<Policy> frozen;
+  if (options.path.empty()) {
+    frozen = policy.frozen_copy();
+  } else {
+    frozen = Decoder::load(options.path, model.dtype);
+    if (frozen->vocab_size() != policy.vocab_size()) {
+      throw ConfigError(
+          fmt::format("reference.path: expected a model with the policy's vocabulary "
+                      "of {} tokens, got {} with {}",
+                      policy.vocab_size(), options.path, frozen->vocab_size()));
+    }
+  }
+  if (options.kind == ReferenceKind::kFrozen) return make_frozen_reference(std::move(frozen));
+  return std::make_shared<CachedReference>(std::move(frozen), options.cache_dir);
+}
+
+Json environment() {
+#if defined(__clang__)
+  constexpr auto kCompiler = "clang " __clang_version__;
+#else
+  constexpr auto kCompiler = "gcc " __VERSION__;
+#endif
+  return {
+      {"prefopt", PREFOPT_VERSION_STRING},
+      {"libtorch", TORCH_VERSION},
+      {"threads", at::get_num_threads()},
+      {"cpu_capability", at::get_cpu_capability()},
+      {"compiler", kCompiler},
+  };
+}
+
+std::int64_t count_steps(const LoopOptions& options, std::int64_t pairs) {
+  if (options.steps > 0) return options.steps;
+  const double steps =
+      options.epochs * static_cast<double>(pairs) / static_cast<double>(options.batch_size);
+  return std::max<std::int64_t>(1, std::llround(std::ceil(steps - 1e-9)));
+}
+
+std::optional<double> find_metric(const Metrics& metrics, std::string_view name) {
+  for (const auto& [known, value] : metrics) {
+    if (known == name) return value;
+  }
+  return std::nullopt;
+}
+
+/// The loop of one run, once everything is loaded.
+class Run {
+ public:
+  Run(const LoopOptions& options, Rows rows, Trainer& trainer, RunFolder& folder,
+      const RunEvents& events, const Note& note)
+      : options_(options),
+        rows_(std::move(rows)),
+        total_(count_steps(options, std::ssize(rows_.train))),
+        order_(std::ssize(rows_.train), options.seed, options.shuffle),
+        trainer_(trainer),
+        folder_(folder),
+        events_(events),
+        note_(note) {}
+
+  void train(RunResult& result) {
+    result.first_evaluation = evaluate();
+    result.last_evaluation = result.first_evaluation;
+    double tokens_logged = 0;
+    double step_seconds = 0;
+    for (std::int64_t step = 1; step <= total_; ++step) {
+      const Stopwatch watch;
+      result.last_step = trainer_.step(next_batch());
+      step_seconds += watch.seconds();
+      if (events_.step) events_.step(step, total_, result.last_step);
+      if (step % options_.log_every == 0 || step == total_) {
+        auto line = metrics_line(result.last_step, "");
+        const double tokens = metric(result.last_step, "num_tokens");
+        line["tokens_per_second"] = (tokens - tokens_logged) / step_seconds;
+        line["seconds"] = clock_.seconds();
+        folder_.append_metrics(line);
+        tokens_logged = tokens;
+        step_seconds = 0;
+        if (rows_.eval.empty()) watch_displacement(result.last_step);
+      }
+      const bool due = options_.eval_every > 0 && step % options_.eval_every == 0;
+      if (due || step == total_) result.last_evaluation = evaluate();
+    }
+  }
+
+ private:
+  std::vector<TokenPair> next_batch() {
+    std::vector<TokenPair> batch;
+    const auto first = trainer_.steps_done() * options_.batch_size;
+    for (auto position = first; position < first + options_.batch_size; ++position) {
+      batch.push_back(rows_.train[order_.at(position)]);
+    }
+    return batch;
+  }
+
+  Metrics evaluate() {
+    if (rows_.eval.empty()) return {};
+    auto metrics = trainer_.evaluate(rows_.eval);
+    if (events_.evaluation) events_.evaluation(trainer_.steps_done(), metrics);
+    auto line = metrics_line(metrics, "eval_");
+    line["seconds"] = clock_.seconds();
+    folder_.append_metrics(line);
+    watch_displacement(metrics);
+    return metrics;
+  }
+
+  Json metrics_line(const Metrics& metrics, std::string_view prefix) const {
+    const auto seen = static_cast<double>(trainer_.steps_done() * options_.batch_size);
+    Json line = {{"step", trainer_.steps_done()},
+                 {"epoch", seen / static_cast<double>(rows_.train.size())}};
+    for (const auto& [name, value] : metrics) line[fmt::format("{}{}", prefix, name)] = value;
+    return line;
+  }
+
+  /// Says once that the likelihood of chosen completions fell. The share of the reference's value
+  /// keeps the rounding of a cached reference from counting as a fall.
+  void watch_displacement(const Metrics& metrics) {
+    const auto chosen = find_metric(metrics, "logps/chosen");
+    const auto before = find_metric(metrics, "logps/ref_chosen");
+    if (displacement_noted_ || !chosen || !before) return;
+    if (!(*chosen < *before - 1e-5 * std::abs(*before))) return;
+    displacement_noted_ = true;
+    note_(
+        fmt::format("chosen log-probs fell below the reference's (likelihood displacement): {:.2f} "
+                    "against {:.2f} nats at step {}; an SFT term (rpo) holds them up",
+                    *chosen, *before, trainer_.steps_done()));
+  }
+
+  const LoopOptions& options_;
+  Rows rows_;
+  std::int64_t total_;
+  PairOrder order_;
+  Trainer& trainer_;
+  RunFolder& folder_;
+  const RunEvents& events_;
+  const Note& note_;
+  Stopwatch clock_;
+  bool displacement_noted_ = false;
+};
+
+}  // namespace
+
+RunResult run_training(const RunOptions& given, const RunEvents& events) {
+  const Stopwatch watch;
+  const Note note = events.note ? events.note : [](const std::string&) {};
+
+  auto options = checked(given, "run");
+  const auto loss = make_loss(options.loss);
+  options.loss = loss.config();
+  const auto needs = loss.requirements();
+  RunFolder folder(options.output_dir);
+  if (options.train.threads > 0) at::set_num_threads(static_cast<int>(options.train.threads));
+  at::manual_seed(static_cast<std::uint64_t>(options.train.seed));
+
+  const auto tokenizer = make_tokenizer(options.model.tokenizer);
+  auto rows = load_rows(options.data, *tokenizer, needs.rejected, note);
+  const auto policy = make_policy(options.model, *tokenizer, note);
+  detail::check_token_range(rows.train, policy->vocab_size(), "data.train");
+  detail::check_token_range(rows.eval, policy->vocab_size(), "data.eval");
+  if (options.sampling.eos_id < 0) {
+    const auto model_eos = policy->options().eos_token_id;
+    options.sampling.eos_id = model_eos >= 0 ? model_eos : tokenizer->eos_id();
+  }
+  if (options.reference.cache_dir.empty()) {
+    options.reference.cache_dir = folder.file("reference-cache");
+  }
+
+  std::shared_ptr<Reference> reference;
+  if (needs.reference || needs.sample_source == SampleSource::kReference) {
+    reference = make_reference(options.reference, options.model, *policy);
+  }
+  const auto total_steps = count_steps(options.train, std::ssize(rows.train));
+  const auto micro = options.train.micro_batch_size;
+  Trainer trainer(policy, reference, loss,
+                  {.optimizer = options.optimizer,
+                   .total_steps = total_steps,
+                   // An evaluation is cut as well, or it would take more memory than a step.
+                   .micro_batch_size = micro > 0 ? micro : options.train.batch_size,
+                   .sampling = options.sampling});
+  folder.start(detail::parse_json<ConfigError>(options_to_json(options), "run"), environment());
+
+  RunResult result;
+  result.policy = policy;
+  Run(options.train, std::move(rows), trainer, folder, events, note).train(result);
+  if (auto* cache = dynamic_cast<CachedReference*>(reference.get())) cache->flush();
+  result.checkpoint = folder.save(*policy, trainer.steps_done());
+  result.seconds = watch.seconds();
+  return result;
+}
+
+}  // namespace prefopt

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/token_range.h"
+
+#include <fmt/format.h>
+
+#include "prefopt/error.h"
+
+namespace prefopt::detail {
+
+void check_token_range(const std::vector<TokenPair>& pairs, std::int64_t vocab_size,
+                       std::string_view where) {
+  const auto check = [&](const std::vector<std::int64_t>& ids, std::string_view part,
+                         std::size_t pair) {
+    for (const auto id : ids) {
+      if (id >= 0 && id < vocab_size) continue;
+      throw DataError(fmt::format(
+          "{}: expected token ids from 0 to {}, got {} in the {} of pair {}; were the ids made for "
+          "another model?",
+          where, vocab_size - 1, id, part, pair));
+    }
+  };
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    check(pairs[i].prompt, "prompt", i);
+    check(pairs[i].chosen, "chosen completion", i);
+    check(pairs[i].rejected, "rejected completion", i);
+  }
+}
+
+}  // namespace prefopt::detail

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "prefopt/data/batch.h"
+
+namespace prefopt::detail {
+
+/// Throws DataError, led by `where`, for a token id that a model of this vocabulary has no row for.
+void check_token_range(const std::vector<TokenPair>& pairs, std::int64_t vocab_size,
+                       std::string_view where);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,575 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <initializer_list>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "support/catch.h"
+#include "support/temp_dir.h"
+
+namespace {
+
+using nlohmann::json;
+using prefopt::testing_support::TempDir;
+
+std::string data_path(const std::string& name) { return PREFOPT_TEST_DATA_DIR "/" + name; }
+
+std::string read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  REQUIRE(file);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void write(const std::string& path, const std::string& bytes) {
+  std::ofstream file(path, std::ios::binary);
+  file << bytes;
+  REQUIRE(file.flush());
+}
+
+struct Result {
+  int code;
+  std::string out, err;
+};
+
+/// Runs the built program with `arguments`, none of which holds a single quote.
+Result prefopt_run(std::initializer_list<std::string> arguments) {
+  const TempDir folder;
+  std::string command = PREFOPT_CLI_PATH;
+  for (const std::string& argument : arguments) {
+    REQUIRE(argument.find('\'') == std::string::npos);
+    command += " '" + argument + "'";
+  }
+  command += " >" + folder.file("out") + " 2>" + folder.file("err") + " </dev/null";
+  const int status = std::system(command.c_str());
+  REQUIRE(WIFEXITED(status));
+  return {WEXITSTATUS(status), read(folder.file("out")), read(folder.file("err"))};
+}
+
+/// Checks that the program fails with one sentence and nothing on stdout.
+void check_refused(std::initializer_list<std::string> arguments, int code,
+                   const std::string& sentence) {
+  const Result result = prefopt_run(arguments);
+  CHECK(result.err == "prefopt: " + sentence + "\n");
+  CHECK(result.code == code);
+  CHECK(result.out == "");
+}
+
+json run_json(std::initializer_list<std::string> arguments) {
+  const Result result = prefopt_run(arguments);
+  INFO(result.err);
+  REQUIRE(result.code == 0);
+  return json::parse(result.out);
+}
+
+std::vector<json> json_lines(const std::string& text) {
+  std::vector<json> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) lines.push_back(json::parse(line));
+  return lines;
+}
+
+void check_close(double got, double expected, double rtol, double atol = 0) {
+  INFO("got " << got << ", expected " << expected);
+  CHECK(std::abs(got - expected) <= atol + rtol * std::abs(expected));
+}
+
+const std::string kPolicy = data_path("tiny-llama/policy");
+const std::string kReference = data_path("tiny-llama/reference");
+const std::string kPairs = data_path("tiny-llama/pairs.jsonl");
+
+const json& tiny_llama() {
+  static const json expected = json::parse(read(data_path("tiny-llama/expected.json")));
+  return expected;
+}
+
+/// A byte-level model small enough to train in a test, and rows for it.
+class TrainingSetup {
+ public:
+  TrainingSetup() {
+    std::string rows;
+    for (int i = 0; i < 12; ++i) {
+      const std::string letter(1, static_cast<char>('a' + i));
+      rows +=
+          json{{"prompt", letter + ">"}, {"chosen", "yes " + letter}, {"rejected", "no"}}.dump();
+      rows += "\n";
+    }
+    write(folder.file("rows.jsonl"), rows);
+    config = {{"output_dir", folder.file("run")},
+              {"loss", {{"type", "dpo"}}},
+              {"model",
+               {{"decoder",
+                 {{"hidden_size", 16},
+                  {"intermediate_size", 32},
+                  {"num_hidden_layers", 1},
+                  {"num_attention_heads", 2},
+                  {"num_key_value_heads", 1}}}}},
+              {"data", {{"train", folder.file("rows.jsonl")}, {"eval_fraction", 0.25}}},
+              {"train", {{"steps", 3}, {"batch_size", 4}, {"threads", 1}}}};
+  }
+
+  std::string config_path() const {
+    write(folder.file("run.json"), config.dump());
+    return folder.file("run.json");
+  }
+
+  TempDir folder;
+  json config;
+};
+
+}  // namespace
+
+TEST_CASE("prefopt: help, version and usage", "[cli]") {
+  CHECK(prefopt_run({"--version"}).out == "prefopt 0.1.0\n");
+  for (const std::string command : {"train", "score", "loss", "grad", "losses", "generate"}) {
+    const Result help = prefopt_run({command, "--help"});
+    CHECK(help.code == 0);
+    CHECK(help.out.find("Usage: ") != std::string::npos);
+    CHECK(help.err == "");
+  }
+  check_refused({}, 2, "A subcommand is required; see prefopt --help");
+  check_refused({"train"}, 2, "--config is required; see prefopt train --help");
+  check_refused({"losses", "--jsno"}, 2,
+                "The following argument was not expected: --jsno; see prefopt losses --help");
+  check_refused({"score", "--model", kPolicy, "--data", kPairs, "--device", "cuda"}, 2,
+                "--device: expected cpu, got cuda; this build computes on the CPU");
+  check_refused({"score", "--model", kPolicy, "--data", kPairs, "--batch", "0"}, 2,
+                "--batch: expected at least 1, got 0");
+}
+
+TEST_CASE("prefopt score: the golden token log-probs", "[cli]") {
+  const auto& expected = tiny_llama().at("pairs");
+  // A batch that splits the file unevenly, and the whole file.
+  for (const std::string batch : {"4", "6"}) {
+    const Result result = prefopt_run(
+        {"score", "--model", kPolicy, "--data", kPairs, "--per-token", "--batch", batch});
+    REQUIRE(result.err == "");
+    REQUIRE(result.code == 0);
+    const auto rows = json_lines(result.out);
+    REQUIRE(rows.size() == expected.size());
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      for (const std::string side : {"chosen", "rejected"}) {
+        const auto want = expected[i].at(side + "_logps").get<std::vector<double>>();
+        const auto got = rows[i].at(side + "_token_logps").get<std::vector<double>>();
+        REQUIRE(got.size() == want.size());
+        CHECK(rows[i].at(side + "_len") == want.size());
+        double sum = 0;
+        for (std::size_t t = 0; t < want.size(); ++t) {
+          check_close(got[t], want[t], 0, 1e-5);
+          sum += want[t];
+        }
+        check_close(rows[i].at(side + "_logps"), sum, 1e-6);
+      }
+    }
+  }
+  const auto doubles = json_lines(
+      prefopt_run({"score", "--model", kPolicy, "--data", kPairs, "--dtype", "float64"}).out);
+  REQUIRE(doubles.size() == expected.size());
+  CHECK_FALSE(doubles[0].contains("chosen_token_logps"));
+  double sum = 0;
+  for (const double logp : expected[0].at("chosen_logps")) sum += logp;
+  // transformers keeps rotary positions and norms in float32.
+  check_close(doubles[0].at("chosen_logps"), sum, 1e-8);
+}
+
+TEST_CASE("prefopt grad: the golden losses, gradient norms and metrics", "[cli]") {
+  int cases = 0;
+  for (const auto& golden : tiny_llama().at("cases")) {
+    const auto& config = golden.at("config");
+    // Token weights and other losses come with later registry entries.
+    if (config.contains("use_weighting") || config.contains("ld_alpha") ||
+        config.at("loss_type").size() == 3) {
+      continue;
+    }
+    ++cases;
+    INFO(config.dump());
+    const json got = run_json({"grad", "--model", kPolicy, "--ref", kReference, "--data", kPairs,
+                               "--loss", config.dump()});
+    check_close(got.at("loss"), golden.at("loss"), 1e-5);
+    check_close(got.at("grad_norm"), golden.at("grad_norm"), 2e-4);
+    REQUIRE(got.at("grad_norms").size() == golden.at("grad_norms").size());
+    for (const auto& [name, norm] : golden.at("grad_norms").items()) {
+      INFO(name);
+      check_close(got.at("grad_norms").at(name), norm, 2e-4);
+    }
+    for (const auto& [name, value] : golden.at("metrics").items()) {
+      INFO(name);
+      check_close(got.at("metrics").at(name), value, 1e-5, 1e-6);
+    }
+  }
+  CHECK(cases == 5);
+}
+
+TEST_CASE("prefopt grad: does not depend on how the file is cut", "[cli]") {
+  const auto run = [](const std::string& micro) {
+    return run_json({"grad", "--model", kPolicy, "--ref", kReference, "--data", kPairs, "--loss",
+                     R"({"type": "rpo"})", "--dtype", "float64", "--micro", micro});
+  };
+  const json whole = run("0");
+  const json cut = run("4");
+  check_close(cut.at("loss"), whole.at("loss"), 1e-12);
+  for (const auto& [name, norm] : whole.at("grad_norms").items()) {
+    INFO(name);
+    check_close(cut.at("grad_norms").at(name), norm, 1e-11);
+  }
+}
+
+TEST_CASE("prefopt grad: a reference is asked for only where it is used", "[cli]") {
+  check_refused({"grad", "--model", kPolicy, "--data", kPairs, "--loss", R"({"type": "dpo"})"}, 2,
+                "--ref: expected a model folder, got none; dpo compares the policy with a "
+                "reference");
+  const json sft =
+      run_json({"grad", "--model", kPolicy, "--data", kPairs, "--loss", R"({"type": "sft"})"});
+  double sum = 0, tokens = 0;
+  for (const auto& pair : tiny_llama().at("pairs")) {
+    for (const double logp : pair.at("chosen_logps")) {
+      sum -= logp;
+      ++tokens;
+    }
+  }
+  check_close(sft.at("loss"), sum / tokens, 1e-5);
+}
+
+TEST_CASE("prefopt loss: golden cases of the losses that are registered", "[cli]") {
+  const json golden = json::parse(read(data_path("trl_losses.json")));
+  const TempDir folder;
+  for (const std::string id : {"case-013-0", "case-053-0", "case-056-0", "case-085-0"}) {
+    const auto found = std::find_if(golden.begin(), golden.end(),
+                                    [&](const json& item) { return item.at("id") == id; });
+    REQUIRE(found != golden.end());
+    INFO(id << " " << found->at("config").dump());
+    std::string rows;
+    for (const auto& pair : found->at("pairs")) rows += pair.dump() + "\n";
+    write(folder.file("logps.jsonl"), rows);
+    write(folder.file("loss.json"), found->at("config").dump());
+
+    const json got = run_json(
+        {"loss", "--loss", "@" + folder.file("loss.json"), "--logps", folder.file("logps.jsonl")});
+    const auto& expected = found->at("expected");
+    check_close(got.at("loss"), expected.at("loss"), 1e-10);
+    double sum = 0;
+    for (const double loss : got.at("losses")) sum += loss;
+    check_close(sum / static_cast<double>(got.at("losses").size()), expected.at("loss"), 1e-10);
+    for (const std::string key : {"grad_chosen", "grad_rejected"}) {
+      REQUIRE(got.at(key).size() == expected.at(key).size());
+      for (std::size_t i = 0; i < expected.at(key).size(); ++i) {
+        REQUIRE(got.at(key)[i].size() == expected.at(key)[i].size());
+        for (std::size_t t = 0; t < expected.at(key)[i].size(); ++t) {
+          check_close(got.at(key)[i][t], expected.at(key)[i][t], 1e-10, 1e-14);
+        }
+      }
+    }
+    CHECK(got.at("metrics").size() == expected.at("metrics").size());
+    for (const auto& [name, value] : expected.at("metrics").items()) {
+      INFO(name);
+      // TRL counts accuracies in float32.
+      check_close(got.at("metrics").at(name), value, name == "rewards/accuracies" ? 1e-7 : 1e-10);
+    }
+  }
+}
+
+TEST_CASE("prefopt loss: sums in place of tokens", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("sums.jsonl");
+  SECTION("policy = reference is log 2") {
+    write(file, R"({"chosen_logps": -3, "rejected_logps": [-1, -1], "ref_chosen_logps": -3,)"
+                R"( "ref_rejected_logps": -2})");
+    const json got =
+        run_json({"loss", "--loss", R"({"type": "dpo", "beta": 0.1})", "--logps", file});
+    CHECK(got.at("loss") == std::log(2.0));
+    CHECK(got.at("grad_chosen") == json::parse("[[-0.05]]"));
+    CHECK(got.at("grad_rejected") == json::parse("[[0.05, 0.05]]"));
+  }
+  SECTION("a length serves losses that divide by it") {
+    write(file, R"({"chosen_logps": -3, "chosen_len": 4, "rejected_logps": -2, "rejected_len": 2,)"
+                R"( "ref_chosen_logps": -5, "ref_rejected_logps": -1})");
+    const json got =
+        run_json({"loss", "--loss", R"({"type": "ipo", "beta": 0.5})", "--logps", file});
+    // delta = 2/4 + 1/2 = 1, and (1 - 1/(2 * 0.5))^2 = 0
+    check_close(got.at("loss"), 0, 0, 1e-15);
+  }
+  SECTION("a loss without reference and rejected") {
+    write(file, "{\"chosen_logps\": [-1, -2]}\n{\"chosen_logps\": [-6]}\n");
+    const json got = run_json({"loss", "--loss", R"({"type": "sft"})", "--logps", file});
+    check_close(got.at("loss"), 3, 1e-15);
+    CHECK(got.at("grad_rejected") == json::array());
+    CHECK(got.at("metrics") == json{{"logps/chosen", -4.5}});
+  }
+}
+
+TEST_CASE("prefopt loss: fresh samples", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("samples.jsonl");
+  const std::string pair =
+      R"("chosen_logps": -3, "rejected_logps": -2, "ref_chosen_logps": -3, "ref_rejected_logps": -2)";
+  write(file,
+        "{" + pair + R"(, "sample_logps": [[-1, -2], -4], "ref_sample_logps": [[-1, -2], -4]})");
+  const json got =
+      run_json({"loss", "--loss", R"({"type": "hypo", "num_samples": 2})", "--logps", file});
+  check_close(got.at("loss"), std::log(2.0), 1e-12);
+  REQUIRE(got.at("grad_samples").size() == 1);
+  REQUIRE(got.at("grad_samples")[0].size() == 2);
+  CHECK(got.at("grad_samples")[0][0].size() == 2);
+  CHECK(got.at("grad_samples")[0][1].size() == 1);
+
+  check_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file + ".none"}, 3,
+                file + ".none: expected a readable file, got No such file or directory");
+  write(file, "{" + pair + "}");
+  check_refused({"loss", "--loss", R"({"type": "hypo"})", "--logps", file}, 3,
+                file + ":1: expected sample_logps, got a row without it; hypo needs it");
+}
+
+TEST_CASE("prefopt loss: bad log-probs", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("bad.jsonl");
+  const std::string good =
+      R"({"chosen_logps": [-1], "rejected_logps": [-2], "ref_chosen_logps": [-1], "ref_rejected_logps": [-2]})"
+      "\n";
+  const auto refused = [&](const std::string& row, const std::string& sentence) {
+    INFO(row);
+    write(file, good + row);
+    check_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file}, 3, file + sentence);
+  };
+  refused(R"({"chosen_logps": [-1, -2, NaN]})",
+          ":2: chosen_logps: expected finite numbers, got NaN at token 2");
+  refused(R"({"note \"NaN": 1, "chosen_logps": [-Infinity]})",
+          ":2: expected a known key, got 'note \"NaN'");
+  refused(R"({"chosen_logps": [-Infinity]})",
+          ":2: chosen_logps: expected finite numbers, got -Infinity at token 0");
+  refused(R"({"rejected_logps": [-1, null]})",
+          ":2: rejected_logps: expected finite numbers, got null at token 1");
+  refused(R"({"chosen_logps": Infinity})",
+          ":2: chosen_logps: expected a finite number or a list of them, got Infinity");
+  refused(R"({"chosen_logps": []})",
+          ":2: chosen_logps: expected a finite number or a list of them, got an empty list");
+  refused(R"({"chosen_logps": [-1e308, -1e308]})",
+          ":2: chosen_logps: expected a finite sum, got -inf");
+  refused(R"({"chosen_logp": [-1]})",
+          ":2: expected a known key, got 'chosen_logp'; did you mean 'chosen_logps'?");
+  refused(R"([1])", ":2: expected an object, got [1]");
+  refused(R"({"chosen_logps": [-1], "ref_chosen_logps": [-1, -2]})",
+          ":2: expected 1 tokens in ref_chosen_logps as in chosen_logps, got 2");
+  refused(R"({"chosen_logps": [-1], "chosen_len": 2})",
+          ":2: chosen_len: expected 1, the length of the list, got 2");
+  refused(R"({"chosen_logps": -1, "chosen_len": 0})",
+          ":2: chosen_len: expected a count of tokens, got 0");
+  refused(R"({"sample_logps": [[-1, NaN]]})",
+          ":2: sample_logps: sample 0: expected finite numbers, got NaN at token 1");
+  refused(R"({"chosen_logps": [-1], "ref_chosen_logps": [-1], "ref_rejected_logps": [-1]})",
+          ":2: expected rejected_logps, got a row without it; dpo needs it");
+  refused(R"({"chosen_logps": [-1], "rejected_logps": [-1], "ref_rejected_logps": [-1]})",
+          ":2: expected ref_chosen_logps, got a row without it; dpo needs it");
+
+  write(file, "");
+  check_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file}, 3,
+                file + ": expected at least one row, got none");
+}
+
+TEST_CASE("prefopt: a loss config that cannot be meant", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("rows.jsonl");
+  write(file, R"({"chosen_logps": -1, "rejected_logps": -1})");
+  const Result result =
+      prefopt_run({"loss", "--loss", R"({"type": "dpo", "betta": 0.1})", "--logps", file});
+  CHECK(result.code == 2);
+  CHECK(result.err == "prefopt: dpo: expected a known option, got 'betta'; did you mean 'beta'?\n");
+}
+
+TEST_CASE("prefopt: model files that cannot be used", "[cli]") {
+  const TempDir folder;
+  std::filesystem::copy(kPolicy, folder.file("model"));
+  const std::string weights = folder.file("model/model.safetensors");
+  std::filesystem::permissions(weights, std::filesystem::perms::owner_all);
+  std::filesystem::resize_file(weights, std::filesystem::file_size(weights) / 2);
+  check_refused({"score", "--model", folder.file("model"), "--data", kPairs}, 4,
+                weights +
+                    ": tensor 'model.layers.0.self_attn.k_proj.weight': expected data_offsets "
+                    "within 388476 bytes of data, got [385536, 393728]");
+
+  std::filesystem::remove(weights);
+  check_refused({"score", "--model", folder.file("model"), "--data", kPairs}, 4,
+                weights + ": expected a readable file, got No such file or directory");
+}
+
+TEST_CASE("prefopt score: rows that cannot be used", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("rows.jsonl");
+  const auto refused = [&](const std::string& row, const std::string& sentence) {
+    INFO(row);
+    write(file, R"({"prompt": "a", "chosen": "b", "rejected": "c"})"
+                "\n" +
+                    row + "\n");
+    check_refused({"score", "--model", kPolicy, "--data", file}, 3, file + sentence);
+  };
+  refused(R"({"prompt": "a", "chosen": "b"})",
+          ":2: expected a key 'rejected', got {chosen, prompt}");
+  refused(R"({"prompt": "a", "chosen": "", "rejected": "c"})",
+          ":2: expected a usable row, got one with 'empty completion'; the option unusable = "
+          "'drop' leaves such rows out");
+  refused(R"({"prompt_ids": [1], "chosen_ids": [512], "rejected_ids": [3]})",
+          ": expected token ids from 0 to 511, got 512 in the chosen completion of pair 1; were "
+          "the ids made for another model?");
+}
+
+TEST_CASE("prefopt score: weights that are not finite", "[cli]") {
+  const TempDir folder;
+  std::filesystem::copy(kPolicy, folder.file("model"));
+  const std::string weights = folder.file("model/model.safetensors");
+  std::filesystem::permissions(weights, std::filesystem::perms::owner_all);
+  std::string bytes = read(weights);
+  for (std::size_t i = bytes.size() - 400; i < bytes.size(); ++i) bytes[i] = '\x7f';
+  for (std::size_t i = bytes.size() - 400; i + 3 < bytes.size(); i += 4) {
+    bytes[i + 2] = '\xff';  // 0x7fff7f7f is NaN
+  }
+  write(weights, bytes);
+  check_refused({"score", "--model", folder.file("model"), "--data", kPairs}, 5,
+                folder.file("model") +
+                    ": expected finite log-probs, got nan and nan in row 1; the model's weights "
+                    "may be broken");
+}
+
+TEST_CASE("prefopt losses: the registry", "[cli]") {
+  const json all = run_json({"losses", "--json"});
+  std::vector<std::string> names;
+  for (const auto& loss : all) names.push_back(loss.at("name"));
+  for (const std::string name :
+       {"dpo", "robust_dpo", "f_dpo", "ipo", "rpo", "vpo", "hypo", "sft"}) {
+    CHECK(std::count(names.begin(), names.end(), name) == 1);
+  }
+  const std::string table = prefopt_run({"losses"}).out;
+  CHECK(table.starts_with("loss"));
+  CHECK(static_cast<std::size_t>(std::count(table.begin(), table.end(), '\n')) == all.size() + 1);
+
+  const json dpo = run_json({"losses", "sigmoid", "--json"});
+  CHECK(dpo.at("name") == "dpo");
+  CHECK(dpo.at("options")[0].at("name") == "beta");
+  const std::string page = prefopt_run({"losses", "dpo"}).out;
+  CHECK(page.find(dpo.at("formula").get<std::string>()) != std::string::npos);
+  CHECK(page.find("2305.18290") != std::string::npos);
+  const Result unknown = prefopt_run({"losses", "dop"});
+  CHECK(unknown.code == 2);
+}
+
+TEST_CASE("prefopt train: a run folder and a summary", "[cli]") {
+  const TrainingSetup setup;
+  const Result result = prefopt_run({"train", "--config", setup.config_path()});
+  INFO(result.err);
+  REQUIRE(result.code == 0);
+  CHECK(result.out.starts_with("checkpoint: " + setup.folder.file("run") + "/checkpoints/"));
+  CHECK(result.out.find("eval_rewards/accuracies: ") != std::string::npos);
+  CHECK(result.err.find("evaluation at step 0  loss 0.6931") != std::string::npos);
+  CHECK(result.err.find("step 3/3  loss ") != std::string::npos);
+  CHECK(result.err.find('\r') == std::string::npos);
+  CHECK(result.err.find('\033') == std::string::npos);
+
+  const Result again = prefopt_run({"train", "--config", setup.config_path()});
+  CHECK(again.code == 2);
+
+  const std::string checkpoint = setup.folder.file("run/checkpoints/last");
+  const Result scored =
+      prefopt_run({"score", "--model", checkpoint, "--data", setup.folder.file("rows.jsonl")});
+  CHECK(json_lines(scored.out).size() == 12);
+}
+
+TEST_CASE("prefopt train: quiet, dry and printed runs", "[cli]") {
+  const TrainingSetup setup;
+  SECTION("--quiet keeps remarks and leaves progress out") {
+    const Result result = prefopt_run({"train", "--config", setup.config_path(), "--quiet"});
+    CHECK(result.code == 0);
+    CHECK(result.err.find("step ") == std::string::npos);
+    CHECK(result.err.find("rows of") != std::string::npos);
+  }
+  SECTION("--dry-run leaves nothing behind") {
+    const Result result = prefopt_run({"train", "--config", setup.config_path(), "--dry-run"});
+    INFO(result.err);
+    CHECK(result.code == 0);
+    for (const std::string fact : {"12 of 12 rows", "steps: 3 of 4 pairs", "tokens/s",
+                                   "peak memory: ", "time to finish: about "}) {
+      CHECK(result.out.find(fact) != std::string::npos);
+    }
+    CHECK_FALSE(std::filesystem::exists(setup.folder.file("run")));
+  }
+  SECTION("--print-config shows every option and what --set made of them") {
+    const json config =
+        run_json({"train", "--config", setup.config_path(), "--set", "loss.beta=0.25", "--set",
+                  "train.steps=7", "--set", "data.eval=held out.jsonl", "--print-config"});
+    CHECK(config.at("loss").at("type") == "dpo");
+    CHECK(config.at("loss").at("beta") == 0.25);
+    CHECK(config.at("train").at("steps") == 7);
+    CHECK(config.at("train").at("batch_size") == 4);
+    CHECK(config.at("data").at("eval") == "held out.jsonl");
+    CHECK(config.at("optimizer").contains("learning_rate"));
+    CHECK_FALSE(std::filesystem::exists(setup.folder.file("run")));
+  }
+}
+
+TEST_CASE("prefopt train: configurations that cannot be meant", "[cli]") {
+  TrainingSetup setup;
+  const std::string path = setup.config_path();
+  const auto refused = [&](const std::string& set, const std::string& sentence) {
+    INFO(set);
+    check_refused({"train", "--config", path, "--set", set}, 2, sentence);
+  };
+  refused("train.stpes=3", path +
+                               " with --set: config.train: expected a known option, got 'stpes'; "
+                               "did you mean 'steps'?");
+  refused("train.steps=many", path +
+                                  " with --set: config.train: expected steps to be a whole "
+                                  "number, got \"many\"");
+  refused("steps", "--set: expected KEY=VALUE, got 'steps'");
+  refused("output_dir.x=1", "--set output_dir.x: expected output_dir to be an object, got \"" +
+                                setup.folder.file("run") + "\"");
+  refused("loss={\"a\": 1, \"a\": 2}", "--set loss: expected JSON, got the key 'a' twice");
+
+  setup.config["outputdir"] = "x";
+  check_refused({"train", "--config", setup.config_path()}, 2,
+                path +
+                    ": config: expected a known option, got 'outputdir'; did you mean "
+                    "'output_dir'?");
+  check_refused({"train", "--config", path + ".none"}, 2,
+                path + ".none: expected a readable file, got No such file or directory");
+}
+
+TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
+  const auto generate = [](const std::string& seed) {
+    return json_lines(prefopt_run({"generate", "--model", kPolicy, "--prompt", "ab", "--samples",
+                                   "2", "--max-new-tokens", "5", "--seed", seed, "--json"})
+                          .out);
+  };
+  const auto lines = generate("1");
+  REQUIRE(lines.size() == 2);
+  CHECK(lines[0].at("prompt") == "ab");
+  CHECK(lines[0].at("ids").size() <= 5);
+  CHECK(lines[0].at("ids") != lines[1].at("ids"));
+  CHECK(generate("1") == lines);
+  CHECK(generate("2") != lines);
+
+  const TempDir folder;
+  const std::string file = folder.file("prompts.jsonl");
+  write(file, R"({"prompt": "ab"})"
+              "\n"
+              R"({"prompt_ids": [256, 97, 98]})"
+              "\n"
+              R"({"prompt": "ab", "chosen": "c", "rejected": "d"})"
+              "\n");
+  const Result result = prefopt_run({"generate", "--model", kPolicy, "--data", file,
+                                     "--temperature", "0", "--max-new-tokens", "3", "--json"});
+  const auto greedy = json_lines(result.out);
+  REQUIRE(greedy.size() == 3);
+  CHECK(greedy[0] == greedy[1]);
+  CHECK(greedy[0] == greedy[2]);
+
+  check_refused({"generate", "--model", kPolicy}, 2,
+                "generate: expected one of --prompt and --data, got neither");
+  check_refused({"generate", "--model", kPolicy, "--prompt", "a", "--data", file}, 2,
+                "generate: expected one of --prompt and --data, got both");
+  check_refused({"generate", "--model", kPolicy, "--prompt", "a", "--temperature", "-1"}, 2,
+                "generate: expected temperature >= 0, got -1");
+}

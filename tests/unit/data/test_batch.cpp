@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <set>
+
+#include "prefopt/data/batch.h"
+#include "prefopt/error.h"
+#include "support/catch.h"
+#include "support/errors.h"
+
+using namespace prefopt;
+using Ids = std::vector<std::int64_t>;
+
+namespace {
+
+at::Tensor longs(std::vector<std::vector<std::int64_t>> rows) {
+  std::vector<at::Tensor> tensors;
+  for (const auto& row : rows) tensors.push_back(torch::tensor(row, at::kLong));
+  return at::stack(tensors);
+}
+
+at::Tensor bools(std::vector<std::vector<std::int64_t>> rows) {
+  return longs(std::move(rows)).to(at::kBool);
+}
+
+}  // namespace
+
+TEST_CASE("make_batch pads on the right and marks completions", "[data]") {
+  const Ids p1 = {7, 8};
+  const Ids c1 = {9};
+  const Ids p2 = {1};
+  const Ids c2 = {2, 3, 4};
+  const TokenBatch batch = make_batch({{p1, c1}, {p2, c2}});
+
+  CHECK(batch.sequences() == 2);
+  CHECK(batch.input_ids.dtype() == at::kLong);
+  CHECK(batch.input_ids.equal(longs({{7, 8, 9, 0}, {1, 2, 3, 4}})));
+  CHECK(batch.attention_mask.dtype() == at::kBool);
+  CHECK(batch.attention_mask.equal(bools({{1, 1, 1, 0}, {1, 1, 1, 1}})));
+  CHECK(batch.completion_mask.dtype() == at::kBool);
+  CHECK(batch.completion_mask.equal(bools({{0, 0, 1, 0}, {0, 1, 1, 1}})));
+  CHECK(batch.completion_lens.equal(torch::tensor(Ids{1, 3}, at::kLong)));
+}
+
+TEST_CASE("make_pair_batch puts all chosen before all rejected", "[data]") {
+  const std::vector<TokenPair> pairs = {{.prompt = {1}, .chosen = {2}, .rejected = {3, 4}},
+                                        {.prompt = {5, 6}, .chosen = {7}, .rejected = {8}}};
+  const TokenBatch both = make_pair_batch(pairs);
+  CHECK(both.input_ids.equal(longs({{1, 2, 0}, {5, 6, 7}, {1, 3, 4}, {5, 6, 8}})));
+  CHECK(both.completion_mask.equal(bools({{0, 1, 0}, {0, 0, 1}, {0, 1, 1}, {0, 0, 1}})));
+  CHECK(both.completion_lens.equal(torch::tensor(Ids{1, 1, 2, 1}, at::kLong)));
+
+  const TokenBatch chosen = make_pair_batch(pairs, false);
+  CHECK(chosen.input_ids.equal(longs({{1, 2, 0}, {5, 6, 7}})));
+}
+
+TEST_CASE("batches refuse sequences that cannot be scored", "[data]") {
+  const Ids none;
+  const Ids one = {1};
+  CHECK_THROWS_TEXT(make_batch({}), ShapeError,
+                    "make_batch: expected at least one sequence, got none");
+  CHECK_THROWS_TEXT(make_batch({{one, one}, {none, one}}), ShapeError,
+                    "make_batch: expected a prompt of at least one token in sequence 1, got none; "
+                    "nothing predicts the first completion token");
+  CHECK_THROWS_TEXT(
+      make_batch({{one, none}}), ShapeError,
+      "make_batch: expected a completion of at least one token in sequence 0, got none");
+
+  CHECK_THROWS_TEXT(make_pair_batch({}), ShapeError,
+                    "make_pair_batch: expected at least one pair, got none");
+  CHECK_THROWS_TEXT(make_pair_batch({{.prompt = {}, .chosen = one, .rejected = one}}), ShapeError,
+                    "make_pair_batch: expected a prompt of at least one token in pair 0, got none; "
+                    "nothing predicts the first completion token");
+  CHECK_THROWS_TEXT(
+      make_pair_batch({{.prompt = one, .chosen = {}, .rejected = one}}), ShapeError,
+      "make_pair_batch: expected a chosen completion of at least one token in pair 0, got none");
+  const std::vector<TokenPair> single = {{.prompt = one, .chosen = one, .rejected = {}}};
+  CHECK_THROWS_TEXT(
+      make_pair_batch(single), ShapeError,
+      "make_pair_batch: expected a rejected completion of at least one token in pair 0, got none; "
+      "rows with one completion need with_rejected = false");
+  CHECK(make_pair_batch(single, false).sequences() == 1);
+}
+
+TEST_CASE("a batch moves to a device but keeps its counts on the CPU", "[data]") {
+  const TokenBatch batch = make_pair_batch({{.prompt = {1}, .chosen = {2}, .rejected = {3}}});
+  const TokenBatch moved = batch.to(at::Device("meta"));
+  CHECK(moved.input_ids.device().type() == at::kMeta);
+  CHECK(moved.attention_mask.device().type() == at::kMeta);
+  CHECK(moved.completion_mask.device().type() == at::kMeta);
+  CHECK(moved.completion_lens.device().type() == at::kCPU);
+  // No build of LibTorch has this one; the reason behind the bracket is LibTorch's own text.
+  try {
+    batch.to(at::Device(at::kFPGA));
+    FAIL("a batch moved to an FPGA");
+  } catch (const DeviceError& error) {
+    const std::string text = error.what();
+    CHECK(text.starts_with("TokenBatch::to: expected a usable device, got fpga ("));
+    CHECK(text.find('\n') == std::string::npos);
+  }
+}
+
+TEST_CASE("content keys are equal exactly where tokens are", "[data]") {
+  const TokenPair pair = {.prompt = {1, 2}, .chosen = {3}, .rejected = {4}};
+  CHECK(content_key(pair) == content_key(TokenPair(pair)));
+  const std::vector<TokenPair> different = {
+      pair,
+      {.prompt = {1}, .chosen = {2, 3}, .rejected = {4}},    // the boundary moved
+      {.prompt = {1, 2}, .chosen = {3, 4}, .rejected = {}},  // the other boundary moved
+      {.prompt = {1, 2}, .chosen = {4}, .rejected = {3}},    // labels turned around
+      {.prompt = {2, 1}, .chosen = {3}, .rejected = {4}},
+      {.prompt = {1, 2}, .chosen = {3}, .rejected = {4, 0}},
+      {},
+  };
+  std::set<std::string> keys;
+  for (const auto& other : different) keys.insert(content_key(other));
+  CHECK(keys.size() == different.size());
+}

@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "prefopt/data/controlled_task.h"
+#include "prefopt/error.h"
+#include "prefopt/losses/registry.h"
+#include "prefopt/train/run.h"
+#include "prefopt/version.h"
+#include "support/catch.h"
+#include "support/errors.h"
+#include "support/temp_dir.h"
+
+namespace prefopt {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+using testing_support::TempDir;
+
+std::string read_text(const std::string& path) {
+  std::ifstream file(path);
+  REQUIRE(file);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+void write_text(const std::string& path, const std::string& text) {
+  std::ofstream file(path);
+  file << text;
+}
+
+std::vector<Json> read_lines(const std::string& path) {
+  std::istringstream text(read_text(path));
+  std::vector<Json> lines;
+  for (std::string line; std::getline(text, line);) lines.push_back(Json::parse(line));
+  return lines;
+}
+
+/// The lines of metrics.jsonl without what depends on the clock.
+std::vector<Json> untimed(const std::string& folder) {
+  auto lines = read_lines(folder + "/metrics.jsonl");
+  for (auto& line : lines) {
+    line.erase("seconds");
+    line.erase("tokens_per_second");
+  }
+  return lines;
+}
+
+const DecoderOptions kTiny = {.hidden_size = 16,
+                              .intermediate_size = 24,
+                              .num_hidden_layers = 1,
+                              .num_attention_heads = 2,
+                              .num_key_value_heads = 1,
+                              .max_position_embeddings = 64};
+
+/// Rows, and options of a short run on them.
+class Scene {
+ public:
+  Scene() {
+    ControlledTask task({.seed = 5});
+    task.write_preferences(file("pairs.jsonl"), 24);
+    task.write_sft(file("sft.jsonl"), 24);
+  }
+
+  std::string file(const std::string& name) const { return folder_.file(name); }
+
+  RunOptions options(const std::string& run, const std::string& type) const {
+    RunOptions options;
+    options.output_dir = file(run);
+    options.loss = R"({"type": ")" + type + R"("})";
+    options.model.decoder = kTiny;
+    options.data.train = file(type == "sft" ? "sft.jsonl" : "pairs.jsonl");
+    options.data.eval_fraction = 0.25;
+    options.optimizer.learning_rate = 1e-2;
+    options.train.steps = 3;
+    options.train.batch_size = 4;
+    options.train.seed = 1;
+    options.sampling.max_new_tokens = 4;
+    return options;
+  }
+
+ private:
+  TempDir folder_;
+};
+
+std::int64_t count_containing(const std::vector<std::string>& lines, const std::string& part) {
+  return std::count_if(lines.begin(), lines.end(), [&](const std::string& line) {
+    return line.find(part) != std::string::npos;
+  });
+}
+
+TEST_CASE("a run leaves the folder that it promises", "[train]") {
+  const Scene scene;
+  auto options = scene.options("run", "dpo");
+  options.train.eval_every = 2;
+  std::vector<std::int64_t> steps_seen, evaluations_seen;
+  RunEvents events;
+  events.step = [&](std::int64_t step, std::int64_t total, const Metrics& metrics) {
+    CHECK(total == 3);
+    CHECK(std::isfinite(metric(metrics, "grad_norm")));
+    steps_seen.push_back(step);
+  };
+  events.evaluation = [&](std::int64_t step, const Metrics& metrics) {
+    CHECK(std::isfinite(metric(metrics, "rewards/margins")));
+    evaluations_seen.push_back(step);
+  };
+  const auto result = run_training(options, events);
+  CHECK(steps_seen == std::vector<std::int64_t>{1, 2, 3});
+  CHECK(evaluations_seen == std::vector<std::int64_t>{0, 2, 3});
+
+  const std::string run = scene.file("run");
+  const auto config_text = read_text(run + "/config.json");
+  const auto config = Json::parse(config_text);
+  CHECK(config["loss"] == Json::parse(make_loss(R"({"type": "dpo"})").config()));
+  CHECK(config["sampling"]["eos_id"] == 257);
+  CHECK(config["model"]["decoder"]["bos_token_id"] == 256);
+  CHECK(config["model"]["decoder"]["eos_token_id"] == 257);
+  CHECK(config["model"]["decoder"]["pad_token_id"] == 258);
+  const auto read_back = options_from_json<RunOptions>(config_text, "config.json");
+  CHECK(Json::parse(options_to_json(read_back)) == config);
+
+  const auto environment = Json::parse(read_text(run + "/env.json"));
+  CHECK(environment["prefopt"] == PREFOPT_VERSION_STRING);
+  CHECK(environment["threads"] == at::get_num_threads());
+  for (const auto* key : {"libtorch", "cpu_capability", "compiler"}) {
+    CHECK_FALSE(environment[key].get<std::string>().empty());
+  }
+
+  const auto lines = read_lines(run + "/metrics.jsonl");
+  REQUIRE(lines.size() == 6);  // evaluations at 0, 2, 3 and three steps
+  const std::vector<int> steps = {0, 1, 2, 2, 3, 3};
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    const bool evaluation = i == 0 || i == 3 || i == 5;
+    CHECK(lines[i]["step"] == steps[i]);
+    CHECK(lines[i]["epoch"] == steps[i] * 4 / 18.0);  // 24 rows, a quarter held out
+    CHECK(lines[i].contains(evaluation ? "eval_loss" : "loss"));
+    CHECK(lines[i].contains("tokens_per_second") == !evaluation);
+    CHECK(lines[i]["seconds"].get<double>() >= 0);
+  }
+  CHECK(lines[0]["eval_loss"].get<double>() == Approx(std::log(2.0)).epsilon(1e-12));
+  CHECK(lines[5]["eval_loss"] == metric(result.last_evaluation, "loss"));
+  CHECK(lines[4]["loss"] == metric(result.last_step, "loss"));
+  CHECK(lines[0]["eval_loss"] == metric(result.first_evaluation, "loss"));
+
+  CHECK(result.checkpoint == run + "/checkpoints/step-3");
+  CHECK(fs::read_symlink(run + "/checkpoints/last") == "step-3");
+  const auto saved = Decoder::load(run + "/checkpoints/last");
+  const auto expected = result.policy->named_parameters();
+  const auto loaded = saved->named_parameters();
+  REQUIRE(loaded.size() == expected.size());
+  for (std::size_t i = 0; i < loaded.size(); ++i) {
+    CHECK(torch::equal(loaded[i].value.detach(), expected[i].value.detach()));
+  }
+  CHECK(result.seconds > 0);
+}
+
+TEST_CASE("equal seeds give equal metrics, bit for bit", "[train]") {
+  const Scene scene;
+  const auto type = GENERATE(as<std::string>{}, "dpo", "hypo", "sft");
+  auto options = scene.options("first", type);
+  run_training(options);
+  options.output_dir = scene.file("second");
+  run_training(options);
+  options.output_dir = scene.file("other seed");
+  options.train.seed = 2;
+  run_training(options);
+  CHECK(untimed(scene.file("first")) == untimed(scene.file("second")));
+  CHECK(untimed(scene.file("first")) != untimed(scene.file("other seed")));
+}
+
+TEST_CASE("SFT lowers the loss on rows that it did not see", "[train]") {
+  const Scene scene;
+  auto options = scene.options("run", "sft");
+  options.train.steps = 30;
+  options.train.batch_size = 6;
+  options.train.log_every = 8;
+  const auto result = run_training(options);
+  const double first = metric(result.first_evaluation, "loss");
+  CHECK(first == Approx(std::log(259.0)).epsilon(0.02));  // fresh weights know nothing
+  CHECK(metric(result.last_evaluation, "loss") < 0.8 * first);
+
+  std::vector<int> logged;
+  for (const auto& line : read_lines(scene.file("run") + "/metrics.jsonl")) {
+    if (line.contains("loss")) logged.push_back(line["step"]);
+  }
+  CHECK(logged == std::vector<int>{8, 16, 24, 30});
+}
+
+TEST_CASE("each epoch shows every row once, and a step is never short", "[train]") {
+  const Scene scene;
+  auto options = scene.options("run", "sft");
+  options.data.eval_fraction = 0;
+  options.train.shuffle = GENERATE(false, true);
+  options.train.steps = 0;
+  options.train.epochs = 2;
+  options.train.batch_size = 16;  // 24 rows: the second of three steps spans two epochs
+  std::vector<double> tokens;
+  RunEvents events;
+  events.step = [&](std::int64_t, std::int64_t total, const Metrics& metrics) {
+    CHECK(total == 3);
+    tokens.push_back(metric(metrics, "num_tokens"));
+  };
+  const auto result = run_training(options, events);
+  CHECK(result.first_evaluation.empty());
+  CHECK(result.last_evaluation.empty());
+  double epoch_tokens = 0;
+  for (const auto& row : read_lines(scene.file("sft.jsonl"))) {
+    constexpr double kBeginAndEnd = 2;
+    epoch_tokens += static_cast<double>(row["prompt"].get<std::string>().size() +
+                                        row["completion"].get<std::string>().size()) +
+                    kBeginAndEnd;
+  }
+  REQUIRE(tokens.size() == 3);
+  CHECK(tokens[2] == 2 * epoch_tokens);
+  CHECK(read_lines(scene.file("run") + "/metrics.jsonl").back()["epoch"] == 2);
+}
+
+TEST_CASE("a run starts from a checkpoint and compares with another", "[train]") {
+  const Scene scene;
+  auto sft = scene.options("sft", "sft");
+  sft.train.steps = 20;
+  const auto trained = run_training(sft);
+
+  auto dpo = scene.options("dpo", "dpo");
+  dpo.model.path = trained.checkpoint;
+  const auto from_checkpoint = run_training(dpo);
+  CHECK(metric(from_checkpoint.first_evaluation, "loss") == Approx(std::log(2.0)).epsilon(1e-12));
+
+  // Fresh weights against a trained reference: the chosen start below it.
+  auto below = scene.options("below", "dpo");
+  below.reference.path = trained.checkpoint;
+  std::vector<std::string> notes;
+  RunEvents events;
+  events.note = [&](const std::string& line) { notes.push_back(line); };
+  const auto displaced = run_training(below, events);
+  CHECK(metric(displaced.first_evaluation, "logps/chosen") <
+        metric(displaced.first_evaluation, "logps/ref_chosen"));
+  CHECK(count_containing(notes,
+                         "chosen log-probs fell below the reference's (likelihood "
+                         "displacement): ") == 1);
+  CHECK(count_containing(notes, "at step 0") == 1);
+
+  auto mismatch = scene.options("mismatch", "dpo");
+  mismatch.reference.path = trained.checkpoint;
+  mismatch.model.decoder.vocab_size = 300;
+  CHECK_THROWS_TEXT(run_training(mismatch), ConfigError,
+                    "reference.path: expected a model with the policy's vocabulary of 300 tokens, "
+                    "got " +
+                        trained.checkpoint + " with 259");
+}
+
+TEST_CASE("a cached reference gives what a frozen one gives", "[train]") {
+  const Scene scene;
+  const auto frozen = scene.options("frozen", "dpo");
+  auto cached = scene.options("cached", "dpo");
+  cached.reference.kind = ReferenceKind::kCached;
+  const auto expected = run_training(frozen);
+  const auto result = run_training(cached);
+  CHECK(metric(result.last_evaluation, "loss") ==
+        Approx(metric(expected.last_evaluation, "loss")).epsilon(1e-5));
+  CHECK_FALSE(fs::is_empty(scene.file("cached") + "/reference-cache"));
+}
+
+TEST_CASE("rows that are left out are noted before training", "[train]") {
+  const Scene scene;
+  write_text(scene.file("pairs.jsonl"),
+             read_text(scene.file("pairs.jsonl")) +
+                 "{\"prompt\": \"abc>\", \"chosen\": \"aaa\"}\n"
+                 "{\"prompt\": \"abc>\", \"chosen\": \"aaa\", \"rejected\": \"aaa\"}\n");
+  std::vector<std::string> notes;
+  std::size_t notes_before_training = 0;
+  RunEvents events;
+  events.note = [&](const std::string& line) { notes.push_back(line); };
+  events.evaluation = [&](std::int64_t step, const Metrics&) {
+    if (step == 0) notes_before_training = notes.size();
+  };
+  run_training(scene.options("run", "dpo"), events);
+  notes.resize(notes_before_training);
+  CHECK(notes.at(0) == "data.train: 24 of 26 rows of " + scene.file("pairs.jsonl") + " are used");
+  CHECK(count_containing(notes, "25") >= 1);
+  CHECK(count_containing(notes, "26") >= 2);
+  CHECK(count_containing(notes, "data.train: the last 6 rows are held out, 18 train") == 1);
+  CHECK(count_containing(notes, "model: ") == 1);
+}
+
+TEST_CASE("a held-out file is used instead of a share of the rows", "[train]") {
+  const Scene scene;
+  ControlledTask({.seed = 9}).write_preferences(scene.file("eval.jsonl"), 5);
+  auto options = scene.options("run", "dpo");
+  options.data.eval = scene.file("eval.jsonl");
+  std::vector<std::string> notes;
+  RunEvents events;
+  events.note = [&](const std::string& line) { notes.push_back(line); };
+  run_training(options, events);
+  CHECK(count_containing(notes, "data.eval: 5 of 5 rows of ") == 1);
+  CHECK(count_containing(notes, "held out") == 0);
+  CHECK(read_lines(scene.file("run") + "/metrics.jsonl").back()["epoch"] == 12 / 24.0);
+}
+
+TEST_CASE("a run that cannot be meant is refused and leaves no folder", "[train]") {
+  const Scene scene;
+  const auto refuse = [&](RunOptions options, auto expected, const std::string& text) {
+    CHECK_THROWS_TEXT(run_training(options), decltype(expected), text);
+    CHECK_FALSE(fs::exists(scene.file("run")));
+  };
+  const auto good = scene.options("run", "dpo");
+
+  auto options = good;
+  options.train.batch_size = 0;
+  refuse(options, ConfigError(""), "run.train: expected batch_size >= 1, got 0");
+
+  options = good;
+  options.model.decoder.vocab_size = 258;
+  refuse(options, ConfigError(""),
+         "model.decoder.vocab_size: expected at least the 259 tokens of the tokenizer 'byte', got "
+         "258");
+
+  options = good;
+  options.output_dir = "";
+  CHECK_THROWS_TEXT(run_training(options), ConfigError,
+                    "output_dir: expected the name of a folder, got ''");
+
+  options = good;
+  options.data.train = "";
+  refuse(options, ConfigError(""), "data.train: expected a file, got ''");
+
+  write_text(scene.file("ids.jsonl"),
+             "{\"prompt_ids\": [1], \"chosen_ids\": [2, 259], \"rejected_ids\": [3]}\n");
+  options = good;
+  options.data.train = scene.file("ids.jsonl");
+  options.data.eval_fraction = 0;
+  refuse(options, DataError(""),
+         "data.train: expected token ids from 0 to 258, got 259 in the chosen completion of pair "
+         "0; were the ids made for another model?");
+}
+
+TEST_CASE("a folder with a run in it is left alone", "[train]") {
+  const Scene scene;
+  const auto options = scene.options("run", "sft");
+  fs::create_directories(scene.file("run"));  // an empty one is fine
+  run_training(options);
+  const auto before = read_text(scene.file("run") + "/metrics.jsonl");
+  CHECK_THROWS_TEXT(run_training(options), ConfigError,
+                    "output_dir: expected an empty or new folder, got " + scene.file("run") +
+                        " with a config.json in it; choose another name");
+  CHECK(read_text(scene.file("run") + "/metrics.jsonl") == before);
+}
+
+TEST_CASE("a run config takes the names of other trainers and refuses typos", "[train]") {
+  const auto options = options_from_json<RunOptions>(
+      R"({"train": {"max_steps": 7, "num_train_epochs": 2, "logging_steps": 5},
+          "model": {"model_name_or_path": "m"}, "reference": {"kind": "cached"}})",
+      "run.json");
+  CHECK(options.train.steps == 7);
+  CHECK(options.train.epochs == 2);
+  CHECK(options.train.log_every == 5);
+  CHECK(options.model.path == "m");
+  CHECK(options.reference.kind == ReferenceKind::kCached);
+  CHECK_THROWS_TEXT(
+      options_from_json<RunOptions>(R"({"optimizer": {"learning_rat": 1}})", "run.json"),
+      ConfigError,
+      "run.json.optimizer: expected a known option, got 'learning_rat'; did you mean "
+      "'learning_rate'?");
+}
+
+}  // namespace
+}  // namespace prefopt

@@ -1,0 +1,570 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <set>
+
+#include "prefopt/error.h"
+#include "prefopt/losses/registry.h"
+#include "prefopt/train/trainer.h"
+#include "support/catch.h"
+#include "support/errors.h"
+
+namespace prefopt {
+namespace {
+
+constexpr std::int64_t kVocab = 5;
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+/// Logits of the next token: a row of `table` chosen by the present token, plus `bias`.
+class BigramPolicy final : public Policy {
+ public:
+  explicit BigramPolicy(std::uint64_t seed) {
+    auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+    table_ = torch::randn({kVocab, kVocab}, generator, torch::kDouble).requires_grad_(true);
+    bias_ = torch::randn({kVocab}, generator, torch::kDouble).requires_grad_(true);
+  }
+  BigramPolicy(const at::Tensor& table, const at::Tensor& bias)
+      : table_(table.detach().clone()), bias_(bias.detach().clone()) {}
+
+  PolicyOutput forward(const TokenBatch& batch) override {
+    auto logits = torch::embedding(table_, batch.input_ids) + bias_;
+    return {.hidden = {}, .logits = poisoned ? logits * kNan : logits};
+  }
+  std::int64_t vocab_size() const override { return kVocab; }
+  std::vector<NamedParameter> named_parameters() const override {
+    return {{"table", table_}, {"bias", bias_}};
+  }
+  std::shared_ptr<Policy> frozen_copy() const override {
+    return std::make_shared<BigramPolicy>(table_, bias_);
+  }
+
+  const at::Tensor& table() const { return table_; }
+  const at::Tensor& bias() const { return bias_; }
+  double logit(std::int64_t from, std::int64_t to) const {
+    return table_[from][to].item<double>() + bias_[to].item<double>();
+  }
+  /// log pi(to | from), by its formula.
+  double logp(std::int64_t from, std::int64_t to) const {
+    double sum = 0;
+    for (std::int64_t v = 0; v < kVocab; ++v) sum += std::exp(logit(from, v));
+    return logit(from, to) - std::log(sum);
+  }
+  double sum_logps(const std::vector<std::int64_t>& prompt,
+                   const std::vector<std::int64_t>& completion) const {
+    double sum = 0;
+    auto from = prompt.back();
+    for (const auto to : completion) {
+      sum += logp(from, to);
+      from = to;
+    }
+    return sum;
+  }
+
+  bool poisoned = false;
+
+ private:
+  at::Tensor table_;
+  at::Tensor bias_;
+};
+
+const std::vector<TokenPair>& pairs() {
+  static const std::vector<TokenPair> kPairs = {
+      {.prompt = {0}, .chosen = {1, 2, 3}, .rejected = {4}},
+      {.prompt = {2, 1}, .chosen = {3}, .rejected = {3, 0, 1, 2}},
+      {.prompt = {4, 4, 0}, .chosen = {0, 0}, .rejected = {1, 1}},
+      {.prompt = {3}, .chosen = {2, 4, 1, 0, 2}, .rejected = {2, 4, 1}},
+      {.prompt = {1, 0}, .chosen = {4, 4}, .rejected = {0, 3, 3}},
+  };
+  return kPairs;
+}
+
+std::shared_ptr<Reference> frozen(const Policy& policy) {
+  return make_frozen_reference(policy.frozen_copy());
+}
+
+TrainerOptions plain(double learning_rate = 0.1) {
+  return {.optimizer = {.learning_rate = learning_rate,
+                        .max_grad_norm = 0,
+                        .schedule = Schedule::kConstant},
+          .sampling = {.max_new_tokens = 3, .seed = 11}};
+}
+
+std::set<std::string> names(const Metrics& metrics) {
+  std::set<std::string> result;
+  for (const auto& item : metrics) result.insert(item.first);
+  return result;
+}
+
+/// Gradient of -log pi(to | from) with respect to the logits of `from`.
+at::Tensor nll_gradient(const BigramPolicy& policy, std::int64_t from, std::int64_t to) {
+  auto gradient = torch::empty({kVocab}, torch::kDouble);
+  for (std::int64_t v = 0; v < kVocab; ++v) {
+    gradient[v] = std::exp(policy.logp(from, v)) - (v == to ? 1 : 0);
+  }
+  return gradient;
+}
+
+double largest_difference(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).abs().max().item<double>();
+}
+
+TEST_CASE("the first AdamW step moves by its closed form", "[train]") {
+  constexpr double kRate = 0.1;
+  constexpr double kEpsilon = 0.25;
+  constexpr double kDecay = 0.5;
+  // Large, so that the norm matters: AdamW alone hardly sees the scale of a gradient.
+  const double max_norm = GENERATE(0.0, 0.125, 1000.0);
+
+  auto policy = std::make_shared<BigramPolicy>(1);
+  const auto table = policy->table().detach().clone();
+  const auto bias = policy->bias().detach().clone();
+  const auto of_logits = nll_gradient(*policy, 0, 1);
+  auto of_table = torch::zeros({kVocab, kVocab}, torch::kDouble);
+  of_table[0] = of_logits;
+
+  auto options = plain(kRate);
+  options.optimizer.adam_epsilon = kEpsilon;
+  options.optimizer.weight_decay = kDecay;
+  options.optimizer.max_grad_norm = max_norm;
+  Trainer trainer(policy, nullptr, make_loss(R"({"type": "sft"})"), options);
+  const auto metrics = trainer.step({{.prompt = {0}, .chosen = {1}, .rejected = {}}});
+
+  // The same gradient twice: in a row of the table and in the bias.
+  const double norm = std::sqrt(2 * of_logits.square().sum().item<double>());
+  CHECK(metric(metrics, "grad_norm") == Approx(norm).epsilon(1e-12));
+  CHECK(metric(metrics, "learning_rate") == kRate);
+  const double scale = max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1.0;
+  const auto moved = [&](const at::Tensor& gradient) {
+    return kRate * scale * gradient / (scale * gradient.abs() + kEpsilon);
+  };
+  const auto expected_table = table * (1 - kRate * kDecay) - moved(of_table);
+  const auto expected_bias = bias - moved(of_logits);
+  CHECK(largest_difference(policy->table().detach(), expected_table) < 1e-12);
+  CHECK(largest_difference(policy->bias().detach(), expected_bias) < 1e-12);
+  CHECK(trainer.steps_done() == 1);
+}
+
+TEST_CASE("the learning rate follows the schedule over the steps", "[train]") {
+  auto options = plain(1e-3);
+  options.optimizer.schedule = Schedule::kLinear;
+  options.optimizer.warmup_steps = 2;
+  options.total_steps = 4;
+  Trainer trainer(std::make_shared<BigramPolicy>(1), nullptr, make_loss(R"({"type": "sft"})"),
+                  options);
+  std::vector<double> rates;
+  for (int i = 0; i < 4; ++i) rates.push_back(metric(trainer.step(pairs()), "learning_rate"));
+  CHECK(rates == std::vector<double>{5e-4, 1e-3, 1e-3, 5e-4});
+}
+
+TEST_CASE("a gradient does not depend on how the step is cut", "[train]") {
+  const auto config = GENERATE(as<std::string>{}, R"({"type": "dpo"})", R"({"type": "rpo"})",
+                               R"({"type": "ipo"})", R"({"type": "sft"})", R"({"type": "hypo"})");
+  INFO(config);
+  const BigramPolicy other(7);
+  auto whole = std::make_shared<BigramPolicy>(3);
+  Trainer reference_trainer(whole, frozen(other), make_loss(config), plain());
+  const auto expected = reference_trainer.accumulate_gradients(pairs());
+  REQUIRE(whole->table().grad().abs().max().item<double>() > 1e-3);
+
+  const std::int64_t micro = GENERATE(1, 2, 3, 5, 9);
+  INFO("micro_batch_size " << micro);
+  auto options = plain();
+  options.micro_batch_size = micro;
+  auto policy = std::make_shared<BigramPolicy>(3);
+  Trainer trainer(policy, frozen(other), make_loss(config), options);
+  const auto metrics = trainer.accumulate_gradients(pairs());
+
+  CHECK(largest_difference(policy->table().grad(), whole->table().grad()) < 1e-12);
+  CHECK(largest_difference(policy->bias().grad(), whole->bias().grad()) < 1e-12);
+  REQUIRE(names(metrics) == names(expected));
+  for (std::size_t i = 0; i < metrics.size(); ++i) {
+    INFO(metrics[i].first);
+    CHECK(metrics[i].second == Approx(expected[i].second).margin(1e-12).epsilon(1e-12));
+  }
+  const auto evaluated = trainer.evaluate(pairs());
+  const auto expected_evaluation = reference_trainer.evaluate(pairs());
+  CHECK(metric(evaluated, "loss") == Approx(metric(expected_evaluation, "loss")).epsilon(1e-12));
+}
+
+TEST_CASE("policy = reference gives log 2 at step 0", "[train]") {
+  auto policy = std::make_shared<BigramPolicy>(3);
+  Trainer trainer(policy, frozen(*policy), make_loss(R"({"type": "dpo"})"), plain());
+  const std::vector<TokenPair> four(pairs().begin(), pairs().begin() + 4);
+  const auto metrics = trainer.step(four);
+  CHECK(metric(metrics, "loss") == std::log(2.0));
+  CHECK(metric(metrics, "rewards/margins") == 0);
+  CHECK(metric(metrics, "rewards/accuracies") == 0);
+  CHECK(metric(trainer.evaluate(four), "loss") < std::log(2.0));
+}
+
+TEST_CASE("no gradient reaches the reference", "[train]") {
+  const auto config = GENERATE(as<std::string>{}, R"({"type": "dpo"})", R"({"type": "hypo"})");
+  auto policy = std::make_shared<BigramPolicy>(3);
+  auto behind_reference = std::make_shared<BigramPolicy>(4);
+  Trainer trainer(policy, make_frozen_reference(behind_reference), make_loss(config), plain());
+  const auto before = behind_reference->table().detach().clone();
+  trainer.step(pairs());
+  CHECK_FALSE(behind_reference->table().grad().defined());
+  CHECK_FALSE(behind_reference->bias().grad().defined());
+  CHECK(torch::equal(behind_reference->table().detach(), before));
+}
+
+TEST_CASE("the metrics of a DPO step agree with their definitions", "[train]") {
+  constexpr double kBeta = 0.25;
+  auto policy = std::make_shared<BigramPolicy>(3);
+  const BigramPolicy reference(8);
+  auto options = plain();
+  options.micro_batch_size = 2;
+  Trainer trainer(policy, frozen(reference), make_loss(R"({"type": "dpo", "beta": 0.25})"),
+                  options);
+  const auto metrics = trainer.evaluate(pairs());
+
+  double loss = 0, chosen = 0, rejected = 0, ref_chosen = 0, ref_rejected = 0, wins = 0;
+  double entropy = 0, chosen_logits = 0, rejected_logits = 0, hits = 0;
+  double chosen_tokens = 0, rejected_tokens = 0;
+  const auto add_tokens = [&](const TokenPair& pair, const std::vector<std::int64_t>& completion,
+                              bool is_chosen) {
+    auto from = pair.prompt.back();
+    for (const auto to : completion) {
+      double mean_logit = 0;
+      bool best = true;
+      for (std::int64_t v = 0; v < kVocab; ++v) {
+        entropy -= std::exp(policy->logp(from, v)) * policy->logp(from, v);
+        mean_logit += policy->logit(from, v) / kVocab;
+        best = best && policy->logit(from, v) <= policy->logit(from, to);
+      }
+      (is_chosen ? chosen_logits : rejected_logits) += mean_logit;
+      (is_chosen ? chosen_tokens : rejected_tokens) += 1;
+      if (is_chosen && best) hits += 1;
+      from = to;
+    }
+  };
+  for (const auto& pair : pairs()) {
+    const double w = policy->sum_logps(pair.prompt, pair.chosen);
+    const double l = policy->sum_logps(pair.prompt, pair.rejected);
+    const double ref_w = reference.sum_logps(pair.prompt, pair.chosen);
+    const double ref_l = reference.sum_logps(pair.prompt, pair.rejected);
+    loss += std::log1p(std::exp(-kBeta * ((w - ref_w) - (l - ref_l))));
+    chosen += w, rejected += l, ref_chosen += ref_w, ref_rejected += ref_l;
+    wins += w - ref_w > l - ref_l ? 1 : 0;
+    add_tokens(pair, pair.chosen, true);
+    add_tokens(pair, pair.rejected, false);
+  }
+  const double n = 5;
+  const Metrics expected = {
+      {"loss", loss / n},
+      {"entropy", entropy / (chosen_tokens + rejected_tokens)},
+      {"num_tokens", 0},
+      {"rewards/chosen", kBeta * (chosen - ref_chosen) / n},
+      {"rewards/rejected", kBeta * (rejected - ref_rejected) / n},
+      {"rewards/accuracies", wins / n},
+      {"rewards/margins", kBeta * (chosen - ref_chosen - rejected + ref_rejected) / n},
+      {"logps/chosen", chosen / n},
+      {"logps/rejected", rejected / n},
+      {"logits/chosen", chosen_logits / chosen_tokens},
+      {"logits/rejected", rejected_logits / rejected_tokens},
+      {"mean_token_accuracy", hits / chosen_tokens},
+      {"logps/ref_chosen", ref_chosen / n},
+      {"logps/ref_rejected", ref_rejected / n},
+      {"lengths/chosen", 13 / n},
+      {"lengths/rejected", 13 / n},
+  };
+  REQUIRE(hits > 0);
+  REQUIRE(wins > 0);
+  REQUIRE(metrics.size() == expected.size());
+  for (std::size_t i = 0; i < metrics.size(); ++i) {
+    INFO(expected[i].first);
+    CHECK(metrics[i].first == expected[i].first);
+    CHECK(metrics[i].second == Approx(expected[i].second).epsilon(1e-12));
+  }
+}
+
+TEST_CASE("tokens are counted over training steps, prompts with each completion", "[train]") {
+  auto policy = std::make_shared<BigramPolicy>(3);
+  Trainer trainer(policy, frozen(*policy), make_loss(R"({"type": "dpo"})"), plain());
+  constexpr double kTokens = 2 * 9 + 13 + 13;
+  CHECK(metric(trainer.accumulate_gradients(pairs()), "num_tokens") == kTokens);
+  CHECK(metric(trainer.step(pairs()), "num_tokens") == kTokens);
+  CHECK(metric(trainer.evaluate(pairs()), "num_tokens") == kTokens);
+  CHECK(metric(trainer.step(pairs()), "num_tokens") == 2 * kTokens);
+}
+
+TEST_CASE("SFT sees chosen completions alone", "[train]") {
+  auto policy = std::make_shared<BigramPolicy>(3);
+  auto rows = pairs();
+  if (GENERATE(false, true)) {
+    for (auto& row : rows) row.rejected.clear();
+  }
+  double sum = 0;
+  for (const auto& row : rows) sum += policy->sum_logps(row.prompt, row.chosen);
+  Trainer trainer(policy, nullptr, make_loss(R"({"type": "sft"})"), plain());
+  const auto first = trainer.step(rows);
+  CHECK(metric(first, "loss") == Approx(-sum / 13).epsilon(1e-12));
+  CHECK(metric(first, "num_tokens") == 9 + 13);
+  CHECK(names(first) == std::set<std::string>{"loss", "grad_norm", "learning_rate", "entropy",
+                                              "num_tokens", "logps/chosen", "logits/chosen",
+                                              "mean_token_accuracy", "lengths/chosen"});
+  for (int i = 0; i < 30; ++i) trainer.step(rows);
+  CHECK(metric(trainer.evaluate(rows), "loss") < 0.7 * metric(first, "loss"));
+}
+
+TEST_CASE("a loss of several terms reports each, and they add up", "[train]") {
+  const auto config = GENERATE(as<std::string>{}, R"({"type": "rpo"})", R"({"type": "hypo"})");
+  INFO(config);
+  const BigramPolicy other(7);
+  auto options = plain();
+  options.micro_batch_size = 2;
+  Trainer trainer(std::make_shared<BigramPolicy>(3), frozen(other), make_loss(config), options);
+  const auto metrics = trainer.evaluate(pairs());
+  double sum = 0;
+  int terms = 0;
+  for (const auto& [name, value] : metrics) {
+    if (name.rfind("loss/", 0) != 0) continue;
+    sum += value;
+    ++terms;
+  }
+  CHECK(terms >= 2);
+  CHECK(sum == Approx(metric(metrics, "loss")).epsilon(1e-12));
+}
+
+/// What the last forward of a SampleProbe was given; a loss has no other way to tell.
+PairLogps probed;
+
+struct NoOptions {
+  void fields(FieldVisitor&) {}
+};
+
+LossInfo info_of(const std::string& name) {
+  LossInfo info;
+  info.name = name;
+  return info;
+}
+
+/// Mean log-prob of fresh samples.
+struct SampleProbe {
+  SampleSource source = SampleSource::kPolicy;
+  std::int64_t samples = 2;
+
+  LossOutput forward(const PairLogps& logps) const {
+    probed = logps;
+    LossOutput out;
+    out.loss = logps.sample_logps.sum() / logps.totals.pairs;
+    return out;
+  }
+  LossRequirements requirements() const {
+    return {.sample_source = source, .samples_per_prompt = samples};
+  }
+  static LossInfo info() { return info_of("sample_probe"); }
+  NoOptions options() const { return {}; }
+};
+
+TEST_CASE("fresh samples come from the source that the loss names", "[train]") {
+  // Each of the two can say one token only, whatever came before.
+  const auto table = torch::zeros({kVocab, kVocab}, torch::kDouble);
+  const auto says = [&](std::int64_t token) {
+    auto bias = torch::full({kVocab}, -200.0, torch::kDouble);
+    bias[token] = 0;
+    auto policy = std::make_shared<BigramPolicy>(table, bias);
+    policy->set_requires_grad(true);
+    return policy;
+  };
+  const auto source = GENERATE(SampleSource::kPolicy, SampleSource::kReference);
+  Trainer trainer(says(1), make_frozen_reference(says(2)), SampleProbe{source}, plain());
+  const auto metrics = trainer.accumulate_gradients(pairs());
+
+  REQUIRE(probed.sample_logps.sizes() == at::IntArrayRef({10}));
+  REQUIRE(probed.ref_sample_logps.sizes() == at::IntArrayRef({10}));
+  CHECK(probed.samples_per_prompt == 2);
+  CHECK(torch::equal(probed.sample_lens, torch::full({10}, 3.0, torch::kDouble)));
+  CHECK(probed.sample_logps.requires_grad());
+  CHECK_FALSE(probed.ref_sample_logps.requires_grad());
+  const double sampled = probed.sample_logps.sum().item<double>();
+  CHECK(sampled == Approx(source == SampleSource::kPolicy ? 0 : 10 * 3 * -200.0).margin(1e-12));
+  CHECK(metric(metrics, "kl") ==
+        Approx(source == SampleSource::kPolicy ? 600 : -600).epsilon(1e-12));
+}
+
+TEST_CASE("samples differ between steps and pairs, and agree between cuts", "[train]") {
+  const auto draw = [](std::int64_t micro, int steps) {
+    auto options = plain(0);
+    options.micro_batch_size = micro;
+    auto policy = std::make_shared<BigramPolicy>(3);
+    Trainer trainer(policy, frozen(*policy), SampleProbe{}, options);
+    const std::vector<TokenPair> same(4, pairs()[0]);
+    for (int i = 0; i < steps; ++i) trainer.step(same);
+    return probed.sample_logps.detach();
+  };
+  const auto whole = draw(4, 1);
+  CHECK_FALSE(torch::equal(whole.slice(0, 0, 4), whole.slice(0, 4, 8)));
+  CHECK_FALSE(torch::equal(whole, draw(4, 2)));
+  CHECK(torch::allclose(whole.slice(0, 6, 8), draw(1, 1), 0, 1e-12));
+  CHECK(torch::allclose(whole.slice(0, 4, 8), draw(2, 1), 0, 1e-12));
+}
+
+TEST_CASE("a non-finite loss skips the update, the third in a row stops", "[train]") {
+  auto policy = std::make_shared<BigramPolicy>(3);
+  const auto reference = frozen(*policy);
+  Trainer trainer(policy, reference, make_loss(R"({"type": "dpo"})"), plain());
+  trainer.step(pairs());
+  const auto table = policy->table().detach().clone();
+
+  policy->poisoned = true;
+  for (int i = 0; i < 2; ++i) {
+    const auto metrics = trainer.step(pairs());
+    CHECK(metric(metrics, "skipped") == 1);
+    CHECK(std::isnan(metric(metrics, "loss")));
+    CHECK(torch::equal(policy->table().detach(), table));
+    CHECK_FALSE(policy->table().grad().defined());
+  }
+
+  policy->poisoned = false;  // one good step and the count starts anew
+  const auto good = trainer.step(pairs());
+  CHECK(names(good).count("skipped") == 0);
+  CHECK_FALSE(torch::equal(policy->table().detach(), table));
+
+  policy->poisoned = true;
+  trainer.step(pairs());
+  trainer.step(pairs());
+  CHECK_THROWS_TEXT(trainer.step(pairs()), NonFiniteError,
+                    "step 7: expected a finite loss, got nan; this is step 3 in a row without an "
+                    "update, try a lower learning rate");
+}
+
+/// Finite value, infinite slope: the square root at zero.
+struct SteepLoss {
+  LossOutput forward(const PairLogps& logps) const {
+    LossOutput out;
+    out.loss = (logps.chosen_logps - logps.chosen_logps.detach()).sum().sqrt();
+    return out;
+  }
+  LossRequirements requirements() const { return {.reference = false}; }
+  static LossInfo info() { return info_of("steep"); }
+  NoOptions options() const { return {}; }
+};
+
+TEST_CASE("a non-finite gradient is told from a non-finite loss", "[train]") {
+  auto policy = std::make_shared<BigramPolicy>(3);
+  const auto table = policy->table().detach().clone();
+  Trainer trainer(policy, nullptr, SteepLoss{}, plain());
+  const auto metrics = trainer.step(pairs());
+  CHECK(metric(metrics, "loss") == 0);
+  CHECK(metric(metrics, "skipped") == 1);
+  CHECK(torch::equal(policy->table().detach(), table));
+  trainer.step(pairs());
+  std::string text;
+  try {
+    trainer.step(pairs());
+  } catch (const NonFiniteError& error) {
+    text = error.what();
+  }
+  CHECK(text.rfind("step 3: expected a finite gradient norm, got ", 0) == 0);
+}
+
+struct DeafLoss {
+  LossOutput forward(const PairLogps& logps) const {
+    LossOutput out;
+    out.loss = logps.chosen_logps.detach().sum();
+    return out;
+  }
+  LossRequirements requirements() const { return {.reference = false}; }
+  static LossInfo info() { return info_of("deaf"); }
+  NoOptions options() const { return {}; }
+};
+
+struct VectorLoss {
+  LossOutput forward(const PairLogps& logps) const {
+    LossOutput out;
+    out.loss = logps.chosen_logps;
+    return out;
+  }
+  LossRequirements requirements() const { return {.reference = false}; }
+  static LossInfo info() { return info_of("vector"); }
+  NoOptions options() const { return {}; }
+};
+
+/// A reference without a model: zeros.
+class ZeroReference final : public Reference {
+ public:
+  at::Tensor sequence_logps(const TokenBatch& batch) override {
+    return torch::zeros({batch.sequences()}, torch::kDouble);
+  }
+  at::Tensor token_logps(const TokenBatch& batch) override {
+    return torch::zeros({batch.completion_lens.sum().item<std::int64_t>()}, torch::kDouble);
+  }
+};
+
+TEST_CASE("what a trainer cannot use is refused in one sentence", "[train]") {
+  const auto sft = make_loss(R"({"type": "sft"})");
+  const auto dpo = make_loss(R"({"type": "dpo"})");
+  auto policy = std::make_shared<BigramPolicy>(3);
+
+  CHECK_THROWS_TEXT(Trainer(nullptr, nullptr, sft, plain()), ConfigError,
+                    "trainer: expected a policy, got null");
+  CHECK_THROWS_TEXT(Trainer(policy, nullptr, dpo, plain()), ConfigError,
+                    "dpo: expected a reference, got null; "
+                    "make_frozen_reference(policy->frozen_copy()) makes one");
+  CHECK_THROWS_TEXT(Trainer(policy, nullptr, sft, plain(-1)), ConfigError,
+                    "optimizer: expected learning_rate >= 0, got -1");
+  auto negative = plain();
+  negative.micro_batch_size = -2;
+  CHECK_THROWS_TEXT(Trainer(policy, nullptr, sft, negative), ConfigError,
+                    "micro_batch_size: expected 0 or more, got -2; 0 means the whole step at once");
+  CHECK_THROWS_TEXT(
+      Trainer(policy, std::make_shared<ZeroReference>(), SampleProbe{SampleSource::kReference},
+              plain()),
+      ConfigError,
+      "sample_probe: expected a reference that can be sampled, got one without a model behind it");
+  CHECK_THROWS_TEXT(
+      Trainer(policy, frozen(*policy), SampleProbe{SampleSource::kPolicy, 0}, plain()), ConfigError,
+      "sample_probe: expected at least one fresh sample a prompt, got 0");
+
+  Trainer trainer(policy, nullptr, sft, plain());
+  CHECK_THROWS_TEXT(trainer.step({}), ShapeError, "trainer: expected at least one pair, got none");
+  CHECK_THROWS_TEXT(
+      trainer.step({pairs()[0], {.prompt = {0}, .chosen = {kVocab}, .rejected = {}}}), DataError,
+      "trainer: expected token ids from 0 to 4, got 5 in the chosen completion of pair 1; were the "
+      "ids made for another model?");
+
+  auto linear = plain();
+  linear.optimizer.schedule = Schedule::kLinear;
+  CHECK_THROWS_TEXT(Trainer(policy, nullptr, sft, linear).step(pairs()), ConfigError,
+                    "total_steps: expected the number of steps, at least 1, got 0; only the "
+                    "constant schedule needs none");
+
+  Trainer frozen_trainer(policy->frozen_copy(), nullptr, sft, plain());
+  CHECK_NOTHROW(frozen_trainer.evaluate(pairs()));
+  CHECK_THROWS_TEXT(frozen_trainer.step(pairs()), ConfigError,
+                    "trainer: expected a policy with parameters that require a gradient, got none");
+
+  CHECK_THROWS_TEXT(Trainer(policy, nullptr, DeafLoss{}, plain()).step(pairs()), ConfigError,
+                    "deaf: expected a loss that depends on the policy's log-probs, got one without "
+                    "a gradient");
+  CHECK_THROWS_TEXT(Trainer(policy, nullptr, VectorLoss{}, plain()).step(pairs()), ShapeError,
+                    "vector: expected a loss of one number, got 5");
+}
+
+TEST_CASE("a metric that is not there is an error that lists those that are", "[train]") {
+  const Metrics metrics = {{"loss", 1}, {"kl", 2}};
+  CHECK(metric(metrics, "kl") == 2);
+  CHECK_THROWS_TEXT(metric(metrics, "reward"), Error,
+                    "metric: expected one of loss, kl, got 'reward'");
+}
+
+TEST_CASE("gradients of a check leave the trainer as it was", "[train]") {
+  auto policy = std::make_shared<BigramPolicy>(3);
+  const auto table = policy->table().detach().clone();
+  Trainer trainer(policy, frozen(BigramPolicy(7)), make_loss(R"({"type": "dpo"})"), plain());
+  const auto first = trainer.accumulate_gradients(pairs());
+  const auto gradient = policy->table().grad().clone();
+  const auto second = trainer.accumulate_gradients(pairs());
+  CHECK(first == second);
+  CHECK(torch::equal(policy->table().grad(), gradient));  // not added up
+  CHECK(torch::equal(policy->table().detach(), table));
+  CHECK(trainer.steps_done() == 0);
+  CHECK(names(first).count("learning_rate") == 0);
+  CHECK(&trainer.policy() == policy.get());
+}
+
+}  // namespace
+}  // namespace prefopt
