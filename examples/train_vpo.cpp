@@ -81,7 +81,9 @@ int run(std::int64_t steps) {
   }
 
   Trainer trainer(policy, make_frozen_reference(policy->frozen_copy()),
-                  VpoLoss({.beta = 0.1, .alpha = 0.05, .mode = VpoMode::kOnline,
+                  VpoLoss({.beta = 0.1,
+                           .alpha = 0.05,
+                           .mode = VpoMode::kOnline,
                            .calibration = Calibration::kRejected}),
                   {.optimizer = {.learning_rate = 5e-4, .schedule = Schedule::kConstant},
                    .total_steps = steps});

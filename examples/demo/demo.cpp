@@ -64,8 +64,8 @@ RunOptions read_config(const Arguments& arguments, const std::string& name) {
   if (!file) throw ConfigError(path + ": expected a readable file");
   const std::string text((std::istreambuf_iterator<char>(file)), {});
   auto options = options_from_json<RunOptions>(text, path);
-  for (std::string* each : {&options.output_dir, &options.model.path, &options.data.train,
-                            &options.data.eval}) {
+  for (std::string* each :
+       {&options.output_dir, &options.model.path, &options.data.train, &options.data.eval}) {
     move_to(*each, arguments.out);
   }
   return options;
@@ -85,13 +85,18 @@ RunResult train(const Arguments& arguments, const std::string& name) {
   return run_training(options, events);
 }
 
+// Preferences that are clear but not certain, from a base that knows the task by half.
+ControlledTask make_task(std::int64_t seed, double flip_rate = 0) {
+  return ControlledTask(
+      {.reward_scale = 8, .flip_rate = flip_rate, .prompt_affinity = 0.5, .seed = seed});
+}
+
 void write_data(const std::string& folder) {
   fs::create_directories(folder);
-  ControlledTask({.seed = 1}).write_sft(folder + "/sft.jsonl", 16384);
-  ControlledTask({.seed = 2}).write_preferences(folder + "/preferences.jsonl", 8192);
-  ControlledTask({.flip_rate = kFlipRate, .seed = 3})
-      .write_preferences(folder + "/preferences-flipped.jsonl", 8192);
-  ControlledTask({.seed = 4}).write_preferences(folder + "/held-out.jsonl", 512);
+  make_task(1).write_sft(folder + "/sft.jsonl", 16384);
+  make_task(2).write_preferences(folder + "/preferences.jsonl", 8192);
+  make_task(3, kFlipRate).write_preferences(folder + "/preferences-flipped.jsonl", 8192);
+  make_task(4).write_preferences(folder + "/held-out.jsonl", 512);
 }
 
 void print_row(const std::string& name, const demo::Judgement& before, const demo::Judgement& after,
@@ -112,7 +117,7 @@ bool show(bool holds, const std::string& claim) {
 int run(const Arguments& arguments) {
   const auto start = std::chrono::steady_clock::now();
   write_data(arguments.out + "/data");
-  ControlledTask task({.seed = 5});
+  ControlledTask task = make_task(5);
   std::vector<std::string> prompts;
   for (int i = 0; i < kHeldOutPrompts; ++i) prompts.push_back(task.sample_prompt());
 

@@ -82,7 +82,9 @@ class PREFOPT_API FieldVisitor {
 };
 
 template <class T>
-concept OptionStruct = requires(T options, FieldVisitor& visitor) { options.fields(visitor); };
+concept OptionStruct = requires(T options, FieldVisitor& visitor) {
+  options.fields(visitor);
+};
 
 using FieldList = std::function<void(FieldVisitor&)>;
 
@@ -94,7 +96,8 @@ struct FieldDoc {
 
 /// Throws ConfigError, led by `where`, for an unknown key (naming the nearest known one), a
 /// duplicate key, a wrong type or a value out of range. Keys that are absent keep their value.
-PREFOPT_API void read_fields(const FieldList& fields, std::string_view json, std::string_view where);
+PREFOPT_API void read_fields(const FieldList& fields, std::string_view json,
+                             std::string_view where);
 /// Throws ConfigError if a value is out of its range.
 PREFOPT_API void check_fields(const FieldList& fields, std::string_view where);
 PREFOPT_API std::string write_fields(const FieldList& fields, int indent = -1);

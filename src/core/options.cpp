@@ -41,6 +41,16 @@ void check_range(std::string_view where, std::string_view name, double value, Ra
   }
 }
 
+// The name of an enumerator; a value that is none of them was cast from somewhere.
+std::string_view name_at(std::string_view where, const Field& field, std::size_t value,
+                         const std::vector<std::string_view>& names) {
+  if (value >= names.size()) {
+    throw ConfigError(fmt::format("{}: expected {} to be one of {}, got enumerator {}", where,
+                                  field.name, join(names), value));
+  }
+  return names[value];
+}
+
 class Checker final : public FieldVisitor {
  public:
   explicit Checker(std::string_view where) : where_(where) {}
@@ -56,10 +66,7 @@ class Checker final : public FieldVisitor {
   void texts(const Field&, std::vector<std::string>&) override {}
   void index(const Field& field, std::size_t& value,
              const std::vector<std::string_view>& names) override {
-    if (value >= names.size()) {
-      throw ConfigError(fmt::format("{}: expected {} to be one of {}, got enumerator {}", where_,
-                                    field.name, join(names), value));
-    }
+    name_at(where_, field, value, names);
   }
   void json(const Field&, std::string&) override {}
   void begin_group(const Field& field) override {
@@ -145,8 +152,8 @@ class Reader final : public FieldVisitor {
     static const Json kEmpty = Json::object();
     const Json* found = find(field);
     if (found && !found->is_object()) wrong_type(field, "an object", *found);
-    levels_.push_back({found ? found : &kEmpty, fmt::format("{}.{}", level().where, field.name),
-                       {}});
+    levels_.push_back(
+        {found ? found : &kEmpty, fmt::format("{}.{}", level().where, field.name), {}});
   }
   void end_group() override {
     check_unknown();
@@ -210,7 +217,7 @@ class Writer final : public FieldVisitor {
   void texts(const Field& field, std::vector<std::string>& value) override { put(field, value); }
   void index(const Field& field, std::size_t& value,
              const std::vector<std::string_view>& names) override {
-    put(field, std::string(names.at(value)));
+    put(field, std::string(name_at("options", field, value, names)));
   }
   void json(const Field& field, std::string& value) override {
     put(field, detail::parse_json<ConfigError>(value, field.name));
@@ -254,7 +261,7 @@ class Describer final : public FieldVisitor {
   }
   void index(const Field& field, std::size_t& value,
              const std::vector<std::string_view>& names) override {
-    add(field, "choice", std::string(names.at(value)), join(names));
+    add(field, "choice", std::string(name_at("options", field, value, names)), join(names));
   }
   void json(const Field& field, std::string& value) override { add(field, "JSON", value, ""); }
   void begin_group(const Field& field) override { prefix_.push_back(std::string(field.name)); }

@@ -62,8 +62,7 @@ std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {
 // Passes the loss through and hands its precomputed derivatives to the log-probs.
 class AttachGradient : public torch::autograd::Function<AttachGradient> {
  public:
-  static at::Tensor forward(torch::autograd::AutogradContext* context,
-                            const at::Tensor& /*chosen*/,
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& /*chosen*/,
                             const std::optional<at::Tensor>& /*rejected*/,
                             const std::optional<at::Tensor>& /*samples*/, const at::Tensor& loss,
                             const Gradients& gradients) {
@@ -88,11 +87,13 @@ PairLogps checked_inputs(const PairLogps& logps, const LossRequirements& needs, 
                          const std::string& name) {
   const at::Tensor& like = logps.chosen_logps;
   if (!like.defined()) {
-    throw ShapeError(fmt::format("{}: expected chosen_logps of shape [batch], got no tensor", name));
+    throw ShapeError(
+        fmt::format("{}: expected chosen_logps of shape [batch], got no tensor", name));
   }
   if (like.dim() != 1 || like.size(0) == 0) {
-    throw ShapeError(fmt::format("{}: expected chosen_logps of shape [batch] with batch >= 1, got {}",
-                                 name, shape_text(like)));
+    throw ShapeError(
+        fmt::format("{}: expected chosen_logps of shape [batch] with batch >= 1, got {}", name,
+                    shape_text(like)));
   }
   if (like.scalar_type() != at::kFloat && like.scalar_type() != at::kDouble) {
     throw DtypeError(fmt::format("{}: expected chosen_logps of dtype Float or Double, got {}", name,

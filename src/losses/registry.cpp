@@ -45,9 +45,8 @@ Registry& registry() {
   static Registry instance;
   static std::once_flag filled;
   std::call_once(filled, [] {
-    detail::for_each_builtin_loss([](LossEntry entry) {
-      instance.entries.push_back(std::move(entry));
-    });
+    detail::for_each_builtin_loss(
+        [](LossEntry entry) { instance.entries.push_back(std::move(entry)); });
   });
   return instance;
 }

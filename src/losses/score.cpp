@@ -6,12 +6,13 @@
 namespace prefopt {
 
 void ScoreOptions::fields(FieldVisitor& v) {
-  v.choice({"divergence", "f-divergence that takes the place of the KL term",
-            {"f_divergence_type"}},
-           divergence,
-           {"reverse_kl", "forward_kl", "js_divergence", "alpha_divergence", "jeffrey",
-            "chi_squared_mix", "total_variation"});
-  v.real({"divergence_alpha", "a of alpha_divergence; the paper's alpha is 1 - a",
+  v.choice(
+      {"divergence", "f-divergence that takes the place of the KL term", {"f_divergence_type"}},
+      divergence,
+      {"reverse_kl", "forward_kl", "js_divergence", "alpha_divergence", "jeffrey",
+       "chi_squared_mix", "total_variation"});
+  v.real({"divergence_alpha",
+          "a of alpha_divergence; the paper's alpha is 1 - a",
           {"f_alpha_divergence_coef"}},
          alpha, Range::any());
   v.real({"divergence_gamma", "gamma of chi_squared_mix"}, gamma, Range::at_least(0));

@@ -23,8 +23,8 @@ namespace {
 using nlohmann::json;
 using namespace testing_support;
 
-// Each loss with its defaults, then with every value of every choice and flag and with numbers moved
-// off their defaults, one option at a time and then some together.
+// Each loss with its defaults, then with every value of every choice and flag and with numbers
+// moved off their defaults, one option at a time and then some together.
 std::vector<json> configurations() {
   std::vector<json> all;
   for (const std::string& name : registered_losses()) {
@@ -100,9 +100,9 @@ TEST_CASE("every loss equals its oracle in float64 and float32", "[contract]") {
 
       // float32 sees the inputs after rounding, so the oracle does too.
       ExactPairLogps rounded = in;
-      for (auto* x : {&rounded.chosen_logps, &rounded.rejected_logps, &rounded.ref_chosen_logps,
-                      &rounded.ref_rejected_logps, &rounded.sample_logps,
-                      &rounded.ref_sample_logps}) {
+      for (auto* x :
+           {&rounded.chosen_logps, &rounded.rejected_logps, &rounded.ref_chosen_logps,
+            &rounded.ref_rejected_logps, &rounded.sample_logps, &rounded.ref_sample_logps}) {
         *x = x->cast<float>().cast<double>();
       }
       const LossOutput single = loss(to_tensors(rounded, at::kFloat));
@@ -204,8 +204,8 @@ TEST_CASE("finite at log-ratios up to 1e4 in both dtypes", "[contract]") {
           in.sample_logps = Eigen::ArrayXd::Constant(k, w);
           in.sample_lens = Eigen::ArrayXd::Constant(k, 3);
           const LossOutput out = loss(to_tensors(in, dtype));
-          bool finite = out.loss.isfinite().item<bool>() &&
-                        out.grad_chosen.isfinite().all().item<bool>();
+          bool finite =
+              out.loss.isfinite().item<bool>() && out.grad_chosen.isfinite().all().item<bool>();
           if (out.grad_rejected.defined()) {
             finite = finite && out.grad_rejected.isfinite().all().item<bool>();
           }
@@ -232,8 +232,8 @@ TEST_CASE("no gradient reaches the reference or the lengths", "[contract]") {
     out.loss.backward();
     for (const at::Tensor& reference : references) CHECK_FALSE(reference.grad().defined());
     CHECK(in.chosen_logps.grad().defined());
-    for (const at::Tensor* x : {&out.losses, &out.grad_chosen, &out.grad_rejected,
-                                &out.chosen_rewards, &out.margins}) {
+    for (const at::Tensor* x :
+         {&out.losses, &out.grad_chosen, &out.grad_rejected, &out.chosen_rewards, &out.margins}) {
       if (x->defined()) CHECK_FALSE(x->requires_grad());
     }
   }
@@ -346,9 +346,9 @@ TEST_CASE("an unknown key is refused with the nearest known one", "[contract]") 
   for (const std::string& name : registered_losses()) {
     const std::string option = find_loss(name).options.front().name;
     const json config{{"type", name}, {option + "x", 1}};
-    CHECK_THROWS_TEXT(make_loss(config.dump()), ConfigError,
-                      name + ": expected a known option, got '" + option + "x'; did you mean '" +
-                          option + "'?");
+    CHECK_THROWS_TEXT(
+        make_loss(config.dump()), ConfigError,
+        name + ": expected a known option, got '" + option + "x'; did you mean '" + option + "'?");
   }
 }
 
@@ -364,9 +364,8 @@ TEST_CASE("wrong shapes, dtypes and missing tensors are refused", "[contract]") 
     CHECK_THROWS_TEXT(loss(bad), ShapeError,
                       name + ": expected chosen_logps of shape [batch], got no tensor");
     bad.chosen_logps = at::zeros({0}, at::kDouble);
-    CHECK_THROWS_TEXT(
-        loss(bad), ShapeError,
-        name + ": expected chosen_logps of shape [batch] with batch >= 1, got [0]");
+    CHECK_THROWS_TEXT(loss(bad), ShapeError,
+                      name + ": expected chosen_logps of shape [batch] with batch >= 1, got [0]");
     bad.chosen_logps = at::zeros({4, 2}, at::kDouble);
     CHECK_THROWS_TEXT(
         loss(bad), ShapeError,

@@ -64,8 +64,7 @@ TEST_CASE("TRL's losses and gradients", "[golden]") {
     for (std::size_t i = 0; i < pairs.size(); ++i) {
       const auto row = static_cast<std::int64_t>(i);
       for (double gradient : expected["grad_chosen"][i]) {
-        CHECK(out.grad_chosen[row].item<double>() ==
-              Approx(gradient).epsilon(rtol).margin(1e-14));
+        CHECK(out.grad_chosen[row].item<double>() == Approx(gradient).epsilon(rtol).margin(1e-14));
       }
       for (double gradient : expected["grad_rejected"][i]) {
         CHECK(out.grad_rejected[row].item<double>() ==

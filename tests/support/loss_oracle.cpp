@@ -47,8 +47,7 @@ std::optional<OracleResult> loss_oracle(const json& config, const ExactPairLogps
   const ArrayXd score_w = score(config, logratio_w);
   const ArrayXd score_l = score(config, logratio_l);
   const ArrayXd z = beta * (score_w - score_l);
-  const double dpo =
-      ((1 - eps) * minus_log_sigmoid(z) + eps * minus_log_sigmoid(-z)).mean();
+  const double dpo = ((1 - eps) * minus_log_sigmoid(z) + eps * minus_log_sigmoid(-z)).mean();
 
   if (type == "dpo" || type == "f_dpo") return OracleResult{dpo, {}};
   if (type == "robust_dpo") {

@@ -19,15 +19,16 @@ struct Message {
 };
 
 /// How a conversation becomes text: `\n\nHuman: …\n\nAssistant: …`, the form of hh-rlhf.
-PREFOPT_API std::string format_dialogue(const std::vector<Message>& messages, bool open_assistant_turn);
+PREFOPT_API std::string format_dialogue(const std::vector<Message>& messages,
+                                        bool open_assistant_turn);
 
 /// A row after its form was recognized: text, or token ids used as they are.
 struct PreferenceRow {
   std::string prompt, chosen, rejected;
   std::vector<std::int64_t> prompt_ids, chosen_ids, rejected_ids;
-  bool tokenized = false;     ///< the `_ids` hold the row
-  bool has_rejected = true;   ///< false for SFT rows (`prompt` + `completion`, `text`, `messages`)
-  std::int64_t line = 0;      ///< 1-based line in its file
+  bool tokenized = false;    ///< the `_ids` hold the row
+  bool has_rejected = true;  ///< false for SFT rows (`prompt` + `completion`, `text`, `messages`)
+  std::int64_t line = 0;     ///< 1-based line in its file
 };
 
 /// Reads one JSON object. Forms: {prompt, chosen, rejected} as text; {chosen, rejected} with an

@@ -12,9 +12,9 @@ namespace prefopt {
 
 /// Log-probs of the completions of a batch. Prompt and padding rows never reach the output head.
 struct SequenceLogps {
-  at::Tensor logps;        ///< [S] float64: sums over completion tokens, nats
-  at::Tensor lens;         ///< [S] int64: completion token counts
-  at::Tensor token_logps;  ///< [rows] one a completion token, sequence after sequence
+  at::Tensor logps;            ///< [S] float64: sums over completion tokens, nats
+  at::Tensor lens;             ///< [S] int64: completion token counts
+  at::Tensor token_logps;      ///< [rows] one a completion token, sequence after sequence
   at::Tensor row_to_sequence;  ///< [rows] int64
   TokenByProducts by_products;
 };

@@ -12,8 +12,8 @@ struct DpoOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
-    v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"},
-           label_smoothing, Range::half_open(0, 0.5));
+    v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"}, label_smoothing,
+           Range::half_open(0, 0.5));
     score.fields(v);
   }
 };

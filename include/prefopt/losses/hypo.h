@@ -23,8 +23,8 @@ struct HypoOptions {
     v.real({"clip", "limit on |log pi/pi_ref| in the KL's gradient; 0: none"}, clip,
            Range::at_least(0));
     v.flag({"token_mean", "divide each sample's log-ratio by its length"}, token_mean);
-    v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"},
-           label_smoothing, Range::half_open(0, 0.5));
+    v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"}, label_smoothing,
+           Range::half_open(0, 0.5));
     score.fields(v);
   }
 };
@@ -33,8 +33,8 @@ struct HypoOptions {
 ///   lambda * KL(pi || pi_ref), estimated on fresh samples y ~ pi.
 /// Value: mean log pi/pi_ref over the samples. Gradient: mean of
 ///   stop(log pi/pi_ref - baseline) d log pi,
-/// baseline = mean of the prompt's other samples (none for a single one). [batch] log-probs in nats,
-/// samples [batch * num_samples]. At Delta = 0 everywhere: log 2.
+/// baseline = mean of the prompt's other samples (none for a single one). [batch] log-probs in
+/// nats, samples [batch * num_samples]. At Delta = 0 everywhere: log 2.
 class HypoLoss : public PairwiseLoss<HypoLoss, HypoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;

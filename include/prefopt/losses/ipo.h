@@ -13,8 +13,9 @@ struct IpoOptions {
   void fields(FieldVisitor& v) {
     v.real({"beta", "the paper's tau: the margin aimed at is 1/(2 tau)", {"tau"}}, beta,
            Range::above(0));
-    v.flag({"length_normalized", "divide each score by its completion's tokens (TRL); the paper "
-                                 "does not"},
+    v.flag({"length_normalized",
+            "divide each score by its completion's tokens (TRL); the paper "
+            "does not"},
            length_normalized);
     score.fields(v);
   }
@@ -22,9 +23,9 @@ struct IpoOptions {
 
 /// Identity preference optimization (2310.12036 eq. 17):
 ///   (delta - 1/(2 tau))^2, tau = beta
-/// with delta of token means (`length_normalized`, as TRL) or of sums (the paper). [batch] log-probs
-/// in nats; lengths needed for the former. Derivative in delta: 2 (delta - 1/(2 tau)).
-/// At delta = 0: 1/(4 tau^2), 25 for tau = 0.1.
+/// with delta of token means (`length_normalized`, as TRL) or of sums (the paper). [batch]
+/// log-probs in nats; lengths needed for the former. Derivative in delta: 2 (delta - 1/(2 tau)). At
+/// delta = 0: 1/(4 tau^2), 25 for tau = 0.1.
 class IpoLoss : public PairwiseLoss<IpoLoss, IpoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;

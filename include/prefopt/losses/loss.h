@@ -37,11 +37,11 @@ struct LossAnchor {
 
 /// What the registry, the documentation and the contract tests know of a loss.
 struct LossInfo {
-  std::string name;
-  std::vector<std::string> aliases;  ///< names in TRL and elsewhere
-  std::string formula;
-  std::string source;  ///< arXiv id and equation
-  std::vector<LossAnchor> anchors;
+  std::string name = {};
+  std::vector<std::string> aliases = {};  ///< names in TRL and elsewhere
+  std::string formula = {};
+  std::string source = {};  ///< arXiv id and equation
+  std::vector<LossAnchor> anchors = {};
 };
 
 namespace detail {
@@ -60,8 +60,7 @@ class PREFOPT_API LossConcept {
 class PREFOPT_API Loss {
  public:
   template <class L>
-    requires(!std::same_as<std::remove_cvref_t<L>, Loss>)
-  Loss(L loss)  // NOLINT: a loss is a Loss
+  requires(!std::same_as<std::remove_cvref_t<L>, Loss>) Loss(L loss)  // NOLINT: a loss is a Loss
       : self_(std::make_shared<Model<L>>(std::move(loss))) {}
 
   /// Throws ShapeError, DtypeError or DeviceError for tensors that do not fit.

@@ -12,7 +12,8 @@
 namespace prefopt {
 
 /// Counts over one whole optimizer step (all micro-batches, all ranks). A loss divides by them, so
-/// the accumulated gradient does not depend on how the step was cut up. Zero means "just this batch".
+/// the accumulated gradient does not depend on how the step was cut up. Zero means "just this
+/// batch".
 struct StepTotals {
   double pairs = 0;
   double chosen_tokens = 0;

@@ -33,8 +33,8 @@ class PREFOPT_API NoGrad {
 };
 }  // namespace detail
 
-/// Base of the named losses: options, checks, and the step from a formula to a gradient. `Derived` has
-/// `evaluate(const BasicPairLogps<T>&) const` for any array type and `static LossInfo info()`.
+/// Base of the named losses: options, checks, and the step from a formula to a gradient. `Derived`
+/// has `evaluate(const BasicPairLogps<T>&) const` for any array type and `static LossInfo info()`.
 template <class Derived, class OptionsType>
 class LossBase {
  public:

@@ -15,9 +15,9 @@
 namespace prefopt {
 
 struct LossEntry {
-  LossInfo info;
-  std::vector<FieldDoc> options;
-  std::function<Loss(std::string_view options_json)> make;
+  LossInfo info = {};
+  std::vector<FieldDoc> options = {};
+  std::function<Loss(std::string_view options_json)> make = {};
 };
 
 /// Builds a loss from `{"type": NAME, options…}`. TRL's form `{"loss_type": NAME or list,

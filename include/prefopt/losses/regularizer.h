@@ -7,9 +7,9 @@
 #include "prefopt/losses/pair_logps.h"
 #include "prefopt/math/functions.h"
 
-// Regularizers: terms beside the link that look at one side of a pair or at fresh samples. Each adds
-// its per-pair value and its derivatives to a BasicLossSum. Values are scaled so that the mean over
-// the pairs of the whole step is the term itself.
+// Regularizers: terms beside the link that look at one side of a pair or at fresh samples. Each
+// adds its per-pair value and its derivatives to a BasicLossSum. Values are scaled so that the mean
+// over the pairs of the whole step is the term itself.
 namespace prefopt {
 
 /// Per-pair losses and derivatives while a loss is put together; undefined members are zero.
@@ -20,16 +20,13 @@ struct BasicLossSum {
   T d_rejected;  ///< [batch]
   T d_samples;   ///< [batch * samples_per_prompt]
 
-  static void add(T& sum, const T& part) {
-    sum = math::defined(sum) ? T(sum + part) : part;
-  }
+  static void add(T& sum, const T& part) { sum = math::defined(sum) ? T(sum + part) : part; }
 };
 
 /// Pairs to divide by: those of the step, or this batch's where no totals were given.
 template <class T>
 double step_pairs(const BasicPairLogps<T>& in) {
-  return in.totals.pairs > 0 ? in.totals.pairs
-                             : static_cast<double>(math::length(in.chosen_logps));
+  return in.totals.pairs > 0 ? in.totals.pairs : static_cast<double>(math::length(in.chosen_logps));
 }
 
 /// Value and gradient coefficients of the step's mean.
@@ -71,9 +68,10 @@ struct NllRegularizer {
     const T slope = [&]() -> T {
       switch (reduction) {
         case Reduction::kTokenMean: {
-          const ScalarOf<T> tokens = in.totals.chosen_tokens > 0
-                                         ? math::scalar_like(in.chosen_lens, in.totals.chosen_tokens)
-                                         : math::sum(in.chosen_lens);
+          const ScalarOf<T> tokens =
+              in.totals.chosen_tokens > 0
+                  ? math::scalar_like(in.chosen_lens, in.totals.chosen_tokens)
+                  : math::sum(in.chosen_lens);
           return math::constant(in.chosen_logps, -weight * pairs) / tokens;
         }
         case Reduction::kSequenceMean:
@@ -90,7 +88,8 @@ struct NllRegularizer {
 /// Which completions stand for the calibration policy of VPO.
 enum class Calibration { kChosen, kRejected, kSamples };
 
-/// weight * mean over calibration completions of (log pi - log pi_ref) (VPO, 2405.19320 eqs. 11, 16).
+/// weight * mean over calibration completions of (log pi - log pi_ref) (VPO, 2405.19320 eqs. 11,
+/// 16).
 struct ValueIncentive {
   static constexpr const char* kName = "value_incentive";
   double weight = 0;
@@ -118,9 +117,9 @@ struct ValueIncentive {
   }
 };
 
-/// weight * KL(pi || pi_ref) on fresh samples y ~ pi (HyPO, 2406.01462 algorithm 1). The value is the
-/// Monte-Carlo estimate, mean of log pi/pi_ref. Its derivative is not the derivative of that value but
-/// the score-function estimate of the KL's gradient,
+/// weight * KL(pi || pi_ref) on fresh samples y ~ pi (HyPO, 2406.01462 algorithm 1). The value is
+/// the Monte-Carlo estimate, mean of log pi/pi_ref. Its derivative is not the derivative of that
+/// value but the score-function estimate of the KL's gradient,
 ///   mean of stop(log pi/pi_ref - baseline) * d log pi,
 /// with the mean of the other samples of the prompt as the baseline (none for a single sample).
 struct OnPolicyKl {

@@ -18,8 +18,8 @@ struct RpoOptions {
            Range::at_least(0));
     v.choice({"reduction", "NLL over tokens of the step, per sequence mean, or per sequence sum"},
              reduction, {"token_mean", "sequence_mean", "sum"});
-    v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"},
-           label_smoothing, Range::half_open(0, 0.5));
+    v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"}, label_smoothing,
+           Range::half_open(0, 0.5));
     score.fields(v);
   }
 };

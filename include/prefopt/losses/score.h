@@ -27,9 +27,9 @@ struct ScoreOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
-/// Score s of a log-ratio Delta = log pi - log pi_ref, in nats: f'(e^Delta) of the divergence f that
-/// takes the place of the KL term, up to a constant that cancels in s_w - s_l (f-DPO, 2309.16240
-/// table 1; the mixed chi-squared score is chi-PO's, 2407.13399 eq. 7).
+/// Score s of a log-ratio Delta = log pi - log pi_ref, in nats: f'(e^Delta) of the divergence f
+/// that takes the place of the KL term, up to a constant that cancels in s_w - s_l (f-DPO,
+/// 2309.16240 table 1; the mixed chi-squared score is chi-PO's, 2407.13399 eq. 7).
 ///   reverse_kl        Delta                                    slope 1
 ///   forward_kl        1 - e^-Delta                                   e^-Delta
 ///   js_divergence     log 2 + log sigmoid(Delta)                     sigmoid(-Delta)

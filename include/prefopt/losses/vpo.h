@@ -26,8 +26,9 @@ struct VpoOptions {
     v.real({"alpha", "weight of the value incentive"}, alpha, Range::at_least(0));
     v.choice({"mode", "offline: pessimism (sign -1); online: optimism (sign +1)"}, mode,
              {"offline", "online"});
-    v.choice({"calibration", "completions the value is calibrated on; samples: fresh ones of the "
-                             "reference"},
+    v.choice({"calibration",
+              "completions the value is calibrated on; samples: fresh ones of the "
+              "reference"},
              calibration, {"chosen", "rejected", "samples"});
     v.integer({"num_samples", "fresh samples a prompt, for calibration = samples"}, num_samples,
               Range::at_least(1));

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The functions that links, scores and regularizers are written in. One template of a formula serves
-// float and double (here), Eigen arrays (math/eigen.h) and tensors (math/tensor.h).
+// The functions that links, scores and regularizers are written in. One template of a formula
+// serves float and double (here), Eigen arrays (math/eigen.h) and tensors (math/tensor.h).
 //
-// They are called qualified and with a value of the number type itself: `math::sigmoid(T(-z))`. That
-// keeps at::sigmoid and Eigen's expression types out of the overload set.
+// They are called qualified and with a value of the number type itself: `math::sigmoid(T(-z))`.
+// That keeps at::sigmoid and Eigen's expression types out of the overload set.
 
 #include <algorithm>
 #include <cmath>

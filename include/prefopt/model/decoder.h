@@ -47,7 +47,8 @@ class PREFOPT_API Decoder final : public Policy {
 
   /// Reads `config.json` and `model.safetensors`. A field that would change results and is not
   /// understood is refused by name (CheckpointError). `dtype` "keep" keeps the file's.
-  static std::shared_ptr<Decoder> load(const std::string& directory, std::string_view dtype = "keep");
+  static std::shared_ptr<Decoder> load(const std::string& directory,
+                                       std::string_view dtype = "keep");
 
   PolicyOutput forward(const TokenBatch& batch) override;
   OutputHead head() const override;

@@ -34,8 +34,8 @@ class ModulePolicy final : public Policy {
     return parameters;
   }
   std::shared_ptr<Policy> frozen_copy() const override {
-    auto copy = std::make_shared<ModulePolicy>(
-        std::dynamic_pointer_cast<Module>(module_->clone()), vocab_size_);
+    auto copy = std::make_shared<ModulePolicy>(std::dynamic_pointer_cast<Module>(module_->clone()),
+                                               vocab_size_);
     copy->set_requires_grad(false);
     return copy;
   }

@@ -12,8 +12,8 @@ namespace prefopt {
 
 struct SamplingOptions {
   std::int64_t max_new_tokens = 64;
-  double temperature = 1;    ///< 0: greedy
-  std::int64_t top_k = 0;    ///< 0: off
+  double temperature = 1;  ///< 0: greedy
+  std::int64_t top_k = 0;  ///< 0: off
   double top_p = 1;
   std::int64_t eos_id = -1;  ///< -1: no end token
   std::int64_t seed = 0;
@@ -31,6 +31,7 @@ PREFOPT_API std::vector<std::vector<std::int64_t>> sample(
     const SamplingOptions& options);
 
 /// Probabilities after temperature, top-k and top-p: [S, vocab] float32. Exposed for tests.
-PREFOPT_API at::Tensor sampling_probabilities(const at::Tensor& logits, const SamplingOptions& options);
+PREFOPT_API at::Tensor sampling_probabilities(const at::Tensor& logits,
+                                              const SamplingOptions& options);
 
 }  // namespace prefopt

@@ -18,10 +18,10 @@
 namespace prefopt {
 
 struct ModelOptions {
-  std::string path;               ///< Hugging Face folder; empty: fresh weights of shape `decoder`
+  std::string path = {};          ///< Hugging Face folder; empty: fresh weights of shape `decoder`
   std::string dtype = "float32";  ///< or "keep"
   std::string tokenizer = "byte";
-  DecoderOptions decoder;
+  DecoderOptions decoder = {};
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -30,8 +30,8 @@ enum class ReferenceKind { kFrozen, kCached };
 
 struct ReferenceOptions {
   ReferenceKind kind = ReferenceKind::kFrozen;
-  std::string path;       ///< Hugging Face folder; empty: the policy as it was before training
-  std::string cache_dir;  ///< empty: `reference-cache` in the run folder
+  std::string path = {};       ///< Hugging Face folder; empty: the policy as it was before training
+  std::string cache_dir = {};  ///< empty: `reference-cache` in the run folder
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -54,12 +54,12 @@ struct LoopOptions {
 struct RunOptions {
   std::string output_dir = "run";
   std::string loss = R"({"type": "dpo"})";
-  ModelOptions model;
-  ReferenceOptions reference;
-  DataOptions data;
-  OptimizerOptions optimizer;
-  LoopOptions train;
-  SamplingOptions sampling;  ///< `eos_id` -1: the model's end token, else the tokenizer's
+  ModelOptions model = {};
+  ReferenceOptions reference = {};
+  DataOptions data = {};
+  OptimizerOptions optimizer = {};
+  LoopOptions train = {};
+  SamplingOptions sampling = {};  ///< `eos_id` -1: the model's end token, else the tokenizer's
 
   PREFOPT_API void fields(FieldVisitor& v);
 };

@@ -45,10 +45,10 @@ using Metrics = std::vector<std::pair<std::string, double>>;
 PREFOPT_API double metric(const Metrics& metrics, std::string_view name);
 
 struct TrainerOptions {
-  OptimizerOptions optimizer;
+  OptimizerOptions optimizer = {};
   std::int64_t total_steps = 0;       ///< length of the schedule; a constant one needs none
   std::int64_t micro_batch_size = 0;  ///< pairs at a time; 0: the whole step at once
-  SamplingOptions sampling;           ///< for losses that need fresh samples
+  SamplingOptions sampling = {};      ///< for losses that need fresh samples
 };
 
 /// One loss, one policy, one optimizer. Knows nothing of files; `run_training` does.

@@ -22,10 +22,10 @@ struct Outer {
   double rate = 0.5;
   bool on = false;
   std::string name = "n";
-  std::vector<std::string> list;
+  std::vector<std::string> list = {};
   Color color = Color::kRed;
   std::string raw = "{}";
-  Inner inner;
+  Inner inner = {};
 
   void fields(FieldVisitor& v) {
     v.real({"rate", "a rate", {"speed"}}, rate, Range::between(0, 1));
@@ -93,6 +93,8 @@ TEST_CASE("options: what is refused", "[core]") {
                     "outer: expected rate once, got it as 'rate' and as 'speed'");
   CHECK_THROWS_TEXT(checked(Outer{.rate = -1}, "outer"), ConfigError,
                     "outer: expected rate in [0, 1], got -1");
+  CHECK_THROWS_TEXT(options_to_json(Outer{.color = static_cast<Color>(9)}), ConfigError,
+                    "options: expected color to be one of 'red', 'green', got enumerator 9");
   const std::string deep = std::string(70, '[') + std::string(70, ']');
   CHECK_THROWS_TEXT(read((R"({"raw": )" + deep + "}").c_str()), ConfigError,
                     "outer: expected JSON, got nesting deeper than 64 levels");

@@ -260,8 +260,9 @@ TEST_CASE("sequence_logps: wrong batches and outputs are refused", "[logps]") {
         "completion_mask of dtype Bool, got Float");
   check([](TokenBatch& b) { b.completion_lens = at::zeros({3}, at::kLong); }, ShapeError(""),
         "completion_lens [2], got [3]");
-  check([](TokenBatch& b) { b.input_ids = {}; }, ShapeError(""), "input_ids [S, T], got none");
-  check([](TokenBatch& b) { b.completion_mask = {}; }, ShapeError(""),
+  check([](TokenBatch& b) { b.input_ids = at::Tensor(); }, ShapeError(""),
+        "input_ids [S, T], got none");
+  check([](TokenBatch& b) { b.completion_mask = at::Tensor(); }, ShapeError(""),
         "completion_mask [2, 4], got none");
   // A completion token in the first column is predicted by nothing.
   check([](TokenBatch& b) { b.completion_mask[0][0] = true, b.completion_lens[0] = 4; },

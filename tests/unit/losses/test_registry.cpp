@@ -14,9 +14,7 @@ namespace {
 
 using nlohmann::json;
 
-std::string type_of(const char* config) {
-  return json::parse(make_loss(config).config())["type"];
-}
+std::string type_of(const char* config) { return json::parse(make_loss(config).config())["type"]; }
 
 TEST_CASE("losses by name and by TRL's names", "[losses]") {
   CHECK(type_of(R"({"type": "dpo"})") == "dpo");
@@ -24,15 +22,14 @@ TEST_CASE("losses by name and by TRL's names", "[losses]") {
   CHECK(type_of(R"({"type": "robust"})") == "robust_dpo");
   CHECK(type_of(R"({"loss_type": "ipo"})") == "ipo");
   CHECK(type_of(R"({"loss_type": ["robust"], "label_smoothing": 0.1})") == "robust_dpo");
-  const json trl = json::parse(
-      make_loss(R"({"loss_type": "sigmoid", "f_divergence_type": "alpha_divergence",
+  const json trl =
+      json::parse(make_loss(R"({"loss_type": "sigmoid", "f_divergence_type": "alpha_divergence",
                     "f_alpha_divergence_coef": 0.3})")
-          .config());
+                      .config());
   CHECK(trl["divergence"] == "alpha_divergence");
   CHECK(trl["divergence_alpha"] == 0.3);
-  const json rpo =
-      json::parse(make_loss(R"({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.25]})")
-                      .config());
+  const json rpo = json::parse(
+      make_loss(R"({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.25]})").config());
   CHECK(rpo["type"] == "rpo");
   CHECK(rpo["eta"] == 0.25);
   CHECK(rpo["reduction"] == "token_mean");
@@ -65,7 +62,8 @@ TEST_CASE("configs that cannot be meant", "[losses]") {
                     R"(loss: expected one loss_type, or sigmoid with sft and loss_weights )"
                     R"([1, eta], got ["sigmoid","ipo"] with loss_weights [])");
   CHECK_THROWS_TEXT(DpoLoss({.beta = -1}), ConfigError, "dpo: expected beta > 0, got -1");
-  CHECK_THROWS_TEXT(DpoLoss({.beta = std::nan("")}), ConfigError, "dpo: expected beta > 0, got nan");
+  CHECK_THROWS_TEXT(DpoLoss({.beta = std::nan("")}), ConfigError,
+                    "dpo: expected beta > 0, got nan");
 }
 
 // A loss of a user's own: hinge, by the same algebra.
@@ -96,8 +94,8 @@ TEST_CASE("a loss that is not registered can be used as it is", "[losses]") {
   in.chosen_logps.requires_grad_();
   const Loss loss = MyHinge({.beta = 0.2});
   const LossOutput out = loss(in);
-  const at::Tensor delta = (in.chosen_logps - in.ref_chosen_logps) -
-                           (in.rejected_logps - in.ref_rejected_logps);
+  const at::Tensor delta =
+      (in.chosen_logps - in.ref_chosen_logps) - (in.rejected_logps - in.ref_rejected_logps);
   const at::Tensor expected = at::clamp_min(1 - 0.2 * delta, 0).mean();
   CHECK(out.loss.item<double>() == Approx(expected.item<double>()));
   out.loss.backward();

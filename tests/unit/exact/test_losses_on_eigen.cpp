@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+
+#include "prefopt/exact/pair_logps.h"
+#include "prefopt/losses/dpo.h"
+#include "prefopt/losses/f_dpo.h"
+#include "prefopt/losses/hypo.h"
+#include "prefopt/losses/ipo.h"
+#include "prefopt/losses/robust_dpo.h"
+#include "prefopt/losses/rpo.h"
+#include "prefopt/losses/sft.h"
+#include "prefopt/losses/vpo.h"
+#include "support/catch.h"
+#include "support/pairs.h"
+
+namespace prefopt {
+namespace {
+
+using namespace testing_support;
+
+template <class L>
+void check_eigen_path(const L& loss) {
+  const auto k = static_cast<int>(loss.requirements().samples_per_prompt);
+  const ExactPairLogps in = random_pairs(6, k, 3, 2);
+  const ExactLossOutput exact = loss.evaluate(in);
+  const LossOutput tensors = loss.forward(to_tensors(in));
+  CHECK(exact.loss == Approx(tensors.loss.template item<double>()).epsilon(1e-13));
+  const auto same = [](const Eigen::ArrayXd& a, const at::Tensor& b) {
+    if (!b.defined()) return a.size() == 0;
+    const Eigen::ArrayXd other = to_array(b);
+    return a.size() == other.size() && ((a - other).abs() <= 1e-13 * (1 + other.abs())).all();
+  };
+  CHECK(same(exact.losses, tensors.losses));
+  CHECK(same(exact.grad_chosen, tensors.grad_chosen));
+  CHECK(same(exact.grad_rejected, tensors.grad_rejected));
+  CHECK(same(exact.grad_samples, tensors.grad_samples));
+  CHECK(same(exact.margins, tensors.margins));
+}
+
+TEST_CASE("the same template runs on Eigen arrays", "[exact]") {
+  check_eigen_path(DpoLoss({.label_smoothing = 0.1}));
+  check_eigen_path(RobustDpoLoss({.label_smoothing = 0.3}));
+  for (Divergence divergence :
+       {Divergence::kReverseKl, Divergence::kForwardKl, Divergence::kJensenShannon,
+        Divergence::kAlpha, Divergence::kJeffrey, Divergence::kChiSquaredMix}) {
+    check_eigen_path(FDpoLoss({.score = {.divergence = divergence}}));
+  }
+  check_eigen_path(IpoLoss());
+  check_eigen_path(IpoLoss({.length_normalized = false}));
+  for (Reduction reduction : {Reduction::kTokenMean, Reduction::kSequenceMean, Reduction::kSum}) {
+    check_eigen_path(RpoLoss({.reduction = reduction}));
+    check_eigen_path(SftLoss({.reduction = reduction}));
+  }
+  for (Calibration calibration :
+       {Calibration::kChosen, Calibration::kRejected, Calibration::kSamples}) {
+    check_eigen_path(VpoLoss({.calibration = calibration, .num_samples = 2}));
+  }
+  check_eigen_path(HypoLoss({.num_samples = 1}));
+  check_eigen_path(HypoLoss({.num_samples = 3, .clip = 1, .token_mean = true}));
+}
+
+// Softmax over four responses: every response weighted by its probability gives the exact
+// expectation of the score-function gradient, which must be the gradient of the KL.
+TEST_CASE("HyPO's sample gradient is the KL's gradient in expectation", "[exact]") {
+  Eigen::Array4d logits(0.3, -1.2, 0.8, 0.1), ref_logits(-0.5, 0.2, 0.4, -0.9);
+  const auto log_softmax = [](const Eigen::Array4d& z) -> Eigen::Array4d {
+    return z - std::log(z.exp().sum());
+  };
+  const Eigen::Array4d ref = log_softmax(ref_logits);
+  const auto kl = [&](const Eigen::Array4d& z) {
+    const Eigen::Array4d p = log_softmax(z);
+    return (p.exp() * (p - ref)).sum();
+  };
+  const Eigen::Array4d logp = log_softmax(logits);
+  const HypoLoss loss({.lambda = 1, .num_samples = 2});
+
+  // Expectation over both samples, drawn independently.
+  Eigen::Array4d gradient = Eigen::Array4d::Zero();
+  for (int a = 0; a < 4; ++a) {
+    for (int b = 0; b < 4; ++b) {
+      ExactPairLogps in;
+      in.chosen_logps = in.rejected_logps = in.ref_chosen_logps = in.ref_rejected_logps =
+          Eigen::ArrayXd::Zero(1);
+      in.samples_per_prompt = 2;
+      in.sample_logps = Eigen::Array2d(logp[a], logp[b]);
+      in.ref_sample_logps = Eigen::Array2d(ref[a], ref[b]);
+      const ExactLossOutput out = loss.evaluate(in);
+      const double weight = std::exp(logp[a] + logp[b]);
+      for (int j = 0; j < 4; ++j) {  // d log softmax_a / d z_j = [a = j] - p_j
+        gradient[j] += weight * (out.grad_samples[0] * ((a == j) - std::exp(logp[j])) +
+                                 out.grad_samples[1] * ((b == j) - std::exp(logp[j])));
+      }
+    }
+  }
+  for (int j = 0; j < 4; ++j) {
+    Eigen::Array4d up = logits, down = logits;
+    up[j] += 1e-6;
+    down[j] -= 1e-6;
+    CHECK(gradient[j] == Approx((kl(up) - kl(down)) / 2e-6).epsilon(1e-7).margin(1e-9));
+  }
+}
+
+}  // namespace
+}  // namespace prefopt
