@@ -54,8 +54,8 @@ Arguments parse(int argc, char** argv) {
 
 // The configs name their files under runs/demo, so that `prefopt train` takes them as they are.
 void move_to(std::string& path, const std::string& out) {
-  constexpr std::string_view kDefault = "runs/demo";
-  if (path.starts_with(kDefault)) path.replace(0, kDefault.size(), out);
+  constexpr std::string_view kDefault = "runs/demo/";
+  if (path.starts_with(kDefault)) path.replace(0, kDefault.size() - 1, out);
 }
 
 RunOptions read_config(const Arguments& arguments, const std::string& name) {
@@ -73,6 +73,10 @@ RunOptions read_config(const Arguments& arguments, const std::string& name) {
 
 RunResult train(const Arguments& arguments, const std::string& name) {
   const RunOptions options = read_config(arguments, name);
+  if (!options.output_dir.starts_with(arguments.out + "/")) {
+    throw ConfigError(fmt::format("{}: expected an output_dir inside of {}, got {}", name,
+                                  arguments.out, options.output_dir));
+  }
   fs::remove_all(options.output_dir);  // an earlier demo's
   std::int64_t shown = 0;
   RunEvents events;
@@ -172,7 +176,7 @@ int run(const Arguments& arguments) {
 int main(int argc, char** argv) {
   try {
     return run(parse(argc, argv));
-  } catch (const Error& error) {
+  } catch (const std::exception& error) {
     fmt::print(stderr, "{}\n", error.what());
     return 2;
   }

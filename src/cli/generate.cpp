@@ -87,19 +87,28 @@ void run_generate(const GenerateArguments& arguments, std::ostream& out) {
   options.eos_id = own_eos >= 0 ? own_eos : tokenizer->eos_id();
 
   const auto prompts = read_prompts(arguments, *tokenizer);
-  std::vector<std::vector<std::int64_t>> repeated;
-  for (const Prompt& prompt : prompts) {
-    repeated.insert(repeated.end(), static_cast<std::size_t>(arguments.samples), prompt.ids);
-  }
-  const auto completions = sample(*policy, repeated, options);
-  for (std::size_t i = 0; i < completions.size(); ++i) {
-    const std::string completion = tokenizer->decode(completions[i]);
-    if (arguments.json) {
-      const Prompt& prompt = prompts[i / static_cast<std::size_t>(arguments.samples)];
-      const Json line{{"prompt", prompt.text}, {"completion", completion}, {"ids", completions[i]}};
-      out << detail::dump_json(line) << '\n';
-    } else {
-      out << completion << '\n';
+  const auto samples = static_cast<std::size_t>(arguments.samples);
+  const std::size_t total = prompts.size() * samples;
+  // In parts, so that a long file needs no more memory than a short one; first_index makes the
+  // draws those of one call.
+  constexpr std::size_t kPart = 64;
+  for (std::size_t first = 0; first < total; first += kPart) {
+    std::vector<std::vector<std::int64_t>> part;
+    for (std::size_t i = first; i < std::min(first + kPart, total); ++i) {
+      part.push_back(prompts[i / samples].ids);
+    }
+    options.first_index = static_cast<std::int64_t>(first);
+    const auto completions = sample(*policy, part, options);
+    for (std::size_t i = 0; i < completions.size(); ++i) {
+      const std::string completion = tokenizer->decode(completions[i]);
+      if (arguments.json) {
+        const Json line{{"prompt", prompts[(first + i) / samples].text},
+                        {"completion", completion},
+                        {"ids", completions[i]}};
+        out << detail::dump_json(line) << '\n';
+      } else {
+        out << completion << '\n';
+      }
     }
   }
 }

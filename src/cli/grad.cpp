@@ -38,7 +38,8 @@ void run_grad(const GradArguments& arguments, std::ostream& out) {
   TrainerOptions options;
   options.total_steps = 1;
   options.micro_batch_size = arguments.micro;
-  options.sampling.eos_id = policy->options().eos_token_id;
+  const std::int64_t own_eos = policy->options().eos_token_id;
+  options.sampling.eos_id = own_eos >= 0 ? own_eos : tokenizer->eos_id();
   options.sampling.seed = arguments.seed;
   Trainer trainer(policy, reference, loss, options);
   const Metrics metrics = trainer.accumulate_gradients(pairs);

@@ -51,6 +51,8 @@ int exit_code_of(const std::function<void()>& command) {
     return fail(kFailure, "stdout: expected to write the result, got an error");
   } catch (const ConfigError& error) {
     return fail(kUsage, error.what());
+  } catch (const DeviceError& error) {
+    return fail(kUsage, error.what());
   } catch (const DataError& error) {
     return fail(kData, error.what());
   } catch (const ShapeError& error) {

@@ -100,7 +100,7 @@ double peak_mebibytes() {
 /// Ends a run after its first step.
 struct FirstStepDone {};
 
-void dry_run(RunOptions options, std::ostream& out) {
+void dry_run(RunOptions options, std::ostream& out, std::ostream& err) {
   const TemporaryFolder folder;
   options.output_dir = folder.path() + "/run";
   options.reference.cache_dir.clear();  // inside of the temporary run folder then
@@ -112,7 +112,7 @@ void dry_run(RunOptions options, std::ostream& out) {
   RunEvents events;
   events.note = [&](const std::string& line) {
     clock.skip();
-    out << line << '\n';
+    err << line << '\n';
   };
   events.evaluation = [&](std::int64_t, const Metrics&) { evaluation_seconds = clock.lap(); };
   events.step = [&](std::int64_t, std::int64_t total, const Metrics& metrics) {
@@ -158,7 +158,7 @@ void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream&
     out << options_to_json(options, 2) << '\n';
     return;
   }
-  if (arguments.dry_run) return dry_run(options, out);
+  if (arguments.dry_run) return dry_run(options, out, err);
 
   Progress progress(err, arguments.terminal_width, arguments.quiet);
   RunEvents events;

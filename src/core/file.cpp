@@ -2,6 +2,7 @@
 #include "core/file.h"
 
 #include <fcntl.h>
+#include <stdlib.h>  // NOLINT(modernize-deprecated-headers): mkostemp is not in <cstdlib>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -67,11 +68,13 @@ std::string try_read_file(const std::string& path, std::string& bytes) {
 }
 
 std::string try_write_file(const std::string& path, std::string_view bytes) {
-  const std::string beside = path + ".tmp";
+  std::string beside = path + ".XXXXXX";  // a name of its own: another process may write here too
   {
-    Descriptor file(::open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+    Descriptor file(::mkostemp(beside.data(), O_CLOEXEC));
     if (file.get() < 0) return last_error();
-    if (!write_all(file.get(), bytes) || ::fsync(file.get()) != 0 || !file.close()) {
+    // mkostemp's files are for their owner alone.
+    if (!write_all(file.get(), bytes) || ::fchmod(file.get(), 0644) != 0 ||
+        ::fsync(file.get()) != 0 || !file.close()) {
       const std::string why = last_error();
       ::unlink(beside.c_str());
       return why;

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 
-#include "core/hash.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -95,17 +94,6 @@ TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs, bool with_reject
     sequences.push_back({pairs[i].prompt, pairs[i].rejected});
   }
   return pad_right(sequences);
-}
-
-std::string content_key(const TokenPair& pair) {
-  detail::ContentHash hash;
-  for (const auto* ids : {&pair.prompt, &pair.chosen, &pair.rejected}) {
-    // The length first: a token moved from one part to the next gives another key.
-    const auto size = static_cast<std::int64_t>(ids->size());
-    hash.update(&size, sizeof size);
-    hash.update(ids->data(), ids->size() * sizeof(std::int64_t));
-  }
-  return hash.hex();
 }
 
 }  // namespace prefopt

@@ -82,9 +82,10 @@ struct Cuts {
   bool prompt = false;
   std::int64_t completions = 0;
 
-  void count_in(RowReport& report) const {
+  void count_in(RowReport& report, std::int64_t line) const {
     report.truncated_prompts += prompt ? 1 : 0;
     report.truncated_completions += completions;
+    if (prompt || completions > 0) report.truncated_lines.push_back(line);
   }
 };
 
@@ -114,6 +115,10 @@ class Loader {
     PreferenceRow row;
     if (!parse(line, text, row)) return;
     TokenPair pair = encode_row(row, tokenizer_, options_);
+    // A completion that the loss never sees must not cost the others their budget.
+    if (!need_rejected_) pair.rejected.clear();
+    // First of all: completions that the budget makes equal, or empty, are defects too.
+    const Cuts cuts = apply_budgets(pair, tokenizer_, options_);
 
     const std::int64_t eos = tokenizer_.eos_id();
     if ((is_empty(pair.chosen, eos) || (need_rejected_ && is_empty(pair.rejected, eos))) &&
@@ -123,12 +128,11 @@ class Loader {
     if (pair.prompt.empty() && !keeps(options_.unusable, "unusable", kEmptyPrompt, line)) return;
     const bool identical = need_rejected_ && pair.chosen == pair.rejected;
     if (identical && !keeps(options_.identical, "identical", kIdentical, line)) return;
-    const Cuts cuts = apply_budgets(pair, tokenizer_, options_);
     if (cuts.prompt && !keeps(options_.long_prompt, "long_prompt", kLongPrompt, line)) return;
 
     // Counted last: a row that was dropped for one defect was not kept with another.
     if (identical) report.kept_with[std::string(kIdentical)].push_back(line);
-    cuts.count_in(report);
+    cuts.count_in(report, line);
     ++report.rows_kept;
     dataset_.pairs.push_back(std::move(pair));
   }
@@ -202,18 +206,22 @@ std::string counted(std::int64_t count, std::string_view noun) {
   return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
 }
 
-// `dropped 3 rows: empty completion (lines 2, 7, 19)`
-std::string defect_line(std::string_view verb, std::string_view reason,
-                        const std::vector<std::int64_t>& lines) {
+// `(lines 2, 7, 19)`
+std::string places(const std::vector<std::int64_t>& lines) {
   constexpr std::size_t kMaxLines = 5;
   std::string list;
   for (std::size_t i = 0; i < std::min(lines.size(), kMaxLines); ++i) {
     list += fmt::format("{}{}", i > 0 ? ", " : "", lines[i]);
   }
   if (lines.size() > kMaxLines) list += ", …";
-  return fmt::format("{} {}: {} ({} {})", verb,
-                     counted(static_cast<std::int64_t>(lines.size()), "row"), reason,
-                     lines.size() == 1 ? "line" : "lines", list);
+  return fmt::format("({} {})", lines.size() == 1 ? "line" : "lines", list);
+}
+
+// `dropped 3 rows: empty completion (lines 2, 7, 19)`
+std::string defect_line(std::string_view verb, std::string_view reason,
+                        const std::vector<std::int64_t>& lines) {
+  return fmt::format("{} {}: {} {}", verb, counted(static_cast<std::int64_t>(lines.size()), "row"),
+                     reason, places(lines));
 }
 
 }  // namespace
@@ -254,7 +262,9 @@ std::string RowReport::summary() const {
   std::vector<std::string> cut;
   if (truncated_prompts > 0) cut.push_back(counted(truncated_prompts, "prompt"));
   if (truncated_completions > 0) cut.push_back(counted(truncated_completions, "completion"));
-  if (!cut.empty()) parts.push_back(fmt::format("truncated {}", fmt::join(cut, ", ")));
+  if (!cut.empty()) {
+    parts.push_back(fmt::format("truncated {} {}", fmt::join(cut, ", "), places(truncated_lines)));
+  }
   return fmt::format("{}", fmt::join(parts, "\n"));
 }
 
@@ -262,7 +272,8 @@ TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                        const DataOptions& options, RowReport& report) {
   check_options(options, "tokenize_row");
   TokenPair pair = encode_row(row, tokenizer, options);
-  apply_budgets(pair, tokenizer, options).count_in(report);
+  const Cuts cuts = apply_budgets(pair, tokenizer, options);
+  cuts.count_in(report, row.line);
   return pair;
 }
 

@@ -217,8 +217,9 @@ class RowReader {
   PreferenceRow token_row() const {
     PreferenceRow row;
     row.prompt_ids = ids("prompt_ids");
-    row.chosen_ids = ids("chosen_ids");
-    row.rejected_ids = ids("rejected_ids");
+    row.has_rejected = !has("completion_ids");
+    row.chosen_ids = ids(row.has_rejected ? "chosen_ids" : "completion_ids");
+    if (row.has_rejected) row.rejected_ids = ids("rejected_ids");
     row.tokenized = true;
     return row;
   }
@@ -250,7 +251,11 @@ class RowReader {
     if (prompt && std::holds_alternative<Messages>(*prompt)) {
       return conversation(std::get<Messages>(*prompt), chosen_list, rejected_list);
     }
-    // A prompt in text beside lists repeats what the lists begin with, in TRL's data as well.
+    // A prompt in text beside lists repeats what the lists begin with, in TRL's data as well; lists
+    // that begin with the answer need it.
+    if (prompt && chosen_list.front().role == "assistant") {
+      return conversation({{"user", std::get<std::string>(*prompt)}}, chosen_list, rejected_list);
+    }
     return implicit_conversation(std::move(chosen_list), std::move(rejected_list));
   }
 

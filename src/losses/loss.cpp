@@ -137,6 +137,14 @@ PairLogps checked_inputs(const PairLogps& logps, const LossRequirements& needs, 
   return in;
 }
 
+void check_length(std::int64_t length, std::int64_t expected, const char* field,
+                  const std::string& name) {
+  if (length != expected) {
+    throw ShapeError(
+        fmt::format("{}: expected {} of length {}, got {}", name, field, expected, length));
+  }
+}
+
 void attach_gradient(LossOutput& out, const PairLogps& logps) {
   out.loss = AttachGradient::apply(
       logps.chosen_logps, if_defined(logps.rejected_logps), if_defined(logps.sample_logps),

@@ -15,8 +15,8 @@
 namespace prefopt {
 
 void DecoderOptions::fields(FieldVisitor& v) {
-  const Range size = Range::at_least(1);
-  const Range token = Range::at_least(-1);
+  const Range size = Range::between(1, detail::kMaxDecoderSize);
+  const Range token = Range::between(-1, detail::kMaxDecoderSize);
   v.integer({"vocab_size", "number of token ids"}, vocab_size, size);
   v.integer({"hidden_size", "width of the residual stream"}, hidden_size, size);
   v.integer({"intermediate_size", "width of the feed-forward part"}, intermediate_size, size);
@@ -24,7 +24,7 @@ void DecoderOptions::fields(FieldVisitor& v) {
   v.integer({"num_attention_heads", "query heads"}, num_attention_heads, size);
   v.integer({"num_key_value_heads", "key and value heads"}, num_key_value_heads, size);
   v.integer({"head_dim", "width of a head; 0: hidden_size / num_attention_heads"}, head_dim,
-            Range::at_least(0));
+            Range::between(0, detail::kMaxDecoderSize));
   v.integer({"max_position_embeddings", "longest sequence the model is meant for"},
             max_position_embeddings, size);
   v.real({"rms_norm_eps", "added to the mean square in RMSNorm"}, rms_norm_eps, Range::above(0));
@@ -269,7 +269,7 @@ class ConfigReader {
   std::int64_t token(const char* name) const {
     const Json* given = find(name);
     if (!given) return -1;
-    // A model may have several end tokens; the first one is the one it writes.
+    // A model may have several end tokens; generation here ends at the first of them.
     if (given->is_array() && !given->empty()) given = &given->front();
     return whole(name, *given);
   }
@@ -280,6 +280,9 @@ class ConfigReader {
     if (!given) fail(name, "none");
     const std::int64_t value = whole(name, *given);
     if (value < 1) fail(fmt::format("{} of at least 1", name), dump_json(*given));
+    if (value > kMaxDecoderSize) {
+      fail(fmt::format("{} of at most {}", name, kMaxDecoderSize), dump_json(*given));
+    }
     return value;
   }
 

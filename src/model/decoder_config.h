@@ -11,6 +11,9 @@
 
 namespace prefopt::detail {
 
+/// Far above any model, and low enough that products of two sizes fit in 64 bits.
+inline constexpr std::int64_t kMaxDecoderSize = std::int64_t{1} << 30;
+
 /// A `config.json`: what the decoder needs of it, and all that it holds.
 struct DecoderConfig {
   DecoderOptions options;

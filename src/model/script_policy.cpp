@@ -77,6 +77,8 @@ PolicyOutput ScriptPolicy::forward(const TokenBatch& batch) {
   c10::IValue result;
   try {
     result = impl_->module.forward({batch.input_ids, batch.attention_mask});
+  } catch (const c10::OutOfMemoryError&) {
+    throw;
   } catch (const std::exception& error) {
     throw Error("script policy: expected forward to run, got: " + reason(error));
   }

@@ -55,13 +55,13 @@ void ReferenceOptions::fields(FieldVisitor& v) {
 
 void LoopOptions::fields(FieldVisitor& v) {
   v.integer({"steps", "Optimizer steps; 0: `epochs` decides", {"max_steps"}}, steps,
-            Range::at_least(0));
+            Range::between(0, 1e9));
   v.real({"epochs", "Passes over the training rows, where `steps` is 0", {"num_train_epochs"}},
-         epochs, Range::above(0));
+         epochs, Range{.min = 0, .max = 1e6, .min_open = true});
   v.integer({"batch_size",
              "Pairs an optimizer step; the last one of an epoch is filled up from the "
              "next epoch"},
-            batch_size, Range::at_least(1));
+            batch_size, Range::between(1, 1e6));
   v.integer({"micro_batch_size", "Pairs at a time, without effect on results; 0: the whole step"},
             micro_batch_size, Range::at_least(0));
   v.integer({"eval_every",
@@ -71,7 +71,7 @@ void LoopOptions::fields(FieldVisitor& v) {
   v.integer({"log_every", "Steps between lines of metrics.jsonl", {"logging_steps"}}, log_every,
             Range::at_least(1));
   v.integer({"seed", "Seed of fresh weights and of the order of rows"}, seed, Range::at_least(0));
-  v.integer({"threads", "CPU threads; 0: LibTorch's default"}, threads, Range::at_least(0));
+  v.integer({"threads", "CPU threads; 0: LibTorch's default"}, threads, Range::between(0, 4096));
   v.flag({"shuffle", "A new order of the rows each epoch"}, shuffle);
 }
 

@@ -165,8 +165,11 @@ LossOutput Trainer::Impl::forward(const std::vector<TokenPair>& part, std::int64
     if (reference) {
       const at::NoGradGuard no_grad;
       logps.ref_sample_logps = reference_logps_of_samples(samples);
-      metrics.add_mean("kl", (logps.sample_logps.detach() - logps.ref_sample_logps).sum(),
-                       static_cast<double>(samples.sequences()));
+      // Samples of the reference would estimate minus the KL in the other direction.
+      if (needs.sample_source == SampleSource::kPolicy) {
+        metrics.add_mean("kl", (logps.sample_logps.detach() - logps.ref_sample_logps).sum(),
+                         static_cast<double>(samples.sequences()));
+      }
     }
   }
 
@@ -218,7 +221,9 @@ detail::StepMetrics Trainer::Impl::accumulate(const std::vector<TokenPair>& pair
   const at::AutoGradMode grad_mode(train);
   const auto counts = count_tokens(pairs);
   const auto n = static_cast<double>(pairs.size());
-  const StepTotals totals{.pairs = n, .chosen_tokens = static_cast<double>(counts.chosen)};
+  const StepTotals totals{.pairs = n,
+                          .chosen_tokens = static_cast<double>(counts.chosen),
+                          .rejected_tokens = static_cast<double>(counts.rejected)};
 
   detail::StepMetrics metrics;
   const auto all = std::ssize(pairs);
@@ -273,7 +278,15 @@ Trainer::Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> refe
                     name));
   }
   if (needs.sample_source == SampleSource::kNone) return;
-  checked(impl_->options.sampling, "sampling");
+  const SamplingOptions& sampling = checked(impl_->options.sampling, "sampling");
+  if (needs.sample_source == SampleSource::kPolicy &&
+      (sampling.temperature != 1 || sampling.top_k != 0 || sampling.top_p != 1)) {
+    throw ConfigError(
+        fmt::format("{}: expected samples of the policy itself (temperature 1, top_k 0, top_p 1), "
+                    "got temperature {}, top_k {}, top_p {}; its gradient is an expectation under "
+                    "the policy",
+                    name, sampling.temperature, sampling.top_k, sampling.top_p));
+  }
   if (needs.samples_per_prompt < 1) {
     throw ConfigError(fmt::format("{}: expected at least one fresh sample a prompt, got {}", name,
                                   needs.samples_per_prompt));

@@ -28,17 +28,18 @@ ArrayXd score(const json& config, const ArrayXd& logratio) {
   throw std::invalid_argument(name);
 }
 
-double nll(const std::string& reduction, const ExactPairLogps& in) {
-  if (reduction == "token_mean") return -in.chosen_logps.sum() / in.chosen_lens.sum();
-  if (reduction == "sequence_mean") return -(in.chosen_logps / in.chosen_lens).mean();
-  return -in.chosen_logps.mean();
+double nll(const std::string& reduction, const ArrayXd& logps, const ArrayXd& lens) {
+  if (reduction == "token_mean") return -logps.sum() / lens.sum();
+  if (reduction == "sequence_mean") return -(logps / lens).mean();
+  return -logps.mean();
 }
 
 }  // namespace
 
 std::optional<OracleResult> loss_oracle(const json& config, const ExactPairLogps& in) {
   const std::string type = config.at("type");
-  if (type == "sft") return OracleResult{nll(config.at("reduction"), in), {}};
+  if (type == "sft")
+    return OracleResult{nll(config.at("reduction"), in.chosen_logps, in.chosen_lens), {}};
 
   const double beta = config.at("beta");
   const double eps = config.value("label_smoothing", 0.0);
@@ -61,7 +62,11 @@ std::optional<OracleResult> loss_oracle(const json& config, const ExactPairLogps
     return OracleResult{(h - 0.5 / beta).pow(2).mean(), {}};
   }
   if (type == "rpo") {
-    return OracleResult{dpo + config.at("eta").get<double>() * nll(config.at("reduction"), in), {}};
+    const bool chosen = config.at("baseline") == "chosen";
+    const double baseline =
+        nll(config.at("reduction"), chosen ? in.chosen_logps : in.rejected_logps,
+            chosen ? in.chosen_lens : in.rejected_lens);
+    return OracleResult{dpo + config.at("eta").get<double>() * baseline, {}};
   }
   const ArrayXd sample_logratio = in.sample_logps - in.ref_sample_logps;
   if (type == "vpo") {

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "prefopt/export.h"
@@ -44,8 +43,5 @@ PREFOPT_API TokenBatch make_batch(const std::vector<TokenSequence>& sequences);
 /// Chosen sequences of all pairs first, then the rejected ones (when `with_rejected`).
 PREFOPT_API TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs,
                                        bool with_rejected = true);
-
-/// A key for caches: equal token content gives equal keys.
-PREFOPT_API std::string content_key(const TokenPair& pair);
 
 }  // namespace prefopt

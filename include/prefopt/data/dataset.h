@@ -44,6 +44,7 @@ struct RowReport {
   std::int64_t rows_kept = 0;
   std::int64_t truncated_prompts = 0;
   std::int64_t truncated_completions = 0;
+  std::vector<std::int64_t> truncated_lines = {};
   std::map<std::string, std::vector<std::int64_t>> dropped;
   std::map<std::string, std::vector<std::int64_t>> kept_with;
 
@@ -69,8 +70,8 @@ PREFOPT_API void for_each_line(const std::string& path,
 PREFOPT_API TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                                    const DataOptions& options, RowReport& report);
 
-/// `need_rejected`: rows without one are unusable (named as such), and only then are equal
-/// completions or an empty rejected one a defect. Throws DataError where a policy says so or where
+/// `need_rejected`: rows without one are unusable (named as such). Where it is false, rejected
+/// completions are left out. Throws DataError where a policy says so or where
 /// no row can be used.
 PREFOPT_API Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                                  const DataOptions& options, bool need_rejected);

@@ -34,7 +34,8 @@ struct PreferenceRow {
 /// Reads one JSON object. Forms: {prompt, chosen, rejected} as text; {chosen, rejected} with an
 /// implicit prompt (for hh-rlhf dialogues up to the last "\n\nAssistant:", else the common text);
 /// the same with lists of {role, content}; {prompt_ids, chosen_ids, rejected_ids};
-/// {prompt, completion}, {text}, {messages} for SFT. Throws DataError, led by `where`.
+/// {prompt, completion}, {prompt_ids, completion_ids}, {text}, {messages} for SFT. Throws
+/// DataError, led by `where`.
 PREFOPT_API PreferenceRow parse_row(std::string_view json, std::string_view where);
 
 }  // namespace prefopt

@@ -18,7 +18,8 @@ struct DpoOptions {
   }
 };
 
-/// Direct preference optimization (2305.18290 eq. 7; label_smoothing: conservative DPO):
+/// Direct preference optimization (2305.18290 eq. 7; label_smoothing: conservative DPO,
+/// ericmitchell.ai/cdpo.pdf):
 ///   -(1 - eps) log sigmoid(beta delta) - eps log sigmoid(-beta delta)
 /// [batch] log-probs in nats. Derivative in delta: beta (sigmoid(beta delta) - (1 - eps)).
 /// At delta = 0: log 2. As beta delta grows: eps beta delta; as it falls: -(1 - eps) beta delta.

@@ -15,7 +15,7 @@ struct FDpoOptions {
   }
 };
 
-/// DPO under another divergence (2309.16240 eq. 7):
+/// DPO under another divergence (2309.16240):
 ///   -log sigmoid(beta (s(Delta_w) - s(Delta_l)))
 /// with the scores of losses/score.h. [batch] log-probs in nats.
 /// Derivative in Delta_w: -beta sigmoid(-z) s'(Delta_w), z the argument of log sigmoid.
@@ -30,7 +30,7 @@ class FDpoLoss : public PairwiseLoss<FDpoLoss, FDpoOptions> {
     return {.name = "f_dpo",
             .aliases = {},
             .formula = "-logsigmoid(beta*(s(Delta_w) - s(Delta_l)))",
-            .source = "arXiv:2309.16240 eq. 7",
+            .source = "arXiv:2309.16240",
             .anchors = {{0, 0, 0.69314718055994531}, {2, 2, 0.69314718055994531}}};
   }
 };

@@ -29,12 +29,14 @@ struct HypoOptions {
   }
 };
 
-/// Hybrid preference optimization (2406.01462 algorithm 1): dpo on offline pairs plus
+/// Hybrid preference optimization (2406.01462): dpo on offline pairs plus
 ///   lambda * KL(pi || pi_ref), estimated on fresh samples y ~ pi.
 /// Value: mean log pi/pi_ref over the samples. Gradient: mean of
 ///   stop(log pi/pi_ref - baseline) d log pi,
-/// baseline = mean of the prompt's other samples (none for a single one). [batch] log-probs in
-/// nats, samples [batch * num_samples]. At Delta = 0 everywhere: log 2.
+/// baseline = mean of the prompt's other samples (none for a single one): unbiased for y ~ pi
+/// itself, so the trainer refuses other sampling than temperature 1. `clip` and `token_mean` trade
+/// that for less variance. [batch] log-probs in nats, samples [batch * num_samples]. At Delta = 0
+/// everywhere: log 2.
 class HypoLoss : public PairwiseLoss<HypoLoss, HypoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;
@@ -54,7 +56,7 @@ class HypoLoss : public PairwiseLoss<HypoLoss, HypoOptions> {
     return {.name = "hypo",
             .aliases = {},
             .formula = "dpo + lambda * KL(pi || pi_ref) on fresh samples",
-            .source = "arXiv:2406.01462 algorithm 1",
+            .source = "arXiv:2406.01462",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}}};
   }
 };

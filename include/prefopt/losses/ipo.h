@@ -23,9 +23,9 @@ struct IpoOptions {
 
 /// Identity preference optimization (2310.12036 eq. 17):
 ///   (delta - 1/(2 tau))^2, tau = beta
-/// with delta of token means (`length_normalized`, as TRL) or of sums (the paper). [batch]
-/// log-probs in nats; lengths needed for the former. Derivative in delta: 2 (delta - 1/(2 tau)). At
-/// delta = 0: 1/(4 tau^2), 25 for tau = 0.1.
+/// with scores divided by their token counts (`length_normalized`, as TRL) or not (the paper).
+/// [batch] log-probs in nats; lengths needed for the former. Derivative in delta: 2 (delta - 1/(2
+/// tau)). At delta = 0: 1/(4 tau^2), 25 for tau = 0.1.
 class IpoLoss : public PairwiseLoss<IpoLoss, IpoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;

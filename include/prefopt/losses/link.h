@@ -9,7 +9,7 @@ namespace prefopt {
 
 /// -a log sigmoid(beta delta) - b log sigmoid(-beta delta).
 /// Derivative: beta (b sigmoid(beta delta) - a sigmoid(-beta delta)).
-/// At delta = 0: (a + b) log 2. Grows linearly at both ends.
+/// At delta = 0: (a + b) log 2. Tends to -a beta delta as delta falls, to b beta delta as it grows.
 struct LogisticLink {
   double beta = 0.1;
   double a = 1;

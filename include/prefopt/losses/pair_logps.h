@@ -17,6 +17,7 @@ namespace prefopt {
 struct StepTotals {
   double pairs = 0;
   double chosen_tokens = 0;
+  double rejected_tokens = 0;
 };
 
 /// What a loss sees: sums over completion tokens (never the prompt) of log-probs, in nats.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <string>
 #include <utility>
 
@@ -17,6 +19,30 @@ namespace detail {
 /// Shapes, dtypes, devices of `logps` against what the loss needs; detached float tensors back.
 PREFOPT_API PairLogps checked_inputs(const PairLogps& logps, const LossRequirements& needs,
                                      bool needs_lens, const std::string& name);
+/// Throws ShapeError where `length` is not `expected`.
+PREFOPT_API void check_length(std::int64_t length, std::int64_t expected, const char* field,
+                              const std::string& name);
+
+/// The lengths of all arrays that a loss needs.
+template <class T>
+void check_lengths(const BasicPairLogps<T>& in, const LossRequirements& needs, bool needs_lens,
+                   const std::string& name) {
+  const std::int64_t batch = math::length(in.chosen_logps);
+  const std::int64_t samples = batch * needs.samples_per_prompt;
+  const auto check = [&](bool needed, const T& x, std::int64_t expected, const char* field) {
+    if (needed) check_length(math::length(x), expected, field, name);
+  };
+  check_length(std::min<std::int64_t>(batch, 1), 1, "chosen_logps", name);
+  check(needs.rejected, in.rejected_logps, batch, "rejected_logps");
+  check(needs.reference, in.ref_chosen_logps, batch, "ref_chosen_logps");
+  check(needs.reference && needs.rejected, in.ref_rejected_logps, batch, "ref_rejected_logps");
+  check(needs_lens, in.chosen_lens, batch, "chosen_lens");
+  check(needs_lens && needs.rejected, in.rejected_lens, batch, "rejected_lens");
+  check(samples > 0, in.sample_logps, samples, "sample_logps");
+  check(samples > 0, in.ref_sample_logps, samples, "ref_sample_logps");
+  check(samples > 0 && needs_lens, in.sample_lens, samples, "sample_lens");
+}
+
 /// Ties `out.loss` to the log-probs it came from, with out.grad_* as its derivatives.
 PREFOPT_API void attach_gradient(LossOutput& out, const PairLogps& logps);
 
@@ -34,7 +60,7 @@ class PREFOPT_API NoGrad {
 }  // namespace detail
 
 /// Base of the named losses: options, checks, and the step from a formula to a gradient. `Derived`
-/// has `evaluate(const BasicPairLogps<T>&) const` for any array type and `static LossInfo info()`.
+/// has `formula(const BasicPairLogps<T>&) const` for any array type and `static LossInfo info()`.
 template <class Derived, class OptionsType>
 class LossBase {
  public:
@@ -50,12 +76,19 @@ class LossBase {
                                                     self().needs_lens(), Derived::info().name);
     LossOutput out = [&] {
       const detail::NoGrad no_grad;  // the derivatives are written out, autograd need not follow
-      return self().evaluate(inputs);
+      return self().formula(inputs);
     }();
     detail::attach_gradient(out, logps);
     return out;
   }
   LossOutput operator()(const PairLogps& logps) const { return forward(logps); }
+
+  /// The same formula on another array type (exact/pair_logps.h). Throws ShapeError.
+  template <class T>
+  BasicLossOutput<T> evaluate(const BasicPairLogps<T>& in) const {
+    detail::check_lengths(in, self().requirements(), self().needs_lens(), Derived::info().name);
+    return self().formula(in);
+  }
 
   const Options& options() const { return options_; }
   LossRequirements requirements() const { return {}; }
@@ -81,7 +114,7 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
   }
 
   template <class T>
-  BasicLossOutput<T> evaluate(const BasicPairLogps<T>& in) const {
+  BasicLossOutput<T> formula(const BasicPairLogps<T>& in) const {
     const Derived& loss = this->self();
     const double pairs = step_pairs(in);
     const Score score = loss.score();

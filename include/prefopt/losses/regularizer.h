@@ -55,33 +55,39 @@ struct NoRegularizer {
   void add_to(BasicLossSum<T>&, const BasicPairLogps<T>&, double /*pairs*/) const {}
 };
 
-/// weight * negative log-likelihood of the chosen completion (RPO, 2405.16436 eq. 3.4; with
-/// kSequenceMean the NLL of 2404.19733 eq. 2).
+/// Whose likelihood the NLL regularizer keeps up.
+enum class Baseline { kChosen, kRejected };
+
+/// weight * negative log-likelihood of the baseline completion (RPO, 2405.16436 eq. 4.8, where
+/// weight = eta beta and the reduction is kSum; kSequenceMean is 2404.19733 v3 eq. 1).
 struct NllRegularizer {
   static constexpr const char* kName = "nll";
   double weight = 1;
   Reduction reduction = Reduction::kTokenMean;
+  Baseline baseline = Baseline::kChosen;
 
   template <class T>
   void add_to(BasicLossSum<T>& sum, const BasicPairLogps<T>& in, double pairs) const {
-    // d loss_i / d chosen_logps_i
+    const bool chosen = baseline == Baseline::kChosen;
+    const T& logps = chosen ? in.chosen_logps : in.rejected_logps;
+    const T& lens = chosen ? in.chosen_lens : in.rejected_lens;
+    const double step_tokens = chosen ? in.totals.chosen_tokens : in.totals.rejected_tokens;
+    // d loss_i / d logps_i
     const T slope = [&]() -> T {
       switch (reduction) {
         case Reduction::kTokenMean: {
           const ScalarOf<T> tokens =
-              in.totals.chosen_tokens > 0
-                  ? math::scalar_like(in.chosen_lens, in.totals.chosen_tokens)
-                  : math::sum(in.chosen_lens);
-          return math::constant(in.chosen_logps, -weight * pairs) / tokens;
+              step_tokens > 0 ? math::scalar_like(lens, step_tokens) : math::sum(lens);
+          return math::constant(logps, -weight * pairs) / tokens;
         }
         case Reduction::kSequenceMean:
-          return -weight / in.chosen_lens;
+          return -weight / lens;
         default:
-          return math::constant(in.chosen_logps, -weight);
+          return math::constant(logps, -weight);
       }
     }();
-    sum.add(sum.losses, T(slope * in.chosen_logps));
-    sum.add(sum.d_chosen, slope);
+    sum.add(sum.losses, T(slope * logps));
+    sum.add(chosen ? sum.d_chosen : sum.d_rejected, slope);
   }
 };
 
@@ -117,11 +123,12 @@ struct ValueIncentive {
   }
 };
 
-/// weight * KL(pi || pi_ref) on fresh samples y ~ pi (HyPO, 2406.01462 algorithm 1). The value is
+/// weight * KL(pi || pi_ref) on fresh samples y ~ pi (HyPO, 2406.01462). The value is
 /// the Monte-Carlo estimate, mean of log pi/pi_ref. Its derivative is not the derivative of that
 /// value but the score-function estimate of the KL's gradient,
 ///   mean of stop(log pi/pi_ref - baseline) * d log pi,
 /// with the mean of the other samples of the prompt as the baseline (none for a single sample).
+/// That is unbiased; `clip` and `token_mean` are not, and the value is never clipped.
 struct OnPolicyKl {
   static constexpr const char* kName = "kl";
   double weight = 0;

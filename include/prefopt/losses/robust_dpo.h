@@ -18,12 +18,13 @@ struct RobustDpoOptions {
   }
 };
 
-/// Robust DPO (2403.00409 eq. 12): unbiased for the loss on clean labels when a share eps of the
+/// Robust DPO (2403.00409): unbiased for the loss on clean labels when a share eps of the
 /// labels is flipped,
 ///   [-(1 - eps) log sigmoid(beta delta) + eps log sigmoid(-beta delta)] / (1 - 2 eps)
 /// [batch] log-probs in nats. Derivative in delta:
 ///   -beta [(1 - eps) sigmoid(-beta delta) + eps sigmoid(beta delta)] / (1 - 2 eps).
-/// At delta = 0: log 2. Unbounded below as beta delta grows, with slope -eps beta / (1 - 2 eps).
+/// At delta = 0: log 2. Where eps > 0 it is unbounded below: as beta delta grows, the slope
+/// tends to -eps beta / (1 - 2 eps).
 class RobustDpoLoss : public PairwiseLoss<RobustDpoLoss, RobustDpoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;
@@ -38,7 +39,7 @@ class RobustDpoLoss : public PairwiseLoss<RobustDpoLoss, RobustDpoOptions> {
         .name = "robust_dpo",
         .aliases = {"robust", "rdpo"},
         .formula = "[-(1-eps) logsigmoid(beta*delta) + eps logsigmoid(-beta*delta)] / (1 - 2 eps)",
-        .source = "arXiv:2403.00409 eq. 12",
+        .source = "arXiv:2403.00409",
         .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}}};
   }
 };

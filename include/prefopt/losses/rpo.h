@@ -9,27 +9,30 @@ struct RpoOptions {
   double beta = 0.1;
   double eta = 1;
   Reduction reduction = Reduction::kTokenMean;
+  Baseline baseline = Baseline::kChosen;
   double label_smoothing = 0;
   ScoreOptions score = {};
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
-    v.real({"eta", "weight of the chosen completion's NLL", {"rpo_alpha"}}, eta,
+    v.real({"eta", "weight of the baseline's NLL: the paper's eta * beta", {"rpo_alpha"}}, eta,
            Range::at_least(0));
     v.choice({"reduction", "NLL over tokens of the step, per sequence mean, or per sequence sum"},
              reduction, {"token_mean", "sequence_mean", "sum"});
+    v.choice({"baseline", "completion whose NLL it is"}, baseline, {"chosen", "rejected"});
     v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"}, label_smoothing,
            Range::half_open(0, 0.5));
     score.fields(v);
   }
 };
 
-/// Regularized preference optimization (2405.16436 eq. 3.4; `sequence_mean` is 2404.19733 eq. 2):
-///   dpo + eta * NLL(chosen)
-/// where the NLL is an adversarial regularizer that keeps the chosen completion likely. [batch]
-/// log-probs in nats; lengths needed unless `reduction` is sum. Derivative in chosen_logps: dpo's
-/// minus eta times the reduction's share of the sequence.
-/// At delta = 0: log 2 + eta * NLL.
+/// Regularized preference optimization (2405.16436 eq. 4.8 with reduction sum and the paper's
+/// eta * beta as eta; `sequence_mean` is 2404.19733 v3 eq. 1; `token_mean` is TRL's sigmoid + sft):
+///   dpo + eta * NLL(baseline completion)
+/// where the NLL is an adversarial regularizer that keeps the baseline likely; the paper's
+/// experiments take the chosen completion for it. [batch] log-probs in nats; lengths needed unless
+/// `reduction` is sum. Derivative in the baseline's logps: dpo's minus eta times the reduction's
+/// share of the sequence. At delta = 0: log 2 + eta * NLL.
 class RpoLoss : public PairwiseLoss<RpoLoss, RpoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;
@@ -38,15 +41,15 @@ class RpoLoss : public PairwiseLoss<RpoLoss, RpoOptions> {
     return {options_.beta, 1 - options_.label_smoothing, options_.label_smoothing};
   }
   NllRegularizer regularizer() const {
-    return {.weight = options_.eta, .reduction = options_.reduction};
+    return {.weight = options_.eta, .reduction = options_.reduction, .baseline = options_.baseline};
   }
   bool needs_lens() const { return options_.reduction != Reduction::kSum; }
 
   static LossInfo info() {
     return {.name = "rpo",
             .aliases = {},
-            .formula = "dpo + eta * NLL(chosen)",
-            .source = "arXiv:2405.16436 eq. 3.4",
+            .formula = "dpo + eta * NLL(baseline)",
+            .source = "arXiv:2405.16436 eq. 4.8",
             .anchors = {{0, 0, 2.6931471805599453}, {5, 5, 1.6931471805599453}}};
   }
 };

@@ -29,16 +29,17 @@ struct ScoreOptions {
 
 /// Score s of a log-ratio Delta = log pi - log pi_ref, in nats: f'(e^Delta) of the divergence f
 /// that takes the place of the KL term, up to a constant that cancels in s_w - s_l (f-DPO,
-/// 2309.16240 table 1; the mixed chi-squared score is chi-PO's, 2407.13399 eq. 7).
+/// 2309.16240; chi_squared_mix as in chi-PO, 2407.13399, whose own score has gamma = 1; jeffrey
+/// from f(u) = (u - 1) log u).
 ///   reverse_kl        Delta                                    slope 1
 ///   forward_kl        1 - e^-Delta                                   e^-Delta
 ///   js_divergence     log 2 + log sigmoid(Delta)                     sigmoid(-Delta)
 ///   alpha_divergence  (e^((a-1) Delta) - 1) / (a-1); a = 1: Delta    e^((a-1) Delta)
 ///   jeffrey           Delta + 1 - e^-Delta                           1 + e^-Delta
 ///   chi_squared_mix   Delta + gamma e^Delta                          1 + gamma e^Delta
-/// `alpha` is TRL's f_alpha_divergence_coef; the paper's alpha is 1 - a. Exponentials continue as
-/// their tangent above 30 in float32 and 300 in float64 (math::Functions).
-/// At Delta = 0 every score is 0, but chi_squared_mix, which is gamma.
+/// `alpha` is TRL's f_alpha_divergence_coef; the paper's alpha is 1 - a, in (0, 1). Exponentials
+/// continue as their tangent above 30 in float32 and 300 in float64 (math::Functions). At Delta = 0
+/// every score is 0, but chi_squared_mix, which is gamma.
 struct Score {
   Divergence divergence = Divergence::kReverseKl;
   double alpha = 0.5;

@@ -22,7 +22,7 @@ class SftLoss : public LossBase<SftLoss, SftOptions> {
   using LossBase::LossBase;
 
   template <class T>
-  BasicLossOutput<T> evaluate(const BasicPairLogps<T>& in) const {
+  BasicLossOutput<T> formula(const BasicPairLogps<T>& in) const {
     const double pairs = step_pairs(in);
     BasicLossSum<T> sum;
     NllRegularizer{.weight = 1, .reduction = options_.reduction}.add_to(sum, in, pairs);

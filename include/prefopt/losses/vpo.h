@@ -36,7 +36,7 @@ struct VpoOptions {
   }
 };
 
-/// Value-incentivized preference optimization (2405.19320 eqs. 11 and 16):
+/// Value-incentivized preference optimization (2405.19320):
 ///   dpo + sign * alpha * beta * mean over calibration completions of (log pi - log pi_ref)
 /// [batch] log-probs in nats. Derivative: dpo's plus sign alpha beta on the calibration side.
 /// At Delta_w = Delta_l = 0: log 2.
@@ -58,7 +58,7 @@ class VpoLoss : public PairwiseLoss<VpoLoss, VpoOptions> {
     return {.name = "vpo",
             .aliases = {},
             .formula = "dpo + sign * alpha * beta * mean(log pi - log pi_ref)",
-            .source = "arXiv:2405.19320 eqs. 11, 16",
+            .source = "arXiv:2405.19320",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 10, 0.59314718055994531}}};
   }
 };

@@ -29,7 +29,7 @@ struct PREFOPT_API Functions<at::Tensor> {
   static at::Tensor tame_exp_slope(const at::Tensor& x);
 
   static bool defined(const at::Tensor& x) { return x.defined(); }
-  static std::int64_t length(const at::Tensor& x) { return x.size(0); }
+  static std::int64_t length(const at::Tensor& x) { return x.defined() ? x.size(0) : 0; }
   static at::Tensor sum(const at::Tensor& x);
   static at::Tensor scalar_like(const at::Tensor& like, double value);
   static at::Tensor clamp(const at::Tensor& x, double limit);

@@ -62,6 +62,7 @@ class PREFOPT_API Decoder final : public Policy {
       const std::vector<std::vector<std::int64_t>>& prompts) override;
 
   const DecoderOptions& options() const;
+  /// Replaces the parameters: before a trainer or an optimizer holds them, not after.
   void to(at::ScalarType dtype);
 
  private:

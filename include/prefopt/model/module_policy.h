@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "prefopt/error.h"
 #include "prefopt/model/policy.h"
 
 namespace prefopt {
@@ -34,8 +35,19 @@ class ModulePolicy final : public Policy {
     return parameters;
   }
   std::shared_ptr<Policy> frozen_copy() const override {
-    auto copy = std::make_shared<ModulePolicy>(std::dynamic_pointer_cast<Module>(module_->clone()),
-                                               vocab_size_);
+    std::shared_ptr<Module> module;
+    try {
+      module = std::dynamic_pointer_cast<Module>(module_->clone());
+    } catch (const c10::Error&) {
+      // torch::nn::Module::clone throws unless the module derives from Cloneable: refused below.
+    }
+    if (!module) {
+      throw ConfigError(
+          "module policy: expected a module that derives from torch::nn::Cloneable, got one that "
+          "cannot be copied");
+    }
+    module->eval();  // dropout would make a reference random
+    auto copy = std::make_shared<ModulePolicy>(std::move(module), vocab_size_);
     copy->set_requires_grad(false);
     return copy;
   }

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <set>
 
 #include "prefopt/data/batch.h"
 #include "prefopt/error.h"
@@ -96,21 +95,4 @@ TEST_CASE("a batch moves to a device but keeps its counts on the CPU", "[data]")
     CHECK(text.starts_with("TokenBatch::to: expected a usable device, got fpga ("));
     CHECK(text.find('\n') == std::string::npos);
   }
-}
-
-TEST_CASE("content keys are equal exactly where tokens are", "[data]") {
-  const TokenPair pair = {.prompt = {1, 2}, .chosen = {3}, .rejected = {4}};
-  CHECK(content_key(pair) == content_key(TokenPair(pair)));
-  const std::vector<TokenPair> different = {
-      pair,
-      {.prompt = {1}, .chosen = {2, 3}, .rejected = {4}},    // the boundary moved
-      {.prompt = {1, 2}, .chosen = {3, 4}, .rejected = {}},  // the other boundary moved
-      {.prompt = {1, 2}, .chosen = {4}, .rejected = {3}},    // labels turned around
-      {.prompt = {2, 1}, .chosen = {3}, .rejected = {4}},
-      {.prompt = {1, 2}, .chosen = {3}, .rejected = {4, 0}},
-      {},
-  };
-  std::set<std::string> keys;
-  for (const auto& other : different) keys.insert(content_key(other));
-  CHECK(keys.size() == different.size());
 }

@@ -193,7 +193,7 @@ not JSON
 {"prompt": "a", "chosen": "b", "rejected": ""}
 {"prompt": "abcdefghij", "chosen": "b", "rejected": " "}
 {"prompt": "a", "completion": "b"}
-{"prompt": "a", "chosen": "bcdefg", "rejected": "bcdefgh"}
+{"prompt": "a", "chosen": "bcdefg", "rejected": "bxdefgh"}
 {"prompt": "a", "chosen": ")"
       "\xFF"
       R"(", "rejected": "b"}
@@ -201,7 +201,7 @@ not JSON
 )");
   const Dataset dataset = file.load({.max_prompt_length = 4, .max_completion_length = 5});
   CHECK(shown(dataset.pairs) ==
-        std::vector<std::string>{"<a|b>|c>", "<hij|b>| >", "<a|bcde>|bcde>"});
+        std::vector<std::string>{"<a|b>|c>", "<hij|b>| >", "<a|bcde>|bxde>"});
   const RowReport& report = dataset.report;
   CHECK(report.rows_read == 11);
   CHECK(report.rows_kept == 3);
@@ -222,7 +222,7 @@ not JSON
         "dropped 1 row: expected JSON (line 6)\n"
         "dropped 1 row: expected UTF-8 text (line 11)\n"
         "dropped 2 rows: expected a key 'rejected' (lines 4, 9)\n"
-        "truncated 1 prompt, 2 completions");
+        "truncated 1 prompt, 2 completions (lines 8, 10)");
 }
 
 TEST_CASE("a summary names five lines at most", "[data]") {
@@ -240,10 +240,34 @@ TEST_CASE("a summary names five lines at most", "[data]") {
   report.dropped.clear();
   report.kept_with["chosen equals rejected"] = {4};
   report.truncated_completions = 3;
-  CHECK(report.summary() == "kept 1 row: chosen equals rejected (line 4)\ntruncated 3 completions");
+  report.truncated_lines = {2, 8};
+  CHECK(report.summary() ==
+        "kept 1 row: chosen equals rejected (line 4)\ntruncated 3 completions (lines 2, 8)");
   report.truncated_prompts = 12;
   CHECK(report.summary() ==
-        "kept 1 row: chosen equals rejected (line 4)\ntruncated 12 prompts, 3 completions");
+        "kept 1 row: chosen equals rejected (line 4)\n"
+        "truncated 12 prompts, 3 completions (lines 2, 8)");
+}
+
+TEST_CASE("budgets make completions equal or empty: defects too", "[data]") {
+  const RowFile file(R"({"prompt": "a", "chosen": "abcdefgh1", "rejected": "abcdefgh2"}
+{"prompt": "a", "chosen": "abc", "rejected": "xyz"}
+)");
+  CHECK(file.load({.max_completion_length = 4}).report.summary() ==
+        "dropped 1 row: chosen equals rejected (line 1)");
+  CHECK_THROWS_TEXT(file.load({.max_completion_length = 1}), DataError,
+                    file.path() +
+                        ": expected a usable row, got none in 2 read; dropped 2 rows: empty "
+                        "completion (lines 1, 2)");
+}
+
+TEST_CASE("supervised training does not pay for the rejected completion", "[data]") {
+  const RowFile file(R"({"prompt": "abcdef", "chosen": "ok", "rejected": ")" +
+                     std::string(500, 'x') + "\"}\n");
+  const Dataset dataset =
+      load_dataset(file.path(), ByteTokenizer(), {.max_length = 16}, /*need_rejected=*/false);
+  CHECK(shown(dataset.pairs) == std::vector<std::string>{"<abcdef|ok>|"});
+  CHECK(dataset.report.summary().empty());
 }
 
 TEST_CASE("policy error stops at the first such row", "[data]") {
@@ -286,7 +310,7 @@ TEST_CASE("policies drop and keep", "[data]") {
           std::vector<std::string>{"<a|b>|c>", "<a|b>|b>", "<bc|bcd>|c>", "<bc|b>|b>"});
     CHECK(dataset.report.summary() ==
           "kept 2 rows: chosen equals rejected (lines 2, 4)\n"
-          "truncated 2 prompts, 1 completion");
+          "truncated 2 prompts, 1 completion (lines 3, 4)");
   }
   SECTION("drop") {
     const Dataset dataset = file.load({.max_prompt_length = 3,
@@ -333,11 +357,6 @@ TEST_CASE("rows where a completion has nothing to predict or be predicted by", "
     CHECK(dataset.report.summary() ==
           "dropped 2 rows: empty completion (lines 1, 2)\ndropped 1 row: empty prompt (line 3)");
   }
-  SECTION("a completion that its budget cuts to the end token is not an empty one") {
-    const RowFile file(R"({"prompt": "a", "chosen": "b", "rejected": "c"})");
-    CHECK(shown(file.load({.max_completion_length = 1}).pairs) ==
-          std::vector<std::string>{"<a|>|>"});
-  }
 }
 
 TEST_CASE("rows with one completion load where no pair is needed", "[data]") {
@@ -348,8 +367,7 @@ TEST_CASE("rows with one completion load where no pair is needed", "[data]") {
 {"prompt": "a", "completion": ""}
 )");
   const Dataset dataset = file.load({}, /*need_rejected=*/false);
-  CHECK(shown(dataset.pairs) ==
-        std::vector<std::string>{"<a|b>|", "<|cd>|", "<a|b>|b>", "<a|b>|>"});
+  CHECK(shown(dataset.pairs) == std::vector<std::string>{"<a|b>|", "<|cd>|", "<a|b>|", "<a|b>|"});
   CHECK(dataset.report.summary() == "dropped 1 row: empty completion (line 5)");
 }
 

@@ -161,6 +161,10 @@ TEST_CASE("an implicit prompt in lists is their common messages", "[data]") {
         row(list({{"user", "Q"}, {"assistant", "A"}}), list({{"user", "Q"}, {"assistant", "B"}}));
     check_text(R"({"prompt": "Q", )" + lists.substr(1), "\n\nHuman: Q\n\nAssistant:", " A", " B");
   }
+  SECTION("a prompt in text before lists that begin with the answer") {
+    const std::string lists = row(list({{"assistant", "A"}}), list({{"assistant", "B"}}));
+    check_text(R"({"prompt": "Q", )" + lists.substr(1), "\n\nHuman: Q\n\nAssistant:", " A", " B");
+  }
   SECTION("nothing shared") {
     check_text(row(list({{"assistant", "A"}}), list({{"assistant", "B"}})), "\n\nAssistant:", " A",
                " B");

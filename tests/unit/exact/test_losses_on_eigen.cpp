@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
 
+#include "prefopt/error.h"
 #include "prefopt/exact/pair_logps.h"
 #include "prefopt/losses/dpo.h"
 #include "prefopt/losses/f_dpo.h"
@@ -11,6 +12,7 @@
 #include "prefopt/losses/sft.h"
 #include "prefopt/losses/vpo.h"
 #include "support/catch.h"
+#include "support/errors.h"
 #include "support/pairs.h"
 
 namespace prefopt {
@@ -57,6 +59,22 @@ TEST_CASE("the same template runs on Eigen arrays", "[exact]") {
   }
   check_eigen_path(HypoLoss({.num_samples = 1}));
   check_eigen_path(HypoLoss({.num_samples = 3, .clip = 1, .token_mean = true}));
+}
+
+TEST_CASE("arrays of unequal length are refused", "[exact]") {
+  ExactPairLogps in = random_pairs(4, 2, 3);
+  in.rejected_logps.conservativeResize(3);
+  CHECK_THROWS_TEXT(DpoLoss().evaluate(in), ShapeError,
+                    "dpo: expected rejected_logps of length 4, got 3");
+  in = random_pairs(4, 2, 3);
+  in.chosen_lens.resize(0);
+  CHECK_THROWS_TEXT(IpoLoss().evaluate(in), ShapeError,
+                    "ipo: expected chosen_lens of length 4, got 0");
+  in.sample_logps.resize(3);
+  CHECK_THROWS_TEXT(HypoLoss().evaluate(in), ShapeError,
+                    "hypo: expected sample_logps of length 8, got 3");
+  CHECK_THROWS_TEXT(SftLoss().evaluate(ExactPairLogps{}), ShapeError,
+                    "sft: expected chosen_logps of length 1, got 0");
 }
 
 // Softmax over four responses: every response weighted by its probability gives the exact

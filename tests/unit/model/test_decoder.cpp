@@ -436,7 +436,7 @@ TEST_CASE("decoder: options that do not fit are refused", "[model]") {
     change(options);
     CHECK_THROWS_TEXT(Decoder(options), ConfigError, "decoder: expected " + text);
   };
-  refuse([](DecoderOptions& o) { o.vocab_size = 0; }, "vocab_size >= 1, got 0");
+  refuse([](DecoderOptions& o) { o.vocab_size = 0; }, "vocab_size in [1, 1073741824], got 0");
   refuse([](DecoderOptions& o) { o.hidden_size = 10; },
          "hidden_size to be a multiple of num_attention_heads, got 10 and 4");
   refuse([](DecoderOptions& o) { o.num_key_value_heads = 3; },

@@ -38,6 +38,24 @@ struct MeanModel : torch::nn::Cloneable<MeanModel> {
   std::int64_t vocab_size_;
 };
 
+/// Logits that dropout makes random in training.
+struct DropoutModel : torch::nn::Cloneable<DropoutModel> {
+  DropoutModel() { reset(); }
+  void reset() override { weight = register_parameter("weight", at::ones({7})); }
+  at::Tensor forward(const at::Tensor& input_ids, const at::Tensor&) {
+    const at::Tensor ones = at::ones({input_ids.size(0), input_ids.size(1), 7}) * weight;
+    return at::dropout(ones, 0.5, is_training());
+  }
+  at::Tensor weight;
+};
+
+/// A module that LibTorch cannot copy.
+struct UniqueModel : torch::nn::Module {
+  at::Tensor forward(const at::Tensor& input_ids, const at::Tensor&) {
+    return at::zeros({input_ids.size(0), input_ids.size(1), 7});
+  }
+};
+
 std::shared_ptr<ModulePolicy<MeanModel>> module_policy(std::int64_t vocab_size = 7) {
   torch::manual_seed(3);
   return std::make_shared<ModulePolicy<MeanModel>>(std::make_shared<MeanModel>(vocab_size),
@@ -77,6 +95,21 @@ class BarePolicy final : public Policy {
   std::int64_t vocab_size() const override { return 7; }
   std::vector<NamedParameter> named_parameters() const override { return {}; }
 };
+
+TEST_CASE("the frozen copy of a module drops nothing out", "[model]") {
+  ModulePolicy<DropoutModel> policy(std::make_shared<DropoutModel>(), 7);
+  const std::vector<std::int64_t> prompt{1}, completion{2, 3};
+  const TokenBatch batch = make_batch({{prompt, completion}});
+  CHECK_FALSE(at::equal(policy.forward(batch).logits, at::ones({1, 3, 7})));
+  CHECK(at::equal(policy.frozen_copy()->forward(batch).logits, at::ones({1, 3, 7})));
+}
+
+TEST_CASE("a module that cannot be copied is refused", "[model]") {
+  const ModulePolicy<UniqueModel> policy(std::make_shared<UniqueModel>(), 7);
+  CHECK_THROWS_TEXT(policy.frozen_copy(), ConfigError,
+                    "module policy: expected a module that derives from torch::nn::Cloneable, got "
+                    "one that cannot be copied");
+}
 
 }  // namespace
 

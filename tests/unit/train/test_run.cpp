@@ -312,7 +312,7 @@ TEST_CASE("a run that cannot be meant is refused and leaves no folder", "[train]
 
   auto options = good;
   options.train.batch_size = 0;
-  refuse(options, ConfigError(""), "run.train: expected batch_size >= 1, got 0");
+  refuse(options, ConfigError(""), "run.train: expected batch_size in [1, 1000000], got 0");
 
   options = good;
   options.model.decoder.vocab_size = 258;
