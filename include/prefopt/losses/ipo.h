@@ -36,7 +36,7 @@ class IpoLoss : public PairwiseLoss<IpoLoss, IpoOptions> {
   static LossInfo info() {
     return {.name = "ipo",
             .aliases = {},
-            .formula = "(delta - 1/(2 beta))^2",
+            .formula = "(delta - 1/(2*beta))^2",
             .source = "arXiv:2310.12036 eq. 17",
             .anchors = {{0, 0, 25}, {10, 0, 9}}};
   }
