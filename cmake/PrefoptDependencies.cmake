@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The other libraries: the system's, else fetched by tag. Only what is asked for is looked up.
-# Eigen and zlib stand in prefopt's link interface, so their targets are global; the others stay
+# Eigen, zlib and Highway stand in prefopt's link interface, so their targets are global; the others stay
 # unseen by a project that adds prefopt, which may have a copy of its own.
 include(FetchContent)
 
@@ -84,6 +84,24 @@ macro(prefopt_need_zlib)
     set_target_properties(prefopt_zlib PROPERTIES POSITION_INDEPENDENT_CODE ON)
     prefopt_header_target(ZLIB::ZLIB "${zlib_SOURCE_DIR}" GLOBAL)
     target_link_libraries(ZLIB::ZLIB INTERFACE prefopt_zlib)
+  endif()
+endmacro()
+
+macro(prefopt_need_highway)
+  if(NOT TARGET hwy::hwy)
+    find_package(hwy 1.0.3 CONFIG QUIET GLOBAL)
+  endif()
+  if(NOT TARGET hwy::hwy)
+    prefopt_fetch(highway https://github.com/google/highway.git 1.2.0)
+    add_library(prefopt_highway STATIC EXCLUDE_FROM_ALL
+      "${highway_SOURCE_DIR}/hwy/abort.cc"
+      "${highway_SOURCE_DIR}/hwy/aligned_allocator.cc"
+      "${highway_SOURCE_DIR}/hwy/per_target.cc"
+      "${highway_SOURCE_DIR}/hwy/targets.cc")
+    target_include_directories(prefopt_highway PRIVATE "${highway_SOURCE_DIR}")
+    set_target_properties(prefopt_highway PROPERTIES POSITION_INDEPENDENT_CODE ON)
+    prefopt_header_target(hwy::hwy "${highway_SOURCE_DIR}" GLOBAL)
+    target_link_libraries(hwy::hwy INTERFACE prefopt_highway)
   endif()
 endmacro()
 

@@ -2,6 +2,8 @@
 #include "prefopt/logps/sequence_logps.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
 #include <fmt/format.h>
@@ -58,9 +60,30 @@ at::Tensor rows_of(const at::Tensor& output, const TokenBatch& batch, std::strin
   return output.reshape({sizes[0] * sizes[1], output.size(2)});
 }
 
+// The weight of each row, or undefined where all are 1.
+at::Tensor row_weights(const SequenceReduction& reduction, const SequenceLogps& sequences) {
+  if (!reduction.head_lens.defined()) return {};
+  const at::Tensor& lens = sequences.lens;
+  if (reduction.head_lens.scalar_type() != at::kLong) {
+    throw DtypeError(fmt::format("sequence_logps: expected int64 head_lens, got {}",
+                                 c10::toString(reduction.head_lens.scalar_type())));
+  }
+  if (reduction.head_lens.sizes() != lens.sizes()) {
+    throw ShapeError(fmt::format("sequence_logps: expected head_lens {}, got {}",
+                                 c10::str(lens.sizes()), c10::str(reduction.head_lens.sizes())));
+  }
+  const at::Tensor& sequence = sequences.row_to_sequence;
+  const at::Tensor starts = (lens.cumsum(0) - lens).index_select(0, sequence);
+  const at::Tensor place = at::arange(sequence.size(0), lens.options()) - starts;
+  const at::Tensor head = reduction.head_lens.to(lens.device()).index_select(0, sequence);
+  return at::ones({sequence.size(0)}, lens.options().dtype(at::kDouble))
+      .masked_fill_(place.ge(head), reduction.tail_weight);
+}
+
 }  // namespace
 
-SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch, bool by_products) {
+SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
+                             const SequenceLogpsOptions& options) {
   check_batch(batch);
   // Token t is predicted at position t - 1: the mask shifted by one picks the rows, and a flat
   // index into it counts T - 1 columns a sequence.
@@ -83,17 +106,47 @@ SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch, bool by_pr
     throw ShapeError(fmt::format("sequence_logps: expected hidden or logits of the policy, got {}",
                                  output.hidden.defined() ? "both" : "neither"));
   }
-  TokenLogps tokens =
-      output.hidden.defined()
-          ? linear_token_logps(rows_of(output.hidden, batch, "hidden").index_select(0, rows),
-                               policy.head().weight, targets, by_products)
-          : token_logps(rows_of(output.logits, batch, "logits").index_select(0, rows), targets,
-                        by_products);
+  // Logits that a policy gives are read where they stand; hidden states are gathered, since the
+  // head multiplies whole tiles of them.
+  TokenLogps tokens;
+  if (output.hidden.defined()) {
+    tokens = linear_token_logps(rows_of(output.hidden, batch, "hidden").index_select(0, rows),
+                                policy.head().weight, targets,
+                                {.by_products = options.by_products,
+                                 .transform = {},
+                                 .bias = {},
+                                 .mask = {},
+                                 .dtype = std::nullopt,
+                                 .budget_bytes = options.budget_bytes,
+                                 .path = options.path});
+  } else {
+    const at::Tensor logits = rows_of(output.logits, batch, "logits");
+    const at::Tensor row_targets =
+        at::zeros({logits.size(0)}, targets.options()).index_copy(0, rows, targets);
+    const at::Tensor mask =
+        at::zeros({logits.size(0)}, targets.options().dtype(at::kBool)).index_fill(0, rows, true);
+    tokens = token_logps(
+        logits, row_targets,
+        {.by_products = options.by_products, .transform = {}, .mask = mask, .dtype = std::nullopt});
+    const auto select = [&](at::Tensor& of_rows) {
+      if (of_rows.defined()) of_rows = of_rows.index_select(0, rows);
+    };
+    select(tokens.logps);
+    select(tokens.by_products.logsumexp);
+    select(tokens.by_products.entropy);
+    select(tokens.by_products.mean_logit);
+    select(tokens.by_products.is_top1);
+    select(tokens.by_products.log_sum_p_squared);
+  }
   result.token_logps = std::move(tokens.logps);
   result.by_products = std::move(tokens.by_products);
-  result.logps = at::zeros({batch.sequences()}, result.token_logps.options().dtype(at::kDouble))
-                     .index_add(0, result.row_to_sequence, result.token_logps.to(at::kDouble));
-  result.lens = batch.completion_lens.to(result.logps.device());
+  result.lens = batch.completion_lens.to(result.token_logps.device());
+  const at::Tensor weights = row_weights(options.reduction, result);
+  const at::Tensor wide = result.token_logps.to(at::kDouble);
+  result.logps =
+      at::zeros({batch.sequences()}, wide.options())
+          .index_add(0, result.row_to_sequence, weights.defined() ? wide * weights : wide);
+  if (options.reduction.mean) result.logps = result.logps / result.lens;
   return result;
 }
 

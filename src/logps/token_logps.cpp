@@ -1,35 +1,57 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/logps/token_logps.h"
 
-#include <ATen/TensorOperators.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/special_entr.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
 #include <fmt/format.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <string_view>
 #include <vector>
 
+#include "logps/operators.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
 namespace {
 
-// Logits that may stand in memory at once: 64 MiB of float32.
-constexpr std::int64_t kLogitsAtOnce = std::int64_t{1} << 24;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr std::string_view kRows = "token_logps";
+constexpr std::string_view kLinear = "linear_token_logps";
+
+// --- checks -----------------------------------------------------------------------------------
+
+bool is_supported(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+         dtype == at::kHalf;
+}
 
 void check_floating(const at::Tensor& tensor, std::string_view where, std::string_view name) {
-  if (!tensor.is_floating_point()) {
-    throw DtypeError(fmt::format("{}: expected floating {}, got {}", where, name,
-                                 c10::toString(tensor.scalar_type())));
+  if (!is_supported(tensor.scalar_type())) {
+    throw DtypeError(fmt::format("{}: expected {} of float32, float64, bfloat16 or float16, got {}",
+                                 where, name, c10::toString(tensor.scalar_type())));
   }
 }
 
+void check_same_device(const at::Tensor& tensor, const at::Tensor& rows, std::string_view where,
+                       std::string_view name) {
+  if (tensor.device() != rows.device()) {
+    throw DeviceError(fmt::format("{}: expected {} on {}, got {}", where, name, rows.device().str(),
+                                  tensor.device().str()));
+  }
+}
+
+/// `ignores`: kIgnoredTarget may stand for a row that is left out.
 void check_targets(const at::Tensor& targets, const at::Tensor& rows, std::int64_t vocab_size,
-                   std::string_view where) {
+                   bool ignores, std::string_view where) {
   if (targets.scalar_type() != at::kLong) {
     throw DtypeError(fmt::format("{}: expected int64 targets, got {}", where,
                                  c10::toString(targets.scalar_type())));
@@ -38,95 +60,385 @@ void check_targets(const at::Tensor& targets, const at::Tensor& rows, std::int64
     throw ShapeError(fmt::format("{}: expected targets [{}], got {}", where, rows.size(0),
                                  c10::str(targets.sizes())));
   }
-  if (targets.device() != rows.device()) {
-    throw DeviceError(fmt::format("{}: expected targets on {}, got {}", where, rows.device().str(),
-                                  targets.device().str()));
-  }
-  // Elsewhere the look would stop the device; the gather kernel checks there.
+  check_same_device(targets, rows, where, "targets");
+  // Elsewhere the look would stop the device.
   if (!targets.is_cpu()) return;
   const at::Tensor dense = targets.contiguous();
   const auto* values = dense.const_data_ptr<std::int64_t>();
   for (std::int64_t row = 0; row < dense.size(0); ++row) {
-    if (values[row] < 0 || values[row] >= vocab_size) {
-      throw DataError(fmt::format("{}: expected targets in [0, {}), got {} at row {}", where,
-                                  vocab_size, values[row], row));
-    }
+    if (values[row] >= 0 && values[row] < vocab_size) continue;
+    if (ignores && values[row] == kIgnoredTarget) continue;
+    throw DataError(fmt::format("{}: expected targets in [0, {}), got {} at row {}", where,
+                                vocab_size, values[row], row));
   }
 }
 
-TokenByProducts by_products_of(const at::Tensor& logits, const at::Tensor& targets) {
-  const at::NoGradGuard no_grad;
-  return {.entropy = at::special_entr(logits.softmax(1)).sum(1),
-          .mean_logit = logits.mean(1),
-          .is_top1 = logits.argmax(1).eq(targets)};
+void check_transform(double scale, double softcap, double temperature, std::string_view where) {
+  const auto check = [&](bool holds, std::string_view name, std::string_view range, double value) {
+    if (!holds || !std::isfinite(value)) {
+      throw ConfigError(fmt::format("{}: expected {} {}, got {}", where, name, range, value));
+    }
+  };
+  check(true, "scale", "finite", scale);
+  check(softcap >= 0, "softcap", ">= 0", softcap);
+  check(temperature > 0, "temperature", "> 0", temperature);
 }
 
-TokenLogps checked_token_logps(const at::Tensor& logits, const at::Tensor& targets,
-                               bool by_products) {
-  const at::Tensor wide = logits.to(logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  TokenLogps result;
-  result.logps = wide.gather(1, targets.unsqueeze(1)).squeeze(1) - wide.logsumexp(1);
-  if (by_products) result.by_products = by_products_of(wide, targets);
+at::ScalarType result_dtype(std::optional<at::ScalarType> wanted, const at::Tensor& input,
+                            std::string_view where) {
+  const auto dtype = wanted.value_or(input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  if (dtype != at::kFloat && dtype != at::kDouble) {
+    throw ConfigError(
+        fmt::format("{}: expected dtype float32 or float64, got {}", where, c10::toString(dtype)));
+  }
+  return dtype;
+}
+
+HeadPath path_named(std::string_view name) {
+  for (const HeadPath path : {HeadPath::kAutomatic, HeadPath::kForwardOnly, HeadPath::kFrozenHead,
+                              HeadPath::kKeepLogits, HeadPath::kRecompute}) {
+    if (to_string(path) == name) return path;
+  }
+  throw ConfigError(fmt::format(
+      "linear_token_logps: expected path automatic, forward_only, frozen_head, keep_logits or "
+      "recompute, got {}",
+      name));
+}
+
+void refuse_second_derivative(std::string_view where) {
+  // Grad mode is on in a backward pass only under create_graph.
+  if (at::GradMode::is_enabled()) {
+    throw ConfigError(fmt::format(
+        "{}: expected a first derivative, got create_graph; there is no second one", where));
+  }
+}
+
+bool needs_grad(const at::Tensor& tensor) {
+  return at::GradMode::is_enabled() && tensor.defined() && tensor.requires_grad();
+}
+
+// --- the operators of a device ----------------------------------------------------------------
+
+template <class Function>
+struct Signature;
+template <class Result, class... Arguments>
+struct Signature<Result (*)(Arguments...)> {
+  using Type = Result(Arguments...);
+};
+
+/// The operator of the tensors' device, below autograd.
+template <class Function, class... Arguments>
+auto call(const char* name, Function, const Arguments&... arguments) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow(name, "")
+      .typed<typename Signature<Function>::Type>()
+      .call(arguments...);
+}
+
+// --- token_logps ------------------------------------------------------------------------------
+
+struct TokenLogpsFunction : torch::autograd::Function<TokenLogpsFunction> {
+  static variable_list forward(AutogradContext* context, const at::Tensor& logits,
+                               const at::Tensor& targets, double scale, double softcap,
+                               double temperature, at::ScalarType dtype, bool overwrite,
+                               bool all_statistics) {
+    // Rows may lie anywhere, a row's logits side by side.
+    const at::Tensor rows =
+        logits.stride(1) == 1 || logits.size(1) == 1 ? logits : logits.contiguous();
+    const at::Tensor dense_targets = targets.contiguous();
+    const at::Tensor statistics =
+        call("prefopt::_token_logps", LogpsOperators{}.token_logps, rows, dense_targets, scale,
+             softcap, temperature, all_statistics, std::optional<at::Tensor>());
+    const at::Tensor logsumexp = statistics[kernels::kLogsumexp].contiguous();
+    if (rows.is_same(logits)) {
+      context->save_for_backward({logits, dense_targets, logsumexp});
+    } else {
+      context->save_for_backward({rows, dense_targets, logsumexp});
+    }
+    context->saved_data["scale"] = scale;
+    context->saved_data["softcap"] = softcap;
+    context->saved_data["temperature"] = temperature;
+    const bool is_dense = logits.size(0) <= 1 || rows.stride(0) >= rows.size(1);
+    context->saved_data["overwrite"] = overwrite && is_dense;
+    context->mark_non_differentiable({statistics});
+    return {statistics[kernels::kLogp].to(dtype), statistics};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    refuse_second_derivative(kRows);
+    const variable_list saved = context->get_saved_variables();
+    at::Tensor logits = saved[0].detach();
+    const bool overwrite = context->saved_data["overwrite"].toBool();
+    at::Tensor gradient = overwrite ? logits : at::empty_like(logits, at::MemoryFormat::Contiguous);
+    call("prefopt::_token_logps_backward", LogpsOperators{}.token_logps_backward,
+         grads[0].to(at::kDouble).contiguous(), logits, saved[1], saved[2],
+         context->saved_data["scale"].toDouble(), context->saved_data["softcap"].toDouble(),
+         context->saved_data["temperature"].toDouble(), gradient);
+    // Tells autograd that whoever saved the logits has lost them.
+    if (overwrite) saved[0].unsafeGetTensorImpl()->bump_version();
+    return {gradient,     at::Tensor(), at::Tensor(), at::Tensor(),
+            at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor> score_rows(const at::Tensor& logits, const at::Tensor& targets,
+                                              bool ignores, double scale, double softcap,
+                                              double temperature,
+                                              std::optional<at::ScalarType> dtype,
+                                              bool overwrite_logits, bool all_statistics) {
+  check_floating(logits, kRows, "logits");
+  if (logits.dim() != 2 || logits.size(1) == 0) {
+    throw ShapeError(fmt::format("token_logps: expected logits [rows, vocab], got {}",
+                                 c10::str(logits.sizes())));
+  }
+  check_targets(targets, logits, logits.size(1), ignores, kRows);
+  check_transform(scale, softcap, temperature, kRows);
+  if (overwrite_logits && needs_grad(logits) && logits.is_leaf()) {
+    throw ConfigError(
+        "token_logps: expected computed logits for overwrite_logits, got a leaf; its values are "
+        "not "
+        "the operator's to overwrite");
+  }
+  const variable_list out = TokenLogpsFunction::apply(logits, targets, scale, softcap, temperature,
+                                                      result_dtype(dtype, logits, kRows),
+                                                      overwrite_logits, all_statistics);
+  return {out[0], out[1]};
+}
+
+std::tuple<at::Tensor, at::Tensor> token_logps_operator(const at::Tensor& logits,
+                                                        const at::Tensor& targets, double scale,
+                                                        double softcap, double temperature,
+                                                        std::optional<at::ScalarType> dtype,
+                                                        bool overwrite_logits,
+                                                        bool all_statistics) {
+  return score_rows(logits, targets, /*ignores=*/true, scale, softcap, temperature, dtype,
+                    overwrite_logits, all_statistics);
+}
+
+// --- linear_token_logps -----------------------------------------------------------------------
+
+struct LinearTokenLogpsFunction : torch::autograd::Function<LinearTokenLogpsFunction> {
+  static variable_list forward(AutogradContext* context, const at::Tensor& hidden,
+                               const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                               const at::Tensor& targets, double scale, double softcap,
+                               double temperature, at::ScalarType dtype, bool all_statistics,
+                               bool hidden_grad, bool weight_grad, std::int64_t path,
+                               std::int64_t budget_bytes) {
+    auto [statistics, kept] =
+        call("prefopt::_linear_token_logps", LogpsOperators{}.linear_token_logps, hidden, weight,
+             bias, targets, scale, softcap, temperature, all_statistics, hidden_grad, weight_grad,
+             path, budget_bytes);
+    context->save_for_backward({hidden, weight, bias.value_or(at::Tensor()), targets,
+                                statistics[kernels::kLogsumexp].contiguous(), kept});
+    context->saved_data["scale"] = scale;
+    context->saved_data["softcap"] = softcap;
+    context->saved_data["temperature"] = temperature;
+    context->saved_data["path"] = path;
+    context->saved_data["budget_bytes"] = budget_bytes;
+    const auto wanted = static_cast<HeadPath>(path);
+    context->saved_data["hidden_grad_is_kept"] = hidden_grad && !weight_grad &&
+                                                 wanted != HeadPath::kKeepLogits &&
+                                                 wanted != HeadPath::kRecompute;
+    context->mark_non_differentiable({statistics});
+    return {statistics[kernels::kLogp].to(dtype), statistics};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    refuse_second_derivative(kLinear);
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor &hidden = saved[0], &weight = saved[1], &bias = saved[2], &kept = saved[5];
+    variable_list result(13);
+    if (context->saved_data["hidden_grad_is_kept"].toBool()) {
+      result[0] = kept.mul(grads[0].to(kept.scalar_type()).unsqueeze(1)).to(hidden.scalar_type());
+      return result;
+    }
+    // Inputs are numbered as the tensors among the arguments: hidden, weight, bias.
+    std::tie(result[0], result[1], result[2]) =
+        call("prefopt::_linear_token_logps_backward", LogpsOperators{}.linear_token_logps_backward,
+             grads[0].to(at::kDouble).contiguous(), hidden, weight,
+             bias.defined() ? std::optional(bias) : std::nullopt, saved[3], saved[4], kept,
+             context->saved_data["scale"].toDouble(), context->saved_data["softcap"].toDouble(),
+             context->saved_data["temperature"].toDouble(), hidden.requires_grad(),
+             weight.requires_grad(), bias.defined() && bias.requires_grad(),
+             context->saved_data["path"].toInt(), context->saved_data["budget_bytes"].toInt());
+    return result;
+  }
+};
+
+void check_head(const at::Tensor& hidden, const at::Tensor& weight,
+                const std::optional<at::Tensor>& bias) {
+  check_floating(hidden, kLinear, "hidden");
+  check_floating(weight, kLinear, "weight");
+  const auto check_same_width = [&](const at::Tensor& tensor, std::string_view name) {
+    if ((tensor.scalar_type() == at::kDouble) != (hidden.scalar_type() == at::kDouble)) {
+      throw DtypeError(fmt::format("{}: expected {} of dtype {} as hidden, got {}", kLinear, name,
+                                   c10::toString(hidden.scalar_type()),
+                                   c10::toString(tensor.scalar_type())));
+    }
+  };
+  check_same_width(weight, "weight");
+  if (hidden.dim() != 2) {
+    throw ShapeError(
+        fmt::format("{}: expected hidden [rows, H], got {}", kLinear, c10::str(hidden.sizes())));
+  }
+  if (weight.dim() != 2 || weight.size(0) == 0 || weight.size(1) != hidden.size(1)) {
+    throw ShapeError(fmt::format("{}: expected weight [vocab, {}], got {}", kLinear, hidden.size(1),
+                                 c10::str(weight.sizes())));
+  }
+  check_same_device(weight, hidden, kLinear, "weight");
+  if (!bias) return;
+  check_floating(*bias, kLinear, "bias");
+  check_same_width(*bias, "bias");
+  if (bias->dim() != 1 || bias->size(0) != weight.size(0)) {
+    throw ShapeError(fmt::format("{}: expected bias [{}], got {}", kLinear, weight.size(0),
+                                 c10::str(bias->sizes())));
+  }
+  check_same_device(*bias, hidden, kLinear, "bias");
+}
+
+std::tuple<at::Tensor, at::Tensor> linear_token_logps_operator(
+    const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
+    const std::optional<at::Tensor>& bias, double scale, double softcap, double temperature,
+    std::optional<at::ScalarType> dtype, bool all_statistics, std::int64_t budget_bytes,
+    std::string_view path) {
+  check_head(hidden, weight, bias);
+  check_targets(targets, hidden, weight.size(0), /*ignores=*/false, kLinear);
+  check_transform(scale, softcap, temperature, kLinear);
+  const bool weight_grad = needs_grad(weight) || (bias && needs_grad(*bias));
+  const variable_list out = LinearTokenLogpsFunction::apply(
+      hidden, weight, bias, targets, scale, softcap, temperature,
+      result_dtype(dtype, weight, kLinear), all_statistics, needs_grad(hidden), weight_grad,
+      static_cast<std::int64_t>(path_named(path)), budget_bytes);
+  return {out[0], out[1]};
+}
+
+// --- from statistics to what was asked for ----------------------------------------------------
+
+void check_mask(const at::Tensor& mask, const at::Tensor& rows, std::string_view where) {
+  if (mask.scalar_type() != at::kBool) {
+    throw DtypeError(
+        fmt::format("{}: expected mask of bool, got {}", where, c10::toString(mask.scalar_type())));
+  }
+  if (rows.dim() == 0 || mask.dim() != 1 || mask.size(0) != rows.size(0)) {
+    throw ShapeError(fmt::format("{}: expected mask [{}], got {}", where,
+                                 rows.dim() == 0 ? 0 : rows.size(0), c10::str(mask.sizes())));
+  }
+  check_same_device(mask, rows, where, "mask");
+}
+
+bool needs_all_statistics(const ByProducts& wanted) {
+  return wanted.entropy || wanted.mean_logit || wanted.log_sum_p_squared;
+}
+
+TokenLogps results_of(const at::Tensor& logps, const at::Tensor& statistics,
+                      const ByProducts& wanted) {
+  TokenLogps result{.logps = logps, .by_products = {}};
+  const auto take = [&](bool asked, kernels::Statistic statistic) {
+    return asked ? statistics[statistic].to(logps.scalar_type()) : at::Tensor();
+  };
+  result.by_products.logsumexp = take(wanted.logsumexp, kernels::kLogsumexp);
+  result.by_products.entropy = take(wanted.entropy, kernels::kEntropy);
+  result.by_products.mean_logit = take(wanted.mean_logit, kernels::kMeanLogit);
+  result.by_products.log_sum_p_squared = take(wanted.log_sum_p_squared, kernels::kLogSumPSquared);
+  if (wanted.is_top1) result.by_products.is_top1 = statistics[kernels::kIsTop1].to(at::kBool);
   return result;
 }
 
 }  // namespace
 
-TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets, bool by_products) {
-  check_floating(logits, "token_logps", "logits");
-  if (logits.dim() != 2 || logits.size(1) == 0) {
-    throw ShapeError(fmt::format("token_logps: expected logits [rows, vocab], got {}",
-                                 c10::str(logits.sizes())));
+TORCH_LIBRARY(prefopt, library) {
+  library.def(
+      "token_logps(Tensor logits, Tensor targets, *, float scale=1, float softcap=0, "
+      "float temperature=1, ScalarType? dtype=None, bool overwrite_logits=False, "
+      "bool all_statistics=False) -> (Tensor logps, Tensor statistics)",
+      TORCH_FN(token_logps_operator));
+  library.def(
+      "linear_token_logps(Tensor hidden, Tensor weight, Tensor targets, *, Tensor? bias=None, "
+      "float scale=1, float softcap=0, float temperature=1, ScalarType? dtype=None, "
+      "bool all_statistics=False, int budget_bytes=1073741824, str path='automatic') "
+      "-> (Tensor logps, Tensor statistics)",
+      TORCH_FN(linear_token_logps_operator));
+  library.def(
+      "_token_logps(Tensor logits, Tensor targets, float scale, float softcap, float temperature, "
+      "bool all_statistics, Tensor(a!)? gradient) -> Tensor");
+  library.def(
+      "_token_logps_backward(Tensor grad_logps, Tensor logits, Tensor targets, Tensor logsumexp, "
+      "float scale, float softcap, float temperature, Tensor(a!) gradient) -> ()");
+  library.def(
+      "_linear_token_logps(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, float "
+      "scale, "
+      "float softcap, float temperature, bool all_statistics, bool hidden_grad, bool weight_grad, "
+      "int path, int budget_bytes) -> (Tensor, Tensor)");
+  library.def(
+      "_linear_token_logps_backward(Tensor grad_logps, Tensor hidden, Tensor weight, Tensor? bias, "
+      "Tensor targets, Tensor logsumexp, Tensor kept, float scale, float softcap, "
+      "float temperature, bool hidden_grad, bool weight_grad, bool bias_grad, int path, "
+      "int budget_bytes) -> (Tensor, Tensor, Tensor)");
+}
+
+// Here and not beside the kernels, so that a static library brings them along.
+TORCH_LIBRARY_IMPL(prefopt, CPU, library) {
+  library.impl("_token_logps", kCpuLogps.token_logps);
+  library.impl("_token_logps_backward", kCpuLogps.token_logps_backward);
+  library.impl("_linear_token_logps", kCpuLogps.linear_token_logps);
+  library.impl("_linear_token_logps_backward", kCpuLogps.linear_token_logps_backward);
+}
+
+TORCH_LIBRARY_IMPL(prefopt, CompositeExplicitAutograd, library) {
+  library.impl("_token_logps", kAtenLogps.token_logps);
+  library.impl("_token_logps_backward", kAtenLogps.token_logps_backward);
+  library.impl("_linear_token_logps", kAtenLogps.linear_token_logps);
+  library.impl("_linear_token_logps_backward", kAtenLogps.linear_token_logps_backward);
+}
+
+TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
+                       const TokenLogpsOptions& options) {
+  at::Tensor used = targets;
+  if (options.mask.defined()) {
+    check_mask(options.mask, logits, kRows);
+    if (targets.scalar_type() == at::kLong && targets.sizes() == options.mask.sizes()) {
+      used = targets.masked_fill(options.mask.logical_not(), kIgnoredTarget);
+    }
   }
-  check_targets(targets, logits, logits.size(1), "token_logps");
-  return checked_token_logps(logits, targets, by_products);
+  const auto [logps, statistics] =
+      score_rows(logits, used, /*ignores=*/options.mask.defined(), options.transform.scale,
+                 options.transform.softcap, options.transform.temperature, options.dtype,
+                 options.overwrite_logits, needs_all_statistics(options.by_products));
+  TokenLogps result = results_of(logps, statistics, options.by_products);
+  if (options.mask.defined() && result.by_products.is_top1.defined()) {
+    result.by_products.is_top1.logical_and_(options.mask);
+  }
+  return result;
 }
 
 TokenLogps linear_token_logps(const at::Tensor& hidden, const at::Tensor& weight,
-                              const at::Tensor& targets, bool by_products) {
-  constexpr std::string_view kWhere = "linear_token_logps";
-  check_floating(hidden, kWhere, "hidden");
-  if (weight.scalar_type() != hidden.scalar_type()) {
-    throw DtypeError(fmt::format("{}: expected weight of dtype {} as hidden, got {}", kWhere,
-                                 c10::toString(hidden.scalar_type()),
-                                 c10::toString(weight.scalar_type())));
-  }
-  if (hidden.dim() != 2) {
-    throw ShapeError(
-        fmt::format("{}: expected hidden [rows, H], got {}", kWhere, c10::str(hidden.sizes())));
-  }
-  if (weight.dim() != 2 || weight.size(0) == 0 || weight.size(1) != hidden.size(1)) {
-    throw ShapeError(fmt::format("{}: expected weight [vocab, {}], got {}", kWhere, hidden.size(1),
-                                 c10::str(weight.sizes())));
-  }
-  if (weight.device() != hidden.device()) {
-    throw DeviceError(fmt::format("{}: expected weight on {}, got {}", kWhere,
-                                  hidden.device().str(), weight.device().str()));
-  }
-  check_targets(targets, hidden, weight.size(0), kWhere);
-
-  // Without a graph only one chunk of logits lives at a time. With one the chunks are the same, so
-  // that a policy and its frozen copy give the same bits.
-  const std::int64_t rows = hidden.size(0);
-  const std::int64_t chunk = std::max<std::int64_t>(1, kLogitsAtOnce / weight.size(0));
-  const auto logits_of = [&](std::int64_t begin, std::int64_t end) {
-    return at::mm(hidden.slice(0, begin, end), weight.t());
+                              const at::Tensor& targets, const LinearTokenLogpsOptions& options) {
+  const std::optional<at::Tensor> bias =
+      options.bias.defined() ? std::optional(options.bias) : std::nullopt;
+  const auto score = [&](const at::Tensor& rows, const at::Tensor& of_rows) {
+    return linear_token_logps_operator(rows, weight, of_rows, bias, options.transform.scale,
+                                       options.transform.softcap, options.transform.temperature,
+                                       options.dtype, needs_all_statistics(options.by_products),
+                                       options.budget_bytes, to_string(options.path));
   };
-  if (rows <= chunk) return checked_token_logps(logits_of(0, rows), targets, by_products);
-  std::vector<at::Tensor> logps, entropy, mean_logit, is_top1;
-  for (std::int64_t begin = 0; begin < rows; begin += chunk) {
-    const std::int64_t end = std::min(rows, begin + chunk);
-    const TokenLogps part =
-        checked_token_logps(logits_of(begin, end), targets.slice(0, begin, end), by_products);
-    logps.push_back(part.logps);
-    if (!by_products) continue;
-    entropy.push_back(part.by_products.entropy);
-    mean_logit.push_back(part.by_products.mean_logit);
-    is_top1.push_back(part.by_products.is_top1);
+  if (!options.mask.defined()) {
+    const auto [logps, statistics] = score(hidden, targets);
+    return results_of(logps, statistics, options.by_products);
   }
-  TokenLogps result{.logps = at::cat(logps), .by_products = {}};
-  if (by_products) result.by_products = {at::cat(entropy), at::cat(mean_logit), at::cat(is_top1)};
-  return result;
+  check_mask(options.mask, hidden, kLinear);
+  if (targets.sizes() != options.mask.sizes()) {
+    throw ShapeError(fmt::format("{}: expected targets [{}], got {}", kLinear, options.mask.size(0),
+                                 c10::str(targets.sizes())));
+  }
+  const at::Tensor rows = options.mask.nonzero().squeeze(1);
+  const auto [logps, statistics] =
+      score(hidden.index_select(0, rows), targets.index_select(0, rows));
+  const std::int64_t all = hidden.size(0);
+  return results_of(
+      at::zeros({all}, logps.options()).index_copy(0, rows, logps),
+      at::zeros({statistics.size(0), all}, statistics.options()).index_copy(1, rows, statistics),
+      options.by_products);
 }
 
 }  // namespace prefopt

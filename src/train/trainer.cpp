@@ -139,7 +139,9 @@ LossOutput Trainer::Impl::forward(const std::vector<TokenPair>& part, std::int64
   const auto rejected_of = [&](const at::Tensor& all) { return all.narrow(0, pairs, pairs); };
 
   const auto batch = make_pair_batch(part, needs.rejected).to(policy->device());
-  const auto current = sequence_logps(*policy, batch, /*by_products=*/true);
+  const auto current = sequence_logps(
+      *policy, batch,
+      {.by_products = {.entropy = true, .mean_logit = true, .is_top1 = true}, .reduction = {}});
   const auto lens = current.lens.to(current.logps.options());
 
   PairLogps logps;

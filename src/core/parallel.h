@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <c10/util/FunctionRef.h>
+
+#include <cstdint>
+
+namespace prefopt {
+
+/// Calls f(first, last) for parts of [begin, end) of at least `grain`, on LibTorch's threads.
+/// at::parallel_for is a template that is parallel only where OpenMP is compiled in, so it is
+/// called in one file that is.
+void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain,
+                  c10::function_ref<void(std::int64_t, std::int64_t)> f);
+
+}  // namespace prefopt

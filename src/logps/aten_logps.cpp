@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operators in plain ATen: for devices without kernels of their own, where token_logps may
+// still have one, and what the kernels are tested against.
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/special_entr.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "logps/operators.h"
+
+namespace prefopt {
+namespace {
+
+at::ScalarType compute_dtype(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+at::Tensor mapped(const at::Tensor& raw, double scale, double softcap, double temperature) {
+  if (softcap == 0) return raw * (scale / temperature);
+  return (raw * (scale / softcap)).tanh() * (softcap / temperature);
+}
+
+// (onehot - softmax) dz/du, and 0 for the rows that are left out.
+at::Tensor unit_gradient(const at::Tensor& z, const at::Tensor& targets,
+                         const at::Tensor& logsumexp, double scale, double softcap,
+                         double temperature) {
+  at::Tensor gradient =
+      (z.to(at::kDouble) - logsumexp.unsqueeze(1)).exp().neg().to(z.scalar_type());
+  const at::Tensor column = targets.clamp_min(0).unsqueeze(1);
+  gradient.scatter_(1, column, gradient.gather(1, column) + 1);
+  gradient.mul_(scale / temperature);
+  if (softcap != 0) gradient.mul_(1 - (z * (temperature / softcap)).square());
+  return gradient.masked_fill_(targets.eq(kIgnoredTarget).unsqueeze(1), 0);
+}
+
+at::Tensor statistics_of(const at::Tensor& z, const at::Tensor& targets, bool all) {
+  const at::Tensor of_target = z.gather(1, targets.clamp_min(0).unsqueeze(1)).squeeze(1);
+  const at::Tensor max = z.amax(1);
+  const at::Tensor shifted = (z - max.unsqueeze(1)).to(at::kDouble);
+  const at::Tensor log_sum = shifted.exp().sum(1).log();
+  const at::Tensor above = (of_target - max).to(at::kDouble);
+  std::vector<at::Tensor> rows{above - log_sum, max.to(at::kDouble) + log_sum,
+                               of_target.eq(max).to(at::kDouble)};
+  if (all) {
+    const at::Tensor log_p = shifted - log_sum.unsqueeze(1);
+    rows.push_back(at::special_entr(log_p.exp()).sum(1));
+    rows.push_back(z.mean(1, false, at::kDouble));
+    rows.push_back((2 * log_p).exp().sum(1).log());
+  }
+  return at::stack(rows).masked_fill_(targets.eq(kIgnoredTarget), 0);
+}
+
+at::Tensor token_logps(const at::Tensor& logits, const at::Tensor& targets, double scale,
+                       double softcap, double temperature, bool all_statistics,
+                       const std::optional<at::Tensor>& gradient) {
+  if (logits.size(0) == 0) {
+    return at::zeros({all_statistics ? kernels::kAllStatistics : kernels::kFewStatistics, 0},
+                     logits.options().dtype(at::kDouble));
+  }
+  const at::Tensor z = mapped(logits.to(compute_dtype(logits)), scale, softcap, temperature);
+  const at::Tensor statistics = statistics_of(z, targets, all_statistics);
+  if (gradient) {
+    gradient->copy_(
+        unit_gradient(z, targets, statistics[kernels::kLogsumexp], scale, softcap, temperature));
+  }
+  return statistics;
+}
+
+void token_logps_backward(const at::Tensor& grad_logps, const at::Tensor& logits,
+                          const at::Tensor& targets, const at::Tensor& logsumexp, double scale,
+                          double softcap, double temperature, at::Tensor gradient) {
+  if (logits.size(0) == 0) return;
+  const at::Tensor z = mapped(logits.to(compute_dtype(logits)), scale, softcap, temperature);
+  gradient.copy_(unit_gradient(z, targets, logsumexp, scale, softcap, temperature) *
+                 grad_logps.unsqueeze(1).to(z.scalar_type()));
+}
+
+/// The head, some rows of tokens at a time; each chunk's softmax goes to the device's own kernel.
+class Head {
+ public:
+  Head(const at::Tensor& hidden, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+       const at::Tensor& targets, double scale, double softcap, double temperature,
+       std::int64_t budget_bytes)
+      : dtype_(compute_dtype(weight)),
+        hidden_(hidden),
+        weight_(weight.to(dtype_)),
+        bias_(bias ? bias->to(dtype_) : at::Tensor()),
+        targets_(targets),
+        scale_(scale),
+        softcap_(softcap),
+        temperature_(temperature),
+        // A GEMM of fewer rows than this leaves an accelerator idle.
+        chunk_(std::max<std::int64_t>(2048, budget_bytes / row_bytes())) {}
+
+  std::int64_t row_bytes() const {
+    return weight_.size(0) * static_cast<std::int64_t>(c10::elementSize(dtype_));
+  }
+  std::int64_t rows() const { return hidden_.size(0); }
+  at::Tensor hidden_rows(std::int64_t begin, std::int64_t end) const {
+    return hidden_.slice(0, begin, end).to(dtype_);
+  }
+  const at::Tensor& weight() const { return weight_; }
+  at::ScalarType dtype() const { return dtype_; }
+
+  template <class F>
+  void for_chunks(const F& f) const {
+    for (std::int64_t begin = 0; begin < rows(); begin += chunk_) {
+      f(begin, std::min(rows(), begin + chunk_));
+    }
+  }
+
+  /// Statistics of rows [begin, end); `logits` receives their unit gradient if asked for.
+  at::Tensor score(std::int64_t begin, std::int64_t end, bool all, bool gradient,
+                   at::Tensor& logits) const {
+    logits = at::mm(hidden_rows(begin, end), weight_.t());
+    if (bias_.defined()) logits.add_(bias_);
+    static const auto op =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("prefopt::_token_logps", "")
+            .typed<at::Tensor(const at::Tensor&, const at::Tensor&, double, double, double, bool,
+                              const std::optional<at::Tensor>&)>();
+    return op.call(logits, targets_.slice(0, begin, end), scale_, softcap_, temperature_, all,
+                   gradient ? std::optional(logits) : std::nullopt);
+  }
+
+ private:
+  at::ScalarType dtype_;
+  at::Tensor hidden_, weight_, bias_, targets_;
+  double scale_, softcap_, temperature_;
+  std::int64_t chunk_;
+};
+
+std::tuple<at::Tensor, at::Tensor> linear_token_logps(
+    const at::Tensor& hidden, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    const at::Tensor& targets, double scale, double softcap, double temperature,
+    bool all_statistics, bool hidden_grad, bool weight_grad, std::int64_t path,
+    std::int64_t budget_bytes) {
+  const Head head(hidden, weight, bias, targets, scale, softcap, temperature, budget_bytes);
+  const bool frozen = hidden_grad && !weight_grad &&
+                      static_cast<HeadPath>(path) != HeadPath::kKeepLogits &&
+                      static_cast<HeadPath>(path) != HeadPath::kRecompute;
+  const bool keeps = (hidden_grad || weight_grad) && !frozen &&
+                     static_cast<HeadPath>(path) != HeadPath::kRecompute &&
+                     head.rows() * head.row_bytes() <= budget_bytes;
+  const auto options = hidden.options();
+  at::Tensor statistics =
+      at::empty({all_statistics ? kernels::kAllStatistics : kernels::kFewStatistics, head.rows()},
+                options.dtype(at::kDouble));
+  at::Tensor kept = at::empty({0}, options.dtype(head.dtype()));
+  if (frozen) kept = at::empty(hidden.sizes(), options.dtype(head.dtype()));
+  if (keeps) kept = at::empty({head.rows(), weight.size(0)}, options.dtype(head.dtype()));
+  head.for_chunks([&](std::int64_t begin, std::int64_t end) {
+    at::Tensor logits;
+    statistics.slice(1, begin, end)
+        .copy_(head.score(begin, end, all_statistics, frozen || keeps, logits));
+    if (frozen) kept.slice(0, begin, end).copy_(at::mm(logits, head.weight()));
+    if (keeps) kept.slice(0, begin, end).copy_(logits);
+  });
+  return {statistics, kept};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_token_logps_backward(
+    const at::Tensor& grad_logps, const at::Tensor& hidden, const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias, const at::Tensor& targets, const at::Tensor&,
+    const at::Tensor& kept, double scale, double softcap, double temperature, bool hidden_grad,
+    bool weight_grad, bool bias_grad, std::int64_t, std::int64_t budget_bytes) {
+  const Head head(hidden, weight, bias, targets, scale, softcap, temperature, budget_bytes);
+  const auto zeros = [&](at::IntArrayRef shape) {
+    return at::zeros(shape, hidden.options().dtype(head.dtype()));
+  };
+  at::Tensor of_hidden, of_weight, of_bias;
+  if (hidden_grad) of_hidden = zeros(hidden.sizes());
+  if (weight_grad) of_weight = zeros(weight.sizes());
+  if (bias_grad) of_bias = zeros({weight.size(0)});
+  head.for_chunks([&](std::int64_t begin, std::int64_t end) {
+    at::Tensor unit;
+    if (kept.dim() == 2) {
+      unit = kept.slice(0, begin, end);
+    } else {
+      head.score(begin, end, false, true, unit);
+    }
+    // The coefficient of a row goes through both products, so it multiplies the small factors.
+    const at::Tensor coefficient = grad_logps.slice(0, begin, end).to(head.dtype()).unsqueeze(1);
+    if (hidden_grad) {
+      of_hidden.slice(0, begin, end).copy_(at::mm(unit, head.weight()) * coefficient);
+    }
+    if (weight_grad) of_weight.addmm_(unit.t(), head.hidden_rows(begin, end) * coefficient);
+    if (bias_grad) of_bias.add_(at::mm(unit.t(), coefficient).squeeze(1));
+  });
+  return {of_hidden, of_weight, of_bias};
+}
+
+}  // namespace
+
+const LogpsOperators kAtenLogps{token_logps, token_logps_backward, linear_token_logps,
+                                linear_token_logps_backward};
+
+}  // namespace prefopt

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "logps/head_plan.h"
+
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "logps/kernels/cpu/gemm.h"
+#include "logps/kernels/statistics.h"
+#include "prefopt/error.h"
+#include "prefopt/logps/token_logps.h"
+
+namespace prefopt {
+namespace {
+
+// A tile that the threads share stays in a third-level cache, a thread's block of it in a
+// second-level one.
+constexpr std::int64_t kTileBytes = std::int64_t{4} << 20;
+constexpr std::int64_t kMaxTileRows = 1024;
+constexpr std::int64_t kMinTileRows = 64;
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+std::int64_t padded(std::int64_t columns, bool float64) {
+  return float64 ? kernels::cpu::PackedMatrix<double>::padded(columns)
+                 : kernels::cpu::PackedMatrix<float>::padded(columns);
+}
+
+/// What the passes allocate, as they do in kernels/cpu/head.cpp.
+class Memory {
+ public:
+  Memory(const HeadWork& work, const HeadPlan& plan)
+      : work_(work),
+        plan_(plan),
+        size_(work.float64 ? 8 : 4),
+        stride_(padded(plan.tile_rows, work.float64)),
+        row_tiles_(ceil_div(work.rows, std::max<std::int64_t>(plan.tile_rows, 1))) {}
+
+  std::int64_t total() const {
+    if (plan_.path == HeadPath::kForwardOnly) return forward();
+    if (plan_.path == HeadPath::kFrozenHead) {
+      return forward() + work_.rows * work_.hidden_size * size_;
+    }
+    return plan_.kept_vocab * of_kept_row() + std::max(forward(), backward());
+  }
+
+  std::int64_t of_kept_row() const { return stride_ * row_tiles_ * size_; }
+
+ private:
+  std::int64_t packed_weight() const {
+    return plan_.tile_vocab * padded(work_.hidden_size, work_.float64) * size_;
+  }
+
+  std::int64_t common() const {
+    const std::int64_t tiles = plan_.packs_once ? row_tiles_ : 1;
+    const std::int64_t widened =
+        work_.narrow_weight ? (plan_.tile_vocab + work_.rows) * work_.hidden_size * size_ : 0;
+    return tiles * work_.hidden_size * stride_ * size_ + plan_.tile_vocab * stride_ * size_ +
+           widened;
+  }
+
+  std::int64_t forward() const {
+    constexpr std::int64_t kBlockMoments = 5, kRowBytes = 6 * 8;
+    return common() + kBlockMoments * ceil_div(plan_.tile_vocab, kBlockVocab) * stride_ * size_ +
+           work_.rows * (kRowBytes + kernels::kAllStatistics * 8) +
+           (plan_.path == HeadPath::kFrozenHead ? packed_weight() : 0);
+  }
+
+  std::int64_t backward() const {
+    std::int64_t bytes = common() + 3 * of_kept_row();
+    if (work_.hidden_grad) {
+      bytes += packed_weight();
+      if (work_.narrow_weight) bytes += work_.rows * work_.hidden_size * size_;
+    }
+    if (work_.weight_grad) {
+      const std::int64_t tiles = plan_.packs_once ? row_tiles_ : 1;
+      bytes += tiles * plan_.tile_rows * padded(work_.hidden_size, work_.float64) * size_;
+      if (work_.narrow_weight) bytes += plan_.tile_vocab * work_.hidden_size * size_;
+    }
+    return bytes;
+  }
+
+  const HeadWork& work_;
+  const HeadPlan& plan_;
+  std::int64_t size_, stride_, row_tiles_;
+};
+
+HeadPath path_of(const HeadWork& work, HeadPath wanted) {
+  // With nothing to differentiate every path is its own forward pass.
+  if (!work.hidden_grad && !work.weight_grad) return HeadPath::kForwardOnly;
+  switch (wanted) {
+    case HeadPath::kForwardOnly:
+      throw ConfigError(
+          "linear_token_logps: expected a path with a gradient, got forward_only; hidden, weight "
+          "or "
+          "bias requires one");
+    case HeadPath::kFrozenHead:
+      if (work.weight_grad) {
+        throw ConfigError(
+            "linear_token_logps: expected keep_logits or recompute, got frozen_head; weight or "
+            "bias "
+            "requires a gradient");
+      }
+      return wanted;
+    case HeadPath::kAutomatic:
+      return work.weight_grad ? HeadPath::kKeepLogits : HeadPath::kFrozenHead;
+    default:
+      return wanted;
+  }
+}
+
+}  // namespace
+
+std::string to_string(HeadPath path) {
+  switch (path) {
+    case HeadPath::kAutomatic:
+      return "automatic";
+    case HeadPath::kForwardOnly:
+      return "forward_only";
+    case HeadPath::kFrozenHead:
+      return "frozen_head";
+    case HeadPath::kKeepLogits:
+      return "keep_logits";
+    case HeadPath::kRecompute:
+      return "recompute";
+  }
+  throw ConfigError(
+      fmt::format("HeadPath: expected one of its names, got {}", static_cast<int>(path)));
+}
+
+std::string HeadPlan::text() const {
+  return fmt::format("{}: {:.2f} GEMMs, {:.1f} MiB, tiles of {} x {}", to_string(path), gemms,
+                     static_cast<double>(bytes) / (1 << 20), tile_vocab, tile_rows);
+}
+
+HeadPlan plan_head(const HeadWork& work, std::int64_t budget_bytes, HeadPath path) {
+  HeadPlan plan;
+  plan.path = path_of(work, path);
+  const std::int64_t size = work.float64 ? 8 : 4;
+  const std::int64_t whole_vocab =
+      ceil_div(std::max<std::int64_t>(work.vocab_size, 1), kBlockVocab);
+  plan.tile_rows = std::clamp<std::int64_t>(work.rows, 1, kMaxTileRows);
+  const std::int64_t block_bytes = kBlockVocab * plan.tile_rows * size;
+  plan.tile_vocab =
+      kBlockVocab *
+      std::clamp<std::int64_t>(
+          std::max<std::int64_t>(kTileBytes / block_bytes, at::get_num_threads()), 1, whole_vocab);
+  plan.packs_once = true;
+
+  const auto bytes = [&] { return Memory(work, plan).total(); };
+  if (bytes() > budget_bytes && work.rows > plan.tile_rows) plan.packs_once = false;
+  while (bytes() > budget_bytes && plan.tile_vocab > kBlockVocab) {
+    plan.tile_vocab = kBlockVocab * std::max<std::int64_t>(1, plan.tile_vocab / kBlockVocab / 2);
+  }
+  while (bytes() > budget_bytes && plan.tile_rows > kMinTileRows) {
+    plan.tile_rows = std::max(kMinTileRows, plan.tile_rows / 2);
+    plan.packs_once = false;
+  }
+  const std::int64_t least = bytes();
+  if (least > budget_bytes) {
+    throw ConfigError(
+        fmt::format("linear_token_logps: expected budget_bytes >= {} for one tile of {} rows of "
+                    "hidden size {}, "
+                    "got {}",
+                    least, work.rows, work.hidden_size, budget_bytes));
+  }
+
+  const double of_gradients = (work.hidden_grad ? 1 : 0) + (work.weight_grad ? 1 : 0);
+  plan.gemms = 1 + of_gradients;
+  if (plan.path == HeadPath::kKeepLogits || plan.path == HeadPath::kRecompute) {
+    if (path != HeadPath::kRecompute) {
+      const std::int64_t row = std::max<std::int64_t>(Memory(work, plan).of_kept_row(), 1);
+      const std::int64_t rows = std::min(work.vocab_size, (budget_bytes - least) / row);
+      plan.kept_vocab = rows == work.vocab_size ? rows : rows / kBlockVocab * kBlockVocab;
+    }
+    if (path == HeadPath::kKeepLogits && plan.kept_vocab < work.vocab_size) {
+      throw ConfigError(
+          fmt::format("linear_token_logps: expected budget_bytes >= {} for keep_logits, got {}",
+                      least + work.vocab_size * Memory(work, plan).of_kept_row(), budget_bytes));
+    }
+    if (plan.kept_vocab < work.vocab_size) {
+      plan.path = HeadPath::kRecompute;
+      plan.gemms += 1 - static_cast<double>(plan.kept_vocab) /
+                            static_cast<double>(std::max<std::int64_t>(work.vocab_size, 1));
+    }
+  }
+  plan.bytes = bytes();
+  return plan;
+}
+
+}  // namespace prefopt

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+namespace prefopt {
+
+/// Vocabulary rows that one thread takes at once; tiles are made of whole blocks. Their weights and
+/// the logits of a few hundred tokens fit a second-level cache.
+inline constexpr std::int64_t kBlockVocab = 96;
+
+}  // namespace prefopt

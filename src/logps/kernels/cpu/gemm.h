@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+namespace prefopt::kernels::cpu {
+
+/// Numbers on a cache line, from pages as large as the system gives: a page fault for each 4 KiB of
+/// a fresh buffer costs as much as a pass over it.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(std::int64_t size);
+
+  T* data() const { return data_.get(); }
+  std::int64_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(T* data) const;
+  };
+  std::unique_ptr<T[], Free> data_;
+  std::int64_t size_ = 0;
+};
+
+/// Asks the system for large pages in a range that was not touched yet.
+void prefer_large_pages(void* data, std::int64_t bytes);
+
+/// A matrix read through strides: element (i, j) is data[i * row_stride + j * column_stride].
+template <class T>
+struct StridedMatrix {
+  const T* data;
+  std::int64_t row_stride;
+  std::int64_t column_stride;
+};
+
+/// The right factor of a product, [depth, columns], in panels of a few vectors: panel p holds
+/// columns [p * width, (p + 1) * width) as [depth][width], with zeros beyond the last column.
+template <class T>
+class PackedMatrix {
+ public:
+  PackedMatrix() = default;
+  PackedMatrix(std::int64_t max_depth, std::int64_t columns);
+
+  /// Takes panels [first, last) of a matrix of `depth` <= max_depth rows. Panels do not touch each
+  /// other's memory.
+  void pack(StridedMatrix<T> source, std::int64_t depth, std::int64_t first, std::int64_t last);
+
+  std::int64_t columns() const { return columns_; }
+  std::int64_t padded_columns() const { return panels_ * width_; }
+  std::int64_t panels() const { return panels_; }
+  std::int64_t width() const { return width_; }
+  const T* panel(std::int64_t p) const { return buffer_.data() + p * max_depth_ * width_; }
+
+  static std::int64_t padded(std::int64_t columns);
+  static std::int64_t bytes(std::int64_t max_depth, std::int64_t columns) {
+    return max_depth * padded(columns) * static_cast<std::int64_t>(sizeof(T));
+  }
+
+ private:
+  Buffer<T> buffer_;
+  std::int64_t max_depth_ = 0, columns_ = 0, panels_ = 0, width_ = 0;
+};
+
+/// Where a product goes. Columns up to `columns` of each row are written, the rest is left alone.
+template <class T>
+struct ProductTarget {
+  T* data;
+  std::int64_t row_stride;
+  std::int64_t columns;
+  bool accumulate;
+};
+
+/// c[i, j] = Σ_k a(i, k) b[k, j], plus c[i, j] where it accumulates, for `rows` rows and the
+/// columns of panels [first, last). Single-threaded: callers cut the work, and results do not
+/// depend on the cut.
+template <class T>
+void multiply(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth, const PackedMatrix<T>& b,
+              std::int64_t first, std::int64_t last, ProductTarget<T> c);
+
+/// The number of rows that the inner loop takes at once divides this.
+inline constexpr std::int64_t kRowGrain = 24;
+
+}  // namespace prefopt::kernels::cpu

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+#include "logps/kernels/statistics.h"
+#include "prefopt/logps/token_logps.h"
+
+namespace prefopt {
+
+/// The target of a row that is left out: its statistics and its gradient are 0.
+inline constexpr std::int64_t kIgnoredTarget = -1;
+
+/// The operators that each device implements, registered as prefopt::_token_logps and so on. Their
+/// arguments were checked; targets are in [0, vocab) or kIgnoredTarget (token_logps only).
+///
+/// Statistics: float64 [kFewStatistics or kAllStatistics, rows], see statistics.h.
+/// `gradient`, shaped as the logits and perhaps the logits themselves, is written with the
+/// derivative of each row's log-prob with respect to its raw logits, times grad_logps in the
+/// backward pass.
+struct LogpsOperators {
+  at::Tensor (*token_logps)(const at::Tensor& logits, const at::Tensor& targets, double scale,
+                            double softcap, double temperature, bool all_statistics,
+                            const std::optional<at::Tensor>& gradient);
+
+  void (*token_logps_backward)(const at::Tensor& grad_logps, const at::Tensor& logits,
+                               const at::Tensor& targets, const at::Tensor& logsumexp, double scale,
+                               double softcap, double temperature, at::Tensor gradient);
+
+  /// Statistics, and what the backward pass needs again: for kFrozenHead the gradient of each
+  /// log-prob with respect to hidden, [rows, H].
+  std::tuple<at::Tensor, at::Tensor> (*linear_token_logps)(
+      const at::Tensor& hidden, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+      const at::Tensor& targets, double scale, double softcap, double temperature,
+      bool all_statistics, bool hidden_grad, bool weight_grad, std::int64_t path,
+      std::int64_t budget_bytes);
+
+  /// Gradients of hidden, weight and bias; not called for kFrozenHead.
+  std::tuple<at::Tensor, at::Tensor, at::Tensor> (*linear_token_logps_backward)(
+      const at::Tensor& grad_logps, const at::Tensor& hidden, const at::Tensor& weight,
+      const std::optional<at::Tensor>& bias, const at::Tensor& targets, const at::Tensor& logsumexp,
+      const at::Tensor& kept, double scale, double softcap, double temperature, bool hidden_grad,
+      bool weight_grad, bool bias_grad, std::int64_t path, std::int64_t budget_bytes);
+};
+
+extern const LogpsOperators kCpuLogps;
+/// Plain ATen, for every other device; the tests' reference.
+extern const LogpsOperators kAtenLogps;
+
+}  // namespace prefopt

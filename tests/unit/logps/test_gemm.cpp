@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "logps/kernels/cpu/gemm.h"
+#include "support/catch.h"
+#include "support/logps_oracle.h"
+#include "support/simd.h"
+
+namespace prefopt::kernels::cpu {
+namespace {
+
+using prefopt::testing_support::random_normal;
+using prefopt::testing_support::simd_name;
+using prefopt::testing_support::simd_targets;
+using prefopt::testing_support::SimdTarget;
+
+/// The product through packing and multiply; the rest of each row of c must stay what it was.
+template <class T>
+at::Tensor product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, bool accumulate) {
+  PackedMatrix<T> packed(b.size(0) + 3, b.size(1));
+  packed.pack({b.const_data_ptr<T>(), b.stride(0), b.stride(1)}, b.size(0), 0, packed.panels());
+  at::Tensor out = c.clone();
+  multiply<T>({a.const_data_ptr<T>(), a.stride(0), a.stride(1)}, a.size(0), a.size(1), packed, 0,
+              packed.panels(), {out.data_ptr<T>(), out.stride(0), b.size(1), accumulate});
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("gemm: every size, layout and SIMD target", "[logps]") {
+  for (const std::int64_t target : simd_targets()) {
+    const SimdTarget simd(target);
+    for (const std::int64_t rows : {1, 7, 24, 97}) {
+      for (const std::int64_t depth : {0, 1, 65, 1300}) {
+        for (const std::int64_t columns : {1, 15, 48, 50, 100}) {
+          INFO(simd_name(target) << ": " << rows << " x " << depth << " x " << columns);
+          const at::Tensor a = random_normal({rows, depth}, at::kDouble, 1);
+          const at::Tensor b = random_normal({depth, columns}, at::kDouble, 2);
+          const at::Tensor c = random_normal({rows, columns + 2}, at::kDouble, 3);
+          at::Tensor expected = c.clone();
+          expected.slice(1, 0, columns).copy_(a.matmul(b));
+          CHECK(at::allclose(product<double>(a, b, c, false), expected, 1e-12, 1e-11));
+          expected.slice(1, 0, columns).add_(c.slice(1, 0, columns));
+          // Both factors may be transposed.
+          CHECK(
+              at::allclose(product<double>(a.t().contiguous().t(), b.t().contiguous().t(), c, true),
+                           expected, 1e-12, 1e-11));
+          CHECK(at::allclose(
+              product<float>(a.to(at::kFloat), b.to(at::kFloat), c.to(at::kFloat), true),
+              expected.to(at::kFloat), 1e-5, 1e-4));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("gemm: a part of the panels leaves the other columns alone", "[logps]") {
+  const at::Tensor a = random_normal({30, 20}, at::kDouble, 4);
+  const at::Tensor b = random_normal({20, 200}, at::kDouble, 5);
+  PackedMatrix<double> packed(20, 200);
+  packed.pack({b.const_data_ptr<double>(), 200, 1}, 20, 0, packed.panels());
+  REQUIRE(packed.panels() > 2);
+  at::Tensor out = at::full({30, 200}, 7.0, at::kDouble);
+  multiply<double>({a.const_data_ptr<double>(), 20, 1}, 30, 20, packed, 1, 2,
+                   {out.data_ptr<double>(), 200, 200, false});
+  at::Tensor expected = at::full({30, 200}, 7.0, at::kDouble);
+  expected.slice(1, packed.width(), 2 * packed.width())
+      .copy_(a.matmul(b.slice(1, packed.width(), 2 * packed.width())));
+  CHECK(at::allclose(out, expected, 1e-12, 1e-12));
+}
+
+}  // namespace prefopt::kernels::cpu

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+
+#include "prefopt/error.h"
+#include "prefopt/logps/sequence_logps.h"
+#include "support/catch.h"
+#include "support/errors.h"
+#include "support/logps_oracle.h"
+
+namespace prefopt {
+namespace {
+
+using testing_support::random_normal;
+
+/// Gives the logits it was made with, or hidden states and a head, whatever the tokens.
+class FixedPolicy final : public Policy {
+ public:
+  FixedPolicy(PolicyOutput output, at::Tensor weight, std::int64_t vocab_size)
+      : output_(std::move(output)), weight_(std::move(weight)), vocab_size_(vocab_size) {}
+
+  PolicyOutput forward(const TokenBatch&) override { return output_; }
+  OutputHead head() const override { return {weight_}; }
+  std::int64_t vocab_size() const override { return vocab_size_; }
+  std::vector<NamedParameter> named_parameters() const override { return {}; }
+
+ private:
+  PolicyOutput output_;
+  at::Tensor weight_;
+  std::int64_t vocab_size_;
+};
+
+/// Prompts of 1 and 2 tokens, completions of 3 and 1.
+TokenBatch small_batch() {
+  const std::vector<std::int64_t> prompt_a{4}, completion_a{1, 2, 3}, prompt_b{0, 1},
+      completion_b{4};
+  return make_batch({{prompt_a, completion_a}, {prompt_b, completion_b}});
+}
+
+}  // namespace
+
+TEST_CASE("sequence_logps: completion tokens are read one position before them", "[logps]") {
+  const TokenBatch batch = small_batch();
+  const at::Tensor logits = random_normal({2, 4, 5}, at::kDouble, 8).requires_grad_(true);
+  FixedPolicy policy({.hidden = {}, .logits = logits}, {}, 5);
+  const SequenceLogps out =
+      sequence_logps(policy, batch, {.by_products = ByProducts::all(), .reduction = {}});
+
+  const at::Tensor all = logits.detach().log_softmax(2);
+  const auto at_position = [&](int s, int t, int token) { return all[s][t][token].item<double>(); };
+  const std::vector<double> expected{at_position(0, 0, 1), at_position(0, 1, 2),
+                                     at_position(0, 2, 3), at_position(1, 1, 4)};
+  for (std::int64_t i = 0; i < 4; ++i) {
+    CHECK(out.token_logps[i].item<double>() ==
+          Approx(expected[static_cast<std::size_t>(i)]).epsilon(1e-12));
+  }
+  CHECK(out.logps.scalar_type() == at::kDouble);
+  CHECK(out.logps[0].item<double>() ==
+        Approx(expected[0] + expected[1] + expected[2]).epsilon(1e-12));
+  CHECK(out.logps[1].item<double>() == Approx(expected[3]).epsilon(1e-12));
+  CHECK(at::equal(out.lens, at::tensor({3, 1}, at::kLong)));
+  CHECK(at::equal(out.row_to_sequence, at::tensor({0, 0, 0, 1}, at::kLong)));
+  CHECK(out.by_products.entropy.size(0) == 4);
+
+  // Only the four positions have a gradient, and each sequence only its own.
+  out.logps[1].backward();
+  at::Tensor touched = logits.grad().abs().sum(2).gt(0);
+  CHECK(touched[1][1].item<bool>());
+  CHECK(touched.sum().item<std::int64_t>() == 1);
+}
+
+TEST_CASE("sequence_logps: hidden states and their logits give the same", "[logps]") {
+  const TokenBatch batch = small_batch();
+  const at::Tensor hidden = random_normal({2, 4, 3}, at::kFloat, 9);
+  const at::Tensor weight = random_normal({5, 3}, at::kFloat, 10);
+  FixedPolicy opened({.hidden = hidden, .logits = {}}, weight, 5);
+  FixedPolicy closed({.hidden = {}, .logits = hidden.matmul(weight.t())}, {}, 5);
+  const SequenceLogps a = sequence_logps(opened, batch);
+  const SequenceLogps b = sequence_logps(closed, batch);
+  CHECK(a.token_logps.scalar_type() == at::kFloat);
+  CHECK(at::allclose(a.token_logps, b.token_logps, 0, 1e-6));
+  CHECK(at::allclose(a.logps, b.logps, 0, 1e-6));
+}
+
+TEST_CASE("sequence_logps: float32 tokens are summed in float64", "[logps]") {
+  // 4097 equal log-probs of -log 3: in float32 the sum would lose its last digits.
+  const std::int64_t length = 4097;
+  const std::vector<std::int64_t> prompt{0}, completion(static_cast<std::size_t>(length), 1);
+  FixedPolicy policy({.hidden = {}, .logits = at::zeros({1, length + 1, 3})}, {}, 3);
+  const SequenceLogps out = sequence_logps(policy, make_batch({{prompt, completion}}));
+  const double one = out.token_logps[0].item<double>();
+  CHECK(out.logps.item<double>() == Approx(static_cast<double>(length) * one).epsilon(1e-12));
+}
+
+TEST_CASE("sequence_logps: wrong batches and outputs are refused", "[logps]") {
+  FixedPolicy policy({.hidden = {}, .logits = at::zeros({2, 4, 5})}, {}, 5);
+  const auto check = [&](auto&& change, auto error, const std::string& text) {
+    TokenBatch batch = small_batch();
+    change(batch);
+    CHECK_THROWS_TEXT(sequence_logps(policy, batch), decltype(error),
+                      "sequence_logps: expected " + text);
+  };
+  check([](TokenBatch& b) { b.input_ids = at::zeros({4}, at::kLong); }, ShapeError(""),
+        "input_ids [S, T], got [4]");
+  check([](TokenBatch& b) { b.input_ids = b.input_ids.to(at::kInt); }, DtypeError(""),
+        "input_ids of dtype Long, got Int");
+  check(
+      [](TokenBatch& b) {
+        b.attention_mask = at::ones({2, 3}, at::kBool);
+      },
+      ShapeError(""), "attention_mask [2, 4], got [2, 3]");
+  check([](TokenBatch& b) { b.completion_mask = b.completion_mask.to(at::kFloat); }, DtypeError(""),
+        "completion_mask of dtype Bool, got Float");
+  check([](TokenBatch& b) { b.completion_lens = at::zeros({3}, at::kLong); }, ShapeError(""),
+        "completion_lens [2], got [3]");
+  check([](TokenBatch& b) { b.input_ids = at::Tensor(); }, ShapeError(""),
+        "input_ids [S, T], got none");
+  check([](TokenBatch& b) { b.completion_mask = at::Tensor(); }, ShapeError(""),
+        "completion_mask [2, 4], got none");
+  // A completion token in the first column is predicted by nothing.
+  check([](TokenBatch& b) { b.completion_mask[0][0] = true, b.completion_lens[0] = 4; },
+        ShapeError(""),
+        "completion_mask to hold the 5 tokens of completion_lens after the first column, got 4");
+
+  FixedPolicy neither({}, {}, 5);
+  CHECK_THROWS_TEXT(sequence_logps(neither, small_batch()), ShapeError,
+                    "sequence_logps: expected hidden or logits of the policy, got neither");
+  FixedPolicy both({.hidden = at::zeros({2, 4, 3}), .logits = at::zeros({2, 4, 5})}, {}, 5);
+  CHECK_THROWS_TEXT(sequence_logps(both, small_batch()), ShapeError,
+                    "sequence_logps: expected hidden or logits of the policy, got both");
+  FixedPolicy short_output({.hidden = {}, .logits = at::zeros({2, 3, 5})}, {}, 5);
+  CHECK_THROWS_TEXT(sequence_logps(short_output, small_batch()), ShapeError,
+                    "sequence_logps: expected logits [2, 4, n] of the policy, got [2, 3, 5]");
+}
+
+TEST_CASE("sequence_logps: mean, and less weight for a tail", "[logps]") {
+  const TokenBatch batch = small_batch();
+  FixedPolicy policy({.hidden = {}, .logits = random_normal({2, 4, 5}, at::kDouble, 11)}, {}, 5);
+  const at::Tensor tokens = sequence_logps(policy, batch).token_logps;
+  const auto token = [&](int i) { return tokens[i].item<double>(); };
+
+  const at::Tensor mean =
+      sequence_logps(policy, batch,
+                     {.by_products = {}, .reduction = {.mean = true, .head_lens = {}}})
+          .logps;
+  CHECK(mean[0].item<double>() == Approx((token(0) + token(1) + token(2)) / 3).epsilon(1e-12));
+  CHECK(mean[1].item<double>() == Approx(token(3)).epsilon(1e-12));
+
+  // Completions of 3 and 1 tokens: the tail of the longer one is its last two.
+  const SequenceReduction tail{.tail_weight = 0.25, .head_lens = at::tensor({1, 1}, at::kLong)};
+  const at::Tensor cut =
+      sequence_logps(policy, batch, {.by_products = {}, .reduction = tail}).logps;
+  CHECK(cut[0].item<double>() == Approx(token(0) + 0.25 * (token(1) + token(2))).epsilon(1e-12));
+  CHECK(cut[1].item<double>() == Approx(token(3)).epsilon(1e-12));
+
+  SequenceReduction wrong{.head_lens = at::tensor({1, 1, 1}, at::kLong)};
+  CHECK_THROWS_TEXT(sequence_logps(policy, batch, {.by_products = {}, .reduction = wrong}),
+                    ShapeError, "sequence_logps: expected head_lens [2], got [3]");
+  wrong.head_lens = at::tensor({1, 1}, at::kInt);
+  CHECK_THROWS_TEXT(sequence_logps(policy, batch, {.by_products = {}, .reduction = wrong}),
+                    DtypeError, "sequence_logps: expected int64 head_lens, got Int");
+}
+
+}  // namespace prefopt
