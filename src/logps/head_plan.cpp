@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "core/memory_pool.h"
 #include "logps/kernels/cpu/gemm.h"
 #include "logps/kernels/statistics.h"
 #include "prefopt/error.h"
@@ -39,44 +40,53 @@ class Memory {
 
   std::int64_t total() const {
     if (plan_.path == HeadPath::kForwardOnly) return forward();
-    if (plan_.path == HeadPath::kFrozenHead) {
-      return forward() + work_.rows * work_.hidden_size * size_;
-    }
-    return plan_.kept_vocab * of_kept_row() + std::max(forward(), backward());
+    if (plan_.path == HeadPath::kFrozenHead) return forward() + hidden();
+    return block(plan_.kept_vocab * stride_ * row_tiles_) + std::max(forward(), backward());
   }
 
-  std::int64_t of_kept_row() const { return stride_ * row_tiles_ * size_; }
+  /// Vocabulary rows whose logits fit into `bytes`.
+  std::int64_t kept_rows(std::int64_t bytes) const {
+    const std::int64_t row = std::max<std::int64_t>(stride_ * row_tiles_ * size_, 1);
+    std::int64_t rows = std::min(work_.vocab_size, bytes / row);
+    if (rows == work_.vocab_size && block_bytes(rows * row) <= bytes) return rows;
+    rows -= rows % kBlockVocab;
+    while (rows > 0 && block_bytes(rows * row) > bytes) rows -= kBlockVocab;
+    return rows;
+  }
 
  private:
+  /// A buffer of `count` numbers.
+  std::int64_t block(std::int64_t count) const { return block_bytes(count * size_); }
+  std::int64_t hidden() const { return block(work_.rows * work_.hidden_size); }
+  std::int64_t weight_tile() const { return block(plan_.tile_vocab * work_.hidden_size); }
+  std::int64_t packed_tiles() const { return plan_.packs_once ? row_tiles_ : 1; }
+
   std::int64_t packed_weight() const {
-    return plan_.tile_vocab * padded(work_.hidden_size, work_.float64) * size_;
+    return block(plan_.tile_vocab * padded(work_.hidden_size, work_.float64));
   }
 
   std::int64_t common() const {
-    const std::int64_t tiles = plan_.packs_once ? row_tiles_ : 1;
-    const std::int64_t widened =
-        work_.narrow_weight ? (plan_.tile_vocab + work_.rows) * work_.hidden_size * size_ : 0;
-    return tiles * work_.hidden_size * stride_ * size_ + plan_.tile_vocab * stride_ * size_ +
+    const std::int64_t widened = work_.narrow_weight ? weight_tile() + hidden() : 0;
+    return packed_tiles() * block(work_.hidden_size * stride_) + block(plan_.tile_vocab * stride_) +
            widened;
   }
 
   std::int64_t forward() const {
     constexpr std::int64_t kBlockMoments = 5, kRowBytes = 6 * 8;
-    return common() + kBlockMoments * ceil_div(plan_.tile_vocab, kBlockVocab) * stride_ * size_ +
+    return common() + block(kBlockMoments * ceil_div(plan_.tile_vocab, kBlockVocab) * stride_) +
            work_.rows * (kRowBytes + kernels::kAllStatistics * 8) +
            (plan_.path == HeadPath::kFrozenHead ? packed_weight() : 0);
   }
 
   std::int64_t backward() const {
-    std::int64_t bytes = common() + 3 * of_kept_row();
+    std::int64_t bytes = common() + 3 * block(stride_ * row_tiles_);
     if (work_.hidden_grad) {
       bytes += packed_weight();
-      if (work_.narrow_weight) bytes += work_.rows * work_.hidden_size * size_;
+      if (work_.narrow_weight) bytes += hidden();
     }
     if (work_.weight_grad) {
-      const std::int64_t tiles = plan_.packs_once ? row_tiles_ : 1;
-      bytes += tiles * plan_.tile_rows * padded(work_.hidden_size, work_.float64) * size_;
-      if (work_.narrow_weight) bytes += plan_.tile_vocab * work_.hidden_size * size_;
+      bytes += packed_tiles() * block(plan_.tile_rows * padded(work_.hidden_size, work_.float64));
+      if (work_.narrow_weight) bytes += weight_tile();
     }
     return bytes;
   }
@@ -141,11 +151,11 @@ HeadPlan plan_head(const HeadWork& work, std::int64_t budget_bytes, HeadPath pat
   const std::int64_t whole_vocab =
       ceil_div(std::max<std::int64_t>(work.vocab_size, 1), kBlockVocab);
   plan.tile_rows = std::clamp<std::int64_t>(work.rows, 1, kMaxTileRows);
-  const std::int64_t block_bytes = kBlockVocab * plan.tile_rows * size;
+  const std::int64_t bytes_of_block = kBlockVocab * plan.tile_rows * size;
   plan.tile_vocab =
-      kBlockVocab *
-      std::clamp<std::int64_t>(
-          std::max<std::int64_t>(kTileBytes / block_bytes, at::get_num_threads()), 1, whole_vocab);
+      kBlockVocab * std::clamp<std::int64_t>(
+                        std::max<std::int64_t>(kTileBytes / bytes_of_block, at::get_num_threads()),
+                        1, whole_vocab);
   plan.packs_once = true;
 
   const auto bytes = [&] { return Memory(work, plan).total(); };
@@ -170,14 +180,13 @@ HeadPlan plan_head(const HeadWork& work, std::int64_t budget_bytes, HeadPath pat
   plan.gemms = 1 + of_gradients;
   if (plan.path == HeadPath::kKeepLogits || plan.path == HeadPath::kRecompute) {
     if (path != HeadPath::kRecompute) {
-      const std::int64_t row = std::max<std::int64_t>(Memory(work, plan).of_kept_row(), 1);
-      const std::int64_t rows = std::min(work.vocab_size, (budget_bytes - least) / row);
-      plan.kept_vocab = rows == work.vocab_size ? rows : rows / kBlockVocab * kBlockVocab;
+      plan.kept_vocab = Memory(work, plan).kept_rows(budget_bytes - least);
     }
     if (path == HeadPath::kKeepLogits && plan.kept_vocab < work.vocab_size) {
+      plan.kept_vocab = work.vocab_size;
       throw ConfigError(
           fmt::format("linear_token_logps: expected budget_bytes >= {} for keep_logits, got {}",
-                      least + work.vocab_size * Memory(work, plan).of_kept_row(), budget_bytes));
+                      bytes(), budget_bytes));
     }
     if (plan.kept_vocab < work.vocab_size) {
       plan.path = HeadPath::kRecompute;

@@ -64,6 +64,11 @@ void LoopOptions::fields(FieldVisitor& v) {
             batch_size, Range::between(1, 1e6));
   v.integer({"micro_batch_size", "Pairs at a time, without effect on results; 0: the whole step"},
             micro_batch_size, Range::at_least(0));
+  v.integer(
+      {"head_budget_mib",
+       "Memory in MiB that the output head may take for logits that wait for the backward pass, "
+       "without effect on results"},
+      head_budget_mib, Range::between(1, 1e9));
   v.integer({"eval_every",
              "Steps between evaluations; 0: only before the first and after the last",
              {"eval_steps"}},
@@ -451,6 +456,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events) {
                    .total_steps = total_steps,
                    // An evaluation is cut as well, or it would take more memory than a step.
                    .micro_batch_size = micro > 0 ? micro : options.train.batch_size,
+                   .head_budget_bytes = options.train.head_budget_mib << 20,
                    .sampling = options.sampling});
   folder.start(detail::parse_json<ConfigError>(options_to_json(options), "run"), environment());
 

@@ -139,9 +139,11 @@ LossOutput Trainer::Impl::forward(const std::vector<TokenPair>& part, std::int64
   const auto rejected_of = [&](const at::Tensor& all) { return all.narrow(0, pairs, pairs); };
 
   const auto batch = make_pair_batch(part, needs.rejected).to(policy->device());
-  const auto current = sequence_logps(
-      *policy, batch,
-      {.by_products = {.entropy = true, .mean_logit = true, .is_top1 = true}, .reduction = {}});
+  const auto current =
+      sequence_logps(*policy, batch,
+                     {.by_products = {.entropy = true, .mean_logit = true, .is_top1 = true},
+                      .reduction = {},
+                      .budget_bytes = options.head_budget_bytes});
   const auto lens = current.lens.to(current.logps.options());
 
   PairLogps logps;
@@ -160,7 +162,9 @@ LossOutput Trainer::Impl::forward(const std::vector<TokenPair>& part, std::int64
   }
   if (needs.sample_source != SampleSource::kNone) {
     const auto samples = draw_samples(part, first, step);
-    const auto sampled = sequence_logps(*policy, samples);
+    const auto sampled = sequence_logps(
+        *policy, samples,
+        {.by_products = {}, .reduction = {}, .budget_bytes = options.head_budget_bytes});
     logps.samples_per_prompt = needs.samples_per_prompt;
     logps.sample_logps = sampled.logps;
     logps.sample_lens = sampled.lens.to(sampled.logps.options());

@@ -42,7 +42,8 @@ struct LoopOptions {
   /// Pairs an optimizer step. The last step of an epoch is filled up from the next epoch's order.
   std::int64_t batch_size = 16;
   std::int64_t micro_batch_size = 0;  ///< 0: the whole step at once
-  std::int64_t eval_every = 0;        ///< steps; 0: only before the first and after the last step
+  std::int64_t head_budget_mib = 1024;
+  std::int64_t eval_every = 0;  ///< steps; 0: only before the first and after the last step
   std::int64_t log_every = 1;
   std::int64_t seed = 0;
   std::int64_t threads = 0;  ///< 0: LibTorch's default

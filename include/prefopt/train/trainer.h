@@ -48,7 +48,9 @@ struct TrainerOptions {
   OptimizerOptions optimizer = {};
   std::int64_t total_steps = 0;       ///< length of the schedule; a constant one needs none
   std::int64_t micro_batch_size = 0;  ///< pairs at a time; 0: the whole step at once
-  SamplingOptions sampling = {};      ///< for losses that need fresh samples
+  /// Of the output head, see linear_token_logps: changes memory and speed, never results.
+  std::int64_t head_budget_bytes = std::int64_t{1} << 30;
+  SamplingOptions sampling = {};  ///< for losses that need fresh samples
 };
 
 /// One loss, one policy, one optimizer. Knows nothing of files; `run_training` does.

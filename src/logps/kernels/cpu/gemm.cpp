@@ -160,11 +160,6 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 
-#include <sys/mman.h>
-
-#include <cstdlib>
-#include <new>
-
 namespace prefopt::kernels::cpu {
 namespace {
 
@@ -172,8 +167,6 @@ HWY_EXPORT(multiply_float);
 HWY_EXPORT(multiply_double);
 HWY_EXPORT(vector_bytes);
 HWY_EXPORT(panel_vectors);
-
-constexpr std::int64_t kLargePage = std::int64_t{2} << 20;
 
 struct PanelShape {
   std::int64_t panels, width;
@@ -194,36 +187,6 @@ PanelShape panel_shape(std::int64_t columns) {
 }
 
 }  // namespace
-
-void prefer_large_pages(void* data, std::int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  const auto begin = reinterpret_cast<std::uintptr_t>(data);
-  const std::uintptr_t first = (begin + kLargePage - 1) / kLargePage * kLargePage;
-  const std::uintptr_t last =
-      (begin + static_cast<std::uintptr_t>(bytes)) / kLargePage * kLargePage;
-  // Advice: where it is refused the pages are small.
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  static_cast<void>(data), static_cast<void>(bytes);
-#endif
-}
-
-template <class T>
-Buffer<T>::Buffer(std::int64_t size) : size_(size) {
-  const std::int64_t bytes = size * static_cast<std::int64_t>(sizeof(T));
-  const std::int64_t alignment = bytes >= kLargePage ? kLargePage : 64;
-  const std::int64_t rounded = std::max(alignment, (bytes + alignment - 1) / alignment * alignment);
-  void* data =
-      std::aligned_alloc(static_cast<std::size_t>(alignment), static_cast<std::size_t>(rounded));
-  if (data == nullptr) throw std::bad_alloc();
-  prefer_large_pages(data, rounded);
-  data_.reset(static_cast<T*>(data));
-}
-
-template <class T>
-void Buffer<T>::Free::operator()(T* data) const {
-  std::free(data);
-}
 
 template <class T>
 PackedMatrix<T>::PackedMatrix(std::int64_t max_depth, std::int64_t columns)
@@ -275,8 +238,6 @@ void multiply(StridedMatrix<double> a, std::int64_t rows, std::int64_t depth,
   HWY_DYNAMIC_DISPATCH(multiply_double)(a, rows, depth, b, first, last, c);
 }
 
-template class Buffer<float>;
-template class Buffer<double>;
 template class PackedMatrix<float>;
 template class PackedMatrix<double>;
 

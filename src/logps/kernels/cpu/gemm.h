@@ -4,29 +4,23 @@
 #include <cstdint>
 #include <memory>
 
+#include "core/memory_pool.h"
+
 namespace prefopt::kernels::cpu {
 
-/// Numbers on a cache line, from pages as large as the system gives: a page fault for each 4 KiB of
-/// a fresh buffer costs as much as a pass over it.
+/// Numbers in memory of the pool, not cleared.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(std::int64_t size);
+  explicit Buffer(std::int64_t size)
+      : memory_(take_from_pool(size * static_cast<std::int64_t>(sizeof(T)))) {}
 
-  T* data() const { return data_.get(); }
-  std::int64_t size() const { return size_; }
+  T* data() const { return static_cast<T*>(memory_.get()); }
 
  private:
-  struct Free {
-    void operator()(T* data) const;
-  };
-  std::unique_ptr<T[], Free> data_;
-  std::int64_t size_ = 0;
+  std::unique_ptr<void, PoolDeleter> memory_;
 };
-
-/// Asks the system for large pages in a range that was not touched yet.
-void prefer_large_pages(void* data, std::int64_t bytes);
 
 /// A matrix read through strides: element (i, j) is data[i * row_stride + j * column_stride].
 template <class T>

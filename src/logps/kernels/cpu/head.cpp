@@ -3,7 +3,6 @@
 // the large factor is then read as it lies, and a SIMD lane of the softmax is a token.
 #include "logps/kernels/cpu/head.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 
@@ -13,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/memory_pool.h"
 #include "core/parallel.h"
 #include "logps/head_plan.h"
 #include "logps/kernels/cpu/gemm.h"
@@ -22,13 +22,6 @@ namespace {
 
 template <class T>
 constexpr at::ScalarType kDtype = sizeof(T) == sizeof(double) ? at::kDouble : at::kFloat;
-
-template <class T>
-at::Tensor large_empty(at::IntArrayRef shape) {
-  at::Tensor tensor = at::empty(shape, at::TensorOptions(kDtype<T>));
-  prefer_large_pages(tensor.data_ptr(), static_cast<std::int64_t>(tensor.nbytes()));
-  return tensor;
-}
 
 /// Calls f(i) for i in [0, count), cut among the threads.
 template <class F>
@@ -125,7 +118,9 @@ struct Head {
 
   /// Rows of the weight in T; a low precision is widened.
   at::Tensor weight_rows(Range vocab) const {
-    return weight.slice(0, vocab.begin, vocab.end).to(kDtype<T>);
+    const at::Tensor rows = weight.slice(0, vocab.begin, vocab.end);
+    if (weight.scalar_type() == kDtype<T>) return rows;
+    return empty_from_pool(rows.sizes(), kDtype<T>).copy_(rows);
   }
 
   /// Where the logits of a part of a vocabulary tile stand.
@@ -261,7 +256,7 @@ HeadForward forward(const HeadInputs& inputs, const HeadPlan& plan, bool all) {
   const bool frozen = plan.path == HeadPath::kFrozenHead;
   HeadForward result;
   result.kept = frozen ? at::zeros({head.tokens(), head.width()}, kDtype<T>)
-                       : large_empty<T>({plan.kept_vocab, head.kept_stride()});
+                       : empty_from_pool({plan.kept_vocab, head.kept_stride()}, kDtype<T>);
   OnlineMoments<T> moments(head.tokens(), (plan.tile_vocab + kBlockVocab - 1) / kBlockVocab,
                            head.stride, all);
   PackedMatrix<T> packed_weight;
@@ -347,8 +342,7 @@ std::array<at::Tensor, 3> backward(const HeadInputs& inputs, const HeadPlan& pla
   std::array<at::Tensor, 3> grads;
   if (needed[0]) grads[0] = at::zeros({head.tokens(), head.width()}, kDtype<T>);
   if (needed[1]) {
-    grads[1] = at::empty({head.vocab_size(), head.width()}, inputs.weight.options());
-    prefer_large_pages(grads[1].data_ptr(), static_cast<std::int64_t>(grads[1].nbytes()));
+    grads[1] = empty_from_pool({head.vocab_size(), head.width()}, inputs.weight.scalar_type());
     if (head.tokens() == 0) grads[1].zero_();
   }
   if (needed[2]) grads[2] = at::zeros({head.vocab_size()}, kDtype<T>);

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/memory_pool.h"
+
+#include <ATen/ops/from_blob.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <limits>
+#include <mutex>
+#include <new>
+#include <unordered_map>
+#include <vector>
+
+#include "prefopt/logps/token_logps.h"
+
+namespace prefopt {
+namespace {
+
+constexpr std::size_t kCacheLine = 64;
+constexpr std::size_t kLargePage = std::size_t{2} << 20;
+// Less than this the C library's own lists serve as well.
+constexpr std::size_t kLeastPooled = std::size_t{1} << 20;
+
+/// Sizes in steps of an eighth to a quarter, so that batches of slightly different lengths fit the
+/// same block. What of it is not touched takes no memory.
+std::size_t rounded(std::int64_t bytes) {
+  const auto size = std::max<std::size_t>(static_cast<std::size_t>(bytes), kCacheLine);
+  const std::size_t step = std::max(std::bit_floor(size) / 4, kCacheLine);
+  const std::size_t alignment = size < kLargePage ? step : std::max(step, kLargePage);
+  return (size + alignment - 1) / alignment * alignment;
+}
+
+void* allocate(std::size_t size) {
+  void* data = std::aligned_alloc(size < kLargePage ? kCacheLine : kLargePage, size);
+  if (data == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  // Advice: where it is not taken the pages are small.
+  if (size >= kLargePage) madvise(data, size, MADV_HUGEPAGE);
+#endif
+  return data;
+}
+
+class Pool {
+ public:
+  void* take(std::int64_t bytes) {
+    const std::size_t size = rounded(bytes);
+    if (size < kLeastPooled) return allocate(size);
+    const std::lock_guard lock(mutex_);
+    auto best = free_.end();
+    for (auto block = free_.begin(); block != free_.end(); ++block) {
+      // A much larger one is left for what needs it.
+      const bool fits = block->size >= size && block->size <= 2 * size;
+      if (fits && (best == free_.end() || block->size < best->size)) best = block;
+    }
+    if (best != free_.end()) {
+      const Block block = *best;
+      free_.erase(best);
+      sizes_.emplace(block.data, block.size);
+      return block.data;
+    }
+    // What was kept did not serve this time, so as much of it goes, the oldest first.
+    release(size);
+    void* data = allocate(size);
+    sizes_.emplace(data, size);
+    return data;
+  }
+
+  void give_back(void* data) {
+    const std::lock_guard lock(mutex_);
+    const auto found = sizes_.find(data);
+    if (found == sizes_.end()) return std::free(data);
+    free_.push_back({data, found->second});
+    sizes_.erase(found);
+  }
+
+  void release_all() {
+    const std::lock_guard lock(mutex_);
+    release(std::numeric_limits<std::size_t>::max());
+  }
+
+  std::int64_t bytes() const {
+    const std::lock_guard lock(mutex_);
+    std::size_t sum = 0;
+    for (const Block& block : free_) sum += block.size;
+    return static_cast<std::int64_t>(sum);
+  }
+
+ private:
+  struct Block {
+    void* data;
+    std::size_t size;
+  };
+
+  void release(std::size_t bytes) {
+    while (bytes > 0 && !free_.empty()) {
+      std::free(free_.front().data);
+      bytes -= std::min(bytes, free_.front().size);
+      free_.erase(free_.begin());
+    }
+  }
+
+  mutable std::mutex mutex_;
+  std::vector<Block> free_;
+  std::unordered_map<void*, std::size_t> sizes_;
+};
+
+Pool& pool() {
+  // Never destroyed: a tensor may outlive every static object.
+  static Pool* instance = new Pool;
+  return *instance;
+}
+
+}  // namespace
+
+void PoolDeleter::operator()(void* data) const { pool().give_back(data); }
+
+std::unique_ptr<void, PoolDeleter> take_from_pool(std::int64_t bytes) {
+  return std::unique_ptr<void, PoolDeleter>(pool().take(bytes));
+}
+
+at::Tensor empty_from_pool(at::IntArrayRef shape, at::ScalarType dtype) {
+  const std::int64_t bytes =
+      c10::multiply_integers(shape) * static_cast<std::int64_t>(c10::elementSize(dtype));
+  return at::from_blob(take_from_pool(bytes).release(), shape, PoolDeleter{}, dtype);
+}
+
+std::int64_t block_bytes(std::int64_t bytes) {
+  constexpr auto kPage = static_cast<std::int64_t>(kLargePage);
+  return bytes < kPage ? bytes : (bytes + kPage - 1) / kPage * kPage;
+}
+
+std::int64_t pooled_bytes() { return pool().bytes(); }
+
+void release_logps_memory() { pool().release_all(); }
+
+}  // namespace prefopt
