@@ -21,10 +21,27 @@ function(prefopt_python_torch result)
   endif()
 endfunction()
 
+# Adds to prefopt::libtorch what only a program that uses CUDA needs.
+function(prefopt_add_libtorch_cuda)
+  if(NOT TARGET torch_cuda OR NOT TARGET c10_cuda)
+    message(FATAL_ERROR "prefopt: expected a LibTorch with CUDA for PREFOPT_WITH_CUDA, got one "
+      "without in ${Torch_DIR}; set Torch_DIR to another one")
+  endif()
+  get_target_property(torch_cuda torch_cuda LOCATION)
+  get_target_property(c10_cuda c10_cuda LOCATION)
+  get_target_property(cudart CUDA::cudart LOCATION)
+  # Nothing refers to torch_cuda either, but without it a tensor cannot be on a GPU.
+  target_link_libraries(prefopt::libtorch INTERFACE
+    "-Wl,--push-state,--no-as-needed,\"${torch_cuda}\",--pop-state" "${c10_cuda}" "${cudart}")
+  target_include_directories(prefopt::libtorch SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
+endfunction()
+
 # prefopt_find_libtorch([<prefix> <origin>])
 # Makes prefopt::libtorch from the Torch that the user names (Torch_DIR, CMAKE_PREFIX_PATH), else the
 # one of Python; or from the one in <prefix>, described as <origin>. Sets PREFOPT_LIBTORCH_VERSION
 # (empty where none was found), PREFOPT_LIBTORCH_DIR (its Torch_DIR) and PREFOPT_LIBTORCH_ORIGIN.
+#
+# With PREFOPT_WITH_CUDA, which needs CUDA::cudart to be there, the target has the CUDA libraries too.
 #
 # It is a function so that the variables of TorchConfig.cmake stay in here.
 function(prefopt_find_libtorch)
@@ -88,6 +105,9 @@ function(prefopt_find_libtorch)
     target_include_directories(prefopt::libtorch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
     if(definitions)
       target_compile_definitions(prefopt::libtorch INTERFACE ${definitions})
+    endif()
+    if(PREFOPT_WITH_CUDA)
+      prefopt_add_libtorch_cuda()
     endif()
     separate_arguments(flags UNIX_COMMAND "${TORCH_CXX_FLAGS}")
     target_compile_options(prefopt::libtorch INTERFACE ${flags})

@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/memory_pool.h"
 #include "logps/operators.h"
 #include "prefopt/error.h"
 
