@@ -102,7 +102,6 @@ PREFOPT_HOST_DEVICE A sum_of(const A (&values)[n]) {
 /// seldom rescaled then, which costs time and, on a row that rises slowly, digits.
 template <class A>
 struct SoftmaxSum {
-  using Accumulate = A;
   static constexpr A kSlack = 6;
 
   A max;       // of z
@@ -180,7 +179,8 @@ PREFOPT_HOST_DEVICE void push(State& state, const A (&z)[n], A sum_of_z) {
   A top = z[0];
   for (int i = 1; i < n; ++i) top = std::fmax(top, z[i]);
   state.max = std::fmax(state.max, top);
-  if (top * kLog2E < A >> state.shift + State::kSlack) rebase(state, top * kLog2E<A>);
+  const A highest = top * kLog2E<A>;
+  if (highest > state.shift + State::kSlack) rebase(state, highest);
   A y[n], powers[n];
   for (int i = 0; i < n; ++i) {
     y[i] = std::fma(z[i], kLog2E<A>, -state.shift);
@@ -239,8 +239,7 @@ struct WholeSum {
 };
 
 /// Statistics of a row of `size` logits, of which `others` holds all but the target. A logit that
-/// is NaN or +inf makes the log-prob NaN. Not inlined: one thread does this, whose registers all
-/// threads of a kernel would have to have.
+/// is NaN or +inf, or above 2e38 in float, makes the log-prob NaN.
 template <class A>
 PREFOPT_HOST_DEVICE void finish(const SoftmaxSum<A>& others, double target, std::int64_t,
                                 double* statistics) {

@@ -207,6 +207,15 @@ void check_gradient(const std::vector<double>& got, const std::vector<double>& e
   CHECK(std::sqrt(error) <= tolerance * std::sqrt(norm));
 }
 
+/// f(Element()) for each type of logits.
+template <class F>
+void for_elements(const F& f) {
+  f(float());
+  f(double());
+  f(at::BFloat16());
+  f(at::Half());
+}
+
 std::vector<double> random_row(std::size_t size, double spread, std::uint64_t seed) {
   std::mt19937_64 generator(seed);
   std::normal_distribution<double> normal(0, spread);
@@ -229,67 +238,78 @@ void check_row(const std::vector<double>& logits, std::size_t target, const Shap
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("cuda rows: statistics and gradient in place agree with float64", "[logps]",
-                   float, double, at::BFloat16, at::Half) {
-  const std::vector<Shape> shapes{{.threads = 32, .blocks = 1, .misaligned = 0},
-                                  {.threads = 64, .blocks = 4, .misaligned = 1, .staged = false},
-                                  {.threads = 512, .blocks = 8, .misaligned = 1},
-                                  {.threads = 1024, .blocks = 1, .misaligned = 0, .staged = false}};
-  for (const std::size_t size : {1, 31, 257, 50257}) {
-    const std::vector<double> row = random_row(size, 3, size);
-    for (const Shape& shape : shapes) {
-      check_row<TestType>(row, size / 2, shape);
+TEST_CASE("cuda rows: statistics and gradient in place agree with float64", "[logps]") {
+  for_elements([](auto element) {
+    using Element = decltype(element);
+    const std::vector<Shape> shapes{
+        {.threads = 32, .blocks = 1, .misaligned = 0},
+        {.threads = 64, .blocks = 4, .misaligned = 1, .staged = false},
+        {.threads = 512, .blocks = 8, .misaligned = 1},
+        {.threads = 1024, .blocks = 1, .misaligned = 0, .staged = false}};
+    for (const std::size_t size : {1, 31, 257, 50257}) {
+      const std::vector<double> row = random_row(size, 3, size);
+      for (const Shape& shape : shapes) {
+        check_row<Element>(row, size / 2, shape);
+      }
     }
-  }
-  check_row<TestType>(random_row(151936, 3, 7), 151935,
-                      {.threads = 512, .blocks = 4, .misaligned = 1});
+    check_row<Element>(random_row(151936, 3, 7), 151935,
+                       {.threads = 512, .blocks = 4, .misaligned = 1});
+  });
 }
 
-TEMPLATE_TEST_CASE("cuda rows: a row may begin and end anywhere", "[logps]", float, double,
-                   at::BFloat16, at::Half) {
-  for (int misaligned = 0; misaligned < Unit<TestType>::kWidth; ++misaligned) {
-    for (std::size_t size = 1; size < 40; ++size) {
-      const std::vector<double> row = random_row(size, 2, 40 + size);
-      check_row<TestType>(row, size - 1, {.threads = 32, .misaligned = misaligned});
-      check_row<TestType>(row, 0, {.threads = 32, .blocks = 2, .misaligned = misaligned});
+TEST_CASE("cuda rows: a row may begin and end anywhere", "[logps]") {
+  for_elements([](auto element) {
+    using Element = decltype(element);
+    for (int misaligned = 0; misaligned < Unit<Element>::kWidth; ++misaligned) {
+      for (std::size_t size = 1; size < 40; ++size) {
+        const std::vector<double> row = random_row(size, 2, 40 + size);
+        check_row<Element>(row, size - 1, {.threads = 32, .misaligned = misaligned});
+        check_row<Element>(row, 0, {.threads = 32, .blocks = 2, .misaligned = misaligned});
+      }
     }
-  }
+  });
 }
 
-TEMPLATE_TEST_CASE("cuda rows: few statistics are the first of all of them", "[logps]", float,
-                   double, at::BFloat16, at::Half) {
-  const std::vector<double> row = random_row(3001, 4, 5);
-  const Shape shape{.threads = 96, .blocks = 2, .misaligned = 1};
-  const Result all = score<TestType>(row, 17, shape, {}, /*with_gradient=*/false);
-  const Result few = score<TestType, SoftmaxSum<Accumulate<TestType>>>(row, 17, shape);
-  for (int k = 0; k < kFewStatistics; ++k) CHECK(few.statistics[k] == all.statistics[k]);
-  CHECK(few.statistics[kEntropy] == -77);
+TEST_CASE("cuda rows: few statistics are the first of all of them", "[logps]") {
+  for_elements([](auto element) {
+    using Element = decltype(element);
+    const std::vector<double> row = random_row(3001, 4, 5);
+    const Shape shape{.threads = 96, .blocks = 2, .misaligned = 1};
+    const Result all = score<Element>(row, 17, shape, {}, /*with_gradient=*/false);
+    const Result few = score<Element, SoftmaxSum<Accumulate<Element>>>(row, 17, shape);
+    for (int k = 0; k < kFewStatistics; ++k) CHECK(few.statistics[k] == all.statistics[k]);
+    CHECK(few.statistics[kEntropy] == -77);
+  });
 }
 
-TEMPLATE_TEST_CASE("cuda rows: transformed logits", "[logps]", float, double, at::BFloat16,
-                   at::Half) {
-  const std::vector<double> row = random_row(2000, 20, 11);
-  const Shape shape{.threads = 64, .blocks = 2, .misaligned = 1};
-  check_row<TestType>(row, 1999, shape, {.scale = 0.125, .softcap = 0, .temperature = 0.7});
-  check_row<TestType>(row, 3, shape, {.scale = 1, .softcap = 30, .temperature = 1});
-  check_row<TestType>(row, 3, shape, {.scale = -0.5, .softcap = 5, .temperature = 2});
+TEST_CASE("cuda rows: transformed logits", "[logps]") {
+  for_elements([](auto element) {
+    using Element = decltype(element);
+    const std::vector<double> row = random_row(2000, 20, 11);
+    const Shape shape{.threads = 64, .blocks = 2, .misaligned = 1};
+    check_row<Element>(row, 1999, shape, {.scale = 0.125, .softcap = 0, .temperature = 0.7});
+    check_row<Element>(row, 3, shape, {.scale = 1, .softcap = 30, .temperature = 1});
+    check_row<Element>(row, 3, shape, {.scale = -0.5, .softcap = 5, .temperature = 2});
+  });
 }
 
-TEMPLATE_TEST_CASE("cuda rows: backward with a coefficient", "[logps]", float, double, at::BFloat16,
-                   at::Half) {
-  const Transform transform{.scale = 0.5, .softcap = 20, .temperature = 0.8};
-  for (const double coefficient : {1.0, -3.25, 0.0}) {
-    for (const int gradient_misaligned : {1, 0}) {
-      const std::vector<double> row = Buffer<TestType>(random_row(5003, 3, 21), 0).values(5003);
-      Oracle expected(row, 5002, transform);
-      for (double& value : expected.gradient) value *= coefficient;
-      check_gradient<TestType>(
-          backpropagate<TestType>(row, 5002, {.threads = 64, .blocks = 3, .misaligned = 1},
-                                  expected.statistics[kLogsumexp], coefficient, gradient_misaligned,
-                                  transform),
-          expected.gradient, 5002);
+TEST_CASE("cuda rows: backward with a coefficient", "[logps]") {
+  for_elements([](auto element) {
+    using Element = decltype(element);
+    const Transform transform{.scale = 0.5, .softcap = 20, .temperature = 0.8};
+    for (const double coefficient : {1.0, -3.25, 0.0}) {
+      for (const int gradient_misaligned : {1, 0}) {
+        const std::vector<double> row = Buffer<Element>(random_row(5003, 3, 21), 0).values(5003);
+        Oracle expected(row, 5002, transform);
+        for (double& value : expected.gradient) value *= coefficient;
+        check_gradient<Element>(
+            backpropagate<Element>(row, 5002, {.threads = 64, .blocks = 3, .misaligned = 1},
+                                   expected.statistics[kLogsumexp], coefficient,
+                                   gradient_misaligned, transform),
+            expected.gradient, 5002);
+      }
     }
-  }
+  });
 }
 
 TEST_CASE("cuda rows: hostile rows", "[logps]") {
@@ -360,38 +380,42 @@ TEST_CASE("cuda rows: a staged row is read once", "[logps]") {
   CHECK(score<float>(row, 5, shape, {}, /*with_gradient=*/false).fetches == 1000);
 }
 
-TEMPLATE_TEST_CASE("cuda rows: tokens that cannot come", "[logps]", float, double, at::BFloat16,
-                   at::Half) {
-  std::vector<double> row = random_row(300, 2, 51);
-  // A whole warp's share of them, so that a lane, and a block, has nothing else.
-  for (std::size_t i = 0; i < 150; ++i) row[i] = -kInf;
-  for (const Shape& shape : {Shape{.threads = 32}, Shape{.threads = 32, .blocks = 4}}) {
-    check_row<TestType>(row, 200, shape);
-    check_row<TestType>(row, 0, shape);
-    const Result got = score<TestType>(row, 200, shape);
-    CHECK(got.statistics[kMeanLogit] == -kInf);
-    CHECK(got.gradient[7] == 0);
-  }
-  const Result none = score<TestType>(std::vector<double>(40, -kInf), 3, {.threads = 32});
-  CHECK(std::isnan(none.statistics[kLogp]));
-  CHECK(none.statistics[kLogsumexp] == -kInf);
+TEST_CASE("cuda rows: tokens that cannot come", "[logps]") {
+  for_elements([](auto element) {
+    using Element = decltype(element);
+    std::vector<double> row = random_row(300, 2, 51);
+    // A whole warp's share of them, so that a lane, and a block, has nothing else.
+    for (std::size_t i = 0; i < 150; ++i) row[i] = -kInf;
+    for (const Shape& shape : {Shape{.threads = 32}, Shape{.threads = 32, .blocks = 4}}) {
+      check_row<Element>(row, 200, shape);
+      check_row<Element>(row, 0, shape);
+      const Result got = score<Element>(row, 200, shape);
+      CHECK(got.statistics[kMeanLogit] == -kInf);
+      CHECK(got.gradient[7] == 0);
+    }
+    const Result none = score<Element>(std::vector<double>(40, -kInf), 3, {.threads = 32});
+    CHECK(std::isnan(none.statistics[kLogp]));
+    CHECK(none.statistics[kLogsumexp] == -kInf);
+  });
 }
 
-TEMPLATE_TEST_CASE("cuda rows: what is not a number stays none", "[logps]", float, double,
-                   at::BFloat16, at::Half) {
-  for (const double hostile : {std::numeric_limits<double>::quiet_NaN(), kInf}) {
-    for (const std::size_t at : {0, 77, 299}) {
-      std::vector<double> row = random_row(300, 2, 61);
-      row[at] = hostile;
-      for (const std::int64_t target : {77, 150}) {
-        const Result got = score<TestType>(row, target, {.threads = 64, .blocks = 2});
-        CHECK(std::isnan(got.statistics[kLogp]));
-        CHECK(std::isnan(got.statistics[kLogsumexp]));
-        CHECK(std::isnan(got.statistics[kEntropy]));
-        CHECK(std::isnan(got.gradient[5]));
+TEST_CASE("cuda rows: what is not a number stays none", "[logps]") {
+  for_elements([](auto element) {
+    using Element = decltype(element);
+    for (const double hostile : {std::numeric_limits<double>::quiet_NaN(), kInf}) {
+      for (const std::size_t at : {0, 77, 299}) {
+        std::vector<double> row = random_row(300, 2, 61);
+        row[at] = hostile;
+        for (const std::int64_t target : {77, 150}) {
+          const Result got = score<Element>(row, target, {.threads = 64, .blocks = 2});
+          CHECK(std::isnan(got.statistics[kLogp]));
+          CHECK(std::isnan(got.statistics[kLogsumexp]));
+          CHECK(std::isnan(got.statistics[kEntropy]));
+          CHECK(std::isnan(got.gradient[5]));
+        }
       }
     }
-  }
+  });
 }
 
 TEST_CASE("cuda rows: a target outside of the row makes it NaN", "[logps]") {
@@ -475,17 +499,19 @@ TEST_CASE("cuda rows: lanes, warps and blocks are added in a fixed order", "[log
   }
 }
 
-TEMPLATE_TEST_CASE("cuda rows: no thread needs another one's work of the same phase", "[logps]",
-                   float, at::BFloat16) {
-  const std::vector<double> row = random_row(20011, 4, 91);
-  for (const bool staged : {true, false}) {
-    Shape shape{.threads = 96, .blocks = 3, .misaligned = 2, .staged = staged};
-    const Result forwards = score<TestType>(row, 4, shape);
-    shape.backwards = true;
-    const Result backwards = score<TestType>(row, 4, shape);
-    CHECK(forwards.statistics == backwards.statistics);
-    CHECK(forwards.gradient == backwards.gradient);
-  }
+TEST_CASE("cuda rows: no thread needs another one's work of the same phase", "[logps]") {
+  for_elements([](auto element) {
+    using Element = decltype(element);
+    const std::vector<double> row = random_row(20011, 4, 91);
+    for (const bool staged : {true, false}) {
+      Shape shape{.threads = 96, .blocks = 3, .misaligned = 2, .staged = staged};
+      const Result forwards = score<Element>(row, 4, shape);
+      shape.backwards = true;
+      const Result backwards = score<Element>(row, 4, shape);
+      CHECK(forwards.statistics == backwards.statistics);
+      CHECK(forwards.gradient == backwards.gradient);
+    }
+  });
 }
 
 TEST_CASE("cuda rows: states of nothing and of tokens that cannot come are neutral", "[logps]") {

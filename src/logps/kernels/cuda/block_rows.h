@@ -32,6 +32,7 @@
 namespace prefopt::kernels::cuda {
 
 constexpr int kWarp = 32;
+/// The most threads of a block on every device.
 constexpr int kMaxThreads = 1024;
 /// The most blocks of a cluster on every device that has clusters.
 constexpr int kMaxBlocks = 8;
@@ -362,7 +363,7 @@ struct Plan {
 /// Shared memory beside the stage.
 constexpr std::int64_t kScratchBytes = sizeof(Scratch<SoftmaxMoments<double>>);
 constexpr std::int64_t kUnitBytes = 16;
-/// Threads of a block, by which the kernels' registers are limited.
+/// The most threads of a block as it is launched. More would get fewer registers.
 constexpr int kBlockThreads = 512;
 
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
