@@ -41,7 +41,7 @@ endfunction()
 # one of Python; or from the one in <prefix>, described as <origin>. Sets PREFOPT_LIBTORCH_VERSION
 # (empty where none was found), PREFOPT_LIBTORCH_DIR (its Torch_DIR) and PREFOPT_LIBTORCH_ORIGIN.
 #
-# With PREFOPT_WITH_CUDA, which needs CUDA::cudart to be there, the target has the CUDA libraries too.
+# With PREFOPT_WITH_CUDA, which needs CUDA::cudart to be there, it has the CUDA libraries too.
 #
 # It is a function so that the variables of TorchConfig.cmake stay in here.
 function(prefopt_find_libtorch)

@@ -64,9 +64,11 @@ class Pool {
     }
     // What was kept did not serve this time, so as much of it goes, the oldest first.
     release(size);
-    void* data = allocate(size);
-    sizes_.emplace(data, size);
-    return data;
+    // Room for all blocks, so that giving one back cannot fail.
+    free_.reserve(sizes_.size() + free_.size() + 1);
+    std::unique_ptr<void, void (*)(void*)> data(allocate(size), &std::free);
+    sizes_.emplace(data.get(), size);
+    return data.release();
   }
 
   void give_back(void* data) {

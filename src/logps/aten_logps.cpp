@@ -44,9 +44,9 @@ at::Tensor unit_gradient(const at::Tensor& z, const at::Tensor& targets,
 at::Tensor statistics_of(const at::Tensor& z, const at::Tensor& targets, bool all) {
   const at::Tensor of_target = z.gather(1, targets.clamp_min(0).unsqueeze(1)).squeeze(1);
   const at::Tensor max = z.amax(1);
-  const at::Tensor shifted = (z - max.unsqueeze(1)).to(at::kDouble);
+  const at::Tensor shifted = z.to(at::kDouble) - max.to(at::kDouble).unsqueeze(1);
   const at::Tensor log_sum = shifted.exp().sum(1).log();
-  const at::Tensor above = (of_target - max).to(at::kDouble);
+  const at::Tensor above = of_target.to(at::kDouble) - max.to(at::kDouble);
   std::vector<at::Tensor> rows{above - log_sum, max.to(at::kDouble) + log_sum,
                                of_target.eq(max).to(at::kDouble)};
   if (all) {
@@ -170,16 +170,17 @@ std::tuple<at::Tensor, at::Tensor> linear_token_logps(
 std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_token_logps_backward(
     const at::Tensor& grad_logps, const at::Tensor& hidden, const at::Tensor& weight,
     const std::optional<at::Tensor>& bias, const at::Tensor& targets, const at::Tensor&,
-    const at::Tensor& kept, double scale, double softcap, double temperature, bool hidden_grad,
-    bool weight_grad, bool bias_grad, std::int64_t, std::int64_t budget_bytes) {
+    const at::Tensor& kept, double scale, double softcap, double temperature, bool, bool,
+    bool needs_hidden, bool needs_weight, bool needs_bias, std::int64_t,
+    std::int64_t budget_bytes) {
   const Head head(hidden, weight, bias, targets, scale, softcap, temperature, budget_bytes);
   const auto zeros = [&](at::IntArrayRef shape) {
     return at::zeros(shape, hidden.options().dtype(head.dtype()));
   };
   at::Tensor of_hidden, of_weight, of_bias;
-  if (hidden_grad) of_hidden = zeros(hidden.sizes());
-  if (weight_grad) of_weight = zeros(weight.sizes());
-  if (bias_grad) of_bias = zeros({weight.size(0)});
+  if (needs_hidden) of_hidden = zeros(hidden.sizes());
+  if (needs_weight) of_weight = zeros(weight.sizes());
+  if (needs_bias) of_bias = zeros({weight.size(0)});
   head.for_chunks([&](std::int64_t begin, std::int64_t end) {
     at::Tensor unit;
     if (kept.dim() == 2) {
@@ -189,11 +190,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_token_logps_backward(
     }
     // The coefficient of a row goes through both products, so it multiplies the small factors.
     const at::Tensor coefficient = grad_logps.slice(0, begin, end).to(head.dtype()).unsqueeze(1);
-    if (hidden_grad) {
+    if (needs_hidden) {
       of_hidden.slice(0, begin, end).copy_(at::mm(unit, head.weight()) * coefficient);
     }
-    if (weight_grad) of_weight.addmm_(unit.t(), head.hidden_rows(begin, end) * coefficient);
-    if (bias_grad) of_bias.add_(at::mm(unit.t(), coefficient).squeeze(1));
+    if (needs_weight) of_weight.addmm_(unit.t(), head.hidden_rows(begin, end) * coefficient);
+    if (needs_bias) of_bias.add_(at::mm(unit.t(), coefficient).squeeze(1));
   });
   return {of_hidden, of_weight, of_bias};
 }

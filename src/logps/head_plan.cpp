@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "logps/head_plan.h"
 
-#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -20,6 +19,8 @@ namespace {
 constexpr std::int64_t kTileBytes = std::int64_t{4} << 20;
 constexpr std::int64_t kMaxTileRows = 1024;
 constexpr std::int64_t kMinTileRows = 64;
+// Enough for the threads of a desktop; not their number, on which results must not depend.
+constexpr std::int64_t kMinTileBlocks = 16;
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -96,28 +97,32 @@ class Memory {
   std::int64_t size_, stride_, row_tiles_;
 };
 
-HeadPath path_of(const HeadWork& work, HeadPath wanted) {
-  // With nothing to differentiate every path is its own forward pass.
-  if (!work.hidden_grad && !work.weight_grad) return HeadPath::kForwardOnly;
-  switch (wanted) {
-    case HeadPath::kForwardOnly:
-      throw ConfigError(
-          "linear_token_logps: expected a path with a gradient, got forward_only; hidden, weight "
-          "or "
-          "bias requires one");
-    case HeadPath::kFrozenHead:
-      if (work.weight_grad) {
-        throw ConfigError(
-            "linear_token_logps: expected keep_logits or recompute, got frozen_head; weight or "
-            "bias "
-            "requires a gradient");
-      }
-      return wanted;
-    case HeadPath::kAutomatic:
-      return work.weight_grad ? HeadPath::kKeepLogits : HeadPath::kFrozenHead;
-    default:
-      return wanted;
+// The largest tiles, halved until the plan with `kept_vocab` fits the budget or they are the
+// smallest.
+HeadPlan tiled_plan(const HeadWork& work, HeadPath path, std::int64_t kept_vocab,
+                    std::int64_t budget_bytes) {
+  HeadPlan plan;
+  plan.path = path;
+  plan.kept_vocab = kept_vocab;
+  plan.packs_once = true;
+  plan.tile_rows = std::clamp<std::int64_t>(work.rows, 1, kMaxTileRows);
+  const std::int64_t bytes_of_block = kBlockVocab * plan.tile_rows * (work.float64 ? 8 : 4);
+  const std::int64_t blocks = ceil_div(std::max<std::int64_t>(work.vocab_size, 1), kBlockVocab);
+  plan.tile_vocab =
+      kBlockVocab * std::min(blocks, std::max(kMinTileBlocks, kTileBytes / bytes_of_block));
+  const auto fits = [&] {
+    plan.bytes = Memory(work, plan).total();
+    return plan.bytes <= budget_bytes;
+  };
+  if (!fits() && work.rows > plan.tile_rows) plan.packs_once = false;
+  while (!fits() && plan.tile_vocab > kBlockVocab) {
+    plan.tile_vocab = kBlockVocab * std::max<std::int64_t>(1, plan.tile_vocab / kBlockVocab / 2);
   }
+  while (!fits() && plan.tile_rows > kMinTileRows) {
+    plan.tile_rows = std::max(kMinTileRows, plan.tile_rows / 2);
+    plan.packs_once = false;
+  }
+  return plan;
 }
 
 }  // namespace
@@ -144,57 +149,60 @@ std::string HeadPlan::text() const {
                      static_cast<double>(bytes) / (1 << 20), tile_vocab, tile_rows);
 }
 
+HeadPath checked_path(const HeadWork& work, HeadPath wanted) {
+  // With nothing to differentiate every path is its own forward pass.
+  if (!work.hidden_grad && !work.weight_grad) return HeadPath::kForwardOnly;
+  switch (wanted) {
+    case HeadPath::kForwardOnly:
+      throw ConfigError(
+          "linear_token_logps: expected a path with a gradient, got forward_only; hidden, weight "
+          "or bias requires one");
+    case HeadPath::kFrozenHead:
+      if (work.weight_grad) {
+        throw ConfigError(
+            "linear_token_logps: expected keep_logits or recompute, got frozen_head; weight or "
+            "bias requires a gradient");
+      }
+      return wanted;
+    case HeadPath::kAutomatic:
+      return work.weight_grad ? HeadPath::kKeepLogits : HeadPath::kFrozenHead;
+    default:
+      return wanted;
+  }
+}
+
 HeadPlan plan_head(const HeadWork& work, std::int64_t budget_bytes, HeadPath path) {
-  HeadPlan plan;
-  plan.path = path_of(work, path);
-  const std::int64_t size = work.float64 ? 8 : 4;
-  const std::int64_t whole_vocab =
-      ceil_div(std::max<std::int64_t>(work.vocab_size, 1), kBlockVocab);
-  plan.tile_rows = std::clamp<std::int64_t>(work.rows, 1, kMaxTileRows);
-  const std::int64_t bytes_of_block = kBlockVocab * plan.tile_rows * size;
-  plan.tile_vocab =
-      kBlockVocab * std::clamp<std::int64_t>(
-                        std::max<std::int64_t>(kTileBytes / bytes_of_block, at::get_num_threads()),
-                        1, whole_vocab);
-  plan.packs_once = true;
-
-  const auto bytes = [&] { return Memory(work, plan).total(); };
-  if (bytes() > budget_bytes && work.rows > plan.tile_rows) plan.packs_once = false;
-  while (bytes() > budget_bytes && plan.tile_vocab > kBlockVocab) {
-    plan.tile_vocab = kBlockVocab * std::max<std::int64_t>(1, plan.tile_vocab / kBlockVocab / 2);
-  }
-  while (bytes() > budget_bytes && plan.tile_rows > kMinTileRows) {
-    plan.tile_rows = std::max(kMinTileRows, plan.tile_rows / 2);
-    plan.packs_once = false;
-  }
-  const std::int64_t least = bytes();
-  if (least > budget_bytes) {
-    throw ConfigError(
-        fmt::format("linear_token_logps: expected budget_bytes >= {} for one tile of {} rows of "
-                    "hidden size {}, "
-                    "got {}",
-                    least, work.rows, work.hidden_size, budget_bytes));
-  }
-
-  const double of_gradients = (work.hidden_grad ? 1 : 0) + (work.weight_grad ? 1 : 0);
-  plan.gemms = 1 + of_gradients;
-  if (plan.path == HeadPath::kKeepLogits || plan.path == HeadPath::kRecompute) {
-    if (path != HeadPath::kRecompute) {
-      plan.kept_vocab = Memory(work, plan).kept_rows(budget_bytes - least);
-    }
-    if (path == HeadPath::kKeepLogits && plan.kept_vocab < work.vocab_size) {
-      plan.kept_vocab = work.vocab_size;
+  const HeadPath checked = checked_path(work, path);
+  const double gemms = 1 + (work.hidden_grad ? 1 : 0) + (work.weight_grad ? 1 : 0);
+  if (checked == HeadPath::kKeepLogits) {
+    HeadPlan plan = tiled_plan(work, checked, work.vocab_size, budget_bytes);
+    plan.gemms = gemms;
+    if (plan.bytes <= budget_bytes) return plan;
+    if (path == HeadPath::kKeepLogits) {
       throw ConfigError(
           fmt::format("linear_token_logps: expected budget_bytes >= {} for keep_logits, got {}",
-                      bytes(), budget_bytes));
-    }
-    if (plan.kept_vocab < work.vocab_size) {
-      plan.path = HeadPath::kRecompute;
-      plan.gemms += 1 - static_cast<double>(plan.kept_vocab) /
-                            static_cast<double>(std::max<std::int64_t>(work.vocab_size, 1));
+                      plan.bytes, budget_bytes));
     }
   }
-  plan.bytes = bytes();
+
+  const bool recomputes = checked == HeadPath::kKeepLogits || checked == HeadPath::kRecompute;
+  HeadPlan plan =
+      tiled_plan(work, recomputes ? HeadPath::kRecompute : checked, /*kept_vocab=*/0, budget_bytes);
+  if (plan.bytes > budget_bytes) {
+    throw ConfigError(
+        fmt::format("linear_token_logps: expected budget_bytes >= {} for {} rows of hidden size {} "
+                    "in the smallest tiles, got {}",
+                    plan.bytes, work.rows, work.hidden_size, budget_bytes));
+  }
+  plan.gemms = gemms;
+  if (recomputes) {
+    if (path != HeadPath::kRecompute) {
+      plan.kept_vocab = Memory(work, plan).kept_rows(budget_bytes - plan.bytes);
+      plan.bytes = Memory(work, plan).total();
+    }
+    plan.gemms += 1 - static_cast<double>(plan.kept_vocab) /
+                          static_cast<double>(std::max<std::int64_t>(work.vocab_size, 1));
+  }
   return plan;
 }
 

@@ -39,12 +39,14 @@ struct LogpsOperators {
       bool all_statistics, bool hidden_grad, bool weight_grad, std::int64_t path,
       std::int64_t budget_bytes);
 
-  /// Gradients of hidden, weight and bias; not called for kFrozenHead.
+  /// Gradients of hidden, weight and bias, those that are needed; hidden_grad, weight_grad, path
+  /// and budget are those of the forward pass. Not called for kFrozenHead.
   std::tuple<at::Tensor, at::Tensor, at::Tensor> (*linear_token_logps_backward)(
       const at::Tensor& grad_logps, const at::Tensor& hidden, const at::Tensor& weight,
       const std::optional<at::Tensor>& bias, const at::Tensor& targets, const at::Tensor& logsumexp,
       const at::Tensor& kept, double scale, double softcap, double temperature, bool hidden_grad,
-      bool weight_grad, bool bias_grad, std::int64_t path, std::int64_t budget_bytes);
+      bool weight_grad, bool needs_hidden, bool needs_weight, bool needs_bias, std::int64_t path,
+      std::int64_t budget_bytes);
 };
 
 extern const LogpsOperators kCpuLogps;

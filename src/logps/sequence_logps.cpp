@@ -89,12 +89,11 @@ SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
   // index into it counts T - 1 columns a sequence.
   const std::int64_t width = batch.input_ids.size(1);
   const at::Tensor predicted = batch.completion_mask.slice(1, 1).reshape(-1).nonzero().squeeze(1);
-  const std::int64_t expected_rows = batch.completion_lens.sum().item<std::int64_t>();
-  if (predicted.size(0) != expected_rows) {
+  if (!batch.completion_mask.slice(1, 1).sum(1).cpu().equal(batch.completion_lens)) {
     throw ShapeError(fmt::format(
         "sequence_logps: expected completion_mask to hold the {} tokens of completion_lens after "
-        "the first column, got {}",
-        expected_rows, predicted.size(0)));
+        "the first column, sequence by sequence, got {}",
+        batch.completion_lens.sum().item<std::int64_t>(), predicted.size(0)));
   }
   SequenceLogps result;
   result.row_to_sequence = predicted.div(std::max<std::int64_t>(width - 1, 1), "floor");

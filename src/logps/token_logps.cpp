@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "core/memory_pool.h"
+#include "logps/head_plan.h"
 #include "logps/operators.h"
 #include "prefopt/error.h"
 
@@ -114,6 +115,11 @@ void refuse_second_derivative(std::string_view where) {
   }
 }
 
+/// Memory of its own, so that a caller may change one result in place.
+at::Tensor copy_of(const at::Tensor& statistic, at::ScalarType dtype) {
+  return statistic.to(dtype, /*non_blocking=*/false, /*copy=*/true);
+}
+
 bool needs_grad(const at::Tensor& tensor) {
   return at::GradMode::is_enabled() && tensor.defined() && tensor.requires_grad();
 }
@@ -151,19 +157,14 @@ struct TokenLogpsFunction : torch::autograd::Function<TokenLogpsFunction> {
     const at::Tensor statistics =
         call("prefopt::_token_logps", LogpsOperators{}.token_logps, rows, dense_targets, scale,
              softcap, temperature, all_statistics, std::optional<at::Tensor>());
-    const at::Tensor logsumexp = statistics[kernels::kLogsumexp].contiguous();
-    if (rows.is_same(logits)) {
-      context->save_for_backward({logits, dense_targets, logsumexp});
-    } else {
-      context->save_for_backward({rows, dense_targets, logsumexp});
-    }
+    context->save_for_backward({rows, dense_targets, statistics[kernels::kLogsumexp].clone()});
     context->saved_data["scale"] = scale;
     context->saved_data["softcap"] = softcap;
     context->saved_data["temperature"] = temperature;
     const bool is_dense = logits.size(0) <= 1 || rows.stride(0) >= rows.size(1);
     context->saved_data["overwrite"] = overwrite && is_dense;
     context->mark_non_differentiable({statistics});
-    return {statistics[kernels::kLogp].to(dtype), statistics};
+    return {copy_of(statistics[kernels::kLogp], dtype), statistics};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -231,18 +232,20 @@ struct LinearTokenLogpsFunction : torch::autograd::Function<LinearTokenLogpsFunc
              bias, targets, scale, softcap, temperature, all_statistics, hidden_grad, weight_grad,
              path, budget_bytes);
     context->save_for_backward({hidden, weight, bias.value_or(at::Tensor()), targets,
-                                statistics[kernels::kLogsumexp].contiguous(), kept});
+                                statistics[kernels::kLogsumexp].clone(), kept});
     context->saved_data["scale"] = scale;
     context->saved_data["softcap"] = softcap;
     context->saved_data["temperature"] = temperature;
     context->saved_data["path"] = path;
     context->saved_data["budget_bytes"] = budget_bytes;
+    context->saved_data["hidden_grad"] = hidden_grad;
+    context->saved_data["weight_grad"] = weight_grad;
     const auto wanted = static_cast<HeadPath>(path);
     context->saved_data["hidden_grad_is_kept"] = hidden_grad && !weight_grad &&
                                                  wanted != HeadPath::kKeepLogits &&
                                                  wanted != HeadPath::kRecompute;
     context->mark_non_differentiable({statistics});
-    return {statistics[kernels::kLogp].to(dtype), statistics};
+    return {copy_of(statistics[kernels::kLogp], dtype), statistics};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -254,15 +257,15 @@ struct LinearTokenLogpsFunction : torch::autograd::Function<LinearTokenLogpsFunc
       result[0] = kept.mul(grads[0].to(kept.scalar_type()).unsqueeze(1)).to(hidden.scalar_type());
       return result;
     }
-    // Inputs are numbered as the tensors among the arguments: hidden, weight, bias.
-    std::tie(result[0], result[1], result[2]) =
-        call("prefopt::_linear_token_logps_backward", LogpsOperators{}.linear_token_logps_backward,
-             grads[0].to(at::kDouble).contiguous(), hidden, weight,
-             bias.defined() ? std::optional(bias) : std::nullopt, saved[3], saved[4], kept,
-             context->saved_data["scale"].toDouble(), context->saved_data["softcap"].toDouble(),
-             context->saved_data["temperature"].toDouble(), hidden.requires_grad(),
-             weight.requires_grad(), bias.defined() && bias.requires_grad(),
-             context->saved_data["path"].toInt(), context->saved_data["budget_bytes"].toInt());
+    std::tie(result[0], result[1], result[2]) = call(
+        "prefopt::_linear_token_logps_backward", LogpsOperators{}.linear_token_logps_backward,
+        grads[0].to(at::kDouble).contiguous(), hidden, weight,
+        bias.defined() ? std::optional(bias) : std::nullopt, saved[3], saved[4], kept,
+        context->saved_data["scale"].toDouble(), context->saved_data["softcap"].toDouble(),
+        context->saved_data["temperature"].toDouble(), context->saved_data["hidden_grad"].toBool(),
+        context->saved_data["weight_grad"].toBool(), context->needs_input_grad(0),
+        context->needs_input_grad(1), bias.defined() && context->needs_input_grad(2),
+        context->saved_data["path"].toInt(), context->saved_data["budget_bytes"].toInt());
     return result;
   }
 };
@@ -307,10 +310,17 @@ std::tuple<at::Tensor, at::Tensor> linear_token_logps_operator(
   check_targets(targets, hidden, weight.size(0), /*ignores=*/false, kLinear);
   check_transform(scale, softcap, temperature, kLinear);
   const bool weight_grad = needs_grad(weight) || (bias && needs_grad(*bias));
+  const HeadPath wanted = path_named(path);
+  checked_path({.rows = hidden.size(0),
+                .hidden_size = hidden.size(1),
+                .vocab_size = weight.size(0),
+                .hidden_grad = needs_grad(hidden),
+                .weight_grad = weight_grad},
+               wanted);
   const variable_list out = LinearTokenLogpsFunction::apply(
       hidden, weight, bias, targets, scale, softcap, temperature,
       result_dtype(dtype, weight, kLinear), all_statistics, needs_grad(hidden), weight_grad,
-      static_cast<std::int64_t>(path_named(path)), budget_bytes);
+      static_cast<std::int64_t>(wanted), budget_bytes);
   return {out[0], out[1]};
 }
 
@@ -336,7 +346,7 @@ TokenLogps results_of(const at::Tensor& logps, const at::Tensor& statistics,
                       const ByProducts& wanted) {
   TokenLogps result{.logps = logps, .by_products = {}};
   const auto take = [&](bool asked, kernels::Statistic statistic) {
-    return asked ? statistics[statistic].to(logps.scalar_type()) : at::Tensor();
+    return asked ? copy_of(statistics[statistic], logps.scalar_type()) : at::Tensor();
   };
   result.by_products.logsumexp = take(wanted.logsumexp, kernels::kLogsumexp);
   result.by_products.entropy = take(wanted.entropy, kernels::kEntropy);
@@ -374,7 +384,8 @@ TORCH_LIBRARY(prefopt, library) {
   library.def(
       "_linear_token_logps_backward(Tensor grad_logps, Tensor hidden, Tensor weight, Tensor? bias, "
       "Tensor targets, Tensor logsumexp, Tensor kept, float scale, float softcap, "
-      "float temperature, bool hidden_grad, bool weight_grad, bool bias_grad, int path, "
+      "float temperature, bool hidden_grad, bool weight_grad, bool needs_hidden, "
+      "bool needs_weight, bool needs_bias, int path, "
       "int budget_bytes) -> (Tensor, Tensor, Tensor)");
 }
 
@@ -398,19 +409,19 @@ TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
   at::Tensor used = targets;
   if (options.mask.defined()) {
     check_mask(options.mask, logits, kRows);
-    if (targets.scalar_type() == at::kLong && targets.sizes() == options.mask.sizes()) {
-      used = targets.masked_fill(options.mask.logical_not(), kIgnoredTarget);
+    const at::Tensor left_out = options.mask.logical_not();
+    if (targets.scalar_type() == at::kLong && targets.sizes() == options.mask.sizes() &&
+        logits.dim() == 2) {
+      check_targets(targets.masked_fill(left_out, 0), logits, logits.size(1), /*ignores=*/false,
+                    kRows);
+      used = targets.masked_fill(left_out, kIgnoredTarget);
     }
   }
   const auto [logps, statistics] =
       score_rows(logits, used, /*ignores=*/options.mask.defined(), options.transform.scale,
                  options.transform.softcap, options.transform.temperature, options.dtype,
                  options.overwrite_logits, needs_all_statistics(options.by_products));
-  TokenLogps result = results_of(logps, statistics, options.by_products);
-  if (options.mask.defined() && result.by_products.is_top1.defined()) {
-    result.by_products.is_top1.logical_and_(options.mask);
-  }
-  return result;
+  return results_of(logps, statistics, options.by_products);
 }
 
 TokenLogps linear_token_logps(const at::Tensor& hidden, const at::Tensor& weight,

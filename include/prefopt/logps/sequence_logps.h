@@ -29,7 +29,8 @@ struct SequenceLogpsOptions {
   HeadPath path = HeadPath::kAutomatic;
 };
 
-/// Log-probs of the completions of a batch. Prompt and padding rows never reach the output head.
+/// Log-probs of the completions of a batch. Prompt and padding rows never reach the output head of
+/// a policy that gives hidden states.
 struct SequenceLogps {
   at::Tensor logps;            ///< [S] float64: reduced over completion tokens, nats
   at::Tensor lens;             ///< [S] int64: completion token counts

@@ -80,8 +80,7 @@ Result differentiate(const Inputs& in, TokenLogps out) {
   return result;
 }
 
-Result run(const Case& c, const Inputs& in, const LinearTokenLogpsOptions& options) {
-  static_cast<void>(c);
+Result run(const Inputs& in, const LinearTokenLogpsOptions& options) {
   return differentiate(in, linear_token_logps(in.hidden, in.weight, in.targets, options));
 }
 
@@ -155,7 +154,7 @@ TEST_CASE("linear_token_logps: every path, SIMD target and shape agrees with flo
       for (const HeadPath path : kPathsWithWeight) {
         INFO(simd_name(target) << ", " << to_string(path) << ", " << c.rows << " x "
                                << c.hidden_size << " x " << c.vocab_size);
-        check_same(run(c, in, options_of(c, in, path)), expected, tolerance);
+        check_same(run(in, options_of(c, in, path)), expected, tolerance);
       }
     }
   }
@@ -178,7 +177,7 @@ TEST_CASE("linear_token_logps: a frozen head gives hidden the same gradient", "[
       const Result expected = oracle(c, in);
       for (const HeadPath path : kPathsFrozen) {
         INFO(simd_name(target) << ", " << to_string(path));
-        check_same(run(c, in, options_of(c, in, path)), expected,
+        check_same(run(in, options_of(c, in, path)), expected,
                    c.dtype == at::kDouble ? 1e-12 : 2e-6);
       }
     }
@@ -189,9 +188,9 @@ TEST_CASE("linear_token_logps: only the head needs a gradient, or only its bias"
   const Case c{
       .rows = 20, .hidden_size = 16, .vocab_size = 250, .has_bias = true, .hidden_grad = false};
   Inputs in(c);
-  check_same(run(c, in, options_of(c, in, HeadPath::kAutomatic)), oracle(c, in), 2e-6);
+  check_same(run(in, options_of(c, in, HeadPath::kAutomatic)), oracle(c, in), 2e-6);
   in.weight.requires_grad_(false);
-  const Result bias_only = run(c, in, options_of(c, in, HeadPath::kAutomatic));
+  const Result bias_only = run(in, options_of(c, in, HeadPath::kAutomatic));
   CHECK(bias_only.grads.size() == 1);
   check_same(bias_only, oracle(c, in), 2e-6);
 }
@@ -220,7 +219,7 @@ TEST_CASE("linear_token_logps: gradients are those of finite differences on ever
                          in.bias)};
   for (const HeadPath path : kPathsWithWeight) {
     INFO(to_string(path));
-    const Result result = run(c, in, options_of(c, in, path));
+    const Result result = run(in, options_of(c, in, path));
     for (std::size_t i = 0; i < 3; ++i) {
       CHECK(at::allclose(result.grads[i], expected[i], 1e-6, 1e-8));
     }
@@ -228,26 +227,29 @@ TEST_CASE("linear_token_logps: gradients are those of finite differences on ever
   Inputs frozen = in;
   frozen.weight = in.weight.detach();
   frozen.bias = in.bias.detach();
-  const Result result = run(c, frozen, options_of(c, frozen, HeadPath::kFrozenHead));
+  const Result result = run(frozen, options_of(c, frozen, HeadPath::kFrozenHead));
   CHECK(at::allclose(result.grads[0], expected[0], 1e-6, 1e-8));
 }
 
 TEST_CASE("linear_token_logps: what the budget does not keep is computed again", "[logps]") {
-  const Case c{.rows = 64, .hidden_size = 16, .vocab_size = 3000};
+  const Case c{.rows = 64, .hidden_size = 16, .vocab_size = 100000};
   const Inputs in(c);
   LinearTokenLogpsOptions options = options_of(c, in, HeadPath::kAutomatic);
-  const Result kept = run(c, in, options);
+  const Result kept = run(in, options);
   options.budget_bytes = half_budget(c);
-  const HeadPlan plan = plan_head(
-      {.rows = 64, .hidden_size = 16, .vocab_size = 3000, .hidden_grad = true, .weight_grad = true},
-      options.budget_bytes);
+  const HeadPlan plan = plan_head({.rows = 64,
+                                   .hidden_size = 16,
+                                   .vocab_size = 100000,
+                                   .hidden_grad = true,
+                                   .weight_grad = true},
+                                  options.budget_bytes);
   CHECK(plan.path == HeadPath::kRecompute);
-  CHECK(plan.kept_vocab > 500);
-  CHECK(plan.kept_vocab < 2500);
+  CHECK(plan.kept_vocab > 20000);
+  CHECK(plan.kept_vocab < 80000);
   CHECK(plan.gemms > 3.1);
   CHECK(plan.gemms < 3.9);
   // The same blocks are multiplied in the same order: not one bit differs.
-  const Result mixed = run(c, in, options);
+  const Result mixed = run(in, options);
   CHECK(at::equal(mixed.out.logps, kept.out.logps));
   CHECK(at::equal(mixed.grads[0], kept.grads[0]));
   CHECK(at::equal(mixed.grads[1], kept.grads[1]));
@@ -258,7 +260,7 @@ TEST_CASE("linear_token_logps: rows in several tiles", "[logps]") {
   const Case c{.rows = 2500, .hidden_size = 8, .vocab_size = 500};
   const Inputs in(c);
   const Result expected = oracle(c, in);
-  check_same(run(c, in, options_of(c, in, HeadPath::kAutomatic)), expected, 2e-6);
+  check_same(run(in, options_of(c, in, HeadPath::kAutomatic)), expected, 2e-6);
   LinearTokenLogpsOptions options = options_of(c, in, HeadPath::kAutomatic);
   options.budget_bytes = 520 << 10;
   const HeadPlan plan = plan_head(
@@ -266,13 +268,13 @@ TEST_CASE("linear_token_logps: rows in several tiles", "[logps]") {
       options.budget_bytes);
   CHECK_FALSE(plan.packs_once);
   CHECK(plan.tile_rows < 1024);
-  check_same(run(c, in, options), expected, 2e-6);
+  check_same(run(in, options), expected, 2e-6);
 
   Inputs frozen = in;
   frozen.weight = in.weight.detach();
   Case frozen_case = c;
   frozen_case.weight_grad = false;
-  check_same(run(frozen_case, frozen, options_of(frozen_case, frozen, HeadPath::kFrozenHead)),
+  check_same(run(frozen, options_of(frozen_case, frozen, HeadPath::kFrozenHead)),
              oracle(frozen_case, frozen), 2e-6);
 }
 
@@ -331,7 +333,7 @@ TEST_CASE("linear_token_logps: low precisions are widened and multiplied in floa
     const Result expected = oracle(c, in);
     for (const HeadPath path : kPathsWithWeight) {
       INFO(c10::toString(dtype) << ", " << to_string(path));
-      const Result got = run(c, in, options_of(c, in, path));
+      const Result got = run(in, options_of(c, in, path));
       check_against_oracle(got.out, expected.out, 2e-6);
       CHECK(got.out.logps.scalar_type() == at::kFloat);
       for (std::size_t i = 0; i < 3; ++i) {
@@ -343,7 +345,7 @@ TEST_CASE("linear_token_logps: low precisions are widened and multiplied in floa
     Inputs frozen = in;
     frozen.weight = in.weight.detach();
     frozen.bias = in.bias.detach();
-    const Result got = run(c, frozen, options_of(c, frozen, HeadPath::kFrozenHead));
+    const Result got = run(frozen, options_of(c, frozen, HeadPath::kFrozenHead));
     CHECK(got.grads[0].scalar_type() == dtype);
     CHECK(relative_error(got.grads[0], expected.grads[0]) <= 4e-3);
   }
@@ -353,30 +355,43 @@ TEST_CASE("linear_token_logps: a narrow head under wide hidden states", "[logps]
   const Case c{.rows = 10, .hidden_size = 12, .vocab_size = 150};
   Inputs in(c);
   in.weight = in.weight.detach().to(at::kBFloat16);
-  const Result got = run(c, in, options_of(c, in, HeadPath::kAutomatic));
+  const Result got = run(in, options_of(c, in, HeadPath::kAutomatic));
   CHECK(got.grads[0].scalar_type() == at::kFloat);
   check_same(got, oracle(c, in), 2e-6);
 }
 
 TEST_CASE("linear_token_logps: the number of threads changes no bit", "[logps]") {
-  const Case c{.rows = 100, .hidden_size = 48, .vocab_size = 4000};
+  // Several tiles of the vocabulary, and more threads than a tile has blocks.
+  const Case c{.rows = 600, .hidden_size = 12, .vocab_size = 4000};
   const Inputs in(c);
   Inputs frozen = in;
   frozen.weight = in.weight.detach();
   const int before = at::get_num_threads();
   at::set_num_threads(1);
-  const Result one = run(c, in, options_of(c, in, HeadPath::kAutomatic));
-  const Result one_frozen = run(c, frozen, options_of(c, frozen, HeadPath::kFrozenHead));
-  for (const int threads : {2, 3}) {
+  const Result one = run(in, options_of(c, in, HeadPath::kAutomatic));
+  const Result one_frozen = run(frozen, options_of(c, frozen, HeadPath::kFrozenHead));
+  for (const int threads : {2, 3, 20}) {
     at::set_num_threads(threads);
-    const Result other = run(c, in, options_of(c, in, HeadPath::kAutomatic));
+    const Result other = run(in, options_of(c, in, HeadPath::kAutomatic));
     CHECK(at::equal(other.out.logps, one.out.logps));
     CHECK(at::equal(other.grads[0], one.grads[0]));
     CHECK(at::equal(other.grads[1], one.grads[1]));
-    const Result other_frozen = run(c, frozen, options_of(c, frozen, HeadPath::kFrozenHead));
+    const Result other_frozen = run(frozen, options_of(c, frozen, HeadPath::kFrozenHead));
     CHECK(at::equal(other_frozen.grads[0], one_frozen.grads[0]));
   }
   at::set_num_threads(before);
+}
+
+TEST_CASE("linear_token_logps: only the gradients that are asked for", "[logps]") {
+  const Case c{.rows = 7, .hidden_size = 5, .vocab_size = 120};
+  const Inputs in(c);
+  const LinearTokenLogpsOptions options = options_of(c, in, HeadPath::kAutomatic);
+  const Result all = run(in, options);
+  const at::Tensor logps = linear_token_logps(in.hidden, in.weight, in.targets, options).logps;
+  // What is frozen after the forward pass changes nothing.
+  in.weight.requires_grad_(false);
+  const at::Tensor of_hidden = torch::autograd::grad({logps}, {in.hidden}, {in.cotangent})[0];
+  CHECK(at::equal(of_hidden, all.grads[0]));
 }
 
 TEST_CASE("linear_token_logps: with and without a graph give the same bits", "[logps]") {
@@ -400,7 +415,7 @@ TEST_CASE("linear_token_logps: a mask leaves rows out of the head", "[logps]") {
   const at::Tensor rows = at::tensor({0, 2, 3, 5}, at::kLong);
   LinearTokenLogpsOptions options = options_of(c, in, HeadPath::kAutomatic);
   options.mask = mask;
-  const Result got = run(c, in, options);
+  const Result got = run(in, options);
   options.mask = at::Tensor();
   const TokenLogps selected = linear_token_logps(in.hidden.index_select(0, rows), in.weight,
                                                  in.targets.index_select(0, rows), options);
@@ -411,7 +426,7 @@ TEST_CASE("linear_token_logps: a mask leaves rows out of the head", "[logps]") {
   CHECK(at::equal(got.grads[0].abs().sum(1).gt(0), mask));
 
   options.mask = at::zeros({6}, at::kBool);
-  CHECK(run(c, in, options).grads[1].abs().sum().item<float>() == 0);
+  CHECK(run(in, options).grads[1].abs().sum().item<float>() == 0);
 }
 
 TEST_CASE("linear_token_logps: strided and overlapping inputs", "[logps]") {
@@ -430,7 +445,7 @@ TEST_CASE("linear_token_logps: no rows", "[logps]") {
   for (const HeadPath path : kPathsWithWeight) {
     const Case c{.rows = 0, .hidden_size = 3, .vocab_size = 7};
     const Inputs in(c);
-    const Result got = run(c, in, options_of(c, in, path));
+    const Result got = run(in, options_of(c, in, path));
     CHECK(got.out.logps.sizes() == at::IntArrayRef({0}));
     CHECK(got.out.by_products.is_top1.sizes() == at::IntArrayRef({0}));
     CHECK(got.grads[0].sizes() == at::IntArrayRef({0, 3}));
@@ -456,8 +471,8 @@ TEST_CASE("linear_token_logps: the kernels and plain ATen are two ways to the sa
                                        true, true, static_cast<std::int64_t>(path), 1 << 26);
       const auto [h, w, b] = operators.linear_token_logps_backward(
           cotangent, in.hidden, in.weight, in.bias, in.targets,
-          statistics[kernels::kLogsumexp].contiguous(), kept, 0.8, 4, 1.5, true, true, true,
-          static_cast<std::int64_t>(path), 1 << 26);
+          statistics[kernels::kLogsumexp].contiguous(), kept, 0.8, 4, 1.5, true, true, true, true,
+          true, static_cast<std::int64_t>(path), 1 << 26);
       return std::vector<at::Tensor>{statistics, h, w, b};
     };
     const auto a = both(kCpuLogps), b = both(kAtenLogps);
@@ -532,7 +547,7 @@ TEST_CASE("plan_head: what cannot be is refused", "[logps]") {
       "linear_token_logps: expected keep_logits or recompute, got frozen_head; weight "
       "or bias requires a gradient");
   const std::int64_t least = plan_head(work, 1 << 30, HeadPath::kRecompute).bytes;
-  const std::string tile = " for one tile of 64 rows of hidden size 8, got 100";
+  const std::string tile = " for 64 rows of hidden size 8 in the smallest tiles, got 100";
   try {
     plan_head(work, 100);
     FAIL("no error");
@@ -546,7 +561,16 @@ TEST_CASE("plan_head: what cannot be is refused", "[logps]") {
     CHECK(plan_head(work, named).bytes <= named);
     CHECK_THROWS_AS(plan_head(work, named - 1), ConfigError);
   }
-  CHECK_THROWS_AS(plan_head(work, least, HeadPath::kKeepLogits), ConfigError);
+  try {
+    plan_head(work, 100, HeadPath::kKeepLogits);
+    FAIL("no error");
+  } catch (const ConfigError& error) {
+    const std::string text = error.what();
+    CHECK(text.ends_with(" for keep_logits, got 100"));
+    const std::int64_t named = std::stoll(text.substr(text.find(">= ") + 3));
+    CHECK(plan_head(work, named, HeadPath::kKeepLogits).bytes == named);
+    CHECK(plan_head(work, named).path == HeadPath::kKeepLogits);
+  }
 }
 
 TEST_CASE("linear_token_logps: wrong input is refused", "[logps]") {

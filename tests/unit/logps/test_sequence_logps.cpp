@@ -117,9 +117,11 @@ TEST_CASE("sequence_logps: wrong batches and outputs are refused", "[logps]") {
   check([](TokenBatch& b) { b.completion_mask = at::Tensor(); }, ShapeError(""),
         "completion_mask [2, 4], got none");
   // A completion token in the first column is predicted by nothing.
-  check([](TokenBatch& b) { b.completion_mask[0][0] = true, b.completion_lens[0] = 4; },
-        ShapeError(""),
-        "completion_mask to hold the 5 tokens of completion_lens after the first column, got 4");
+  check(
+      [](TokenBatch& b) { b.completion_mask[0][0] = true, b.completion_lens[0] = 4; },
+      ShapeError(""),
+      "completion_mask to hold the 5 tokens of completion_lens after the first column, sequence by "
+      "sequence, got 4");
 
   FixedPolicy neither({}, {}, 5);
   CHECK_THROWS_TEXT(sequence_logps(neither, small_batch()), ShapeError,

@@ -62,6 +62,7 @@ class PackedHidden {
   const PackedMatrix<T>& of(std::size_t tile) {
     const std::size_t slot = packed_.size() == 1 ? 0 : tile;
     if (held_[slot] != tile) {
+      packed_[slot] = {};  // before the next one takes as much
       packed_[slot] = pack(tiles_[tile]);
       held_[slot] = tile;
     }
@@ -177,16 +178,16 @@ PackedMatrix<T> pack_weight(const at::Tensor& rows, PackedMatrix<T> matrix) {
   return matrix;
 }
 
+/// A column [n, 1] of numbers that stay where they are.
+template <class T>
+at::Tensor column_of(std::vector<T>& values) {
+  return at::from_blob(values.data(), {static_cast<std::int64_t>(values.size()), 1}, kDtype<T>);
+}
+
 /// out[token, :] += shares[token] w_target.
 template <class T>
-void add_rows_of_targets(const Head<T>& head, const std::vector<T>& shares, at::Tensor& out) {
-  parallel(shares.size(), [&](std::size_t i) {
-    const auto token = static_cast<std::int64_t>(i);
-    const at::Tensor target = head.weight_rows({head.target(token), head.target(token) + 1});
-    const T* of_target = target.const_data_ptr<T>();
-    T* row = out.data_ptr<T>() + token * head.width();
-    for (std::int64_t j = 0; j < head.width(); ++j) row[j] += shares[i] * of_target[j];
-  });
+void add_rows_of_targets(const Head<T>& head, std::vector<T>& shares, at::Tensor& out) {
+  out.addcmul_(head.weight.index_select(0, head.targets).to(kDtype<T>), column_of(shares));
 }
 
 /// Moments of all rows, gathered block by block in the order of the vocabulary, so that the number
@@ -285,16 +286,15 @@ HeadForward forward(const HeadInputs& inputs, const HeadPlan& plan, bool all) {
               static_cast<double>(block.data[row * block.stride + token - tokens.begin]);
         }
       });
-      const std::vector<T> factors = moments.merge(tokens, parts.size());
+      std::vector<T> factors = moments.merge(tokens, parts.size());
       if (!frozen) continue;
 
       // kept = kept · factor + Σ_v e^(z_v − max) dz/du w_v: an online softmax of the weight's rows.
       std::fill_n(max.data(), head.stride, T(0));
       for (std::int64_t i = 0; i < tokens.size(); ++i) {
         max.data()[i] = static_cast<T>(moments.row(tokens.begin + i).max);
-        const T factor = factors[static_cast<std::size_t>(i)];
-        if (factor != T(1)) result.kept[tokens.begin + i].mul_(factor);
       }
+      result.kept.slice(0, tokens.begin, tokens.end).mul_(column_of(factors));
       parallel(parts.size(), [&](std::size_t b) {
         block_weights(head.in_tile(parts[b], vocab, tile), max.data(), head.map);
       });
@@ -304,13 +304,12 @@ HeadForward forward(const HeadInputs& inputs, const HeadPlan& plan, bool all) {
 
   if (frozen) {
     // From sums over the vocabulary to dz_y/du w_y − Σ p_v dz_v/du w_v.
-    std::vector<T> shares;
+    std::vector<T> shares, inverses;
     for (const RowMoments& sums : moments.rows()) {
       shares.push_back(static_cast<T>(slope(head.map, sums.target)));
+      inverses.push_back(static_cast<T>(-1 / sums.sum));
     }
-    for (std::int64_t token = 0; token < head.tokens(); ++token) {
-      result.kept[token].mul_(-1 / moments.row(token).sum);
-    }
+    result.kept.mul_(column_of(inverses));
     add_rows_of_targets(head, shares, result.kept);
   }
   result.statistics = statistics_of(moments.rows(), head.vocab_size(), all);

@@ -46,7 +46,6 @@ at::Tensor token_logps(const at::Tensor& logits, const at::Tensor& targets, doub
                        const std::optional<at::Tensor>& gradient) {
   const cpu::LogitMap map{scale, softcap, temperature};
   const std::int64_t* target_of = targets.const_data_ptr<std::int64_t>();
-  // An ignored row's moments are those of one sure token: all its statistics are 0.
   std::vector<cpu::RowMoments> moments(static_cast<std::size_t>(logits.size(0)), cpu::kIgnoredRow);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kBFloat16, at::kHalf, logits.scalar_type(), "token_logps", [&] {
@@ -64,7 +63,12 @@ at::Tensor token_logps(const at::Tensor& logits, const at::Tensor& targets, doub
           }
         });
       });
-  return cpu::statistics_of(moments, logits.size(1), all_statistics);
+  at::Tensor statistics = cpu::statistics_of(moments, logits.size(1), all_statistics);
+  double* is_top1 = statistics.data_ptr<double>() + kernels::kIsTop1 * logits.size(0);
+  for (std::int64_t row = 0; row < logits.size(0); ++row) {
+    if (target_of[row] == kIgnoredTarget) is_top1[row] = 0;
+  }
+  return statistics;
 }
 
 void token_logps_backward(const at::Tensor& grad_logps, const at::Tensor& logits,
@@ -116,11 +120,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_token_logps_backward(
     const at::Tensor& grad_logps, const at::Tensor& hidden, const at::Tensor& weight,
     const std::optional<at::Tensor>& bias, const at::Tensor& targets, const at::Tensor& logsumexp,
     const at::Tensor& kept, double scale, double softcap, double temperature, bool hidden_grad,
-    bool weight_grad, bool bias_grad, std::int64_t path, std::int64_t budget_bytes) {
-  auto grads = cpu::head_backward(
-      head_inputs(hidden, weight, bias, targets, scale, softcap, temperature),
-      plan_of(hidden, weight, hidden_grad, weight_grad || bias_grad, path, budget_bytes),
-      grad_logps, logsumexp, kept, {hidden_grad, weight_grad, bias_grad});
+    bool weight_grad, bool needs_hidden, bool needs_weight, bool needs_bias, std::int64_t path,
+    std::int64_t budget_bytes) {
+  auto grads =
+      cpu::head_backward(head_inputs(hidden, weight, bias, targets, scale, softcap, temperature),
+                         plan_of(hidden, weight, hidden_grad, weight_grad, path, budget_bytes),
+                         grad_logps, logsumexp, kept, {needs_hidden, needs_weight, needs_bias});
   return {grads[0], grads[1], grads[2]};
 }
 
