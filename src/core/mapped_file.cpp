@@ -31,7 +31,9 @@ std::shared_ptr<MappedFile> MappedFile::try_open(const std::string& path, std::s
   const auto size = static_cast<std::size_t>(status.st_size);
   void* data = nullptr;
   if (size > 0) {  // no bytes cannot be mapped
-    data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file.get(), 0);
+    // No swap is set aside for pages that nobody will write to: a model may be larger than memory.
+    data =
+        ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file.get(), 0);
     if (data == MAP_FAILED) {
       why = last_error();
       return nullptr;

@@ -101,6 +101,7 @@ constexpr std::array kUnderstood = std::to_array<std::string_view>({
 constexpr std::array kHarmless = std::to_array<std::string_view>({
     "_attn_implementation_autoset",
     "_commit_hash",
+    "_model_name_or_path",
     "_name_or_path",
     "architectures",
     "attention_dropout",
@@ -329,13 +330,13 @@ class ConfigReader {
       fail(fmt::format(R"({} of rope_type "default" or "llama3")", name), dump_json(group));
     }
     RopeScaling scaling;
-    std::size_t llama3_fields = 0;
+    std::size_t scaling_fields = 0;
     for (const auto& item : group.items()) {
       const Json& value = item.value();
       const auto is = [&](const char* field) { return item.key() == field && value.is_number(); };
       if ((item.key() == "rope_type" || item.key() == "type") && value == type) continue;
       if (is("rope_theta") || (is("partial_rotary_factor") && value == 1)) continue;
-      ++llama3_fields;
+      ++scaling_fields;
       if (llama3 && is("factor")) {
         scaling.factor = value.get<double>();
       } else if (llama3 && is("low_freq_factor")) {
@@ -349,7 +350,7 @@ class ConfigReader {
              dump_json(group));
       }
     }
-    if (llama3 && llama3_fields != 4) {
+    if (llama3 && scaling_fields != 4) {
       fail(fmt::format("{} with factor, low_freq_factor, high_freq_factor and "
                        "original_max_position_embeddings",
                        name),

@@ -209,13 +209,9 @@ std::string_view dtype_name(at::ScalarType dtype, const std::string& name,
 
 using NamedTensor = std::pair<std::string, at::Tensor>;
 
-// As the safetensors package orders them: wide elements first, which aligns them all, then by name.
-std::vector<const NamedTensor*> order_of_data(const SafetensorsFile& file,
-                                              const std::string& path) {
-  std::vector<const NamedTensor*> order;
+void check_tensors(const SafetensorsFile& file, const std::string& path) {
   std::set<std::string_view> names{kMetadataKey};
-  for (const NamedTensor& entry : file.tensors) {
-    const auto& [name, tensor] = entry;
+  for (const auto& [name, tensor] : file.tensors) {
     if (!names.insert(name).second) {
       throw CheckpointError(
           fmt::format("{}: expected each tensor name once, got '{}' again", path, name));
@@ -223,8 +219,13 @@ std::vector<const NamedTensor*> order_of_data(const SafetensorsFile& file,
     if (!tensor.defined()) {
       throw CheckpointError(fmt::format("{}: tensor '{}': expected data, got none", path, name));
     }
-    order.push_back(&entry);
   }
+}
+
+// As the safetensors package orders them: wide elements first, which aligns them all, then by name.
+std::vector<const NamedTensor*> order_of_data(const SafetensorsFile& file) {
+  std::vector<const NamedTensor*> order;
+  for (const NamedTensor& entry : file.tensors) order.push_back(&entry);
   std::sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) {
     const auto width = [](const NamedTensor* entry) { return entry->second.element_size(); };
     return width(a) != width(b) ? width(a) > width(b) : a->first < b->first;
@@ -317,8 +318,9 @@ class ShardReader {
     std::set<std::string_view> found;
     for (const auto& [name, tensor] : file.tensors) found.insert(name);
     for (const auto& [name, shard] : shard_of_) {
-      if (!found.contains(name))
+      if (!found.contains(name)) {
         fail(fmt::format("tensor '{}' in '{}'", name, shard), "none there");
+      }
     }
   }
 
@@ -331,13 +333,13 @@ class ShardReader {
   std::map<std::string, std::string> shard_of_;
 };
 
-// In the order given, as transformers does: a shard is closed by the tensor that would not fit, and
-// a tensor above the limit has one to itself.
+// In the order given: a shard is closed by the tensor that would not fit, and a tensor above the
+// limit has one to itself.
 std::vector<SafetensorsFile> split(const SafetensorsFile& file, std::uint64_t max_shard_bytes) {
   std::vector<SafetensorsFile> shards{{.tensors = {}, .metadata = file.metadata}};
   std::uint64_t bytes = 0;
   for (const auto& [name, tensor] : file.tensors) {
-    const std::uint64_t more = tensor.defined() ? tensor.nbytes() : 0;
+    const std::uint64_t more = tensor.nbytes();
     if (bytes > 0 && more > max_shard_bytes - std::min(bytes, max_shard_bytes)) {
       shards.push_back({.tensors = {}, .metadata = file.metadata});
       bytes = 0;
@@ -359,14 +361,14 @@ bool is_weights_name(const std::string& name) {
 
 // A reader would take weights of a former writing for this one's.
 void remove_other_weights(const std::string& directory, const std::set<std::string>& written) {
-  std::error_code why;
-  for (const auto& item : std::filesystem::directory_iterator(directory, why)) {
-    const std::string name = item.path().filename().string();
-    if (is_weights_name(name) && !written.contains(name)) std::filesystem::remove(item, why);
-  }
-  if (why) {
-    throw CheckpointError(
-        fmt::format("{}: expected to remove older weights, got {}", directory, why.message()));
+  try {
+    for (const auto& item : std::filesystem::directory_iterator(directory)) {
+      const std::string name = item.path().filename().string();
+      if (is_weights_name(name) && !written.contains(name)) std::filesystem::remove(item);
+    }
+  } catch (const std::filesystem::filesystem_error& error) {
+    throw CheckpointError(fmt::format("{}: expected to remove older weights, got {}", directory,
+                                      error.code().message()));
   }
 }
 
@@ -417,7 +419,8 @@ SafetensorsFile read_safetensors(const std::string& path) {
 }
 
 void write_safetensors(const std::string& path, const SafetensorsFile& file) {
-  const std::vector<const NamedTensor*> order = order_of_data(file, path);
+  check_tensors(file, path);
+  const std::vector<const NamedTensor*> order = order_of_data(file);
   const std::string head = length_and_header(file, order, path);
   std::uint64_t bytes = head.size();
   for (const NamedTensor* entry : order) bytes += entry->second.nbytes();
@@ -450,6 +453,7 @@ SafetensorsFile read_safetensors_folder(const std::string& directory) {
 
 void write_safetensors_folder(const std::string& directory, const SafetensorsFile& file,
                               std::uint64_t max_shard_bytes) {
+  check_tensors(file, directory);
   const std::vector<SafetensorsFile> shards = split(file, max_shard_bytes);
   std::set<std::string> written;
   if (shards.size() == 1) {

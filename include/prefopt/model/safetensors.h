@@ -39,8 +39,9 @@ PREFOPT_API std::string safetensors_path(const std::string& directory);
 /// index do not agree.
 PREFOPT_API SafetensorsFile read_safetensors_folder(const std::string& directory);
 
-/// One file, or shards of at most `max_shard_bytes` of tensors and their index, cut as transformers
-/// cuts them. Weights that the folder held before are removed once the new ones are in place.
+/// One file, or shards of at most `max_shard_bytes` of tensors (a larger tensor has its own) and
+/// the index, named as transformers names them. Weights that the folder held before are removed
+/// once the new ones are in place.
 PREFOPT_API void write_safetensors_folder(const std::string& directory, const SafetensorsFile& file,
                                           std::uint64_t max_shard_bytes = 5'000'000'000);
 

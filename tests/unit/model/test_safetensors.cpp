@@ -323,7 +323,7 @@ TEST_CASE("safetensors: data that is not aligned is read", "[model]") {
   CHECK(at::equal(find(read_safetensors(path), "x"), numbers));
 }
 
-TEST_CASE("safetensors: a folder is cut into shards as transformers does", "[model]") {
+TEST_CASE("safetensors: a folder is written in shards above a limit", "[model]") {
   const TempDir dir;
   const auto floats = [](std::int64_t count) { return at::arange(count, at::kFloat); };
   const SafetensorsFile file{.tensors = {{"b", floats(2)},
@@ -348,6 +348,12 @@ TEST_CASE("safetensors: a folder is cut into shards as transformers does", "[mod
     for (const auto& [name, tensor] : file.tensors) CHECK(at::equal(find(back, name), tensor));
   };
   check(read_safetensors_folder(dir.path()));
+
+  CHECK_THROWS_TEXT(
+      write_safetensors_folder(
+          dir.path(),
+          {.tensors = {{"a", floats(9)}, {"b", floats(9)}, {"a", floats(9)}}, .metadata = {}}, 20),
+      CheckpointError, dir.path() + ": expected each tensor name once, got 'a' again");
 
   // Older weights would be taken for these.
   put(dir.file("model-extra.safetensors"), "not a shard's name");
