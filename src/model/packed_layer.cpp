@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/packed_layer.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/silu_backward.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+#include <utility>
+
+namespace prefopt::detail {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+at::Tensor wide(const at::Tensor& tensor, const at::Tensor& like) {
+  return tensor.to(like.scalar_type());
+}
+
+// Adds to what may not be there yet.
+void add_to(at::Tensor& sum, at::Tensor term) {
+  if (sum.defined()) {
+    sum.add_(term);
+  } else {
+    sum = std::move(term);
+  }
+}
+
+struct Normed {
+  at::Tensor value, rstd;
+};
+
+// w x / sqrt(mean(x^2) + eps) over the last dimension.
+Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  const at::Tensor rstd = at::rsqrt(x.square().mean(-1, /*keepdim=*/true).add_(eps));
+  return {(x * rstd).mul_(wide(weight, x)), rstd};
+}
+
+at::Tensor norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& rstd,
+                         const at::Tensor& weight, at::Tensor& weight_grad) {
+  const at::Tensor unit = x * rstd;
+  if (weight.requires_grad()) {
+    add_to(weight_grad, (grad * unit).view({-1, unit.size(-1)}).sum(0).to(weight.scalar_type()));
+  }
+  const at::Tensor of_unit = grad * wide(weight, x);
+  const at::Tensor along = (of_unit * unit).mean(-1, /*keepdim=*/true);
+  return (of_unit - unit * along).mul_(rstd);
+}
+
+// The map of `x`, added to `residual` where that is defined.
+at::Tensor linear_forward(const at::Tensor& x, const Linear& map, double lora_scale,
+                          const at::Tensor& residual = {}) {
+  const at::Tensor weight = wide(map.weight, x);
+  at::Tensor result = residual.defined() ? at::addmm(residual, x, weight.t())
+                                         : at::mm(x, weight.t());
+  if (map.bias.defined()) result.add_(wide(map.bias, x));
+  if (map.lora_a.defined()) {
+    const at::Tensor low = at::mm(x, wide(map.lora_a, x).t());
+    result.addmm_(low, wide(map.lora_b, x).t(), /*beta=*/1, lora_scale);
+  }
+  return result;
+}
+
+// Adds the gradient of x to `x_grad` (unless null), those of the map's tensors to `gradients`.
+void linear_backward(const at::Tensor& grad, const at::Tensor& x, const Linear& map,
+                     double lora_scale, Linear& gradients, at::Tensor* x_grad) {
+  const auto add_product = [&](at::Tensor& sum, const at::Tensor& a, const at::Tensor& b) {
+    if (sum.defined()) {
+      sum.addmm_(a, b);
+    } else {
+      sum = at::mm(a, b);
+    }
+  };
+  if (x_grad != nullptr) add_product(*x_grad, grad, wide(map.weight, x));
+  if (map.weight.requires_grad()) {
+    gradients.weight = at::mm(grad.t(), x).to(map.weight.scalar_type());
+  }
+  if (map.bias.defined() && map.bias.requires_grad()) {
+    gradients.bias = grad.sum(0).to(map.bias.scalar_type());
+  }
+  if (!map.lora_a.defined()) return;
+  const at::Tensor low = at::mm(x, wide(map.lora_a, x).t());
+  const at::Tensor low_grad = at::mm(grad, wide(map.lora_b, x)).mul_(lora_scale);
+  if (x_grad != nullptr) x_grad->addmm_(low_grad, wide(map.lora_a, x));
+  if (map.lora_b.requires_grad()) {
+    gradients.lora_b = at::mm(grad.t(), low).mul_(lora_scale).to(map.lora_b.scalar_type());
+  }
+  if (map.lora_a.requires_grad()) {
+    gradients.lora_a = at::mm(low_grad.t(), x).to(map.lora_a.scalar_type());
+  }
+}
+
+// Turns x [rows, heads, head_dim] by the angles of its rows, or back.
+at::Tensor turn(const at::Tensor& x, const Rotary& rotary, bool back) {
+  const at::Tensor cos = rotary.cos.unsqueeze(1);
+  const at::Tensor sin = rotary.sin.unsqueeze(1);
+  const auto halves = x.chunk(2, -1);
+  at::Tensor turned = at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
+  const auto into = turned.chunk(2, -1);
+  const double sign = back ? -1 : 1;
+  at::mul_out(const_cast<at::Tensor&>(into[0]), halves[0], cos).addcmul_(halves[1], sin, -sign);
+  at::mul_out(const_cast<at::Tensor&>(into[1]), halves[1], cos).addcmul_(halves[0], sin, sign);
+  return turned;
+}
+
+/// What the forward pass computes on its way. Tensors that the backward pass does not find are
+/// computed again.
+struct Activations {
+  at::Tensor input_rstd;
+  at::Tensor query_raw, query_rstd, key_raw, key_rstd;  // around the norms of queries and keys
+  at::Tensor query, key, value;
+  AttentionResult attention;
+  at::Tensor middle, middle_rstd;  // between attention and feed-forward
+  at::Tensor gate, up;
+
+  template <class Self, class Visit>
+  static void for_each(Self& self, Visit&& visit) {
+    for (auto* tensor :
+         {&self.input_rstd, &self.query_raw, &self.query_rstd, &self.key_raw, &self.key_rstd,
+          &self.query, &self.key, &self.value, &self.attention.output, &self.attention.logsumexp,
+          &self.middle, &self.middle_rstd, &self.gate, &self.up}) {
+      visit(*tensor);
+    }
+  }
+};
+
+/// The arithmetic of one layer on one stream.
+class LayerPass {
+ public:
+  LayerPass(const StreamPlan& plan, const Layer& layer, at::Tensor x)
+      : plan_(plan),
+        layer_(layer),
+        x_(std::move(x)),
+        x_queries_(plan.query_rows.defined() ? x_.index_select(0, plan.query_rows) : x_) {}
+
+  Activations& activations() { return a_; }
+
+  at::Tensor forward() {
+    attend();
+    project();
+    const at::Tensor normed = norm_forward(a_.middle, layer_.post_attention_norm, eps()).value;
+    feed(normed);
+    return linear_forward(at::silu(a_.gate).mul_(a_.up), layer_.down, plan_.lora_scale, a_.middle);
+  }
+
+  /// Gradients of the layer's tensors; that of x in `x_grad` if it is wanted.
+  Layer backward(const at::Tensor& grad, at::Tensor* x_grad) {
+    if (!a_.query.defined()) attend();
+    if (!a_.middle.defined()) project();
+    Layer gradients;
+    at::Tensor middle_grad = grad + feed_backward(grad, gradients);
+    at::Tensor rest = attend_backward(middle_grad, gradients, x_grad != nullptr);
+    if (x_grad == nullptr) return gradients;
+    if (plan_.query_rows.defined()) {
+      *x_grad = rest.index_add_(0, plan_.query_rows, middle_grad);
+    } else {
+      *x_grad = rest.add_(middle_grad);
+    }
+    return gradients;
+  }
+
+ private:
+  double eps() const { return plan_.options.rms_norm_eps; }
+
+  at::Tensor split(const at::Tensor& rows) const {
+    return rows.view({rows.size(0), -1, plan_.options.head_dim});
+  }
+
+  at::Tensor queries_of(const at::Tensor& rows) const {
+    return plan_.query_rows.defined() ? rows.index_select(0, plan_.query_rows) : rows;
+  }
+
+  void attend() {
+    Normed normed = norm_forward(x_, layer_.input_norm, eps());
+    a_.input_rstd = normed.rstd;
+    const double scale = plan_.lora_scale;
+    const auto heads = [&](const at::Tensor& rows, const Linear& map, const at::Tensor& norm,
+                           const Rotary& rotary, at::Tensor& raw, at::Tensor& rstd) {
+      at::Tensor result = split(linear_forward(rows, map, scale));
+      if (norm.defined()) {
+        raw = result;
+        Normed of_heads = norm_forward(raw, norm, eps());
+        rstd = std::move(of_heads.rstd);
+        result = std::move(of_heads.value);
+      }
+      return turn(result, rotary, /*back=*/false);
+    };
+    a_.query = heads(queries_of(normed.value), layer_.query, layer_.query_norm, plan_.query_rotary,
+                     a_.query_raw, a_.query_rstd);
+    a_.key = heads(normed.value, layer_.key, layer_.key_norm, plan_.key_rotary, a_.key_raw,
+                   a_.key_rstd);
+    a_.value = split(linear_forward(normed.value, layer_.value, scale));
+    a_.attention = tree_attention(a_.query, a_.key, a_.value, plan_.blocks, attention_scale());
+  }
+
+  void project() {
+    a_.middle = linear_forward(a_.attention.output.flatten(1), layer_.output, plan_.lora_scale,
+                               x_queries_);
+  }
+
+  void feed(const at::Tensor& normed) {
+    a_.gate = linear_forward(normed, layer_.gate, plan_.lora_scale);
+    a_.up = linear_forward(normed, layer_.up, plan_.lora_scale);
+  }
+
+  // Gradient of the middle by way of the feed-forward part.
+  at::Tensor feed_backward(const at::Tensor& grad, Layer& gradients) {
+    const double scale = plan_.lora_scale;
+    const Normed normed = norm_forward(a_.middle, layer_.post_attention_norm, eps());
+    if (!a_.gate.defined()) feed(normed.value);
+    at::Tensor gated_grad;
+    const at::Tensor active = at::silu(a_.gate);
+    linear_backward(grad, active * a_.up, layer_.down, scale, gradients.down, &gated_grad);
+    const at::Tensor up_grad = active.mul(gated_grad);
+    const at::Tensor gate_grad = at::silu_backward(gated_grad.mul_(a_.up), a_.gate);
+    at::Tensor normed_grad;
+    linear_backward(gate_grad, normed.value, layer_.gate, scale, gradients.gate, &normed_grad);
+    linear_backward(up_grad, normed.value, layer_.up, scale, gradients.up, &normed_grad);
+    return norm_backward(normed_grad, a_.middle, normed.rstd, layer_.post_attention_norm,
+                         gradients.post_attention_norm);
+  }
+
+  // Gradient of x by way of queries, keys and values.
+  at::Tensor attend_backward(const at::Tensor& middle_grad, Layer& gradients, bool wanted) {
+    const double scale = plan_.lora_scale;
+    at::Tensor attended_grad;
+    linear_backward(middle_grad, a_.attention.output.flatten(1), layer_.output, scale,
+                    gradients.output, &attended_grad);
+    AttentionGradients of =
+        tree_attention_backward(attended_grad.view(a_.attention.output.sizes()), a_.query, a_.key,
+                                a_.value, a_.attention, plan_.blocks, attention_scale());
+    const auto rows_back = [&](const at::Tensor& heads, const Rotary& rotary,
+                               const at::Tensor& norm, const at::Tensor& raw,
+                               const at::Tensor& rstd, at::Tensor& norm_grad) {
+      at::Tensor back = turn(heads, rotary, /*back=*/true);
+      if (norm.defined()) back = norm_backward(back, raw, rstd, norm, norm_grad);
+      return back.flatten(1);
+    };
+    const at::Tensor query_grad =
+        rows_back(of.query, plan_.query_rotary, layer_.query_norm, a_.query_raw, a_.query_rstd,
+                  gradients.query_norm);
+    const at::Tensor key_grad = rows_back(of.key, plan_.key_rotary, layer_.key_norm, a_.key_raw,
+                                          a_.key_rstd, gradients.key_norm);
+    const at::Tensor normed = norm_forward(x_, layer_.input_norm, eps()).value;
+    const bool norm_wanted = layer_.input_norm.requires_grad();
+    at::Tensor normed_grad, query_rows_grad;
+    at::Tensor* into = wanted || norm_wanted ? &normed_grad : nullptr;
+    linear_backward(key_grad, normed, layer_.key, scale, gradients.key, into);
+    linear_backward(of.value.flatten(1), normed, layer_.value, scale, gradients.value, into);
+    if (!plan_.query_rows.defined()) {
+      linear_backward(query_grad, normed, layer_.query, scale, gradients.query, into);
+    } else {
+      linear_backward(query_grad, queries_of(normed), layer_.query, scale, gradients.query,
+                      into == nullptr ? nullptr : &query_rows_grad);
+      if (into != nullptr) normed_grad.index_add_(0, plan_.query_rows, query_rows_grad);
+    }
+    if (into == nullptr) return {};
+    return norm_backward(normed_grad, x_, a_.input_rstd, layer_.input_norm, gradients.input_norm);
+  }
+
+  double attention_scale() const {
+    return 1 / std::sqrt(static_cast<double>(plan_.options.head_dim));
+  }
+
+  const StreamPlan& plan_;
+  const Layer& layer_;
+  at::Tensor x_, x_queries_;
+  Activations a_;
+};
+
+/// The tensors of a layer that are defined, as autograd takes them, and which those are.
+struct DefinedTensors {
+  variable_list tensors;
+  std::int64_t places = 0;  // a bit each
+
+  static DefinedTensors of(const Layer& layer) {
+    DefinedTensors defined;
+    int place = 0;
+    for_each_tensor(layer, [&](const at::Tensor& tensor) {
+      if (tensor.defined()) {
+        defined.tensors.push_back(tensor);
+        defined.places |= std::int64_t{1} << place;
+      }
+      ++place;
+    });
+    return defined;
+  }
+
+  /// Takes tensors from `next` on.
+  template <class Iterator>
+  static Layer back(std::int64_t places, Iterator& next) {
+    Layer layer;
+    int place = 0;
+    for_each_tensor(layer, [&](at::Tensor& tensor) {
+      if ((places >> place++ & 1) != 0) tensor = *next++;
+    });
+    return layer;
+  }
+};
+
+void drop_recomputed(Activations& activations, Checkpointing checkpointing) {
+  if (checkpointing == Checkpointing::kNone) return;
+  if (checkpointing == Checkpointing::kFull) {
+    activations = {};
+    return;
+  }
+  activations.gate.reset();
+  activations.up.reset();
+}
+
+class PackedLayer : public torch::autograd::Function<PackedLayer> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, at::TensorList tensors,
+                            std::int64_t places, const c10::intrusive_ptr<StreamPlan>& plan) {
+    auto next = tensors.begin();
+    const Layer layer = DefinedTensors::back(places, next);
+    LayerPass pass(*plan, layer, x);
+    const at::Tensor result = pass.forward();
+    drop_recomputed(pass.activations(), plan->checkpointing);
+    variable_list saved{x};
+    saved.insert(saved.end(), tensors.begin(), tensors.end());
+    Activations::for_each(pass.activations(),
+                          [&](const at::Tensor& tensor) { saved.push_back(tensor); });
+    context->save_for_backward(std::move(saved));
+    context->saved_data["plan"] = c10::IValue::make_capsule(plan);
+    context->saved_data["places"] = places;
+    return result;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const at::NoGradGuard first_order_only;
+    const variable_list saved = context->get_saved_variables();
+    const auto capsule = context->saved_data["plan"].toCapsule();
+    const auto& plan = static_cast<const StreamPlan&>(*capsule);
+    auto next = saved.begin();
+    const at::Tensor x = *next++;
+    const std::int64_t places = context->saved_data["places"].toInt();
+    const Layer layer = DefinedTensors::back(places, next);
+    LayerPass pass(plan, layer, x);
+    Activations::for_each(pass.activations(), [&](at::Tensor& tensor) { tensor = *next++; });
+    at::Tensor x_grad;
+    const Layer gradients =
+        pass.backward(grads[0].contiguous(), x.requires_grad() ? &x_grad : nullptr);
+    variable_list result{x_grad};
+    int place = 0;
+    for_each_tensor(gradients, [&](const at::Tensor& tensor) {
+      if ((places >> place++ & 1) != 0) result.push_back(tensor);
+    });
+    result.resize(result.size() + 2);  // places and plan have none
+    return result;
+  }
+};
+
+}  // namespace
+
+c10::intrusive_ptr<StreamPlan> StreamPlan::make(const Network& network, const PackedTokens& tokens,
+                                                Checkpointing checkpointing, bool scored_only) {
+  auto plan = c10::make_intrusive<StreamPlan>();
+  plan->options = network.options;
+  plan->lora_scale = network.lora_scale;
+  plan->checkpointing = checkpointing;
+  const auto dtype = at_least_float32(network.embedding.scalar_type());
+  plan->key_rotary = network.rotary_at(tokens.positions, dtype);
+  plan->query_rotary = plan->key_rotary;
+  std::vector<std::int64_t> kept;
+  std::int64_t query = 0;
+  for (const PackedGroup& group : tokens.groups) {
+    const std::int64_t first = scored_only ? group.scored : 0;
+    plan->blocks.push_back({.query = query,
+                            .key = group.begin + first,
+                            .length = group.shared - first,
+                            .prefix = group.begin,
+                            .prefix_length = first});
+    query += group.shared - first;
+    std::int64_t end = group.begin + group.shared;
+    for (const std::int64_t length : group.branches) {
+      if (length == 0) continue;
+      plan->blocks.push_back({.query = query,
+                              .key = end,
+                              .length = length,
+                              .prefix = group.begin,
+                              .prefix_length = group.shared});
+      query += length;
+      end += length;
+    }
+    for (std::int64_t row = group.begin + first; scored_only && row < end; ++row) {
+      kept.push_back(row);
+    }
+  }
+  if (scored_only) {
+    plan->query_rows = at::tensor(kept);
+    plan->query_rotary = {plan->key_rotary.cos.index_select(0, plan->query_rows),
+                          plan->key_rotary.sin.index_select(0, plan->query_rows)};
+  }
+  return plan;
+}
+
+at::Tensor packed_layer(const at::Tensor& x, const Layer& layer,
+                        const c10::intrusive_ptr<StreamPlan>& plan) {
+  if (!at::GradMode::is_enabled()) return LayerPass(*plan, layer, x).forward();
+  const DefinedTensors defined = DefinedTensors::of(layer);
+  return PackedLayer::apply(x, at::TensorList(defined.tensors), defined.places, plan);
+}
+
+std::int64_t kept_bytes_per_row(const DecoderOptions& options, Checkpointing checkpointing,
+                                at::ScalarType dtype) {
+  const std::int64_t queries = options.num_attention_heads * options.head_dim;
+  const std::int64_t keys = options.num_key_value_heads * options.head_dim;
+  std::int64_t numbers = options.hidden_size;
+  if (checkpointing != Checkpointing::kFull) {
+    numbers += options.hidden_size + 2 * queries + 2 * keys + options.num_attention_heads + 2;
+    if (options.qk_norm) numbers += queries + keys + options.num_attention_heads * 2;
+  }
+  if (checkpointing == Checkpointing::kNone) numbers += 2 * options.intermediate_size;
+  return numbers * static_cast<std::int64_t>(c10::elementSize(dtype));
+}
+
+}  // namespace prefopt::detail
