@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/packed_layer.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/addmm.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/mul.h>
-#include <ATen/ops/rsqrt.h>
-#include <ATen/ops/silu.h>
-#include <ATen/ops/silu_backward.h>
 #include <ATen/ops/tensor.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cmath>
 #include <utility>
+
+#include "model/layer_math.h"
 
 namespace prefopt::detail {
 namespace {
@@ -25,36 +20,6 @@ using torch::autograd::variable_list;
 
 at::Tensor wide(const at::Tensor& tensor, const at::Tensor& like) {
   return tensor.to(like.scalar_type());
-}
-
-// Adds to what may not be there yet.
-void add_to(at::Tensor& sum, at::Tensor term) {
-  if (sum.defined()) {
-    sum.add_(term);
-  } else {
-    sum = std::move(term);
-  }
-}
-
-struct Normed {
-  at::Tensor value, rstd;
-};
-
-// w x / sqrt(mean(x^2) + eps) over the last dimension.
-Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps) {
-  const at::Tensor rstd = at::rsqrt(x.square().mean(-1, /*keepdim=*/true).add_(eps));
-  return {(x * rstd).mul_(wide(weight, x)), rstd};
-}
-
-at::Tensor norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& rstd,
-                         const at::Tensor& weight, at::Tensor& weight_grad) {
-  const at::Tensor unit = x * rstd;
-  if (weight.requires_grad()) {
-    add_to(weight_grad, (grad * unit).view({-1, unit.size(-1)}).sum(0).to(weight.scalar_type()));
-  }
-  const at::Tensor of_unit = grad * wide(weight, x);
-  const at::Tensor along = (of_unit * unit).mean(-1, /*keepdim=*/true);
-  return (of_unit - unit * along).mul_(rstd);
 }
 
 // The map of `x`, added to `residual` where that is defined.
@@ -71,46 +36,51 @@ at::Tensor linear_forward(const at::Tensor& x, const Linear& map, double lora_sc
   return result;
 }
 
-// Adds the gradient of x to `x_grad` (unless null), those of the map's tensors to `gradients`.
-void linear_backward(const at::Tensor& grad, const at::Tensor& x, const Linear& map,
-                     double lora_scale, Linear& gradients, at::Tensor* x_grad) {
-  const auto add_product = [&](at::Tensor& sum, const at::Tensor& a, const at::Tensor& b) {
-    if (sum.defined()) {
-      sum.addmm_(a, b);
-    } else {
-      sum = at::mm(a, b);
-    }
-  };
-  if (x_grad != nullptr) add_product(*x_grad, grad, wide(map.weight, x));
-  if (map.weight.requires_grad()) {
-    gradients.weight = at::mm(grad.t(), x).to(map.weight.scalar_type());
+// Of a weight that is trained: where its gradient goes.
+at::Tensor* wanted(const at::Tensor& weight, at::Tensor& gradient) {
+  return weight.requires_grad() ? &gradient : nullptr;
+}
+
+// Adds the gradient of the map's input to `sum`, where there is one yet.
+void add_input_gradient(const at::Tensor& grad, const Linear& map, double lora_scale,
+                        at::Tensor& sum) {
+  const at::Tensor weight = wide(map.weight, grad);
+  if (sum.defined()) {
+    sum.addmm_(grad, weight);
+  } else {
+    sum = at::mm(grad, weight);
   }
+  if (!map.lora_a.defined()) return;
+  sum.addmm_(at::mm(grad, wide(map.lora_b, grad)), wide(map.lora_a, grad), /*beta=*/1, lora_scale);
+}
+
+at::Tensor linear_backward_input(const at::Tensor& grad, const Linear& map, double lora_scale) {
+  at::Tensor of_input;
+  add_input_gradient(grad, map, lora_scale, of_input);
+  return of_input;
+}
+
+void linear_backward_weights(const at::Tensor& grad, const at::Tensor& x, const Linear& map,
+                             double lora_scale, Linear& gradients) {
+  const auto product = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& of) {
+    return at::mm(a.t(), b).to(of.scalar_type());
+  };
+  if (map.weight.requires_grad()) gradients.weight = product(grad, x, map.weight);
   if (map.bias.defined() && map.bias.requires_grad()) {
     gradients.bias = grad.sum(0).to(map.bias.scalar_type());
   }
-  if (!map.lora_a.defined()) return;
-  const at::Tensor low = at::mm(x, wide(map.lora_a, x).t());
+  if (!map.lora_a.defined() || !map.lora_a.requires_grad()) return;
+  const at::Tensor low = at::mm(x, wide(map.lora_a, x).t()).mul_(lora_scale);
   const at::Tensor low_grad = at::mm(grad, wide(map.lora_b, x)).mul_(lora_scale);
-  if (x_grad != nullptr) x_grad->addmm_(low_grad, wide(map.lora_a, x));
-  if (map.lora_b.requires_grad()) {
-    gradients.lora_b = at::mm(grad.t(), low).mul_(lora_scale).to(map.lora_b.scalar_type());
-  }
-  if (map.lora_a.requires_grad()) {
-    gradients.lora_a = at::mm(low_grad.t(), x).to(map.lora_a.scalar_type());
-  }
+  gradients.lora_b = product(grad, low, map.lora_b);
+  gradients.lora_a = product(low_grad, x, map.lora_a);
 }
 
-// Turns x [rows, heads, head_dim] by the angles of its rows, or back.
-at::Tensor turn(const at::Tensor& x, const Rotary& rotary, bool back) {
-  const at::Tensor cos = rotary.cos.unsqueeze(1);
-  const at::Tensor sin = rotary.sin.unsqueeze(1);
-  const auto halves = x.chunk(2, -1);
-  at::Tensor turned = at::empty_like(x, x.options(), at::MemoryFormat::Contiguous);
-  const auto into = turned.chunk(2, -1);
-  const double sign = back ? -1 : 1;
-  at::mul_out(const_cast<at::Tensor&>(into[0]), halves[0], cos).addcmul_(halves[1], sin, -sign);
-  at::mul_out(const_cast<at::Tensor&>(into[1]), halves[1], cos).addcmul_(halves[0], sin, sign);
-  return turned;
+// Both; the input's gradient is added to `*of_input` unless that is null.
+void linear_backward(const at::Tensor& grad, const at::Tensor& x, const Linear& map,
+                     double lora_scale, Linear& gradients, at::Tensor* of_input) {
+  if (of_input != nullptr) add_input_gradient(grad, map, lora_scale, *of_input);
+  linear_backward_weights(grad, x, map, lora_scale, gradients);
 }
 
 /// What the forward pass computes on its way. Tensors that the backward pass does not find are
@@ -150,7 +120,7 @@ class LayerPass {
     project();
     const at::Tensor normed = norm_forward(a_.middle, layer_.post_attention_norm, eps()).value;
     feed(normed);
-    return linear_forward(at::silu(a_.gate).mul_(a_.up), layer_.down, plan_.lora_scale, a_.middle);
+    return linear_forward(swiglu(a_.gate, a_.up), layer_.down, plan_.lora_scale, a_.middle);
   }
 
   /// Gradients of the layer's tensors; that of x in `x_grad` if it is wanted.
@@ -158,7 +128,7 @@ class LayerPass {
     if (!a_.query.defined()) attend();
     if (!a_.middle.defined()) project();
     Layer gradients;
-    at::Tensor middle_grad = grad + feed_backward(grad, gradients);
+    const at::Tensor middle_grad = feed_backward(grad, gradients).add_(grad);
     at::Tensor rest = attend_backward(middle_grad, gradients, x_grad != nullptr);
     if (x_grad == nullptr) return gradients;
     if (plan_.query_rows.defined()) {
@@ -193,7 +163,9 @@ class LayerPass {
         rstd = std::move(of_heads.rstd);
         result = std::move(of_heads.value);
       }
-      return turn(result, rotary, /*back=*/false);
+      // The norm's backward pass wants what came before the turn, and has it in `raw`.
+      turn_(result, rotary);
+      return result;
     };
     a_.query = heads(queries_of(normed.value), layer_.query, layer_.query_norm, plan_.query_rotary,
                      a_.query_raw, a_.query_rstd);
@@ -218,32 +190,32 @@ class LayerPass {
     const double scale = plan_.lora_scale;
     const Normed normed = norm_forward(a_.middle, layer_.post_attention_norm, eps());
     if (!a_.gate.defined()) feed(normed.value);
-    at::Tensor gated_grad;
-    const at::Tensor active = at::silu(a_.gate);
-    linear_backward(grad, active * a_.up, layer_.down, scale, gradients.down, &gated_grad);
-    const at::Tensor up_grad = active.mul(gated_grad);
-    const at::Tensor gate_grad = at::silu_backward(gated_grad.mul_(a_.up), a_.gate);
+    at::Tensor gated_grad = linear_backward_input(grad, layer_.down, scale);
+    const SwigluGradients of = swiglu_backward_(gated_grad, a_.gate, a_.up);
+    linear_backward_weights(grad, of.value, layer_.down, scale, gradients.down);
     at::Tensor normed_grad;
-    linear_backward(gate_grad, normed.value, layer_.gate, scale, gradients.gate, &normed_grad);
-    linear_backward(up_grad, normed.value, layer_.up, scale, gradients.up, &normed_grad);
-    return norm_backward(normed_grad, a_.middle, normed.rstd, layer_.post_attention_norm,
-                         gradients.post_attention_norm);
+    linear_backward(of.gate, normed.value, layer_.gate, scale, gradients.gate, &normed_grad);
+    linear_backward(of.up, normed.value, layer_.up, scale, gradients.up, &normed_grad);
+    norm_backward_(normed_grad, a_.middle, normed.rstd, layer_.post_attention_norm,
+                   wanted(layer_.post_attention_norm, gradients.post_attention_norm));
+    return normed_grad;
   }
 
   // Gradient of x by way of queries, keys and values.
-  at::Tensor attend_backward(const at::Tensor& middle_grad, Layer& gradients, bool wanted) {
+  at::Tensor attend_backward(const at::Tensor& middle_grad, Layer& gradients, bool x_wanted) {
     const double scale = plan_.lora_scale;
-    at::Tensor attended_grad;
-    linear_backward(middle_grad, a_.attention.output.flatten(1), layer_.output, scale,
-                    gradients.output, &attended_grad);
+    const at::Tensor attended_grad = linear_backward_input(middle_grad, layer_.output, scale);
+    linear_backward_weights(middle_grad, a_.attention.output.flatten(1), layer_.output, scale,
+                            gradients.output);
     AttentionGradients of =
         tree_attention_backward(attended_grad.view(a_.attention.output.sizes()), a_.query, a_.key,
                                 a_.value, a_.attention, plan_.blocks, attention_scale());
     const auto rows_back = [&](const at::Tensor& heads, const Rotary& rotary,
                                const at::Tensor& norm, const at::Tensor& raw,
                                const at::Tensor& rstd, at::Tensor& norm_grad) {
-      at::Tensor back = turn(heads, rotary, /*back=*/true);
-      if (norm.defined()) back = norm_backward(back, raw, rstd, norm, norm_grad);
+      at::Tensor back = heads;
+      turn_back_(back, rotary);
+      if (norm.defined()) norm_backward_(back, raw, rstd, norm, wanted(norm, norm_grad));
       return back.flatten(1);
     };
     const at::Tensor query_grad =
@@ -254,7 +226,7 @@ class LayerPass {
     const at::Tensor normed = norm_forward(x_, layer_.input_norm, eps()).value;
     const bool norm_wanted = layer_.input_norm.requires_grad();
     at::Tensor normed_grad, query_rows_grad;
-    at::Tensor* into = wanted || norm_wanted ? &normed_grad : nullptr;
+    at::Tensor* into = x_wanted || norm_wanted ? &normed_grad : nullptr;
     linear_backward(key_grad, normed, layer_.key, scale, gradients.key, into);
     linear_backward(of.value.flatten(1), normed, layer_.value, scale, gradients.value, into);
     if (!plan_.query_rows.defined()) {
@@ -265,7 +237,9 @@ class LayerPass {
       if (into != nullptr) normed_grad.index_add_(0, plan_.query_rows, query_rows_grad);
     }
     if (into == nullptr) return {};
-    return norm_backward(normed_grad, x_, a_.input_rstd, layer_.input_norm, gradients.input_norm);
+    norm_backward_(normed_grad, x_, a_.input_rstd, layer_.input_norm,
+                   wanted(layer_.input_norm, gradients.input_norm));
+    return normed_grad;
   }
 
   double attention_scale() const {
