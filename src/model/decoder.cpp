@@ -251,7 +251,9 @@ std::vector<NamedParameter> Decoder::named_parameters() const {
 
 std::string Decoder::config() const { return options_to_json(impl_->network.options); }
 
-std::shared_ptr<Policy> Decoder::frozen_copy() const {
+std::shared_ptr<Policy> Decoder::frozen_copy() const { return frozen_decoder(); }
+
+std::shared_ptr<Decoder> Decoder::frozen_decoder() const {
   auto copy = std::make_unique<Impl>(*impl_);
   copy->network.for_each_weight(
       [](const std::string&, at::Tensor& weight, const std::vector<std::int64_t>&) {

@@ -88,6 +88,7 @@ class PREFOPT_API Decoder final : public Policy {
   std::vector<NamedParameter> named_parameters() const override;
   std::string config() const override;
   std::shared_ptr<Policy> frozen_copy() const override;
+  std::shared_ptr<Decoder> frozen_decoder() const;
   /// A config read from a folder is written back with everything it held.
   void save(const std::string& directory) const override;
   std::unique_ptr<DecodeSession> start_decoding(
