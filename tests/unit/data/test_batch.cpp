@@ -126,3 +126,18 @@ TEST_CASE("a batch is also one stream in which equal beginnings stand once", "[d
   // 5 after {1, 2} and 2 after {8} are common to two sequences.
   CHECK(packed.rows.size(0) == 8);
 }
+
+TEST_CASE("select_sequences lays out some sequences as if they were alone", "[data]") {
+  const std::vector<TokenPair> pairs = {{.prompt = {1, 2}, .chosen = {3}, .rejected = {4, 5}},
+                                        {.prompt = {6}, .chosen = {7, 8, 9}, .rejected = {7}}};
+  const Ids prompts[] = {{6}, {1, 2}};
+  const Ids completions[] = {{7}, {3}};
+  const TokenBatch part = select_sequences(make_pair_batch(pairs), {3, 0});
+  const TokenBatch alone =
+      make_batch({{prompts[0], completions[0]}, {prompts[1], completions[1]}});
+  CHECK(part.input_ids.equal(alone.input_ids));
+  CHECK(part.attention_mask.equal(alone.attention_mask));
+  CHECK(part.completion_mask.equal(alone.completion_mask));
+  CHECK(part.completion_lens.equal(alone.completion_lens));
+  CHECK(part.packed->input_ids.equal(alone.packed->input_ids));
+}

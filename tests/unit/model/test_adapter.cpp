@@ -209,7 +209,7 @@ TEST_CASE("adapter: calls that need or refuse one say so", "[model]") {
   CHECK_THROWS_TEXT(decoder->add_adapter({.target_modules = {}}), ConfigError,
                     "lora.target_modules: expected at least one name, got none");
   CHECK_THROWS_TEXT(decoder->add_adapter({.r = 0}), ConfigError,
-                    "lora.r: expected >= 1 and <= 65536, got 0");
+                    "lora: expected r in [1, 65536], got 0");
   decoder->add_adapter({});
   CHECK_THROWS_TEXT(decoder->add_adapter({}), ConfigError,
                     "decoder: expected a model without an adapter, got one that has an adapter");

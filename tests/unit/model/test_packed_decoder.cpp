@@ -218,14 +218,6 @@ TEST_CASE("packed decoder: the same policy and reference give the same bits", "[
   CHECK_FALSE(sequence_logps(*decoder, batch).logps.detach().equal(base->sequence_logps(batch)));
 }
 
-TEST_CASE("packed decoder: a second derivative is refused", "[model]") {
-  const auto decoder = make_decoder(at::kDouble);
-  const at::Tensor sum = sequence_logps(*decoder, make_pair_batch(odd_pairs())).logps.sum();
-  const auto weight = decoder->named_parameters()[1].value;
-  const auto gradient = torch::autograd::grad({sum}, {weight}, {}, true, true)[0];
-  CHECK_FALSE(gradient.requires_grad());
-}
-
 TEST_CASE("packed decoder: token ids out of range are refused", "[model]") {
   const auto decoder = make_decoder(at::kFloat);
   CHECK_THROWS_TEXT(
