@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,7 +16,8 @@
 
 namespace prefopt {
 
-/// Shape of a Llama-family decoder, under the names of Hugging Face's `config.json`.
+/// Shape of a decoder of the Llama and Qwen families, under the names of Hugging Face's
+/// `config.json` where it has one.
 struct DecoderOptions {
   std::int64_t vocab_size = 259;
   std::int64_t hidden_size = 256;
@@ -27,11 +29,39 @@ struct DecoderOptions {
   std::int64_t max_position_embeddings = 2048;
   double rms_norm_eps = 1e-5;
   double rope_theta = 10000;
+  double rope_scaling_factor = 1;  ///< of Llama 3's rotary scaling; 1: none
+  double rope_low_freq_factor = 1;
+  double rope_high_freq_factor = 4;
+  std::int64_t rope_original_max_position_embeddings = 8192;
+  bool attention_bias = false;         ///< of the query, key and value projections
+  bool attention_output_bias = false;  ///< of the output projection
+  bool qk_norm = false;                ///< RMSNorm of each query and key head, before rotation
   bool tie_word_embeddings = true;
   double initializer_range = 0.02;
   std::int64_t bos_token_id = -1;
   std::int64_t eos_token_id = -1;
   std::int64_t pad_token_id = -1;
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// What the layers keep from the forward for the backward pass; the rest is computed again. Results
+/// are the same to the last bit.
+enum class Checkpointing {
+  kNone,       ///< all but norms and products of gate and up
+  kSelective,  ///< not gate and up, 2 of a layer's 7 products
+  kFull,       ///< the input of each layer only
+};
+
+/// A low-rank adapter (2106.09685): W + scale · B A with scale = alpha / rank, or alpha / sqrt(rank)
+/// for rsLoRA (2312.03732). Names are those of PEFT's `adapter_config.json`.
+struct LoraOptions {
+  std::int64_t r = 16;
+  double lora_alpha = 32;
+  bool use_rslora = false;
+  /// Of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
+  std::vector<std::string> target_modules = {"q_proj", "k_proj",  "v_proj",   "o_proj",
+                                             "gate_proj", "up_proj", "down_proj"};
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -45,29 +75,62 @@ class PREFOPT_API Decoder final : public Policy {
   explicit Decoder(DecoderOptions options);
   ~Decoder() override;
 
-  /// Reads `config.json` and `model.safetensors`. A field that would change results and is not
-  /// understood is refused by name (CheckpointError). `dtype` "keep" keeps the file's.
-  static std::shared_ptr<Decoder> load(const std::string& directory,
-                                       std::string_view dtype = "keep");
+  /// Reads a Hugging Face folder, `config.json` with `model.safetensors` or its shards, of the
+  /// families llama, mistral, qwen2 and qwen3; or a `.gguf` file of the architectures llama, qwen2
+  /// and qwen3. A field that would change results and is not understood is refused by name
+  /// (CheckpointError). `dtype` "keep" keeps the folder's, and takes float32 from a GGUF file.
+  /// Weights of the dtype wanted stay where they are, mapped from the file.
+  static std::shared_ptr<Decoder> load(const std::string& path, std::string_view dtype = "keep");
 
   PolicyOutput forward(const TokenBatch& batch) override;
+  /// On the CPU. Activations are at least float32 there, whatever the dtype of the weights.
+  bool packs() const override;
+  at::Tensor forward_packed(const PackedTokens& tokens) override;
   OutputHead head() const override;
   std::int64_t vocab_size() const override;
   std::vector<NamedParameter> named_parameters() const override;
   std::string config() const override;
   std::shared_ptr<Policy> frozen_copy() const override;
-  /// A config read from a folder is written back with everything it held.
+  std::shared_ptr<Decoder> frozen_decoder() const;
+  /// Writes a Hugging Face folder that transformers loads, in shards above 5 GB. A config read from
+  /// a folder is written back with everything it held. A model with an adapter writes that alone.
   void save(const std::string& directory) const override;
   std::unique_ptr<DecodeSession> start_decoding(
       const std::vector<std::vector<std::int64_t>>& prompts) override;
 
   const DecoderOptions& options() const;
+
+  /// Of forward_packed.
+  void set_checkpointing(Checkpointing checkpointing);
+  /// What forward_packed keeps for the backward pass of a stream of `rows` tokens.
+  std::int64_t activation_bytes(std::int64_t rows, Checkpointing checkpointing) const;
+
+  /// Freezes the weights and adds an adapter that changes nothing yet: A uniform as PEFT's, from
+  /// LibTorch's default generator, B zero. Throws ConfigError for an unknown target or if there is
+  /// an adapter.
+  void add_adapter(const LoraOptions& options);
+  const std::optional<LoraOptions>& adapter() const;
+  /// Adds the adapter to the weights and removes it.
+  void merge_adapter();
+  /// The model without its adapter, sharing the frozen weights: the reference of a policy that
+  /// trains an adapter. Throws ConfigError if there is none.
+  std::shared_ptr<Decoder> without_adapter() const;
+  /// `adapter_config.json` and `adapter_model.safetensors`, as PEFT writes and reads them.
+  void save_adapter(const std::string& directory) const;
+  /// Freezes the weights and adds the adapter of a folder. Throws CheckpointError for one that is
+  /// not of this model.
+  void load_adapter(const std::string& directory);
   /// Replaces the parameters: before a trainer or an optimizer holds them, not after.
   void to(at::ScalarType dtype);
 
  private:
   struct Impl;
   explicit Decoder(std::unique_ptr<Impl> impl);
+  void place_adapter(const LoraOptions& options);
+  void train_adapter_only();
+  template <class Visit>
+  void for_each_adapter_weight(Visit&& visit) const;
+
   std::unique_ptr<Impl> impl_;
 };
 

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Whole DPO steps of a real model (targets S1, S2, S4): from text to updated weights. One JSON line
+// a step, as bench/peers/trl_dpo_step.py prints them for TRL.
+
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+#include <malloc.h>
+#include <sys/resource.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "prefopt/data/dataset.h"
+#include "prefopt/losses/registry.h"
+#include "prefopt/model/decoder.h"
+#include "prefopt/model/reference.h"
+#include "prefopt/train/trainer.h"
+
+namespace prefopt::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double peak_rss_gib() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) / (1 << 20);
+}
+
+struct Arguments {
+  std::string model, data, tokenizer = "byte";
+  std::string reference = "frozen";
+  std::string cache_dir;
+  std::string loss = R"({"type": "dpo"})";
+  std::int64_t steps = 5, pairs = 4, micro = 0, threads = 2, head_mib = 64, lora_rank = 0;
+  std::int64_t micro_tokens = 0;
+  std::string checkpointing = "none";
+  bool unshared = false;
+};
+
+Arguments parse(int argc, char** argv) {
+  Arguments a;
+  CLI::App app{"Times DPO steps of a Llama-family model"};
+  app.add_option("model", a.model, "Hugging Face folder or GGUF file")->required();
+  app.add_option("data", a.data, "JSONL or JSONL.gz rows")->required();
+  app.add_option("--tokenizer", a.tokenizer);
+  app.add_option("--loss", a.loss);
+  app.add_option("--steps", a.steps);
+  app.add_option("--pairs", a.pairs, "pairs an optimizer step");
+  app.add_option("--micro", a.micro, "pairs a micro-batch; 0: the whole step at once");
+  app.add_option("--micro-tokens", a.micro_tokens, "rows of a stream; 0: no limit");
+  app.add_option("--threads", a.threads);
+  app.add_option("--head-mib", a.head_mib);
+  app.add_option("--lora", a.lora_rank, "rank of an adapter; 0: all weights are trained");
+  app.add_option("--reference", a.reference)->check(CLI::IsMember({"frozen", "cached"}));
+  app.add_option("--cache-dir", a.cache_dir);
+  app.add_option("--checkpointing", a.checkpointing)
+      ->check(CLI::IsMember({"none", "selective", "full"}));
+  app.parse(argc, argv);
+  return a;
+}
+
+void run(const Arguments& a) {
+  const auto start = Clock::now();
+  at::set_num_threads(static_cast<int>(a.threads));
+  const auto tokenizer = make_tokenizer(a.tokenizer);
+  DataOptions data;
+  data.max_rows = a.steps * a.pairs;
+  const auto rows = load_dataset(a.data, *tokenizer, data, /*need_rejected=*/true).pairs;
+  const auto policy = Decoder::load(a.model, "float32");
+  std::shared_ptr<Policy> base;
+  if (a.lora_rank > 0) {
+    policy->add_adapter({.r = a.lora_rank, .lora_alpha = 2.0 * static_cast<double>(a.lora_rank)});
+    base = policy->without_adapter();
+  } else {
+    base = policy->frozen_copy();
+  }
+  policy->set_checkpointing(a.checkpointing == "full"        ? Checkpointing::kFull
+                            : a.checkpointing == "selective" ? Checkpointing::kSelective
+                                                             : Checkpointing::kNone);
+  std::shared_ptr<Reference> reference;
+  if (a.reference == "cached") {
+    auto cached = std::make_shared<CachedReference>(base, a.cache_dir);
+    for (std::size_t first = 0; first < rows.size(); first += 4) {
+      const std::size_t last = std::min(rows.size(), first + 4);
+      cached->sequence_logps(make_pair_batch({rows.begin() + static_cast<std::ptrdiff_t>(first),
+                                              rows.begin() + static_cast<std::ptrdiff_t>(last)}));
+    }
+    reference = cached;
+  } else {
+    reference = make_frozen_reference(base);
+  }
+  base.reset();
+  TrainerOptions options;
+  options.optimizer.learning_rate = 1e-6;
+  options.total_steps = a.steps;
+  options.micro_batch_size = a.micro;
+  options.head_budget_bytes = a.head_mib << 20;
+  Trainer trainer(policy, reference, make_loss(a.loss), options);
+  fmt::print("{}\n", nlohmann::json{{"ready_seconds", seconds_since(start)}}.dump());
+  for (std::int64_t step = 0; step < a.steps; ++step) {
+    const auto first = rows.begin() + step * a.pairs;
+    const auto before = Clock::now();
+    const Metrics metrics = trainer.step({first, first + a.pairs});
+    fmt::print("{}\n", nlohmann::json{{"step", step + 1},
+                                      {"seconds", seconds_since(before)},
+                                      {"peak_rss_gib", peak_rss_gib()},
+                                      {"loss", metric(metrics, "loss")},
+                                      {"grad_norm", metric(metrics, "grad_norm")}}
+                           .dump());
+    std::fflush(stdout);
+  }
+}
+
+}  // namespace
+}  // namespace prefopt::bench
+
+int main(int argc, char** argv) {
+  try {
+    // Large buffers come and go with each step: the heap keeps them instead of giving them back.
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    prefopt::bench::run(prefopt::bench::parse(argc, argv));
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    return CLI::App().exit(error);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "bench_dpo_step: {}\n", error.what());
+    return 1;
+  }
+}
