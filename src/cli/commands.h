@@ -71,4 +71,10 @@ struct GenerateArguments {
 };
 void run_generate(const GenerateArguments& arguments, std::ostream& out);
 
+struct TokenizeArguments {
+  std::string tokenizer = "byte";
+  std::string data;  ///< lines of JSON: a text, or a list of bytes
+};
+void run_tokenize(const TokenizeArguments& arguments, std::ostream& out);
+
 }  // namespace prefopt::cli

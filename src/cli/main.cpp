@@ -96,7 +96,9 @@ void add_model(CLI::App& command, Arguments& arguments, std::string& device) {
       ->required();
   command.add_option("--dtype", arguments.dtype, "float32, float64, bfloat16, float16 or keep")
       ->capture_default_str();
-  command.add_option("--tokenizer", arguments.tokenizer, "how text becomes tokens")
+  command
+      .add_option("--tokenizer", arguments.tokenizer,
+                  "byte, a tokenizer.json or a folder that holds one")
       ->capture_default_str();
   add_device(command, device);
 }
@@ -179,6 +181,18 @@ CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments, std::string&
   return command;
 }
 
+CLI::App* add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
+  auto* command = app.add_subcommand("tokenize", "Token ids of texts, one line of JSON a text");
+  command
+      ->add_option("--tokenizer", arguments.tokenizer,
+                   "byte, a tokenizer.json or a folder that holds one")
+      ->capture_default_str();
+  command->add_option("--data", arguments.data, "lines of JSON: a text, or a list of its bytes")
+      ->type_name("FILE")
+      ->required();
+  return command;
+}
+
 /// Columns of a terminal on which a line can be rewritten; 0 where `descriptor` is something else.
 std::size_t terminal_width(int descriptor) {
   const char* kind = std::getenv("TERM");
@@ -199,6 +213,7 @@ int run(int argc, char** argv) {
   GradArguments grad;
   LossesArguments losses;
   GenerateArguments generate;
+  TokenizeArguments tokenize;
   train.terminal_width = terminal_width(STDERR_FILENO);
 
   const std::vector<std::pair<CLI::App*, std::function<void()>>> commands{
@@ -208,6 +223,7 @@ int run(int argc, char** argv) {
       {add_grad(app, grad, device), [&] { run_grad(grad, std::cout); }},
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
       {add_generate(app, generate, device), [&] { run_generate(generate, std::cout); }},
+      {add_tokenize(app, tokenize), [&] { run_tokenize(tokenize, std::cout); }},
   };
   try {
     app.parse(argc, argv);

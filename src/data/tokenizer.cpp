@@ -3,9 +3,34 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
+#include <system_error>
+
+#include "core/parallel.h"
+#include "data/tokenizer_json.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kTokenizerFile = "tokenizer.json";
+
+}  // namespace
+
+std::vector<std::vector<std::int64_t>> Tokenizer::encode_batch(
+    std::span<const std::string_view> texts) const {
+  std::vector<std::vector<std::int64_t>> ids(texts.size());
+  parallel_for(0, static_cast<std::int64_t>(texts.size()), /*grain=*/1,
+               [&](std::int64_t first, std::int64_t last) {
+                 for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last);
+                      ++i) {
+                   ids[i] = encode(texts[i]);
+                 }
+               });
+  return ids;
+}
 
 std::vector<std::int64_t> ByteTokenizer::encode(std::string_view text) const {
   std::vector<std::int64_t> ids;
@@ -26,7 +51,15 @@ std::string ByteTokenizer::decode(const std::vector<std::int64_t>& ids) const {
 
 std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name) {
   if (name == "byte") return std::make_shared<ByteTokenizer>();
-  throw ConfigError(fmt::format("make_tokenizer: expected 'byte', got '{}'", name));
+  fs::path path(name);
+  std::error_code ignored;
+  if (fs::is_directory(path, ignored)) path /= kTokenizerFile;
+  if (path.extension() == ".json") {
+    return make_bpe_tokenizer(detail::read_tokenizer_json(path.string()), path.string());
+  }
+  throw ConfigError(
+      fmt::format("make_tokenizer: expected 'byte', a {0} or a folder that holds one, got '{1}'",
+                  kTokenizerFile, name));
 }
 
 }  // namespace prefopt

@@ -235,6 +235,7 @@ std::vector<TokenPair> load_pairs(std::string_view option, const std::string& pa
   auto [pairs, report] = load_dataset(path, tokenizer, options, need_rejected);
   note(fmt::format("{}: {} of {} rows of {} are used", option, report.rows_kept, report.rows_read,
                    path));
+  if (!report.cache_note.empty()) note(fmt::format("{}: {}", option, report.cache_note));
   const auto summary = report.summary();
   for (std::size_t begin = 0; begin < summary.size();) {
     const auto end = std::min(summary.find('\n', begin), summary.size());
