@@ -38,12 +38,15 @@ using detail::Json;
 
 void ModelOptions::fields(FieldVisitor& v) {
   v.text({"path",
-          "Hugging Face folder; empty: fresh weights of the shape `decoder`",
+          "Hugging Face folder or GGUF file; empty: fresh weights of the shape `decoder`",
           {"model_name_or_path"}},
          path);
   v.text({"dtype", "float32, float64, bfloat16, float16, or keep for the file's", {"torch_dtype"}},
          dtype);
-  v.text({"tokenizer", "Tokenizer of text rows"}, tokenizer);
+  v.text({"tokenizer",
+          "byte, a tokenizer.json, a folder that holds one or a GGUF file; empty: the model's own, "
+          "else byte"},
+         tokenizer);
   v.group({"decoder", "Shape of a fresh model"}, decoder);
   v.flag({"use_lora",
           "Train a low-rank adapter and freeze the model, which is then the reference",
@@ -504,6 +507,9 @@ RunResult run_training(const RunOptions& given, const RunEvents& events) {
   if (options.train.threads > 0) at::set_num_threads(static_cast<int>(options.train.threads));
   at::manual_seed(static_cast<std::uint64_t>(options.train.seed));
 
+  if (options.model.tokenizer.empty()) {
+    options.model.tokenizer = tokenizer_of_model(options.model.path);
+  }
   const auto tokenizer = make_tokenizer(options.model.tokenizer);
   auto rows = load_rows(options.data, *tokenizer, needs.rejected, note);
   const auto policy = make_policy(options.model, *tokenizer, note);

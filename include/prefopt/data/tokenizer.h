@@ -98,11 +98,15 @@ PREFOPT_API std::vector<WordSplit> named_word_splits(std::string_view name, std:
 PREFOPT_API std::shared_ptr<const Tokenizer> make_bpe_tokenizer(BpeVocabulary vocabulary,
                                                                 std::string name);
 
-/// "byte"; the path of a Hugging Face `tokenizer.json`; or that of a folder that holds one.
+/// "byte"; the path of a Hugging Face `tokenizer.json`; that of a folder that holds one; or that of
+/// a `.gguf` file.
 /// `tokenizer_config.json` and `chat_template.jinja` beside it give the begin, end and padding
 /// token and the chat template. `truncation` and `padding` in the file are left to DataOptions.
 /// Throws ConfigError for an unknown name and CheckpointError, which names file and field, for
 /// a file that is damaged or holds what would change tokens and is not known here.
 PREFOPT_API std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name);
+
+/// What make_tokenizer takes for a model folder or file: itself if it has a tokenizer, else "byte".
+PREFOPT_API std::string tokenizer_of_model(const std::string& model);
 
 }  // namespace prefopt
