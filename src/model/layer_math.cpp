@@ -2,11 +2,11 @@
 #include "model/layer_math.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <type_traits>
 
+#include "core/memory_pool.h"
 #include "model/kernels/cpu/elementwise.h"
 #include "model/kernels/cpu/linear.h"
 
@@ -47,6 +47,12 @@ void with_weight(const at::Tensor& x, const at::Tensor& weight, F&& f) {
   }
 }
 
+// Steps ask for the same buffers again and again.
+at::Tensor empty_as(const at::Tensor& x) { return empty_from_pool(x.sizes(), x.scalar_type()); }
+at::Tensor empty_matrix(std::int64_t rows, std::int64_t columns, const at::Tensor& like) {
+  return empty_from_pool({rows, columns}, like.scalar_type());
+}
+
 std::int64_t width_of(const at::Tensor& x) { return x.size(-1); }
 std::int64_t count_of(const at::Tensor& x) { return x.numel() / x.size(-1); }
 
@@ -66,7 +72,7 @@ void turn(at::Tensor& x, const Rotary& rotary, bool back) {
 }  // namespace
 
 Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps) {
-  Normed normed{at::empty_like(x), at::empty(x.sizes().slice(0, x.dim() - 1), x.options())};
+  Normed normed{empty_as(x), at::empty(x.sizes().slice(0, x.dim() - 1), x.options())};
   const std::int64_t width = width_of(x);
   const at::Tensor w = weight.to(x.scalar_type());
   with_type_of(x, [&](auto number) {
@@ -101,7 +107,7 @@ void norm_backward_(at::Tensor& grad, const at::Tensor& x, const at::Tensor& rst
 }
 
 at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {
-  at::Tensor value = at::empty_like(gate);
+  at::Tensor value = empty_as(gate);
   const std::int64_t width = width_of(gate);
   with_type_of(gate, [&](auto number) {
     using T = decltype(number);
@@ -115,7 +121,7 @@ at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {
 }
 
 SwigluGradients swiglu_backward_(at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up) {
-  SwigluGradients gradients{at::empty_like(gate), grad, at::empty_like(gate)};
+  SwigluGradients gradients{empty_as(gate), grad, empty_as(gate)};
   const std::int64_t width = width_of(gate);
   with_type_of(gate, [&](auto number) {
     using T = decltype(number);
@@ -133,8 +139,8 @@ SwigluGradients swiglu_backward_(at::Tensor& grad, const at::Tensor& gate, const
 
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual) {
   const cpu::LinearSizes sizes{.rows = x.size(0), .in = x.size(1), .out = weight.size(0)};
-  at::Tensor y =
-      residual.defined() ? residual.clone() : at::empty({sizes.rows, sizes.out}, x.options());
+  at::Tensor y = empty_matrix(sizes.rows, sizes.out, x);
+  if (residual.defined()) y.copy_(residual);
   with_weight(x, weight, [&](auto number, auto narrow, const at::Tensor& w) {
     using T = decltype(number);
     using Weight = decltype(narrow);
@@ -150,7 +156,7 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tens
 void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& sum) {
   const cpu::LinearSizes sizes{.rows = grad.size(0), .in = weight.size(1), .out = grad.size(1)};
   const bool accumulate = sum.defined();
-  if (!accumulate) sum = at::empty({sizes.rows, sizes.in}, grad.options());
+  if (!accumulate) sum = empty_matrix(sizes.rows, sizes.in, grad);
   with_weight(grad, weight, [&](auto number, auto narrow, const at::Tensor& w) {
     using T = decltype(number);
     using Weight = decltype(narrow);
@@ -164,7 +170,7 @@ void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Ten
 
 at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x) {
   const cpu::LinearSizes sizes{.rows = x.size(0), .in = x.size(1), .out = grad.size(1)};
-  at::Tensor dw = at::empty({sizes.out, sizes.in}, x.options());
+  at::Tensor dw = empty_matrix(sizes.out, sizes.in, x);
   with_type_of(x, [&](auto number) {
     using T = decltype(number);
     cpu::linear_weight_grad<T>({.sizes = sizes,
