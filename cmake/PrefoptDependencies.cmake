@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # The other libraries: the system's, else fetched by tag. Only what is asked for is looked up.
-# Eigen, zlib and Highway stand in prefopt's link interface, so their targets are global; the others stay
-# unseen by a project that adds prefopt, which may have a copy of its own.
+# Eigen, zlib, Highway, PCRE2 and utf8proc stand in prefopt's link interface, so their targets are
+# global; the others stay unseen by a project that adds prefopt, which may have a copy of its own.
 include(FetchContent)
+include(PrefoptTextLibraries)
 
 # Fetches sources without running their build rules, which define options, tests and install rules
 # that would become ours. Sets `<name>_SOURCE_DIR` for the caller.
@@ -102,6 +103,47 @@ macro(prefopt_need_highway)
     set_target_properties(prefopt_highway PROPERTIES POSITION_INDEPENDENT_CODE ON)
     prefopt_header_target(hwy::hwy "${highway_SOURCE_DIR}" GLOBAL)
     target_link_libraries(hwy::hwy INTERFACE prefopt_highway)
+  endif()
+endmacro()
+
+# The library of 8-bit units alone, from the files that PCRE2 keeps for builds without its own rules.
+macro(prefopt_need_pcre2)
+  prefopt_find_pcre2()
+  if(NOT TARGET PCRE2::8BIT)
+    enable_language(C)
+    prefopt_fetch(pcre2 https://github.com/PCRE2Project/pcre2.git pcre2-10.42)
+    set(prefopt_pcre2_dir "${CMAKE_CURRENT_BINARY_DIR}/pcre2")
+    configure_file("${pcre2_SOURCE_DIR}/src/pcre2.h.generic" "${prefopt_pcre2_dir}/pcre2.h" COPYONLY)
+    configure_file("${pcre2_SOURCE_DIR}/src/config.h.generic" "${prefopt_pcre2_dir}/config.h" COPYONLY)
+    configure_file("${pcre2_SOURCE_DIR}/src/pcre2_chartables.c.dist"
+      "${prefopt_pcre2_dir}/pcre2_chartables.c" COPYONLY)
+    set(prefopt_pcre2_sources "${prefopt_pcre2_dir}/pcre2_chartables.c")
+    foreach(part auto_possess compile config context convert dfa_match error extuni find_bracket
+        jit_compile maketables match match_data newline ord2utf pattern_info script_run serialize
+        string_utils study substitute substring tables ucd valid_utf xclass)
+      list(APPEND prefopt_pcre2_sources "${pcre2_SOURCE_DIR}/src/pcre2_${part}.c")
+    endforeach()
+    add_library(prefopt_pcre2 STATIC EXCLUDE_FROM_ALL ${prefopt_pcre2_sources})
+    target_include_directories(prefopt_pcre2 PRIVATE "${prefopt_pcre2_dir}" "${pcre2_SOURCE_DIR}/src")
+    target_compile_definitions(prefopt_pcre2 PRIVATE
+      HAVE_CONFIG_H PCRE2_CODE_UNIT_WIDTH=8 PCRE2_STATIC SUPPORT_UNICODE SUPPORT_JIT
+      HAVE_MEMMOVE=1 HAVE_STRERROR=1)
+    set_target_properties(prefopt_pcre2 PROPERTIES POSITION_INDEPENDENT_CODE ON)
+    prefopt_header_target(PCRE2::8BIT "${prefopt_pcre2_dir}" GLOBAL)
+    target_link_libraries(PCRE2::8BIT INTERFACE prefopt_pcre2)
+  endif()
+endmacro()
+
+macro(prefopt_need_utf8proc)
+  prefopt_find_utf8proc()
+  if(NOT TARGET utf8proc::utf8proc)
+    enable_language(C)
+    prefopt_fetch(utf8proc https://github.com/JuliaStrings/utf8proc.git v2.9.0)
+    add_library(prefopt_utf8proc STATIC EXCLUDE_FROM_ALL "${utf8proc_SOURCE_DIR}/utf8proc.c")
+    target_compile_definitions(prefopt_utf8proc PUBLIC UTF8PROC_STATIC)
+    set_target_properties(prefopt_utf8proc PROPERTIES POSITION_INDEPENDENT_CODE ON)
+    prefopt_header_target(utf8proc::utf8proc "${utf8proc_SOURCE_DIR}" GLOBAL)
+    target_link_libraries(utf8proc::utf8proc INTERFACE prefopt_utf8proc)
   endif()
 endmacro()
 

@@ -18,6 +18,7 @@ install(FILES
   "${CMAKE_CURRENT_BINARY_DIR}/prefoptConfig.cmake"
   "${CMAKE_CURRENT_BINARY_DIR}/prefoptConfigVersion.cmake"
   cmake/PrefoptLibTorch.cmake
+  cmake/PrefoptTextLibraries.cmake
   DESTINATION "${prefopt_package_dir}")
 
 # For tests/package/run, whose programs have to use the same LibTorch.

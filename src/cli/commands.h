@@ -24,10 +24,16 @@ struct TrainArguments {
 };
 void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream& err);
 
-struct ScoreArguments {
-  std::string model, data;
+/// A model on disk.
+struct ModelArguments {
+  std::string model;      ///< Hugging Face folder or GGUF file
+  std::string adapter;    ///< PEFT folder; empty: none
   std::string dtype = "keep";
-  std::string tokenizer = "byte";
+  std::string tokenizer;  ///< empty: the model's own, else byte
+};
+
+struct ScoreArguments : ModelArguments {
+  std::string data;
   bool per_token = false;
   std::int64_t batch = 8;  ///< pairs at a time
 };
@@ -39,11 +45,9 @@ struct LossArguments {
 };
 void run_loss(const LossArguments& arguments, std::ostream& out);
 
-struct GradArguments {
-  std::string model, reference, data;
-  std::string loss;  ///< JSON, or @FILE that holds it
-  std::string dtype = "keep";
-  std::string tokenizer = "byte";
+struct GradArguments : ModelArguments {
+  std::string reference, data;
+  std::string loss;        ///< JSON, or @FILE that holds it
   std::int64_t micro = 0;  ///< pairs at a time; 0: all. Changes memory, not the result
   std::int64_t seed = 0;   ///< of the fresh samples, for losses that need them
 };
@@ -55,12 +59,9 @@ struct LossesArguments {
 };
 void run_losses(const LossesArguments& arguments, std::ostream& out);
 
-struct GenerateArguments {
-  std::string model;
+struct GenerateArguments : ModelArguments {
   std::string prompt, data;  ///< one of the two
   bool has_prompt = false;   ///< an empty prompt is a prompt
-  std::string dtype = "keep";
-  std::string tokenizer = "byte";
   std::int64_t samples = 1;  ///< completions a prompt
   std::int64_t max_new_tokens = 64;
   double temperature = 1;
@@ -70,5 +71,17 @@ struct GenerateArguments {
   bool json = false;
 };
 void run_generate(const GenerateArguments& arguments, std::ostream& out);
+
+struct ExportArguments : ModelArguments {
+  std::string out;  ///< folder
+};
+/// Writes a Hugging Face folder, the adapter merged into the weights.
+void run_export(const ExportArguments& arguments, std::ostream& err);
+
+struct TokenizeArguments {
+  std::string tokenizer = "byte";
+  std::string data;  ///< lines of JSON: a text, or a list of bytes
+};
+void run_tokenize(const TokenizeArguments& arguments, std::ostream& out);
 
 }  // namespace prefopt::cli

@@ -5,6 +5,7 @@
 #include <ostream>
 
 #include "cli/commands.h"
+#include "cli/inputs.h"
 #include "core/json.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/records.h"
@@ -81,8 +82,8 @@ void run_generate(const GenerateArguments& arguments, std::ostream& out) {
                           .top_p = arguments.top_p,
                           .seed = arguments.seed};
   options = checked(options, "generate");
-  const auto tokenizer = make_tokenizer(arguments.tokenizer);
-  const auto policy = Decoder::load(arguments.model, arguments.dtype);
+  const auto tokenizer = load_tokenizer(arguments);
+  const auto policy = load_model(arguments);
   const std::int64_t own_eos = policy->options().eos_token_id;
   options.eos_id = own_eos >= 0 ? own_eos : tokenizer->eos_id();
 

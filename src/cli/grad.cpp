@@ -26,8 +26,8 @@ void run_grad(const GradArguments& arguments, std::ostream& out) {
                     "policy with a reference",
                     loss.info().name));
   }
-  const auto tokenizer = make_tokenizer(arguments.tokenizer);
-  const auto policy = Decoder::load(arguments.model, arguments.dtype);
+  const auto tokenizer = load_tokenizer(arguments);
+  const auto policy = load_model(arguments);
   std::shared_ptr<Reference> reference;
   if (!arguments.reference.empty()) {
     reference = make_frozen_reference(Decoder::load(arguments.reference, arguments.dtype));

@@ -8,6 +8,17 @@
 
 namespace prefopt::cli {
 
+std::shared_ptr<Decoder> load_model(const ModelArguments& arguments) {
+  auto model = Decoder::load(arguments.model, arguments.dtype);
+  if (!arguments.adapter.empty()) model->load_adapter(arguments.adapter);
+  return model;
+}
+
+std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments) {
+  return make_tokenizer(arguments.tokenizer.empty() ? tokenizer_of_model(arguments.model)
+                                                    : arguments.tokenizer);
+}
+
 Loss read_loss(const std::string& argument) {
   if (!argument.starts_with('@')) return make_loss(argument);
   return make_loss(detail::read_file<ConfigError>(argument.substr(1)));

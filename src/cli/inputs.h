@@ -5,14 +5,21 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "cli/commands.h"
 #include "prefopt/data/batch.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/losses/loss.h"
+#include "prefopt/model/decoder.h"
 
 namespace prefopt::cli {
+
+/// The model with its adapter, where one is named.
+std::shared_ptr<Decoder> load_model(const ModelArguments& arguments);
+std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments);
 
 /// `argument` is a loss config, or @FILE that holds one.
 Loss read_loss(const std::string& argument);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <c10/util/Exception.h>
+#include <malloc.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -89,15 +90,20 @@ void add_device(CLI::App& command, std::string& device) {
       ->capture_default_str();
 }
 
-template <class Arguments>
-void add_model(CLI::App& command, Arguments& arguments, std::string& device) {
-  command.add_option("--model", arguments.model, "Hugging Face folder of a Llama-family model")
-      ->type_name("DIR")
+void add_model(CLI::App& command, ModelArguments& arguments, std::string& device) {
+  command
+      .add_option("--model", arguments.model,
+                  "Hugging Face folder or GGUF file of a Llama-family model")
+      ->type_name("PATH")
       ->required();
+  command.add_option("--adapter", arguments.adapter, "PEFT folder of a low-rank adapter")
+      ->type_name("DIR");
   command.add_option("--dtype", arguments.dtype, "float32, float64, bfloat16, float16 or keep")
       ->capture_default_str();
-  command.add_option("--tokenizer", arguments.tokenizer, "how text becomes tokens")
-      ->capture_default_str();
+  command
+      .add_option("--tokenizer", arguments.tokenizer,
+                  "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
+                  "model's own, else byte");
   add_device(command, device);
 }
 
@@ -179,6 +185,36 @@ CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments, std::string&
   return command;
 }
 
+CLI::App* add_export(CLI::App& app, ExportArguments& arguments, std::string& device) {
+  auto* command =
+      app.add_subcommand("export", "A Hugging Face folder of a model, its adapter merged");
+  add_model(*command, arguments, device);
+  command->add_option("--out", arguments.out, "folder to write")->type_name("DIR")->required();
+  return command;
+}
+
+CLI::App* add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
+  auto* command = app.add_subcommand("tokenize", "Token ids of texts, one line of JSON a text");
+  command
+      ->add_option("--tokenizer", arguments.tokenizer,
+                   "byte, a tokenizer.json, a folder that holds one or a GGUF file")
+      ->capture_default_str();
+  command->add_option("--data", arguments.data, "lines of JSON: a text, or a list of its bytes")
+      ->type_name("FILE")
+      ->required();
+  return command;
+}
+
+/// A training step frees and takes the same large buffers again and again: the heap keeps them, as
+/// the system's first touch of a fresh page costs more than a pass over it.
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  constexpr int kOneGib = 1 << 30;
+  mallopt(M_MMAP_THRESHOLD, kOneGib);
+  mallopt(M_TRIM_THRESHOLD, kOneGib);
+#endif
+}
+
 /// Columns of a terminal on which a line can be rewritten; 0 where `descriptor` is something else.
 std::size_t terminal_width(int descriptor) {
   const char* kind = std::getenv("TERM");
@@ -199,6 +235,8 @@ int run(int argc, char** argv) {
   GradArguments grad;
   LossesArguments losses;
   GenerateArguments generate;
+  ExportArguments exported;
+  TokenizeArguments tokenize;
   train.terminal_width = terminal_width(STDERR_FILENO);
 
   const std::vector<std::pair<CLI::App*, std::function<void()>>> commands{
@@ -208,6 +246,8 @@ int run(int argc, char** argv) {
       {add_grad(app, grad, device), [&] { run_grad(grad, std::cout); }},
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
       {add_generate(app, generate, device), [&] { run_generate(generate, std::cout); }},
+      {add_export(app, exported, device), [&] { run_export(exported, std::cerr); }},
+      {add_tokenize(app, tokenize), [&] { run_tokenize(tokenize, std::cout); }},
   };
   try {
     app.parse(argc, argv);
@@ -230,4 +270,7 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace prefopt::cli
 
-int main(int argc, char** argv) { return prefopt::cli::run(argc, argv); }
+int main(int argc, char** argv) {
+  prefopt::cli::keep_freed_memory();
+  return prefopt::cli::run(argc, argv);
+}

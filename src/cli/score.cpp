@@ -37,8 +37,8 @@ void run_score(const ScoreArguments& arguments, std::ostream& out) {
   if (arguments.batch < 1) {
     throw ConfigError(fmt::format("--batch: expected at least 1, got {}", arguments.batch));
   }
-  const auto tokenizer = make_tokenizer(arguments.tokenizer);
-  const auto policy = Decoder::load(arguments.model, arguments.dtype);
+  const auto tokenizer = load_tokenizer(arguments);
+  const auto policy = load_model(arguments);
   const auto pairs = read_pairs(arguments.data, *tokenizer, /*need_rejected=*/true);
   detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
 

@@ -16,56 +16,65 @@ std::string short_reason(const nlohmann::json::exception& error) {
   return text;
 }
 
-}  // namespace
-
-Json parse_json_or_throw(std::string_view text) {
-  std::vector<std::set<std::string>> keys_by_level;
-  const auto check = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    switch (event) {
-      case Json::parse_event_t::object_start:
-      case Json::parse_event_t::array_start:
-        if (depth >= kMaxDepth) {
-          throw JsonDefect(fmt::format("nesting deeper than {} levels", kMaxDepth));
-        }
-        keys_by_level.emplace_back();
-        break;
-      case Json::parse_event_t::object_end:
-      case Json::parse_event_t::array_end:
-        keys_by_level.pop_back();
-        break;
-      case Json::parse_event_t::key:
-        if (!keys_by_level.back().insert(parsed.get<std::string>()).second) {
-          throw JsonDefect(fmt::format("the key '{}' twice", parsed.get<std::string>()));
-        }
-        break;
-      case Json::parse_event_t::value:
-        break;
-    }
-    return true;
-  };
-  try {
-    return Json::parse(text, check);
-  } catch (const Json::exception& error) {
-    throw JsonDefect(fmt::format("something else: {}", short_reason(error)));
-  }
-}
-
-std::string_view json_type_name(const Json& value) {
-  switch (value.type()) {
-    case Json::value_t::null:
+std::string_view type_name(nlohmann::json::value_t type) {
+  using Type = nlohmann::json::value_t;
+  switch (type) {
+    case Type::null:
       return "null";
-    case Json::value_t::object:
+    case Type::object:
       return "object";
-    case Json::value_t::array:
+    case Type::array:
       return "list";
-    case Json::value_t::string:
+    case Type::string:
       return "text";
-    case Json::value_t::boolean:
+    case Type::boolean:
       return "true or false";
     default:
       return "number";
   }
 }
+
+}  // namespace
+
+template <class Value>
+Value parse_json_or_throw(std::string_view text) {
+  using Event = typename Value::parse_event_t;
+  std::vector<std::set<std::string>> keys_by_level;
+  const auto check = [&](int depth, Event event, Value& parsed) {
+    switch (event) {
+      case Event::object_start:
+      case Event::array_start:
+        if (depth >= kMaxDepth) {
+          throw JsonDefect(fmt::format("nesting deeper than {} levels", kMaxDepth));
+        }
+        keys_by_level.emplace_back();
+        break;
+      case Event::object_end:
+      case Event::array_end:
+        keys_by_level.pop_back();
+        break;
+      case Event::key:
+        if (!keys_by_level.back().insert(parsed.template get<std::string>()).second) {
+          throw JsonDefect(fmt::format("the key '{}' twice", parsed.template get<std::string>()));
+        }
+        break;
+      case Event::value:
+        break;
+    }
+    return true;
+  };
+  try {
+    return Value::parse(text, check);
+  } catch (const nlohmann::json::exception& error) {
+    throw JsonDefect(fmt::format("something else: {}", short_reason(error)));
+  }
+}
+
+template Json parse_json_or_throw<Json>(std::string_view text);
+template SortedJson parse_json_or_throw<SortedJson>(std::string_view text);
+
+std::string_view json_type_name(const Json& value) { return type_name(value.type()); }
+std::string_view json_type_name(const SortedJson& value) { return type_name(value.type()); }
 
 std::string dump_json(const Json& value, int indent) {
   return value.dump(indent, ' ', false, Json::error_handler_t::replace);

@@ -2,11 +2,14 @@
 #include "prefopt/data/batch.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
+#include <utility>
 
 #include "prefopt/error.h"
 
@@ -22,7 +25,122 @@ void check_part(std::span<const std::int64_t> ids, std::string_view where, std::
 
 constexpr std::string_view kPromptHint = "; nothing predicts the first completion token";
 
-TokenBatch pad_right(const std::vector<TokenSequence>& sequences) {
+/// Lays sequences out in one stream, group after group.
+class Packer {
+ public:
+  explicit Packer(const std::vector<TokenSequence>& sequences)
+      : sequences_(sequences), token_rows_(sequences.size()) {}
+
+  std::shared_ptr<const PackedTokens> pack() {
+    for (const auto& group : groups_by_prompt()) add(group);
+    std::vector<std::int64_t> token_rows;
+    for (const auto& rows : token_rows_) {
+      token_rows.insert(token_rows.end(), rows.begin(), rows.end());
+    }
+    return std::make_shared<PackedTokens>(PackedTokens{.groups = std::move(groups_),
+                                                       .input_ids = at::tensor(ids_),
+                                                       .positions = at::tensor(positions_),
+                                                       .rows = at::tensor(rows_),
+                                                       .targets = at::tensor(targets_),
+                                                       .token_rows = at::tensor(token_rows)});
+  }
+
+ private:
+  using Members = std::vector<std::size_t>;
+
+  // In the order of the first sequence of each.
+  std::vector<Members> groups_by_prompt() const {
+    const auto before = [](std::span<const std::int64_t> a, std::span<const std::int64_t> b) {
+      return std::lexicographical_compare(a.begin(), a.end(), b.begin(), b.end());
+    };
+    std::map<std::span<const std::int64_t>, std::size_t, decltype(before)> known(before);
+    std::vector<Members> groups;
+    for (std::size_t i = 0; i < sequences_.size(); ++i) {
+      const auto [at, is_new] = known.emplace(sequences_[i].prompt, groups.size());
+      if (is_new) groups.emplace_back();
+      groups[at->second].push_back(i);
+    }
+    return groups;
+  }
+
+  std::int64_t token(std::size_t sequence, std::int64_t place) const {
+    const auto& [prompt, completion] = sequences_[sequence];
+    const std::int64_t prompts = std::ssize(prompt);
+    return place < prompts ? prompt[static_cast<std::size_t>(place)]
+                           : completion[static_cast<std::size_t>(place - prompts)];
+  }
+  // Without the last token.
+  std::int64_t inputs(std::size_t sequence) const {
+    return std::ssize(sequences_[sequence].prompt) + std::ssize(sequences_[sequence].completion) -
+           1;
+  }
+
+  std::int64_t common_beginning(const Members& members) const {
+    std::int64_t common = inputs(members.front());
+    for (const std::size_t s : members) {
+      common = std::min(common, inputs(s));
+      std::int64_t same = std::ssize(sequences_[s].prompt);
+      while (same < common && token(s, same) == token(members.front(), same)) ++same;
+      common = same;
+    }
+    return common;
+  }
+
+  void append(std::size_t sequence, std::int64_t from, std::int64_t to) {
+    for (std::int64_t place = from; place < to; ++place) {
+      ids_.push_back(token(sequence, place));
+      positions_.push_back(place);
+    }
+  }
+
+  void add(const Members& members) {
+    const std::int64_t prompt = std::ssize(sequences_[members.front()].prompt);
+    PackedGroup group{.begin = std::ssize(ids_),
+                      .shared = common_beginning(members),
+                      .scored = prompt - 1,
+                      .branches = {}};
+    append(members.front(), 0, group.shared);
+    std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t> known;
+    for (const std::size_t s : members) {
+      const std::int64_t branch = std::ssize(ids_);
+      append(s, group.shared, inputs(s));
+      group.branches.push_back(std::ssize(ids_) - branch);
+      for (std::int64_t place = prompt; place <= inputs(s); ++place) {
+        const bool is_shared = place <= group.shared;
+        const std::int64_t row = (is_shared ? group.begin : branch - group.shared) + place - 1;
+        const std::int64_t target = token(s, place);
+        const std::int64_t next = std::ssize(rows_);
+        const std::int64_t index =
+            is_shared ? known.emplace(std::pair(row, target), next).first->second : next;
+        if (index == next) {
+          rows_.push_back(row);
+          targets_.push_back(target);
+        }
+        token_rows_[s].push_back(index);
+      }
+    }
+    groups_.push_back(std::move(group));
+  }
+
+  const std::vector<TokenSequence>& sequences_;
+  std::vector<PackedGroup> groups_;
+  std::vector<std::int64_t> ids_, positions_, rows_, targets_;
+  std::vector<std::vector<std::int64_t>> token_rows_;
+};
+
+std::shared_ptr<const PackedTokens> moved(const std::shared_ptr<const PackedTokens>& packed,
+                                          const at::Device& device) {
+  if (!packed || packed->input_ids.device() == device) return packed;
+  return std::make_shared<PackedTokens>(
+      PackedTokens{.groups = packed->groups,
+                   .input_ids = packed->input_ids.to(device),
+                   .positions = packed->positions.to(device),
+                   .rows = packed->rows.to(device),
+                   .targets = packed->targets.to(device),
+                   .token_rows = packed->token_rows.to(device)});
+}
+
+TokenBatch lay_out(const std::vector<TokenSequence>& sequences) {
   std::size_t longest = 0;
   for (const auto& [prompt, completion] : sequences) {
     longest = std::max(longest, prompt.size() + completion.size());
@@ -32,7 +150,8 @@ TokenBatch pad_right(const std::vector<TokenSequence>& sequences) {
   TokenBatch batch{.input_ids = at::zeros({count, width}, at::kLong),
                    .attention_mask = at::zeros({count, width}, at::kBool),
                    .completion_mask = at::zeros({count, width}, at::kBool),
-                   .completion_lens = at::empty({count}, at::kLong)};
+                   .completion_lens = at::empty({count}, at::kLong),
+                   .packed = Packer(sequences).pack()};
   auto* ids = batch.input_ids.mutable_data_ptr<std::int64_t>();
   auto* attended = batch.attention_mask.mutable_data_ptr<bool>();
   auto* completed = batch.completion_mask.mutable_data_ptr<bool>();
@@ -57,7 +176,8 @@ TokenBatch TokenBatch::to(const at::Device& device) const {
     return {.input_ids = input_ids.to(device),
             .attention_mask = attention_mask.to(device),
             .completion_mask = completion_mask.to(device),
-            .completion_lens = completion_lens};
+            .completion_lens = completion_lens,
+            .packed = moved(packed, device)};
   } catch (const c10::OutOfMemoryError&) {
     throw;  // the device is usable; whoever chose the batch size has to know
   } catch (const c10::Error& error) {
@@ -75,7 +195,25 @@ TokenBatch make_batch(const std::vector<TokenSequence>& sequences) {
     check_part(sequences[i].prompt, "make_batch", "prompt", "sequence", i, kPromptHint);
     check_part(sequences[i].completion, "make_batch", "completion", "sequence", i, "");
   }
-  return pad_right(sequences);
+  return lay_out(sequences);
+}
+
+TokenBatch select_sequences(const TokenBatch& batch, const std::vector<std::int64_t>& sequences) {
+  const std::int64_t width = batch.input_ids.size(1);
+  const at::Tensor ids = batch.input_ids.contiguous();
+  const at::Tensor attended = batch.attention_mask.contiguous();
+  const at::Tensor completed = batch.completion_mask.contiguous();
+  std::vector<std::vector<std::int64_t>> prompts(sequences.size()), completions(sequences.size());
+  std::vector<TokenSequence> selected;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    for (std::int64_t at = sequences[i] * width; at < (sequences[i] + 1) * width; ++at) {
+      if (!attended.const_data_ptr<bool>()[at]) continue;
+      auto& part = completed.const_data_ptr<bool>()[at] ? completions[i] : prompts[i];
+      part.push_back(ids.const_data_ptr<std::int64_t>()[at]);
+    }
+    selected.push_back({prompts[i], completions[i]});
+  }
+  return make_batch(selected);
 }
 
 TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs, bool with_rejected) {
@@ -93,7 +231,7 @@ TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs, bool with_reject
                "; rows with one completion need with_rejected = false");
     sequences.push_back({pairs[i].prompt, pairs[i].rejected});
   }
-  return pad_right(sequences);
+  return lay_out(sequences);
 }
 
 }  // namespace prefopt

@@ -6,10 +6,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <iterator>
 #include <limits>
 
+#include "core/parallel.h"
 #include "data/lines.h"
+#include "data/token_cache.h"
+#include "prefopt/data/chat.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -39,19 +43,33 @@ void check_options(const DataOptions& options, std::string_view where) {
 TokenPair encode_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                      const DataOptions& options) {
   if (row.tokenized) return {row.prompt_ids, row.chosen_ids, row.rejected_ids};
+  const bool bare = row.end_of_turn.empty();
   const auto completion = [&](std::string_view text) {
     Ids ids = tokenizer.encode(text);
-    if (options.add_eos && tokenizer.eos_id() >= 0) ids.push_back(tokenizer.eos_id());
+    if (bare && options.add_eos && tokenizer.eos_id() >= 0) ids.push_back(tokenizer.eos_id());
     return ids;
   };
   TokenPair pair;
   pair.prompt = tokenizer.encode(row.prompt);
-  if (options.add_bos && tokenizer.bos_id() >= 0) {
+  if (bare && options.add_bos && tokenizer.bos_id() >= 0) {
     pair.prompt.insert(pair.prompt.begin(), tokenizer.bos_id());
   }
   pair.chosen = completion(row.chosen);
   if (row.has_rejected) pair.rejected = completion(row.rejected);
   return pair;
+}
+
+// The token that a completion ends in.
+std::int64_t end_id_of(const PreferenceRow& row, const Tokenizer& tokenizer) {
+  if (row.end_of_turn.empty()) return tokenizer.eos_id();
+  const Ids ids = tokenizer.encode(row.end_of_turn);
+  if (ids.size() != 1) {
+    throw ConfigError(fmt::format(
+        "chat_format: expected a format whose end of turn is one token of the tokenizer '{}', got "
+        "'{}', which is {}",
+        tokenizer.name(), row.end_of_turn, ids.size()));
+  }
+  return ids.front();
 }
 
 bool is_empty(const Ids& completion, std::int64_t eos) {
@@ -89,19 +107,34 @@ struct Cuts {
   }
 };
 
-Cuts apply_budgets(TokenPair& pair, const Tokenizer& tokenizer, const DataOptions& options) {
+Cuts apply_budgets(TokenPair& pair, std::int64_t end_id, std::int64_t bos_id,
+                   const DataOptions& options) {
   const std::size_t total = budget(options.max_length);
   // One token is the least that the prompt gives way to.
   const std::size_t completion_limit = std::min(budget(options.max_completion_length), total - 1);
   Cuts cuts;
   for (Ids* completion : {&pair.chosen, &pair.rejected}) {
-    cuts.completions += cut_completion(*completion, completion_limit, tokenizer.eos_id()) ? 1 : 0;
+    cuts.completions += cut_completion(*completion, completion_limit, end_id) ? 1 : 0;
   }
   const std::size_t longest = std::max(pair.chosen.size(), pair.rejected.size());
   const std::size_t prompt_limit = std::min(budget(options.max_prompt_length), total - longest);
-  cuts.prompt = cut_prompt(pair.prompt, prompt_limit, tokenizer.bos_id());
+  cuts.prompt = cut_prompt(pair.prompt, prompt_limit, bos_id);
   return cuts;
 }
+
+// A row after all that can be done to it apart from the others.
+struct PreparedRow {
+  std::string defect;        // why it cannot be used; empty where it can
+  std::exception_ptr error;  // what ends the loading
+  TokenPair pair;
+  Cuts cuts;
+  std::int64_t end_id = -1;
+};
+
+struct Line {
+  std::int64_t number;
+  std::string text;
+};
 
 class Loader {
  public:
@@ -109,35 +142,14 @@ class Loader {
          bool need_rejected)
       : path_(path), tokenizer_(tokenizer), options_(options), need_rejected_(need_rejected) {}
 
-  void add(std::int64_t line, std::string_view text) {
-    RowReport& report = dataset_.report;
-    ++report.rows_read;
-    PreferenceRow row;
-    if (!parse(line, text, row)) return;
-    TokenPair pair = encode_row(row, tokenizer_, options_);
-    // A completion that the loss never sees must not cost the others their budget.
-    if (!need_rejected_) pair.rejected.clear();
-    // First of all: completions that the budget makes equal, or empty, are defects too.
-    const Cuts cuts = apply_budgets(pair, tokenizer_, options_);
-
-    const std::int64_t eos = tokenizer_.eos_id();
-    if ((is_empty(pair.chosen, eos) || (need_rejected_ && is_empty(pair.rejected, eos))) &&
-        !keeps(options_.unusable, "unusable", kEmptyCompletion, line)) {
-      return;
-    }
-    if (pair.prompt.empty() && !keeps(options_.unusable, "unusable", kEmptyPrompt, line)) return;
-    const bool identical = need_rejected_ && pair.chosen == pair.rejected;
-    if (identical && !keeps(options_.identical, "identical", kIdentical, line)) return;
-    if (cuts.prompt && !keeps(options_.long_prompt, "long_prompt", kLongPrompt, line)) return;
-
-    // Counted last: a row that was dropped for one defect was not kept with another.
-    if (identical) report.kept_with[std::string(kIdentical)].push_back(line);
-    cuts.count_in(report, line);
-    ++report.rows_kept;
-    dataset_.pairs.push_back(std::move(pair));
+  void add(std::int64_t number, std::string_view text) {
+    lines_.push_back({.number = number, .text = std::string(text)});
+    bytes_ += text.size();
+    if (lines_.size() == kMaxLines || bytes_ >= kMaxBytes) add_lines();
   }
 
   Dataset finish() {
+    add_lines();
     const RowReport& report = dataset_.report;
     if (report.rows_read == 0) {
       throw DataError(fmt::format("{}: expected a usable row, got no row at all", path_));
@@ -154,24 +166,82 @@ class Loader {
   }
 
  private:
+  // Lines that are tokenized at a time: enough for all threads, few enough for memory.
+  static constexpr std::size_t kMaxLines = 4096;
+  static constexpr std::size_t kMaxBytes = std::size_t{16} << 20;
+
   std::string place(std::int64_t line) const { return fmt::format("{}:{}", path_, line); }
 
-  bool parse(std::int64_t line, std::string_view text, PreferenceRow& row) {
-    const std::string where = place(line);
+  // Tokenizes on all threads and then takes the rows in their order, so that the first defect of
+  // the file is the one that is reported.
+  void add_lines() {
+    std::vector<PreparedRow> rows(lines_.size());
+    parallel_for(0, static_cast<std::int64_t>(rows.size()), /*grain=*/1,
+                 [&](std::int64_t first, std::int64_t last) {
+                   for (auto i = static_cast<std::size_t>(first);
+                        i < static_cast<std::size_t>(last); ++i) {
+                     rows[i] = prepared(lines_[i]);
+                   }
+                 });
+    for (std::size_t i = 0; i < rows.size(); ++i) take(lines_[i].number, std::move(rows[i]));
+    lines_.clear();
+    bytes_ = 0;
+  }
+
+  PreparedRow prepared(const Line& line) const {
+    PreparedRow result;
+    PreferenceRow row;
     try {
-      row = parse_row(text, where);
+      const std::string where = place(line.number);
+      row = parse_row(line.text, where, options_.chat_format);
       if (need_rejected_ && !row.has_rejected) {
         throw DataError(where + ": expected a key 'rejected', got a row with one completion");
       }
     } catch (const DataError& error) {
-      if (options_.unusable == RowPolicy::kError) throw;
-      // Without the place and what was found there, rows with one defect share one reason.
-      const std::string_view expected = std::string_view(error.what()).substr(where.size() + 2);
-      drop(expected.substr(0, expected.find(", got ")), line);
-      return false;
+      result.defect = error.what();
+      return result;
     }
-    row.line = line;
-    return true;
+    try {
+      result.end_id = end_id_of(row, tokenizer_);
+      result.pair = encode_row(row, tokenizer_, options_);
+      // A completion that the loss never sees must not cost the others their budget.
+      if (!need_rejected_) result.pair.rejected.clear();
+      // First of all: completions that the budget makes equal, or empty, are defects too.
+      result.cuts = apply_budgets(result.pair, result.end_id, tokenizer_.bos_id(), options_);
+    } catch (...) {
+      result.error = std::current_exception();
+    }
+    return result;
+  }
+
+  void take(std::int64_t line, PreparedRow row) {
+    RowReport& report = dataset_.report;
+    ++report.rows_read;
+    if (row.error) std::rethrow_exception(row.error);
+    if (!row.defect.empty()) return refuse(line, row.defect);
+    TokenPair& pair = row.pair;
+    const std::int64_t end = row.end_id;
+    if ((is_empty(pair.chosen, end) || (need_rejected_ && is_empty(pair.rejected, end))) &&
+        !keeps(options_.unusable, "unusable", kEmptyCompletion, line)) {
+      return;
+    }
+    if (pair.prompt.empty() && !keeps(options_.unusable, "unusable", kEmptyPrompt, line)) return;
+    const bool identical = need_rejected_ && pair.chosen == pair.rejected;
+    if (identical && !keeps(options_.identical, "identical", kIdentical, line)) return;
+    if (row.cuts.prompt && !keeps(options_.long_prompt, "long_prompt", kLongPrompt, line)) return;
+
+    // Counted last: a row that was dropped for one defect was not kept with another.
+    if (identical) report.kept_with[std::string(kIdentical)].push_back(line);
+    row.cuts.count_in(report, line);
+    ++report.rows_kept;
+    dataset_.pairs.push_back(std::move(pair));
+  }
+
+  void refuse(std::int64_t line, const std::string& defect) {
+    if (options_.unusable == RowPolicy::kError) throw DataError(defect);
+    // Without the place and what was found there, rows with one defect share one reason.
+    const std::string_view expected = std::string_view(defect).substr(place(line).size() + 2);
+    drop(expected.substr(0, expected.find(", got ")), line);
   }
 
   void drop(std::string_view reason, std::int64_t line) {
@@ -199,6 +269,8 @@ class Loader {
   const Tokenizer& tokenizer_;
   const DataOptions& options_;
   bool need_rejected_;
+  std::vector<Line> lines_;  // not yet tokenized
+  std::size_t bytes_ = 0;    // of them
   Dataset dataset_;
 };
 
@@ -251,6 +323,11 @@ void DataOptions::fields(FieldVisitor& v) {
   v.choice({"identical", "rows whose chosen equals rejected"}, identical, policies);
   v.choice({"long_prompt", "rows whose prompt is over its budget; keep: cut its beginning"},
            long_prompt, policies);
+  v.text({"chat_format",
+          "text that messages become: chatml, smollm2, qwen2, qwen2.5, llama3, zephyr, alpaca, "
+          "plain, dialogue, or auto: that of the tokenizer's own template"},
+         chat_format);
+  v.text({"token_cache", "folder that keeps tokenized files; empty: none"}, token_cache);
 }
 
 std::string RowReport::summary() const {
@@ -272,21 +349,34 @@ TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                        const DataOptions& options, RowReport& report) {
   check_options(options, "tokenize_row");
   TokenPair pair = encode_row(row, tokenizer, options);
-  const Cuts cuts = apply_budgets(pair, tokenizer, options);
+  const Cuts cuts = apply_budgets(pair, end_id_of(row, tokenizer), tokenizer.bos_id(), options);
   cuts.count_in(report, row.line);
   return pair;
 }
 
 Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                      const DataOptions& options, bool need_rejected) {
-  check_options(options, "load_dataset");
-  Loader loader(path, tokenizer, options, need_rejected);
-  std::int64_t rows = 0;
-  detail::read_lines(path, [&](std::int64_t line, std::string_view text) {
-    loader.add(line, text);
-    return ++rows != options.max_rows;
-  });
-  return loader.finish();
+  constexpr std::string_view kWhere = "load_dataset";
+  check_options(options, kWhere);
+  DataOptions resolved = options;
+  if (options.chat_format == "auto") {
+    resolved.chat_format = recognize_chat_format(
+        tokenizer.chat_template(), fmt::format("chat_format 'auto' of '{}'", tokenizer.name()));
+  } else {
+    chat_end_of_turn(options.chat_format);  // refuses an unknown name before the first row
+  }
+  const auto load = [&] {
+    Loader loader(path, tokenizer, resolved, need_rejected);
+    std::int64_t rows = 0;
+    detail::read_lines(path, [&](std::int64_t line, std::string_view text) {
+      loader.add(line, text);
+      return ++rows != options.max_rows;
+    });
+    return loader.finish();
+  };
+  if (options.token_cache.empty()) return load();
+  const detail::TokenCache cache(options.token_cache, path, tokenizer, resolved, need_rejected);
+  return cache.get_or_make(load);
 }
 
 std::pair<std::vector<TokenPair>, std::vector<TokenPair>> split_dataset(

@@ -10,6 +10,8 @@
 #include <variant>
 
 #include "core/json.h"
+#include "core/utf8.h"
+#include "data/chat_writer.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -17,80 +19,12 @@ namespace {
 
 using detail::Json;
 
-constexpr std::string_view kHumanTurn = "\n\nHuman:";
 constexpr std::string_view kAssistantTurn = "\n\nAssistant:";
-
-// Offset of the first byte that is no UTF-8, or npos.
-std::size_t find_invalid_utf8(std::string_view text) {
-  const auto byte = [&](std::size_t at) -> unsigned {
-    return at < text.size() ? static_cast<unsigned char>(text[at]) : 0U;
-  };
-  std::size_t at = 0;
-  while (at < text.size()) {
-    const unsigned lead = byte(at);
-    std::size_t length = 1;
-    // Bounds of the second byte: they keep out overlong forms, surrogates and what lies over
-    // U+10FFFF.
-    unsigned low = 0x80;
-    unsigned high = 0xBF;
-    if (lead >= 0xC2 && lead <= 0xDF) {
-      length = 2;
-    } else if (lead >= 0xE0 && lead <= 0xEF) {
-      length = 3;
-      if (lead == 0xE0) low = 0xA0;
-      if (lead == 0xED) high = 0x9F;
-    } else if (lead >= 0xF0 && lead <= 0xF4) {
-      length = 4;
-      if (lead == 0xF0) low = 0x90;
-      if (lead == 0xF4) high = 0x8F;
-    } else if (lead >= 0x80) {
-      return at;
-    }
-    if (length > 1 && (byte(at + 1) < low || byte(at + 1) > high)) return at;
-    for (std::size_t i = 2; i < length; ++i) {
-      if ((byte(at + i) & 0xC0) != 0x80) return at;
-    }
-    at += length;
-  }
-  return std::string_view::npos;
-}
 
 // The start of the character that holds `at`.
 std::size_t character_start(std::string_view text, std::size_t at) {
   while (at > 0 && at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
   return at;
-}
-
-// What opens a turn; empty for a system message, which stands as plain text. Nothing for a role
-// that has no form here.
-std::optional<std::string_view> turn_marker(std::string_view role) {
-  if (role == "user") return kHumanTurn;
-  if (role == "assistant") return kAssistantTurn;
-  if (role == "system") return std::string_view();
-  return std::nullopt;
-}
-
-// Each message adds its own text, so the text of a list's beginning begins the list's text.
-std::string dialogue_text(const std::vector<Message>& messages, std::string_view where) {
-  std::string text;
-  for (std::size_t i = 0; i < messages.size(); ++i) {
-    const auto& [role, content] = messages[i];
-    const auto marker = turn_marker(role);
-    if (!marker) {
-      throw DataError(fmt::format("{}: expected a role 'system', 'user' or 'assistant', got '{}'",
-                                  where, role));
-    }
-    if (marker->empty() && i > 0) {
-      throw DataError(fmt::format(
-          "{}: expected the role 'system' in the first message only, got it in message {}", where,
-          i + 1));
-    }
-    text += *marker;
-    // An empty answer stays an empty completion, not one blank.
-    if (!marker->empty() && !content.empty()) text += ' ';
-    text += content;
-  }
-  return text;
 }
 
 // `{chosen, prompt}`, shortened so that a strange row does not make a strange message.
@@ -110,6 +44,7 @@ std::string keys_of(const Json& object) {
   return "{" + list + "}";
 }
 
+using detail::ChatWriter;
 using Messages = std::vector<Message>;
 using Turns = std::variant<std::string, Messages>;
 
@@ -119,13 +54,14 @@ std::string_view kind_of(const Turns& turns) {
 
 class RowReader {
  public:
-  RowReader(const Json& row, std::string_view where) : row_(row), where_(where) {}
+  RowReader(const Json& row, std::string_view where, const ChatWriter& chat)
+      : row_(row), where_(where), chat_(chat) {}
 
   PreferenceRow read() const {
     if (has("prompt_ids") || has("chosen_ids") || has("rejected_ids")) return token_row();
     if (has("chosen") || has("rejected")) return preference_row();
     if (has("completion")) return completion_row();
-    if (has("messages")) return whole_row(dialogue_text(messages("messages"), where_));
+    if (has("messages")) return whole_conversation(messages("messages"));
     if (has("text")) return whole_row(text("text"));
     fail("expected a key 'chosen', 'completion', 'messages' or 'text', got {}", keys_of(row_));
   }
@@ -179,7 +115,7 @@ class RowReader {
       }
       result.push_back(
           {message_field(message, "role", key), message_field(message, "content", key)});
-      if (!turn_marker(result.back().role)) {
+      if (!ChatWriter::knows_role(result.back().role)) {
         fail("expected a role 'system', 'user' or 'assistant' in '{}', got '{}'", key,
              result.back().role);
       }
@@ -286,6 +222,20 @@ class RowReader {
     return row;
   }
 
+  // Likewise, but where the format has tokens of its own, what opens the first turn is the prompt:
+  // nothing predicts a text's first token.
+  PreferenceRow whole_conversation(const Messages& messages) const {
+    chat_.check_system(messages, where_);
+    PreferenceRow row;
+    row.has_rejected = false;
+    row.end_of_turn = chat_.end_of_turn();
+    const std::string opening =
+        chat_.opening(messages.front()) + chat_.opening_of(messages.front().role);
+    (row.end_of_turn.empty() ? row.chosen : row.prompt) = opening;
+    row.chosen += bodies(messages);
+    return row;
+  }
+
   static PreferenceRow implicit_text(std::string_view chosen, std::string_view rejected) {
     const std::size_t end = shared_prompt_end(chosen, rejected);
     PreferenceRow row;
@@ -329,36 +279,60 @@ class RowReader {
 
   PreferenceRow conversation(const Messages& prompt, const Messages& chosen,
                              const Messages& rejected) const {
-    const auto whole_text = [&](const Messages& completion) {
-      Messages all = prompt;
-      all.insert(all.end(), completion.begin(), completion.end());
-      return dialogue_text(all, where_);
-    };
     PreferenceRow row;
-    row.prompt = dialogue_text(prompt, where_);
+    row.end_of_turn = chat_.end_of_turn();
     // Completions that go on with the person's turn differ from there on.
-    if (chosen.front().role == "assistant" && rejected.front().role == "assistant") {
-      row.prompt += kAssistantTurn;
+    const bool answers = chosen.front().role == "assistant" && rejected.front().role == "assistant";
+    if (!prompt.empty()) {
+      row.prompt = chat_.opening(prompt.front()) + turns_text(prompt);
+    } else if (answers) {
+      row.prompt = chat_.opening(chosen.front());
     }
-    row.chosen = whole_text(chosen).substr(row.prompt.size());
-    row.rejected = whole_text(rejected).substr(row.prompt.size());
+    if (answers) row.prompt += chat_.opening_of("assistant");
+    const auto completion = [&](const Messages& messages) {
+      Messages all = prompt;
+      all.insert(all.end(), messages.begin(), messages.end());
+      chat_.check_system(all, where_);
+      std::string text;
+      if (prompt.empty() && !answers) text += chat_.opening(messages.front());
+      if (!answers) text += chat_.opening_of(messages.front().role);
+      return text + bodies(messages);
+    };
+    row.chosen = completion(chosen);
+    row.rejected = completion(rejected);
     return row;
+  }
+
+  std::string turns_text(const Messages& messages) const {
+    std::string text;
+    for (const Message& message : messages) {
+      text += chat_.opening_of(message.role) + chat_.body(message);
+    }
+    return text;
+  }
+
+  // All of the turns but what opens the first, up to the end of the last.
+  std::string bodies(const Messages& messages) const {
+    std::string text = turns_text(messages).substr(chat_.opening_of(messages.front().role).size());
+    text.resize(text.size() - chat_.between_turns().size());
+    return text;
   }
 
   const Json& row_;
   std::string_view where_;
+  const ChatWriter& chat_;
 };
 
 }  // namespace
 
 std::string format_dialogue(const std::vector<Message>& messages, bool open_assistant_turn) {
-  std::string text = dialogue_text(messages, "format_dialogue");
-  if (open_assistant_turn) text += kAssistantTurn;
-  return text;
+  constexpr std::string_view kWhere = "format_dialogue";
+  return ChatWriter("dialogue", kWhere).text(messages, open_assistant_turn, kWhere);
 }
 
-PreferenceRow parse_row(std::string_view json, std::string_view where) {
-  if (const std::size_t at = find_invalid_utf8(json); at != std::string_view::npos) {
+PreferenceRow parse_row(std::string_view json, std::string_view where,
+                        std::string_view chat_format) {
+  if (const std::size_t at = detail::find_invalid_utf8(json); at != std::string_view::npos) {
     throw DataError(fmt::format("{}: expected UTF-8 text, got the byte 0x{:02x} at offset {}",
                                 where, static_cast<unsigned char>(json[at]), at));
   }
@@ -367,7 +341,7 @@ PreferenceRow parse_row(std::string_view json, std::string_view where) {
     throw DataError(
         fmt::format("{}: expected an object, got {}", where, detail::json_type_name(row)));
   }
-  return RowReader(row, where).read();
+  return RowReader(row, where, ChatWriter(chat_format, where)).read();
 }
 
 }  // namespace prefopt

@@ -80,6 +80,60 @@ at::Tensor row_weights(const SequenceReduction& reduction, const SequenceLogps& 
       .masked_fill_(place.ge(head), reduction.tail_weight);
 }
 
+TokenLogps selected(TokenLogps tokens, const at::Tensor& rows) {
+  const auto select = [&](at::Tensor& of_rows) {
+    if (of_rows.defined()) of_rows = of_rows.index_select(0, rows);
+  };
+  select(tokens.logps);
+  select(tokens.by_products.logsumexp);
+  select(tokens.by_products.entropy);
+  select(tokens.by_products.mean_logit);
+  select(tokens.by_products.is_top1);
+  select(tokens.by_products.log_sum_p_squared);
+  return tokens;
+}
+
+// Log-probs of the completion tokens of `batch`, sequence after sequence.
+TokenLogps completion_logps(Policy& policy, const TokenBatch& batch,
+                            const SequenceLogpsOptions& options, const at::Tensor& rows) {
+  const LinearTokenLogpsOptions head{.by_products = options.by_products,
+                                     .transform = {},
+                                     .bias = {},
+                                     .mask = {},
+                                     .dtype = std::nullopt,
+                                     .budget_bytes = options.budget_bytes,
+                                     .path = options.path};
+  if (batch.packed && policy.packs()) {
+    const PackedTokens& packed = *batch.packed;
+    return selected(linear_token_logps(policy.forward_packed(packed), policy.head().weight,
+                                       packed.targets, head),
+                    packed.token_rows);
+  }
+  const at::Tensor targets = batch.input_ids.reshape(-1).index_select(0, rows + 1);
+  const PolicyOutput output = policy.forward(batch);
+  if (output.hidden.defined() == output.logits.defined()) {
+    throw ShapeError(fmt::format("sequence_logps: expected hidden or logits of the policy, got {}",
+                                 output.hidden.defined() ? "both" : "neither"));
+  }
+  // Logits that a policy gives are read where they stand; hidden states are gathered, since the
+  // head multiplies whole tiles of them.
+  if (output.hidden.defined()) {
+    return linear_token_logps(rows_of(output.hidden, batch, "hidden").index_select(0, rows),
+                              policy.head().weight, targets, head);
+  }
+  const at::Tensor logits = rows_of(output.logits, batch, "logits");
+  const at::Tensor row_targets =
+      at::zeros({logits.size(0)}, targets.options()).index_copy(0, rows, targets);
+  const at::Tensor mask =
+      at::zeros({logits.size(0)}, targets.options().dtype(at::kBool)).index_fill(0, rows, true);
+  return selected(token_logps(logits, row_targets,
+                              {.by_products = options.by_products,
+                               .transform = {},
+                               .mask = mask,
+                               .dtype = std::nullopt}),
+                  rows);
+}
+
 }  // namespace
 
 SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
@@ -97,46 +151,8 @@ SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
   }
   SequenceLogps result;
   result.row_to_sequence = predicted.div(std::max<std::int64_t>(width - 1, 1), "floor");
-  const at::Tensor rows = predicted + result.row_to_sequence;
-  const at::Tensor targets = batch.input_ids.reshape(-1).index_select(0, rows + 1);
-
-  const PolicyOutput output = policy.forward(batch);
-  if (output.hidden.defined() == output.logits.defined()) {
-    throw ShapeError(fmt::format("sequence_logps: expected hidden or logits of the policy, got {}",
-                                 output.hidden.defined() ? "both" : "neither"));
-  }
-  // Logits that a policy gives are read where they stand; hidden states are gathered, since the
-  // head multiplies whole tiles of them.
-  TokenLogps tokens;
-  if (output.hidden.defined()) {
-    tokens = linear_token_logps(rows_of(output.hidden, batch, "hidden").index_select(0, rows),
-                                policy.head().weight, targets,
-                                {.by_products = options.by_products,
-                                 .transform = {},
-                                 .bias = {},
-                                 .mask = {},
-                                 .dtype = std::nullopt,
-                                 .budget_bytes = options.budget_bytes,
-                                 .path = options.path});
-  } else {
-    const at::Tensor logits = rows_of(output.logits, batch, "logits");
-    const at::Tensor row_targets =
-        at::zeros({logits.size(0)}, targets.options()).index_copy(0, rows, targets);
-    const at::Tensor mask =
-        at::zeros({logits.size(0)}, targets.options().dtype(at::kBool)).index_fill(0, rows, true);
-    tokens = token_logps(
-        logits, row_targets,
-        {.by_products = options.by_products, .transform = {}, .mask = mask, .dtype = std::nullopt});
-    const auto select = [&](at::Tensor& of_rows) {
-      if (of_rows.defined()) of_rows = of_rows.index_select(0, rows);
-    };
-    select(tokens.logps);
-    select(tokens.by_products.logsumexp);
-    select(tokens.by_products.entropy);
-    select(tokens.by_products.mean_logit);
-    select(tokens.by_products.is_top1);
-    select(tokens.by_products.log_sum_p_squared);
-  }
+  TokenLogps tokens =
+      completion_logps(policy, batch, options, predicted + result.row_to_sequence);
   result.token_logps = std::move(tokens.logps);
   result.by_products = std::move(tokens.by_products);
   result.lens = batch.completion_lens.to(result.token_logps.device());

@@ -115,6 +115,10 @@ void check_appended_tokens(const at::Tensor& tokens, std::int64_t sequences,
 
 }  // namespace detail
 
+at::Tensor Policy::forward_packed(const PackedTokens&) {
+  throw ConfigError("policy: expected a policy that takes streams, got one without forward_packed");
+}
+
 std::shared_ptr<Policy> Policy::frozen_copy() const {
   throw ConfigError(
       "policy: expected a policy that can be copied as reference, got one without frozen_copy");

@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/optimizer.h"
 
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/randint.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <numbers>
-#include <tuple>
-#include <utility>
+#include <optional>
 
 namespace prefopt {
 
@@ -24,6 +29,10 @@ void OptimizerOptions::fields(FieldVisitor& v) {
          Range::at_least(0));
   v.real({"max_grad_norm", "Gradients of a larger 2-norm are scaled down to it; 0: never"},
          max_grad_norm, Range::at_least(0));
+  v.choice({"state_dtype",
+            "What AdamW's means are kept in: the parameters' dtype, or bfloat16 by stochastic "
+            "rounding, which takes half the memory of float32"},
+           state_dtype, {"parameter", "bfloat16"});
   v.choice({"schedule", "Course of the learning rate after the warmup", {"lr_scheduler_type"}},
            schedule, {"constant", "linear", "cosine"});
   v.integer({"warmup_steps", "Steps of linear warmup"}, warmup_steps, Range::at_least(0));
@@ -50,56 +59,123 @@ double learning_rate_at(const OptimizerOptions& options, std::int64_t step,
 }
 
 namespace detail {
+namespace {
 
-Optimizer::Optimizer(const std::vector<NamedParameter>& parameters,
-                     const OptimizerOptions& options) {
-  std::vector<at::Tensor> decayed;
-  std::vector<at::Tensor> plain;
+// Numbers of a chunk whose narrow state is widened at a time: it stays in the cache.
+constexpr std::int64_t kChunk = std::int64_t{1} << 18;
+
+// Rounds float32 to bfloat16, up with the probability of the part that is cut off, so that what is
+// far smaller than a step of bfloat16 is not lost on average.
+void round_randomly(const at::Tensor& wide, at::Tensor& narrow, at::Generator& generator) {
+  const at::Tensor noise = at::randint(0, 1 << 16, wide.sizes(), generator,
+                                       at::TensorOptions(at::kInt));
+  const at::Tensor bits = (wide.view(at::kInt) + noise).bitwise_and(~0xffff);
+  narrow.copy_(bits.view(at::kFloat));
+}
+
+}  // namespace
+
+Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const OptimizerOptions& options)
+    : options_(options) {
+  groups_[0].weight_decay = options.weight_decay;
   for (const auto& [name, value] : parameters) {
     if (!value.requires_grad()) continue;
-    parameters_.push_back(value);
-    (value.dim() >= 2 ? decayed : plain).push_back(value);
+    Group& group = groups_[value.dim() >= 2 ? 0 : 1];
+    const auto dtype =
+        options.state_dtype == StateDtype::kBFloat16 ? at::kBFloat16 : value.scalar_type();
+    const auto like = value.options().dtype(dtype).requires_grad(false);
+    group.parameters.push_back(value);
+    group.means.push_back(at::zeros(value.sizes(), like));
+    group.squares.push_back(at::zeros(value.sizes(), like));
+    group.steps.push_back(at::zeros({}, like.dtype(at::kFloat)));
   }
-  const auto defaults = torch::optim::AdamWOptions(options.learning_rate)
-                            .betas(std::make_tuple(options.adam_beta1, options.adam_beta2))
-                            .eps(options.adam_epsilon)
-                            .weight_decay(options.weight_decay);
-  std::vector<torch::optim::OptimizerParamGroup> groups;
-  if (!decayed.empty()) {
-    groups.emplace_back(std::move(decayed), std::make_unique<torch::optim::AdamWOptions>(defaults));
-  }
-  if (!plain.empty()) {
-    auto without_decay = std::make_unique<torch::optim::AdamWOptions>(defaults);
-    without_decay->weight_decay(0);
-    groups.emplace_back(std::move(plain), std::move(without_decay));
-  }
-  if (!groups.empty()) adamw_.emplace(groups, defaults);
+}
+
+bool Optimizer::empty() const {
+  return groups_[0].parameters.empty() && groups_[1].parameters.empty();
 }
 
 void Optimizer::zero_grad() {
-  for (auto& parameter : parameters_) parameter.mutable_grad().reset();
+  for (auto& group : groups_) {
+    for (auto& parameter : group.parameters) parameter.mutable_grad().reset();
+  }
 }
 
 double Optimizer::grad_norm() const {
   std::vector<at::Tensor> norms;
-  for (const auto& parameter : parameters_) {
-    if (!parameter.grad().defined()) continue;
-    norms.push_back(at::linalg_vector_norm(parameter.grad(), 2, std::nullopt, false, at::kDouble));
+  for (const auto& group : groups_) {
+    for (const auto& parameter : group.parameters) {
+      if (!parameter.grad().defined()) continue;
+      norms.push_back(
+          at::linalg_vector_norm(parameter.grad(), 2, std::nullopt, false, at::kDouble));
+    }
   }
   return norms.empty() ? 0 : at::linalg_vector_norm(at::stack(norms)).item<double>();
 }
 
-void Optimizer::clip(double norm, double max_norm) {
-  const double scale = max_norm / (norm + 1e-6);  // as torch's clip_grad_norm_
-  if (scale >= 1) return;
-  for (auto& parameter : parameters_) {
-    if (parameter.grad().defined()) parameter.mutable_grad().mul_(scale);
+void Optimizer::step(double learning_rate, double factor) {
+  const at::NoGradGuard no_grad;
+  ++steps_done_;
+  for (auto& group : groups_) {
+    if (group.parameters.empty()) continue;
+    const auto like = group.steps.front().options();
+    step_group(group, learning_rate, factor == 1 ? at::Tensor() : at::full({}, 1 / factor, like));
   }
 }
 
-void Optimizer::step(double learning_rate) {
-  for (auto& group : adamw_->param_groups()) group.options().set_lr(learning_rate);
-  adamw_->step();
+void Optimizer::step_group(Group& group, double learning_rate, const at::Tensor& divisor) {
+  std::vector<at::Tensor> parameters, gradients, means, squares, steps;
+  for (std::size_t i = 0; i < group.parameters.size(); ++i) {
+    if (!group.parameters[i].grad().defined()) continue;
+    group.steps[i].add_(1);
+    if (group.means[i].scalar_type() != group.parameters[i].scalar_type()) {
+      step_narrow(group, i, learning_rate, divisor);
+      continue;
+    }
+    parameters.push_back(group.parameters[i]);
+    gradients.push_back(group.parameters[i].grad());
+    means.push_back(group.means[i]);
+    squares.push_back(group.squares[i]);
+    steps.push_back(group.steps[i]);
+  }
+  if (!parameters.empty()) {
+    update(group, parameters, gradients, means, squares, steps, learning_rate, divisor);
+  }
+}
+
+void Optimizer::step_narrow(Group& group, std::size_t index, double learning_rate,
+                            const at::Tensor& divisor) {
+  const at::Tensor parameter = group.parameters[index].detach().view(-1);
+  const at::Tensor gradient = group.parameters[index].grad().reshape(-1);
+  const at::Tensor mean = group.means[index].view(-1);
+  const at::Tensor square = group.squares[index].view(-1);
+  // Of step and parameter alone, so that a resumed run draws the same.
+  auto generator = at::detail::createCPUGenerator(
+      static_cast<std::uint64_t>(steps_done_) << 32 | static_cast<std::uint64_t>(index) << 1 |
+      static_cast<std::uint64_t>(&group == &groups_[1]));
+  for (std::int64_t begin = 0; begin < parameter.size(0); begin += kChunk) {
+    const std::int64_t end = std::min(parameter.size(0), begin + kChunk);
+    at::Tensor narrow_mean = mean.slice(0, begin, end);
+    at::Tensor narrow_square = square.slice(0, begin, end);
+    const at::Tensor wide = parameter.slice(0, begin, end).to(at::kFloat);
+    const at::Tensor wide_mean = narrow_mean.to(at::kFloat);
+    const at::Tensor wide_square = narrow_square.to(at::kFloat);
+    update(group, {wide}, {gradient.slice(0, begin, end).to(at::kFloat)}, {wide_mean},
+           {wide_square}, {group.steps[index]}, learning_rate, divisor);
+    // Widened numbers are a copy, those of a float32 parameter are its own.
+    if (parameter.scalar_type() != at::kFloat) parameter.slice(0, begin, end).copy_(wide);
+    round_randomly(wide_mean, narrow_mean, generator);
+    round_randomly(wide_square, narrow_square, generator);
+  }
+}
+
+void Optimizer::update(const Group& group, at::TensorList parameters, at::TensorList gradients,
+                       at::TensorList means, at::TensorList squares, at::TensorList steps,
+                       double learning_rate, const at::Tensor& divisor) const {
+  at::_fused_adamw_(parameters, gradients, means, squares, /*max_exp_avg_sqs=*/{}, steps,
+                    learning_rate, options_.adam_beta1, options_.adam_beta2, group.weight_decay,
+                    options_.adam_epsilon, /*amsgrad=*/false, /*maximize=*/false,
+                    divisor.defined() ? std::optional(divisor) : std::nullopt);
 }
 
 }  // namespace detail

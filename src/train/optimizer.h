@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <torch/optim/adamw.h>
+#include <ATen/core/Tensor.h>
 
-#include <optional>
+#include <array>
+#include <cstdint>
 #include <vector>
 
 #include "prefopt/model/policy.h"
@@ -11,23 +12,35 @@
 
 namespace prefopt::detail {
 
-/// AdamW over the parameters that require a gradient. Weight decay acts on matrices and not on
-/// vectors: norm weights and biases have no scale to shrink.
+/// AdamW (1711.05101) over the parameters that require a gradient, in one pass over memory. Weight
+/// decay acts on matrices and not on vectors: norm weights and biases have no scale to shrink.
 class Optimizer {
  public:
   Optimizer(const std::vector<NamedParameter>& parameters, const OptimizerOptions& options);
 
-  bool empty() const { return parameters_.empty(); }
+  bool empty() const;
   void zero_grad();
   /// 2-norm over all gradients, summed in float64.
   double grad_norm() const;
-  /// Scales the gradients, whose norm is `norm`, down to `max_norm`.
-  void clip(double norm, double max_norm);
-  void step(double learning_rate);
+  /// Takes the gradients times `factor`. A parameter without a gradient stays as it is.
+  void step(double learning_rate, double factor = 1);
 
  private:
-  std::vector<at::Tensor> parameters_;
-  std::optional<torch::optim::AdamW> adamw_;  ///< empty without parameters
+  struct Group {
+    double weight_decay = 0;
+    std::vector<at::Tensor> parameters, means, squares, steps;
+  };
+
+  void step_group(Group& group, double learning_rate, const at::Tensor& divisor);
+  void step_narrow(Group& group, std::size_t index, double learning_rate,
+                   const at::Tensor& divisor);
+  void update(const Group& group, at::TensorList parameters, at::TensorList gradients,
+              at::TensorList means, at::TensorList squares, at::TensorList steps,
+              double learning_rate, const at::Tensor& divisor) const;
+
+  OptimizerOptions options_;
+  std::array<Group, 2> groups_;  // decayed, plain
+  std::int64_t steps_done_ = 0;
 };
 
 }  // namespace prefopt::detail

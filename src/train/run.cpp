@@ -8,10 +8,12 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -36,19 +38,29 @@ using detail::Json;
 
 void ModelOptions::fields(FieldVisitor& v) {
   v.text({"path",
-          "Hugging Face folder; empty: fresh weights of the shape `decoder`",
+          "Hugging Face folder or GGUF file; empty: fresh weights of the shape `decoder`",
           {"model_name_or_path"}},
          path);
   v.text({"dtype", "float32, float64, bfloat16, float16, or keep for the file's", {"torch_dtype"}},
          dtype);
-  v.text({"tokenizer", "Tokenizer of text rows"}, tokenizer);
+  v.text({"tokenizer",
+          "byte, a tokenizer.json, a folder that holds one or a GGUF file; empty: the model's own, "
+          "else byte"},
+         tokenizer);
   v.group({"decoder", "Shape of a fresh model"}, decoder);
+  v.flag({"use_lora",
+          "Train a low-rank adapter and freeze the model, which is then the reference",
+          {"use_peft"}},
+         use_lora);
+  v.group({"lora", "The adapter, where use_lora is true"}, lora);
+  v.text({"adapter", "PEFT folder of an adapter to train on; empty: a fresh one"}, adapter);
 }
 
 void ReferenceOptions::fields(FieldVisitor& v) {
   v.choice({"kind", "A frozen model, or its log-probs from a cache on disk"}, kind,
            {"frozen", "cached"});
   v.text({"path", "Hugging Face folder; empty: the policy as it was before training"}, path);
+  v.text({"dtype", "What the weights are kept in, as model.dtype; empty: the policy's"}, dtype);
   v.text({"cache_dir", "Folder of the cache; empty: `reference-cache` in the run folder"},
          cache_dir);
 }
@@ -64,6 +76,9 @@ void LoopOptions::fields(FieldVisitor& v) {
             batch_size, Range::between(1, 1e6));
   v.integer({"micro_batch_size", "Pairs at a time, without effect on results; 0: the whole step"},
             micro_batch_size, Range::at_least(0));
+  v.integer({"micro_batch_tokens",
+             "Tokens at a time, without effect on results, at least one pair; 0: no limit"},
+            micro_batch_tokens, Range::at_least(0));
   v.integer(
       {"head_budget_mib",
        "Memory in MiB that the output head may take for logits that wait for the backward pass, "
@@ -223,6 +238,7 @@ std::vector<TokenPair> load_pairs(std::string_view option, const std::string& pa
   auto [pairs, report] = load_dataset(path, tokenizer, options, need_rejected);
   note(fmt::format("{}: {} of {} rows of {} are used", option, report.rows_kept, report.rows_read,
                    path));
+  if (!report.cache_note.empty()) note(fmt::format("{}: {}", option, report.cache_note));
   const auto summary = report.summary();
   for (std::size_t begin = 0; begin < summary.size();) {
     const auto end = std::min(summary.find('\n', begin), summary.size());
@@ -248,6 +264,14 @@ Rows load_rows(const DataOptions& options, const Tokenizer& tokenizer, bool need
   return {std::move(train), std::move(held_out)};
 }
 
+void add_adapter(const ModelOptions& options, Decoder& policy) {
+  if (!options.adapter.empty()) {
+    policy.load_adapter(options.adapter);
+  } else if (options.use_lora) {
+    policy.add_adapter(options.lora);
+  }
+}
+
 std::shared_ptr<Decoder> make_policy(ModelOptions& options, const Tokenizer& tokenizer,
                                      const Note& note) {
   std::shared_ptr<Decoder> policy;
@@ -270,20 +294,71 @@ std::shared_ptr<Decoder> make_policy(ModelOptions& options, const Tokenizer& tok
     policy = Decoder::load(options.path, options.dtype);
     options.decoder = policy->options();
   }
+  add_adapter(options, *policy);
   std::int64_t size = 0;
-  for (const auto& parameter : policy->named_parameters()) size += parameter.value.numel();
-  note(fmt::format("model: {} parameters, {}", size,
-                   options.path.empty() ? "fresh weights" : "from " + options.path));
+  std::int64_t trained = 0;
+  for (const auto& [name, value] : policy->named_parameters()) {
+    size += value.numel();
+    if (value.requires_grad()) trained += value.numel();
+  }
+  note(fmt::format("model: {} parameters, {}{}", size,
+                   options.path.empty() ? "fresh weights" : "from " + options.path,
+                   trained == size ? "" : fmt::format(", {} of them trained", trained)));
   return policy;
+}
+
+/// Decides what `auto` means for micro-batches of at most `rows` tokens.
+void set_checkpointing(LoopOptions& options, std::int64_t rows, Decoder& policy, const Note& note) {
+  constexpr std::array kLevels{Checkpointing::kNone, Checkpointing::kSelective,
+                               Checkpointing::kFull};
+  constexpr std::array kChoices{CheckpointingChoice::kNone, CheckpointingChoice::kSelective,
+                                CheckpointingChoice::kFull};
+  const auto mib = [&](Checkpointing level) {
+    return static_cast<double>(policy.activation_bytes(rows, level)) / (1 << 20);
+  };
+  std::size_t level = 0;
+  if (options.checkpointing == CheckpointingChoice::kAutomatic) {
+    const auto budget = static_cast<double>(options.activation_budget_mib);
+    while (level + 1 < kLevels.size() && mib(kLevels[level]) > budget) ++level;
+  } else {
+    while (kChoices[level] != options.checkpointing) ++level;
+  }
+  options.checkpointing = kChoices[level];
+  policy.set_checkpointing(kLevels[level]);
+  constexpr std::array<std::string_view, 3> kNames{"none", "selective", "full"};
+  note(fmt::format("checkpointing: {}, up to {:.0f} MiB kept for {} tokens", kNames[level],
+                   mib(kLevels[level]), rows));
+}
+
+/// Tokens of the largest micro-batch that the rows can make.
+std::int64_t most_tokens(const std::vector<TokenPair>& pairs, const LoopOptions& options) {
+  std::vector<std::int64_t> sizes;
+  for (const auto& pair : pairs) {
+    sizes.push_back(std::ssize(pair.prompt) + std::ssize(pair.chosen) + std::ssize(pair.rejected));
+  }
+  std::sort(sizes.begin(), sizes.end(), std::greater<>());
+  const auto micro = options.micro_batch_size > 0 ? options.micro_batch_size : options.batch_size;
+  const auto count = std::min(std::ssize(sizes), micro);
+  const std::int64_t largest = sizes.front();
+  const std::int64_t all = std::accumulate(sizes.begin(), sizes.begin() + count, std::int64_t{0});
+  return options.micro_batch_tokens > 0
+             ? std::min(all, std::max(largest, options.micro_batch_tokens))
+             : all;
 }
 
 std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,
                                           const ModelOptions& model, const Decoder& policy) {
+  const auto dtype = options.dtype.empty() ? model.dtype : options.dtype;
   std::shared_ptr<Policy> frozen;
   if (options.path.empty()) {
-    frozen = policy.frozen_copy();
+    // A fresh adapter changes nothing yet, so the model without it needs no memory of its own.
+    const bool is_fresh_adapter = policy.adapter() && model.adapter.empty();
+    const auto copy = is_fresh_adapter && options.dtype.empty() ? policy.without_adapter()
+                                                                : policy.frozen_decoder();
+    if (!options.dtype.empty()) copy->to(parse_dtype(options.dtype));
+    frozen = copy;
   } else {
-    frozen = Decoder::load(options.path, model.dtype);
+    frozen = Decoder::load(options.path, dtype);
     if (frozen->vocab_size() != policy.vocab_size()) {
       throw ConfigError(
           fmt::format("reference.path: expected a model with the policy's vocabulary "
@@ -432,6 +507,9 @@ RunResult run_training(const RunOptions& given, const RunEvents& events) {
   if (options.train.threads > 0) at::set_num_threads(static_cast<int>(options.train.threads));
   at::manual_seed(static_cast<std::uint64_t>(options.train.seed));
 
+  if (options.model.tokenizer.empty()) {
+    options.model.tokenizer = tokenizer_of_model(options.model.path);
+  }
   const auto tokenizer = make_tokenizer(options.model.tokenizer);
   auto rows = load_rows(options.data, *tokenizer, needs.rejected, note);
   const auto policy = make_policy(options.model, *tokenizer, note);
@@ -451,11 +529,13 @@ RunResult run_training(const RunOptions& given, const RunEvents& events) {
   }
   const auto total_steps = count_steps(options.train, std::ssize(rows.train));
   const auto micro = options.train.micro_batch_size;
+  set_checkpointing(options.train, most_tokens(rows.train, options.train), *policy, note);
   Trainer trainer(policy, reference, loss,
                   {.optimizer = options.optimizer,
                    .total_steps = total_steps,
                    // An evaluation is cut as well, or it would take more memory than a step.
                    .micro_batch_size = micro > 0 ? micro : options.train.batch_size,
+                   .micro_batch_tokens = options.train.micro_batch_tokens,
                    .head_budget_bytes = options.train.head_budget_mib << 20,
                    .sampling = options.sampling});
   folder.start(detail::parse_json<ConfigError>(options_to_json(options), "run"), environment());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/train/trainer.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/gt.h>
 #include <fmt/format.h>
@@ -48,6 +49,11 @@ StepCounts count_tokens(const std::vector<TokenPair>& pairs) {
   return counts;
 }
 
+/// As torch's clip_grad_norm_; `max_norm` 0: no clipping.
+double clip_factor(double norm, double max_norm) {
+  return max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1;
+}
+
 TrainerOptions checked_options(TrainerOptions options) {
   checked(options.optimizer, "optimizer");
   if (options.micro_batch_size < 0) {
@@ -56,7 +62,40 @@ TrainerOptions checked_options(TrainerOptions options) {
                     "step at once",
                     options.micro_batch_size));
   }
+  if (options.micro_batch_tokens < 0) {
+    throw ConfigError(fmt::format("micro_batch_tokens: expected 0 or more, got {}; 0 means no limit",
+                                  options.micro_batch_tokens));
+  }
   return options;
+}
+
+std::int64_t tokens_of(const TokenPair& pair) {
+  return std::ssize(pair.prompt) + std::ssize(pair.chosen) + std::ssize(pair.rejected);
+}
+
+/// What padding makes of a pair.
+std::int64_t width_of(const TokenPair& pair) {
+  return std::ssize(pair.prompt) + std::max(std::ssize(pair.chosen), std::ssize(pair.rejected));
+}
+
+/// Pairs of one step, cut so that no part exceeds the options' limits, except for a single pair.
+std::vector<std::vector<TokenPair>> micro_batches(const std::vector<TokenPair>& pairs,
+                                                  const TrainerOptions& options) {
+  std::vector<std::vector<TokenPair>> parts;
+  std::int64_t tokens = 0;
+  for (const TokenPair& pair : pairs) {
+    tokens += tokens_of(pair);
+    const bool is_full =
+        parts.empty() ||
+        (options.micro_batch_size > 0 && std::ssize(parts.back()) == options.micro_batch_size) ||
+        (options.micro_batch_tokens > 0 && tokens > options.micro_batch_tokens);
+    if (is_full) {
+      parts.emplace_back();
+      tokens = tokens_of(pair);
+    }
+    parts.back().push_back(pair);
+  }
+  return parts;
 }
 
 }  // namespace
@@ -77,6 +116,9 @@ struct Trainer::Impl {
   }
 
   void check(const std::vector<TokenPair>& pairs) const;
+  /// Pairs of like length side by side where they will be padded. Fresh samples go by a pair's place,
+  /// so pairs that get some stay where they are.
+  std::vector<TokenPair> bucketed(std::vector<TokenPair> pairs) const;
   /// Fresh completions of the prompts of `part`, whose first pair is number `first` of the step.
   TokenBatch draw_samples(const std::vector<TokenPair>& part, std::int64_t first,
                           std::int64_t step);
@@ -102,6 +144,15 @@ struct Trainer::Impl {
 void Trainer::Impl::check(const std::vector<TokenPair>& pairs) const {
   if (pairs.empty()) throw ShapeError("trainer: expected at least one pair, got none");
   detail::check_token_range(pairs, policy->vocab_size(), "trainer");
+}
+
+std::vector<TokenPair> Trainer::Impl::bucketed(std::vector<TokenPair> pairs) const {
+  if (!policy->packs() && needs.sample_source == SampleSource::kNone) {
+    std::stable_sort(pairs.begin(), pairs.end(), [](const TokenPair& a, const TokenPair& b) {
+      return width_of(a) < width_of(b);
+    });
+  }
+  return pairs;
 }
 
 TokenBatch Trainer::Impl::draw_samples(const std::vector<TokenPair>& part, std::int64_t first,
@@ -232,12 +283,10 @@ detail::StepMetrics Trainer::Impl::accumulate(const std::vector<TokenPair>& pair
                           .rejected_tokens = static_cast<double>(counts.rejected)};
 
   detail::StepMetrics metrics;
-  const auto all = std::ssize(pairs);
-  const auto size = options.micro_batch_size > 0 ? options.micro_batch_size : all;
-  for (std::int64_t first = 0; first < all; first += size) {
-    const auto last = std::min(all, first + size);
-    const std::vector<TokenPair> part(pairs.begin() + first, pairs.begin() + last);
+  std::int64_t first = 0;
+  for (const auto& part : micro_batches(bucketed(pairs), options)) {
     const auto out = forward(part, first, step, totals, metrics);
+    first += std::ssize(part);
     if (!train) continue;
     if (!out.loss.requires_grad()) {
       throw ConfigError(
@@ -328,8 +377,7 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
   const double grad_norm = metric(metrics, "grad_norm");
   if (std::isfinite(loss) && std::isfinite(grad_norm)) {
     impl_->skipped_in_a_row = 0;
-    if (options.max_grad_norm > 0) impl_->optimizer.clip(grad_norm, options.max_grad_norm);
-    impl_->optimizer.step(learning_rate);
+    impl_->optimizer.step(learning_rate, clip_factor(grad_norm, options.max_grad_norm));
     return metrics;
   }
 

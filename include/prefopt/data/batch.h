@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -18,6 +19,28 @@ struct TokenPair {
   std::vector<std::int64_t> rejected;
 };
 
+/// Sequences with the same prompt. In the stream stand first the tokens that all of them begin with,
+/// then what is left of each, sequence after sequence.
+struct PackedGroup {
+  std::int64_t begin = 0;   ///< first row of the group
+  std::int64_t shared = 0;  ///< rows of the common beginning
+  std::int64_t scored = 0;  ///< from this row of the group on, rows predict completion tokens
+  std::vector<std::int64_t> branches = {};  ///< rows of each sequence beyond the common beginning
+};
+
+/// The tokens of a batch in one stream of `N` rows without padding, common beginnings once. The last
+/// token of a sequence predicts nothing and is left out.
+struct PackedTokens {
+  std::vector<PackedGroup> groups;
+  at::Tensor input_ids;  ///< [N] int64
+  at::Tensor positions;  ///< [N] int64: place of a token in its own sequence
+  /// [R] int64: the row that predicts a completion token, and that token. A pair of both stands here
+  /// once, however many sequences share it.
+  at::Tensor rows, targets;
+  /// [tokens] int64: index into `rows` of each completion token, sequence after sequence.
+  at::Tensor token_rows;
+};
+
 /// Right-padded sequences. `S` sequences of at most `T` tokens.
 struct TokenBatch {
   at::Tensor input_ids;        ///< [S, T] int64; padding holds 0, which no result depends on
@@ -25,6 +48,8 @@ struct TokenBatch {
   at::Tensor completion_mask;  ///< [S, T] bool, true on completion tokens
   /// [S] int64 on the CPU, so that counts never need a device sync.
   at::Tensor completion_lens;
+  /// The same tokens for policies that take streams; null: there is the padded form only.
+  std::shared_ptr<const PackedTokens> packed = nullptr;
 
   std::int64_t sequences() const { return input_ids.size(0); }
   PREFOPT_API TokenBatch to(const at::Device& device) const;
@@ -39,6 +64,10 @@ struct TokenSequence {
 /// Throws ShapeError for an empty list, an empty prompt (nothing predicts the first token) or an
 /// empty completion.
 PREFOPT_API TokenBatch make_batch(const std::vector<TokenSequence>& sequences);
+
+/// Some sequences of a batch on the CPU, laid out anew.
+PREFOPT_API TokenBatch select_sequences(const TokenBatch& batch,
+                                        const std::vector<std::int64_t>& sequences);
 
 /// Chosen sequences of all pairs first, then the rejected ones (when `with_rejected`).
 PREFOPT_API TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs,

@@ -34,6 +34,11 @@ struct DataOptions {
   RowPolicy unusable = RowPolicy::kDrop;
   RowPolicy identical = RowPolicy::kDrop;    ///< chosen equals rejected
   RowPolicy long_prompt = RowPolicy::kKeep;  ///< longer than its budget: keep means truncate
+  /// How messages become text: a format of `prefopt/data/chat.h`, or "auto": that of the
+  /// tokenizer's own template.
+  std::string chat_format = "dialogue";
+  /// Folder that keeps tokenized files, so that a later run need not tokenize; empty: none.
+  std::string token_cache = {};
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -47,6 +52,7 @@ struct RowReport {
   std::vector<std::int64_t> truncated_lines = {};
   std::map<std::string, std::vector<std::int64_t>> dropped;
   std::map<std::string, std::vector<std::int64_t>> kept_with;
+  std::string cache_note = {};  ///< what there is to say of the token cache; else empty
 
   /// One line a defect: count, reason and the first line numbers. Empty when nothing is to say.
   PREFOPT_API std::string summary() const;
@@ -66,12 +72,17 @@ PREFOPT_API void for_each_line(const std::string& path,
 /// Token ids of one row under the budgets. Prompt and completions are tokenized apart, so that the
 /// boundary is one between tokens; ids given in the row are used as they are. The prompt gives way
 /// first and keeps its begin token and its end, down to one token; a completion that is cut keeps
-/// its end token. What is cut is counted in `report`.
+/// its end token. In a chat format the end of the turn is the end token, and `add_bos` and
+/// `add_eos` add nothing to what the format writes. What is cut is counted in `report`. Throws
+/// ConfigError where the end of a turn is no single token of the tokenizer.
 PREFOPT_API TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                                    const DataOptions& options, RowReport& report);
 
 /// `need_rejected`: rows without one are unusable (named as such). Where it is false, rejected
-/// completions are left out. Throws DataError where a policy says so or where
+/// completions are left out. Rows are tokenized on LibTorch's threads; the result does not depend
+/// on their number. With `token_cache`, the result is kept under a hash of the file's content, the
+/// tokenizer and the options; what is damaged there is made anew, and a cache that cannot be
+/// written is done without, which the report says. Throws DataError where a policy says so or where
 /// no row can be used.
 PREFOPT_API Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                                  const DataOptions& options, bool need_rejected);

@@ -3,14 +3,17 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "prefopt/export.h"
 
 namespace prefopt {
 
+/// Safe to use from several threads at a time.
 class PREFOPT_API Tokenizer {
  public:
   virtual ~Tokenizer() = default;
@@ -20,9 +23,18 @@ class PREFOPT_API Tokenizer {
   /// Text of `ids`; begin, end and padding tokens are left out.
   virtual std::string decode(const std::vector<std::int64_t>& ids) const = 0;
   virtual std::int64_t vocab_size() const = 0;
-  virtual std::int64_t bos_id() const = 0;  ///< -1 where there is none
-  virtual std::int64_t eos_id() const = 0;
-  virtual std::int64_t pad_id() const = 0;
+  /// The token that goes before a text; -1 where the tokenizer puts none there.
+  virtual std::int64_t bos_id() const = 0;
+  virtual std::int64_t eos_id() const = 0;  ///< -1 where there is none
+  virtual std::int64_t pad_id() const = 0;  ///< -1 where there is none
+  /// The model's own chat template, in Jinja; empty where there is none.
+  virtual std::string chat_template() const { return {}; }
+  /// Equal for tokenizers that give equal tokens: a key for what is kept on disk.
+  virtual std::string fingerprint() const { return name(); }
+
+  /// encode() of each text, on LibTorch's threads; the same whatever their number.
+  std::vector<std::vector<std::int64_t>> encode_batch(
+      std::span<const std::string_view> texts) const;
 };
 
 /// Ids 0 to 255 are the bytes of UTF-8 text; 256 begin, 257 end, 258 padding.
@@ -37,7 +49,64 @@ class PREFOPT_API ByteTokenizer final : public Tokenizer {
   std::int64_t pad_id() const override { return 258; }
 };
 
-/// "byte" is the only one so far. Throws ConfigError for an unknown name.
+/// A token that is looked for in the text before anything else is done to it.
+struct AddedToken {
+  std::string content = {};
+  std::int64_t id = -1;
+  bool special = false;     ///< left out by decode()
+  bool normalized = false;  ///< looked for after normalization
+  bool strip_left = false;  ///< takes the white space before it along
+  bool strip_right = false;
+};
+
+/// One step of cutting a text into words, between which nothing merges.
+struct WordSplit {
+  std::string pattern = {};       ///< regular expression; empty: the text stays whole
+  bool matches_only = false;      ///< what lies between the matches is dropped, else a word too
+  bool add_prefix_space = false;  ///< before the cut, where the text does not begin with one
+};
+
+/// All that a byte-level BPE tokenizer consists of, wherever it was stored. Tokens are written in
+/// GPT-2's alphabet, in which each byte is a printable character.
+struct BpeVocabulary {
+  std::vector<std::string> tokens;                          ///< by id; an empty one is a gap
+  std::vector<std::pair<std::string, std::string>> merges;  ///< in order of rank
+  std::vector<AddedToken> added;
+  std::vector<WordSplit> splits;
+  bool nfc = false;            ///< Unicode's normalization form C comes first
+  bool ignore_merges = false;  ///< a word that is a token becomes that token
+  /// Stands for bytes that are no token; -1: they are dropped, as by the package `tokenizers`.
+  std::int64_t unknown_id = -1;
+  bool fuse_unknown = false;  ///< unknown bytes in a row become one token
+  std::int64_t bos_id = -1;   ///< -1 too where texts begin without it
+  std::int64_t eos_id = -1;
+  std::int64_t pad_id = -1;
+  std::string chat_template;
+};
+
+/// The cuts of a pre-tokenizer under the name that GGUF files (`tokenizer.ggml.pre`) give it:
+/// "gpt-2", "smollm" (GPT-2's with each digit alone), "llama-bpe" (Llama 3), "qwen2". Throws
+/// CheckpointError, led by `where`, for another one.
+PREFOPT_API std::vector<WordSplit> named_word_splits(std::string_view name, std::string_view where);
+
+/// Byte-level BPE, token for token as in the package `tokenizers`. Text that looks like an added
+/// token, special or not, becomes that token. Bytes that are no UTF-8 become U+FFFD first, cut as
+/// Python's `errors="replace"` does. decode() drops special tokens and ids that are none, and
+/// gives back any UTF-8 text that encode() was given, but for NFC, `strip_left` and `strip_right`;
+/// bytes of ids that form no UTF-8 become U+FFFD. Throws CheckpointError, led by `name`, for a
+/// vocabulary that is none.
+PREFOPT_API std::shared_ptr<const Tokenizer> make_bpe_tokenizer(BpeVocabulary vocabulary,
+                                                                std::string name);
+
+/// "byte"; the path of a Hugging Face `tokenizer.json`; that of a folder that holds one; or that of
+/// a `.gguf` file.
+/// `tokenizer_config.json` and `chat_template.jinja` beside it give the begin, end and padding
+/// token and the chat template. `truncation` and `padding` in the file are left to DataOptions.
+/// Throws ConfigError for an unknown name and CheckpointError, which names file and field, for
+/// a file that is damaged or holds what would change tokens and is not known here.
 PREFOPT_API std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name);
+
+/// What make_tokenizer takes for a model folder or file: itself if it has a tokenizer, else "byte".
+PREFOPT_API std::string tokenizer_of_model(const std::string& model);
 
 }  // namespace prefopt

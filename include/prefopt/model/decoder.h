@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -44,6 +45,27 @@ struct DecoderOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
+/// What the layers keep from the forward for the backward pass; the rest is computed again. Results
+/// are the same to the last bit.
+enum class Checkpointing {
+  kNone,       ///< all but norms and products of gate and up
+  kSelective,  ///< not gate and up, 2 of a layer's 7 products
+  kFull,       ///< the input of each layer only
+};
+
+/// A low-rank adapter (2106.09685): W + scale · B A with scale = alpha / rank, or alpha / sqrt(rank)
+/// for rsLoRA (2312.03732). Names are those of PEFT's `adapter_config.json`.
+struct LoraOptions {
+  std::int64_t r = 16;
+  double lora_alpha = 32;
+  bool use_rslora = false;
+  /// Of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
+  std::vector<std::string> target_modules = {"q_proj", "k_proj",  "v_proj",   "o_proj",
+                                             "gate_proj", "up_proj", "down_proj"};
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
 /// Decoder-only transformer: RMSNorm (1910.07467), rotary positions (2104.09864), grouped-query
 /// attention (2305.13245), SwiGLU (2002.05202), tied or untied head. Parameters carry Hugging
 /// Face's names.
@@ -61,24 +83,54 @@ class PREFOPT_API Decoder final : public Policy {
   static std::shared_ptr<Decoder> load(const std::string& path, std::string_view dtype = "keep");
 
   PolicyOutput forward(const TokenBatch& batch) override;
+  /// On the CPU. Activations are at least float32 there, whatever the dtype of the weights.
+  bool packs() const override;
+  at::Tensor forward_packed(const PackedTokens& tokens) override;
   OutputHead head() const override;
   std::int64_t vocab_size() const override;
   std::vector<NamedParameter> named_parameters() const override;
   std::string config() const override;
   std::shared_ptr<Policy> frozen_copy() const override;
+  std::shared_ptr<Decoder> frozen_decoder() const;
   /// Writes a Hugging Face folder that transformers loads, in shards above 5 GB. A config read from
-  /// a folder is written back with everything it held.
+  /// a folder is written back with everything it held. A model with an adapter writes that alone.
   void save(const std::string& directory) const override;
   std::unique_ptr<DecodeSession> start_decoding(
       const std::vector<std::vector<std::int64_t>>& prompts) override;
 
   const DecoderOptions& options() const;
+
+  /// Of forward_packed.
+  void set_checkpointing(Checkpointing checkpointing);
+  /// What forward_packed keeps for the backward pass of a stream of `rows` tokens.
+  std::int64_t activation_bytes(std::int64_t rows, Checkpointing checkpointing) const;
+
+  /// Freezes the weights and adds an adapter that changes nothing yet: A uniform as PEFT's, from
+  /// LibTorch's default generator, B zero. Throws ConfigError for an unknown target or if there is
+  /// an adapter.
+  void add_adapter(const LoraOptions& options);
+  const std::optional<LoraOptions>& adapter() const;
+  /// Adds the adapter to the weights and removes it.
+  void merge_adapter();
+  /// The model without its adapter, sharing the frozen weights: the reference of a policy that
+  /// trains an adapter. Throws ConfigError if there is none.
+  std::shared_ptr<Decoder> without_adapter() const;
+  /// `adapter_config.json` and `adapter_model.safetensors`, as PEFT writes and reads them.
+  void save_adapter(const std::string& directory) const;
+  /// Freezes the weights and adds the adapter of a folder. Throws CheckpointError for one that is
+  /// not of this model.
+  void load_adapter(const std::string& directory);
   /// Replaces the parameters: before a trainer or an optimizer holds them, not after.
   void to(at::ScalarType dtype);
 
  private:
   struct Impl;
   explicit Decoder(std::unique_ptr<Impl> impl);
+  void place_adapter(const LoraOptions& options);
+  void train_adapter_only();
+  template <class Visit>
+  void for_each_adapter_weight(Visit&& visit) const;
+
   std::unique_ptr<Impl> impl_;
 };
 

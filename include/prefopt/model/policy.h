@@ -46,6 +46,12 @@ class PREFOPT_API Policy {
 
   /// Position t of the result sees tokens 0..t of its sequence only.
   virtual PolicyOutput forward(const TokenBatch& batch) = 0;
+  /// Whether `forward_packed` may be called.
+  virtual bool packs() const { return false; }
+  /// Hidden states [R, hidden] of the stream's `rows`, equal to those of `forward`: a row sees the
+  /// rows before it in its own sequence only, wherever they stand. Throws ConfigError unless the
+  /// policy packs.
+  virtual at::Tensor forward_packed(const PackedTokens& tokens);
   virtual OutputHead head() const { return {}; }
   virtual std::int64_t vocab_size() const = 0;
   virtual std::vector<NamedParameter> named_parameters() const = 0;

@@ -18,10 +18,13 @@
 namespace prefopt {
 
 struct ModelOptions {
-  std::string path = {};          ///< Hugging Face folder; empty: fresh weights of shape `decoder`
+  std::string path = {};  ///< Hugging Face folder or GGUF file; empty: fresh weights of `decoder`
   std::string dtype = "float32";  ///< or "keep"
-  std::string tokenizer = "byte";
+  std::string tokenizer = {};     ///< of make_tokenizer; empty: the model's own, else "byte"
   DecoderOptions decoder = {};
+  bool use_lora = false;     ///< train an adapter; the reference is then the model without it
+  LoraOptions lora = {};
+  std::string adapter = {};  ///< folder of an adapter to train on, in place of `lora`
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -31,10 +34,14 @@ enum class ReferenceKind { kFrozen, kCached };
 struct ReferenceOptions {
   ReferenceKind kind = ReferenceKind::kFrozen;
   std::string path = {};       ///< Hugging Face folder; empty: the policy as it was before training
+  std::string dtype = {};      ///< empty: the policy's
   std::string cache_dir = {};  ///< empty: `reference-cache` in the run folder
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
+
+/// Automatic: as little is computed again as `activation_budget_mib` allows.
+enum class CheckpointingChoice { kAutomatic, kNone, kSelective, kFull };
 
 struct LoopOptions {
   std::int64_t steps = 0;  ///< 0: `epochs` decides
@@ -42,7 +49,10 @@ struct LoopOptions {
   /// Pairs an optimizer step. The last step of an epoch is filled up from the next epoch's order.
   std::int64_t batch_size = 16;
   std::int64_t micro_batch_size = 0;  ///< 0: the whole step at once
+  std::int64_t micro_batch_tokens = 0;  ///< tokens at a time; 0: no limit
   std::int64_t head_budget_mib = 1024;
+  CheckpointingChoice checkpointing = CheckpointingChoice::kAutomatic;
+  std::int64_t activation_budget_mib = 4096;
   std::int64_t eval_every = 0;  ///< steps; 0: only before the first and after the last step
   std::int64_t log_every = 1;
   std::int64_t seed = 0;

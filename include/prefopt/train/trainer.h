@@ -20,6 +20,8 @@ namespace prefopt {
 
 enum class Schedule { kConstant, kLinear, kCosine };
 
+enum class StateDtype { kParameter, kBFloat16 };
+
 struct OptimizerOptions {
   double learning_rate = 1e-4;
   double adam_beta1 = 0.9;
@@ -27,6 +29,7 @@ struct OptimizerOptions {
   double adam_epsilon = 1e-8;
   double weight_decay = 0;
   double max_grad_norm = 1;  ///< 0: no clipping
+  StateDtype state_dtype = StateDtype::kParameter;  ///< of AdamW's means
   Schedule schedule = Schedule::kLinear;
   std::int64_t warmup_steps = 0;
   double min_learning_rate_ratio = 0;  ///< floor of linear and cosine, as a share of the peak
@@ -48,6 +51,8 @@ struct TrainerOptions {
   OptimizerOptions optimizer = {};
   std::int64_t total_steps = 0;       ///< length of the schedule; a constant one needs none
   std::int64_t micro_batch_size = 0;  ///< pairs at a time; 0: the whole step at once
+  /// Tokens at a time, of prompts and completions together, at least one pair; 0: no limit.
+  std::int64_t micro_batch_tokens = 0;
   /// Of the output head, see linear_token_logps: changes memory and speed, never results.
   std::int64_t head_budget_bytes = std::int64_t{1} << 30;
   SamplingOptions sampling = {};  ///< for losses that need fresh samples

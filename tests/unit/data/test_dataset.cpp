@@ -472,3 +472,80 @@ TEST_CASE("the held-out part is the end of the file", "[data]") {
   CHECK_THROWS_TEXT(split_dataset(make(3), std::nan("")), ConfigError,
                     "split_dataset: expected eval_fraction in [0, 1), got nan");
 }
+
+TEST_CASE("rows of messages end in the token that ends a turn", "[data]") {
+  const auto tokenizer = make_tokenizer(PREFOPT_TEST_DATA_DIR "/tokenizers/smollm2");
+  const std::int64_t end = tokenizer->encode("<|im_end|>").at(0);
+  const RowFile file(R"({"prompt": [{"role": "user", "content": "Hi"}], )"
+                     R"("chosen": [{"role": "assistant", "content": "Yes, yes, yes"}], )"
+                     R"("rejected": [{"role": "assistant", "content": "No"}]})"
+                     "\n"
+                     R"({"prompt": [{"role": "user", "content": "Hi"}], )"
+                     R"("chosen": [{"role": "assistant", "content": "Yes"}], )"
+                     R"("rejected": [{"role": "assistant", "content": ""}]})"
+                     "\n");
+  DataOptions options = {.max_completion_length = 4, .chat_format = "chatml"};
+  const Dataset dataset = load_dataset(file.path(), *tokenizer, options, true);
+  REQUIRE(dataset.pairs.size() == 1);
+  const TokenPair& pair = dataset.pairs[0];
+  CHECK(pair.prompt ==
+        tokenizer->encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"));
+  CHECK(pair.chosen.size() == 4);
+  CHECK(pair.chosen.back() == end);
+  Ids rejected = tokenizer->encode("No");
+  rejected.push_back(end);
+  CHECK(pair.rejected == rejected);
+  CHECK(dataset.report.summary() ==
+        "dropped 1 row: empty completion (line 2)\ntruncated 1 completion (line 1)");
+}
+
+TEST_CASE("chat formats need a tokenizer and a name that fit", "[data]") {
+  const RowFile file(R"({"messages": [{"role": "user", "content": "Hi"}]})");
+  const auto load = [&](const std::string& format) {
+    return file.load({.chat_format = format}, false);
+  };
+  CHECK_THROWS_TEXT(load("chatml"), ConfigError,
+                    "chat_format: expected a format whose end of turn is one token of the "
+                    "tokenizer 'byte', got '<|im_end|>', which is 10");
+  CHECK_THROWS_TEXT(load("auto"), ConfigError,
+                    "chat_format 'auto' of 'byte': expected a chat template to tell the chat "
+                    "format by, got none; name one of chatml, smollm2, qwen2, qwen2.5, llama3, "
+                    "zephyr, alpaca, plain, dialogue");
+  CHECK_THROWS_AS(load("chatlm"), ConfigError);
+  CHECK(shown(load("plain").pairs.at(0)) == "<|Hi>|");
+}
+
+TEST_CASE("a dataset does not depend on the number of threads", "[data]") {
+  std::string rows;
+  for (int i = 0; i < 9000; ++i) {
+    const std::string text(static_cast<std::size_t>(i % 37), 'x');
+    rows += i % 100 == 7 ? "broken\n"
+                         : R"({"prompt": "p)" + text + R"(", "chosen": "c)" + std::to_string(i) +
+                               R"(", "rejected": "r)" + text + "\"}\n";
+  }
+  const RowFile file(rows);
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const Dataset one = file.load();
+  at::set_num_threads(4);
+  const Dataset four = file.load();
+  std::string error;
+  try {
+    file.load({.unusable = RowPolicy::kError});
+  } catch (const DataError& thrown) {
+    error = thrown.what();
+  }
+  at::set_num_threads(threads);
+  CHECK(error.starts_with(file.path() + ":8: expected JSON"));  // the first of many
+  CHECK(one.report.summary() == four.report.summary());
+  CHECK(one.report.rows_read == 9000);
+  CHECK(one.report.dropped == four.report.dropped);
+  REQUIRE(one.pairs.size() == four.pairs.size());
+  bool equal = true;
+  for (std::size_t i = 0; i < one.pairs.size(); ++i) {
+    equal &= one.pairs[i].prompt == four.pairs[i].prompt &&
+             one.pairs[i].chosen == four.pairs[i].chosen &&
+             one.pairs[i].rejected == four.pairs[i].rejected;
+  }
+  CHECK(equal);
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/data/chat.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+
+#include "core/hash.h"
+#include "core/text.h"
+#include "core/utf8.h"
+#include "data/chat_writer.h"
+#include "prefopt/error.h"
+
+namespace prefopt {
+
+/// What opens a turn of each role, what ends all of them, and what is special to the format.
+struct detail::ChatDefinition {
+  std::string_view name;
+  std::string_view system, user, assistant;
+  std::string_view end_of_turn = "";
+  std::string_view between_turns = "";
+  std::string_view begin = "";           ///< of the whole text
+  std::string_view default_system = "";  ///< where a conversation begins with no system message
+  std::string_view before_content = "";  ///< where the content is not empty
+  bool trimmed = false;                  ///< white space around the content is left out
+  bool system_first_only = false;
+};
+
+namespace {
+
+using detail::ChatDefinition;
+using detail::ChatWriter;
+
+constexpr ChatDefinition kChatMl{.name = "chatml",
+                                 .system = "<|im_start|>system\n",
+                                 .user = "<|im_start|>user\n",
+                                 .assistant = "<|im_start|>assistant\n",
+                                 .end_of_turn = "<|im_end|>",
+                                 .between_turns = "\n"};
+
+constexpr ChatDefinition chat_ml(std::string_view name, std::string_view default_system) {
+  ChatDefinition definition = kChatMl;
+  definition.name = name;
+  definition.default_system = default_system;
+  return definition;
+}
+
+constexpr std::array<ChatDefinition, 9> kDefinitions{
+    kChatMl,
+    chat_ml("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    chat_ml("qwen2", "You are a helpful assistant."),
+    chat_ml("qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    ChatDefinition{.name = "llama3",
+                   .system = "<|start_header_id|>system<|end_header_id|>\n\n",
+                   .user = "<|start_header_id|>user<|end_header_id|>\n\n",
+                   .assistant = "<|start_header_id|>assistant<|end_header_id|>\n\n",
+                   .end_of_turn = "<|eot_id|>",
+                   .begin = "<|begin_of_text|>",
+                   .trimmed = true},
+    ChatDefinition{.name = "zephyr",
+                   .system = "<|system|>\n",
+                   .user = "<|user|>\n",
+                   .assistant = "<|assistant|>\n",
+                   .end_of_turn = "</s>",
+                   .between_turns = "\n"},
+    ChatDefinition{.name = "alpaca",
+                   .system = "",
+                   .user = "### Instruction:\n",
+                   .assistant = "### Response:",
+                   .between_turns = "\n\n",
+                   .default_system = "Below is an instruction that describes a task. Write a "
+                                     "response that appropriately completes the request."},
+    ChatDefinition{
+        .name = "plain", .system = "", .user = "", .assistant = "", .between_turns = "\n\n"},
+    // An empty answer stays an empty completion, not one blank.
+    ChatDefinition{.name = "dialogue",
+                   .system = "",
+                   .user = "\n\nHuman:",
+                   .assistant = "\n\nAssistant:",
+                   .before_content = " ",
+                   .system_first_only = true},
+};
+
+struct KnownTemplate {
+  std::string_view hash;  ///< ContentHash of the text without white space at its end
+  std::string_view format;
+};
+
+constexpr std::array<KnownTemplate, 6> kTemplates{{
+    {"adee347697a29c129661d569ffc6624cfd661f2a", "chatml"},
+    {"5f9b4bbe7f52122d7eeb073e70450e9b88006454", "smollm2"},
+    {"6d4c93c4cdc0284a32e58bacca664ad34bfc9521", "qwen2"},
+    {"f8b4e15679d5fca4aa9f815c7b874d495a7a1789", "qwen2.5"},
+    {"43230c3dd0edad0e449d4f0f842a26f43a2df249", "llama3"},
+    {"07a6d015a448a803e0b493e7ded6ce0303350314", "zephyr"},
+}};
+
+const ChatDefinition& definition_of(std::string_view format, std::string_view where) {
+  for (const ChatDefinition& definition : kDefinitions) {
+    if (definition.name == format) return definition;
+  }
+  const auto names = chat_format_names();
+  throw ConfigError(fmt::format("{}: expected a chat format among {}, got '{}'{}", where,
+                                fmt::join(names, ", "), format,
+                                detail::did_you_mean(format, names)));
+}
+
+// As Python's str.strip(), which Jinja's trim is: White_Space and the four separators of ASCII.
+std::string_view trimmed(std::string_view text) {
+  const auto is_space = [](char32_t code) {
+    return detail::is_white_space(code) || (code >= 0x1C && code <= 0x1F);
+  };
+  std::size_t begin = text.size();
+  std::size_t end = 0;
+  for (std::size_t at = 0; at < text.size();) {
+    const detail::Utf8Character character = detail::utf8_character(text, at);
+    if (!is_space(character.code)) {
+      begin = std::min(begin, at);
+      end = at + character.length;
+    }
+    at += character.length;
+  }
+  return begin < end ? text.substr(begin, end - begin) : std::string_view();
+}
+
+}  // namespace
+
+namespace detail {
+
+ChatWriter::ChatWriter(std::string_view format, std::string_view where)
+    : definition_(&definition_of(format, where)) {}
+
+bool ChatWriter::knows_role(std::string_view role) {
+  return role == "system" || role == "user" || role == "assistant";
+}
+
+std::string ChatWriter::opening(const Message& first) const {
+  std::string text(definition_->begin);
+  if (first.role != "system" && !definition_->default_system.empty()) {
+    const Message system{.role = "system", .content = std::string(definition_->default_system)};
+    text += opening_of(system.role) + body(system);
+  }
+  return text;
+}
+
+std::string ChatWriter::opening_of(std::string_view role) const {
+  return std::string(role == "system" ? definition_->system
+                     : role == "user" ? definition_->user
+                                      : definition_->assistant);
+}
+
+std::string ChatWriter::body(const Message& message) const {
+  const std::string_view content =
+      definition_->trimmed ? trimmed(message.content) : std::string_view(message.content);
+  std::string text;
+  if (message.role != "system" && !content.empty()) text += definition_->before_content;
+  return text.append(content).append(definition_->end_of_turn).append(definition_->between_turns);
+}
+
+std::string_view ChatWriter::between_turns() const { return definition_->between_turns; }
+std::string_view ChatWriter::end_of_turn() const { return definition_->end_of_turn; }
+
+void ChatWriter::check_system(const std::vector<Message>& messages, std::string_view where) const {
+  for (std::size_t i = 1; definition_->system_first_only && i < messages.size(); ++i) {
+    if (messages[i].role == "system") {
+      throw DataError(fmt::format(
+          "{}: expected the role 'system' in the first message only, got it in message {}", where,
+          i + 1));
+    }
+  }
+}
+
+std::string ChatWriter::text(const std::vector<Message>& messages, bool open_assistant_turn,
+                             std::string_view where) const {
+  for (const Message& message : messages) {
+    if (!knows_role(message.role)) {
+      throw DataError(fmt::format("{}: expected a role 'system', 'user' or 'assistant', got '{}'",
+                                  where, message.role));
+    }
+  }
+  check_system(messages, where);
+  std::string text = messages.empty() ? "" : opening(messages.front());
+  for (const Message& message : messages) text += opening_of(message.role) + body(message);
+  if (open_assistant_turn) text += opening_of("assistant");
+  return text;
+}
+
+}  // namespace detail
+
+std::vector<std::string_view> chat_format_names() {
+  std::vector<std::string_view> names;
+  for (const ChatDefinition& definition : kDefinitions) names.push_back(definition.name);
+  return names;
+}
+
+std::string format_chat(std::string_view format, const std::vector<Message>& messages,
+                        bool open_assistant_turn) {
+  return ChatWriter(format, "format_chat").text(messages, open_assistant_turn, "format_chat");
+}
+
+std::string chat_end_of_turn(std::string_view format) {
+  return std::string(ChatWriter(format, "chat_end_of_turn").end_of_turn());
+}
+
+std::string recognize_chat_format(std::string_view chat_template, std::string_view where) {
+  const std::size_t end = chat_template.find_last_not_of(" \t\r\n");
+  if (end == std::string_view::npos) {
+    throw ConfigError(fmt::format(
+        "{}: expected a chat template to tell the chat format by, got none; name one of {}", where,
+        fmt::join(chat_format_names(), ", ")));
+  }
+  detail::ContentHash hash;
+  hash.update(chat_template.substr(0, end + 1));
+  const std::string text = hash.hex();
+  for (const KnownTemplate& known : kTemplates) {
+    if (known.hash == text) return std::string(known.format);
+  }
+  throw ConfigError(
+      fmt::format("{}: expected the chat template of a known format, got another one (SHA-1 {}); "
+                  "name one of {}",
+                  where, text, fmt::join(chat_format_names(), ", ")));
+}
+
+}  // namespace prefopt

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "data/token_cache.h"
+
+#include <fmt/format.h>
+
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+#include "core/file.h"
+#include "core/hash.h"
+#include "prefopt/error.h"
+
+namespace prefopt::detail {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Goes up with every change of the format or of what tokenization means.
+constexpr std::string_view kMagic = "prefopt tokens 1\n";
+
+std::string hash_of(std::string_view bytes) {
+  ContentHash hash;
+  hash.update(bytes);
+  return hash.hex();
+}
+
+// Where the rows and the cache lie and what is held out of them changes no token.
+std::string key_of(std::string_view rows, const Tokenizer& tokenizer, DataOptions options,
+                   bool need_rejected) {
+  options.train.clear();
+  options.eval.clear();
+  options.eval_fraction = 0;
+  options.token_cache.clear();
+  return hash_of(fmt::format("{}{}\n{}\n{}\n{}", kMagic, hash_of(rows), tokenizer.fingerprint(),
+                             options_to_json(options), need_rejected));
+}
+
+class Writer {
+ public:
+  void number(std::int64_t value) {
+    bytes_.append(reinterpret_cast<const char*>(&value), sizeof value);
+  }
+  void numbers(const std::vector<std::int64_t>& values) {
+    number(static_cast<std::int64_t>(values.size()));
+    bytes_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(values[0]));
+  }
+  void text(std::string_view value) {
+    number(static_cast<std::int64_t>(value.size()));
+    bytes_ += value;
+  }
+  void lines(const std::map<std::string, std::vector<std::int64_t>>& by_reason) {
+    number(static_cast<std::int64_t>(by_reason.size()));
+    for (const auto& [reason, lines] : by_reason) {
+      text(reason);
+      numbers(lines);
+    }
+  }
+  const std::string& bytes() const { return bytes_; }
+
+ private:
+  std::string bytes_;
+};
+
+/// Thrown and caught in this file: bytes that Writer did not write.
+struct Damage {};
+
+class Reader {
+ public:
+  explicit Reader(std::string_view bytes) : bytes_(bytes) {}
+
+  std::int64_t number() {
+    std::int64_t value = 0;
+    std::memcpy(&value, take(sizeof value).data(), sizeof value);
+    return value;
+  }
+  /// A number of things that take at least `bytes` each.
+  std::size_t count(std::size_t bytes) {
+    const std::int64_t value = number();
+    if (value < 0 || static_cast<std::uint64_t>(value) > bytes_.size() / bytes) throw Damage();
+    return static_cast<std::size_t>(value);
+  }
+  std::vector<std::int64_t> numbers() {
+    std::vector<std::int64_t> values(count(sizeof(std::int64_t)));
+    const std::size_t bytes = values.size() * sizeof(std::int64_t);
+    if (bytes > 0) std::memcpy(values.data(), take(bytes).data(), bytes);
+    return values;
+  }
+  std::string text() { return std::string(take(count(1))); }
+  std::map<std::string, std::vector<std::int64_t>> lines() {
+    std::map<std::string, std::vector<std::int64_t>> by_reason;
+    for (std::size_t i = count(2 * sizeof(std::int64_t)); i > 0; --i) {
+      const std::string reason = text();
+      by_reason[reason] = numbers();
+    }
+    return by_reason;
+  }
+  void expect_end() const {
+    if (!bytes_.empty()) throw Damage();
+  }
+
+ private:
+  std::string_view take(std::size_t bytes) {
+    if (bytes > bytes_.size()) throw Damage();
+    const std::string_view taken = bytes_.substr(0, bytes);
+    bytes_.remove_prefix(bytes);
+    return taken;
+  }
+
+  std::string_view bytes_;
+};
+
+std::string to_bytes(const Dataset& dataset) {
+  Writer writer;
+  const RowReport& report = dataset.report;
+  for (std::int64_t value : {report.rows_read, report.rows_kept, report.truncated_prompts,
+                             report.truncated_completions}) {
+    writer.number(value);
+  }
+  writer.numbers(report.truncated_lines);
+  writer.lines(report.dropped);
+  writer.lines(report.kept_with);
+  writer.number(static_cast<std::int64_t>(dataset.pairs.size()));
+  for (const TokenPair& pair : dataset.pairs) {
+    writer.numbers(pair.prompt);
+    writer.numbers(pair.chosen);
+    writer.numbers(pair.rejected);
+  }
+  return std::string(kMagic) + hash_of(writer.bytes()) + writer.bytes();
+}
+
+std::optional<Dataset> from_bytes(std::string_view bytes) {
+  constexpr std::size_t kHashDigits = 40;
+  const std::size_t header = kMagic.size() + kHashDigits;
+  if (!bytes.starts_with(kMagic) || bytes.size() < header) return std::nullopt;
+  const std::string_view content = bytes.substr(header);
+  if (hash_of(content) != bytes.substr(kMagic.size(), kHashDigits)) return std::nullopt;
+  try {
+    Reader reader(content);
+    Dataset dataset;
+    RowReport& report = dataset.report;
+    for (std::int64_t* value : {&report.rows_read, &report.rows_kept, &report.truncated_prompts,
+                                &report.truncated_completions}) {
+      *value = reader.number();
+    }
+    report.truncated_lines = reader.numbers();
+    report.dropped = reader.lines();
+    report.kept_with = reader.lines();
+    dataset.pairs.resize(reader.count(3 * sizeof(std::int64_t)));
+    for (TokenPair& pair : dataset.pairs) {
+      pair.prompt = reader.numbers();
+      pair.chosen = reader.numbers();
+      pair.rejected = reader.numbers();
+    }
+    reader.expect_end();
+    return dataset;
+  } catch (const Damage&) {
+    return std::nullopt;
+  }
+}
+
+}  // namespace
+
+TokenCache::TokenCache(const std::string& folder, const std::string& rows,
+                       const Tokenizer& tokenizer, const DataOptions& options, bool need_rejected)
+    : folder_(folder) {
+  const std::string content = read_file<DataError>(rows);
+  const std::string key = key_of(content, tokenizer, options, need_rejected);
+  path_ = (fs::path(folder) / (key + ".tokens")).string();
+}
+
+Dataset TokenCache::get_or_make(const std::function<Dataset()>& make) const {
+  std::string bytes;
+  const bool found = try_read_file(path_, bytes).empty();
+  if (found) {
+    if (auto kept = from_bytes(bytes)) {
+      kept->report.cache_note = fmt::format("tokens are those kept in {}", path_);
+      return *std::move(kept);
+    }
+  }
+  Dataset dataset = make();
+  dataset.report.cache_note = found ? fmt::format("{} is damaged and was made anew", path_) : "";
+  std::error_code ignored;  // writing says what is wrong with the folder
+  fs::create_directories(folder_, ignored);
+  if (const auto why = try_write_file(path_, to_bytes(dataset)); !why.empty()) {
+    dataset.report.cache_note = fmt::format("no tokens are kept in {} ({})", path_, why);
+  }
+  return dataset;
+}
+
+}  // namespace prefopt::detail

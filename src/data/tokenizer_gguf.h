@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "prefopt/data/tokenizer.h"
+
+namespace prefopt::detail {
+
+/// The keys `tokenizer.ggml.*` and `tokenizer.chat_template` of a GGUF file.
+struct GgufVocabulary {
+  std::string model;                     ///< "gpt2" for byte-level BPE
+  std::string pre;                       ///< the pre-tokenizer's name
+  std::vector<std::string> tokens;       ///< in GPT-2's alphabet
+  std::vector<std::string> merges;       ///< "LEFT RIGHT"
+  std::vector<std::int64_t> token_type;  ///< llama.cpp's: 1 normal, 3 control, 4 user-defined, …
+  std::int64_t bos_token_id = -1;
+  std::int64_t eos_token_id = -1;
+  std::int64_t padding_token_id = -1;
+  bool add_bos_token = false;
+  std::string chat_template = {};
+};
+
+/// What transformers' `tokenizer.json` of the same model says, which includes what the name of the
+/// pre-tokenizer implies: NFC for "qwen2", ignore_merges for "llama-bpe". Throws CheckpointError,
+/// led by `where`, which names the key.
+BpeVocabulary bpe_vocabulary(GgufVocabulary gguf, std::string_view where);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+
+#include "prefopt/data/tokenizer.h"
+
+namespace prefopt::detail {
+
+/// Reads a Hugging Face `tokenizer.json` and what its folder says beside it; see make_tokenizer.
+BpeVocabulary read_tokenizer_json(const std::string& path);
+
+}  // namespace prefopt::detail

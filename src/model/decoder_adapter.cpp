@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/rand.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/StringUtil.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include "core/file.h"
+#include "core/json.h"
+#include "model/decoder_impl.h"
+#include "model/network.h"
+#include "prefopt/error.h"
+#include "prefopt/model/decoder.h"
+#include "prefopt/model/safetensors.h"
+
+namespace prefopt {
+namespace {
+
+using detail::Json;
+
+constexpr std::array kTargets = std::to_array<std::string_view>(
+    {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"});
+
+// Fields of PEFT's file that say where an adapter came from or how it is trained on.
+constexpr std::array kHarmless = std::to_array<std::string_view>(
+    {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "inference_mode",
+     "init_lora_weights", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size",
+     "revision", "task_type"});
+
+template <class Names>
+bool contains(const Names& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+double scale_of(const LoraOptions& options) {
+  const auto rank = static_cast<double>(options.r);
+  return options.lora_alpha / (options.use_rslora ? std::sqrt(rank) : rank);
+}
+
+std::string_view last_part(std::string_view name) { return name.substr(name.rfind('.') + 1); }
+
+LoraOptions checked_adapter(LoraOptions options, std::string_view where) {
+  options = checked(std::move(options), where);
+  if (options.target_modules.empty()) {
+    throw ConfigError(fmt::format("{}.target_modules: expected at least one name, got none", where));
+  }
+  for (const std::string& target : options.target_modules) {
+    if (contains(kTargets, target)) continue;
+    throw ConfigError(fmt::format("{}.target_modules: expected names of {}, got '{}'", where,
+                                  fmt::join(kTargets, ", "), target));
+  }
+  return options;
+}
+
+bool says_nothing(const Json& value) {
+  return value.is_null() || value == false || value == "" ||
+         (value.is_structured() && value.empty());
+}
+
+LoraOptions read_adapter_config(const std::string& path) {
+  const Json json =
+      detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(path), path);
+  const auto fail = [&](std::string_view expected, std::string_view got) {
+    throw CheckpointError(fmt::format("{}: expected {}, got {}", path, expected, got));
+  };
+  if (!json.is_object()) fail("an object", detail::json_type_name(json));
+  if (!json.contains("peft_type") || json["peft_type"] != "LORA") {
+    fail(R"(peft_type to be "LORA")",
+         json.contains("peft_type") ? detail::dump_json(json["peft_type"]) : "none");
+  }
+  Json known = Json::object();
+  for (const auto& [name, value] : json.items()) {
+    if (name == "r" || name == "lora_alpha" || name == "use_rslora" || name == "target_modules") {
+      known[name] = value;
+    } else if (name == "bias" && value != "none") {
+      fail(R"(bias to be "none")", detail::dump_json(value));
+    } else if (name != "peft_type" && name != "bias" && !contains(kHarmless, name) &&
+               !says_nothing(value)) {
+      fail("fields that this decoder understands",
+           fmt::format("'{}': {}", name, detail::dump_json(value)));
+    }
+  }
+  for (const char* name : {"r", "lora_alpha", "target_modules"}) {
+    if (!known.contains(name)) fail(name, "none");
+  }
+  try {
+    return checked_adapter(options_from_json<LoraOptions>(known.dump(), path), path);
+  } catch (const ConfigError& error) {
+    throw CheckpointError(error.what());
+  }
+}
+
+}  // namespace
+
+void LoraOptions::fields(FieldVisitor& v) {
+  v.integer({"r", "rank of the adapter", {"lora_r"}}, r, Range::between(1, 65536));
+  v.real({"lora_alpha", "the adapter is scaled by lora_alpha / r"}, lora_alpha, Range::above(0));
+  v.flag({"use_rslora", "scale by lora_alpha / sqrt(r) instead"}, use_rslora);
+  v.texts({"target_modules", "linear maps that get an adapter", {"lora_target_modules"}},
+          target_modules);
+}
+
+// Puts zeros where the adapter belongs.
+void Decoder::place_adapter(const LoraOptions& options) {
+  if (impl_->adapter) {
+    throw ConfigError("decoder: expected a model without an adapter, got one that has an adapter");
+  }
+  detail::Network& network = impl_->network;
+  const auto dtype = detail::at_least_float32(network.embedding.scalar_type());
+  const auto like = at::TensorOptions(dtype).device(network.embedding.device());
+  for (std::size_t i = 0; i < network.layers.size(); ++i) {
+    network.for_each_linear(i, [&](const detail::LinearPlace& place, detail::Linear& map) {
+      if (!contains(options.target_modules, last_part(place.name))) return;
+      map.lora_a = at::zeros({options.r, place.in}, like);
+      map.lora_b = at::zeros({place.out, options.r}, like);
+    });
+  }
+  network.lora_scale = scale_of(options);
+  impl_->adapter = options;
+}
+
+void Decoder::add_adapter(const LoraOptions& options) {
+  place_adapter(checked_adapter(options, "lora"));
+  const at::NoGradGuard no_grad;
+  for_each_adapter_weight([](const std::string& name, at::Tensor& weight) {
+    if (!name.ends_with("lora_A.weight")) return;
+    const double bound = 1 / std::sqrt(static_cast<double>(weight.size(1)));
+    weight.copy_((at::rand(weight.sizes(), weight.options()) * 2 - 1) * bound);
+  });
+  train_adapter_only();
+}
+
+void Decoder::train_adapter_only() {
+  set_requires_grad(false);
+  for_each_adapter_weight(
+      [](const std::string&, at::Tensor& weight) { weight.requires_grad_(true); });
+}
+
+const std::optional<LoraOptions>& Decoder::adapter() const { return impl_->adapter; }
+
+void Decoder::merge_adapter() {
+  if (!impl_->adapter) {
+    throw ConfigError("decoder: expected an adapter to merge, got a model without one");
+  }
+  const at::NoGradGuard no_grad;
+  detail::Network& network = impl_->network;
+  for (std::size_t i = 0; i < network.layers.size(); ++i) {
+    network.for_each_linear(i, [&](const detail::LinearPlace&, detail::Linear& map) {
+      if (!map.lora_a.defined()) return;
+      // Another model may share the weights, so they are not written to.
+      map.weight = map.weight.to(map.lora_a.scalar_type())
+                       .addmm(map.lora_b.detach(), map.lora_a.detach(), 1, network.lora_scale)
+                       .to(map.weight.scalar_type());
+      map.lora_a.reset();
+      map.lora_b.reset();
+    });
+  }
+  network.lora_scale = 0;
+  impl_->adapter.reset();
+  set_requires_grad(true);
+}
+
+std::shared_ptr<Decoder> Decoder::without_adapter() const {
+  if (!impl_->adapter) {
+    throw ConfigError("decoder: expected an adapter to leave out, got a model without one");
+  }
+  auto base = std::make_unique<Impl>(*impl_);
+  for (std::size_t i = 0; i < base->network.layers.size(); ++i) {
+    base->network.for_each_linear(i, [](const detail::LinearPlace&, detail::Linear& map) {
+      map.lora_a.reset();
+      map.lora_b.reset();
+    });
+  }
+  base->network.lora_scale = 0;
+  base->adapter.reset();
+  return std::shared_ptr<Decoder>(new Decoder(std::move(base)));
+}
+
+void Decoder::save_adapter(const std::string& directory) const {
+  if (!impl_->adapter) {
+    throw ConfigError("decoder: expected an adapter to save, got a model without one");
+  }
+  std::error_code why;
+  std::filesystem::create_directories(directory, why);
+  if (why) {
+    throw CheckpointError(
+        fmt::format("{}: expected to create a folder, got {}", directory, why.message()));
+  }
+  SafetensorsFile file{.tensors = {}, .metadata = {{"format", "pt"}}};
+  for_each_adapter_weight([&](const std::string& name, const at::Tensor& weight) {
+    file.tensors.emplace_back(name, weight);
+  });
+  write_safetensors(directory + "/adapter_model.safetensors", file);
+  const LoraOptions& options = *impl_->adapter;
+  const Json config = {{"base_model_name_or_path", nullptr},
+                       {"bias", "none"},
+                       {"fan_in_fan_out", false},
+                       {"inference_mode", true},
+                       {"lora_alpha", options.lora_alpha},
+                       {"lora_dropout", 0.0},
+                       {"peft_type", "LORA"},
+                       {"r", options.r},
+                       {"target_modules", options.target_modules},
+                       {"task_type", "CAUSAL_LM"},
+                       {"use_rslora", options.use_rslora}};
+  detail::write_file<CheckpointError>(directory + "/adapter_config.json",
+                                      detail::dump_json(config, 2) + "\n");
+}
+
+void Decoder::load_adapter(const std::string& directory) {
+  const LoraOptions options = read_adapter_config(directory + "/adapter_config.json");
+  const std::string path = directory + "/adapter_model.safetensors";
+  SafetensorsFile file = read_safetensors(path);
+  std::map<std::string, at::Tensor> left;
+  for (auto& [name, tensor] : file.tensors) left.emplace(name, std::move(tensor));
+  // On handles of its own, so that this model keeps no half of a foreign adapter.
+  Decoder probe(std::make_unique<Impl>(*impl_));
+  probe.place_adapter(options);
+  probe.for_each_adapter_weight([&](const std::string& name, at::Tensor& weight) {
+    const auto at = left.find(name);
+    if (at == left.end()) {
+      throw CheckpointError(
+          fmt::format("{}: expected tensor '{}', got none of that name; is the adapter for another "
+                      "model?",
+                      path, name));
+    }
+    if (at->second.sizes() != weight.sizes() || !at->second.is_floating_point()) {
+      throw CheckpointError(fmt::format(
+          "{}: tensor '{}': expected shape {} of a floating dtype, got {} of {}; is the adapter "
+          "for another model?",
+          path, name, c10::str(weight.sizes()), c10::str(at->second.sizes()),
+          c10::toString(at->second.scalar_type())));
+    }
+    weight.copy_(at->second);
+    left.erase(at);
+  });
+  if (!left.empty()) {
+    throw CheckpointError(
+        fmt::format("{}: expected the tensors of adapter_config.json's targets only, got '{}'; is "
+                    "the adapter for another model?",
+                    path, left.begin()->first));
+  }
+  impl_ = std::move(probe.impl_);
+  train_adapter_only();
+}
+
+}  // namespace prefopt

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Token ids and decoded texts that the package tokenizers 0.23.3 gives, and conversations that
+// transformers 5.23.0 writes by the models' own templates (tests/data/README.md).
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <string>
+
+#include "prefopt/data/chat.h"
+#include "prefopt/data/tokenizer.h"
+#include "support/catch.h"
+
+namespace prefopt {
+namespace {
+
+using nlohmann::json;
+using Ids = std::vector<std::int64_t>;
+
+json read(const std::string& name) {
+  std::ifstream file(PREFOPT_TEST_DATA_DIR "/" + name);
+  return json::parse(file);
+}
+
+std::string text_of(const json& golden) {
+  if (golden.contains("text")) return golden["text"];
+  std::string text;
+  for (unsigned byte : golden["bytes"]) text += static_cast<char>(byte);
+  return text;
+}
+
+TEST_CASE("tokens of the package tokenizers", "[golden]") {
+  for (const char* family : {"gpt2", "llama3", "qwen2", "smollm2", "odd"}) {
+    CAPTURE(family);
+    const std::string folder = std::string("tokenizers/") + family;
+    const auto tokenizer = make_tokenizer(PREFOPT_TEST_DATA_DIR "/" + folder);
+    const json cases = read(folder + "/cases.json");
+    REQUIRE(cases.size() > 800);
+    std::vector<std::string> texts;
+    std::vector<Ids> expected;
+    for (const json& golden : cases) {
+      texts.push_back(text_of(golden));
+      expected.push_back(golden["ids"]);
+      const Ids ids = tokenizer->encode(texts.back());
+      if (ids != expected.back()) CHECK(golden.dump() == json(ids).dump());
+      const std::string decoded = golden.value("decoded", golden.value("text", ""));
+      if (tokenizer->decode(ids) != decoded) CHECK(golden.dump() == tokenizer->decode(ids));
+    }
+    // Again, from a warm cache and on all threads.
+    const std::vector<std::string_view> views(texts.begin(), texts.end());
+    CHECK(tokenizer->encode_batch(views) == expected);
+  }
+}
+
+TEST_CASE("conversations of the models' own templates", "[golden]") {
+  std::set<std::string> checked;
+  for (const json& format : read("chat.json")) {
+    const std::string name = format["format"];
+    checked.insert(name);
+    CAPTURE(name);
+    for (const json& golden : format["cases"]) {
+      std::vector<Message> messages;
+      for (const json& message : golden["messages"]) {
+        messages.push_back({message["role"], message["content"]});
+      }
+      CHECK(format_chat(name, messages, golden["open"]) == golden["text"].get<std::string>());
+    }
+    if (!format["template"].is_null()) {
+      const std::string text = format["template"];
+      CHECK(recognize_chat_format(text, "model") == name);
+      CHECK(recognize_chat_format(text + "\n", "model") == name);
+    }
+  }
+  for (std::string_view name : chat_format_names()) {
+    // The form of hh-rlhf is older than templates.
+    CHECK(checked.contains(std::string(name)) == (name != "dialogue"));
+  }
+}
+
+}  // namespace
+}  // namespace prefopt
