@@ -29,7 +29,8 @@ std::string mib(std::int64_t bytes) {
 double rate(const Row& row) { return row.contender.work / row.timing.median_ms() / 1e6; }
 
 std::string shape(const Task& task) {
-  std::string text = fmt::format("N={} V={}", task.rows, task.vocab);
+  std::string text = fmt::format("N={}", task.rows);
+  if (task.vocab > 0) text += fmt::format(" V={}", task.vocab);
   if (task.hidden > 0) text += fmt::format(" H={}", task.hidden);
   return text + " " + task.dtype;
 }

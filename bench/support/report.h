@@ -39,7 +39,7 @@ struct Task {
   std::string title;  ///< one line
   std::string dtype;
   std::int64_t rows = 0;
-  std::int64_t vocab = 0;
+  std::int64_t vocab = 0;   ///< 0: it has none
   std::int64_t hidden = 0;  ///< 0: it has none
   std::string unit;         ///< of the rate: "GB/s" or "GFLOP/s"
   std::string base;         ///< the contender that the ratios are relative to
