@@ -32,7 +32,8 @@ std::string shape(const Task& task) {
   if (task.out > 0) {
     return fmt::format("N={} in={} out={} {}", task.rows, task.hidden, task.out, task.dtype);
   }
-  std::string text = fmt::format("N={} V={}", task.rows, task.vocab);
+  std::string text = fmt::format("N={}", task.rows);
+  if (task.vocab > 0) text += fmt::format(" V={}", task.vocab);
   if (task.hidden > 0) text += fmt::format(" H={}", task.hidden);
   return text + " " + task.dtype;
 }

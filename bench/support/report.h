@@ -39,7 +39,7 @@ struct Task {
   std::string title;  ///< one line
   std::string dtype;
   std::int64_t rows = 0;
-  std::int64_t vocab = 0;
+  std::int64_t vocab = 0;   ///< 0: it has none
   std::int64_t hidden = 0;  ///< 0: it has none
   std::int64_t out = 0;     ///< of a linear layer, whose input is `hidden` wide; 0: it is none
   std::string unit;         ///< of the rate: "GB/s" or "GFLOP/s"

@@ -19,7 +19,7 @@ struct AttentionBlock {
 
 struct AttentionResult {
   at::Tensor output;     ///< [Nq, heads, head_dim]
-  at::Tensor logsumexp;  ///< [heads, Nq], natural logarithm, of the scaled scores
+  at::Tensor logsumexp;  ///< [heads, Nq] float64, natural logarithm, of the scaled scores
 };
 
 /// Attention over packed rows, where the blocks say who sees whom:
@@ -27,8 +27,8 @@ struct AttentionResult {
 /// over the keys j that query i sees. query is [Nq, heads, head_dim]; key and value are
 /// [Nk, kv_heads, head_dim], and head h uses the kv head h / (heads / kv_heads). All are float32 or
 /// float64 on the CPU; rows may stand apart (views of a fused buffer), what is in a row may not.
-/// Each query is in exactly one block. Throws ShapeError, DtypeError and DeviceError. Nothing is
-/// recorded for autograd.
+/// Each query is in exactly one block. Results do not depend on the number of threads. Throws
+/// ShapeError, DtypeError and DeviceError. Nothing is recorded for autograd.
 AttentionResult tree_attention(const at::Tensor& query, const at::Tensor& key,
                                const at::Tensor& value, const std::vector<AttentionBlock>& blocks,
                                double scale);
@@ -38,7 +38,8 @@ struct AttentionGradients {
 };
 
 /// Gradients of Σ grad_output · output. `forward` is what tree_attention returned for the inputs.
-/// Keys that nobody sees get zeros.
+/// Keys that nobody sees get zeros. Beside the results it takes memory for gradients of all keys
+/// that each block sees, up to four times for long blocks.
 AttentionGradients tree_attention_backward(const at::Tensor& grad_output, const at::Tensor& query,
                                            const at::Tensor& key, const at::Tensor& value,
                                            const AttentionResult& forward,
