@@ -29,6 +29,9 @@ std::string mib(std::int64_t bytes) {
 double rate(const Row& row) { return row.contender.work / row.timing.median_ms() / 1e6; }
 
 std::string shape(const Task& task) {
+  if (task.out > 0) {
+    return fmt::format("N={} in={} out={} {}", task.rows, task.hidden, task.out, task.dtype);
+  }
   std::string text = fmt::format("N={} V={}", task.rows, task.vocab);
   if (task.hidden > 0) text += fmt::format(" H={}", task.hidden);
   return text + " " + task.dtype;
@@ -166,6 +169,18 @@ Table Report::measure(Task task, std::vector<Contender> contenders,
   return tables_.back();
 }
 
+Table Report::measure_quietly(Task task, std::vector<Contender> contenders) {
+  std::erase_if(contenders, [&](const Contender& c) { return !options_.selects(c.name); });
+  const std::vector<Timing> timings =
+      time_interleaved(contenders, options_.repeat, options_.warmup, {});
+  std::vector<Row> rows;
+  for (std::size_t i = 0; i < contenders.size(); ++i) {
+    rows.push_back({std::move(contenders[i]), timings[i], std::nullopt});
+  }
+  tables_.emplace_back(std::move(task), std::move(rows));
+  return tables_.back();
+}
+
 void Report::print(const Table& table) const {
   fmt::print("\n{} {}: {}\n", table.task().part, shape(table.task()), table.task().title);
   std::size_t names = 0;
@@ -236,8 +251,9 @@ void Report::write_json() const {
           {{"part", task.part},
            {"name", contender.name},
            {"N", task.rows},
-           {"V", task.vocab},
+           {"V", task.vocab > 0 ? Json(task.vocab) : Json()},
            {"H", task.hidden > 0 ? Json(task.hidden) : Json()},
+           {"out", task.out > 0 ? Json(task.out) : Json()},
            {"dtype", task.dtype},
            {"median_ms", row.timing.median_ms()},
            {"min_ms", row.timing.min_ms()},

@@ -41,6 +41,7 @@ struct Task {
   std::int64_t rows = 0;
   std::int64_t vocab = 0;
   std::int64_t hidden = 0;  ///< 0: it has none
+  std::int64_t out = 0;     ///< of a linear layer, whose input is `hidden` wide; 0: it is none
   std::string unit;         ///< of the rate: "GB/s" or "GFLOP/s"
   std::string base;         ///< the contender that the ratios are relative to
 };
@@ -82,6 +83,10 @@ class Report {
 
   Table measure(Task task, std::vector<Contender> contenders,
                 const std::function<void()>& prepare = {});
+
+  /// The same without the peaks of memory, and nothing is printed: for a benchmark of many small
+  /// tasks that prints a table of its own.
+  Table measure_quietly(Task task, std::vector<Contender> contenders);
 
   /// A target of the specification. Nothing where `value` could not be measured.
   void judge(const Task& task, const std::string& target, const std::string& measure,

@@ -10,31 +10,11 @@
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
-#include <system_error>
+
+#include "core/descriptor.h"
 
 namespace prefopt::detail {
 namespace {
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return fd_; }
-  bool close() {
-    const int fd = fd_;
-    fd_ = -1;
-    return ::close(fd) == 0;
-  }
-
- private:
-  int fd_;
-};
-
-std::string last_error() { return std::generic_category().message(errno); }
 
 bool write_all(int fd, std::string_view bytes) {
   while (!bytes.empty()) {
@@ -46,10 +26,41 @@ bool write_all(int fd, std::string_view bytes) {
   return true;
 }
 
+// A file beside `path`, under a name of its own because another process may write here too, that is
+// gone at the end of its scope unless it was moved to its place.
+class FileBeside {
+ public:
+  explicit FileBeside(const std::string& path)
+      : name_(path + ".XXXXXX"), file_(::mkostemp(name_.data(), O_CLOEXEC)), there_(opened()) {}
+  ~FileBeside() {
+    if (there_) ::unlink(name_.c_str());
+  }
+  FileBeside(const FileBeside&) = delete;
+  FileBeside& operator=(const FileBeside&) = delete;
+
+  bool opened() const { return file_.get() >= 0; }
+  int fd() const { return file_.get(); }
+
+  // mkostemp's files are for their owner alone.
+  bool move_to(const std::string& path) {
+    if (::fchmod(fd(), 0644) != 0 || ::fsync(fd()) != 0 || !file_.close() ||
+        std::rename(name_.c_str(), path.c_str()) != 0) {
+      return false;
+    }
+    there_ = false;
+    return true;
+  }
+
+ private:
+  std::string name_;
+  Descriptor file_;
+  bool there_;
+};
+
 }  // namespace
 
 std::string try_read_file(const std::string& path, std::string& bytes) {
-  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.get() < 0) return last_error();
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) return last_error();
@@ -68,25 +79,19 @@ std::string try_read_file(const std::string& path, std::string& bytes) {
 }
 
 std::string try_write_file(const std::string& path, std::string_view bytes) {
-  std::string beside = path + ".XXXXXX";  // a name of its own: another process may write here too
-  {
-    Descriptor file(::mkostemp(beside.data(), O_CLOEXEC));
-    if (file.get() < 0) return last_error();
-    // mkostemp's files are for their owner alone.
-    if (!write_all(file.get(), bytes) || ::fchmod(file.get(), 0644) != 0 ||
-        ::fsync(file.get()) != 0 || !file.close()) {
-      const std::string why = last_error();
-      ::unlink(beside.c_str());
-      return why;
-    }
+  return try_write_parts(path, 1, [&](std::size_t) { return bytes; });
+}
+
+std::string try_write_parts(const std::string& path, std::size_t count,
+                            const std::function<std::string_view(std::size_t)>& part) {
+  FileBeside beside(path);
+  if (!beside.opened()) return last_error();
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!write_all(beside.fd(), part(i))) return last_error();
   }
-  if (std::rename(beside.c_str(), path.c_str()) != 0) {
-    const std::string why = last_error();
-    ::unlink(beside.c_str());
-    return why;
-  }
+  if (!beside.move_to(path)) return last_error();
   const auto parent = std::filesystem::path(path).parent_path();
-  Descriptor folder(::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_CLOEXEC));
+  const Descriptor folder(::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_CLOEXEC));
   if (folder.get() < 0 || ::fsync(folder.get()) != 0) return last_error();
   return "";
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -10,6 +12,10 @@ namespace prefopt::detail {
 std::string try_read_file(const std::string& path, std::string& bytes);
 /// Written beside `path`, fsynced, renamed over it, parent fsynced. Empty on success.
 std::string try_write_file(const std::string& path, std::string_view bytes);
+/// The same for `part(0)`, …, `part(count - 1)` one after the other; each has to last until the
+/// next is asked for.
+std::string try_write_parts(const std::string& path, std::size_t count,
+                            const std::function<std::string_view(std::size_t)>& part);
 
 /// Throws `E` with "PATH: expected a readable file, got …".
 template <class E>

@@ -10,4 +10,6 @@ void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain,
   at::parallel_for(begin, end, grain, f);
 }
 
+std::int64_t thread_count() { return at::get_num_threads(); }
+
 }  // namespace prefopt

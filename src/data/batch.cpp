@@ -198,6 +198,24 @@ TokenBatch make_batch(const std::vector<TokenSequence>& sequences) {
   return lay_out(sequences);
 }
 
+TokenBatch select_sequences(const TokenBatch& batch, const std::vector<std::int64_t>& sequences) {
+  const std::int64_t width = batch.input_ids.size(1);
+  const at::Tensor ids = batch.input_ids.contiguous();
+  const at::Tensor attended = batch.attention_mask.contiguous();
+  const at::Tensor completed = batch.completion_mask.contiguous();
+  std::vector<std::vector<std::int64_t>> prompts(sequences.size()), completions(sequences.size());
+  std::vector<TokenSequence> selected;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    for (std::int64_t at = sequences[i] * width; at < (sequences[i] + 1) * width; ++at) {
+      if (!attended.const_data_ptr<bool>()[at]) continue;
+      auto& part = completed.const_data_ptr<bool>()[at] ? completions[i] : prompts[i];
+      part.push_back(ids.const_data_ptr<std::int64_t>()[at]);
+    }
+    selected.push_back({prompts[i], completions[i]});
+  }
+  return make_batch(selected);
+}
+
 TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs, bool with_rejected) {
   constexpr std::string_view kWhere = "make_pair_batch";
   if (pairs.empty()) throw ShapeError("make_pair_batch: expected at least one pair, got none");

@@ -4,7 +4,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/ones.h>
-#include <ATen/ops/rand.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/tensor.h>
@@ -13,96 +12,21 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <filesystem>
-#include <map>
 #include <optional>
-#include <system_error>
 #include <utility>
 
-#include "core/file.h"
 #include "model/decoder_config.h"
+#include "model/decoder_files.h"
 #include "model/decoder_impl.h"
 #include "model/decoding.h"
 #include "model/network.h"
 #include "model/packed_layer.h"
 #include "model/packed_session.h"
 #include "prefopt/error.h"
-#include "prefopt/model/safetensors.h"
 
 namespace prefopt {
 
 using detail::Network;
-
-namespace {
-
-// Takes the named tensors out of a checkpoint and notices what is wrong with them.
-class WeightReader {
- public:
-  WeightReader(SafetensorsFile& file, std::string path, std::optional<at::ScalarType> dtype)
-      : path_(std::move(path)), dtype_(dtype) {
-    for (auto& [name, tensor] : file.tensors) left_.emplace(name, std::move(tensor));
-  }
-
-  at::Tensor take(const std::string& name, const std::vector<std::int64_t>& shape) {
-    const auto at = left_.find(name);
-    if (at == left_.end()) {
-      throw CheckpointError(
-          fmt::format("{}: expected tensor '{}', got none of that name", path_, name));
-    }
-    at::Tensor tensor = std::move(at->second);
-    left_.erase(at);
-    if (tensor.sizes() != at::IntArrayRef(shape)) {
-      fail(name, "shape " + c10::str(at::IntArrayRef(shape)), c10::str(tensor.sizes()));
-    }
-    if (!tensor.is_floating_point()) {
-      fail(name, "a floating dtype", c10::toString(tensor.scalar_type()));
-    }
-    if (dtype_) return tensor.to(*dtype_);
-    if (!first_dtype_) first_dtype_ = tensor.scalar_type();
-    if (tensor.scalar_type() != *first_dtype_) {
-      fail(name, fmt::format("{} as in the first weight", c10::toString(*first_dtype_)),
-           fmt::format("{}; name a dtype to convert", c10::toString(tensor.scalar_type())));
-    }
-    return tensor;
-  }
-
-  /// Rotary frequencies are computed, and a tied head may be written twice; nothing else may be
-  /// left over. `embedding` is undefined for a model with a head of its own.
-  void check_nothing_left(const at::Tensor& embedding, const std::string& embedding_name) {
-    for (const auto& [name, tensor] : left_) {
-      if (name.ends_with(".self_attn.rotary_emb.inv_freq")) continue;
-      if (name == "lm_head.weight" && embedding.defined()) {
-        if (same_bytes(tensor.to(embedding.scalar_type()), embedding)) continue;
-        throw CheckpointError(fmt::format(
-            "{}: tensor '{}': expected the bytes of '{}', as tie_word_embeddings says, got others",
-            path_, name, embedding_name));
-      }
-      throw CheckpointError(fmt::format(
-          "{}: expected the tensors of config.json's model only, got '{}'", path_, name));
-    }
-  }
-
- private:
-  static bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
-    return a.sizes() == b.sizes() &&
-           std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
-  }
-
-  [[noreturn]] void fail(const std::string& name, std::string_view expected,
-                         std::string_view got) const {
-    throw CheckpointError(
-        fmt::format("{}: tensor '{}': expected {}, got {}", path_, name, expected, got));
-  }
-
-  std::string path_;
-  std::optional<at::ScalarType> dtype_;
-  std::optional<at::ScalarType> first_dtype_;
-  std::map<std::string, at::Tensor> left_;
-};
-
-}  // namespace
 
 Decoder::Decoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Decoder::~Decoder() = default;
@@ -112,27 +36,25 @@ Decoder::Decoder(DecoderOptions options) : impl_(std::make_unique<Impl>()) {
   network.options = detail::checked_decoder_options(options, "decoder");
   network.layers.resize(static_cast<std::size_t>(network.options.num_hidden_layers));
   network.for_each_weight(
-      [&](const std::string&, at::Tensor& weight, const std::vector<std::int64_t>& shape) {
-        const bool norm = shape.size() == 1;
-        weight = norm ? at::ones(shape) : at::randn(shape) * network.options.initializer_range;
+      [&](const std::string& name, at::Tensor& weight, const std::vector<std::int64_t>& shape) {
+        const bool is_matrix = shape.size() == 2;
+        weight = is_matrix                 ? at::randn(shape) * network.options.initializer_range
+                 : name.ends_with(".bias") ? at::zeros(shape)
+                                           : at::ones(shape);
         weight.requires_grad_(true);
       });
   impl_->config = detail::make_decoder_config(network.options);
 }
 
-std::shared_ptr<Decoder> Decoder::load(const std::string& directory, std::string_view dtype) {
+std::shared_ptr<Decoder> Decoder::load(const std::string& path, std::string_view dtype) {
   std::optional<at::ScalarType> wanted;
   if (dtype != "keep") wanted = parse_dtype(dtype);
+  detail::DecoderReader reader(path, wanted);
   auto impl = std::make_unique<Impl>();
+  impl->config = reader.config().json;
+  impl->metadata = reader.metadata();
   Network& network = impl->network;
-  auto config = detail::read_decoder_config(directory + "/config.json");
-  network.options = config.options;
-  impl->config = std::move(config.json);
-
-  const std::string path = directory + "/model.safetensors";
-  SafetensorsFile file = read_safetensors(path);
-  impl->metadata = std::move(file.metadata);
-  WeightReader reader(file, path, wanted);
+  network.options = reader.config().options;
   network.layers.resize(static_cast<std::size_t>(network.options.num_hidden_layers));
   network.for_each_weight(
       [&](const std::string& name, at::Tensor& weight, const std::vector<std::int64_t>& shape) {
@@ -266,23 +188,8 @@ std::shared_ptr<Decoder> Decoder::frozen_decoder() const {
 }
 
 void Decoder::save(const std::string& directory) const {
-  std::error_code why;
-  std::filesystem::create_directories(directory, why);
-  if (why) {
-    throw CheckpointError(
-        fmt::format("{}: expected to create a folder, got {}", directory, why.message()));
-  }
-  SafetensorsFile file{.tensors = {}, .metadata = impl_->metadata};
-  for (const auto& [name, value] : named_parameters()) file.tensors.emplace_back(name, value);
-  // transformers' order in the file.
-  std::sort(file.tensors.begin(), file.tensors.end(),
-            [](const auto& a, const auto& b) { return a.first < b.first; });
-  write_safetensors(directory + "/model.safetensors", file);
-
-  detail::Json config = impl_->config;
-  detail::set_config_dtype(config, impl_->network.embedding.scalar_type());
-  detail::write_file<CheckpointError>(directory + "/config.json",
-                                      detail::dump_json(config, 2) + "\n");
+  if (impl_->adapter) return save_adapter(directory);
+  detail::write_decoder(directory, named_parameters(), impl_->metadata, impl_->config);
 }
 
 std::unique_ptr<DecodeSession> Decoder::start_decoding(

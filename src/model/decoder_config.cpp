@@ -29,6 +29,17 @@ void DecoderOptions::fields(FieldVisitor& v) {
             max_position_embeddings, size);
   v.real({"rms_norm_eps", "added to the mean square in RMSNorm"}, rms_norm_eps, Range::above(0));
   v.real({"rope_theta", "base of the rotary frequencies"}, rope_theta, Range::above(0));
+  v.real({"rope_scaling_factor", "Llama 3's stretch of slow rotary frequencies; 1: none"},
+         rope_scaling_factor, Range::at_least(1));
+  v.real({"rope_low_freq_factor", "turns of the original context below which all is stretched"},
+         rope_low_freq_factor, Range::above(0));
+  v.real({"rope_high_freq_factor", "turns of the original context above which nothing is"},
+         rope_high_freq_factor, Range::above(0));
+  v.integer({"rope_original_max_position_embeddings", "context before the stretch"},
+            rope_original_max_position_embeddings, size);
+  v.flag({"attention_bias", "query, key and value projections have a bias"}, attention_bias);
+  v.flag({"attention_output_bias", "the output projection has a bias"}, attention_output_bias);
+  v.flag({"qk_norm", "RMSNorm of each query and key head"}, qk_norm);
   v.flag({"tie_word_embeddings", "the output head is the embedding matrix"}, tie_word_embeddings);
   v.real({"initializer_range", "standard deviation of fresh weights"}, initializer_range,
          Range::at_least(0));
@@ -41,6 +52,24 @@ void DecoderOptions::fields(FieldVisitor& v) {
 
 namespace prefopt::detail {
 namespace {
+
+// What the model types of transformers differ in.
+struct Family {
+  std::string_view model_type;
+  std::string_view architecture;
+  /// Of query, key and value without being asked; a field `attention_bias` is about the output
+  /// projection, too.
+  bool fixed_bias;
+  bool has_bias_field;
+  bool qk_norm;
+  /// `sliding_window` is read only where `use_sliding_window` is true.
+  bool window_is_optional;
+};
+
+constexpr Family kLlama{"llama", "LlamaForCausalLM", false, true, false, false};
+constexpr Family kMistral{"mistral", "MistralForCausalLM", false, false, false, false};
+constexpr Family kQwen2{"qwen2", "Qwen2ForCausalLM", true, false, false, true};
+constexpr Family kQwen3{"qwen3", "Qwen3ForCausalLM", false, true, true, true};
 
 // Read below, by name.
 constexpr std::array kUnderstood = std::to_array<std::string_view>({
@@ -58,6 +87,7 @@ constexpr std::array kUnderstood = std::to_array<std::string_view>({
     "rope_parameters",
     "rope_scaling",
     "tie_word_embeddings",
+    "attention_bias",
     "initializer_range",
     "bos_token_id",
     "eos_token_id",
@@ -148,7 +178,6 @@ struct Required {
 const std::vector<Required>& required_values() {
   static const std::vector<Required> kRequired = {
       {"hidden_act", "silu"},
-      {"attention_bias", false},
       {"mlp_bias", false},
       {"pretraining_tp", 1},
       {"rope_interleaved", false},
@@ -176,23 +205,24 @@ class ConfigReader {
   }
 
   DecoderOptions read() const {
-    check_model_type();
+    const Family& family = read_family();
     check_names();
-    check_required_values();
+    check_required_values(family);
     DecoderOptions options;
     options.vocab_size = size("vocab_size");
     options.hidden_size = size("hidden_size");
     options.intermediate_size = size("intermediate_size");
     options.num_hidden_layers = size("num_hidden_layers");
     options.num_attention_heads = size("num_attention_heads");
-    // Where a field is absent, transformers' default of LlamaConfig holds.
+    // Where a field is absent, transformers' default holds.
     options.num_key_value_heads = size("num_key_value_heads", options.num_attention_heads);
-    options.head_dim = size("head_dim", 0);
+    options.head_dim = size("head_dim", family.qk_norm ? 128 : 0);
     options.max_position_embeddings = size("max_position_embeddings", 2048);
     options.rms_norm_eps = number("rms_norm_eps", 1e-6);
     options.initializer_range = number("initializer_range", 0.02);
     options.tie_word_embeddings = flag("tie_word_embeddings", false);
-    options.rope_theta = rope_theta();
+    read_attention(family, options);
+    read_rope(options);
     options.bos_token_id = token("bos_token_id");
     options.eos_token_id = token("eos_token_id");
     options.pad_token_id = token("pad_token_id");
@@ -200,16 +230,19 @@ class ConfigReader {
   }
 
  private:
-  void check_model_type() const {
+  const Family& read_family() const {
     const Json* type = find("model_type");
-    if (!type || (*type != "llama" && *type != "mistral")) {
-      fail(R"(model_type to be "llama" or "mistral")", type ? dump_json(*type) : "none");
+    for (const Family* family : {&kLlama, &kMistral, &kQwen2, &kQwen3}) {
+      if (!type || *type != family->model_type) continue;
+      // Only Llama has as many key-value heads as heads by default, and Mistral has a window.
+      if (family != &kLlama && !find("num_key_value_heads")) fail("num_key_value_heads", "none");
+      if (family == &kMistral && !json_.contains("sliding_window")) {
+        fail("sliding_window to be null, as mistral has a window by default", "none");
+      }
+      return *family;
     }
-    // Mistral's defaults are not Llama's: a window of 4096 and 8 key-value heads.
-    if (*type == "mistral" && !json_.contains("sliding_window")) {
-      fail("sliding_window to be null, as mistral has a window by default", "none");
-    }
-    if (*type == "mistral" && !find("num_key_value_heads")) fail("num_key_value_heads", "none");
+    fail(R"(model_type to be "llama", "mistral", "qwen2" or "qwen3")",
+         type ? dump_json(*type) : "none");
   }
 
   void check_names() const {
@@ -222,14 +255,14 @@ class ConfigReader {
     }
   }
 
-  void check_required_values() const {
+  void check_required_values(const Family& family) const {
     for (const auto& [name, value] : required_values()) {
       const Json* given = find(name);
       if (given && *given != value) {
         fail(fmt::format("{} to be {}", name, dump_json(value)), dump_json(*given));
       }
     }
-    if (const Json* window = find("sliding_window")) {
+    if (const Json* window = find("sliding_window"); window && !family.window_is_optional) {
       fail("sliding_window to be null", dump_json(*window));
     }
     if (const Json* types = find("layer_types")) {
@@ -240,30 +273,89 @@ class ConfigReader {
     }
   }
 
+  void read_attention(const Family& family, DecoderOptions& options) const {
+    options.qk_norm = family.qk_norm;
+    options.attention_bias = flag("attention_bias", family.fixed_bias);
+    options.attention_output_bias = family.has_bias_field && options.attention_bias;
+    if (!family.has_bias_field && options.attention_bias != family.fixed_bias) {
+      fail(fmt::format("attention_bias to be {} in {}", family.fixed_bias, family.model_type),
+           dump_json(*find("attention_bias")));
+    }
+  }
+
   // transformers 5 writes `rope_parameters`; before, `rope_theta` and `rope_scaling`.
-  double rope_theta() const {
+  void read_rope(DecoderOptions& options) const {
     std::optional<double> theta;
     if (find("rope_theta")) theta = number("rope_theta", 0);
+    std::optional<RopeScaling> scaling;
     for (const char* name : {"rope_scaling", "rope_parameters"}) {
       const Json* group = find(name);
       if (!group) continue;
       if (!group->is_object()) fail(fmt::format("{} to be an object", name), dump_json(*group));
-      for (const auto& item : group->items()) {
-        const bool plain_type =
-            (item.key() == "rope_type" || item.key() == "type") && item.value() == "default";
-        const bool whole = item.key() == "partial_rotary_factor" && item.value() == 1;
-        if (plain_type || whole) continue;
-        if (item.key() != "rope_theta" || !item.value().is_number()) {
-          fail(fmt::format("{} of rope_type \"default\"", name), dump_json(*group));
+      const RopeScaling given = read_rope_scaling(name, *group);
+      if (scaling.value_or(given) != given) {
+        fail("rope_parameters that agree with rope_scaling", dump_json(*group));
+      }
+      scaling = given;
+      if (const auto base = group->find("rope_theta"); base != group->end()) {
+        if (theta.value_or(base->get<double>()) != base->get<double>()) {
+          fail(fmt::format("one rope_theta, {}", *theta), dump_json(*base));
         }
-        const auto given = item.value().get<double>();
-        if (theta.value_or(given) != given) {
-          fail(fmt::format("one rope_theta, {}", *theta), dump_json(item.value()));
-        }
-        theta = given;
+        theta = base->get<double>();
       }
     }
-    return theta.value_or(10000);
+    options.rope_theta = theta.value_or(10000);
+    if (!scaling) return;
+    options.rope_scaling_factor = scaling->factor;
+    options.rope_low_freq_factor = scaling->low;
+    options.rope_high_freq_factor = scaling->high;
+    options.rope_original_max_position_embeddings = scaling->original;
+  }
+
+  struct RopeScaling {
+    double factor = 1;
+    double low = 1;
+    double high = 4;
+    std::int64_t original = 8192;
+
+    bool operator==(const RopeScaling&) const = default;
+  };
+
+  RopeScaling read_rope_scaling(const char* name, const Json& group) const {
+    const auto type_at = group.find(group.contains("rope_type") ? "rope_type" : "type");
+    const Json type = type_at == group.end() ? Json("default") : *type_at;
+    const bool llama3 = type == "llama3";
+    if (!llama3 && type != "default") {
+      fail(fmt::format(R"({} of rope_type "default" or "llama3")", name), dump_json(group));
+    }
+    RopeScaling scaling;
+    std::size_t llama3_fields = 0;
+    for (const auto& item : group.items()) {
+      const Json& value = item.value();
+      const auto is = [&](const char* field) { return item.key() == field && value.is_number(); };
+      if ((item.key() == "rope_type" || item.key() == "type") && value == type) continue;
+      if (is("rope_theta") || (is("partial_rotary_factor") && value == 1)) continue;
+      ++llama3_fields;
+      if (llama3 && is("factor")) {
+        scaling.factor = value.get<double>();
+      } else if (llama3 && is("low_freq_factor")) {
+        scaling.low = value.get<double>();
+      } else if (llama3 && is("high_freq_factor")) {
+        scaling.high = value.get<double>();
+      } else if (llama3 && is("original_max_position_embeddings")) {
+        scaling.original = whole("original_max_position_embeddings", value);
+      } else {
+        fail(fmt::format("{} of rope_type {} without {}", name, dump_json(type), item.key()),
+             dump_json(group));
+      }
+    }
+    if (llama3 && llama3_fields != 4) {
+      fail(fmt::format("{} with factor, low_freq_factor, high_freq_factor and "
+                       "original_max_position_embeddings",
+                       name),
+           dump_json(group));
+    }
+    return scaling;
   }
 
   std::int64_t token(const char* name) const {
@@ -338,6 +430,40 @@ std::string_view config_dtype_name(at::ScalarType dtype) {
   }
 }
 
+// Biases that no family has, and a rotary scaling without a slope.
+void check_attention(const DecoderOptions& options, std::string_view where) {
+  if (options.attention_output_bias && !options.attention_bias) {
+    throw ConfigError(
+        fmt::format("{}: expected attention_bias with attention_output_bias, got none", where));
+  }
+  if (options.qk_norm && options.attention_bias != options.attention_output_bias) {
+    throw ConfigError(
+        fmt::format("{}: expected both attention biases or none with qk_norm, got one", where));
+  }
+  if (options.rope_high_freq_factor <= options.rope_low_freq_factor) {
+    throw ConfigError(
+        fmt::format("{}: expected rope_high_freq_factor above rope_low_freq_factor, got {} and {}",
+                    where, options.rope_high_freq_factor, options.rope_low_freq_factor));
+  }
+}
+
+const Family& family_of(const DecoderOptions& options) {
+  if (options.qk_norm) return kQwen3;
+  return options.attention_bias && !options.attention_output_bias ? kQwen2 : kLlama;
+}
+
+Json rope_parameters(const DecoderOptions& options) {
+  if (options.rope_scaling_factor == 1) {
+    return {{"rope_theta", options.rope_theta}, {"rope_type", "default"}};
+  }
+  return {{"factor", options.rope_scaling_factor},
+          {"high_freq_factor", options.rope_high_freq_factor},
+          {"low_freq_factor", options.rope_low_freq_factor},
+          {"original_max_position_embeddings", options.rope_original_max_position_embeddings},
+          {"rope_theta", options.rope_theta},
+          {"rope_type", "llama3"}};
+}
+
 }  // namespace
 
 DecoderOptions checked_decoder_options(DecoderOptions options, std::string_view where) {
@@ -354,6 +480,7 @@ DecoderOptions checked_decoder_options(DecoderOptions options, std::string_view 
   expect_multiple("num_attention_heads", options.num_attention_heads, "num_key_value_heads",
                   options.num_key_value_heads);
   if (options.head_dim == 0) options.head_dim = options.hidden_size / options.num_attention_heads;
+  check_attention(options, where);
   if (options.head_dim % 2 != 0) {
     throw ConfigError(
         fmt::format("{}: expected an even head_dim, got {}; rotary positions turn "
@@ -375,9 +502,9 @@ DecoderConfig read_decoder_config(const std::string& path) {
 }
 
 Json make_decoder_config(const DecoderOptions& options) {
-  return {
-      {"architectures", Json::array({"LlamaForCausalLM"})},
-      {"attention_bias", false},
+  const Family& family = family_of(options);
+  Json config{
+      {"architectures", Json::array({family.architecture})},
       {"attention_dropout", 0.0},
       {"bos_token_id", token_or_null(options.bos_token_id)},
       {"eos_token_id", token_or_null(options.eos_token_id)},
@@ -387,22 +514,29 @@ Json make_decoder_config(const DecoderOptions& options) {
       {"initializer_range", options.initializer_range},
       {"intermediate_size", options.intermediate_size},
       {"max_position_embeddings", options.max_position_embeddings},
-      {"mlp_bias", false},
-      {"model_type", "llama"},
+      {"model_type", family.model_type},
       {"num_attention_heads", options.num_attention_heads},
       {"num_hidden_layers", options.num_hidden_layers},
       {"num_key_value_heads", options.num_key_value_heads},
       {"pad_token_id", token_or_null(options.pad_token_id)},
-      {"pretraining_tp", 1},
       {"rms_norm_eps", options.rms_norm_eps},
       // Both forms: transformers before version 5 knows the second one only.
-      {"rope_parameters", {{"rope_theta", options.rope_theta}, {"rope_type", "default"}}},
+      {"rope_parameters", rope_parameters(options)},
       {"rope_theta", options.rope_theta},
       {"tie_word_embeddings", options.tie_word_embeddings},
       {"torch_dtype", "float32"},
       {"use_cache", true},
       {"vocab_size", options.vocab_size},
   };
+  if (options.rope_scaling_factor != 1) config["rope_scaling"] = rope_parameters(options);
+  if (family.has_bias_field) config["attention_bias"] = options.attention_bias;
+  if (family.window_is_optional) {
+    config["use_sliding_window"] = false;
+  } else {
+    config["mlp_bias"] = false;
+    config["pretraining_tp"] = 1;
+  }
+  return config;
 }
 
 void set_config_dtype(Json& config, at::ScalarType dtype) {

@@ -23,7 +23,7 @@ struct DecoderConfig {
 /// Throws CheckpointError, led by the path.
 DecoderConfig read_decoder_config(const std::string& path);
 
-/// A config that transformers loads as LlamaForCausalLM.
+/// A config that transformers loads: of Qwen3, Qwen2 or Llama, whichever fits norms and biases.
 Json make_decoder_config(const DecoderOptions& options);
 
 /// Names the dtype of the weights where `config` does so already.

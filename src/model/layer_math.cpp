@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "model/kernels/cpu/elementwise.h"
+#include "model/kernels/cpu/linear.h"
 
 namespace prefopt::detail {
 namespace {
@@ -32,6 +33,18 @@ cpu::Rows<const T> rows_of(const at::Tensor& tensor, std::int64_t stride) {
 template <class T>
 cpu::Rows<T> mutable_rows_of(const at::Tensor& tensor, std::int64_t stride) {
   return {tensor.mutable_data_ptr<T>(), stride};
+}
+
+// Calls f with a number of the type of `x`, one of the weight's, and the weight in that type.
+template <class F>
+void with_weight(const at::Tensor& x, const at::Tensor& weight, F&& f) {
+  if (x.scalar_type() == at::kDouble) {
+    f(double(), double(), weight.to(at::kDouble));
+  } else if (weight.scalar_type() == at::kBFloat16) {
+    f(float(), c10::BFloat16(), weight);
+  } else {
+    f(float(), float(), weight.to(at::kFloat));
+  }
 }
 
 std::int64_t width_of(const at::Tensor& x) { return x.size(-1); }
@@ -116,6 +129,50 @@ SwigluGradients swiglu_backward_(at::Tensor& grad, const at::Tensor& gate, const
                              .h = mutable_rows_of<T>(gradients.value, width)});
   });
   return gradients;
+}
+
+at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual) {
+  const cpu::LinearSizes sizes{.rows = x.size(0), .in = x.size(1), .out = weight.size(0)};
+  at::Tensor y =
+      residual.defined() ? residual.clone() : at::empty({sizes.rows, sizes.out}, x.options());
+  with_weight(x, weight, [&](auto number, auto narrow, const at::Tensor& w) {
+    using T = decltype(number);
+    using Weight = decltype(narrow);
+    cpu::linear_forward<T, Weight>({.sizes = sizes,
+                                    .x = rows_of<T>(x, x.stride(0)),
+                                    .weight = rows_of<Weight>(w, w.stride(0)),
+                                    .y = mutable_rows_of<T>(y, sizes.out),
+                                    .accumulate = residual.defined()});
+  });
+  return y;
+}
+
+void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& sum) {
+  const cpu::LinearSizes sizes{.rows = grad.size(0), .in = weight.size(1), .out = grad.size(1)};
+  const bool accumulate = sum.defined();
+  if (!accumulate) sum = at::empty({sizes.rows, sizes.in}, grad.options());
+  with_weight(grad, weight, [&](auto number, auto narrow, const at::Tensor& w) {
+    using T = decltype(number);
+    using Weight = decltype(narrow);
+    cpu::linear_input_grad<T, Weight>({.sizes = sizes,
+                                       .dy = rows_of<T>(grad, grad.stride(0)),
+                                       .weight = rows_of<Weight>(w, w.stride(0)),
+                                       .dx = mutable_rows_of<T>(sum, sum.stride(0)),
+                                       .accumulate = accumulate});
+  });
+}
+
+at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x) {
+  const cpu::LinearSizes sizes{.rows = x.size(0), .in = x.size(1), .out = grad.size(1)};
+  at::Tensor dw = at::empty({sizes.out, sizes.in}, x.options());
+  with_type_of(x, [&](auto number) {
+    using T = decltype(number);
+    cpu::linear_weight_grad<T>({.sizes = sizes,
+                                .dy = rows_of<T>(grad, grad.stride(0)),
+                                .x = rows_of<T>(x, x.stride(0)),
+                                .dw = mutable_rows_of<T>(dw, sizes.in)});
+  });
+  return dw;
 }
 
 void turn_(at::Tensor& x, const Rotary& rotary) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What a layer does beside products and attention, on dense float32 or float64 tensors of the CPU.
-// Nothing is recorded for autograd.
+// What a layer does beside attention, on dense float32 or float64 tensors of the CPU. Nothing is
+// recorded for autograd, and the number of threads changes no bit.
 
 #include <ATen/core/Tensor.h>
 
@@ -31,6 +31,16 @@ struct SwigluGradients {
 };
 /// `grad`'s memory becomes that of the gradient of `up`; gate and up are left alone.
 SwigluGradients swiglu_backward_(at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up);
+
+/// x Wᵀ, added to a copy of `residual` where that is defined. A bfloat16 weight is widened as it is
+/// read, one of float16 before.
+at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual = {});
+
+/// grad W, added to `sum` where that is defined, else put there.
+void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& sum);
+
+/// gradᵀ x.
+at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x);
 
 /// Turns x [rows, heads, head_dim] by the angles of its rows, in place.
 void turn_(at::Tensor& x, const Rotary& rotary);

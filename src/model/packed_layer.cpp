@@ -2,7 +2,6 @@
 #include "model/packed_layer.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/tensor.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -25,9 +24,7 @@ at::Tensor wide(const at::Tensor& tensor, const at::Tensor& like) {
 // The map of `x`, added to `residual` where that is defined.
 at::Tensor linear_forward(const at::Tensor& x, const Linear& map, double lora_scale,
                           const at::Tensor& residual = {}) {
-  const at::Tensor weight = wide(map.weight, x);
-  at::Tensor result = residual.defined() ? at::addmm(residual, x, weight.t())
-                                         : at::mm(x, weight.t());
+  at::Tensor result = product(x, map.weight, residual);
   if (map.bias.defined()) result.add_(wide(map.bias, x));
   if (map.lora_a.defined()) {
     const at::Tensor low = at::mm(x, wide(map.lora_a, x).t());
@@ -44,12 +41,7 @@ at::Tensor* wanted(const at::Tensor& weight, at::Tensor& gradient) {
 // Adds the gradient of the map's input to `sum`, where there is one yet.
 void add_input_gradient(const at::Tensor& grad, const Linear& map, double lora_scale,
                         at::Tensor& sum) {
-  const at::Tensor weight = wide(map.weight, grad);
-  if (sum.defined()) {
-    sum.addmm_(grad, weight);
-  } else {
-    sum = at::mm(grad, weight);
-  }
+  add_input_product(grad, map.weight, sum);
   if (!map.lora_a.defined()) return;
   sum.addmm_(at::mm(grad, wide(map.lora_b, grad)), wide(map.lora_a, grad), /*beta=*/1, lora_scale);
 }
@@ -62,18 +54,19 @@ at::Tensor linear_backward_input(const at::Tensor& grad, const Linear& map, doub
 
 void linear_backward_weights(const at::Tensor& grad, const at::Tensor& x, const Linear& map,
                              double lora_scale, Linear& gradients) {
-  const auto product = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& of) {
-    return at::mm(a.t(), b).to(of.scalar_type());
+  const auto gradient = [](const at::Tensor& of_output, const at::Tensor& input,
+                           const at::Tensor& weight) {
+    return weight_product(of_output, input).to(weight.scalar_type());
   };
-  if (map.weight.requires_grad()) gradients.weight = product(grad, x, map.weight);
+  if (map.weight.requires_grad()) gradients.weight = gradient(grad, x, map.weight);
   if (map.bias.defined() && map.bias.requires_grad()) {
     gradients.bias = grad.sum(0).to(map.bias.scalar_type());
   }
   if (!map.lora_a.defined() || !map.lora_a.requires_grad()) return;
   const at::Tensor low = at::mm(x, wide(map.lora_a, x).t()).mul_(lora_scale);
   const at::Tensor low_grad = at::mm(grad, wide(map.lora_b, x)).mul_(lora_scale);
-  gradients.lora_b = product(grad, low, map.lora_b);
-  gradients.lora_a = product(low_grad, x, map.lora_a);
+  gradients.lora_b = gradient(grad, low, map.lora_b);
+  gradients.lora_a = gradient(low_grad, x, map.lora_a);
 }
 
 // Both; the input's gradient is added to `*of_input` unless that is null.

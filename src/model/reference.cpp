@@ -224,11 +224,7 @@ struct CachedReference::Impl {
   void compute(const TokenBatch& batch, const std::vector<std::int64_t>& missing,
                const std::vector<std::string>& keys) {
     const at::NoGradGuard no_grad;
-    const at::Tensor rows = tensor_of(missing, at::kLong);
-    const TokenBatch part{.input_ids = batch.input_ids.index_select(0, rows),
-                          .attention_mask = batch.attention_mask.index_select(0, rows),
-                          .completion_mask = batch.completion_mask.index_select(0, rows),
-                          .completion_lens = batch.completion_lens.index_select(0, rows)};
+    const TokenBatch part = select_sequences(batch, missing);
     const SequenceLogps fresh = prefopt::sequence_logps(*inner, part.to(inner->device()));
     const at::Tensor sums = fresh.logps.cpu();
     token_dtype = fresh.token_logps.scalar_type();

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/model/safetensors.h"
 
-#include <ATen/ops/empty.h>
 #include <c10/util/StringUtil.h>
 #include <fmt/format.h>
 
@@ -11,7 +10,6 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <set>
 #include <string_view>
@@ -20,6 +18,7 @@
 
 #include "core/file.h"
 #include "core/json.h"
+#include "core/mapped_file.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -188,13 +187,6 @@ void order_and_check_coverage(std::vector<Entry>& entries, std::uint64_t data_by
   }
 }
 
-void read_exactly(std::ifstream& stream, void* into, std::uint64_t bytes, const std::string& path) {
-  if (!stream.read(static_cast<char*>(into), static_cast<std::streamsize>(bytes))) {
-    throw CheckpointError(
-        fmt::format("{}: expected to read {} bytes, got {}", path, bytes, stream.gcount()));
-  }
-}
-
 // A bool that is neither 0 nor 1 is undefined behaviour for whoever reads it.
 void check_bools(const at::Tensor& tensor, const std::string& name, const std::string& path) {
   const auto* bytes = static_cast<const std::uint8_t*>(tensor.const_data_ptr());
@@ -215,36 +207,194 @@ std::string_view dtype_name(at::ScalarType dtype, const std::string& name,
                                     dtype_names(), c10::toString(dtype)));
 }
 
+using NamedTensor = std::pair<std::string, at::Tensor>;
+
+// As the safetensors package orders them: wide elements first, which aligns them all, then by name.
+std::vector<const NamedTensor*> order_of_data(const SafetensorsFile& file,
+                                              const std::string& path) {
+  std::vector<const NamedTensor*> order;
+  std::set<std::string_view> names{kMetadataKey};
+  for (const NamedTensor& entry : file.tensors) {
+    const auto& [name, tensor] = entry;
+    if (!names.insert(name).second) {
+      throw CheckpointError(
+          fmt::format("{}: expected each tensor name once, got '{}' again", path, name));
+    }
+    if (!tensor.defined()) {
+      throw CheckpointError(fmt::format("{}: tensor '{}': expected data, got none", path, name));
+    }
+    order.push_back(&entry);
+  }
+  std::sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) {
+    const auto width = [](const NamedTensor* entry) { return entry->second.element_size(); };
+    return width(a) != width(b) ? width(a) > width(b) : a->first < b->first;
+  });
+  return order;
+}
+
+std::string length_and_header(const SafetensorsFile& file,
+                              const std::vector<const NamedTensor*>& order,
+                              const std::string& path) {
+  Json header = Json::object();
+  if (!file.metadata.empty()) header[std::string(kMetadataKey)] = file.metadata;
+  std::size_t offset = 0;
+  for (const NamedTensor* entry : order) {
+    const auto& [name, tensor] = *entry;
+    header[name] = {{"dtype", dtype_name(tensor.scalar_type(), name, path)},
+                    {"shape", tensor.sizes().vec()},
+                    {"data_offsets", {offset, offset + tensor.nbytes()}}};
+    offset += tensor.nbytes();
+  }
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const Json::exception&) {
+    throw CheckpointError(path + ": expected names and metadata in UTF-8, got other bytes");
+  }
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  const std::uint64_t length = text.size();
+  return std::string(reinterpret_cast<const char*>(&length), kLengthBytes) + text;
+}
+
+constexpr const char* kWholeFile = "model.safetensors";
+constexpr const char* kIndexFile = "model.safetensors.index.json";
+
+// The shards of a model, which have to hold what the index says of them.
+class ShardReader {
+ public:
+  ShardReader(const std::string& directory, const std::string& index)
+      : directory_(directory), index_(index) {
+    const Json json =
+        detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(index), index);
+    const auto map = json.is_object() ? json.find("weight_map") : json.end();
+    if (map == json.end() || !map->is_object()) {
+      fail("an object with an object 'weight_map'", detail::dump_json(json));
+    }
+    for (const auto& item : map->items()) {
+      const Json& shard = item.value();
+      if (!shard.is_string() || !is_plain_name(shard.get<std::string>())) {
+        fail(fmt::format("weight_map of '{}' to be the name of a file in this folder", item.key()),
+             detail::dump_json(shard));
+      }
+      shard_of_.emplace(item.key(), shard.get<std::string>());
+    }
+  }
+
+  SafetensorsFile read() const {
+    std::set<std::string> shards;
+    for (const auto& [name, shard] : shard_of_) shards.insert(shard);
+    SafetensorsFile file;
+    for (const std::string& shard : shards) {
+      SafetensorsFile part = read_safetensors(directory_ + "/" + shard);
+      for (auto& [name, tensor] : part.tensors) {
+        check_place(name, shard);
+        file.tensors.emplace_back(name, std::move(tensor));
+      }
+      file.metadata.merge(part.metadata);
+    }
+    check_complete(file);
+    return file;
+  }
+
+ private:
+  static bool is_plain_name(const std::string& name) {
+    return !name.empty() && name != "." && name != ".." &&
+           name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
+  }
+
+  // A tensor that two shards have is in the wrong place in one of them.
+  void check_place(const std::string& name, const std::string& shard) const {
+    const auto at = shard_of_.find(name);
+    if (at == shard_of_.end()) {
+      fail("the tensors of weight_map only", fmt::format("'{}' in '{}'", name, shard));
+    }
+    if (at->second != shard) {
+      fail(fmt::format("tensor '{}' in '{}'", name, at->second), fmt::format("it in '{}'", shard));
+    }
+  }
+
+  void check_complete(const SafetensorsFile& file) const {
+    std::set<std::string_view> found;
+    for (const auto& [name, tensor] : file.tensors) found.insert(name);
+    for (const auto& [name, shard] : shard_of_) {
+      if (!found.contains(name))
+        fail(fmt::format("tensor '{}' in '{}'", name, shard), "none there");
+    }
+  }
+
+  [[noreturn]] void fail(std::string_view expected, std::string_view got) const {
+    throw CheckpointError(fmt::format("{}: expected {}, got {}", index_, expected, got));
+  }
+
+  const std::string& directory_;
+  const std::string& index_;
+  std::map<std::string, std::string> shard_of_;
+};
+
+// In the order given, as transformers does: a shard is closed by the tensor that would not fit, and
+// a tensor above the limit has one to itself.
+std::vector<SafetensorsFile> split(const SafetensorsFile& file, std::uint64_t max_shard_bytes) {
+  std::vector<SafetensorsFile> shards{{.tensors = {}, .metadata = file.metadata}};
+  std::uint64_t bytes = 0;
+  for (const auto& [name, tensor] : file.tensors) {
+    const std::uint64_t more = tensor.defined() ? tensor.nbytes() : 0;
+    if (bytes > 0 && more > max_shard_bytes - std::min(bytes, max_shard_bytes)) {
+      shards.push_back({.tensors = {}, .metadata = file.metadata});
+      bytes = 0;
+    }
+    shards.back().tensors.emplace_back(name, tensor);
+    bytes += more;
+  }
+  return shards;
+}
+
+bool is_weights_name(const std::string& name) {
+  static const std::string kShard = "model-00000-of-00000.safetensors";
+  const auto fits = [](char given, char wanted) {
+    return wanted == '0' ? given >= '0' && given <= '9' : given == wanted;
+  };
+  return name == kWholeFile || name == kIndexFile ||
+         std::equal(name.begin(), name.end(), kShard.begin(), kShard.end(), fits);
+}
+
+// A reader would take weights of a former writing for this one's.
+void remove_other_weights(const std::string& directory, const std::set<std::string>& written) {
+  std::error_code why;
+  for (const auto& item : std::filesystem::directory_iterator(directory, why)) {
+    const std::string name = item.path().filename().string();
+    if (is_weights_name(name) && !written.contains(name)) std::filesystem::remove(item, why);
+  }
+  if (why) {
+    throw CheckpointError(
+        fmt::format("{}: expected to remove older weights, got {}", directory, why.message()));
+  }
+}
+
 }  // namespace
 
 SafetensorsFile read_safetensors(const std::string& path) {
-  std::error_code why;
-  const std::uint64_t file_bytes = std::filesystem::file_size(path, why);
-  std::ifstream stream(path, std::ios::binary);
-  if (why || !stream) {
-    throw CheckpointError(fmt::format("{}: expected a readable file, got {}", path,
-                                      why ? why.message() : "no permission"));
-  }
-  if (file_bytes < kLengthBytes) {
+  const auto mapping = detail::map_file<CheckpointError>(path);
+  const std::string_view bytes = mapping->bytes();
+  if (bytes.size() < kLengthBytes) {
     throw CheckpointError(
-        fmt::format("{}: expected at least {} bytes, got {}", path, kLengthBytes, file_bytes));
+        fmt::format("{}: expected at least {} bytes, got {}", path, kLengthBytes, bytes.size()));
   }
   std::uint64_t header_bytes = 0;
-  read_exactly(stream, &header_bytes, kLengthBytes, path);
-  const std::uint64_t longest = std::min(kMaxHeader, file_bytes - kLengthBytes);
+  std::memcpy(&header_bytes, bytes.data(), kLengthBytes);
+  const std::uint64_t longest = std::min(kMaxHeader, bytes.size() - kLengthBytes);
   if (header_bytes > longest) {
     throw CheckpointError(fmt::format("{}: expected a header of at most {} bytes, got {}", path,
                                       longest, header_bytes));
   }
-  std::string text(header_bytes, '\0');
-  read_exactly(stream, text.data(), header_bytes, path);
-  const Json header = detail::parse_json<CheckpointError>(text, path + ": header");
+  const Json header = detail::parse_json<CheckpointError>(bytes.substr(kLengthBytes, header_bytes),
+                                                          path + ": header");
   if (!header.is_object()) {
     throw CheckpointError(fmt::format("{}: header: expected an object, got {}", path,
                                       detail::json_type_name(header)));
   }
 
-  const std::uint64_t data_bytes = file_bytes - kLengthBytes - header_bytes;
+  const std::uint64_t data_begin = kLengthBytes + header_bytes;
+  const std::uint64_t data_bytes = bytes.size() - data_begin;
   SafetensorsFile file;
   std::vector<Entry> entries;
   for (const auto& item : header.items()) {
@@ -258,10 +408,8 @@ SafetensorsFile read_safetensors(const std::string& path) {
   order_and_check_coverage(entries, data_bytes, path);
 
   for (auto& entry : entries) {
-    at::Tensor tensor = at::empty(entry.shape, at::TensorOptions(entry.dtype));
-    if (entry.end != entry.begin) {
-      read_exactly(stream, tensor.mutable_data_ptr(), entry.end - entry.begin, path);
-    }
+    at::Tensor tensor =
+        detail::tensor_in_file(mapping, data_begin + entry.begin, entry.shape, entry.dtype);
     if (entry.dtype == at::kBool) check_bools(tensor, entry.name, path);
     file.tensors.emplace_back(std::move(entry.name), std::move(tensor));
   }
@@ -269,50 +417,63 @@ SafetensorsFile read_safetensors(const std::string& path) {
 }
 
 void write_safetensors(const std::string& path, const SafetensorsFile& file) {
-  std::vector<std::pair<std::string_view, at::Tensor>> tensors;
-  std::set<std::string_view> names{kMetadataKey};
-  for (const auto& [name, tensor] : file.tensors) {
-    if (!names.insert(name).second) {
-      throw CheckpointError(
-          fmt::format("{}: expected each tensor name once, got '{}' again", path, name));
-    }
-    if (!tensor.defined()) {
-      throw CheckpointError(fmt::format("{}: tensor '{}': expected data, got none", path, name));
-    }
-    tensors.emplace_back(name, tensor.detach().cpu().contiguous());
+  const std::vector<const NamedTensor*> order = order_of_data(file, path);
+  const std::string head = length_and_header(file, order, path);
+  std::uint64_t bytes = head.size();
+  for (const NamedTensor* entry : order) bytes += entry->second.nbytes();
+  at::Tensor tensor;  // one at a time on the CPU
+  const auto part = [&](std::size_t i) -> std::string_view {
+    if (i == 0) return head;
+    tensor = order[i - 1]->second.detach().cpu().contiguous();
+    return {static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes()};
+  };
+  const std::string why = detail::try_write_parts(path, order.size() + 1, part);
+  if (!why.empty()) {
+    throw CheckpointError(fmt::format("{}: expected to write {} bytes, got {}", path, bytes, why));
   }
-  // Wide elements first, as the safetensors package orders them: then all tensors are aligned.
-  std::stable_sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) {
-    return a.second.element_size() > b.second.element_size();
-  });
+}
 
-  Json header = Json::object();
-  if (!file.metadata.empty()) header[std::string(kMetadataKey)] = file.metadata;
-  std::size_t offset = 0;
-  for (const auto& [name, tensor] : tensors) {
-    header[std::string(name)] = {
-        {"dtype", dtype_name(tensor.scalar_type(), std::string(name), path)},
-        {"shape", tensor.sizes().vec()},
-        {"data_offsets", {offset, offset + tensor.nbytes()}}};
-    offset += tensor.nbytes();
-  }
-  std::string text;
-  try {
-    text = header.dump();
-  } catch (const Json::exception&) {
-    throw CheckpointError(path + ": expected names and metadata in UTF-8, got other bytes");
-  }
-  text.resize((text.size() + 7) / 8 * 8, ' ');
+std::string safetensors_path(const std::string& directory) {
+  // The order in which transformers looks for them.
+  const std::string whole = directory + "/" + kWholeFile;
+  const std::string index = directory + "/" + kIndexFile;
+  std::error_code ignored;
+  const bool sharded =
+      !std::filesystem::exists(whole, ignored) && std::filesystem::exists(index, ignored);
+  return sharded ? index : whole;
+}
 
-  const std::uint64_t header_bytes = text.size();
-  std::string bytes;
-  bytes.reserve(kLengthBytes + header_bytes + offset);
-  bytes.append(reinterpret_cast<const char*>(&header_bytes), kLengthBytes);
-  bytes += text;
-  for (const auto& [name, tensor] : tensors) {
-    bytes.append(static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes());
+SafetensorsFile read_safetensors_folder(const std::string& directory) {
+  const std::string path = safetensors_path(directory);
+  return path.ends_with(kIndexFile) ? ShardReader(directory, path).read() : read_safetensors(path);
+}
+
+void write_safetensors_folder(const std::string& directory, const SafetensorsFile& file,
+                              std::uint64_t max_shard_bytes) {
+  const std::vector<SafetensorsFile> shards = split(file, max_shard_bytes);
+  std::set<std::string> written;
+  if (shards.size() == 1) {
+    write_safetensors(directory + "/" + kWholeFile, file);
+    written.insert(kWholeFile);
+  } else {
+    std::map<std::string, std::string> map;
+    std::uint64_t bytes = 0;
+    for (std::size_t i = 0; i < shards.size(); ++i) {
+      const std::string name =
+          fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+      write_safetensors(directory + "/" + name, shards[i]);
+      written.insert(name);
+      for (const auto& [tensor_name, tensor] : shards[i].tensors) {
+        map[tensor_name] = name;
+        bytes += tensor.nbytes();
+      }
+    }
+    const Json index{{"metadata", {{"total_size", bytes}}}, {"weight_map", map}};
+    detail::write_file<CheckpointError>(directory + "/" + kIndexFile,
+                                        detail::dump_json(index, 2) + "\n");
+    written.insert(kIndexFile);
   }
-  detail::write_file<CheckpointError>(path, bytes);
+  remove_other_weights(directory, written);
 }
 
 }  // namespace prefopt

@@ -65,6 +65,10 @@ struct TokenSequence {
 /// empty completion.
 PREFOPT_API TokenBatch make_batch(const std::vector<TokenSequence>& sequences);
 
+/// Some sequences of a batch on the CPU, laid out anew.
+PREFOPT_API TokenBatch select_sequences(const TokenBatch& batch,
+                                        const std::vector<std::int64_t>& sequences);
+
 /// Chosen sequences of all pairs first, then the rejected ones (when `with_rejected`).
 PREFOPT_API TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs,
                                        bool with_rejected = true);

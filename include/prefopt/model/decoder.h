@@ -16,7 +16,8 @@
 
 namespace prefopt {
 
-/// Shape of a Llama-family decoder, under the names of Hugging Face's `config.json`.
+/// Shape of a decoder of the Llama and Qwen families, under the names of Hugging Face's
+/// `config.json` where it has one.
 struct DecoderOptions {
   std::int64_t vocab_size = 259;
   std::int64_t hidden_size = 256;
@@ -28,13 +29,13 @@ struct DecoderOptions {
   std::int64_t max_position_embeddings = 2048;
   double rms_norm_eps = 1e-5;
   double rope_theta = 10000;
-  double rope_scaling_factor = 1;  ///< Llama 3's stretching of long waves; 1: none
+  double rope_scaling_factor = 1;  ///< of Llama 3's rotary scaling; 1: none
   double rope_low_freq_factor = 1;
   double rope_high_freq_factor = 4;
   std::int64_t rope_original_max_position_embeddings = 8192;
-  bool attention_bias = false;         ///< bias of queries, keys and values
-  bool attention_output_bias = false;  ///< bias of the attention's output
-  bool qk_norm = false;                ///< RMSNorm of each head's queries and keys (Qwen3)
+  bool attention_bias = false;         ///< of the query, key and value projections
+  bool attention_output_bias = false;  ///< of the output projection
+  bool qk_norm = false;                ///< RMSNorm of each query and key head, before rotation
   bool tie_word_embeddings = true;
   double initializer_range = 0.02;
   std::int64_t bos_token_id = -1;
@@ -74,10 +75,12 @@ class PREFOPT_API Decoder final : public Policy {
   explicit Decoder(DecoderOptions options);
   ~Decoder() override;
 
-  /// Reads `config.json` and `model.safetensors`. A field that would change results and is not
-  /// understood is refused by name (CheckpointError). `dtype` "keep" keeps the file's.
-  static std::shared_ptr<Decoder> load(const std::string& directory,
-                                       std::string_view dtype = "keep");
+  /// Reads a Hugging Face folder, `config.json` with `model.safetensors` or its shards, of the
+  /// families llama, mistral, qwen2 and qwen3; or a `.gguf` file of the architectures llama, qwen2
+  /// and qwen3. A field that would change results and is not understood is refused by name
+  /// (CheckpointError). `dtype` "keep" keeps the folder's, and takes float32 from a GGUF file.
+  /// Weights of the dtype wanted stay where they are, mapped from the file.
+  static std::shared_ptr<Decoder> load(const std::string& path, std::string_view dtype = "keep");
 
   PolicyOutput forward(const TokenBatch& batch) override;
   /// On the CPU. Activations are at least float32 there, whatever the dtype of the weights.
@@ -89,7 +92,8 @@ class PREFOPT_API Decoder final : public Policy {
   std::string config() const override;
   std::shared_ptr<Policy> frozen_copy() const override;
   std::shared_ptr<Decoder> frozen_decoder() const;
-  /// A config read from a folder is written back with everything it held.
+  /// Writes a Hugging Face folder that transformers loads, in shards above 5 GB. A config read from
+  /// a folder is written back with everything it held. A model with an adapter writes that alone.
   void save(const std::string& directory) const override;
   std::unique_ptr<DecodeSession> start_decoding(
       const std::vector<std::vector<std::int64_t>>& prompts) override;

@@ -96,3 +96,48 @@ TEST_CASE("a batch moves to a device but keeps its counts on the CPU", "[data]")
     CHECK(text.find('\n') == std::string::npos);
   }
 }
+
+TEST_CASE("a batch is also one stream in which equal beginnings stand once", "[data]") {
+  // Rows of the first group: 1 2 5 | 7, then what is left of rejected: 6 3 (and 9, which predicts
+  // nothing). The second sequence of prompt {8} stands alone.
+  const std::vector<TokenPair> pairs = {
+      {.prompt = {1, 2}, .chosen = {5, 7, 4}, .rejected = {5, 6, 3, 9}},
+      {.prompt = {8}, .chosen = {2}, .rejected = {2, 3}}};
+  const TokenBatch batch = make_pair_batch(pairs);
+  REQUIRE(batch.packed);
+  const PackedTokens& packed = *batch.packed;
+  REQUIRE(packed.groups.size() == 2);
+  CHECK(packed.groups[0].begin == 0);
+  CHECK(packed.groups[0].shared == 3);
+  CHECK(packed.groups[0].scored == 1);
+  CHECK(packed.groups[0].branches == Ids{1, 2});
+  CHECK(packed.groups[1].begin == 6);
+  CHECK(packed.groups[1].shared == 1);
+  CHECK(packed.groups[1].scored == 0);
+  CHECK(packed.groups[1].branches == Ids{0, 1});
+  CHECK(packed.input_ids.equal(torch::tensor(Ids{1, 2, 5, 7, 6, 3, 8, 2}, at::kLong)));
+  CHECK(packed.positions.equal(torch::tensor(Ids{0, 1, 2, 3, 3, 4, 0, 1}, at::kLong)));
+
+  // Each completion token, sequence after sequence: the row before it and the token itself.
+  const at::Tensor rows = packed.rows.index_select(0, packed.token_rows);
+  const at::Tensor targets = packed.targets.index_select(0, packed.token_rows);
+  CHECK(rows.equal(torch::tensor(Ids{1, 2, 3, 6, 1, 2, 4, 5, 6, 7}, at::kLong)));
+  CHECK(targets.equal(torch::tensor(Ids{5, 7, 4, 2, 5, 6, 3, 9, 2, 3}, at::kLong)));
+  // 5 after {1, 2} and 2 after {8} are common to two sequences.
+  CHECK(packed.rows.size(0) == 8);
+}
+
+TEST_CASE("select_sequences lays out some sequences as if they were alone", "[data]") {
+  const std::vector<TokenPair> pairs = {{.prompt = {1, 2}, .chosen = {3}, .rejected = {4, 5}},
+                                        {.prompt = {6}, .chosen = {7, 8, 9}, .rejected = {7}}};
+  const Ids prompts[] = {{6}, {1, 2}};
+  const Ids completions[] = {{7}, {3}};
+  const TokenBatch part = select_sequences(make_pair_batch(pairs), {3, 0});
+  const TokenBatch alone =
+      make_batch({{prompts[0], completions[0]}, {prompts[1], completions[1]}});
+  CHECK(part.input_ids.equal(alone.input_ids));
+  CHECK(part.attention_mask.equal(alone.attention_mask));
+  CHECK(part.completion_mask.equal(alone.completion_mask));
+  CHECK(part.completion_lens.equal(alone.completion_lens));
+  CHECK(part.packed->input_ids.equal(alone.packed->input_ids));
+}

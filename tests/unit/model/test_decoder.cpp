@@ -446,6 +446,14 @@ TEST_CASE("decoder: options that do not fit are refused", "[model]") {
   refuse([](DecoderOptions& o) { o.head_dim = 0; },
          "an even head_dim, got 3; rotary positions turn pairs of numbers");
   refuse([](DecoderOptions& o) { o.rope_theta = 0; }, "rope_theta > 0, got 0");
+  refuse([](DecoderOptions& o) { o.rope_scaling_factor = 0.5; },
+         "rope_scaling_factor >= 1, got 0.5");
+  refuse([](DecoderOptions& o) { o.rope_low_freq_factor = 4; },
+         "rope_high_freq_factor above rope_low_freq_factor, got 4 and 4");
+  refuse([](DecoderOptions& o) { o.attention_output_bias = true; },
+         "attention_bias with attention_output_bias, got none");
+  refuse([](DecoderOptions& o) { o.qk_norm = o.attention_bias = true; },
+         "both attention biases or none with qk_norm, got one");
   CHECK_THROWS_TEXT(parse_dtype("fp16"), ConfigError,
                     "dtype: expected 'float32', 'float64', 'bfloat16' or 'float16', got 'fp16'");
   CHECK(parse_dtype("float32") == at::kFloat);
@@ -607,22 +615,25 @@ TEST_CASE("decoder: a config that is not understood is refused by name", "[model
                       checkpoint.config_path() + ": expected " + text);
     checkpoint.config = good;
   };
-  refuse("model_type", "gpt2", R"(model_type to be "llama" or "mistral", got "gpt2")");
-  refuse("model_type", nullptr, R"(model_type to be "llama" or "mistral", got none)");
+  refuse("model_type", "gpt2",
+         R"(model_type to be "llama", "mistral", "qwen2" or "qwen3", got "gpt2")");
+  refuse("model_type", nullptr,
+         R"(model_type to be "llama", "mistral", "qwen2" or "qwen3", got none)");
   refuse("model_type", "mistral",
          "sliding_window to be null, as mistral has a window by default, got none");
   refuse("sliding_window", 4096, "sliding_window to be null, got 4096");
   refuse("hidden_act", "gelu", R"(hidden_act to be "silu", got "gelu")");
-  refuse("attention_bias", true, "attention_bias to be false, got true");
+  refuse("attention_bias", 1, "attention_bias to be true or false, got 1");
   refuse("mlp_bias", true, "mlp_bias to be false, got true");
   refuse("pretraining_tp", 2, "pretraining_tp to be 1, got 2");
   refuse("quantization_config", {{"bits", 4}}, R"(quantization_config to be null, got {"bits":4})");
   refuse("rope_interleaved", true, "rope_interleaved to be false, got true");
   refuse("partial_rotary_factor", 0.5, "partial_rotary_factor to be 1, got 0.5");
   refuse("rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}},
-         R"(rope_scaling of rope_type "default", got {"factor":8.0,"rope_type":"llama3"})");
+         "rope_scaling with factor, low_freq_factor, high_freq_factor and "
+         R"(original_max_position_embeddings, got {"factor":8.0,"rope_type":"llama3"})");
   refuse("rope_parameters", {{"rope_type", "yarn"}},
-         R"(rope_parameters of rope_type "default", got {"rope_type":"yarn"})");
+         R"(rope_parameters of rope_type "default" or "llama3", got {"rope_type":"yarn"})");
   refuse("rope_parameters", {{"rope_theta", 200.0}}, "one rope_theta, 100, got 200.0");
   refuse("rope_scaling", 2.0, "rope_scaling to be an object, got 2.0");
   refuse(

@@ -1,33 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
+#include <nlohmann/json.hpp>
 
 #include "prefopt/error.h"
 #include "prefopt/model/safetensors.h"
 #include "support/catch.h"
 #include "support/errors.h"
+#include "support/files.h"
 #include "support/temp_dir.h"
 
 namespace prefopt {
 namespace {
 
+using nlohmann::json;
+using testing_support::bytes_of;
+using testing_support::put;
 using testing_support::TempDir;
-
-std::string bytes_of(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  std::ostringstream bytes;
-  bytes << stream.rdbuf();
-  return bytes.str();
-}
 
 std::string bytes_of(const at::Tensor& tensor) {
   return {static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes()};
-}
-
-void put(const std::string& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary) << bytes;
 }
 
 std::string length_prefix(std::uint64_t length) {
@@ -305,6 +297,116 @@ TEST_CASE("safetensors: what cannot be written is refused and leaves no file", "
                     path + ": expected names and metadata in UTF-8, got other bytes");
   CHECK(std::filesystem::is_empty(dir.path()));
   CHECK_THROWS_AS(write_safetensors(dir.file("none/x"), {}), CheckpointError);
+}
+
+TEST_CASE("safetensors: a tensor keeps the mapping alive and never reaches the file", "[model]") {
+  const TempDir dir;
+  const std::string path = dir.file("x.safetensors");
+  write_safetensors(path, {.tensors = {{"x", at::ones({4})}}, .metadata = {}});
+  const std::string bytes = bytes_of(path);
+  const at::Tensor tensor = find(read_safetensors(path), "x");
+  tensor.fill_(7);
+  CHECK(bytes_of(path) == bytes);
+  CHECK(at::equal(find(read_safetensors(path), "x"), at::ones({4})));
+  std::filesystem::remove(path);
+  CHECK(at::equal(tensor, at::full({4}, 7.0)));
+}
+
+TEST_CASE("safetensors: data that is not aligned is read", "[model]") {
+  const TempDir dir;
+  const std::string path = dir.file("x.safetensors");
+  const at::Tensor numbers = at::tensor({1.5F, -2.0F});
+  put(path, with_header(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+                        R"("x":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}})",
+                        1) +
+                bytes_of(numbers));
+  CHECK(at::equal(find(read_safetensors(path), "x"), numbers));
+}
+
+TEST_CASE("safetensors: a folder is cut into shards as transformers does", "[model]") {
+  const TempDir dir;
+  const auto floats = [](std::int64_t count) { return at::arange(count, at::kFloat); };
+  const SafetensorsFile file{.tensors = {{"b", floats(2)},
+                                         {"a", floats(3)},
+                                         {"huge", floats(9)},
+                                         {"c", floats(1)},
+                                         {"d", floats(4)}},
+                             .metadata = {{"format", "pt"}}};
+  write_safetensors_folder(dir.path(), file, 20);
+  CHECK(safetensors_path(dir.path()) == dir.file("model.safetensors.index.json"));
+  CHECK(json::parse(bytes_of(dir.file("model.safetensors.index.json"))) == json::parse(R"({
+      "metadata": {"total_size": 76},
+      "weight_map": {"a": "model-00001-of-00003.safetensors",
+                     "b": "model-00001-of-00003.safetensors",
+                     "huge": "model-00002-of-00003.safetensors",
+                     "c": "model-00003-of-00003.safetensors",
+                     "d": "model-00003-of-00003.safetensors"}})"));
+  CHECK(read_safetensors(dir.file("model-00001-of-00003.safetensors")).metadata == file.metadata);
+  const auto check = [&](const SafetensorsFile& back) {
+    CHECK(back.metadata == file.metadata);
+    CHECK(back.tensors.size() == file.tensors.size());
+    for (const auto& [name, tensor] : file.tensors) CHECK(at::equal(find(back, name), tensor));
+  };
+  check(read_safetensors_folder(dir.path()));
+
+  // Older weights would be taken for these.
+  put(dir.file("model-extra.safetensors"), "not a shard's name");
+  write_safetensors_folder(dir.path(), file);
+  CHECK(safetensors_path(dir.path()) == dir.file("model.safetensors"));
+  CHECK(std::distance(std::filesystem::directory_iterator(dir.path()), {}) == 2);
+  check(read_safetensors_folder(dir.path()));
+  write_safetensors_folder(dir.path(), file, 40);
+  CHECK_FALSE(std::filesystem::exists(dir.file("model.safetensors")));
+  check(read_safetensors_folder(dir.path()));
+}
+
+TEST_CASE("safetensors: shards and index that do not agree are refused by name", "[model]") {
+  const TempDir dir;
+  const std::string index = dir.file("model.safetensors.index.json");
+  const auto shard = [&](const std::string& name, const std::vector<std::string>& tensors) {
+    SafetensorsFile file;
+    for (const auto& tensor : tensors) file.tensors.emplace_back(tensor, at::ones({1}));
+    write_safetensors(dir.file(name), file);
+  };
+  shard("1", {"a", "b"});
+  shard("2", {"c"});
+  const json good = {{"a", "1"}, {"b", "1"}, {"c", "2"}};
+  const auto refuse = [&](const std::string& text, const std::string& expected) {
+    put(index, text);
+    CHECK_THROWS_TEXT(read_safetensors_folder(dir.path()), CheckpointError, expected);
+  };
+  const auto refuse_map = [&](const std::string& name, const json& value,
+                              const std::string& expected) {
+    json map = good;
+    map[name] = value;
+    refuse(json{{"weight_map", map}}.dump(), expected);
+  };
+  put(index, json{{"weight_map", good}}.dump());
+  CHECK(read_safetensors_folder(dir.path()).tensors.size() == 3);
+
+  refuse("{", index +
+                  ": expected JSON, got something else: parse error at line 1, column 2: syntax "
+                  "error while parsing object key - unexpected end of input; expected string "
+                  "literal");
+  refuse("[]", index + ": expected an object with an object 'weight_map', got []");
+  refuse(R"({"weight_map":7})",
+         index + R"(: expected an object with an object 'weight_map', got {"weight_map":7})");
+  refuse(R"({"weight_map":{"a":"1","a":"2"}})", index + ": expected JSON, got the key 'a' twice");
+  const std::string plain = ": expected weight_map of 'a' to be the name of a file in this folder";
+  for (const char* name : {"", ".", "..", "../1", "/etc/passwd", "sub/1", "..\\1"}) {
+    refuse_map("a", name, index + plain + ", got " + json(name).dump());
+  }
+  refuse_map("a", std::string("1\0", 2), index + plain + R"(, got "1\u0000")");
+  refuse_map("a", 1, index + plain + ", got 1");
+  refuse_map("d", "3", dir.file("3") + ": expected a readable file, got No such file or directory");
+  refuse_map("a", "2", index + ": expected tensor 'a' in '2', got it in '1'");
+  refuse_map("d", "2", index + ": expected tensor 'd' in '2', got none there");
+  json fewer = good;
+  fewer.erase("b");
+  refuse(json{{"weight_map", fewer}}.dump(),
+         index + ": expected the tensors of weight_map only, got 'b' in '1'");
+  shard("2", {"c", "a"});
+  refuse(json{{"weight_map", good}}.dump(), index + ": expected tensor 'a' in '1', got it in '2'");
 }
 
 }  // namespace prefopt

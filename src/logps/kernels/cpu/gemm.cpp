@@ -28,10 +28,16 @@ constexpr int kVectors = 2;
 #endif
 static_assert(kRowGrain % kRows == 0);
 
-// Rows of a at once: with a depth of kMaxDepth they and one panel of b stay in a second-level
+// Rows of a at once: with a depth of kDepthAtOnce they and one panel of b stay in a second-level
 // cache.
 constexpr std::int64_t kRowsAtOnce = 4 * kRowGrain;
-constexpr std::int64_t kMaxDepth = 640;
+
+// The left factor: kRows rows begin `block_stride` numbers after the kRows rows before them.
+template <class T>
+struct LeftFactor {
+  StridedMatrix<T> rows;
+  std::int64_t block_stride;
+};
 
 template <class T, int kM, int kN>
 HWY_INLINE void multiply_registers(StridedMatrix<T> a, std::int64_t depth, const T* HWY_RESTRICT b,
@@ -85,38 +91,46 @@ HWY_INLINE void multiply_rows(StridedMatrix<T> a, std::int64_t depth, const T* b
   }
 }
 
-template <class T, int kN>
-void multiply_panel(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth, const T* b, T* c,
-                    std::int64_t c_stride, std::int64_t columns, bool accumulate) {
-  while (rows > 0) {
-    const std::int64_t taken = rows >= kRows ? kRows : 1;
-    if (taken == kRows) {
-      multiply_rows<T, kRows, kN>(a, depth, b, c, c_stride, columns, accumulate);
-    } else {
-      multiply_rows<T, 1, kN>(a, depth, b, c, c_stride, columns, accumulate);
-    }
-    a.data += taken * a.row_stride;
-    c += taken * c_stride;
-    rows -= taken;
+// The last rows, fewer than kRows, as 4, 2 and 1 at once.
+template <class T, int kN, int kM = 4>
+void multiply_last_rows(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth, const T* b, T* c,
+                        std::int64_t c_stride, std::int64_t columns, bool accumulate) {
+  if (rows >= kM) {
+    multiply_rows<T, kM, kN>(a, depth, b, c, c_stride, columns, accumulate);
+    a.data += kM * a.row_stride;
+    c += kM * c_stride;
+    rows -= kM;
+  }
+  if constexpr (kM > 1) {
+    multiply_last_rows<T, kN, kM / 2>(a, rows, depth, b, c, c_stride, columns, accumulate);
   }
 }
 
+template <class T, int kN>
+void multiply_panel(LeftFactor<T> a, std::int64_t rows, std::int64_t depth, const T* b, T* c,
+                    std::int64_t c_stride, std::int64_t columns, bool accumulate) {
+  for (; rows >= kRows; rows -= kRows) {
+    multiply_rows<T, kRows, kN>(a.rows, depth, b, c, c_stride, columns, accumulate);
+    a.rows.data += a.block_stride;
+    c += kRows * c_stride;
+  }
+  multiply_last_rows<T, kN>(a.rows, rows, depth, b, c, c_stride, columns, accumulate);
+}
+
 template <class T>
-void multiply_all(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,
-                  const PackedMatrix<T>& b, std::int64_t first, std::int64_t last,
-                  ProductTarget<T> c) {
+void multiply_all(LeftFactor<T> a, std::int64_t rows, std::int64_t depth, const PackedMatrix<T>& b,
+                  std::int64_t first, std::int64_t last, ProductTarget<T> c) {
   const hn::ScalableTag<T> d;
   const std::int64_t vectors = b.width() / static_cast<std::int64_t>(hn::Lanes(d));
-  const std::int64_t cuts = std::max<std::int64_t>(1, (depth + kMaxDepth - 1) / kMaxDepth);
-  const std::int64_t step = (depth + cuts - 1) / cuts;
-  for (std::int64_t k = 0; k == 0 || k < depth; k += std::max<std::int64_t>(step, 1)) {
+  const std::int64_t step = std::max<std::int64_t>(part_size(depth, kDepthAtOnce), 1);
+  for (std::int64_t k = 0; k == 0 || k < depth; k += step) {
     const std::int64_t part = std::min(step, depth - k);
     const bool accumulate = c.accumulate || k > 0;
     for (std::int64_t i = 0; i < rows; i += kRowsAtOnce) {
       const std::int64_t count = std::min(kRowsAtOnce, rows - i);
+      LeftFactor<T> left = a;
+      left.rows.data += i / kRows * a.block_stride + k * a.rows.column_stride;
       for (std::int64_t p = first; p < last; ++p) {
-        const StridedMatrix<T> left{a.data + i * a.row_stride + k * a.column_stride, a.row_stride,
-                                    a.column_stride};
         const T* right = b.panel(p) + k * b.width();
         T* out = c.data + i * c.row_stride + p * b.width();
         const std::int64_t columns = std::min(b.width(), c.columns - p * b.width());
@@ -136,17 +150,190 @@ void multiply_all(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,
   }
 }
 
-void multiply_float(StridedMatrix<float> a, std::int64_t rows, std::int64_t depth,
-                    const PackedMatrix<float>& b, std::int64_t first, std::int64_t last,
-                    ProductTarget<float> c) {
-  multiply_all(a, rows, depth, b, first, last, c);
+template <class T>
+void multiply_rows_in_place(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,
+                            const PackedMatrix<T>& b, std::int64_t first, std::int64_t last,
+                            ProductTarget<T> c) {
+  multiply_all<T>({a, kRows * a.row_stride}, rows, depth, b, first, last, c);
 }
 
-void multiply_double(StridedMatrix<double> a, std::int64_t rows, std::int64_t depth,
-                     const PackedMatrix<double>& b, std::int64_t first, std::int64_t last,
-                     ProductTarget<double> c) {
-  multiply_all(a, rows, depth, b, first, last, c);
+template <class T>
+void multiply_packed_rows(const PackedRows<T>& a, std::int64_t first_block, std::int64_t rows,
+                          std::int64_t depth, const PackedMatrix<T>& b, std::int64_t first,
+                          std::int64_t last, ProductTarget<T> c) {
+  multiply_all<T>({{a.block(first_block), 1, kRows}, a.block_stride()}, rows, depth, b, first, last,
+                  c);
 }
+
+// --- packing ----------------------------------------------------------------------------------
+
+template <class D>
+HWY_INLINE hn::Vec<D> load_wide(D d, const hn::TFromD<D>* source) {
+  return hn::LoadU(d, source);
+}
+template <class D>
+HWY_INLINE hn::Vec<D> load_wide(D d, const c10::BFloat16* source) {
+  const hn::RebindToUnsigned<D> bits;
+  const hn::Rebind<std::uint16_t, D> halves;
+  const auto upper = hn::LoadU(halves, reinterpret_cast<const std::uint16_t*>(source));
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(bits, upper)));
+}
+
+template <class T, class Source>
+HWY_INLINE void pack_numbers(StridedMatrix<Source> source, std::int64_t depth, std::int64_t columns,
+                             std::int64_t width, T* HWY_RESTRICT out) {
+  for (std::int64_t k = 0; k < depth; ++k) {
+    for (std::int64_t j = 0; j < columns; ++j) {
+      out[k * width + j] =
+          static_cast<T>(source.data[k * source.row_stride + j * source.column_stride]);
+    }
+  }
+}
+
+// Rows of the panel lie in rows of the source.
+template <class T, class Source>
+void pack_rows(StridedMatrix<Source> source, std::int64_t depth, std::int64_t columns,
+               std::int64_t width, T* HWY_RESTRICT out) {
+  const hn::ScalableTag<T> d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  for (std::int64_t k = 0; k < depth; ++k) {
+    std::int64_t j = 0;
+    for (; j + lanes <= columns; j += lanes) hn::Store(load_wide(d, source.data + j), d, out + j);
+    for (; j < columns; ++j) out[j] = static_cast<T>(source.data[j]);
+    source.data += source.row_stride;
+    out += width;
+  }
+}
+
+#if HWY_TARGET != HWY_SCALAR
+// A square of as many columns of the source as a vector of 16 bytes has lanes.
+template <class T, class Source>
+HWY_INLINE void pack_square(const Source* HWY_RESTRICT source, std::int64_t column_stride,
+                            std::int64_t width, T* HWY_RESTRICT out) {
+  const hn::Full128<T> d;
+  const auto a = load_wide(d, source);
+  const auto b = load_wide(d, source + column_stride);
+  if constexpr (sizeof(T) == sizeof(double)) {
+    hn::StoreU(hn::InterleaveLower(d, a, b), d, out);
+    hn::StoreU(hn::InterleaveUpper(d, a, b), d, out + width);
+  } else {
+    const auto c = load_wide(d, source + 2 * column_stride);
+    const auto e = load_wide(d, source + 3 * column_stride);
+    const auto lower_ab = hn::InterleaveLower(d, a, b), lower_ce = hn::InterleaveLower(d, c, e);
+    const auto upper_ab = hn::InterleaveUpper(d, a, b), upper_ce = hn::InterleaveUpper(d, c, e);
+    hn::StoreU(hn::ConcatLowerLower(d, lower_ce, lower_ab), d, out);
+    hn::StoreU(hn::ConcatUpperUpper(d, lower_ce, lower_ab), d, out + width);
+    hn::StoreU(hn::ConcatLowerLower(d, upper_ce, upper_ab), d, out + 2 * width);
+    hn::StoreU(hn::ConcatUpperUpper(d, upper_ce, upper_ab), d, out + 3 * width);
+  }
+}
+
+// Rows of the panel lie in columns of the source. The processor's prefetching follows few streams,
+// so that few columns are read at once, as many as fill a cache line of the panel; and a line of
+// the source is used whole before the next one, which may fall into the same set of the cache.
+template <class T, class Source>
+void pack_columns(StridedMatrix<Source> source, std::int64_t depth, std::int64_t columns,
+                  std::int64_t width, T* HWY_RESTRICT out) {
+  constexpr std::int64_t kSide = 16 / sizeof(T);
+  constexpr std::int64_t kGroup = 64 / sizeof(T), kLine = 64 / sizeof(Source);
+  const std::int64_t whole_depth = depth / kSide * kSide, whole_columns = columns / kSide * kSide;
+  for (std::int64_t group = 0; group < whole_columns; group += kGroup) {
+    const std::int64_t last = std::min(whole_columns, group + kGroup);
+    for (std::int64_t line = 0; line < whole_depth; line += kLine) {
+      const std::int64_t end = std::min(whole_depth, line + kLine);
+      for (std::int64_t j = group; j < last; j += kSide) {
+        for (std::int64_t k = line; k < end; k += kSide) {
+          pack_square(source.data + j * source.column_stride + k, source.column_stride, width,
+                      out + k * width + j);
+        }
+      }
+    }
+  }
+  StridedMatrix<Source> rest = source;
+  rest.data += whole_columns * source.column_stride;
+  pack_numbers(rest, whole_depth, columns - whole_columns, width, out + whole_columns);
+  rest.data = source.data + whole_depth;
+  pack_numbers(rest, depth - whole_depth, columns, width, out + whole_depth * width);
+}
+#endif
+
+template <class T, class Source>
+void pack_panel(StridedMatrix<Source> source, std::int64_t depth, std::int64_t columns,
+                std::int64_t width, T* out) {
+  if (source.column_stride == 1) {
+    pack_rows(source, depth, columns, width, out);
+#if HWY_TARGET != HWY_SCALAR
+  } else if (source.row_stride == 1) {
+    pack_columns(source, depth, columns, width, out);
+#endif
+  } else {
+    pack_numbers(source, depth, columns, width, out);
+  }
+  for (std::int64_t k = 0; k < depth && columns < width; ++k) {
+    std::fill(out + k * width + columns, out + (k + 1) * width, T(0));
+  }
+}
+
+// Blocks [first, last) of a left factor. A few columns of all of its rows at once: each is a row of
+// the source, mostly.
+template <class T>
+void pack_blocks(StridedMatrix<T> source, std::int64_t rows, std::int64_t depth, std::int64_t first,
+                 std::int64_t last, std::int64_t block_stride, T* HWY_RESTRICT out) {
+  constexpr std::int64_t kColumns = 8;
+  for (std::int64_t begin = 0; begin < depth; begin += kColumns) {
+    const std::int64_t end = std::min(depth, begin + kColumns);
+    for (std::int64_t block = first; block < last; ++block) {
+      const T* in = source.data + block * kRows * source.row_stride;
+      T* to = out + block * block_stride;
+      const std::int64_t count = std::min<std::int64_t>(kRows, rows - block * kRows);
+      for (std::int64_t k = begin; k < end; ++k) {
+        if (count == kRows && source.row_stride == 1) {
+          std::copy_n(in + k * source.column_stride, kRows, to + k * kRows);
+        } else {
+          for (std::int64_t i = 0; i < count; ++i) {
+            to[k * kRows + i] = in[i * source.row_stride + k * source.column_stride];
+          }
+        }
+      }
+    }
+  }
+}
+
+// A name for each type: what is exported to the dispatcher cannot be a template.
+#define PREFOPT_KERNELS(T)                                                                         \
+  void multiply_##T(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,                     \
+                    const PackedMatrix<T>& b, std::int64_t first, std::int64_t last,               \
+                    ProductTarget<T> c) {                                                          \
+    multiply_rows_in_place(a, rows, depth, b, first, last, c);                                     \
+  }                                                                                                \
+  void multiply_packed_##T(const PackedRows<T>& a, std::int64_t first_block, std::int64_t rows,    \
+                           std::int64_t depth, const PackedMatrix<T>& b, std::int64_t first,       \
+                           std::int64_t last, ProductTarget<T> c) {                                \
+    multiply_packed_rows(a, first_block, rows, depth, b, first, last, c);                          \
+  }                                                                                                \
+  void pack_blocks_##T(StridedMatrix<T> source, std::int64_t rows, std::int64_t depth,             \
+                       std::int64_t first, std::int64_t last, std::int64_t block_stride, T* out) { \
+    pack_blocks(source, rows, depth, first, last, block_stride, out);                              \
+  }
+
+PREFOPT_KERNELS(float)
+PREFOPT_KERNELS(double)
+
+#undef PREFOPT_KERNELS
+
+#define PREFOPT_PACK(Source, T, suffix)                                                      \
+  void pack_##suffix(StridedMatrix<Source> source, std::int64_t depth, std::int64_t columns, \
+                     std::int64_t width, T* out) {                                           \
+    pack_panel(source, depth, columns, width, out);                                          \
+  }
+
+PREFOPT_PACK(float, float, float)
+PREFOPT_PACK(double, double, double)
+PREFOPT_PACK(c10::BFloat16, float, bfloat16)
+
+#undef PREFOPT_PACK
+
+std::int64_t rows_of_block() { return kRows; }
 
 // Bytes of a vector, and vectors of the widest panel.
 std::int64_t vector_bytes() {
@@ -163,10 +350,9 @@ HWY_AFTER_NAMESPACE();
 namespace prefopt::kernels::cpu {
 namespace {
 
-HWY_EXPORT(multiply_float);
-HWY_EXPORT(multiply_double);
 HWY_EXPORT(vector_bytes);
 HWY_EXPORT(panel_vectors);
+HWY_EXPORT(rows_of_block);
 
 struct PanelShape {
   std::int64_t panels, width;
@@ -205,41 +391,69 @@ std::int64_t PackedMatrix<T>::padded(std::int64_t columns) {
 }
 
 template <class T>
-void PackedMatrix<T>::pack(StridedMatrix<T> source, std::int64_t depth, std::int64_t first,
-                           std::int64_t last) {
-  for (std::int64_t p = first; p < last; ++p) {
-    T* out = buffer_.data() + p * max_depth_ * width_;
-    const T* in = source.data + p * width_ * source.column_stride;
-    const std::int64_t columns = std::clamp<std::int64_t>(columns_ - p * width_, 0, width_);
-    for (std::int64_t k = 0; k < depth; ++k) {
-      if (source.column_stride == 1) {
-        std::copy(in, in + columns, out);
-      } else {
-        for (std::int64_t j = 0; j < columns; ++j) out[j] = in[j * source.column_stride];
-      }
-      std::fill(out + columns, out + width_, T(0));
-      out += width_;
-      in += source.row_stride;
-    }
+std::int64_t PackedMatrix<T>::width_of(std::int64_t columns) {
+  return panel_shape<T>(columns).width;
+}
+
+template <class T>
+PackedRows<T>::PackedRows(std::int64_t max_depth, std::int64_t rows)
+    : max_depth_(max_depth), rows_(rows), block_rows_(HWY_DYNAMIC_DISPATCH(rows_of_block)()) {
+  buffer_ = Buffer<T>(blocks() * block_stride());
+}
+
+#define PREFOPT_PACK(Source, T, suffix)                                                            \
+  HWY_EXPORT(pack_##suffix);                                                                       \
+  template <>                                                                                      \
+  template <>                                                                                      \
+  void PackedMatrix<T>::pack(StridedMatrix<Source> source, std::int64_t depth, std::int64_t first, \
+                             std::int64_t last) {                                                  \
+    for (std::int64_t p = first; p < last; ++p) {                                                  \
+      StridedMatrix<Source> part = source;                                                         \
+      part.data += p * width_ * source.column_stride;                                              \
+      const std::int64_t columns = std::clamp<std::int64_t>(columns_ - p * width_, 0, width_);     \
+      HWY_DYNAMIC_DISPATCH(pack_##suffix)                                                          \
+      (part, depth, columns, width_, buffer_.data() + p * max_depth_ * width_);                    \
+    }                                                                                              \
   }
-}
 
-template <>
-void multiply(StridedMatrix<float> a, std::int64_t rows, std::int64_t depth,
-              const PackedMatrix<float>& b, std::int64_t first, std::int64_t last,
-              ProductTarget<float> c) {
-  HWY_DYNAMIC_DISPATCH(multiply_float)(a, rows, depth, b, first, last, c);
-}
+PREFOPT_PACK(float, float, float)
+PREFOPT_PACK(double, double, double)
+PREFOPT_PACK(c10::BFloat16, float, bfloat16)
 
-template <>
-void multiply(StridedMatrix<double> a, std::int64_t rows, std::int64_t depth,
-              const PackedMatrix<double>& b, std::int64_t first, std::int64_t last,
-              ProductTarget<double> c) {
-  HWY_DYNAMIC_DISPATCH(multiply_double)(a, rows, depth, b, first, last, c);
-}
+#undef PREFOPT_PACK
+
+#define PREFOPT_KERNELS(T)                                                                     \
+  HWY_EXPORT(multiply_##T);                                                                    \
+  HWY_EXPORT(multiply_packed_##T);                                                             \
+  HWY_EXPORT(pack_blocks_##T);                                                                 \
+  template <>                                                                                  \
+  void multiply(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,                     \
+                const PackedMatrix<T>& b, std::int64_t first, std::int64_t last,               \
+                ProductTarget<T> c) {                                                          \
+    HWY_DYNAMIC_DISPATCH(multiply_##T)(a, rows, depth, b, first, last, c);                     \
+  }                                                                                            \
+  template <>                                                                                  \
+  void multiply(const PackedRows<T>& a, std::int64_t first_block, std::int64_t rows,           \
+                std::int64_t depth, const PackedMatrix<T>& b, std::int64_t first,              \
+                std::int64_t last, ProductTarget<T> c) {                                       \
+    HWY_DYNAMIC_DISPATCH(multiply_packed_##T)(a, first_block, rows, depth, b, first, last, c); \
+  }                                                                                            \
+  template <>                                                                                  \
+  void PackedRows<T>::pack(StridedMatrix<T> source, std::int64_t depth, std::int64_t first,    \
+                           std::int64_t last) {                                                \
+    HWY_DYNAMIC_DISPATCH(pack_blocks_##T)                                                      \
+    (source, rows_, depth, first, last, block_stride(), buffer_.data());                       \
+  }
+
+PREFOPT_KERNELS(float)
+PREFOPT_KERNELS(double)
+
+#undef PREFOPT_KERNELS
 
 template class PackedMatrix<float>;
 template class PackedMatrix<double>;
+template class PackedRows<float>;
+template class PackedRows<double>;
 
 }  // namespace prefopt::kernels::cpu
 #endif

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <c10/util/BFloat16.h>
+
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 
@@ -38,9 +41,11 @@ class PackedMatrix {
   PackedMatrix() = default;
   PackedMatrix(std::int64_t max_depth, std::int64_t columns);
 
-  /// Takes panels [first, last) of a matrix of `depth` <= max_depth rows. Panels do not touch each
-  /// other's memory.
-  void pack(StridedMatrix<T> source, std::int64_t depth, std::int64_t first, std::int64_t last);
+  /// Takes panels [first, last) of a matrix of `depth` <= max_depth rows; a source in bfloat16 is
+  /// widened. Panels do not touch each other's memory.
+  template <class Source = T>
+  void pack(StridedMatrix<Source> source, std::int64_t depth, std::int64_t first,
+            std::int64_t last);
 
   std::int64_t columns() const { return columns_; }
   std::int64_t padded_columns() const { return panels_ * width_; }
@@ -49,6 +54,7 @@ class PackedMatrix {
   const T* panel(std::int64_t p) const { return buffer_.data() + p * max_depth_ * width_; }
 
   static std::int64_t padded(std::int64_t columns);
+  static std::int64_t width_of(std::int64_t columns);
   static std::int64_t bytes(std::int64_t max_depth, std::int64_t columns) {
     return max_depth * padded(columns) * static_cast<std::int64_t>(sizeof(T));
   }
@@ -56,6 +62,29 @@ class PackedMatrix {
  private:
   Buffer<T> buffer_;
   std::int64_t max_depth_ = 0, columns_ = 0, panels_ = 0, width_ = 0;
+};
+
+/// The left factor of a product, [rows, depth], in blocks of the rows that the inner loop takes at
+/// once: block b holds rows from b * kRows as [depth][kRows]. Worth its while where the numbers of
+/// a row lie far apart.
+template <class T>
+class PackedRows {
+ public:
+  PackedRows(std::int64_t max_depth, std::int64_t rows);
+
+  /// Takes blocks [first, last) of a matrix of `depth` <= max_depth columns. Blocks do not touch
+  /// each other's memory.
+  void pack(StridedMatrix<T> source, std::int64_t depth, std::int64_t first, std::int64_t last);
+
+  std::int64_t blocks() const { return (rows_ + block_rows_ - 1) / block_rows_; }
+  std::int64_t block_rows() const { return block_rows_; }
+  /// The numbers from block to block.
+  std::int64_t block_stride() const { return max_depth_ * block_rows_; }
+  const T* block(std::int64_t b) const { return buffer_.data() + b * block_stride(); }
+
+ private:
+  Buffer<T> buffer_;
+  std::int64_t max_depth_, rows_, block_rows_;
 };
 
 /// Where a product goes. Columns up to `columns` of each row are written, the rest is left alone.
@@ -73,6 +102,22 @@ struct ProductTarget {
 template <class T>
 void multiply(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth, const PackedMatrix<T>& b,
               std::int64_t first, std::int64_t last, ProductTarget<T> c);
+
+/// The same with `rows` rows of a packed left factor from the first row of a block on.
+template <class T>
+void multiply(const PackedRows<T>& a, std::int64_t first_block, std::int64_t rows,
+              std::int64_t depth, const PackedMatrix<T>& b, std::int64_t first, std::int64_t last,
+              ProductTarget<T> c);
+
+/// The size of the parts of `size`, equal but for the last one and none above `most`; 0 of 0.
+inline std::int64_t part_size(std::int64_t size, std::int64_t most) {
+  const std::int64_t parts = std::max<std::int64_t>(1, (size + most - 1) / most);
+  return (size + parts - 1) / parts;
+}
+
+/// The depth up to which a product is one sum in registers; a deeper one is cut in equal parts. So
+/// much of a panel and of a few rows stays in a second-level cache.
+inline constexpr std::int64_t kDepthAtOnce = 640;
 
 /// The number of rows that the inner loop takes at once divides this.
 inline constexpr std::int64_t kRowGrain = 24;

@@ -46,8 +46,8 @@ HWY_INLINE double sum_of(std::int64_t size, Term&& term) {
       c = hn::Add(c, term(d, i + 2 * lanes));
       e = hn::Add(e, term(d, i + 3 * lanes));
     }
-    sum += static_cast<double>(
-        hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(a, b), hn::Add(c, e)))));
+    sum +=
+        static_cast<double>(hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(a, b), hn::Add(c, e)))));
   }
   for (; i + lanes <= size; i += lanes) {
     sum += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, term(d, i))));
@@ -77,8 +77,7 @@ void norm_rows(const RmsNorm<T>& norm, std::int64_t first, std::int64_t last) {
         const auto value = hn::LoadU(d, x + i);
         return hn::Mul(value, value);
       });
-      const T rstd =
-          static_cast<T>(1 / std::sqrt(squares / static_cast<double>(width) + norm.eps));
+      const T rstd = static_cast<T>(1 / std::sqrt(squares / static_cast<double>(width) + norm.eps));
       if (norm.rstd != nullptr) norm.rstd[row * groups + group] = rstd;
       T* y = norm.y[row] + offset;
       for_vectors<T>(width, [&](auto d, std::int64_t i) HWY_ATTR {
@@ -223,26 +222,26 @@ void rotate_rows(const Rotary<T>& rotary, std::int64_t first, std::int64_t last)
 }
 
 // A name for each type: what is exported to the dispatcher cannot be a template.
-#define PREFOPT_KERNELS(T, suffix)                                                               \
-  void norm_##suffix(const RmsNorm<T>& norm, std::int64_t first, std::int64_t last) {            \
-    norm_rows(norm, first, last);                                                                \
-  }                                                                                              \
-  void norm_backward_##suffix(const RmsNormBackward<T>& norm, std::int64_t first,                \
-                              std::int64_t last, T* dw) {                                        \
-    norm_rows_backward(norm, first, last, dw);                                                   \
-  }                                                                                              \
-  void swiglu_##suffix(const Swiglu<T>& work, std::int64_t first, std::int64_t last) {           \
-    swiglu_rows(work, first, last);                                                              \
-  }                                                                                              \
-  void swiglu_backward_##suffix(const SwigluBackward<T>& work, std::int64_t first,               \
-                                std::int64_t last) {                                             \
-    swiglu_rows_backward(work, first, last);                                                     \
-  }                                                                                              \
-  void rotate_##suffix(const Rotary<T>& rotary, std::int64_t first, std::int64_t last) {         \
-    rotate_rows<T, false>(rotary, first, last);                                                  \
-  }                                                                                              \
-  void rotate_back_##suffix(const Rotary<T>& rotary, std::int64_t first, std::int64_t last) {    \
-    rotate_rows<T, true>(rotary, first, last);                                                   \
+#define PREFOPT_KERNELS(T, suffix)                                                            \
+  void norm_##suffix(const RmsNorm<T>& norm, std::int64_t first, std::int64_t last) {         \
+    norm_rows(norm, first, last);                                                             \
+  }                                                                                           \
+  void norm_backward_##suffix(const RmsNormBackward<T>& norm, std::int64_t first,             \
+                              std::int64_t last, T* dw) {                                     \
+    norm_rows_backward(norm, first, last, dw);                                                \
+  }                                                                                           \
+  void swiglu_##suffix(const Swiglu<T>& work, std::int64_t first, std::int64_t last) {        \
+    swiglu_rows(work, first, last);                                                           \
+  }                                                                                           \
+  void swiglu_backward_##suffix(const SwigluBackward<T>& work, std::int64_t first,            \
+                                std::int64_t last) {                                          \
+    swiglu_rows_backward(work, first, last);                                                  \
+  }                                                                                           \
+  void rotate_##suffix(const Rotary<T>& rotary, std::int64_t first, std::int64_t last) {      \
+    rotate_rows<T, false>(rotary, first, last);                                               \
+  }                                                                                           \
+  void rotate_back_##suffix(const Rotary<T>& rotary, std::int64_t first, std::int64_t last) { \
+    rotate_rows<T, true>(rotary, first, last);                                                \
   }
 
 PREFOPT_KERNELS(float, float)
@@ -304,49 +303,49 @@ void norm_backward_by_chunks(const RmsNormBackward<T>& norm, Kernel kernel) {
 
 }  // namespace
 
-#define PREFOPT_KERNELS(T, suffix)                                                           \
-  HWY_EXPORT(norm_##suffix);                                                                 \
-  HWY_EXPORT(norm_backward_##suffix);                                                        \
-  HWY_EXPORT(swiglu_##suffix);                                                               \
-  HWY_EXPORT(swiglu_backward_##suffix);                                                      \
-  HWY_EXPORT(rotate_##suffix);                                                               \
-  HWY_EXPORT(rotate_back_##suffix);                                                          \
-  template <>                                                                                \
-  void rms_norm(const RmsNorm<T>& norm) {                                                    \
-    for_rows(norm.shape.rows, norm.shape.groups* norm.shape.width,                           \
-             [&](std::int64_t first, std::int64_t last) {                                    \
-               HWY_DYNAMIC_DISPATCH(norm_##suffix)(norm, first, last);                       \
-             });                                                                             \
-  }                                                                                          \
-  template <>                                                                                \
-  void rms_norm_backward(const RmsNormBackward<T>& norm) {                                   \
-    norm_backward_by_chunks(norm, HWY_DYNAMIC_DISPATCH(norm_backward_##suffix));             \
-  }                                                                                          \
-  template <>                                                                                \
-  void swiglu(const Swiglu<T>& work) {                                                       \
-    for_rows(work.rows, work.width, [&](std::int64_t first, std::int64_t last) {             \
-      HWY_DYNAMIC_DISPATCH(swiglu_##suffix)(work, first, last);                              \
-    });                                                                                      \
-  }                                                                                          \
-  template <>                                                                                \
-  void swiglu_backward(const SwigluBackward<T>& work) {                                      \
-    for_rows(work.rows, work.width, [&](std::int64_t first, std::int64_t last) {             \
-      HWY_DYNAMIC_DISPATCH(swiglu_backward_##suffix)(work, first, last);                     \
-    });                                                                                      \
-  }                                                                                          \
-  template <>                                                                                \
-  void rotate(const Rotary<T>& rotary) {                                                     \
-    for_rows(rotary.rows, rotary.heads* rotary.head_dim,                                     \
-             [&](std::int64_t first, std::int64_t last) {                                    \
-               HWY_DYNAMIC_DISPATCH(rotate_##suffix)(rotary, first, last);                   \
-             });                                                                             \
-  }                                                                                          \
-  template <>                                                                                \
-  void rotate_back(const Rotary<T>& rotary) {                                                \
-    for_rows(rotary.rows, rotary.heads* rotary.head_dim,                                     \
-             [&](std::int64_t first, std::int64_t last) {                                    \
-               HWY_DYNAMIC_DISPATCH(rotate_back_##suffix)(rotary, first, last);              \
-             });                                                                             \
+#define PREFOPT_KERNELS(T, suffix)                                               \
+  HWY_EXPORT(norm_##suffix);                                                     \
+  HWY_EXPORT(norm_backward_##suffix);                                            \
+  HWY_EXPORT(swiglu_##suffix);                                                   \
+  HWY_EXPORT(swiglu_backward_##suffix);                                          \
+  HWY_EXPORT(rotate_##suffix);                                                   \
+  HWY_EXPORT(rotate_back_##suffix);                                              \
+  template <>                                                                    \
+  void rms_norm(const RmsNorm<T>& norm) {                                        \
+    for_rows(norm.shape.rows, norm.shape.groups* norm.shape.width,               \
+             [&](std::int64_t first, std::int64_t last) {                        \
+               HWY_DYNAMIC_DISPATCH(norm_##suffix)(norm, first, last);           \
+             });                                                                 \
+  }                                                                              \
+  template <>                                                                    \
+  void rms_norm_backward(const RmsNormBackward<T>& norm) {                       \
+    norm_backward_by_chunks(norm, HWY_DYNAMIC_DISPATCH(norm_backward_##suffix)); \
+  }                                                                              \
+  template <>                                                                    \
+  void swiglu(const Swiglu<T>& work) {                                           \
+    for_rows(work.rows, work.width, [&](std::int64_t first, std::int64_t last) { \
+      HWY_DYNAMIC_DISPATCH(swiglu_##suffix)(work, first, last);                  \
+    });                                                                          \
+  }                                                                              \
+  template <>                                                                    \
+  void swiglu_backward(const SwigluBackward<T>& work) {                          \
+    for_rows(work.rows, work.width, [&](std::int64_t first, std::int64_t last) { \
+      HWY_DYNAMIC_DISPATCH(swiglu_backward_##suffix)(work, first, last);         \
+    });                                                                          \
+  }                                                                              \
+  template <>                                                                    \
+  void rotate(const Rotary<T>& rotary) {                                         \
+    for_rows(rotary.rows, rotary.heads* rotary.head_dim,                         \
+             [&](std::int64_t first, std::int64_t last) {                        \
+               HWY_DYNAMIC_DISPATCH(rotate_##suffix)(rotary, first, last);       \
+             });                                                                 \
+  }                                                                              \
+  template <>                                                                    \
+  void rotate_back(const Rotary<T>& rotary) {                                    \
+    for_rows(rotary.rows, rotary.heads* rotary.head_dim,                         \
+             [&](std::int64_t first, std::int64_t last) {                        \
+               HWY_DYNAMIC_DISPATCH(rotate_back_##suffix)(rotary, first, last);  \
+             });                                                                 \
   }
 
 PREFOPT_KERNELS(float, float)

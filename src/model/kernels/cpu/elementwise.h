@@ -2,25 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
+
+#include "model/kernels/cpu/rows.h"
 
 // What a decoder layer does beside its products and its attention, forward and backward, in float
 // and double. All of it runs on LibTorch's threads, and their number changes no bit of a result.
 namespace prefopt::kernels::cpu {
-
-/// Rows in memory: row i begins at data + i * stride.
-template <class T>
-struct Rows {
-  T* data = nullptr;
-  std::int64_t stride = 0;
-
-  T* operator[](std::int64_t i) const { return data + i * stride; }
-  operator Rows<const T>() const  // NOLINT(google-explicit-constructor): as T* to const T*
-    requires(!std::is_const_v<T>)
-  {
-    return {data, stride};
-  }
-};
 
 /// Rows of `groups` parts of `width` numbers, one after the other, each with a norm of its own: a
 /// hidden state is one part, the queries of a token are a part a head.

@@ -10,7 +10,7 @@
 #include <variant>
 
 #include "logps/kernels/cpu/gemm.h"
-#include "model/kernels/cpu/elementwise.h"
+#include "model/kernels/cpu/rows.h"
 
 // Linear layers on few rows, as decoding has them: reading the weights is what costs. Libraries put
 // weights in another order before they multiply, which pays where many rows go past them. Here a

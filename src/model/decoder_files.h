@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/json.h"
+#include "model/decoder_config.h"
+#include "prefopt/model/policy.h"
+
+namespace prefopt::detail {
+
+/// Config and weights of a decoder in a Hugging Face folder or a `.gguf` file. Throws
+/// CheckpointError, led by the file's path.
+class DecoderReader {
+ public:
+  /// Without a dtype the weights keep a folder's, which has to be one; a GGUF file's, which is
+  /// several, become float32.
+  DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype);
+
+  const DecoderConfig& config() const { return config_; }
+  /// Of the safetensors files, to be written back.
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+
+  /// The weight of this name (Hugging Face's) and shape, once.
+  at::Tensor take(const std::string& name, const std::vector<std::int64_t>& shape);
+
+  /// Rotary frequencies are computed, and a tied head may be written twice; nothing else may be
+  /// left over. `embedding` is undefined for a model with a head of its own.
+  void check_nothing_left(const at::Tensor& embedding, const std::string& embedding_name);
+
+ private:
+  struct Stored {
+    std::vector<std::int64_t> shape;
+    std::function<at::Tensor()> read;
+  };
+
+  void open_folder(const std::string& directory);
+  void open_gguf(const std::string& path);
+  [[noreturn]] void fail(const std::string& name, std::string_view expected,
+                         std::string_view got) const;
+
+  std::string path_;
+  std::string model_;  // in words
+  std::optional<at::ScalarType> dtype_;
+  std::optional<at::ScalarType> first_dtype_;
+  DecoderConfig config_;
+  std::map<std::string, std::string> metadata_ = {{"format", "pt"}};
+  std::map<std::string, Stored> left_;
+};
+
+/// Writes `config.json`, which names the dtype of the weights, and the weights.
+void write_decoder(const std::string& directory, const std::vector<NamedParameter>& weights,
+                   const std::map<std::string, std::string>& metadata, Json config);
+
+}  // namespace prefopt::detail
