@@ -85,7 +85,7 @@ def main():
         print(json.dumps({"seconds": seconds, "tokens_per_second": tokens / seconds}), flush=True)
     if args.out:
         with open(args.out, "w", encoding="utf-8") as file:
-            json.dump(result[:, ids.size(1) :].tolist(), file)
+            json.dump(result[:, ids.size(1) :].tolist(), file, separators=(",", ":"))
 
 
 if __name__ == "__main__":

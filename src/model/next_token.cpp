@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "core/parallel.h"
+#include "logps/kernels/cpu/gemm.h"
 #include "model/kernels/cpu/next_token.h"
 #include "prefopt/error.h"
 
@@ -39,7 +40,6 @@ std::vector<std::int64_t> most_likely(const T* logits, std::int64_t size, std::i
     if (std::ssize(best) < 2 * count) continue;
     keep_count();
     threshold = logits[best.back()];
-    for (const std::int64_t token : best) threshold = std::min(threshold, logits[token]);
     has_threshold = true;
   }
   keep_count();
@@ -66,7 +66,34 @@ double sum_of(const std::vector<double>& numbers) {
   return std::accumulate(numbers.begin(), numbers.end(), 0.0);
 }
 
-}  // namespace
+/// What the next token is drawn from: a row of logits after temperature, top-k and top-p.
+template <class T>
+class NextToken {
+ public:
+  NextToken(const T* logits, std::int64_t size, const SamplingOptions& options);
+
+  /// The row's highest logit, or NaN. Where it is not finite there is no distribution.
+  T highest() const { return highest_; }
+  /// The first token whose cumulative probability exceeds `share`, in [0, 1).
+  std::int64_t draw(double share) const;
+  /// Fills a row [size].
+  void write_probabilities(float* out) const;
+
+ private:
+  bool is_limited(std::int64_t top_k) const { return top_k > 0 && top_k < size_; }
+  void keep_all(double temperature);
+  void keep_most_likely(const SamplingOptions& options);
+  std::vector<double> weights_of(const std::vector<std::int64_t>& tokens, double temperature) const;
+
+  const T* logits_;
+  std::int64_t size_;
+  T highest_;
+  /// Tokens that are kept, ascending, and their weights; without tokens the weights are of all.
+  std::vector<std::int64_t> tokens_;
+  std::vector<double> weights_;
+  cpu::Buffer<T> all_weights_;
+  std::vector<double> sums_;  ///< of parts of all_weights_
+};
 
 template <class T>
 NextToken<T>::NextToken(const T* logits, std::int64_t size, const SamplingOptions& options)
@@ -159,8 +186,6 @@ void NextToken<T>::write_probabilities(float* out) const {
     out[tokens_[i]] = static_cast<float>(weights_[i] / total);
   }
 }
-
-namespace {
 
 // A row may hold -inf (a token that cannot come), but neither NaN nor +inf, nor -inf only.
 void check_highest(const std::vector<double>& highest) {

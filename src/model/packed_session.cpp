@@ -97,7 +97,7 @@ struct Rows {
 /// A linear map and where its results go.
 template <class T>
 struct MapInto {
-  const Linear& map;
+  const Linear& linear;
   cpu::Rows<T> y;
 };
 
@@ -241,16 +241,17 @@ class PackedSession final : public DecodeSession {
   /// Several maps of the same rows; the results are added to what is there if `accumulate`.
   void map(cpu::Rows<const T> x, std::int64_t count, std::initializer_list<MapInto<T>> maps,
            bool accumulate = false) const {
-    const auto in = maps.begin()->map.weight.size(1);
+    const auto in = maps.begin()->linear.weight.size(1);
     const auto packed = cpu::pack_rows<T>(x, count, in);
     std::vector<cpu::ThinLinear<T>> products;
-    for (const auto& [map, y] : maps) {
+    for (const MapInto<T>& into : maps) {
+      const Linear& linear = into.linear;
       products.push_back({.x = &packed,
                           .in = in,
-                          .out = map.weight.size(0),
-                          .weight = weight_rows<T>(map.weight),
-                          .bias = map.bias.defined() ? map.bias.const_data_ptr<T>() : nullptr,
-                          .y = y,
+                          .out = linear.weight.size(0),
+                          .weight = weight_rows<T>(linear.weight),
+                          .bias = linear.bias.defined() ? linear.bias.const_data_ptr<T>() : nullptr,
+                          .y = into.y,
                           .accumulate = accumulate});
     }
     cpu::thin_linear<T>(products);
@@ -258,22 +259,22 @@ class PackedSession final : public DecodeSession {
   }
 
   void add_adapter(const cpu::PackedMatrix<T>& x, const MapInto<T>& into) const {
-    const Linear& map = into.map;
-    if (!map.lora_a.defined()) return;
-    const std::int64_t rank = map.lora_a.size(0);
+    const Linear& linear = into.linear;
+    if (!linear.lora_a.defined()) return;
+    const std::int64_t rank = linear.lora_a.size(0);
     at::Tensor low = at::empty({x.columns(), rank}, like());
     const cpu::ThinLinear<T> down{.x = &x,
-                                  .in = map.lora_a.size(1),
+                                  .in = linear.lora_a.size(1),
                                   .out = rank,
-                                  .weight = map.lora_a.const_data_ptr<T>(),
+                                  .weight = linear.lora_a.const_data_ptr<T>(),
                                   .y = {low.mutable_data_ptr<T>(), rank}};
     cpu::thin_linear<T>({&down, 1});
     low.mul_(network_.lora_scale);
     const auto packed = cpu::pack_rows<T>({low.const_data_ptr<T>(), rank}, x.columns(), rank);
     const cpu::ThinLinear<T> up{.x = &packed,
                                 .in = rank,
-                                .out = map.lora_b.size(0),
-                                .weight = map.lora_b.const_data_ptr<T>(),
+                                .out = linear.lora_b.size(0),
+                                .weight = linear.lora_b.const_data_ptr<T>(),
                                 .y = into.y,
                                 .accumulate = true};
     cpu::thin_linear<T>({&up, 1});
@@ -310,7 +311,8 @@ class PackedSession final : public DecodeSession {
 
   void write_logits(const Rows<T>& rows, const at::Tensor& logits) const {
     norm(rows, network_.norm);
-    const Linear head{.weight = network_.head()};
+    Linear head;
+    head.weight = network_.head();
     map({rows.normed.data(), rows.hidden}, rows.count,
         {{head, {logits.mutable_data_ptr<T>(), vocab_size()}}});
   }

@@ -291,7 +291,9 @@ TEST_CASE("sample: any of several end tokens ends a completion", "[model]") {
 
 TEST_CASE("sample_with_logps: log-probs are those of sequence_logps", "[model]") {
   const Prompts prompts = ragged_prompts();
-  for (const auto& [dtype, tolerance] : {std::pair{at::kDouble, 1e-12}, {at::kFloat, 1e-5}}) {
+  const std::vector<std::pair<at::ScalarType, double>> tolerances{{at::kDouble, 1e-12},
+                                                                  {at::kFloat, 1e-5}};
+  for (const auto& [dtype, tolerance] : tolerances) {
     for (const auto& [name, decoder] : variants(dtype)) {
       INFO(name << ", " << c10::toString(dtype));
       // What shapes the draws leaves the log-probs alone.
@@ -431,6 +433,20 @@ TEST_CASE("decode session: logits do not depend on the other sequences, bit for 
     CHECK(at::equal(alone->prefill()[0], first[s]));
     CHECK(at::equal(alone->append(tokens.slice(0, s, s + 1))[0], second[s]));
     if (s == 4) CHECK(at::equal(alone->append(at::tensor({9}, at::kLong))[0], third[1]));
+  }
+}
+
+TEST_CASE("decode session: long prompts go through in parts", "[model]") {
+  const auto decoder = decoder_of(odd_options(), at::kFloat);
+  Prompts prompts{{}, {}, {3, 4}};
+  for (std::int64_t i = 0; i < 2500; ++i) {
+    prompts[0].push_back(i % 23);
+    prompts[1].push_back(i % 19);
+  }
+  const at::Tensor all = decoder->start_decoding(prompts)->prefill();
+  for (std::size_t s = 0; s < prompts.size(); ++s) {
+    const at::Tensor alone = decoder->start_decoding({prompts[s]})->prefill();
+    CHECK(at::equal(all[static_cast<std::int64_t>(s)], alone[0]));
   }
 }
 

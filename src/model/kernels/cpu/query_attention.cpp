@@ -77,6 +77,7 @@ HWY_INLINE void add_values(D d, const T* HWY_RESTRICT weights, const KeyRows<T>&
 template <class T>
 HWY_INLINE void add_all_values(const T* weights, const KeyRows<T>& rows, std::int64_t head_dim,
                                T* out) {
+  if (rows.length == 0) return;
   const hn::ScalableTag<T> d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   std::int64_t i = 0;
