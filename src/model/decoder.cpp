@@ -15,13 +15,13 @@
 #include <optional>
 #include <utility>
 
-#include "model/cached_session.h"
 #include "model/decoder_config.h"
 #include "model/decoder_files.h"
 #include "model/decoder_impl.h"
 #include "model/decoding.h"
 #include "model/network.h"
 #include "model/packed_layer.h"
+#include "model/packed_session.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -194,8 +194,9 @@ void Decoder::save(const std::string& directory) const {
 
 std::unique_ptr<DecodeSession> Decoder::start_decoding(
     const std::vector<std::vector<std::int64_t>>& prompts) {
+  if (!packs()) return Policy::start_decoding(prompts);
   detail::check_prompts(prompts, vocab_size());
-  return detail::make_cached_session(impl_->network, prompts);
+  return detail::make_packed_session(impl_->network, prompts);
 }
 
 const DecoderOptions& Decoder::options() const { return impl_->network.options; }
@@ -206,8 +207,8 @@ void Decoder::to(at::ScalarType dtype) {
         weight = weight.detach().to(dtype).requires_grad_(weight.requires_grad());
       });
   for_each_adapter_weight([&](const std::string&, at::Tensor& weight) {
-    weight = weight.detach().to(detail::at_least_float32(dtype)).requires_grad_(
-        weight.requires_grad());
+    weight =
+        weight.detach().to(detail::at_least_float32(dtype)).requires_grad_(weight.requires_grad());
   });
 }
 

@@ -22,4 +22,7 @@ void check_prompts(const std::vector<std::vector<std::int64_t>>& prompts, std::i
 void check_appended_tokens(const at::Tensor& tokens, std::int64_t sequences,
                            std::int64_t vocab_size);
 
+/// ShapeError for none, DataError for places that do not ascend or are not below `sequences`.
+void check_kept(const std::vector<std::int64_t>& kept, std::int64_t sequences);
+
 }  // namespace prefopt::detail

@@ -36,6 +36,15 @@ class FullForwardSession final : public DecodeSession {
     return last_logits();
   }
 
+  void keep(const std::vector<std::int64_t>& sequences) override {
+    detail::check_kept(sequences, std::ssize(sequences_));
+    std::vector<std::vector<std::int64_t>> kept;
+    for (const std::int64_t s : sequences) {
+      kept.push_back(std::move(sequences_[static_cast<std::size_t>(s)]));
+    }
+    sequences_ = std::move(kept);
+  }
+
  private:
   at::Tensor last_logits() {
     const at::NoGradGuard no_grad;
@@ -111,6 +120,18 @@ void check_appended_tokens(const at::Tensor& tokens, std::int64_t sequences,
         fmt::format("append: expected tokens [{}], got {}", sequences, c10::str(tokens.sizes())));
   }
   check_token_ids(tokens, vocab_size, "append");
+}
+
+void check_kept(const std::vector<std::int64_t>& kept, std::int64_t sequences) {
+  if (kept.empty()) throw ShapeError("keep: expected at least one sequence, got none");
+  std::int64_t least = 0;
+  for (const std::int64_t sequence : kept) {
+    if (sequence < least || sequence >= sequences) {
+      throw DataError(fmt::format("keep: expected ascending places in [{}, {}), got {}", least,
+                                  sequences, sequence));
+    }
+    least = sequence + 1;
+  }
 }
 
 }  // namespace detail

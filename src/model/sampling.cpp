@@ -1,21 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/model/sampling.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/sort.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/tensor.h>
 #include <c10/util/StringUtil.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <random>
+#include <string_view>
+#include <utility>
 
+#include "model/next_token.h"
 #include "prefopt/error.h"
+#include "prefopt/logps/token_logps.h"
 
 namespace prefopt {
 namespace {
@@ -37,22 +35,6 @@ std::mt19937_64 stream_of(std::int64_t seed, std::int64_t index) {
 // In [0, 1), all 53 bits; std::uniform_real_distribution differs between standard libraries.
 double uniform(std::mt19937_64& stream) { return static_cast<double>(stream() >> 11) * 0x1.0p-53; }
 
-// First index whose cumulative probability exceeds `share` of the total.
-std::int64_t draw(const float* probabilities, std::int64_t size, double share) {
-  double total = 0;
-  for (std::int64_t i = 0; i < size; ++i) total += probabilities[i];
-  double cumulative = 0;
-  std::int64_t last_possible = 0;
-  for (std::int64_t i = 0; i < size; ++i) {
-    if (probabilities[i] == 0) continue;
-    cumulative += probabilities[i];
-    last_possible = i;
-    if (cumulative > share * total) return i;
-  }
-  return last_possible;
-}
-
-// A row may hold -inf (a token that cannot come), but neither NaN nor +inf, nor -inf only.
 void check_logits(const at::Tensor& logits) {
   if (logits.dim() != 2 || logits.size(1) == 0) {
     throw ShapeError(
@@ -62,14 +44,122 @@ void check_logits(const at::Tensor& logits) {
     throw DtypeError(fmt::format("sampling: expected floating logits, got {}",
                                  c10::toString(logits.scalar_type())));
   }
-  const at::Tensor highest = logits.amax(1).to(at::kDouble).cpu();
-  for (std::int64_t s = 0; s < highest.size(0); ++s) {
-    const auto value = highest[s].item<double>();
-    if (!std::isfinite(value)) {
-      throw NonFiniteError(fmt::format(
-          "sampling: expected finite logits, got {} as the highest of sequence {}", value, s));
+}
+
+// As draw_tokens reads them.
+at::Tensor readable(const at::Tensor& logits) {
+  check_logits(logits);
+  const at::Tensor here = logits.detach().cpu();
+  return here.to(here.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
+}
+
+void check_end_token(std::string_view name, std::int64_t id, std::int64_t vocab_size) {
+  if (id >= vocab_size) {
+    throw ConfigError(fmt::format("sampling: expected {} below the vocabulary size {}, got {}",
+                                  name, vocab_size, id));
+  }
+}
+
+void check_end_tokens(const SamplingOptions& options, std::int64_t vocab_size) {
+  check_end_token("eos_id", options.eos_id, vocab_size);
+  for (const std::int64_t id : options.extra_eos_ids) {
+    if (id < 0) {
+      throw ConfigError(fmt::format("sampling: expected extra_eos_ids >= 0, got {}", id));
+    }
+    check_end_token("extra_eos_ids", id, vocab_size);
+  }
+}
+
+bool ends(std::int64_t token, const SamplingOptions& options) {
+  const auto& extra = options.extra_eos_ids;
+  return token == options.eos_id || std::find(extra.begin(), extra.end(), token) != extra.end();
+}
+
+/// One call of sample: what was drawn so far, and for whom the session goes on.
+class Sampler {
+ public:
+  Sampler(std::size_t prompts, const SamplingOptions& options, bool with_logps)
+      : options_(options), with_logps_(with_logps) {
+    samples_.completions.resize(prompts);
+    if (with_logps) samples_.token_logps.resize(prompts);
+    for (std::size_t i = 0; i < prompts; ++i) {
+      streams_.push_back(
+          stream_of(options.seed, options.first_index + static_cast<std::int64_t>(i)));
+      live_.push_back(i);
     }
   }
+
+  /// Draws a token for each sequence that goes on, from its row of the logits.
+  void draw(const at::Tensor& logits) {
+    std::vector<double> shares;
+    for (const std::size_t i : live_) shares.push_back(uniform(streams_[i]));
+    tokens_ = detail::draw_tokens(readable(logits), options_, shares);
+    if (with_logps_) add_logps(logits);
+    for (std::size_t row = 0; row < live_.size(); ++row) {
+      samples_.completions[live_[row]].push_back(tokens_[row]);
+    }
+  }
+
+  /// Lets go of the sequences whose last token is an end token. Returns the places of the others
+  /// among the sequences so far.
+  std::vector<std::int64_t> let_ended_go() {
+    std::vector<std::int64_t> places, tokens;
+    std::vector<std::size_t> live;
+    for (std::size_t row = 0; row < live_.size(); ++row) {
+      if (ends(tokens_[row], options_)) continue;
+      places.push_back(static_cast<std::int64_t>(row));
+      tokens.push_back(tokens_[row]);
+      live.push_back(live_[row]);
+    }
+    live_ = std::move(live);
+    tokens_ = std::move(tokens);
+    return places;
+  }
+
+  at::Tensor tokens() const { return at::tensor(tokens_, at::kLong); }
+  Samples take() { return std::move(samples_); }
+
+ private:
+  void add_logps(const at::Tensor& logits) {
+    const at::Tensor drawn =
+        at::tensor(tokens_, at::TensorOptions(at::kLong).device(logits.device()));
+    const at::Tensor logps =
+        token_logps(logits, drawn,
+                    {.by_products = {}, .transform = {}, .mask = {}, .dtype = at::kDouble})
+            .logps.cpu();
+    for (std::size_t row = 0; row < live_.size(); ++row) {
+      samples_.token_logps[live_[row]].push_back(logps.const_data_ptr<double>()[row]);
+    }
+  }
+
+  const SamplingOptions& options_;
+  bool with_logps_;
+  Samples samples_;
+  std::vector<std::mt19937_64> streams_;
+  std::vector<std::size_t> live_;     // indices of prompts
+  std::vector<std::int64_t> tokens_;  // the last one of each of them
+};
+
+Samples run(Policy& policy, const std::vector<std::vector<std::int64_t>>& prompts,
+            const SamplingOptions& options, bool with_logps) {
+  checked(options, "sampling");
+  check_end_tokens(options, policy.vocab_size());
+  if (prompts.empty()) return {};
+  const at::NoGradGuard no_grad;
+  Sampler sampler(prompts.size(), options, with_logps);
+  const auto session = policy.start_decoding(prompts);
+  auto sequences = std::ssize(prompts);
+  at::Tensor logits = session->prefill();
+  for (std::int64_t step = 1;; ++step) {
+    sampler.draw(logits);
+    if (step == options.max_new_tokens) break;
+    const std::vector<std::int64_t> places = sampler.let_ended_go();
+    if (places.empty()) break;
+    if (std::ssize(places) < sequences) session->keep(places);
+    sequences = std::ssize(places);
+    logits = session->append(sampler.tokens().to(logits.device()));
+  }
+  return sampler.take();
 }
 
 }  // namespace
@@ -88,75 +178,18 @@ void SamplingOptions::fields(FieldVisitor& v) {
 
 at::Tensor sampling_probabilities(const at::Tensor& logits, const SamplingOptions& options) {
   checked(options, "sampling");
-  const at::NoGradGuard no_grad;
-  check_logits(logits);
-  if (options.temperature == 0) {
-    return at::zeros(logits.sizes(), logits.options().dtype(at::kFloat).requires_grad(false))
-        .scatter(1, logits.argmax(1, /*keepdim=*/true), 1.0);
-  }
-  // The highest logit becomes 0 first: no temperature can then overflow.
-  const at::Tensor wide = logits.to(at::kDouble);
-  const at::Tensor scaled = (wide - wide.amax(1, /*keepdim=*/true)) / options.temperature;
-  const bool keeps_all = options.top_k == 0 && options.top_p == 1;
-  if (keeps_all) return scaled.softmax(1).to(at::kFloat);
-
-  // Stable: of equal logits the smaller index counts as the more likely one.
-  auto [sorted, order] = at::sort(scaled, /*stable=*/true, /*dim=*/1, /*descending=*/true);
-  constexpr double kNever = -std::numeric_limits<double>::infinity();
-  if (options.top_k > 0 && options.top_k < sorted.size(1)) {
-    sorted.slice(1, options.top_k).fill_(kNever);
-  }
-  if (options.top_p < 1) {
-    const at::Tensor probabilities = sorted.softmax(1);
-    const at::Tensor before = probabilities.cumsum(1) - probabilities;
-    // The first token is kept whatever the rounding.
-    at::Tensor beyond = before.ge(options.top_p);
-    beyond.select(1, 0).fill_(false);
-    sorted.masked_fill_(beyond, kNever);
-  }
-  const at::Tensor kept = sorted.softmax(1);
-  return at::zeros_like(kept).scatter(1, order, kept).to(at::kFloat);
+  return detail::token_probabilities(readable(logits), options).to(logits.device());
 }
 
 std::vector<std::vector<std::int64_t>> sample(Policy& policy,
                                               const std::vector<std::vector<std::int64_t>>& prompts,
                                               const SamplingOptions& options) {
-  checked(options, "sampling");
-  if (options.eos_id >= policy.vocab_size()) {
-    throw ConfigError(fmt::format("sampling: expected eos_id below the vocabulary size {}, got {}",
-                                  policy.vocab_size(), options.eos_id));
-  }
-  std::vector<std::vector<std::int64_t>> completions(prompts.size());
-  if (prompts.empty()) return completions;
+  return run(policy, prompts, options, /*with_logps=*/false).completions;
+}
 
-  const at::NoGradGuard no_grad;
-  std::vector<std::mt19937_64> streams;
-  for (std::int64_t i = 0; i < std::ssize(prompts); ++i) {
-    streams.push_back(stream_of(options.seed, options.first_index + i));
-  }
-  std::vector<bool> finished(prompts.size(), false);
-  // What goes back into the model; of finished sequences the value does not matter.
-  std::vector<std::int64_t> next(prompts.size(), 0);
-
-  const auto session = policy.start_decoding(prompts);
-  at::Tensor logits = session->prefill();
-  for (std::int64_t step = 0; step < options.max_new_tokens; ++step) {
-    if (step > 0) {
-      const at::Tensor tokens = at::from_blob(next.data(), {std::ssize(next)}, at::kLong).clone();
-      logits = session->append(tokens.to(logits.device()));
-    }
-    const at::Tensor probabilities = sampling_probabilities(logits, options).cpu().contiguous();
-    for (std::size_t s = 0; s < prompts.size(); ++s) {
-      if (finished[s]) continue;
-      const auto* row = probabilities.const_data_ptr<float>() +
-                        static_cast<std::int64_t>(s) * probabilities.size(1);
-      next[s] = draw(row, probabilities.size(1), uniform(streams[s]));
-      completions[s].push_back(next[s]);
-      finished[s] = next[s] == options.eos_id;
-    }
-    if (std::all_of(finished.begin(), finished.end(), [](bool done) { return done; })) break;
-  }
-  return completions;
+Samples sample_with_logps(Policy& policy, const std::vector<std::vector<std::int64_t>>& prompts,
+                          const SamplingOptions& options) {
+  return run(policy, prompts, options, /*with_logps=*/true);
 }
 
 }  // namespace prefopt

@@ -37,6 +37,9 @@ class PREFOPT_API DecodeSession {
   virtual at::Tensor prefill() = 0;
   /// Appends one token to each sequence; logits [S, vocab] after it.
   virtual at::Tensor append(const at::Tensor& tokens) = 0;
+  /// Goes on with these sequences only, named by their ascending places among those it has now: S
+  /// becomes their number, and the others cost nothing any more.
+  virtual void keep(const std::vector<std::int64_t>& sequences) = 0;
 };
 
 /// All that the library asks of a model.

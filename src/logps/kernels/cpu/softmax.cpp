@@ -17,6 +17,7 @@
 
 #include "logps/kernels/cpu/simd_math-inl.h"
 #include "logps/kernels/cpu/softmax.h"
+#include "logps/kernels/cpu/widen-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace prefopt::kernels::cpu {
@@ -76,27 +77,11 @@ constexpr std::int64_t kChunk = 2048;
 #endif
 
 template <class T>
-void widen(const T* source, std::int64_t size, T* out) {
-  std::copy(source, source + size, out);
-}
-template <class T>
 void narrow(const T* source, std::int64_t size, T* out) {
   if (source != out) std::copy(source, source + size, out);
 }
 
 // Highway's scalar conversion to float16 cuts off; c10's rounds, as the vector instructions do.
-void widen(const c10::Half* source, std::int64_t size, float* out) {
-  std::int64_t i = 0;
-#if HWY_TARGET != HWY_SCALAR
-  const hn::ScalableTag<float> d;
-  const hn::Rebind<hwy::float16_t, decltype(d)> halves;
-  const auto* in = reinterpret_cast<const hwy::float16_t*>(source);
-  for (; i + lanes_of(d) <= size; i += lanes_of(d)) {
-    hn::StoreU(hn::PromoteTo(d, hn::LoadU(halves, in + i)), d, out + i);
-  }
-#endif
-  for (; i < size; ++i) out[i] = static_cast<float>(source[i]);
-}
 void narrow(const float* source, std::int64_t size, c10::Half* out) {
   std::int64_t i = 0;
 #if HWY_TARGET != HWY_SCALAR
@@ -110,13 +95,7 @@ void narrow(const float* source, std::int64_t size, c10::Half* out) {
   for (; i < size; ++i) out[i] = c10::Half(source[i]);
 }
 
-// Plain loops of integer operations, which the compiler makes vectors of for each target.
-void widen(const c10::BFloat16* source, std::int64_t size, float* out) {
-  for (std::int64_t i = 0; i < size; ++i) {
-    const std::uint32_t bits = std::uint32_t{source[i].x} << 16;
-    std::memcpy(out + i, &bits, sizeof bits);
-  }
-}
+// A plain loop of integer operations, which the compiler makes vectors of for each target.
 void narrow(const float* source, std::int64_t size, c10::BFloat16* out) {
   for (std::int64_t i = 0; i < size; ++i) {
     std::uint32_t bits;
