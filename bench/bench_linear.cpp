@@ -17,7 +17,7 @@
 #include <cstdint>
 #include <functional>
 #include <new>
-#include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -205,9 +205,11 @@ void compare(Report& report, const Arguments& arguments, const std::string& name
 }
 
 std::pair<std::int64_t, std::int64_t> shape_named(const std::string& text) {
+  std::istringstream stream(text);
   std::int64_t in = 0, out = 0;
-  char rest = 0;
-  if (std::sscanf(text.c_str(), "%ldx%ld%c", &in, &out, &rest) != 2 || in < 1 || out < 1) {
+  char separator = 0;
+  if (!(stream >> in >> separator >> out) || separator != 'x' || !stream.eof() || in < 1 ||
+      out < 1) {
     throw ConfigError("--shapes: expected INxOUT, got " + text);
   }
   return {in, out};

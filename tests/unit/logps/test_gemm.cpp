@@ -52,6 +52,52 @@ TEST_CASE("gemm: every size, layout and SIMD target", "[logps]") {
   }
 }
 
+TEST_CASE("gemm: a left factor that is packed gives the same bits", "[logps]") {
+  for (const std::int64_t target : simd_targets()) {
+    const SimdTarget simd(target);
+    for (const std::int64_t rows : {1, 7, 24, 97}) {
+      for (const std::int64_t depth : {1, 65}) {
+        INFO(simd_name(target) << ": " << rows << " x " << depth);
+        // Packed from rows and from columns.
+        const at::Tensor a = random_normal({rows, depth}, at::kFloat, 1);
+        const at::Tensor b = random_normal({depth, 50}, at::kFloat, 2);
+        PackedMatrix<float> right(depth, 50);
+        right.pack({b.const_data_ptr<float>(), 50, 1}, depth, 0, right.panels());
+        const at::Tensor expected = product<float>(a, b, at::zeros({rows, 52}), false);
+        for (const at::Tensor& source : {a, a.t().contiguous().t()}) {
+          PackedRows<float> left(depth + 1, rows);
+          left.pack({source.const_data_ptr<float>(), source.stride(0), source.stride(1)}, depth, 0,
+                    left.blocks());
+          at::Tensor out = at::zeros({rows, 52});
+          multiply<float>(left, 0, rows, depth, right, 0, right.panels(),
+                          {out.data_ptr<float>(), 52, 50, false});
+          CHECK(at::equal(out, expected));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("gemm: a right factor in bfloat16 is widened", "[logps]") {
+  for (const std::int64_t target : simd_targets()) {
+    const SimdTarget simd(target);
+    INFO(simd_name(target));
+    const at::Tensor a = random_normal({9, 65}, at::kFloat, 1);
+    const at::Tensor b = random_normal({65, 50}, at::kBFloat16, 2);
+    const at::Tensor expected = product<float>(a, b.to(at::kFloat), at::zeros({9, 50}), false);
+    for (const at::Tensor& source : {b, b.t().contiguous().t()}) {
+      PackedMatrix<float> right(65, 50);
+      right.pack<c10::BFloat16>(
+          {source.const_data_ptr<c10::BFloat16>(), source.stride(0), source.stride(1)}, 65, 0,
+          right.panels());
+      at::Tensor out = at::zeros({9, 50});
+      multiply<float>({a.const_data_ptr<float>(), 65, 1}, 9, 65, right, 0, right.panels(),
+                      {out.data_ptr<float>(), 50, 50, false});
+      CHECK(at::equal(out, expected));
+    }
+  }
+}
+
 TEST_CASE("gemm: a part of the panels leaves the other columns alone", "[logps]") {
   const at::Tensor a = random_normal({30, 20}, at::kDouble, 4);
   const at::Tensor b = random_normal({20, 200}, at::kDouble, 5);

@@ -44,14 +44,18 @@ struct Cut {
   std::int64_t panels, row_parts, row_step;
 };
 
-/// c (+)= a b in tasks of `cut`. multiply_part(rows, depth, panel, target) multiplies those rows
+/// c (+)= a b. multiply_part(rows, depth, panel, target) multiplies those rows
 /// and that part of the depth of a.
 template <class T, class Source, class MultiplyPart>
 void product(std::int64_t rows, Range depth, std::int64_t columns, StridedMatrix<Source> b,
              Rows<T> c, bool accumulate, const MultiplyPart& multiply_part) {
+  if (depth.size() == 0) {
+    for (std::int64_t i = 0; i < rows && !accumulate; ++i) std::fill_n(c[i], columns, T(0));
+    return;
+  }
   if (rows == 0 || columns == 0) return;
   const std::int64_t width = PackedMatrix<T>::width_of(columns);
-  const std::int64_t step = std::max<std::int64_t>(part_size(depth.size(), kDepthAtOnce), 1);
+  const std::int64_t step = part_size(depth.size(), kDepthAtOnce);
   const Cut cut(rows, columns, width);
   parallel_for(0, cut.tasks(), 1, [&](std::int64_t first, std::int64_t last) {
     PackedMatrix<T> panel;
@@ -63,7 +67,7 @@ void product(std::int64_t rows, Range depth, std::int64_t columns, StridedMatrix
       const Range of_rows{part(task - index * cut.row_parts, cut.row_step, rows).begin,
                           part(next - 1 - index * cut.row_parts, cut.row_step, rows).end};
       if (panel.columns() != of_columns.size()) panel = PackedMatrix<T>(step, of_columns.size());
-      for (std::int64_t k = depth.begin; k == depth.begin || k < depth.end; k += step) {
+      for (std::int64_t k = depth.begin; k < depth.end; k += step) {
         const Range of_depth{k, std::min(depth.end, k + step)};
         StridedMatrix<Source> source = b;
         source.data += k * b.row_stride + of_columns.begin * b.column_stride;
