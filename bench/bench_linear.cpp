@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "model/kernels/cpu/linear.h"
+#include "model/kernels/cpu/thin_linear.h"
 #include "prefopt/error.h"
 #include "support/inputs.h"
 #include "support/oracle.h"
@@ -38,6 +39,7 @@ constexpr const char* kMm = "at::mm";
 constexpr const char* kOursFresh = "prefopt, fresh memory";
 constexpr const char* kMmFresh = "at::mm, fresh memory";
 constexpr const char* kNarrow = "prefopt, bfloat16 weight";
+constexpr const char* kThin = "prefopt, thin";
 
 constexpr double kTolerance = 1e-6;
 constexpr std::int64_t kBytesOfWeights = std::int64_t{96} << 20;
@@ -90,7 +92,8 @@ cpu::Rows<float> output(at::Tensor& matrix) { return {matrix.data_ptr<float>(), 
 struct Product {
   std::vector<std::int64_t> shape;
   std::function<void(std::size_t layer, at::Tensor&result)> ours, mm;
-  std::function<void(std::size_t layer, at::Tensor& result)> narrow;  ///< empty: none
+  std::function<void(std::size_t layer, at::Tensor& result)> narrow;     ///< empty: none
+  std::function<void(std::size_t layer, at::Tensor& result)> thin = {};  ///< the same
   bool into_weight = false;  ///< the result of each layer has its own place
 };
 
@@ -108,6 +111,16 @@ Product product_named(const std::string& name, Layers& l) {
                 [&l, sizes](std::size_t i, at::Tensor& y) {
                   cpu::linear_forward<float, c10::BFloat16>(
                       {sizes, input<float>(l.x), input<c10::BFloat16>(l.narrow[i]), output(y)});
+                },
+            .thin =
+                [&l, sizes](std::size_t i, at::Tensor& y) {
+                  const auto x = cpu::pack_rows<float>(input<float>(l.x), sizes.rows, sizes.in);
+                  const cpu::ThinLinear<float> thin{.x = &x,
+                                                    .in = sizes.in,
+                                                    .out = sizes.out,
+                                                    .weight = l.weights[i].const_data_ptr<float>(),
+                                                    .y = output(y)};
+                  cpu::thin_linear<float>({&thin, 1});
                 }};
   }
   if (name == "input") {
@@ -166,6 +179,7 @@ void compare(Report& report, const Arguments& arguments, const std::string& name
     };
     check(kOurs, product.ours, l.weights[0]);
     if (product.narrow) check(kNarrow, product.narrow, l.narrow[0]);
+    if (product.thin) check(kThin, product.thin, l.weights[0]);
   }
   using Run = std::function<void(std::size_t, at::Tensor&)>;
   const auto reused = [&](const Run& run) {
@@ -189,6 +203,9 @@ void compare(Report& report, const Arguments& arguments, const std::string& name
   if (product.narrow) {
     contenders.push_back({.name = kNarrow, .run = reused(product.narrow), .work = work});
   }
+  if (product.thin) {
+    contenders.push_back({.name = kThin, .run = reused(product.thin), .work = work});
+  }
   const Task task{.part = name,
                   .title = "one product of a linear layer",
                   .dtype = "float32",
@@ -198,10 +215,10 @@ void compare(Report& report, const Arguments& arguments, const std::string& name
                   .unit = "GFLOP/s",
                   .base = kMm};
   const Table table = report.measure_quietly(task, std::move(contenders));
-  fmt::print("{:8} {:5} {:>5}x{:<5} {:>8} {:>7} {:>6} {:>8} {:>7} {:>6} {:>8}\n", name, l.x.size(0),
-             l.x.size(1), l.dy.size(1), rate(table, kOurs), rate(table, kMm),
+  fmt::print("{:8} {:5} {:>5}x{:<5} {:>8} {:>7} {:>6} {:>8} {:>7} {:>6} {:>8} {:>6}\n", name,
+             l.x.size(0), l.x.size(1), l.dy.size(1), rate(table, kOurs), rate(table, kMm),
              ratio(table, kOurs, kMm), rate(table, kOursFresh), rate(table, kMmFresh),
-             ratio(table, kOursFresh, kMmFresh), rate(table, kNarrow));
+             ratio(table, kOursFresh, kMmFresh), rate(table, kNarrow), rate(table, kThin));
 }
 
 std::pair<std::int64_t, std::int64_t> shape_named(const std::string& text) {
@@ -218,8 +235,9 @@ std::pair<std::int64_t, std::int64_t> shape_named(const std::string& text) {
 void run(Report& report, const Arguments& arguments) {
   const at::NoGradGuard no_grad;
   fmt::print("GFLOP/s into reused memory and into fresh memory, and how many times at::mm's\n");
-  fmt::print("{:8} {:>5} {:^11} {:>8} {:>7} {:>6} {:>8} {:>7} {:>6} {:>8}\n", "product", "N",
-             "in x out", "prefopt", "at::mm", "times", "prefopt", "at::mm", "times", "bfloat16");
+  fmt::print("{:8} {:>5} {:^11} {:>8} {:>7} {:>6} {:>8} {:>7} {:>6} {:>8} {:>6}\n", "product", "N",
+             "in x out", "prefopt", "at::mm", "times", "prefopt", "at::mm", "times", "bfloat16",
+             "thin");
   for (const std::string& name : arguments.products) {
     for (const std::string& shape : arguments.shapes) {
       const auto [in, out] = shape_named(shape);
