@@ -18,15 +18,15 @@ namespace prefopt::detail {
 namespace {
 
 // Llama 3's stretched frequencies: long waves turn `factor` times slower, short ones as before, and
-// between the two bounds the shares of both go from 1 to 0.
+// between the two bounds the shares of both go from 1 to 0. Operations in transformers' order: a
+// difference in the last bit grows with the position.
 at::Tensor scaled_frequencies(const at::Tensor& frequencies, const DecoderOptions& options) {
   const auto context = static_cast<double>(options.rope_original_max_position_embeddings);
-  const at::Tensor turns = frequencies * (context / (2 * std::numbers::pi));
-  const at::Tensor kept =
-      ((turns - options.rope_low_freq_factor) /
-       (options.rope_high_freq_factor - options.rope_low_freq_factor))
-          .clamp(0, 1);
-  return frequencies * (kept + (1 - kept) / options.rope_scaling_factor);
+  const at::Tensor wavelengths = (2 * std::numbers::pi) / frequencies;
+  const at::Tensor kept = ((context / wavelengths - options.rope_low_freq_factor) /
+                           (options.rope_high_freq_factor - options.rope_low_freq_factor))
+                              .clamp(0, 1);
+  return (1 - kept) * frequencies / options.rope_scaling_factor + kept * frequencies;
 }
 
 }  // namespace

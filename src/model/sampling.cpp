@@ -12,19 +12,12 @@
 #include <utility>
 
 #include "model/next_token.h"
+#include "core/random.h"
 #include "prefopt/error.h"
 #include "prefopt/logps/token_logps.h"
 
 namespace prefopt {
 namespace {
-
-// Steele, Lea, Flood 2014: spreads neighbouring seeds over all 64 bits.
-std::uint64_t splitmix64(std::uint64_t x) {
-  x += 0x9e3779b97f4a7c15;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-  return x ^ (x >> 31);
-}
 
 // One stream a prompt, so that a sample does not depend on its neighbours in the batch.
 std::mt19937_64 stream_of(std::int64_t seed, std::int64_t index) {

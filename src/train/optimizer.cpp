@@ -16,6 +16,8 @@
 #include <numbers>
 #include <optional>
 
+#include "core/random.h"
+
 namespace prefopt {
 
 void OptimizerOptions::fields(FieldVisitor& v) {
@@ -118,8 +120,22 @@ void Optimizer::step(double learning_rate, double factor) {
   ++steps_done_;
   for (auto& group : groups_) {
     if (group.parameters.empty()) continue;
-    const auto like = group.steps.front().options();
-    step_group(group, learning_rate, factor == 1 ? at::Tensor() : at::full({}, 1 / factor, like));
+    const bool is_wide = std::any_of(
+        group.parameters.begin(), group.parameters.end(),
+        [](const at::Tensor& parameter) { return parameter.scalar_type() == at::kDouble; });
+    at::Tensor divisor;
+    if (factor != 1 && is_wide) {
+      scale_gradients(group, factor);
+    } else if (factor != 1) {
+      divisor = at::full({}, 1 / factor, group.steps.front().options());
+    }
+    step_group(group, learning_rate, divisor);
+  }
+}
+
+void Optimizer::scale_gradients(Group& group, double factor) {
+  for (auto& parameter : group.parameters) {
+    if (parameter.grad().defined()) parameter.mutable_grad().mul_(factor);
   }
 }
 
@@ -149,10 +165,11 @@ void Optimizer::step_narrow(Group& group, std::size_t index, double learning_rat
   const at::Tensor gradient = group.parameters[index].grad().reshape(-1);
   const at::Tensor mean = group.means[index].view(-1);
   const at::Tensor square = group.squares[index].view(-1);
-  // Of step and parameter alone, so that a resumed run draws the same.
-  auto generator = at::detail::createCPUGenerator(
-      static_cast<std::uint64_t>(steps_done_) << 32 | static_cast<std::uint64_t>(index) << 1 |
-      static_cast<std::uint64_t>(&group == &groups_[1]));
+  // Of step and parameter alone, so that a resumed run draws the same. The generator takes 32 bits.
+  const auto place = static_cast<std::uint64_t>(steps_done_) << 32 |
+                     static_cast<std::uint64_t>(index) << 1 |
+                     static_cast<std::uint64_t>(&group == &groups_[1]);
+  auto generator = at::detail::createCPUGenerator(splitmix64(place) >> 32);
   for (std::int64_t begin = 0; begin < parameter.size(0); begin += kChunk) {
     const std::int64_t end = std::min(parameter.size(0), begin + kChunk);
     at::Tensor narrow_mean = mean.slice(0, begin, end);

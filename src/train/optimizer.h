@@ -31,6 +31,8 @@ class Optimizer {
     std::vector<at::Tensor> parameters, means, squares, steps;
   };
 
+  /// The divisor of a fused step is float32, too coarse for float64 gradients.
+  static void scale_gradients(Group& group, double factor);
   void step_group(Group& group, double learning_rate, const at::Tensor& divisor);
   void step_narrow(Group& group, std::size_t index, double learning_rate,
                    const at::Tensor& divisor);

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <utility>
 
+#include "core/random.h"
 #include "prefopt/error.h"
 #include "prefopt/logps/sequence_logps.h"
 #include "train/metrics.h"
@@ -23,13 +24,12 @@ constexpr std::int64_t kMaxSkipped = 3;
 /// All evaluations draw the same samples, so that they differ by the policy alone.
 constexpr std::int64_t kEvaluation = -1;
 
-/// Seeds of different steps have nothing in common (splitmix64).
+/// Seeds of different steps have nothing in common.
 std::int64_t seed_of_step(std::int64_t seed, std::int64_t step) {
-  auto x = static_cast<std::uint64_t>(seed) +
-           0x9e3779b97f4a7c15ULL * (static_cast<std::uint64_t>(step) + 2);
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return static_cast<std::int64_t>(x ^ (x >> 31));
+  // One more step of the generator's own increment for each step of training.
+  const auto state = static_cast<std::uint64_t>(seed) +
+                     0x9e3779b97f4a7c15ULL * (static_cast<std::uint64_t>(step) + 1);
+  return static_cast<std::int64_t>(splitmix64(state));
 }
 
 /// Token counts of a whole step, known before any forward.
