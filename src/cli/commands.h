@@ -30,6 +30,7 @@ struct ModelArguments {
   std::string adapter;    ///< PEFT folder; empty: none
   std::string dtype = "keep";
   std::string tokenizer;  ///< empty: the model's own, else byte
+  std::string chat_format = "dialogue";
 };
 
 struct ScoreArguments : ModelArguments {

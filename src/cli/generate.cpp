@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "core/json.h"
+#include "prefopt/data/chat.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/records.h"
 #include "prefopt/data/tokenizer.h"
@@ -24,9 +25,9 @@ struct Prompt {
   std::vector<std::int64_t> ids;
 };
 
-Prompt from_text(std::string text, const Tokenizer& tokenizer) {
+Prompt from_text(std::string text, const Tokenizer& tokenizer, bool with_bos = true) {
   Prompt prompt{.text = std::move(text), .ids = {}};
-  if (tokenizer.bos_id() >= 0) prompt.ids.push_back(tokenizer.bos_id());
+  if (with_bos && tokenizer.bos_id() >= 0) prompt.ids.push_back(tokenizer.bos_id());
   const auto ids = tokenizer.encode(prompt.text);
   prompt.ids.insert(prompt.ids.end(), ids.begin(), ids.end());
   return prompt;
@@ -42,7 +43,8 @@ bool is_id_list(const Json& value) {
 }
 
 // Rows that hold a prompt alone, and every form that the trainer reads.
-Prompt read_prompt(std::string_view line, const std::string& where, const Tokenizer& tokenizer) {
+Prompt read_prompt(std::string_view line, const std::string& where, const Tokenizer& tokenizer,
+                   const std::string& chat_format) {
   const Json row = detail::parse_json<DataError>(line, where);
   if (row.is_object() && row.size() == 1 && row.contains("prompt") && row["prompt"].is_string()) {
     return from_text(row["prompt"].get<std::string>(), tokenizer);
@@ -51,16 +53,19 @@ Prompt read_prompt(std::string_view line, const std::string& where, const Tokeni
       is_id_list(row["prompt_ids"])) {
     return from_ids(row["prompt_ids"].get<std::vector<std::int64_t>>(), tokenizer);
   }
-  const PreferenceRow parsed = parse_row(line, where);
-  return parsed.tokenized ? from_ids(parsed.prompt_ids, tokenizer)
-                          : from_text(parsed.prompt, tokenizer);
+  const PreferenceRow parsed = parse_row(line, where, chat_format);
+  if (parsed.tokenized) return from_ids(parsed.prompt_ids, tokenizer);
+  // A chat format writes its begin token itself.
+  return from_text(parsed.prompt, tokenizer, /*with_bos=*/parsed.end_of_turn.empty());
 }
 
 std::vector<Prompt> read_prompts(const GenerateArguments& arguments, const Tokenizer& tokenizer) {
   if (arguments.has_prompt) return {from_text(arguments.prompt, tokenizer)};
+  const std::string format = resolve_chat_format(arguments.chat_format, tokenizer);
   std::vector<Prompt> prompts;
   for_each_line(arguments.data, [&](std::int64_t line, std::string_view text) {
-    prompts.push_back(read_prompt(text, fmt::format("{}:{}", arguments.data, line), tokenizer));
+    prompts.push_back(
+        read_prompt(text, fmt::format("{}:{}", arguments.data, line), tokenizer, format));
   });
   if (prompts.empty()) throw DataError(arguments.data + ": expected at least one row, got none");
   return prompts;

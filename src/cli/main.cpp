@@ -104,6 +104,10 @@ void add_model(CLI::App& command, ModelArguments& arguments, std::string& device
       .add_option("--tokenizer", arguments.tokenizer,
                   "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
                   "model's own, else byte");
+  command
+      .add_option("--chat-format", arguments.chat_format,
+                  "text that messages become, or auto: that of the tokenizer's template")
+      ->capture_default_str();
   add_device(command, device);
 }
 

@@ -223,4 +223,12 @@ std::string recognize_chat_format(std::string_view chat_template, std::string_vi
                   where, text, fmt::join(chat_format_names(), ", ")));
 }
 
+std::string resolve_chat_format(std::string_view format, const Tokenizer& tokenizer) {
+  if (format == "auto") {
+    return recognize_chat_format(tokenizer.chat_template(),
+                                 fmt::format("chat_format 'auto' of '{}'", tokenizer.name()));
+  }
+  return std::string(definition_of(format, "chat_format").name);
+}
+
 }  // namespace prefopt

@@ -356,15 +356,9 @@ TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
 
 Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                      const DataOptions& options, bool need_rejected) {
-  constexpr std::string_view kWhere = "load_dataset";
-  check_options(options, kWhere);
+  check_options(options, "load_dataset");
   DataOptions resolved = options;
-  if (options.chat_format == "auto") {
-    resolved.chat_format = recognize_chat_format(
-        tokenizer.chat_template(), fmt::format("chat_format 'auto' of '{}'", tokenizer.name()));
-  } else {
-    chat_end_of_turn(options.chat_format);  // refuses an unknown name before the first row
-  }
+  resolved.chat_format = resolve_chat_format(options.chat_format, tokenizer);
   const auto load = [&] {
     Loader loader(path, tokenizer, resolved, need_rejected);
     std::int64_t rows = 0;

@@ -10,7 +10,6 @@
 #include "data/tokenizer_gguf.h"
 #include "data/tokenizer_json.h"
 #include "prefopt/error.h"
-#include "prefopt/model/gguf.h"
 
 namespace prefopt {
 namespace {
@@ -18,28 +17,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kTokenizerFile = "tokenizer.json";
-
-detail::GgufVocabulary read_gguf_vocabulary(const std::string& path) {
-  const GgufFile file = GgufFile::open(path);
-  const auto id = [&](const char* key) { return file.has(key) ? file.integer(key) : -1; };
-  const auto text = [&](const char* key) { return file.has(key) ? file.text(key) : std::string(); };
-  detail::GgufVocabulary vocabulary{.model = file.text("tokenizer.ggml.model"),
-                                    .pre = text("tokenizer.ggml.pre"),
-                                    .tokens = file.texts("tokenizer.ggml.tokens"),
-                                    .merges = {},
-                                    .token_type = {},
-                                    .bos_token_id = id("tokenizer.ggml.bos_token_id"),
-                                    .eos_token_id = id("tokenizer.ggml.eos_token_id"),
-                                    .padding_token_id = id("tokenizer.ggml.padding_token_id"),
-                                    .add_bos_token = file.has("tokenizer.ggml.add_bos_token") &&
-                                                     file.flag("tokenizer.ggml.add_bos_token"),
-                                    .chat_template = text("tokenizer.chat_template")};
-  if (file.has("tokenizer.ggml.merges")) vocabulary.merges = file.texts("tokenizer.ggml.merges");
-  if (file.has("tokenizer.ggml.token_type")) {
-    vocabulary.token_type = file.integers("tokenizer.ggml.token_type");
-  }
-  return vocabulary;
-}
 
 }  // namespace
 
@@ -82,11 +59,12 @@ std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name) {
     return make_bpe_tokenizer(detail::read_tokenizer_json(path.string()), path.string());
   }
   if (path.extension() == ".gguf") {
+    const GgufFile file = GgufFile::open(path.string());
     return make_bpe_tokenizer(
-        detail::bpe_vocabulary(read_gguf_vocabulary(path.string()), path.string()), path.string());
+        detail::bpe_vocabulary(detail::read_gguf_vocabulary(file), file.path()), file.path());
   }
   throw ConfigError(fmt::format(
-      "make_tokenizer: expected 'byte', a {0}, a folder that holds one or a .gguf file, got '{1}'",
+      "make_tokenizer: expected 'byte', a {}, a folder that holds one or a .gguf file, got '{}'",
       kTokenizerFile, name));
 }
 

@@ -18,6 +18,34 @@ bool is_special(std::int64_t type) { return type == kUnknown || type == kControl
 
 }  // namespace
 
+GgufVocabulary read_gguf_vocabulary(const GgufFile& file) {
+  const auto id = [&](const std::string& key) {
+    return file.has(key) ? file.integer(key) : std::int64_t{-1};
+  };
+  const auto flag = [&](const std::string& key) { return file.has(key) && file.flag(key); };
+  for (const char* unknown : {"tokenizer.ggml.add_space_prefix", "tokenizer.ggml.add_eos_token"}) {
+    if (flag(unknown)) {
+      throw CheckpointError(
+          fmt::format("{}: {}: expected false, which is all that is known here, got true",
+                      file.path(), unknown));
+    }
+  }
+  GgufVocabulary gguf;
+  gguf.model = file.text("tokenizer.ggml.model");
+  gguf.pre = file.text("tokenizer.ggml.pre");
+  gguf.tokens = file.texts("tokenizer.ggml.tokens");
+  gguf.merges = file.texts("tokenizer.ggml.merges");
+  gguf.token_type = file.integers("tokenizer.ggml.token_type");
+  gguf.bos_token_id = id("tokenizer.ggml.bos_token_id");
+  gguf.eos_token_id = id("tokenizer.ggml.eos_token_id");
+  gguf.padding_token_id = id("tokenizer.ggml.padding_token_id");
+  gguf.add_bos_token = flag("tokenizer.ggml.add_bos_token");
+  if (file.has("tokenizer.chat_template")) {
+    gguf.chat_template = file.text("tokenizer.chat_template");
+  }
+  return gguf;
+}
+
 BpeVocabulary bpe_vocabulary(GgufVocabulary gguf, std::string_view where) {
   const auto fail = [&](std::string_view key, std::string_view expected, std::string_view got) {
     throw CheckpointError(

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "prefopt/data/tokenizer.h"
+#include "prefopt/model/gguf.h"
 
 namespace prefopt::detail {
 
@@ -23,6 +24,9 @@ struct GgufVocabulary {
   bool add_bos_token = false;
   std::string chat_template = {};
 };
+
+/// Throws CheckpointError, which names file and key.
+GgufVocabulary read_gguf_vocabulary(const GgufFile& file);
 
 /// What transformers' `tokenizer.json` of the same model says, which includes what the name of the
 /// pre-tokenizer implies: NFC for "qwen2", ignore_merges for "llama-bpe". Throws CheckpointError,

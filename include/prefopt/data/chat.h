@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "prefopt/data/records.h"
+#include "prefopt/data/tokenizer.h"
 #include "prefopt/export.h"
 
 namespace prefopt {
@@ -44,5 +45,9 @@ PREFOPT_API std::string chat_end_of_turn(std::string_view format);
 /// text. Throws ConfigError, led by `where`, for one that is not known.
 PREFOPT_API std::string recognize_chat_format(std::string_view chat_template,
                                               std::string_view where);
+
+/// `format`, which has to be known, or for "auto" that of the tokenizer's own template. Throws
+/// ConfigError.
+PREFOPT_API std::string resolve_chat_format(std::string_view format, const Tokenizer& tokenizer);
 
 }  // namespace prefopt

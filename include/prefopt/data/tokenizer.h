@@ -98,8 +98,8 @@ PREFOPT_API std::vector<WordSplit> named_word_splits(std::string_view name, std:
 PREFOPT_API std::shared_ptr<const Tokenizer> make_bpe_tokenizer(BpeVocabulary vocabulary,
                                                                 std::string name);
 
-/// "byte"; the path of a Hugging Face `tokenizer.json`; that of a folder that holds one; or that of
-/// a `.gguf` file.
+/// "byte"; the path of a Hugging Face `tokenizer.json`, of a folder that holds one, or of a GGUF
+/// file (`.gguf`) with byte-level BPE in its metadata.
 /// `tokenizer_config.json` and `chat_template.jinja` beside it give the begin, end and padding
 /// token and the chat template. `truncation` and `padding` in the file are left to DataOptions.
 /// Throws ConfigError for an unknown name and CheckpointError, which names file and field, for

@@ -435,6 +435,37 @@ TEST_CASE("prefopt score: weights that are not finite", "[cli]") {
                     "may be broken");
 }
 
+TEST_CASE("prefopt tokenize: ids and their text", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("texts.jsonl");
+  write(file, "\"a\\u00e9\"\n[97, 255]\n\"\"\n");
+  const auto lines = json_lines(prefopt_run({"tokenize", "--data", file}).out);
+  const std::vector<json> expected{
+      {{"ids", {97, 0xC3, 0xA9}}, {"text", "a\u00e9"}},
+      {{"ids", {97, 255}}, {"text", "a\uFFFD"}},
+      {{"ids", json::array()}, {"text", ""}},
+  };
+  CHECK(lines == expected);
+
+  const std::string tokenizer = data_path("tokenizers/gpt2");
+  write(file, "\"<|endoftext|>\"\n");
+  CHECK(json_lines(prefopt_run({"tokenize", "--tokenizer", tokenizer, "--data", file}).out) ==
+        std::vector<json>{{{"ids", {0}}, {"text", ""}}});
+  write(file, "\"a\"\n[256]\n");
+  check_refused({"tokenize", "--data", file}, 3,
+                file + ":2: expected text or a list of bytes, got list");
+  check_refused({"tokenize", "--tokenizer", "bpe", "--data", file}, 2,
+                "make_tokenizer: expected 'byte', a tokenizer.json, a folder that holds one or a "
+                ".gguf file, got 'bpe'");
+}
+
+TEST_CASE("prefopt: chat formats are named", "[cli]") {
+  check_refused(
+      {"score", "--model", kPolicy, "--data", kPairs, "--chat-format", "chatmml"}, 2,
+      "chat_format: expected a chat format among chatml, smollm2, qwen2, qwen2.5, llama3, "
+      "zephyr, alpaca, plain, dialogue, got 'chatmml'; did you mean 'chatml'?");
+}
+
 TEST_CASE("prefopt losses: the registry", "[cli]") {
   const json all = run_json({"losses", "--json"});
   std::vector<std::string> names;

@@ -396,8 +396,9 @@ TEST_CASE("tokenizers are looked for where they are named", "[data]") {
   CHECK_THROWS_TEXT(
       make_tokenizer(dir.path()), CheckpointError,
       dir.file("tokenizer.json") + ": expected a readable file, got No such file or directory");
-  CHECK_THROWS_TEXT(make_tokenizer(dir.file("missing")), ConfigError,
-                    "make_tokenizer: expected 'byte', a tokenizer.json or a folder that holds one, "
-                    "got '" +
-                        dir.file("missing") + "'");
+  CHECK_THROWS_TEXT(
+      make_tokenizer(dir.file("missing")), ConfigError,
+      "make_tokenizer: expected 'byte', a tokenizer.json, a folder that holds one or a .gguf file, "
+      "got '" +
+          dir.file("missing") + "'");
 }

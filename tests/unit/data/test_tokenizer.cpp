@@ -36,7 +36,8 @@ TEST_CASE("the byte tokenizer decodes every byte and leaves special ids out", "[
 
 TEST_CASE("tokenizers are made by name", "[data]") {
   CHECK(make_tokenizer("byte")->vocab_size() == 259);
-  CHECK_THROWS_TEXT(make_tokenizer("bpe"), ConfigError,
-                    "make_tokenizer: expected 'byte', a tokenizer.json or a folder that holds one, "
-                    "got 'bpe'");
+  CHECK_THROWS_TEXT(
+      make_tokenizer("bpe"), ConfigError,
+      "make_tokenizer: expected 'byte', a tokenizer.json, a folder that holds one or a .gguf file, "
+      "got 'bpe'");
 }

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fstream>
+
 #include "data/tokenizer_gguf.h"
 #include "prefopt/error.h"
 #include "support/catch.h"
 #include "support/errors.h"
+#include "support/gguf_builder.h"
+#include "support/temp_dir.h"
 
 namespace prefopt::detail {
 namespace {
@@ -44,6 +48,51 @@ TEST_CASE("GGUF metadata makes a tokenizer", "[data]") {
   CHECK(bpe_vocabulary(gguf, "").nfc);
   gguf.pre = "llama-bpe";
   CHECK(bpe_vocabulary(gguf, "").ignore_merges);
+}
+
+TEST_CASE("a GGUF file's tokenizer is made by its path", "[data]") {
+  namespace ts = testing_support;
+  const GgufVocabulary gguf = small_vocabulary();
+  const auto texts = [](const std::vector<std::string>& values) {
+    std::string bytes;
+    for (const std::string& value : values) bytes += ts::gguf_text(value);
+    return ts::gguf_list(ts::kText, values.size(), bytes);
+  };
+  std::string types;
+  for (std::int64_t type : gguf.token_type) types += ts::raw(static_cast<std::int32_t>(type));
+  ts::GgufBuilder builder;
+  builder.text("tokenizer.ggml.model", gguf.model)
+      .text("tokenizer.ggml.pre", gguf.pre)
+      .set("tokenizer.ggml.tokens", ts::kList, texts(gguf.tokens))
+      .set("tokenizer.ggml.merges", ts::kList, texts(gguf.merges))
+      .set("tokenizer.ggml.token_type", ts::kList,
+           ts::gguf_list(ts::kInt32, gguf.token_type.size(), types))
+      .integer("tokenizer.ggml.bos_token_id", 0)
+      .integer("tokenizer.ggml.eos_token_id", 5)
+      .flag("tokenizer.ggml.add_bos_token", true)
+      .text("tokenizer.chat_template", "x");
+  const ts::TempDir dir;
+  const std::string path = dir.file("m.gguf");
+  const auto make = [&] {
+    std::ofstream(path, std::ios::binary) << builder.bytes();
+    return make_tokenizer(path);
+  };
+  const auto tokenizer = make();
+  CHECK(tokenizer->name() == path);
+  CHECK(tokenizer->encode("<s>a a11<u>") == Ids{0, 1, 6, 2, 2, 5});
+  CHECK(tokenizer->bos_id() == 0);
+  CHECK(tokenizer->eos_id() == 5);
+  CHECK(tokenizer->pad_id() == -1);
+  CHECK(tokenizer->chat_template() == "x");
+
+  builder.flag("tokenizer.ggml.add_space_prefix", true);
+  CHECK_THROWS_TEXT(make(), CheckpointError,
+                    path +
+                        ": tokenizer.ggml.add_space_prefix: expected false, which is all that "
+                        "is known here, got true");
+  builder.flag("tokenizer.ggml.add_space_prefix", false).erase("tokenizer.ggml.pre");
+  CHECK_THROWS_TEXT(make(), CheckpointError,
+                    path + ": expected metadata 'tokenizer.ggml.pre', got none of that name");
 }
 
 TEST_CASE("GGUF metadata that makes no tokenizer is refused by key", "[data]") {
