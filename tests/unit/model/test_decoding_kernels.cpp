@@ -71,9 +71,9 @@ at::Tensor attention_of(const at::Tensor& query, const at::Tensor& key, const at
 TEST_CASE("thin_linear: every size, precision and SIMD target", "[model]") {
   for (const std::int64_t target : simd_targets()) {
     const SimdTarget simd(target);
-    for (const std::int64_t rows : {1, 3, 16, 65}) {
-      for (const std::int64_t in : {1, 30, 700}) {
-        for (const std::int64_t out : {1, 47, 100}) {
+    for (const std::int64_t rows : {1, 18, 65}) {
+      for (const std::int64_t in : {1, 700}) {
+        for (const std::int64_t out : {1, 50}) {
           INFO(simd_name(target) << ": " << rows << " x " << in << " x " << out);
           const at::Tensor x = random_normal({rows, in + 3}, at::kDouble, 1);
           const at::Tensor weight = random_normal({out, in}, at::kDouble, 2);
