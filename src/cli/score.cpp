@@ -31,6 +31,9 @@ std::vector<std::vector<double>> split(const std::vector<double>& flat,
   return lists;
 }
 
+/// The sign of a NaN says nothing.
+double unsigned_nan(double value) { return std::isnan(value) ? std::abs(value) : value; }
+
 }  // namespace
 
 void run_score(const ScoreArguments& arguments, std::ostream& out) {
@@ -58,7 +61,8 @@ void run_score(const ScoreArguments& arguments, std::ostream& out) {
         throw NonFiniteError(
             fmt::format("{}: expected finite log-probs, got {} and {} in row {}; the model's "
                         "weights may be broken",
-                        arguments.model, sums[i], sums[rejected], begin + i + 1));
+                        arguments.model, unsigned_nan(sums[i]), unsigned_nan(sums[rejected]),
+                        begin + i + 1));
       }
       Json line{{"chosen_logps", sums[i]},
                 {"rejected_logps", sums[rejected]},

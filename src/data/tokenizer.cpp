@@ -70,8 +70,9 @@ std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name) {
 
 std::string tokenizer_of_model(const std::string& model) {
   std::error_code ignored;
-  const bool has_one = fs::path(model).extension() == ".gguf" ||
-                       fs::exists(fs::path(model) / kTokenizerFile, ignored);
+  const bool has_one = fs::path(model).extension() == ".gguf"
+                           ? GgufFile::open(model).has("tokenizer.ggml.model")
+                           : fs::exists(fs::path(model) / kTokenizerFile, ignored);
   return has_one ? model : "byte";
 }
 
