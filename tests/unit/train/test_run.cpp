@@ -8,6 +8,7 @@
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
+#include "prefopt/model/decoder.h"
 #include "prefopt/train/run.h"
 #include "prefopt/version.h"
 #include "support/catch.h"
@@ -366,6 +367,66 @@ TEST_CASE("a run config takes the names of other trainers and refuses typos", "[
       ConfigError,
       "run.json.optimizer: expected a known option, got 'learning_rat'; did you mean "
       "'learning_rate'?");
+}
+
+TEST_CASE("a run with an adapter trains it alone and leaves a PEFT folder", "[train]") {
+  const Scene scene;
+  auto base = scene.options("base", "sft");
+  base.train.steps = 1;
+  const std::string model = run_training(base).checkpoint;
+
+  auto options = scene.options("lora", "dpo");
+  options.model.path = model;
+  options.model.use_lora = true;
+  options.model.lora = {.r = 2, .target_modules = {"q_proj", "up_proj"}};
+  std::vector<std::string> notes;
+  double first_loss = 0;
+  RunEvents events;
+  events.note = [&](const std::string& note) { notes.push_back(note); };
+  events.step = [&](std::int64_t step, std::int64_t, const Metrics& metrics) {
+    if (step == 1) first_loss = metric(metrics, "loss");
+  };
+  const RunResult result = run_training(options, events);
+  CHECK(first_loss == std::log(2.0));
+  CHECK(metric(result.last_step, "loss") != std::log(2.0));
+  CHECK(count_containing(notes, "of them trained") == 1);
+  CHECK(content_hash(*result.policy->without_adapter()) == content_hash(*Decoder::load(model)));
+
+  CHECK_FALSE(fs::exists(result.checkpoint + "/model.safetensors"));
+  const auto again = Decoder::load(model);
+  again->load_adapter(result.checkpoint);
+  CHECK(content_hash(*again) == content_hash(*result.policy));
+
+  // On from there: the reference is then the model with the adapter as it was.
+  auto more = scene.options("more", "dpo");
+  more.model.path = model;
+  more.model.adapter = result.checkpoint;
+  more.train.steps = 1;
+  CHECK(metric(run_training(more).last_step, "loss") == std::log(2.0));
+}
+
+TEST_CASE("checkpointing follows the budget and changes no number", "[train]") {
+  const Scene scene;
+  const auto run = [&](const std::string& name, CheckpointingChoice choice, std::int64_t hidden) {
+    auto options = scene.options(name, "dpo");
+    options.model.decoder.hidden_size = hidden;
+    options.model.decoder.intermediate_size = 64 * hidden;
+    options.train.checkpointing = choice;
+    options.train.activation_budget_mib = 1;
+    run_training(options);
+    const auto config = Json::parse(read_text(options.output_dir + "/config.json"));
+    return std::pair(config["train"]["checkpointing"].get<std::string>(),
+                     untimed(options.output_dir));
+  };
+  const auto none = run("none", CheckpointingChoice::kNone, 16);
+  CHECK(none.first == "none");
+  // 4 pairs of some 20 tokens keep more than a MiB of gate and up, and less without.
+  const auto automatic = run("auto", CheckpointingChoice::kAutomatic, 16);
+  CHECK(automatic.first == "selective");
+  CHECK(automatic.second == none.second);
+  const auto full = run("full", CheckpointingChoice::kFull, 16);
+  CHECK(full.first == "full");
+  CHECK(full.second == none.second);
 }
 
 }  // namespace

@@ -167,10 +167,15 @@ TEST_CASE("a gradient does not depend on how the step is cut", "[train]") {
   const auto expected = reference_trainer.accumulate_gradients(pairs());
   REQUIRE(whole->table().grad().abs().max().item<double>() > 1e-3);
 
-  const std::int64_t micro = GENERATE(1, 2, 3, 5, 9);
-  INFO("micro_batch_size " << micro);
+  struct Cut {
+    std::int64_t pairs, tokens;
+  };
+  const auto cut = GENERATE(Cut{1, 0}, Cut{2, 0}, Cut{3, 0}, Cut{5, 0}, Cut{9, 0}, Cut{0, 1},
+                            Cut{0, 9}, Cut{0, 17}, Cut{2, 17});
+  INFO("micro_batch_size " << cut.pairs << ", micro_batch_tokens " << cut.tokens);
   auto options = plain();
-  options.micro_batch_size = micro;
+  options.micro_batch_size = cut.pairs;
+  options.micro_batch_tokens = cut.tokens;
   auto policy = std::make_shared<BigramPolicy>(3);
   Trainer trainer(policy, frozen(other), make_loss(config), options);
   const auto metrics = trainer.accumulate_gradients(pairs());
