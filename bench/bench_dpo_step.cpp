@@ -18,6 +18,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "prefopt/data/dataset.h"
@@ -172,13 +173,17 @@ void run(const Arguments& a, Clock::time_point start) {
   data.identical = RowPolicy::kKeep;
   data.max_prompt_length = 0;
   const auto rows = load_dataset(a.data, *tokenizer, data, /*need_rejected=*/true).pairs;
-  const auto policy = Decoder::load(a.model, "float32");
+  auto policy = Decoder::load(a.model, "float32");
   std::shared_ptr<Policy> base;
   if (a.lora_rank > 0) {
     policy->add_adapter({.r = a.lora_rank, .lora_alpha = 2.0 * static_cast<double>(a.lora_rank)});
     base = policy->without_adapter();
   } else {
-    base = policy->frozen_copy();
+    // The reference stays where it is mapped; what is trained stands in memory of its own.
+    const auto trained = policy->frozen_decoder();
+    policy->set_requires_grad(false);
+    trained->set_requires_grad(true);
+    base = std::exchange(policy, trained);
   }
   policy->set_checkpointing(a.checkpointing == "full"        ? Checkpointing::kFull
                             : a.checkpointing == "selective" ? Checkpointing::kSelective

@@ -34,12 +34,14 @@ std::size_t rounded(std::int64_t bytes) {
   return (size + alignment - 1) / alignment * alignment;
 }
 
-void* allocate(std::size_t size) {
+/// A block of `size`, of which `bytes` are wanted now.
+void* allocate(std::size_t size, std::size_t bytes) {
   void* data = std::aligned_alloc(size < kLargePage ? kCacheLine : kLargePage, size);
   if (data == nullptr) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  // Advice: where it is not taken the pages are small.
-  if (size >= kLargePage) madvise(data, size, MADV_HUGEPAGE);
+  // Advice: where it is not taken the pages are small. The rest of a large page would be memory that
+  // nobody asked for.
+  if (bytes >= kLargePage) madvise(data, bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
 #endif
   return data;
 }
@@ -48,7 +50,7 @@ class Pool {
  public:
   void* take(std::int64_t bytes) {
     const std::size_t size = rounded(bytes);
-    if (size < kLeastPooled) return allocate(size);
+    if (size < kLeastPooled) return allocate(size, static_cast<std::size_t>(bytes));
     const std::lock_guard lock(mutex_);
     auto best = free_.end();
     for (auto block = free_.begin(); block != free_.end(); ++block) {
@@ -66,7 +68,7 @@ class Pool {
     release(size);
     // Room for all blocks, so that giving one back cannot fail.
     free_.reserve(sizes_.size() + free_.size() + 1);
-    std::unique_ptr<void, void (*)(void*)> data(allocate(size), &std::free);
+    std::unique_ptr<void, void (*)(void*)> data(allocate(size, static_cast<std::size_t>(bytes)), &std::free);
     sizes_.emplace(data.get(), size);
     return data.release();
   }

@@ -295,6 +295,11 @@ std::shared_ptr<Decoder> make_policy(ModelOptions& options, const Tokenizer& tok
     options.decoder = policy->options();
   }
   add_adapter(options, *policy);
+  if (!options.path.empty() && !policy->adapter()) {
+    // Writing to pages that are mapped from a file copies them one by one, in the first step.
+    policy = policy->frozen_decoder();
+    policy->set_requires_grad(true);
+  }
   std::int64_t size = 0;
   std::int64_t trained = 0;
   for (const auto& [name, value] : policy->named_parameters()) {
