@@ -2,13 +2,16 @@
 
 // Each example is short, runs, and does what it says.
 
+#include <fmt/format.h>
 #include <sys/wait.h>
 
 #include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <regex>
+#include <set>
 #include <string>
 
 #include "prefopt/model/decoder.h"
@@ -25,10 +28,9 @@ struct Finished {
   std::string output;
 };
 
-Finished run(const std::string& example, const std::string& arguments, const TempDir& folder) {
+Finished run(const std::string& program, const std::string& arguments, const TempDir& folder) {
   const std::string command = "cd '" + folder.path() + "' && TMPDIR='" + folder.path() + "' '" +
-                              PREFOPT_EXAMPLES_DIR "/example_" + example + "' " + arguments +
-                              " 2>&1";
+                              PREFOPT_EXAMPLES_DIR "/" + program + "' " + arguments + " 2>&1";
   FILE* pipe = ::popen(command.c_str(), "r");
   REQUIRE(pipe != nullptr);
   std::string output;
@@ -48,7 +50,7 @@ int count(const std::string& text, const std::string& pattern) {
 
 TEST_CASE("train_dpo trains and leaves a model that loads", "[examples]") {
   const TempDir folder;
-  const Finished finished = run("train_dpo", "", folder);
+  const Finished finished = run("example_train_dpo", "", folder);
   INFO(finished.output);
   REQUIRE(finished.exit_code == 0);
   CHECK(count(finished.output, "step +[0-9]+ ") == 20);
@@ -56,7 +58,7 @@ TEST_CASE("train_dpo trains and leaves a model that loads", "[examples]") {
   CHECK(count(finished.output, "step +1  loss 0\\.6931  margin \\+0\\.0000") == 1);
   CHECK(Decoder::load(folder.file("train_dpo-out"))->vocab_size() == 259);
 
-  const Finished missing = run("train_dpo", "nowhere rows.jsonl out", folder);
+  const Finished missing = run("example_train_dpo", "nowhere rows.jsonl out", folder);
   CHECK(missing.exit_code == 1);
   CHECK(missing.output ==
         "nowhere/config.json: expected a readable file, got No such file or directory\n");
@@ -64,7 +66,7 @@ TEST_CASE("train_dpo trains and leaves a model that loads", "[examples]") {
 
 TEST_CASE("train_hypo samples at each step", "[examples]") {
   const TempDir folder;
-  const Finished finished = run("train_hypo", "5", folder);
+  const Finished finished = run("example_train_hypo", "5", folder);
   INFO(finished.output);
   REQUIRE(finished.exit_code == 0);
   CHECK(count(finished.output, "KL on fresh samples [+-][0-9.]+ nats") == 5);
@@ -73,7 +75,7 @@ TEST_CASE("train_hypo samples at each step", "[examples]") {
 
 TEST_CASE("train_vpo learns from fresh pairs", "[examples]") {
   const TempDir folder;
-  const Finished finished = run("train_vpo", "5", folder);
+  const Finished finished = run("example_train_vpo", "5", folder);
   INFO(finished.output);
   REQUIRE(finished.exit_code == 0);
   CHECK(count(finished.output, "reward of fresh answers") == 5);
@@ -81,7 +83,7 @@ TEST_CASE("train_vpo learns from fresh pairs", "[examples]") {
 
 TEST_CASE("custom_loss passes its own check", "[examples]") {
   const TempDir folder;
-  const Finished finished = run("custom_loss", "", folder);
+  const Finished finished = run("example_custom_loss", "", folder);
   INFO(finished.output);
   CHECK(finished.exit_code == 0);
   CHECK(count(finished.output, "derivative right, gradient arrives") == 1);
@@ -89,9 +91,65 @@ TEST_CASE("custom_loss passes its own check", "[examples]") {
 
 TEST_CASE("losses_on_eigen reaches the closed form", "[examples]") {
   const TempDir folder;
-  const Finished finished = run("losses_on_eigen", "", folder);
+  const Finished finished = run("example_losses_on_eigen", "", folder);
   INFO(finished.output);
   CHECK(finished.exit_code == 0);
+}
+
+void write(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
+
+int lines_of(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  int lines = 0;
+  while (std::getline(file, line)) ++lines;
+  return lines;
+}
+
+TEST_CASE("The demo trains on its own answers and keeps what it shows", "[examples]") {
+  const TempDir folder;
+  at::manual_seed(1);
+  Decoder({.hidden_size = 32,
+           .intermediate_size = 48,
+           .num_hidden_layers = 2,
+           .num_attention_heads = 4,
+           .num_key_value_heads = 2})
+      .save(folder.file("model"));
+  write(folder.file("config.json"), R"({"chat_format": "dialogue", "rounds": 2,
+      "prompts_per_round": 4, "samples_per_prompt": 4, "pairs_per_step": 2, "min_reward_gap": 1e-9,
+      "lora": {"r": 2}, "sampling": {"max_new_tokens": 16}})");
+  std::string prompts;
+  for (int i = 0; i < 8; ++i) prompts += fmt::format("{{\"prompt\": \"Question {}?\"}}\n", i);
+  write(folder.file("prompts.jsonl"), prompts);
+
+  const std::string arguments =
+      "--model model --tokenizer byte --config config.json --prompts prompts.jsonl --out out";
+  const Finished finished = run("prefopt_demo", arguments, folder);
+  INFO(finished.output);
+  const int gained = count(finished.output, "the reward did not rise: ") == 0 ? 0 : 1;
+  REQUIRE(finished.exit_code == gained);
+  CHECK(count(finished.output, "6 prompts to train on, 2 held out") == 1);
+  CHECK(count(finished.output, "round [12]/2: reward 0\\.[0-9]+ on fresh responses") == 2);
+  CHECK(count(finished.output, "» Question [37]\\?") == 2);
+  CHECK(lines_of(folder.file("out/samples.jsonl")) == 2);
+  CHECK(lines_of(folder.file("out/pairs.jsonl")) >= 2);
+  CHECK(lines_of(folder.file("out/metrics.jsonl")) >= 2);
+  CHECK(lines_of(folder.file("out/result.json")) == 1);
+  Decoder::load(folder.file("model"))->load_adapter(folder.file("out/adapter"));
+
+  write(folder.file("prompts.jsonl"), "{\"prompt\": 3}\n");
+  const Finished wrong = run("prefopt_demo", arguments, folder);
+  CHECK(wrong.exit_code == 2);
+  CHECK(wrong.output == "prompts.jsonl:1: expected {\"prompt\": text}, got {\"prompt\": 3}\n");
+}
+
+TEST_CASE("The demo's prompts are distinct", "[examples]") {
+  std::ifstream file(PREFOPT_TEST_DATA_DIR "/../../examples/demo/prompts.jsonl");
+  std::set<std::string> distinct;
+  int rows = 0;
+  for (std::string line; std::getline(file, line); ++rows) distinct.insert(line);
+  CHECK(rows == 192);
+  CHECK(distinct.size() == 192);
 }
 
 }  // namespace

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "responses.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <utility>
+
+#include "prefopt/data/batch.h"
+#include "prefopt/data/chat.h"
+#include "prefopt/data/dataset.h"
+#include "prefopt/error.h"
+#include "prefopt/logps/sequence_logps.h"
+
+namespace demo {
+
+using namespace prefopt;
+
+namespace {
+
+// What the model ends its turn with: the format's own token, else the tokenizer's.
+std::int64_t end_token(const Tokenizer& tokenizer, std::string_view chat_format) {
+  const std::string end_of_turn(chat_end_of_turn(chat_format));
+  if (end_of_turn.empty()) return tokenizer.eos_id();
+  const auto ids = tokenizer.encode(end_of_turn);
+  if (ids.size() == 1) return ids.front();
+  throw ConfigError(
+      fmt::format("chat_format: expected a format whose end of turn is one token of {}, got '{}'",
+                  tokenizer.name(), chat_format));
+}
+
+}  // namespace
+
+Responder::Responder(const std::string& tokenizer, std::string chat_format,
+                     SamplingOptions sampling)
+    : tokenizer_(make_tokenizer(tokenizer)),
+      chat_format_(std::move(chat_format)),
+      sampling_(sampling) {
+  sampling_.eos_id = end_token(*tokenizer_, chat_format_);
+}
+
+Prompt Responder::make_prompt(std::string text) const {
+  const std::vector<Message> messages{{.role = "user", .content = text}};
+  return {
+      .text = std::move(text),
+      .ids = tokenizer_->encode(format_chat(chat_format_, messages, /*open_assistant_turn=*/true))};
+}
+
+Prompts Responder::read_prompts(const std::string& path) const {
+  Prompts prompts;
+  std::size_t row = 0;
+  for_each_line(path, [&](std::int64_t line, std::string_view text) {
+    const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (!json.is_object() || !json.contains("prompt") || !json["prompt"].is_string()) {
+      throw DataError(
+          fmt::format("{}:{}: expected {{\"prompt\": text}}, got {}", path, line, text));
+    }
+    const bool held_out = row++ % 4 == 3;
+    (held_out ? prompts.held_out : prompts.train).push_back(make_prompt(json["prompt"]));
+  });
+  if (prompts.held_out.empty()) {
+    throw DataError(fmt::format("{}: expected at least 4 prompts, got {}", path, row));
+  }
+  return prompts;
+}
+
+Response Responder::judge(const Prompt& prompt, std::vector<std::int64_t> ids) const {
+  Response response;
+  response.text = tokenizer_->decode(ids);
+  response.ended = !ids.empty() && ids.back() == sampling_.eos_id;
+  response.terms = reward_terms(prompt.text, response.text, response.ended);
+  response.reward = response.terms.total();
+  response.ids = std::move(ids);
+  return response;
+}
+
+Responses Responder::respond(Policy& policy, std::span<const Prompt> prompts, std::int64_t samples,
+                             std::int64_t seed, const Progress& progress) {
+  constexpr std::size_t kAtOnce = 64;
+  const auto start = std::chrono::steady_clock::now();
+  const auto each = static_cast<std::size_t>(samples);
+  const std::size_t total = prompts.size() * each;
+  SamplingOptions sampling = sampling_;
+  sampling.seed = seed;
+  Responses responses(prompts.size());
+  for (std::size_t first = 0; first < total; first += kAtOnce) {
+    std::vector<std::vector<std::int64_t>> part;
+    for (std::size_t i = first; i < std::min(first + kAtOnce, total); ++i) {
+      part.push_back(prompts[i / each].ids);
+    }
+    sampling.first_index = static_cast<std::int64_t>(first);
+    auto completions = sample(policy, part, sampling);
+    for (std::size_t i = 0; i < completions.size(); ++i) {
+      const std::size_t prompt = (first + i) / each;
+      speed_.tokens += static_cast<double>(completions[i].size());
+      responses[prompt].push_back(judge(prompts[prompt], std::move(completions[i])));
+    }
+    progress(first + part.size(), total);
+  }
+  speed_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return responses;
+}
+
+Divergence Responder::divergence(Policy& policy, Policy& reference, std::span<const Prompt> prompts,
+                                 std::int64_t seed) const {
+  const at::NoGradGuard no_grad;
+  SamplingOptions sampling = sampling_;
+  sampling.temperature = 1;
+  sampling.top_k = 0;
+  sampling.top_p = 1;
+  sampling.seed = seed;
+  std::vector<std::vector<std::int64_t>> ids;
+  for (const Prompt& prompt : prompts) ids.push_back(prompt.ids);
+  const Samples samples = sample_with_logps(policy, ids, sampling);
+
+  std::vector<TokenSequence> sequences;
+  double policy_logps = 0;
+  double tokens = 0;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    sequences.push_back({ids[i], samples.completions[i]});
+    for (const double logp : samples.token_logps[i]) policy_logps += logp;
+    tokens += static_cast<double>(samples.completions[i].size());
+  }
+  const double reference_logps =
+      sequence_logps(reference, make_batch(sequences)).logps.sum().item<double>();
+  const double sum = policy_logps - reference_logps;
+  return {.per_response = sum / static_cast<double>(ids.size()), .per_token = sum / tokens};
+}
+
+}  // namespace demo

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <vector>
+
+#include "demo/statistics.h"
+#include "support/catch.h"
+
+namespace demo {
+namespace {
+
+TEST_CASE("Wilson's interval has its known values", "[examples]") {
+  // Of R's prop.test(x, n, correct = FALSE).
+  const Estimate half = wilson_rate(0.5, 10);
+  CHECK(half.low == Approx(0.2365931).margin(1e-6));
+  CHECK(half.high == Approx(0.7634069).margin(1e-6));
+  const Estimate all = wilson_rate(1, 48);
+  CHECK(all.low == Approx(48 / (48 + 3.841458820694124)).margin(1e-9));
+  CHECK(all.high == Approx(1).margin(1e-12));
+  CHECK(wilson_rate(0, 48).low == Approx(0).margin(1e-12));
+}
+
+TEST_CASE("The bootstrap's interval is the normal one where that is right", "[examples]") {
+  // A mean of 400 values of standard deviation 1 is normal: 1.96 / sqrt(400) on both sides.
+  std::vector<double> values;
+  for (int i = 0; i < 400; ++i) values.push_back(i % 2 == 0 ? 2 : 4);
+  const Estimate estimate = bootstrap_mean(values, 7);
+  CHECK(estimate.mean == 3);
+  CHECK(estimate.low == Approx(3 - 0.098).margin(0.006));
+  CHECK(estimate.high == Approx(3 + 0.098).margin(0.006));
+
+  const Estimate again = bootstrap_mean(values, 7);
+  CHECK(again.low == estimate.low);
+  CHECK(again.high == estimate.high);
+  const Estimate constant = bootstrap_mean({0.5, 0.5}, 1);
+  CHECK(constant.low == 0.5);
+  CHECK(constant.high == 0.5);
+}
+
+TEST_CASE("The win rate counts ties by half", "[examples]") {
+  CHECK(win_rate({1}, {0}) == 1);
+  CHECK(win_rate({0}, {1}) == 0);
+  CHECK(win_rate({1, 0}, {1, 0}) == 0.5);
+  CHECK(win_rate({1, 0.5}, {0.5, 0}) == 0.875);
+}
+
+}  // namespace
+}  // namespace demo
