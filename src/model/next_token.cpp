@@ -18,33 +18,64 @@ namespace {
 
 namespace cpu = kernels::cpu;
 
-// The `count` highest logits, highest first; of equal ones the smaller index counts as the more
-// likely one.
 template <class T>
-std::vector<std::int64_t> most_likely(const T* logits, std::int64_t size, std::int64_t count) {
-  const auto before = [logits](std::int64_t a, std::int64_t b) {
-    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
-  };
-  count = std::min(count, size);
-  std::vector<std::int64_t> best;
+struct Candidate {
+  std::int64_t token;
+  T logit;
+  double weight;
+};
+
+// Of equal logits the smaller index counts as the more likely one.
+template <class T>
+bool is_more_likely(const Candidate<T>& a, const Candidate<T>& b) {
+  return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+}
+
+// The `count` highest logits, in any order.
+template <class T>
+std::vector<Candidate<T>> most_likely(const T* logits, std::int64_t size, std::int64_t count) {
+  std::vector<Candidate<T>> best;
   const auto keep_count = [&] {
-    std::nth_element(best.begin(), best.begin() + (count - 1), best.end(), before);
+    std::nth_element(best.begin(), best.begin() + (count - 1), best.end(), is_more_likely<T>);
     best.resize(static_cast<std::size_t>(count));
   };
   // Few logits get past the `count` best so far, and an equal one comes too late.
-  T threshold{};
-  bool has_threshold = false;
+  T least{};
+  bool is_full = false;
   for (std::int64_t i = 0; i < size; ++i) {
-    if (has_threshold && !(logits[i] > threshold)) continue;
-    best.push_back(i);
+    if (is_full && !(logits[i] > least)) continue;
+    best.push_back({i, logits[i], 0});
     if (std::ssize(best) < 2 * count) continue;
     keep_count();
-    threshold = logits[best.back()];
-    has_threshold = true;
+    least = best.back().logit;
+    is_full = true;
   }
   keep_count();
-  std::sort(best.begin(), best.end(), before);
   return best;
+}
+
+// Keeps the most likely ones, as many as have less than `mass` before them: the first one whatever
+// the rounding. A binary search for the last one that sorts no more than it has to.
+template <class T>
+void keep_mass(std::vector<Candidate<T>>& candidates, double mass) {
+  std::int64_t last = 0, end = std::ssize(candidates);
+  double before_last = 0;
+  while (end - last > 1) {
+    const std::int64_t middle = last + (end - last) / 2;
+    const auto begin = candidates.begin();
+    std::nth_element(begin + last, begin + middle, begin + end, is_more_likely<T>);
+    double before = before_last;
+    for (std::int64_t i = last; i < middle; ++i) {
+      before += candidates[static_cast<std::size_t>(i)].weight;
+    }
+    if (before < mass) {
+      last = middle;
+      before_last = before;
+    } else {
+      end = middle;
+    }
+  }
+  candidates.resize(static_cast<std::size_t>(end));
 }
 
 // The place of the first weight whose cumulative sum exceeds `target`; rounding may leave none,
@@ -83,7 +114,7 @@ class NextToken {
   bool is_limited(std::int64_t top_k) const { return top_k > 0 && top_k < size_; }
   void keep_all(double temperature);
   void keep_most_likely(const SamplingOptions& options);
-  std::vector<double> weights_of(const std::vector<std::int64_t>& tokens, double temperature) const;
+  std::vector<Candidate<T>> likely_enough(double top_p) const;
 
   const T* logits_;
   std::int64_t size_;
@@ -116,44 +147,44 @@ void NextToken<T>::keep_all(double temperature) {
   cpu::token_weights(logits_, size_, highest_, temperature, all_weights_.data(), sums_.data());
 }
 
+// All that can be among the most likely tokens that together reach top_p: those that weigh less
+// than (1 − top_p) / size of all are too light to be missed together. Half of that leaves room for
+// rounding.
 template <class T>
-std::vector<double> NextToken<T>::weights_of(const std::vector<std::int64_t>& tokens,
-                                             double temperature) const {
-  std::vector<double> weights;
-  for (const std::int64_t token : tokens) {
-    const double below = static_cast<double>(logits_[token]) - static_cast<double>(highest_);
-    weights.push_back(std::exp(below / temperature));
+std::vector<Candidate<T>> NextToken<T>::likely_enough(double top_p) const {
+  const T* weights = all_weights_.data();
+  const auto least = static_cast<T>(0.5 * (1 - top_p) * sum_of(sums_) / static_cast<double>(size_));
+  std::vector<Candidate<T>> candidates;
+  for (std::int64_t i = 0; i < size_; ++i) {
+    if (weights[i] < least) continue;
+    candidates.push_back({i, logits_[i], static_cast<double>(weights[i])});
   }
-  return weights;
+  return candidates;
 }
 
 template <class T>
 void NextToken<T>::keep_most_likely(const SamplingOptions& options) {
-  const bool limited = is_limited(options.top_k);
+  std::vector<Candidate<T>> candidates;
   double total = 0;
-  if (!limited) {
+  if (is_limited(options.top_k)) {
+    candidates = most_likely(logits_, size_, options.top_k);
+    for (Candidate<T>& candidate : candidates) {
+      const double below = static_cast<double>(candidate.logit) - static_cast<double>(highest_);
+      candidate.weight = std::exp(below / options.temperature);
+      total += candidate.weight;
+    }
+  } else {
     keep_all(options.temperature);
+    candidates = likely_enough(options.top_p);
     total = sum_of(sums_);
   }
-  // How many tokens top-p leaves is not known before they are sorted: most often few.
-  constexpr std::int64_t kFirstCount = 64, kGrowth = 8;
-  for (std::int64_t count = limited ? options.top_k : kFirstCount;; count *= kGrowth) {
-    tokens_ = most_likely(logits_, size_, count);
-    weights_ = weights_of(tokens_, options.temperature);
-    if (limited) total = sum_of(weights_);
-    // The first token is kept whatever the rounding.
-    std::size_t kept = 1;
-    double before = weights_.front();
-    while (kept < tokens_.size() && (options.top_p == 1 || before < options.top_p * total)) {
-      before += weights_[kept++];
-    }
-    if (kept < tokens_.size() || limited || std::ssize(tokens_) == size_) {
-      tokens_.resize(kept);
-      break;
-    }
+  if (options.top_p < 1) keep_mass(candidates, options.top_p * total);
+  std::sort(candidates.begin(), candidates.end(),
+            [](const auto& a, const auto& b) { return a.token < b.token; });
+  for (const Candidate<T>& candidate : candidates) {
+    tokens_.push_back(candidate.token);
+    weights_.push_back(candidate.weight);
   }
-  std::sort(tokens_.begin(), tokens_.end());
-  weights_ = weights_of(tokens_, options.temperature);
 }
 
 template <class T>
