@@ -150,8 +150,8 @@ void run_profile(const Arguments& a, const std::vector<TokenPair>& rows, Decoder
              [&] { hidden = policy.forward_packed(*batch.packed); });
     const at::Tensor leaf = hidden.detach().requires_grad_(hidden.requires_grad());
     TokenLogps logps;
-    LinearTokenLogpsOptions options{.by_products = {.entropy = true, .mean_logit = true,
-                                                    .is_top1 = true}};
+    LinearTokenLogpsOptions options;
+    options.by_products = {.entropy = true, .mean_logit = true, .is_top1 = true};
     options.budget_bytes = a.head_mib << 20;
     into.add("4 head forward", work.head, [&] {
       logps = linear_token_logps(leaf, policy.head().weight, batch.packed->targets, options);

@@ -65,10 +65,12 @@ std::vector<TokenPair> random_pairs(std::int64_t count, const Lengths& lengths,
 /// The same sizes, but the rejected completions follow other prompts, so that nothing is shared.
 TokenBatch apart(const std::vector<TokenPair>& pairs, std::int64_t vocab_size) {
   std::vector<std::vector<std::int64_t>> others;
-  for (const auto& pair : pairs) others.push_back(random_tokens(std::ssize(pair.prompt), vocab_size));
+  for (const auto& pair : pairs)
+    others.push_back(random_tokens(std::ssize(pair.prompt), vocab_size));
   std::vector<TokenSequence> sequences;
   for (const auto& pair : pairs) sequences.push_back({pair.prompt, pair.chosen});
-  for (std::size_t i = 0; i < pairs.size(); ++i) sequences.push_back({others[i], pairs[i].rejected});
+  for (std::size_t i = 0; i < pairs.size(); ++i)
+    sequences.push_back({others[i], pairs[i].rejected});
   return make_batch(sequences);
 }
 
@@ -94,8 +96,8 @@ nlohmann::json sharing(const Arguments& a) {
     const auto all = static_cast<double>(2 * l.prompt + l.chosen + l.rejected);
     const double bound = all / static_cast<double>(l.prompt + l.chosen + l.rejected);
     fmt::print("{:<20} {:>12.1f} {:>12.1f} {:>8.2f} {:>8.2f} {:>7.0f}%\n",
-               fmt::format("{} / {} / {}", l.prompt, l.chosen, l.rejected),
-               timings[0].median_ms(), timings[1].median_ms(), times, bound, 100 * times / bound);
+               fmt::format("{} / {} / {}", l.prompt, l.chosen, l.rejected), timings[0].median_ms(),
+               timings[1].median_ms(), times, bound, 100 * times / bound);
     rows.push_back({{"prompt", l.prompt},
                     {"chosen", l.chosen},
                     {"rejected", l.rejected},
@@ -112,8 +114,8 @@ nlohmann::json growth(const Arguments& a) {
     std::int64_t vocab_size;
   };
   nlohmann::json rows;
-  fmt::print("\n{:>6} {:>6} {:>6} {:>8} {:>8} {:>10} {:>12}\n", "pairs", "P", "C, R", "V",
-             "tokens", "ms", "tokens / s");
+  fmt::print("\n{:>6} {:>6} {:>6} {:>8} {:>8} {:>10} {:>12}\n", "pairs", "P", "C, R", "V", "tokens",
+             "ms", "tokens / s");
   for (const std::int64_t vocab : {12288, 49152, 151936}) {
     const auto model = make_model(vocab);
     std::vector<Case> cases{{4, {114, 44, 44}, vocab}};

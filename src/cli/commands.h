@@ -26,8 +26,8 @@ void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream&
 
 /// A model on disk.
 struct ModelArguments {
-  std::string model;      ///< Hugging Face folder or GGUF file
-  std::string adapter;    ///< PEFT folder; empty: none
+  std::string model;    ///< Hugging Face folder or GGUF file
+  std::string adapter;  ///< PEFT folder; empty: none
   std::string dtype = "keep";
   std::string tokenizer;  ///< empty: the model's own, else byte
   std::string chat_format = "dialogue";

@@ -33,8 +33,8 @@ void copy_tokenizer(const fs::path& from, const fs::path& to) {
 void run_export(const ExportArguments& arguments, std::ostream& err) {
   std::error_code ignored;
   if (fs::exists(fs::path(arguments.out) / "config.json", ignored)) {
-    throw ConfigError(fmt::format("--out: expected a new folder, got {} with a model in it",
-                                  arguments.out));
+    throw ConfigError(
+        fmt::format("--out: expected a new folder, got {} with a model in it", arguments.out));
   }
   const auto model = load_model(arguments);
   if (model->adapter()) model->merge_adapter();

@@ -100,10 +100,9 @@ void add_model(CLI::App& command, ModelArguments& arguments, std::string& device
       ->type_name("DIR");
   command.add_option("--dtype", arguments.dtype, "float32, float64, bfloat16, float16 or keep")
       ->capture_default_str();
-  command
-      .add_option("--tokenizer", arguments.tokenizer,
-                  "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
-                  "model's own, else byte");
+  command.add_option("--tokenizer", arguments.tokenizer,
+                     "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
+                     "model's own, else byte");
   command
       .add_option("--chat-format", arguments.chat_format,
                   "text that messages become, or auto: that of the tokenizer's template")

@@ -58,11 +58,10 @@ void run_score(const ScoreArguments& arguments, std::ostream& out) {
     for (std::size_t i = 0; i < count; ++i) {
       const std::size_t rejected = count + i;  // chosen sequences come first
       if (!std::isfinite(sums[i]) || !std::isfinite(sums[rejected])) {
-        throw NonFiniteError(
-            fmt::format("{}: expected finite log-probs, got {} and {} in row {}; the model's "
-                        "weights may be broken",
-                        arguments.model, unsigned_nan(sums[i]), unsigned_nan(sums[rejected]),
-                        begin + i + 1));
+        throw NonFiniteError(fmt::format(
+            "{}: expected finite log-probs, got {} and {} in row {}; the model's "
+            "weights may be broken",
+            arguments.model, unsigned_nan(sums[i]), unsigned_nan(sums[rejected]), begin + i + 1));
       }
       Json line{{"chosen_logps", sums[i]},
                 {"rejected_logps", sums[rejected]},

@@ -39,8 +39,8 @@ void* allocate(std::size_t size, std::size_t bytes) {
   void* data = std::aligned_alloc(size < kLargePage ? kCacheLine : kLargePage, size);
   if (data == nullptr) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  // Advice: where it is not taken the pages are small. The rest of a large page would be memory that
-  // nobody asked for.
+  // Advice: where it is not taken the pages are small. The rest of a large page would be memory
+  // that nobody asked for.
   if (bytes >= kLargePage) madvise(data, bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
 #endif
   return data;
@@ -68,7 +68,8 @@ class Pool {
     release(size);
     // Room for all blocks, so that giving one back cannot fail.
     free_.reserve(sizes_.size() + free_.size() + 1);
-    std::unique_ptr<void, void (*)(void*)> data(allocate(size, static_cast<std::size_t>(bytes)), &std::free);
+    std::unique_ptr<void, void (*)(void*)> data(allocate(size, static_cast<std::size_t>(bytes)),
+                                                &std::free);
     sizes_.emplace(data.get(), size);
     return data.release();
   }

@@ -131,13 +131,12 @@ class Packer {
 std::shared_ptr<const PackedTokens> moved(const std::shared_ptr<const PackedTokens>& packed,
                                           const at::Device& device) {
   if (!packed || packed->input_ids.device() == device) return packed;
-  return std::make_shared<PackedTokens>(
-      PackedTokens{.groups = packed->groups,
-                   .input_ids = packed->input_ids.to(device),
-                   .positions = packed->positions.to(device),
-                   .rows = packed->rows.to(device),
-                   .targets = packed->targets.to(device),
-                   .token_rows = packed->token_rows.to(device)});
+  return std::make_shared<PackedTokens>(PackedTokens{.groups = packed->groups,
+                                                     .input_ids = packed->input_ids.to(device),
+                                                     .positions = packed->positions.to(device),
+                                                     .rows = packed->rows.to(device),
+                                                     .targets = packed->targets.to(device),
+                                                     .token_rows = packed->token_rows.to(device)});
 }
 
 TokenBatch lay_out(const std::vector<TokenSequence>& sequences) {

@@ -151,8 +151,7 @@ SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
   }
   SequenceLogps result;
   result.row_to_sequence = predicted.div(std::max<std::int64_t>(width - 1, 1), "floor");
-  TokenLogps tokens =
-      completion_logps(policy, batch, options, predicted + result.row_to_sequence);
+  TokenLogps tokens = completion_logps(policy, batch, options, predicted + result.row_to_sequence);
   result.token_logps = std::move(tokens.logps);
   result.by_products = std::move(tokens.by_products);
   result.lens = batch.completion_lens.to(result.token_logps.device());

@@ -184,10 +184,8 @@ std::shared_ptr<Policy> Decoder::frozen_copy() const { return frozen_decoder(); 
 
 std::shared_ptr<Decoder> Decoder::frozen_decoder() const {
   auto copy = std::make_unique<Impl>(*impl_);
-  copy->network.for_each_weight(
-      [](const std::string&, at::Tensor& weight, const std::vector<std::int64_t>&) {
-        weight = copy_of(weight);
-      });
+  copy->network.for_each_weight([](const std::string&, at::Tensor& weight,
+                                   const std::vector<std::int64_t>&) { weight = copy_of(weight); });
   std::shared_ptr<Decoder> result(new Decoder(std::move(copy)));
   result->for_each_adapter_weight(
       [](const std::string&, at::Tensor& weight) { weight = copy_of(weight); });

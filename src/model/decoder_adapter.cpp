@@ -56,7 +56,8 @@ std::string_view last_part(std::string_view name) { return name.substr(name.rfin
 LoraOptions checked_adapter(LoraOptions options, std::string_view where) {
   options = checked(std::move(options), where);
   if (options.target_modules.empty()) {
-    throw ConfigError(fmt::format("{}.target_modules: expected at least one name, got none", where));
+    throw ConfigError(
+        fmt::format("{}.target_modules: expected at least one name, got none", where));
   }
   for (const std::string& target : options.target_modules) {
     if (contains(kTargets, target)) continue;

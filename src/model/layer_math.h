@@ -18,7 +18,8 @@ struct Normed {
 /// w x rstd with rstd = 1 / sqrt(mean(x²) + eps), over the last dimension.
 Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps);
 
-/// The gradient of x in the memory of `grad`, that of the weight in `weight_grad` unless it is null.
+/// The gradient of x in the memory of `grad`, that of the weight in `weight_grad` unless it is
+/// null.
 void norm_backward_(at::Tensor& grad, const at::Tensor& x, const at::Tensor& rstd,
                     const at::Tensor& weight, at::Tensor* weight_grad);
 

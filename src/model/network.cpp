@@ -61,8 +61,8 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
 }
 
 at::Tensor linear(const at::Tensor& rows, const Linear& map, double lora_scale) {
-  at::Tensor result = map.bias.defined() ? at::addmm(map.bias, rows, map.weight.t())
-                                         : at::mm(rows, map.weight.t());
+  at::Tensor result =
+      map.bias.defined() ? at::addmm(map.bias, rows, map.weight.t()) : at::mm(rows, map.weight.t());
   if (map.lora_a.defined()) {
     result = result + lora_scale * at::mm(at::mm(rows, map.lora_a.t()), map.lora_b.t());
   }
@@ -72,8 +72,8 @@ at::Tensor linear(const at::Tensor& rows, const Linear& map, double lora_scale) 
 at::Tensor add_feed_forward(const at::Tensor& x, const Layer& layer, double eps,
                             double lora_scale) {
   const at::Tensor normed = rms_norm(x, layer.post_attention_norm, eps);
-  const at::Tensor gated = at::silu(linear(normed, layer.gate, lora_scale)) *
-                           linear(normed, layer.up, lora_scale);
+  const at::Tensor gated =
+      at::silu(linear(normed, layer.gate, lora_scale)) * linear(normed, layer.up, lora_scale);
   return x + linear(gated, layer.down, lora_scale);
 }
 

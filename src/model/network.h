@@ -160,11 +160,11 @@ at::Tensor Network::hidden_states(const at::Tensor& ids, const at::Tensor& posit
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const Layer& layer = layers[i];
     const at::Tensor normed = rms_norm(x, layer.input_norm, eps);
-    const at::Tensor attended =
-        attend(i, rotate(heads(normed, layer.query, layer.query_norm), rotary),
-               rotate(heads(normed, layer.key, layer.key_norm), rotary),
-               heads(normed, layer.value, {}));
-    x = x + linear(attended.transpose(1, 2).reshape({count * length, -1}), layer.output, lora_scale);
+    const at::Tensor attended = attend(
+        i, rotate(heads(normed, layer.query, layer.query_norm), rotary),
+        rotate(heads(normed, layer.key, layer.key_norm), rotary), heads(normed, layer.value, {}));
+    x = x +
+        linear(attended.transpose(1, 2).reshape({count * length, -1}), layer.output, lora_scale);
     x = add_feed_forward(x, layer, eps, lora_scale);
   }
   return rms_norm(x, norm, eps);

@@ -162,15 +162,15 @@ class LayerPass {
     };
     a_.query = heads(queries_of(normed.value), layer_.query, layer_.query_norm, plan_.query_rotary,
                      a_.query_raw, a_.query_rstd);
-    a_.key = heads(normed.value, layer_.key, layer_.key_norm, plan_.key_rotary, a_.key_raw,
-                   a_.key_rstd);
+    a_.key =
+        heads(normed.value, layer_.key, layer_.key_norm, plan_.key_rotary, a_.key_raw, a_.key_rstd);
     a_.value = split(linear_forward(normed.value, layer_.value, scale));
     a_.attention = tree_attention(a_.query, a_.key, a_.value, plan_.blocks, attention_scale());
   }
 
   void project() {
-    a_.middle = linear_forward(a_.attention.output.flatten(1), layer_.output, plan_.lora_scale,
-                               x_queries_);
+    a_.middle =
+        linear_forward(a_.attention.output.flatten(1), layer_.output, plan_.lora_scale, x_queries_);
   }
 
   void feed(const at::Tensor& normed) {
@@ -211,9 +211,8 @@ class LayerPass {
       if (norm.defined()) norm_backward_(back, raw, rstd, norm, wanted(norm, norm_grad));
       return back.flatten(1);
     };
-    const at::Tensor query_grad =
-        rows_back(of.query, plan_.query_rotary, layer_.query_norm, a_.query_raw, a_.query_rstd,
-                  gradients.query_norm);
+    const at::Tensor query_grad = rows_back(of.query, plan_.query_rotary, layer_.query_norm,
+                                            a_.query_raw, a_.query_rstd, gradients.query_norm);
     const at::Tensor key_grad = rows_back(of.key, plan_.key_rotary, layer_.key_norm, a_.key_raw,
                                           a_.key_rstd, gradients.key_norm);
     const at::Tensor normed = norm_forward(x_, layer_.input_norm, eps()).value;

@@ -11,8 +11,8 @@
 #include <string_view>
 #include <utility>
 
-#include "model/next_token.h"
 #include "core/random.h"
+#include "model/next_token.h"
 #include "prefopt/error.h"
 #include "prefopt/logps/token_logps.h"
 

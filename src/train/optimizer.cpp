@@ -70,8 +70,8 @@ constexpr std::int64_t kChunk = std::int64_t{1} << 18;
 // Rounds float32 to bfloat16, up with the probability of the part that is cut off, so that what is
 // far smaller than a step of bfloat16 is not lost on average.
 void round_randomly(const at::Tensor& wide, at::Tensor& narrow, at::Generator& generator) {
-  const at::Tensor noise = at::randint(0, 1 << 16, wide.sizes(), generator,
-                                       at::TensorOptions(at::kInt));
+  const at::Tensor noise =
+      at::randint(0, 1 << 16, wide.sizes(), generator, at::TensorOptions(at::kInt));
   const at::Tensor bits = (wide.view(at::kInt) + noise).bitwise_and(~0xffff);
   narrow.copy_(bits.view(at::kFloat));
 }
@@ -111,8 +111,7 @@ Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const Optimi
     group.parameters.push_back(value);
     group.means.push_back(zero_state(value, dtype));
     group.squares.push_back(zero_state(value, dtype));
-    group.steps.push_back(
-        at::zeros({}, value.options().dtype(at::kFloat).requires_grad(false)));
+    group.steps.push_back(at::zeros({}, value.options().dtype(at::kFloat).requires_grad(false)));
   }
 }
 

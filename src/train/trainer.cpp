@@ -63,8 +63,9 @@ TrainerOptions checked_options(TrainerOptions options) {
                     options.micro_batch_size));
   }
   if (options.micro_batch_tokens < 0) {
-    throw ConfigError(fmt::format("micro_batch_tokens: expected 0 or more, got {}; 0 means no limit",
-                                  options.micro_batch_tokens));
+    throw ConfigError(
+        fmt::format("micro_batch_tokens: expected 0 or more, got {}; 0 means no limit",
+                    options.micro_batch_tokens));
   }
   return options;
 }
@@ -116,8 +117,8 @@ struct Trainer::Impl {
   }
 
   void check(const std::vector<TokenPair>& pairs) const;
-  /// Pairs of like length side by side where they will be padded. Fresh samples go by a pair's place,
-  /// so pairs that get some stay where they are.
+  /// Pairs of like length side by side where they will be padded. Fresh samples go by a pair's
+  /// place, so pairs that get some stay where they are.
   std::vector<TokenPair> bucketed(std::vector<TokenPair> pairs) const;
   /// Fresh completions of the prompts of `part`, whose first pair is number `first` of the step.
   TokenBatch draw_samples(const std::vector<TokenPair>& part, std::int64_t first,

@@ -19,8 +19,8 @@ struct TokenPair {
   std::vector<std::int64_t> rejected;
 };
 
-/// Sequences with the same prompt. In the stream stand first the tokens that all of them begin with,
-/// then what is left of each, sequence after sequence.
+/// Sequences with the same prompt. In the stream stand first the tokens that all of them begin
+/// with, then what is left of each, sequence after sequence.
 struct PackedGroup {
   std::int64_t begin = 0;   ///< first row of the group
   std::int64_t shared = 0;  ///< rows of the common beginning
@@ -28,14 +28,14 @@ struct PackedGroup {
   std::vector<std::int64_t> branches = {};  ///< rows of each sequence beyond the common beginning
 };
 
-/// The tokens of a batch in one stream of `N` rows without padding, common beginnings once. The last
-/// token of a sequence predicts nothing and is left out.
+/// The tokens of a batch in one stream of `N` rows without padding, common beginnings once. The
+/// last token of a sequence predicts nothing and is left out.
 struct PackedTokens {
   std::vector<PackedGroup> groups;
   at::Tensor input_ids;  ///< [N] int64
   at::Tensor positions;  ///< [N] int64: place of a token in its own sequence
-  /// [R] int64: the row that predicts a completion token, and that token. A pair of both stands here
-  /// once, however many sequences share it.
+  /// [R] int64: the row that predicts a completion token, and that token. A pair of both stands
+  /// here once, however many sequences share it.
   at::Tensor rows, targets;
   /// [tokens] int64: index into `rows` of each completion token, sequence after sequence.
   at::Tensor token_rows;

@@ -53,14 +53,14 @@ enum class Checkpointing {
   kFull,       ///< the input of each layer only
 };
 
-/// A low-rank adapter (2106.09685): W + scale · B A with scale = alpha / rank, or alpha / sqrt(rank)
-/// for rsLoRA (2312.03732). Names are those of PEFT's `adapter_config.json`.
+/// A low-rank adapter (2106.09685): W + scale · B A with scale = alpha / rank, or alpha /
+/// sqrt(rank) for rsLoRA (2312.03732). Names are those of PEFT's `adapter_config.json`.
 struct LoraOptions {
   std::int64_t r = 16;
   double lora_alpha = 32;
   bool use_rslora = false;
   /// Of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
-  std::vector<std::string> target_modules = {"q_proj", "k_proj",  "v_proj",   "o_proj",
+  std::vector<std::string> target_modules = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
                                              "gate_proj", "up_proj", "down_proj"};
 
   PREFOPT_API void fields(FieldVisitor& v);

@@ -22,7 +22,7 @@ struct ModelOptions {
   std::string dtype = "float32";  ///< or "keep"
   std::string tokenizer = {};     ///< of make_tokenizer; empty: the model's own, else "byte"
   DecoderOptions decoder = {};
-  bool use_lora = false;     ///< train an adapter; the reference is then the model without it
+  bool use_lora = false;  ///< train an adapter; the reference is then the model without it
   LoraOptions lora = {};
   std::string adapter = {};  ///< folder of an adapter to train on, in place of `lora`
 
@@ -48,7 +48,7 @@ struct LoopOptions {
   double epochs = 1;
   /// Pairs an optimizer step. The last step of an epoch is filled up from the next epoch's order.
   std::int64_t batch_size = 16;
-  std::int64_t micro_batch_size = 0;  ///< 0: the whole step at once
+  std::int64_t micro_batch_size = 0;    ///< 0: the whole step at once
   std::int64_t micro_batch_tokens = 0;  ///< tokens at a time; 0: no limit
   std::int64_t head_budget_mib = 1024;
   CheckpointingChoice checkpointing = CheckpointingChoice::kAutomatic;

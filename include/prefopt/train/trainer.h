@@ -28,7 +28,7 @@ struct OptimizerOptions {
   double adam_beta2 = 0.999;
   double adam_epsilon = 1e-8;
   double weight_decay = 0;
-  double max_grad_norm = 1;  ///< 0: no clipping
+  double max_grad_norm = 1;                         ///< 0: no clipping
   StateDtype state_dtype = StateDtype::kParameter;  ///< of AdamW's means
   Schedule schedule = Schedule::kLinear;
   std::int64_t warmup_steps = 0;

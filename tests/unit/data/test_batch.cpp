@@ -133,8 +133,7 @@ TEST_CASE("select_sequences lays out some sequences as if they were alone", "[da
   const Ids prompts[] = {{6}, {1, 2}};
   const Ids completions[] = {{7}, {3}};
   const TokenBatch part = select_sequences(make_pair_batch(pairs), {3, 0});
-  const TokenBatch alone =
-      make_batch({{prompts[0], completions[0]}, {prompts[1], completions[1]}});
+  const TokenBatch alone = make_batch({{prompts[0], completions[0]}, {prompts[1], completions[1]}});
   CHECK(part.input_ids.equal(alone.input_ids));
   CHECK(part.attention_mask.equal(alone.attention_mask));
   CHECK(part.completion_mask.equal(alone.completion_mask));

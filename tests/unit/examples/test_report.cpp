@@ -11,7 +11,10 @@ namespace {
 using Lines = std::vector<std::string>;
 
 Response response(const std::string& text, double complete, std::size_t tokens) {
-  Response made{.text = text, .ids = std::vector<std::int64_t>(tokens), .ended = complete == 1};
+  Response made;
+  made.text = text;
+  made.ids.resize(tokens);
+  made.ended = complete == 1;
   made.terms.complete = complete;
   made.reward = made.terms.total();
   return made;

@@ -90,9 +90,9 @@ TEST_CASE("adapter: merged it is W + scale B A", "[model]") {
   const at::Tensor with_adapter = logps_of(*decoder);
   const std::string name = "model.layers.0.self_attn.v_proj";
   const at::Tensor weight = parameter(*decoder, name + ".weight").clone();
-  const at::Tensor product = parameter(*decoder, "base_model.model." + name + ".lora_B.weight")
-                                 .mm(parameter(*decoder, "base_model.model." + name +
-                                                             ".lora_A.weight"));
+  const at::Tensor product =
+      parameter(*decoder, "base_model.model." + name + ".lora_B.weight")
+          .mm(parameter(*decoder, "base_model.model." + name + ".lora_A.weight"));
   const auto base = decoder->without_adapter();
   const at::Tensor without = logps_of(*base);
 

@@ -32,7 +32,8 @@ DecoderOptions odd_options() {
           .initializer_range = 0.4};
 }
 
-std::shared_ptr<Decoder> make_decoder(at::ScalarType dtype, DecoderOptions options = odd_options()) {
+std::shared_ptr<Decoder> make_decoder(at::ScalarType dtype,
+                                      DecoderOptions options = odd_options()) {
   torch::manual_seed(3);
   auto decoder = std::make_shared<Decoder>(options);
   const at::NoGradGuard no_grad;
@@ -45,8 +46,9 @@ std::shared_ptr<Decoder> make_decoder(at::ScalarType dtype, DecoderOptions optio
 }
 
 void add_random_adapter(Decoder& decoder) {
-  decoder.add_adapter({.r = 2, .lora_alpha = 3, .target_modules = {"q_proj", "v_proj", "o_proj",
-                                                                   "gate_proj", "down_proj"}});
+  decoder.add_adapter({.r = 2,
+                       .lora_alpha = 3,
+                       .target_modules = {"q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"}});
   const at::NoGradGuard no_grad;
   for (const auto& [name, value] : decoder.named_parameters()) {
     if (value.requires_grad()) value.normal_(0, 0.3);

@@ -58,8 +58,8 @@ TEST_CASE("optimizer: matrices and vectors follow AdamW's formula", "[train]") {
 }
 
 TEST_CASE("optimizer: narrow state is right on average where rounding would lose it", "[train]") {
-  // A mean of squares near 1 takes steps of 0.001 times the gradient's square: a bfloat16 near 1 has
-  // steps of 0.0078, so rounding to the nearest would leave it where it is for ever.
+  // A mean of squares near 1 takes steps of 0.001 times the gradient's square: a bfloat16 near 1
+  // has steps of 0.0078, so rounding to the nearest would leave it where it is for ever.
   const OptimizerOptions options{.learning_rate = 1e-3, .state_dtype = StateDtype::kBFloat16};
   const std::int64_t numbers = 20000;
   const at::Tensor narrow = leaf(at::zeros({numbers, 1}));

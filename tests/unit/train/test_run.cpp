@@ -410,7 +410,7 @@ TEST_CASE("checkpointing follows the budget and changes no number", "[train]") {
   const auto run = [&](const std::string& name, CheckpointingChoice choice, std::int64_t hidden) {
     auto options = scene.options(name, "dpo");
     options.model.decoder.hidden_size = hidden;
-    options.model.decoder.intermediate_size = 64 * hidden;
+    options.model.decoder.intermediate_size = 256 * hidden;
     options.train.checkpointing = choice;
     options.train.activation_budget_mib = 1;
     run_training(options);

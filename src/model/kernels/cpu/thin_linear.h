@@ -13,8 +13,8 @@
 #include "model/kernels/cpu/rows.h"
 
 // Linear layers on few rows, as decoding has them. linear.h puts weights in another order before it
-// multiplies, which pays where many rows go past them. Here a weight is read once, where it lies, and
-// a SIMD lane is a row of x: up to 1.5 times as fast for 16 rows, 1.1 for 64, and 0.9 for 1,600
+// multiplies, which pays where many rows go past them. Here a weight is read once, where it lies,
+// and a SIMD lane is a row of x: up to 1.5 times as fast for 16 rows, 1.1 for 64, and 0.9 for 1,600
 // (bench_linear). A row's result depends neither on the other rows nor on the number of threads.
 namespace prefopt::kernels::cpu {
 
