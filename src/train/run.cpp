@@ -88,9 +88,10 @@ void LoopOptions::fields(FieldVisitor& v) {
             "What layers compute again in the backward pass, without effect on results: nothing "
             "that costs, gate and up of the feed-forward part, or all"},
            checkpointing, {"auto", "none", "selective", "full"});
-  v.integer({"activation_budget_mib",
-             "Memory in MiB that the layers of a micro-batch may keep, where checkpointing is auto"},
-            activation_budget_mib, Range::between(1, 1e9));
+  v.integer(
+      {"activation_budget_mib",
+       "Memory in MiB that the layers of a micro-batch may keep, where checkpointing is auto"},
+      activation_budget_mib, Range::between(1, 1e9));
   v.integer({"eval_every",
              "Steps between evaluations; 0: only before the first and after the last",
              {"eval_steps"}},
