@@ -210,6 +210,7 @@ void run(const Arguments& a, Clock::time_point start) {
   options.head_budget_bytes = a.head_mib << 20;
   Trainer trainer(policy, reference, make_loss(a.loss), options);
   fmt::print("{}\n", nlohmann::json{{"ready_seconds", seconds_since(start)}}.dump());
+  std::fflush(stdout);
   for (std::int64_t step = 0; step < a.steps; ++step) {
     const auto first = rows.begin() + step * a.pairs;
     const auto before = Clock::now();

@@ -47,7 +47,7 @@ def run(command):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             ready, steps = None, []
             for text in process.stdout:
-                if not text.startswith("{"):
+                if not text.startswith('{"'):
                     continue
                 line = json.loads(text)
                 if "ready_seconds" in line:
