@@ -10,7 +10,6 @@
 #include <ATen/ops/pow.h>
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/silu.h>
-#include <ATen/ops/where.h>
 
 #include <numbers>
 

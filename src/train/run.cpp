@@ -346,9 +346,7 @@ void set_checkpointing(LoopOptions& options, std::int64_t rows, Decoder& policy,
 /// Tokens of the largest micro-batch that the rows can make.
 std::int64_t most_tokens(const std::vector<TokenPair>& pairs, const LoopOptions& options) {
   std::vector<std::int64_t> sizes;
-  for (const auto& pair : pairs) {
-    sizes.push_back(std::ssize(pair.prompt) + std::ssize(pair.chosen) + std::ssize(pair.rejected));
-  }
+  for (const auto& pair : pairs) sizes.push_back(detail::tokens_of(pair));
   std::sort(sizes.begin(), sizes.end(), std::greater<>());
   const auto micro = options.micro_batch_size > 0 ? options.micro_batch_size : options.batch_size;
   const auto count = std::min(std::ssize(sizes), micro);

@@ -26,4 +26,8 @@ void check_token_range(const std::vector<TokenPair>& pairs, std::int64_t vocab_s
   }
 }
 
+std::int64_t tokens_of(const TokenPair& pair) {
+  return std::ssize(pair.prompt) + std::ssize(pair.chosen) + std::ssize(pair.rejected);
+}
+
 }  // namespace prefopt::detail

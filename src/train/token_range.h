@@ -13,4 +13,7 @@ namespace prefopt::detail {
 void check_token_range(const std::vector<TokenPair>& pairs, std::int64_t vocab_size,
                        std::string_view where);
 
+/// Tokens of a pair in one stream, unless its completions begin alike.
+std::int64_t tokens_of(const TokenPair& pair);
+
 }  // namespace prefopt::detail

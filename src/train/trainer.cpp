@@ -70,10 +70,6 @@ TrainerOptions checked_options(TrainerOptions options) {
   return options;
 }
 
-std::int64_t tokens_of(const TokenPair& pair) {
-  return std::ssize(pair.prompt) + std::ssize(pair.chosen) + std::ssize(pair.rejected);
-}
-
 /// What padding makes of a pair.
 std::int64_t width_of(const TokenPair& pair) {
   return std::ssize(pair.prompt) + std::max(std::ssize(pair.chosen), std::ssize(pair.rejected));
@@ -85,14 +81,14 @@ std::vector<std::vector<TokenPair>> micro_batches(const std::vector<TokenPair>& 
   std::vector<std::vector<TokenPair>> parts;
   std::int64_t tokens = 0;
   for (const TokenPair& pair : pairs) {
-    tokens += tokens_of(pair);
+    tokens += detail::tokens_of(pair);
     const bool is_full =
         parts.empty() ||
         (options.micro_batch_size > 0 && std::ssize(parts.back()) == options.micro_batch_size) ||
         (options.micro_batch_tokens > 0 && tokens > options.micro_batch_tokens);
     if (is_full) {
       parts.emplace_back();
-      tokens = tokens_of(pair);
+      tokens = detail::tokens_of(pair);
     }
     parts.back().push_back(pair);
   }
