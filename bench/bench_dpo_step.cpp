@@ -172,7 +172,7 @@ void run(const Arguments& a, Clock::time_point start) {
   data.max_rows = a.steps * a.pairs;
   data.identical = RowPolicy::kKeep;
   data.max_prompt_length = 0;
-  const auto rows = load_dataset(a.data, *tokenizer, data, /*need_rejected=*/true).pairs;
+  const auto rows = load_dataset(a.data, *tokenizer, data).pairs;
   auto policy = Decoder::load(a.model, "float32");
   std::shared_ptr<Policy> base;
   if (a.lora_rank > 0) {

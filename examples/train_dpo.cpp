@@ -43,7 +43,7 @@ int run(int argc, char** argv) {
     data.train = out + "-pairs.jsonl";
     ControlledTask({.seed = 1}).write_preferences(data.train, 256);
   }
-  const Dataset dataset = load_dataset(data.train, tokenizer, data, /*need_rejected=*/true);
+  const Dataset dataset = load_dataset(data.train, tokenizer, data);
   fmt::print("{} pairs\n{}", dataset.pairs.size(), dataset.report.summary());
 
   // The reference is the policy as it is now; it shares nothing with the one that trains.

@@ -27,7 +27,7 @@ namespace {
 
 std::vector<TokenPair> load(const std::string& path, bool pairs) {
   const ByteTokenizer tokenizer;
-  return load_dataset(path, tokenizer, {.train = path}, pairs).pairs;
+  return load_dataset(path, tokenizer, {.train = path}, {.rejected = pairs}).pairs;
 }
 
 std::vector<TokenPair> rows(const std::vector<TokenPair>& all, std::int64_t step, std::size_t n) {

@@ -72,7 +72,7 @@ int run(std::int64_t steps) {
       (std::filesystem::temp_directory_path() / "train_vpo-sft.jsonl").string();
   task.write_sft(sft_file, 32 * steps);
   const std::vector<TokenPair> rows =
-      load_dataset(sft_file, ByteTokenizer(), {.train = sft_file}, false).pairs;
+      load_dataset(sft_file, ByteTokenizer(), {.train = sft_file}, {.rejected = false}).pairs;
   std::filesystem::remove(sft_file);
   Trainer sft(policy, nullptr, SftLoss(),
               {.optimizer = {.learning_rate = 3e-3}, .total_steps = steps});

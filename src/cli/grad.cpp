@@ -32,7 +32,8 @@ void run_grad(const GradArguments& arguments, std::ostream& out) {
   if (!arguments.reference.empty()) {
     reference = make_frozen_reference(Decoder::load(arguments.reference, arguments.dtype));
   }
-  const auto pairs = read_pairs(arguments.data, *tokenizer, arguments.chat_format, needs.rejected);
+  const auto pairs =
+      read_pairs(arguments.data, *tokenizer, arguments.chat_format, row_needs(needs));
   detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
 
   TrainerOptions options;

@@ -25,7 +25,7 @@ Loss read_loss(const std::string& argument) {
 }
 
 std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
-                                  const std::string& chat_format, bool need_rejected) {
+                                  const std::string& chat_format, const RowNeeds& needs) {
   DataOptions options;
   options.max_prompt_length = 0;
   options.max_completion_length = 0;
@@ -34,7 +34,7 @@ std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& toke
   options.identical = RowPolicy::kKeep;
   options.long_prompt = RowPolicy::kKeep;
   options.chat_format = chat_format;
-  return load_dataset(path, tokenizer, options, need_rejected).pairs;
+  return load_dataset(path, tokenizer, options, needs).pairs;
 }
 
 std::vector<double> values(const at::Tensor& tensor) {

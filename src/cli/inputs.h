@@ -11,6 +11,7 @@
 
 #include "cli/commands.h"
 #include "prefopt/data/batch.h"
+#include "prefopt/data/dataset.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/losses/loss.h"
 #include "prefopt/model/decoder.h"
@@ -27,7 +28,7 @@ Loss read_loss(const std::string& argument);
 /// Every row of the file, whole and in its order: a row that cannot be used is an error and none is
 /// truncated, so that results can be matched with rows by position.
 std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
-                                  const std::string& chat_format, bool need_rejected);
+                                  const std::string& chat_format, const RowNeeds& needs);
 
 /// Elements in row-major order, as float64.
 std::vector<double> values(const at::Tensor& tensor);

@@ -5,24 +5,70 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "core/json.h"
 #include "core/text.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
+#include "prefopt/options.h"
 
 namespace prefopt::cli {
 namespace {
 
 using detail::Json;
 
-const std::vector<std::string_view> kCompletionKeys{"chosen_logps", "rejected_logps",
-                                                    "ref_chosen_logps", "ref_rejected_logps"};
-const std::vector<std::string_view> kSampleKeys{"sample_logps", "ref_sample_logps"};
-const std::vector<std::string_view> kLengthKeys{"chosen_len", "rejected_len"};
-// Golden rows carry these for losses that weigh tokens; no loss here reads them.
-const std::vector<std::string_view> kIgnoredKeys{"chosen_log_sum_sq_probs",
-                                                 "rejected_log_sum_sq_probs"};
+enum class KeyKind { kCompletion, kSamples, kLength, kLabel, kNumber };
+
+/// One key that a row may have.
+struct Key {
+  std::string_view name;
+  std::string_view field;  ///< of a PairLogps; of a length, the completion that it belongs to
+  KeyKind kind = KeyKind::kCompletion;
+  Range range = Range::any();
+};
+
+constexpr Range kShare = Range::between(0, 1);
+constexpr Key kKeys[] = {
+    {"chosen_logps", "chosen_logps"},
+    {"rejected_logps", "rejected_logps"},
+    {"ref_chosen_logps", "ref_chosen_logps"},
+    {"ref_rejected_logps", "ref_rejected_logps"},
+    {"completion_logps", "chosen_logps"},
+    {"ref_completion_logps", "ref_chosen_logps"},
+    {"chosen_log_sum_sq_probs", "chosen_log_sum_p_squared"},
+    {"rejected_log_sum_sq_probs", "rejected_log_sum_p_squared"},
+    {"chosen_seq_kl", "chosen_seq_kl"},
+    {"rejected_seq_kl", "rejected_seq_kl"},
+    {"gold_logps", "gold_logps"},
+    {"kl_logps", "kl_logps"},
+    {"ref_kl_logps", "ref_kl_logps"},
+    {"sample_logps", "sample_logps", KeyKind::kSamples},
+    {"ref_sample_logps", "ref_sample_logps", KeyKind::kSamples},
+    {"chosen_len", "chosen_logps", KeyKind::kLength},
+    {"rejected_len", "rejected_logps", KeyKind::kLength},
+    {"completion_len", "chosen_logps", KeyKind::kLength},
+    {"gold_len", "gold_logps", KeyKind::kLength},
+    {"label", "labels", KeyKind::kLabel},
+    {"margin", "margins", KeyKind::kNumber},
+    {"weight", "weights", KeyKind::kNumber, Range::at_least(0)},
+    {"label_prob", "label_probs", KeyKind::kNumber, kShare},
+    {"chosen_win_rate", "chosen_win_rates", KeyKind::kNumber, kShare},
+    {"rejected_win_rate", "rejected_win_rates", KeyKind::kNumber, kShare},
+};
+
+/// Fields whose numbers belong to the same tokens.
+constexpr std::pair<std::string_view, std::string_view> kSameTokens[] = {
+    {"chosen_logps", "ref_chosen_logps"},
+    {"chosen_logps", "chosen_log_sum_p_squared"},
+    {"chosen_logps", "chosen_seq_kl"},
+    {"rejected_logps", "ref_rejected_logps"},
+    {"rejected_logps", "rejected_log_sum_p_squared"},
+    {"rejected_logps", "rejected_seq_kl"},
+    {"kl_logps", "ref_kl_logps"},
+    {"sample_logps", "ref_sample_logps"},
+};
+
 const std::vector<std::string_view> kNonFinite{"NaN", "-Infinity", "Infinity"};
 
 bool holds(const std::vector<std::string_view>& names, std::string_view name) {
@@ -66,14 +112,14 @@ CompletionLogps read_completion(const Json& value, std::string_view where) {
     throw DataError(fmt::format("{}: expected a finite number or a list of them, got {}", where,
                                 value.is_array() ? "an empty list" : shown(value)));
   }
-  CompletionLogps completion{.entries = value.size(),
-                             .tokens = static_cast<std::int64_t>(value.size())};
+  CompletionLogps completion{.tokens = static_cast<std::int64_t>(value.size())};
   for (std::size_t token = 0; token < value.size(); ++token) {
     if (!value[token].is_number()) {
       throw DataError(fmt::format("{}: expected finite numbers, got {} at token {}", where,
                                   shown(value[token]), token));
     }
-    completion.sum += value[token].get<double>();
+    completion.each.push_back(value[token].get<double>());
+    completion.sum += completion.each.back();
   }
   if (!std::isfinite(completion.sum)) {
     throw DataError(fmt::format("{}: expected a finite sum, got {}", where, completion.sum));
@@ -105,64 +151,124 @@ void set_length(CompletionLogps& completion, const Json& value, std::string_view
   completion.tokens = tokens;
 }
 
-// Policy and reference score the same tokens.
-void check_reference(const LogpsRow& row, const std::string& key, std::string_view where) {
-  const auto policy = row.completions.find(key);
-  const auto reference = row.completions.find("ref_" + key);
-  if (policy == row.completions.end() || reference == row.completions.end()) return;
-  const auto& ours = policy->second;
-  const auto& theirs = reference->second;
-  if (ours.size() != theirs.size()) {
-    throw DataError(fmt::format("{}: expected {} samples in ref_{} as in {}, got {}", where,
-                                ours.size(), key, key, theirs.size()));
-  }
-  for (std::size_t i = 0; i < ours.size(); ++i) {
-    if (ours[i].tokens && theirs[i].tokens && *ours[i].tokens != *theirs[i].tokens) {
-      throw DataError(fmt::format("{}: expected {} tokens in ref_{} as in {}, got {}", where,
-                                  *ours[i].tokens, key, key, *theirs[i].tokens));
-    }
-  }
+double read_label(const Json& value, std::string_view where) {
+  if (value.is_boolean()) return value.get<bool>() ? 1 : 0;
+  if (value == 0 || value == 1) return value.get<double>();
+  throw DataError(fmt::format("{}: expected true, false, 1 or 0, got {}", where, shown(value)));
 }
 
-LogpsRow read_row(std::string_view text, std::int64_t line, const std::string& where) {
-  const Json object = detail::parse_json<DataError>(quote_non_finite(text), where);
-  if (!object.is_object()) {
-    throw DataError(fmt::format("{}: expected an object, got {}", where, shown(object)));
-  }
-  LogpsRow row{.line = line};
-  for (const auto& [key, value] : object.items()) {
-    const std::string at = where + ": " + key;
-    if (holds(kCompletionKeys, key)) {
-      row.completions[key] = {read_completion(value, at)};
-    } else if (holds(kSampleKeys, key)) {
-      row.completions[key] = read_samples(value, at);
-    } else if (!holds(kLengthKeys, key) && !holds(kIgnoredKeys, key)) {
-      auto known = kCompletionKeys;
-      known.insert(known.end(), kSampleKeys.begin(), kSampleKeys.end());
-      known.insert(known.end(), kLengthKeys.begin(), kLengthKeys.end());
-      throw DataError(fmt::format("{}: expected a known key, got '{}'{}", where, key,
-                                  detail::did_you_mean(key, known)));
-    }
-  }
-  for (const std::string name : {"chosen", "rejected"}) {
-    const auto completion = row.completions.find(name + "_logps");
-    const auto length = object.find(name + "_len");
-    if (completion != row.completions.end() && length != object.end()) {
-      set_length(completion->second.front(), *length, fmt::format("{}: {}_len", where, name));
-    }
-  }
-  for (const std::string key : {"chosen_logps", "rejected_logps", "sample_logps"}) {
-    check_reference(row, key, where);
-  }
-  return row;
+double read_number(const Json& value, const Range& range, std::string_view where) {
+  const double x = value.is_number() ? value.get<double>() : std::nan("");
+  if (std::isfinite(x) && range.contains(x)) return x;
+  const char* const expected = std::isfinite(range.max)   ? "a number in [0, 1]"
+                               : std::isfinite(range.min) ? "a number of at least 0"
+                                                          : "a finite number";
+  throw DataError(fmt::format("{}: expected {}, got {}", where, expected, shown(value)));
 }
+
+/// The line in which a row stands, while it is read.
+class RowReader {
+ public:
+  RowReader(std::string_view text, std::int64_t line, std::string where)
+      : where_(std::move(where)),
+        object_(detail::parse_json<DataError>(quote_non_finite(text), where_)),
+        row_{.line = line} {}
+
+  LogpsRow read() {
+    if (!object_.is_object()) {
+      throw DataError(fmt::format("{}: expected an object, got {}", where_, shown(object_)));
+    }
+    for (const auto& [name, value] : object_.items()) read_value(known_key(name), value);
+    for (const Key& key : kKeys) {
+      if (key.kind == KeyKind::kLength) read_length(key);
+    }
+    for (const auto& [field, other] : kSameTokens) check_same_tokens(field, other);
+    return std::move(row_);
+  }
+
+ private:
+  const Key& known_key(std::string_view name) const {
+    std::vector<std::string_view> known;
+    for (const Key& key : kKeys) {
+      if (key.name == name) return key;
+      known.push_back(key.name);
+    }
+    throw DataError(fmt::format("{}: expected a known key, got '{}'{}", where_, name,
+                                detail::did_you_mean(name, known)));
+  }
+
+  void read_value(const Key& key, const Json& value) {
+    if (key.kind == KeyKind::kLength) return;  // once its completion is there
+    const std::string at = fmt::format("{}: {}", where_, key.name);
+    const std::string field(key.field);
+    if (key.kind == KeyKind::kLabel) {
+      row_.numbers[field] = read_label(value, at);
+    } else if (key.kind == KeyKind::kNumber) {
+      row_.numbers[field] = read_number(value, key.range, at);
+    } else {
+      if (row_.completions.contains(field)) {
+        throw DataError(fmt::format("{}: expected one of {} and {}, got both", where_,
+                                    row_key(field, false), row_key(field, true)));
+      }
+      row_.completions[field] = key.kind == KeyKind::kSamples
+                                    ? read_samples(value, at)
+                                    : std::vector{read_completion(value, at)};
+    }
+  }
+
+  void read_length(const Key& key) {
+    const auto completion = row_.completions.find(key.field);
+    const auto length = object_.find(key.name);
+    if (completion != row_.completions.end() && length != object_.end()) {
+      set_length(completion->second.front(), *length, fmt::format("{}: {}", where_, key.name));
+    }
+  }
+
+  void check_same_tokens(std::string_view field, std::string_view other) const {
+    const auto first = row_.completions.find(field);
+    const auto second = row_.completions.find(other);
+    if (first == row_.completions.end() || second == row_.completions.end()) return;
+    const auto& ours = first->second;
+    const auto& theirs = second->second;
+    if (ours.size() != theirs.size()) {
+      throw DataError(fmt::format("{}: expected {} samples in {} as in {}, got {}", where_,
+                                  ours.size(), key_here(other), key_here(field), theirs.size()));
+    }
+    for (std::size_t i = 0; i < ours.size(); ++i) {
+      if (ours[i].tokens && theirs[i].tokens && *ours[i].tokens != *theirs[i].tokens) {
+        throw DataError(fmt::format("{}: expected {} tokens in {} as in {}, got {}", where_,
+                                    *ours[i].tokens, key_here(other), key_here(field),
+                                    *theirs[i].tokens));
+      }
+    }
+  }
+
+  /// The one of its keys under which the field stands in this row.
+  std::string_view key_here(std::string_view field) const {
+    const std::string_view unpaired = row_key(field, true);
+    return object_.contains(unpaired) ? unpaired : row_key(field, false);
+  }
+
+  std::string where_;
+  Json object_;
+  LogpsRow row_;
+};
 
 }  // namespace
+
+std::string_view row_key(std::string_view field, bool unpaired) {
+  std::string_view found;
+  for (const Key& key : kKeys) {
+    if (key.field != field || key.kind == KeyKind::kLength) continue;
+    if (found.empty() || unpaired) found = key.name;
+  }
+  return found;
+}
 
 std::vector<LogpsRow> read_logps(const std::string& path) {
   std::vector<LogpsRow> rows;
   for_each_line(path, [&](std::int64_t line, std::string_view text) {
-    rows.push_back(read_row(text, line, fmt::format("{}:{}", path, line)));
+    rows.push_back(RowReader(text, line, fmt::format("{}:{}", path, line)).read());
   });
   if (rows.empty()) throw DataError(path + ": expected at least one row, got none");
   return rows;

@@ -15,16 +15,21 @@ namespace prefopt::cli {
 /// Log-probs of one completion: token by token, or their sum alone.
 struct CompletionLogps {
   double sum = 0;
-  std::size_t entries = 1;  ///< numbers in the file, over which a gradient is spread
+  std::vector<double> each = {};            ///< empty where the file has the sum
   std::optional<std::int64_t> tokens = {};  ///< unknown for a sum without its `_len`
 };
 
-/// A row maps each key that it has to its completions: one, or several for fresh samples. Keys:
-/// `chosen_logps`, `rejected_logps`, `sample_logps`, and each of them with `ref_` in front.
+/// One line, under the names that the arrays have in PairLogps (losses/pair_fields.h).
 struct LogpsRow {
   std::int64_t line = 0;
+  /// One completion, or several for fresh samples.
   std::map<std::string, std::vector<CompletionLogps>, std::less<>> completions = {};
+  std::map<std::string, double, std::less<>> numbers = {};
 };
+
+/// The key of a file that holds `field` of a PairLogps, as `label` holds `labels`. Rows without a
+/// partner have names of their own for what stands in the chosen place.
+std::string_view row_key(std::string_view field, bool unpaired);
 
 /// At least one row. Throws DataError, led by `PATH:LINE`, for what is not finite log-probs; tokens
 /// and samples are counted from 0.

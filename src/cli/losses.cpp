@@ -1,12 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 #include <ostream>
+#include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "cli/commands.h"
 #include "core/json.h"
+#include "prefopt/error.h"
+#include "prefopt/losses/pair_fields.h"
 #include "prefopt/losses/registry.h"
 
 namespace prefopt::cli {
@@ -36,9 +45,135 @@ void print_table(const std::vector<std::vector<std::string>>& rows, std::ostream
   }
 }
 
+/// The arrays of a PairLogps that a loss reads.
+std::vector<std::string> inputs_of(const LossRequirements& needs) {
+  std::vector<std::string> names;
+  for (const auto& field : kPairFields<at::Tensor>) {
+    if (field.needed(needs)) names.emplace_back(field.name);
+  }
+  return names;
+}
+
+/// What a loss reads besides where an option has another value than by default.
+struct FurtherInputs {
+  std::string setting;  ///< as in `use_weights`, `weighting = unaligned` or `ld_alpha other than 1`
+  std::vector<std::string> inputs;
+};
+
+/// Values of an option that may call for further inputs, and how to speak of them.
+std::vector<std::pair<Json, std::string>> other_values(const FieldDoc& option) {
+  const std::string& name = option.name;
+  if (option.type == "flag") {
+    const bool usual = option.default_value == "true";
+    return {{!usual, usual ? "without " + name : name}};
+  }
+  if (option.type == "number") {
+    return {{0.5, fmt::format("{} other than {}", name, option.default_value)}};
+  }
+  std::vector<std::pair<Json, std::string>> values;
+  if (option.type != "choice") return values;
+  std::string names = option.range;
+  std::replace(names.begin(), names.end(), '\'', '"');
+  for (const Json& value : detail::parse_json<ConfigError>("[" + names + "]", name)) {
+    values.emplace_back(value, fmt::format("{} = {}", name, value.get<std::string>()));
+  }
+  return values;
+}
+
+/// The needs of a loss with one option set; nothing where that value cannot stand alone.
+std::optional<LossRequirements> needs_with(const LossEntry& entry, const std::string& option,
+                                           const Json& value) {
+  try {
+    return entry.make(detail::dump_json({{option, value}})).requirements();
+  } catch (const ConfigError&) {
+    return std::nullopt;
+  }
+}
+
+std::vector<FurtherInputs> further_inputs(const LossEntry& entry) {
+  const auto usual = inputs_of(entry.make("{}").requirements());
+  std::vector<FurtherInputs> all;
+  for (const FieldDoc& option : entry.options) {
+    for (const auto& [value, setting] : other_values(option)) {
+      const auto needs = needs_with(entry, option.name, value);
+      if (!needs) continue;
+      FurtherInputs further{.setting = setting, .inputs = {}};
+      for (const auto& input : inputs_of(*needs)) {
+        if (std::count(usual.begin(), usual.end(), input) == 0) further.inputs.push_back(input);
+      }
+      if (!further.inputs.empty()) all.push_back(std::move(further));
+    }
+  }
+  return all;
+}
+
+/// The further wishes of a loss, in words.
+std::vector<std::string> conditions_of(const LossRequirements& needs) {
+  std::vector<std::string> conditions;
+  if (needs.labels) conditions.emplace_back("rows of one completion and a label");
+  if (needs.sample_source != SampleSource::kNone) {
+    const bool own = needs.sample_source == SampleSource::kPolicy;
+    conditions.push_back(fmt::format("fresh samples of the {}, {} a prompt",
+                                     own ? "policy" : "reference", needs.samples_per_prompt));
+  }
+  if (needs.whole_step) conditions.emplace_back("all rows of an optimizer step in one call");
+  if (needs.running_mean) conditions.emplace_back("a mean handed on from step to step");
+  return conditions;
+}
+
+/// The value that leaves a loss as it is: the pair of LossAnchor, policy = reference.
+double neutral_value(std::string_view field) {
+  if (field.ends_with("_lens")) return 5;
+  if (field.ends_with("_seq_kl") || field == "margins") return 0;
+  if (field == "labels" || field == "weights" || field == "label_probs") return 1;
+  if (field.ends_with("_win_rates")) return 0.5;
+  return -10;  // a log-prob
+}
+
+/// One row with the given log-ratios, after many whose rewards were 0 on average.
+PairLogps one_row(const LossRequirements& needs, double chosen, double rejected) {
+  PairLogps logps;
+  logps.samples_per_prompt = needs.samples_per_prompt;
+  logps.running = {at::zeros({}, at::kDouble), 1e12};
+  for (const auto& field : kPairFields<at::Tensor>) {
+    const std::int64_t size = field.per_sample ? needs.samples_per_prompt : 1;
+    logps.*field.value = at::full({size}, neutral_value(field.name), at::kDouble);
+  }
+  logps.chosen_logps += chosen;
+  logps.chosen_head_logps += chosen;
+  logps.rejected_logps += rejected;
+  logps.rejected_head_logps += rejected;
+  return logps;
+}
+
+double sum_of(const at::Tensor& a, const at::Tensor& b) {
+  return (a.defined() ? a.item<double>() : 0) + (b.defined() ? b.item<double>() : 0);
+}
+
+/// [delta, loss, d loss / d delta] of the default options, at log-ratios delta/2 and -delta/2; of
+/// an unpaired row, labelled desirable, at log-ratio delta.
+Json curve_of(const Loss& loss) {
+  constexpr int kPoints = 81;
+  const LossRequirements needs = loss.requirements();
+  // Log-probs alone stay below 0, where the odds of a completion end.
+  const double reach = needs.reference ? 20 : 16;
+  const double share = needs.labels ? 1 : 0.5;
+  Json curve = Json::array();
+  for (int i = 0; i < kPoints; ++i) {
+    const double delta = reach * (2.0 * i / (kPoints - 1) - 1);
+    const LossOutput out = loss(one_row(needs, share * delta, -share * delta));
+    const double slope = share * (sum_of(out.grad_chosen, out.grad_chosen_head) -
+                                  sum_of(out.grad_rejected, out.grad_rejected_head));
+    curve.push_back({delta, out.loss.item<double>(), slope});
+  }
+  return curve;
+}
+
 Json as_json(const LossEntry& entry) {
+  const LossInfo& info = entry.info;
+  const Loss loss = entry.make("{}");
   Json anchors = Json::array();
-  for (const LossAnchor& anchor : entry.info.anchors) {
+  for (const LossAnchor& anchor : info.anchors) {
     anchors.push_back({{"chosen_logratio", anchor.chosen_logratio},
                        {"rejected_logratio", anchor.rejected_logratio},
                        {"loss", anchor.loss}});
@@ -52,9 +187,34 @@ Json as_json(const LossEntry& entry) {
                        {"doc", option.doc},
                        {"aliases", option.aliases}});
   }
-  return {{"name", entry.info.name},       {"aliases", entry.info.aliases},
-          {"formula", entry.info.formula}, {"source", entry.info.source},
-          {"anchors", std::move(anchors)}, {"options", std::move(options)}};
+  Json elsewhere = Json::array();
+  for (const LossElsewhere& other : info.elsewhere) {
+    elsewhere.push_back(
+        {{"library", other.library}, {"name", other.name}, {"difference", other.difference}});
+  }
+  Json further = Json::array();
+  for (const FurtherInputs& more : further_inputs(entry)) {
+    further.push_back({{"setting", more.setting}, {"inputs", more.inputs}});
+  }
+  return {{"name", info.name},
+          {"aliases", info.aliases},
+          {"formula", info.formula},
+          {"source", info.source},
+          {"when_to_use", info.when_to_use},
+          {"elsewhere", std::move(elsewhere)},
+          {"inputs", inputs_of(loss.requirements())},
+          {"further_inputs", std::move(further)},
+          {"conditions", conditions_of(loss.requirements())},
+          {"anchors", std::move(anchors)},
+          {"options", std::move(options)},
+          {"curve", curve_of(loss)}};
+}
+
+std::string in_words(const LossElsewhere& other) {
+  std::string text = other.library;
+  if (!other.name.empty()) text += ": " + other.name;
+  if (!other.difference.empty()) text += " (" + other.difference + ")";
+  return text;
 }
 
 void print_entry(const LossEntry& entry, std::ostream& out) {
@@ -63,6 +223,16 @@ void print_entry(const LossEntry& entry, std::ostream& out) {
   if (!info.aliases.empty()) facts.push_back({"aliases", joined(info.aliases)});
   facts.push_back({"formula", info.formula});
   facts.push_back({"source", info.source});
+  if (!info.when_to_use.empty()) facts.push_back({"when", info.when_to_use});
+  const LossRequirements needs = entry.make("{}").requirements();
+  facts.push_back({"inputs", joined(inputs_of(needs))});
+  for (const FurtherInputs& further : further_inputs(entry)) {
+    facts.push_back({"", fmt::format("{}: {}", further.setting, joined(further.inputs))});
+  }
+  for (const auto& condition : conditions_of(needs)) facts.push_back({"needs", condition});
+  for (const LossElsewhere& other : info.elsewhere) {
+    facts.push_back({"elsewhere", in_words(other)});
+  }
   for (const LossAnchor& anchor : info.anchors) {
     facts.push_back(
         {"anchor", fmt::format("{:.10g} at log-ratios {} (chosen), {} (rejected)", anchor.loss,

@@ -215,11 +215,12 @@ TokenBatch select_sequences(const TokenBatch& batch, const std::vector<std::int6
   return make_batch(selected);
 }
 
-TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs, bool with_rejected) {
+TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs, bool with_rejected,
+                           bool with_gold) {
   constexpr std::string_view kWhere = "make_pair_batch";
   if (pairs.empty()) throw ShapeError("make_pair_batch: expected at least one pair, got none");
   std::vector<TokenSequence> sequences;
-  sequences.reserve(pairs.size() * (with_rejected ? 2 : 1));
+  sequences.reserve(pairs.size() * (1 + (with_rejected ? 1 : 0) + (with_gold ? 1 : 0)));
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     check_part(pairs[i].prompt, kWhere, "prompt", "pair", i, kPromptHint);
     check_part(pairs[i].chosen, kWhere, "chosen completion", "pair", i, "");
@@ -229,6 +230,10 @@ TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs, bool with_reject
     check_part(pairs[i].rejected, kWhere, "rejected completion", "pair", i,
                "; rows with one completion need with_rejected = false");
     sequences.push_back({pairs[i].prompt, pairs[i].rejected});
+  }
+  for (std::size_t i = 0; with_gold && i < pairs.size(); ++i) {
+    check_part(pairs[i].gold, kWhere, "gold completion", "pair", i, "");
+    sequences.push_back({pairs[i].prompt, pairs[i].gold});
   }
   return lay_out(sequences);
 }

@@ -23,6 +23,8 @@ constexpr std::string_view kEmptyCompletion = "empty completion";
 constexpr std::string_view kEmptyPrompt = "empty prompt";
 constexpr std::string_view kIdentical = "chosen equals rejected";
 constexpr std::string_view kLongPrompt = "long prompt";
+constexpr std::string_view kNoRejected = "expected a key 'rejected'";
+constexpr std::string_view kPaired = "expected one completion and a label";
 
 using Ids = std::vector<std::int64_t>;
 
@@ -42,7 +44,9 @@ void check_options(const DataOptions& options, std::string_view where) {
 
 TokenPair encode_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                      const DataOptions& options) {
-  if (row.tokenized) return {row.prompt_ids, row.chosen_ids, row.rejected_ids};
+  if (row.tokenized) {
+    return {row.prompt_ids, row.chosen_ids, row.rejected_ids, row.gold_ids, row.columns};
+  }
   const bool bare = row.end_of_turn.empty();
   const auto completion = [&](std::string_view text) {
     Ids ids = tokenizer.encode(text);
@@ -56,6 +60,8 @@ TokenPair encode_row(const PreferenceRow& row, const Tokenizer& tokenizer,
   }
   pair.chosen = completion(row.chosen);
   if (row.has_rejected) pair.rejected = completion(row.rejected);
+  if (!row.gold.empty()) pair.gold = completion(row.gold);
+  pair.columns = row.columns;
   return pair;
 }
 
@@ -113,10 +119,11 @@ Cuts apply_budgets(TokenPair& pair, std::int64_t end_id, std::int64_t bos_id,
   // One token is the least that the prompt gives way to.
   const std::size_t completion_limit = std::min(budget(options.max_completion_length), total - 1);
   Cuts cuts;
-  for (Ids* completion : {&pair.chosen, &pair.rejected}) {
+  for (Ids* completion : {&pair.chosen, &pair.rejected, &pair.gold}) {
     cuts.completions += cut_completion(*completion, completion_limit, end_id) ? 1 : 0;
   }
-  const std::size_t longest = std::max(pair.chosen.size(), pair.rejected.size());
+  const std::size_t longest =
+      std::max({pair.chosen.size(), pair.rejected.size(), pair.gold.size()});
   const std::size_t prompt_limit = std::min(budget(options.max_prompt_length), total - longest);
   cuts.prompt = cut_prompt(pair.prompt, prompt_limit, bos_id);
   return cuts;
@@ -139,8 +146,8 @@ struct Line {
 class Loader {
  public:
   Loader(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
-         bool need_rejected)
-      : path_(path), tokenizer_(tokenizer), options_(options), need_rejected_(need_rejected) {}
+         const RowNeeds& needs)
+      : path_(path), tokenizer_(tokenizer), options_(options), needs_(needs) {}
 
   void add(std::int64_t number, std::string_view text) {
     lines_.push_back({.number = number, .text = std::string(text)});
@@ -155,6 +162,7 @@ class Loader {
       throw DataError(fmt::format("{}: expected a usable row, got no row at all", path_));
     }
     if (dataset_.pairs.empty()) {
+      check_kind();
       std::string defects = report.summary();
       for (auto at = defects.find('\n'); at != std::string::npos; at = defects.find('\n')) {
         defects.replace(at, 1, "; ");
@@ -166,6 +174,38 @@ class Loader {
   }
 
  private:
+  /// Rows of the other kind are no damage but the wrong file for the loss.
+  void check_kind() const {
+    const auto& dropped = dataset_.report.dropped;
+    if (dropped.size() != 1) return;
+    if (dropped.begin()->first == kPaired) {
+      throw ConfigError(fmt::format(
+          "{}: expected rows of one completion and a label, which the loss is for, got pairs",
+          path_));
+    }
+    if (dropped.begin()->first == kNoRejected) {
+      throw ConfigError(fmt::format(
+          "{}: expected pairs, which the loss compares, got rows of one completion", path_));
+    }
+  }
+
+  /// Throws DataError, led by `where`, where the row lacks something.
+  void check_needs(const PreferenceRow& row, const std::string& where) const {
+    const auto fail = [&](std::string_view expected, std::string_view got) {
+      throw DataError(fmt::format("{}: {}, got {}", where, expected, got));
+    };
+    if (needs_.rejected && !row.has_rejected) fail(kNoRejected, "a row with one completion");
+    if (needs_.unpaired() && row.has_rejected) fail(kPaired, "a pair");
+    if (needs_.gold && row.gold.empty() && row.gold_ids.empty()) {
+      fail("expected a key 'gold'", "a row without it");
+    }
+    for (const Column column : needs_.columns) {
+      if (!std::isnan(row.columns[column])) continue;
+      const std::string_view key = kColumnKeys[static_cast<std::size_t>(column)];
+      fail(fmt::format("expected a key '{}'", key), "a row without it");
+    }
+  }
+
   // Lines that are tokenized at a time: enough for all threads, few enough for memory.
   static constexpr std::size_t kMaxLines = 4096;
   static constexpr std::size_t kMaxBytes = std::size_t{16} << 20;
@@ -194,9 +234,7 @@ class Loader {
     try {
       const std::string where = place(line.number);
       row = parse_row(line.text, where, options_.chat_format);
-      if (need_rejected_ && !row.has_rejected) {
-        throw DataError(where + ": expected a key 'rejected', got a row with one completion");
-      }
+      check_needs(row, where);
     } catch (const DataError& error) {
       result.defect = error.what();
       return result;
@@ -205,7 +243,8 @@ class Loader {
       result.end_id = end_id_of(row, tokenizer_);
       result.pair = encode_row(row, tokenizer_, options_);
       // A completion that the loss never sees must not cost the others their budget.
-      if (!need_rejected_) result.pair.rejected.clear();
+      if (!needs_.rejected) result.pair.rejected.clear();
+      if (!needs_.gold) result.pair.gold.clear();
       // First of all: completions that the budget makes equal, or empty, are defects too.
       result.cuts = apply_budgets(result.pair, result.end_id, tokenizer_.bos_id(), options_);
     } catch (...) {
@@ -221,12 +260,13 @@ class Loader {
     if (!row.defect.empty()) return refuse(line, row.defect);
     TokenPair& pair = row.pair;
     const std::int64_t end = row.end_id;
-    if ((is_empty(pair.chosen, end) || (need_rejected_ && is_empty(pair.rejected, end))) &&
+    if ((is_empty(pair.chosen, end) || (needs_.rejected && is_empty(pair.rejected, end)) ||
+         (needs_.gold && is_empty(pair.gold, end))) &&
         !keeps(options_.unusable, "unusable", kEmptyCompletion, line)) {
       return;
     }
     if (pair.prompt.empty() && !keeps(options_.unusable, "unusable", kEmptyPrompt, line)) return;
-    const bool identical = need_rejected_ && pair.chosen == pair.rejected;
+    const bool identical = needs_.rejected && pair.chosen == pair.rejected;
     if (identical && !keeps(options_.identical, "identical", kIdentical, line)) return;
     if (row.cuts.prompt && !keeps(options_.long_prompt, "long_prompt", kLongPrompt, line)) return;
 
@@ -268,7 +308,7 @@ class Loader {
   const std::string& path_;
   const Tokenizer& tokenizer_;
   const DataOptions& options_;
-  bool need_rejected_;
+  const RowNeeds& needs_;
   std::vector<Line> lines_;  // not yet tokenized
   std::size_t bytes_ = 0;    // of them
   Dataset dataset_;
@@ -355,12 +395,12 @@ TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
 }
 
 Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
-                     const DataOptions& options, bool need_rejected) {
+                     const DataOptions& options, const RowNeeds& needs) {
   check_options(options, "load_dataset");
   DataOptions resolved = options;
   resolved.chat_format = resolve_chat_format(options.chat_format, tokenizer);
   const auto load = [&] {
-    Loader loader(path, tokenizer, resolved, need_rejected);
+    Loader loader(path, tokenizer, resolved, needs);
     std::int64_t rows = 0;
     detail::read_lines(path, [&](std::int64_t line, std::string_view text) {
       loader.add(line, text);
@@ -369,7 +409,7 @@ Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
     return loader.finish();
   };
   if (options.token_cache.empty()) return load();
-  const detail::TokenCache cache(options.token_cache, path, tokenizer, resolved, need_rejected);
+  const detail::TokenCache cache(options.token_cache, path, tokenizer, resolved, needs);
   return cache.get_or_make(load);
 }
 

@@ -4,8 +4,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <variant>
 
@@ -13,6 +15,7 @@
 #include "core/utf8.h"
 #include "data/chat_writer.h"
 #include "prefopt/error.h"
+#include "prefopt/options.h"
 
 namespace prefopt {
 namespace {
@@ -58,6 +61,13 @@ class RowReader {
       : row_(row), where_(where), chat_(chat) {}
 
   PreferenceRow read() const {
+    PreferenceRow row = read_texts();
+    read_columns(row.columns);
+    return row;
+  }
+
+ private:
+  PreferenceRow read_texts() const {
     if (has("prompt_ids") || has("chosen_ids") || has("rejected_ids")) return token_row();
     if (has("chosen") || has("rejected")) return preference_row();
     if (has("completion")) return completion_row();
@@ -66,7 +76,40 @@ class RowReader {
     fail("expected a key 'chosen', 'completion', 'messages' or 'text', got {}", keys_of(row_));
   }
 
- private:
+  double number(std::string_view key, Range range) const {
+    const Json& value = at(key);
+    const double x = value.is_boolean()  ? static_cast<double>(value.get<bool>())
+                     : value.is_number() ? value.get<double>()
+                                         : std::numeric_limits<double>::quiet_NaN();
+    if (!std::isfinite(x) || !range.contains(x)) {
+      fail("expected '{}' to be a number{}, got {}", key,
+           range.max == 1   ? " in [0, 1]"
+           : range.min == 0 ? " of at least 0"
+                            : "",
+           value.is_primitive() ? detail::dump_json(value)
+                                : std::string(detail::json_type_name(value)));
+    }
+    return x;
+  }
+
+  void read_columns(RowColumns& columns) const {
+    for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
+      const auto column = static_cast<Column>(i);
+      if (!row_.contains(std::string(kColumnKeys[i]))) continue;
+      columns[column] = number(kColumnKeys[i], column == Column::kMargin   ? Range::any()
+                                               : column == Column::kWeight ? Range::at_least(0)
+                                                                           : Range::between(0, 1));
+    }
+    const double label = columns[Column::kLabel];
+    if (label > 0 && label < 1) {
+      fail("expected 'label' to be true, false, 1 or 0, got {}", label);
+    }
+    if (has("score_chosen") && has("score_rejected") && !has("margin")) {
+      columns[Column::kMargin] =
+          number("score_chosen", Range::any()) - number("score_rejected", Range::any());
+    }
+  }
+
   template <class... Args>
   [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) const {
     throw DataError(
@@ -156,6 +199,7 @@ class RowReader {
     row.has_rejected = !has("completion_ids");
     row.chosen_ids = ids(row.has_rejected ? "chosen_ids" : "completion_ids");
     if (row.has_rejected) row.rejected_ids = ids("rejected_ids");
+    if (has("gold_ids")) row.gold_ids = ids("gold_ids");
     row.tokenized = true;
     return row;
   }
@@ -169,6 +213,13 @@ class RowReader {
     }
     std::optional<Turns> prompt;
     if (has("prompt")) prompt = turns("prompt");
+    std::optional<Turns> gold;
+    if (has("gold")) gold = turns("gold");
+    if (gold && !prompt) fail("expected a key 'prompt' beside 'gold', got {}", keys_of(row_));
+    if (gold && gold->index() != chosen.index()) {
+      fail("expected 'chosen' and 'gold' of one kind, got {} and {}", kind_of(chosen),
+           kind_of(*gold));
+    }
 
     if (const auto* chosen_text = std::get_if<std::string>(&chosen)) {
       const auto& rejected_text = std::get<std::string>(rejected);
@@ -180,13 +231,21 @@ class RowReader {
       row.prompt = std::get<std::string>(*prompt);
       row.chosen = *chosen_text;
       row.rejected = rejected_text;
+      if (gold) row.gold = std::get<std::string>(*gold);
       return row;
     }
     auto chosen_list = std::get<Messages>(chosen);
     auto rejected_list = std::get<Messages>(rejected);
     if (prompt && std::holds_alternative<Messages>(*prompt)) {
-      return conversation(std::get<Messages>(*prompt), chosen_list, rejected_list);
+      const auto& asked = std::get<Messages>(*prompt);
+      PreferenceRow row = conversation(asked, chosen_list, rejected_list);
+      if (gold) {
+        const auto& gold_list = std::get<Messages>(*gold);
+        row.gold = conversation(asked, gold_list, gold_list).chosen;
+      }
+      return row;
     }
+    if (gold) fail("expected 'prompt' to be a list of messages where 'gold' is, got text");
     // A prompt in text beside lists repeats what the lists begin with, in TRL's data as well; lists
     // that begin with the answer need it.
     if (prompt && chosen_list.front().role == "assistant") {

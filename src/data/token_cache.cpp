@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -22,7 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // Goes up with every change of the format or of what tokenization means.
-constexpr std::string_view kMagic = "prefopt tokens 1\n";
+constexpr std::string_view kMagic = "prefopt tokens 2\n";
 
 std::string hash_of(std::string_view bytes) {
   ContentHash hash;
@@ -32,13 +33,17 @@ std::string hash_of(std::string_view bytes) {
 
 // Where the rows and the cache lie and what is held out of them changes no token.
 std::string key_of(std::string_view rows, const Tokenizer& tokenizer, DataOptions options,
-                   bool need_rejected) {
+                   const RowNeeds& needs) {
   options.train.clear();
   options.eval.clear();
   options.eval_fraction = 0;
   options.token_cache.clear();
-  return hash_of(fmt::format("{}{}\n{}\n{}\n{}", kMagic, hash_of(rows), tokenizer.fingerprint(),
-                             options_to_json(options), need_rejected));
+  std::string columns;
+  for (const Column column : needs.columns)
+    columns += kColumnKeys[static_cast<std::size_t>(column)];
+  return hash_of(fmt::format("{}{}\n{}\n{}\n{} {} {}", kMagic, hash_of(rows),
+                             tokenizer.fingerprint(), options_to_json(options), needs.rejected,
+                             needs.gold, columns));
 }
 
 class Writer {
@@ -130,6 +135,10 @@ std::string to_bytes(const Dataset& dataset) {
     writer.numbers(pair.prompt);
     writer.numbers(pair.chosen);
     writer.numbers(pair.rejected);
+    writer.numbers(pair.gold);
+    for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
+      writer.number(std::bit_cast<std::int64_t>(pair.columns[static_cast<Column>(i)]));
+    }
   }
   return std::string(kMagic) + hash_of(writer.bytes()) + writer.bytes();
 }
@@ -151,11 +160,15 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
     report.truncated_lines = reader.numbers();
     report.dropped = reader.lines();
     report.kept_with = reader.lines();
-    dataset.pairs.resize(reader.count(3 * sizeof(std::int64_t)));
+    dataset.pairs.resize(reader.count(4 * sizeof(std::int64_t)));
     for (TokenPair& pair : dataset.pairs) {
       pair.prompt = reader.numbers();
       pair.chosen = reader.numbers();
       pair.rejected = reader.numbers();
+      pair.gold = reader.numbers();
+      for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
+        pair.columns[static_cast<Column>(i)] = std::bit_cast<double>(reader.number());
+      }
     }
     reader.expect_end();
     return dataset;
@@ -167,10 +180,11 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
 }  // namespace
 
 TokenCache::TokenCache(const std::string& folder, const std::string& rows,
-                       const Tokenizer& tokenizer, const DataOptions& options, bool need_rejected)
+                       const Tokenizer& tokenizer, const DataOptions& options,
+                       const RowNeeds& needs)
     : folder_(folder) {
   const std::string content = read_file<DataError>(rows);
-  const std::string key = key_of(content, tokenizer, options, need_rejected);
+  const std::string key = key_of(content, tokenizer, options, needs);
   path_ = (fs::path(folder) / (key + ".tokens")).string();
 }
 

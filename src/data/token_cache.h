@@ -15,7 +15,7 @@ class TokenCache {
  public:
   /// Reads the file of rows. Throws DataError where it cannot.
   TokenCache(const std::string& folder, const std::string& rows, const Tokenizer& tokenizer,
-             const DataOptions& options, bool need_rejected);
+             const DataOptions& options, const RowNeeds& needs);
 
   /// What is kept, else what `make` gives, which is then kept. A damaged file is made anew and a
   /// folder that cannot be written is done without: cache_note of the report says so.

@@ -136,6 +136,21 @@ TokenLogps completion_logps(Policy& policy, const TokenBatch& batch,
 
 }  // namespace
 
+at::Tensor reduce_tokens(const at::Tensor& token_values, const SequenceLogps& sequences,
+                         const SequenceReduction& reduction) {
+  if (token_values.dim() != 1 || token_values.size(0) != sequences.row_to_sequence.size(0)) {
+    throw ShapeError(fmt::format("reduce_tokens: expected token_values [{}], got {}",
+                                 sequences.row_to_sequence.size(0),
+                                 c10::str(token_values.sizes())));
+  }
+  const at::Tensor weights = row_weights(reduction, sequences);
+  const at::Tensor wide = token_values.to(at::kDouble);
+  const at::Tensor sums =
+      at::zeros({sequences.lens.size(0)}, wide.options())
+          .index_add(0, sequences.row_to_sequence, weights.defined() ? wide * weights : wide);
+  return reduction.mean ? sums / sequences.lens : sums;
+}
+
 SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
                              const SequenceLogpsOptions& options) {
   check_batch(batch);
@@ -155,12 +170,7 @@ SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
   result.token_logps = std::move(tokens.logps);
   result.by_products = std::move(tokens.by_products);
   result.lens = batch.completion_lens.to(result.token_logps.device());
-  const at::Tensor weights = row_weights(options.reduction, result);
-  const at::Tensor wide = result.token_logps.to(at::kDouble);
-  result.logps =
-      at::zeros({batch.sequences()}, wide.options())
-          .index_add(0, result.row_to_sequence, weights.defined() ? wide * weights : wide);
-  if (options.reduction.mean) result.logps = result.logps / result.lens;
+  result.logps = reduce_tokens(result.token_logps, result, options.reduction);
   return result;
 }
 

@@ -7,7 +7,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -55,16 +54,11 @@ struct Gradients {
   std::vector<at::Tensor> tensors;
 };
 
-std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {
-  return tensor.defined() ? std::optional(tensor) : std::nullopt;
-}
-
-// Passes the loss through and hands its precomputed derivatives to the log-probs.
+// Passes the loss through and hands its precomputed derivatives to the inputs.
 class AttachGradient : public torch::autograd::Function<AttachGradient> {
  public:
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& /*chosen*/,
-                            const std::optional<at::Tensor>& /*rejected*/,
-                            const std::optional<at::Tensor>& /*samples*/, const at::Tensor& loss,
+  static at::Tensor forward(torch::autograd::AutogradContext* context,
+                            const at::TensorList& /*inputs*/, const at::Tensor& loss,
                             const Gradients& gradients) {
     context->save_for_backward(gradients.tensors);
     return loss.clone();
@@ -74,16 +68,16 @@ class AttachGradient : public torch::autograd::Function<AttachGradient> {
                                                  torch::autograd::variable_list outer) {
     torch::autograd::variable_list result;
     for (const at::Tensor& gradient : context->get_saved_variables()) {
-      result.push_back(gradient.defined() ? gradient * outer[0] : at::Tensor());
+      result.push_back(gradient * outer[0]);
     }
-    result.resize(5);  // the loss itself and the list of gradients take none
+    result.resize(result.size() + 2);  // the loss itself and the list of gradients take none
     return result;
   }
 };
 
 }  // namespace
 
-PairLogps checked_inputs(const PairLogps& logps, const LossRequirements& needs, bool needs_lens,
+PairLogps checked_inputs(const PairLogps& logps, const LossRequirements& needs,
                          const std::string& name) {
   const at::Tensor& like = logps.chosen_logps;
   if (!like.defined()) {
@@ -101,39 +95,23 @@ PairLogps checked_inputs(const PairLogps& logps, const LossRequirements& needs, 
   }
   const Expected expected{name, like};
   const std::int64_t batch = like.size(0);
-  const std::int64_t samples = batch * needs.samples_per_prompt;
+  if (needs.samples_per_prompt > 0 && logps.samples_per_prompt != needs.samples_per_prompt) {
+    throw ShapeError(fmt::format("{}: expected {} fresh samples a prompt, got {}", name,
+                                 needs.samples_per_prompt, logps.samples_per_prompt));
+  }
   PairLogps in;
   in.totals = logps.totals;
-  in.chosen_logps = like.detach();
-  const auto take = [&](const at::Tensor& from, const char* field, std::int64_t size) {
-    expected.check(from, field, size);
-    return from.detach();
-  };
-  const auto take_lens = [&](const at::Tensor& from, const char* field, std::int64_t size) {
-    expected.check(from, field, size, /*counts=*/true);
-    return from.detach().to(like.scalar_type());
-  };
-  if (needs.rejected) in.rejected_logps = take(logps.rejected_logps, "rejected_logps", batch);
-  if (needs.reference) {
-    in.ref_chosen_logps = take(logps.ref_chosen_logps, "ref_chosen_logps", batch);
-    if (needs.rejected) {
-      in.ref_rejected_logps = take(logps.ref_rejected_logps, "ref_rejected_logps", batch);
-    }
+  in.running = logps.running;
+  in.samples_per_prompt = needs.samples_per_prompt;
+  for (const auto& field : kPairFields<at::Tensor>) {
+    if (!field.needed(needs)) continue;
+    const at::Tensor& given = logps.*field.value;
+    const bool is_number = field.kind == PairField<at::Tensor>::Kind::kNumber;
+    expected.check(given, field.name, field.per_sample ? batch * needs.samples_per_prompt : batch,
+                   is_number);
+    in.*field.value = is_number ? given.detach().to(like.scalar_type()) : given.detach();
   }
-  if (needs_lens) {
-    in.chosen_lens = take_lens(logps.chosen_lens, "chosen_lens", batch);
-    if (needs.rejected) in.rejected_lens = take_lens(logps.rejected_lens, "rejected_lens", batch);
-  }
-  if (samples > 0) {
-    if (logps.samples_per_prompt != needs.samples_per_prompt) {
-      throw ShapeError(fmt::format("{}: expected {} fresh samples a prompt, got {}", name,
-                                   needs.samples_per_prompt, logps.samples_per_prompt));
-    }
-    in.samples_per_prompt = logps.samples_per_prompt;
-    in.sample_logps = take(logps.sample_logps, "sample_logps", samples);
-    in.ref_sample_logps = take(logps.ref_sample_logps, "ref_sample_logps", samples);
-    if (needs_lens) in.sample_lens = take_lens(logps.sample_lens, "sample_lens", samples);
-  }
+  check_whole_step(batch, logps.totals, needs, name);
   return in;
 }
 
@@ -145,10 +123,33 @@ void check_length(std::int64_t length, std::int64_t expected, const char* field,
   }
 }
 
+void check_whole_step(std::int64_t pairs, const StepTotals& totals, const LossRequirements& needs,
+                      const std::string& name) {
+  if (needs.whole_step && totals.pairs > 0 && totals.pairs != static_cast<double>(pairs)) {
+    throw ShapeError(fmt::format(
+        "{}: expected all {} rows of the step at once, got {}; each row's loss depends on the "
+        "others",
+        name, totals.pairs, pairs));
+  }
+}
+
+void refuse_margin(double margin_scale, const std::string& name) {
+  if (margin_scale == 0) return;
+  throw ConfigError(fmt::format(
+      "{}: expected margin_scale 0, got {}; the loss looks at each completion by itself, and a "
+      "margin belongs to a difference",
+      name, margin_scale));
+}
+
 void attach_gradient(LossOutput& out, const PairLogps& logps) {
-  out.loss = AttachGradient::apply(
-      logps.chosen_logps, if_defined(logps.rejected_logps), if_defined(logps.sample_logps),
-      out.loss, Gradients{{out.grad_chosen, out.grad_rejected, out.grad_samples}});
+  std::vector<at::Tensor> inputs;
+  Gradients gradients;
+  for (const auto& field : kPairFields<at::Tensor>) {
+    if (field.gradient == nullptr || !(out.*field.gradient).defined()) continue;
+    inputs.push_back(logps.*field.value);
+    gradients.tensors.push_back(out.*field.gradient);
+  }
+  out.loss = AttachGradient::apply(at::TensorList(inputs), out.loss, gradients);
 }
 
 NoGrad::NoGrad() : before_(at::GradMode::is_enabled()) { at::GradMode::set_enabled(false); }

@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/math/tensor.h"
 
+#include <ATen/ops/argsort.h>
 #include <ATen/ops/clamp.h>
 #include <ATen/ops/clamp_max.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/expm1.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/gt.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/log.h>
 #include <ATen/ops/log_sigmoid.h>
+#include <ATen/ops/reciprocal.h>
+#include <ATen/ops/relu.h>
 #include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/sigmoid.h>
@@ -18,6 +25,10 @@ namespace {
 
 at::Tensor below_exp_limit(const at::Tensor& x) {
   return at::clamp_max(x, x.scalar_type() == at::kDouble ? kExpLimitDouble : kExpLimitFloat);
+}
+
+at::Tensor below_certainty(const at::Tensor& x) {
+  return at::clamp_max(x, x.scalar_type() == at::kDouble ? -kCertaintyDouble : -kCertaintyFloat);
 }
 
 }  // namespace
@@ -39,6 +50,20 @@ at::Tensor Tensors::tame_expm1(const at::Tensor& x) {
 
 at::Tensor Tensors::tame_exp_slope(const at::Tensor& x) { return at::exp(below_exp_limit(x)); }
 
+at::Tensor Tensors::relu(const at::Tensor& x) { return at::relu(x); }
+
+at::Tensor Tensors::is_positive(const at::Tensor& x) { return at::gt(x, 0).to(x.scalar_type()); }
+
+at::Tensor Tensors::log_odds(const at::Tensor& x) {
+  const at::Tensor low = below_certainty(x);
+  const at::Tensor slope = log_odds_slope(low);
+  return low + at::log(slope) + slope * (x - low);
+}
+
+at::Tensor Tensors::log_odds_slope(const at::Tensor& x) {
+  return at::reciprocal(-at::expm1(below_certainty(x)));
+}
+
 at::Tensor Tensors::sum(const at::Tensor& x) { return at::sum(x); }
 
 at::Tensor Tensors::scalar_like(const at::Tensor& like, double value) {
@@ -53,6 +78,18 @@ at::Tensor Tensors::group_sum(const at::Tensor& x, std::int64_t size) {
 
 at::Tensor Tensors::spread(const at::Tensor& x, std::int64_t size) {
   return at::repeat_interleave(x, size);
+}
+
+at::Tensor Tensors::sort_order(const at::Tensor& x) {
+  return at::argsort(x, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+}
+
+at::Tensor Tensors::take(const at::Tensor& x, const at::Tensor& order) {
+  return at::index_select(x, 0, order);
+}
+
+at::Tensor Tensors::put_back(const at::Tensor& x, const at::Tensor& order) {
+  return at::empty_like(x).index_copy_(0, order, x);
 }
 
 }  // namespace prefopt::math

@@ -15,7 +15,6 @@
 #include <optional>
 #include <utility>
 
-#include "core/memory_pool.h"
 #include "model/decoder_config.h"
 #include "model/decoder_files.h"
 #include "model/decoder_impl.h"
@@ -27,6 +26,7 @@
 
 namespace prefopt {
 
+using detail::copy_of;
 using detail::Network;
 
 Decoder::Decoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -69,12 +69,6 @@ std::shared_ptr<Decoder> Decoder::load(const std::string& path, std::string_view
 }
 
 namespace {
-
-// On a CPU in large pages, which the layers read through fewer misses.
-at::Tensor copy_of(const at::Tensor& weight) {
-  if (!weight.is_cpu()) return weight.detach().clone();
-  return empty_from_pool(weight.sizes(), weight.scalar_type()).copy_(weight.detach());
-}
 
 void check_ids(const at::Tensor& ids, const Network& network) {
   if (ids.scalar_type() != at::kLong) {

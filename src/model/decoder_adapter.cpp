@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
@@ -65,6 +63,27 @@ LoraOptions checked_adapter(LoraOptions options, std::string_view where) {
                                   fmt::join(kTargets, ", "), target));
   }
   return options;
+}
+
+TrainedWeight trained_weight(std::string name, const detail::Linear& map, double scale) {
+  return {.name = std::move(name),
+          .weight = map.weight,
+          .lora_a = map.lora_a,
+          .lora_b = map.lora_b,
+          .lora_scale = scale};
+}
+
+at::Tensor merged(const detail::Linear& map, double scale) {
+  return trained_weight({}, map, scale).merged();
+}
+
+void remove_adapter(detail::Network& network) {
+  detail::for_each_adapted(network,
+                           [](std::size_t, const detail::LinearPlace&, detail::Linear& map) {
+                             map.lora_a.reset();
+                             map.lora_b.reset();
+                           });
+  network.lora_scale = 0;
 }
 
 bool says_nothing(const Json& value) {
@@ -157,20 +176,13 @@ void Decoder::merge_adapter() {
   if (!impl_->adapter) {
     throw ConfigError("decoder: expected an adapter to merge, got a model without one");
   }
-  const at::NoGradGuard no_grad;
   detail::Network& network = impl_->network;
-  for (std::size_t i = 0; i < network.layers.size(); ++i) {
-    network.for_each_linear(i, [&](const detail::LinearPlace&, detail::Linear& map) {
-      if (!map.lora_a.defined()) return;
-      // Another model may share the weights, so they are not written to.
-      map.weight = map.weight.to(map.lora_a.scalar_type())
-                       .addmm(map.lora_b.detach(), map.lora_a.detach(), 1, network.lora_scale)
-                       .to(map.weight.scalar_type());
-      map.lora_a.reset();
-      map.lora_b.reset();
-    });
-  }
-  network.lora_scale = 0;
+  detail::for_each_adapted(
+      network, [&](std::size_t, const detail::LinearPlace&, detail::Linear& map) {
+        // Another model may share the weights, so they are not written to.
+        map.weight = merged(map, network.lora_scale).to(map.weight.scalar_type());
+      });
+  remove_adapter(network);
   impl_->adapter.reset();
   set_requires_grad(true);
 }
@@ -180,15 +192,46 @@ std::shared_ptr<Decoder> Decoder::without_adapter() const {
     throw ConfigError("decoder: expected an adapter to leave out, got a model without one");
   }
   auto base = std::make_unique<Impl>(*impl_);
-  for (std::size_t i = 0; i < base->network.layers.size(); ++i) {
-    base->network.for_each_linear(i, [](const detail::LinearPlace&, detail::Linear& map) {
-      map.lora_a.reset();
-      map.lora_b.reset();
-    });
-  }
-  base->network.lora_scale = 0;
+  remove_adapter(base->network);
   base->adapter.reset();
   return std::shared_ptr<Decoder>(new Decoder(std::move(base)));
+}
+
+std::vector<TrainedWeight> Decoder::trained_weights() const {
+  detail::Network& network = impl_->network;
+  std::map<std::string, detail::Linear> adapted;
+  detail::for_each_adapted(
+      network, [&](std::size_t i, const detail::LinearPlace& place, const detail::Linear& map) {
+        adapted.emplace(fmt::format("model.layers.{}.{}.weight", i, place.name), map);
+      });
+  std::vector<TrainedWeight> weights;
+  network.for_each_weight(
+      [&](const std::string& name, const at::Tensor& weight, const std::vector<std::int64_t>&) {
+        if (const auto found = adapted.find(name); found != adapted.end()) {
+          weights.push_back(trained_weight(name, found->second, network.lora_scale));
+        } else if (weight.requires_grad()) {
+          weights.push_back({.name = name, .weight = weight});
+        }
+      });
+  return weights;
+}
+
+std::shared_ptr<Policy> Decoder::merged_copy() const { return merged_decoder(); }
+
+std::shared_ptr<Decoder> Decoder::merged_decoder() const {
+  auto copy = std::make_unique<Impl>(*impl_);
+  detail::Network& network = copy->network;
+  detail::for_each_adapted(network,
+                           [&](std::size_t, const detail::LinearPlace&, detail::Linear& map) {
+                             map.weight = detail::copy_of(merged(map, network.lora_scale));
+                           });
+  network.for_each_weight(
+      [](const std::string&, at::Tensor& weight, const std::vector<std::int64_t>&) {
+        if (weight.requires_grad()) weight = detail::copy_of(weight);
+      });
+  remove_adapter(network);
+  copy->adapter.reset();
+  return std::shared_ptr<Decoder>(new Decoder(std::move(copy)));
 }
 
 void Decoder::save_adapter(const std::string& directory) const {

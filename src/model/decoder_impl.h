@@ -10,6 +10,19 @@
 #include "prefopt/model/decoder.h"
 
 namespace prefopt {
+namespace detail {
+
+/// Calls `visit(layer index, place, linear)` for each linear map that has an adapter.
+template <class Visit>
+void for_each_adapted(Network& network, Visit&& visit) {
+  for (std::size_t i = 0; i < network.layers.size(); ++i) {
+    network.for_each_linear(i, [&](const LinearPlace& place, Linear& map) {
+      if (map.lora_a.defined()) visit(i, place, map);
+    });
+  }
+}
+
+}  // namespace detail
 
 struct Decoder::Impl {
   detail::Network network;
@@ -22,17 +35,14 @@ struct Decoder::Impl {
 /// Calls `visit(name, tensor)` for each adapter tensor, under PEFT's names.
 template <class Visit>
 void Decoder::for_each_adapter_weight(Visit&& visit) const {
-  detail::Network& network = impl_->network;
-  for (std::size_t i = 0; i < network.layers.size(); ++i) {
-    network.for_each_linear(i, [&](const detail::LinearPlace& place, detail::Linear& map) {
-      if (!map.lora_a.defined()) return;
-      const auto name = [&](std::string_view part) {
-        return fmt::format("base_model.model.model.layers.{}.{}.{}.weight", i, place.name, part);
-      };
-      visit(name("lora_A"), map.lora_a);
-      visit(name("lora_B"), map.lora_b);
-    });
-  }
+  detail::for_each_adapted(
+      impl_->network, [&](std::size_t i, const detail::LinearPlace& place, detail::Linear& map) {
+        const auto name = [&](std::string_view part) {
+          return fmt::format("base_model.model.model.layers.{}.{}.{}.weight", i, place.name, part);
+        };
+        visit(name("lora_A"), map.lora_a);
+        visit(name("lora_B"), map.lora_b);
+      });
 }
 
 }  // namespace prefopt

@@ -13,6 +13,8 @@
 
 #include <numbers>
 
+#include "core/memory_pool.h"
+
 namespace prefopt::detail {
 namespace {
 
@@ -32,6 +34,11 @@ at::Tensor scaled_frequencies(const at::Tensor& frequencies, const DecoderOption
 
 at::ScalarType at_least_float32(at::ScalarType dtype) {
   return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+at::Tensor copy_of(const at::Tensor& weight) {
+  if (!weight.is_cpu()) return weight.detach().clone();
+  return empty_from_pool(weight.sizes(), weight.scalar_type()).copy_(weight.detach());
 }
 
 Rotary Network::rotary_at(const at::Tensor& positions, at::ScalarType dtype) const {

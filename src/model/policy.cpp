@@ -136,6 +136,12 @@ void check_kept(const std::vector<std::int64_t>& kept, std::int64_t sequences) {
 
 }  // namespace detail
 
+at::Tensor TrainedWeight::merged() const {
+  const at::NoGradGuard no_grad;
+  if (!lora_a.defined()) return weight.detach();
+  return weight.to(lora_a.scalar_type()).addmm(lora_b, lora_a, /*beta=*/1, lora_scale);
+}
+
 at::Tensor Policy::forward_packed(const PackedTokens&) {
   throw ConfigError("policy: expected a policy that takes streams, got one without forward_packed");
 }
@@ -144,6 +150,16 @@ std::shared_ptr<Policy> Policy::frozen_copy() const {
   throw ConfigError(
       "policy: expected a policy that can be copied as reference, got one without frozen_copy");
 }
+
+std::vector<TrainedWeight> Policy::trained_weights() const {
+  std::vector<TrainedWeight> weights;
+  for (const auto& [name, value] : named_parameters()) {
+    if (value.requires_grad()) weights.push_back({.name = name, .weight = value});
+  }
+  return weights;
+}
+
+std::shared_ptr<Policy> Policy::merged_copy() const { return frozen_copy(); }
 
 void Policy::save(const std::string& directory) const {
   throw CheckpointError(directory +

@@ -27,6 +27,7 @@
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
+#include "prefopt/model/moving_reference.h"
 #include "prefopt/model/reference.h"
 #include "prefopt/version.h"
 #include "train/token_range.h"
@@ -63,6 +64,8 @@ void ReferenceOptions::fields(FieldVisitor& v) {
   v.text({"dtype", "What the weights are kept in, as model.dtype; empty: the policy's"}, dtype);
   v.text({"cache_dir", "Folder of the cache; empty: `reference-cache` in the run folder"},
          cache_dir);
+  v.flag({"moving", "Whether the reference moves with the policy", {"sync_ref_model"}}, moving);
+  v.group({"update", "How it moves, where moving is true"}, update);
 }
 
 void LoopOptions::fields(FieldVisitor& v) {
@@ -188,11 +191,16 @@ class RunFolder {
   }
 
   /// Gives the checkpoint's folder, which `last` then names.
-  std::string save(const Policy& policy, std::int64_t step) const {
+  std::string save(const Policy& policy, const LossState& loss, std::int64_t step) const {
     const auto name = fmt::format("step-{}", step);
     const auto directory = file("checkpoints/" + name);
     make_directory(directory);
     policy.save(directory);
+    if (loss.count > 0) {
+      detail::write_file<CheckpointError>(
+          directory + "/loss_state.json",
+          detail::dump_json({{"mean", loss.mean}, {"count", loss.count}}, 2) + "\n");
+    }
     const auto last = file("checkpoints/last");
     std::error_code error;
     fs::create_directory_symlink(name, last, error);
@@ -242,8 +250,8 @@ using Note = std::function<void(const std::string&)>;
 
 std::vector<TokenPair> load_pairs(std::string_view option, const std::string& path,
                                   const Tokenizer& tokenizer, const DataOptions& options,
-                                  bool need_rejected, const Note& note) {
-  auto [pairs, report] = load_dataset(path, tokenizer, options, need_rejected);
+                                  const RowNeeds& needs, const Note& note) {
+  auto [pairs, report] = load_dataset(path, tokenizer, options, needs);
   note(fmt::format("{}: {} of {} rows of {} are used", option, report.rows_kept, report.rows_read,
                    path));
   if (!report.cache_note.empty()) note(fmt::format("{}: {}", option, report.cache_note));
@@ -256,13 +264,13 @@ std::vector<TokenPair> load_pairs(std::string_view option, const std::string& pa
   return std::move(pairs);
 }
 
-Rows load_rows(const DataOptions& options, const Tokenizer& tokenizer, bool need_rejected,
+Rows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const RowNeeds& needs,
                const Note& note) {
   if (options.train.empty()) throw ConfigError("data.train: expected a file, got ''");
-  auto pairs = load_pairs("data.train", options.train, tokenizer, options, need_rejected, note);
+  auto pairs = load_pairs("data.train", options.train, tokenizer, options, needs, note);
   if (!options.eval.empty()) {
     return {std::move(pairs),
-            load_pairs("data.eval", options.eval, tokenizer, options, need_rejected, note)};
+            load_pairs("data.eval", options.eval, tokenizer, options, needs, note)};
   }
   auto [train, held_out] = split_dataset(std::move(pairs), options.eval_fraction);
   if (!held_out.empty()) {
@@ -357,15 +365,31 @@ std::int64_t most_tokens(const std::vector<TokenPair>& pairs, const LoopOptions&
              : all;
 }
 
+void check_reference(const ReferenceOptions& options) {
+  if (options.moving && options.kind == ReferenceKind::kCached) {
+    throw ConfigError(
+        "reference: expected kind 'frozen' where moving is true, got 'cached'; a cache holds "
+        "log-probs of one model");
+  }
+}
+
+/// The policy as it is now.
+std::shared_ptr<Decoder> present_policy(const ReferenceOptions& options, const ModelOptions& model,
+                                        const Decoder& policy) {
+  if (options.moving) return policy.merged_decoder();
+  // A fresh adapter changes nothing yet, so the model without it needs no memory of its own.
+  const bool is_fresh_adapter = policy.adapter() && model.adapter.empty();
+  return is_fresh_adapter && options.dtype.empty() ? policy.without_adapter()
+                                                   : policy.frozen_decoder();
+}
+
 std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,
-                                          const ModelOptions& model, const Decoder& policy) {
+                                          const ModelOptions& model, const Decoder& policy,
+                                          CacheLevel level) {
   const auto dtype = options.dtype.empty() ? model.dtype : options.dtype;
   std::shared_ptr<Policy> frozen;
   if (options.path.empty()) {
-    // A fresh adapter changes nothing yet, so the model without it needs no memory of its own.
-    const bool is_fresh_adapter = policy.adapter() && model.adapter.empty();
-    const auto copy = is_fresh_adapter && options.dtype.empty() ? policy.without_adapter()
-                                                                : policy.frozen_decoder();
+    const auto copy = present_policy(options, model, policy);
     if (!options.dtype.empty()) copy->to(parse_dtype(options.dtype));
     frozen = copy;
   } else {
@@ -377,8 +401,11 @@ std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,
                       policy.vocab_size(), options.path, frozen->vocab_size()));
     }
   }
+  if (options.moving) {
+    return std::make_shared<MovingReference>(std::move(frozen), policy, options.update);
+  }
   if (options.kind == ReferenceKind::kFrozen) return make_frozen_reference(std::move(frozen));
-  return std::make_shared<CachedReference>(std::move(frozen), options.cache_dir);
+  return std::make_shared<CachedReference>(std::move(frozen), options.cache_dir, level);
 }
 
 Json environment() {
@@ -511,6 +538,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events) {
   const Note note = events.note ? events.note : [](const std::string&) {};
 
   auto options = checked(given, "run");
+  check_reference(options.reference);
   const auto loss = make_loss(options.loss);
   options.loss = loss.config();
   const auto needs = loss.requirements();
@@ -522,7 +550,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events) {
     options.model.tokenizer = tokenizer_of_model(options.model.path);
   }
   const auto tokenizer = make_tokenizer(options.model.tokenizer);
-  auto rows = load_rows(options.data, *tokenizer, needs.rejected, note);
+  auto rows = load_rows(options.data, *tokenizer, row_needs(needs), note);
   const auto policy = make_policy(options.model, *tokenizer, note);
   detail::check_token_range(rows.train, policy->vocab_size(), "data.train");
   detail::check_token_range(rows.eval, policy->vocab_size(), "data.eval");
@@ -536,7 +564,8 @@ RunResult run_training(const RunOptions& given, const RunEvents& events) {
 
   std::shared_ptr<Reference> reference;
   if (needs.reference || needs.sample_source == SampleSource::kReference) {
-    reference = make_reference(options.reference, options.model, *policy);
+    reference = make_reference(options.reference, options.model, *policy,
+                               needs.head_logps ? CacheLevel::kToken : CacheLevel::kSequence);
   }
   const auto total_steps = count_steps(options.train, std::ssize(rows.train));
   const auto micro = options.train.micro_batch_size;
@@ -555,7 +584,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events) {
   result.policy = policy;
   Run(options.train, std::move(rows), trainer, folder, events, note).train(result);
   if (auto* cache = dynamic_cast<CachedReference*>(reference.get())) cache->flush();
-  result.checkpoint = folder.save(*policy, trainer.steps_done());
+  result.checkpoint = folder.save(*policy, trainer.loss_state(), trainer.steps_done());
   result.seconds = watch.seconds();
   return result;
 }

@@ -23,11 +23,13 @@ void check_token_range(const std::vector<TokenPair>& pairs, std::int64_t vocab_s
     check(pairs[i].prompt, "prompt", i);
     check(pairs[i].chosen, "chosen completion", i);
     check(pairs[i].rejected, "rejected completion", i);
+    check(pairs[i].gold, "gold completion", i);
   }
 }
 
 std::int64_t tokens_of(const TokenPair& pair) {
-  return std::ssize(pair.prompt) + std::ssize(pair.chosen) + std::ssize(pair.rejected);
+  return std::ssize(pair.prompt) + std::ssize(pair.chosen) + std::ssize(pair.rejected) +
+         std::ssize(pair.gold);
 }
 
 }  // namespace prefopt::detail

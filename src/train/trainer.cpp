@@ -3,7 +3,11 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/gt.h>
+#include <ATen/ops/minimum.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/tensor.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -12,7 +16,9 @@
 
 #include "core/random.h"
 #include "prefopt/error.h"
+#include "prefopt/logps/sequence_kl.h"
 #include "prefopt/logps/sequence_logps.h"
+#include "prefopt/losses/pair_fields.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
 #include "train/token_range.h"
@@ -37,6 +43,7 @@ struct StepCounts {
   std::int64_t prompt = 0;
   std::int64_t chosen = 0;
   std::int64_t rejected = 0;
+  std::int64_t gold = 0;
 };
 
 StepCounts count_tokens(const std::vector<TokenPair>& pairs) {
@@ -45,8 +52,29 @@ StepCounts count_tokens(const std::vector<TokenPair>& pairs) {
     counts.prompt += std::ssize(pair.prompt);
     counts.chosen += std::ssize(pair.chosen);
     counts.rejected += std::ssize(pair.rejected);
+    counts.gold += std::ssize(pair.gold);
   }
   return counts;
+}
+
+/// The column of some rows, as a tensor that a loss takes.
+at::Tensor column_of(const std::vector<TokenPair>& rows, Column column, const at::Tensor& like) {
+  std::vector<double> values;
+  for (const TokenPair& row : rows) values.push_back(row.columns[column]);
+  return at::tensor(values, at::kDouble).to(like.options());
+}
+
+/// Rows side by side: those of all parts.
+PairLogps joined(const std::vector<PairLogps>& parts, const LossRequirements& needs) {
+  PairLogps whole;
+  whole.samples_per_prompt = parts.front().samples_per_prompt;
+  for (const auto& field : kPairFields<at::Tensor>) {
+    if (!field.needed(needs)) continue;
+    std::vector<at::Tensor> values;
+    for (const PairLogps& part : parts) values.push_back(part.*field.value);
+    whole.*field.value = at::cat(values);
+  }
+  return whole;
 }
 
 /// As torch's clip_grad_norm_; `max_norm` 0: no clipping.
@@ -95,7 +123,100 @@ std::vector<std::vector<TokenPair>> micro_batches(const std::vector<TokenPair>& 
   return parts;
 }
 
+/// Some rows of a step, of which the first is number `first`.
+struct Part {
+  std::vector<TokenPair> rows;
+  std::int64_t first;
+  const std::vector<TokenPair>* step;
+};
+
+/// The parts of a value a sequence, in the order of make_pair_batch.
+struct Sides {
+  std::int64_t rows;
+  bool with_rejected;
+
+  at::Tensor chosen(const at::Tensor& all) const { return all.narrow(0, 0, rows); }
+  at::Tensor rejected(const at::Tensor& all) const { return all.narrow(0, rows, rows); }
+  at::Tensor gold(const at::Tensor& all) const {
+    return all.narrow(0, with_rejected ? 2 * rows : rows, rows);
+  }
+};
+
+/// The sum over the first min(n_w, n_l) tokens of each side.
+SequenceReduction head_of(const TokenBatch& batch, std::int64_t rows) {
+  const at::Tensor& lens = batch.completion_lens;
+  const at::Tensor shorter = at::minimum(lens.narrow(0, 0, rows), lens.narrow(0, rows, rows));
+  std::vector<at::Tensor> heads{shorter, shorter};
+  if (lens.size(0) > 2 * rows) heads.push_back(lens.narrow(0, 2 * rows, lens.size(0) - 2 * rows));
+  return {.tail_weight = 0, .head_lens = at::cat(heads)};
+}
+
+/// Entropy over all completion tokens, accuracy over those of the chosen: TRL's definitions.
+void add_token_metrics(const SequenceLogps& current, const StepCounts& counts, bool with_rejected,
+                       detail::StepMetrics& metrics) {
+  const auto& by = current.by_products;
+  const auto chosen_rows = static_cast<double>(counts.chosen);
+  metrics.add_mean("entropy", by.entropy.sum(at::kDouble), static_cast<double>(by.entropy.size(0)));
+  metrics.add_mean("logits/chosen", by.mean_logit.narrow(0, 0, counts.chosen).sum(at::kDouble),
+                   chosen_rows);
+  metrics.add_mean("mean_token_accuracy", by.is_top1.narrow(0, 0, counts.chosen).sum(),
+                   chosen_rows);
+  if (with_rejected) {
+    metrics.add_mean("logits/rejected",
+                     by.mean_logit.narrow(0, counts.chosen, counts.rejected).sum(at::kDouble),
+                     static_cast<double>(counts.rejected));
+  }
+}
+
+void add_pair_metrics(const PairLogps& logps, const LossOutput& out, double pairs,
+                      detail::StepMetrics& metrics) {
+  const auto add = [&](std::string_view name, const at::Tensor& values) {
+    if (values.defined()) metrics.add_mean(name, values.sum(), pairs);
+  };
+  add("rewards/chosen", out.chosen_rewards);
+  add("rewards/rejected", out.rejected_rewards);
+  if (out.chosen_rewards.defined() && out.rejected_rewards.defined()) {
+    add("rewards/accuracies", at::gt(out.chosen_rewards, out.rejected_rewards));
+  }
+  add("rewards/margins", out.margins);
+  add("logps/chosen", logps.chosen_logps);
+  add("logps/rejected", logps.rejected_logps);
+  add("logps/ref_chosen", logps.ref_chosen_logps);
+  add("logps/ref_rejected", logps.ref_rejected_logps);
+}
+
+/// Of unpaired rows: desirable ones count as chosen, the others as rejected, as in TRL.
+void add_label_metrics(const PairLogps& logps, const LossOutput& out,
+                       const std::vector<TokenPair>& rows, detail::StepMetrics& metrics) {
+  double desirable = 0;
+  for (const TokenPair& row : rows) desirable += row.columns[Column::kLabel];
+  const double undesirable = static_cast<double>(rows.size()) - desirable;
+  const auto add = [&](const std::string& name, const at::Tensor& values) {
+    if (!values.defined()) return;
+    if (desirable > 0) metrics.add_mean(name + "/chosen", (values * logps.labels).sum(), desirable);
+    if (undesirable > 0) {
+      metrics.add_mean(name + "/rejected", (values * (1 - logps.labels)).sum(), undesirable);
+    }
+  };
+  add("rewards", out.chosen_rewards);
+  add("logps", logps.chosen_logps);
+}
+
 }  // namespace
+
+RowNeeds row_needs(const LossRequirements& needs) {
+  RowNeeds rows{.rejected = needs.rejected, .gold = needs.gold};
+  const auto add = [&](bool needed, Column column) {
+    if (needed) rows.columns.push_back(column);
+  };
+  add(needs.labels, Column::kLabel);
+  add(needs.margins, Column::kMargin);
+  add(needs.weights, Column::kWeight);
+  add(needs.label_probs, Column::kLabelProb);
+  add(needs.win_rates, Column::kChosenWinRate);
+  add(needs.win_rates, Column::kRejectedWinRate);
+  return rows;
+}
 
 struct Trainer::Impl {
   Impl(std::shared_ptr<Policy> policy_, std::shared_ptr<Reference> reference_, Loss loss_,
@@ -117,15 +238,31 @@ struct Trainer::Impl {
   /// place, so pairs that get some stay where they are.
   std::vector<TokenPair> bucketed(std::vector<TokenPair> pairs) const;
   /// Fresh completions of the prompts of `part`, whose first pair is number `first` of the step.
-  TokenBatch draw_samples(const std::vector<TokenPair>& part, std::int64_t first,
-                          std::int64_t step);
+  TokenBatch draw_samples(const Part& part, std::int64_t step);
   at::Tensor reference_logps_of_samples(const TokenBatch& samples);
-  LossOutput forward(const std::vector<TokenPair>& part, std::int64_t first, std::int64_t step,
-                     const StepTotals& totals, detail::StepMetrics& metrics);
+  /// The completions of the rows that follow, under these rows' prompts.
+  TokenBatch mismatched(const Part& part) const;
+  /// All that the loss needs of some rows, with a graph to the policy unless grad mode is off.
+  PairLogps measure(const Part& part, std::int64_t step, detail::StepMetrics& metrics);
+  /// The same anew, for its graph alone: what carries a gradient and nothing else.
+  PairLogps measure_differentiable(const Part& part, std::int64_t step);
+  /// Sums, counts and derived quantities of the policy's log-probs of `rows`.
+  void set_policy_logps(PairLogps& logps, const Part& part, const TokenBatch& batch,
+                        const SequenceLogps& current) const;
+  void set_samples(PairLogps& logps, const Part& part, std::int64_t step,
+                   detail::StepMetrics& metrics);
+  LossOutput evaluate(const PairLogps& logps, const std::vector<TokenPair>& rows,
+                      detail::StepMetrics& metrics);
+  /// For losses that see the whole step: its log-probs without a graph first, then the parts anew,
+  /// each with its share of the gradient.
+  void accumulate_whole(const std::vector<Part>& parts, const std::vector<TokenPair>& rows,
+                        const StepTotals& totals, bool train, std::int64_t step,
+                        detail::StepMetrics& metrics);
   /// Sums over the micro-batches; `train` adds the gradients into the parameters.
   detail::StepMetrics accumulate(const std::vector<TokenPair>& pairs, bool train,
                                  std::int64_t step);
   detail::StepMetrics gradients(const std::vector<TokenPair>& pairs);
+  void check_gradient(const LossOutput& out) const;
 
   std::shared_ptr<Policy> policy;
   std::shared_ptr<Reference> reference;
@@ -136,10 +273,18 @@ struct Trainer::Impl {
   std::int64_t steps_done = 0;
   std::int64_t tokens_seen = 0;
   std::int64_t skipped_in_a_row = 0;
+  RunningMean<at::Tensor> running;
+  RunningMean<at::Tensor> next_running;  ///< what it becomes if the step is taken
 };
 
 void Trainer::Impl::check(const std::vector<TokenPair>& pairs) const {
   if (pairs.empty()) throw ShapeError("trainer: expected at least one pair, got none");
+  if (needs.kl_logps && pairs.size() < 2) {
+    throw ShapeError(
+        fmt::format("{}: expected at least 2 rows a step, got 1; its KL is estimated on the "
+                    "completions of other rows",
+                    loss.info().name));
+  }
   detail::check_token_range(pairs, policy->vocab_size(), "trainer");
 }
 
@@ -152,16 +297,15 @@ std::vector<TokenPair> Trainer::Impl::bucketed(std::vector<TokenPair> pairs) con
   return pairs;
 }
 
-TokenBatch Trainer::Impl::draw_samples(const std::vector<TokenPair>& part, std::int64_t first,
-                                       std::int64_t step) {
+TokenBatch Trainer::Impl::draw_samples(const Part& part, std::int64_t step) {
   const at::NoGradGuard no_grad;
   std::vector<std::vector<std::int64_t>> prompts;
-  for (const auto& pair : part) {
+  for (const auto& pair : part.rows) {
     prompts.insert(prompts.end(), static_cast<std::size_t>(needs.samples_per_prompt), pair.prompt);
   }
   auto sampling = options.sampling;
   sampling.seed = seed_of_step(options.sampling.seed, step);
-  sampling.first_index = first * needs.samples_per_prompt;
+  sampling.first_index = part.first * needs.samples_per_prompt;
   const auto completions = sample(sampler(), prompts, sampling);
   std::vector<TokenSequence> sequences;
   for (std::size_t i = 0; i < prompts.size(); ++i) {
@@ -177,121 +321,240 @@ at::Tensor Trainer::Impl::reference_logps_of_samples(const TokenBatch& samples) 
                           : reference->sequence_logps(samples);
 }
 
-LossOutput Trainer::Impl::forward(const std::vector<TokenPair>& part, std::int64_t first,
-                                  std::int64_t step, const StepTotals& totals,
-                                  detail::StepMetrics& metrics) {
-  const auto pairs = std::ssize(part);
-  const auto n = static_cast<double>(pairs);
-  const auto counts = count_tokens(part);
-  const auto chosen_of = [&](const at::Tensor& all) { return all.narrow(0, 0, pairs); };
-  const auto rejected_of = [&](const at::Tensor& all) { return all.narrow(0, pairs, pairs); };
+TokenBatch Trainer::Impl::mismatched(const Part& part) const {
+  std::vector<TokenSequence> sequences;
+  for (std::size_t i = 0; i < part.rows.size(); ++i) {
+    const std::size_t other = (static_cast<std::size_t>(part.first) + i + 1) % part.step->size();
+    sequences.push_back({part.rows[i].prompt, (*part.step)[other].chosen});
+  }
+  return make_batch(sequences).to(policy->device());
+}
 
-  const auto batch = make_pair_batch(part, needs.rejected).to(policy->device());
+void Trainer::Impl::set_policy_logps(PairLogps& logps, const Part& part, const TokenBatch& batch,
+                                     const SequenceLogps& current) const {
+  const auto rows = std::ssize(part.rows);
+  const Sides sides{rows, needs.rejected};
+  const auto lens = current.lens.to(current.logps.options());
+  logps.chosen_logps = sides.chosen(current.logps);
+  logps.chosen_lens = sides.chosen(lens);
+  if (needs.rejected) {
+    logps.rejected_logps = sides.rejected(current.logps);
+    logps.rejected_lens = sides.rejected(lens);
+  }
+  if (needs.gold) {
+    logps.gold_logps = sides.gold(current.logps);
+    logps.gold_lens = sides.gold(lens);
+  }
+  if (needs.head_logps) {
+    const auto heads = reduce_tokens(current.token_logps, current, head_of(batch, rows));
+    logps.chosen_head_logps = sides.chosen(heads);
+    logps.rejected_head_logps = sides.rejected(heads);
+  }
+}
+
+PairLogps Trainer::Impl::measure(const Part& part, std::int64_t step,
+                                 detail::StepMetrics& metrics) {
+  const auto rows = std::ssize(part.rows);
+  const Sides sides{rows, needs.rejected};
+  const auto batch = make_pair_batch(part.rows, needs.rejected, needs.gold).to(policy->device());
   const auto current =
       sequence_logps(*policy, batch,
-                     {.by_products = {.entropy = true, .mean_logit = true, .is_top1 = true},
+                     {.by_products = {.entropy = true,
+                                      .mean_logit = true,
+                                      .is_top1 = true,
+                                      .log_sum_p_squared = needs.log_sum_p_squared},
                       .reduction = {},
                       .budget_bytes = options.head_budget_bytes});
-  const auto lens = current.lens.to(current.logps.options());
-
   PairLogps logps;
-  logps.totals = totals;
-  logps.chosen_logps = chosen_of(current.logps);
-  logps.chosen_lens = chosen_of(lens);
-  if (needs.rejected) {
-    logps.rejected_logps = rejected_of(current.logps);
-    logps.rejected_lens = rejected_of(lens);
+  set_policy_logps(logps, part, batch, current);
+  if (needs.log_sum_p_squared) {
+    const auto sums = reduce_tokens(current.by_products.log_sum_p_squared, current);
+    logps.chosen_log_sum_p_squared = sides.chosen(sums);
+    logps.rejected_log_sum_p_squared = sides.rejected(sums);
   }
   if (needs.reference) {
     const at::NoGradGuard no_grad;
-    const auto before = reference->sequence_logps(batch);
-    logps.ref_chosen_logps = chosen_of(before);
-    if (needs.rejected) logps.ref_rejected_logps = rejected_of(before);
+    at::Tensor before;
+    if (!needs.head_logps) {
+      before = reference->sequence_logps(batch);
+    } else {
+      const auto tokens = reference->token_logps(batch);
+      before = reduce_tokens(tokens, current);
+      const auto heads = reduce_tokens(tokens, current, head_of(batch, rows));
+      logps.ref_chosen_head_logps = sides.chosen(heads);
+      logps.ref_rejected_head_logps = sides.rejected(heads);
+    }
+    logps.ref_chosen_logps = sides.chosen(before);
+    if (needs.rejected) logps.ref_rejected_logps = sides.rejected(before);
+  }
+  if (needs.seq_kl) {
+    const auto kl = sequence_kl(*policy, *reference->policy(), batch);
+    logps.chosen_seq_kl = sides.chosen(kl);
+    logps.rejected_seq_kl = sides.rejected(kl);
+  }
+  if (needs.kl_logps) {
+    const at::NoGradGuard no_grad;
+    const auto others = mismatched(part);
+    logps.kl_logps = sequence_logps(*policy, others).logps;
+    logps.ref_kl_logps = reference->sequence_logps(others);
+  }
+  const auto set_column = [&](bool needed, at::Tensor& field, Column column) {
+    if (needed) field = column_of(part.rows, column, logps.chosen_logps);
+  };
+  set_column(needs.labels, logps.labels, Column::kLabel);
+  set_column(needs.margins, logps.margins, Column::kMargin);
+  set_column(needs.weights, logps.weights, Column::kWeight);
+  set_column(needs.label_probs, logps.label_probs, Column::kLabelProb);
+  set_column(needs.win_rates, logps.chosen_win_rates, Column::kChosenWinRate);
+  set_column(needs.win_rates, logps.rejected_win_rates, Column::kRejectedWinRate);
+  if (needs.sample_source != SampleSource::kNone) set_samples(logps, part, step, metrics);
+  add_token_metrics(current, count_tokens(part.rows), needs.rejected, metrics);
+  return logps;
+}
+
+PairLogps Trainer::Impl::measure_differentiable(const Part& part, std::int64_t step) {
+  const auto batch = make_pair_batch(part.rows, needs.rejected, needs.gold).to(policy->device());
+  PairLogps logps;
+  set_policy_logps(
+      logps, part, batch,
+      sequence_logps(
+          *policy, batch,
+          {.by_products = {}, .reduction = {}, .budget_bytes = options.head_budget_bytes}));
+  if (needs.seq_kl) {
+    const Sides sides{std::ssize(part.rows), needs.rejected};
+    const auto kl = sequence_kl(*policy, *reference->policy(), batch);
+    logps.chosen_seq_kl = sides.chosen(kl);
+    logps.rejected_seq_kl = sides.rejected(kl);
   }
   if (needs.sample_source != SampleSource::kNone) {
-    const auto samples = draw_samples(part, first, step);
-    const auto sampled = sequence_logps(
-        *policy, samples,
-        {.by_products = {}, .reduction = {}, .budget_bytes = options.head_budget_bytes});
-    logps.samples_per_prompt = needs.samples_per_prompt;
-    logps.sample_logps = sampled.logps;
-    logps.sample_lens = sampled.lens.to(sampled.logps.options());
-    if (reference) {
-      const at::NoGradGuard no_grad;
-      logps.ref_sample_logps = reference_logps_of_samples(samples);
-      // Samples of the reference would estimate minus the KL in the other direction.
-      if (needs.sample_source == SampleSource::kPolicy) {
-        metrics.add_mean("kl", (logps.sample_logps.detach() - logps.ref_sample_logps).sum(),
-                         static_cast<double>(samples.sequences()));
-      }
-    }
+    logps.sample_logps =
+        sequence_logps(
+            *policy, draw_samples(part, step),
+            {.by_products = {}, .reduction = {}, .budget_bytes = options.head_budget_bytes})
+            .logps;
   }
+  return logps;
+}
 
+void Trainer::Impl::set_samples(PairLogps& logps, const Part& part, std::int64_t step,
+                                detail::StepMetrics& metrics) {
+  const auto samples = draw_samples(part, step);
+  const auto sampled = sequence_logps(
+      *policy, samples,
+      {.by_products = {}, .reduction = {}, .budget_bytes = options.head_budget_bytes});
+  logps.samples_per_prompt = needs.samples_per_prompt;
+  logps.sample_logps = sampled.logps;
+  logps.sample_lens = sampled.lens.to(sampled.logps.options());
+  if (!reference) return;
+  const at::NoGradGuard no_grad;
+  logps.ref_sample_logps = reference_logps_of_samples(samples);
+  // Samples of the reference would estimate minus the KL in the other direction.
+  if (needs.sample_source == SampleSource::kPolicy) {
+    metrics.add_mean("kl", (logps.sample_logps.detach() - logps.ref_sample_logps).sum(),
+                     static_cast<double>(samples.sequences()));
+  }
+}
+
+LossOutput Trainer::Impl::evaluate(const PairLogps& logps, const std::vector<TokenPair>& rows,
+                                   detail::StepMetrics& metrics) {
   auto out = loss.forward(logps);
   if (!out.loss.defined() || out.loss.numel() != 1) {
     throw ShapeError(
         fmt::format("{}: expected a loss of one number, got {}", loss.info().name,
                     out.loss.defined() ? fmt::format("{}", out.loss.numel()) : "none"));
   }
-
   metrics.add_total("loss", out.loss);
   if (out.terms.size() > 1) {
     for (const auto& term : out.terms) metrics.add_total("loss/" + term.name, term.value);
   }
-  const auto add_mean_of_pairs = [&](std::string_view name, const at::Tensor& values) {
-    if (values.defined()) metrics.add_mean(name, values.sum(), n);
-  };
-  add_mean_of_pairs("rewards/chosen", out.chosen_rewards);
-  add_mean_of_pairs("rewards/rejected", out.rejected_rewards);
-  if (out.chosen_rewards.defined() && out.rejected_rewards.defined()) {
-    add_mean_of_pairs("rewards/accuracies", at::gt(out.chosen_rewards, out.rejected_rewards));
-  }
-  add_mean_of_pairs("rewards/margins", out.margins);
-  add_mean_of_pairs("logps/chosen", logps.chosen_logps);
-  add_mean_of_pairs("logps/rejected", logps.rejected_logps);
-  add_mean_of_pairs("logps/ref_chosen", logps.ref_chosen_logps);
-  add_mean_of_pairs("logps/ref_rejected", logps.ref_rejected_logps);
-
-  // Entropy over all completion tokens, accuracy over those of the chosen: TRL's definitions.
-  const auto& by = current.by_products;
-  const auto rows = by.entropy.size(0);
-  const auto chosen_rows = static_cast<double>(counts.chosen);
-  metrics.add_mean("entropy", by.entropy.sum(at::kDouble), static_cast<double>(rows));
-  metrics.add_mean("logits/chosen", by.mean_logit.narrow(0, 0, counts.chosen).sum(at::kDouble),
-                   chosen_rows);
-  metrics.add_mean("mean_token_accuracy", by.is_top1.narrow(0, 0, counts.chosen).sum(),
-                   chosen_rows);
-  if (needs.rejected) {
-    metrics.add_mean("logits/rejected",
-                     by.mean_logit.narrow(0, counts.chosen, counts.rejected).sum(at::kDouble),
-                     static_cast<double>(counts.rejected));
+  if (needs.labels) {
+    add_label_metrics(logps, out, rows, metrics);
+  } else {
+    add_pair_metrics(logps, out, static_cast<double>(rows.size()), metrics);
   }
   return out;
+}
+
+void Trainer::Impl::accumulate_whole(const std::vector<Part>& parts,
+                                     const std::vector<TokenPair>& rows, const StepTotals& totals,
+                                     bool train, std::int64_t step, detail::StepMetrics& metrics) {
+  PairLogps whole;
+  {
+    const at::NoGradGuard no_grad;
+    std::vector<PairLogps> measured;
+    for (const Part& part : parts) measured.push_back(measure(part, step, metrics));
+    whole = joined(measured, needs);
+  }
+  whole.totals = totals;
+  whole.running = running;
+  for (const auto& field : kPairFields<at::Tensor>) {
+    at::Tensor& value = whole.*field.value;
+    if (train && field.gradient && value.defined()) value.requires_grad_();
+  }
+  const auto out = evaluate(whole, rows, metrics);
+  next_running = out.running;
+  if (!train) return;
+  check_gradient(out);
+  out.loss.backward();
+  for (const Part& part : parts) {
+    const PairLogps again = measure_differentiable(part, step);
+    at::Tensor sum;
+    for (const auto& field : kPairFields<at::Tensor>) {
+      const at::Tensor& value = again.*field.value;
+      const at::Tensor& leaf = whole.*field.value;
+      if (!field.gradient || !value.defined() || !leaf.defined() || !leaf.grad().defined()) {
+        continue;
+      }
+      const auto each = field.per_sample ? needs.samples_per_prompt : 1;
+      const auto share = (leaf.grad().narrow(0, part.first * each, value.size(0)) * value).sum();
+      sum = sum.defined() ? sum + share : share;
+    }
+    sum.backward();
+  }
+}
+
+void Trainer::Impl::check_gradient(const LossOutput& out) const {
+  if (out.loss.requires_grad()) return;
+  throw ConfigError(
+      fmt::format("{}: expected a loss that depends on the policy's log-probs, got one without a "
+                  "gradient",
+                  loss.info().name));
 }
 
 detail::StepMetrics Trainer::Impl::accumulate(const std::vector<TokenPair>& pairs, bool train,
                                               std::int64_t step) {
   check(pairs);
   const at::AutoGradMode grad_mode(train);
-  const auto counts = count_tokens(pairs);
-  const auto n = static_cast<double>(pairs.size());
+  const auto rows = bucketed(pairs);
+  const auto counts = count_tokens(rows);
+  const auto n = static_cast<double>(rows.size());
   const StepTotals totals{.pairs = n,
                           .chosen_tokens = static_cast<double>(counts.chosen),
-                          .rejected_tokens = static_cast<double>(counts.rejected)};
+                          .rejected_tokens = static_cast<double>(counts.rejected),
+                          .gold_tokens = static_cast<double>(counts.gold)};
 
   detail::StepMetrics metrics;
+  std::vector<Part> parts;
   std::int64_t first = 0;
-  for (const auto& part : micro_batches(bucketed(pairs), options)) {
-    const auto out = forward(part, first, step, totals, metrics);
-    first += std::ssize(part);
-    if (!train) continue;
-    if (!out.loss.requires_grad()) {
-      throw ConfigError(
-          fmt::format("{}: expected a loss that depends on the policy's log-probs, "
-                      "got one without a gradient",
-                      loss.info().name));
+  for (auto& part : micro_batches(rows, options)) {
+    const auto size = std::ssize(part);
+    parts.push_back({std::move(part), first, &rows});
+    first += size;
+  }
+  next_running = running;
+  if (needs.whole_step && parts.size() > 1) {
+    accumulate_whole(parts, rows, totals, train, step, metrics);
+  } else {
+    for (const Part& part : parts) {
+      PairLogps logps = measure(part, step, metrics);
+      logps.totals = totals;
+      logps.running = running;
+      const auto out = evaluate(logps, part.rows, metrics);
+      if (needs.running_mean) next_running = out.running;
+      if (!train) continue;
+      check_gradient(out);
+      out.loss.backward();
     }
-    out.loss.backward();
   }
 
   metrics.set("lengths/chosen", totals.chosen_tokens / n);
@@ -300,6 +563,7 @@ detail::StepMetrics Trainer::Impl::accumulate(const std::vector<TokenPair>& pair
     metrics.set("lengths/rejected", static_cast<double>(counts.rejected) / n);
     tokens += counts.prompt + counts.rejected;
   }
+  if (needs.gold) tokens += counts.prompt + counts.gold;
   metrics.set("num_tokens", static_cast<double>(tokens_seen + (train ? tokens : 0)));
   return metrics;
 }
@@ -328,6 +592,12 @@ Trainer::Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> refe
         fmt::format("{}: expected a reference, got null; make_frozen_reference("
                     "policy->frozen_copy()) makes one",
                     name));
+  }
+  if (needs.seq_kl && impl_->reference->policy() == nullptr) {
+    throw ConfigError(fmt::format(
+        "{}: expected a reference with a model behind it, got one without; its loss needs the "
+        "reference's whole distribution",
+        name));
   }
   if (needs.sample_source == SampleSource::kNone) return;
   const SamplingOptions& sampling = checked(impl_->options.sampling, "sampling");
@@ -374,7 +644,9 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
   const double grad_norm = metric(metrics, "grad_norm");
   if (std::isfinite(loss) && std::isfinite(grad_norm)) {
     impl_->skipped_in_a_row = 0;
+    impl_->running = impl_->next_running;
     impl_->optimizer.step(learning_rate, clip_factor(grad_norm, options.max_grad_norm));
+    if (impl_->reference) impl_->reference->after_step(*impl_->policy, number);
     return metrics;
   }
 
@@ -399,6 +671,20 @@ Metrics Trainer::evaluate(const std::vector<TokenPair>& pairs) {
 
 Metrics Trainer::accumulate_gradients(const std::vector<TokenPair>& pairs) {
   return impl_->gradients(pairs).finish();
+}
+
+LossState Trainer::loss_state() const {
+  const auto& running = impl_->running;
+  if (running.count == 0) return {};
+  return {running.mean.item<double>(), running.count};
+}
+
+void Trainer::set_loss_state(const LossState& state) {
+  impl_->running = {};
+  if (state.count == 0) return;
+  impl_->running = {
+      at::scalar_tensor(state.mean, at::TensorOptions(at::kDouble).device(impl_->policy->device())),
+      state.count};
 }
 
 std::int64_t Trainer::steps_done() const { return impl_->steps_done; }

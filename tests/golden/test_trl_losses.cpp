@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Values and per-token gradients that TRL 1.16.0 gives (tests/data/README.md). Every case that the
-// registered losses cover must pass; the others are counted, so that none is lost silently.
+// Values, per-token gradients and metrics that TRL 1.16.0 gives (tests/data/README.md).
 
+#include <algorithm>
+#include <cstdint>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <string>
 
 #include "prefopt/losses/registry.h"
@@ -16,22 +16,24 @@ namespace {
 
 using nlohmann::json;
 
-bool covered(const json& config) {
-  static const std::set<std::string> kTypes{"sigmoid", "robust", "ipo"};
-  const json& types = config["loss_type"];
-  if (config.contains("ld_alpha") || config.contains("use_weighting")) return false;
-  if (types == json{"sigmoid", "sft"}) return true;
-  return types.size() == 1 && kTypes.contains(types[0]);
-}
-
-at::Tensor sums(const json& pairs, const char* key) {
+// Sums over the first `limit` tokens of each completion.
+at::Tensor sums(
+    const json& pairs, const char* key,
+    std::size_t limit(const json& pair) = [](const json&) { return SIZE_MAX; }) {
   std::vector<double> values;
   for (const json& pair : pairs) {
+    const json& tokens = pair[key];
     double sum = 0;
-    for (double x : pair[key]) sum += x;
+    for (std::size_t t = 0; t < std::min(tokens.size(), limit(pair)); ++t) {
+      sum += tokens[t].get<double>();
+    }
     values.push_back(sum);
   }
   return at::tensor(values, at::kDouble);
+}
+
+std::size_t head_length(const json& pair) {
+  return std::min(pair["chosen_logps"].size(), pair["rejected_logps"].size());
 }
 
 at::Tensor lengths(const json& pairs, const char* key) {
@@ -40,47 +42,62 @@ at::Tensor lengths(const json& pairs, const char* key) {
   return at::tensor(values, at::kLong);
 }
 
-TEST_CASE("TRL's losses and gradients", "[golden]") {
+PairLogps inputs(const json& pairs) {
+  PairLogps in;
+  in.chosen_logps = sums(pairs, "chosen_logps");
+  in.rejected_logps = sums(pairs, "rejected_logps");
+  in.ref_chosen_logps = sums(pairs, "ref_chosen_logps");
+  in.ref_rejected_logps = sums(pairs, "ref_rejected_logps");
+  in.chosen_lens = lengths(pairs, "chosen_logps");
+  in.rejected_lens = lengths(pairs, "rejected_logps");
+  in.chosen_head_logps = sums(pairs, "chosen_logps", head_length);
+  in.rejected_head_logps = sums(pairs, "rejected_logps", head_length);
+  in.ref_chosen_head_logps = sums(pairs, "ref_chosen_logps", head_length);
+  in.ref_rejected_head_logps = sums(pairs, "ref_rejected_logps", head_length);
+  in.chosen_log_sum_p_squared = sums(pairs, "chosen_log_sum_sq_probs");
+  in.rejected_log_sum_p_squared = sums(pairs, "rejected_log_sum_sq_probs");
+  return in;
+}
+
+// A token counts in the sum over its completion and, if it is one of the first, in the head's.
+void check_token_gradients(const json& golden, const char* key, const at::Tensor& full,
+                           const at::Tensor& head) {
+  const json& pairs = golden["pairs"];
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    const auto row = static_cast<std::int64_t>(i);
+    const json& tokens = golden["expected"][key][i];
+    for (std::size_t t = 0; t < tokens.size(); ++t) {
+      CAPTURE(key, i, t);
+      double gradient = full[row].item<double>();
+      if (head.defined() && t < head_length(pairs[i])) gradient += head[row].item<double>();
+      CHECK(gradient ==
+            Approx(tokens[t].get<double>()).epsilon(golden["rtol"].get<double>()).margin(1e-14));
+    }
+  }
+}
+
+TEST_CASE("TRL's losses, token gradients and metrics", "[golden]") {
   std::ifstream file(PREFOPT_TEST_DATA_DIR "/trl_losses.json");
   const json cases = json::parse(file);
-  int checked = 0;
+  REQUIRE(cases.size() == 66);
   for (const json& golden : cases) {
-    if (!covered(golden["config"])) continue;
-    ++checked;
     CAPTURE(golden["id"].get<std::string>(), golden["config"].dump());
-    const json& pairs = golden["pairs"];
     const json& expected = golden["expected"];
-    const double rtol = golden["rtol"];
-    PairLogps in;
-    in.chosen_logps = sums(pairs, "chosen_logps");
-    in.rejected_logps = sums(pairs, "rejected_logps");
-    in.ref_chosen_logps = sums(pairs, "ref_chosen_logps");
-    in.ref_rejected_logps = sums(pairs, "ref_rejected_logps");
-    in.chosen_lens = lengths(pairs, "chosen_logps");
-    in.rejected_lens = lengths(pairs, "rejected_logps");
-    const LossOutput out = make_loss(golden["config"].dump())(in);
+    const LossOutput out = make_loss(golden["config"].dump())(inputs(golden["pairs"]));
+    CHECK(out.loss.item<double>() ==
+          Approx(expected["loss"].get<double>()).epsilon(golden["rtol"].get<double>()));
+    check_token_gradients(golden, "grad_chosen", out.grad_chosen, out.grad_chosen_head);
+    check_token_gradients(golden, "grad_rejected", out.grad_rejected, out.grad_rejected_head);
 
-    CHECK(out.loss.item<double>() == Approx(expected["loss"].get<double>()).epsilon(rtol));
-    for (std::size_t i = 0; i < pairs.size(); ++i) {
-      const auto row = static_cast<std::int64_t>(i);
-      for (double gradient : expected["grad_chosen"][i]) {
-        CHECK(out.grad_chosen[row].item<double>() == Approx(gradient).epsilon(rtol).margin(1e-14));
-      }
-      for (double gradient : expected["grad_rejected"][i]) {
-        CHECK(out.grad_rejected[row].item<double>() ==
-              Approx(gradient).epsilon(rtol).margin(1e-14));
-      }
-    }
     const json& metrics = expected["metrics"];
-    CHECK(out.chosen_rewards.mean().item<double>() ==
-          Approx(metrics["rewards/chosen"].get<double>()).epsilon(1e-6).margin(1e-7));
-    CHECK(out.rejected_rewards.mean().item<double>() ==
-          Approx(metrics["rewards/rejected"].get<double>()).epsilon(1e-6).margin(1e-7));
-    CHECK(out.margins.mean().item<double>() ==
-          Approx(metrics["rewards/margins"].get<double>()).epsilon(1e-6).margin(1e-7));
+    const auto metric = [&](const char* name) {
+      return Approx(metrics[name].get<double>()).epsilon(1e-6).margin(1e-7);
+    };
+    CHECK(out.chosen_rewards.mean().item<double>() == metric("rewards/chosen"));
+    CHECK(out.rejected_rewards.mean().item<double>() == metric("rewards/rejected"));
+    CHECK(out.margins.mean().item<double>() == metric("rewards/margins"));
+    CHECK(out.margins.gt(0).to(at::kDouble).mean().item<double>() == metric("rewards/accuracies"));
   }
-  // sigmoid, robust, ipo with and without a divergence, and sigmoid + sft.
-  CHECK(checked == 18);
 }
 
 }  // namespace

@@ -2,6 +2,10 @@
 #include "support/loss_oracle.h"
 
 #include <cmath>
+#include <string>
+
+#include "support/loss_oracle_preference.h"
+#include "support/loss_oracle_scores.h"
 
 namespace prefopt::testing_support {
 namespace {
@@ -9,96 +13,120 @@ namespace {
 using Eigen::ArrayXd;
 using nlohmann::json;
 
-ArrayXd minus_log_sigmoid(const ArrayXd& x) { return (1 + (-x).exp()).log(); }
-
-// f'(u) of each divergence at u = e^Delta, shifted to the form of 2309.16240 table 1.
-ArrayXd score(const json& config, const ArrayXd& logratio) {
-  const std::string name = config.value("divergence", "reverse_kl");
-  const ArrayXd u = logratio.exp();
-  if (name == "reverse_kl") return u.log();
-  if (name == "forward_kl") return 1 - 1 / u;
-  if (name == "js_divergence") return (2 * u / (1 + u)).log();
-  if (name == "alpha_divergence") {
-    const double paper_alpha = 1 - config.value("divergence_alpha", 0.5);
-    if (paper_alpha == 0) return u.log();
-    return (1 - u.pow(-paper_alpha)) / paper_alpha;
-  }
-  if (name == "jeffrey") return u.log() + (u - 1) / u;
-  if (name == "chi_squared_mix") return u.log() + config.value("divergence_gamma", 1.0) * u;
-  throw std::invalid_argument(name);
+Real sum(const ArrayXd& x) {
+  Real total = 0;
+  for (const double v : x) total += v;
+  return total;
 }
 
-double nll(const std::string& reduction, const ArrayXd& logps, const ArrayXd& lens) {
-  if (reduction == "token_mean") return -logps.sum() / lens.sum();
-  if (reduction == "sequence_mean") return -(logps / lens).mean();
-  return -logps.mean();
+Real mean(const ArrayXd& x) { return sum(x) / x.size(); }
+
+Real mean_ratio(const ArrayXd& x, const ArrayXd& n) {
+  Real total = 0;
+  for (int i = 0; i < x.size(); ++i) total += static_cast<Real>(x[i]) / n[i];
+  return total / x.size();
+}
+
+Real nll(const std::string& reduction, const ArrayXd& logps, const ArrayXd& lens) {
+  if (reduction == "token_mean") return -sum(logps) / sum(lens);
+  if (reduction == "sequence_mean") return -mean_ratio(logps, lens);
+  return -mean(logps);
+}
+
+Real mean_logratio(const std::string& completions, const ExactPairLogps& in) {
+  if (completions == "chosen") return mean(in.chosen_logps) - mean(in.ref_chosen_logps);
+  if (completions == "rejected") return mean(in.rejected_logps) - mean(in.ref_rejected_logps);
+  return mean(in.sample_logps) - mean(in.ref_sample_logps);
+}
+
+// HyPO's KL on fresh samples: the value is the mean log-ratio, the gradient its score function with
+// the mean of the prompt's other samples as the baseline.
+OracleResult sampled_kl(const json& config, const ExactPairLogps& in) {
+  const double lambda = config.at("lambda");
+  const double clip = config.at("clip");
+  const auto k = static_cast<int>(in.samples_per_prompt);
+  const ArrayXd logratio = in.sample_logps - in.ref_sample_logps;
+  const ArrayXd kl = config.at("token_mean") ? ArrayXd(logratio / in.sample_lens) : logratio;
+  const auto limited = [&](double x) {
+    return clip > 0 ? std::fmax(-clip, std::fmin(clip, x)) : x;
+  };
+  ArrayXd gradient(kl.size());
+  for (int i = 0; i < kl.size(); ++i) {
+    double others = 0;
+    const int prompt = i / k;
+    for (int j = prompt * k; j < (prompt + 1) * k; ++j) {
+      if (j != i) others += limited(kl[j]);
+    }
+    const double baseline = k > 1 ? others / (k - 1) : 0;
+    gradient[i] = lambda * (limited(kl[i]) - baseline) / static_cast<double>(kl.size());
+  }
+  return {lambda * mean(kl), gradient};
+}
+
+// What a loss adds to its preference.
+OracleResult regularizer(const json& config, const ExactPairLogps& in) {
+  const std::string type = config.at("type");
+  if (type == "rpo") {
+    const bool chosen = config.at("baseline") == "chosen";
+    return {number(config, "eta") * nll(config.at("reduction"),
+                                        chosen ? in.chosen_logps : in.rejected_logps,
+                                        chosen ? in.chosen_lens : in.rejected_lens),
+            {}};
+  }
+  if (type == "vpo") {
+    const Real sign = config.at("mode") == "online" ? 1 : -1;
+    return {sign * number(config, "alpha") * number(config, "beta") *
+                mean_logratio(config.at("calibration"), in),
+            {}};
+  }
+  if (type == "hypo") return sampled_kl(config, in);
+  if (type == "cpo") {
+    return {number(config, "alpha") *
+                nll(config.value("reduction", "token_mean"), in.chosen_logps, in.chosen_lens),
+            {}};
+  }
+  if (type == "orpo") {
+    return {nll(config.value("reduction", "token_mean"), in.chosen_logps, in.chosen_lens), {}};
+  }
+  if (type == "tpo") {
+    return {number(config, "alpha") *
+                nll(config.value("reduction", "token_mean"), in.gold_logps, in.gold_lens),
+            {}};
+  }
+  return {0, {}};
+}
+
+std::optional<OracleResult> mix(const json& config, const ExactPairLogps& in,
+                                const ExactPairLogps* frozen) {
+  OracleResult total{0, {}};
+  for (const json& term : config.at("terms")) {
+    const double weight = term.at("weight");
+    const auto part = loss_oracle(term.at("loss"), in, frozen);
+    if (!part) return std::nullopt;
+    total.loss += weight * part->loss;
+    if (part->sample_gradient) {
+      const ArrayXd gradient = weight * *part->sample_gradient;
+      total.sample_gradient =
+          total.sample_gradient ? ArrayXd(*total.sample_gradient + gradient) : gradient;
+    }
+  }
+  return total;
 }
 
 }  // namespace
 
-std::optional<OracleResult> loss_oracle(const json& config, const ExactPairLogps& in) {
+std::optional<OracleResult> loss_oracle(const json& config, const ExactPairLogps& in,
+                                        const ExactPairLogps* frozen) {
   const std::string type = config.at("type");
-  if (type == "sft")
+  if (type == "mix") return mix(config, in, frozen);
+  if (type == "sft") {
     return OracleResult{nll(config.at("reduction"), in.chosen_logps, in.chosen_lens), {}};
-
-  const double beta = config.at("beta");
-  const double eps = config.value("label_smoothing", 0.0);
-  const ArrayXd logratio_w = in.chosen_logps - in.ref_chosen_logps;
-  const ArrayXd logratio_l = in.rejected_logps - in.ref_rejected_logps;
-  const ArrayXd score_w = score(config, logratio_w);
-  const ArrayXd score_l = score(config, logratio_l);
-  const ArrayXd z = beta * (score_w - score_l);
-  const double dpo = ((1 - eps) * minus_log_sigmoid(z) + eps * minus_log_sigmoid(-z)).mean();
-
-  if (type == "dpo" || type == "f_dpo") return OracleResult{dpo, {}};
-  if (type == "robust_dpo") {
-    const ArrayXd clean = minus_log_sigmoid(z), flipped = minus_log_sigmoid(-z);
-    return OracleResult{(((1 - eps) * clean - eps * flipped) / (1 - 2 * eps)).mean(), {}};
   }
-  if (type == "ipo") {
-    const bool normalized = config.at("length_normalized");
-    const ArrayXd h = normalized ? ArrayXd(score_w / in.chosen_lens - score_l / in.rejected_lens)
-                                 : ArrayXd(score_w - score_l);
-    return OracleResult{(h - 0.5 / beta).pow(2).mean(), {}};
-  }
-  if (type == "rpo") {
-    const bool chosen = config.at("baseline") == "chosen";
-    const double baseline =
-        nll(config.at("reduction"), chosen ? in.chosen_logps : in.rejected_logps,
-            chosen ? in.chosen_lens : in.rejected_lens);
-    return OracleResult{dpo + config.at("eta").get<double>() * baseline, {}};
-  }
-  const ArrayXd sample_logratio = in.sample_logps - in.ref_sample_logps;
-  if (type == "vpo") {
-    const double sign = config.at("mode") == "online" ? 1 : -1;
-    const std::string calibration = config.at("calibration");
-    const double mean = calibration == "chosen"     ? logratio_w.mean()
-                        : calibration == "rejected" ? logratio_l.mean()
-                                                    : sample_logratio.mean();
-    return OracleResult{dpo + sign * config.at("alpha").get<double>() * beta * mean, {}};
-  }
-  if (type == "hypo") {
-    const double lambda = config.at("lambda");
-    const double clip = config.at("clip");
-    const auto k = static_cast<int>(in.samples_per_prompt);
-    const ArrayXd kl =
-        config.at("token_mean") ? ArrayXd(sample_logratio / in.sample_lens) : sample_logratio;
-    ArrayXd gradient(kl.size());
-    const auto limited = [&](double x) {
-      return clip > 0 ? std::fmax(-clip, std::fmin(clip, x)) : x;
-    };
-    for (int i = 0; i < kl.size(); ++i) {
-      double others = 0;
-      const int prompt = i / k;
-      for (int j = prompt * k; j < (prompt + 1) * k; ++j) {
-        if (j != i) others += limited(kl[j]);
-      }
-      const double baseline = k > 1 ? others / (k - 1) : 0;
-      gradient[i] = lambda * (limited(kl[i]) - baseline) / static_cast<double>(kl.size());
-    }
-    return OracleResult{dpo + lambda * kl.mean(), gradient};
-  }
-  return std::nullopt;
+  const auto preference = mean_preference(config, in, frozen != nullptr ? *frozen : in);
+  if (!preference) return std::nullopt;
+  OracleResult result = regularizer(config, in);
+  result.loss += *preference;
+  return result;
 }
 
 }  // namespace prefopt::testing_support

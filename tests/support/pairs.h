@@ -4,9 +4,12 @@
 // One batch of per-sequence log-probs as Eigen arrays, and the same as tensors.
 
 #include <Eigen/Core>
+#include <cstddef>
 #include <random>
+#include <string_view>
 
 #include "prefopt/exact/pair_logps.h"
+#include "prefopt/losses/pair_fields.h"
 #include "support/catch.h"
 
 namespace prefopt::testing_support {
@@ -21,20 +24,20 @@ inline Eigen::ArrayXd to_array(const at::Tensor& x) {
   return Eigen::Map<const Eigen::ArrayXd>(flat.const_data_ptr<double>(), flat.numel());
 }
 
+/// Counts become int64, the other columns that are no log-probs stay float64.
 inline PairLogps to_tensors(const ExactPairLogps& in, at::ScalarType dtype = at::kDouble) {
   PairLogps out;
-  out.chosen_logps = to_tensor(in.chosen_logps, dtype);
-  out.rejected_logps = to_tensor(in.rejected_logps, dtype);
-  out.ref_chosen_logps = to_tensor(in.ref_chosen_logps, dtype);
-  out.ref_rejected_logps = to_tensor(in.ref_rejected_logps, dtype);
-  out.chosen_lens = to_tensor(in.chosen_lens).to(at::kLong);
-  out.rejected_lens = to_tensor(in.rejected_lens).to(at::kLong);
-  out.samples_per_prompt = in.samples_per_prompt;
-  if (in.samples_per_prompt > 0) {
-    out.sample_logps = to_tensor(in.sample_logps, dtype);
-    out.ref_sample_logps = to_tensor(in.ref_sample_logps, dtype);
-    out.sample_lens = to_tensor(in.sample_lens).to(at::kLong);
+  for (std::size_t i = 0; i < kPairFields<at::Tensor>.size(); ++i) {
+    const auto& from = kPairFields<Eigen::ArrayXd>[i];
+    const auto& to = kPairFields<at::Tensor>[i];
+    const Eigen::ArrayXd& x = in.*from.value;
+    if (x.size() == 0) continue;
+    const bool count = std::string_view(to.name).ends_with("_lens");
+    const bool logps = to.kind == PairField<at::Tensor>::Kind::kLogps;
+    out.*to.value = to_tensor(x, count ? at::kLong : logps ? dtype : at::kDouble);
   }
+  out.samples_per_prompt = in.samples_per_prompt;
+  out.running = {at::scalar_tensor(in.running.mean, at::dtype(dtype)), in.running.count};
   out.totals = in.totals;
   return out;
 }
@@ -65,6 +68,40 @@ inline ExactPairLogps random_pairs(int batch, int samples_per_prompt, unsigned s
   in.sample_logps = draw(batch * samples_per_prompt, -35);
   in.ref_sample_logps = draw(batch * samples_per_prompt, -35);
   in.sample_lens = lengths(batch * samples_per_prompt);
+
+  const auto uniform = [&](double low, double high) {
+    std::uniform_real_distribution<double> distribution(low, high);
+    Eigen::ArrayXd x(batch);
+    for (double& v : x) v = distribution(rng);
+    return x;
+  };
+  // The shorter completion has no tail.
+  const auto head = [&](const Eigen::ArrayXd& logps, const Eigen::ArrayXd& lens,
+                        const Eigen::ArrayXd& other_lens) -> Eigen::ArrayXd {
+    return (lens <= other_lens).select(logps, logps * uniform(0.2, 0.9));
+  };
+  in.chosen_head_logps = head(in.chosen_logps, in.chosen_lens, in.rejected_lens);
+  in.rejected_head_logps = head(in.rejected_logps, in.rejected_lens, in.chosen_lens);
+  in.ref_chosen_head_logps = head(in.ref_chosen_logps, in.chosen_lens, in.rejected_lens);
+  in.ref_rejected_head_logps = head(in.ref_rejected_logps, in.rejected_lens, in.chosen_lens);
+  // Mostly above the log-probs; below where the tokens are likelier than a sample's, so that the
+  // weights of WPO come out on both sides of 1.
+  in.chosen_log_sum_p_squared = in.chosen_logps * uniform(0.6, 1.1);
+  in.rejected_log_sum_p_squared = in.rejected_logps * uniform(0.6, 1.1);
+  in.chosen_seq_kl = draw(batch, 0).abs();
+  in.rejected_seq_kl = draw(batch, 0).abs();
+  in.gold_logps = draw(batch, -38);
+  in.gold_lens = lengths(batch);
+  in.labels =
+      Eigen::ArrayXd::NullaryExpr(batch, [](Eigen::Index i) { return i % 2 == 0 ? 1.0 : 0.0; });
+  in.kl_logps = draw(batch, -43);
+  in.ref_kl_logps = draw(batch, -45);
+  in.margins = draw(batch, 1);
+  in.weights = uniform(0.2, 2);
+  in.label_probs = uniform(0, 1);
+  in.chosen_win_rates = uniform(0.05, 0.95);
+  in.rejected_win_rates = uniform(0.05, 0.95);
+  in.running = {.mean = 0.25, .count = 12};
   return in;
 }
 
@@ -72,16 +109,14 @@ inline ExactPairLogps random_pairs(int batch, int samples_per_prompt, unsigned s
 inline ExactPairLogps slice(const ExactPairLogps& in, int first, int count) {
   const auto k = static_cast<int>(in.samples_per_prompt);
   ExactPairLogps out;
-  out.chosen_logps = in.chosen_logps.segment(first, count);
-  out.rejected_logps = in.rejected_logps.segment(first, count);
-  out.ref_chosen_logps = in.ref_chosen_logps.segment(first, count);
-  out.ref_rejected_logps = in.ref_rejected_logps.segment(first, count);
-  out.chosen_lens = in.chosen_lens.segment(first, count);
-  out.rejected_lens = in.rejected_lens.segment(first, count);
+  for (const auto& field : kPairFields<Eigen::ArrayXd>) {
+    const Eigen::ArrayXd& x = in.*field.value;
+    if (x.size() == 0) continue;
+    const int each = field.per_sample ? k : 1;
+    out.*field.value = x.segment(first * each, count * each);
+  }
   out.samples_per_prompt = k;
-  out.sample_logps = in.sample_logps.segment(first * k, count * k);
-  out.ref_sample_logps = in.ref_sample_logps.segment(first * k, count * k);
-  out.sample_lens = in.sample_lens.segment(first * k, count * k);
+  out.running = in.running;
   out.totals = in.totals;
   return out;
 }

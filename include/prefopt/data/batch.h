@@ -8,15 +8,19 @@
 #include <span>
 #include <vector>
 
+#include "prefopt/data/records.h"
 #include "prefopt/export.h"
 
 namespace prefopt {
 
-/// One token pair. `rejected` is empty for rows that have a single completion (SFT).
+/// One token pair. `rejected` is empty for rows that have a single completion (SFT, unpaired
+/// losses), `gold` for rows without a third one.
 struct TokenPair {
   std::vector<std::int64_t> prompt;
   std::vector<std::int64_t> chosen;
   std::vector<std::int64_t> rejected;
+  std::vector<std::int64_t> gold = {};
+  RowColumns columns = {};
 };
 
 /// Sequences with the same prompt. In the stream stand first the tokens that all of them begin
@@ -69,8 +73,9 @@ PREFOPT_API TokenBatch make_batch(const std::vector<TokenSequence>& sequences);
 PREFOPT_API TokenBatch select_sequences(const TokenBatch& batch,
                                         const std::vector<std::int64_t>& sequences);
 
-/// Chosen sequences of all pairs first, then the rejected ones (when `with_rejected`).
+/// Chosen sequences of all pairs first, then the rejected ones (when `with_rejected`), then the
+/// gold ones (when `with_gold`).
 PREFOPT_API TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs,
-                                       bool with_rejected = true);
+                                       bool with_rejected = true, bool with_gold = false);
 
 }  // namespace prefopt

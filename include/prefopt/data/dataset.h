@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -58,6 +59,18 @@ struct RowReport {
   PREFOPT_API std::string summary() const;
 };
 
+/// What a loss wants of each row.
+struct RowNeeds {
+  bool rejected = true;
+  bool gold = false;
+  std::vector<Column> columns = {};
+
+  /// Rows with one completion and a label.
+  bool unpaired() const {
+    return std::find(columns.begin(), columns.end(), Column::kLabel) != columns.end();
+  }
+};
+
 struct Dataset {
   std::vector<TokenPair> pairs;
   RowReport report;
@@ -78,14 +91,15 @@ PREFOPT_API void for_each_line(const std::string& path,
 PREFOPT_API TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                                    const DataOptions& options, RowReport& report);
 
-/// `need_rejected`: rows without one are unusable (named as such). Where it is false, rejected
-/// completions are left out. Rows are tokenized on LibTorch's threads; the result does not depend
-/// on their number. With `token_cache`, the result is kept under a hash of the file's content, the
-/// tokenizer and the options; what is damaged there is made anew, and a cache that cannot be
-/// written is done without, which the report says. Throws DataError where a policy says so or where
-/// no row can be used.
+/// Rows that lack what is needed are unusable (named as such); completions that are not needed are
+/// left out. Unpaired rows must not have a rejected completion. Rows are tokenized on LibTorch's
+/// threads; the result does not depend on their number. With `token_cache`, the result is kept
+/// under a hash of the file's content, the tokenizer and the options; what is damaged there is made
+/// anew, and a cache that cannot be written is done without, which the report says. Throws
+/// ConfigError where the file holds pairs for an unpaired loss or single completions for a pairwise
+/// one, and DataError where a policy says so or where no row can be used.
 PREFOPT_API Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
-                                 const DataOptions& options, bool need_rejected);
+                                 const DataOptions& options, const RowNeeds& needs = {});
 
 /// {training, held out}: the last `eval_fraction` of the pairs is held out, at least one pair and
 /// never all of them, where there are two or more. Throws ConfigError outside of [0, 1).

@@ -3,7 +3,9 @@
 
 // Preference rows as they stand in a file, before tokenization.
 
+#include <array>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -23,10 +25,37 @@ struct Message {
 PREFOPT_API std::string format_dialogue(const std::vector<Message>& messages,
                                         bool open_assistant_turn);
 
+/// Numbers that a row may carry besides its texts.
+enum class Column {
+  kLabel,            ///< `label`, 1 or 0 (true or false): whether a single completion is desirable
+  kMargin,           ///< `margin`, or `score_chosen` - `score_rejected`: given reward gap
+  kWeight,           ///< `weight`, at least 0
+  kLabelProb,        ///< `label_prob`: probability that chosen is the better one
+  kChosenWinRate,    ///< `chosen_win_rate`: probability that it beats one of the policy
+  kRejectedWinRate,  ///< `rejected_win_rate`
+};
+
+inline constexpr std::array<std::string_view, 6> kColumnKeys = {
+    "label", "margin", "weight", "label_prob", "chosen_win_rate", "rejected_win_rate"};
+
+/// A value for each Column; NaN where the row has none.
+class RowColumns {
+ public:
+  RowColumns() { values_.fill(std::numeric_limits<double>::quiet_NaN()); }
+
+  double& operator[](Column column) { return values_[static_cast<std::size_t>(column)]; }
+  double operator[](Column column) const { return values_[static_cast<std::size_t>(column)]; }
+
+ private:
+  std::array<double, kColumnKeys.size()> values_;
+};
+
 /// A row after its form was recognized: text, or token ids used as they are.
 struct PreferenceRow {
   std::string prompt, chosen, rejected;
-  std::vector<std::int64_t> prompt_ids, chosen_ids, rejected_ids;
+  std::string gold;  ///< `gold`: a third completion; empty where there is none
+  std::vector<std::int64_t> prompt_ids, chosen_ids, rejected_ids, gold_ids;
+  RowColumns columns = {};
   bool tokenized = false;    ///< the `_ids` hold the row
   bool has_rejected = true;  ///< false for SFT rows (`prompt` + `completion`, `text`, `messages`)
   /// What ends the completions, one token: the row came from messages in a chat format, whose text
@@ -38,7 +67,9 @@ struct PreferenceRow {
 /// Reads one JSON object. Forms: {prompt, chosen, rejected} as text; {chosen, rejected} with an
 /// implicit prompt (for hh-rlhf dialogues up to the last "\n\nAssistant:", else the common text);
 /// the same with lists of {role, content}; {prompt_ids, chosen_ids, rejected_ids};
-/// {prompt, completion}, {prompt_ids, completion_ids}, {text}, {messages} for SFT. Messages become
+/// {prompt, completion}, {prompt_ids, completion_ids}, {text}, {messages} for SFT, and with `label`
+/// for unpaired losses. A row may have the keys of `Column`, and beside `prompt` a third completion
+/// `gold` (or `gold_ids`). Messages become
 /// text in the given format of `prefopt/data/chat.h`: the prompt with the opening of the
 /// assistant's turn, the completion up to the end of its last one. Throws DataError, led by
 /// `where`, and ConfigError for an unknown format.

@@ -39,6 +39,11 @@ struct SequenceLogps {
   TokenByProducts by_products;
 };
 
+/// One number a sequence from values of its completion tokens, in the layout of `sequences`: sums
+/// in float64, with the weights of `reduction`.
+PREFOPT_API at::Tensor reduce_tokens(const at::Tensor& token_values, const SequenceLogps& sequences,
+                                     const SequenceReduction& reduction = {});
+
 /// Keeps the graph unless grad mode is off. Throws what token_logps and linear_token_logps throw.
 PREFOPT_API SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
                                          const SequenceLogpsOptions& options = {});

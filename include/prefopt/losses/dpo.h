@@ -9,12 +9,14 @@ struct DpoOptions {
   double beta = 0.1;
   double label_smoothing = 0;
   ScoreOptions score = {};
+  PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
     v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"}, label_smoothing,
            Range::half_open(0, 0.5));
     score.fields(v);
+    pair.fields(v);
   }
 };
 
@@ -22,6 +24,8 @@ struct DpoOptions {
 /// ericmitchell.ai/cdpo.pdf):
 ///   -(1 - eps) log sigmoid(beta delta) - eps log sigmoid(-beta delta)
 /// [batch] log-probs in nats. Derivative in delta: beta (sigmoid(beta delta) - (1 - eps)).
+/// SPIN (2401.01335) is this loss on completions of an earlier policy as the rejected ones, and
+/// Step-DPO (2406.18629) on single reasoning steps as completions.
 /// At delta = 0: log 2. As beta delta grows: eps beta delta; as it falls: -(1 - eps) beta delta.
 class DpoLoss : public PairwiseLoss<DpoLoss, DpoOptions> {
  public:
@@ -33,10 +37,15 @@ class DpoLoss : public PairwiseLoss<DpoLoss, DpoOptions> {
 
   static LossInfo info() {
     return {.name = "dpo",
-            .aliases = {"sigmoid"},
+            .aliases = {"sigmoid", "spin", "step_dpo"},
             .formula = "-(1-eps) logsigmoid(beta*delta) - eps logsigmoid(-beta*delta)",
             .source = "arXiv:2305.18290 eq. 7",
-            .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}}};
+            .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
+            .when_to_use = "The first choice for clean pairs; everything else is compared with it.",
+            .elsewhere = {{"TRL", "sigmoid"},
+                          {"OpenRLHF", "dpo"},
+                          {"LLaMA-Factory", "sigmoid"},
+                          {"Liger", "sigmoid"}}};
   }
 };
 

@@ -8,10 +8,12 @@ namespace prefopt {
 struct FDpoOptions {
   double beta = 0.1;
   ScoreOptions score{.divergence = Divergence::kJensenShannon};
+  PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the divergence penalty"}, beta, Range::above(0));
     score.fields(v);
+    pair.fields(v);
   }
 };
 
@@ -27,11 +29,15 @@ class FDpoLoss : public PairwiseLoss<FDpoLoss, FDpoOptions> {
   LogisticLink link() const { return {.beta = options_.beta}; }
 
   static LossInfo info() {
-    return {.name = "f_dpo",
-            .aliases = {},
-            .formula = "-logsigmoid(beta*(s(Delta_w) - s(Delta_l)))",
-            .source = "arXiv:2309.16240",
-            .anchors = {{0, 0, 0.69314718055994531}, {2, 2, 0.69314718055994531}}};
+    return {
+        .name = "f_dpo",
+        .aliases = {},
+        .formula = "-logsigmoid(beta*(s(Delta_w) - s(Delta_l)))",
+        .source = "arXiv:2309.16240",
+        .anchors = {{0, 0, 0.69314718055994531}, {2, 2, 0.69314718055994531}},
+        .when_to_use =
+            "Diverse answers matter (forward KL, JS) more than the highest reward (reverse KL).",
+        .elsewhere = {{"TRL", "f_divergence_type with sigmoid"}}};
   }
 };
 

@@ -15,6 +15,7 @@ struct HypoOptions {
   bool token_mean = false;
   double label_smoothing = 0;
   ScoreOptions score = {};
+  PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the offline KL penalty"}, beta, Range::above(0));
@@ -26,6 +27,7 @@ struct HypoOptions {
     v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"}, label_smoothing,
            Range::half_open(0, 0.5));
     score.fields(v);
+    pair.fields(v);
   }
 };
 
@@ -48,16 +50,22 @@ class HypoLoss : public PairwiseLoss<HypoLoss, HypoOptions> {
     return {.weight = options_.lambda, .clip = options_.clip, .token_mean = options_.token_mean};
   }
   LossRequirements requirements() const {
-    return {.sample_source = SampleSource::kPolicy, .samples_per_prompt = options_.num_samples};
+    LossRequirements needs = PairwiseLoss::requirements();
+    needs.reference = true;
+    needs.lens = needs.lens || options_.token_mean;
+    needs.sample_source = SampleSource::kPolicy;
+    needs.samples_per_prompt = options_.num_samples;
+    return needs;
   }
-  bool needs_lens() const { return options_.token_mean; }
 
   static LossInfo info() {
     return {.name = "hypo",
             .aliases = {},
             .formula = "dpo + lambda * KL(pi || pi_ref) on fresh samples",
             .source = "arXiv:2406.01462",
-            .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}}};
+            .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
+            .when_to_use =
+                "Offline pairs that cover little, where sampling from the policy is affordable."};
   }
 };
 

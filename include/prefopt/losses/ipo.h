@@ -7,17 +7,14 @@ namespace prefopt {
 
 struct IpoOptions {
   double beta = 0.1;
-  bool length_normalized = true;
-  ScoreOptions score = {};
+  ScoreOptions score{.length_normalized = true};
+  PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "the paper's tau: the margin aimed at is 1/(2 tau)", {"tau"}}, beta,
            Range::above(0));
-    v.flag({"length_normalized",
-            "divide each score by its completion's tokens (TRL); the paper "
-            "does not"},
-           length_normalized);
     score.fields(v);
+    pair.fields(v);
   }
 };
 
@@ -31,14 +28,16 @@ class IpoLoss : public PairwiseLoss<IpoLoss, IpoOptions> {
   using PairwiseLoss::PairwiseLoss;
 
   SquaredLink link() const { return {.target = 1 / (2 * options_.beta)}; }
-  bool length_normalized() const { return options_.length_normalized; }
 
   static LossInfo info() {
     return {.name = "ipo",
             .aliases = {},
             .formula = "(delta - 1/(2*beta))^2",
             .source = "arXiv:2310.12036 eq. 17",
-            .anchors = {{0, 0, 25}, {10, 0, 9}}};
+            .anchors = {{0, 0, 25}, {10, 0, 9}},
+            .when_to_use = "Deterministic preferences, on which dpo would not stop.",
+            .elsewhere = {{"TRL", "ipo", "always length_normalized"},
+                          {"OpenRLHF", "ipo", "never length_normalized"}}};
   }
 };
 

@@ -1,31 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cmath>
+
+#include "prefopt/losses/pair_logps.h"
 #include "prefopt/math/functions.h"
 
-// Links: scalar functions of delta = s_w - s_l (nats), value and derivative side by side. `T` is
-// float, double, an Eigen array or a tensor.
+// Links, value and derivative side by side: from scores (nats) to a per-pair loss. `T` is float,
+// double, an Eigen array or a tensor. A link of the difference has value(delta) and
+// derivative(delta) with delta = s_w - s_l. A link of both sides has value(w, l) and slopes(w, l).
 namespace prefopt {
 
-/// -a log sigmoid(beta delta) - b log sigmoid(-beta delta).
-/// Derivative: beta (b sigmoid(beta delta) - a sigmoid(-beta delta)).
-/// At delta = 0: (a + b) log 2. Tends to -a beta delta as delta falls, to b beta delta as it grows.
+/// -a log sigmoid(z) - b log sigmoid(-z), z = beta delta - shift.
+/// Derivative: beta (b sigmoid(z) - a sigmoid(-z)).
+/// At z = 0: (a + b) log 2. Tends to -a z as z falls, to b z as it grows.
 struct LogisticLink {
   double beta = 0.1;
   double a = 1;
   double b = 0;
+  double shift = 0;
 
   template <class T>
   T value(const T& delta) const {
-    const T z = beta * delta;
+    const T z = argument(delta);
     if (b == 0) return -a * math::log_sigmoid(z);
     return -a * math::log_sigmoid(z) - b * math::log_sigmoid(T(-z));
   }
 
   template <class T>
   T derivative(const T& delta) const {
-    const T z = beta * delta;
+    const T z = argument(delta);
     return beta * (b * math::sigmoid(z) - a * math::sigmoid(T(-z)));
+  }
+
+  template <class T>
+  T argument(const T& delta) const {
+    return shift == 0 ? T(beta * delta) : T(beta * delta - shift);
   }
 };
 
@@ -41,6 +51,68 @@ struct SquaredLink {
   template <class T>
   T derivative(const T& delta) const {
     return 2 * (delta - target);
+  }
+};
+
+/// max(0, 1 - beta delta). Derivative: -beta where beta delta < 1, else 0 (also at the kink).
+struct HingeLink {
+  double beta = 0.1;
+
+  template <class T>
+  T value(const T& delta) const {
+    return math::relu(T(1 - beta * delta));
+  }
+
+  template <class T>
+  T derivative(const T& delta) const {
+    return -beta * math::is_positive(T(1 - beta * delta));
+  }
+};
+
+/// Derivatives of a link of both sides.
+template <class T>
+struct BasicSlopes {
+  T chosen;
+  T rejected;
+};
+
+/// f(w) + g(l): each side by itself. `Side` has value(x) and derivative(x).
+template <class ChosenLink, class RejectedLink>
+struct SeparateLinks {
+  ChosenLink chosen;
+  RejectedLink rejected;
+
+  template <class T>
+  T value(const T& w, const T& l) const {
+    return chosen.value(w) + rejected.value(l);
+  }
+
+  template <class T>
+  BasicSlopes<T> slopes(const T& w, const T& l) const {
+    return {chosen.derivative(w), rejected.derivative(l)};
+  }
+};
+
+template <class ChosenLink, class RejectedLink>
+SeparateLinks(ChosenLink, RejectedLink) -> SeparateLinks<ChosenLink, RejectedLink>;
+
+/// weight * sigmoid(beta (x - center)), of either sign; `Center` a number or a 0-dim tensor.
+/// Derivative: weight beta sigmoid(z) sigmoid(-z).
+template <class Center = double>
+struct SigmoidLink {
+  double beta = 0.1;
+  double weight = 1;
+  Center center = {};
+
+  template <class T>
+  T value(const T& x) const {
+    return weight * math::sigmoid(T(beta * (x - center)));
+  }
+
+  template <class T>
+  T derivative(const T& x) const {
+    const T z = beta * (x - center);
+    return (weight * beta) * math::sigmoid(z) * math::sigmoid(T(-z));
   }
 };
 

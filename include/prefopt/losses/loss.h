@@ -19,20 +19,43 @@ namespace prefopt {
 /// Who draws the fresh samples of a loss.
 enum class SampleSource { kNone, kPolicy, kReference };
 
-/// What a loss must be given.
+/// What a loss must be given, besides the chosen log-probs (`BasicPairLogps` says what each is).
 struct LossRequirements {
   bool reference = true;
   bool rejected = true;
+  bool lens = false;
+  bool head_logps = false;
+  bool log_sum_p_squared = false;
+  bool seq_kl = false;
+  bool gold = false;
+  bool labels = false;  ///< rows are unpaired: one completion and a label
+  bool kl_logps = false;
+  bool margins = false;
+  bool weights = false;
+  bool label_probs = false;
+  bool win_rates = false;
+  /// The loss mixes the rows of an optimizer step with each other, so it must see all of them in
+  /// one call.
+  bool whole_step = false;
+  bool running_mean = false;  ///< `running` of the output goes into the next step's input
   SampleSource sample_source = SampleSource::kNone;
   std::int64_t samples_per_prompt = 0;
 };
 
 /// Known value of a loss with its default options on one pair of five-token completions whose
-/// reference log-probs are -10; fresh samples, where needed, equal their reference.
+/// reference log-probs are -10; fresh samples, a completion of another row and a third one have
+/// that log-prob as well, the label is 1, sequence KLs and margins are 0.
 struct LossAnchor {
   double chosen_logratio;
   double rejected_logratio;
   double loss;
+};
+
+/// The same loss in another library.
+struct LossElsewhere {
+  std::string library;
+  std::string name;
+  std::string difference = {};  ///< empty: none known
 };
 
 /// What the registry, the documentation and the contract tests know of a loss.
@@ -42,6 +65,8 @@ struct LossInfo {
   std::string formula = {};
   std::string source = {};  ///< arXiv id and equation
   std::vector<LossAnchor> anchors = {};
+  std::string when_to_use = {};               ///< one or two sentences
+  std::vector<LossElsewhere> elsewhere = {};  ///< other libraries that have it
 };
 
 namespace detail {

@@ -18,29 +18,8 @@ struct StepTotals {
   double pairs = 0;
   double chosen_tokens = 0;
   double rejected_tokens = 0;
+  double gold_tokens = 0;
 };
-
-/// What a loss sees: sums over completion tokens (never the prompt) of log-probs, in nats.
-/// `T` is at::Tensor in training and Eigen::ArrayXd in the exact lab.
-template <class T>
-struct BasicPairLogps {
-  T chosen_logps;        ///< [batch] log pi(y_w|x)
-  T rejected_logps;      ///< [batch] log pi(y_l|x)
-  T ref_chosen_logps;    ///< [batch] log pi_ref(y_w|x)
-  T ref_rejected_logps;  ///< [batch] log pi_ref(y_l|x)
-  T chosen_lens;         ///< [batch] completion token counts n_w; only where a loss needs them
-  T rejected_lens;       ///< [batch] n_l
-
-  /// Fresh samples, `samples_per_prompt` for each row, those of one row side by side.
-  std::int64_t samples_per_prompt = 0;
-  T sample_logps;      ///< [batch * samples_per_prompt] log pi(y|x)
-  T ref_sample_logps;  ///< [batch * samples_per_prompt]
-  T sample_lens;       ///< [batch * samples_per_prompt]
-
-  StepTotals totals;
-};
-
-using PairLogps = BasicPairLogps<at::Tensor>;
 
 namespace detail {
 template <class T>
@@ -57,6 +36,54 @@ struct ScalarOf<at::Tensor> {
 template <class T>
 using ScalarOf = typename detail::ScalarOf<T>::type;
 
+/// A mean over everything that was seen since training began.
+template <class T>
+struct RunningMean {
+  ScalarOf<T> mean = {};  ///< not looked at while `count` is 0
+  double count = 0;
+};
+
+/// What a loss sees: sums over completion tokens (never the prompt) of log-probs, in nats, or any
+/// other scores in their place (a diffusion model's, a verifier's). All are [batch] but the
+/// samples; a loss looks only at what its requirements name.
+/// `T` is at::Tensor in training and Eigen::ArrayXd in the exact lab.
+template <class T>
+struct BasicPairLogps {
+  T chosen_logps;        ///< log pi(y_w|x); of an unpaired row, its only completion
+  T rejected_logps;      ///< log pi(y_l|x)
+  T ref_chosen_logps;    ///< log pi_ref(y_w|x)
+  T ref_rejected_logps;  ///< log pi_ref(y_l|x)
+  T chosen_lens;         ///< completion token counts n_w
+  T rejected_lens;       ///< n_l
+
+  /// The sums over the first min(n_w, n_l) tokens alone (LD-DPO).
+  T chosen_head_logps, rejected_head_logps;
+  T ref_chosen_head_logps, ref_rejected_head_logps;
+  /// Sums over completion tokens of log sum_v pi(v)^2 (WPO).
+  T chosen_log_sum_p_squared, rejected_log_sum_p_squared;
+  /// Sums over completion tokens of KL(pi_ref || pi) over the vocabulary (TDPO).
+  T chosen_seq_kl, rejected_seq_kl;
+  T gold_logps, gold_lens;   ///< a third completion that is only imitated (TPO)
+  T labels;                  ///< of unpaired rows: 1 desirable, 0 not
+  T kl_logps, ref_kl_logps;  ///< the completion of another row under this row's prompt (KTO)
+  T margins;                 ///< given reward gap r_w - r_l
+  T weights;                 ///< given weight of the row
+  T label_probs;             ///< probability that the chosen completion is the better one
+  T chosen_win_rates;        ///< probability that y_w beats a completion of the policy
+  T rejected_win_rates;
+
+  /// Fresh samples, `samples_per_prompt` for each row, those of one row side by side.
+  std::int64_t samples_per_prompt = 0;
+  T sample_logps;      ///< [batch * samples_per_prompt] log pi(y|x)
+  T ref_sample_logps;  ///< [batch * samples_per_prompt]
+  T sample_lens;       ///< [batch * samples_per_prompt]
+
+  RunningMean<T> running;  ///< as it stands before this step
+  StepTotals totals;
+};
+
+using PairLogps = BasicPairLogps<at::Tensor>;
+
 /// One summand of a loss, for the metrics.
 template <class T>
 struct BasicLossTerm {
@@ -64,18 +91,22 @@ struct BasicLossTerm {
   ScalarOf<T> value;
 };
 
-/// Value, gradient coefficients and rewards of one (micro-)batch.
+/// Value, gradient coefficients and rewards of one (micro-)batch. A grad_* is d loss / d the input
+/// of that name; undefined where the loss does not depend on it.
 template <class T>
 struct BasicLossOutput {
-  ScalarOf<T> loss;  ///< scalar; `losses` summed over this batch, divided by the pairs of the step
-  T losses;          ///< [batch] per pair
-  T grad_chosen;     ///< [batch] d loss / d chosen_logps
-  T grad_rejected;   ///< [batch] d loss / d rejected_logps; undefined where there is no rejected
-  T grad_samples;    ///< [batch * samples_per_prompt]; undefined where there are no samples
+  ScalarOf<T> loss = {};  ///< `losses` summed over this batch, divided by the pairs of the step
+  T losses;               ///< [batch] per pair
+  T grad_chosen, grad_rejected;
+  T grad_chosen_head, grad_rejected_head;
+  T grad_chosen_seq_kl, grad_rejected_seq_kl;
+  T grad_gold;
+  T grad_samples;    ///< [batch * samples_per_prompt]
   T chosen_rewards;  ///< [batch] beta * (log pi - log pi_ref), no gradient
   T rejected_rewards;
   T margins;  ///< chosen_rewards - rejected_rewards
   std::vector<BasicLossTerm<T>> terms;
+  RunningMean<T> running;  ///< as it stands after this step
 };
 
 /// `loss` carries the gradient into the log-probs it was computed from: `out.loss.backward()`.

@@ -8,6 +8,7 @@
 
 #include "prefopt/losses/link.h"
 #include "prefopt/losses/loss.h"
+#include "prefopt/losses/pair_fields.h"
 #include "prefopt/losses/pair_logps.h"
 #include "prefopt/losses/regularizer.h"
 #include "prefopt/losses/score.h"
@@ -18,29 +19,28 @@ namespace prefopt {
 namespace detail {
 /// Shapes, dtypes, devices of `logps` against what the loss needs; detached float tensors back.
 PREFOPT_API PairLogps checked_inputs(const PairLogps& logps, const LossRequirements& needs,
-                                     bool needs_lens, const std::string& name);
+                                     const std::string& name);
 /// Throws ShapeError where `length` is not `expected`.
 PREFOPT_API void check_length(std::int64_t length, std::int64_t expected, const char* field,
                               const std::string& name);
+/// Throws ShapeError where a loss that must see the whole step sees `pairs` of it.
+PREFOPT_API void check_whole_step(std::int64_t pairs, const StepTotals& totals,
+                                  const LossRequirements& needs, const std::string& name);
+/// Throws ConfigError for a margin in a loss that has no difference to take it from.
+PREFOPT_API void refuse_margin(double margin_scale, const std::string& name);
 
 /// The lengths of all arrays that a loss needs.
 template <class T>
-void check_lengths(const BasicPairLogps<T>& in, const LossRequirements& needs, bool needs_lens,
+void check_lengths(const BasicPairLogps<T>& in, const LossRequirements& needs,
                    const std::string& name) {
   const std::int64_t batch = math::length(in.chosen_logps);
-  const std::int64_t samples = batch * needs.samples_per_prompt;
-  const auto check = [&](bool needed, const T& x, std::int64_t expected, const char* field) {
-    if (needed) check_length(math::length(x), expected, field, name);
-  };
   check_length(std::min<std::int64_t>(batch, 1), 1, "chosen_logps", name);
-  check(needs.rejected, in.rejected_logps, batch, "rejected_logps");
-  check(needs.reference, in.ref_chosen_logps, batch, "ref_chosen_logps");
-  check(needs.reference && needs.rejected, in.ref_rejected_logps, batch, "ref_rejected_logps");
-  check(needs_lens, in.chosen_lens, batch, "chosen_lens");
-  check(needs_lens && needs.rejected, in.rejected_lens, batch, "rejected_lens");
-  check(samples > 0, in.sample_logps, samples, "sample_logps");
-  check(samples > 0, in.ref_sample_logps, samples, "ref_sample_logps");
-  check(samples > 0 && needs_lens, in.sample_lens, samples, "sample_lens");
+  for (const auto& field : kPairFields<T>) {
+    if (!field.needed(needs)) continue;
+    const std::int64_t expected = field.per_sample ? batch * needs.samples_per_prompt : batch;
+    check_length(math::length(in.*field.value), expected, field.name, name);
+  }
+  check_whole_step(batch, in.totals, needs, name);
 }
 
 /// Ties `out.loss` to the log-probs it came from, with out.grad_* as its derivatives.
@@ -72,8 +72,8 @@ class LossBase {
 
   /// Throws ShapeError, DtypeError or DeviceError; never syncs a device.
   LossOutput forward(const PairLogps& logps) const {
-    const PairLogps inputs = detail::checked_inputs(logps, self().requirements(),
-                                                    self().needs_lens(), Derived::info().name);
+    const PairLogps inputs =
+        detail::checked_inputs(logps, self().requirements(), Derived::info().name);
     LossOutput out = [&] {
       const detail::NoGrad no_grad;  // the derivatives are written out, autograd need not follow
       return self().formula(inputs);
@@ -86,13 +86,12 @@ class LossBase {
   /// The same formula on another array type (exact/pair_logps.h). Throws ShapeError.
   template <class T>
   BasicLossOutput<T> evaluate(const BasicPairLogps<T>& in) const {
-    detail::check_lengths(in, self().requirements(), self().needs_lens(), Derived::info().name);
+    detail::check_lengths(in, self().requirements(), Derived::info().name);
     return self().formula(in);
   }
 
   const Options& options() const { return options_; }
   LossRequirements requirements() const { return {}; }
-  bool needs_lens() const { return false; }
 
  protected:
   const Derived& self() const { return static_cast<const Derived&>(*this); }
@@ -100,60 +99,182 @@ class LossBase {
   Options options_;
 };
 
+/// How likely the current policy is to write both completions of a pair, as a weight of the pair
+/// (WPO, 2406.11827): e^(mean token log pi(y_w)) * e^(mean token log pi(y_l)), without gradient.
+enum class Weighting {
+  kNone,
+  kUnaligned,         ///< as above
+  kSampledAlignment,  ///< each token's log pi less its log sum_v pi(v)^2 (TRL's use_weighting)
+};
+
+/// What a row of the data may say about its pair, and WPO's weights. All of it is detached.
+struct PairOptions {
+  double margin_scale = 0;
+  bool use_label_probs = false;
+  bool use_weights = false;
+  Weighting weighting = Weighting::kNone;
+  bool clamp_weighting = false;
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+namespace detail {
+/// The weight of each pair; undefined: 1.
+template <class T>
+T pair_weights(const PairOptions& options, const BasicPairLogps<T>& in) {
+  T weights = options.use_weights ? in.weights : T();
+  if (options.weighting == Weighting::kNone) return weights;
+  T likelihood = in.chosen_logps / in.chosen_lens + in.rejected_logps / in.rejected_lens;
+  if (options.weighting == Weighting::kSampledAlignment) {
+    likelihood = likelihood - in.chosen_log_sum_p_squared / in.chosen_lens -
+                 in.rejected_log_sum_p_squared / in.rejected_lens;
+  }
+  // In the exponent, where weights far below 1 lose nothing.
+  if (options.clamp_weighting) likelihood = -math::relu(T(-likelihood));
+  const T factor = math::tame_exp_slope(likelihood);
+  return math::defined(weights) ? T(weights * factor) : factor;
+}
+
+/// Whether a link looks at each side by itself.
+template <class Link, class T>
+concept LinkOfSides = requires(const Link& link, const T& x) {
+  link.slopes(x, x);
+};
+
+/// Per-pair losses and their slopes in both scores.
+template <class T>
+struct PairValue {
+  T losses, d_chosen, d_rejected;
+};
+
+template <class T, class Link>
+PairValue<T> pair_value(const Link& link, const T& w, const T& l, const T& margin) {
+  if constexpr (LinkOfSides<Link, T>) {
+    auto slopes = link.slopes(w, l);
+    return {link.value(w, l), std::move(slopes.chosen), std::move(slopes.rejected)};
+  } else {
+    T delta = w - l;
+    if (math::defined(margin)) delta = delta - margin;
+    const T slope = link.derivative(delta);
+    return {link.value(delta), slope, -slope};
+  }
+}
+
+/// The link of the pair with the other label: of a link that knows more of the pair than its
+/// scores, its swapped().
+template <class Link>
+Link of_swapped_labels(const Link& link) {
+  if constexpr (requires { link.swapped(); }) {
+    return link.swapped();
+  } else {
+    return link;
+  }
+}
+
+/// The expectation over which completion is the better one: with probability p the given one.
+template <class T, class Link>
+PairValue<T> expected_pair_value(const Link& link, const T& w, const T& l, const T& margin,
+                                 const T& p) {
+  const PairValue<T> kept = pair_value(link, w, l, margin);
+  const PairValue<T> swapped =
+      pair_value(of_swapped_labels(link), l, w, math::defined(margin) ? T(-margin) : margin);
+  return {p * kept.losses + (1 - p) * swapped.losses,
+          p * kept.d_chosen + (1 - p) * swapped.d_rejected,
+          p * kept.d_rejected + (1 - p) * swapped.d_chosen};
+}
+}  // namespace detail
+
 /// score x link + regularizer:
-///   loss = 1/pairs * sum_i [ link(s(Delta_w) - s(Delta_l)) + regularizer_i ]
-/// with Delta = log pi - log pi_ref per sequence, and s(Delta)/n where `length_normalized()`.
-/// `Derived` says link() and, where they differ from the defaults here, score(), regularizer() and
-/// length_normalized(); its options have `beta` and `score`.
+///   loss = 1/pairs * sum_i [ weight_i link(s_w - s_l - margin) + regularizer_i ]
+/// with the scores of losses/score.h; or link(s_w, s_l), for a link of both sides. `margin` is
+/// `margin_scale` times the given reward gap, over beta (ODPO, 2402.10571). With `use_label_probs`
+/// a pair counts as p times itself and 1 - p times itself with the labels swapped.
+/// `Derived` says link() or link(inputs) and, where they differ from the defaults here,
+/// regularizer(); its options have `beta`, `score` and `pair`.
 template <class Derived, class OptionsType>
 class PairwiseLoss : public LossBase<Derived, OptionsType> {
  public:
+  /// Throws ConfigError for options that contradict each other.
   explicit PairwiseLoss(OptionsType options = {})
       : LossBase<Derived, OptionsType>(std::move(options)) {
-    (void)this->self().score();  // a score that cannot be built is refused here, not in training
+    const std::string name = Derived::info().name;
+    const bool of_sides = detail::LinkOfSides<LinkFor<at::Tensor>, at::Tensor>;
+    (void)make_score(this->options_.score, name, !of_sides);
+    if (of_sides) detail::refuse_margin(this->options_.pair.margin_scale, name);
   }
 
   template <class T>
   BasicLossOutput<T> formula(const BasicPairLogps<T>& in) const {
     const Derived& loss = this->self();
     const double pairs = step_pairs(in);
-    const Score score = loss.score();
-    const auto link = loss.link();
-    const auto regularizer = loss.regularizer();
+    const PairOptions& options = this->options_.pair;
+    const Score score = this->score();
+    const BasicSideScore<T> w = score.of(chosen_side(in));
+    const BasicSideScore<T> l = score.of(rejected_side(in));
 
-    const T delta_w = in.chosen_logps - in.ref_chosen_logps;
-    const T delta_l = in.rejected_logps - in.ref_rejected_logps;
-    T score_w = score.value(delta_w);
-    T score_l = score.value(delta_l);
-    T slope_w = score.derivative(delta_w);
-    T slope_l = score.derivative(delta_l);
-    if (loss.length_normalized()) {
-      score_w = score_w / in.chosen_lens;
-      score_l = score_l / in.rejected_lens;
-      slope_w = slope_w / in.chosen_lens;
-      slope_l = slope_l / in.rejected_lens;
+    const auto link = link_for(in);
+    const T margin =
+        options.margin_scale != 0 ? T(options.margin_scale / loss.beta() * in.margins) : T();
+    detail::PairValue<T> value =
+        options.use_label_probs
+            ? detail::expected_pair_value(link, w.score, l.score, margin, in.label_probs)
+            : detail::pair_value(link, w.score, l.score, margin);
+    if (const T weights = detail::pair_weights(options, in); math::defined(weights)) {
+      value = {value.losses * weights, value.d_chosen * weights, value.d_rejected * weights};
     }
-    const T delta = score_w - score_l;
-    const T slope = link.derivative(delta);
-    BasicLossSum<T> sum{link.value(delta), slope * slope_w, -slope * slope_l, {}};
-    const ScalarOf<T> preference = math::sum(sum.losses) / pairs;
-    regularizer.add_to(sum, in, pairs);
 
-    BasicLossOutput<T> out = finish(sum, pairs);
-    out.chosen_rewards = loss.beta() * delta_w;
-    out.rejected_rewards = loss.beta() * delta_l;
+    BasicLossOutput<T> out;
+    out.losses = value.losses;
+    out.grad_chosen = value.d_chosen * w.d_logps;
+    out.grad_rejected = value.d_rejected * l.d_logps;
+    if (math::defined(w.d_head)) {
+      out.grad_chosen_head = value.d_chosen * w.d_head;
+      out.grad_rejected_head = value.d_rejected * l.d_head;
+    }
+    const auto regularizer = loss.regularizer();
+    const ScalarOf<T> preference = math::sum(out.losses) / pairs;
+    regularizer.add_to(out, in, pairs);
+    finish(out, pairs);
+    out.chosen_rewards = loss.beta() * w.logratio;
+    out.rejected_rewards = loss.beta() * l.logratio;
     out.margins = out.chosen_rewards - out.rejected_rewards;
     if (regularizer.kName != nullptr) {
       out.terms = {{"preference", preference}, {regularizer.kName, out.loss - preference}};
     }
+    if constexpr (requires { link.running; }) out.running = link.running;
     return out;
   }
 
-  Score score() const { return make_score(this->options_.score); }
+  Score score() const { return {.options = this->options_.score}; }
   NoRegularizer regularizer() const { return {}; }
   double beta() const { return this->options_.beta; }
-  bool length_normalized() const { return false; }
-  bool needs_lens() const { return this->self().length_normalized(); }
+
+  LossRequirements requirements() const {
+    const ScoreOptions& score = this->options_.score;
+    const PairOptions& pair = this->options_.pair;
+    const bool weighs = pair.weighting != Weighting::kNone;
+    return {.reference = !score.reference_free,
+            .lens = score.length_normalized || weighs,
+            .head_logps = score.ld_alpha != 1,
+            .log_sum_p_squared = pair.weighting == Weighting::kSampledAlignment,
+            .margins = pair.margin_scale != 0,
+            .weights = pair.use_weights,
+            .label_probs = pair.use_label_probs};
+  }
+
+ private:
+  template <class T>
+  auto link_for(const BasicPairLogps<T>& in) const {
+    if constexpr (requires { this->self().link(in); }) {
+      return this->self().link(in);
+    } else {
+      return this->self().link();
+    }
+  }
+
+  template <class T>
+  using LinkFor = decltype(std::declval<const PairwiseLoss&>().link_for(
+      std::declval<const BasicPairLogps<T>&>()));
 };
 
 }  // namespace prefopt

@@ -9,12 +9,14 @@ struct RobustDpoOptions {
   double beta = 0.1;
   double label_smoothing = 0;
   ScoreOptions score = {};
+  PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
     v.real({"label_smoothing", "rate at which labels are flipped"}, label_smoothing,
            Range::half_open(0, 0.5));
     score.fields(v);
+    pair.fields(v);
   }
 };
 
@@ -40,7 +42,9 @@ class RobustDpoLoss : public PairwiseLoss<RobustDpoLoss, RobustDpoOptions> {
         .aliases = {"robust", "rdpo"},
         .formula = "[-(1-eps) logsigmoid(beta*delta) + eps logsigmoid(-beta*delta)] / (1 - 2 eps)",
         .source = "arXiv:2403.00409",
-        .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}}};
+        .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
+        .when_to_use = "Labels of which a known share is flipped.",
+        .elsewhere = {{"TRL", "robust"}, {"LLaMA-Factory", "robust"}}};
   }
 };
 

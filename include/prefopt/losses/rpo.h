@@ -12,6 +12,7 @@ struct RpoOptions {
   Baseline baseline = Baseline::kChosen;
   double label_smoothing = 0;
   ScoreOptions score = {};
+  PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
@@ -23,6 +24,7 @@ struct RpoOptions {
     v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"}, label_smoothing,
            Range::half_open(0, 0.5));
     score.fields(v);
+    pair.fields(v);
   }
 };
 
@@ -43,14 +45,21 @@ class RpoLoss : public PairwiseLoss<RpoLoss, RpoOptions> {
   NllRegularizer regularizer() const {
     return {.weight = options_.eta, .reduction = options_.reduction, .baseline = options_.baseline};
   }
-  bool needs_lens() const { return options_.reduction != Reduction::kSum; }
+  LossRequirements requirements() const {
+    LossRequirements needs = PairwiseLoss::requirements();
+    needs.lens = needs.lens || options_.reduction != Reduction::kSum;
+    return needs;
+  }
 
   static LossInfo info() {
     return {.name = "rpo",
             .aliases = {},
             .formula = "dpo + eta * NLL(baseline)",
             .source = "arXiv:2405.16436 eq. 4.8",
-            .anchors = {{0, 0, 2.6931471805599453}, {5, 5, 1.6931471805599453}}};
+            .anchors = {{0, 0, 2.6931471805599453}, {5, 5, 1.6931471805599453}},
+            .when_to_use = "The likelihood of the chosen completions must not fall.",
+            .elsewhere = {{"TRL", "[sigmoid, sft] with loss_weights [1, eta]"},
+                          {"NeMo-Aligner", "dpo with sft_loss_weight"}}};
   }
 };
 

@@ -24,19 +24,23 @@ class SftLoss : public LossBase<SftLoss, SftOptions> {
   template <class T>
   BasicLossOutput<T> formula(const BasicPairLogps<T>& in) const {
     const double pairs = step_pairs(in);
-    BasicLossSum<T> sum;
-    NllRegularizer{.weight = 1, .reduction = options_.reduction}.add_to(sum, in, pairs);
-    return finish(sum, pairs);
+    BasicLossOutput<T> out;
+    NllRegularizer{.weight = 1, .reduction = options_.reduction}.add_to(out, in, pairs);
+    finish(out, pairs);
+    return out;
   }
-  LossRequirements requirements() const { return {.reference = false, .rejected = false}; }
-  bool needs_lens() const { return options_.reduction != Reduction::kSum; }
+  LossRequirements requirements() const {
+    return {.reference = false, .rejected = false, .lens = options_.reduction != Reduction::kSum};
+  }
 
   static LossInfo info() {
     return {.name = "sft",
             .aliases = {"nll"},
             .formula = "-sum(chosen token logps) / number of chosen tokens",
             .source = "TRL 1.16 loss_type sft",
-            .anchors = {{0, 0, 2}, {5, 0, 1}}};
+            .anchors = {{0, 0, 2}, {5, 0, 1}},
+            .when_to_use = "Before preference training, or as a part of a mix.",
+            .elsewhere = {{"TRL", "sft", "mean over the micro-batch"}}};
   }
 };
 

@@ -20,6 +20,7 @@ struct VpoOptions {
   Calibration calibration = Calibration::kChosen;
   std::int64_t num_samples = 1;
   ScoreOptions score = {};
+  PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
@@ -33,6 +34,7 @@ struct VpoOptions {
     v.integer({"num_samples", "fresh samples a prompt, for calibration = samples"}, num_samples,
               Range::at_least(1));
     score.fields(v);
+    pair.fields(v);
   }
 };
 
@@ -50,8 +52,13 @@ class VpoLoss : public PairwiseLoss<VpoLoss, VpoOptions> {
     return {.weight = sign * options_.alpha * options_.beta, .calibration = options_.calibration};
   }
   LossRequirements requirements() const {
-    if (options_.calibration != Calibration::kSamples) return {};
-    return {.sample_source = SampleSource::kReference, .samples_per_prompt = options_.num_samples};
+    LossRequirements needs = PairwiseLoss::requirements();
+    needs.reference = true;
+    if (options_.calibration == Calibration::kSamples) {
+      needs.sample_source = SampleSource::kReference;
+      needs.samples_per_prompt = options_.num_samples;
+    }
+    return needs;
   }
 
   static LossInfo info() {
@@ -59,7 +66,8 @@ class VpoLoss : public PairwiseLoss<VpoLoss, VpoOptions> {
             .aliases = {},
             .formula = "dpo + sign * alpha * beta * mean(log pi - log pi_ref)",
             .source = "arXiv:2405.19320",
-            .anchors = {{0, 0, 0.69314718055994531}, {10, 10, 0.59314718055994531}}};
+            .anchors = {{0, 0, 0.69314718055994531}, {10, 10, 0.59314718055994531}},
+            .when_to_use = "Online rounds that shall explore, or offline data that cover little."};
   }
 };
 

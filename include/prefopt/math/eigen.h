@@ -2,6 +2,8 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "prefopt/math/functions.h"
@@ -22,6 +24,11 @@ struct Functions<Eigen::ArrayXd> {
   static Array tame_expm1(const Array& x) { return x.unaryExpr(&Scalar::tame_expm1); }
   static Array tame_exp_slope(const Array& x) { return x.unaryExpr(&Scalar::tame_exp_slope); }
 
+  static Array relu(const Array& x) { return x.max(0); }
+  static Array is_positive(const Array& x) { return (x > 0).cast<double>(); }
+  static Array log_odds(const Array& x) { return x.unaryExpr(&Scalar::log_odds); }
+  static Array log_odds_slope(const Array& x) { return x.unaryExpr(&Scalar::log_odds_slope); }
+
   static bool defined(const Array& x) { return x.size() > 0; }
   static std::int64_t length(const Array& x) { return x.size(); }
   static double sum(const Array& x) { return x.sum(); }
@@ -33,6 +40,24 @@ struct Functions<Eigen::ArrayXd> {
   static Array spread(const Array& x, std::int64_t size) {
     return x.transpose().replicate(size, 1).reshaped();
   }
+  static Array sort_order(const Array& x) {
+    Array order = Array::LinSpaced(x.size(), 0, static_cast<double>(x.size() - 1));
+    std::stable_sort(order.begin(), order.end(),
+                     [&](double a, double b) { return x[at(a)] < x[at(b)]; });
+    return order;
+  }
+  static Array take(const Array& x, const Array& order) {
+    return order.unaryExpr([&](double place) { return x[at(place)]; });
+  }
+  static Array put_back(const Array& x, const Array& order) {
+    Array result(x.size());
+    for (Eigen::Index i = 0; i < x.size(); ++i) result[at(order[i])] = x[i];
+    return result;
+  }
+
+ private:
+  // Places are kept as the array's own numbers, which are exact up to 2^53.
+  static Eigen::Index at(double place) { return std::lround(place); }
 };
 
 }  // namespace prefopt::math

@@ -19,13 +19,19 @@ namespace prefopt::math {
 inline constexpr double kExpLimitFloat = 30;
 inline constexpr double kExpLimitDouble = 300;
 
+/// Closer than this to log 1, the log-odds of a probability go on as their tangent.
+inline constexpr double kCertaintyFloat = 1e-5;
+inline constexpr double kCertaintyDouble = 1e-10;
+
 /// The implementation for a number type, as static functions; specialized once for each.
 template <class T>
 struct Functions;
 
 template <std::floating_point T>
 struct Functions<T> {
-  static constexpr T kExpLimit = T(sizeof(T) > sizeof(float) ? kExpLimitDouble : kExpLimitFloat);
+  static constexpr bool kIsDouble = sizeof(T) > sizeof(float);
+  static constexpr T kExpLimit = T(kIsDouble ? kExpLimitDouble : kExpLimitFloat);
+  static constexpr T kCertainty = T(kIsDouble ? kCertaintyDouble : kCertaintyFloat);
 
   static T log_sigmoid(T x) { return std::min(x, T(0)) - std::log1p(std::exp(-std::abs(x))); }
   static T sigmoid(T x) {
@@ -39,6 +45,14 @@ struct Functions<T> {
     return std::expm1(low) + std::exp(low) * (x - low);
   }
   static T tame_exp_slope(T x) { return std::exp(std::min(x, kExpLimit)); }
+  static T relu(T x) { return std::max(x, T(0)); }
+  static T is_positive(T x) { return x > 0 ? T(1) : T(0); }
+  static T log_odds(T x) {
+    const T low = std::min(x, -kCertainty);
+    const T odds_slope = -1 / std::expm1(low);
+    return low + std::log(odds_slope) + odds_slope * (x - low);
+  }
+  static T log_odds_slope(T x) { return -1 / std::expm1(std::min(x, -kCertainty)); }
 };
 
 /// log(1 / (1 + e^-x)), without overflow at either end.
@@ -74,6 +88,30 @@ T tame_expm1(const T& x) {
 template <class T>
 T tame_exp_slope(const T& x) {
   return Functions<T>::tame_exp_slope(x);
+}
+
+/// max(x, 0)
+template <class T>
+T relu(const T& x) {
+  return Functions<T>::relu(x);
+}
+
+/// 1 where x > 0, else 0: the derivative of relu.
+template <class T>
+T is_positive(const T& x) {
+  return Functions<T>::is_positive(x);
+}
+
+/// log(p / (1 - p)) of x = log p < 0, continued as its tangent close to 0 and beyond.
+template <class T>
+T log_odds(const T& x) {
+  return Functions<T>::log_odds(x);
+}
+
+/// Derivative of log_odds: 1 / (1 - e^x).
+template <class T>
+T log_odds_slope(const T& x) {
+  return Functions<T>::log_odds_slope(x);
 }
 
 // What follows exists for arrays only.
@@ -117,6 +155,24 @@ T group_sum(const T& x, std::int64_t size) {
 template <class T>
 T spread(const T& x, std::int64_t size) {
   return Functions<T>::spread(x, size);
+}
+
+/// Places of the values in ascending order; equal ones keep their order.
+template <class T>
+T sort_order(const T& x) {
+  return Functions<T>::sort_order(x);
+}
+
+/// x[order[i]] at i.
+template <class T>
+T take(const T& x, const T& order) {
+  return Functions<T>::take(x, order);
+}
+
+/// x[i] at order[i], which undoes `take`.
+template <class T>
+T put_back(const T& x, const T& order) {
+  return Functions<T>::put_back(x, order);
 }
 
 }  // namespace prefopt::math

@@ -27,6 +27,10 @@ struct PREFOPT_API Functions<at::Tensor> {
   static at::Tensor constant(const at::Tensor& like, double value);
   static at::Tensor tame_expm1(const at::Tensor& x);
   static at::Tensor tame_exp_slope(const at::Tensor& x);
+  static at::Tensor relu(const at::Tensor& x);
+  static at::Tensor is_positive(const at::Tensor& x);
+  static at::Tensor log_odds(const at::Tensor& x);
+  static at::Tensor log_odds_slope(const at::Tensor& x);
 
   static bool defined(const at::Tensor& x) { return x.defined(); }
   static std::int64_t length(const at::Tensor& x) { return x.defined() ? x.size(0) : 0; }
@@ -35,6 +39,9 @@ struct PREFOPT_API Functions<at::Tensor> {
   static at::Tensor clamp(const at::Tensor& x, double limit);
   static at::Tensor group_sum(const at::Tensor& x, std::int64_t size);
   static at::Tensor spread(const at::Tensor& x, std::int64_t size);
+  static at::Tensor sort_order(const at::Tensor& x);
+  static at::Tensor take(const at::Tensor& x, const at::Tensor& order);
+  static at::Tensor put_back(const at::Tensor& x, const at::Tensor& order);
 };
 
 }  // namespace prefopt::math

@@ -92,6 +92,10 @@ class PREFOPT_API Decoder final : public Policy {
   std::string config() const override;
   std::shared_ptr<Policy> frozen_copy() const override;
   std::shared_ptr<Decoder> frozen_decoder() const;
+  std::vector<TrainedWeight> trained_weights() const override;
+  /// Matrices with an adapter are in the adapter's dtype.
+  std::shared_ptr<Policy> merged_copy() const override;
+  std::shared_ptr<Decoder> merged_decoder() const;
   /// Writes a Hugging Face folder that transformers loads, in shards above 5 GB. A config read from
   /// a folder is written back with everything it held. A model with an adapter writes that alone.
   void save(const std::string& directory) const override;

@@ -29,6 +29,18 @@ struct OutputHead {
   at::Tensor weight;  ///< [vocab, hidden]; undefined for a policy that gives logits
 };
 
+/// A weight that training changes, by itself or through an adapter (2106.09685).
+struct TrainedWeight {
+  std::string name;  ///< in the model without adapters
+  at::Tensor weight;
+  at::Tensor lora_a = {}, lora_b = {};  ///< undefined: no adapter
+  double lora_scale = 0;
+
+  /// weight + lora_scale · lora_b lora_a in the adapter's dtype, without a graph; the weight itself
+  /// where there is no adapter.
+  PREFOPT_API at::Tensor merged() const;
+};
+
 /// Token-by-token decoding of several prompts with whatever state the model keeps between calls.
 class PREFOPT_API DecodeSession {
  public:
@@ -62,6 +74,11 @@ class PREFOPT_API Policy {
   virtual std::string config() const { return {}; }
   /// A frozen copy that shares nothing with this one. Throws ConfigError where it cannot be made.
   virtual std::shared_ptr<Policy> frozen_copy() const;
+  /// The default: the parameters that require a gradient.
+  virtual std::vector<TrainedWeight> trained_weights() const;
+  /// A frozen model of the merged weights. It owns those that are trained and may share the others
+  /// with this policy. The default is frozen_copy().
+  virtual std::shared_ptr<Policy> merged_copy() const;
   /// Writes the model in its own format. Throws CheckpointError where there is none.
   virtual void save(const std::string& directory) const;
   /// The default runs the whole forward anew for each token.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -19,6 +20,9 @@ class PREFOPT_API Reference {
   virtual at::Tensor sequence_logps(const TokenBatch& batch) = 0;
   /// [rows] float32 or float64: one value a completion token, sequence after sequence.
   virtual at::Tensor token_logps(const TokenBatch& batch) = 0;
+  /// For references that move: the trainer calls it after each update of the policy. `step` counts
+  /// optimizer steps from 1; one without an update counts too, but makes no call.
+  virtual void after_step(const Policy& policy, std::int64_t step);
   /// The model behind it, for fresh samples; null where there is none.
   virtual Policy* policy() { return nullptr; }
 };

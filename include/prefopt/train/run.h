@@ -12,6 +12,7 @@
 #include "prefopt/data/dataset.h"
 #include "prefopt/export.h"
 #include "prefopt/model/decoder.h"
+#include "prefopt/model/moving_reference.h"
 #include "prefopt/options.h"
 #include "prefopt/train/trainer.h"
 
@@ -36,6 +37,8 @@ struct ReferenceOptions {
   std::string path = {};       ///< Hugging Face folder; empty: the policy as it was before training
   std::string dtype = {};      ///< empty: the policy's
   std::string cache_dir = {};  ///< empty: `reference-cache` in the run folder
+  bool moving = false;         ///< not with a cache
+  MovingReferenceOptions update = {};
 
   PREFOPT_API void fields(FieldVisitor& v);
 };

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "prefopt/data/batch.h"
+#include "prefopt/data/dataset.h"
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
 #include "prefopt/model/policy.h"
@@ -58,6 +59,15 @@ struct TrainerOptions {
   SamplingOptions sampling = {};  ///< for losses that need fresh samples
 };
 
+/// What the rows of a loss must have.
+PREFOPT_API RowNeeds row_needs(const LossRequirements& needs);
+
+/// What a loss keeps from step to step: a running mean (see `LossRequirements::running_mean`).
+struct LossState {
+  double mean = 0;
+  double count = 0;
+};
+
 /// One loss, one policy, one optimizer. Knows nothing of files; `run_training` does.
 class PREFOPT_API Trainer {
  public:
@@ -74,6 +84,10 @@ class PREFOPT_API Trainer {
   Metrics evaluate(const std::vector<TokenPair>& pairs);
   /// Gradients of one step left in the parameters' `grad`, no update; for checks.
   Metrics accumulate_gradients(const std::vector<TokenPair>& pairs);
+
+  /// Belongs to a checkpoint, beside the weights.
+  LossState loss_state() const;
+  void set_loss_state(const LossState& state);
 
   std::int64_t steps_done() const;
   Policy& policy();

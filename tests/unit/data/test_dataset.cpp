@@ -71,7 +71,7 @@ class RowFile {
   }
   const std::string& path() const { return path_; }
   Dataset load(const DataOptions& options = {}, bool need_rejected = true) const {
-    return load_dataset(path_, ByteTokenizer(), options, need_rejected);
+    return load_dataset(path_, ByteTokenizer(), options, {.rejected = need_rejected});
   }
 
  private:
@@ -265,7 +265,7 @@ TEST_CASE("supervised training does not pay for the rejected completion", "[data
   const RowFile file(R"({"prompt": "abcdef", "chosen": "ok", "rejected": ")" +
                      std::string(500, 'x') + "\"}\n");
   const Dataset dataset =
-      load_dataset(file.path(), ByteTokenizer(), {.max_length = 16}, /*need_rejected=*/false);
+      load_dataset(file.path(), ByteTokenizer(), {.max_length = 16}, {.rejected = false});
   CHECK(shown(dataset.pairs) == std::vector<std::string>{"<abcdef|ok>|"});
   CHECK(dataset.report.summary().empty());
 }
@@ -403,7 +403,7 @@ TEST_CASE("a file without a usable row is refused with its reasons", "[data]") {
                         "dropped 1 row: chosen equals rejected (line 2); "
                         "dropped 2 rows: empty completion (lines 1, 3)");
   const TempDir dir;
-  CHECK_THROWS_TEXT(load_dataset(dir.file("none"), ByteTokenizer(), {}, true), DataError,
+  CHECK_THROWS_TEXT(load_dataset(dir.file("none"), ByteTokenizer(), {}), DataError,
                     dir.file("none") + ": expected a readable file, got No such file or directory");
 }
 
@@ -485,7 +485,7 @@ TEST_CASE("rows of messages end in the token that ends a turn", "[data]") {
                      R"("rejected": [{"role": "assistant", "content": ""}]})"
                      "\n");
   DataOptions options = {.max_completion_length = 4, .chat_format = "chatml"};
-  const Dataset dataset = load_dataset(file.path(), *tokenizer, options, true);
+  const Dataset dataset = load_dataset(file.path(), *tokenizer, options);
   REQUIRE(dataset.pairs.size() == 1);
   const TokenPair& pair = dataset.pairs[0];
   CHECK(pair.prompt ==

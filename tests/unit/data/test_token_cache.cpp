@@ -35,7 +35,7 @@ class CachedRows {
     options.identical = RowPolicy::kKeep;
   }
   void write(const std::string& rows) const { std::ofstream(dir.file("rows")) << rows; }
-  Dataset load() const { return load_dataset(dir.file("rows"), ByteTokenizer(), options, true); }
+  Dataset load() const { return load_dataset(dir.file("rows"), ByteTokenizer(), options); }
   std::vector<std::string> files() const {
     std::vector<std::string> paths;
     for (const auto& entry : fs::directory_iterator(options.token_cache)) {
@@ -85,7 +85,7 @@ TEST_CASE("what decides tokens decides the key of the cache", "[data]") {
   rows.write(kRows + kRows);
   CHECK(rows.load().report.cache_note.empty());
   CHECK(rows.load().report.rows_read == 10);
-  CHECK(load_dataset(rows.dir.file("rows"), ByteTokenizer(), rows.options, false)
+  CHECK(load_dataset(rows.dir.file("rows"), ByteTokenizer(), rows.options, {.rejected = false})
             .report.cache_note.empty());
   CHECK(rows.files().size() == 4);
   rows.options.eval_fraction = 0.5;

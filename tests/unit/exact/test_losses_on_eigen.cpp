@@ -3,13 +3,36 @@
 
 #include "prefopt/error.h"
 #include "prefopt/exact/pair_logps.h"
+#include "prefopt/losses/alphapo.h"
+#include "prefopt/losses/aot.h"
+#include "prefopt/losses/apo.h"
+#include "prefopt/losses/bco.h"
+#include "prefopt/losses/bco_pair.h"
+#include "prefopt/losses/beta_dpo.h"
+#include "prefopt/losses/cal_dpo.h"
+#include "prefopt/losses/chi_po.h"
+#include "prefopt/losses/cpo.h"
+#include "prefopt/losses/discopop.h"
 #include "prefopt/losses/dpo.h"
+#include "prefopt/losses/dpo_positive.h"
+#include "prefopt/losses/exo_pair.h"
 #include "prefopt/losses/f_dpo.h"
+#include "prefopt/losses/hinge.h"
 #include "prefopt/losses/hypo.h"
 #include "prefopt/losses/ipo.h"
+#include "prefopt/losses/kto.h"
+#include "prefopt/losses/nca_pair.h"
+#include "prefopt/losses/orpo.h"
+#include "prefopt/losses/r_dpo.h"
+#include "prefopt/losses/reward_aware.h"
 #include "prefopt/losses/robust_dpo.h"
 #include "prefopt/losses/rpo.h"
 #include "prefopt/losses/sft.h"
+#include "prefopt/losses/sigmoid_norm.h"
+#include "prefopt/losses/simpo.h"
+#include "prefopt/losses/sppo.h"
+#include "prefopt/losses/tdpo.h"
+#include "prefopt/losses/tpo.h"
 #include "prefopt/losses/vpo.h"
 #include "support/catch.h"
 #include "support/errors.h"
@@ -27,15 +50,23 @@ void check_eigen_path(const L& loss) {
   const ExactLossOutput exact = loss.evaluate(in);
   const LossOutput tensors = loss.forward(to_tensors(in));
   CHECK(exact.loss == Approx(tensors.loss.template item<double>()).epsilon(1e-13));
+  CHECK(exact.running.count == tensors.running.count);
+  if (exact.running.count > 0) {
+    CHECK(exact.running.mean == Approx(tensors.running.mean.template item<double>()));
+  }
   const auto same = [](const Eigen::ArrayXd& a, const at::Tensor& b) {
     if (!b.defined()) return a.size() == 0;
     const Eigen::ArrayXd other = to_array(b);
     return a.size() == other.size() && ((a - other).abs() <= 1e-13 * (1 + other.abs())).all();
   };
   CHECK(same(exact.losses, tensors.losses));
-  CHECK(same(exact.grad_chosen, tensors.grad_chosen));
-  CHECK(same(exact.grad_rejected, tensors.grad_rejected));
-  CHECK(same(exact.grad_samples, tensors.grad_samples));
+  for (std::size_t i = 0; i < kPairFields<at::Tensor>.size(); ++i) {
+    if (const auto gradient = kPairFields<at::Tensor>[i].gradient; gradient != nullptr) {
+      CAPTURE(kPairFields<at::Tensor>[i].name);
+      CHECK(same(exact.*kPairFields<Eigen::ArrayXd>[i].gradient, tensors.*gradient));
+    }
+  }
+  CHECK(same(exact.chosen_rewards, tensors.chosen_rewards));
   CHECK(same(exact.margins, tensors.margins));
 }
 
@@ -48,7 +79,7 @@ TEST_CASE("the same template runs on Eigen arrays", "[exact]") {
     check_eigen_path(FDpoLoss({.score = {.divergence = divergence}}));
   }
   check_eigen_path(IpoLoss());
-  check_eigen_path(IpoLoss({.length_normalized = false}));
+  check_eigen_path(IpoLoss({.score = {.length_normalized = false}}));
   for (Reduction reduction : {Reduction::kTokenMean, Reduction::kSequenceMean, Reduction::kSum}) {
     check_eigen_path(RpoLoss({.reduction = reduction}));
     check_eigen_path(SftLoss({.reduction = reduction}));
@@ -59,6 +90,48 @@ TEST_CASE("the same template runs on Eigen arrays", "[exact]") {
   }
   check_eigen_path(HypoLoss({.num_samples = 1}));
   check_eigen_path(HypoLoss({.num_samples = 3, .clip = 1, .token_mean = true}));
+  check_eigen_path(DpoLoss({.score = {.length_normalized = true, .ld_alpha = 0.3},
+                            .pair = {.margin_scale = 0.5,
+                                     .use_label_probs = true,
+                                     .use_weights = true,
+                                     .weighting = Weighting::kSampledAlignment,
+                                     .clamp_weighting = true}}));
+}
+
+TEST_CASE("so do all other losses", "[exact]") {
+  check_eigen_path(AlphapoLoss());
+  check_eigen_path(AotLoss({.label_smoothing = 0.2}));
+  check_eigen_path(AotUnpairedLoss());
+  check_eigen_path(ApoZeroLoss());
+  check_eigen_path(ApoDownLoss());
+  check_eigen_path(BcoLoss({.use_weights = true}));
+  check_eigen_path(BcoPairLoss());
+  check_eigen_path(BcoPairLoss({.running_delta = true}));
+  check_eigen_path(BetaDpoLoss());
+  check_eigen_path(CalDpoLoss());
+  check_eigen_path(ChiPoLoss());
+  for (CpoLinkKind link : {CpoLinkKind::kSigmoid, CpoLinkKind::kHinge, CpoLinkKind::kIpo}) {
+    check_eigen_path(CpoLoss({.link = link}));
+  }
+  check_eigen_path(DiscopopLoss());
+  check_eigen_path(DpoPositiveLoss());
+  check_eigen_path(ExoPairLoss());
+  check_eigen_path(HingeLoss());
+  check_eigen_path(KtoLoss({.undesirable_weight = 2, .use_weights = true}));
+  check_eigen_path(KtoPairLoss());
+  check_eigen_path(NcaPairLoss());
+  check_eigen_path(OrpoLoss());
+  check_eigen_path(RDpoLoss({.pair = {.use_label_probs = true}}));
+  check_eigen_path(RpoSquaredLoss());
+  check_eigen_path(RpoForwardKlLoss());
+  check_eigen_path(RpoBackwardKlLoss());
+  check_eigen_path(SigmoidNormLoss());
+  check_eigen_path(SimpoLoss());
+  check_eigen_path(SppoLoss());
+  check_eigen_path(SppoLoss({.soft = true}));
+  check_eigen_path(TdpoLoss({.variant = TdpoVariant::kTdpo1}));
+  check_eigen_path(TdpoLoss({.use_weights = true}));
+  check_eigen_path(TpoLoss());
 }
 
 TEST_CASE("arrays of unequal length are refused", "[exact]") {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -28,11 +29,152 @@ TEST_CASE("losses by name and by TRL's names", "[losses]") {
                       .config());
   CHECK(trl["divergence"] == "alpha_divergence");
   CHECK(trl["divergence_alpha"] == 0.3);
-  const json rpo = json::parse(
-      make_loss(R"({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.25]})").config());
-  CHECK(rpo["type"] == "rpo");
-  CHECK(rpo["eta"] == 0.25);
-  CHECK(rpo["reduction"] == "token_mean");
+  CHECK(type_of(R"({"type": "spin"})") == "dpo");
+  CHECK(type_of(R"({"loss_type": "sppo_hard"})") == "sppo");
+}
+
+json config_of(const char* config) { return json::parse(make_loss(config).config()); }
+
+TEST_CASE("TRL's lists are mixes", "[losses]") {
+  const json mpo = config_of(
+      R"({"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0], "beta": 0.3})");
+  REQUIRE(mpo["type"] == "mix");
+  REQUIRE(mpo["terms"].size() == 3);
+  CHECK(mpo["terms"][0]["weight"] == 0.8);
+  CHECK(mpo["terms"][0]["loss"]["type"] == "dpo");
+  CHECK(mpo["terms"][0]["loss"]["beta"] == 0.3);
+  CHECK(mpo["terms"][1]["loss"]["type"] == "bco_pair");
+  CHECK(mpo["terms"][1]["loss"]["beta"] == 0.3);
+  CHECK(mpo["terms"][2]["weight"] == 1);
+  CHECK(mpo["terms"][2]["loss"] == json{{"type", "sft"}, {"reduction", "token_mean"}});
+
+  // Options go to the terms that have them, by TRL's names too.
+  const json divergence = config_of(
+      R"({"loss_type": ["ipo", "sft"], "f_divergence_type": "js_divergence", "ld_alpha": 0.5})");
+  CHECK(divergence["terms"][0]["weight"] == 1);
+  CHECK(divergence["terms"][0]["loss"]["divergence"] == "js_divergence");
+  CHECK(divergence["terms"][0]["loss"]["ld_alpha"] == 0.5);
+  CHECK_FALSE(divergence["terms"][1]["loss"].contains("ld_alpha"));
+
+  // One loss is itself, unless it is weighed.
+  CHECK(type_of(R"({"loss_type": ["sigmoid"], "loss_weights": [1.0]})") == "dpo");
+  const json half = config_of(R"({"loss_type": ["sigmoid"], "loss_weights": [0.5]})");
+  CHECK(half["type"] == "mix");
+  CHECK(half["terms"][0]["weight"] == 0.5);
+
+  CHECK(config_of(R"({"loss_type": "sigmoid", "use_weighting": true})")["weighting"] ==
+        "sampled_alignment");
+  CHECK(config_of(R"({"loss_type": "sigmoid", "use_weighting": false})")["weighting"] == "none");
+}
+
+TEST_CASE("TRL's lists that cannot be meant", "[losses]") {
+  CHECK_THROWS_TEXT(
+      make_loss(R"({"loss_type": ["sigmoid", "ipo"], "loss_weights": [1]})"), ConfigError,
+      "loss: expected loss_type to be a name or a list of them, with as many loss_weights or none, "
+      R"(got ["sigmoid","ipo"] with loss_weights [1])");
+  CHECK_THROWS_TEXT(
+      make_loss(R"({"loss_type": []})"), ConfigError,
+      "loss: expected loss_type to be a name or a list of them, with as many loss_weights or none, "
+      "got [] with loss_weights []");
+  CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "sfd"]})"), ConfigError,
+                    "loss: expected a registered loss, got 'sfd'; did you mean 'sft'?");
+  CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "sft"], "alpha": 2})"), ConfigError,
+                    R"(loss: expected an option of one of ["sigmoid","sft"], got 'alpha')");
+  CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "aot"], "use_weighting": true})"),
+                    ConfigError,
+                    "loss: expected losses that can be weighted beside use_weighting, got 'aot'");
+}
+
+TEST_CASE("apo_zero_unpaired is KTO around zero", "[losses]") {
+  const json config = config_of(R"({"type": "apo_zero_unpaired", "beta": 0.3})");
+  CHECK(config["type"] == "kto");
+  CHECK(config["estimate_kl"] == false);
+  CHECK(config["beta"] == 0.3);
+  const LossRequirements needs = make_loss(config.dump()).requirements();
+  CHECK(needs.labels);
+  CHECK_FALSE(needs.kl_logps);
+  CHECK_FALSE(needs.whole_step);
+}
+
+// Combinations from which no loss follows, with the reason.
+TEST_CASE("options that contradict each other", "[losses]") {
+  const auto check = [](const char* config, const char* text) {
+    CHECK_THROWS_TEXT(make_loss(config), ConfigError, text);
+  };
+  check(R"({"type": "dpo", "divergence": "alpha_divergence", "divergence_alpha": 1})",
+        "dpo: expected divergence_alpha other than 1, got 1; the formula divides by a - 1, its "
+        "limit is divergence 'reverse_kl'");
+  check(R"({"type": "alphapo", "alpha": 0})",
+        "alphapo: expected alpha other than 0, got 0; the reward divides by alpha, its limit is "
+        "the loss 'simpo'");
+  check(R"({"type": "nca_pair", "divergence": "forward_kl"})",
+        "nca_pair: expected divergence 'reverse_kl', got 'forward_kl'; the loss looks at each "
+        "completion by itself, and the normalizer of a divergence cancels in a difference only "
+        "(arXiv:2309.16240)");
+  check(R"({"type": "simpo", "divergence": "js_divergence"})",
+        "simpo: expected divergence 'reverse_kl', got 'js_divergence'; without a reference there "
+        "is nothing to diverge from");
+  check(R"({"type": "bco_pair", "margin_scale": 0.5})",
+        "bco_pair: expected margin_scale 0, got 0.5; the loss looks at each completion by itself, "
+        "and a margin belongs to a difference");
+  check(R"({"type": "orpo", "reference_free": false})",
+        "orpo: expected reference_free and length_normalized to be true, got false; odds are those "
+        "of the mean token's probability");
+  for (const char* type : {"dpo", "robust_dpo", "simpo", "aot", "cpo"}) {
+    const json config{{"type", type}, {"label_smoothing", 0.5}};
+    CHECK_THROWS_TEXT(make_loss(config.dump()), ConfigError,
+                      std::string(type) + ": expected label_smoothing in [0, 0.5), got 0.5");
+  }
+  check(R"({"type": "exo_pair", "label_smoothing": 0.5})",
+        "exo_pair: expected label_smoothing in (0, 0.5), got 0.5");
+  check(R"({"type": "exo_pair", "label_smoothing": 0})",
+        "exo_pair: expected label_smoothing in (0, 0.5), got 0");
+}
+
+TEST_CASE("beta is positive in every loss that has one", "[losses]") {
+  for (const std::string& name : registered_losses()) {
+    const auto& options = find_loss(name).options;
+    if (std::ranges::none_of(options, [](const FieldDoc& o) { return o.name == "beta"; })) continue;
+    for (const char* beta : {"0", "-0.1"}) {
+      CHECK_THROWS_TEXT(make_loss("{\"type\": \"" + name + "\", \"beta\": " + beta + "}"),
+                        ConfigError, name + ": expected beta > 0, got " + beta);
+    }
+  }
+}
+
+TEST_CASE("mixes that cannot be meant", "[losses]") {
+  const auto check = [](const std::string& terms, const std::string& text) {
+    CHECK_THROWS_TEXT(make_loss(R"({"type": "mix", "terms": )" + terms + "}"), ConfigError, text);
+  };
+  check("[]", "mix: expected terms to be a list of at least one, got []");
+  check(
+      R"([{"weight": 1}])",
+      R"(mix: expected terms of the form {"weight": number, "loss": {"type": …}}, got {"weight":1})");
+  check(R"([{"loss": {"type": "dpo"}, "wait": 1}])",
+        R"(mix: expected terms of the form {"weight": number, "loss": {"type": …}}, )"
+        R"(got {"loss":{"type":"dpo"},"wait":1})");
+  check(R"([{"loss": {"type": "dpo"}}, {"loss": {"type": "kto"}}])",
+        "mix: expected terms for the same kind of rows, got one for pairs and one for single "
+        "completions with a label");
+  check(
+      R"([{"loss": {"type": "beta_dpo"}}, {"loss": {"type": "bco_pair", "running_delta": true}}])",
+      "mix: expected at most one term with a running mean, got two");
+  check(R"([{"loss": {"type": "hypo"}}, {"loss": {"type": "vpo", "calibration": "samples"}}])",
+        "mix: expected terms that want the same fresh samples, got different sources or numbers "
+        "of them");
+  check(R"([{"loss": {"type": "dpo", "beta": -1}}])", "dpo: expected beta > 0, got -1");
+}
+
+TEST_CASE("a part of a step is refused where rows depend on each other", "[losses]") {
+  using namespace testing_support;
+  for (const char* type : {"aot", "kto", "beta_dpo"}) {
+    PairLogps part = to_tensors(random_pairs(3, 0, 1));
+    part.totals.pairs = 8;
+    CHECK_THROWS_TEXT(make_loss(json{{"type", type}}.dump())(part), ShapeError,
+                      std::string(type) +
+                          ": expected all 8 rows of the step at once, got 3; each row's loss "
+                          "depends on the others");
+  }
 }
 
 TEST_CASE("configs that cannot be meant", "[losses]") {
@@ -58,16 +200,13 @@ TEST_CASE("configs that cannot be meant", "[losses]") {
   CHECK_THROWS_TEXT(make_loss(R"({"type": "vpo", "mode": "onlin"})"), ConfigError,
                     "vpo: expected mode to be one of 'offline', 'online', got 'onlin'; did you "
                     "mean 'online'?");
-  CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "ipo"]})"), ConfigError,
-                    R"(loss: expected one loss_type, or sigmoid with sft and loss_weights )"
-                    R"([1, eta], got ["sigmoid","ipo"] with loss_weights [])");
   CHECK_THROWS_TEXT(DpoLoss({.beta = -1}), ConfigError, "dpo: expected beta > 0, got -1");
   CHECK_THROWS_TEXT(DpoLoss({.beta = std::nan("")}), ConfigError,
                     "dpo: expected beta > 0, got nan");
 }
 
 // A loss of a user's own: hinge, by the same algebra.
-struct HingeLink {
+struct MyHingeLink {
   double beta;
   template <class T>
   T value(const T& delta) const {
@@ -84,7 +223,7 @@ struct HingeLink {
 class MyHinge : public PairwiseLoss<MyHinge, DpoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;
-  HingeLink link() const { return {options_.beta}; }
+  MyHingeLink link() const { return {options_.beta}; }
   static LossInfo info() { return {.name = "my_hinge", .aliases = {"my_slic"}}; }
 };
 

@@ -267,6 +267,63 @@ TEST_CASE("a cached reference gives what a frozen one gives", "[train]") {
   CHECK_FALSE(fs::is_empty(scene.file("cached") + "/reference-cache"));
 }
 
+TEST_CASE("a reference moves with the policy", "[train]") {
+  const Scene scene;
+  const auto losses = [&](const std::string& name, const MovingReferenceOptions& update,
+                          bool lora = false) {
+    auto options = scene.options(name, "dpo");
+    options.reference.moving = true;
+    options.reference.update = update;
+    options.model.use_lora = lora;
+    std::vector<double> values;
+    RunEvents events;
+    events.step = [&](std::int64_t, std::int64_t, const Metrics& metrics) {
+      values.push_back(metric(metrics, "loss"));
+    };
+    run_training(options, events);
+    REQUIRE(values.size() == 3);
+    return values;
+  };
+  const double log_2 = std::log(2.0);
+  // At each step the reference is the policy.
+  CHECK(losses("hard", {.rule = MovingRule::kHard, .update_steps = 1}) ==
+        std::vector<double>(3, log_2));
+  for (const double loss : losses("lora", {.rule = MovingRule::kHard, .update_steps = 1}, true)) {
+    CHECK(loss == Approx(log_2).epsilon(1e-5));
+  }
+  const auto rare = losses("rare", {.alpha = 0.5, .update_steps = 100});
+  CHECK(rare.back() == metric(run_training(scene.options("fixed", "dpo")).last_step, "loss"));
+  CHECK(std::abs(rare.back() - log_2) > 1e-4);
+  const auto soft = losses("soft", {.alpha = 0.5, .update_steps = 1});
+  CHECK(soft.front() == log_2);
+  CHECK(soft.back() != rare.back());
+  CHECK(losses("bema", {.rule = MovingRule::kBema, .update_steps = 1}).back() != rare.back());
+}
+
+TEST_CASE("a moving reference starts as another model, in a dtype of its own", "[train]") {
+  const Scene scene;
+  auto other = scene.options("other", "sft");
+  other.train.seed = 2;
+  const std::string start = run_training(other).checkpoint;
+  const auto evaluations = [&](const std::string& name, const std::string& dtype) {
+    auto options = scene.options(name, "dpo");
+    options.reference.path = start;
+    options.reference.dtype = dtype;
+    options.reference.moving = true;
+    options.reference.update = {.rule = MovingRule::kHard, .update_steps = 1};
+    const auto result = run_training(options);
+    return std::pair(metric(result.first_evaluation, "loss"),
+                     metric(result.last_evaluation, "loss"));
+  };
+  const double log_2 = std::log(2.0);
+  const auto same = evaluations("same", "");
+  CHECK(std::abs(same.first - log_2) > 1e-4);
+  CHECK(same.second == Approx(log_2).epsilon(1e-12));
+  const auto narrow = evaluations("narrow", "bfloat16");
+  CHECK(std::abs(narrow.second - log_2) > 1e-9);
+  CHECK(std::abs(narrow.second - log_2) < 0.01);
+}
+
 TEST_CASE("rows that are left out are noted before training", "[train]") {
   const Scene scene;
   write_text(scene.file("pairs.jsonl"),
@@ -322,6 +379,16 @@ TEST_CASE("a run that cannot be meant is refused and leaves no folder", "[train]
          "258");
 
   options = good;
+  options.reference.moving = true;
+  options.reference.update.alpha = 0;
+  refuse(options, ConfigError(""), "run.reference.update: expected alpha in (0, 1], got 0");
+  options.reference.update.alpha = 1;
+  options.reference.kind = ReferenceKind::kCached;
+  refuse(options, ConfigError(""),
+         "reference: expected kind 'frozen' where moving is true, got 'cached'; a cache holds "
+         "log-probs of one model");
+
+  options = good;
   options.output_dir = "";
   CHECK_THROWS_TEXT(run_training(options), ConfigError,
                     "output_dir: expected the name of a folder, got ''");
@@ -357,6 +424,11 @@ TEST_CASE("a run config takes the names of other trainers and refuses typos", "[
       R"({"train": {"max_steps": 7, "num_train_epochs": 2, "logging_steps": 5},
           "model": {"model_name_or_path": "m"}, "reference": {"kind": "cached"}})",
       "run.json");
+  const auto moving = options_from_json<RunOptions>(
+      R"({"reference": {"sync_ref_model": true, "update": {"ref_model_sync_steps": 3}}})",
+      "run.json");
+  CHECK(moving.reference.moving);
+  CHECK(moving.reference.update.update_steps == 3);
   CHECK(options.train.steps == 7);
   CHECK(options.train.epochs == 2);
   CHECK(options.train.log_every == 5);

@@ -1,83 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <set>
 
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
+#include "prefopt/model/moving_reference.h"
 #include "prefopt/train/trainer.h"
+#include "support/bigram_policy.h"
 #include "support/catch.h"
 #include "support/errors.h"
 
 namespace prefopt {
 namespace {
 
-constexpr std::int64_t kVocab = 5;
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-/// Logits of the next token: a row of `table` chosen by the present token, plus `bias`.
-class BigramPolicy final : public Policy {
- public:
-  explicit BigramPolicy(std::uint64_t seed) {
-    auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
-    table_ = torch::randn({kVocab, kVocab}, generator, torch::kDouble).requires_grad_(true);
-    bias_ = torch::randn({kVocab}, generator, torch::kDouble).requires_grad_(true);
-  }
-  BigramPolicy(const at::Tensor& table, const at::Tensor& bias)
-      : table_(table.detach().clone()), bias_(bias.detach().clone()) {}
-
-  PolicyOutput forward(const TokenBatch& batch) override {
-    auto logits = torch::embedding(table_, batch.input_ids) + bias_;
-    return {.hidden = {}, .logits = poisoned ? logits * kNan : logits};
-  }
-  std::int64_t vocab_size() const override { return kVocab; }
-  std::vector<NamedParameter> named_parameters() const override {
-    return {{"table", table_}, {"bias", bias_}};
-  }
-  std::shared_ptr<Policy> frozen_copy() const override {
-    return std::make_shared<BigramPolicy>(table_, bias_);
-  }
-
-  const at::Tensor& table() const { return table_; }
-  const at::Tensor& bias() const { return bias_; }
-  double logit(std::int64_t from, std::int64_t to) const {
-    return table_[from][to].item<double>() + bias_[to].item<double>();
-  }
-  /// log pi(to | from), by its formula.
-  double logp(std::int64_t from, std::int64_t to) const {
-    double sum = 0;
-    for (std::int64_t v = 0; v < kVocab; ++v) sum += std::exp(logit(from, v));
-    return logit(from, to) - std::log(sum);
-  }
-  double sum_logps(const std::vector<std::int64_t>& prompt,
-                   const std::vector<std::int64_t>& completion) const {
-    double sum = 0;
-    auto from = prompt.back();
-    for (const auto to : completion) {
-      sum += logp(from, to);
-      from = to;
-    }
-    return sum;
-  }
-
-  bool poisoned = false;
-
- private:
-  at::Tensor table_;
-  at::Tensor bias_;
-};
-
-const std::vector<TokenPair>& pairs() {
-  static const std::vector<TokenPair> kPairs = {
-      {.prompt = {0}, .chosen = {1, 2, 3}, .rejected = {4}},
-      {.prompt = {2, 1}, .chosen = {3}, .rejected = {3, 0, 1, 2}},
-      {.prompt = {4, 4, 0}, .chosen = {0, 0}, .rejected = {1, 1}},
-      {.prompt = {3}, .chosen = {2, 4, 1, 0, 2}, .rejected = {2, 4, 1}},
-      {.prompt = {1, 0}, .chosen = {4, 4}, .rejected = {0, 3, 3}},
-  };
-  return kPairs;
-}
+using namespace testing_support;
 
 std::shared_ptr<Reference> frozen(const Policy& policy) {
   return make_frozen_reference(policy.frozen_copy());
@@ -213,6 +150,57 @@ TEST_CASE("no gradient reaches the reference", "[train]") {
   CHECK_FALSE(behind_reference->table().grad().defined());
   CHECK_FALSE(behind_reference->bias().grad().defined());
   CHECK(torch::equal(behind_reference->table().detach(), before));
+}
+
+TEST_CASE("a hard update of the reference gives log 2 again", "[train]") {
+  auto policy = std::make_shared<BigramPolicy>(3);
+  const auto reference = std::make_shared<MovingReference>(
+      *policy, MovingReferenceOptions{.rule = MovingRule::kHard, .update_steps = 2});
+  Trainer trainer(policy, reference, make_loss(R"({"type": "dpo"})"), plain());
+  const std::vector<TokenPair> four(pairs().begin(), pairs().begin() + 4);
+  std::vector<double> losses;
+  for (int i = 0; i < 4; ++i) losses.push_back(metric(trainer.step(four), "loss"));
+  CHECK(losses[0] == std::log(2.0));
+  CHECK(losses[1] < losses[0]);
+  CHECK(losses[2] == std::log(2.0));
+  CHECK(losses[3] < losses[2]);
+  CHECK(metric(trainer.evaluate(four), "loss") == std::log(2.0));
+  for (const auto& parameter : reference->policy()->named_parameters()) {
+    CHECK_FALSE(parameter.value.grad().defined());
+    CHECK_FALSE(parameter.value.requires_grad());
+  }
+}
+
+/// Notes what the trainer tells it.
+class ListeningReference final : public Reference {
+ public:
+  at::Tensor sequence_logps(const TokenBatch& batch) override {
+    return torch::zeros({batch.sequences()}, torch::kDouble);
+  }
+  at::Tensor token_logps(const TokenBatch& batch) override {
+    return torch::zeros({batch.completion_lens.sum().item<std::int64_t>()}, torch::kDouble);
+  }
+  void after_step(const Policy& policy, std::int64_t step) override {
+    policies.insert(&policy);
+    steps.push_back(step);
+  }
+
+  std::set<const Policy*> policies;
+  std::vector<std::int64_t> steps;
+};
+
+TEST_CASE("a reference hears of each update and of no skipped step", "[train]") {
+  auto policy = std::make_shared<BigramPolicy>(3);
+  const auto reference = std::make_shared<ListeningReference>();
+  Trainer trainer(policy, reference, make_loss(R"({"type": "dpo"})"), plain());
+  for (const bool poisoned : {false, true, true, false}) {
+    policy->poisoned = poisoned;
+    trainer.step(pairs());
+  }
+  trainer.evaluate(pairs());
+  trainer.accumulate_gradients(pairs());
+  CHECK(reference->steps == std::vector<std::int64_t>{1, 4});
+  CHECK(reference->policies == std::set<const Policy*>{policy.get()});
 }
 
 TEST_CASE("the metrics of a DPO step agree with their definitions", "[train]") {

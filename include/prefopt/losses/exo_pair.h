@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>
+
+#include "prefopt/losses/pairwise_loss.h"
+
+namespace prefopt {
+
+/// KL between Bernoulli(sigmoid(z)) and Bernoulli(target), z = beta delta: with q = sigmoid(z)
+///   q (log q - log target) + (1 - q) (log(1 - q) - log(1 - target)).
+/// Derivative in z: q (1 - q) (z - log(target / (1 - target))).
+struct BernoulliKlLink {
+  double beta = 0.1;
+  double log_target = 0;        ///< log target
+  double log_one_minus_target;  ///< log(1 - target)
+
+  template <class T>
+  T value(const T& delta) const {
+    const T z = beta * delta;
+    const T minus_z = -z;
+    return math::sigmoid(z) * (math::log_sigmoid(z) - log_target) +
+           math::sigmoid(minus_z) * (math::log_sigmoid(minus_z) - log_one_minus_target);
+  }
+
+  template <class T>
+  T derivative(const T& delta) const {
+    const T z = beta * delta;
+    return beta *
+           (math::sigmoid(z) * math::sigmoid(T(-z)) * (z - (log_target - log_one_minus_target)));
+  }
+};
+
+struct ExoPairOptions {
+  double beta = 0.1;
+  double label_smoothing = 1e-3;
+  bool trl_constants = false;
+  ScoreOptions score = {};
+  PairOptions pair = {};
+
+  void fields(FieldVisitor& v) {
+    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"label_smoothing", "share of wrong labels, which the target keeps off certainty"},
+           label_smoothing, {.min = 0, .max = 0.5, .min_open = true, .max_open = true});
+    v.flag({"trl_constants", "log(eps) and log(1 - eps) in float32, as TRL has them"},
+           trl_constants);
+    score.fields(v);
+    pair.fields(v);
+  }
+};
+
+/// Efficient exact optimization on pairs (EXO, 2402.00856 eq. 16): the reverse KL of the policy's
+/// preference q = sigmoid(beta delta) from the labels' 1 - eps,
+///   q (log q - log(1 - eps)) + (1 - q) (log(1 - q) - log eps)
+/// with gradient through q. [batch] log-probs in nats. Derivative in delta: beta q (1 - q) (beta
+/// delta - log((1 - eps)/eps)). At delta = 0: -log 2 - (log(1 - eps) + log eps)/2. Pairs that are
+/// far off have a vanishing gradient: the loss is not convex.
+class ExoPairLoss : public PairwiseLoss<ExoPairLoss, ExoPairOptions> {
+ public:
+  using PairwiseLoss::PairwiseLoss;
+
+  BernoulliKlLink link() const {
+    const double eps = options_.label_smoothing;
+    if (!options_.trl_constants) return {options_.beta, std::log1p(-eps), std::log(eps)};
+    const auto single = static_cast<float>(eps);
+    return {options_.beta, std::log1p(-single), std::log(single)};
+  }
+
+  static LossInfo info() {
+    return {
+        .name = "exo_pair",
+        .aliases = {},
+        .formula = "q (log q - log(1-eps)) + (1-q) (log(1-q) - log eps), q = sigmoid(beta*delta)",
+        .source = "arXiv:2402.00856 eq. 16",
+        .anchors = {{0, 0, 2.761230709097915}, {10, 10, 2.761230709097915}},
+        .when_to_use = "Mode-seeking: the policy settles on the preferred completions.",
+        .elsewhere = {{"TRL", "exo_pair", "label_smoothing 0 becomes 1e-3"}}};
+  }
+};
+
+}  // namespace prefopt

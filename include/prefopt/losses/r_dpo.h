@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "prefopt/losses/pairwise_loss.h"
+
+namespace prefopt {
+
+/// link(delta - shift), a shift for each row.
+template <class Link, class T>
+struct ShiftedLink {
+  Link link;
+  T shift;
+
+  T value(const T& delta) const { return link.value(T(delta - shift)); }
+  T derivative(const T& delta) const { return link.derivative(T(delta - shift)); }
+  ShiftedLink swapped() const { return {link, -shift}; }
+};
+
+struct RDpoOptions {
+  double beta = 0.1;
+  double alpha = 0.01;
+  double label_smoothing = 0;
+  ScoreOptions score = {};
+  PairOptions pair = {};
+
+  void fields(FieldVisitor& v) {
+    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"alpha", "reward that a token costs"}, alpha, Range::at_least(0));
+    v.real({"label_smoothing", "assumed share of wrong labels"}, label_smoothing,
+           Range::half_open(0, 0.5));
+    score.fields(v);
+    pair.fields(v);
+  }
+};
+
+/// Length-regularized DPO (R-DPO, 2403.19159): rewards less alpha a token,
+///   -(1 - eps) log sigmoid(z) - eps log sigmoid(-z), z = beta delta + alpha (n_w - n_l)
+/// [batch] log-probs in nats, lengths in tokens. Derivative in delta: dpo's. At delta = 0 and equal
+/// lengths: log 2. A chosen completion that is longer needs less of a gap, since its reward paid
+/// for its length already.
+class RDpoLoss : public PairwiseLoss<RDpoLoss, RDpoOptions> {
+ public:
+  using PairwiseLoss::PairwiseLoss;
+
+  template <class T>
+  ShiftedLink<LogisticLink, T> link(const BasicPairLogps<T>& in) const {
+    const double eps = options_.label_smoothing;
+    return {{options_.beta, 1 - eps, eps},
+            options_.alpha / options_.beta * (in.rejected_lens - in.chosen_lens)};
+  }
+  LossRequirements requirements() const {
+    LossRequirements needs = PairwiseLoss::requirements();
+    needs.lens = true;
+    return needs;
+  }
+
+  static LossInfo info() {
+    return {.name = "r_dpo",
+            .aliases = {},
+            .formula = "-logsigmoid(beta*delta + alpha*(n_w - n_l))",
+            .source = "arXiv:2403.19159",
+            .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
+            .when_to_use = "The policy grows verbose because longer completions were preferred.",
+            .elsewhere = {{"SimPO authors' code", "rdpo", "other sign in some versions"}}};
+  }
+};
+
+}  // namespace prefopt

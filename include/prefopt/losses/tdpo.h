@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "prefopt/losses/pairwise_loss.h"
+
+namespace prefopt {
+
+enum class TdpoVariant { kTdpo1, kTdpo2 };
+
+struct TdpoOptions {
+  double beta = 0.1;
+  double alpha = 0.5;
+  TdpoVariant variant = TdpoVariant::kTdpo2;
+  bool use_weights = false;
+
+  void fields(FieldVisitor& v) {
+    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"alpha", "weight of the sequence KLs in tdpo2"}, alpha, Range::at_least(0));
+    v.choice({"variant", "tdpo1: both KLs, gradient through both; tdpo2: gradient through D_l"},
+             variant, {"tdpo1", "tdpo2"});
+    v.flag({"use_weights", "multiply each pair's loss by the given weights"}, use_weights);
+  }
+};
+
+/// Token-level DPO (2404.11999 eqs. 15, 17). With D = sum over a completion's tokens of
+/// KL(pi_ref || pi) and delta = Delta_w - Delta_l:
+///   tdpo1: -log sigmoid(beta (delta - (D_l - D_w)))
+///   tdpo2: -log sigmoid(beta (delta - alpha (D_l - stop(D_w))))
+/// [batch] log-probs and KLs in nats. Derivative in delta: -beta sigmoid(-z); in D_l: alpha beta
+/// sigmoid(-z); in D_w for tdpo1: -beta sigmoid(-z). At policy = reference: log 2.
+class TdpoLoss : public LossBase<TdpoLoss, TdpoOptions> {
+ public:
+  using LossBase::LossBase;
+
+  template <class T>
+  BasicLossOutput<T> formula(const BasicPairLogps<T>& in) const {
+    const bool first = options_.variant == TdpoVariant::kTdpo1;
+    const double alpha = first ? 1 : options_.alpha;
+    const T delta_w = in.chosen_logps - in.ref_chosen_logps;
+    const T delta_l = in.rejected_logps - in.ref_rejected_logps;
+    const T delta = delta_w - delta_l - alpha * (in.rejected_seq_kl - in.chosen_seq_kl);
+    const LogisticLink link{.beta = options_.beta};
+    T slope = link.derivative(delta);
+    BasicLossOutput<T> out;
+    out.losses = link.value(delta);
+    if (options_.use_weights) {
+      out.losses = out.losses * in.weights;
+      slope = slope * in.weights;
+    }
+    out.grad_chosen = slope;
+    out.grad_rejected = -slope;
+    out.grad_rejected_seq_kl = -alpha * slope;
+    if (first) out.grad_chosen_seq_kl = slope;
+    finish(out, step_pairs(in));
+    out.chosen_rewards = options_.beta * (delta_w + in.chosen_seq_kl);
+    out.rejected_rewards = options_.beta * (delta_l + in.rejected_seq_kl);
+    out.margins = out.chosen_rewards - out.rejected_rewards;
+    return out;
+  }
+  LossRequirements requirements() const {
+    return {.seq_kl = true, .weights = options_.use_weights};
+  }
+
+  static LossInfo info() {
+    return {.name = "tdpo",
+            .aliases = {},
+            .formula = "-logsigmoid(beta*(delta - alpha*(D_l - D_w)))",
+            .source = "arXiv:2404.11999 eqs. 15, 17",
+            .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
+            .when_to_use = "The divergence must stay small token by token.",
+            .elsewhere = {{"TDPO authors' code", "tdpo"}}};
+  }
+};
+
+}  // namespace prefopt

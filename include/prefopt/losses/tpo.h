@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "prefopt/losses/pairwise_loss.h"
+
+namespace prefopt {
+
+struct TpoOptions {
+  double beta = 0.01;
+  double alpha = 1;
+  double gamma = 0;
+  double label_smoothing = 0;
+  Reduction reduction = Reduction::kTokenMean;
+  ScoreOptions score{.reference_free = true};
+  PairOptions pair = {};
+
+  void fields(FieldVisitor& v) {
+    v.real({"beta", "scale of the log-prob difference"}, beta, Range::above(0));
+    v.real({"alpha", "weight of the gold completion's NLL", {"tpo_alpha"}}, alpha,
+           Range::at_least(0));
+    v.real({"gamma", "margin that beta * delta is to exceed (TPO-L)", {"tpo_l_gamma"}}, gamma,
+           Range::at_least(0));
+    v.real({"label_smoothing", "assumed share of wrong labels"}, label_smoothing,
+           Range::half_open(0, 0.5));
+    v.choice({"reduction", "NLL over tokens of the step, per sequence mean, or per sequence sum"},
+             reduction, {"token_mean", "sequence_mean", "sum"});
+    score.fields(v);
+    pair.fields(v);
+  }
+};
+
+/// Triple preference optimization (2405.16681), on rows with a third, gold completion y_g:
+///   -log sigmoid(beta (lp_w - lp_l) - gamma) + alpha NLL(y_g)
+/// TPO-L is `length_normalized` with gamma > 0. [batch] log-probs in nats; lengths needed unless
+/// `reduction` is sum. Derivative: the logistic one, and -alpha times the reduction's share in
+/// gold_logps. At lp_w = lp_l: log(1 + e^gamma) + alpha NLL.
+class TpoLoss : public PairwiseLoss<TpoLoss, TpoOptions> {
+ public:
+  using PairwiseLoss::PairwiseLoss;
+
+  LogisticLink link() const {
+    return {options_.beta, 1 - options_.label_smoothing, options_.label_smoothing, options_.gamma};
+  }
+  NllRegularizer regularizer() const {
+    return {.weight = options_.alpha, .reduction = options_.reduction, .baseline = Baseline::kGold};
+  }
+  LossRequirements requirements() const {
+    LossRequirements needs = PairwiseLoss::requirements();
+    needs.gold = true;
+    needs.lens = needs.lens || options_.reduction != Reduction::kSum;
+    return needs;
+  }
+
+  static LossInfo info() {
+    return {.name = "tpo",
+            .aliases = {},
+            .formula = "-logsigmoid(beta*(lp_w - lp_l) - gamma) + alpha*NLL(y_gold)",
+            .source = "arXiv:2405.16681",
+            .anchors = {{0, 0, 2.6931471805599453}, {100, 0, 2.3132616875182228}},
+            .when_to_use = "A gold answer besides two ranked ones, in one stage.",
+            .elsewhere = {{"TRL", "TPOTrainer", "tpo-l is length_normalized with gamma"}}};
+  }
+};
+
+}  // namespace prefopt

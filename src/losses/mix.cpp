@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/losses/mix.h"
+
+#include <ATen/TensorOperators.h>
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "core/json.h"
+#include "core/text.h"
+#include "prefopt/error.h"
+#include "prefopt/losses/pair_fields.h"
+#include "prefopt/losses/pairwise_loss.h"
+#include "prefopt/losses/registry.h"
+
+namespace prefopt {
+namespace {
+
+using detail::Json;
+
+void check_term(const Json& term) {
+  const auto fail = [&] {
+    throw ConfigError(fmt::format(
+        "mix: expected terms of the form {{\"weight\": number, \"loss\": {{\"type\": …}}}}, got {}",
+        detail::dump_json(term)));
+  };
+  if (!term.is_object() || !term.contains("loss")) fail();
+  for (const auto& item : term.items()) {
+    if (item.key() != "weight" && item.key() != "loss") fail();
+  }
+  if (const auto weight = term.find("weight"); weight != term.end()) {
+    if (!weight->is_number() || !std::isfinite(weight->get<double>())) fail();
+  }
+}
+
+/// What two losses on the same rows need together.
+LossRequirements joined(const LossRequirements& a, const LossRequirements& b) {
+  if (a.labels != b.labels) {
+    throw ConfigError(
+        "mix: expected terms for the same kind of rows, got one for pairs and one for single "
+        "completions with a label");
+  }
+  if (a.running_mean && b.running_mean) {
+    throw ConfigError("mix: expected at most one term with a running mean, got two");
+  }
+  const bool both_sample =
+      a.sample_source != SampleSource::kNone && b.sample_source != SampleSource::kNone;
+  if (both_sample &&
+      (a.sample_source != b.sample_source || a.samples_per_prompt != b.samples_per_prompt)) {
+    throw ConfigError(
+        "mix: expected terms that want the same fresh samples, got different sources or numbers "
+        "of them");
+  }
+  const LossRequirements& sampled = a.sample_source != SampleSource::kNone ? a : b;
+  return {.reference = a.reference || b.reference,
+          .rejected = a.rejected || b.rejected,
+          .lens = a.lens || b.lens,
+          .head_logps = a.head_logps || b.head_logps,
+          .log_sum_p_squared = a.log_sum_p_squared || b.log_sum_p_squared,
+          .seq_kl = a.seq_kl || b.seq_kl,
+          .gold = a.gold || b.gold,
+          .labels = a.labels,
+          .kl_logps = a.kl_logps || b.kl_logps,
+          .margins = a.margins || b.margins,
+          .weights = a.weights || b.weights,
+          .label_probs = a.label_probs || b.label_probs,
+          .win_rates = a.win_rates || b.win_rates,
+          .whole_step = a.whole_step || b.whole_step,
+          .running_mean = a.running_mean || b.running_mean,
+          .sample_source = sampled.sample_source,
+          .samples_per_prompt = sampled.samples_per_prompt};
+}
+
+/// sum += weight * part, where nothing yet is zero.
+void add(at::Tensor& sum, double weight, const at::Tensor& part) {
+  if (part.defined()) sum = sum.defined() ? sum + weight * part : weight * part;
+}
+
+}  // namespace
+
+void MixOptions::fields(FieldVisitor& v) {
+  v.json({"terms", "list of {\"weight\": number, default 1, \"loss\": {\"type\": …}}"}, terms);
+}
+
+MixLoss::MixLoss(MixOptions options) : options_(std::move(options)) {
+  const Json terms = detail::parse_json<ConfigError>(options_.terms, "mix");
+  if (!terms.is_array() || terms.empty()) {
+    throw ConfigError(fmt::format("mix: expected terms to be a list of at least one, got {}",
+                                  detail::dump_json(terms)));
+  }
+  Json full = Json::array();
+  for (const Json& term : terms) {
+    check_term(term);
+    const double weight = term.value("weight", 1.0);
+    Loss loss = make_loss(detail::dump_json(term["loss"]));
+    full.push_back(
+        {{"weight", weight}, {"loss", detail::parse_json<ConfigError>(loss.config(), "mix")}});
+    needs_ = terms_.empty() ? loss.requirements() : joined(needs_, loss.requirements());
+    terms_.push_back({weight, std::move(loss)});
+  }
+  options_.terms = detail::dump_json(full);
+}
+
+LossOutput MixLoss::forward(const PairLogps& logps) const {
+  (void)detail::checked_inputs(logps, needs_, "mix");  // before a term complains in its own name
+  LossOutput mixed;
+  mixed.running = logps.running;
+  for (const Term& term : terms_) {
+    const LossOutput part = term.loss(logps);
+    add(mixed.loss, term.weight, part.loss);
+    add(mixed.losses, term.weight, part.losses);
+    for (const auto& field : kPairFields<at::Tensor>) {
+      if (field.gradient) add(mixed.*field.gradient, term.weight, part.*field.gradient);
+    }
+    if (!mixed.chosen_rewards.defined()) {
+      mixed.chosen_rewards = part.chosen_rewards;
+      mixed.rejected_rewards = part.rejected_rewards;
+      mixed.margins = part.margins;
+    }
+    if (term.loss.requirements().running_mean) mixed.running = part.running;
+    mixed.terms.push_back({term.loss.info().name, (term.weight * part.loss).detach()});
+  }
+  return mixed;
+}
+
+LossInfo MixLoss::info() {
+  return {.name = "mix",
+          .aliases = {"mpo"},
+          .formula = "sum of weight * loss over the terms",
+          .source = "arXiv:2411.10442",
+          .anchors = {{0, 0, 2.8317766166719343}},
+          .when_to_use = "Several wishes at once; the default is MPO: order, quality, imitation.",
+          .elsewhere = {{"TRL", "a list as loss_type, with loss_weights"}}};
+}
+
+}  // namespace prefopt

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/losses/pairwise_loss.h"
+
+namespace prefopt {
+
+void PairOptions::fields(FieldVisitor& v) {
+  v.real({"margin_scale", "times the given reward gap, in reward units, is taken off beta * delta"},
+         margin_scale, Range::at_least(0));
+  v.flag({"use_label_probs", "weigh both orders of a pair by the given label_probs"},
+         use_label_probs);
+  v.flag({"use_weights", "multiply each pair's loss by the given weights"}, use_weights);
+  v.choice({"weighting", "weigh pairs by how likely the policy is to write them (WPO)"}, weighting,
+           {"none", "unaligned", "sampled_alignment"});
+  v.flag({"clamp_weighting", "limit those weights to 1, as the paper's code does"},
+         clamp_weighting);
+}
+
+}  // namespace prefopt

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <fstream>
+#include <string>
+
+#include "prefopt/data/dataset.h"
+#include "prefopt/error.h"
+#include "support/catch.h"
+#include "support/errors.h"
+#include "support/temp_dir.h"
+
+namespace prefopt {
+namespace {
+
+using Ids = std::vector<std::int64_t>;
+
+class Rows {
+ public:
+  explicit Rows(std::string_view text) : path(dir_.file("rows.jsonl")) {
+    std::ofstream(path, std::ios::binary) << text;
+  }
+  Dataset load(const RowNeeds& needs, const DataOptions& options = {}) const {
+    return load_dataset(path, ByteTokenizer(), options, needs);
+  }
+
+ private:
+  testing_support::TempDir dir_;
+
+ public:
+  const std::string path;
+};
+
+constexpr std::string_view kPair = R"({"prompt": "a", "chosen": "b", "rejected": "c")";
+const RowNeeds kUnpaired{.rejected = false, .columns = {Column::kLabel}};
+
+std::string pair_with(const std::string& more) { return std::string(kPair) + more + "}\n"; }
+
+}  // namespace
+
+TEST_CASE("columns are read as numbers", "[data]") {
+  const PreferenceRow row = parse_row(
+      pair_with(R"(, "margin": -1.5, "weight": 0, "label_prob": 0.75, "chosen_win_rate": 1,
+                   "rejected_win_rate": 0.25)"),
+      "row");
+  CHECK(row.columns[Column::kMargin] == -1.5);
+  CHECK(row.columns[Column::kWeight] == 0);
+  CHECK(row.columns[Column::kLabelProb] == 0.75);
+  CHECK(row.columns[Column::kChosenWinRate] == 1);
+  CHECK(row.columns[Column::kRejectedWinRate] == 0.25);
+  CHECK(std::isnan(row.columns[Column::kLabel]));
+
+  const auto margin = [](const std::string& more) {
+    return parse_row(pair_with(more), "row").columns[Column::kMargin];
+  };
+  CHECK(margin(R"(, "score_chosen": 8.5, "score_rejected": 6)") == 2.5);
+  CHECK(margin(R"(, "score_chosen": 8.5, "score_rejected": 6, "margin": 1)") == 1);
+  for (const auto& [text, value] : {std::pair{"true", 1.0}, {"false", 0.0}, {"1", 1.0}}) {
+    CHECK(parse_row(R"({"prompt": "a", "completion": "b", "label": )" + std::string(text) + "}",
+                    "row")
+              .columns[Column::kLabel] == value);
+  }
+}
+
+TEST_CASE("columns out of their range are refused by name", "[data]") {
+  const auto refused = [](const std::string& more, const std::string& text) {
+    CHECK_THROWS_TEXT(parse_row(pair_with(more), "f:3"), DataError, "f:3: " + text);
+  };
+  refused(R"(, "weight": -1)", "expected 'weight' to be a number of at least 0, got -1");
+  refused(R"(, "label_prob": 1.5)", "expected 'label_prob' to be a number in [0, 1], got 1.5");
+  refused(R"(, "chosen_win_rate": "high")",
+          "expected 'chosen_win_rate' to be a number in [0, 1], got \"high\"");
+  refused(R"(, "margin": [1])", "expected 'margin' to be a number, got list");
+  refused(R"(, "label": 0.5)", "expected 'label' to be true, false, 1 or 0, got 0.5");
+}
+
+TEST_CASE("a gold completion stands beside the pair", "[data]") {
+  const Rows rows(
+      pair_with(R"(, "gold": "gg")") +
+      R"({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3], "gold_ids": [4]})");
+  const Dataset with = rows.load({.gold = true}, {.add_eos = false});
+  CHECK(with.pairs[0].gold == Ids{'g', 'g'});
+  CHECK(with.pairs[1].gold == Ids{4});
+  CHECK(rows.load({}).pairs[0].gold.empty());
+  const Rows none(pair_with("") + pair_with(R"(, "gold": "g")"));
+  CHECK(none.load({.gold = true}).report.dropped.at("expected a key 'gold'") == Ids{1});
+  const PreferenceRow talk = parse_row(
+      R"({"prompt": [{"role": "user", "content": "q"}],
+          "chosen": [{"role": "assistant", "content": "c"}],
+          "rejected": [{"role": "assistant", "content": "r"}],
+          "gold": [{"role": "assistant", "content": "g"}]})",
+      "row");
+  CHECK(talk.gold == std::string(" g"));
+  CHECK_THROWS_TEXT(parse_row(R"({"chosen": "ab", "rejected": "ac", "gold": "ad"})", "row"),
+                    DataError,
+                    "row: expected a key 'prompt' beside 'gold', got {chosen, gold, rejected}");
+}
+
+TEST_CASE("rows without a needed column are unusable", "[data]") {
+  const Rows rows(pair_with("") + pair_with(R"(, "margin": 2)"));
+  const Dataset dataset = rows.load({.columns = {Column::kMargin}});
+  CHECK(dataset.report.dropped.at("expected a key 'margin'") == Ids{1});
+  REQUIRE(dataset.pairs.size() == 1);
+  CHECK(dataset.pairs[0].columns[Column::kMargin] == 2);
+}
+
+TEST_CASE("pairs and single completions are not mixed up", "[data]") {
+  const Rows paired(pair_with("") + pair_with(""));
+  CHECK_THROWS_TEXT(
+      paired.load(kUnpaired), ConfigError,
+      paired.path +
+          ": expected rows of one completion and a label, which the loss is for, got pairs");
+  const Rows single(R"({"prompt": "a", "completion": "b", "label": true})"
+                    "\n");
+  CHECK_THROWS_TEXT(
+      single.load({}), ConfigError,
+      single.path + ": expected pairs, which the loss compares, got rows of one completion");
+  const Dataset dataset = single.load(kUnpaired);
+  REQUIRE(dataset.pairs.size() == 1);
+  CHECK(dataset.pairs[0].columns[Column::kLabel] == 1);
+  CHECK(dataset.pairs[0].rejected.empty());
+}
+
+TEST_CASE("the token cache keeps columns and gold completions", "[data]") {
+  const Rows rows(pair_with(R"(, "gold": "gg", "margin": 2.5)"));
+  const testing_support::TempDir cache;
+  const DataOptions options{.token_cache = cache.file("tokens")};
+  const RowNeeds needs{.gold = true, .columns = {Column::kMargin}};
+  const Dataset made = rows.load(needs, options);
+  const Dataset kept = rows.load(needs, options);
+  CHECK(kept.report.cache_note.starts_with("tokens are those kept in "));
+  CHECK(kept.pairs[0].gold == made.pairs[0].gold);
+  CHECK(kept.pairs[0].columns[Column::kMargin] == 2.5);
+  CHECK(std::isnan(kept.pairs[0].columns[Column::kWeight]));
+  CHECK(rows.load({}, options).report.cache_note.empty());
+}
+
+}  // namespace prefopt

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <string>
+#include <vector>
+
+#include "prefopt/error.h"
+#include "prefopt/logps/sequence_kl.h"
+#include "prefopt/model/decoder.h"
+#include "support/catch.h"
+#include "support/errors.h"
+#include "support/logps_oracle.h"
+
+namespace prefopt {
+namespace {
+
+using testing_support::random_normal;
+
+/// Hidden states and a head, or logits, whatever the tokens.
+class FixedPolicy final : public Policy {
+ public:
+  FixedPolicy(PolicyOutput output, at::Tensor weight, std::int64_t vocab_size)
+      : output_(std::move(output)), weight_(std::move(weight)), vocab_size_(vocab_size) {}
+
+  PolicyOutput forward(const TokenBatch&) override { return output_; }
+  OutputHead head() const override { return {weight_}; }
+  std::int64_t vocab_size() const override { return vocab_size_; }
+  std::vector<NamedParameter> named_parameters() const override { return {}; }
+
+ private:
+  PolicyOutput output_;
+  at::Tensor weight_;
+  std::int64_t vocab_size_;
+};
+
+TokenBatch small_batch() {
+  const std::vector<std::int64_t> prompt_a{4}, completion_a{1, 2, 3}, prompt_b{0, 1},
+      completion_b{4};
+  return make_batch({{prompt_a, completion_a}, {prompt_b, completion_b}});
+}
+
+// The formula on whole tensors of logits [2, 4, V].
+at::Tensor dense_kl(const at::Tensor& logits, const at::Tensor& ref_logits) {
+  const at::Tensor p = ref_logits.softmax(2);
+  const at::Tensor rows = (p * (ref_logits.log_softmax(2) - logits.log_softmax(2))).sum(2);
+  return at::stack({rows[0].narrow(0, 0, 3).sum(), rows[1][1]});
+}
+
+}  // namespace
+
+TEST_CASE("sequence_kl equals the formula, value and gradients", "[logps]") {
+  const TokenBatch batch = small_batch();
+  const at::Tensor ref_logits = random_normal({2, 4, 5}, at::kDouble, 1);
+  FixedPolicy reference({.hidden = {}, .logits = ref_logits}, {}, 5);
+  const at::Tensor upstream = at::tensor({0.3, -1.7}, at::kDouble);
+
+  SECTION("from logits") {
+    const at::Tensor logits = random_normal({2, 4, 5}, at::kDouble, 2).requires_grad_(true);
+    FixedPolicy policy({.hidden = {}, .logits = logits}, {}, 5);
+    const at::Tensor kl = sequence_kl(policy, reference, batch);
+    const at::Tensor expected = dense_kl(logits, ref_logits);
+    CHECK(at::allclose(kl, expected, 1e-12, 1e-14));
+    const at::Tensor got = torch::autograd::grad({kl}, {logits}, {upstream})[0];
+    CHECK(at::allclose(got, torch::autograd::grad({expected}, {logits}, {upstream})[0], 1e-12,
+                       1e-14));
+  }
+  SECTION("from hidden states and a head") {
+    const at::Tensor hidden = random_normal({2, 4, 3}, at::kDouble, 3).requires_grad_(true);
+    const at::Tensor weight = random_normal({5, 3}, at::kDouble, 4).requires_grad_(true);
+    FixedPolicy policy({.hidden = hidden, .logits = {}}, weight, 5);
+    const at::Tensor kl = sequence_kl(policy, reference, batch);
+    const at::Tensor expected = dense_kl(hidden.matmul(weight.t()), ref_logits);
+    CHECK(at::allclose(kl, expected, 1e-12, 1e-14));
+    const auto got = torch::autograd::grad({kl}, {hidden, weight}, {upstream});
+    const auto wanted = torch::autograd::grad({expected}, {hidden, weight}, {upstream});
+    CHECK(at::allclose(got[0], wanted[0], 1e-12, 1e-14));
+    CHECK(at::allclose(got[1], wanted[1], 1e-12, 1e-14));
+  }
+}
+
+TEST_CASE("sequence_kl on a packed stream equals that of padded sequences", "[logps]") {
+  DecoderOptions options;
+  options.vocab_size = 37;
+  options.hidden_size = 16;
+  options.intermediate_size = 32;
+  options.num_hidden_layers = 2;
+  options.num_attention_heads = 2;
+  options.num_key_value_heads = 1;
+  at::manual_seed(1);
+  const auto policy = std::make_shared<Decoder>(options);
+  const auto reference = std::make_shared<Decoder>(options);
+  TokenBatch batch = small_batch();
+  REQUIRE(batch.packed != nullptr);
+  REQUIRE(policy->packs());
+  const at::Tensor packed = sequence_kl(*policy, *reference, batch).detach();
+  batch.packed = nullptr;
+  CHECK(at::allclose(packed, sequence_kl(*policy, *reference, batch).detach(), 1e-5, 1e-6));
+  CHECK(sequence_kl(*policy, *policy, batch).abs().max().item<double>() == 0);
+}
+
+TEST_CASE("sequence_kl refuses another vocabulary", "[logps]") {
+  FixedPolicy policy({.hidden = {}, .logits = at::zeros({2, 4, 5})}, {}, 5);
+  FixedPolicy reference({.hidden = {}, .logits = at::zeros({2, 4, 6})}, {}, 6);
+  CHECK_THROWS_TEXT(sequence_kl(policy, reference, small_batch()), ShapeError,
+                    "sequence_kl: expected a reference with 5 tokens, got 6");
+}
+
+}  // namespace prefopt
