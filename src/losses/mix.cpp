@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "core/json.h"
-#include "core/text.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/pair_fields.h"
 #include "prefopt/losses/pairwise_loss.h"
@@ -71,9 +70,8 @@ LossRequirements joined(const LossRequirements& a, const LossRequirements& b) {
           .samples_per_prompt = sampled.samples_per_prompt};
 }
 
-/// sum += weight * part, where nothing yet is zero.
 void add(at::Tensor& sum, double weight, const at::Tensor& part) {
-  if (part.defined()) sum = sum.defined() ? sum + weight * part : weight * part;
+  if (part.defined()) detail::add_to(sum, weight * part);
 }
 
 }  // namespace

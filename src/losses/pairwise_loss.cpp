@@ -15,4 +15,9 @@ void PairOptions::fields(FieldVisitor& v) {
          clamp_weighting);
 }
 
+void reduction_field(FieldVisitor& v, Reduction& reduction) {
+  v.choice({"reduction", "NLL over tokens of the step, per sequence mean, or per sequence sum"},
+           reduction, {"token_mean", "sequence_mean", "sum"});
+}
+
 }  // namespace prefopt

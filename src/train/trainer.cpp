@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 
@@ -56,6 +57,23 @@ StepCounts count_tokens(const std::vector<TokenPair>& pairs) {
   }
   return counts;
 }
+
+/// Where a loss finds a column of the data.
+struct ColumnInput {
+  bool LossRequirements::*needed;
+  Column column;
+  at::Tensor PairLogps::*value;
+};
+
+constexpr std::array kColumnInputs = {
+    ColumnInput{&LossRequirements::labels, Column::kLabel, &PairLogps::labels},
+    ColumnInput{&LossRequirements::margins, Column::kMargin, &PairLogps::margins},
+    ColumnInput{&LossRequirements::weights, Column::kWeight, &PairLogps::weights},
+    ColumnInput{&LossRequirements::label_probs, Column::kLabelProb, &PairLogps::label_probs},
+    ColumnInput{&LossRequirements::win_rates, Column::kChosenWinRate, &PairLogps::chosen_win_rates},
+    ColumnInput{&LossRequirements::win_rates, Column::kRejectedWinRate,
+                &PairLogps::rejected_win_rates},
+};
 
 /// The column of some rows, as a tensor that a loss takes.
 at::Tensor column_of(const std::vector<TokenPair>& rows, Column column, const at::Tensor& like) {
@@ -206,15 +224,9 @@ void add_label_metrics(const PairLogps& logps, const LossOutput& out,
 
 RowNeeds row_needs(const LossRequirements& needs) {
   RowNeeds rows{.rejected = needs.rejected, .gold = needs.gold};
-  const auto add = [&](bool needed, Column column) {
-    if (needed) rows.columns.push_back(column);
-  };
-  add(needs.labels, Column::kLabel);
-  add(needs.margins, Column::kMargin);
-  add(needs.weights, Column::kWeight);
-  add(needs.label_probs, Column::kLabelProb);
-  add(needs.win_rates, Column::kChosenWinRate);
-  add(needs.win_rates, Column::kRejectedWinRate);
+  for (const ColumnInput& input : kColumnInputs) {
+    if (needs.*input.needed) rows.columns.push_back(input.column);
+  }
   return rows;
 }
 
@@ -246,6 +258,11 @@ struct Trainer::Impl {
   PairLogps measure(const Part& part, std::int64_t step, detail::StepMetrics& metrics);
   /// The same anew, for its graph alone: what carries a gradient and nothing else.
   PairLogps measure_differentiable(const Part& part, std::int64_t step);
+  SequenceLogps policy_logps(const TokenBatch& batch, const ByProducts& by_products = {}) const {
+    return sequence_logps(
+        *policy, batch,
+        {.by_products = by_products, .reduction = {}, .budget_bytes = options.head_budget_bytes});
+  }
   /// Sums, counts and derived quantities of the policy's log-probs of `rows`.
   void set_policy_logps(PairLogps& logps, const Part& part, const TokenBatch& batch,
                         const SequenceLogps& current) const;
@@ -350,6 +367,11 @@ void Trainer::Impl::set_policy_logps(PairLogps& logps, const Part& part, const T
     logps.chosen_head_logps = sides.chosen(heads);
     logps.rejected_head_logps = sides.rejected(heads);
   }
+  if (needs.seq_kl) {
+    const auto kl = sequence_kl(*policy, *reference->policy(), batch);
+    logps.chosen_seq_kl = sides.chosen(kl);
+    logps.rejected_seq_kl = sides.rejected(kl);
+  }
 }
 
 PairLogps Trainer::Impl::measure(const Part& part, std::int64_t step,
@@ -357,14 +379,10 @@ PairLogps Trainer::Impl::measure(const Part& part, std::int64_t step,
   const auto rows = std::ssize(part.rows);
   const Sides sides{rows, needs.rejected};
   const auto batch = make_pair_batch(part.rows, needs.rejected, needs.gold).to(policy->device());
-  const auto current =
-      sequence_logps(*policy, batch,
-                     {.by_products = {.entropy = true,
-                                      .mean_logit = true,
-                                      .is_top1 = true,
-                                      .log_sum_p_squared = needs.log_sum_p_squared},
-                      .reduction = {},
-                      .budget_bytes = options.head_budget_bytes});
+  const auto current = policy_logps(batch, {.entropy = true,
+                                            .mean_logit = true,
+                                            .is_top1 = true,
+                                            .log_sum_p_squared = needs.log_sum_p_squared});
   PairLogps logps;
   set_policy_logps(logps, part, batch, current);
   if (needs.log_sum_p_squared) {
@@ -387,26 +405,17 @@ PairLogps Trainer::Impl::measure(const Part& part, std::int64_t step,
     logps.ref_chosen_logps = sides.chosen(before);
     if (needs.rejected) logps.ref_rejected_logps = sides.rejected(before);
   }
-  if (needs.seq_kl) {
-    const auto kl = sequence_kl(*policy, *reference->policy(), batch);
-    logps.chosen_seq_kl = sides.chosen(kl);
-    logps.rejected_seq_kl = sides.rejected(kl);
-  }
   if (needs.kl_logps) {
     const at::NoGradGuard no_grad;
     const auto others = mismatched(part);
-    logps.kl_logps = sequence_logps(*policy, others).logps;
+    logps.kl_logps = policy_logps(others).logps;
     logps.ref_kl_logps = reference->sequence_logps(others);
   }
-  const auto set_column = [&](bool needed, at::Tensor& field, Column column) {
-    if (needed) field = column_of(part.rows, column, logps.chosen_logps);
-  };
-  set_column(needs.labels, logps.labels, Column::kLabel);
-  set_column(needs.margins, logps.margins, Column::kMargin);
-  set_column(needs.weights, logps.weights, Column::kWeight);
-  set_column(needs.label_probs, logps.label_probs, Column::kLabelProb);
-  set_column(needs.win_rates, logps.chosen_win_rates, Column::kChosenWinRate);
-  set_column(needs.win_rates, logps.rejected_win_rates, Column::kRejectedWinRate);
+  for (const ColumnInput& input : kColumnInputs) {
+    if (needs.*input.needed) {
+      logps.*input.value = column_of(part.rows, input.column, logps.chosen_logps);
+    }
+  }
   if (needs.sample_source != SampleSource::kNone) set_samples(logps, part, step, metrics);
   add_token_metrics(current, count_tokens(part.rows), needs.rejected, metrics);
   return logps;
@@ -415,23 +424,9 @@ PairLogps Trainer::Impl::measure(const Part& part, std::int64_t step,
 PairLogps Trainer::Impl::measure_differentiable(const Part& part, std::int64_t step) {
   const auto batch = make_pair_batch(part.rows, needs.rejected, needs.gold).to(policy->device());
   PairLogps logps;
-  set_policy_logps(
-      logps, part, batch,
-      sequence_logps(
-          *policy, batch,
-          {.by_products = {}, .reduction = {}, .budget_bytes = options.head_budget_bytes}));
-  if (needs.seq_kl) {
-    const Sides sides{std::ssize(part.rows), needs.rejected};
-    const auto kl = sequence_kl(*policy, *reference->policy(), batch);
-    logps.chosen_seq_kl = sides.chosen(kl);
-    logps.rejected_seq_kl = sides.rejected(kl);
-  }
+  set_policy_logps(logps, part, batch, policy_logps(batch));
   if (needs.sample_source != SampleSource::kNone) {
-    logps.sample_logps =
-        sequence_logps(
-            *policy, draw_samples(part, step),
-            {.by_products = {}, .reduction = {}, .budget_bytes = options.head_budget_bytes})
-            .logps;
+    logps.sample_logps = policy_logps(draw_samples(part, step)).logps;
   }
   return logps;
 }
@@ -439,9 +434,7 @@ PairLogps Trainer::Impl::measure_differentiable(const Part& part, std::int64_t s
 void Trainer::Impl::set_samples(PairLogps& logps, const Part& part, std::int64_t step,
                                 detail::StepMetrics& metrics) {
   const auto samples = draw_samples(part, step);
-  const auto sampled = sequence_logps(
-      *policy, samples,
-      {.by_products = {}, .reduction = {}, .budget_bytes = options.head_budget_bytes});
+  const auto sampled = policy_logps(samples);
   logps.samples_per_prompt = needs.samples_per_prompt;
   logps.sample_logps = sampled.logps;
   logps.sample_lens = sampled.lens.to(sampled.logps.options());

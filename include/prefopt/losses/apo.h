@@ -5,17 +5,7 @@
 
 namespace prefopt {
 
-struct ApoOptions {
-  double beta = 0.1;
-  ScoreOptions score = {};
-  PairOptions pair = {};
-
-  void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
-    score.fields(v);
-    pair.fields(v);
-  }
-};
+using ApoOptions = BetaOptions;
 
 /// Anchored preference optimization, zero (2408.06266 eq. 7), w and l the log-ratios of the sides:
 ///   1 - sigmoid(beta w) + sigmoid(beta l)

@@ -55,8 +55,7 @@ struct CpoOptions {
     v.choice({"link", "loss of the difference"}, link, {"sigmoid", "hinge", "ipo"});
     v.real({"label_smoothing", "assumed share of wrong labels, for link = sigmoid"},
            label_smoothing, Range::half_open(0, 0.5));
-    v.choice({"reduction", "NLL over tokens of the step, per sequence mean, or per sequence sum"},
-             reduction, {"token_mean", "sequence_mean", "sum"});
+    reduction_field(v, reduction);
     score.fields(v);
     pair.fields(v);
   }
@@ -77,11 +76,6 @@ class CpoLoss : public PairwiseLoss<CpoLoss, CpoOptions> {
   }
   NllRegularizer regularizer() const {
     return {.weight = options_.alpha, .reduction = options_.reduction};
-  }
-  LossRequirements requirements() const {
-    LossRequirements needs = PairwiseLoss::requirements();
-    needs.lens = needs.lens || options_.reduction != Reduction::kSum;
-    return needs;
   }
 
   static LossInfo info() {

@@ -51,8 +51,6 @@ class HypoLoss : public PairwiseLoss<HypoLoss, HypoOptions> {
   }
   LossRequirements requirements() const {
     LossRequirements needs = PairwiseLoss::requirements();
-    needs.reference = true;
-    needs.lens = needs.lens || options_.token_mean;
     needs.sample_source = SampleSource::kPolicy;
     needs.samples_per_prompt = options_.num_samples;
     return needs;

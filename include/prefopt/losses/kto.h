@@ -78,35 +78,7 @@ class KtoLoss : public LossBase<KtoLoss, KtoOptions> {
   }
 };
 
-/// Both sides of a pair against the mean log-ratio of the other side, z_w and z_l.
-template <class T>
-struct KtoPairLink {
-  double beta = 0.1;
-  ScalarOf<T> chosen_kl = {}, rejected_kl = {};
-
-  T value(const T& w, const T& l) const {
-    return math::sigmoid(T(beta * (rejected_kl - w))) + math::sigmoid(T(beta * (l - chosen_kl)));
-  }
-
-  BasicSlopes<T> slopes(const T& w, const T& l) const {
-    const T z_w = beta * (w - rejected_kl);
-    const T z_l = beta * (chosen_kl - l);
-    return {-beta * (math::sigmoid(z_w) * math::sigmoid(T(-z_w))),
-            beta * (math::sigmoid(z_l) * math::sigmoid(T(-z_l)))};
-  }
-};
-
-struct KtoPairOptions {
-  double beta = 0.1;
-  ScoreOptions score = {};
-  PairOptions pair = {};
-
-  void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
-    score.fields(v);
-    pair.fields(v);
-  }
-};
+using KtoPairOptions = BetaOptions;
 
 /// KTO on pairs (2402.01306, first version), w and l the log-ratios of the two sides:
 ///   1 - sigmoid(beta (w - z_l)) + 1 - sigmoid(beta (z_w - l))
@@ -118,13 +90,16 @@ class KtoPairLoss : public PairwiseLoss<KtoPairLoss, KtoPairOptions> {
   using PairwiseLoss::PairwiseLoss;
 
   template <class T>
-  KtoPairLink<T> link(const BasicPairLogps<T>& in) const {
+  auto link(const BasicPairLogps<T>& in) const {
     const auto pairs = static_cast<double>(math::length(in.chosen_logps));
     const Score scores = score();
     const auto kl = [&](const BasicSideLogps<T>& side) {
       return math::relu(ScalarOf<T>(math::sum(scores.of(side).score) / pairs));
     };
-    return {options_.beta, kl(chosen_side(in)), kl(rejected_side(in))};
+    using Side = SigmoidLink<ScalarOf<T>>;
+    // 1 - sigmoid(z) = sigmoid(-z)
+    return SeparateLinks{Side{-options_.beta, 1, kl(rejected_side(in))},
+                         Side{options_.beta, 1, kl(chosen_side(in))}};
   }
   LossRequirements requirements() const {
     LossRequirements needs = PairwiseLoss::requirements();

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>
-
-#include "prefopt/losses/pair_logps.h"
 #include "prefopt/math/functions.h"
 
 // Links, value and derivative side by side: from scores (nats) to a per-pair loss. `T` is float,

@@ -5,17 +5,7 @@
 
 namespace prefopt {
 
-struct NcaPairOptions {
-  double beta = 0.1;
-  ScoreOptions score = {};
-  PairOptions pair = {};
-
-  void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
-    score.fields(v);
-    pair.fields(v);
-  }
-};
+using NcaPairOptions = BetaOptions;
 
 /// Noise contrastive alignment on pairs (2402.05369), w and l the log-ratios of the two sides:
 ///   -log sigmoid(beta w) - log sigmoid(-beta w) / 2 - log sigmoid(-beta l) / 2

@@ -31,8 +31,7 @@ struct OrpoOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"lambda", "weight of the odds ratio term", {"beta"}}, lambda, Range::above(0));
-    v.choice({"reduction", "NLL over tokens of the step, per sequence mean, or per sequence sum"},
-             reduction, {"token_mean", "sequence_mean", "sum"});
+    reduction_field(v, reduction);
     score.fields(v);
     pair.fields(v);
   }

@@ -184,6 +184,19 @@ PairValue<T> expected_pair_value(const Link& link, const T& w, const T& l, const
 }
 }  // namespace detail
 
+/// The options of a pairwise loss that has none of its own.
+struct BetaOptions {
+  double beta = 0.1;
+  ScoreOptions score = {};
+  PairOptions pair = {};
+
+  void fields(FieldVisitor& v) {
+    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    score.fields(v);
+    pair.fields(v);
+  }
+};
+
 /// score x link + regularizer:
 ///   loss = 1/pairs * sum_i [ weight_i link(s_w - s_l - margin) + regularizer_i ]
 /// with the scores of losses/score.h; or link(s_w, s_l), for a link of both sides. `margin` is
@@ -253,13 +266,15 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
     const ScoreOptions& score = this->options_.score;
     const PairOptions& pair = this->options_.pair;
     const bool weighs = pair.weighting != Weighting::kNone;
-    return {.reference = !score.reference_free,
-            .lens = score.length_normalized || weighs,
-            .head_logps = score.ld_alpha != 1,
-            .log_sum_p_squared = pair.weighting == Weighting::kSampledAlignment,
-            .margins = pair.margin_scale != 0,
-            .weights = pair.use_weights,
-            .label_probs = pair.use_label_probs};
+    LossRequirements needs{.reference = !score.reference_free,
+                           .lens = score.length_normalized || weighs,
+                           .head_logps = score.ld_alpha != 1,
+                           .log_sum_p_squared = pair.weighting == Weighting::kSampledAlignment,
+                           .margins = pair.margin_scale != 0,
+                           .weights = pair.use_weights,
+                           .label_probs = pair.use_label_probs};
+    this->self().regularizer().add_needs(needs);
+    return needs;
   }
 
  private:

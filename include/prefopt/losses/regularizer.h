@@ -3,10 +3,12 @@
 
 #include <cstdint>
 
+#include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
 #include "prefopt/losses/pair_fields.h"
 #include "prefopt/losses/pair_logps.h"
 #include "prefopt/math/functions.h"
+#include "prefopt/options.h"
 
 // Regularizers: terms beside the link that look at one side of a pair or at fresh samples. Each
 // adds its per-pair value to `losses` and the derivatives of their sum to the grad_*. Values are
@@ -46,9 +48,13 @@ enum class Reduction {
   kSum,           ///< mean over pairs of the sequence sum
 };
 
+/// The option that chooses a Reduction.
+PREFOPT_API void reduction_field(FieldVisitor& v, Reduction& reduction);
+
 /// No regularizer.
 struct NoRegularizer {
   static constexpr const char* kName = nullptr;
+  void add_needs(LossRequirements&) const {}
   template <class T>
   void add_to(BasicLossOutput<T>&, const BasicPairLogps<T>&, double /*pairs*/) const {}
 };
@@ -64,6 +70,10 @@ struct NllRegularizer {
   Reduction reduction = Reduction::kTokenMean;
   Baseline baseline = Baseline::kChosen;
 
+  void add_needs(LossRequirements& needs) const {
+    needs.lens = needs.lens || reduction != Reduction::kSum;
+    needs.gold = needs.gold || baseline == Baseline::kGold;
+  }
   template <class T>
   void add_to(BasicLossOutput<T>& out, const BasicPairLogps<T>& in, double pairs) const {
     const auto& [logps, lens, step_tokens, gradient] = completion<T>(in, out);
@@ -117,6 +127,7 @@ struct ValueIncentive {
   double weight = 0;
   Calibration calibration = Calibration::kChosen;
 
+  void add_needs(LossRequirements& needs) const { needs.reference = true; }
   template <class T>
   void add_to(BasicLossOutput<T>& out, const BasicPairLogps<T>& in, double /*pairs*/) const {
     switch (calibration) {
@@ -151,6 +162,10 @@ struct OnPolicyKl {
   double clip = 0;          ///< limit on |log pi/pi_ref| in the derivative; 0: none
   bool token_mean = false;  ///< divide each sample's log-ratio by its length
 
+  void add_needs(LossRequirements& needs) const {
+    needs.reference = true;
+    needs.lens = needs.lens || token_mean;
+  }
   template <class T>
   void add_to(BasicLossOutput<T>& out, const BasicPairLogps<T>& in, double /*pairs*/) const {
     const auto group = in.samples_per_prompt;

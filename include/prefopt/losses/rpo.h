@@ -18,8 +18,7 @@ struct RpoOptions {
     v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
     v.real({"eta", "weight of the baseline's NLL: the paper's eta * beta", {"rpo_alpha"}}, eta,
            Range::at_least(0));
-    v.choice({"reduction", "NLL over tokens of the step, per sequence mean, or per sequence sum"},
-             reduction, {"token_mean", "sequence_mean", "sum"});
+    reduction_field(v, reduction);
     v.choice({"baseline", "completion whose NLL it is"}, baseline, {"chosen", "rejected"});
     v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"}, label_smoothing,
            Range::half_open(0, 0.5));
@@ -44,11 +43,6 @@ class RpoLoss : public PairwiseLoss<RpoLoss, RpoOptions> {
   }
   NllRegularizer regularizer() const {
     return {.weight = options_.eta, .reduction = options_.reduction, .baseline = options_.baseline};
-  }
-  LossRequirements requirements() const {
-    LossRequirements needs = PairwiseLoss::requirements();
-    needs.lens = needs.lens || options_.reduction != Reduction::kSum;
-    return needs;
   }
 
   static LossInfo info() {

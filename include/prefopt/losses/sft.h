@@ -8,10 +8,7 @@ namespace prefopt {
 struct SftOptions {
   Reduction reduction = Reduction::kTokenMean;
 
-  void fields(FieldVisitor& v) {
-    v.choice({"reduction", "NLL over tokens of the step, per sequence mean, or per sequence sum"},
-             reduction, {"token_mean", "sequence_mean", "sum"});
-  }
+  void fields(FieldVisitor& v) { reduction_field(v, reduction); }
 };
 
 /// Supervised fine-tuning on the chosen completions: their negative log-likelihood, by default the

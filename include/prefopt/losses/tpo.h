@@ -22,8 +22,7 @@ struct TpoOptions {
            Range::at_least(0));
     v.real({"label_smoothing", "assumed share of wrong labels"}, label_smoothing,
            Range::half_open(0, 0.5));
-    v.choice({"reduction", "NLL over tokens of the step, per sequence mean, or per sequence sum"},
-             reduction, {"token_mean", "sequence_mean", "sum"});
+    reduction_field(v, reduction);
     score.fields(v);
     pair.fields(v);
   }
@@ -43,12 +42,6 @@ class TpoLoss : public PairwiseLoss<TpoLoss, TpoOptions> {
   }
   NllRegularizer regularizer() const {
     return {.weight = options_.alpha, .reduction = options_.reduction, .baseline = Baseline::kGold};
-  }
-  LossRequirements requirements() const {
-    LossRequirements needs = PairwiseLoss::requirements();
-    needs.gold = true;
-    needs.lens = needs.lens || options_.reduction != Reduction::kSum;
-    return needs;
   }
 
   static LossInfo info() {

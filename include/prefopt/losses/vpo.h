@@ -53,7 +53,6 @@ class VpoLoss : public PairwiseLoss<VpoLoss, VpoOptions> {
   }
   LossRequirements requirements() const {
     LossRequirements needs = PairwiseLoss::requirements();
-    needs.reference = true;
     if (options_.calibration == Calibration::kSamples) {
       needs.sample_source = SampleSource::kReference;
       needs.samples_per_prompt = options_.num_samples;

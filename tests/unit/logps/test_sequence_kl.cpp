@@ -7,35 +7,13 @@
 #include "prefopt/model/decoder.h"
 #include "support/catch.h"
 #include "support/errors.h"
+#include "support/fixed_policy.h"
 #include "support/logps_oracle.h"
 
 namespace prefopt {
 namespace {
 
-using testing_support::random_normal;
-
-/// Hidden states and a head, or logits, whatever the tokens.
-class FixedPolicy final : public Policy {
- public:
-  FixedPolicy(PolicyOutput output, at::Tensor weight, std::int64_t vocab_size)
-      : output_(std::move(output)), weight_(std::move(weight)), vocab_size_(vocab_size) {}
-
-  PolicyOutput forward(const TokenBatch&) override { return output_; }
-  OutputHead head() const override { return {weight_}; }
-  std::int64_t vocab_size() const override { return vocab_size_; }
-  std::vector<NamedParameter> named_parameters() const override { return {}; }
-
- private:
-  PolicyOutput output_;
-  at::Tensor weight_;
-  std::int64_t vocab_size_;
-};
-
-TokenBatch small_batch() {
-  const std::vector<std::int64_t> prompt_a{4}, completion_a{1, 2, 3}, prompt_b{0, 1},
-      completion_b{4};
-  return make_batch({{prompt_a, completion_a}, {prompt_b, completion_b}});
-}
+using namespace testing_support;
 
 // The formula on whole tensors of logits [2, 4, V].
 at::Tensor dense_kl(const at::Tensor& logits, const at::Tensor& ref_logits) {

@@ -5,38 +5,11 @@
 #include "prefopt/logps/sequence_logps.h"
 #include "support/catch.h"
 #include "support/errors.h"
+#include "support/fixed_policy.h"
 #include "support/logps_oracle.h"
 
 namespace prefopt {
-namespace {
-
-using testing_support::random_normal;
-
-/// Gives the logits it was made with, or hidden states and a head, whatever the tokens.
-class FixedPolicy final : public Policy {
- public:
-  FixedPolicy(PolicyOutput output, at::Tensor weight, std::int64_t vocab_size)
-      : output_(std::move(output)), weight_(std::move(weight)), vocab_size_(vocab_size) {}
-
-  PolicyOutput forward(const TokenBatch&) override { return output_; }
-  OutputHead head() const override { return {weight_}; }
-  std::int64_t vocab_size() const override { return vocab_size_; }
-  std::vector<NamedParameter> named_parameters() const override { return {}; }
-
- private:
-  PolicyOutput output_;
-  at::Tensor weight_;
-  std::int64_t vocab_size_;
-};
-
-/// Prompts of 1 and 2 tokens, completions of 3 and 1.
-TokenBatch small_batch() {
-  const std::vector<std::int64_t> prompt_a{4}, completion_a{1, 2, 3}, prompt_b{0, 1},
-      completion_b{4};
-  return make_batch({{prompt_a, completion_a}, {prompt_b, completion_b}});
-}
-
-}  // namespace
+using namespace testing_support;
 
 TEST_CASE("sequence_logps: completion tokens are read one position before them", "[logps]") {
   const TokenBatch batch = small_batch();
