@@ -11,18 +11,14 @@
 #include <array>
 #include <chrono>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <functional>
 #include <limits>
 #include <numeric>
 #include <optional>
 #include <random>
-#include <system_error>
 #include <utility>
 #include <vector>
 
-#include "core/file.h"
 #include "core/json.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
@@ -30,12 +26,13 @@
 #include "prefopt/model/moving_reference.h"
 #include "prefopt/model/reference.h"
 #include "prefopt/version.h"
+#include "train/run_folder.h"
 #include "train/token_range.h"
 
 namespace prefopt {
 
-namespace fs = std::filesystem;
 using detail::Json;
+using detail::RunFolder;
 
 void ModelOptions::fields(FieldVisitor& v) {
   v.text({"path",
@@ -156,79 +153,6 @@ class PairOrder {
   std::int64_t seed_;
   bool shuffle_;
   std::int64_t epoch_ = -1;
-};
-
-/// The files of one run.
-class RunFolder {
- public:
-  /// Throws ConfigError if a run was here before.
-  explicit RunFolder(std::string path) : path_(std::move(path)) {
-    if (path_.empty()) throw ConfigError("output_dir: expected the name of a folder, got ''");
-    for (const auto* name : {"config.json", "metrics.jsonl", "checkpoints"}) {
-      std::error_code ignored;
-      if (fs::exists(file(name), ignored)) {
-        throw ConfigError(
-            fmt::format("output_dir: expected an empty or new folder, got {} with a "
-                        "{} in it; choose another name",
-                        path_, name));
-      }
-    }
-  }
-
-  std::string file(std::string_view name) const { return fmt::format("{}/{}", path_, name); }
-
-  void start(const Json& config, const Json& environment) {
-    make_directory(file("checkpoints"));
-    detail::write_file<CheckpointError>(file("config.json"), detail::dump_json(config, 2) + "\n");
-    detail::write_file<CheckpointError>(file("env.json"), detail::dump_json(environment, 2) + "\n");
-    metrics_.open(file("metrics.jsonl"), std::ios::app);
-    check_metrics();
-  }
-
-  void append_metrics(const Json& line) {
-    metrics_ << detail::dump_json(line) << std::endl;
-    check_metrics();
-  }
-
-  /// Gives the checkpoint's folder, which `last` then names.
-  std::string save(const Policy& policy, const LossState& loss, std::int64_t step) const {
-    const auto name = fmt::format("step-{}", step);
-    const auto directory = file("checkpoints/" + name);
-    make_directory(directory);
-    policy.save(directory);
-    if (loss.count > 0) {
-      detail::write_file<CheckpointError>(
-          directory + "/loss_state.json",
-          detail::dump_json({{"mean", loss.mean}, {"count", loss.count}}, 2) + "\n");
-    }
-    const auto last = file("checkpoints/last");
-    std::error_code error;
-    fs::create_directory_symlink(name, last, error);
-    if (error) {
-      throw CheckpointError(
-          fmt::format("{}: expected to link it to {}, got '{}'", last, name, error.message()));
-    }
-    return directory;
-  }
-
- private:
-  static void make_directory(const std::string& path) {
-    std::error_code error;
-    fs::create_directories(path, error);
-    if (error) {
-      throw CheckpointError(
-          fmt::format("{}: expected to make this folder, got '{}'", path, error.message()));
-    }
-  }
-
-  void check_metrics() const {
-    if (!metrics_) {
-      throw CheckpointError(file("metrics.jsonl") + ": expected to append a line, got an error");
-    }
-  }
-
-  std::string path_;
-  std::ofstream metrics_;
 };
 
 class Stopwatch {
