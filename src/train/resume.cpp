@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/resume.h"
 
+#include <c10/util/StringUtil.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -172,6 +173,18 @@ std::string fingerprint_of(const std::vector<TokenPair>& pairs) {
       const double value = pair.columns[static_cast<Column>(i)];
       hash.update(&value, sizeof value);
     }
+  }
+  return hash.hex();
+}
+
+std::string fingerprint_of(const Policy& policy) {
+  ContentHash hash;
+  hash.update(policy.config());
+  for (const auto& [name, value] : policy.named_parameters()) {
+    const at::Tensor here = value.detach().cpu().contiguous();
+    const std::string_view bytes(static_cast<const char*>(here.const_data_ptr()), here.nbytes());
+    hash.update(fmt::format("\n{} {} {} {}", name, c10::str(here.sizes()),
+                            c10::toString(here.scalar_type()), crc32_of(bytes)));
   }
   return hash.hex();
 }

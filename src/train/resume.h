@@ -8,6 +8,7 @@
 
 #include "core/json.h"
 #include "prefopt/data/batch.h"
+#include "prefopt/model/policy.h"
 #include "train/run_folder.h"
 
 namespace prefopt::detail {
@@ -27,6 +28,9 @@ std::optional<ResumePoint> find_resume_point(const std::string& resume, const Ru
 
 /// Content of training or held-out rows, whatever file they are from.
 std::string fingerprint_of(const std::vector<TokenPair>& pairs);
+/// Shape and weights of a model. Weights go in by their CRC-32: a start must not wait for the
+/// gigabytes of a content_hash, which is to tell models of many runs apart.
+std::string fingerprint_of(const Policy& policy);
 
 /// Throws ConfigError with all that differs, "key: old -> new", if the run of `now` could not have
 /// written the state of `before`. Both are {"config": …, "contents": …}: all options, and hashes of

@@ -714,9 +714,9 @@ Json contents_of(const RunOptions& options, const Rows& rows, const Policy& poli
                  Reference* reference) {
   Json contents = {{"train_rows", detail::fingerprint_of(rows.train)},
                    {"eval_rows", detail::fingerprint_of(rows.eval)},
-                   {"model", content_hash(policy)}};
+                   {"model", detail::fingerprint_of(policy)}};
   if (reference != nullptr && !options.reference.path.empty()) {
-    contents["reference"] = content_hash(*reference->policy());
+    contents["reference"] = detail::fingerprint_of(*reference->policy());
   }
   return contents;
 }
