@@ -7,14 +7,21 @@
 #include <cstddef>
 #include <cstdint>
 #include <iosfwd>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 namespace prefopt::cli {
 
+/// A command that a signal ended in good order; the text says what was saved.
+struct Interrupted : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct TrainArguments {
   std::string config;             ///< path of a JSON file
   std::vector<std::string> sets;  ///< `a.b=value`, applied in order over the file
+  std::string resume;             ///< of run_training; empty: a new run
   bool print_config = false;
   bool dry_run = false;
   bool quiet = false;

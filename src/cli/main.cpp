@@ -8,13 +8,14 @@
 #include <cstdlib>
 #include <functional>
 #include <iostream>
-#include <new>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "cli/commands.h"
+#include "core/memory.h"
 #include "prefopt/error.h"
+#include "prefopt/train/trainer.h"
 #include "prefopt/version.h"
 
 namespace prefopt::cli {
@@ -28,6 +29,7 @@ enum ExitCode : int {
   kModelFile = 4,
   kNonFinite = 5,
   kOutOfMemory = 6,
+  kInterrupted = 130,
 };
 
 int fail(ExitCode code, std::string_view what) {
@@ -64,18 +66,15 @@ int exit_code_of(const std::function<void()>& command) {
     return fail(kModelFile, error.what());
   } catch (const NonFiniteError& error) {
     return fail(kNonFinite, error.what());
-  } catch (const std::bad_alloc& error) {
-    return fail_out_of_memory(error.what());
-  } catch (const c10::OutOfMemoryError& error) {
-    return fail_out_of_memory(first_line(error.what_without_backtrace()));
-  } catch (const c10::Error& error) {
-    const std::string_view what = first_line(error.what_without_backtrace());
-    // The CPU allocator has no exception class of its own.
-    const auto memory = what.find("can't allocate memory");
-    if (memory != std::string_view::npos) return fail_out_of_memory(what.substr(memory));
-    return fail(kFailure, what);
+  } catch (const OutOfMemoryError& error) {
+    return fail(kOutOfMemory, error.what());
+  } catch (const Interrupted& interrupted) {
+    return fail(kInterrupted, interrupted.what());
   } catch (const std::exception& error) {
-    return fail(kFailure, error.what());
+    const std::string memory = detail::allocation_failure(error);
+    if (!memory.empty()) return fail_out_of_memory(memory);
+    const auto* of_torch = dynamic_cast<const c10::Error*>(&error);
+    return fail(kFailure, first_line(of_torch ? of_torch->what_without_backtrace() : error.what()));
   }
 }
 
@@ -118,9 +117,16 @@ CLI::App* add_train(CLI::App& app, TrainArguments& arguments, std::string& devic
   command->add_option("--set", arguments.sets, "overrides one option, as in loss.beta=0.2")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
+  command
+      ->add_option("--resume", arguments.resume,
+                   "goes on from a run folder or a checkpoint; auto: from output_dir, if a run is "
+                   "there")
+      ->type_name("auto|PATH");
   command->add_flag("--print-config", arguments.print_config, "print all options and stop");
-  command->add_flag("--dry-run", arguments.dry_run,
-                    "take one step, print memory and speed, keep nothing");
+  command
+      ->add_flag("--dry-run", arguments.dry_run,
+                 "take one step, print memory and speed, keep nothing")
+      ->excludes("--resume");
   command->add_flag("--quiet", arguments.quiet, "no progress; remarks about the data stay");
   add_device(*command, device);
   return command;

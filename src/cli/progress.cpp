@@ -55,6 +55,7 @@ void Progress::note(const std::string& line) {
 }
 
 void Progress::step(std::int64_t step, std::int64_t total, const Metrics& metrics) {
+  if (steps_before_ < 0) steps_before_ = step - 1;
   clock_.count_step();
   if (quiet_) return;
   const bool due =
@@ -62,8 +63,10 @@ void Progress::step(std::int64_t step, std::int64_t total, const Metrics& metric
   const bool live = terminal_width_ > 0;
   if (!live && !due) return;
 
-  const double done = static_cast<double>(step);
-  const double speed = metric(metrics, "num_tokens") / clock_.seconds();
+  const double done = static_cast<double>(step - steps_before_);
+  // In a run that goes on, steps here are taken to have as many tokens as those before.
+  const double tokens = metric(metrics, "num_tokens") / static_cast<double>(step) * done;
+  const double speed = tokens / clock_.seconds();
   const double left = clock_.seconds() / done * static_cast<double>(total - step);
   const bool skipped = find_metric(metrics, "skipped").has_value();
   const std::string line =

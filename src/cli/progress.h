@@ -55,7 +55,8 @@ class Progress {
   std::size_t terminal_width_;
   bool quiet_;
   StepClock clock_;
-  std::size_t live_width_ = 0;  ///< of the text under the cursor; 0: none
+  std::int64_t steps_before_ = -1;  ///< those of a run that goes on; the clock has not seen them
+  std::size_t live_width_ = 0;      ///< of the text under the cursor; 0: none
 };
 
 /// Empty for a metric that the loss does not have.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 #include <stdlib.h>  // NOLINT(modernize-deprecated-headers): mkdtemp is POSIX, not in <cstdlib>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -11,8 +10,10 @@
 
 #include "cli/commands.h"
 #include "cli/progress.h"
+#include "cli/stop_signal.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "core/memory.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
 #include "prefopt/train/run.h"
@@ -87,16 +88,6 @@ class TemporaryFolder {
   std::string path_;
 };
 
-double peak_mebibytes() {
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-#if defined(__APPLE__)
-  return static_cast<double>(usage.ru_maxrss) / (1024 * 1024);
-#else
-  return static_cast<double>(usage.ru_maxrss) / 1024;
-#endif
-}
-
 /// Ends a run after its first step.
 struct FirstStepDone {};
 
@@ -134,8 +125,16 @@ void dry_run(RunOptions options, std::ostream& out, std::ostream& err) {
   out << fmt::format("steps: {} of {} pairs\n", steps, options.train.batch_size)
       << fmt::format("first step: {:.0f} tokens in {:.3f} s, {:.0f} tokens/s\n", tokens,
                      clock.seconds(), tokens / clock.seconds())
-      << fmt::format("peak memory: {:.0f} MiB\n", peak_mebibytes())
+      << fmt::format("peak memory: {} MiB\n", detail::peak_memory_bytes() >> 20)
       << fmt::format("time to finish: about {}\n", duration(total_seconds));
+}
+
+/// What a run that was stopped has to say.
+std::string stop_sentence(const RunResult& result) {
+  return result.checkpoint.empty()
+             ? "stopped before the first step; nothing was saved"
+             : fmt::format("stopped after step {}, which {} holds; --resume auto goes on",
+                           result.steps, result.checkpoint);
 }
 
 void print_summary(const RunResult& result, std::ostream& out) {
@@ -169,8 +168,11 @@ void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream&
   events.evaluation = [&](std::int64_t step, const Metrics& metrics) {
     progress.evaluation(step, metrics);
   };
-  const RunResult result = run_training(options, events);
+  const StopSignal signal;
+  events.should_stop = [&] { return signal.has_come(); };
+  const RunResult result = run_training(options, events, arguments.resume);
   progress.finish();
+  if (result.stopped) throw Interrupted(stop_sentence(result));
   print_summary(result, out);
 }
 

@@ -2,23 +2,24 @@
 #include "core/file.h"
 
 #include <fcntl.h>
-#include <stdlib.h>  // NOLINT(modernize-deprecated-headers): mkostemp is not in <cstdlib>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdio>
 #include <filesystem>
+#include <system_error>
+#include <utility>
 
 #include "core/descriptor.h"
+#include "core/system_calls.h"
 
 namespace prefopt::detail {
 namespace {
 
 bool write_all(int fd, std::string_view bytes) {
   while (!bytes.empty()) {
-    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
+    const ssize_t written = system_calls().write(fd, bytes.data(), bytes.size());
     if (written < 0 && errno == EINTR) continue;
     if (written <= 0) return false;
     bytes.remove_prefix(static_cast<std::size_t>(written));
@@ -31,20 +32,23 @@ bool write_all(int fd, std::string_view bytes) {
 class FileBeside {
  public:
   explicit FileBeside(const std::string& path)
-      : name_(path + ".XXXXXX"), file_(::mkostemp(name_.data(), O_CLOEXEC)), there_(opened()) {}
+      : name_(path + ".XXXXXX"),
+        fd_(system_calls().mkostemp(name_.data(), O_CLOEXEC)),
+        there_(opened()) {}
   ~FileBeside() {
+    if (fd_ >= 0) ::close(fd_);
     if (there_) ::unlink(name_.c_str());
   }
   FileBeside(const FileBeside&) = delete;
   FileBeside& operator=(const FileBeside&) = delete;
 
-  bool opened() const { return file_.get() >= 0; }
-  int fd() const { return file_.get(); }
+  bool opened() const { return fd_ >= 0; }
+  int fd() const { return fd_; }
 
   // mkostemp's files are for their owner alone.
   bool move_to(const std::string& path) {
-    if (::fchmod(fd(), 0644) != 0 || ::fsync(fd()) != 0 || !file_.close() ||
-        std::rename(name_.c_str(), path.c_str()) != 0) {
+    if (::fchmod(fd_, 0644) != 0 || system_calls().fsync(fd_) != 0 || !close() ||
+        system_calls().rename(name_.c_str(), path.c_str()) != 0) {
       return false;
     }
     there_ = false;
@@ -52,10 +56,19 @@ class FileBeside {
   }
 
  private:
+  // Linux gives a descriptor back even where close fails.
+  bool close() { return system_calls().close(std::exchange(fd_, -1)) == 0; }
+
   std::string name_;
-  Descriptor file_;
+  int fd_;
   bool there_;
 };
+
+std::string try_sync_parent(const std::string& path) {
+  const auto parent = std::filesystem::path(path).parent_path();
+  const Descriptor folder(::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_CLOEXEC));
+  return folder.get() < 0 || system_calls().fsync(folder.get()) != 0 ? last_error() : "";
+}
 
 }  // namespace
 
@@ -89,11 +102,47 @@ std::string try_write_parts(const std::string& path, std::size_t count,
   for (std::size_t i = 0; i < count; ++i) {
     if (!write_all(beside.fd(), part(i))) return last_error();
   }
-  if (!beside.move_to(path)) return last_error();
-  const auto parent = std::filesystem::path(path).parent_path();
-  const Descriptor folder(::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_CLOEXEC));
-  if (folder.get() < 0 || ::fsync(folder.get()) != 0) return last_error();
-  return "";
+  return beside.move_to(path) ? try_sync_parent(path) : last_error();
 }
+
+std::string try_make_directory(const std::string& path) {
+  constexpr mode_t kForAll = 0777;  // less the umask
+  std::filesystem::path made;
+  for (const auto& part : std::filesystem::path(path)) {
+    made /= part;
+    std::error_code ignored;
+    if (part.empty() || std::filesystem::is_directory(made, ignored)) continue;
+    // Another process may have been faster.
+    if (system_calls().mkdir(made.c_str(), kForAll) != 0 && errno != EEXIST) return last_error();
+  }
+  std::error_code ignored;
+  return std::filesystem::is_directory(path, ignored) ? "" : "a file of that name";
+}
+
+std::string try_move(const std::string& from, const std::string& to) {
+  return system_calls().rename(from.c_str(), to.c_str()) == 0 ? try_sync_parent(to) : last_error();
+}
+
+std::string try_link(const std::string& target, const std::string& path) {
+  const std::string beside = path + ".new";
+  ::unlink(beside.c_str());  // of a process that ended here
+  if (system_calls().symlink(target.c_str(), beside.c_str()) != 0) return last_error();
+  return try_move(beside, path);
+}
+
+AppendedFile::~AppendedFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+std::string AppendedFile::try_open(const std::string& path) {
+  fd_ = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+  return fd_ >= 0 ? "" : last_error();
+}
+
+std::string AppendedFile::try_append(std::string_view bytes) {
+  return write_all(fd_, bytes) ? "" : last_error();
+}
+
+std::string AppendedFile::try_sync() { return system_calls().fsync(fd_) == 0 ? "" : last_error(); }
 
 }  // namespace prefopt::detail

@@ -17,6 +17,31 @@ std::string try_write_file(const std::string& path, std::string_view bytes);
 std::string try_write_parts(const std::string& path, std::size_t count,
                             const std::function<std::string_view(std::size_t)>& part);
 
+/// With its parents; one that is there already is fine. Empty on success.
+std::string try_make_directory(const std::string& path);
+/// Renames and fsyncs the parent of `to`. Empty on success.
+std::string try_move(const std::string& from, const std::string& to);
+/// A symbolic link at `path`, made beside it and renamed over it, parent fsynced: whoever looks
+/// sees the old link or the new one. Empty on success.
+std::string try_link(const std::string& target, const std::string& path);
+
+/// A file that grows at its end.
+class AppendedFile {
+ public:
+  AppendedFile() = default;
+  ~AppendedFile();
+  AppendedFile(const AppendedFile&) = delete;
+  AppendedFile& operator=(const AppendedFile&) = delete;
+
+  /// Each is empty on success. A line that could be written in part only is left like that.
+  std::string try_open(const std::string& path);
+  std::string try_append(std::string_view bytes);
+  std::string try_sync();
+
+ private:
+  int fd_ = -1;
+};
+
 /// Throws `E` with "PATH: expected a readable file, got …".
 template <class E>
 std::string read_file(const std::string& path) {
@@ -32,6 +57,14 @@ template <class E>
 void write_file(const std::string& path, std::string_view bytes) {
   if (auto why = try_write_file(path, bytes); !why.empty()) {
     throw E(path + ": expected to write " + std::to_string(bytes.size()) + " bytes, got " + why);
+  }
+}
+
+/// Throws `E` with "PATH: expected to make this folder, got …".
+template <class E>
+void make_directory(const std::string& path) {
+  if (auto why = try_make_directory(path); !why.empty()) {
+    throw E(path + ": expected to make this folder, got " + why);
   }
 }
 

@@ -2,6 +2,8 @@
 #include "core/hash.h"
 
 #include <c10/util/hash.h>
+#include <fmt/format.h>
+#include <zlib.h>
 
 #include <algorithm>
 
@@ -25,5 +27,10 @@ void ContentHash::update(std::string_view bytes) {
 }
 
 std::string ContentHash::hex() const { return c10::sha1(digest_ + block_).str(); }
+
+std::string crc32_of(std::string_view bytes) {
+  const auto* data = reinterpret_cast<const Bytef*>(bytes.data());
+  return fmt::format("{:08x}", ::crc32_z(::crc32_z(0, nullptr, 0), data, bytes.size()));
+}
 
 }  // namespace prefopt::detail

@@ -24,4 +24,8 @@ class ContentHash {
   std::string block_;
 };
 
+/// CRC-32 (ISO 3309) in eight hexadecimal digits: against damage, at many times the speed of a
+/// ContentHash.
+std::string crc32_of(std::string_view bytes);
+
 }  // namespace prefopt::detail

@@ -193,6 +193,8 @@ struct CacheFile {
 
 void Reference::after_step(const Policy&, std::int64_t) {}
 
+std::vector<std::pair<std::string, at::Tensor>> Reference::state() const { return {}; }
+
 std::shared_ptr<Reference> make_frozen_reference(std::shared_ptr<Policy> policy) {
   if (!policy) throw ConfigError("reference: expected a policy, got none");
   return std::make_shared<FrozenReference>(std::move(policy));

@@ -108,6 +108,7 @@ Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const Optimi
     Group& group = groups_[value.dim() >= 2 ? 0 : 1];
     const auto dtype =
         options.state_dtype == StateDtype::kBFloat16 ? at::kBFloat16 : value.scalar_type();
+    group.names.push_back(name);
     group.parameters.push_back(value);
     group.means.push_back(zero_state(value, dtype));
     group.squares.push_back(zero_state(value, dtype));
@@ -150,6 +151,17 @@ void Optimizer::step(double learning_rate, double factor) {
       divisor = at::full({}, 1 / factor, group.steps.front().options());
     }
     step_group(group, learning_rate, divisor);
+  }
+}
+
+void Optimizer::visit_state(StateVisitor& visitor) {
+  visitor.integer("step", steps_done_);
+  for (const auto& group : groups_) {
+    for (std::size_t i = 0; i < group.names.size(); ++i) {
+      visitor.tensor("mean." + group.names[i], group.means[i]);
+      visitor.tensor("square." + group.names[i], group.squares[i]);
+      visitor.tensor("steps." + group.names[i], group.steps[i]);
+    }
   }
 }
 

@@ -5,10 +5,12 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "prefopt/model/policy.h"
 #include "prefopt/train/trainer.h"
+#include "train/state.h"
 
 namespace prefopt::detail {
 
@@ -24,10 +26,13 @@ class Optimizer {
   double grad_norm() const;
   /// Takes the gradients times `factor`. A parameter without a gradient stays as it is.
   void step(double learning_rate, double factor = 1);
+  /// All that steps change besides the parameters; the draws of narrow state follow from it.
+  void visit_state(StateVisitor& visitor);
 
  private:
   struct Group {
     double weight_decay = 0;
+    std::vector<std::string> names;
     std::vector<at::Tensor> parameters, means, squares, steps;
   };
 

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/train/run.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <torch/version.h>
 
@@ -11,14 +13,13 @@
 #include <array>
 #include <chrono>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <functional>
 #include <limits>
+#include <map>
+#include <mutex>
 #include <numeric>
 #include <optional>
 #include <random>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -29,13 +30,18 @@
 #include "prefopt/losses/registry.h"
 #include "prefopt/model/moving_reference.h"
 #include "prefopt/model/reference.h"
+#include "prefopt/model/safetensors.h"
 #include "prefopt/version.h"
+#include "train/resume.h"
+#include "train/run_folder.h"
+#include "train/selection.h"
 #include "train/token_range.h"
 
 namespace prefopt {
 
-namespace fs = std::filesystem;
 using detail::Json;
+using detail::Note;
+using detail::RunFolder;
 
 void ModelOptions::fields(FieldVisitor& v) {
   v.text({"path",
@@ -101,6 +107,22 @@ void LoopOptions::fields(FieldVisitor& v) {
             eval_every, Range::at_least(0));
   v.integer({"log_every", "Steps between lines of metrics.jsonl", {"logging_steps"}}, log_every,
             Range::at_least(1));
+  v.integer({"save_every",
+             "Steps between checkpoints; 0: only the best and after the last step",
+             {"save_steps"}},
+            save_every, Range::at_least(0));
+  v.integer({"keep_last", "Newest checkpoints that stay; 0: all", {"save_total_limit"}}, keep_last,
+            Range::at_least(0));
+  v.integer({"keep_best", "Best evaluated checkpoints that stay beside them"}, keep_best,
+            Range::at_least(0));
+  v.text({"best_metric",
+          "What makes one the best: less of a metric that ends in loss or kl, more of any other",
+          {"metric_for_best_model"}},
+         best_metric);
+  v.integer({"patience",
+             "Evaluations without a new best that end training; 0: none do",
+             {"early_stopping_patience"}},
+            patience, Range::at_least(0));
   v.integer({"seed", "Seed of fresh weights and of the order of rows"}, seed, Range::at_least(0));
   v.integer({"threads", "CPU threads; 0: LibTorch's default"}, threads, Range::between(0, 4096));
   v.flag({"shuffle", "A new order of the rows each epoch"}, shuffle);
@@ -158,79 +180,6 @@ class PairOrder {
   std::int64_t epoch_ = -1;
 };
 
-/// The files of one run.
-class RunFolder {
- public:
-  /// Throws ConfigError if a run was here before.
-  explicit RunFolder(std::string path) : path_(std::move(path)) {
-    if (path_.empty()) throw ConfigError("output_dir: expected the name of a folder, got ''");
-    for (const auto* name : {"config.json", "metrics.jsonl", "checkpoints"}) {
-      std::error_code ignored;
-      if (fs::exists(file(name), ignored)) {
-        throw ConfigError(
-            fmt::format("output_dir: expected an empty or new folder, got {} with a "
-                        "{} in it; choose another name",
-                        path_, name));
-      }
-    }
-  }
-
-  std::string file(std::string_view name) const { return fmt::format("{}/{}", path_, name); }
-
-  void start(const Json& config, const Json& environment) {
-    make_directory(file("checkpoints"));
-    detail::write_file<CheckpointError>(file("config.json"), detail::dump_json(config, 2) + "\n");
-    detail::write_file<CheckpointError>(file("env.json"), detail::dump_json(environment, 2) + "\n");
-    metrics_.open(file("metrics.jsonl"), std::ios::app);
-    check_metrics();
-  }
-
-  void append_metrics(const Json& line) {
-    metrics_ << detail::dump_json(line) << std::endl;
-    check_metrics();
-  }
-
-  /// Gives the checkpoint's folder, which `last` then names.
-  std::string save(const Policy& policy, const LossState& loss, std::int64_t step) const {
-    const auto name = fmt::format("step-{}", step);
-    const auto directory = file("checkpoints/" + name);
-    make_directory(directory);
-    policy.save(directory);
-    if (loss.count > 0) {
-      detail::write_file<CheckpointError>(
-          directory + "/loss_state.json",
-          detail::dump_json({{"mean", loss.mean}, {"count", loss.count}}, 2) + "\n");
-    }
-    const auto last = file("checkpoints/last");
-    std::error_code error;
-    fs::create_directory_symlink(name, last, error);
-    if (error) {
-      throw CheckpointError(
-          fmt::format("{}: expected to link it to {}, got '{}'", last, name, error.message()));
-    }
-    return directory;
-  }
-
- private:
-  static void make_directory(const std::string& path) {
-    std::error_code error;
-    fs::create_directories(path, error);
-    if (error) {
-      throw CheckpointError(
-          fmt::format("{}: expected to make this folder, got '{}'", path, error.message()));
-    }
-  }
-
-  void check_metrics() const {
-    if (!metrics_) {
-      throw CheckpointError(file("metrics.jsonl") + ": expected to append a line, got an error");
-    }
-  }
-
-  std::string path_;
-  std::ofstream metrics_;
-};
-
 class Stopwatch {
  public:
   double seconds() const {
@@ -245,8 +194,6 @@ struct Rows {
   std::vector<TokenPair> train;
   std::vector<TokenPair> eval;
 };
-
-using Note = std::function<void(const std::string&)>;
 
 std::vector<TokenPair> load_pairs(std::string_view option, const std::string& path,
                                   const Tokenizer& tokenizer, const DataOptions& options,
@@ -365,6 +312,14 @@ std::int64_t most_tokens(const std::vector<TokenPair>& pairs, const LoopOptions&
              : all;
 }
 
+void check_patience(const LoopOptions& options, const Rows& rows) {
+  if (options.patience == 0 || (options.eval_every > 0 && !rows.eval.empty())) return;
+  throw ConfigError(fmt::format(
+      "train.patience: expected evaluations to count, got {}; set train.eval_every and data.eval "
+      "or data.eval_fraction",
+      options.eval_every > 0 ? "no held-out rows" : "train.eval_every 0"));
+}
+
 void check_reference(const ReferenceOptions& options) {
   if (options.moving && options.kind == ReferenceKind::kCached) {
     throw ConfigError(
@@ -437,70 +392,216 @@ std::optional<double> find_metric(const Metrics& metrics, std::string_view name)
   return std::nullopt;
 }
 
-/// The loop of one run, once everything is loaded.
+/// Weights of a checkpoint, into the tensors that the optimizer holds.
+void load_weights(const std::string& checkpoint, const Decoder& policy) {
+  std::shared_ptr<Decoder> saved;
+  if (policy.adapter()) {
+    saved = policy.without_adapter();
+    saved->load_adapter(checkpoint);
+  } else {
+    saved = Decoder::load(checkpoint);
+  }
+  std::map<std::string, at::Tensor> values;
+  for (const auto& [name, value] : saved->named_parameters()) values[name] = value;
+  const at::NoGradGuard no_grad;
+  for (const auto& [name, own] : policy.named_parameters()) {
+    if (!own.requires_grad()) continue;
+    const at::Tensor& value = values[name];
+    if (!value.defined() || value.sizes() != own.sizes() ||
+        value.scalar_type() != own.scalar_type()) {
+      throw CheckpointError(
+          fmt::format("{}: expected weight '{}' as the run's model has it, got {}", checkpoint,
+                      name, value.defined() ? "another shape or dtype" : "none"));
+    }
+    own.copy_(value);
+  }
+}
+
+constexpr std::string_view kStateFile = "training_state.json";
+constexpr std::string_view kTensorFile = "training_state.safetensors";
+constexpr std::string_view kGenerator = "generator.cpu";
+
+Json metrics_to_json(const Metrics& metrics) {
+  Json object = Json::object();
+  for (const auto& [name, value] : metrics) object[name] = detail::json_number(value);
+  return object;
+}
+
+Metrics metrics_from_json(const Json& object) {
+  Metrics metrics;
+  for (const auto& [name, value] : object.items()) {
+    metrics.emplace_back(name, detail::number_in(value));
+  }
+  return metrics;
+}
+
+at::Tensor generator_state() {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  const std::scoped_lock lock(generator.mutex());
+  return generator.get_state();
+}
+
+void set_generator_state(const at::Tensor& state) {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  const std::scoped_lock lock(generator.mutex());
+  generator.set_state(state);
+}
+
+/// What a run is made of, once everything is loaded.
+struct RunParts {
+  const RunOptions& options;
+  Rows rows;
+  Trainer& trainer;
+  Reference* reference;
+  RunFolder& folder;
+  const RunEvents& events;
+  const Note& note;
+  Json identity;                           ///< of check_same_run
+  std::vector<NonFiniteStep>& non_finite;  ///< steps that the trainer has reported
+};
+
+/// The loop of one run.
 class Run {
  public:
-  Run(const LoopOptions& options, Rows rows, Trainer& trainer, RunFolder& folder,
-      const RunEvents& events, const Note& note)
-      : options_(options),
-        rows_(std::move(rows)),
-        total_(count_steps(options, std::ssize(rows_.train))),
-        order_(std::ssize(rows_.train), options.seed, options.shuffle),
-        trainer_(trainer),
-        folder_(folder),
-        events_(events),
-        note_(note) {}
+  explicit Run(RunParts parts)
+      : parts_(std::move(parts)),
+        options_(parts_.options.train),
+        total_(count_steps(options_, std::ssize(parts_.rows.train))),
+        order_(std::ssize(parts_.rows.train), options_.seed, options_.shuffle),
+        selection_(options_.best_metric, options_.keep_best, options_.patience) {}
+
+  /// Goes on where the checkpoint was saved.
+  void load(const detail::ResumePoint& from, const Decoder& policy) {
+    const std::string path = fmt::format("{}/{}", from.checkpoint, kStateFile);
+    const Json state =
+        detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(path), path);
+    try {
+      detail::check_same_run(state.at("identity"), parts_.identity, from.checkpoint, parts_.note);
+      load_weights(from.checkpoint, policy);
+      load_tensors(from.checkpoint);
+      load_values(state, path);
+    } catch (const Json::exception& error) {
+      throw CheckpointError(
+          fmt::format("{}: expected the state of a run, got '{}'", path, error.what()));
+    }
+    parts_.note(fmt::format("resume: goes on after step {} of {}, from {}", steps_done(), total_,
+                            from.checkpoint));
+    is_resumed_ = true;
+    if (from.is_in_place) saved_ = {steps_done(), from.checkpoint};
+  }
 
   void train(RunResult& result) {
-    result.first_evaluation = evaluate();
-    result.last_evaluation = result.first_evaluation;
-    double tokens_logged = 0;
-    double step_seconds = 0;
-    for (std::int64_t step = 1; step <= total_; ++step) {
-      const Stopwatch watch;
-      result.last_step = trainer_.step(next_batch());
-      step_seconds += watch.seconds();
-      if (events_.step) events_.step(step, total_, result.last_step);
-      if (step % options_.log_every == 0 || step == total_) {
-        auto line = metrics_line(result.last_step, "");
-        const double tokens = metric(result.last_step, "num_tokens");
-        line["tokens_per_second"] = (tokens - tokens_logged) / step_seconds;
-        line["seconds"] = clock_.seconds();
-        folder_.append_metrics(line);
-        tokens_logged = tokens;
-        step_seconds = 0;
-        if (rows_.eval.empty()) watch_displacement(result.last_step);
-      }
-      const bool due = options_.eval_every > 0 && step % options_.eval_every == 0;
-      if (due || step == total_) result.last_evaluation = evaluate();
+    tokens_logged_ = static_cast<double>(parts_.trainer.tokens_seen());
+    if (!asked_to_stop() && !is_resumed_) {
+      first_evaluation_ = evaluate();
+      last_evaluation_ = first_evaluation_;
     }
+    while (!is_done() && !asked_to_stop()) take_step();
+    const bool has_begun = is_resumed_ || steps_done() > 0;
+    if (has_begun && saved_.first != steps_done()) save();
+    result.checkpoint = saved_.second;
+    result.steps = steps_done();
+    result.stopped = !is_done();
+    result.last_step = last_step_;
+    result.first_evaluation = first_evaluation_;
+    result.last_evaluation = last_evaluation_;
   }
 
  private:
-  std::vector<TokenPair> next_batch() {
+  std::int64_t steps_done() const { return parts_.trainer.steps_done(); }
+  bool is_done() const { return steps_done() >= total_ || selection_.is_exhausted(); }
+  bool asked_to_stop() const { return parts_.events.should_stop && parts_.events.should_stop(); }
+
+  void take_step() {
+    const std::vector<std::int64_t> numbers = next_rows();
     std::vector<TokenPair> batch;
-    const auto first = trainer_.steps_done() * options_.batch_size;
-    for (auto position = first; position < first + options_.batch_size; ++position) {
-      batch.push_back(rows_.train[order_.at(position)]);
+    for (const auto number : numbers) {
+      batch.push_back(parts_.rows.train[static_cast<std::size_t>(number)]);
     }
-    return batch;
+    const Stopwatch watch;
+    step_or_name_bundle(batch, numbers);
+    step_seconds_ += watch.seconds();
+    position_ += options_.batch_size;
+    const std::int64_t step = steps_done();
+    if (parts_.events.step) parts_.events.step(step, total_, last_step_);
+    if (step % options_.log_every == 0 || step == total_) log_step();
+    const bool due = options_.eval_every > 0 && step % options_.eval_every == 0;
+    bool is_among_best = false;
+    if (due || step == total_) {
+      last_evaluation_ = evaluate();
+      is_among_best = judge(last_evaluation_);
+    }
+    const bool save_due = options_.save_every > 0 && step % options_.save_every == 0;
+    if (is_among_best || save_due) save();
+  }
+
+  void step_or_name_bundle(const std::vector<TokenPair>& batch,
+                           const std::vector<std::int64_t>& numbers) {
+    try {
+      last_step_ = parts_.trainer.step(batch);
+    } catch (const NonFiniteError& error) {
+      const std::string bundle = write_bundle(numbers);
+      throw NonFiniteError(bundle.empty() ? error.what()
+                                          : fmt::format("{}; see {}", error.what(), bundle));
+    }
+    write_bundle(numbers);
+  }
+
+  /// Gives the folder; empty where the trainer has reported nothing.
+  std::string write_bundle(const std::vector<std::int64_t>& numbers) {
+    if (parts_.non_finite.empty()) return "";
+    const std::string folder = parts_.folder.write_non_finite(parts_.non_finite.back(), numbers);
+    parts_.non_finite.clear();
+    return folder;
+  }
+
+  /// Of the training rows, for the next step.
+  std::vector<std::int64_t> next_rows() {
+    std::vector<std::int64_t> numbers;
+    for (auto place = position_; place < position_ + options_.batch_size; ++place) {
+      numbers.push_back(static_cast<std::int64_t>(order_.at(place)));
+    }
+    return numbers;
+  }
+
+  void log_step() {
+    auto line = metrics_line(last_step_, "");
+    const double tokens = metric(last_step_, "num_tokens");
+    line["tokens_per_second"] = (tokens - tokens_logged_) / step_seconds_;
+    line["seconds"] = seconds();
+    parts_.folder.append_metrics(line);
+    tokens_logged_ = tokens;
+    step_seconds_ = 0;
+    if (parts_.rows.eval.empty()) watch_displacement(last_step_);
   }
 
   Metrics evaluate() {
-    if (rows_.eval.empty()) return {};
-    auto metrics = trainer_.evaluate(rows_.eval);
-    if (events_.evaluation) events_.evaluation(trainer_.steps_done(), metrics);
+    if (parts_.rows.eval.empty()) return {};
+    auto metrics = parts_.trainer.evaluate(parts_.rows.eval);
+    if (parts_.events.evaluation) parts_.events.evaluation(steps_done(), metrics);
     auto line = metrics_line(metrics, "eval_");
-    line["seconds"] = clock_.seconds();
-    folder_.append_metrics(line);
+    line["seconds"] = seconds();
+    parts_.folder.append_metrics(line);
     watch_displacement(metrics);
     return metrics;
   }
 
+  /// Whether this evaluation is among the best.
+  bool judge(const Metrics& metrics) {
+    if (metrics.empty()) return false;
+    const std::string_view name = options_.best_metric;
+    const auto value = find_metric(metrics, name.starts_with("eval_") ? name.substr(5) : name);
+    if (!value) {
+      throw ConfigError(fmt::format(
+          "train.best_metric: expected a metric of an evaluation, as eval_loss, got '{}'", name));
+    }
+    return selection_.add(steps_done(), *value);
+  }
+
   Json metrics_line(const Metrics& metrics, std::string_view prefix) const {
-    const auto seen = static_cast<double>(trainer_.steps_done() * options_.batch_size);
-    Json line = {{"step", trainer_.steps_done()},
-                 {"epoch", seen / static_cast<double>(rows_.train.size())}};
+    const auto seen = static_cast<double>(steps_done() * options_.batch_size);
+    Json line = {{"step", steps_done()},
+                 {"epoch", seen / static_cast<double>(parts_.rows.train.size())}};
     for (const auto& [name, value] : metrics) line[fmt::format("{}{}", prefix, name)] = value;
     return line;
   }
@@ -513,27 +614,117 @@ class Run {
     if (displacement_noted_ || !chosen || !before) return;
     if (!(*chosen < *before - 1e-5 * std::abs(*before))) return;
     displacement_noted_ = true;
-    note_(
+    parts_.note(
         fmt::format("chosen log-probs fell below the reference's (likelihood displacement): {:.2f} "
                     "against {:.2f} nats at step {}; an SFT term (rpo) holds them up",
-                    *chosen, *before, trainer_.steps_done()));
+                    *chosen, *before, steps_done()));
   }
 
+  double seconds() const { return seconds_before_ + clock_.seconds(); }
+
+  void save() {
+    const std::int64_t step = steps_done();
+    parts_.folder.sync_metrics();
+    if (auto* cache = dynamic_cast<CachedReference*>(parts_.reference)) cache->flush();
+    const detail::CheckpointStore& store = parts_.folder.checkpoints();
+    const std::string folder = store.commit(step, [&](const std::string& beside) {
+      parts_.trainer.policy().save(beside);
+      auto tensors = parts_.trainer.state();
+      tensors.emplace_back(kGenerator, generator_state());
+      write_safetensors(fmt::format("{}/{}", beside, kTensorFile),
+                        {.tensors = std::move(tensors), .metadata = {}});
+      detail::write_file<CheckpointError>(fmt::format("{}/{}", beside, kStateFile),
+                                          detail::dump_json(values(), 2) + "\n");
+    });
+    saved_ = {step, folder};
+    const auto best = selection_.best_steps();
+    if (!best.empty() && best.front() == step) store.link("best", step);
+    store.prune(step, options_.keep_last, {best.begin(), best.end()});
+  }
+
+  Json values() {
+    return {{"step", steps_done()},
+            {"learning_rate", find_metric(last_step_, "learning_rate").value_or(0)},
+            {"position", position_},
+            {"next_rows", next_rows()},
+            {"selection", selection_.state()},
+            {"displacement_noted", displacement_noted_},
+            {"last_step", metrics_to_json(last_step_)},
+            {"first_evaluation", metrics_to_json(first_evaluation_)},
+            {"last_evaluation", metrics_to_json(last_evaluation_)},
+            {"seconds", seconds()},
+            {"identity", parts_.identity}};
+  }
+
+  void load_values(const Json& state, const std::string& path) {
+    position_ = state.at("position").get<std::int64_t>();
+    const auto saved_rows = state.at("next_rows").get<std::vector<std::int64_t>>();
+    if (position_ < 0 || next_rows() != saved_rows) {
+      throw CheckpointError(
+          fmt::format("{}: expected next_rows to be what the order of rows has at position {}, got "
+                      "others",
+                      path, position_));
+    }
+    if (state.at("step").get<std::int64_t>() != steps_done()) {
+      throw CheckpointError(fmt::format("{}: expected step {}, as the tensors say, got {}", path,
+                                        steps_done(), state.at("step").get<std::int64_t>()));
+    }
+    selection_.load(state.at("selection"));
+    displacement_noted_ = state.at("displacement_noted").get<bool>();
+    last_step_ = metrics_from_json(state.at("last_step"));
+    first_evaluation_ = metrics_from_json(state.at("first_evaluation"));
+    last_evaluation_ = metrics_from_json(state.at("last_evaluation"));
+    seconds_before_ = state.at("seconds").get<double>();
+  }
+
+  void load_tensors(const std::string& checkpoint) {
+    const std::string path = fmt::format("{}/{}", checkpoint, kTensorFile);
+    auto tensors = read_safetensors(path).tensors;
+    const auto generator = std::find_if(tensors.begin(), tensors.end(),
+                                        [](const auto& item) { return item.first == kGenerator; });
+    if (generator == tensors.end() || generator->second.scalar_type() != at::kByte ||
+        generator->second.sizes() != generator_state().sizes()) {
+      throw CheckpointError(fmt::format("{}: expected tensor '{}' of LibTorch's generator, got {}",
+                                        path, kGenerator,
+                                        generator == tensors.end() ? "none" : "another"));
+    }
+    set_generator_state(generator->second.clone());
+    tensors.erase(generator);
+    parts_.trainer.load_state(tensors);
+  }
+
+  RunParts parts_;
   const LoopOptions& options_;
-  Rows rows_;
   std::int64_t total_;
   PairOrder order_;
-  Trainer& trainer_;
-  RunFolder& folder_;
-  const RunEvents& events_;
-  const Note& note_;
-  Stopwatch clock_;
+  detail::Selection selection_;
+  std::int64_t position_ = 0;  // in the stream of epochs
+  Metrics last_step_, first_evaluation_, last_evaluation_;
   bool displacement_noted_ = false;
+  bool is_resumed_ = false;
+  std::pair<std::int64_t, std::string> saved_ = {-1, ""};  // newest checkpoint: step, folder
+  Stopwatch clock_;
+  double seconds_before_ = 0;  // of the processes that this one goes on from
+  double tokens_logged_ = 0;
+  double step_seconds_ = 0;
 };
+
+/// Hashes of what lies under the paths of the options.
+Json contents_of(const RunOptions& options, const Rows& rows, const Policy& policy,
+                 Reference* reference) {
+  Json contents = {{"train_rows", detail::fingerprint_of(rows.train)},
+                   {"eval_rows", detail::fingerprint_of(rows.eval)},
+                   {"model", detail::fingerprint_of(policy)}};
+  if (reference != nullptr && !options.reference.path.empty()) {
+    contents["reference"] = detail::fingerprint_of(*reference->policy());
+  }
+  return contents;
+}
 
 }  // namespace
 
-RunResult run_training(const RunOptions& given, const RunEvents& events) {
+RunResult run_training(const RunOptions& given, const RunEvents& events,
+                       const std::string& resume) {
   const Stopwatch watch;
   const Note note = events.note ? events.note : [](const std::string&) {};
 
@@ -543,6 +734,12 @@ RunResult run_training(const RunOptions& given, const RunEvents& events) {
   options.loss = loss.config();
   const auto needs = loss.requirements();
   RunFolder folder(options.output_dir);
+  std::optional<detail::ResumePoint> from;
+  if (resume.empty()) {
+    folder.check_new();
+  } else {
+    from = detail::find_resume_point(resume, folder, note);
+  }
   if (options.train.threads > 0) at::set_num_threads(static_cast<int>(options.train.threads));
   at::manual_seed(static_cast<std::uint64_t>(options.train.seed));
 
@@ -551,6 +748,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events) {
   }
   const auto tokenizer = make_tokenizer(options.model.tokenizer);
   auto rows = load_rows(options.data, *tokenizer, row_needs(needs), note);
+  check_patience(options.train, rows);
   const auto policy = make_policy(options.model, *tokenizer, note);
   detail::check_token_range(rows.train, policy->vocab_size(), "data.train");
   detail::check_token_range(rows.eval, policy->vocab_size(), "data.eval");
@@ -570,21 +768,42 @@ RunResult run_training(const RunOptions& given, const RunEvents& events) {
   const auto total_steps = count_steps(options.train, std::ssize(rows.train));
   const auto micro = options.train.micro_batch_size;
   set_checkpointing(options.train, most_tokens(rows.train, options.train), *policy, note);
-  Trainer trainer(policy, reference, loss,
-                  {.optimizer = options.optimizer,
-                   .total_steps = total_steps,
-                   // An evaluation is cut as well, or it would take more memory than a step.
-                   .micro_batch_size = micro > 0 ? micro : options.train.batch_size,
-                   .micro_batch_tokens = options.train.micro_batch_tokens,
-                   .head_budget_bytes = options.train.head_budget_mib << 20,
-                   .sampling = options.sampling});
-  folder.start(detail::parse_json<ConfigError>(options_to_json(options), "run"), environment());
+  std::vector<NonFiniteStep> non_finite;
+  Trainer trainer(
+      policy, reference, loss,
+      {.optimizer = options.optimizer,
+       .total_steps = total_steps,
+       // An evaluation is cut as well, or it would take more memory than a step.
+       .micro_batch_size = micro > 0 ? micro : options.train.batch_size,
+       .micro_batch_tokens = options.train.micro_batch_tokens,
+       .head_budget_bytes = options.train.head_budget_mib << 20,
+       .sampling = options.sampling,
+       .on_non_finite = [&](const NonFiniteStep& step) { non_finite.push_back(step); }});
+
+  const Json config = detail::parse_json<ConfigError>(options_to_json(options), "run");
+  Json identity = {{"config", config},
+                   {"contents", contents_of(options, rows, *policy, reference.get())}};
+  Run run({.options = options,
+           .rows = std::move(rows),
+           .trainer = trainer,
+           .reference = reference.get(),
+           .folder = folder,
+           .events = events,
+           .note = note,
+           .identity = std::move(identity),
+           .non_finite = non_finite});
+  if (from) run.load(*from, *policy);
+  if (from && from->is_in_place) {
+    folder.resume(config, environment(), trainer.steps_done(), note);
+    folder.checkpoints().link("last", trainer.steps_done());
+  } else {
+    folder.start(config, environment());
+  }
 
   RunResult result;
   result.policy = policy;
-  Run(options.train, std::move(rows), trainer, folder, events, note).train(result);
+  run.train(result);
   if (auto* cache = dynamic_cast<CachedReference*>(reference.get())) cache->flush();
-  result.checkpoint = folder.save(*policy, trainer.loss_state(), trainer.steps_done());
   result.seconds = watch.seconds();
   return result;
 }

@@ -5,6 +5,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/gt.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/tensor.h>
@@ -13,8 +14,10 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <utility>
 
+#include "core/memory.h"
 #include "core/random.h"
 #include "prefopt/error.h"
 #include "prefopt/logps/sequence_kl.h"
@@ -22,6 +25,7 @@
 #include "prefopt/losses/pair_fields.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
+#include "train/state.h"
 #include "train/token_range.h"
 
 namespace prefopt {
@@ -220,6 +224,45 @@ void add_label_metrics(const PairLogps& logps, const LossOutput& out,
   add("logps", logps.chosen_logps);
 }
 
+bool is_finite(const at::Tensor& values) {
+  return !values.defined() || at::isfinite(values).all().item<bool>();
+}
+
+std::vector<double> numbers_of(const at::Tensor& values) {
+  const at::Tensor wide = values.to(at::kDouble).cpu().contiguous();
+  return {wide.const_data_ptr<double>(), wide.const_data_ptr<double>() + wide.numel()};
+}
+
+[[noreturn]] void throw_out_of_memory(const std::string& where, const std::vector<TokenPair>& pairs,
+                                      const TrainerOptions& options, const std::string& why) {
+  std::size_t most_pairs = 0;
+  std::int64_t most_tokens = 0;
+  for (const auto& part : micro_batches(pairs, options)) {
+    std::int64_t tokens = 0;
+    for (const TokenPair& pair : part) tokens += detail::tokens_of(pair);
+    most_pairs = std::max(most_pairs, part.size());
+    most_tokens = std::max(most_tokens, tokens);
+  }
+  throw OutOfMemoryError(fmt::format(
+      "{}: expected memory for {} pairs in micro-batches of up to {} pairs and {} tokens, got '{}' "
+      "at a peak of {} MiB; lower train.micro_batch_tokens or data.max_length, or set "
+      "train.checkpointing to full",
+      where, pairs.size(), most_pairs, most_tokens, why, detail::peak_memory_bytes() >> 20));
+}
+
+/// What `work` gives; an allocation that fails in it is said with the rows it was for.
+template <class Work>
+auto within_memory(const std::string& where, const std::vector<TokenPair>& pairs,
+                   const TrainerOptions& options, Work&& work) {
+  try {
+    return work();
+  } catch (const std::exception& error) {
+    const std::string why = detail::allocation_failure(error);
+    if (why.empty()) throw;
+    throw_out_of_memory(where, pairs, options, why);
+  }
+}
+
 }  // namespace
 
 RowNeeds row_needs(const LossRequirements& needs) {
@@ -278,8 +321,20 @@ struct Trainer::Impl {
   /// Sums over the micro-batches; `train` adds the gradients into the parameters.
   detail::StepMetrics accumulate(const std::vector<TokenPair>& pairs, bool train,
                                  std::int64_t step);
+  std::vector<Part> parts_of(const std::vector<TokenPair>& rows) const;
   detail::StepMetrics gradients(const std::vector<TokenPair>& pairs);
+  /// The same; where sampling meets logits that are not finite, it says of what step.
+  detail::StepMetrics gradients_or_report(const std::vector<TokenPair>& pairs);
   void check_gradient(const LossOutput& out) const;
+  /// Says what the step was whose gradients are there still. A pass of its own over the rows: it is
+  /// rare and worth it.
+  void report_non_finite(const std::vector<TokenPair>& pairs, std::int64_t step, double loss_value,
+                         double grad_norm);
+  /// Log-probs of policy and reference, without a graph and without samples.
+  PairLogps plain_logps(const Part& part);
+  void visit_state(detail::StateVisitor& visitor);
+  LossState loss_state() const;
+  void set_loss_state(const LossState& state);
 
   std::shared_ptr<Policy> policy;
   std::shared_ptr<Reference> reference;
@@ -514,6 +569,17 @@ void Trainer::Impl::check_gradient(const LossOutput& out) const {
                   loss.info().name));
 }
 
+std::vector<Part> Trainer::Impl::parts_of(const std::vector<TokenPair>& rows) const {
+  std::vector<Part> parts;
+  std::int64_t first = 0;
+  for (auto& part : micro_batches(rows, options)) {
+    const auto size = std::ssize(part);
+    parts.push_back({std::move(part), first, &rows});
+    first += size;
+  }
+  return parts;
+}
+
 detail::StepMetrics Trainer::Impl::accumulate(const std::vector<TokenPair>& pairs, bool train,
                                               std::int64_t step) {
   check(pairs);
@@ -527,13 +593,7 @@ detail::StepMetrics Trainer::Impl::accumulate(const std::vector<TokenPair>& pair
                           .gold_tokens = static_cast<double>(counts.gold)};
 
   detail::StepMetrics metrics;
-  std::vector<Part> parts;
-  std::int64_t first = 0;
-  for (auto& part : micro_batches(rows, options)) {
-    const auto size = std::ssize(part);
-    parts.push_back({std::move(part), first, &rows});
-    first += size;
-  }
+  const std::vector<Part> parts = parts_of(rows);
   next_running = running;
   if (needs.whole_step && parts.size() > 1) {
     accumulate_whole(parts, rows, totals, train, step, metrics);
@@ -571,6 +631,85 @@ detail::StepMetrics Trainer::Impl::gradients(const std::vector<TokenPair>& pairs
   auto metrics = accumulate(pairs, /*train=*/true, steps_done);
   metrics.set("grad_norm", optimizer.grad_norm());
   return metrics;
+}
+
+detail::StepMetrics Trainer::Impl::gradients_or_report(const std::vector<TokenPair>& pairs) {
+  try {
+    return gradients(pairs);
+  } catch (const NonFiniteError&) {
+    constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+    report_non_finite(pairs, steps_done + 1, kUnknown, kUnknown);
+    throw;
+  }
+}
+
+PairLogps Trainer::Impl::plain_logps(const Part& part) {
+  const auto rows = std::ssize(part.rows);
+  const Sides sides{rows, needs.rejected};
+  const auto batch = make_pair_batch(part.rows, needs.rejected, needs.gold).to(policy->device());
+  PairLogps logps;
+  set_policy_logps(logps, part, batch, policy_logps(batch));
+  if (needs.reference) {
+    const at::Tensor before = reference->sequence_logps(batch);
+    logps.ref_chosen_logps = sides.chosen(before);
+    if (needs.rejected) logps.ref_rejected_logps = sides.rejected(before);
+  }
+  return logps;
+}
+
+void Trainer::Impl::report_non_finite(const std::vector<TokenPair>& pairs, std::int64_t step,
+                                      double loss_value, double grad_norm) {
+  if (!options.on_non_finite) return;
+  const at::NoGradGuard no_grad;
+  NonFiniteStep report{.step = step, .loss = loss_value, .grad_norm = grad_norm, .rows = pairs};
+  for (const auto& [name, value] : policy->named_parameters()) {
+    if (report.weight.empty() && !is_finite(value)) report.weight = name;
+    if (report.gradient.empty() && !is_finite(value.grad())) report.gradient = name;
+  }
+  std::vector<PairLogps> measured;
+  for (const Part& part : parts_of(pairs)) measured.push_back(plain_logps(part));
+  std::vector<bool> is_bad(pairs.size());
+  for (const auto& field : kPairFields<at::Tensor>) {
+    const bool is_logp = field.kind == PairField<at::Tensor>::Kind::kLogps && !field.per_sample;
+    if (!is_logp || !(measured.front().*field.value).defined()) continue;
+    std::vector<at::Tensor> parts;
+    for (const PairLogps& part : measured) parts.push_back(part.*field.value);
+    std::vector<double> values = numbers_of(at::cat(parts));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (!std::isfinite(values[i])) is_bad[i] = true;
+    }
+    report.logps.emplace_back(field.name, std::move(values));
+  }
+  for (std::size_t i = 0; i < is_bad.size(); ++i) {
+    if (is_bad[i]) report.offending.push_back(static_cast<std::int64_t>(i));
+  }
+  options.on_non_finite(report);
+}
+
+void Trainer::Impl::visit_state(detail::StateVisitor& visitor) {
+  visitor.integer("trainer.steps_done", steps_done);
+  visitor.integer("trainer.tokens_seen", tokens_seen);
+  visitor.integer("trainer.skipped_in_a_row", skipped_in_a_row);
+  LossState state = loss_state();
+  visitor.real("loss.mean", state.mean);
+  visitor.real("loss.count", state.count);
+  set_loss_state(state);
+  detail::PartOfState of_optimizer("optimizer.", visitor);
+  optimizer.visit_state(of_optimizer);
+  if (!reference) return;
+  for (const auto& [name, value] : reference->state()) visitor.tensor("reference." + name, value);
+}
+
+LossState Trainer::Impl::loss_state() const {
+  if (running.count == 0) return {};
+  return {running.mean.item<double>(), running.count};
+}
+
+void Trainer::Impl::set_loss_state(const LossState& state) {
+  running = {};
+  if (state.count == 0) return;
+  running = {at::scalar_tensor(state.mean, at::TensorOptions(at::kDouble).device(policy->device())),
+             state.count};
 }
 
 Trainer::Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference, Loss loss,
@@ -627,7 +766,8 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
   }
   const double learning_rate =
       learning_rate_at(options, impl_->steps_done, impl_->options.total_steps);
-  auto sums = impl_->gradients(pairs);
+  auto sums = within_memory(fmt::format("step {}", impl_->steps_done + 1), pairs, impl_->options,
+                            [&] { return impl_->gradients_or_report(pairs); });
   sums.set("learning_rate", learning_rate);
   const auto metrics = sums.finish();
   const auto number = ++impl_->steps_done;
@@ -643,6 +783,7 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
     return metrics;
   }
 
+  impl_->report_non_finite(pairs, number, loss, grad_norm);
   impl_->optimizer.zero_grad();
   if (++impl_->skipped_in_a_row == kMaxSkipped) {
     const bool bad_loss = !std::isfinite(loss);
@@ -659,28 +800,31 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
 }
 
 Metrics Trainer::evaluate(const std::vector<TokenPair>& pairs) {
-  return impl_->accumulate(pairs, /*train=*/false, kEvaluation).finish();
+  return within_memory(
+      fmt::format("evaluation after step {}", impl_->steps_done), pairs, impl_->options,
+      [&] { return impl_->accumulate(pairs, /*train=*/false, kEvaluation).finish(); });
 }
 
 Metrics Trainer::accumulate_gradients(const std::vector<TokenPair>& pairs) {
   return impl_->gradients(pairs).finish();
 }
 
-LossState Trainer::loss_state() const {
-  const auto& running = impl_->running;
-  if (running.count == 0) return {};
-  return {running.mean.item<double>(), running.count};
+std::vector<std::pair<std::string, at::Tensor>> Trainer::state() const {
+  return detail::save_state([&](detail::StateVisitor& visitor) { impl_->visit_state(visitor); });
 }
 
-void Trainer::set_loss_state(const LossState& state) {
-  impl_->running = {};
-  if (state.count == 0) return;
-  impl_->running = {
-      at::scalar_tensor(state.mean, at::TensorOptions(at::kDouble).device(impl_->policy->device())),
-      state.count};
+void Trainer::load_state(const std::vector<std::pair<std::string, at::Tensor>>& saved) {
+  detail::load_state([&](detail::StateVisitor& visitor) { impl_->visit_state(visitor); }, saved,
+                     "trainer");
 }
+
+LossState Trainer::loss_state() const { return impl_->loss_state(); }
+
+void Trainer::set_loss_state(const LossState& state) { impl_->set_loss_state(state); }
 
 std::int64_t Trainer::steps_done() const { return impl_->steps_done; }
+
+std::int64_t Trainer::tokens_seen() const { return impl_->tokens_seen; }
 
 Policy& Trainer::policy() { return *impl_->policy; }
 

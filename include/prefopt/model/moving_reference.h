@@ -65,8 +65,7 @@ class PREFOPT_API MovingReference final : public Reference {
   /// Throws ConfigError for a policy with other trained weights than the first one's.
   void after_step(const Policy& policy, std::int64_t step) override;
 
-  /// All that updates change, for a checkpoint: not copies.
-  std::vector<std::pair<std::string, at::Tensor>> state() const;
+  std::vector<std::pair<std::string, at::Tensor>> state() const override;
   /// Goes on from the state of a reference with the same policy and options. Throws CheckpointError
   /// for another one, and changes nothing then.
   void load_state(const std::vector<std::pair<std::string, at::Tensor>>& saved);

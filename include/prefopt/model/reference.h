@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "prefopt/data/batch.h"
@@ -23,6 +26,9 @@ class PREFOPT_API Reference {
   /// For references that move: the trainer calls it after each update of the policy. `step` counts
   /// optimizer steps from 1; one without an update counts too, but makes no call.
   virtual void after_step(const Policy& policy, std::int64_t step);
+  /// All that `after_step` changes, by name, for a checkpoint: not copies, and who resumes writes
+  /// into them. The default: nothing.
+  virtual std::vector<std::pair<std::string, at::Tensor>> state() const;
   /// The model behind it, for fresh samples; null where there is none.
   virtual Policy* policy() { return nullptr; }
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A training run from files to a run folder: config.json, metrics.jsonl, final checkpoint.
+// A training run from files to a run folder: config.json, metrics.jsonl, checkpoints.
 
 #include <cstdint>
 #include <functional>
@@ -58,6 +58,11 @@ struct LoopOptions {
   std::int64_t activation_budget_mib = 4096;
   std::int64_t eval_every = 0;  ///< steps; 0: only before the first and after the last step
   std::int64_t log_every = 1;
+  std::int64_t save_every = 0;            ///< steps; 0: only the best and after the last step
+  std::int64_t keep_last = 2;             ///< newest checkpoints that stay; 0: all
+  std::int64_t keep_best = 1;             ///< best checkpoints that stay beside them
+  std::string best_metric = "eval_loss";  ///< less is better of `…loss` and `…kl`, else more
+  std::int64_t patience = 0;  ///< evaluations without a new best that end training; 0: none do
   std::int64_t seed = 0;
   std::int64_t threads = 0;  ///< 0: LibTorch's default
   bool shuffle = true;
@@ -83,11 +88,15 @@ struct RunEvents {
   std::function<void(const std::string& line)> note;  ///< set-up facts, dropped rows, warnings
   std::function<void(std::int64_t step, std::int64_t total, const Metrics&)> step;
   std::function<void(std::int64_t step, const Metrics&)> evaluation;
+  /// Asked before each step; true saves and ends the run, which can be resumed.
+  std::function<bool()> should_stop;
 };
 
 struct RunResult {
   std::shared_ptr<Decoder> policy;
-  std::string checkpoint;  ///< folder of the final checkpoint
+  std::string checkpoint;  ///< folder of the last checkpoint; empty: stopped before the first step
+  std::int64_t steps = 0;  ///< done, with those before a resume
+  bool stopped = false;    ///< `should_stop` ended it before its last step
   Metrics last_step;
   Metrics first_evaluation;  ///< empty without held-out rows
   Metrics last_evaluation;
@@ -97,7 +106,17 @@ struct RunResult {
 /// Refuses an `output_dir` that holds a run already (ConfigError). Everything is loaded and checked
 /// before the first file is written. Sets LibTorch's thread count and default generator. One line
 /// of metrics.jsonl is one logged step or one evaluation (keys `eval_…`); values that are not
-/// finite are null.
-PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& events = {});
+/// finite are null. A step without an update leaves what it was in `nonfinite/step-N`.
+///
+/// `checkpoints/step-N` holds the model or the adapter and all other state; a crash at any moment
+/// leaves `checkpoints/last` on a whole one, and `checkpoints/best` is the best evaluated one.
+///
+/// `resume`: "auto" goes on from the newest whole checkpoint in `output_dir`, or starts where there
+/// is none; a run folder or a checkpoint goes on from there, in a new `output_dir` if that is
+/// another one. With the same threads and micro-batches the rest of the run is to the last bit what
+/// it would have been without the break. Throws ConfigError with a list of all that differs for
+/// another model, data, loss or optimizer, CheckpointError where no checkpoint is whole.
+PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& events = {},
+                                   const std::string& resume = {});
 
 }  // namespace prefopt

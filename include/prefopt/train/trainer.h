@@ -10,6 +10,7 @@
 
 #include "prefopt/data/batch.h"
 #include "prefopt/data/dataset.h"
+#include "prefopt/error.h"
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
 #include "prefopt/model/policy.h"
@@ -48,6 +49,27 @@ using Metrics = std::vector<std::pair<std::string, double>>;
 /// Throws Error for a name that is not there.
 PREFOPT_API double metric(const Metrics& metrics, std::string_view name);
 
+/// Memory that could not be had for a step or an evaluation. Says the shape of the batch, the
+/// process's peak and what to change.
+class PREFOPT_API OutOfMemoryError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// What made a step skip its update: its rows measured anew.
+struct NonFiniteStep {
+  std::int64_t step = 0;  ///< counted from 1
+  double loss = 0;
+  double grad_norm = 0;
+  std::vector<TokenPair> rows = {};  ///< all rows of the step, in the order in which it took them
+  /// One value a row under the names of PairLogps (`chosen_logps`, `ref_chosen_logps`, …).
+  std::vector<std::pair<std::string, std::vector<double>>> logps = {};
+  /// Places in `rows` of those with a value that is not finite; empty: they all have finite ones.
+  std::vector<std::int64_t> offending = {};
+  std::string weight = {};    ///< first parameter that is not finite itself; empty: none
+  std::string gradient = {};  ///< first parameter whose gradient is not finite; empty: none
+};
+
 struct TrainerOptions {
   OptimizerOptions optimizer = {};
   std::int64_t total_steps = 0;       ///< length of the schedule; a constant one needs none
@@ -57,6 +79,8 @@ struct TrainerOptions {
   /// Of the output head, see linear_token_logps: changes memory and speed, never results.
   std::int64_t head_budget_bytes = std::int64_t{1} << 30;
   SamplingOptions sampling = {};  ///< for losses that need fresh samples
+  /// Called for each step without an update, before NonFiniteError where it is the third.
+  std::function<void(const NonFiniteStep&)> on_non_finite = {};
 };
 
 /// What the rows of a loss must have.
@@ -77,7 +101,8 @@ class PREFOPT_API Trainer {
   ~Trainer();
 
   /// One optimizer step over `pairs`, in micro-batches whose sum is exactly the whole. A non-finite
-  /// loss or gradient skips the update; the third in a row throws NonFiniteError.
+  /// loss or gradient skips the update; the third in a row throws NonFiniteError. Memory that
+  /// cannot be had throws OutOfMemoryError.
   Metrics step(const std::vector<TokenPair>& pairs);
   /// Loss and metrics without an update; keys without the `eval_` prefix. Fresh samples are drawn
   /// with the same seed each time, so that evaluations differ by the policy alone.
@@ -85,11 +110,21 @@ class PREFOPT_API Trainer {
   /// Gradients of one step left in the parameters' `grad`, no update; for checks.
   Metrics accumulate_gradients(const std::vector<TokenPair>& pairs);
 
-  /// Belongs to a checkpoint, beside the weights.
+  /// All that steps change besides the policy's weights, by name, for a checkpoint: counts of
+  /// steps, tokens and skipped updates, AdamW's means, squares and counts, the loss's running mean,
+  /// the reference's state. Not copies. A step after `load_state` is to the last bit the one that
+  /// would have followed `state`, given the policy's weights.
+  std::vector<std::pair<std::string, at::Tensor>> state() const;
+  /// Throws CheckpointError for the state of another policy, loss, reference or optimizer, and
+  /// changes nothing then.
+  void load_state(const std::vector<std::pair<std::string, at::Tensor>>& saved);
+
+  /// The running mean alone; part of `state`.
   LossState loss_state() const;
   void set_loss_state(const LossState& state);
 
   std::int64_t steps_done() const;
+  std::int64_t tokens_seen() const;
   Policy& policy();
 
  private:

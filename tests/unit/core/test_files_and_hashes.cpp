@@ -41,6 +41,40 @@ TEST_CASE("files are written whole or not at all", "[core]") {
   CHECK(entries(dir.path()) == 2);
 }
 
+TEST_CASE("folders, moves and links", "[core]") {
+  namespace fs = std::filesystem;
+  const testing_support::TempDir dir;
+  make_directory<CheckpointError>(dir.file("a/b/c"));
+  make_directory<CheckpointError>(dir.file("a/b/c/"));
+  CHECK(fs::is_directory(dir.file("a/b/c")));
+  write_file<CheckpointError>(dir.file("file"), "x");
+  CHECK_THROWS_TEXT(make_directory<CheckpointError>(dir.file("file")), CheckpointError,
+                    dir.file("file") + ": expected to make this folder, got a file of that name");
+  CHECK_THROWS_TEXT(make_directory<CheckpointError>(dir.file("file/inner")), CheckpointError,
+                    dir.file("file/inner") + ": expected to make this folder, got Not a directory");
+
+  CHECK(try_link("a", dir.file("link")) == "");
+  CHECK(try_link("a/b", dir.file("link")) == "");  // in place of the other
+  CHECK(fs::read_symlink(dir.file("link")) == "a/b");
+  CHECK(try_move(dir.file("a"), dir.file("z")) == "");
+  CHECK(fs::is_directory(dir.file("z/b/c")));
+  CHECK(try_move(dir.file("a"), dir.file("y")) == "No such file or directory");
+  CHECK(entries(dir.path()) == 3);
+
+  AppendedFile log;
+  CHECK(log.try_open(dir.file("none/log")) == "No such file or directory");
+  CHECK(log.try_open(dir.file("log")) == "");
+  CHECK(log.try_append("one\n") == "");
+  CHECK(log.try_append("two\n") == "");
+  CHECK(log.try_sync() == "");
+  CHECK(read_file<DataError>(dir.file("log")) == "one\ntwo\n");
+}
+
+TEST_CASE("checksums are those of ISO 3309", "[core]") {
+  CHECK(crc32_of("") == "00000000");
+  CHECK(crc32_of("123456789") == "cbf43926");  // the standard's check value
+}
+
 TEST_CASE("content hashes depend on bytes, not on how they were fed", "[core]") {
   // FIPS 180 test vector; one block is a plain SHA-1.
   ContentHash abc;

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
 #include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/error.h"
@@ -13,87 +10,13 @@
 #include "prefopt/version.h"
 #include "support/catch.h"
 #include "support/errors.h"
-#include "support/temp_dir.h"
+#include "support/run_scene.h"
 
 namespace prefopt {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
-using testing_support::TempDir;
-
-std::string read_text(const std::string& path) {
-  std::ifstream file(path);
-  REQUIRE(file);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-void write_text(const std::string& path, const std::string& text) {
-  std::ofstream file(path);
-  file << text;
-}
-
-std::vector<Json> read_lines(const std::string& path) {
-  std::istringstream text(read_text(path));
-  std::vector<Json> lines;
-  for (std::string line; std::getline(text, line);) lines.push_back(Json::parse(line));
-  return lines;
-}
-
-/// The lines of metrics.jsonl without what depends on the clock.
-std::vector<Json> untimed(const std::string& folder) {
-  auto lines = read_lines(folder + "/metrics.jsonl");
-  for (auto& line : lines) {
-    line.erase("seconds");
-    line.erase("tokens_per_second");
-  }
-  return lines;
-}
-
-const DecoderOptions kTiny = {.hidden_size = 16,
-                              .intermediate_size = 24,
-                              .num_hidden_layers = 1,
-                              .num_attention_heads = 2,
-                              .num_key_value_heads = 1,
-                              .max_position_embeddings = 64};
-
-/// Rows, and options of a short run on them.
-class Scene {
- public:
-  Scene() {
-    ControlledTask task({.seed = 5});
-    task.write_preferences(file("pairs.jsonl"), 24);
-    task.write_sft(file("sft.jsonl"), 24);
-  }
-
-  std::string file(const std::string& name) const { return folder_.file(name); }
-
-  RunOptions options(const std::string& run, const std::string& type) const {
-    RunOptions options;
-    options.output_dir = file(run);
-    options.loss = R"({"type": ")" + type + R"("})";
-    options.model.decoder = kTiny;
-    options.data.train = file(type == "sft" ? "sft.jsonl" : "pairs.jsonl");
-    options.data.eval_fraction = 0.25;
-    options.optimizer.learning_rate = 1e-2;
-    options.train.steps = 3;
-    options.train.batch_size = 4;
-    options.train.seed = 1;
-    options.sampling.max_new_tokens = 4;
-    return options;
-  }
-
- private:
-  TempDir folder_;
-};
-
-std::int64_t count_containing(const std::vector<std::string>& lines, const std::string& part) {
-  return std::count_if(lines.begin(), lines.end(), [&](const std::string& line) {
-    return line.find(part) != std::string::npos;
-  });
-}
+using namespace testing_support;
 
 TEST_CASE("a run leaves the folder that it promises", "[train]") {
   const Scene scene;
@@ -415,7 +338,7 @@ TEST_CASE("a folder with a run in it is left alone", "[train]") {
   const auto before = read_text(scene.file("run") + "/metrics.jsonl");
   CHECK_THROWS_TEXT(run_training(options), ConfigError,
                     "output_dir: expected an empty or new folder, got " + scene.file("run") +
-                        " with a config.json in it; choose another name");
+                        " with a config.json in it; choose another name, or resume that run");
   CHECK(read_text(scene.file("run") + "/metrics.jsonl") == before);
 }
 

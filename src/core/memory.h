@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <string>
+
+namespace prefopt::detail {
+
+/// The most that this process ever held in memory, bytes.
+std::int64_t peak_memory_bytes();
+
+/// What the allocator said, where `error` is an allocation that failed; else empty.
+std::string allocation_failure(const std::exception& error);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+
+namespace prefopt::detail {
+
+/// The system calls that this library changes files with. Tests put others in their place, to see
+/// what a full disk or a broken one leaves behind; nothing else writes to this table.
+struct SystemCalls {
+  int (*mkostemp)(char* name, int flags);
+  ssize_t (*write)(int fd, const void* bytes, std::size_t count);
+  int (*fsync)(int fd);
+  int (*close)(int fd);
+  int (*rename)(const char* from, const char* to);
+  int (*mkdir)(const char* path, mode_t mode);
+  int (*symlink)(const char* target, const char* path);
+};
+
+SystemCalls& system_calls();
+
+}  // namespace prefopt::detail

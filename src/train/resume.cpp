@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/resume.h"
+
+#include <c10/util/StringUtil.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <string_view>
+#include <system_error>
+
+#include "core/hash.h"
+#include "prefopt/error.h"
+
+namespace prefopt::detail {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool exists(const std::string& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+
+bool is_same_folder(const std::string& a, const std::string& b) {
+  std::error_code ignored;
+  return fs::equivalent(a, b, ignored);
+}
+
+/// The newest whole checkpoint, none in a run that has not saved one yet.
+std::optional<std::string> newest_whole(const RunFolder& folder, const Note& note) {
+  const CheckpointStore& store = folder.checkpoints();
+  const auto last = store.last();
+  std::vector<std::int64_t> steps = store.steps();
+  if (last) {
+    std::erase_if(steps, [&](std::int64_t step) { return step >= *last; });
+    steps.push_back(*last);
+  }
+  if (steps.empty()) return std::nullopt;
+  std::string first_defect;
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    const std::string path = store.folder_of(*step);
+    const std::string defect = defect_of_checkpoint(path);
+    if (defect.empty()) return path;
+    note(fmt::format("checkpoint step-{} is damaged and passed over: {}", *step, defect));
+    if (first_defect.empty()) first_defect = defect;
+  }
+  throw CheckpointError(fmt::format("{}: expected a whole checkpoint, got none; {}",
+                                    folder.file("checkpoints"), first_defect));
+}
+
+/// Options that change no result: where things lie (their content has a hash), what is written
+/// when, and how long.
+constexpr std::array<std::string_view, 17> kHarmless = {"output_dir",
+                                                        "model.path",
+                                                        "model.adapter",
+                                                        "model.tokenizer",
+                                                        "reference.path",
+                                                        "reference.cache_dir",
+                                                        "data.train",
+                                                        "data.eval",
+                                                        "data.token_cache",
+                                                        "train.log_every",
+                                                        "train.eval_every",
+                                                        "train.save_every",
+                                                        "train.keep_last",
+                                                        "train.keep_best",
+                                                        "train.patience",
+                                                        "train.head_budget_mib",
+                                                        "train.activation_budget_mib"};
+
+/// Options that decide in which order numbers are added up.
+constexpr std::array<std::string_view, 4> kRounding = {
+    "train.threads", "train.micro_batch_size", "train.micro_batch_tokens", "train.checkpointing"};
+
+template <std::size_t N>
+bool contains(const std::array<std::string_view, N>& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+/// Each number, text or list under its path, `a.b`.
+void flatten(const Json& value, const std::string& path, std::map<std::string, std::string>& flat) {
+  if (!value.is_object()) {
+    flat[path] = dump_json(value);
+    return;
+  }
+  for (const auto& [key, inner] : value.items()) {
+    flatten(inner, path.empty() ? key : fmt::format("{}.{}", path, key), flat);
+  }
+}
+
+std::map<std::string, std::string> flattened(const Json& value) {
+  std::map<std::string, std::string> flat;
+  flatten(value, "", flat);
+  return flat;
+}
+
+std::string value_or_none(const std::map<std::string, std::string>& flat, const std::string& key) {
+  const auto found = flat.find(key);
+  return found == flat.end() ? "none" : found->second;
+}
+
+/// Keys with other values, in alphabetical order, as "key: old -> new".
+std::map<std::string, std::string> differences(const Json& before, const Json& now) {
+  const auto old_values = flattened(before);
+  const auto new_values = flattened(now);
+  std::set<std::string> keys;
+  for (const auto& [key, value] : old_values) keys.insert(key);
+  for (const auto& [key, value] : new_values) keys.insert(key);
+  std::map<std::string, std::string> changes;
+  for (const std::string& key : keys) {
+    const std::string was = value_or_none(old_values, key);
+    const std::string is = value_or_none(new_values, key);
+    if (was != is) changes[key] = fmt::format("{}: {} -> {}", key, was, is);
+  }
+  return changes;
+}
+
+/// The length of a schedule is part of it, that of a constant one is not.
+bool may_change_length(const Json& config) {
+  const Json optimizer = config.value("optimizer", Json::object());
+  return optimizer.value("schedule", Json()) == "constant";
+}
+
+}  // namespace
+
+std::optional<ResumePoint> find_resume_point(const std::string& resume, const RunFolder& folder,
+                                             const Note& note) {
+  if (resume == "auto" || is_same_folder(resume, folder.path())) {
+    const auto newest = newest_whole(folder, note);
+    if (newest) return ResumePoint{*newest, true};
+    note(fmt::format("resume: {} has no checkpoint yet, the run starts at its beginning",
+                     folder.path()));
+    return std::nullopt;
+  }
+  const RunFolder given(resume);
+  std::string checkpoint;
+  if (exists(given.file("manifest.json"))) {
+    std::error_code error;
+    checkpoint = fs::canonical(resume, error).string();
+    const std::string defect = defect_of_checkpoint(checkpoint);
+    if (!defect.empty()) throw CheckpointError(defect);
+  } else if (const auto newest = newest_whole(given, note)) {
+    checkpoint = *newest;
+  } else {
+    throw ConfigError(fmt::format(
+        "resume: expected auto, a run folder or a checkpoint, got {}, which has no {}", resume,
+        exists(given.file("checkpoints")) ? "checkpoint in it"
+                                          : "manifest.json and no checkpoints"));
+  }
+  const auto parent = fs::path(checkpoint).parent_path().string();
+  const bool is_in_place = is_same_folder(parent, folder.file("checkpoints"));
+  if (!is_in_place) folder.check_new();
+  return ResumePoint{checkpoint, is_in_place};
+}
+
+std::string fingerprint_of(const std::vector<TokenPair>& pairs) {
+  ContentHash hash;
+  const auto add = [&](const std::vector<std::int64_t>& tokens) {
+    const auto count = std::ssize(tokens);
+    hash.update(&count, sizeof count);
+    hash.update(tokens.data(), tokens.size() * sizeof(std::int64_t));
+  };
+  for (const TokenPair& pair : pairs) {
+    for (const auto* tokens : {&pair.prompt, &pair.chosen, &pair.rejected, &pair.gold}) {
+      add(*tokens);
+    }
+    for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
+      const double value = pair.columns[static_cast<Column>(i)];
+      hash.update(&value, sizeof value);
+    }
+  }
+  return hash.hex();
+}
+
+std::string fingerprint_of(const Policy& policy) {
+  ContentHash hash;
+  hash.update(policy.config());
+  for (const auto& [name, value] : policy.named_parameters()) {
+    const at::Tensor here = value.detach().cpu().contiguous();
+    const std::string_view bytes(static_cast<const char*>(here.const_data_ptr()), here.nbytes());
+    hash.update(fmt::format("\n{} {} {} {}", name, c10::str(here.sizes()),
+                            c10::toString(here.scalar_type()), crc32_of(bytes)));
+  }
+  return hash.hex();
+}
+
+void check_same_run(const Json& before, const Json& now, const std::string& checkpoint,
+                    const Note& note) {
+  const bool free_length = may_change_length(now.at("config"));
+  std::vector<std::string> refused;
+  for (const auto& [key, change] : differences(before.at("config"), now.at("config"))) {
+    const bool is_length = key == "train.steps" || key == "train.epochs";
+    if (contains(kHarmless, key) || (is_length && free_length)) continue;
+    if (contains(kRounding, key)) {
+      note(fmt::format("resume: {}; results may differ in their last digits", change));
+    } else {
+      refused.push_back(change);
+    }
+  }
+  for (const auto& [key, change] : differences(before.at("contents"), now.at("contents"))) {
+    refused.push_back(change);
+  }
+  if (refused.empty()) return;
+  throw ConfigError(fmt::format(
+      "resume: expected the options and contents that {} was saved with, got {}; undo that, or "
+      "start a new run",
+      checkpoint, fmt::join(refused, ", ")));
+}
+
+}  // namespace prefopt::detail

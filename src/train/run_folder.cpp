@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/run_folder.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <numeric>
+#include <system_error>
+#include <utility>
+
+#include "prefopt/error.h"
+
+namespace prefopt::detail {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// What is left of lines of JSON up to a step, and what was not.
+struct CutLines {
+  std::string kept;
+  std::int64_t later = 0;
+  std::int64_t broken = 0;
+};
+
+CutLines cut_lines(std::string_view text, std::int64_t step) {
+  CutLines cut;
+  while (!text.empty()) {
+    const auto end = text.find('\n');
+    const bool is_whole = end != std::string_view::npos;
+    const std::string_view line = text.substr(0, is_whole ? end + 1 : text.size());
+    text.remove_prefix(line.size());
+    const Json value = is_whole ? Json::parse(line, nullptr, /*allow_exceptions=*/false) : Json();
+    if (!value.is_object() || !value.value("step", Json()).is_number_integer()) {
+      ++cut.broken;
+    } else if (value.at("step").get<std::int64_t>() > step) {
+      ++cut.later;
+    } else {
+      cut.kept += line;
+    }
+  }
+  return cut;
+}
+
+Json row_of(const NonFiniteStep& report, std::size_t place, std::int64_t number) {
+  const TokenPair& row = report.rows[place];
+  Json line = {{"row", number}, {"prompt_ids", row.prompt}, {"chosen_ids", row.chosen}};
+  if (!row.rejected.empty()) line["rejected_ids"] = row.rejected;
+  if (!row.gold.empty()) line["gold_ids"] = row.gold;
+  for (const auto& [name, values] : report.logps) line[name] = json_number(values[place]);
+  return line;
+}
+
+Json name_or_null(const std::string& name) { return name.empty() ? Json() : Json(name); }
+
+}  // namespace
+
+Json json_number(double value) {
+  if (std::isfinite(value)) return value;
+  if (std::isnan(value)) return "nan";
+  return value > 0 ? "inf" : "-inf";
+}
+
+double number_in(const Json& value) {
+  if (value == "nan") return std::numeric_limits<double>::quiet_NaN();
+  if (value == "inf") return std::numeric_limits<double>::infinity();
+  if (value == "-inf") return -std::numeric_limits<double>::infinity();
+  return value.get<double>();
+}
+
+RunFolder::RunFolder(std::string path)
+    : path_(std::move(path)), checkpoints_(fmt::format("{}/checkpoints", path_)) {
+  if (path_.empty()) throw ConfigError("output_dir: expected the name of a folder, got ''");
+}
+
+void RunFolder::check_new() const {
+  for (const auto* name : {"config.json", "metrics.jsonl", "checkpoints"}) {
+    std::error_code ignored;
+    if (fs::exists(file(name), ignored)) {
+      throw ConfigError(
+          fmt::format("output_dir: expected an empty or new folder, got {} with a "
+                      "{} in it; choose another name, or resume that run",
+                      path_, name));
+    }
+  }
+}
+
+std::string RunFolder::file(std::string_view name) const {
+  return fmt::format("{}/{}", path_, name);
+}
+
+void RunFolder::start(const Json& config, const Json& environment) {
+  make_directory<CheckpointError>(file("checkpoints"));
+  checkpoints_.remove_unfinished();
+  write_descriptions(config, environment);
+  write_file<CheckpointError>(file("metrics.jsonl"), "");
+  open_metrics();
+}
+
+void RunFolder::resume(const Json& config, const Json& environment, std::int64_t step,
+                       const Note& note) {
+  checkpoints_.remove_unfinished();
+  write_descriptions(config, environment);
+  const std::string path = file("metrics.jsonl");
+  std::error_code error;
+  if (fs::exists(path, error)) {
+    const CutLines cut = cut_lines(read_file<CheckpointError>(path), step);
+    if (cut.later > 0) {
+      note(fmt::format("metrics.jsonl: {} lines after step {} are cut off", cut.later, step));
+    }
+    if (cut.broken > 0) note(fmt::format("metrics.jsonl: {} broken lines are cut off", cut.broken));
+    if (cut.later + cut.broken > 0) write_file<CheckpointError>(path, cut.kept);
+  }
+  open_metrics();
+}
+
+void RunFolder::write_descriptions(const Json& config, const Json& environment) const {
+  write_file<CheckpointError>(file("config.json"), dump_json(config, 2) + "\n");
+  write_file<CheckpointError>(file("env.json"), dump_json(environment, 2) + "\n");
+}
+
+void RunFolder::open_metrics() { check_metrics(metrics_.try_open(file("metrics.jsonl"))); }
+
+void RunFolder::append_metrics(const Json& line) {
+  check_metrics(metrics_.try_append(dump_json(line) + "\n"));
+}
+
+void RunFolder::sync_metrics() { check_metrics(metrics_.try_sync()); }
+
+void RunFolder::check_metrics(const std::string& why) const {
+  if (why.empty()) return;
+  throw CheckpointError(
+      fmt::format("{}: expected to append a line, got {}", file("metrics.jsonl"), why));
+}
+
+std::string RunFolder::write_non_finite(const NonFiniteStep& report,
+                                        const std::vector<std::int64_t>& row_numbers) const {
+  const std::string folder = file(fmt::format("nonfinite/step-{}", report.step));
+  std::vector<std::int64_t> places = report.offending;
+  if (places.empty()) {
+    places.resize(report.rows.size());
+    std::iota(places.begin(), places.end(), 0);
+  }
+  Json numbers = Json::array();
+  std::string lines;
+  for (const std::int64_t place : places) {
+    const auto i = static_cast<std::size_t>(place);
+    if (!report.offending.empty()) numbers.push_back(row_numbers[i]);
+    lines += dump_json(row_of(report, i, row_numbers[i])) + "\n";
+  }
+  const Json facts = {{"step", report.step},
+                      {"loss", json_number(report.loss)},
+                      {"grad_norm", json_number(report.grad_norm)},
+                      {"offending_rows", numbers},
+                      {"first_bad_weight", name_or_null(report.weight)},
+                      {"first_bad_gradient", name_or_null(report.gradient)}};
+  make_directory<CheckpointError>(folder);
+  write_file<CheckpointError>(folder + "/rows.jsonl", lines);
+  write_file<CheckpointError>(folder + "/report.json", dump_json(facts, 2) + "\n");
+  return folder;
+}
+
+}  // namespace prefopt::detail

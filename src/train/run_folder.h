@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/file.h"
+#include "core/json.h"
+#include "prefopt/train/trainer.h"
+#include "train/checkpoint.h"
+
+namespace prefopt::detail {
+
+/// Hears what a person should know.
+using Note = std::function<void(const std::string&)>;
+
+/// The files of one run.
+class RunFolder {
+ public:
+  /// Throws ConfigError for an empty name.
+  explicit RunFolder(std::string path);
+
+  const std::string& path() const { return path_; }
+  std::string file(std::string_view name) const;
+  /// Throws ConfigError if a run was here before.
+  void check_new() const;
+
+  /// Writes config.json and env.json and opens an empty metrics.jsonl.
+  void start(const Json& config, const Json& environment);
+  /// The same for a run that goes on after `step`: lines of metrics.jsonl that are later or broken
+  /// are cut off, which `note` hears.
+  void resume(const Json& config, const Json& environment, std::int64_t step, const Note& note);
+
+  void append_metrics(const Json& line);
+  /// Metrics outlive a power cut from here on.
+  void sync_metrics();
+
+  const CheckpointStore& checkpoints() const { return checkpoints_; }
+
+  /// Writes `nonfinite/step-N` and gives its path: report.json, and in rows.jsonl the offending
+  /// rows, or all where none stands out. `row_numbers` are those of the training rows.
+  std::string write_non_finite(const NonFiniteStep& report,
+                               const std::vector<std::int64_t>& row_numbers) const;
+
+ private:
+  void write_descriptions(const Json& config, const Json& environment) const;
+  void open_metrics();
+  void check_metrics(const std::string& why) const;
+
+  std::string path_;
+  CheckpointStore checkpoints_;
+  AppendedFile metrics_;
+};
+
+/// A number, or a text where JSON has none for it: "nan", "inf", "-inf".
+Json json_number(double value);
+/// The reverse; throws a JSON exception for anything else.
+double number_in(const Json& value);
+
+}  // namespace prefopt::detail

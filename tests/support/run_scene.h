@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Runs of a second or less, and what they leave behind.
+
+#include <algorithm>
+#include <cstdint>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "prefopt/data/controlled_task.h"
+#include "prefopt/train/run.h"
+#include "support/catch.h"
+#include "support/temp_dir.h"
+
+namespace prefopt::testing_support {
+
+using Json = nlohmann::ordered_json;
+
+inline std::string read_text(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  REQUIRE(file);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+inline void write_text(const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary);
+  file << text;
+}
+
+inline std::vector<Json> read_lines(const std::string& path) {
+  std::istringstream text(read_text(path));
+  std::vector<Json> lines;
+  for (std::string line; std::getline(text, line);) lines.push_back(Json::parse(line));
+  return lines;
+}
+
+/// The lines of metrics.jsonl without what depends on the clock.
+inline std::vector<Json> untimed(const std::string& folder) {
+  auto lines = read_lines(folder + "/metrics.jsonl");
+  for (auto& line : lines) {
+    line.erase("seconds");
+    line.erase("tokens_per_second");
+  }
+  return lines;
+}
+
+inline const DecoderOptions kTiny = {.hidden_size = 16,
+                                     .intermediate_size = 24,
+                                     .num_hidden_layers = 1,
+                                     .num_attention_heads = 2,
+                                     .num_key_value_heads = 1,
+                                     .max_position_embeddings = 64};
+
+/// Rows, and options of a short run on them.
+class Scene {
+ public:
+  Scene() {
+    ControlledTask task({.seed = 5});
+    task.write_preferences(file("pairs.jsonl"), 24);
+    task.write_sft(file("sft.jsonl"), 24);
+  }
+
+  std::string file(const std::string& name) const { return folder_.file(name); }
+
+  RunOptions options(const std::string& run, const std::string& type) const {
+    RunOptions options;
+    options.output_dir = file(run);
+    options.loss = R"({"type": ")" + type + R"("})";
+    options.model.decoder = kTiny;
+    options.data.train = file(type == "sft" ? "sft.jsonl" : "pairs.jsonl");
+    options.data.eval_fraction = 0.25;
+    options.optimizer.learning_rate = 1e-2;
+    options.train.steps = 3;
+    options.train.batch_size = 4;
+    options.train.seed = 1;
+    options.sampling.max_new_tokens = 4;
+    return options;
+  }
+
+ private:
+  TempDir folder_;
+};
+
+inline std::int64_t count_containing(const std::vector<std::string>& lines,
+                                     const std::string& part) {
+  return std::count_if(lines.begin(), lines.end(), [&](const std::string& line) {
+    return line.find(part) != std::string::npos;
+  });
+}
+
+}  // namespace prefopt::testing_support
