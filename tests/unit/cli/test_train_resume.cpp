@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "support/catch.h"
+#include "support/checkpoint_parts.h"
+#include "support/run_scene.h"
+
+namespace prefopt {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace testing_support;
+using Clock = std::chrono::steady_clock;
+
+/// A run of the built program.
+class Process {
+ public:
+  /// `before` runs in the child, in front of the program.
+  explicit Process(
+      const std::vector<std::string>& arguments, const std::function<void()>& before = [] {}) {
+    std::vector<std::string> words = {PREFOPT_CLI_PATH};
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    child_ = ::fork();
+    REQUIRE(child_ >= 0);
+    if (child_ > 0) return;
+    ::dup2(::open(folder_.file("out").c_str(), O_WRONLY | O_CREAT, 0600), STDOUT_FILENO);
+    ::dup2(::open(folder_.file("err").c_str(), O_WRONLY | O_CREAT, 0600), STDERR_FILENO);
+    before();
+    ::execv(argv[0], argv.data());
+    ::_exit(127);
+  }
+
+  void signal(int number) const { ::kill(child_, number); }
+
+  /// The exit code, or minus the signal that ended it.
+  int wait() const {
+    int status = 0;
+    REQUIRE(::waitpid(child_, &status, 0) == child_);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  }
+
+  std::string out() const { return read_text(folder_.file("out")); }
+  std::string err() const { return read_text(folder_.file("err")); }
+
+  /// Waits until stderr has `text`.
+  void wait_for(const std::string& text) const {
+    const auto end = Clock::now() + std::chrono::seconds(60);
+    while (!fs::exists(folder_.file("err")) || err().find(text) == std::string::npos) {
+      REQUIRE(Clock::now() < end);
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  }
+
+ private:
+  TempDir folder_;
+  pid_t child_ = -1;
+};
+
+/// A config of a run of some steps on Scene's rows.
+class Config {
+ public:
+  explicit Config(const std::string& run, std::int64_t steps) : run_(scene_.file(run)) {
+    json_ = {{"output_dir", run_},
+             {"loss", {{"type", "dpo"}}},
+             {"model",
+              {{"decoder",
+                {{"hidden_size", 16},
+                 {"intermediate_size", 32},
+                 {"num_hidden_layers", 1},
+                 {"num_attention_heads", 2},
+                 {"num_key_value_heads", 1}}}}},
+             {"data", {{"train", scene_.file("pairs.jsonl")}}},
+             {"optimizer", {{"schedule", "constant"}}},
+             {"train", {{"steps", steps}, {"batch_size", 4}, {"threads", 1}}}};
+    write_text(scene_.file("run.json"), json_.dump());
+  }
+
+  std::vector<std::string> train(const std::vector<std::string>& more = {}) const {
+    std::vector<std::string> words = {"train", "--config", scene_.file("run.json")};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  }
+  const std::string& run() const { return run_; }
+  std::string file(const std::string& name) const { return scene_.file(name); }
+
+ private:
+  Scene scene_;
+  std::string run_;
+  Json json_;
+};
+
+TEST_CASE("prefopt train: a signal saves, and the run goes on in another process", "[cli]") {
+  const int number = GENERATE(SIGINT, SIGTERM);
+  const Config config("run", 1'000'000);
+  const Process stopped(config.train());
+  stopped.wait_for("step 1/1000000");
+  stopped.signal(number);
+  CHECK(stopped.wait() == 130);
+  CHECK(stopped.out() == "");
+  const std::string last = fs::canonical(config.run() + "/checkpoints/last").filename();
+  const std::int64_t steps = std::stoll(last.substr(5));
+  CHECK(stopped.err().ends_with("\nprefopt: stopped after step " + std::to_string(steps) +
+                                ", which " + config.run() + "/checkpoints/" + last +
+                                " holds; --resume auto goes on\n"));
+
+  const std::string total = "train.steps=" + std::to_string(steps + 3);
+  const Process resumed(config.train({"--set", total, "--resume", "auto"}));
+  CHECK(resumed.wait() == 0);
+  CHECK(resumed.err().find("resume: goes on after step " + last.substr(5)) != std::string::npos);
+  const Process straight(
+      config.train({"--set", total, "--set", "output_dir=" + config.file("straight")}));
+  CHECK(straight.wait() == 0);
+  CHECK(differing(parts_of(config.run() + "/checkpoints/last"),
+                  parts_of(config.file("straight/checkpoints/last")))
+            .empty());
+}
+
+TEST_CASE("prefopt train: a second signal ends it at once", "[cli]") {
+  const Config config("run", 10);
+  // A step that takes a while.
+  const Process process(config.train({"--set", "train.batch_size=20000"}));
+  process.wait_for("checkpointing: ");
+  while (!fs::exists(config.run() + "/metrics.jsonl")) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  process.signal(SIGINT);
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const auto begin = Clock::now();
+  process.signal(SIGTERM);
+  CHECK(process.wait() == 128 + SIGTERM);
+  CHECK(Clock::now() - begin < std::chrono::seconds(2));
+  CHECK_FALSE(fs::exists(config.run() + "/checkpoints/last"));
+}
+
+TEST_CASE("prefopt train: each kind of failure has its exit code", "[cli]") {
+  const Config config("run", 3);
+  const auto code_of = [&](
+                           const std::vector<std::string>& more,
+                           const std::function<void()>& before = [] {}) {
+    const Process process(config.train(more), before);
+    const int code = process.wait();
+    CHECK(process.err().find("\nprefopt: ", process.err().rfind("\nprefopt: ") + 1) ==
+          std::string::npos);
+    return std::pair(code, process.err());
+  };
+  CHECK(code_of({}).first == 0);
+  CHECK(code_of({"--resume", "auto"}).first == 0);
+  CHECK(code_of({"--resume", "auto", "--set", "loss.beta=0.3"}).first == 2);
+  CHECK(code_of({"--resume", "auto", "--dry-run"}).first == 2);
+  CHECK(code_of({"--resume", config.file("none")}).first == 2);
+  CHECK(code_of({"--set", "output_dir=" + config.file("3"), "--set",
+                 "data.train=" + config.file("none")})
+            .first == 3);
+  write_text(config.run() + "/checkpoints/step-3/model.safetensors", "damaged");
+  CHECK(code_of({"--resume", "auto"}).first == 4);
+  const auto [non_finite, said] =
+      code_of({"--set", "output_dir=" + config.file("5"), "--set", "optimizer.learning_rate=1e38",
+               "--set", "train.steps=20"});
+  INFO(said);
+  CHECK(non_finite == 5);
+  CHECK(said.find("; see " + config.file("5/nonfinite/step-")) != std::string::npos);
+  const auto [memory, why] = code_of(
+      {"--set", "output_dir=" + config.file("6"), "--set", "train.batch_size=20000", "--set",
+       "model.decoder.intermediate_size=8192", "--set", "train.checkpointing=none"},
+      [] {
+        constexpr rlim_t kBytes = rlim_t{4} << 30;
+        const rlimit limit{kBytes, kBytes};
+        ::setrlimit(RLIMIT_AS, &limit);
+      });
+  INFO(why);
+  CHECK(memory == 6);
+  CHECK(why.find("step 1: expected memory for 20000 pairs in micro-batches of up to ") !=
+        std::string::npos);
+}
+
+}  // namespace
+}  // namespace prefopt
