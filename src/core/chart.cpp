@@ -10,13 +10,13 @@
 #include <limits>
 #include <string_view>
 
+#include "core/html.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
 namespace {
 
-constexpr double kWidth = 680, kHeight = 360;  // without the legend
-constexpr double kLeft = 68, kRight = 664, kTop = 34, kBottom = 312;
+constexpr double kLeft = 68, kTop = 34, kRightMargin = 16, kBottomMargin = 48;
 constexpr double kLegendRow = 18, kLegendLine = 24, kCharacter = 6.6;
 constexpr std::string_view kInk = "#7d8590";
 constexpr std::array<std::string_view, 8> kColors{"#3b82f6", "#d97706", "#16a34a", "#dc2626",
@@ -28,29 +28,6 @@ void append(std::string& out, std::string_view text) { out.append(text); }
 template <class... Args>
 void append(std::string& out, fmt::format_string<Args...> format, Args&&... args) {
   fmt::format_to(std::back_inserter(out), format, std::forward<Args>(args)...);
-}
-
-std::string escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
 }
 
 std::size_t characters(std::string_view utf8) {
@@ -154,7 +131,7 @@ class Drawing {
     append(out_,
            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {:g} {:g}\" role=\"img\" "
            "font-family=\"sans-serif\" font-size=\"12\" fill=\"{}\">\n<title>{}</title>\n",
-           kWidth, kHeight + legend_height_, kInk, escaped(chart_.title));
+           chart_.width, chart_.height + legend_height_, kInk, escape_html(chart_.title));
     frame();
     for (std::size_t i = 0; i < chart_.series.size(); ++i) curve(i);
     append(out_, legend_text);
@@ -166,12 +143,12 @@ class Drawing {
   void frame() {
     std::string grid, labels;
     for (const double place : x_.ticks()) {
-      append(grid, "M{:.1f} {:g}V{:g}", x_.pixel(place), kTop, kBottom);
+      append(grid, "M{:.1f} {:g}V{:g}", x_.pixel(place), kTop, bottom_);
       append(labels, "<text x=\"{:.1f}\" y=\"{:g}\" text-anchor=\"middle\">{}</text>\n",
-             x_.pixel(place), kBottom + 17, number(place));
+             x_.pixel(place), bottom_ + 17, number(place));
     }
     for (const double place : y_.ticks()) {
-      append(grid, "M{:g} {:.1f}H{:g}", kLeft, y_.pixel(place), kRight);
+      append(grid, "M{:g} {:.1f}H{:g}", kLeft, y_.pixel(place), right_);
       append(labels, "<text x=\"{:g}\" y=\"{:.1f}\" text-anchor=\"end\">{}</text>\n", kLeft - 6,
              y_.pixel(place) + 4, number(place));
     }
@@ -180,15 +157,15 @@ class Drawing {
     append(out_,
            "<rect x=\"{:g}\" y=\"{:g}\" width=\"{:g}\" height=\"{:g}\" stroke=\"{}\" "
            "fill=\"none\"/>\n",
-           kLeft, kTop, kRight - kLeft, kBottom - kTop, kInk);
+           kLeft, kTop, right_ - kLeft, bottom_ - kTop, kInk);
     append(out_, labels);
-    const double middle = (kLeft + kRight) / 2, center = (kTop + kBottom) / 2;
+    const double middle = (kLeft + right_) / 2, center = (kTop + bottom_) / 2;
     append(out_,
            "<text x=\"{:g}\" y=\"20\" text-anchor=\"middle\" font-size=\"14\">{}</text>\n"
            "<text x=\"{:g}\" y=\"{:g}\" text-anchor=\"middle\">{}</text>\n"
            "<text transform=\"translate(14 {:g}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n",
-           middle, escaped(chart_.title), middle, kBottom + 38, escaped(chart_.x_label), center,
-           escaped(chart_.y_label));
+           middle, escape_html(chart_.title), middle, bottom_ + 38, escape_html(chart_.x_label),
+           center, escape_html(chart_.y_label));
   }
 
   static std::string number(double value) {
@@ -215,7 +192,7 @@ class Drawing {
 
   void curve(std::size_t i) {
     const Series& series = chart_.series[i];
-    append(out_, "<g><title>{}</title>\n", escaped(series.name));
+    append(out_, "<g><title>{}</title>\n", escape_html(series.name));
     if (!series.low.empty()) band(series, color(i));
     if (series.style != Series::Style::kPoints) line(series, stroke(i));
     if (series.style != Series::Style::kLine) points(series, i);
@@ -268,16 +245,16 @@ class Drawing {
       longest = std::max(longest, characters(series.name));
     }
     const double wanted = kLegendLine + 18 + kCharacter * static_cast<double>(longest);
-    const double columns = std::max(1.0, std::floor((kRight - kLeft) / wanted));
+    const double columns = std::max(1.0, std::floor((right_ - kLeft) / wanted));
     const auto per_row = static_cast<std::size_t>(columns);
-    const double width = (kRight - kLeft) / columns;
+    const double width = (right_ - kLeft) / columns;
     std::string text;
     for (std::size_t i = 0; i < chart_.series.size(); ++i) {
       const double x = kLeft + width * static_cast<double>(i % per_row);
-      const double y = kHeight + 6 + kLegendRow * static_cast<double>(i / per_row);
+      const double y = chart_.height + 6 + kLegendRow * static_cast<double>(i / per_row);
       append(text, "<path d=\"M{:.1f} {:.1f}h{:g}\" {}/>\n", x, y, kLegendLine, stroke(i));
       append(text, "<text x=\"{:.1f}\" y=\"{:.1f}\">{}</text>\n", x + kLegendLine + 6, y + 4,
-             escaped(chart_.series[i].name));
+             escape_html(chart_.series[i].name));
     }
     const std::size_t rows = (chart_.series.size() + per_row - 1) / per_row;
     legend_height_ = kLegendRow * static_cast<double>(rows) + 4;
@@ -285,8 +262,10 @@ class Drawing {
   }
 
   const Chart& chart_;
-  Axis x_{chart_.log_x, kLeft, kRight};
-  Axis y_{chart_.log_y, kBottom, kTop};
+  double right_ = chart_.width - kRightMargin;
+  double bottom_ = chart_.height - kBottomMargin;
+  Axis x_{chart_.log_x, kLeft, right_};
+  Axis y_{chart_.log_y, bottom_, kTop};
   double legend_height_ = 0;
   std::string out_;
 };

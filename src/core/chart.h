@@ -23,6 +23,8 @@ struct Chart {
   bool log_x = false;
   bool log_y = false;
   std::vector<Series> series = {};
+  /// Pixels of 12-pixel text, without the legend; a page scales the picture to its place.
+  double width = 680, height = 360;
 };
 
 /// A standing-alone SVG: axes with ticks, a legend below where there is more than one series. Text

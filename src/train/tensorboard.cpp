@@ -8,7 +8,6 @@
 #include <atomic>
 #include <filesystem>
 #include <protozero/pbf_writer.hpp>
-#include <system_error>
 
 #include "core/crc32c.h"
 #include "prefopt/error.h"
@@ -92,9 +91,10 @@ std::string tfrecord(std::string_view event) {
 
 EventFile::EventFile(const std::string& folder, double wall_time)
     : path_((fs::path(folder) / file_name(wall_time)).string()) {
-  std::error_code ignored;  // opening says what is wrong with the folder
-  fs::create_directories(folder, ignored);
-  file_.open(path_, std::ios::binary | std::ios::app);
+  make_directory<CheckpointError>(folder);
+  if (const auto why = file_.try_open(path_); !why.empty()) {
+    throw CheckpointError(fmt::format("{}: expected to open it, got {}", path_, why));
+  }
   std::string bytes;
   pbf_writer writer(bytes);
   writer.add_double(event::kWallTime, wall_time);
@@ -154,8 +154,9 @@ void EventFile::add_restart(std::int64_t step, double wall_time) {
 }
 
 void EventFile::append(std::string_view event) {
-  file_ << tfrecord(event) << std::flush;
-  if (!file_) throw CheckpointError(path_ + ": expected to append an event, got an error");
+  if (const auto why = file_.try_append(tfrecord(event)); !why.empty()) {
+    throw CheckpointError(fmt::format("{}: expected to append an event, got {}", path_, why));
+  }
 }
 
 }  // namespace prefopt::detail

@@ -2,11 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <fstream>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
+
+#include "core/file.h"
 
 namespace prefopt::detail {
 
@@ -36,7 +37,7 @@ class EventFile {
   void append(std::string_view event);
 
   std::string path_;
-  std::ofstream file_;
+  AppendedFile file_;
 };
 
 /// `event` as a record of a TFRecord file.
