@@ -356,11 +356,11 @@ TEST_CASE("the report warns of what goes wrong in silence", "[train]") {
             "Only 50 rows were held out: small effects cannot be seen."});
   std::string html = report_html(folder.path());
   CHECK(count(html, "<li>The run is not complete") == 1);
-  CHECK(contains(html, "<td>8 of 9 steps<"));
+  CHECK(contains(html, "8 of 9 steps of 16 rows"));
   folder.write("run.json", {{"eval_rows", 50}, {"total_steps", 9}, {"complete", true}});
   html = report_html(folder.path());
   CHECK_FALSE(contains(html, "not complete"));
-  CHECK(contains(html, "8 of 9 steps (no evaluation was a new best for too long)"));
+  CHECK(contains(html, "it ended early, as no evaluation was a new best"));
 }
 
 TEST_CASE("steps that come again replace what was there", "[train]") {
