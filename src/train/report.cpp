@@ -134,7 +134,7 @@ std::string subtitle(const RunRecord& record) {
 
 std::string title_of(const RunRecord& record) {
   const std::string type = loss_type(record);
-  return escape_html(run_name(record)) + (type.empty() ? "" : ": " + escape_html(type));
+  return escape_html(run_name(record)) + (type.empty() ? "" : ": trained by " + escape_html(type));
 }
 
 std::string page(const RunRecord& record) {

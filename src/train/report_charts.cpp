@@ -34,14 +34,14 @@ constexpr Topic kTopics[] = {
      "Implicit reward of the chosen completion minus that of the rejected one; 0 where the policy "
      "is as its reference."},
     {"rewards/accuracies", "Accuracy", "share of pairs",
-     "Share of pairs whose chosen completion has the higher implicit reward; the band is a 95 % "
-     "interval."},
+     "Share of pairs whose chosen completion has the higher implicit reward; a tie counts as none. "
+     "The band is a 95 % interval."},
     {"kl", "KL to the reference", "nats a completion",
      "How far the policy has moved from its reference, by completions that it wrote itself."},
     {"mean_token_accuracy", "Token accuracy", "share of tokens",
      "Share of the chosen completions' tokens that the policy holds the most likely ones."},
     {"grad_norm", "Gradient norm", "norm", "Before clipping."},
-    {"learning_rate", "Learning rate", "learning rate", ""},
+    {"learning_rate", "Learning rate", "", "As the schedule has it."},
     {"tokens_per_second", "Speed", "tokens a second", "In training steps, without evaluations."},
 };
 

@@ -51,7 +51,7 @@ std::string cards_html(const RunRecord& record) {
     std::string interval;
     if (rows) {
       const auto [low, high] = wilson_interval(accuracy->after, *rows);
-      interval = fmt::format("{:.1f} to {:.1f} % at 95 %", 100 * low, 100 * high);
+      interval = fmt::format("95 %: {:.1f} to {:.1f}", 100 * low, 100 * high);
     }
     cards += card("Accuracy, held out", percent_html(accuracy->after), interval);
   }
@@ -103,10 +103,11 @@ std::string evaluations_html(const RunRecord& record) {
     const auto change = change_of(record.evaluations, metric);
     if (!change) continue;
     const auto show = is_share ? percent_html : number_html;
+    const bool is_tie = metric == "rewards/accuracies" && began_as_reference(record);
     rows += fmt::format(
         "<tr><th scope=\"row\">{}</th><td class=\"number\">{}</td><td class=\"number\">{}</td>"
         "<td class=\"what quiet\">{}</td></tr>\n",
-        title, show(change->before), show(change->after), what);
+        title, is_tie ? "all tie" : show(change->before), show(change->after), what);
   }
   if (rows.empty()) return {};
   const auto& steps = record.evaluations.begin()->second.steps;

@@ -12,6 +12,16 @@
 namespace prefopt::detail {
 namespace {
 
+constexpr std::size_t kMostPrompts = 12;
+
+/// Without line breaks and spaces around it, which chat formats put there.
+std::string shown(std::string_view text) {
+  constexpr std::string_view kBlank = " \n\t";
+  const auto begin = text.find_first_not_of(kBlank);
+  if (begin == text.npos) return "<span class=\"quiet\">(nothing)</span>";
+  return escape_html(text.substr(begin, text.find_last_not_of(kBlank) + 1 - begin));
+}
+
 /// One completion in a column of its own.
 std::string completion_html(std::string_view title, std::string_view css, const Json& line,
                             const std::string& key) {
@@ -21,10 +31,9 @@ std::string completion_html(std::string_view title, std::string_view css, const 
     about = fmt::format(", {} tokens{}", number_html(*tokens),
                         text_at(line, key + "_ended") == "true" ? "" : ", cut off there");
   }
-  const std::string text = text_at(line, key);
   return fmt::format(
       "<div class=\"{}\"><p class=\"quiet\">{}{}</p><p class=\"text\">{}</p></div>\n", css, title,
-      about, text.empty() ? "<span class=\"quiet\">(nothing)</span>" : escape_html(text));
+      about, shown(text_at(line, key)));
 }
 
 /// The first and the last draw of one prompt.
@@ -50,7 +59,7 @@ std::string sample_html(const PromptSamples& samples) {
   return fmt::format(
       "<div class=\"sample\">\n<p class=\"text prompt\">{}</p>\n"
       "<div class=\"pair\">\n{}</div>\n</div>\n",
-      text_html(first, "prompt"), pair);
+      shown(text_at(first, "prompt")), pair);
 }
 
 }  // namespace
@@ -78,7 +87,15 @@ std::string samples_html(const RunRecord& record) {
       "<p class=\"quiet\">Held-out prompts, each with a completion from before and one "
       "from after training." +
       how + "</p>\n";
-  for (const auto& [index, samples] : prompts) html += sample_html(samples);
+  std::size_t left = kMostPrompts;
+  for (const auto& [index, samples] : prompts) {
+    if (left-- == 0) break;
+    html += sample_html(samples);
+  }
+  if (prompts.size() > kMostPrompts) {
+    html += fmt::format("<p class=\"quiet\">{} more are in samples.jsonl.</p>\n",
+                        prompts.size() - kMostPrompts);
+  }
   return html;
 }
 

@@ -79,10 +79,13 @@ pre {
     --page: #ffffff; --ink: #000000; --quiet: #444444; --line: #bbbbbb; --box: #ffffff;
     --good: #187a3a; --bad: #b42318; --open: #8a6100; --link: #000000;
   }
-  body { font-size: .8125rem; max-width: none; padding: 0; }
-  .charts { grid-template-columns: 1fr 1fr; }
-  .cards { grid-template-columns: repeat(4, 1fr); }
-  @page { margin: 16mm; }
+  html { font-size: 11px; }
+  body { max-width: none; padding: 0; }
+  h2 { margin-top: 1.5rem; }
+  .charts { grid-template-columns: 1fr 1fr; gap: .75rem 1.5rem; }
+  .cards { grid-template-columns: repeat(5, 1fr); }
+  .prompt { break-after: avoid; }
+  @page { margin: 14mm; }
 }
 )";
 

@@ -139,15 +139,14 @@ std::string data_html(const RunRecord& record) {
 std::string optimizer_html(const RunRecord& record) {
   const Json& options = object_at(record.config, "optimizer");
   if (options.empty()) return {};
-  const auto text = [&](std::string_view key) { return text_html(options, key); };
-  std::string html =
-      fmt::format("AdamW, learning rate {} ({}", text("learning_rate"), text("schedule"));
-  if (number_at(options, "warmup_steps").value_or(0) > 0) {
-    html += fmt::format(", {} warm-up steps", text("warmup_steps"));
-  }
+  const auto value = [&](std::string_view key) { return number_at(options, key).value_or(0); };
+  const auto text = [&](std::string_view key) { return number_html(value(key)); };
+  std::string html = fmt::format("AdamW, learning rate {} ({}", text("learning_rate"),
+                                 text_html(options, "schedule"));
+  if (value("warmup_steps") > 0) html += fmt::format(", {} warm-up steps", text("warmup_steps"));
   html += fmt::format("), betas {} and {}, weight decay {}", text("adam_beta1"), text("adam_beta2"),
                       text("weight_decay"));
-  if (number_at(options, "max_grad_norm").value_or(0) > 0) {
+  if (value("max_grad_norm") > 0) {
     html += fmt::format(", gradients clipped at norm {}", text("max_grad_norm"));
   }
   return html;

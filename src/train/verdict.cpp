@@ -17,10 +17,16 @@ std::string percent(const Interval& interval) {
   return fmt::format("95 % interval {:.1f} to {:.1f} %", 100 * interval.low, 100 * interval.high);
 }
 
-/// The policy was its own reference, so every margin was zero and no pair counted as won.
-bool began_as_reference(const RunRecord& record) {
-  const auto margins = change_of(record.evaluations, "rewards/margins");
-  return margins && std::abs(margins->before) < 1e-6;
+/// What was lost of the policy's hold on the chosen completions; empty where that is little.
+std::string price_of(const RunRecord& record) {
+  constexpr double kMuch = 0.1;
+  const auto tokens = change_of(record.evaluations, "mean_token_accuracy");
+  if (!tokens || !(tokens->after < (1 - kMuch) * tokens->before)) return {};
+  return fmt::format(
+      "But it has lost much of what it could: the share of the chosen completions' tokens that it "
+      "holds the most likely ones fell from {} to {}. See what it writes; a lower learning rate, "
+      "fewer steps or more weight on the reference (beta) may help.",
+      percent(tokens->before), percent(tokens->after));
 }
 
 Verdict judge_accuracy(const RunRecord& record, const Change& accuracy, double rows) {
@@ -39,9 +45,16 @@ Verdict judge_accuracy(const RunRecord& record, const Change& accuracy, double r
       from_chance ? "where a policy equal to its reference would be at 50 %"
                   : fmt::format("before training it was {} ({})", percent(accuracy.before),
                                 percent(before)));
+  const std::string price = price_of(record);
   switch (verdict.outcome) {
     case Outcome::kBetter:
-      verdict.sentence = fmt::format("It worked. {}.", figures);
+      if (price.empty()) {
+        verdict.sentence = fmt::format("It worked. {}.", figures);
+      } else {
+        verdict.outcome = Outcome::kUnclear;
+        verdict.sentence =
+            fmt::format("It learned the preferences, at a price. {}. {}", figures, price);
+      }
       break;
     case Outcome::kWorse:
       verdict.sentence = fmt::format("It went the wrong way. {}.", figures);
@@ -170,6 +183,11 @@ std::optional<Change> change_of(const Curves& curves, std::string_view name) {
   const auto found = curves.find(name);
   if (found == curves.end()) return std::nullopt;
   return Change{found->second.values.front(), found->second.values.back()};
+}
+
+bool began_as_reference(const RunRecord& record) {
+  const auto margins = change_of(record.evaluations, "rewards/margins");
+  return margins && std::abs(margins->before) < 1e-6;
 }
 
 std::optional<double> held_out_rows(const RunRecord& record) {

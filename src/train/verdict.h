@@ -30,7 +30,8 @@ struct Verdict {
 /// Compares the first evaluation with the last. Where the loss has rewards, what counts is how many
 /// held-out pairs the policy prefers the right way round, by Wilson's interval: against one half
 /// where the policy began as its reference, which prefers neither, else against the first
-/// evaluation's interval. Elsewhere it is the loss.
+/// evaluation's interval. A policy that lost a tenth of its token accuracy on the way is no clear
+/// success. Elsewhere it is the loss.
 Verdict judge(const RunRecord& record);
 
 /// First and last value of a curve.
@@ -39,6 +40,9 @@ struct Change {
 };
 /// Nothing where the curve is not there.
 std::optional<Change> change_of(const Curves& curves, std::string_view name);
+
+/// The policy was its own reference at first: all margins are zero, and no pair counts as won.
+bool began_as_reference(const RunRecord& record);
 
 /// Held-out rows, where run.json says so.
 std::optional<double> held_out_rows(const RunRecord& record);

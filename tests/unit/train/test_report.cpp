@@ -143,7 +143,7 @@ TEST_CASE("a report says what was trained on what and how it went", "[train]") {
            "75.0 % (95 % interval 68.6 to 80.5 %), where a policy equal to its reference would be "
            "at 50 %.",
            "<b>75.0 %</b>",
-           "68.6 to 80.5 % at 95 %",
+           "95 %: 68.6 to 80.5",
            "<code>models/start</code>, 1000 parameters, 10 of them trained in float32",
            "the policy as it was before training",
            "<code>pairs.jsonl</code>: 800 rows train, the last 200 are held out",
@@ -157,6 +157,7 @@ TEST_CASE("a report says what was trained on what and how it went", "[train]") {
            "step 0</th>",
            "step 4</th>",
            "<td class=\"number\">0.6931</td><td class=\"number\">0.5</td>",
+           "<th scope=\"row\">Accuracy</th><td class=\"number\">all tie</td>",
            "<p class=\"text prompt\">Say something.</p>",
            "Reference, 7 tokens",
            "as ever",
@@ -309,6 +310,23 @@ TEST_CASE("the verdict follows the interval, not the point", "[train]") {
   CHECK(outcome(200, 0.6, 0.1, 0.65) == Outcome::kUnclear);
   CHECK(outcome(200, 0.6, 0.1, 0.8) == Outcome::kBetter);
   CHECK(outcome(200, 0.6, 0.1, 0.4) == Outcome::kWorse);
+}
+
+TEST_CASE("preferences learned at the price of the language are no success", "[train]") {
+  const auto sentence = [](double before, double after) {
+    const Folder folder;
+    folder.write_text("metrics.jsonl", "");
+    Json first = Folder::evaluation(0, 0.7, 0, 0, -20);
+    Json last = Folder::evaluation(4, 0.1, 0.9, 5, -20);
+    first["eval_mean_token_accuracy"] = before;
+    last["eval_mean_token_accuracy"] = after;
+    folder.append("metrics.jsonl", first);
+    folder.append("metrics.jsonl", last);
+    return folder.verdict().sentence;
+  };
+  CHECK(sentence(0.9, 0.82).starts_with("It worked. Of 200 held-out pairs "));
+  CHECK(sentence(0.9, 0.5).starts_with("It learned the preferences, at a price. Of 200 "));
+  CHECK(sentence(0.9, 0.5).find("fell from 90.0 % to 50.0 %.") != std::string::npos);
 }
 
 TEST_CASE("without rewards the loss decides, and without held-out rows nothing does", "[train]") {
