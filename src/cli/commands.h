@@ -31,6 +31,13 @@ struct TrainArguments {
 };
 void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream& err);
 
+struct ReportArguments {
+  std::string run;  ///< run folder
+  bool print = false;
+};
+/// Writes the report of a run again and its path to `out`, or to `out` the page itself.
+void run_report(const ReportArguments& arguments, std::ostream& out);
+
 /// A model on disk.
 struct ModelArguments {
   std::string model;    ///< Hugging Face folder or GGUF file

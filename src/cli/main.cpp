@@ -132,6 +132,13 @@ CLI::App* add_train(CLI::App& app, TrainArguments& arguments, std::string& devic
   return command;
 }
 
+CLI::App* add_report(CLI::App& app, ReportArguments& arguments) {
+  auto* command = app.add_subcommand("report", "Writes report.html of a run folder anew");
+  command->add_option("run", arguments.run, "run folder")->type_name("RUN_DIR")->required();
+  command->add_flag("--print", arguments.print, "print the page instead, and write nothing");
+  return command;
+}
+
 CLI::App* add_score(CLI::App& app, ScoreArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("score", "Log-probs of chosen and rejected, one line a row");
   add_model(*command, arguments, device);
@@ -239,6 +246,7 @@ int run(int argc, char** argv) {
 
   std::string device = "cpu";
   TrainArguments train;
+  ReportArguments report;
   ScoreArguments score;
   LossArguments loss;
   GradArguments grad;
@@ -250,6 +258,7 @@ int run(int argc, char** argv) {
 
   const std::vector<std::pair<CLI::App*, std::function<void()>>> commands{
       {add_train(app, train, device), [&] { run_train(train, std::cout, std::cerr); }},
+      {add_report(app, report), [&] { run_report(report, std::cout); }},
       {add_score(app, score, device), [&] { run_score(score, std::cout); }},
       {add_loss(app, loss), [&] { run_loss(loss, std::cout); }},
       {add_grad(app, grad, device), [&] { run_grad(grad, std::cout); }},

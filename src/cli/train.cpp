@@ -137,13 +137,15 @@ std::string stop_sentence(const RunResult& result) {
                            result.steps, result.checkpoint);
 }
 
-void print_summary(const RunResult& result, std::ostream& out) {
+void print_summary(const RunOptions& options, const RunResult& result, std::ostream& out) {
   out << "checkpoint: " << result.checkpoint << '\n';
+  out << "report: " << options.output_dir << "/report.html\n";
   out << "time: " << duration(result.seconds) << '\n';
   for (const char* name : {"loss", "rewards/accuracies", "rewards/margins", "kl"}) {
-    if (const auto value = find_metric(result.last_evaluation, name)) {
-      out << fmt::format("eval_{}: {:.4f}, before training {:.4f}\n", name, *value,
-                         metric(result.first_evaluation, name));
+    const auto before = find_metric(result.first_evaluation, name);
+    const auto after = find_metric(result.last_evaluation, name);
+    if (before && after) {
+      out << fmt::format("eval_{}: {:.4f}, before training {:.4f}\n", name, *after, *before);
     }
   }
 }
@@ -173,7 +175,7 @@ void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream&
   const RunResult result = run_training(options, events, arguments.resume);
   progress.finish();
   if (result.stopped) throw Interrupted(stop_sentence(result));
-  print_summary(result, out);
+  print_summary(options, result, out);
 }
 
 }  // namespace prefopt::cli

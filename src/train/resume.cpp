@@ -55,7 +55,7 @@ std::optional<std::string> newest_whole(const RunFolder& folder, const Note& not
 
 /// Options that change no result: where things lie (their content has a hash), what is written
 /// when, and how long.
-constexpr std::array<std::string_view, 17> kHarmless = {"output_dir",
+constexpr std::array<std::string_view, 19> kHarmless = {"output_dir",
                                                         "model.path",
                                                         "model.adapter",
                                                         "model.tokenizer",
@@ -71,7 +71,9 @@ constexpr std::array<std::string_view, 17> kHarmless = {"output_dir",
                                                         "train.keep_best",
                                                         "train.patience",
                                                         "train.head_budget_mib",
-                                                        "train.activation_budget_mib"};
+                                                        "train.activation_budget_mib",
+                                                        "train.sample_prompts",
+                                                        "train.sample_tokens"};
 
 /// Options that decide in which order numbers are added up.
 constexpr std::array<std::string_view, 4> kRounding = {

@@ -4,10 +4,8 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
-#include <torch/version.h>
 
 #include <algorithm>
 #include <array>
@@ -31,9 +29,11 @@
 #include "prefopt/model/moving_reference.h"
 #include "prefopt/model/reference.h"
 #include "prefopt/model/safetensors.h"
-#include "prefopt/version.h"
+#include "train/environment.h"
 #include "train/resume.h"
 #include "train/run_folder.h"
+#include "train/run_log.h"
+#include "train/sample_table.h"
 #include "train/selection.h"
 #include "train/token_range.h"
 
@@ -42,6 +42,8 @@ namespace prefopt {
 using detail::Json;
 using detail::Note;
 using detail::RunFolder;
+using detail::RunLog;
+using detail::SampleTable;
 
 void ModelOptions::fields(FieldVisitor& v) {
   v.text({"path",
@@ -123,6 +125,12 @@ void LoopOptions::fields(FieldVisitor& v) {
              "Evaluations without a new best that end training; 0: none do",
              {"early_stopping_patience"}},
             patience, Range::at_least(0));
+  v.integer({"sample_prompts",
+             "Held-out prompts that the policy completes at each evaluation, for samples.jsonl and "
+             "the report, as `sampling` says; 0: none"},
+            sample_prompts, Range::between(0, 1e4));
+  v.integer({"sample_tokens", "Tokens of such a completion at most"}, sample_tokens,
+            Range::between(1, 1e6));
   v.integer({"seed", "Seed of fresh weights and of the order of rows"}, seed, Range::at_least(0));
   v.integer({"threads", "CPU threads; 0: LibTorch's default"}, threads, Range::between(0, 4096));
   v.flag({"shuffle", "A new order of the rows each epoch"}, shuffle);
@@ -235,6 +243,20 @@ void add_adapter(const ModelOptions& options, Decoder& policy) {
   }
 }
 
+struct ParameterCount {
+  std::int64_t all = 0;
+  std::int64_t trained = 0;
+};
+
+ParameterCount count_parameters(const Decoder& policy) {
+  ParameterCount count;
+  for (const auto& [name, value] : policy.named_parameters()) {
+    count.all += value.numel();
+    if (value.requires_grad()) count.trained += value.numel();
+  }
+  return count;
+}
+
 std::shared_ptr<Decoder> make_policy(ModelOptions& options, const Tokenizer& tokenizer,
                                      const Note& note) {
   std::shared_ptr<Decoder> policy;
@@ -263,15 +285,11 @@ std::shared_ptr<Decoder> make_policy(ModelOptions& options, const Tokenizer& tok
     policy = policy->frozen_decoder();
     policy->set_requires_grad(true);
   }
-  std::int64_t size = 0;
-  std::int64_t trained = 0;
-  for (const auto& [name, value] : policy->named_parameters()) {
-    size += value.numel();
-    if (value.requires_grad()) trained += value.numel();
-  }
-  note(fmt::format("model: {} parameters, {}{}", size,
-                   options.path.empty() ? "fresh weights" : "from " + options.path,
-                   trained == size ? "" : fmt::format(", {} of them trained", trained)));
+  const auto size = count_parameters(*policy);
+  note(fmt::format(
+      "model: {} parameters, {}{}", size.all,
+      options.path.empty() ? "fresh weights" : "from " + options.path,
+      size.trained == size.all ? "" : fmt::format(", {} of them trained", size.trained)));
   return policy;
 }
 
@@ -363,21 +381,6 @@ std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,
   return std::make_shared<CachedReference>(std::move(frozen), options.cache_dir, level);
 }
 
-Json environment() {
-#if defined(__clang__)
-  constexpr auto kCompiler = "clang " __clang_version__;
-#else
-  constexpr auto kCompiler = "gcc " __VERSION__;
-#endif
-  return {
-      {"prefopt", PREFOPT_VERSION_STRING},
-      {"libtorch", TORCH_VERSION},
-      {"threads", at::get_num_threads()},
-      {"cpu_capability", at::get_cpu_capability()},
-      {"compiler", kCompiler},
-  };
-}
-
 std::int64_t count_steps(const LoopOptions& options, std::int64_t pairs) {
   if (options.steps > 0) return options.steps;
   const double steps =
@@ -454,6 +457,8 @@ struct RunParts {
   Trainer& trainer;
   Reference* reference;
   RunFolder& folder;
+  RunLog& log;
+  SampleTable samples;
   const RunEvents& events;
   const Note& note;
   Json identity;                           ///< of check_same_run
@@ -569,7 +574,7 @@ class Run {
     const double tokens = metric(last_step_, "num_tokens");
     line["tokens_per_second"] = (tokens - tokens_logged_) / step_seconds_;
     line["seconds"] = seconds();
-    parts_.folder.append_metrics(line);
+    append(line);
     tokens_logged_ = tokens;
     step_seconds_ = 0;
     if (parts_.rows.eval.empty()) watch_displacement(last_step_);
@@ -578,12 +583,28 @@ class Run {
   Metrics evaluate() {
     if (parts_.rows.eval.empty()) return {};
     auto metrics = parts_.trainer.evaluate(parts_.rows.eval);
+    add_samples(metrics);
     if (parts_.events.evaluation) parts_.events.evaluation(steps_done(), metrics);
     auto line = metrics_line(metrics, "eval_");
     line["seconds"] = seconds();
-    parts_.folder.append_metrics(line);
+    append(line);
     watch_displacement(metrics);
+    parts_.log.refresh_report();
     return metrics;
+  }
+
+  /// Completions of the policy as it is now, and the KL that they show where the loss gives none.
+  void add_samples(Metrics& metrics) {
+    Policy* reference = parts_.reference != nullptr ? parts_.reference->policy() : nullptr;
+    const auto draw = parts_.samples.draw(steps_done(), parts_.trainer.policy(), reference,
+                                          !parts_.log.has_samples());
+    parts_.log.samples(draw.lines);
+    if (draw.kl && !find_metric(metrics, "kl")) metrics.emplace_back("kl", *draw.kl);
+  }
+
+  void append(const Json& line) {
+    parts_.folder.append_metrics(line);
+    parts_.log.metrics(line);
   }
 
   /// Whether this evaluation is among the best.
@@ -726,7 +747,11 @@ Json contents_of(const RunOptions& options, const Rows& rows, const Policy& poli
 RunResult run_training(const RunOptions& given, const RunEvents& events,
                        const std::string& resume) {
   const Stopwatch watch;
-  const Note note = events.note ? events.note : [](const std::string&) {};
+  RunLog log(given.output_dir);
+  const Note note = [&](const std::string& line) {
+    log.note(line);
+    if (events.note) events.note(line);
+  };
 
   auto options = checked(given, "run");
   check_reference(options.reference);
@@ -783,27 +808,44 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   const Json config = detail::parse_json<ConfigError>(options_to_json(options), "run");
   Json identity = {{"config", config},
                    {"contents", contents_of(options, rows, *policy, reference.get())}};
+  const auto size = count_parameters(*policy);
+  const Json facts = {{"train_rows", rows.train.size()},
+                      {"eval_rows", rows.eval.size()},
+                      {"total_steps", total_steps},
+                      {"parameters", size.all},
+                      {"trained_parameters", size.trained}};
+  SampleTable samples(rows.eval, tokenizer, options.sampling,
+                      {options.train.sample_prompts, options.train.sample_tokens});
   Run run({.options = options,
            .rows = std::move(rows),
            .trainer = trainer,
            .reference = reference.get(),
            .folder = folder,
+           .log = log,
+           .samples = std::move(samples),
            .events = events,
            .note = note,
            .identity = std::move(identity),
            .non_finite = non_finite});
   if (from) run.load(*from, *policy);
   if (from && from->is_in_place) {
-    folder.resume(config, environment(), trainer.steps_done(), note);
+    folder.resume(config, detail::environment(), trainer.steps_done(), note);
     folder.checkpoints().link("last", trainer.steps_done());
   } else {
-    folder.start(config, environment());
+    folder.start(config, detail::environment());
   }
+  log.start(config, facts, from && from->is_in_place ? trainer.steps_done() : 0);
 
   RunResult result;
   result.policy = policy;
-  run.train(result);
+  try {
+    run.train(result);
+  } catch (const std::exception& error) {
+    log.stop(error.what());
+    throw;
+  }
   if (auto* cache = dynamic_cast<CachedReference*>(reference.get())) cache->flush();
+  log.finish(!result.stopped);
   result.seconds = watch.seconds();
   return result;
 }

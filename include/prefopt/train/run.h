@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A training run from files to a run folder: config.json, metrics.jsonl, checkpoints.
+// A training run from files to a run folder: config.json, metrics.jsonl, checkpoints,
+// samples.jsonl, TensorBoard's events, report.html.
 
 #include <cstdint>
 #include <functional>
@@ -58,9 +59,11 @@ struct LoopOptions {
   std::int64_t activation_budget_mib = 4096;
   std::int64_t eval_every = 0;  ///< steps; 0: only before the first and after the last step
   std::int64_t log_every = 1;
-  std::int64_t save_every = 0;            ///< steps; 0: only the best and after the last step
-  std::int64_t keep_last = 2;             ///< newest checkpoints that stay; 0: all
-  std::int64_t keep_best = 1;             ///< best checkpoints that stay beside them
+  std::int64_t sample_prompts = 4;  ///< held-out prompts completed at each evaluation; 0: none
+  std::int64_t sample_tokens = 64;  ///< limit of such a completion
+  std::int64_t save_every = 0;      ///< steps; 0: only the best and after the last step
+  std::int64_t keep_last = 2;       ///< newest checkpoints that stay; 0: all
+  std::int64_t keep_best = 1;       ///< best checkpoints that stay beside them
   std::string best_metric = "eval_loss";  ///< less is better of `…loss` and `…kl`, else more
   std::int64_t patience = 0;  ///< evaluations without a new best that end training; 0: none do
   std::int64_t seed = 0;

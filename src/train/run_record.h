@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/json.h"
+
+namespace prefopt::detail {
+
+/// A metric over the steps; NaN where it was not finite.
+struct Curve {
+  std::vector<double> steps, values;
+};
+
+/// By the metric's name, without `eval_`.
+using Curves = std::map<std::string, Curve, std::less<>>;
+
+/// A run folder as it was found. Files that are missing or damaged leave gaps, which are said.
+struct RunRecord {
+  std::string folder;
+  Json config, environment, facts;  ///< objects, empty where there is no such file
+  Curves train, evaluations;
+  std::vector<Json> samples, notes;
+  std::vector<std::string> gaps;
+  double seconds = 0;  ///< of the last line of metrics
+
+  double last_step() const;
+  /// How many times the run was evaluated.
+  std::size_t count_evaluations() const;
+};
+
+/// Throws CheckpointError where `folder` holds neither config.json nor metrics.jsonl.
+RunRecord read_run(const std::string& folder);
+
+struct JsonLines {
+  std::vector<Json> lines;  ///< objects only
+  std::string defect;       ///< what cannot be read, or ""
+};
+/// Lenient: what is no JSON object is left out and said. A file that is not there has no lines.
+JsonLines read_json_lines(const std::string& path);
+
+/// The number under `key`, NaN for null; nothing where there is something else.
+std::optional<double> number_at(const Json& object, std::string_view key);
+/// What stands under `key` as text: the text itself, else JSON; empty where there is nothing.
+std::string text_at(const Json& object, std::string_view key);
+/// The object under `key`, else an empty one.
+const Json& object_at(const Json& object, std::string_view key);
+
+}  // namespace prefopt::detail
