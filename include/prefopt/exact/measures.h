@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "prefopt/exact/policy.h"
+#include "prefopt/exact/preferences.h"
+#include "prefopt/export.h"
+
+// Expectations under policies given as tables of log-probs, as sums without sampling. Prompts are
+// equally likely: each function returns the mean over them. Tables have to agree in shape, which is
+// checked (ShapeError). A log-prob may be -inf.
+namespace prefopt::exact {
+
+/// Each column less its log-sum-exp.
+PREFOPT_API Table log_softmax(const Table& logits);
+
+/// E_pi[v] = sum_y pi(y|x) v(y, x)
+PREFOPT_API double expectation(const Table& logps, const Table& values);
+
+/// -E_pi[log pi], nats
+PREFOPT_API double entropy(const Table& logps);
+
+/// KL(p || q) = E_p[log p - log q], nats; infinite where p goes where q does not.
+PREFOPT_API double kl(const Table& p, const Table& q);
+
+/// Probability that an action of p beats one of q.
+PREFOPT_API double win_rate(const Table& p, const Table& q, const Preferences& preferences);
+
+/// The maximizer of E_pi[r] - beta KL(pi || ref): log of ref e^(r / beta) / Z (2305.18290 eq. 4).
+/// Throws ConfigError unless beta > 0.
+PREFOPT_API Table optimum(const Table& ref, const Table& rewards, double beta);
+
+/// E_pi[r] - beta KL(pi || ref)
+PREFOPT_API double regularized_reward(const Table& logps, const Table& ref, const Table& rewards,
+                                      double beta);
+
+/// What `logps` lacks of the optimum's regularized reward. Equals beta KL(pi || optimum), which is
+/// how it is computed: to full relative precision also where it is tiny.
+PREFOPT_API double suboptimality_gap(const Table& logps, const Table& ref, const Table& rewards,
+                                     double beta);
+
+}  // namespace prefopt::exact

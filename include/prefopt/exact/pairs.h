@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <Eigen/Core>
+#include <cstdint>
+#include <vector>
+
+#include "prefopt/exact/policy.h"
+#include "prefopt/exact/preferences.h"
+#include "prefopt/exact/random.h"
+#include "prefopt/export.h"
+
+namespace prefopt::exact {
+
+/// Labelled pairs of actions with weights that sum to 1: a data set, or the distribution that data
+/// sets are drawn from.
+struct Pairs {
+  std::vector<Index> prompts, chosen, rejected;
+  Eigen::ArrayXd weights;
+
+  Index size() const { return weights.size(); }
+};
+
+/// A behaviour policy on a part of the actions: `logps` where `covered` is not 0, renormalized, and
+/// -inf elsewhere. Throws ShapeError for tables that differ in shape, ConfigError for a prompt with
+/// fewer than two covered actions.
+PREFOPT_API Table covering(const Table& logps, const Table& covered);
+
+/// The exact distribution of a pair: a prompt, two different actions of `behaviour` (log-probs),
+/// and the label. Every ordered pair that can occur is a row. Throws ShapeError for tables that
+/// differ in shape.
+PREFOPT_API Pairs population(const Table& behaviour, const Preferences& preferences);
+
+/// `count` draws from it, each of weight 1 / count. Throws ConfigError for a count below 1.
+PREFOPT_API Pairs sample(const Pairs& population, Index count, Random& random);
+
+/// Equal rows as one, with the sum of their weights: the same objective, sooner computed.
+PREFOPT_API Pairs merged(const Pairs& pairs);
+
+}  // namespace prefopt::exact
