@@ -99,4 +99,13 @@ struct TokenizeArguments {
 };
 void run_tokenize(const TokenizeArguments& arguments, std::ostream& out);
 
+struct LabArguments {
+  std::string name;  ///< an experiment, or all; empty: the list of them
+  bool quick = false;
+  std::string out = "lab";  ///< folder
+  int seeds = 0;            ///< 0: as many as `quick` says
+};
+/// Prints a line a verdict; writes CSV and SVG files.
+void run_lab(const LabArguments& arguments, std::ostream& out, std::ostream& err);
+
 }  // namespace prefopt::cli

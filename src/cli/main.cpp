@@ -221,6 +221,18 @@ CLI::App* add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
   return command;
 }
 
+CLI::App* add_lab(CLI::App& app, LabArguments& arguments) {
+  auto* command = app.add_subcommand("lab", "Claims of the papers, measured with exact policies");
+  command->add_option("name", arguments.name, "an experiment, or all; none: the list of them");
+  command->add_flag("--quick", arguments.quick, "fewer points and seeds: all in minutes");
+  command->add_option("--out", arguments.out, "folder for CSV and SVG files")
+      ->type_name("DIR")
+      ->capture_default_str();
+  command->add_option("--seeds", arguments.seeds, "instances behind an interval; 0: 40, quick 20")
+      ->capture_default_str();
+  return command;
+}
+
 /// A training step frees and takes the same large buffers again and again: the heap keeps them, as
 /// the system's first touch of a fresh page costs more than a pass over it.
 void keep_freed_memory() {
@@ -254,6 +266,7 @@ int run(int argc, char** argv) {
   GenerateArguments generate;
   ExportArguments exported;
   TokenizeArguments tokenize;
+  LabArguments lab;
   train.terminal_width = terminal_width(STDERR_FILENO);
 
   const std::vector<std::pair<CLI::App*, std::function<void()>>> commands{
@@ -266,6 +279,7 @@ int run(int argc, char** argv) {
       {add_generate(app, generate, device), [&] { run_generate(generate, std::cout); }},
       {add_export(app, exported, device), [&] { run_export(exported, std::cerr); }},
       {add_tokenize(app, tokenize), [&] { run_tokenize(tokenize, std::cout); }},
+      {add_lab(app, lab), [&] { run_lab(lab, std::cout, std::cerr); }},
   };
   try {
     app.parse(argc, argv);

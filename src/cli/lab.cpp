@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <ostream>
+
+#include "cli/commands.h"
+#include "core/chart.h"
+#include "core/file.h"
+#include "lab/experiment.h"
+#include "prefopt/error.h"
+
+namespace prefopt::cli {
+namespace {
+
+void print_list(std::ostream& out) {
+  for (const lab::Experiment& experiment : lab::experiments()) {
+    out << fmt::format("{:<22} {} (arXiv:{})\n", experiment.name, experiment.question,
+                       experiment.source);
+  }
+}
+
+void make_folder(const std::string& path) {
+  std::error_code why;
+  std::filesystem::create_directories(path, why);
+  if (why) {
+    throw DataError(fmt::format("{}: expected a folder to write to, got {}", path, why.message()));
+  }
+}
+
+void write_files(const lab::Report& report, const std::string& folder) {
+  for (const lab::Data& data : report.data) {
+    detail::write_file<DataError>(folder + "/" + data.name + ".csv", lab::to_csv(data));
+  }
+  for (const lab::Picture& picture : report.pictures) {
+    detail::write_file<DataError>(folder + "/" + picture.name + ".svg",
+                                  detail::to_svg(picture.chart));
+  }
+}
+
+lab::Settings settings_of(const LabArguments& arguments) {
+  if (arguments.seeds < 0 || arguments.seeds == 1) {
+    throw ConfigError(fmt::format("--seeds: expected at least 2, or 0 for as many as usual, got {}",
+                                  arguments.seeds));
+  }
+  const int usual = arguments.quick ? lab::kQuickSeeds : lab::kSeeds;
+  return {.quick = arguments.quick, .seeds = arguments.seeds > 0 ? arguments.seeds : usual};
+}
+
+}  // namespace
+
+void run_lab(const LabArguments& arguments, std::ostream& out, std::ostream& err) {
+  if (arguments.name.empty()) return print_list(out);
+  const lab::Settings settings = settings_of(arguments);
+  std::vector<const lab::Experiment*> chosen;
+  if (arguments.name == "all") {
+    for (const lab::Experiment& experiment : lab::experiments()) chosen.push_back(&experiment);
+  } else {
+    chosen.push_back(&lab::find_experiment(arguments.name));
+  }
+  make_folder(arguments.out);
+  for (const lab::Experiment* experiment : chosen) {
+    err << "lab: " << experiment->name << std::endl;  // flushed: it may take a while
+    const lab::Report report = experiment->run(settings);
+    for (const lab::Verdict& verdict : report.verdicts) {
+      out << experiment->name << ": " << lab::to_line(verdict) << '\n';
+    }
+    write_files(report, arguments.out);
+  }
+}
+
+}  // namespace prefopt::cli

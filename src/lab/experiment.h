@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "core/chart.h"
+#include "lab/statistics.h"
+
+// An experiment of the lab: a claim of a paper, measured with exact policies. To add one, write
+// `Report name(const Settings&)` in a file of its own, declare it in experiments.h and add its line
+// to the list in experiments.cpp; the command, the files and the tests follow.
+namespace prefopt::lab {
+
+inline constexpr int kSeeds = 40, kQuickSeeds = 20;
+
+struct Settings {
+  bool quick = false;  ///< fewer points, for a test
+  int seeds = kSeeds;  ///< instances that an interval is over
+};
+
+/// One claim and what was measured. A control is a claim as well: that the effect is absent where
+/// it should be.
+struct Verdict {
+  std::string claim;
+  Estimate measured;
+  std::string expected;  ///< in words, as in "-0.5 within 0.1"
+  bool holds = false;
+};
+
+/// Rows of a CSV file.
+struct Data {
+  using Cell = std::variant<double, std::string>;
+
+  std::string name;  ///< of the file, without its ending
+  std::vector<std::string> columns;
+  std::vector<std::vector<Cell>> rows = {};
+};
+
+struct Picture {
+  std::string name;  ///< of the file, without its ending
+  detail::Chart chart;
+};
+
+struct Report {
+  std::vector<Verdict> verdicts = {};
+  std::vector<Data> data = {};
+  std::vector<Picture> pictures = {};
+};
+
+struct Experiment {
+  std::string name;
+  std::string question;  ///< one line for the list of experiments
+  std::string source;    ///< the paper
+  std::function<Report(const Settings&)> run;
+};
+
+/// In the order of the documentation.
+const std::vector<Experiment>& experiments();
+
+/// Throws ConfigError that names the nearest known experiment.
+const Experiment& find_experiment(std::string_view name);
+
+/// "holds: CLAIM: 0.51 [0.48, 0.54], expected …"
+std::string to_line(const Verdict& verdict);
+
+/// With a header; text is quoted where it has to be.
+std::string to_csv(const Data& data);
+
+}  // namespace prefopt::lab

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lab/experiments.h"
+
+#include "core/text.h"
+#include "prefopt/error.h"
+
+namespace prefopt::lab {
+
+const std::vector<Experiment>& experiments() {
+  static const std::vector<Experiment> all{
+      {"dpo-is-rlhf", "is DPO's optimum that of the KL-regularized reward", "2305.18290",
+       dpo_is_rlhf},
+      {"ipo-determinism", "what deterministic preferences do to DPO and to IPO", "2310.12036",
+       ipo_determinism},
+      {"rdpo-rates", "how rDPO's error falls with data and grows with label flips", "2403.00409",
+       rdpo_rates},
+      {"hypo-coverage", "what actions without data do to DPO and to HyPO", "2406.01462",
+       hypo_coverage},
+      {"rpo-overoptimization", "does the true reward fall when training goes on", "2405.16436",
+       rpo_overoptimization},
+      {"frontier", "reward against distance from the reference for all losses", "2305.18290",
+       frontier},
+      {"fdpo-frontier", "what the divergence does to reward, entropy and calibration", "2309.16240",
+       fdpo_frontier},
+      {"vpo-regret", "does optimism lower regret, and pessimism the gap", "2405.19320", vpo_regret},
+      {"noise", "wrong labels, all losses", "2403.00409", noise},
+      {"coverage", "actions without pairs, all losses", "2405.16436", coverage},
+      {"length", "labels that favour length, all losses", "2403.19159", length},
+  };
+  return all;
+}
+
+const Experiment& find_experiment(std::string_view name) {
+  std::vector<std::string_view> names;
+  for (const Experiment& experiment : experiments()) {
+    if (experiment.name == name) return experiment;
+    names.push_back(experiment.name);
+  }
+  names.push_back("all");
+  throw ConfigError("lab: expected the name of an experiment, got '" + std::string(name) + "'" +
+                    detail::did_you_mean(name, names));
+}
+
+}  // namespace prefopt::lab

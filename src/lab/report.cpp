@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "lab/experiment.h"
+
+namespace prefopt::lab {
+namespace {
+
+std::string to_cell(const Data::Cell& cell) {
+  if (const double* number = std::get_if<double>(&cell)) return fmt::format("{:.10g}", *number);
+  const std::string& text = std::get<std::string>(cell);
+  if (text.find_first_of(",\"\n") == std::string::npos) return text;
+  std::string quoted = "\"";
+  for (const char c : text) quoted += c == '"' ? "\"\"" : std::string(1, c);
+  return quoted + '"';
+}
+
+}  // namespace
+
+std::string to_line(const Verdict& verdict) {
+  const auto& [value, low, high] = verdict.measured;
+  const std::string interval = low == high ? "" : fmt::format(" [{:.4g}, {:.4g}]", low, high);
+  return fmt::format("{}: {}: {:.4g}{}, expected {}", verdict.holds ? "holds" : "fails",
+                     verdict.claim, value, interval, verdict.expected);
+}
+
+std::string to_csv(const Data& data) {
+  std::string text = fmt::format("{}\n", fmt::join(data.columns, ","));
+  for (const auto& row : data.rows) {
+    std::vector<std::string> cells;
+    for (const Data::Cell& cell : row) cells.push_back(to_cell(cell));
+    text += fmt::format("{}\n", fmt::join(cells, ","));
+  }
+  return text;
+}
+
+}  // namespace prefopt::lab

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lab/statistics.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+
+#include "core/parallel.h"
+#include "prefopt/exact/random.h"
+
+namespace prefopt::lab {
+namespace {
+
+using BySeed = std::vector<std::vector<double>>;
+using Seeds = std::vector<std::size_t>;
+
+double root_mean_square_of(const BySeed& by_seed, const Seeds& seeds, std::size_t column) {
+  double sum = 0;
+  for (const std::size_t seed : seeds) sum += by_seed[seed][column] * by_seed[seed][column];
+  return std::sqrt(sum / static_cast<double>(seeds.size()));
+}
+
+}  // namespace
+
+BySeed for_each_seed(int seeds, const std::function<std::vector<double>(int)>& f) {
+  BySeed results(static_cast<std::size_t>(seeds));
+  parallel_for(0, seeds, 1, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t seed = first; seed < last; ++seed) {
+      results[static_cast<std::size_t>(seed)] = f(static_cast<int>(seed));
+    }
+  });
+  return results;
+}
+
+Estimate bootstrap(std::size_t seeds, const std::function<double(const Seeds&)>& statistic) {
+  constexpr std::size_t kResamples = 1000;
+  Seeds drawn(seeds);
+  std::iota(drawn.begin(), drawn.end(), std::size_t{0});
+  const double value = statistic(drawn);
+  exact::Random random(0);
+  std::vector<double> values(kResamples);
+  for (double& resampled : values) {
+    for (std::size_t& seed : drawn) {
+      seed = static_cast<std::size_t>(random.below(static_cast<Eigen::Index>(seeds)));
+    }
+    resampled = statistic(drawn);
+  }
+  std::sort(values.begin(), values.end());
+  return {value, values[kResamples / 40], values[kResamples - 1 - kResamples / 40]};
+}
+
+Estimate mean(const BySeed& by_seed, std::size_t column) {
+  return bootstrap(by_seed.size(), [&](const Seeds& seeds) {
+    double sum = 0;
+    for (const std::size_t seed : seeds) sum += by_seed[seed][column];
+    return sum / static_cast<double>(seeds.size());
+  });
+}
+
+double slope(const std::vector<double>& xs, const std::vector<double>& ys) {
+  const auto n = static_cast<double>(xs.size());
+  const double x_mean = std::accumulate(xs.begin(), xs.end(), 0.0) / n;
+  const double y_mean = std::accumulate(ys.begin(), ys.end(), 0.0) / n;
+  double xy = 0, xx = 0;
+  for (std::size_t i = 0; i < xs.size(); ++i) {
+    xy += (xs[i] - x_mean) * (ys[i] - y_mean);
+    xx += (xs[i] - x_mean) * (xs[i] - x_mean);
+  }
+  return xy / xx;
+}
+
+Estimate exponent(const BySeed& by_seed, std::size_t first_column, const std::vector<double>& xs) {
+  std::vector<double> log_xs;
+  for (const double x : xs) log_xs.push_back(std::log(x));
+  return bootstrap(by_seed.size(), [&](const Seeds& seeds) {
+    std::vector<double> log_ys;
+    for (std::size_t i = 0; i < xs.size(); ++i) {
+      log_ys.push_back(std::log(root_mean_square_of(by_seed, seeds, first_column + i)));
+    }
+    return slope(log_xs, log_ys);
+  });
+}
+
+Estimate root_mean_square(const BySeed& by_seed, std::size_t column) {
+  return bootstrap(by_seed.size(),
+                   [&](const Seeds& seeds) { return root_mean_square_of(by_seed, seeds, column); });
+}
+
+}  // namespace prefopt::lab
