@@ -194,7 +194,9 @@ TEST_CASE("whatever call fails, the last checkpoint is whole and one step is los
         saved = detail::step_of_checkpoint(last_of(options));
       }
       CHECK(steps - saved <= options.train.save_every);
-      check_end(options, expected);
+      // Each kind in each place of a checkpoint; all of them would take as long again.
+      constexpr int kEnds = 3;
+      if (nth % kEnds == 1) check_end(options, expected);
       fs::remove_all(options.output_dir);
     }
     CHECK(failed >= (std::string(fault.name) == "short write" ? 0 : 2));

@@ -211,7 +211,7 @@ TEST_CASE("without any one part of its state a run ends otherwise", "[train]") {
   options.reference.moving = true;
   options.reference.update = {.alpha = 0.5, .update_steps = 2};
   options.reference.dtype = "bfloat16";
-  options.train.steps = 12;
+  options.train.steps = 9;
   options.train.eval_every = 2;
   options.train.patience = 100;
   options.train.keep_best = 100;
