@@ -4,7 +4,9 @@
 #include <ATen/TensorOperators.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <string>
 
 #include "core/json.h"
 #include "prefopt/error.h"
@@ -94,7 +96,12 @@ MixLoss::MixLoss(MixOptions options) : options_(std::move(options)) {
     full.push_back(
         {{"weight", weight}, {"loss", detail::parse_json<ConfigError>(loss.config(), "mix")}});
     needs_ = terms_.empty() ? loss.requirements() : joined(needs_, loss.requirements());
-    terms_.push_back({weight, std::move(loss)});
+    const std::string name = loss.info().name;
+    const auto before = std::count_if(terms_.begin(), terms_.end(), [&](const Term& other) {
+      return other.loss.info().name == name;
+    });
+    terms_.push_back(
+        {weight, std::move(loss), before == 0 ? name : fmt::format("{}_{}", name, before + 1)});
   }
   options_.terms = detail::dump_json(full);
 }
@@ -116,7 +123,7 @@ LossOutput MixLoss::forward(const PairLogps& logps) const {
       mixed.margins = part.margins;
     }
     if (term.loss.requirements().running_mean) mixed.running = part.running;
-    mixed.terms.push_back({term.loss.info().name, (term.weight * part.loss).detach()});
+    mixed.terms.push_back({term.name, (term.weight * part.loss).detach()});
   }
   return mixed;
 }

@@ -302,7 +302,11 @@ Real pair_preference(const Pairs& pairs, OfDelta of_delta, OfScores of_scores, i
   const Real p = known ? 1 : pairs.in.label_probs[row];
   const Real right = of_delta ? of_delta(pairs, delta, row) : of_scores(pairs, w, l, row);
   if (known) return right;
-  const Real wrong = of_delta ? of_delta(pairs, -delta, row) : of_scores(pairs, l, w, row);
+  // The swapped pair has the opposite reward gap.
+  ExactPairLogps swapped_in = pairs.in;
+  swapped_in.margins = -pairs.in.margins;
+  const Pairs swapped{pairs.config, swapped_in, pairs.frozen};
+  const Real wrong = of_delta ? of_delta(swapped, -delta, row) : of_scores(swapped, l, w, row);
   return p * right + (1 - p) * wrong;
 }
 

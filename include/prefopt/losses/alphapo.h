@@ -73,7 +73,8 @@ class AlphapoLoss : public PairwiseLoss<AlphapoLoss, AlphapoOptions> {
             .source = "arXiv:2501.03884",
             .anchors = {{0, 0, 0.8259394198788436}, {5, 5, 0.8259394198788436}},
             .when_to_use = "As simpo, with a say in how fast likelihoods may fall.",
-            .elsewhere = {{"TRL", "CPOTrainer with alpha", "simpo_gamma is our gamma"}}};
+            .elsewhere = {{"TRL", "CPOTrainer with alpha",
+                           "simpo_gamma is our gamma; adds cpo_alpha (default 1) times the NLL"}}};
   }
 };
 

@@ -19,7 +19,8 @@ struct BcoOptions {
 
 /// Binary classifier optimization (2404.04656), on rows of one completion and a label:
 ///   desirable: -log sigmoid(beta Delta - m), undesirable: -log sigmoid(-(beta Delta - m))
-/// m = mean of all rewards beta Delta seen so far, those of this step among them, no gradient.
+/// m = mean of all rewards beta Delta seen so far, those of this step among them, no gradient: all
+/// rows alike, as in TRL, so that it leans to the label that has more rows.
 /// The paper's weights for a shift between the prompts of both labels come as a column.
 /// [batch] log-probs in nats; the batch is the whole optimizer step. Derivative in Delta: beta
 /// (sigmoid(beta Delta - m) - label). At beta Delta = m: log 2.

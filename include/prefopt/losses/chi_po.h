@@ -45,8 +45,8 @@ struct ChiPoOptions {
 ///   -log sigmoid(clip(beta (s_w - s_l), [-2R, 2R])), s = Delta + gamma e^Delta
 /// [batch] log-probs in nats. Derivative in Delta_w: -beta sigmoid(-z) (1 + gamma e^Delta_w) inside
 /// of the limits, else 0. At Delta_w = Delta_l: log 2. Its pessimism keeps the policy near the data
-/// under single-policy coverage. The paper's gamma multiplies the logarithm instead: its (beta,
-/// gamma) are our beta / gamma and gamma.
+/// under single-policy coverage. The paper's gamma multiplies the logarithm instead: its beta is
+/// our beta gamma, its gamma our 1 / gamma.
 class ChiPoLoss : public PairwiseLoss<ChiPoLoss, ChiPoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;

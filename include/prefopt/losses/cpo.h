@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <utility>
+
+#include "prefopt/error.h"
 #include "prefopt/losses/pairwise_loss.h"
 
 namespace prefopt {
@@ -68,7 +71,14 @@ struct CpoOptions {
 /// in lp_w. At lp_w = lp_l: log 2 + alpha NLL.
 class CpoLoss : public PairwiseLoss<CpoLoss, CpoOptions> {
  public:
-  using PairwiseLoss::PairwiseLoss;
+  /// Throws ConfigError for label_smoothing with a link that has none.
+  explicit CpoLoss(CpoOptions options = {}) : PairwiseLoss(std::move(options)) {
+    if (options_.label_smoothing != 0 && options_.link != CpoLinkKind::kSigmoid) {
+      throw ConfigError(
+          "cpo: expected label_smoothing 0 where link is not sigmoid, got another; the hinge and "
+          "the squared link have no smoothing");
+    }
+  }
 
   CpoLink link() const {
     const double beta = options_.beta, eps = options_.label_smoothing;
@@ -85,7 +95,9 @@ class CpoLoss : public PairwiseLoss<CpoLoss, CpoOptions> {
             .source = "arXiv:2401.08417 eq. 5",
             .anchors = {{0, 0, 2.6931471805599453}, {10, 0, 0.31326168751822284}},
             .when_to_use = "No reference, and the chosen completions are worth imitating.",
-            .elsewhere = {{"TRL", "CPOTrainer sigmoid, hinge, ipo", "NLL over the micro-batch"}}};
+            .elsewhere = {{"TRL", "CPOTrainer sigmoid, hinge, ipo",
+                           "NLL over the micro-batch; its ipo is length_normalized"},
+                          {"Liger", "cpo"}}};
   }
 };
 

@@ -67,7 +67,8 @@ class DiscopopLoss : public PairwiseLoss<DiscopopLoss, DiscopopOptions> {
             .formula = "(1-g)(-logsigmoid(z)) + g exp(-z), z = beta*delta, g = sigmoid(z/tau)",
             .source = "arXiv:2406.08414 eq. 5",
             .anchors = {{0, 0, 0.84657359027997264}, {3, 3, 0.84657359027997264}},
-            .when_to_use = "As dpo, where well separated pairs shall weigh less.",
+            .when_to_use =
+                "A loss that was found by search; not convex, so with a small learning rate.",
             .elsewhere = {{"TRL", "discopop"}}};
   }
 };

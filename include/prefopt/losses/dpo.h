@@ -42,7 +42,7 @@ class DpoLoss : public PairwiseLoss<DpoLoss, DpoOptions> {
             .source = "arXiv:2305.18290 eq. 7",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
             .when_to_use = "The first choice for clean pairs; everything else is compared with it.",
-            .elsewhere = {{"TRL", "sigmoid"},
+            .elsewhere = {{"TRL", "sigmoid", "without label_smoothing"},
                           {"OpenRLHF", "dpo"},
                           {"LLaMA-Factory", "sigmoid"},
                           {"Liger", "sigmoid"}}};

@@ -74,7 +74,7 @@ class ExoPairLoss : public PairwiseLoss<ExoPairLoss, ExoPairOptions> {
         .source = "arXiv:2402.00856 eq. 16",
         .anchors = {{0, 0, 2.761230709097915}, {10, 10, 2.761230709097915}},
         .when_to_use = "Mode-seeking: the policy settles on the preferred completions.",
-        .elsewhere = {{"TRL", "exo_pair", "label_smoothing 0 becomes 1e-3"}}};
+        .elsewhere = {{"TRL", "exo_pair", "label_smoothing must be set"}}};
   }
 };
 

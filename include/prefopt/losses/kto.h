@@ -83,8 +83,9 @@ using KtoPairOptions = BetaOptions;
 /// KTO on pairs (2402.01306, first version), w and l the log-ratios of the two sides:
 ///   1 - sigmoid(beta (w - z_l)) + 1 - sigmoid(beta (z_w - l))
 ///   z_w = max(0, mean of w over the step), z_l likewise, no gradient
-/// [batch] log-probs in nats; the batch is the whole optimizer step. Derivative in w: -beta s(1 -
-/// s), s the first sigmoid; in l: beta s(1 - s) of the second. At w = l = 0: 1.
+/// [batch] log-probs in nats; the batch is the whole optimizer step, and with `use_label_probs`
+/// both orders of a pair have its z. Derivative in w: -beta s(1 - s), s the first sigmoid; in l:
+/// beta s(1 - s) of the second. At w = l = 0: 1.
 class KtoPairLoss : public PairwiseLoss<KtoPairLoss, KtoPairOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;

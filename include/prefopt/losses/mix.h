@@ -44,6 +44,7 @@ class PREFOPT_API MixLoss {
   struct Term {
     double weight;
     Loss loss;
+    std::string name;  ///< of the summand in the metrics: the loss's, numbered from the second on
   };
 
   MixOptions options_;

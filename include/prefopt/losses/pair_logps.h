@@ -101,8 +101,10 @@ struct BasicLossOutput {
   T grad_chosen_head, grad_rejected_head;
   T grad_chosen_seq_kl, grad_rejected_seq_kl;
   T grad_gold;
-  T grad_samples;    ///< [batch * samples_per_prompt]
-  T chosen_rewards;  ///< [batch] beta * (log pi - log pi_ref), no gradient
+  T grad_samples;  ///< [batch * samples_per_prompt]
+  /// [batch] beta * (log pi - log pi_ref), no gradient; of SimPO and the like beta * log pi /
+  /// tokens
+  T chosen_rewards;
   T rejected_rewards;
   T margins;  ///< chosen_rewards - rejected_rewards
   std::vector<BasicLossTerm<T>> terms;

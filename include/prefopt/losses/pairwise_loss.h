@@ -248,8 +248,8 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
     const ScalarOf<T> preference = math::sum(out.losses) / pairs;
     regularizer.add_to(out, in, pairs);
     finish(out, pairs);
-    out.chosen_rewards = loss.beta() * w.logratio;
-    out.rejected_rewards = loss.beta() * l.logratio;
+    out.chosen_rewards = loss.beta() * worth(w);
+    out.rejected_rewards = loss.beta() * worth(l);
     out.margins = out.chosen_rewards - out.rejected_rewards;
     if (regularizer.kName != nullptr) {
       out.terms = {{"preference", preference}, {regularizer.kName, out.loss - preference}};
@@ -278,6 +278,14 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
   }
 
  private:
+  /// What beta makes a reward of: the log-ratio, as in TRL, or without a reference the mean
+  /// log-prob of a token where the loss looks at that.
+  template <class T>
+  const T& worth(const BasicSideScore<T>& side) const {
+    const ScoreOptions& score = this->options_.score;
+    return score.reference_free && score.length_normalized ? side.score : side.logratio;
+  }
+
   template <class T>
   auto link_for(const BasicPairLogps<T>& in) const {
     if constexpr (requires { this->self().link(in); }) {

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <string>
+#include <utility>
+
+#include "prefopt/error.h"
 #include "prefopt/losses/pairwise_loss.h"
 
 namespace prefopt {
@@ -13,6 +17,8 @@ struct RewardGapLink {
   double beta = 0.1;
   RewardDistance distance = RewardDistance::kSquared;
   T gap;
+
+  RewardGapLink swapped() const { return {beta, distance, -gap}; }
 
   T value(const T& delta) const {
     const T z = beta * delta;
@@ -66,13 +72,21 @@ struct RewardAwareOptions {
 ///   rpo_fwd_kl: KL(Bernoulli(sigmoid(z)) || Bernoulli(sigmoid(g)))
 ///   rpo_bwd_kl: KL(Bernoulli(sigmoid(g)) || Bernoulli(sigmoid(z)))
 /// [batch] log-probs in nats. Derivatives in delta: 2 beta (z - g); beta s(1 - s)(z - g), s =
-/// sigmoid(z); beta (sigmoid(z) - sigmoid(g)). At z = g: 0.
+/// sigmoid(z); beta (sigmoid(z) - sigmoid(g)). At z = g: 0. `margin_scale` is refused: the margins
+/// are in the loss already.
 template <class Derived, RewardDistance kDistance>
 class RewardAwareLoss : public PairwiseLoss<Derived, RewardAwareOptions> {
   using Base = PairwiseLoss<Derived, RewardAwareOptions>;
 
  public:
-  using Base::Base;
+  /// Throws ConfigError for a margin_scale.
+  explicit RewardAwareLoss(RewardAwareOptions options = {}) : Base(std::move(options)) {
+    if (this->options_.pair.margin_scale != 0) {
+      throw ConfigError(Derived::info().name +
+                        ": expected margin_scale 0, got another; the loss reads the margins as the "
+                        "reward gap, which eta scales");
+    }
+  }
 
   template <class T>
   RewardGapLink<T> link(const BasicPairLogps<T>& in) const {
@@ -96,7 +110,7 @@ class RpoSquaredLoss : public RewardAwareLoss<RpoSquaredLoss, RewardDistance::kS
             .source = "arXiv:2406.11704",
             .anchors = {{0, 0, 0}, {10, 0, 1}},
             .when_to_use = "A reward model's scores are at hand and can be trusted as they are.",
-            .elsewhere = {{"NeMo-Aligner", "rpo_sq"}}};
+            .elsewhere = {{"NeMo-Aligner", "rpo_sq"}, {"NeMo-RL", "rpo_sq"}}};
   }
 };
 
@@ -111,7 +125,7 @@ class RpoForwardKlLoss : public RewardAwareLoss<RpoForwardKlLoss, RewardDistance
             .source = "arXiv:2406.11704",
             .anchors = {{0, 0, 0}, {10, 10, 0}},
             .when_to_use = "As rpo_bwd_kl; pairs that are far off pull less.",
-            .elsewhere = {{"NeMo-Aligner", "rpo_fwd_kl"}}};
+            .elsewhere = {{"NeMo-Aligner", "rpo_fwd_kl"}, {"NeMo-RL", "rpo_fwd_kl"}}};
   }
 };
 
@@ -126,7 +140,7 @@ class RpoBackwardKlLoss : public RewardAwareLoss<RpoBackwardKlLoss, RewardDistan
             .source = "arXiv:2406.11704",
             .anchors = {{0, 0, 0}, {10, 10, 0}},
             .when_to_use = "A reward model says how much better the chosen completion is.",
-            .elsewhere = {{"NeMo-Aligner", "rpo_bwd_kl"}}};
+            .elsewhere = {{"NeMo-Aligner", "rpo_bwd_kl"}, {"NeMo-RL", "rpo_bwd_kl"}}};
   }
 };
 

@@ -44,7 +44,7 @@ class RobustDpoLoss : public PairwiseLoss<RobustDpoLoss, RobustDpoOptions> {
         .source = "arXiv:2403.00409",
         .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
         .when_to_use = "Labels of which a known share is flipped.",
-        .elsewhere = {{"TRL", "robust"}, {"LLaMA-Factory", "robust"}}};
+        .elsewhere = {{"TRL", "robust"}}};
   }
 };
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <utility>
+
+#include "prefopt/error.h"
 #include "prefopt/losses/pairwise_loss.h"
 
 namespace prefopt {
@@ -37,10 +40,19 @@ struct SppoOptions {
 ///   (w - (P_w - 1/2)/beta)^2 + (l - (P_l - 1/2)/beta)^2
 /// with the probabilities P that a completion beats one of the policy: the columns
 /// `chosen_win_rates` and `rejected_win_rates` with `soft`, else 1 and 0. [batch] log-probs in
-/// nats. Derivatives: twice the two differences. At w = l = 0, not soft: 1/(2 beta^2).
+/// nats. Derivatives: twice the two differences. At w = l = 0, not soft: 1/(2 beta^2). `soft` with
+/// `use_label_probs` is refused: win rates belong to their completions, whichever is preferred.
 class SppoLoss : public PairwiseLoss<SppoLoss, SppoOptions> {
  public:
-  using PairwiseLoss::PairwiseLoss;
+  /// Throws ConfigError for soft with use_label_probs.
+  explicit SppoLoss(SppoOptions options = {}) : PairwiseLoss(std::move(options)) {
+    if (options_.soft && options_.pair.use_label_probs) {
+      throw ConfigError(
+          "sppo: expected use_label_probs false where soft is true, got true; win rates already "
+          "say "
+          "how likely each completion is the better one");
+    }
+  }
 
   template <class T>
   TwoTargetsLink<T> link(const BasicPairLogps<T>& in) const {
@@ -65,6 +77,7 @@ class SppoLoss : public PairwiseLoss<SppoLoss, SppoOptions> {
             .anchors = {{0, 0, 50}, {5, -5, 0}},
             .when_to_use = "Self-play with a preference model whose win rates are at hand.",
             .elsewhere = {{"TRL", "sppo_hard", "without win rates"},
+                          {"Liger", "sppo_hard", "without win rates"},
                           {"SPPO authors' code", "sppo", "half of the sum"}}};
   }
 };

@@ -46,6 +46,7 @@ struct Functions<T> {
   }
   static T tame_exp_slope(T x) { return std::exp(std::min(x, kExpLimit)); }
   static T relu(T x) { return std::max(x, T(0)); }
+  static T clamp(T x, double limit) { return std::clamp(x, T(-limit), T(limit)); }
   static T is_positive(T x) { return x > 0 ? T(1) : T(0); }
   static T log_odds(T x) {
     const T low = std::min(x, -kCertainty);

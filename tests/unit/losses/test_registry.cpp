@@ -85,6 +85,95 @@ TEST_CASE("TRL's lists that cannot be meant", "[losses]") {
                     "loss: expected losses that can be weighted beside use_weighting, got 'aot'");
 }
 
+TEST_CASE("TRL's config of all options is read as TRL reads it", "[losses]") {
+  // Every DPOConfig has these, whatever the loss.
+  const std::string rest =
+      R"("loss_weights": null, "ld_alpha": null, "label_smoothing": 0.0, "discopop_tau": 0.05,
+         "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5, "beta": 0.3})";
+  for (const char* type : {"sigmoid", "hinge", "sft", "aot", "nca_pair"}) {
+    const json config =
+        config_of((R"({"loss_type": [")" + std::string(type) + "\"], " + rest).c_str());
+    CHECK(config.value("beta", 0.3) == 0.3);
+  }
+
+  // Defaults are TRL's in its own form, and ours in ours.
+  CHECK(config_of(R"({"loss_type": ["discopop"]})")["beta"] == 0.1);
+  CHECK(config_of(R"({"type": "discopop"})")["beta"] == 0.05);
+  CHECK(config_of(R"({"loss_type": "simpo", "cpo_alpha": 0})")["gamma"] == 0.5);
+  CHECK(config_of(R"({"loss_type": "simpo", "simpo_gamma": 0.7})")["gamma"] == 0.7);
+  CHECK(config_of(R"({"loss_type": "tpo"})")["beta"] == 0.01);
+
+  const json tpo = config_of(R"({"loss_type": "tpo-l", "tpo_l_gamma": 0.4})");
+  CHECK(tpo["type"] == "tpo");
+  CHECK(tpo["length_normalized"] == true);
+  CHECK(tpo["gamma"] == 0.4);
+
+  // Labels are smoothed where TRL smooths them.
+  const json smoothed =
+      config_of(R"({"loss_type": ["sigmoid", "exo_pair"], "label_smoothing": 0.1})");
+  CHECK(smoothed["terms"][0]["loss"]["label_smoothing"] == 0);
+  CHECK(smoothed["terms"][1]["loss"]["label_smoothing"] == 0.1);
+  CHECK(smoothed["terms"][1]["loss"]["trl_constants"] == true);
+  CHECK_THROWS_TEXT(
+      make_loss(R"({"loss_type": ["sigmoid"], "label_smoothing": 0.1})"), ConfigError,
+      R"(loss: expected no label_smoothing with ["sigmoid"], got 0.1; TRL ignores it )"
+      "there, the type 'dpo' smooths labels");
+  CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "aot"], "ld_alpha": 0.5})"), ConfigError,
+                    "loss: expected losses that have ld_alpha beside it, got 'aot'");
+  CHECK_THROWS_TEXT(
+      make_loss(R"({"loss_type": "simpo", "cpo_alpha": 1})"), ConfigError,
+      "loss: expected cpo_alpha 0 beside 'simpo', got another; TRL adds that share of "
+      "the NLL, as a mix with 'sft' does here");
+  CHECK_THROWS_TEXT(make_loss(R"({"loss_type": "ipo", "type": "ipo"})"), ConfigError,
+                    "loss: expected one of type and loss_type, got both");
+}
+
+TEST_CASE("options that contradict each other are refused with the reason", "[losses]") {
+  CHECK_THROWS_TEXT(make_loss(R"({"type": "rpo_sq", "margin_scale": 1})"), ConfigError,
+                    "rpo_sq: expected margin_scale 0, got another; the loss reads the margins as "
+                    "the reward gap, which eta scales");
+  CHECK_THROWS_TEXT(make_loss(R"({"type": "sppo", "soft": true, "use_label_probs": true})"),
+                    ConfigError,
+                    "sppo: expected use_label_probs false where soft is true, got true; win rates "
+                    "already say how likely each completion is the better one");
+  CHECK_THROWS_TEXT(make_loss(R"({"type": "cpo", "link": "ipo", "label_smoothing": 0.1})"),
+                    ConfigError,
+                    "cpo: expected label_smoothing 0 where link is not sigmoid, got another; the "
+                    "hinge and the squared link have no smoothing");
+}
+
+TEST_CASE("rewards are of what the loss looks at", "[losses]") {
+  PairLogps logps;
+  logps.chosen_logps = at::tensor({-8.0}, at::kDouble);
+  logps.rejected_logps = at::tensor({-6.0}, at::kDouble);
+  logps.chosen_lens = at::tensor({8.0}, at::kDouble);
+  logps.rejected_lens = at::tensor({2.0}, at::kDouble);
+  // Per token the chosen completion is the likelier one: -1 against -3.
+  const LossOutput simpo = make_loss(R"({"type": "simpo", "beta": 2})")(logps);
+  CHECK(simpo.chosen_rewards.item<double>() == -2);
+  CHECK(simpo.rejected_rewards.item<double>() == -6);
+  // A normalized DPO has the reward of DPO.
+  logps.ref_chosen_logps = at::tensor({-9.0}, at::kDouble);
+  logps.ref_rejected_logps = at::tensor({-9.0}, at::kDouble);
+  const LossOutput dpo = make_loss(R"({"type": "dpo", "length_normalized": true})")(logps);
+  CHECK(dpo.chosen_rewards.item<double>() == Approx(0.1));
+  CHECK(dpo.rejected_rewards.item<double>() == Approx(0.3));
+}
+
+TEST_CASE("equal terms of a mix have metrics of their own", "[losses]") {
+  PairLogps logps;
+  for (at::Tensor* value : {&logps.chosen_logps, &logps.rejected_logps, &logps.ref_chosen_logps,
+                            &logps.ref_rejected_logps}) {
+    *value = at::tensor({-3.0}, at::kDouble);
+  }
+  const LossOutput out = make_loss(
+      R"({"type": "mix", "terms": [{"loss": {"type": "dpo"}}, {"loss": {"type": "dpo", "beta": 1}}]})")(
+      logps);
+  REQUIRE(out.terms.size() == 2);
+  CHECK(out.terms[0].name == "dpo");
+  CHECK(out.terms[1].name == "dpo_2");
+}
+
 TEST_CASE("apo_zero_unpaired is KTO around zero", "[losses]") {
   const json config = config_of(R"({"type": "apo_zero_unpaired", "beta": 0.3})");
   CHECK(config["type"] == "kto");
