@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "prefopt/error.h"
@@ -80,6 +81,21 @@ Table optimum(const Table& ref, const Table& rewards, double beta) {
   check_same(ref, rewards);
   check_beta(beta);
   return log_softmax(ref + rewards / beta);
+}
+
+Table optimum_at(const Table& ref, const Table& rewards, double distance) {
+  if (!(distance > 0)) {
+    throw ConfigError(fmt::format("measures: expected a distance above 0, got {}", distance));
+  }
+  constexpr int kBisections = 100;
+  // In units of the rewards' range, from where the best action is all to where nothing moves.
+  const double range = std::max(rewards.maxCoeff() - rewards.minCoeff(), 1e-300);
+  double low = 1e-6 * range, high = 1e6 * range;
+  for (int i = 0; i < kBisections; ++i) {
+    const double beta = std::sqrt(low * high);
+    (kl(optimum(ref, rewards, beta), ref) > distance ? low : high) = beta;
+  }
+  return optimum(ref, rewards, high);
 }
 
 double regularized_reward(const Table& logps, const Table& ref, const Table& rewards, double beta) {

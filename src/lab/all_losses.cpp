@@ -15,7 +15,7 @@ using Eigen::VectorXd;
 constexpr Index kPrompts = 4, kActions = 8, kFeatures = 10;
 constexpr double kUncovered = -2;  ///< reward that an action without pairs gets beside the rest
 constexpr double kStep = 0.05;
-constexpr int kMostSteps = 800;
+constexpr int kMostSteps = 300;
 
 /// The first actions of each prompt, which come in no order.
 Table first_actions(double share) {
@@ -106,12 +106,7 @@ Path follow(const Task& task, const std::string& config, const std::vector<doubl
 std::vector<double> most_rewards(const Task& task, const std::vector<double>& distances) {
   std::vector<double> result;
   for (const double distance : distances) {
-    double low = 1e-4, high = 1e4;  // beta, by bisection: the distance falls as it grows
-    for (int i = 0; i < 100; ++i) {
-      const double beta = std::sqrt(low * high);
-      (kl(optimum(task.ref, task.rewards, beta), task.ref) > distance ? low : high) = beta;
-    }
-    result.push_back(expectation(optimum(task.ref, task.rewards, high), task.rewards) -
+    result.push_back(expectation(optimum_at(task.ref, task.rewards, distance), task.rewards) -
                      expectation(task.ref, task.rewards));
   }
   return result;

@@ -55,16 +55,6 @@ double calibration_error(const Table& logps, const Table& ref) {
   return sum / static_cast<double>(logps.cols());
 }
 
-/// The most reward at a KL(pi || ref).
-double most_reward(const Table& ref, const Table& rewards, double distance) {
-  double low = 1e-3, high = 1e4;
-  for (int i = 0; i < 100; ++i) {
-    const double beta = std::sqrt(low * high);
-    (kl(optimum(ref, rewards, beta), ref) > distance ? low : high) = beta;
-  }
-  return expectation(optimum(ref, rewards, high), rewards);
-}
-
 /// Measures of each divergence at each beta.
 std::vector<double> run_seed(int seed) {
   Random random(static_cast<std::uint64_t>(seed));
@@ -81,9 +71,9 @@ std::vector<double> run_seed(int seed) {
       const Table logps =
           policy.logps(minimize(objective, Eigen::VectorXd::Zero(policy.parameters())).theta);
       const double reward = expectation(logps, rewards), distance = kl(logps, ref);
-      row.insert(row.end(),
-                 {reward - expectation(ref, rewards), entropy(logps), distance,
-                  calibration_error(logps, ref), reward - most_reward(ref, rewards, distance)});
+      row.insert(row.end(), {reward - expectation(ref, rewards), entropy(logps), distance,
+                             calibration_error(logps, ref),
+                             reward - expectation(optimum_at(ref, rewards, distance), rewards)});
     }
   }
   return row;

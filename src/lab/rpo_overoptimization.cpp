@@ -46,7 +46,7 @@ const std::vector<Case> kCases{
 /// Steps at which a policy is measured: 0, 1, 2, 3, 4, 6, 8, …
 std::vector<int> checkpoints(bool quick) {
   std::vector<int> steps{0};
-  for (double step = 1; step <= (quick ? 4096 : 8192); step *= std::sqrt(2)) {
+  for (double step = 1; step <= (quick ? 2048 : 8192); step *= std::sqrt(2)) {
     const int rounded = static_cast<int>(std::lround(step));
     if (rounded != steps.back()) steps.push_back(rounded);
   }

@@ -29,6 +29,11 @@ PREFOPT_API double win_rate(const Table& p, const Table& q, const Preferences& p
 /// Throws ConfigError unless beta > 0.
 PREFOPT_API Table optimum(const Table& ref, const Table& rewards, double beta);
 
+/// The policy of most reward among those with KL(pi || ref) = `distance`: the optimum() of the beta
+/// that has it, by bisection. A distance beyond what the best actions alone have gives them. Throws
+/// ConfigError unless distance > 0.
+PREFOPT_API Table optimum_at(const Table& ref, const Table& rewards, double distance);
+
 /// E_pi[r] - beta KL(pi || ref)
 PREFOPT_API double regularized_reward(const Table& logps, const Table& ref, const Table& rewards,
                                       double beta);

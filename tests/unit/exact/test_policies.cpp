@@ -161,6 +161,23 @@ TEST_CASE("exact measures: the optimum of the regularized reward", "[exact]") {
   CHECK(gap_at(2e-8) / gap_at(1e-8) == Approx(4).epsilon(1e-4));
 }
 
+TEST_CASE("exact measures: the most reward at a distance", "[exact]") {
+  Random random(5);
+  const Table ref = log_softmax(random.normals(6, 2)), rewards = random.normals(6, 2);
+  const Table best = optimum_at(ref, rewards, 0.4);
+  CHECK(kl(best, ref) == Approx(0.4).epsilon(1e-9));
+  for (int i = 0; i < 200; ++i) {  // other policies at that distance have less
+    const Table direction = random.normals(6, 2);
+    const Table other = optimum_at(ref, rewards + 0.5 * direction, 0.4);
+    CHECK(expectation(other, rewards) < expectation(best, rewards));
+  }
+  // No policy of the best actions alone is farther away than this.
+  CHECK(expectation(optimum_at(ref, rewards, 100), rewards) ==
+        Approx(rewards.colwise().maxCoeff().mean()).epsilon(1e-9));
+  CHECK_THROWS_TEXT(optimum_at(ref, rewards, 0), ConfigError,
+                    "measures: expected a distance above 0, got 0");
+}
+
 TEST_CASE("exact pairs: the population is the law of the samples", "[exact]") {
   Random random(4);
   const Table behaviour = log_softmax(random.normals(4, 2));
