@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cctype>
 #include <filesystem>
+#include <set>
+#include <string>
 #include <string_view>
 
 #include "core/file.h"
@@ -48,7 +50,9 @@ std::string run_name(const RunRecord& record) {
 
 std::string notes_html(const RunRecord& record) {
   std::string items;
+  std::set<std::string> said;  // a run that goes on says much of what it said at its start
   for (const Json& note : record.notes) {
+    if (!said.insert(text_at(note, "note")).second) continue;
     const auto step = number_at(note, "step");
     items += fmt::format("<li>{}{}</li>\n",
                          step && *step > 0 ? fmt::format("Step {}: ", number_html(*step)) : "",

@@ -12,6 +12,7 @@
 #include "prefopt/train/report.h"
 #include "support/catch.h"
 #include "support/errors.h"
+#include "support/run_scene.h"
 #include "support/temp_dir.h"
 #include "train/report_charts.h"
 #include "train/run_record.h"
@@ -21,9 +22,9 @@ namespace prefopt {
 namespace {
 
 namespace fs = std::filesystem;
-using detail::Json;
 using detail::RunRecord;
 using detail::Verdict;
+using testing_support::Json;
 using testing_support::TempDir;
 
 /// A run folder made by hand, of a DPO run of four steps.
@@ -52,6 +53,8 @@ class Folder {
     append("samples.jsonl", sample(0, "before"));
     append("samples.jsonl", sample(4, "after"));
     append("notes.jsonl", {{"step", 0}, {"note", "data.train: dropped 3 rows"}});
+    append("notes.jsonl", {{"step", 3}, {"note", "a warning"}});
+    append("notes.jsonl", {{"step", 2}, {"note", "data.train: dropped 3 rows"}});
   }
 
   static Json evaluation(int step, double loss, double accuracy, double margin, double chosen) {
@@ -80,7 +83,7 @@ class Folder {
     write_text(name, detail::dump_json(value));
   }
   void write_text(const std::string& name, const std::string& text) const {
-    detail::write_file<DataError>(file(name), text);
+    testing_support::write_text(file(name), text);
   }
   void append(const std::string& name, const Json& line) const {
     write_text(name, (fs::exists(file(name)) ? text(name) : "") + detail::dump_json(line) + "\n");
@@ -162,7 +165,7 @@ TEST_CASE("a report says what was trained on what and how it went", "[train]") {
            "Reference, 7 tokens",
            "as ever",
            "Policy at step 4, 6 tokens</p><p class=\"text\">after</p>",
-           "data.train: dropped 3 rows",
+           "<li>data.train: dropped 3 rows</li>\n<li>Step 3: a warning</li>\n</ul>",
            "<code>/home/me/my runs</code>",
            "prefopt train --config &#39;runs/a b/config.json&#39; --set &#39;output_dir=runs/a "
            "b-again&#39; --set train.threads=2",
