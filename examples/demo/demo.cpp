@@ -208,7 +208,7 @@ class Demo {
     return (settings.prompts_per_round + settings.pairs_per_step - 1) / settings.pairs_per_step;
   }
 
-  static Json interval(const Estimate& estimate) {
+  static Json interval(const prefopt::Estimate& estimate) {
     return {{"mean", estimate.mean}, {"low", estimate.low}, {"high", estimate.high}};
   }
 

@@ -69,7 +69,7 @@ std::vector<std::string> column(std::string_view title, const Response& response
   return lines;
 }
 
-std::string percent_interval(const Estimate& estimate) {
+std::string percent_interval(const prefopt::Estimate& estimate) {
   return fmt::format("{:.0f} to {:.0f}", 100 * estimate.low, 100 * estimate.high);
 }
 
@@ -85,13 +85,13 @@ Comparison compare(const Responses& before, const Responses& after, const Diverg
   double wins = 0;
   for (std::size_t i = 0; i < before.size(); ++i) {
     gains.push_back(mean_reward({after[i]}) - mean_reward({before[i]}));
-    wins += win_rate(rewards(after[i]), rewards(before[i]));
+    wins += prefopt::win_rate(rewards(after[i]), rewards(before[i]));
   }
   Comparison result{
       .reward_before = mean_reward(before),
       .reward_after = mean_reward(after),
-      .gain = bootstrap_mean(gains, seed),
-      .wins = wilson_rate(wins / static_cast<double>(before.size()), std::ssize(before)),
+      .gain = prefopt::bootstrap_mean(gains, seed),
+      .wins = prefopt::wilson_rate(wins / static_cast<double>(before.size()), std::ssize(before)),
       .terms = {},
       .tokens_before = mean_tokens(before),
       .tokens_after = mean_tokens(after),

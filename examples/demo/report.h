@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "prefopt/evaluation/statistics.h"
 #include "responses.h"
-#include "statistics.h"
 
 namespace demo {
 
@@ -21,8 +21,8 @@ struct Comparison {
   };
   double reward_before = 0;
   double reward_after = 0;
-  Estimate gain;  ///< of reward, paired by prompt
-  Estimate wins;  ///< of the policy, ties by half
+  prefopt::Estimate gain;  ///< of reward, paired by prompt
+  prefopt::Estimate wins;  ///< of the policy, ties by half
   std::vector<Term> terms;
   double tokens_before = 0;  ///< a response
   double tokens_after = 0;

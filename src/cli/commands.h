@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iosfwd>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -46,6 +47,19 @@ struct ModelArguments {
   std::string tokenizer;  ///< empty: the model's own, else byte
   std::string chat_format = "dialogue";
 };
+
+struct DataCheckArguments {
+  std::vector<std::string> data, eval;
+  std::string model;      ///< whose tokenizer is taken
+  std::string tokenizer;  ///< empty: the model's own, else byte
+  std::string chat_format;
+  std::string options = "{}";  ///< data options of a run, JSON, or @FILE that holds them
+  std::string loss;            ///< whose needs are checked, JSON or @FILE; empty: none
+  std::optional<std::int64_t> max_prompt_length, max_completion_length, max_length;
+  bool json = false;
+};
+/// Throws DataError after the report where rows would be refused.
+void run_data_check(const DataCheckArguments& arguments, std::ostream& out);
 
 struct ScoreArguments : ModelArguments {
   std::string data;
@@ -87,11 +101,40 @@ struct GenerateArguments : ModelArguments {
 };
 void run_generate(const GenerateArguments& arguments, std::ostream& out);
 
+struct EvalArguments {
+  std::vector<std::string> models;  ///< model folders or files, or adapters of the reference
+  std::string reference, data;
+  std::string dtype = "keep";
+  std::string tokenizer;  ///< empty: the reference's own, else byte
+  std::string chat_format = "dialogue";
+  std::optional<double> beta;  ///< none: the loss's, else 0.1
+  std::string loss;            ///< to be evaluated, JSON or @FILE; empty: none
+  std::int64_t batch = 8;      ///< pairs at a time
+  std::int64_t samples = 4;    ///< fresh completions a prompt; 0: none
+  std::int64_t prompts = 64;   ///< to sample for; 0: all
+  std::int64_t max_new_tokens = 64;
+  std::int64_t seed = 0;
+  std::string judge;   ///< shell command of a program that compares two completions; empty: none
+  std::string reward;  ///< `controlled_task`, or shell command of a program; empty: none
+  double judge_timeout = 60;  ///< seconds an answer
+  std::string out;            ///< folder for evaluation.json and reliability.svg; empty: none
+  bool json = false;
+};
+void run_eval(const EvalArguments& arguments, std::ostream& out, std::ostream& err);
+
 struct ExportArguments : ModelArguments {
   std::string out;  ///< folder
 };
 /// Writes a Hugging Face folder, the adapter merged into the weights.
 void run_export(const ExportArguments& arguments, std::ostream& err);
+
+struct DoctorArguments : ModelArguments {
+  std::vector<std::string> data;
+  std::string out = ".";  ///< folder whose speed is measured
+  bool json = false;
+};
+/// Throws the first problem after the report.
+void run_doctor(const DoctorArguments& arguments, std::ostream& out);
 
 struct TokenizeArguments {
   std::string tokenizer = "byte";

@@ -19,10 +19,11 @@ std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments)
                                                     : arguments.tokenizer);
 }
 
-Loss read_loss(const std::string& argument) {
-  if (!argument.starts_with('@')) return make_loss(argument);
-  return make_loss(detail::read_file<ConfigError>(argument.substr(1)));
+std::string read_json_argument(const std::string& argument) {
+  return argument.starts_with('@') ? detail::read_file<ConfigError>(argument.substr(1)) : argument;
 }
+
+Loss read_loss(const std::string& argument) { return make_loss(read_json_argument(argument)); }
 
 std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
                                   const std::string& chat_format, const RowNeeds& needs) {

@@ -22,6 +22,8 @@ namespace prefopt::cli {
 std::shared_ptr<Decoder> load_model(const ModelArguments& arguments);
 std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments);
 
+/// `argument`, or what the file holds that an @ names.
+std::string read_json_argument(const std::string& argument);
 /// `argument` is a loss config, or @FILE that holds one.
 Loss read_loss(const std::string& argument);
 

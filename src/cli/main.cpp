@@ -139,6 +139,35 @@ CLI::App* add_report(CLI::App& app, ReportArguments& arguments) {
   return command;
 }
 
+CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
+  auto* data = app.add_subcommand("data", "Files of preference rows");
+  data->require_subcommand(1);
+  auto* command = data->add_subcommand(
+      "check", "What is in the rows and what is wrong with them, before a run");
+  command->add_option("--data", arguments.data, "rows to train on")->type_name("FILE")->required();
+  command->add_option("--eval", arguments.eval, "held-out rows")->type_name("FILE");
+  command->add_option("--model", arguments.model, "model whose tokenizer is taken")
+      ->type_name("PATH");
+  command->add_option(
+      "--tokenizer", arguments.tokenizer,
+      "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
+      "model's own, else byte");
+  command->add_option("--chat-format", arguments.chat_format,
+                      "text that messages become, or auto: that of the tokenizer's template");
+  command->add_option("--max-prompt-length", arguments.max_prompt_length, "tokens; 0: no limit");
+  command->add_option("--max-completion-length", arguments.max_completion_length,
+                      "tokens; 0: no limit");
+  command->add_option("--max-length", arguments.max_length, "tokens of a row; 0: no limit");
+  command
+      ->add_option("--options", arguments.options,
+                   "data options of a run, such as {\"duplicate\": \"drop\"}")
+      ->type_name("JSON|@FILE");
+  command->add_option("--loss", arguments.loss, "loss whose needs the rows have to meet")
+      ->type_name("JSON|@FILE");
+  command->add_flag("--json", arguments.json, "for programs");
+  return command;
+}
+
 CLI::App* add_score(CLI::App& app, ScoreArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("score", "Log-probs of chosen and rejected, one line a row");
   add_model(*command, arguments, device);
@@ -201,11 +230,76 @@ CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments, std::string&
   return command;
 }
 
+CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device) {
+  auto* command = app.add_subcommand("eval", "Models side by side against a reference, on pairs");
+  command
+      ->add_option("--model", arguments.models,
+                   "Hugging Face folders or GGUF files, or PEFT folders of adapters of the "
+                   "reference")
+      ->type_name("PATH")
+      ->required();
+  command->add_option("--ref", arguments.reference, "reference")->type_name("PATH")->required();
+  command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
+  command->add_option("--dtype", arguments.dtype, "float32, float64, bfloat16, float16 or keep")
+      ->capture_default_str();
+  command->add_option(
+      "--tokenizer", arguments.tokenizer,
+      "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
+      "reference's own, else byte");
+  command
+      ->add_option("--chat-format", arguments.chat_format,
+                   "text that messages become, or auto: that of the tokenizer's template")
+      ->capture_default_str();
+  command->add_option("--beta", arguments.beta,
+                      "of rewards and probabilities; default: the "
+                      "loss's, else 0.1");
+  command->add_option("--loss", arguments.loss, "loss to evaluate too")->type_name("JSON|@FILE");
+  command->add_option("--batch", arguments.batch, "pairs at a time")->capture_default_str();
+  command->add_option("--samples", arguments.samples, "fresh completions a prompt; 0: none")
+      ->capture_default_str();
+  command->add_option("--prompts", arguments.prompts, "prompts to sample for; 0: all")
+      ->capture_default_str();
+  command->add_option("--max-new-tokens", arguments.max_new_tokens)->capture_default_str();
+  command->add_option("--seed", arguments.seed)->capture_default_str();
+  command
+      ->add_option("--judge", arguments.judge,
+                   "program that says which of two completions is better, by lines of JSON")
+      ->type_name("COMMAND");
+  command
+      ->add_option("--reward", arguments.reward,
+                   "controlled_task, or a program that gives a completion a number")
+      ->type_name("NAME|COMMAND");
+  command->add_option("--judge-timeout", arguments.judge_timeout, "seconds an answer may take")
+      ->capture_default_str();
+  command->add_option("--out", arguments.out, "folder for evaluation.json and reliability.svg")
+      ->type_name("DIR");
+  command->add_flag("--json", arguments.json, "for programs");
+  add_device(*command, device);
+  return command;
+}
+
 CLI::App* add_export(CLI::App& app, ExportArguments& arguments, std::string& device) {
   auto* command =
       app.add_subcommand("export", "A Hugging Face folder of a model, its adapter merged");
   add_model(*command, arguments, device);
   command->add_option("--out", arguments.out, "folder to write")->type_name("DIR")->required();
+  return command;
+}
+
+CLI::App* add_doctor(CLI::App& app, DoctorArguments& arguments) {
+  auto* command =
+      app.add_subcommand("doctor", "What this machine and these files are fit for, before a run");
+  command->add_option("--model", arguments.model, "model to open")->type_name("PATH");
+  command->add_option("--adapter", arguments.adapter, "PEFT folder of a low-rank adapter")
+      ->type_name("DIR");
+  command->add_option("--tokenizer", arguments.tokenizer, "default: the model's own, else byte");
+  command->add_option("--chat-format", arguments.chat_format, "text that messages become")
+      ->capture_default_str();
+  command->add_option("--data", arguments.data, "rows to read")->type_name("FILE");
+  command->add_option("--out", arguments.out, "folder for runs, whose speed is measured")
+      ->type_name("DIR")
+      ->capture_default_str();
+  command->add_flag("--json", arguments.json, "for programs");
   return command;
 }
 
@@ -231,6 +325,13 @@ CLI::App* add_lab(CLI::App& app, LabArguments& arguments) {
   command->add_option("--seeds", arguments.seeds, "instances behind an interval; 0: 40, quick 20")
       ->capture_default_str();
   return command;
+}
+
+/// `data check`.
+std::string full_name(const CLI::App& command) {
+  const CLI::App* parent = command.get_parent();
+  const bool is_nested = parent != nullptr && parent->get_parent() != nullptr;
+  return (is_nested ? full_name(*parent) + " " : "") + command.get_name();
 }
 
 /// A training step frees and takes the same large buffers again and again: the heap keeps them, as
@@ -259,12 +360,15 @@ int run(int argc, char** argv) {
   std::string device = "cpu";
   TrainArguments train;
   ReportArguments report;
+  DataCheckArguments data_check;
   ScoreArguments score;
   LossArguments loss;
   GradArguments grad;
   LossesArguments losses;
   GenerateArguments generate;
+  EvalArguments eval;
   ExportArguments exported;
+  DoctorArguments doctor;
   TokenizeArguments tokenize;
   LabArguments lab;
   train.terminal_width = terminal_width(STDERR_FILENO);
@@ -272,12 +376,15 @@ int run(int argc, char** argv) {
   const std::vector<std::pair<CLI::App*, std::function<void()>>> commands{
       {add_train(app, train, device), [&] { run_train(train, std::cout, std::cerr); }},
       {add_report(app, report), [&] { run_report(report, std::cout); }},
+      {add_data_check(app, data_check), [&] { run_data_check(data_check, std::cout); }},
       {add_score(app, score, device), [&] { run_score(score, std::cout); }},
       {add_loss(app, loss), [&] { run_loss(loss, std::cout); }},
       {add_grad(app, grad, device), [&] { run_grad(grad, std::cout); }},
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
       {add_generate(app, generate, device), [&] { run_generate(generate, std::cout); }},
+      {add_eval(app, eval, device), [&] { run_eval(eval, std::cout, std::cerr); }},
       {add_export(app, exported, device), [&] { run_export(exported, std::cerr); }},
+      {add_doctor(app, doctor), [&] { run_doctor(doctor, std::cout); }},
       {add_tokenize(app, tokenize), [&] { run_tokenize(tokenize, std::cout); }},
       {add_lab(app, lab), [&] { run_lab(lab, std::cout, std::cerr); }},
   };
@@ -287,7 +394,7 @@ int run(int argc, char** argv) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     std::string help = "prefopt --help";
     for (const auto& [command, run_command] : commands) {
-      if (command->parsed()) help = "prefopt " + command->get_name() + " --help";
+      if (command->parsed()) help = "prefopt " + full_name(*command) + " --help";
     }
     return fail(kUsage, std::string(error.what()) + "; see " + help);
   }

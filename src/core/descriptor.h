@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <string>
 #include <system_error>
+#include <utility>
 
 namespace prefopt::detail {
 
@@ -18,7 +19,10 @@ class Descriptor {
   }
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
+  Descriptor(Descriptor&& other) noexcept : fd_(other.release()) {}
   int get() const { return fd_; }
+  /// Hands it over to the caller.
+  int release() { return std::exchange(fd_, -1); }
 
  private:
   int fd_;

@@ -14,6 +14,7 @@
 #include "core/json.h"
 #include "core/utf8.h"
 #include "data/chat_writer.h"
+#include "data/line_error.h"
 #include "prefopt/error.h"
 #include "prefopt/options.h"
 
@@ -73,7 +74,8 @@ class RowReader {
     if (has("completion")) return completion_row();
     if (has("messages")) return whole_conversation(messages("messages"));
     if (has("text")) return whole_row(text("text"));
-    fail("expected a key 'chosen', 'completion', 'messages' or 'text', got {}", keys_of(row_));
+    fail_missing("expected a key 'chosen', 'completion', 'messages' or 'text', got {}",
+                 keys_of(row_));
   }
 
   double number(std::string_view key, Range range) const {
@@ -112,7 +114,15 @@ class RowReader {
 
   template <class... Args>
   [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) const {
-    throw DataError(
+    throw detail::LineError(
+        detail::LineDefect::kMalformed,
+        fmt::format("{}: {}", where_, fmt::format(format, std::forward<Args>(args)...)));
+  }
+
+  template <class... Args>
+  [[noreturn]] void fail_missing(fmt::format_string<Args...> format, Args&&... args) const {
+    throw detail::LineError(
+        detail::LineDefect::kMissingKey,
         fmt::format("{}: {}", where_, fmt::format(format, std::forward<Args>(args)...)));
   }
 
@@ -120,7 +130,7 @@ class RowReader {
 
   const Json& at(std::string_view key) const {
     const auto found = row_.find(std::string(key));
-    if (found == row_.end()) fail("expected a key '{}', got {}", key, keys_of(row_));
+    if (found == row_.end()) fail_missing("expected a key '{}', got {}", key, keys_of(row_));
     return *found;
   }
 
@@ -135,7 +145,8 @@ class RowReader {
   std::string message_field(const Json& message, const char* field, std::string_view key) const {
     const auto found = message.find(field);
     if (found == message.end()) {
-      fail("expected a key '{}' in each message of '{}', got {}", field, key, keys_of(message));
+      fail_missing("expected a key '{}' in each message of '{}', got {}", field, key,
+                   keys_of(message));
     }
     if (!found->is_string()) {
       fail("expected '{}' in each message of '{}' to be text, got {}", field, key,
@@ -215,7 +226,9 @@ class RowReader {
     if (has("prompt")) prompt = turns("prompt");
     std::optional<Turns> gold;
     if (has("gold")) gold = turns("gold");
-    if (gold && !prompt) fail("expected a key 'prompt' beside 'gold', got {}", keys_of(row_));
+    if (gold && !prompt) {
+      fail_missing("expected a key 'prompt' beside 'gold', got {}", keys_of(row_));
+    }
     if (gold && gold->index() != chosen.index()) {
       fail("expected 'chosen' and 'gold' of one kind, got {} and {}", kind_of(chosen),
            kind_of(*gold));
@@ -389,18 +402,34 @@ std::string format_dialogue(const std::vector<Message>& messages, bool open_assi
   return ChatWriter("dialogue", kWhere).text(messages, open_assistant_turn, kWhere);
 }
 
-PreferenceRow parse_row(std::string_view json, std::string_view where,
-                        std::string_view chat_format) {
-  if (const std::size_t at = detail::find_invalid_utf8(json); at != std::string_view::npos) {
-    throw DataError(fmt::format("{}: expected UTF-8 text, got the byte 0x{:02x} at offset {}",
+PreferenceRow detail::parse_line(std::string_view json, std::string_view where,
+                                 std::string_view chat_format) {
+  if (const std::size_t at = find_invalid_utf8(json); at != std::string_view::npos) {
+    throw LineError(LineDefect::kInvalidUtf8,
+                    fmt::format("{}: expected UTF-8 text, got the byte 0x{:02x} at offset {}",
                                 where, static_cast<unsigned char>(json[at]), at));
   }
-  const Json row = detail::parse_json<DataError>(json, where);
-  if (!row.is_object()) {
-    throw DataError(
-        fmt::format("{}: expected an object, got {}", where, detail::json_type_name(row)));
+  const ChatWriter chat(chat_format, where);
+  try {
+    const Json row = parse_json<DataError>(json, where);
+    if (!row.is_object()) {
+      throw DataError(fmt::format("{}: expected an object, got {}", where, json_type_name(row)));
+    }
+    return RowReader(row, where, chat).read();
+  } catch (const LineError&) {
+    throw;
+  } catch (const DataError& error) {
+    throw LineError(LineDefect::kMalformed, error.what());
   }
-  return RowReader(row, where, ChatWriter(chat_format, where)).read();
+}
+
+PreferenceRow parse_row(std::string_view json, std::string_view where,
+                        std::string_view chat_format) {
+  try {
+    return detail::parse_line(json, where, chat_format);
+  } catch (const detail::LineError& error) {
+    throw DataError(error.what());
+  }
 }
 
 }  // namespace prefopt

@@ -23,7 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // Goes up with every change of the format or of what tokenization means.
-constexpr std::string_view kMagic = "prefopt tokens 2\n";
+constexpr std::string_view kMagic = "prefopt tokens 3\n";
 
 std::string hash_of(std::string_view bytes) {
   ContentHash hash;
@@ -38,6 +38,7 @@ std::string key_of(std::string_view rows, const Tokenizer& tokenizer, DataOption
   options.eval.clear();
   options.eval_fraction = 0;
   options.token_cache.clear();
+  options.leak = {};
   std::string columns;
   for (const Column column : needs.columns)
     columns += kColumnKeys[static_cast<std::size_t>(column)];
@@ -130,6 +131,7 @@ std::string to_bytes(const Dataset& dataset) {
   writer.numbers(report.truncated_lines);
   writer.lines(report.dropped);
   writer.lines(report.kept_with);
+  writer.numbers(dataset.lines);
   writer.number(static_cast<std::int64_t>(dataset.pairs.size()));
   for (const TokenPair& pair : dataset.pairs) {
     writer.numbers(pair.prompt);
@@ -160,6 +162,7 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
     report.truncated_lines = reader.numbers();
     report.dropped = reader.lines();
     report.kept_with = reader.lines();
+    dataset.lines = reader.numbers();
     dataset.pairs.resize(reader.count(4 * sizeof(std::int64_t)));
     for (TokenPair& pair : dataset.pairs) {
       pair.prompt = reader.numbers();
@@ -171,6 +174,7 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
       }
     }
     reader.expect_end();
+    if (dataset.lines.size() != dataset.pairs.size()) throw Damage();
     return dataset;
   } catch (const Damage&) {
     return std::nullopt;

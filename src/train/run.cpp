@@ -18,11 +18,13 @@
 #include <numeric>
 #include <optional>
 #include <random>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "core/file.h"
 #include "core/json.h"
+#include "prefopt/data/leaks.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
@@ -203,10 +205,10 @@ struct Rows {
   std::vector<TokenPair> eval;
 };
 
-std::vector<TokenPair> load_pairs(std::string_view option, const std::string& path,
-                                  const Tokenizer& tokenizer, const DataOptions& options,
-                                  const RowNeeds& needs, const Note& note) {
-  auto [pairs, report] = load_dataset(path, tokenizer, options, needs);
+Dataset load_noted(std::string_view option, const std::string& path, const Tokenizer& tokenizer,
+                   const DataOptions& options, const RowNeeds& needs, const Note& note) {
+  Dataset dataset = load_dataset(path, tokenizer, options, needs);
+  const RowReport& report = dataset.report;
   note(fmt::format("{}: {} of {} rows of {} are used", option, report.rows_kept, report.rows_read,
                    path));
   if (!report.cache_note.empty()) note(fmt::format("{}: {}", option, report.cache_note));
@@ -216,23 +218,36 @@ std::vector<TokenPair> load_pairs(std::string_view option, const std::string& pa
     note(fmt::format("{}: {}", option, summary.substr(begin, end - begin)));
     begin = end + 1;
   }
-  return std::move(pairs);
+  return dataset;
+}
+
+/// The end of `train`, taken from it.
+Dataset hold_out(Dataset& train, double fraction) {
+  Dataset held_out;
+  std::tie(train.pairs, held_out.pairs) = split_dataset(std::move(train.pairs), fraction);
+  const auto cut = train.lines.begin() + std::ssize(train.pairs);
+  held_out.lines.assign(cut, train.lines.end());
+  train.lines.erase(cut, train.lines.end());
+  return held_out;
 }
 
 Rows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const RowNeeds& needs,
                const Note& note) {
   if (options.train.empty()) throw ConfigError("data.train: expected a file, got ''");
-  auto pairs = load_pairs("data.train", options.train, tokenizer, options, needs, note);
+  Dataset train = load_noted("data.train", options.train, tokenizer, options, needs, note);
+  Dataset held_out;
   if (!options.eval.empty()) {
-    return {std::move(pairs),
-            load_pairs("data.eval", options.eval, tokenizer, options, needs, note)};
+    held_out = load_noted("data.eval", options.eval, tokenizer, options, needs, note);
+  } else {
+    held_out = hold_out(train, options.eval_fraction);
+    if (!held_out.pairs.empty()) {
+      note(fmt::format("data.train: the last {} rows are held out, {} train", held_out.pairs.size(),
+                       train.pairs.size()));
+    }
   }
-  auto [train, held_out] = split_dataset(std::move(pairs), options.eval_fraction);
-  if (!held_out.empty()) {
-    note(fmt::format("data.train: the last {} rows are held out, {} train", held_out.size(),
-                     train.size()));
-  }
-  return {std::move(train), std::move(held_out)};
+  const auto leaks = settle_leaks(train, held_out, options.leak, options.train);
+  if (!leaks.empty()) note("data.train: " + leaks);
+  return {std::move(train.pairs), std::move(held_out.pairs)};
 }
 
 void add_adapter(const ModelOptions& options, Decoder& policy) {

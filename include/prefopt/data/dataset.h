@@ -21,6 +21,9 @@ namespace prefopt {
 /// What to do with a row that cannot be used as it is.
 enum class RowPolicy { kError, kDrop, kKeep };
 
+/// The same of one defect, or what the option `unusable` says.
+enum class DefectPolicy { kUnusable, kError, kDrop, kKeep };
+
 struct DataOptions {
   std::string train = {};                ///< JSONL or JSONL.gz
   std::string eval = {};                 ///< held-out file; empty: cut `eval_fraction` from `train`
@@ -31,10 +34,18 @@ struct DataOptions {
   std::int64_t max_length = 1024;          ///< prompt + longer completion; 0: no limit, else >= 2
   bool add_bos = true;
   bool add_eos = true;
-  /// Malformed, missing key, empty completion, bad UTF-8: nothing of such a row can be kept.
+  /// No JSON, a wrong type, an empty prompt, and the three defects that follow unless their own
+  /// option says something else: nothing of such a row can be kept.
   RowPolicy unusable = RowPolicy::kDrop;
+  DefectPolicy missing_key = DefectPolicy::kUnusable;   ///< never kKeep
+  DefectPolicy invalid_utf8 = DefectPolicy::kUnusable;  ///< keep: such bytes become U+FFFD
+  /// keep: trained to end at once; a completion without even an end token stays unusable.
+  DefectPolicy empty_completion = DefectPolicy::kUnusable;
   RowPolicy identical = RowPolicy::kDrop;    ///< chosen equals rejected
   RowPolicy long_prompt = RowPolicy::kKeep;  ///< longer than its budget: keep means truncate
+  RowPolicy duplicate = RowPolicy::kKeep;    ///< equal to an earlier row of its file
+  /// A training row whose prompt is one of the held-out rows too; drop: it does not train.
+  RowPolicy leak = RowPolicy::kKeep;
   /// How messages become text: a format of `prefopt/data/chat.h`, or "auto": that of the
   /// tokenizer's own template.
   std::string chat_format = "dialogue";
@@ -73,6 +84,7 @@ struct RowNeeds {
 
 struct Dataset {
   std::vector<TokenPair> pairs;
+  std::vector<std::int64_t> lines = {};  ///< 1-based line of each pair in its file
   RowReport report;
 };
 

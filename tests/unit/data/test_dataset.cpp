@@ -368,7 +368,10 @@ TEST_CASE("rows with one completion load where no pair is needed", "[data]") {
 )");
   const Dataset dataset = file.load({}, /*need_rejected=*/false);
   CHECK(shown(dataset.pairs) == std::vector<std::string>{"<a|b>|", "<|cd>|", "<a|b>|", "<a|b>|"});
-  CHECK(dataset.report.summary() == "dropped 1 row: empty completion (line 5)");
+  // Without their rejected completions, three of the rows are one.
+  CHECK(dataset.report.summary() ==
+        "dropped 1 row: empty completion (line 5)\n"
+        "kept 2 rows: same as an earlier row (lines 3, 4)");
 }
 
 TEST_CASE("max_rows counts rows that were read", "[data]") {
@@ -440,6 +443,56 @@ TEST_CASE("data options are checked", "[data]") {
   CHECK(options.unusable == RowPolicy::kError);
   CHECK(options.identical == RowPolicy::kKeep);
   CHECK(options.long_prompt == RowPolicy::kDrop);
+}
+
+TEST_CASE("a defect has a policy of its own, or that of unusable rows", "[data]") {
+  const RowFile file(R"({"prompt": "a", "chosen": "b", "rejected": "c"}
+{"prompt": "a", "chosen": "", "rejected": "c"}
+{"prompt": "a", "chosen": ")"
+                     "\xFF"
+                     R"(", "rejected": "b"}
+{"prompt": "a", "chosen": "b"}
+{"prompt": "a", "chosen": "b", "rejected": "c"}
+)");
+  const Dataset kept = file.load({.unusable = RowPolicy::kError,
+                                  .missing_key = DefectPolicy::kDrop,
+                                  .invalid_utf8 = DefectPolicy::kKeep,
+                                  .empty_completion = DefectPolicy::kKeep});
+  // U+FFFD is three bytes.
+  CHECK(shown(kept.pairs) ==
+        std::vector<std::string>{"<a|b>|c>", "<a|>|c>", "<a|\xEF\xBF\xBD>|b>", "<a|b>|c>"});
+  CHECK(kept.lines == Ids{1, 2, 3, 5});
+  CHECK(kept.report.summary() ==
+        "dropped 1 row: expected a key 'rejected' (line 4)\n"
+        "kept 1 row: empty completion (line 2)\n"
+        "kept 1 row: invalid UTF-8 (line 3)\n"
+        "kept 1 row: same as an earlier row (line 5)");
+
+  const Dataset once = file.load({.duplicate = RowPolicy::kDrop});
+  CHECK(once.lines == Ids{1});
+  CHECK(once.report.dropped.at("same as an earlier row") == Ids{5});
+
+  const auto refused = [&](const DataOptions& options, const std::string& sentence) {
+    CHECK_THROWS_TEXT(file.load(options), DataError, file.path() + sentence);
+  };
+  refused({.empty_completion = DefectPolicy::kError},
+          ":2: expected a usable row, got one with 'empty completion'; the option empty_completion "
+          "= 'drop' leaves such rows out");
+  refused({.invalid_utf8 = DefectPolicy::kError},
+          ":3: expected UTF-8 text, got the byte 0xff at offset 27");
+  refused({.missing_key = DefectPolicy::kError},
+          ":4: expected a key 'rejected', got {chosen, prompt}");
+  refused({.duplicate = RowPolicy::kError},
+          ":5: expected a usable row, got one with 'same as an earlier row'; the option duplicate "
+          "= 'drop' leaves such rows out");
+}
+
+TEST_CASE("an empty completion without an end token cannot be kept", "[data]") {
+  const RowFile file(R"({"prompt": "a", "chosen": "", "rejected": "c"}
+{"prompt": "a", "chosen": "b", "rejected": "c"}
+)");
+  const Dataset dataset = file.load({.add_eos = false, .empty_completion = DefectPolicy::kKeep});
+  CHECK(dataset.report.summary() == "dropped 1 row: empty completion (line 1)");
 }
 
 TEST_CASE("the held-out part is the end of the file", "[data]") {

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "statistics.h"
+#include "prefopt/evaluation/statistics.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <numeric>
 #include <random>
 
-namespace demo {
+namespace prefopt {
 namespace {
+
+constexpr double kZ = 1.959963984540054;  // 97.5 % of the normal distribution
 
 double mean_of(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
@@ -32,12 +35,33 @@ Estimate bootstrap_mean(const std::vector<double>& values, std::uint64_t seed) {
 }
 
 Estimate wilson_rate(double rate, std::int64_t trials) {
-  constexpr double kZ = 1.959963984540054;  // 97.5 % of the normal distribution
   const auto n = static_cast<double>(trials);
   const double widening = 1 + kZ * kZ / n;
   const double center = (rate + kZ * kZ / (2 * n)) / widening;
   const double reach = kZ / widening * std::sqrt(rate * (1 - rate) / n + kZ * kZ / (4 * n * n));
   return {rate, center - reach, center + reach};
+}
+
+Estimate correlation(const std::vector<double>& xs, const std::vector<double>& ys) {
+  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+  if (xs.empty()) return {kNone, -1, 1};
+  const double x_mean = mean_of(xs);
+  const double y_mean = mean_of(ys);
+  double xx = 0;
+  double yy = 0;
+  double xy = 0;
+  for (std::size_t i = 0; i < xs.size(); ++i) {
+    const double dx = xs[i] - x_mean;
+    const double dy = ys[i] - y_mean;
+    xx += dx * dx;
+    yy += dy * dy;
+    xy += dx * dy;
+  }
+  if (xx == 0 || yy == 0) return {kNone, -1, 1};
+  const double r = std::clamp(xy / std::sqrt(xx * yy), -1.0, 1.0);
+  if (xs.size() < 4) return {r, -1, 1};
+  const double reach = kZ / std::sqrt(static_cast<double>(xs.size() - 3));
+  return {r, std::tanh(std::atanh(r) - reach), std::tanh(std::atanh(r) + reach)};
 }
 
 double win_rate(const std::vector<double>& ours, const std::vector<double>& theirs) {
@@ -48,4 +72,4 @@ double win_rate(const std::vector<double>& ours, const std::vector<double>& thei
   return wins / static_cast<double>(ours.size() * theirs.size());
 }
 
-}  // namespace demo
+}  // namespace prefopt

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "prefopt/evaluation/statistics.h"
+#include "prefopt/export.h"
+
+namespace prefopt {
+
+/// Pairs whose confidence lies in [low, high), the last bin's in [low, high].
+struct ReliabilityBin {
+  double low = 0;
+  double high = 0;
+  std::int64_t count = 0;
+  double confidence = 0;  ///< mean
+  Estimate accuracy;      ///< share that is right, Wilson's interval
+};
+
+/// How far the probabilities that a model gives to preferences are those that come true.
+struct Calibration {
+  std::vector<ReliabilityBin> bins;  ///< those that hold a pair, of equal width over [1/2, 1]
+  double expected_error = 0;  ///< ECE (1706.04599, eq. 5): Σ count / n · |accuracy − confidence|
+  double maximum_error = 0;   ///< MCE (eq. 6): the largest of these differences
+  double log_loss = 0;        ///< mean of −log p, nats, at most 708 each: log 2 at p = 1/2
+  double brier_score = 0;     ///< mean of (1 − p)²
+};
+
+/// `probabilities` are those that the model gives to what was preferred, p = σ(margin), each in
+/// [0, 1]. Its confidence is max(p, 1 − p), and it is right where p > 1/2, half right at p = 1/2.
+/// Throws DataError for an empty list or a value outside, ConfigError for less than one bin.
+PREFOPT_API Calibration calibrate(const std::vector<double>& probabilities, std::int64_t bins = 10);
+
+}  // namespace prefopt

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What a policy thinks of pairs, against a reference.
+
+#include <cstdint>
+#include <vector>
+
+#include "prefopt/data/batch.h"
+#include "prefopt/evaluation/calibration.h"
+#include "prefopt/evaluation/statistics.h"
+#include "prefopt/export.h"
+#include "prefopt/model/policy.h"
+
+namespace prefopt {
+
+/// Log-probs of both completions of a pair, summed over their tokens, nats.
+struct PairSums {
+  double chosen = 0;
+  double rejected = 0;
+};
+
+/// Of each pair, `batch_size` at a time. Throws what sequence_logps throws, DataError for tokens
+/// outside of the vocabulary and NonFiniteError, which names the pair.
+PREFOPT_API std::vector<PairSums> pair_sums(Policy& policy, const std::vector<TokenPair>& pairs,
+                                            std::int64_t batch_size = 8);
+
+/// A rate among some of the pairs; the rate is NaN where there are none.
+struct PartialRate {
+  std::int64_t pairs = 0;
+  Estimate rate;
+};
+
+struct PreferenceEvaluation {
+  std::int64_t pairs = 0;
+  std::int64_t ties = 0;  ///< margins of exactly 0, which `accuracy` counts as wrong, as TRL does
+  Estimate accuracy;      ///< share of pairs with a margin above 0; Wilson's interval
+  Estimate margin;        ///< mean of β δ, bootstrap
+  Estimate chosen_reward, rejected_reward;  ///< mean of β (log π − log π_ref), bootstrap
+  /// Of the probability σ(β δ) that the chosen completion is the better one (2305.18290, eq. 6).
+  Calibration calibration;
+  /// Of margin and difference of lengths, chosen − rejected, in tokens.
+  Estimate length_correlation;
+  /// Accuracy where the chosen completion has fewer, as many and more tokens than the rejected.
+  PartialRate shorter, as_long, longer;
+};
+
+struct PreferenceOptions {
+  double beta = 0.1;       ///< above 0
+  std::int64_t bins = 10;  ///< of the calibration
+  std::uint64_t seed = 0;  ///< of the bootstrap
+};
+
+/// δ = (log π(y_w) − log π_ref(y_w)) − (log π(y_l) − log π_ref(y_l)). Throws ShapeError unless the
+/// lists are of one length, ConfigError for a beta that is not above 0, DataError for no pairs.
+PREFOPT_API PreferenceEvaluation evaluate_preferences(const std::vector<TokenPair>& pairs,
+                                                      const std::vector<PairSums>& policy,
+                                                      const std::vector<PairSums>& reference,
+                                                      const PreferenceOptions& options = {});
+
+}  // namespace prefopt

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "prefopt/evaluation/statistics.h"
+#include "prefopt/export.h"
+#include "prefopt/model/policy.h"
+#include "prefopt/model/sampling.h"
+
+namespace prefopt {
+
+struct SampledKl {
+  Estimate kl;  ///< nats a completion; bootstrap over the prompts
+  std::int64_t samples = 0;
+  std::int64_t unfinished = 0;  ///< samples without an end token within max_new_tokens
+  double mean_length = 0;       ///< tokens
+  /// Of each prompt, one after the other.
+  std::vector<std::vector<std::int64_t>> completions;
+};
+
+/// KL(pi || pi_ref) of completions of up to max_new_tokens tokens, by fresh samples of the policy:
+/// the mean of Σ_t KL(pi(·|x, y_<t) || pi_ref(·|x, y_<t)) over y ~ pi. Each summand is exact over
+/// the vocabulary, so the estimate is unbiased, never negative, and varies less than the mean of
+/// log pi(y) − log pi_ref(y) (2504.10637). `prompts` should differ from each other.
+///
+/// Samples are drawn from the policy itself: throws ConfigError for another temperature than 1,
+/// top_k, top_p or less than one sample a prompt, DataError for no prompts, ShapeError where the
+/// vocabularies differ, and what `sample` throws.
+PREFOPT_API SampledKl sampled_kl(Policy& policy, Policy& reference,
+                                 const std::vector<std::vector<std::int64_t>>& prompts,
+                                 std::int64_t samples_per_prompt, const SamplingOptions& sampling);
+
+}  // namespace prefopt

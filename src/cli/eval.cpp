@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <set>
+#include <system_error>
+#include <utility>
+
+#include "cli/commands.h"
+#include "cli/evaluation_report.h"
+#include "cli/inputs.h"
+#include "core/file.h"
+#include "core/json.h"
+#include "prefopt/data/controlled_task.h"
+#include "prefopt/error.h"
+#include "prefopt/evaluation/judge.h"
+#include "prefopt/evaluation/preferences.h"
+#include "prefopt/evaluation/sampled_kl.h"
+#include "prefopt/model/decoder.h"
+#include "prefopt/model/reference.h"
+#include "prefopt/train/trainer.h"
+#include "train/token_range.h"
+
+namespace prefopt::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using detail::Json;
+using Ids = std::vector<std::int64_t>;
+
+void check(const EvalArguments& arguments) {
+  const auto at_least = [](std::string_view option, std::int64_t value, std::int64_t least) {
+    if (value >= least) return;
+    throw ConfigError(fmt::format("{}: expected at least {}, got {}", option, least, value));
+  };
+  at_least("--batch", arguments.batch, 1);
+  at_least("--samples", arguments.samples, 0);
+  at_least("--prompts", arguments.prompts, 0);
+  at_least("--max-new-tokens", arguments.max_new_tokens, 1);
+  if (!arguments.judge.empty() && !arguments.reward.empty()) {
+    throw ConfigError("--judge: expected a judge or a reward, got both");
+  }
+  if (arguments.samples == 0 && (!arguments.judge.empty() || !arguments.reward.empty())) {
+    throw ConfigError("--samples: expected at least 1 to judge completions, got 0");
+  }
+}
+
+JudgeProgram program_of(const std::string& command, double timeout) {
+  return {.command = {"/bin/sh", "-c", command}, .name = command, .timeout = timeout};
+}
+
+Reward read_reward(const EvalArguments& arguments) {
+  if (arguments.reward != "controlled_task") {
+    return make_program_reward(program_of(arguments.reward, arguments.judge_timeout));
+  }
+  return [task = ControlledTask()](const std::string& prompt, const std::string& completion) {
+    return task.reward(prompt, completion);
+  };
+}
+
+/// The beta of rewards and probabilities.
+double beta_of(const EvalArguments& arguments, const std::optional<Loss>& loss) {
+  constexpr double kDefault = 0.1;
+  if (arguments.beta) return *arguments.beta;
+  if (!loss) return kDefault;
+  const Json config = detail::parse_json<ConfigError>(loss->config(), "--loss");
+  return config.contains("beta") && config["beta"].is_number() ? config["beta"].get<double>()
+                                                               : kDefault;
+}
+
+/// All that is the same for every model, and the models one after the other.
+class Evaluator {
+ public:
+  Evaluator(const EvalArguments& arguments, std::ostream& err) : arguments_(arguments), err_(err) {
+    if (!arguments.loss.empty()) loss_ = read_loss(arguments.loss);
+    beta_ = beta_of(arguments, loss_);
+    // A judge that cannot be started is found before the models are loaded.
+    if (!arguments.judge.empty()) {
+      judge_ = make_program_judge(program_of(arguments.judge, arguments.judge_timeout));
+    } else if (!arguments.reward.empty()) {
+      reward_ = read_reward(arguments);
+      judge_ = make_reward_judge(reward_);
+    }
+    tokenizer_ =
+        make_tokenizer(arguments.tokenizer.empty() ? tokenizer_of_model(arguments.reference)
+                                                   : arguments.tokenizer);
+    reference_ = Decoder::load(arguments.reference, arguments.dtype);
+    pairs_ = read_rows();
+    detail::check_token_range(pairs_, reference_->vocab_size(), arguments.data);
+    reference_sums_ = pair_sums(*reference_, pairs_, arguments.batch);
+    choose_prompts();
+    if (judge_) reference_texts_ = sample_reference();
+  }
+
+  double beta() const { return beta_; }
+  std::size_t pairs() const { return pairs_.size(); }
+
+  ModelReport evaluate(const std::string& path) {
+    const auto policy = load(path);
+    ModelReport report{.model = path};
+    report.preferences = evaluate_preferences(pairs_, pair_sums(*policy, pairs_, arguments_.batch),
+                                              reference_sums_, {.beta = beta_, .seed = seed()});
+    err_ << fmt::format("{}: {} pairs scored\n", path, pairs_.size());
+    if (loss_) report.loss = evaluate_loss(policy);
+    if (arguments_.samples == 0) return report;
+    report.kl = sampled_kl(*policy, *reference_, prompts_, arguments_.samples, sampling(*policy));
+    err_ << fmt::format("{}: {} completions sampled for {} prompts\n", path, report.kl->samples,
+                        prompts_.size());
+    if (judge_) judge(report);
+    return report;
+  }
+
+ private:
+  std::uint64_t seed() const { return static_cast<std::uint64_t>(arguments_.seed); }
+
+  std::vector<TokenPair> read_rows() const {
+    RowNeeds needs;
+    if (loss_) needs = row_needs(loss_->requirements());
+    if (needs.unpaired()) {
+      throw ConfigError(
+          fmt::format("--loss: expected a loss of pairs, which are what is evaluated, got {}",
+                      loss_->info().name));
+    }
+    needs.rejected = true;
+    return read_pairs(arguments_.data, *tokenizer_, arguments_.chat_format, needs);
+  }
+
+  /// A PEFT folder is an adapter of the reference.
+  std::shared_ptr<Decoder> load(const std::string& path) const {
+    std::error_code ignored;
+    const bool is_adapter = fs::exists(path + "/adapter_config.json", ignored) &&
+                            !fs::exists(path + "/config.json", ignored);
+    auto policy = Decoder::load(is_adapter ? arguments_.reference : path, arguments_.dtype);
+    if (is_adapter) policy->load_adapter(path);
+    if (policy->vocab_size() != reference_->vocab_size()) {
+      throw ConfigError(
+          fmt::format("{}: expected a model with the reference's vocabulary of {} "
+                      "tokens, got one with {}",
+                      path, reference_->vocab_size(), policy->vocab_size()));
+    }
+    return policy;
+  }
+
+  void choose_prompts() {
+    std::set<Ids> known;
+    for (const TokenPair& pair : pairs_) {
+      if (arguments_.prompts > 0 && std::ssize(prompts_) == arguments_.prompts) break;
+      if (known.insert(pair.prompt).second) prompts_.push_back(pair.prompt);
+    }
+  }
+
+  SamplingOptions sampling(const Decoder& policy) const {
+    SamplingOptions options;
+    options.max_new_tokens = arguments_.max_new_tokens;
+    options.seed = arguments_.seed;
+    const std::int64_t own_eos = policy.options().eos_token_id;
+    options.eos_id = own_eos >= 0 ? own_eos : tokenizer_->eos_id();
+    return options;
+  }
+
+  std::vector<std::string> sample_reference() {
+    SamplingOptions options = sampling(*reference_);
+    options.seed += 1;  // draws that have nothing to do with the policy's
+    std::vector<std::string> texts;
+    for (const Ids& completion : sample(*reference_, prompts_, options)) {
+      texts.push_back(tokenizer_->decode(completion));
+    }
+    return texts;
+  }
+
+  double evaluate_loss(const std::shared_ptr<Decoder>& policy) const {
+    TrainerOptions options;
+    options.micro_batch_size = arguments_.batch;
+    options.sampling = sampling(*policy);
+    Trainer trainer(policy, make_frozen_reference(reference_), *loss_, options);
+    return metric(trainer.evaluate(pairs_), "loss");
+  }
+
+  /// The first completion of each prompt against the reference's.
+  void judge(ModelReport& report) {
+    std::vector<Contest> contests;
+    for (std::size_t i = 0; i < prompts_.size(); ++i) {
+      const Ids& completion =
+          report.kl->completions[i * static_cast<std::size_t>(arguments_.samples)];
+      contests.push_back({.prompt = tokenizer_->decode(prompts_[i]),
+                          .policy = tokenizer_->decode(completion),
+                          .reference = reference_texts_[i]});
+    }
+    report.contests = judge_contests(*judge_, contests);
+    err_ << fmt::format("{}: {} contests judged\n", report.model, contests.size());
+    if (!reward_) return;
+    std::vector<double> policy_rewards, reference_rewards;
+    for (const Contest& contest : contests) {
+      policy_rewards.push_back(reward_(contest.prompt, contest.policy));
+      reference_rewards.push_back(reward_(contest.prompt, contest.reference));
+    }
+    report.reward = bootstrap_mean(policy_rewards, seed());
+    report.reference_reward = bootstrap_mean(reference_rewards, seed());
+  }
+
+  const EvalArguments& arguments_;
+  std::ostream& err_;
+  std::optional<Loss> loss_;
+  double beta_ = 0;
+  Reward reward_;
+  std::unique_ptr<Judge> judge_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::shared_ptr<Decoder> reference_;
+  std::vector<TokenPair> pairs_;
+  std::vector<PairSums> reference_sums_;
+  std::vector<Ids> prompts_;  // that differ
+  std::vector<std::string> reference_texts_;
+};
+
+void write_files(const std::string& folder, const EvaluationReport& report) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) {
+    throw ConfigError(
+        fmt::format("--out: expected to make the folder {}, got '{}'", folder, error.message()));
+  }
+  detail::write_file<ConfigError>(folder + "/evaluation.json", to_json(report) + "\n");
+  detail::write_file<ConfigError>(folder + "/reliability.svg", reliability_chart(report));
+}
+
+}  // namespace
+
+void run_eval(const EvalArguments& arguments, std::ostream& out, std::ostream& err) {
+  check(arguments);
+  Evaluator evaluator(arguments, err);
+  EvaluationReport report{.reference = arguments.reference,
+                          .data = arguments.data,
+                          .beta = evaluator.beta(),
+                          .models = {}};
+  for (const std::string& model : arguments.models) {
+    report.models.push_back(evaluator.evaluate(model));
+  }
+  if (!arguments.out.empty()) write_files(arguments.out, report);
+  out << (arguments.json ? to_json(report) + "\n" : to_table(report));
+}
+
+}  // namespace prefopt::cli

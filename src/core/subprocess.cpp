@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/subprocess.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
+#include <system_error>
+#include <thread>
+
+#include "core/descriptor.h"
+
+extern char** environ;
+
+namespace prefopt::detail {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+constexpr std::size_t kMaxAnswer = std::size_t{1} << 20;
+
+#ifdef MSG_NOSIGNAL
+constexpr int kNoSignal = MSG_NOSIGNAL;
+#else
+constexpr int kNoSignal = 0;  // SO_NOSIGPIPE does it there
+#endif
+
+/// The ends of a two-way connection. Unlike a pipe, writing to it after the other side has gone is
+/// an error and no signal.
+struct Connection {
+  Descriptor ours, theirs;
+
+  static Connection open() {
+    std::array<int, 2> ends{-1, -1};
+    if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends.data()) != 0) throw ProcessFailure(last_error());
+    for (const int end : ends) ::fcntl(end, F_SETFD, FD_CLOEXEC);
+    ::fcntl(ends[0], F_SETFL, O_NONBLOCK);
+#ifdef SO_NOSIGPIPE
+    const int on = 1;
+    ::setsockopt(ends[0], SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+#endif
+    return {.ours = Descriptor(ends[0]), .theirs = Descriptor(ends[1])};
+  }
+};
+
+/// What posix_spawn wants to know, freed at the end of its scope.
+class SpawnOptions {
+ public:
+  explicit SpawnOptions(int connection) {
+    ::posix_spawn_file_actions_init(&actions_);
+    ::posix_spawn_file_actions_adddup2(&actions_, connection, STDIN_FILENO);
+    ::posix_spawn_file_actions_adddup2(&actions_, connection, STDOUT_FILENO);
+    ::posix_spawnattr_init(&attributes_);
+    ::posix_spawnattr_setpgroup(&attributes_, 0);
+    ::posix_spawnattr_setflags(&attributes_, POSIX_SPAWN_SETPGROUP);
+  }
+  ~SpawnOptions() {
+    ::posix_spawnattr_destroy(&attributes_);
+    ::posix_spawn_file_actions_destroy(&actions_);
+  }
+  SpawnOptions(const SpawnOptions&) = delete;
+  SpawnOptions& operator=(const SpawnOptions&) = delete;
+
+  pid_t start(const std::vector<std::string>& command) const {
+    std::vector<char*> arguments;
+    for (const std::string& part : command) arguments.push_back(const_cast<char*>(part.c_str()));
+    arguments.push_back(nullptr);
+    pid_t pid = -1;
+    const int error =
+        ::posix_spawnp(&pid, arguments.front(), &actions_, &attributes_, arguments.data(), environ);
+    if (error != 0) throw ProcessFailure(std::generic_category().message(error));
+    return pid;
+  }
+
+ private:
+  posix_spawn_file_actions_t actions_{};
+  posix_spawnattr_t attributes_{};
+};
+
+}  // namespace
+
+LineProcess::LineProcess(const std::vector<std::string>& command) {
+  Connection connection = Connection::open();
+  pid_ = SpawnOptions(connection.theirs.get()).start(command);
+  socket_ = connection.ours.release();
+}
+
+LineProcess::~LineProcess() {
+  // The end of its input is what a program of good manners ends at.
+  ::close(socket_);
+  constexpr milliseconds kPatience{200};
+  if (!has_exited(kPatience)) ::kill(-pid_, SIGTERM);
+  if (!has_exited(kPatience)) ::kill(-pid_, SIGKILL);
+  if (!exited_) ::waitpid(pid_, &status_, 0);
+}
+
+std::string LineProcess::ask(std::string_view line, milliseconds limit) {
+  if (!received_.empty()) throw ProcessFailure("more than one line to a question");
+  const auto deadline = Clock::now() + limit;
+  const std::string question = std::string(line) + '\n';
+  std::string_view rest = question;
+  for (;;) {
+    const auto end = received_.find('\n');
+    if (end != std::string::npos) {
+      const std::string answer = received_.substr(0, end);
+      received_.erase(0, end + 1);
+      return answer;
+    }
+    if (received_.size() > kMaxAnswer) throw ProcessFailure("a line of more than 1 MiB");
+    const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now());
+    pollfd state{.fd = socket_, .events = POLLIN, .revents = 0};
+    if (!rest.empty()) state.events |= POLLOUT;
+    const int ready = ::poll(&state, 1, static_cast<int>(std::max<std::int64_t>(0, left.count())));
+    if (ready < 0 && errno != EINTR) throw ProcessFailure(last_error());
+    if (ready == 0) {
+      throw ProcessFailure(
+          fmt::format("none within {} s", static_cast<double>(limit.count()) / 1000));
+    }
+    if (ready < 0) continue;
+    if ((state.revents & ~POLLOUT) != 0) {
+      receive_some();
+    } else {
+      send_some(rest);
+    }
+  }
+}
+
+void LineProcess::send_some(std::string_view& rest) {
+  const ssize_t sent = ::send(socket_, rest.data(), rest.size(), kNoSignal);
+  if (sent >= 0) {
+    rest.remove_prefix(static_cast<std::size_t>(sent));
+  } else if (errno == EPIPE || errno == ECONNRESET) {
+    throw ProcessFailure(end_of_process());
+  } else if (errno != EAGAIN && errno != EINTR) {
+    throw ProcessFailure(last_error());
+  }
+}
+
+void LineProcess::receive_some() {
+  std::array<char, 4096> bytes{};
+  const ssize_t got = ::recv(socket_, bytes.data(), bytes.size(), 0);
+  if (got > 0) {
+    received_.append(bytes.data(), static_cast<std::size_t>(got));
+  } else if (got == 0 || errno == ECONNRESET) {
+    throw ProcessFailure(end_of_process());
+  } else if (errno != EAGAIN && errno != EINTR) {
+    throw ProcessFailure(last_error());
+  }
+}
+
+std::string LineProcess::end_of_process() {
+  if (!has_exited(milliseconds(1000))) return "the end of its output";
+  if (WIFSIGNALED(status_)) {
+    return fmt::format("its end by signal {} ({})", WTERMSIG(status_),
+                       ::strsignal(WTERMSIG(status_)));
+  }
+  return fmt::format("its end with exit status {}", WEXITSTATUS(status_));
+}
+
+bool LineProcess::has_exited(milliseconds limit) {
+  const auto deadline = Clock::now() + limit;
+  while (!exited_) {
+    exited_ = ::waitpid(pid_, &status_, WNOHANG) == pid_;
+    if (exited_ || Clock::now() >= deadline) break;
+    std::this_thread::sleep_for(milliseconds(2));
+  }
+  return exited_;
+}
+
+}  // namespace prefopt::detail

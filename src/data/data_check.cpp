@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/data/data_check.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <exception>
+#include <numeric>
+#include <utility>
+
+#include "data/pair_index.h"
+#include "data/row_preparation.h"
+#include "prefopt/data/chat.h"
+#include "prefopt/data/leaks.h"
+#include "prefopt/error.h"
+
+namespace prefopt {
+namespace {
+
+using detail::PairIndex;
+using detail::PreparedRow;
+using detail::RowDefect;
+using Ids = std::vector<std::int64_t>;
+
+constexpr std::int64_t kMaxBins = 12;
+
+/// 1, 2, 5, 10, 20, …: the least with which `max` falls into one of kMaxBins.
+std::int64_t bin_width_of(std::int64_t max) {
+  for (std::int64_t power = 1;; power *= 10) {
+    for (const std::int64_t digit : {1, 2, 5}) {
+      if (max / (digit * power) < kMaxBins) return digit * power;
+    }
+  }
+}
+
+std::int64_t common_beginning(const Ids& a, const Ids& b) {
+  const auto apart = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
+  return apart.first - a.begin();
+}
+
+/// Looks at the rows of one purpose.
+class Checker {
+ public:
+  Checker(const Tokenizer& tokenizer, const DataCheckOptions& options)
+      : tokenizer_(tokenizer), options_(options) {}
+
+  void read(const std::string& path, std::size_t file) {
+    const std::int64_t before = check_.rows;
+    const RowNeeds* needs = options_.needs ? &*options_.needs : nullptr;
+    detail::prepare_file(path, tokenizer_, options_.data, needs,
+                         [&](std::int64_t line, PreparedRow row) {
+                           take(std::move(row), path, {.file = file, .line = line});
+                         });
+    if (check_.rows == before) {
+      throw DataError(fmt::format("{}: expected at least one row, got none", path));
+    }
+  }
+
+  RowsCheck finish() {
+    check_.prompt = summarize_lengths(std::move(prompt_lengths_));
+    check_.chosen = summarize_lengths(std::move(chosen_lengths_));
+    check_.rejected = summarize_lengths(std::move(rejected_lengths_));
+    check_.prompts = static_cast<std::int64_t>(prompts_.size());
+    return std::move(check_);
+  }
+
+  const std::vector<TokenPair>& pairs() const { return pairs_; }
+  const std::vector<RowPlace>& places() const { return places_; }
+
+ private:
+  void take(PreparedRow row, const std::string& path, RowPlace place) {
+    ++check_.rows;
+    if (row.error) std::rethrow_exception(row.error);
+    if (!row.refusal.empty()) {
+      count(row.defects.front(), detail::refusal_reason(row.refusal, path, place.line), place);
+      return;
+    }
+    if (index_.find(row.pair)) row.defects.push_back(RowDefect::kDuplicate);
+    bool is_usable = true;
+    for (const RowDefect defect : row.defects) {
+      is_usable &= count(defect, std::string(detail::defect_name(defect)), place);
+    }
+    if (!is_usable) return;
+
+    ++check_.usable;
+    count_lengths(row);
+    count_kind(row.pair);
+    count_cuts(row, place);
+    count_end_tokens(row);
+    pairs_.push_back(std::move(row.pair));
+    places_.push_back(place);
+    index_.add(pairs_.size() - 1);
+    if (prompts_.find(pairs_.back())) ++check_.shared_prompts;
+    prompts_.add(pairs_.size() - 1);
+  }
+
+  /// Whether the policy keeps the row.
+  bool count(RowDefect defect, const std::string& name, RowPlace place) {
+    const detail::AppliedPolicy applied = detail::policy_for(defect, options_.data);
+    auto known = std::find_if(check_.defects.begin(), check_.defects.end(), [&](const auto& rows) {
+      return rows.defect == name && rows.option == applied.option;
+    });
+    if (known == check_.defects.end()) {
+      check_.defects.push_back({.defect = name,
+                                .option = std::string(applied.option),
+                                .policy = applied.policy,
+                                .rows = {}});
+      known = check_.defects.end() - 1;
+    }
+    known->rows.push_back(place);
+    return applied.policy == RowPolicy::kKeep;
+  }
+
+  void count_lengths(const PreparedRow& row) {
+    prompt_lengths_.push_back(row.uncut.prompt);
+    chosen_lengths_.push_back(row.uncut.chosen);
+    if (!row.pair.rejected.empty()) rejected_lengths_.push_back(row.uncut.rejected);
+  }
+
+  void count_kind(const TokenPair& pair) {
+    const auto prompt = std::ssize(pair.prompt);
+    const auto completions = std::ssize(pair.chosen) + std::ssize(pair.rejected);
+    if (!pair.rejected.empty()) {
+      ++check_.pairs;
+      check_.sharing.apart += 2 * prompt + completions;
+      check_.sharing.prompt_once += prompt + completions;
+      check_.sharing.shared += prompt + completions - common_beginning(pair.chosen, pair.rejected);
+      return;
+    }
+    check_.sharing.apart += prompt + completions;
+    check_.sharing.prompt_once += prompt + completions;
+    check_.sharing.shared += prompt + completions;
+    const double label = pair.columns[Column::kLabel];
+    check_.labelled += std::isnan(label) ? 0 : 1;
+    check_.desirable += label == 1 ? 1 : 0;
+  }
+
+  void count_cuts(const PreparedRow& row, RowPlace place) {
+    check_.truncated_prompts += row.cuts.prompt ? 1 : 0;
+    check_.truncated_completions += row.cuts.completions;
+    check_.truncated_tokens += row.cuts.tokens;
+    if (row.cuts.tokens > 0) check_.truncated.push_back(place);
+  }
+
+  void count_end_tokens(const PreparedRow& row) {
+    EndTokens& ends = check_.end_tokens;
+    ends.completions += row.pair.rejected.empty() ? 1 : 2;
+    ends.ended += row.ended_before;
+    for (const Ids* completion : {&row.pair.chosen, &row.pair.rejected}) {
+      ends.ended_after += detail::ends_in(*completion, row.end_id) ? 1 : 0;
+    }
+  }
+
+  const Tokenizer& tokenizer_;
+  const DataCheckOptions& options_;
+  RowsCheck check_;
+  std::vector<std::int64_t> prompt_lengths_, chosen_lengths_, rejected_lengths_;
+  std::vector<TokenPair> pairs_;  // that are usable
+  std::vector<RowPlace> places_;  // of them
+  PairIndex index_{pairs_, PairIndex::Key::kRow};
+  PairIndex prompts_{pairs_, PairIndex::Key::kPrompt};
+};
+
+std::vector<LeakedRow> leaked_rows(const Checker& train, const Checker& held_out) {
+  std::vector<LeakedRow> rows;
+  for (const Leak& leak : find_leaks(train.pairs(), held_out.pairs())) {
+    rows.push_back({.train = train.places()[leak.train],
+                    .held_out = held_out.places()[leak.held_out],
+                    .whole_row = leak.whole_row});
+  }
+  return rows;
+}
+
+}  // namespace
+
+LengthSummary summarize_lengths(std::vector<std::int64_t> lengths) {
+  LengthSummary summary;
+  if (lengths.empty()) return summary;
+  std::sort(lengths.begin(), lengths.end());
+  const auto part = [&](std::size_t percent) {
+    return lengths[(lengths.size() * percent + 99) / 100 - 1];
+  };
+  summary.count = std::ssize(lengths);
+  summary.total = std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0});
+  summary.mean = static_cast<double>(summary.total) / static_cast<double>(summary.count);
+  summary.min = lengths.front();
+  summary.median = part(50);
+  summary.p95 = part(95);
+  summary.p99 = part(99);
+  summary.max = lengths.back();
+  summary.bin_width = bin_width_of(summary.max);
+  summary.bins.resize(static_cast<std::size_t>(summary.max / summary.bin_width) + 1);
+  for (const std::int64_t length : lengths) {
+    ++summary.bins[static_cast<std::size_t>(length / summary.bin_width)];
+  }
+  return summary;
+}
+
+std::int64_t DataCheck::refused() const {
+  const std::int64_t leaked = leak_policy == RowPolicy::kKeep ? 0 : std::ssize(leaks);
+  return train.refused() + held_out.refused() + leaked;
+}
+
+DataCheck check_data(const std::vector<std::string>& train,
+                     const std::vector<std::string>& held_out, const Tokenizer& tokenizer,
+                     const DataCheckOptions& options) {
+  detail::check_data_options(options.data, "check_data");
+  DataCheckOptions resolved = options;
+  resolved.data.chat_format = resolve_chat_format(options.data.chat_format, tokenizer);
+  DataCheck check{.files = train, .train = {}, .held_out = {}, .leaks = {}};
+  check.files.insert(check.files.end(), held_out.begin(), held_out.end());
+  Checker training(tokenizer, resolved);
+  Checker holding_out(tokenizer, resolved);
+  for (std::size_t file = 0; file < check.files.size(); ++file) {
+    (file < train.size() ? training : holding_out).read(check.files[file], file);
+  }
+  check.leaks = leaked_rows(training, holding_out);
+  check.leak_policy = options.data.leak;
+  check.train = training.finish();
+  check.held_out = holding_out.finish();
+  return check;
+}
+
+}  // namespace prefopt

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/data/leaks.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "data/defect_line.h"
+#include "data/pair_index.h"
+#include "prefopt/error.h"
+
+namespace prefopt {
+namespace {
+
+constexpr std::string_view kReason = "prompt of a held-out row";
+
+void remove_leaks(Dataset& train, const std::vector<Leak>& leaks) {
+  std::size_t kept = 0;
+  auto leak = leaks.begin();
+  for (std::size_t i = 0; i < train.pairs.size(); ++i) {
+    if (leak != leaks.end() && leak->train == i) {
+      ++leak;
+      continue;
+    }
+    if (kept != i) {
+      train.pairs[kept] = std::move(train.pairs[i]);
+      train.lines[kept] = train.lines[i];
+    }
+    ++kept;
+  }
+  train.pairs.resize(kept);
+  train.lines.resize(kept);
+}
+
+}  // namespace
+
+std::vector<Leak> find_leaks(const std::vector<TokenPair>& train,
+                             const std::vector<TokenPair>& held_out) {
+  using detail::PairIndex;
+  PairIndex rows(held_out, PairIndex::Key::kRow);
+  PairIndex prompts(held_out, PairIndex::Key::kPrompt);
+  for (std::size_t i = 0; i < held_out.size(); ++i) {
+    rows.add(i);
+    prompts.add(i);
+  }
+  std::vector<Leak> leaks;
+  for (std::size_t i = 0; i < train.size(); ++i) {
+    const auto prompt = prompts.find(train[i]);
+    if (!prompt) continue;
+    const auto row = rows.find(train[i]);
+    leaks.push_back({.train = i, .held_out = row.value_or(*prompt), .whole_row = row.has_value()});
+  }
+  return leaks;
+}
+
+std::string settle_leaks(Dataset& train, const Dataset& held_out, RowPolicy policy,
+                         std::string_view path) {
+  const auto leaks = find_leaks(train.pairs, held_out.pairs);
+  if (leaks.empty()) return {};
+  std::vector<std::int64_t> lines;
+  for (const Leak& leak : leaks) lines.push_back(train.lines[leak.train]);
+  if (policy == RowPolicy::kError) {
+    throw DataError(
+        fmt::format("{}:{}: expected a prompt that is not held out, got that of line {} of the "
+                    "held-out rows; the option leak = 'drop' leaves such rows out of training",
+                    path, lines.front(), held_out.lines[leaks.front().held_out]));
+  }
+  if (policy == RowPolicy::kKeep) return detail::defect_line("kept", kReason, lines);
+  if (leaks.size() == train.pairs.size()) {
+    throw DataError(
+        fmt::format("{}: expected a row to train on, got none: the prompts of all {} are held out",
+                    path, leaks.size()));
+  }
+  remove_leaks(train, leaks);
+  return detail::defect_line("dropped", kReason, lines);
+}
+
+}  // namespace prefopt

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "data/pair_index.h"
+
+#include <bit>
+
+#include "core/random.h"
+
+namespace prefopt::detail {
+namespace {
+
+std::uint64_t mixed(std::uint64_t state, std::uint64_t value) { return splitmix64(state ^ value); }
+
+std::uint64_t mixed(std::uint64_t state, const std::vector<std::int64_t>& ids) {
+  state = mixed(state, ids.size());
+  for (const std::int64_t id : ids) state = mixed(state, static_cast<std::uint64_t>(id));
+  return state;
+}
+
+// As bits, so that a value that is not there equals another such.
+std::uint64_t column_bits(const TokenPair& pair, std::size_t column) {
+  return std::bit_cast<std::uint64_t>(pair.columns[static_cast<Column>(column)]);
+}
+
+}  // namespace
+
+std::uint64_t PairIndex::hash(const TokenPair& pair) const {
+  std::uint64_t state = mixed(0, pair.prompt);
+  if (key_ == Key::kPrompt) return state;
+  for (const auto* completion : {&pair.chosen, &pair.rejected, &pair.gold}) {
+    state = mixed(state, *completion);
+  }
+  for (std::size_t i = 0; i < kColumnKeys.size(); ++i) state = mixed(state, column_bits(pair, i));
+  return state;
+}
+
+bool PairIndex::equal(const TokenPair& a, const TokenPair& b) const {
+  if (a.prompt != b.prompt) return false;
+  if (key_ == Key::kPrompt) return true;
+  for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
+    if (column_bits(a, i) != column_bits(b, i)) return false;
+  }
+  return a.chosen == b.chosen && a.rejected == b.rejected && a.gold == b.gold;
+}
+
+std::optional<std::size_t> PairIndex::find(const TokenPair& pair) const {
+  const auto [first, last] = places_.equal_range(hash(pair));
+  for (auto at = first; at != last; ++at) {
+    if (equal(pairs_[at->second], pair)) return at->second;
+  }
+  return std::nullopt;
+}
+
+void PairIndex::add(std::size_t place) {
+  if (!find(pairs_[place])) places_.emplace(hash(pairs_[place]), place);
+}
+
+}  // namespace prefopt::detail

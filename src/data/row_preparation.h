@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What can be done to a row apart from the others: from a line to token ids under the budgets, and
+// what is wrong with it.
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "prefopt/data/dataset.h"
+
+namespace prefopt::detail {
+
+enum class RowDefect {
+  kMalformed,
+  kMissingKey,
+  kInvalidUtf8,
+  kNoToken,          ///< a completion without even an end token
+  kEmptyCompletion,  ///< the end token alone
+  kEmptyPrompt,
+  kIdentical,
+  kLongPrompt,
+  kDuplicate,
+};
+
+/// As reports name it.
+std::string_view defect_name(RowDefect defect);
+
+/// What the options do with a defect, and the option that says so.
+struct AppliedPolicy {
+  RowPolicy policy;
+  std::string_view option;
+};
+AppliedPolicy policy_for(RowDefect defect, const DataOptions& options);
+
+/// What the budgets took away.
+struct Cuts {
+  bool prompt = false;
+  std::int64_t completions = 0;
+  std::int64_t tokens = 0;
+};
+
+struct TokenCounts {
+  std::int64_t prompt = 0;
+  std::int64_t chosen = 0;
+  std::int64_t rejected = 0;
+};
+
+struct PreparedRow {
+  std::exception_ptr error;  ///< what ends the reading, whatever the policies
+  /// In the order in which policies are asked. A row that could not be read has one, and `refusal`.
+  std::vector<RowDefect> defects;
+  std::string refusal;  ///< what was expected and found, led by the place
+  TokenPair pair;
+  TokenCounts uncut;  ///< tokens before the budgets
+  Cuts cuts;
+  std::int64_t end_id = -1;       ///< the token that the completions should end in; -1: none
+  std::int64_t ended_before = 0;  ///< of chosen and rejected, how many did before the budgets
+};
+
+/// Throws ConfigError, led by `where`.
+void check_data_options(const DataOptions& options, std::string_view where);
+
+/// Tokens and defects of a row. `needs` null: whatever completions it has.
+PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
+                        const DataOptions& options, const RowNeeds* needs);
+
+/// The same from each line of a file that is not blank, up to max_rows of them: calls `take` with
+/// the rows in their order, while they are prepared in parts on LibTorch's threads. `chat_format`
+/// of the options has to be a format, not "auto".
+void prepare_file(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
+                  const RowNeeds* needs,
+                  const std::function<void(std::int64_t line, PreparedRow row)>& take);
+
+/// A refusal without the place and what was found there: rows with one defect share it.
+std::string refusal_reason(const std::string& refusal, const std::string& path, std::int64_t line);
+
+bool ends_in(const std::vector<std::int64_t>& completion, std::int64_t end_id);
+
+/// `PATH:LINE`.
+std::string row_place(const std::string& path, std::int64_t line);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+
+namespace prefopt::kernels::cpu {
+
+/// The instructions that the kernels run with on this machine, by Highway's name: AVX3_ZEN4, AVX3,
+/// AVX2, …
+std::string simd_target();
+
+}  // namespace prefopt::kernels::cpu

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <string>
+
+#include "support/catch.h"
+#include "support/cli.h"
+#include "support/files.h"
+#include "support/temp_dir.h"
+
+namespace prefopt::testing_support {
+namespace {
+
+using nlohmann::json;
+
+const std::string kGood = R"({"prompt": "ab", "chosen": "cdef", "rejected": "cx"}
+{"prompt": "ab", "chosen": "zz", "rejected": "y"}
+)";
+
+TEST_CASE("prefopt data check: a clean file", "[cli]") {
+  const TempDir folder;
+  put(folder.file("rows.jsonl"), kGood);
+  const CliResult result = run_cli({"data", "check", "--data", folder.file("rows.jsonl")});
+  CHECK(result.code == 0);
+  CHECK(result.err == "");
+  const std::string bar(40, '#');
+  CHECK(result.out ==
+        "train: 2 of 2 rows can be used\n"
+        "  kinds       2 pairs\n"
+        "  prompts     1 different, 1 row with that of an earlier one\n"
+        "  truncated   none\n"
+        "  end tokens  of 4 completions 4 before truncation, 4 after\n"
+        "  sharing     25 tokens apart, 19 with prompts once (24.0 % saved), 18 with what "
+        "completions begin with once (28.0 % saved)\n"
+        "  prompt      6 tokens, 3 to 3 a row, mean 3.0, median 3, 95 % up to 3, 99 % up to 3\n"
+        "                  0+                                          0\n"
+        "                  1+                                          0\n"
+        "                  2+                                          0\n"
+        "                  3+ " +
+            bar +
+            " 2\n"
+            "  chosen      8 tokens, 3 to 5 a row, mean 4.0, median 3, 95 % up to 5, 99 % up to 5\n"
+            "                  0+                                          0\n"
+            "                  1+                                          0\n"
+            "                  2+                                          0\n"
+            "                  3+ " +
+            bar +
+            " 1\n"
+            "                  4+                                          0\n"
+            "                  5+ " +
+            bar +
+            " 1\n"
+            "  rejected    5 tokens, 2 to 3 a row, mean 2.5, median 2, 95 % up to 3, 99 % up to 3\n"
+            "                  0+                                          0\n"
+            "                  1+                                          0\n"
+            "                  2+ " +
+            bar +
+            " 1\n"
+            "                  3+ " +
+            bar + " 1\n");
+}
+
+TEST_CASE("prefopt data check: rows that would be refused", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("rows.jsonl");
+  put(file, kGood + R"({"prompt": "a", "chosen": "b"})" + "\n" +
+                R"({"prompt": "ab", "chosen": "zz", "rejected": "y"})" + "\n");
+  const CliResult result = run_cli({"data", "check", "--data", file});
+  CHECK(result.code == 3);
+  CHECK(result.err == "prefopt: " + file +
+                          ": expected rows that can all be used, got 1 of 4 that would be "
+                          "refused\n");
+  CHECK(
+      result.out.starts_with("train: 3 of 4 rows can be used\n"
+                             "  kinds       3 pairs\n"
+                             "  refused     1 row: expected a key 'rejected' (unusable = 'drop'; " +
+                             file +
+                             ":3)\n"
+                             "  remark      1 row: same as an earlier row (duplicate = 'keep'; " +
+                             file + ":4)\n"));
+  // Options of a run, in a file or not, and limits by name.
+  put(folder.file("options.json"), R"({"duplicate": "error", "missing_key": "error"})");
+  const CliResult strict =
+      run_cli({"data", "check", "--data", file, "--options", "@" + folder.file("options.json"),
+               "--max-completion-length", "3", "--json"});
+  CHECK(strict.code == 3);
+  const json report = json::parse(strict.out);
+  CHECK(report["refused"] == 2);
+  CHECK(report["train"]["defects"][1] == json{{"defect", "same as an earlier row"},
+                                              {"option", "duplicate"},
+                                              {"policy", "error"},
+                                              {"rows", {{{"file", file}, {"line", 4}}}}});
+  CHECK(report["train"]["truncated"]["tokens"] == 2);
+  CHECK(report["train"]["lengths"]["chosen"]["histogram"]["counts"] == json{0, 0, 0, 1, 0, 1});
+}
+
+TEST_CASE("prefopt data check: leaks into the held-out rows", "[cli]") {
+  const TempDir folder;
+  const std::string train = folder.file("train.jsonl"), eval = folder.file("eval.jsonl");
+  put(train, kGood);
+  put(eval, R"({"prompt": "ab", "chosen": "zz", "rejected": "y"})");
+  const CliResult result = run_cli({"data", "check", "--data", train, "--eval", eval});
+  CHECK(result.code == 0);
+  CHECK(result.out.ends_with(
+      "leaks: 2 training rows with a held-out prompt, 1 of them equal to a held-out row\n"
+      "  remark      2 rows (leak = 'keep'; " +
+      train + ":1, " + train + ":2)\n"));
+  CHECK(run_cli(
+            {"data", "check", "--data", train, "--eval", eval, "--options", R"({"leak": "drop"})"})
+            .code == 3);
+}
+
+TEST_CASE("prefopt data check: what a loss needs", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("rows.jsonl");
+  put(file, R"({"prompt": "a", "completion": "b", "label": true})");
+  CHECK(cli_json({"data", "check", "--data", file, "--json"})["train"]["labelled"] == 1);
+  CHECK(run_cli({"data", "check", "--data", file, "--loss", R"({"type": "kto"})"}).code == 0);
+  CHECK(run_cli({"data", "check", "--data", file, "--loss", R"({"type": "dpo"})"}).code == 3);
+}
+
+TEST_CASE("prefopt train: leaks are settled and said before the first step", "[cli]") {
+  const TempDir folder;
+  const std::string train = folder.file("train.jsonl"), eval = folder.file("eval.jsonl");
+  put(train, kGood + R"({"prompt": "other", "chosen": "b", "rejected": "c"})" + "\n");
+  put(eval, R"({"prompt": "ab", "chosen": "zz", "rejected": "y"})");
+  const auto run_with = [&](const std::string& policy) {
+    const json config = {{"output_dir", folder.file("run")},
+                         {"model",
+                          {{"decoder",
+                            {{"hidden_size", 16},
+                             {"intermediate_size", 32},
+                             {"num_hidden_layers", 1},
+                             {"num_attention_heads", 2},
+                             {"num_key_value_heads", 1}}}}},
+                         {"data", {{"train", train}, {"eval", eval}, {"leak", policy}}},
+                         {"train", {{"steps", 1}, {"batch_size", 1}, {"threads", 1}}}};
+    put(folder.file("run.json"), config.dump());
+    return run_cli({"train", "--config", folder.file("run.json"), "--dry-run"});
+  };
+  const CliResult kept = run_with("keep");
+  CHECK(kept.code == 0);
+  CHECK(kept.err.find("data.train: kept 2 rows: prompt of a held-out row (lines 1, 2)\n") !=
+        std::string::npos);
+  const CliResult dropped = run_with("drop");
+  CHECK(dropped.code == 0);
+  CHECK(dropped.err.find("data.train: dropped 2 rows: prompt of a held-out row (lines 1, 2)\n") !=
+        std::string::npos);
+  const CliResult refused = run_with("error");
+  CHECK(refused.code == 3);
+  CHECK(refused.err.find("prefopt: " + train +
+                         ":1: expected a prompt that is not held out, got that of line 1 of the "
+                         "held-out rows; the option leak = 'drop' leaves such rows out of "
+                         "training\n") != std::string::npos);
+}
+
+TEST_CASE("prefopt data check: usage", "[cli]") {
+  check_cli_refused({"data"}, 2, "A subcommand is required; see prefopt --help");
+  check_cli_refused({"data", "check"}, 2, "--data is required; see prefopt data check --help");
+  check_cli_refused({"data", "check", "--data", "x", "--options", R"({"duplicates": "drop"})"}, 2,
+                    "--options: expected a known option, got 'duplicates'; did you mean "
+                    "'duplicate'?");
+}
+
+}  // namespace
+}  // namespace prefopt::testing_support

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <filesystem>
+#include <string>
+
+#include "support/catch.h"
+#include "support/cli.h"
+#include "support/files.h"
+#include "support/temp_dir.h"
+
+namespace prefopt::testing_support {
+namespace {
+
+using nlohmann::json;
+
+const std::string kModel = PREFOPT_TEST_DATA_DIR "/tiny-llama/policy";
+
+/// The finding about what begins with `subject`.
+json finding(const json& report, const std::string& subject) {
+  for (const json& one : report["findings"]) {
+    if (one["subject"].get<std::string>().starts_with(subject)) return one;
+  }
+  FAIL("no finding about " + subject);
+  return {};
+}
+
+TEST_CASE("prefopt doctor: a machine that is well", "[cli]") {
+  const TempDir folder;
+  put(folder.file("rows.jsonl"), R"({"prompt": "a", "chosen": "b", "rejected": "c"})");
+  const std::string out = folder.file("runs");
+  const json report = cli_json(
+      {"doctor", "--model", kModel, "--data", folder.file("rows.jsonl"), "--out", out, "--json"});
+  for (const std::string subject : {"processor", "CUDA", "threads", "LibTorch", "memory"}) {
+    CAPTURE(subject);
+    CHECK(finding(report, subject)["status"] != "problem");
+    CHECK_FALSE(finding(report, subject)["found"].get<std::string>().empty());
+  }
+  CHECK(finding(report, "kernels")["status"] == "ok");
+  CHECK(finding(report, "folder")["found"].get<std::string>().find("MiB/s, fsync takes ") !=
+        std::string::npos);
+  CHECK(std::filesystem::is_empty(out));
+  CHECK(finding(report, "model")["status"] == "ok");
+  CHECK(finding(report, "model")["found"].get<std::string>().ends_with(
+      " parameters, all finite, 512 tokens"));
+  CHECK(finding(report, "data")["found"] ==
+        "1 rows that can be used; `prefopt data check` says more");
+
+  const CliResult text = run_cli({"doctor", "--out", out});
+  CHECK(text.code == 0);
+  CHECK(text.err == "");
+  CHECK(text.out.find("\nok       kernels: log-probs and gradients within ") != std::string::npos);
+}
+
+TEST_CASE("prefopt doctor: files that are not well", "[cli]") {
+  const TempDir folder;
+  const std::string rows = folder.file("rows.jsonl");
+  put(rows, R"({"prompt": "a", "chosen": "b", "rejected": "c"})"
+            "\n{\"prompt\": \"a\"\n");
+  const CliResult result = run_cli({"doctor", "--data", rows, "--out", folder.path()});
+  CHECK(result.code == 3);
+  CHECK(result.out.find("\nproblem  data " + rows + ": " + rows + ":2: expected JSON, got ") !=
+        std::string::npos);
+  CHECK(result.err.starts_with("prefopt: " + rows + ":2: expected JSON, got "));
+
+  const CliResult model =
+      run_cli({"doctor", "--model", folder.file("none"), "--out", folder.path()});
+  CHECK(model.code == 4);
+  CHECK(model.err == "prefopt: " + folder.file("none") +
+                         "/config.json: expected a readable file, got No such file or directory\n");
+
+  const CliResult out = run_cli({"doctor", "--out", rows});
+  CHECK(out.code == 4);
+  CHECK(out.err == "prefopt: " + rows + ": expected a folder to write to, got 'Not a directory'\n");
+  CHECK(out.out.find("\nproblem  folder " + rows + ": ") != std::string::npos);
+}
+
+TEST_CASE("prefopt doctor: threads are those of the environment", "[cli]") {
+  const TempDir folder;
+  const CliResult result =
+      run_cli({"doctor", "--out", folder.path(), "--json"}, "OMP_NUM_THREADS=1");
+  REQUIRE(result.code == 0);
+  const std::string threads = finding(json::parse(result.out), "threads")["found"];
+  CHECK(threads.starts_with("1 of LibTorch on "));
+  CHECK(threads.ends_with(", OMP_NUM_THREADS=1"));
+}
+
+}  // namespace
+}  // namespace prefopt::testing_support
