@@ -155,7 +155,7 @@ std::vector<std::string> configurations() {
            R"({"type": "ipo", "ld_alpha": 0, "weighting": "sampled_alignment"})",
            R"({"type": "dpo", "weighting": "unaligned", "clamp_weighting": true})",
            R"({"type": "dpo", "margin_scale": 0.7, "use_label_probs": true, "use_weights": true})",
-           R"({"type": "sppo", "soft": true, "use_label_probs": true})",
+           R"({"type": "sppo", "soft": true, "use_weights": true})",
            R"({"type": "bco_pair", "running_delta": true})",
            R"({"type": "kto", "desirable_weight": 2, "use_weights": true})",
            R"({"type": "kto", "estimate_kl": false})",
