@@ -103,7 +103,7 @@ std::string quote_non_finite(std::string_view line) {
 // As it stood in the file.
 std::string shown(const Json& value) {
   const bool quoted_here = value.is_string() && holds(kNonFinite, value.get<std::string>());
-  return quoted_here ? value.get<std::string>() : detail::dump_json(value);
+  return quoted_here ? value.get<std::string>() : detail::shown_json(value);
 }
 
 CompletionLogps read_completion(const Json& value, std::string_view where) {
@@ -140,10 +140,12 @@ std::vector<CompletionLogps> read_samples(const Json& value, std::string_view wh
 
 // A length given beside the log-probs.
 void set_length(CompletionLogps& completion, const Json& value, std::string_view where) {
-  if (!value.is_number_unsigned() || value.get<std::uint64_t>() == 0) {
+  constexpr std::uint64_t kMostTokens = std::uint64_t{1} << 53;  // a double counts so far
+  const auto given = value.is_number_unsigned() ? value.get<std::uint64_t>() : 0;
+  if (given == 0 || given > kMostTokens) {
     throw DataError(fmt::format("{}: expected a count of tokens, got {}", where, shown(value)));
   }
-  const auto tokens = value.get<std::int64_t>();
+  const auto tokens = static_cast<std::int64_t>(given);
   if (completion.tokens && *completion.tokens != tokens) {
     throw DataError(fmt::format("{}: expected {}, the length of the list, got {}", where,
                                 *completion.tokens, tokens));
@@ -193,7 +195,8 @@ class RowReader {
       if (key.name == name) return key;
       known.push_back(key.name);
     }
-    throw DataError(fmt::format("{}: expected a known key, got '{}'{}", where_, name,
+    throw DataError(fmt::format("{}: expected a known key, got '{}'{}", where_,
+                                detail::shown_text(std::string(name)),
                                 detail::did_you_mean(name, known)));
   }
 

@@ -44,7 +44,7 @@ void apply_set(const std::string& set, Json& config) {
     if (inner.is_null()) inner = Json::object();
     if (!inner.is_object()) {
       throw ConfigError(fmt::format("{}: expected {} to be an object, got {}", where,
-                                    path.substr(0, dot), detail::dump_json(inner)));
+                                    path.substr(0, dot), detail::shown_json(inner)));
     }
     object = &inner;
     begin = dot + 1;
@@ -57,7 +57,7 @@ RunOptions read_options(const TrainArguments& arguments) {
                                                 arguments.config);
   if (!config.is_object()) {
     throw ConfigError(fmt::format("{}: expected an object of options, got {}", arguments.config,
-                                  detail::dump_json(config)));
+                                  detail::shown_json(config)));
   }
   for (const std::string& set : arguments.sets) apply_set(set, config);
   const std::string_view with_sets = arguments.sets.empty() ? "" : " with --set";

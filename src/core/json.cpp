@@ -2,6 +2,8 @@
 #include "core/json.h"
 
 #include <set>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace prefopt::detail {
@@ -13,7 +15,7 @@ constexpr int kMaxDepth = 64;
 std::string short_reason(const nlohmann::json::exception& error) {
   std::string text = error.what();
   if (const auto id_end = text.find("] "); id_end != std::string::npos) text.erase(0, id_end + 2);
-  return text;
+  return shown_text(std::move(text));
 }
 
 std::string_view type_name(nlohmann::json::value_t type) {
@@ -53,11 +55,17 @@ Value parse_json_or_throw(std::string_view text) {
       case Event::array_end:
         keys_by_level.pop_back();
         break;
-      case Event::key:
-        if (!keys_by_level.back().insert(parsed.template get<std::string>()).second) {
-          throw JsonDefect(fmt::format("the key '{}' twice", parsed.template get<std::string>()));
+      case Event::key: {
+        std::set<std::string>& keys = keys_by_level.back();
+        if (!keys.insert(parsed.template get<std::string>()).second) {
+          throw JsonDefect(
+              fmt::format("the key '{}' twice", shown_text(parsed.template get<std::string>())));
+        }
+        if (std::is_same_v<Value, Json> && keys.size() > kMaxOrderedKeys) {
+          throw JsonDefect(fmt::format("an object of more than {} keys", kMaxOrderedKeys));
         }
         break;
+      }
       case Event::value:
         break;
     }
@@ -78,6 +86,20 @@ std::string_view json_type_name(const SortedJson& value) { return type_name(valu
 
 std::string dump_json(const Json& value, int indent) {
   return value.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+std::string shown_text(std::string text) {
+  constexpr std::size_t kMostBytes = 300;
+  const bool fits = text.size() <= kMostBytes;
+  if (!fits) {
+    std::size_t end = kMostBytes;
+    while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+    text.resize(end);
+  }
+  for (auto at = text.find('\0'); at != std::string::npos; at = text.find('\0', at)) {
+    text.replace(at, 1, "\uFFFD");
+  }
+  return fits ? text : text + "…";
 }
 
 }  // namespace prefopt::detail

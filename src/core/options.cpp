@@ -140,7 +140,7 @@ class Reader final : public FieldVisitor {
     const auto at = std::find(names.begin(), names.end(), given);
     if (at == names.end()) {
       throw ConfigError(fmt::format("{}: expected {} to be one of {}, got '{}'{}", level().where,
-                                    field.name, join(names), given,
+                                    field.name, join(names), detail::shown_text(given),
                                     detail::did_you_mean(given, names)));
     }
     value = static_cast<std::size_t>(at - names.begin());
@@ -166,7 +166,8 @@ class Reader final : public FieldVisitor {
       const auto& known = level().known;
       if (std::find(known.begin(), known.end(), item.key()) == known.end()) {
         throw ConfigError(fmt::format("{}: expected a known option, got '{}'{}", level().where,
-                                      item.key(), detail::did_you_mean(item.key(), known)));
+                                      detail::shown_text(item.key()),
+                                      detail::did_you_mean(item.key(), known)));
       }
     }
   }
@@ -202,7 +203,7 @@ class Reader final : public FieldVisitor {
 
   [[noreturn]] void wrong_type(const Field& field, std::string_view expected, const Json& got) {
     throw ConfigError(fmt::format("{}: expected {} to be {}, got {}", level().where, field.name,
-                                  expected, detail::dump_json(got)));
+                                  expected, detail::shown_json(got)));
   }
 
   std::vector<Level> levels_;
@@ -289,8 +290,8 @@ class Describer final : public FieldVisitor {
 void read_fields(const FieldList& fields, std::string_view json, std::string_view where) {
   const Json object = detail::parse_json<ConfigError>(json, where);
   if (!object.is_object()) {
-    throw ConfigError(
-        fmt::format("{}: expected an object of options, got {}", where, detail::dump_json(object)));
+    throw ConfigError(fmt::format("{}: expected an object of options, got {}", where,
+                                  detail::shown_json(object)));
   }
   Reader reader(object, where);
   fields(reader);

@@ -35,8 +35,11 @@ std::string nearest(std::string_view name, const std::vector<std::string_view>& 
   constexpr std::size_t kPrefix = 1000;
   std::size_t best_distance = kPrefix + 1;
   for (std::string_view candidate : candidates) {
-    std::size_t distance = edit_distance(name, candidate);
-    if (distance > std::max<std::size_t>(1, candidate.size() / 3) || distance >= name.size()) {
+    const std::size_t most = std::max<std::size_t>(1, candidate.size() / 3);
+    // A name may be as long as a file; its length alone tells that it is none of these.
+    std::size_t distance =
+        name.size() > candidate.size() + most ? most + 1 : edit_distance(name, candidate);
+    if (distance > most || distance >= name.size()) {
       if (std::min(name.size(), candidate.size()) < 3 ||
           !(candidate.starts_with(name) || name.starts_with(candidate))) {
         continue;

@@ -407,6 +407,10 @@ class BpeTokenizer final : public Tokenizer {
     for (const AddedToken& added : vocabulary_.added) {
       if (added.content.empty())
         fail(fmt::format("the added token {} to hold text, got none", added.id));
+      // One that began within a character would cut texts there.
+      if (detail::find_invalid_utf8(added.content) != std::string_view::npos) {
+        fail(fmt::format("the added token {} in UTF-8, got other bytes", added.id));
+      }
       const Id known = index.find(added.content);
       const auto id = static_cast<std::size_t>(added.id);
       const auto refuse = [&](std::string_view why) {

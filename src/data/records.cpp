@@ -21,7 +21,7 @@
 namespace prefopt {
 namespace {
 
-using detail::Json;
+using Json = detail::SortedJson;  // a row may have any number of keys
 
 constexpr std::string_view kAssistantTurn = "\n\nAssistant:";
 
@@ -88,7 +88,7 @@ class RowReader {
            range.max == 1   ? " in [0, 1]"
            : range.min == 0 ? " of at least 0"
                             : "",
-           value.is_primitive() ? detail::dump_json(value)
+           value.is_primitive() ? detail::shown_json(value)
                                 : std::string(detail::json_type_name(value)));
     }
     return x;
@@ -171,7 +171,7 @@ class RowReader {
           {message_field(message, "role", key), message_field(message, "content", key)});
       if (!ChatWriter::knows_role(result.back().role)) {
         fail("expected a role 'system', 'user' or 'assistant' in '{}', got '{}'", key,
-             result.back().role);
+             detail::shown_text(result.back().role));
       }
     }
     return result;
@@ -197,7 +197,7 @@ class RowReader {
       // The parser stores a non-negative integer as unsigned, and as a float beyond 64 bits.
       if (!id.is_number_unsigned() || id.get<std::uint64_t>() > INT64_MAX) {
         fail("expected '{}' to be a list of non-negative integers, got {} in it", key,
-             id.is_number() ? detail::dump_json(id) : std::string(detail::json_type_name(id)));
+             id.is_number() ? detail::shown_json(id) : std::string(detail::json_type_name(id)));
       }
       result.push_back(id.get<std::int64_t>());
     }
@@ -411,7 +411,7 @@ PreferenceRow detail::parse_line(std::string_view json, std::string_view where,
   }
   const ChatWriter chat(chat_format, where);
   try {
-    const Json row = parse_json<DataError>(json, where);
+    const auto row = parse_json<DataError, SortedJson>(json, where);
     if (!row.is_object()) {
       throw DataError(fmt::format("{}: expected an object, got {}", where, json_type_name(row)));
     }

@@ -39,7 +39,7 @@ class Node {
     if (json_->is_object() || json_->is_array()) return std::string(json_type_name(*json_));
     if (json_->is_string()) {
       const auto& text = json_->get_ref<const std::string&>();
-      return text.size() > kMaxShown ? "a long text" : fmt::format("'{}'", text);
+      return text.size() > kMaxShown ? "a long text" : fmt::format("'{}'", shown_text(text));
     }
     return json_->dump();
   }
@@ -72,7 +72,7 @@ class Node {
     if (!json_->is_object()) fail("an object");
     for (const auto& [key, value] : json_->items()) {
       if (std::find(known.begin(), known.end(), key) == known.end()) {
-        fail("no other fields than those known here", fmt::format("'{}'", key));
+        fail("no other fields than those known here", fmt::format("'{}'", shown_text(key)));
       }
     }
   }
@@ -124,13 +124,15 @@ void read_vocabulary(const Node& vocab, BpeVocabulary& result) {
   const std::uint64_t limit = std::min(count + kMaxGaps, kMaxTokens);
   for (const auto& [token, id] : vocab.json().items()) {
     const bool in_range = id.is_number_unsigned() && id.get<std::uint64_t>() < limit;
-    if (!in_range) vocab.fail(fmt::format("an id in [0, {}) of '{}'", limit, token), dump_id(id));
+    if (!in_range) {
+      vocab.fail(fmt::format("an id in [0, {}) of '{}'", limit, shown_text(token)), dump_id(id));
+    }
     if (token.empty()) vocab.fail("tokens of one character at least", "an empty one");
     const auto at = id.get<std::size_t>();
     if (at >= result.tokens.size()) result.tokens.resize(at + 1);
     if (!result.tokens[at].empty()) {
-      vocab.fail(fmt::format("an id of its own for '{}'", token),
-                 fmt::format("{}, which '{}' has too", at, result.tokens[at]));
+      vocab.fail(fmt::format("an id of its own for '{}'", shown_text(token)),
+                 fmt::format("{}, which '{}' has too", at, shown_text(result.tokens[at])));
     }
     result.tokens[at] = token;
   }

@@ -23,7 +23,7 @@ void check_term(const Json& term) {
   const auto fail = [&] {
     throw ConfigError(fmt::format(
         "mix: expected terms of the form {{\"weight\": number, \"loss\": {{\"type\": …}}}}, got {}",
-        detail::dump_json(term)));
+        detail::shown_json(term)));
   };
   if (!term.is_object() || !term.contains("loss")) fail();
   for (const auto& item : term.items()) {
@@ -86,7 +86,7 @@ MixLoss::MixLoss(MixOptions options) : options_(std::move(options)) {
   const Json terms = detail::parse_json<ConfigError>(options_.terms, "mix");
   if (!terms.is_array() || terms.empty()) {
     throw ConfigError(fmt::format("mix: expected terms to be a list of at least one, got {}",
-                                  detail::dump_json(terms)));
+                                  detail::shown_json(terms)));
   }
   Json full = Json::array();
   for (const Json& term : terms) {

@@ -59,13 +59,13 @@ Loss make_loss(std::string_view config_json) {
   Json config = detail::parse_json<ConfigError>(config_json, "loss");
   if (!config.is_object()) {
     throw ConfigError(fmt::format("loss: expected an object with a key 'type', got {}",
-                                  detail::dump_json(config)));
+                                  detail::shown_json(config)));
   }
   detail::translate_trl(config);
   const auto type = config.find("type");
   if (type == config.end() || !type->is_string()) {
     throw ConfigError(fmt::format("loss: expected a key 'type' that names a loss, got {}",
-                                  detail::dump_json(config)));
+                                  detail::shown_json(config)));
   }
   const LossEntry& entry = find_loss(config["type"].get<std::string>());
   config.erase("type");

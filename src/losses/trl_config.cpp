@@ -99,11 +99,11 @@ class Options {
         throw ConfigError(fmt::format(
             "loss: expected no label_smoothing with {}, got {}; TRL ignores it there, the type "
             "'dpo' smooths labels",
-            dump_json(types), dump_json(value)));
+            shown_json(types), shown_json(value)));
       }
       if (types.size() > 1) {
         throw ConfigError(
-            fmt::format("loss: expected an option of one of {}, got '{}'", dump_json(types), key));
+            fmt::format("loss: expected an option of one of {}, got '{}'", shown_json(types), key));
       }
       first[key] = value;
     }
@@ -148,7 +148,7 @@ void check_types(const Json& given, const Json& types, const Json& weights) {
   throw ConfigError(fmt::format(
       "loss: expected loss_type to be a name or a list of them, with as many loss_weights or none, "
       "got {} with loss_weights {}",
-      dump_json(given), dump_json(weights)));
+      shown_json(given), shown_json(weights)));
 }
 
 void erase_nulls(Json& config) {

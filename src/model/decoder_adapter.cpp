@@ -100,18 +100,18 @@ LoraOptions read_adapter_config(const std::string& path) {
   if (!json.is_object()) fail("an object", detail::json_type_name(json));
   if (!json.contains("peft_type") || json["peft_type"] != "LORA") {
     fail(R"(peft_type to be "LORA")",
-         json.contains("peft_type") ? detail::dump_json(json["peft_type"]) : "none");
+         json.contains("peft_type") ? detail::shown_json(json["peft_type"]) : "none");
   }
   Json known = Json::object();
   for (const auto& [name, value] : json.items()) {
     if (name == "r" || name == "lora_alpha" || name == "use_rslora" || name == "target_modules") {
       known[name] = value;
     } else if (name == "bias" && value != "none") {
-      fail(R"(bias to be "none")", detail::dump_json(value));
+      fail(R"(bias to be "none")", detail::shown_json(value));
     } else if (name != "peft_type" && name != "bias" && !contains(kHarmless, name) &&
                !says_nothing(value)) {
       fail("fields that this decoder understands",
-           fmt::format("'{}': {}", name, detail::dump_json(value)));
+           fmt::format("'{}': {}", name, detail::shown_json(value)));
     }
   }
   for (const char* name : {"r", "lora_alpha", "target_modules"}) {
@@ -134,7 +134,7 @@ void LoraOptions::fields(FieldVisitor& v) {
           target_modules);
 }
 
-// Puts zeros where the adapter belongs.
+// Puts zeros where the adapter belongs, without memory: a file may name any rank.
 void Decoder::place_adapter(const LoraOptions& options) {
   if (impl_->adapter) {
     throw ConfigError("decoder: expected a model without an adapter, got one that has an adapter");
@@ -145,8 +145,8 @@ void Decoder::place_adapter(const LoraOptions& options) {
   for (std::size_t i = 0; i < network.layers.size(); ++i) {
     network.for_each_linear(i, [&](const detail::LinearPlace& place, detail::Linear& map) {
       if (!contains(options.target_modules, last_part(place.name))) return;
-      map.lora_a = at::zeros({options.r, place.in}, like);
-      map.lora_b = at::zeros({place.out, options.r}, like);
+      map.lora_a = at::zeros({}, like).expand({options.r, place.in});
+      map.lora_b = at::zeros({}, like).expand({place.out, options.r});
     });
   }
   network.lora_scale = scale_of(options);
@@ -157,9 +157,12 @@ void Decoder::add_adapter(const LoraOptions& options) {
   place_adapter(checked_adapter(options, "lora"));
   const at::NoGradGuard no_grad;
   for_each_adapter_weight([](const std::string& name, at::Tensor& weight) {
-    if (!name.ends_with("lora_A.weight")) return;
-    const double bound = 1 / std::sqrt(static_cast<double>(weight.size(1)));
-    weight.copy_((at::rand(weight.sizes(), weight.options()) * 2 - 1) * bound);
+    if (name.ends_with("lora_A.weight")) {
+      const double bound = 1 / std::sqrt(static_cast<double>(weight.size(1)));
+      weight = (at::rand(weight.sizes(), weight.options()) * 2 - 1) * bound;
+    } else {
+      weight = weight.contiguous();
+    }
   });
   train_adapter_only();
 }
@@ -289,7 +292,7 @@ void Decoder::load_adapter(const std::string& directory) {
           path, name, c10::str(weight.sizes()), c10::str(at->second.sizes()),
           c10::toString(at->second.scalar_type())));
     }
-    weight.copy_(at->second);
+    weight = at->second.to(weight.options(), /*non_blocking=*/false, /*copy=*/true);
     left.erase(at);
   });
   if (!left.empty()) {

@@ -243,7 +243,7 @@ class ConfigReader {
       return *family;
     }
     fail(R"(model_type to be "llama", "mistral", "qwen2" or "qwen3")",
-         type ? dump_json(*type) : "none");
+         type ? shown_json(*type) : "none");
   }
 
   void check_names() const {
@@ -260,16 +260,16 @@ class ConfigReader {
     for (const auto& [name, value] : required_values()) {
       const Json* given = find(name);
       if (given && *given != value) {
-        fail(fmt::format("{} to be {}", name, dump_json(value)), dump_json(*given));
+        fail(fmt::format("{} to be {}", name, shown_json(value)), shown_json(*given));
       }
     }
     if (const Json* window = find("sliding_window"); window && !family.window_is_optional) {
-      fail("sliding_window to be null", dump_json(*window));
+      fail("sliding_window to be null", shown_json(*window));
     }
     if (const Json* types = find("layer_types")) {
       const auto is_full = [](const Json& type) { return type == "full_attention"; };
       if (!types->is_array() || !std::all_of(types->begin(), types->end(), is_full)) {
-        fail(R"(layer_types to hold "full_attention" only)", dump_json(*types));
+        fail(R"(layer_types to hold "full_attention" only)", shown_json(*types));
       }
     }
   }
@@ -280,7 +280,7 @@ class ConfigReader {
     options.attention_output_bias = family.has_bias_field && options.attention_bias;
     if (!family.has_bias_field && options.attention_bias != family.fixed_bias) {
       fail(fmt::format("attention_bias to be {} in {}", family.fixed_bias, family.model_type),
-           dump_json(*find("attention_bias")));
+           shown_json(*find("attention_bias")));
     }
   }
 
@@ -292,15 +292,15 @@ class ConfigReader {
     for (const char* name : {"rope_scaling", "rope_parameters"}) {
       const Json* group = find(name);
       if (!group) continue;
-      if (!group->is_object()) fail(fmt::format("{} to be an object", name), dump_json(*group));
+      if (!group->is_object()) fail(fmt::format("{} to be an object", name), shown_json(*group));
       const RopeScaling given = read_rope_scaling(name, *group);
       if (scaling.value_or(given) != given) {
-        fail("rope_parameters that agree with rope_scaling", dump_json(*group));
+        fail("rope_parameters that agree with rope_scaling", shown_json(*group));
       }
       scaling = given;
       if (const auto base = group->find("rope_theta"); base != group->end()) {
         if (theta.value_or(base->get<double>()) != base->get<double>()) {
-          fail(fmt::format("one rope_theta, {}", *theta), dump_json(*base));
+          fail(fmt::format("one rope_theta, {}", *theta), shown_json(*base));
         }
         theta = base->get<double>();
       }
@@ -327,7 +327,7 @@ class ConfigReader {
     const Json type = type_at == group.end() ? Json("default") : *type_at;
     const bool llama3 = type == "llama3";
     if (!llama3 && type != "default") {
-      fail(fmt::format(R"({} of rope_type "default" or "llama3")", name), dump_json(group));
+      fail(fmt::format(R"({} of rope_type "default" or "llama3")", name), shown_json(group));
     }
     RopeScaling scaling;
     std::size_t scaling_fields = 0;
@@ -346,15 +346,15 @@ class ConfigReader {
       } else if (llama3 && is("original_max_position_embeddings")) {
         scaling.original = whole("original_max_position_embeddings", value);
       } else {
-        fail(fmt::format("{} of rope_type {} without {}", name, dump_json(type), item.key()),
-             dump_json(group));
+        fail(fmt::format("{} of rope_type {} without {}", name, shown_json(type), item.key()),
+             shown_json(group));
       }
     }
     if (llama3 && scaling_fields != 4) {
       fail(fmt::format("{} with factor, low_freq_factor, high_freq_factor and "
                        "original_max_position_embeddings",
                        name),
-           dump_json(group));
+           shown_json(group));
     }
     return scaling;
   }
@@ -372,9 +372,9 @@ class ConfigReader {
     if (!given && absent) return *absent;
     if (!given) fail(name, "none");
     const std::int64_t value = whole(name, *given);
-    if (value < 1) fail(fmt::format("{} of at least 1", name), dump_json(*given));
+    if (value < 1) fail(fmt::format("{} of at least 1", name), shown_json(*given));
     if (value > kMaxDecoderSize) {
-      fail(fmt::format("{} of at most {}", name, kMaxDecoderSize), dump_json(*given));
+      fail(fmt::format("{} of at most {}", name, kMaxDecoderSize), shown_json(*given));
     }
     return value;
   }
@@ -382,14 +382,14 @@ class ConfigReader {
   double number(const char* name, double absent) const {
     const Json* given = find(name);
     if (!given) return absent;
-    if (!given->is_number()) fail(fmt::format("{} to be a number", name), dump_json(*given));
+    if (!given->is_number()) fail(fmt::format("{} to be a number", name), shown_json(*given));
     return given->get<double>();
   }
 
   bool flag(const char* name, bool absent) const {
     const Json* given = find(name);
     if (!given) return absent;
-    if (!given->is_boolean()) fail(fmt::format("{} to be true or false", name), dump_json(*given));
+    if (!given->is_boolean()) fail(fmt::format("{} to be true or false", name), shown_json(*given));
     return given->get<bool>();
   }
 
@@ -398,7 +398,7 @@ class ConfigReader {
                       !(given.is_number_unsigned() &&
                         given.get<std::uint64_t>() >
                             static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()));
-    if (!fits) fail(fmt::format("{} to be a whole number", name), dump_json(given));
+    if (!fits) fail(fmt::format("{} to be a whole number", name), shown_json(given));
     return given.get<std::int64_t>();
   }
 

@@ -104,7 +104,11 @@ class Cursor {
       fail(begin, fmt::format("{} of 1 to {} bytes", what, kMaxNameBytes),
            fmt::format("{}", length));
     }
-    return std::string(take(length, what));
+    std::string text(take(length, what));
+    if (const auto zero = text.find('\0'); zero != std::string::npos) {
+      fail(at_ - length + zero, fmt::format("{} without zero bytes", what), "one");
+    }
+    return text;
   }
 
   Kind kind() {
@@ -357,11 +361,12 @@ class Parser {
       cursor_.fail(encoding_begin, fmt::format("a known type of tensor '{}'", tensor.name),
                    fmt::format("{}", id));
     }
-    if (!tensor.shape.empty() && tensor.shape.back() % encoding->values != 0) {
+    const std::int64_t row = tensor.shape.empty() ? 1 : tensor.shape.back();
+    if (row % encoding->values != 0) {
       cursor_.fail(encoding_begin,
                    fmt::format("rows of tensor '{}' in blocks of {} for {}", tensor.name,
                                encoding->values, encoding->name),
-                   fmt::format("{} values", tensor.shape.back()));
+                   fmt::format("{} values", row));
     }
     tensor.type = encoding->name;
     tensor.bytes = values / static_cast<std::uint64_t>(encoding->values) *

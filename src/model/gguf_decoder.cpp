@@ -189,7 +189,7 @@ class ConfigReader {
       if (!has(name)) continue;
       const Json given = json_like(value, key(name));
       if (given != value) {
-        fail(fmt::format("{} to be {}", key(name), dump_json(value)), dump_json(given));
+        fail(fmt::format("{} to be {}", key(name), shown_json(value)), shown_json(given));
       }
     }
   }

@@ -27,6 +27,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "safetensors holds little-endian data");
 
 using detail::Json;
+using detail::SortedJson;
 
 constexpr std::uint64_t kLengthBytes = 8;
 constexpr std::uint64_t kMaxHeader = 100'000'000;
@@ -68,13 +69,15 @@ struct Entry {
 // One tensor's part of the header. `where` names file and tensor.
 class EntryReader {
  public:
-  EntryReader(const Json& fields, std::string where) : fields_(fields), where_(std::move(where)) {}
+  EntryReader(const SortedJson& fields, std::string where)
+      : fields_(fields), where_(std::move(where)) {}
 
   Entry read(std::string name, std::uint64_t data_bytes) const {
-    if (!fields_.is_object()) fail("an object", detail::dump_json(fields_));
+    if (!fields_.is_object()) fail("an object", detail::shown_json(fields_));
     for (const auto& item : fields_.items()) {
       if (item.key() != "dtype" && item.key() != "shape" && item.key() != "data_offsets") {
-        fail("dtype, shape and data_offsets only", fmt::format("'{}'", item.key()));
+        fail("dtype, shape and data_offsets only",
+             fmt::format("'{}'", detail::shown_text(item.key())));
       }
     }
     Entry entry{.name = std::move(name), .dtype = dtype(), .shape = {}, .begin = 0, .end = 0};
@@ -85,17 +88,17 @@ class EntryReader {
 
  private:
   at::ScalarType dtype() const {
-    const Json& given = field("dtype");
+    const SortedJson& given = field("dtype");
     for (const auto& known : kDtypes) {
       if (given == known.name) return known.dtype;
     }
-    fail("dtype to be one of " + dtype_names(), detail::dump_json(given));
+    fail("dtype to be one of " + dtype_names(), detail::shown_json(given));
   }
 
   // Fills the shape and returns the size in bytes.
   std::uint64_t read_shape(Entry& entry) const {
-    const Json& shape = field("shape");
-    if (!is_list_of_sizes(shape)) fail("shape to be a list of sizes", detail::dump_json(shape));
+    const SortedJson& shape = field("shape");
+    if (!is_list_of_sizes(shape)) fail("shape to be a list of sizes", detail::shown_json(shape));
     if (shape.size() > kMaxRank) {
       fail(fmt::format("at most {} dimensions", kMaxRank), fmt::format("{}", shape.size()));
     }
@@ -106,7 +109,7 @@ class EntryReader {
     for (const auto& item : shape) {
       const auto size = item.get<std::uint64_t>();
       if (size != 0 && stride > kMaxBytes / size) {
-        fail("a shape of less than 2^63 bytes", detail::dump_json(shape));
+        fail("a shape of less than 2^63 bytes", detail::shown_json(shape));
       }
       bytes *= size;
       stride *= std::max<std::uint64_t>(size, 1);
@@ -116,9 +119,9 @@ class EntryReader {
   }
 
   void read_offsets(Entry& entry, std::uint64_t bytes, std::uint64_t data_bytes) const {
-    const Json& offsets = field("data_offsets");
+    const SortedJson& offsets = field("data_offsets");
     if (!is_list_of_sizes(offsets) || offsets.size() != 2) {
-      fail("data_offsets to be [begin, end]", detail::dump_json(offsets));
+      fail("data_offsets to be [begin, end]", detail::shown_json(offsets));
     }
     entry.begin = offsets[0].get<std::uint64_t>();
     entry.end = offsets[1].get<std::uint64_t>();
@@ -134,13 +137,13 @@ class EntryReader {
     }
   }
 
-  static bool is_list_of_sizes(const Json& value) {
-    return value.is_array() && std::all_of(value.begin(), value.end(), [](const Json& item) {
+  static bool is_list_of_sizes(const SortedJson& value) {
+    return value.is_array() && std::all_of(value.begin(), value.end(), [](const SortedJson& item) {
              return item.is_number_unsigned();
            });
   }
 
-  const Json& field(const char* name) const {
+  const SortedJson& field(const char* name) const {
     const auto at = fields_.find(name);
     if (at == fields_.end()) fail(fmt::format("'{}'", name), "none");
     return *at;
@@ -150,16 +153,16 @@ class EntryReader {
     throw CheckpointError(fmt::format("{}: expected {}, got {}", where_, expected, got));
   }
 
-  const Json& fields_;
+  const SortedJson& fields_;
   std::string where_;
 };
 
-std::map<std::string, std::string> read_metadata(const Json& given, const std::string& path) {
+std::map<std::string, std::string> read_metadata(const SortedJson& given, const std::string& path) {
   std::map<std::string, std::string> metadata;
-  const auto is_text = [](const Json& value) { return value.is_string(); };
+  const auto is_text = [](const SortedJson& value) { return value.is_string(); };
   if (!given.is_object() || !std::all_of(given.begin(), given.end(), is_text)) {
     throw CheckpointError(fmt::format("{}: expected {} to be an object of texts, got {}", path,
-                                      kMetadataKey, detail::dump_json(given)));
+                                      kMetadataKey, detail::shown_json(given)));
   }
   for (const auto& item : given.items()) metadata[item.key()] = item.value().get<std::string>();
   return metadata;
@@ -177,7 +180,7 @@ void order_and_check_coverage(std::vector<Entry>& entries, std::uint64_t data_by
       throw CheckpointError(fmt::format(
           "{}: tensor '{}': expected data_offsets from {}, where the tensor before it ends, got "
           "[{}, {}]",
-          path, entry.name, covered, entry.begin, entry.end));
+          path, detail::shown_text(entry.name), covered, entry.begin, entry.end));
     }
     covered = entry.end;
   }
@@ -193,7 +196,7 @@ void check_bools(const at::Tensor& tensor, const std::string& name, const std::s
   for (std::int64_t i = 0; i < tensor.numel(); ++i) {
     if (bytes[i] > 1) {
       throw CheckpointError(fmt::format("{}: tensor '{}': expected BOOL bytes of 0 or 1, got {}",
-                                        path, name, bytes[i]));
+                                        path, detail::shown_text(name), bytes[i]));
     }
   }
 }
@@ -265,17 +268,18 @@ class ShardReader {
  public:
   ShardReader(const std::string& directory, const std::string& index)
       : directory_(directory), index_(index) {
-    const Json json =
-        detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(index), index);
+    const auto json = detail::parse_json<CheckpointError, SortedJson>(
+        detail::read_file<CheckpointError>(index), index);
     const auto map = json.is_object() ? json.find("weight_map") : json.end();
     if (map == json.end() || !map->is_object()) {
-      fail("an object with an object 'weight_map'", detail::dump_json(json));
+      fail("an object with an object 'weight_map'", detail::shown_json(json));
     }
     for (const auto& item : map->items()) {
-      const Json& shard = item.value();
+      const SortedJson& shard = item.value();
       if (!shard.is_string() || !is_plain_name(shard.get<std::string>())) {
-        fail(fmt::format("weight_map of '{}' to be the name of a file in this folder", item.key()),
-             detail::dump_json(shard));
+        fail(fmt::format("weight_map of '{}' to be the name of a file in this folder",
+                         detail::shown_text(item.key())),
+             detail::shown_json(shard));
       }
       shard_of_.emplace(item.key(), shard.get<std::string>());
     }
@@ -307,7 +311,8 @@ class ShardReader {
   void check_place(const std::string& name, const std::string& shard) const {
     const auto at = shard_of_.find(name);
     if (at == shard_of_.end()) {
-      fail("the tensors of weight_map only", fmt::format("'{}' in '{}'", name, shard));
+      fail("the tensors of weight_map only",
+           fmt::format("'{}' in '{}'", detail::shown_text(name), shard));
     }
     if (at->second != shard) {
       fail(fmt::format("tensor '{}' in '{}'", name, at->second), fmt::format("it in '{}'", shard));
@@ -319,7 +324,7 @@ class ShardReader {
     for (const auto& [name, tensor] : file.tensors) found.insert(name);
     for (const auto& [name, shard] : shard_of_) {
       if (!found.contains(name)) {
-        fail(fmt::format("tensor '{}' in '{}'", name, shard), "none there");
+        fail(fmt::format("tensor '{}' in '{}'", detail::shown_text(name), shard), "none there");
       }
     }
   }
@@ -388,8 +393,8 @@ SafetensorsFile read_safetensors(const std::string& path) {
     throw CheckpointError(fmt::format("{}: expected a header of at most {} bytes, got {}", path,
                                       longest, header_bytes));
   }
-  const Json header = detail::parse_json<CheckpointError>(bytes.substr(kLengthBytes, header_bytes),
-                                                          path + ": header");
+  const auto header = detail::parse_json<CheckpointError, SortedJson>(
+      bytes.substr(kLengthBytes, header_bytes), path + ": header");
   if (!header.is_object()) {
     throw CheckpointError(fmt::format("{}: header: expected an object, got {}", path,
                                       detail::json_type_name(header)));
@@ -403,7 +408,8 @@ SafetensorsFile read_safetensors(const std::string& path) {
     if (item.key() == kMetadataKey) {
       file.metadata = read_metadata(item.value(), path);
     } else {
-      const EntryReader reader(item.value(), fmt::format("{}: tensor '{}'", path, item.key()));
+      const EntryReader reader(
+          item.value(), fmt::format("{}: tensor '{}'", path, detail::shown_text(item.key())));
       entries.push_back(reader.read(item.key(), data_bytes));
     }
   }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdint>
 #include <filesystem>
 #include <string_view>
 #include <system_error>
@@ -53,22 +54,25 @@ Json read_manifest(const std::string& folder) {
   const std::string path = fmt::format("{}/{}", folder, kManifest);
   Json manifest = parse_json<CheckpointError>(read_file<CheckpointError>(path), path);
   const auto fail = [&](std::string_view expected, const Json& got) {
-    throw CheckpointError(fmt::format("{}: expected {}, got {}", path, expected, dump_json(got)));
+    throw CheckpointError(fmt::format("{}: expected {}, got {}", path, expected, shown_json(got)));
   };
   if (!manifest.is_object() || manifest.value("format", Json()) != kFormat) {
     fail(fmt::format("an object of format {}", kFormat), manifest);
   }
   const Json step = manifest.value("step", Json());
-  if (!step.is_number_unsigned()) fail("'step' to be a number of steps", step);
+  if (!step.is_number_unsigned() || step.get<std::uint64_t>() > INT64_MAX) {
+    fail("'step' to be a number of steps", step);
+  }
   const Json files = manifest.value("files", Json());
   if (!files.is_object()) fail("'files' to be an object", files);
   for (const auto& [name, entry] : files.items()) {
-    if (name.empty() || name == ".." || name.find('/') != std::string::npos) {
+    if (name.empty() || name == "." || name == ".." ||
+        name.find_first_of(std::string_view("/\0", 2)) != std::string::npos) {
       fail("names of files in this folder", name);
     }
     if (!entry.is_object() || !entry.value("bytes", Json()).is_number_unsigned() ||
         !entry.value("crc32", Json()).is_string()) {
-      fail(fmt::format("'{}' to have 'bytes' and 'crc32'", name), entry);
+      fail(fmt::format("'{}' to have 'bytes' and 'crc32'", shown_text(name)), entry);
     }
   }
   return manifest;
@@ -79,7 +83,7 @@ void check_file(const std::string& path, const Json& entry) {
   for (const char* key : {"bytes", "crc32"}) {
     if (found.at(key) == entry.at(key)) continue;
     throw CheckpointError(fmt::format("{}: expected {} {}, as the manifest says, got {}", path, key,
-                                      dump_json(entry.at(key)), dump_json(found.at(key))));
+                                      shown_json(entry.at(key)), shown_json(found.at(key))));
   }
 }
 

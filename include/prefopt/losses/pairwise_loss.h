@@ -211,7 +211,8 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
   explicit PairwiseLoss(OptionsType options = {})
       : LossBase<Derived, OptionsType>(std::move(options)) {
     const std::string name = Derived::info().name;
-    const bool of_sides = detail::LinkOfSides<LinkFor<at::Tensor>, at::Tensor>;
+    using Link = decltype(link_for(std::declval<const BasicPairLogps<at::Tensor>&>()));
+    const bool of_sides = detail::LinkOfSides<Link, at::Tensor>;
     (void)make_score(this->options_.score, name, !of_sides);
     if (of_sides) detail::refuse_margin(this->options_.pair.margin_scale, name);
   }
@@ -294,10 +295,6 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
       return this->self().link();
     }
   }
-
-  template <class T>
-  using LinkFor = decltype(std::declval<const PairwiseLoss&>().link_for(
-      std::declval<const BasicPairLogps<T>&>()));
 };
 
 }  // namespace prefopt

@@ -76,23 +76,24 @@ struct NllRegularizer {
   }
   template <class T>
   void add_to(BasicLossOutput<T>& out, const BasicPairLogps<T>& in, double pairs) const {
-    const auto& [logps, lens, step_tokens, gradient] = completion<T>(in, out);
+    const Completion<T> part = completion<T>(in, out);
     // d loss_i / d logps_i
     const T slope = [&]() -> T {
       switch (reduction) {
         case Reduction::kTokenMean: {
-          const ScalarOf<T> tokens =
-              step_tokens > 0 ? math::scalar_like(lens, step_tokens) : math::sum(lens);
-          return T(math::constant(logps, -weight * pairs) / tokens);
+          const ScalarOf<T> tokens = part.step_tokens > 0
+                                         ? math::scalar_like(part.lens, part.step_tokens)
+                                         : math::sum(part.lens);
+          return T(math::constant(part.logps, -weight * pairs) / tokens);
         }
         case Reduction::kSequenceMean:
-          return T(-weight / lens);
+          return T(-weight / part.lens);
         default:
-          return math::constant(logps, -weight);
+          return math::constant(part.logps, -weight);
       }
     }();
-    detail::add_to(out.losses, T(slope * logps));
-    detail::add_to(gradient, slope);
+    detail::add_to(out.losses, T(slope * part.logps));
+    detail::add_to(part.gradient, slope);
   }
 
  private:

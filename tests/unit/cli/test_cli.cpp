@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "support/catch.h"
+#include "support/counts.h"
 #include "support/temp_dir.h"
 
 namespace {
@@ -495,10 +496,12 @@ TEST_CASE("prefopt loss: bad log-probs", "[cli]") {
   const std::string good =
       R"({"chosen_logps": [-1], "rejected_logps": [-2], "ref_chosen_logps": [-1], "ref_rejected_logps": [-2]})"
       "\n";
+  std::size_t count = 0;
   const auto refused = [&](const std::string& row, const std::string& sentence) {
     INFO(row);
     write(file, good + row);
     check_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file}, 3, file + sentence);
+    ++count;
   };
   refused(R"({"chosen_logps": [-1, -2, NaN]})",
           ":2: chosen_logps: expected finite numbers, got NaN at token 2");
@@ -523,12 +526,15 @@ TEST_CASE("prefopt loss: bad log-probs", "[cli]") {
           ":2: chosen_len: expected 1, the length of the list, got 2");
   refused(R"({"chosen_logps": -1, "chosen_len": 0})",
           ":2: chosen_len: expected a count of tokens, got 0");
+  refused(R"({"chosen_logps": -1, "chosen_len": 18446744073709551615})",
+          ":2: chosen_len: expected a count of tokens, got 18446744073709551615");
   refused(R"({"sample_logps": [[-1, NaN]]})",
           ":2: sample_logps: sample 0: expected finite numbers, got NaN at token 1");
   refused(R"({"chosen_logps": [-1], "ref_chosen_logps": [-1], "ref_rejected_logps": [-1]})",
           ":2: expected rejected_logps, got a row without it; dpo needs it");
   refused(R"({"chosen_logps": [-1], "rejected_logps": [-1], "ref_rejected_logps": [-1]})",
           ":2: expected ref_chosen_logps, got a row without it; dpo needs it");
+  prefopt::testing_support::report_count("bad log-prob rows refused", count);
 
   write(file, "");
   check_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file}, 3,

@@ -8,7 +8,9 @@
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
 #include "support/catch.h"
+#include "support/counts.h"
 #include "support/errors.h"
+#include "support/memory_limit.h"
 #include "support/temp_dir.h"
 
 using namespace prefopt;
@@ -207,6 +209,8 @@ TEST_CASE("vocabularies that are none are refused", "[data]") {
          "the vocabulary, 5");
   vocabulary.added = {{.content = "", .id = 9}};
   refuse(vocabulary, "small: expected the added token 9 to hold text, got none");
+  vocabulary.added = {{.content = "\xA9", .id = 9}};
+  refuse(vocabulary, "small: expected the added token 9 in UTF-8, got other bytes");
   CHECK_THROWS_TEXT(named_word_splits("gpt-4o", "f.gguf"), CheckpointError,
                     "f.gguf: expected the pre-tokenizer 'gpt-2', 'llama-bpe', 'qwen2' or 'smollm', "
                     "got 'gpt-4o'");
@@ -279,9 +283,12 @@ TEST_CASE("what decides tokens decides the fingerprint", "[data]") {
 
 TEST_CASE("a tokenizer.json that would give other tokens is refused by field", "[data]") {
   const TokenizerFolder folder;
+  std::size_t refused = 0;
   const auto refuse = [&](const std::string& pointer, const json& value, const std::string& text) {
     json content = small_file();
     content[json::json_pointer(pointer)] = value;
+    const prefopt::testing_support::MemoryLimit limit;
+    ++refused;
     CHECK_THROWS_TEXT(folder.load(content), CheckpointError, folder.file() + ": " + text);
   };
   const std::string all = ", which is all that is known here, got ";
@@ -356,6 +363,7 @@ TEST_CASE("a tokenizer.json that would give other tokens is refused by field", "
          {{"type", "TemplateProcessing"},
           {"single", {{{"SpecialToken", {{"id", "</s>"}}}}, {{"Sequence", {{"id", "A"}}}}}}},
          "post_processor: expected tokens of the vocabulary, got '</s>'");
+  prefopt::testing_support::report_count("bad tokenizer.json files refused", refused);
 }
 
 TEST_CASE("a damaged tokenizer.json is a typed error wherever it breaks off", "[data]") {

@@ -2,7 +2,9 @@
 #include "prefopt/data/records.h"
 #include "prefopt/error.h"
 #include "support/catch.h"
+#include "support/counts.h"
 #include "support/errors.h"
+#include "support/memory_limit.h"
 
 using namespace prefopt;
 using Ids = std::vector<std::int64_t>;
@@ -276,9 +278,11 @@ TEST_CASE("rows of another shape are refused by name", "[data]") {
   };
   for (const auto& c : cases) {
     INFO(c.json);
+    const testing_support::MemoryLimit limit;
     CHECK_THROWS_TEXT(parse_row(c.json, "data.jsonl:12"), DataError,
                       std::string("data.jsonl:12: ") + c.text);
   }
+  testing_support::report_count("bad rows refused", std::size(cases));
 }
 
 TEST_CASE("lines that are no JSON are refused by name", "[data]") {
@@ -299,6 +303,12 @@ TEST_CASE("lines that are no JSON are refused by name", "[data]") {
                     "data.jsonl:12: expected JSON, got the key 'text' twice");
   CHECK_THROWS_TEXT(parse_row(std::string(100000, '['), "data.jsonl:12"), DataError,
                     "data.jsonl:12: expected JSON, got nesting deeper than 64 levels");
+}
+
+TEST_CASE("a row may have any number of keys", "[data]") {
+  std::string row = R"({"text": "a")";
+  for (int i = 0; i < 20'000; ++i) row += ", \"" + std::to_string(i) + "\": 0";
+  CHECK(parse_row(row + "}", "data.jsonl:12").chosen == "a");
 }
 
 TEST_CASE("text that is no UTF-8 is refused at its first bad byte", "[data]") {

@@ -6,9 +6,11 @@
 #include "prefopt/model/gguf.h"
 #include "prefopt/model/safetensors.h"
 #include "support/catch.h"
+#include "support/counts.h"
 #include "support/errors.h"
 #include "support/files.h"
 #include "support/gguf_builder.h"
+#include "support/memory_limit.h"
 #include "support/temp_dir.h"
 
 namespace prefopt {
@@ -111,6 +113,8 @@ std::vector<BrokenFile> broken_files() {
        ": byte 24: expected key of 1 to 65535 bytes, got 0"},
       {first_entry + gguf_entry(std::string(65536, 'k'), kUint32, raw(1)),
        ": byte 24: expected key of 1 to 65535 bytes, got 65536"},
+      {first_entry + gguf_entry(std::string("a\0b", 3), kUint32, raw(1)),
+       ": byte 33: expected key without zero bytes, got one"},
       {first_entry + raw<std::uint64_t>(100) + "too short",
        ": byte 32: expected key of 100 bytes, got 9 to the end"},
       {first_entry + gguf_entry("x", 13, raw(1)),
@@ -153,6 +157,8 @@ std::vector<BrokenFile> broken_files() {
        ": byte 45: expected a known type of tensor 'x', got 99"},
       {first_tensor + gguf_tensor_info("x", {48}, 8, 0),
        ": byte 45: expected rows of tensor 'x' in blocks of 32 for Q8_0, got 48 values"},
+      {first_tensor + gguf_tensor_info("x", {}, 8, 0),
+       ": byte 37: expected rows of tensor 'x' in blocks of 32 for Q8_0, got 1 values"},
       {padded(first_tensor + gguf_tensor_info("x", {2}, 0, 32), 64),
        ": byte 49: expected tensor 'x' at 0 of the data, behind the one before it, got 32"},
       {padded(gguf_head(2, 0) + one_f32() + one_f32("y"), 64),
@@ -320,8 +326,10 @@ TEST_CASE("gguf: broken files are refused by byte", "[model]") {
   const std::string path = dir.file("broken.gguf");
   for (const auto& [bytes, text] : broken_files()) {
     put(path, bytes);
+    const testing_support::MemoryLimit limit;
     CHECK_THROWS_TEXT(GgufFile::open(path), CheckpointError, path + text);
   }
+  testing_support::report_count("bad GGUF files refused", broken_files().size());
   put(path, nested_lists(8));
   CHECK_NOTHROW(GgufFile::open(path));
   CHECK_THROWS_TEXT(GgufFile::open(dir.path()), CheckpointError,

@@ -6,8 +6,10 @@
 #include "prefopt/error.h"
 #include "prefopt/model/safetensors.h"
 #include "support/catch.h"
+#include "support/counts.h"
 #include "support/errors.h"
 #include "support/files.h"
+#include "support/memory_limit.h"
 #include "support/temp_dir.h"
 
 namespace prefopt {
@@ -231,8 +233,26 @@ TEST_CASE("safetensors: broken files are refused by name and place", "[model]") 
   const std::string path = dir.file("broken.safetensors");
   for (const auto& [bytes, text] : broken_files()) {
     put(path, bytes);
+    const testing_support::MemoryLimit limit;
     CHECK_THROWS_TEXT(read_safetensors(path), CheckpointError, path + text);
   }
+  testing_support::report_count("bad safetensors files refused", broken_files().size());
+  // What is just within the limits.
+  put(path, with_entry(R"({"dtype":"F32","shape":[1,1,1,1,1,1,1,2],"data_offsets":[0,8]})"));
+  CHECK(read_safetensors(path).tensors.at(0).second.dim() == 8);
+}
+
+TEST_CASE("safetensors: a header of many tensors is read", "[model]") {
+  const TempDir dir;
+  const std::string path = dir.file("many.safetensors");
+  constexpr int kTensors = 20'000;
+  std::string header = "{";
+  for (int i = 0; i < kTensors; ++i) {
+    header += (i > 0 ? ",\"" : "\"") + std::to_string(i) +
+              R"(":{"dtype":"U8","shape":[0],"data_offsets":[0,0]})";
+  }
+  put(path, with_header(header + "}", 0));
+  CHECK(read_safetensors(path).tensors.size() == kTensors);
 }
 
 TEST_CASE("safetensors: what is no file is refused", "[model]") {

@@ -288,16 +288,18 @@ void add_sums(const T* sums, std::int64_t count, std::int64_t width, T* dw) {
 
 template <class T, class Kernel>
 void norm_backward_by_chunks(const RmsNormBackward<T>& norm, Kernel kernel) {
-  const auto [rows, groups, width] = norm.shape;
+  const std::int64_t rows = norm.shape.rows;
+  const std::int64_t width = norm.shape.width;
   const std::int64_t chunks = (rows + kRowsOfSum - 1) / kRowsOfSum;
   const Buffer<T> sums(norm.dw == nullptr ? 0 : chunks * width);
-  for_rows(chunks, kRowsOfSum * groups * width, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t chunk = first; chunk < last; ++chunk) {
-      T* dw = norm.dw == nullptr ? nullptr : sums.data() + chunk * width;
-      if (dw != nullptr) std::fill_n(dw, width, T(0));
-      kernel(norm, chunk * kRowsOfSum, std::min(rows, (chunk + 1) * kRowsOfSum), dw);
-    }
-  });
+  for_rows(chunks, kRowsOfSum * norm.shape.groups * width,
+           [&](std::int64_t first, std::int64_t last) {
+             for (std::int64_t chunk = first; chunk < last; ++chunk) {
+               T* dw = norm.dw == nullptr ? nullptr : sums.data() + chunk * width;
+               if (dw != nullptr) std::fill_n(dw, width, T(0));
+               kernel(norm, chunk * kRowsOfSum, std::min(rows, (chunk + 1) * kRowsOfSum), dw);
+             }
+           });
   if (norm.dw != nullptr) add_sums(sums.data(), chunks, width, norm.dw);
 }
 

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <string_view>
+
+// One function a reader, each in a file of its own. A new one: its file, named in CMakeLists.txt,
+// a line in each of the two lists below, and seeds in corpus/NAME.
+
+namespace prefopt::fuzz {
+
+// Each hands `bytes` to its reader and uses what the reader made of them. Bytes that the reader
+// refuses as it should pass; whatever is thrown from here is a fault.
+void read_adapter(std::string_view bytes);
+void read_chat(std::string_view bytes);
+void read_checkpoint(std::string_view bytes);
+void read_config(std::string_view bytes);
+void read_decoder_config(std::string_view bytes);
+void read_gguf(std::string_view bytes);
+void read_gguf_tokenizer(std::string_view bytes);
+void read_logps(std::string_view bytes);
+void read_rows(std::string_view bytes);
+void read_safetensors(std::string_view bytes);
+void read_safetensors_index(std::string_view bytes);
+void read_tokenizer_json(std::string_view bytes);
+
+struct Target {
+  std::string_view name;
+  void (*read)(std::string_view bytes);
+};
+
+inline constexpr auto kTargets = std::to_array<Target>({
+    {"adapter", read_adapter},
+    {"chat", read_chat},
+    {"checkpoint", read_checkpoint},
+    {"config", read_config},
+    {"decoder_config", read_decoder_config},
+    {"gguf", read_gguf},
+    {"gguf_tokenizer", read_gguf_tokenizer},
+    {"logps", read_logps},
+    {"rows", read_rows},
+    {"safetensors", read_safetensors},
+    {"safetensors_index", read_safetensors_index},
+    {"tokenizer_json", read_tokenizer_json},
+});
+
+}  // namespace prefopt::fuzz
