@@ -201,7 +201,7 @@ TEST_CASE("whatever call fails, the last checkpoint is whole and one step is los
     }
     CHECK(failed >= (std::string(fault.name) == "short write" ? 0 : 2));
   }
-  std::cout << "faults: " << tried << " n-th failures of " << faults().size() << " kinds\n";
+  std::cout << "counted: " << tried << " n-th failures of " << faults().size() << " kinds\n";
 }
 
 /// Runs `work` in a child process, which ends with 0 where it returns.
@@ -262,7 +262,7 @@ TEST_CASE("runs killed at random moments end as an undisturbed one", "[train]") 
     CHECK(untimed(options.output_dir) == lines);
   }
   CHECK(steps_found.size() > 1);
-  std::cout << "kills: " << kills << " survived in " << runs << " runs\n";
+  std::cout << "counted: " << kills << " survived in " << runs << " runs\n";
 }
 
 TEST_CASE("a limit on file sizes leaves the last checkpoint whole", "[train]") {
@@ -351,7 +351,7 @@ TEST_CASE("a damaged checkpoint is passed over for the one before it", "[train]"
     CHECK(count_containing(notes, "resume: goes on after step 2 of 3, from ") == 1);
     CHECK(differing(parts_of(result.checkpoint), expected).empty());
   }
-  std::cout << "checkpoints: " << damages.size() << " kinds of damage passed over\n";
+  std::cout << "counted: " << damages.size() << " kinds of damage passed over\n";
 
   fs::remove(third + "/manifest.json");
   CHECK_THROWS_TEXT(run_training(options, {}, third), ConfigError,

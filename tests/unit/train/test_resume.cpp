@@ -147,7 +147,7 @@ TEST_CASE("a run that goes on ends to the last bit as one without a break", "[tr
       ++points;
     }
   }
-  std::cout << "resume: " << points << " resume points, " << parts
+  std::cout << "counted: " << points << " resume points, " << parts
             << " parts of the final checkpoints compared at each of 4\n";
 }
 
@@ -276,7 +276,7 @@ TEST_CASE("without any one part of its state a run ends otherwise", "[train]") {
     CHECK(is_noticed([&](Tensors&, Json& values) { values.erase(key); }));
     controls += 2;
   }
-  std::cout << "resume: " << controls << " negative controls over " << kinds.size() + 5
+  std::cout << "counted: " << controls << " negative controls over " << kinds.size() + 5
             << " parts of a checkpoint\n";
 }
 
