@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -132,9 +133,15 @@ TEST_CASE("prefopt train: a signal saves, and the run goes on in another process
 
 TEST_CASE("prefopt train: a second signal ends it at once", "[cli]") {
   const Config config("run", 10);
-  // Steps that take a while; the second one has begun when the first is reported.
-  const Process process(config.train({"--set", "train.batch_size=10000"}));
-  process.wait_for("step 1/10");
+  // Rows that never come: the run cannot end by itself between the signals.
+  REQUIRE(::mkfifo(config.file("rows").c_str(), 0600) == 0);
+  const Process process(config.train({"--set", "data.train=" + config.file("rows")}));
+  int writer = -1;  // to be had once there is a reader
+  const auto end = Clock::now() + std::chrono::seconds(60);
+  while ((writer = ::open(config.file("rows").c_str(), O_WRONLY | O_NONBLOCK)) < 0) {
+    REQUIRE(Clock::now() < end);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
   process.signal(SIGINT);
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   const auto begin = Clock::now();
@@ -142,6 +149,7 @@ TEST_CASE("prefopt train: a second signal ends it at once", "[cli]") {
   CHECK(process.wait() == 128 + SIGTERM);
   CHECK(Clock::now() - begin < std::chrono::seconds(2));
   CHECK_FALSE(fs::exists(config.run() + "/checkpoints/last"));
+  ::close(writer);
 }
 
 TEST_CASE("prefopt train: each kind of failure has its exit code", "[cli]") {
