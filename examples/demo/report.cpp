@@ -87,15 +87,15 @@ Comparison compare(const Responses& before, const Responses& after, const Diverg
     gains.push_back(mean_reward({after[i]}) - mean_reward({before[i]}));
     wins += prefopt::win_rate(rewards(after[i]), rewards(before[i]));
   }
-  Comparison result{
-      .reward_before = mean_reward(before),
-      .reward_after = mean_reward(after),
-      .gain = prefopt::bootstrap_mean(gains, seed),
-      .wins = prefopt::wilson_rate(wins / static_cast<double>(before.size()), std::ssize(before)),
-      .terms = {},
-      .tokens_before = mean_tokens(before),
-      .tokens_after = mean_tokens(after),
-      .kl = kl};
+  Comparison result{.reward_before = mean_reward(before),
+                    .reward_after = mean_reward(after),
+                    .gain = prefopt::bootstrap_mean(gains, seed),
+                    .wins = prefopt::wilson_rate(wins / static_cast<double>(before.size()),
+                                                 static_cast<double>(before.size())),
+                    .terms = {},
+                    .tokens_before = mean_tokens(before),
+                    .tokens_after = mean_tokens(after),
+                    .kl = kl};
   const auto names = RewardTerms{}.named();
   for (std::size_t term = 0; term < names.size(); ++term) {
     const auto value = [&](const Response& r) { return r.terms.named()[term].second; };

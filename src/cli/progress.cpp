@@ -8,6 +8,8 @@
 #include <ostream>
 #include <utility>
 
+#include "train/metrics.h"
+
 namespace prefopt::cli {
 namespace {
 
@@ -20,7 +22,7 @@ constexpr std::pair<const char*, const char*> kWatched[] = {
 std::string watched(const Metrics& metrics) {
   std::string text;
   for (const auto& [name, label] : kWatched) {
-    if (const auto value = find_metric(metrics, name)) {
+    if (const auto value = detail::find_metric(metrics, name)) {
       text += fmt::format("  {} {:.4f}", label, *value);
     }
   }
@@ -28,12 +30,6 @@ std::string watched(const Metrics& metrics) {
 }
 
 }  // namespace
-
-std::optional<double> find_metric(const Metrics& metrics, std::string_view name) {
-  const auto found = std::find_if(metrics.begin(), metrics.end(),
-                                  [&](const auto& item) { return item.first == name; });
-  return found == metrics.end() ? std::nullopt : std::optional(found->second);
-}
 
 std::string duration(double seconds) {
   const auto whole = std::llround(std::max(0.0, seconds));
@@ -68,7 +64,7 @@ void Progress::step(std::int64_t step, std::int64_t total, const Metrics& metric
   const double tokens = metric(metrics, "num_tokens") / static_cast<double>(step) * done;
   const double speed = tokens / clock_.seconds();
   const double left = clock_.seconds() / done * static_cast<double>(total - step);
-  const bool skipped = find_metric(metrics, "skipped").has_value();
+  const bool skipped = detail::find_metric(metrics, "skipped").has_value();
   const std::string line =
       fmt::format("step {}/{}{}  {:.0f} tokens/s  {} left{}", step, total, watched(metrics), speed,
                   duration(left), skipped ? "  (not finite, update skipped)" : "");

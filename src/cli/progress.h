@@ -59,9 +59,6 @@ class Progress {
   std::size_t live_width_ = 0;      ///< of the text under the cursor; 0: none
 };
 
-/// Empty for a metric that the loss does not have.
-std::optional<double> find_metric(const Metrics& metrics, std::string_view name);
-
 /// `47s`, `3m05s`, `2h07m`.
 std::string duration(double seconds);
 

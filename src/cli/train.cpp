@@ -17,6 +17,7 @@
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
 #include "prefopt/train/run.h"
+#include "train/metrics.h"
 
 namespace prefopt::cli {
 namespace {
@@ -142,8 +143,8 @@ void print_summary(const RunOptions& options, const RunResult& result, std::ostr
   out << "report: " << options.output_dir << "/report.html\n";
   out << "time: " << duration(result.seconds) << '\n';
   for (const char* name : {"loss", "rewards/accuracies", "rewards/margins", "kl"}) {
-    const auto before = find_metric(result.first_evaluation, name);
-    const auto after = find_metric(result.last_evaluation, name);
+    const auto before = detail::find_metric(result.first_evaluation, name);
+    const auto after = detail::find_metric(result.last_evaluation, name);
     if (before && after) {
       out << fmt::format("eval_{}: {:.4f}, before training {:.4f}\n", name, *after, *before);
     }

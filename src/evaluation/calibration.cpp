@@ -68,7 +68,7 @@ Calibration calibrate(const std::vector<double>& probabilities, std::int64_t bin
                              .high = edge(i + 1),
                              .count = sums[i].count,
                              .confidence = sums[i].confidence / count,
-                             .accuracy = wilson_rate(sums[i].right / count, sums[i].count)};
+                             .accuracy = wilson_rate(sums[i].right / count, count)};
     const double error = std::abs(bin.accuracy.mean - bin.confidence);
     result.expected_error += count / n * error;
     result.maximum_error = std::max(result.maximum_error, error);

@@ -166,7 +166,8 @@ ContestResult judge_contests(Judge& judge, const std::vector<Contest>& contests)
     ++(sum > 0 ? result.wins : sum < 0 ? result.losses : result.ties);
   }
   const double points = static_cast<double>(result.wins) + 0.5 * static_cast<double>(result.ties);
-  result.win_rate = wilson_rate(points / static_cast<double>(result.contests), result.contests);
+  const auto count = static_cast<double>(result.contests);
+  result.win_rate = wilson_rate(points / count, count);
   return result;
 }
 

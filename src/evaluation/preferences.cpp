@@ -43,7 +43,7 @@ class RightAnswers {
     constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
     if (pairs_ == 0) return {.pairs = 0, .rate = {kNone, kNone, kNone}};
     const double share = static_cast<double>(right_) / static_cast<double>(pairs_);
-    return {.pairs = pairs_, .rate = wilson_rate(share, pairs_)};
+    return {.pairs = pairs_, .rate = wilson_rate(share, static_cast<double>(pairs_))};
   }
 
  private:

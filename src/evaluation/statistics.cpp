@@ -34,11 +34,11 @@ Estimate bootstrap_mean(const std::vector<double>& values, std::uint64_t seed) {
   return {mean_of(values), means[kResamples / 40], means[kResamples - 1 - kResamples / 40]};
 }
 
-Estimate wilson_rate(double rate, std::int64_t trials) {
-  const auto n = static_cast<double>(trials);
-  const double widening = 1 + kZ * kZ / n;
-  const double center = (rate + kZ * kZ / (2 * n)) / widening;
-  const double reach = kZ / widening * std::sqrt(rate * (1 - rate) / n + kZ * kZ / (4 * n * n));
+Estimate wilson_rate(double rate, double trials) {
+  const double widening = 1 + kZ * kZ / trials;
+  const double center = (rate + kZ * kZ / (2 * trials)) / widening;
+  const double reach =
+      kZ / widening * std::sqrt(rate * (1 - rate) / trials + kZ * kZ / (4 * trials * trials));
   return {rate, center - reach, center + reach};
 }
 

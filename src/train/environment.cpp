@@ -8,7 +8,9 @@
 #include <torch/version.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <ctime>
 #include <filesystem>
 #include <string>
@@ -17,31 +19,32 @@
 #include <thread>
 
 #include "core/file.h"
+#include "core/machine.h"
 #include "prefopt/version.h"
 
 namespace prefopt::detail {
 namespace {
 
-/// What follows `key` and a separator in the first line that begins with it; empty without one.
-std::string value_in(const std::string& path, std::string_view key, char separator) {
+/// What the distribution calls itself; empty where it does not say.
+std::string distribution_name() {
+  constexpr std::string_view kKey = "PRETTY_NAME=";
   std::string text;
-  if (!try_read_file(path, text).empty()) return {};
+  if (!try_read_file("/etc/os-release", text).empty()) return {};
   for (std::size_t begin = 0; begin < text.size();) {
     const auto end = std::min(text.find('\n', begin), text.size());
-    const std::string_view line = std::string_view(text).substr(begin, end - begin);
+    std::string_view line = std::string_view(text).substr(begin, end - begin);
     begin = end + 1;
-    const auto at = line.find(separator);
-    if (!line.starts_with(key) || at == line.npos) continue;
-    std::string_view value = line.substr(at + 1);
-    while (value.starts_with(' ') || value.starts_with('"')) value.remove_prefix(1);
-    while (value.ends_with(' ') || value.ends_with('"')) value.remove_suffix(1);
-    return std::string(value);
+    if (!line.starts_with(kKey)) continue;
+    line.remove_prefix(kKey.size());
+    while (line.starts_with(' ') || line.starts_with('"')) line.remove_prefix(1);
+    while (line.ends_with(' ') || line.ends_with('"')) line.remove_suffix(1);
+    return std::string(line);
   }
   return {};
 }
 
 std::string system_name() {
-  const std::string distribution = value_in("/etc/os-release", "PRETTY_NAME", '=');
+  const std::string distribution = distribution_name();
   utsname name{};
   if (::uname(&name) != 0) return distribution;
   const std::string kernel = std::string(name.sysname) + " " + name.release + " " + name.machine;
@@ -90,7 +93,7 @@ Json environment() {
   const auto add = [&](const char* key, Json value) {
     if (!value.is_null() && value != "") environment[key] = std::move(value);
   };
-  add("cpu", value_in("/proc/cpuinfo", "model name", ':'));
+  add("cpu", read_machine().processor);
   add("system", system_name());
   add("command", command_line());
   std::error_code unknown;

@@ -8,21 +8,32 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "prefopt/error.h"
 
 namespace prefopt {
 
 double metric(const Metrics& metrics, std::string_view name) {
-  for (const auto& [known, value] : metrics) {
-    if (known == name) return value;
-  }
+  if (const auto value = detail::find_metric(metrics, name)) return *value;
   std::vector<std::string_view> names;
   for (const auto& item : metrics) names.push_back(item.first);
   throw Error(fmt::format("metric: expected one of {}, got '{}'", fmt::join(names, ", "), name));
 }
 
 namespace detail {
+
+std::optional<double> find_metric(const Metrics& metrics, std::string_view name) {
+  for (const auto& [known, value] : metrics) {
+    if (known == name) return value;
+  }
+  return std::nullopt;
+}
+
+bool is_displaced(double chosen_logps, double ref_chosen_logps) {
+  return chosen_logps < ref_chosen_logps - 1e-5 * std::abs(ref_chosen_logps);
+}
+
 namespace {
 
 constexpr std::array kOrder = {

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,6 +11,13 @@
 #include "prefopt/train/trainer.h"
 
 namespace prefopt::detail {
+
+/// Nothing for a metric that is not there.
+std::optional<double> find_metric(const Metrics& metrics, std::string_view name);
+
+/// Likelihood displacement: the chosen completions' mean log-prob, nats, fell below the
+/// reference's. A share of that keeps the rounding of a cached reference from counting as a fall.
+bool is_displaced(double chosen_logps, double ref_chosen_logps);
 
 /// Metrics of one step, summed over its micro-batches. Sums stay on their device until `finish`, so
 /// that a step waits for the device once.

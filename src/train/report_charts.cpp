@@ -12,6 +12,7 @@
 
 #include "core/chart.h"
 #include "core/html.h"
+#include "prefopt/evaluation/statistics.h"
 #include "train/verdict.h"
 
 namespace prefopt::detail {
@@ -64,7 +65,7 @@ Series series_of(std::string name, const Curve& curve) {
 
 void add_wilson_band(Series& series, double rows) {
   for (const double rate : series.ys) {
-    const Interval interval = wilson_interval(rate, rows);
+    const Estimate interval = wilson_rate(rate, rows);
     series.low.push_back(interval.low);
     series.high.push_back(interval.high);
   }

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "core/html.h"
+#include "prefopt/evaluation/statistics.h"
 #include "train/report_html.h"
 #include "train/report_parts.h"
 #include "train/verdict.h"
@@ -50,8 +51,8 @@ std::string cards_html(const RunRecord& record) {
     const auto rows = held_out_rows(record);
     std::string interval;
     if (rows) {
-      const auto [low, high] = wilson_interval(accuracy->after, *rows);
-      interval = fmt::format("95 %: {:.1f} to {:.1f}", 100 * low, 100 * high);
+      const Estimate rate = wilson_rate(accuracy->after, *rows);
+      interval = fmt::format("95 %: {:.1f} to {:.1f}", 100 * rate.low, 100 * rate.high);
     }
     cards += card("Accuracy, held out", percent_html(accuracy->after), interval);
   }

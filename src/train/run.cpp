@@ -32,6 +32,7 @@
 #include "prefopt/model/reference.h"
 #include "prefopt/model/safetensors.h"
 #include "train/environment.h"
+#include "train/metrics.h"
 #include "train/resume.h"
 #include "train/run_folder.h"
 #include "train/run_log.h"
@@ -403,13 +404,6 @@ std::int64_t count_steps(const LoopOptions& options, std::int64_t pairs) {
   return std::max<std::int64_t>(1, std::llround(std::ceil(steps - 1e-9)));
 }
 
-std::optional<double> find_metric(const Metrics& metrics, std::string_view name) {
-  for (const auto& [known, value] : metrics) {
-    if (known == name) return value;
-  }
-  return std::nullopt;
-}
-
 /// Weights of a checkpoint, into the tensors that the optimizer holds.
 void load_weights(const std::string& checkpoint, const Decoder& policy) {
   std::shared_ptr<Decoder> saved;
@@ -614,7 +608,7 @@ class Run {
     const auto draw = parts_.samples.draw(steps_done(), parts_.trainer.policy(), reference,
                                           !parts_.log.has_samples());
     parts_.log.samples(draw.lines);
-    if (draw.kl && !find_metric(metrics, "kl")) metrics.emplace_back("kl", *draw.kl);
+    if (draw.kl && !detail::find_metric(metrics, "kl")) metrics.emplace_back("kl", *draw.kl);
   }
 
   void append(const Json& line) {
@@ -626,7 +620,8 @@ class Run {
   bool judge(const Metrics& metrics) {
     if (metrics.empty()) return false;
     const std::string_view name = options_.best_metric;
-    const auto value = find_metric(metrics, name.starts_with("eval_") ? name.substr(5) : name);
+    const auto value =
+        detail::find_metric(metrics, name.starts_with("eval_") ? name.substr(5) : name);
     if (!value) {
       throw ConfigError(fmt::format(
           "train.best_metric: expected a metric of an evaluation, as eval_loss, got '{}'", name));
@@ -642,13 +637,12 @@ class Run {
     return line;
   }
 
-  /// Says once that the likelihood of chosen completions fell. The share of the reference's value
-  /// keeps the rounding of a cached reference from counting as a fall.
+  /// Says once that the likelihood of chosen completions fell.
   void watch_displacement(const Metrics& metrics) {
-    const auto chosen = find_metric(metrics, "logps/chosen");
-    const auto before = find_metric(metrics, "logps/ref_chosen");
+    const auto chosen = detail::find_metric(metrics, "logps/chosen");
+    const auto before = detail::find_metric(metrics, "logps/ref_chosen");
     if (displacement_noted_ || !chosen || !before) return;
-    if (!(*chosen < *before - 1e-5 * std::abs(*before))) return;
+    if (!detail::is_displaced(*chosen, *before)) return;
     displacement_noted_ = true;
     parts_.note(
         fmt::format("chosen log-probs fell below the reference's (likelihood displacement): {:.2f} "
@@ -680,7 +674,7 @@ class Run {
 
   Json values() {
     return {{"step", steps_done()},
-            {"learning_rate", find_metric(last_step_, "learning_rate").value_or(0)},
+            {"learning_rate", detail::find_metric(last_step_, "learning_rate").value_or(0)},
             {"position", position_},
             {"next_rows", next_rows()},
             {"selection", selection_.state()},

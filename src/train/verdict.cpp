@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "prefopt/evaluation/statistics.h"
+#include "train/metrics.h"
+
 namespace prefopt::detail {
 namespace {
 
@@ -13,7 +16,7 @@ using Outcome = Verdict::Outcome;
 
 std::string percent(double rate) { return fmt::format("{:.1f} %", 100 * rate); }
 
-std::string percent(const Interval& interval) {
+std::string percent(const Estimate& interval) {
   return fmt::format("95 % interval {:.1f} to {:.1f} %", 100 * interval.low, 100 * interval.high);
 }
 
@@ -30,10 +33,10 @@ std::string price_of(const RunRecord& record) {
 }
 
 Verdict judge_accuracy(const RunRecord& record, const Change& accuracy, double rows) {
-  const Interval after = wilson_interval(accuracy.after, rows);
+  const Estimate after = wilson_rate(accuracy.after, rows);
   const bool from_chance = began_as_reference(record);
-  Interval before{0.5, 0.5};
-  if (!from_chance) before = wilson_interval(accuracy.before, rows);
+  const Estimate before =
+      from_chance ? Estimate{0.5, 0.5, 0.5} : wilson_rate(accuracy.before, rows);
 
   Verdict verdict;
   verdict.outcome = after.low > before.high   ? Outcome::kBetter
@@ -128,7 +131,7 @@ void warn_of_displacement(const RunRecord& record, std::vector<std::string>& war
   const auto chosen = change_of(record.evaluations, "logps/chosen");
   const auto reference = change_of(record.evaluations, "logps/ref_chosen");
   if (!chosen || !reference) return;
-  if (!(chosen->after < reference->after - 1e-5 * std::abs(reference->after))) return;
+  if (!is_displaced(chosen->after, reference->after)) return;
   warnings.push_back(fmt::format(
       "Likelihood displacement: the chosen completions have become less likely than under the "
       "reference, {:.2f} against {:.2f} nats. A margin that grows all the same comes from rejected "
@@ -169,15 +172,6 @@ void warn_of_few_rows(const RunRecord& record, std::vector<std::string>& warning
 }
 
 }  // namespace
-
-Interval wilson_interval(double rate, double trials) {
-  constexpr double kZ = 1.959963984540054;  // 97.5 % of the normal distribution
-  const double widening = 1 + kZ * kZ / trials;
-  const double center = (rate + kZ * kZ / (2 * trials)) / widening;
-  const double reach =
-      kZ / widening * std::sqrt(rate * (1 - rate) / trials + kZ * kZ / (4 * trials * trials));
-  return {center - reach, center + reach};
-}
 
 std::optional<Change> change_of(const Curves& curves, std::string_view name) {
   const auto found = curves.find(name);

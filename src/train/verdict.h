@@ -10,14 +10,6 @@
 
 namespace prefopt::detail {
 
-/// Bounds of a 95 % confidence interval.
-struct Interval {
-  double low = 0, high = 0;
-};
-
-/// Of a rate over `trials` > 0: Wilson's score interval (1927).
-Interval wilson_interval(double rate, double trials);
-
 /// What a run's figures say, in words.
 struct Verdict {
   enum class Outcome { kBetter, kUnclear, kWorse, kUnknown };

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "support/catch.h"
-#include "support/files.h"
 #include "support/temp_dir.h"
+#include "support/text_files.h"
 
 namespace prefopt::testing_support {
 
@@ -34,7 +34,7 @@ inline CliResult run_cli(const std::vector<std::string>& arguments,
   command += " >" + folder.file("out") + " 2>" + folder.file("err") + " </dev/null";
   const int status = std::system(command.c_str());
   REQUIRE(WIFEXITED(status));
-  return {WEXITSTATUS(status), bytes_of(folder.file("out")), bytes_of(folder.file("err"))};
+  return {WEXITSTATUS(status), read_text(folder.file("out")), read_text(folder.file("err"))};
 }
 
 inline nlohmann::json cli_json(const std::vector<std::string>& arguments) {

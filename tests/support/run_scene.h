@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -15,23 +14,11 @@
 #include "prefopt/train/run.h"
 #include "support/catch.h"
 #include "support/temp_dir.h"
+#include "support/text_files.h"
 
 namespace prefopt::testing_support {
 
 using Json = nlohmann::ordered_json;
-
-inline std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  REQUIRE(file);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-inline void write_text(const std::string& path, const std::string& text) {
-  std::ofstream file(path, std::ios::binary);
-  file << text;
-}
 
 inline std::vector<Json> read_lines(const std::string& path) {
   std::istringstream text(read_text(path));

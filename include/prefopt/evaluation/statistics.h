@@ -21,7 +21,7 @@ PREFOPT_API Estimate bootstrap_mean(const std::vector<double>& values, std::uint
 
 /// Of a rate over `trials` rows, at least one: Wilson's score interval (1927). Where a row counts
 /// in part, as by a tie, the interval is wider than it need be.
-PREFOPT_API Estimate wilson_rate(double rate, std::int64_t trials);
+PREFOPT_API Estimate wilson_rate(double rate, double trials);
 
 /// Pearson's correlation with Fisher's interval tanh(atanh(r) ± 1.96 / sqrt(n - 3)) (1921). NaN
 /// where one of the lists is constant; [-1, 1] for fewer than four rows.

@@ -1,74 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <sys/wait.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "support/catch.h"
+#include "support/cli.h"
 #include "support/counts.h"
 #include "support/temp_dir.h"
 
 namespace {
 
 using nlohmann::json;
-using prefopt::testing_support::TempDir;
+using namespace prefopt::testing_support;
 
 std::string data_path(const std::string& name) { return PREFOPT_TEST_DATA_DIR "/" + name; }
-
-std::string read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  REQUIRE(file);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-void write(const std::string& path, const std::string& bytes) {
-  std::ofstream file(path, std::ios::binary);
-  file << bytes;
-  REQUIRE(file.flush());
-}
-
-struct Result {
-  int code;
-  std::string out, err;
-};
-
-/// Runs the built program with `arguments`, none of which holds a single quote.
-Result prefopt_run(std::initializer_list<std::string> arguments) {
-  const TempDir folder;
-  std::string command = PREFOPT_CLI_PATH;
-  for (const std::string& argument : arguments) {
-    REQUIRE(argument.find('\'') == std::string::npos);
-    command += " '" + argument + "'";
-  }
-  command += " >" + folder.file("out") + " 2>" + folder.file("err") + " </dev/null";
-  const int status = std::system(command.c_str());
-  REQUIRE(WIFEXITED(status));
-  return {WEXITSTATUS(status), read(folder.file("out")), read(folder.file("err"))};
-}
-
-/// Checks that the program fails with one sentence and nothing on stdout.
-void check_refused(std::initializer_list<std::string> arguments, int code,
-                   const std::string& sentence) {
-  const Result result = prefopt_run(arguments);
-  CHECK(result.err == "prefopt: " + sentence + "\n");
-  CHECK(result.code == code);
-  CHECK(result.out == "");
-}
-
-json run_json(std::initializer_list<std::string> arguments) {
-  const Result result = prefopt_run(arguments);
-  INFO(result.err);
-  REQUIRE(result.code == 0);
-  return json::parse(result.out);
-}
 
 std::vector<json> json_lines(const std::string& text) {
   std::vector<json> lines;
@@ -87,7 +37,7 @@ const std::string kReference = data_path("tiny-llama/reference");
 const std::string kPairs = data_path("tiny-llama/pairs.jsonl");
 
 const json& tiny_llama() {
-  static const json expected = json::parse(read(data_path("tiny-llama/expected.json")));
+  static const json expected = json::parse(read_text(data_path("tiny-llama/expected.json")));
   return expected;
 }
 
@@ -102,7 +52,7 @@ class TrainingSetup {
           json{{"prompt", letter + ">"}, {"chosen", "yes " + letter}, {"rejected", "no"}}.dump();
       rows += "\n";
     }
-    write(folder.file("rows.jsonl"), rows);
+    write_text(folder.file("rows.jsonl"), rows);
     config = {{"output_dir", folder.file("run")},
               {"loss", {{"type", "dpo"}}},
               {"model",
@@ -117,7 +67,7 @@ class TrainingSetup {
   }
 
   std::string config_path() const {
-    write(folder.file("run.json"), config.dump());
+    write_text(folder.file("run.json"), config.dump());
     return folder.file("run.json");
   }
 
@@ -128,29 +78,29 @@ class TrainingSetup {
 }  // namespace
 
 TEST_CASE("prefopt: help, version and usage", "[cli]") {
-  CHECK(prefopt_run({"--version"}).out == "prefopt 0.1.0\n");
+  CHECK(run_cli({"--version"}).out == "prefopt 0.1.0\n");
   for (const std::string command : {"train", "score", "loss", "grad", "losses", "generate"}) {
-    const Result help = prefopt_run({command, "--help"});
+    const CliResult help = run_cli({command, "--help"});
     CHECK(help.code == 0);
     CHECK(help.out.find("Usage: ") != std::string::npos);
     CHECK(help.err == "");
   }
-  check_refused({}, 2, "A subcommand is required; see prefopt --help");
-  check_refused({"train"}, 2, "--config is required; see prefopt train --help");
-  check_refused({"losses", "--jsno"}, 2,
-                "The following argument was not expected: --jsno; see prefopt losses --help");
-  check_refused({"score", "--model", kPolicy, "--data", kPairs, "--device", "cuda"}, 2,
-                "--device: expected cpu, got cuda; this build computes on the CPU");
-  check_refused({"score", "--model", kPolicy, "--data", kPairs, "--batch", "0"}, 2,
-                "--batch: expected at least 1, got 0");
+  check_cli_refused({}, 2, "A subcommand is required; see prefopt --help");
+  check_cli_refused({"train"}, 2, "--config is required; see prefopt train --help");
+  check_cli_refused({"losses", "--jsno"}, 2,
+                    "The following argument was not expected: --jsno; see prefopt losses --help");
+  check_cli_refused({"score", "--model", kPolicy, "--data", kPairs, "--device", "cuda"}, 2,
+                    "--device: expected cpu, got cuda; this build computes on the CPU");
+  check_cli_refused({"score", "--model", kPolicy, "--data", kPairs, "--batch", "0"}, 2,
+                    "--batch: expected at least 1, got 0");
 }
 
 TEST_CASE("prefopt score: the golden token log-probs", "[cli]") {
   const auto& expected = tiny_llama().at("pairs");
   // A batch that splits the file unevenly, and the whole file.
   for (const std::string batch : {"4", "6"}) {
-    const Result result = prefopt_run(
-        {"score", "--model", kPolicy, "--data", kPairs, "--per-token", "--batch", batch});
+    const CliResult result =
+        run_cli({"score", "--model", kPolicy, "--data", kPairs, "--per-token", "--batch", batch});
     REQUIRE(result.err == "");
     REQUIRE(result.code == 0);
     const auto rows = json_lines(result.out);
@@ -171,7 +121,7 @@ TEST_CASE("prefopt score: the golden token log-probs", "[cli]") {
     }
   }
   const auto doubles = json_lines(
-      prefopt_run({"score", "--model", kPolicy, "--data", kPairs, "--dtype", "float64"}).out);
+      run_cli({"score", "--model", kPolicy, "--data", kPairs, "--dtype", "float64"}).out);
   REQUIRE(doubles.size() == expected.size());
   CHECK_FALSE(doubles[0].contains("chosen_token_logps"));
   double sum = 0;
@@ -191,7 +141,7 @@ TEST_CASE("prefopt grad: the golden losses, gradient norms and metrics", "[cli]"
     }
     ++cases;
     INFO(config.dump());
-    const json got = run_json({"grad", "--model", kPolicy, "--ref", kReference, "--data", kPairs,
+    const json got = cli_json({"grad", "--model", kPolicy, "--ref", kReference, "--data", kPairs,
                                "--loss", config.dump()});
     check_close(got.at("loss"), golden.at("loss"), 1e-5);
     check_close(got.at("grad_norm"), golden.at("grad_norm"), 2e-4);
@@ -210,7 +160,7 @@ TEST_CASE("prefopt grad: the golden losses, gradient norms and metrics", "[cli]"
 
 TEST_CASE("prefopt grad: does not depend on how the file is cut", "[cli]") {
   const auto run = [](const std::string& micro) {
-    return run_json({"grad", "--model", kPolicy, "--ref", kReference, "--data", kPairs, "--loss",
+    return cli_json({"grad", "--model", kPolicy, "--ref", kReference, "--data", kPairs, "--loss",
                      R"({"type": "rpo"})", "--dtype", "float64", "--micro", micro});
   };
   const json whole = run("0");
@@ -223,11 +173,12 @@ TEST_CASE("prefopt grad: does not depend on how the file is cut", "[cli]") {
 }
 
 TEST_CASE("prefopt grad: a reference is asked for only where it is used", "[cli]") {
-  check_refused({"grad", "--model", kPolicy, "--data", kPairs, "--loss", R"({"type": "dpo"})"}, 2,
-                "--ref: expected a model folder, got none; dpo compares the policy with a "
-                "reference");
+  check_cli_refused({"grad", "--model", kPolicy, "--data", kPairs, "--loss", R"({"type": "dpo"})"},
+                    2,
+                    "--ref: expected a model folder, got none; dpo compares the policy with a "
+                    "reference");
   const json sft =
-      run_json({"grad", "--model", kPolicy, "--data", kPairs, "--loss", R"({"type": "sft"})"});
+      cli_json({"grad", "--model", kPolicy, "--data", kPairs, "--loss", R"({"type": "sft"})"});
   double sum = 0, tokens = 0;
   for (const auto& pair : tiny_llama().at("pairs")) {
     for (const double logp : pair.at("chosen_logps")) {
@@ -249,22 +200,22 @@ void run_losses_of(const TempDir& folder) {
 }
 
 TEST_CASE("prefopt loss: all of TRL's golden cases", "[cli]") {
-  const json golden = json::parse(read(data_path("trl_losses.json")));
+  const json golden = json::parse(read_text(data_path("trl_losses.json")));
   REQUIRE(golden.size() == 66);
   const TempDir folder;
   for (const auto& item : golden) {
     const std::string id = item.at("id");
     std::string rows;
     for (const auto& pair : item.at("pairs")) rows += pair.dump() + "\n";
-    write(folder.file(id + ".jsonl"), rows);
-    write(folder.file(id + ".json"), item.at("config").dump());
+    write_text(folder.file(id + ".jsonl"), rows);
+    write_text(folder.file(id + ".json"), item.at("config").dump());
   }
   run_losses_of(folder);
   for (const auto& item : golden) {
     const std::string id = item.at("id");
     const double rtol = item.at("rtol");
     INFO(id << " " << item.at("config").dump());
-    const json got = json::parse(read(folder.file(id + ".out")));
+    const json got = json::parse(read_text(folder.file(id + ".out")));
     const auto& expected = item.at("expected");
     check_close(got.at("loss"), expected.at("loss"), rtol);
     double sum = 0;
@@ -295,25 +246,26 @@ TEST_CASE("prefopt loss: sums in place of tokens", "[cli]") {
   const TempDir folder;
   const std::string file = folder.file("sums.jsonl");
   SECTION("policy = reference is log 2") {
-    write(file, R"({"chosen_logps": -3, "rejected_logps": [-1, -1], "ref_chosen_logps": -3,)"
-                R"( "ref_rejected_logps": -2})");
+    write_text(file, R"({"chosen_logps": -3, "rejected_logps": [-1, -1], "ref_chosen_logps": -3,)"
+                     R"( "ref_rejected_logps": -2})");
     const json got =
-        run_json({"loss", "--loss", R"({"type": "dpo", "beta": 0.1})", "--logps", file});
+        cli_json({"loss", "--loss", R"({"type": "dpo", "beta": 0.1})", "--logps", file});
     CHECK(got.at("loss") == std::log(2.0));
     CHECK(got.at("grad_chosen") == json::parse("[[-0.05]]"));
     CHECK(got.at("grad_rejected") == json::parse("[[0.05, 0.05]]"));
   }
   SECTION("a length serves losses that divide by it") {
-    write(file, R"({"chosen_logps": -3, "chosen_len": 4, "rejected_logps": -2, "rejected_len": 2,)"
-                R"( "ref_chosen_logps": -5, "ref_rejected_logps": -1})");
+    write_text(file,
+               R"({"chosen_logps": -3, "chosen_len": 4, "rejected_logps": -2, "rejected_len": 2,)"
+               R"( "ref_chosen_logps": -5, "ref_rejected_logps": -1})");
     const json got =
-        run_json({"loss", "--loss", R"({"type": "ipo", "beta": 0.5})", "--logps", file});
+        cli_json({"loss", "--loss", R"({"type": "ipo", "beta": 0.5})", "--logps", file});
     // delta = 2/4 + 1/2 = 1, and (1 - 1/(2 * 0.5))^2 = 0
     check_close(got.at("loss"), 0, 0, 1e-15);
   }
   SECTION("a loss without reference and rejected") {
-    write(file, "{\"chosen_logps\": [-1, -2]}\n{\"chosen_logps\": [-6]}\n");
-    const json got = run_json({"loss", "--loss", R"({"type": "sft"})", "--logps", file});
+    write_text(file, "{\"chosen_logps\": [-1, -2]}\n{\"chosen_logps\": [-6]}\n");
+    const json got = cli_json({"loss", "--loss", R"({"type": "sft"})", "--logps", file});
     check_close(got.at("loss"), 3, 1e-15);
     CHECK(got.at("grad_rejected") == json::array());
     CHECK(got.at("metrics") == json{{"logps/chosen", -4.5}});
@@ -325,21 +277,21 @@ TEST_CASE("prefopt loss: fresh samples", "[cli]") {
   const std::string file = folder.file("samples.jsonl");
   const std::string pair =
       R"("chosen_logps": -3, "rejected_logps": -2, "ref_chosen_logps": -3, "ref_rejected_logps": -2)";
-  write(file,
-        "{" + pair + R"(, "sample_logps": [[-1, -2], -4], "ref_sample_logps": [[-1, -2], -4]})");
+  write_text(file, "{" + pair +
+                       R"(, "sample_logps": [[-1, -2], -4], "ref_sample_logps": [[-1, -2], -4]})");
   const json got =
-      run_json({"loss", "--loss", R"({"type": "hypo", "num_samples": 2})", "--logps", file});
+      cli_json({"loss", "--loss", R"({"type": "hypo", "num_samples": 2})", "--logps", file});
   check_close(got.at("loss"), std::log(2.0), 1e-12);
   REQUIRE(got.at("grad_samples").size() == 1);
   REQUIRE(got.at("grad_samples")[0].size() == 2);
   CHECK(got.at("grad_samples")[0][0].size() == 2);
   CHECK(got.at("grad_samples")[0][1].size() == 1);
 
-  check_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file + ".none"}, 3,
-                file + ".none: expected a readable file, got No such file or directory");
-  write(file, "{" + pair + "}");
-  check_refused({"loss", "--loss", R"({"type": "hypo"})", "--logps", file}, 3,
-                file + ":1: expected sample_logps, got a row without it; hypo needs it");
+  check_cli_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file + ".none"}, 3,
+                    file + ".none: expected a readable file, got No such file or directory");
+  write_text(file, "{" + pair + "}");
+  check_cli_refused({"loss", "--loss", R"({"type": "hypo"})", "--logps", file}, 3,
+                    file + ":1: expected sample_logps, got a row without it; hypo needs it");
 }
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -351,9 +303,9 @@ TEST_CASE("prefopt loss: single completions with a label", "[cli]") {
       R"({"completion_logps": [-1, -1], "ref_completion_logps": [-2, -2], "label": true,)"
       R"( "kl_logps": -3, "ref_kl_logps": [-2, -3]})"
       "\n";
-  write(file, desirable + R"({"chosen_logps": -5, "ref_chosen_logps": -4, "label": 0,)"
-                          R"( "kl_logps": [-4], "ref_kl_logps": [-4]})");
-  const json got = run_json({"loss", "--loss", R"({"type": "kto", "beta": 0.5})", "--logps", file});
+  write_text(file, desirable + R"({"chosen_logps": -5, "ref_chosen_logps": -4, "label": 0,)"
+                               R"( "kl_logps": [-4], "ref_kl_logps": [-4]})");
+  const json got = cli_json({"loss", "--loss", R"({"type": "kto", "beta": 0.5})", "--logps", file});
   // z0 = (2 + 0) / 2, log-ratios 2 and -1.
   check_close(got.at("losses")[0], sigmoid(-0.5), 1e-14);
   check_close(got.at("losses")[1], sigmoid(-1), 1e-14);
@@ -368,9 +320,9 @@ TEST_CASE("prefopt loss: single completions with a label", "[cli]") {
 
   const auto refused = [&](const std::string& type, const std::string& row,
                            const std::string& sentence) {
-    write(file, desirable + row);
-    check_refused({"loss", "--loss", R"({"type": ")" + type + "\"}", "--logps", file}, 3,
-                  file + sentence);
+    write_text(file, desirable + row);
+    check_cli_refused({"loss", "--loss", R"({"type": ")" + type + "\"}", "--logps", file}, 3,
+                      file + sentence);
   };
   refused("bco", R"({"completion_logps": -1, "ref_completion_logps": -1, "label": 0.5})",
           ":2: label: expected true, false, 1 or 0, got 0.5");
@@ -395,8 +347,8 @@ TEST_CASE("prefopt loss: what else a row may say", "[cli]") {
   const std::string pair =
       R"({"chosen_logps": -3, "ref_chosen_logps": -5, "rejected_logps": -4, "ref_rejected_logps": -3)";
   const auto run = [&](const std::string& loss, const std::string& more) {
-    write(file, pair + more + "}");
-    return run_json({"loss", "--loss", loss, "--logps", file});
+    write_text(file, pair + more + "}");
+    return cli_json({"loss", "--loss", loss, "--logps", file});
   };
   SECTION("weight") {
     const json got =
@@ -452,8 +404,8 @@ TEST_CASE("prefopt loss: columns that cannot be used", "[cli]") {
   const auto refused = [&](const std::string& loss, const std::string& more,
                            const std::string& sentence) {
     INFO(more);
-    write(file, pair + more + "}");
-    check_refused({"loss", "--loss", loss, "--logps", file}, 3, file + ":1: " + sentence);
+    write_text(file, pair + more + "}");
+    check_cli_refused({"loss", "--loss", loss, "--logps", file}, 3, file + ":1: " + sentence);
   };
   const std::string dpo = R"({"type": "dpo"})";
   refused(dpo, R"(, "weight": -1)", "weight: expected a number of at least 0, got -1");
@@ -485,9 +437,9 @@ TEST_CASE("prefopt loss: columns that cannot be used", "[cli]") {
           "expected rejected_logps token by token, got a sum; dpo needs that of the first 2 of 3 "
           "tokens");
 
-  write(file, pair + "}\n" + pair + R"(, "weight": 1})");
-  check_refused({"loss", "--loss", dpo, "--logps", file}, 3,
-                file + ":1: expected weight, got a row without it; line 2 has it");
+  write_text(file, pair + "}\n" + pair + R"(, "weight": 1})");
+  check_cli_refused({"loss", "--loss", dpo, "--logps", file}, 3,
+                    file + ":1: expected weight, got a row without it; line 2 has it");
 }
 
 TEST_CASE("prefopt loss: bad log-probs", "[cli]") {
@@ -499,8 +451,9 @@ TEST_CASE("prefopt loss: bad log-probs", "[cli]") {
   std::size_t count = 0;
   const auto refused = [&](const std::string& row, const std::string& sentence) {
     INFO(row);
-    write(file, good + row);
-    check_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file}, 3, file + sentence);
+    write_text(file, good + row);
+    check_cli_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file}, 3,
+                      file + sentence);
     ++count;
   };
   refused(R"({"chosen_logps": [-1, -2, NaN]})",
@@ -536,17 +489,17 @@ TEST_CASE("prefopt loss: bad log-probs", "[cli]") {
           ":2: expected ref_chosen_logps, got a row without it; dpo needs it");
   prefopt::testing_support::report_count("bad log-prob rows refused", count);
 
-  write(file, "");
-  check_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file}, 3,
-                file + ": expected at least one row, got none");
+  write_text(file, "");
+  check_cli_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file}, 3,
+                    file + ": expected at least one row, got none");
 }
 
 TEST_CASE("prefopt: a loss config that cannot be meant", "[cli]") {
   const TempDir folder;
   const std::string file = folder.file("rows.jsonl");
-  write(file, R"({"chosen_logps": -1, "rejected_logps": -1})");
-  const Result result =
-      prefopt_run({"loss", "--loss", R"({"type": "dpo", "betta": 0.1})", "--logps", file});
+  write_text(file, R"({"chosen_logps": -1, "rejected_logps": -1})");
+  const CliResult result =
+      run_cli({"loss", "--loss", R"({"type": "dpo", "betta": 0.1})", "--logps", file});
   CHECK(result.code == 2);
   CHECK(result.err == "prefopt: dpo: expected a known option, got 'betta'; did you mean 'beta'?\n");
 }
@@ -557,14 +510,14 @@ TEST_CASE("prefopt: model files that cannot be used", "[cli]") {
   const std::string weights = folder.file("model/model.safetensors");
   std::filesystem::permissions(weights, std::filesystem::perms::owner_all);
   std::filesystem::resize_file(weights, std::filesystem::file_size(weights) / 2);
-  check_refused({"score", "--model", folder.file("model"), "--data", kPairs}, 4,
-                weights +
-                    ": tensor 'model.layers.0.self_attn.k_proj.weight': expected data_offsets "
-                    "within 388476 bytes of data, got [385536, 393728]");
+  check_cli_refused({"score", "--model", folder.file("model"), "--data", kPairs}, 4,
+                    weights +
+                        ": tensor 'model.layers.0.self_attn.k_proj.weight': expected data_offsets "
+                        "within 388476 bytes of data, got [385536, 393728]");
 
   std::filesystem::remove(weights);
-  check_refused({"score", "--model", folder.file("model"), "--data", kPairs}, 4,
-                weights + ": expected a readable file, got No such file or directory");
+  check_cli_refused({"score", "--model", folder.file("model"), "--data", kPairs}, 4,
+                    weights + ": expected a readable file, got No such file or directory");
 }
 
 TEST_CASE("prefopt score: rows that cannot be used", "[cli]") {
@@ -572,10 +525,10 @@ TEST_CASE("prefopt score: rows that cannot be used", "[cli]") {
   const std::string file = folder.file("rows.jsonl");
   const auto refused = [&](const std::string& row, const std::string& sentence) {
     INFO(row);
-    write(file, R"({"prompt": "a", "chosen": "b", "rejected": "c"})"
-                "\n" +
-                    row + "\n");
-    check_refused({"score", "--model", kPolicy, "--data", file}, 3, file + sentence);
+    write_text(file, R"({"prompt": "a", "chosen": "b", "rejected": "c"})"
+                     "\n" +
+                         row + "\n");
+    check_cli_refused({"score", "--model", kPolicy, "--data", file}, 3, file + sentence);
   };
   refused(R"({"prompt": "a", "chosen": "b"})",
           ":2: expected a key 'rejected', got {chosen, prompt}");
@@ -592,23 +545,24 @@ TEST_CASE("prefopt score: weights that are not finite", "[cli]") {
   std::filesystem::copy(kPolicy, folder.file("model"));
   const std::string weights = folder.file("model/model.safetensors");
   std::filesystem::permissions(weights, std::filesystem::perms::owner_all);
-  std::string bytes = read(weights);
+  std::string bytes = read_text(weights);
   for (std::size_t i = bytes.size() - 400; i < bytes.size(); ++i) bytes[i] = '\x7f';
   for (std::size_t i = bytes.size() - 400; i + 3 < bytes.size(); i += 4) {
     bytes[i + 2] = '\xff';  // 0x7fff7f7f is NaN
   }
-  write(weights, bytes);
-  check_refused({"score", "--model", folder.file("model"), "--data", kPairs}, 5,
-                folder.file("model") +
-                    ": expected finite log-probs, got nan and nan in row 1; the model's weights "
-                    "may be broken");
+  write_text(weights, bytes);
+  check_cli_refused(
+      {"score", "--model", folder.file("model"), "--data", kPairs}, 5,
+      folder.file("model") +
+          ": expected finite log-probs, got nan and nan in row 1; the model's weights "
+          "may be broken");
 }
 
 TEST_CASE("prefopt tokenize: ids and their text", "[cli]") {
   const TempDir folder;
   const std::string file = folder.file("texts.jsonl");
-  write(file, "\"a\\u00e9\"\n[97, 255]\n\"\"\n");
-  const auto lines = json_lines(prefopt_run({"tokenize", "--data", file}).out);
+  write_text(file, "\"a\\u00e9\"\n[97, 255]\n\"\"\n");
+  const auto lines = json_lines(run_cli({"tokenize", "--data", file}).out);
   const std::vector<json> expected{
       {{"ids", {97, 0xC3, 0xA9}}, {"text", "a\u00e9"}},
       {{"ids", {97, 255}}, {"text", "a\uFFFD"}},
@@ -617,48 +571,49 @@ TEST_CASE("prefopt tokenize: ids and their text", "[cli]") {
   CHECK(lines == expected);
 
   const std::string tokenizer = data_path("tokenizers/gpt2");
-  write(file, "\"<|endoftext|>\"\n");
-  CHECK(json_lines(prefopt_run({"tokenize", "--tokenizer", tokenizer, "--data", file}).out) ==
+  write_text(file, "\"<|endoftext|>\"\n");
+  CHECK(json_lines(run_cli({"tokenize", "--tokenizer", tokenizer, "--data", file}).out) ==
         std::vector<json>{{{"ids", {0}}, {"text", ""}}});
-  write(file, "\"a\"\n[256]\n");
-  check_refused({"tokenize", "--data", file}, 3,
-                file + ":2: expected text or a list of bytes, got list");
-  check_refused({"tokenize", "--tokenizer", "bpe", "--data", file}, 2,
-                "make_tokenizer: expected 'byte', a tokenizer.json, a folder that holds one or a "
-                ".gguf file, got 'bpe'");
+  write_text(file, "\"a\"\n[256]\n");
+  check_cli_refused({"tokenize", "--data", file}, 3,
+                    file + ":2: expected text or a list of bytes, got list");
+  check_cli_refused(
+      {"tokenize", "--tokenizer", "bpe", "--data", file}, 2,
+      "make_tokenizer: expected 'byte', a tokenizer.json, a folder that holds one or a "
+      ".gguf file, got 'bpe'");
 }
 
 TEST_CASE("prefopt: chat formats are named", "[cli]") {
-  check_refused(
+  check_cli_refused(
       {"score", "--model", kPolicy, "--data", kPairs, "--chat-format", "chatmml"}, 2,
       "chat_format: expected a chat format among chatml, smollm2, qwen2, qwen2.5, llama3, "
       "zephyr, alpaca, plain, dialogue, got 'chatmml'; did you mean 'chatml'?");
 }
 
 TEST_CASE("prefopt losses: the registry", "[cli]") {
-  const json all = run_json({"losses", "--json"});
+  const json all = cli_json({"losses", "--json"});
   std::vector<std::string> names;
   for (const auto& loss : all) names.push_back(loss.at("name"));
   for (const std::string name :
        {"dpo", "robust_dpo", "f_dpo", "ipo", "rpo", "vpo", "hypo", "sft"}) {
     CHECK(std::count(names.begin(), names.end(), name) == 1);
   }
-  const std::string table = prefopt_run({"losses"}).out;
+  const std::string table = run_cli({"losses"}).out;
   CHECK(table.starts_with("loss"));
   CHECK(static_cast<std::size_t>(std::count(table.begin(), table.end(), '\n')) == all.size() + 1);
 
-  const json dpo = run_json({"losses", "sigmoid", "--json"});
+  const json dpo = cli_json({"losses", "sigmoid", "--json"});
   CHECK(dpo.at("name") == "dpo");
   CHECK(dpo.at("options")[0].at("name") == "beta");
-  const std::string page = prefopt_run({"losses", "dpo"}).out;
+  const std::string page = run_cli({"losses", "dpo"}).out;
   CHECK(page.find(dpo.at("formula").get<std::string>()) != std::string::npos);
   CHECK(page.find("2305.18290") != std::string::npos);
-  const Result unknown = prefopt_run({"losses", "dop"});
+  const CliResult unknown = run_cli({"losses", "dop"});
   CHECK(unknown.code == 2);
 }
 
 TEST_CASE("prefopt losses: what each loss needs and looks like", "[cli]") {
-  for (const json& loss : run_json({"losses", "--json"})) {
+  for (const json& loss : cli_json({"losses", "--json"})) {
     INFO(loss.at("name"));
     CHECK(loss.at("inputs")[0] == "chosen_logps");
     REQUIRE(loss.at("curve").size() == 81);
@@ -668,7 +623,7 @@ TEST_CASE("prefopt losses: what each loss needs and looks like", "[cli]") {
     }
   }
 
-  const json dpo = run_json({"losses", "dpo", "--json"});
+  const json dpo = cli_json({"losses", "dpo", "--json"});
   CHECK(dpo.at("inputs") ==
         json{"chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps"});
   CHECK(dpo.at("conditions") == json::array());
@@ -691,7 +646,7 @@ TEST_CASE("prefopt losses: what each loss needs and looks like", "[cli]") {
   CHECK(dpo.at("curve")[0][0] == -20);
   CHECK(dpo.at("curve")[80][0] == 20);
 
-  const json kto = run_json({"losses", "kto", "--json"});
+  const json kto = cli_json({"losses", "kto", "--json"});
   CHECK(kto.at("inputs") ==
         json{"chosen_logps", "ref_chosen_logps", "labels", "kl_logps", "ref_kl_logps"});
   CHECK(kto.at("conditions") ==
@@ -699,10 +654,10 @@ TEST_CASE("prefopt losses: what each loss needs and looks like", "[cli]") {
   check_close(kto.at("curve")[80][1], sigmoid(-2), 1e-14);
   check_close(kto.at("curve")[80][2], -0.1 * sigmoid(2) * sigmoid(-2), 1e-14);
 
-  const json hypo = run_json({"losses", "hypo", "--json"});
+  const json hypo = cli_json({"losses", "hypo", "--json"});
   CHECK(hypo.at("conditions") == json{"fresh samples of the policy, 2 a prompt"});
 
-  const std::string page = prefopt_run({"losses", "kto"}).out;
+  const std::string page = run_cli({"losses", "kto"}).out;
   CHECK(page.find("Thumbs up or down in place of pairs.") != std::string::npos);
   CHECK(page.find("chosen_logps, ref_chosen_logps, labels, kl_logps, ref_kl_logps") !=
         std::string::npos);
@@ -712,7 +667,7 @@ TEST_CASE("prefopt losses: what each loss needs and looks like", "[cli]") {
 
 TEST_CASE("prefopt train: a run folder and a summary", "[cli]") {
   const TrainingSetup setup;
-  const Result result = prefopt_run({"train", "--config", setup.config_path()});
+  const CliResult result = run_cli({"train", "--config", setup.config_path()});
   INFO(result.err);
   REQUIRE(result.code == 0);
   CHECK(result.out.starts_with("checkpoint: " + setup.folder.file("run") + "/checkpoints/"));
@@ -722,25 +677,25 @@ TEST_CASE("prefopt train: a run folder and a summary", "[cli]") {
   CHECK(result.err.find('\r') == std::string::npos);
   CHECK(result.err.find('\033') == std::string::npos);
 
-  const Result again = prefopt_run({"train", "--config", setup.config_path()});
+  const CliResult again = run_cli({"train", "--config", setup.config_path()});
   CHECK(again.code == 2);
 
   const std::string checkpoint = setup.folder.file("run/checkpoints/last");
-  const Result scored =
-      prefopt_run({"score", "--model", checkpoint, "--data", setup.folder.file("rows.jsonl")});
+  const CliResult scored =
+      run_cli({"score", "--model", checkpoint, "--data", setup.folder.file("rows.jsonl")});
   CHECK(json_lines(scored.out).size() == 12);
 }
 
 TEST_CASE("prefopt train: quiet, dry and printed runs", "[cli]") {
   const TrainingSetup setup;
   SECTION("--quiet keeps remarks and leaves progress out") {
-    const Result result = prefopt_run({"train", "--config", setup.config_path(), "--quiet"});
+    const CliResult result = run_cli({"train", "--config", setup.config_path(), "--quiet"});
     CHECK(result.code == 0);
     CHECK(result.err.find("step ") == std::string::npos);
     CHECK(result.err.find("rows of") != std::string::npos);
   }
   SECTION("--dry-run leaves nothing behind") {
-    const Result result = prefopt_run({"train", "--config", setup.config_path(), "--dry-run"});
+    const CliResult result = run_cli({"train", "--config", setup.config_path(), "--dry-run"});
     INFO(result.err);
     CHECK(result.code == 0);
     CHECK(result.err.find("12 of 12 rows") != std::string::npos);
@@ -752,7 +707,7 @@ TEST_CASE("prefopt train: quiet, dry and printed runs", "[cli]") {
   }
   SECTION("--print-config shows every option and what --set made of them") {
     const json config =
-        run_json({"train", "--config", setup.config_path(), "--set", "loss.beta=0.25", "--set",
+        cli_json({"train", "--config", setup.config_path(), "--set", "loss.beta=0.25", "--set",
                   "train.steps=7", "--set", "data.eval=held out.jsonl", "--print-config"});
     CHECK(config.at("loss").at("type") == "dpo");
     CHECK(config.at("loss").at("beta") == 0.25);
@@ -769,7 +724,7 @@ TEST_CASE("prefopt train: configurations that cannot be meant", "[cli]") {
   const std::string path = setup.config_path();
   const auto refused = [&](const std::string& set, const std::string& sentence) {
     INFO(set);
-    check_refused({"train", "--config", path, "--set", set}, 2, sentence);
+    check_cli_refused({"train", "--config", path, "--set", set}, 2, sentence);
   };
   refused("train.stpes=3", path +
                                " with --set: config.train: expected a known option, got 'stpes'; "
@@ -783,18 +738,18 @@ TEST_CASE("prefopt train: configurations that cannot be meant", "[cli]") {
   refused("loss={\"a\": 1, \"a\": 2}", "--set loss: expected JSON, got the key 'a' twice");
 
   setup.config["outputdir"] = "x";
-  check_refused({"train", "--config", setup.config_path()}, 2,
-                path +
-                    ": config: expected a known option, got 'outputdir'; did you mean "
-                    "'output_dir'?");
-  check_refused({"train", "--config", path + ".none"}, 2,
-                path + ".none: expected a readable file, got No such file or directory");
+  check_cli_refused({"train", "--config", setup.config_path()}, 2,
+                    path +
+                        ": config: expected a known option, got 'outputdir'; did you mean "
+                        "'output_dir'?");
+  check_cli_refused({"train", "--config", path + ".none"}, 2,
+                    path + ".none: expected a readable file, got No such file or directory");
 }
 
 TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
   const auto generate = [](const std::string& seed) {
-    return json_lines(prefopt_run({"generate", "--model", kPolicy, "--prompt", "ab", "--samples",
-                                   "2", "--max-new-tokens", "5", "--seed", seed, "--json"})
+    return json_lines(run_cli({"generate", "--model", kPolicy, "--prompt", "ab", "--samples", "2",
+                               "--max-new-tokens", "5", "--seed", seed, "--json"})
                           .out);
   };
   const auto lines = generate("1");
@@ -807,23 +762,23 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
 
   const TempDir folder;
   const std::string file = folder.file("prompts.jsonl");
-  write(file, R"({"prompt": "ab"})"
-              "\n"
-              R"({"prompt_ids": [256, 97, 98]})"
-              "\n"
-              R"({"prompt": "ab", "chosen": "c", "rejected": "d"})"
-              "\n");
-  const Result result = prefopt_run({"generate", "--model", kPolicy, "--data", file,
-                                     "--temperature", "0", "--max-new-tokens", "3", "--json"});
+  write_text(file, R"({"prompt": "ab"})"
+                   "\n"
+                   R"({"prompt_ids": [256, 97, 98]})"
+                   "\n"
+                   R"({"prompt": "ab", "chosen": "c", "rejected": "d"})"
+                   "\n");
+  const CliResult result = run_cli({"generate", "--model", kPolicy, "--data", file, "--temperature",
+                                    "0", "--max-new-tokens", "3", "--json"});
   const auto greedy = json_lines(result.out);
   REQUIRE(greedy.size() == 3);
   CHECK(greedy[0] == greedy[1]);
   CHECK(greedy[0] == greedy[2]);
 
-  check_refused({"generate", "--model", kPolicy}, 2,
-                "generate: expected one of --prompt and --data, got neither");
-  check_refused({"generate", "--model", kPolicy, "--prompt", "a", "--data", file}, 2,
-                "generate: expected one of --prompt and --data, got both");
-  check_refused({"generate", "--model", kPolicy, "--prompt", "a", "--temperature", "-1"}, 2,
-                "generate: expected temperature >= 0, got -1");
+  check_cli_refused({"generate", "--model", kPolicy}, 2,
+                    "generate: expected one of --prompt and --data, got neither");
+  check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--data", file}, 2,
+                    "generate: expected one of --prompt and --data, got both");
+  check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--temperature", "-1"}, 2,
+                    "generate: expected temperature >= 0, got -1");
 }

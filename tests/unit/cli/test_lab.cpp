@@ -1,67 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <sys/wait.h>
-
 #include <algorithm>
-#include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <string>
 
 #include "support/catch.h"
+#include "support/cli.h"
 #include "support/temp_dir.h"
 
 namespace {
 
-using prefopt::testing_support::TempDir;
-
-std::string read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  REQUIRE(file);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-struct Result {
-  int code;
-  std::string out, err;
-};
-
-Result prefopt_lab(const std::string& arguments) {
-  const TempDir folder;
-  std::string command = PREFOPT_CLI_PATH;
-  command += " lab " + arguments + " >" + folder.file("out") + " 2>" + folder.file("err");
-  command += " </dev/null";
-  const int status = std::system(command.c_str());
-  REQUIRE(WIFEXITED(status));
-  return {WEXITSTATUS(status), read(folder.file("out")), read(folder.file("err"))};
-}
+using namespace prefopt::testing_support;
 
 TEST_CASE("prefopt lab: a list, an experiment with its files, errors", "[cli]") {
-  const Result list = prefopt_lab("");
+  const CliResult list = run_cli({"lab"});
   CHECK(list.code == 0);
   CHECK(list.out.find("rdpo-rates ") != std::string::npos);
   CHECK(std::count(list.out.begin(), list.out.end(), '\n') == 11);
 
   const TempDir folder;
-  const Result run = prefopt_lab("dpo-is-rlhf --quick --seeds 3 --out " + folder.file("new/out"));
+  const CliResult run =
+      run_cli({"lab", "dpo-is-rlhf", "--quick", "--seeds", "3", "--out", folder.file("new/out")});
   CHECK(run.code == 0);
   CHECK(run.err == "lab: dpo-is-rlhf\n");
   CHECK(run.out.starts_with("dpo-is-rlhf: holds: DPO's optimum is the closed form"));
   CHECK(std::count(run.out.begin(), run.out.end(), '\n') == 3);
   CHECK(
-      read(folder.file("new/out/dpo-is-rlhf.csv"))
+      read_text(folder.file("new/out/dpo-is-rlhf.csv"))
           .starts_with("case,newton_step,largest_log_distance\n\"dpo, all actions compared\",0,"));
-  CHECK(read(folder.file("new/out/dpo-is-rlhf.svg")).starts_with("<svg "));
+  CHECK(read_text(folder.file("new/out/dpo-is-rlhf.svg")).starts_with("<svg "));
 
-  const Result unknown = prefopt_lab("rdpo-rate --out " + folder.file("none"));
+  const CliResult unknown = run_cli({"lab", "rdpo-rate", "--out", folder.file("none")});
   CHECK(unknown.code == 2);
   CHECK(unknown.out == "");
   CHECK(unknown.err ==
         "prefopt: lab: expected the name of an experiment, got 'rdpo-rate'; did you mean "
         "'rdpo-rates'?\n");
-  const Result one = prefopt_lab("rdpo-rates --seeds 1 --out " + folder.file("none"));
+  const CliResult one =
+      run_cli({"lab", "rdpo-rates", "--seeds", "1", "--out", folder.file("none")});
   CHECK(one.code == 2);
   CHECK(one.err == "prefopt: --seeds: expected at least 2, or 0 for as many as usual, got 1\n");
-  const Result file = prefopt_lab("rdpo-rates --out " + folder.file("new/out/dpo-is-rlhf.csv"));
+  const CliResult file =
+      run_cli({"lab", "rdpo-rates", "--out", folder.file("new/out/dpo-is-rlhf.csv")});
   CHECK(file.code == 3);
   CHECK(
       file.err.ends_with("dpo-is-rlhf.csv: expected a folder to write to, got Not a directory\n"));

@@ -1,54 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <sys/wait.h>
-
-#include <cstdlib>
 #include <filesystem>
 #include <string>
 
 #include "core/file.h"
 #include "prefopt/error.h"
 #include "support/catch.h"
+#include "support/cli.h"
 #include "support/temp_dir.h"
 
 namespace {
 
-using prefopt::testing_support::TempDir;
-
-struct Result {
-  int code;
-  std::string out, err;
-};
-
-Result run_report(const std::string& arguments) {
-  const TempDir folder;
-  const std::string command = std::string(PREFOPT_CLI_PATH) + " report " + arguments + " >" +
-                              folder.file("out") + " 2>" + folder.file("err");
-  const int status = std::system(command.c_str());
-  REQUIRE(WIFEXITED(status));
-  const auto read = [&](const std::string& name) {
-    return prefopt::detail::read_file<prefopt::DataError>(folder.file(name));
-  };
-  return {WEXITSTATUS(status), read("out"), read("err")};
-}
+using namespace prefopt::testing_support;
 
 TEST_CASE("prefopt report: makes the page of a run folder again", "[cli]") {
   const TempDir folder;
   prefopt::detail::write_file<prefopt::DataError>(
       folder.file("metrics.jsonl"),
       "{\"step\": 0, \"eval_loss\": 2}\n{\"step\": 9, \"eval_loss\": 1}\n");
-  const Result printed = run_report("--print " + folder.path());
+  const CliResult printed = run_cli({"report", "--print", folder.path()});
   CHECK(printed.code == 0);
   CHECK(printed.out.starts_with("<!DOCTYPE html>"));
   CHECK(printed.out.find("fell from 2 to 1") != std::string::npos);
   CHECK_FALSE(std::filesystem::exists(folder.file("report.html")));
 
-  const Result written = run_report(folder.path());
+  const CliResult written = run_cli({"report", folder.path()});
   CHECK(written.code == 0);
   CHECK(written.out == folder.file("report.html") + "\n");
   CHECK(prefopt::detail::read_file<prefopt::DataError>(folder.file("report.html")) == printed.out);
 
   const TempDir empty;
-  const Result refused = run_report(empty.path());
+  const CliResult refused = run_cli({"report", empty.path()});
   CHECK(refused.code == 4);
   CHECK(refused.err ==
         "prefopt: " + empty.path() +

@@ -9,6 +9,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "prefopt/error.h"
+#include "prefopt/evaluation/statistics.h"
 #include "prefopt/train/report.h"
 #include "support/catch.h"
 #include "support/errors.h"
@@ -396,7 +397,7 @@ TEST_CASE("steps that come again replace what was there", "[train]") {
 // Reference values: statsmodels 0.15.0, proportion_confint(…, method="wilson").
 TEST_CASE("Wilson's interval is that of statsmodels", "[train]") {
   const auto check = [](double wins, double rows, double low, double high) {
-    const auto interval = detail::wilson_interval(wins / rows, rows);
+    const auto interval = wilson_rate(wins / rows, rows);
     CHECK(interval.low == Approx(low).epsilon(1e-12).margin(1e-15));
     CHECK(interval.high == Approx(high).epsilon(1e-12));
   };
