@@ -230,7 +230,7 @@ struct CachedReference::Impl {
                const std::vector<std::string>& keys) {
     const at::NoGradGuard no_grad;
     TokenBatch part = select_sequences(batch, missing);
-    part.token_weights = {};  // what is kept holds for any weights
+    part.token_weights = at::Tensor();  // what is kept holds for any weights
     const SequenceLogps fresh = prefopt::sequence_logps(*inner, part.to(inner->device()));
     const at::Tensor sums = fresh.logps.cpu();
     token_dtype = fresh.token_logps.scalar_type();

@@ -338,6 +338,7 @@ TEST_CASE("prefopt loss: single completions with a label", "[cli]") {
           ":2: expected one of chosen_logps and completion_logps, got both");
   refused("bco", R"({"completion_logps": [-1], "ref_completion_logps": [-1, -2]})",
           ":2: expected 1 tokens in ref_completion_logps as in completion_logps, got 2");
+  write_text(file, desirable);
   check_cli_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file}, 2,
                     file + ": expected pairs, which dpo compares, got rows of one completion");
   write_text(file, R"({"chosen_logps": -1, "rejected_logps": -2})");

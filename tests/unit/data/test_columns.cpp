@@ -136,7 +136,7 @@ TEST_CASE("the token cache keeps columns and gold completions", "[data]") {
 
 TEST_CASE("token ids may have weights", "[data]") {
   const Rows rows(
-      R"({"prompt_ids": [1], "chosen_ids": [2, 3, 0], "chosen_token_weights": [0, 0.5, 2],)"
+      R"({"prompt_ids": [1], "chosen_ids": [2, 3, 257], "chosen_token_weights": [0, 0.5, 2],)"
       R"( "rejected_ids": [4], "gold_ids": [5, 6], "gold_token_weights": [1, 3]})"
       "\n"
       R"({"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]})"
@@ -149,7 +149,7 @@ TEST_CASE("token ids may have weights", "[data]") {
   CHECK(rows.load({.gold = true}).pairs.front().gold_weights == TokenWeights{1, 3});
   // A completion that is cut keeps its end token, and that its weight.
   const Dataset cut = rows.load({}, {.max_completion_length = 2});
-  CHECK(cut.pairs[0].chosen == Ids{2, 0});
+  CHECK(cut.pairs[0].chosen == Ids{2, 257});
   CHECK(cut.pairs[0].chosen_weights == TokenWeights{0, 2});
   CHECK(cut.pairs[1].chosen == Ids{2, 3});
 
