@@ -24,6 +24,7 @@ struct Range {
   double max = std::numeric_limits<double>::infinity();
   bool min_open = false;
   bool max_open = false;
+  std::string_view reason = {};  ///< why other values are none; ends the error's text
 
   static constexpr Range any() { return {}; }
   static constexpr Range above(double low) { return {.min = low, .min_open = true}; }
@@ -32,6 +33,12 @@ struct Range {
   /// low <= x < high
   static constexpr Range half_open(double low, double high) {
     return {.min = low, .max = high, .max_open = true};
+  }
+
+  constexpr Range because(std::string_view why) const {
+    Range range = *this;
+    range.reason = why;
+    return range;
   }
 
   constexpr bool contains(double x) const {

@@ -54,8 +54,10 @@ class LogpsTable {
   const std::vector<LogpsRow>& rows() const { return rows_; }
   std::string where(const LogpsRow& row) const { return fmt::format("{}:{}", path_, row.line); }
 
-  /// DataError where the loss needs what a row lacks, or where only some rows have a key.
+  /// DataError where the loss needs what a row lacks, or where only some rows have a key;
+  /// ConfigError where the file is for another kind of loss.
   PairLogps logps() const {
+    check_kind();
     PairLogps logps;
     for (const auto& field : kPairFields<at::Tensor>) {
       const auto column = values_of(field.name, field.needed(needs_));
@@ -93,6 +95,30 @@ class LogpsTable {
   }
 
  private:
+  static bool has(const LogpsRow& row, std::string_view field) {
+    return row.completions.contains(field) || row.numbers.contains(field);
+  }
+  bool all_have(std::string_view field) const {
+    return std::all_of(rows_.begin(), rows_.end(),
+                       [&](const LogpsRow& row) { return has(row, field); });
+  }
+  bool none_has(std::string_view field) const {
+    return std::none_of(rows_.begin(), rows_.end(),
+                        [&](const LogpsRow& row) { return has(row, field); });
+  }
+
+  void check_kind() const {
+    if (needs_.labels && all_have("rejected_logps") && none_has("labels")) {
+      throw ConfigError(
+          fmt::format("{}: expected rows of one completion and a label, which {} is for, got pairs",
+                      path_, loss_));
+    }
+    if (needs_.rejected && all_have("labels") && none_has("rejected_logps")) {
+      throw ConfigError(fmt::format(
+          "{}: expected pairs, which {} compares, got rows of one completion", path_, loss_));
+    }
+  }
+
   /// Empty where no row has the field and the loss does not need it.
   std::vector<double> values_of(std::string_view field, bool needed) const {
     std::vector<double> column;
@@ -128,12 +154,10 @@ class LogpsTable {
 
   /// Whether the rows have the field: all of them or none.
   bool check_presence(std::string_view field, bool needed) const {
-    const auto has = [&](const LogpsRow& row) {
-      return row.completions.contains(field) || row.numbers.contains(field);
-    };
-    const auto with = std::find_if(rows_.begin(), rows_.end(), has);
+    const auto has_it = [&](const LogpsRow& row) { return has(row, field); };
+    const auto with = std::find_if(rows_.begin(), rows_.end(), has_it);
     if (with == rows_.end() && !needed) return false;
-    const auto without = std::find_if_not(rows_.begin(), rows_.end(), has);
+    const auto without = std::find_if_not(rows_.begin(), rows_.end(), has_it);
     if (without == rows_.end()) return true;
     throw DataError(
         fmt::format("{}: expected {}, got a row without it; {}", where(*without), key(field),

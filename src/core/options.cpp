@@ -36,8 +36,8 @@ std::string join(const std::vector<std::string_view>& names) {
 
 void check_range(std::string_view where, std::string_view name, double value, Range range) {
   if (!std::isfinite(value) || !range.contains(value)) {
-    throw ConfigError(
-        fmt::format("{}: expected {} {}, got {}", where, name, describe(range), value));
+    throw ConfigError(fmt::format("{}: expected {} {}, got {}{}{}", where, name, describe(range),
+                                  value, range.reason.empty() ? "" : "; ", range.reason));
   }
 }
 

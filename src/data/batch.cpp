@@ -23,6 +23,14 @@ void check_part(std::span<const std::int64_t> ids, std::string_view where, std::
                                where, part, holder, index, hint));
 }
 
+void check_weights(std::span<const double> weights, std::span<const std::int64_t> completion,
+                   std::string_view where, std::string_view part, std::string_view holder,
+                   std::size_t index) {
+  if (weights.empty() || weights.size() == completion.size()) return;
+  throw ShapeError(fmt::format("{}: expected {} weights of the {} in {} {}, one a token, got {}",
+                               where, completion.size(), part, holder, index, weights.size()));
+}
+
 constexpr std::string_view kPromptHint = "; nothing predicts the first completion token";
 
 /// Lays sequences out in one stream, group after group.
@@ -64,7 +72,7 @@ class Packer {
   }
 
   std::int64_t token(std::size_t sequence, std::int64_t place) const {
-    const auto& [prompt, completion] = sequences_[sequence];
+    const auto& [prompt, completion, weights] = sequences_[sequence];
     const std::int64_t prompts = std::ssize(prompt);
     return place < prompts ? prompt[static_cast<std::size_t>(place)]
                            : completion[static_cast<std::size_t>(place - prompts)];
@@ -139,9 +147,24 @@ std::shared_ptr<const PackedTokens> moved(const std::shared_ptr<const PackedToke
                                                      .token_rows = packed->token_rows.to(device)});
 }
 
+// Undefined where no sequence has any.
+at::Tensor weights_of(const std::vector<TokenSequence>& sequences) {
+  const auto has_some = [](const TokenSequence& sequence) { return !sequence.weights.empty(); };
+  if (std::none_of(sequences.begin(), sequences.end(), has_some)) return {};
+  std::vector<double> weights;
+  for (const TokenSequence& sequence : sequences) {
+    if (has_some(sequence)) {
+      weights.insert(weights.end(), sequence.weights.begin(), sequence.weights.end());
+    } else {
+      weights.insert(weights.end(), sequence.completion.size(), 1.0);
+    }
+  }
+  return at::tensor(weights, at::kDouble);
+}
+
 TokenBatch lay_out(const std::vector<TokenSequence>& sequences) {
   std::size_t longest = 0;
-  for (const auto& [prompt, completion] : sequences) {
+  for (const auto& [prompt, completion, weights] : sequences) {
     longest = std::max(longest, prompt.size() + completion.size());
   }
   const auto count = static_cast<std::int64_t>(sequences.size());
@@ -150,12 +173,13 @@ TokenBatch lay_out(const std::vector<TokenSequence>& sequences) {
                    .attention_mask = at::zeros({count, width}, at::kBool),
                    .completion_mask = at::zeros({count, width}, at::kBool),
                    .completion_lens = at::empty({count}, at::kLong),
+                   .token_weights = weights_of(sequences),
                    .packed = Packer(sequences).pack()};
   auto* ids = batch.input_ids.mutable_data_ptr<std::int64_t>();
   auto* attended = batch.attention_mask.mutable_data_ptr<bool>();
   auto* completed = batch.completion_mask.mutable_data_ptr<bool>();
   auto* lens = batch.completion_lens.mutable_data_ptr<std::int64_t>();
-  for (const auto& [prompt, completion] : sequences) {
+  for (const auto& [prompt, completion, weights] : sequences) {
     const std::size_t tokens = prompt.size() + completion.size();
     std::copy(completion.begin(), completion.end(), std::copy(prompt.begin(), prompt.end(), ids));
     std::fill_n(attended, tokens, true);
@@ -176,6 +200,7 @@ TokenBatch TokenBatch::to(const at::Device& device) const {
             .attention_mask = attention_mask.to(device),
             .completion_mask = completion_mask.to(device),
             .completion_lens = completion_lens,
+            .token_weights = token_weights.defined() ? token_weights.to(device) : at::Tensor(),
             .packed = moved(packed, device)};
   } catch (const c10::OutOfMemoryError&) {
     throw;  // the device is usable; whoever chose the batch size has to know
@@ -193,6 +218,8 @@ TokenBatch make_batch(const std::vector<TokenSequence>& sequences) {
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     check_part(sequences[i].prompt, "make_batch", "prompt", "sequence", i, kPromptHint);
     check_part(sequences[i].completion, "make_batch", "completion", "sequence", i, "");
+    check_weights(sequences[i].weights, sequences[i].completion, "make_batch", "completion",
+                  "sequence", i);
   }
   return lay_out(sequences);
 }
@@ -202,6 +229,9 @@ TokenBatch select_sequences(const TokenBatch& batch, const std::vector<std::int6
   const at::Tensor ids = batch.input_ids.contiguous();
   const at::Tensor attended = batch.attention_mask.contiguous();
   const at::Tensor completed = batch.completion_mask.contiguous();
+  const at::Tensor weights =
+      batch.token_weights.defined() ? batch.token_weights.contiguous() : at::Tensor();
+  const at::Tensor ends = batch.completion_lens.cumsum(0).contiguous();
   std::vector<std::vector<std::int64_t>> prompts(sequences.size()), completions(sequences.size());
   std::vector<TokenSequence> selected;
   for (std::size_t i = 0; i < sequences.size(); ++i) {
@@ -211,6 +241,11 @@ TokenBatch select_sequences(const TokenBatch& batch, const std::vector<std::int6
       part.push_back(ids.const_data_ptr<std::int64_t>()[at]);
     }
     selected.push_back({prompts[i], completions[i]});
+    if (weights.defined()) {
+      const double* end =
+          weights.const_data_ptr<double>() + ends.const_data_ptr<std::int64_t>()[sequences[i]];
+      selected.back().weights = {end - std::ssize(completions[i]), end};
+    }
   }
   return make_batch(selected);
 }
@@ -224,16 +259,20 @@ TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs, bool with_reject
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     check_part(pairs[i].prompt, kWhere, "prompt", "pair", i, kPromptHint);
     check_part(pairs[i].chosen, kWhere, "chosen completion", "pair", i, "");
-    sequences.push_back({pairs[i].prompt, pairs[i].chosen});
+    check_weights(pairs[i].chosen_weights, pairs[i].chosen, kWhere, "chosen completion", "pair", i);
+    sequences.push_back({pairs[i].prompt, pairs[i].chosen, pairs[i].chosen_weights});
   }
   for (std::size_t i = 0; with_rejected && i < pairs.size(); ++i) {
     check_part(pairs[i].rejected, kWhere, "rejected completion", "pair", i,
                "; rows with one completion need with_rejected = false");
-    sequences.push_back({pairs[i].prompt, pairs[i].rejected});
+    check_weights(pairs[i].rejected_weights, pairs[i].rejected, kWhere, "rejected completion",
+                  "pair", i);
+    sequences.push_back({pairs[i].prompt, pairs[i].rejected, pairs[i].rejected_weights});
   }
   for (std::size_t i = 0; with_gold && i < pairs.size(); ++i) {
     check_part(pairs[i].gold, kWhere, "gold completion", "pair", i, "");
-    sequences.push_back({pairs[i].prompt, pairs[i].gold});
+    check_weights(pairs[i].gold_weights, pairs[i].gold, kWhere, "gold completion", "pair", i);
+    sequences.push_back({pairs[i].prompt, pairs[i].gold, pairs[i].gold_weights});
   }
   return lay_out(sequences);
 }

@@ -16,6 +16,12 @@ std::uint64_t mixed(std::uint64_t state, const std::vector<std::int64_t>& ids) {
   return state;
 }
 
+std::uint64_t mixed(std::uint64_t state, const TokenWeights& weights) {
+  state = mixed(state, weights.size());
+  for (const double x : weights) state = mixed(state, std::bit_cast<std::uint64_t>(x));
+  return state;
+}
+
 // As bits, so that a value that is not there equals another such.
 std::uint64_t column_bits(const TokenPair& pair, std::size_t column) {
   return std::bit_cast<std::uint64_t>(pair.columns[static_cast<Column>(column)]);
@@ -29,6 +35,9 @@ std::uint64_t PairIndex::hash(const TokenPair& pair) const {
   for (const auto* completion : {&pair.chosen, &pair.rejected, &pair.gold}) {
     state = mixed(state, *completion);
   }
+  for (const auto* weights : {&pair.chosen_weights, &pair.rejected_weights, &pair.gold_weights}) {
+    state = mixed(state, *weights);
+  }
   for (std::size_t i = 0; i < kColumnKeys.size(); ++i) state = mixed(state, column_bits(pair, i));
   return state;
 }
@@ -39,7 +48,9 @@ bool PairIndex::equal(const TokenPair& a, const TokenPair& b) const {
   for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
     if (column_bits(a, i) != column_bits(b, i)) return false;
   }
-  return a.chosen == b.chosen && a.rejected == b.rejected && a.gold == b.gold;
+  return a.chosen == b.chosen && a.rejected == b.rejected && a.gold == b.gold &&
+         a.chosen_weights == b.chosen_weights && a.rejected_weights == b.rejected_weights &&
+         a.gold_weights == b.gold_weights;
 }
 
 std::optional<std::size_t> PairIndex::find(const TokenPair& pair) const {

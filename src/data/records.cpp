@@ -70,6 +70,7 @@ class RowReader {
  private:
   PreferenceRow read_texts() const {
     if (has("prompt_ids") || has("chosen_ids") || has("rejected_ids")) return token_row();
+    refuse_weights_of_text();
     if (has("chosen") || has("rejected")) return preference_row();
     if (has("completion")) return completion_row();
     if (has("messages")) return whole_conversation(messages("messages"));
@@ -204,6 +205,28 @@ class RowReader {
     return result;
   }
 
+  /// `NAME_token_weights`; empty where the row has none.
+  TokenWeights weights(std::string_view name, const std::vector<std::int64_t>& ids) const {
+    const std::string key = fmt::format("{}_token_weights", name);
+    if (!row_.contains(key)) return {};
+    const Json& list = at(key);
+    const auto is_weight = [](const Json& x) { return x.is_number() && x.get<double>() >= 0; };
+    if (!list.is_array() || list.size() != ids.size() ||
+        !std::all_of(list.begin(), list.end(), is_weight)) {
+      fail("expected '{}' to be {} numbers of at least 0, one a token, got {}", key, ids.size(),
+           list.is_array() ? detail::shown_json(list) : std::string(detail::json_type_name(list)));
+    }
+    return list.get<TokenWeights>();
+  }
+
+  /// Only ids say which token a weight is of.
+  void refuse_weights_of_text() const {
+    for (const char* key : {"chosen_token_weights", "rejected_token_weights",
+                            "completion_token_weights", "gold_token_weights"}) {
+      if (has(key)) fail("expected '{}' beside token ids, got {}", key, keys_of(row_));
+    }
+  }
+
   PreferenceRow token_row() const {
     PreferenceRow row;
     row.prompt_ids = ids("prompt_ids");
@@ -211,6 +234,9 @@ class RowReader {
     row.chosen_ids = ids(row.has_rejected ? "chosen_ids" : "completion_ids");
     if (row.has_rejected) row.rejected_ids = ids("rejected_ids");
     if (has("gold_ids")) row.gold_ids = ids("gold_ids");
+    row.chosen_weights = weights(row.has_rejected ? "chosen" : "completion", row.chosen_ids);
+    row.rejected_weights = weights("rejected", row.rejected_ids);
+    row.gold_weights = weights("gold", row.gold_ids);
     row.tokenized = true;
     return row;
   }

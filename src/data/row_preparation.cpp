@@ -70,7 +70,8 @@ void check_needs(const PreferenceRow& row, const RowNeeds& needs, std::string_vi
 TokenPair encode_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                      const DataOptions& options) {
   if (row.tokenized) {
-    return {row.prompt_ids, row.chosen_ids, row.rejected_ids, row.gold_ids, row.columns};
+    return {row.prompt_ids, row.chosen_ids,     row.rejected_ids,     row.gold_ids,
+            row.columns,    row.chosen_weights, row.rejected_weights, row.gold_weights};
   }
   const bool bare = row.end_of_turn.empty();
   const auto completion = [&](std::string_view text) {
@@ -107,13 +108,20 @@ std::size_t budget(std::int64_t option) {
   return option == 0 ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(option);
 }
 
+template <class T>
+void cut_to(std::vector<T>& values, std::size_t limit, bool keeps_last) {
+  const T last = values.back();
+  values.resize(limit);
+  if (keeps_last) values.back() = last;
+}
+
 /// Gives the number of tokens that went.
-std::int64_t cut_completion(Ids& ids, std::size_t limit, std::int64_t eos) {
+std::int64_t cut_completion(Ids& ids, TokenWeights& weights, std::size_t limit, std::int64_t eos) {
   if (ids.size() <= limit) return 0;
   const auto cut = static_cast<std::int64_t>(ids.size() - limit);
   const bool ended = ids.back() == eos;
-  ids.resize(limit);
-  if (ended) ids.back() = eos;
+  cut_to(ids, limit, ended);
+  if (!weights.empty()) cut_to(weights, limit, ended);
   return cut;
 }
 
@@ -132,8 +140,10 @@ Cuts apply_budgets(TokenPair& pair, std::int64_t end_id, std::int64_t bos_id,
   // One token is the least that the prompt gives way to.
   const std::size_t completion_limit = std::min(budget(options.max_completion_length), total - 1);
   Cuts cuts;
-  for (Ids* completion : {&pair.chosen, &pair.rejected, &pair.gold}) {
-    const std::int64_t cut = cut_completion(*completion, completion_limit, end_id);
+  for (const auto& [completion, weights] : {std::pair{&pair.chosen, &pair.chosen_weights},
+                                            {&pair.rejected, &pair.rejected_weights},
+                                            {&pair.gold, &pair.gold_weights}}) {
+    const std::int64_t cut = cut_completion(*completion, *weights, completion_limit, end_id);
     cuts.completions += cut > 0 ? 1 : 0;
     cuts.tokens += cut;
   }
@@ -299,8 +309,14 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
   TokenPair& pair = result.pair;
   pair = encode_row(row, tokenizer, options);
   // A completion that the loss never sees must not cost the others their budget.
-  if (!wanted.rejected) pair.rejected.clear();
-  if (!wanted.gold) pair.gold.clear();
+  if (!wanted.rejected) {
+    pair.rejected.clear();
+    pair.rejected_weights.clear();
+  }
+  if (!wanted.gold) {
+    pair.gold.clear();
+    pair.gold_weights.clear();
+  }
   result.uncut = {.prompt = std::ssize(pair.prompt),
                   .chosen = std::ssize(pair.chosen),
                   .rejected = std::ssize(pair.rejected)};

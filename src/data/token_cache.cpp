@@ -23,7 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // Goes up with every change of the format or of what tokenization means.
-constexpr std::string_view kMagic = "prefopt tokens 3\n";
+constexpr std::string_view kMagic = "prefopt tokens 4\n";
 
 std::string hash_of(std::string_view bytes) {
   ContentHash hash;
@@ -52,7 +52,8 @@ class Writer {
   void number(std::int64_t value) {
     bytes_.append(reinterpret_cast<const char*>(&value), sizeof value);
   }
-  void numbers(const std::vector<std::int64_t>& values) {
+  template <class T>
+  requires(sizeof(T) == sizeof(std::int64_t)) void numbers(const std::vector<T>& values) {
     number(static_cast<std::int64_t>(values.size()));
     bytes_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(values[0]));
   }
@@ -91,9 +92,10 @@ class Reader {
     if (value < 0 || static_cast<std::uint64_t>(value) > bytes_.size() / bytes) throw Damage();
     return static_cast<std::size_t>(value);
   }
-  std::vector<std::int64_t> numbers() {
-    std::vector<std::int64_t> values(count(sizeof(std::int64_t)));
-    const std::size_t bytes = values.size() * sizeof(std::int64_t);
+  template <class T = std::int64_t>
+  requires(sizeof(T) == sizeof(std::int64_t)) std::vector<T> numbers() {
+    std::vector<T> values(count(sizeof(T)));
+    const std::size_t bytes = values.size() * sizeof(T);
     if (bytes > 0) std::memcpy(values.data(), take(bytes).data(), bytes);
     return values;
   }
@@ -138,6 +140,9 @@ std::string to_bytes(const Dataset& dataset) {
     writer.numbers(pair.chosen);
     writer.numbers(pair.rejected);
     writer.numbers(pair.gold);
+    writer.numbers(pair.chosen_weights);
+    writer.numbers(pair.rejected_weights);
+    writer.numbers(pair.gold_weights);
     for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
       writer.number(std::bit_cast<std::int64_t>(pair.columns[static_cast<Column>(i)]));
     }
@@ -163,12 +168,15 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
     report.dropped = reader.lines();
     report.kept_with = reader.lines();
     dataset.lines = reader.numbers();
-    dataset.pairs.resize(reader.count(4 * sizeof(std::int64_t)));
+    dataset.pairs.resize(reader.count(7 * sizeof(std::int64_t)));
     for (TokenPair& pair : dataset.pairs) {
       pair.prompt = reader.numbers();
       pair.chosen = reader.numbers();
       pair.rejected = reader.numbers();
       pair.gold = reader.numbers();
+      pair.chosen_weights = reader.numbers<double>();
+      pair.rejected_weights = reader.numbers<double>();
+      pair.gold_weights = reader.numbers<double>();
       for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
         pair.columns[static_cast<Column>(i)] = std::bit_cast<double>(reader.number());
       }

@@ -138,8 +138,9 @@ at::Tensor sequence_kl(Policy& policy, Policy& reference, const TokenBatch& batc
     throw ShapeError(fmt::format("sequence_kl: expected a reference with {} tokens, got {}",
                                  ours.vocab(), theirs.vocab()));
   }
-  const at::Tensor kl =
+  at::Tensor kl =
       RowKl::apply(ours.rows, if_defined(ours.weight), theirs.rows, if_defined(theirs.weight));
+  if (batch.token_weights.defined()) kl = kl * batch.token_weights.to(kl.device());
   const at::Tensor lens = batch.completion_lens.to(kl.device());
   return at::zeros({batch.sequences()}, kl.options())
       .index_add(0, at::arange(batch.sequences(), lens.options()).repeat_interleave(lens), kl);

@@ -40,6 +40,11 @@ void check_batch(const TokenBatch& batch) {
   check_shape(batch.attention_mask, batch.input_ids.sizes(), "attention_mask");
   check_shape(batch.completion_mask, batch.input_ids.sizes(), "completion_mask");
   check_shape(batch.completion_lens, {batch.sequences()}, "completion_lens");
+  if (batch.token_weights.defined()) {
+    check_shape(batch.token_weights, {batch.completion_lens.sum().item<std::int64_t>()},
+                "token_weights");
+    check_dtype(batch.token_weights, at::kDouble, "token_weights");
+  }
   check_dtype(batch.input_ids, at::kLong, "input_ids");
   check_dtype(batch.attention_mask, at::kBool, "attention_mask");
   check_dtype(batch.completion_mask, at::kBool, "completion_mask");
@@ -60,8 +65,8 @@ at::Tensor rows_of(const at::Tensor& output, const TokenBatch& batch, std::strin
   return output.reshape({sizes[0] * sizes[1], output.size(2)});
 }
 
-// The weight of each row, or undefined where all are 1.
-at::Tensor row_weights(const SequenceReduction& reduction, const SequenceLogps& sequences) {
+// The weight of each row by its place, or undefined where all are 1.
+at::Tensor tail_weights(const SequenceReduction& reduction, const SequenceLogps& sequences) {
   if (!reduction.head_lens.defined()) return {};
   const at::Tensor& lens = sequences.lens;
   if (reduction.head_lens.scalar_type() != at::kLong) {
@@ -78,6 +83,14 @@ at::Tensor row_weights(const SequenceReduction& reduction, const SequenceLogps& 
   const at::Tensor head = reduction.head_lens.to(lens.device()).index_select(0, sequence);
   return at::ones({sequence.size(0)}, lens.options().dtype(at::kDouble))
       .masked_fill_(place.ge(head), reduction.tail_weight);
+}
+
+// The weight of each row, or undefined where all are 1.
+at::Tensor row_weights(const SequenceReduction& reduction, const SequenceLogps& sequences) {
+  const at::Tensor of_tail = tail_weights(reduction, sequences);
+  const at::Tensor& given = sequences.token_weights;
+  if (!given.defined() || !of_tail.defined()) return given.defined() ? given : of_tail;
+  return given * of_tail;
 }
 
 TokenLogps selected(TokenLogps tokens, const at::Tensor& rows) {
@@ -170,6 +183,9 @@ SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
   result.token_logps = std::move(tokens.logps);
   result.by_products = std::move(tokens.by_products);
   result.lens = batch.completion_lens.to(result.token_logps.device());
+  if (batch.token_weights.defined()) {
+    result.token_weights = batch.token_weights.to(result.token_logps.device());
+  }
   result.logps = reduce_tokens(result.token_logps, result, options.reduction);
   return result;
 }

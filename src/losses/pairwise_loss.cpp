@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/losses/pairwise_loss.h"
 
+#include <fmt/format.h>
+
+#include "prefopt/error.h"
+
 namespace prefopt {
 
 void PairOptions::fields(FieldVisitor& v) {
@@ -19,5 +23,22 @@ void reduction_field(FieldVisitor& v, Reduction& reduction) {
   v.choice({"reduction", "NLL over tokens of the step, per sequence mean, or per sequence sum"},
            reduction, {"token_mean", "sequence_mean", "sum"});
 }
+
+void delta_link_field(FieldVisitor& v, DeltaLinkKind& kind) {
+  v.choice({"link", "loss of the difference"}, kind, {"sigmoid", "hinge", "ipo"});
+}
+
+namespace detail {
+
+void check_link_option(DeltaLinkKind kind, const char* option, double value,
+                       const std::string& name) {
+  if (value == 0 || kind == DeltaLinkKind::kSigmoid) return;
+  throw ConfigError(
+      fmt::format("{}: expected {} 0 where link is not sigmoid, got {}; the hinge and the squared "
+                  "link have none",
+                  name, option, value));
+}
+
+}  // namespace detail
 
 }  // namespace prefopt

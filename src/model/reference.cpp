@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <numeric>
 #include <span>
 #include <string_view>
 #include <system_error>
@@ -228,7 +229,8 @@ struct CachedReference::Impl {
   void compute(const TokenBatch& batch, const std::vector<std::int64_t>& missing,
                const std::vector<std::string>& keys) {
     const at::NoGradGuard no_grad;
-    const TokenBatch part = select_sequences(batch, missing);
+    TokenBatch part = select_sequences(batch, missing);
+    part.token_weights = at::Tensor();  // what is kept holds for any weights
     const SequenceLogps fresh = prefopt::sequence_logps(*inner, part.to(inner->device()));
     const at::Tensor sums = fresh.logps.cpu();
     token_dtype = fresh.token_logps.scalar_type();
@@ -254,6 +256,7 @@ struct CachedReference::Impl {
     here.input_ids = here.input_ids.contiguous();
     here.attention_mask = here.attention_mask.contiguous();
     here.completion_mask = here.completion_mask.contiguous();
+    if (here.token_weights.defined()) here.token_weights = here.token_weights.contiguous();
     return here;
   }
 
@@ -292,8 +295,24 @@ CachedReference::~CachedReference() {
 }
 
 at::Tensor CachedReference::sequence_logps(const TokenBatch& batch) {
+  const TokenBatch here = Impl::on_cpu(batch);
+  if (here.token_weights.defined() && impl_->file.level != CacheLevel::kToken) {
+    throw ConfigError(
+        "cached reference: expected a cache of token level for weighted tokens, got sequence "
+        "level");
+  }
   std::vector<double> sums;
-  for (const Entry* entry : impl_->look_up(Impl::on_cpu(batch))) sums.push_back(entry->sum);
+  std::ptrdiff_t begin = 0;
+  for (const Entry* entry : impl_->look_up(here)) {
+    if (!here.token_weights.defined()) {
+      sums.push_back(entry->sum);
+      continue;
+    }
+    const auto weights = values_of<double>(here.token_weights)
+                             .subspan(static_cast<std::size_t>(begin), entry->tokens.size());
+    sums.push_back(std::inner_product(weights.begin(), weights.end(), entry->tokens.begin(), 0.0));
+    begin += std::ssize(entry->tokens);
+  }
   return tensor_of(sums, at::kDouble).to(batch.input_ids.device());
 }
 

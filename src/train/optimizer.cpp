@@ -110,8 +110,9 @@ Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const Optimi
         options.state_dtype == StateDtype::kBFloat16 ? at::kBFloat16 : value.scalar_type();
     group.names.push_back(name);
     group.parameters.push_back(value);
-    group.means.push_back(zero_state(value, dtype));
-    group.squares.push_back(zero_state(value, dtype));
+    group.dtypes.push_back(dtype);
+    group.means.emplace_back();
+    group.squares.emplace_back();
     group.steps.push_back(at::zeros({}, value.options().dtype(at::kFloat).requires_grad(false)));
   }
 }
@@ -156,13 +157,21 @@ void Optimizer::step(double learning_rate, double factor) {
 
 void Optimizer::visit_state(StateVisitor& visitor) {
   visitor.integer("step", steps_done_);
-  for (const auto& group : groups_) {
+  for (auto& group : groups_) {
     for (std::size_t i = 0; i < group.names.size(); ++i) {
+      make_state(group, i);
       visitor.tensor("mean." + group.names[i], group.means[i]);
       visitor.tensor("square." + group.names[i], group.squares[i]);
       visitor.tensor("steps." + group.names[i], group.steps[i]);
     }
   }
+}
+
+bool Optimizer::make_state(Group& group, std::size_t index) {
+  if (group.means[index].defined()) return false;
+  group.means[index] = zero_state(group.parameters[index], group.dtypes[index]);
+  group.squares[index] = zero_state(group.parameters[index], group.dtypes[index]);
+  return true;
 }
 
 void Optimizer::scale_gradients(Group& group, double factor) {
@@ -176,8 +185,15 @@ void Optimizer::step_group(Group& group, double learning_rate, const at::Tensor&
   for (std::size_t i = 0; i < group.parameters.size(); ++i) {
     if (!group.parameters[i].grad().defined()) continue;
     group.steps[i].add_(1);
-    if (group.means[i].scalar_type() != group.parameters[i].scalar_type()) {
+    const bool is_fresh = make_state(group, i);
+    if (group.dtypes[i] != group.parameters[i].scalar_type()) {
       step_narrow(group, i, learning_rate, divisor);
+      continue;
+    }
+    // While its zeros are in the cache.
+    if (is_fresh) {
+      update(group, {group.parameters[i]}, {group.parameters[i].grad()}, {group.means[i]},
+             {group.squares[i]}, {group.steps[i]}, learning_rate, divisor);
       continue;
     }
     parameters.push_back(group.parameters[i]);

@@ -34,7 +34,12 @@ class Optimizer {
     double weight_decay = 0;
     std::vector<std::string> names;
     std::vector<at::Tensor> parameters, means, squares, steps;
+    std::vector<at::ScalarType> dtypes;  ///< of means and squares
   };
+
+  /// A parameter's means and squares, zero, where there are none yet; whether there were none. They
+  /// are made when they are first needed, so that a run starts sooner.
+  static bool make_state(Group& group, std::size_t index);
 
   /// The divisor of a fused step is float32, too coarse for float64 gradients.
   static void scale_gradients(Group& group, double factor);

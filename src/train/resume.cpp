@@ -162,14 +162,17 @@ std::optional<ResumePoint> find_resume_point(const std::string& resume, const Ru
 
 std::string fingerprint_of(const std::vector<TokenPair>& pairs) {
   ContentHash hash;
-  const auto add = [&](const std::vector<std::int64_t>& tokens) {
-    const auto count = std::ssize(tokens);
+  const auto add = [&](const auto& values) {
+    const auto count = std::ssize(values);
     hash.update(&count, sizeof count);
-    hash.update(tokens.data(), tokens.size() * sizeof(std::int64_t));
+    hash.update(values.data(), values.size() * sizeof(values[0]));
   };
   for (const TokenPair& pair : pairs) {
     for (const auto* tokens : {&pair.prompt, &pair.chosen, &pair.rejected, &pair.gold}) {
       add(*tokens);
+    }
+    for (const auto* weights : {&pair.chosen_weights, &pair.rejected_weights, &pair.gold_weights}) {
+      add(*weights);
     }
     for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
       const double value = pair.columns[static_cast<Column>(i)];

@@ -372,6 +372,13 @@ std::shared_ptr<Decoder> present_policy(const ReferenceOptions& options, const M
                                                    : policy.frozen_decoder();
 }
 
+bool has_token_weights(const std::vector<TokenPair>& pairs) {
+  return std::any_of(pairs.begin(), pairs.end(), [](const TokenPair& pair) {
+    return !pair.chosen_weights.empty() || !pair.rejected_weights.empty() ||
+           !pair.gold_weights.empty();
+  });
+}
+
 std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,
                                           const ModelOptions& model, const Decoder& policy,
                                           CacheLevel level) {
@@ -796,8 +803,11 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
 
   std::shared_ptr<Reference> reference;
   if (needs.reference || needs.sample_source == SampleSource::kReference) {
+    // What weighs tokens needs each.
+    const bool by_token =
+        needs.head_logps || has_token_weights(rows.train) || has_token_weights(rows.eval);
     reference = make_reference(options.reference, options.model, *policy,
-                               needs.head_logps ? CacheLevel::kToken : CacheLevel::kSequence);
+                               by_token ? CacheLevel::kToken : CacheLevel::kSequence);
   }
   const auto total_steps = count_steps(options.train, std::ssize(rows.train));
   const auto micro = options.train.micro_batch_size;

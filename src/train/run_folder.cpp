@@ -48,6 +48,11 @@ Json row_of(const NonFiniteStep& report, std::size_t place, std::int64_t number)
   Json line = {{"row", number}, {"prompt_ids", row.prompt}, {"chosen_ids", row.chosen}};
   if (!row.rejected.empty()) line["rejected_ids"] = row.rejected;
   if (!row.gold.empty()) line["gold_ids"] = row.gold;
+  for (const auto& [name, weights] : {std::pair{"chosen_token_weights", &row.chosen_weights},
+                                      {"rejected_token_weights", &row.rejected_weights},
+                                      {"gold_token_weights", &row.gold_weights}}) {
+    if (!weights->empty()) line[name] = *weights;
+  }
   for (const auto& [name, values] : report.logps) line[name] = json_number(values[place]);
   return line;
 }

@@ -71,6 +71,7 @@ const std::vector<const char*> kFurther{
     R"({"type": "vpo", "calibration": "samples", "num_samples": 3, "mode": "online"})",
     R"({"type": "hypo", "num_samples": 3, "clip": 1.5, "token_mean": true, "lambda": 0.5})",
     R"({"type": "cpo", "link": "hinge", "beta": 2, "alpha": 0.1, "reduction": "sum"})",
+    R"({"type": "tpo", "link": "ipo", "beta": 0.7, "length_normalized": true})",
     R"({"type": "bco_pair", "running_delta": true, "use_label_probs": true, "beta": 0.5})",
     R"({"type": "kto", "desirable_weight": 0.4, "undesirable_weight": 3, "use_weights": true})",
     R"({"type": "tdpo", "variant": "tdpo1", "use_weights": true, "beta": 0.6})",

@@ -120,7 +120,9 @@ std::optional<OracleResult> loss_oracle(const json& config, const ExactPairLogps
   const std::string type = config.at("type");
   if (type == "mix") return mix(config, in, frozen);
   if (type == "sft") {
-    return OracleResult{nll(config.at("reduction"), in.chosen_logps, in.chosen_lens), {}};
+    const bool weighed = config.value("use_weights", false);
+    const ArrayXd logps = weighed ? ArrayXd(in.weights * in.chosen_logps) : in.chosen_logps;
+    return OracleResult{nll(config.at("reduction"), logps, in.chosen_lens), {}};
   }
   const auto preference = mean_preference(config, in, frozen != nullptr ? *frozen : in);
   if (!preference) return std::nullopt;

@@ -131,6 +131,11 @@ Real cpo(const Pairs& pairs, Real delta, int row) {
   return dpo(pairs, delta, row);
 }
 
+Real tpo(const Pairs& pairs, Real delta, int row) {
+  return pairs.config.at("link") == "sigmoid" ? with_target_margin(pairs, delta, row)
+                                              : cpo(pairs, delta, row);
+}
+
 Real given_gap(const Pairs& pairs, int row) { return pairs.option("eta") * pairs.in.margins[row]; }
 
 Real rpo_sq(const Pairs& pairs, Real delta, int row) {
@@ -193,7 +198,8 @@ Real orpo(const Pairs& pairs, Real w, Real l, int /*row*/) {
 Real alphapo(const Pairs& pairs, Real w, Real l, int /*row*/) {
   const Real alpha = pairs.option("alpha");
   const auto reward = [&](Real logp) { return (1 - std::exp(-alpha * logp)) / alpha; };
-  return -log_sigmoid(pairs.beta() * (reward(w) - reward(l)) - pairs.option("gamma"));
+  return smoothed(pairs.beta() * (reward(w) - reward(l)) - pairs.option("gamma"),
+                  pairs.label_smoothing());
 }
 
 Real kto_pair(const Pairs& pairs, Real w, Real l, int /*row*/) {
@@ -229,7 +235,7 @@ OfDelta find_of_delta(const std::string& type) {
       {"exo_pair", exo},
       {"discopop", discopop},
       {"simpo", with_target_margin},
-      {"tpo", with_target_margin},
+      {"tpo", tpo},
       {"cpo", cpo},
       {"rpo_sq", rpo_sq},
       {"rpo_fwd_kl", rpo_fwd_kl},

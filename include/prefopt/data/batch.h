@@ -21,6 +21,7 @@ struct TokenPair {
   std::vector<std::int64_t> rejected;
   std::vector<std::int64_t> gold = {};
   RowColumns columns = {};
+  TokenWeights chosen_weights = {}, rejected_weights = {}, gold_weights = {};
 };
 
 /// Sequences with the same prompt. In the stream stand first the tokens that all of them begin
@@ -52,6 +53,9 @@ struct TokenBatch {
   at::Tensor completion_mask;  ///< [S, T] bool, true on completion tokens
   /// [S] int64 on the CPU, so that counts never need a device sync.
   at::Tensor completion_lens;
+  /// [tokens] float64: what each completion token's log-prob counts in a sum, sequence after
+  /// sequence; undefined: 1 each.
+  at::Tensor token_weights = {};
   /// The same tokens for policies that take streams; null: there is the padded form only.
   std::shared_ptr<const PackedTokens> packed = nullptr;
 
@@ -63,10 +67,11 @@ struct TokenBatch {
 struct TokenSequence {
   std::span<const std::int64_t> prompt;
   std::span<const std::int64_t> completion;
+  std::span<const double> weights = {};  ///< of the completion's tokens; empty: 1 each
 };
 
-/// Throws ShapeError for an empty list, an empty prompt (nothing predicts the first token) or an
-/// empty completion.
+/// Throws ShapeError for an empty list, an empty prompt (nothing predicts the first token), an
+/// empty completion or weights that are not one a token of it.
 PREFOPT_API TokenBatch make_batch(const std::vector<TokenSequence>& sequences);
 
 /// Some sequences of a batch on the CPU, laid out anew.

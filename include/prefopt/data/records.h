@@ -50,11 +50,15 @@ class RowColumns {
   std::array<double, kColumnKeys.size()> values_;
 };
 
+/// What the log-prob of each token of a completion counts in its sum; empty: 1 each.
+using TokenWeights = std::vector<double>;
+
 /// A row after its form was recognized: text, or token ids used as they are.
 struct PreferenceRow {
   std::string prompt, chosen, rejected;
   std::string gold;  ///< `gold`: a third completion; empty where there is none
   std::vector<std::int64_t> prompt_ids, chosen_ids, rejected_ids, gold_ids;
+  TokenWeights chosen_weights, rejected_weights, gold_weights;  ///< one a token of the `_ids`
   RowColumns columns = {};
   bool tokenized = false;    ///< the `_ids` hold the row
   bool has_rejected = true;  ///< false for SFT rows (`prompt` + `completion`, `text`, `messages`)
@@ -69,7 +73,9 @@ struct PreferenceRow {
 /// the same with lists of {role, content}; {prompt_ids, chosen_ids, rejected_ids};
 /// {prompt, completion}, {prompt_ids, completion_ids}, {text}, {messages} for SFT, and with `label`
 /// for unpaired losses. A row may have the keys of `Column`, and beside `prompt` a third completion
-/// `gold` (or `gold_ids`). Messages become
+/// `gold` (or `gold_ids`). Beside ids stand `chosen_token_weights`, `rejected_token_weights`,
+/// `completion_token_weights` and `gold_token_weights`: a number of at least 0 for each of them. A
+/// sum of log-probs is then the weighted one, for policy and reference. Messages become
 /// text in the given format of `prefopt/data/chat.h`: the prompt with the opening of the
 /// assistant's turn, the completion up to the end of its last one. Throws DataError, led by
 /// `where`, and ConfigError for an unknown format.

@@ -13,7 +13,7 @@
 namespace prefopt {
 
 /// How a sequence's token log-probs become one number: Σ_t w_t logp_t, or its mean Σ_t w_t logp_t /
-/// n.
+/// n. The batch's token_weights, where it has some, are a further factor of w_t.
 struct SequenceReduction {
   bool mean = false;
   /// LD-DPO (2409.06411): w_t = tail_weight for the tokens from head_lens on, else 1.
@@ -36,11 +36,12 @@ struct SequenceLogps {
   at::Tensor lens;             ///< [S] int64: completion token counts
   at::Tensor token_logps;      ///< [rows] one a completion token, sequence after sequence
   at::Tensor row_to_sequence;  ///< [rows] int64
+  at::Tensor token_weights;    ///< [rows] float64, the batch's; undefined: 1 each
   TokenByProducts by_products;
 };
 
 /// One number a sequence from values of its completion tokens, in the layout of `sequences`: sums
-/// in float64, with the weights of `reduction`.
+/// in float64, with the weights of `reduction` and of the batch.
 PREFOPT_API at::Tensor reduce_tokens(const at::Tensor& token_values, const SequenceLogps& sequences,
                                      const SequenceReduction& reduction = {});
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <utility>
+
+#include "prefopt/error.h"
 #include "prefopt/losses/pairwise_loss.h"
 
 namespace prefopt {
@@ -8,11 +11,13 @@ namespace prefopt {
 struct AotOptions {
   double beta = 0.1;
   double label_smoothing = 0;
+  ScoreOptions score = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.real({"label_smoothing", "assumed share of wrong labels"}, label_smoothing,
-           Range::half_open(0, 0.5));
+           kLabelSmoothingRange);
+    score.fields(v);
   }
 };
 
@@ -40,12 +45,31 @@ struct QuantileLoss {
   }
 };
 
-/// Rewards of a loss whose scores are the plain log-ratios.
+/// The loss and its gradient, from the slopes in both scores and what the scores are of.
 template <class T>
-void set_rewards(BasicLossOutput<T>& out, const BasicPairLogps<T>& in, double beta) {
-  out.chosen_rewards = beta * (in.chosen_logps - in.ref_chosen_logps);
-  out.rejected_rewards = beta * (in.rejected_logps - in.ref_rejected_logps);
+BasicLossOutput<T> transport_output(const BasicPairLogps<T>& in, double beta, const T& losses,
+                                    const BasicSlopes<T>& slopes, const BasicSideScore<T>& w,
+                                    const BasicSideScore<T>& l) {
+  BasicLossOutput<T> out;
+  out.losses = losses;
+  out.grad_chosen = slopes.chosen * w.d_logps;
+  out.grad_rejected = slopes.rejected * l.d_logps;
+  if (math::defined(w.d_head)) {
+    out.grad_chosen_head = slopes.chosen * w.d_head;
+    out.grad_rejected_head = slopes.rejected * l.d_head;
+  }
+  finish(out, step_pairs(in));
+  out.chosen_rewards = beta * w.logratio;
+  out.rejected_rewards = beta * l.logratio;
   out.margins = out.chosen_rewards - out.rejected_rewards;
+  return out;
+}
+
+inline LossRequirements transport_needs(const ScoreOptions& score) {
+  return {.reference = !score.reference_free,
+          .lens = score.length_normalized,
+          .head_logps = score.ld_alpha != 1,
+          .whole_step = true};
 }
 }  // namespace detail
 
@@ -53,25 +77,39 @@ void set_rewards(BasicLossOutput<T>& out, const BasicPairLogps<T>& in, double be
 /// those of the reference, quantile by quantile of the whole step,
 ///   delta'_k = sort(lp_w - lp_l)_k - sort(ref_w - ref_l)_k
 ///   -(1 - eps) log sigmoid(beta delta'_k) - eps log sigmoid(-beta delta'_k)
-/// [batch] log-probs in nats; the batch is the whole optimizer step. Derivative: the logistic one,
-/// at the row that holds the k-th margin. At policy = reference: log 2.
+/// where lp and ref are divided by their token counts if `length_normalized`, and count their tails
+/// by `ld_alpha`. [batch] log-probs in nats; the batch is the whole optimizer step. Derivative: the
+/// logistic one, at the row that holds the k-th margin. At policy = reference: log 2. No weights of
+/// rows: a quantile of one list belongs to no row of the other.
 class AotLoss : public LossBase<AotLoss, AotOptions> {
  public:
-  using LossBase::LossBase;
+  /// Throws ConfigError for a score that is not a log-ratio.
+  explicit AotLoss(AotOptions options = {}) : LossBase(std::move(options)) {
+    (void)make_score(options_.score, "aot", false);
+    if (options_.score.reference_free) {
+      throw ConfigError(
+          "aot: expected reference_free false, got true; the policy's margins are held against "
+          "the reference's");
+    }
+  }
 
   template <class T>
   BasicLossOutput<T> formula(const BasicPairLogps<T>& in) const {
-    const detail::QuantileLoss<T> loss(options_, T(in.chosen_logps - in.rejected_logps),
-                                       T(in.ref_chosen_logps - in.ref_rejected_logps));
-    BasicLossOutput<T> out;
-    out.losses = loss.losses;
-    out.grad_chosen = loss.d_first;
-    out.grad_rejected = -loss.d_first;
-    finish(out, step_pairs(in));
-    detail::set_rewards(out, in, options_.beta);
-    return out;
+    const Score score{options_.score};
+    const BasicSideLogps<T> chosen = chosen_side(in);
+    const BasicSideLogps<T> rejected = rejected_side(in);
+    const auto margins = [&](const T& w, const T& l) {
+      return options_.score.length_normalized ? T(w / in.chosen_lens - l / in.rejected_lens)
+                                              : T(w - l);
+    };
+    const detail::QuantileLoss<T> loss(options_,
+                                       margins(score.policy(chosen), score.policy(rejected)),
+                                       margins(score.reference(chosen), score.reference(rejected)));
+    const BasicSlopes<T> slopes{loss.d_first, -loss.d_first};
+    return detail::transport_output(in, options_.beta, loss.losses, slopes, score.of(chosen),
+                                    score.of(rejected));
   }
-  LossRequirements requirements() const { return {.whole_step = true}; }
+  LossRequirements requirements() const { return detail::transport_needs(options_.score); }
 
   static LossInfo info() {
     return {.name = "aot",
@@ -80,30 +118,33 @@ class AotLoss : public LossBase<AotLoss, AotOptions> {
             .source = "arXiv:2406.05882",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
             .when_to_use = "Large steps, and the distribution of margins matters more than each.",
-            .elsewhere = {{"TRL", "aot", "sorts each micro-batch by itself"}}};
+            .elsewhere = {
+                {"TRL", "aot",
+                 "sorts each micro-batch by itself; weighs the sorted losses by unsorted rows"}}};
   }
 };
 
-/// The unpaired form: chosen and rejected log-ratios are sorted apart,
-///   delta'_k = sort(Delta_w)_k - sort(Delta_l)_k
+/// The unpaired form: chosen and rejected scores are sorted apart,
+///   delta'_k = sort(s_w)_k - sort(s_l)_k
 /// so that which rejected completion belongs to which chosen one does not matter.
 class AotUnpairedLoss : public LossBase<AotUnpairedLoss, AotOptions> {
  public:
-  using LossBase::LossBase;
+  /// Throws ConfigError for a divergence other than the reverse KL: its normalizer is the prompt's,
+  /// and quantiles come of different prompts.
+  explicit AotUnpairedLoss(AotOptions options = {}) : LossBase(std::move(options)) {
+    (void)make_score(options_.score, "aot_unpaired", false);
+  }
 
   template <class T>
   BasicLossOutput<T> formula(const BasicPairLogps<T>& in) const {
-    const detail::QuantileLoss<T> loss(options_, T(in.chosen_logps - in.ref_chosen_logps),
-                                       T(in.rejected_logps - in.ref_rejected_logps));
-    BasicLossOutput<T> out;
-    out.losses = loss.losses;
-    out.grad_chosen = loss.d_first;
-    out.grad_rejected = loss.d_second;
-    finish(out, step_pairs(in));
-    detail::set_rewards(out, in, options_.beta);
-    return out;
+    const Score score{options_.score};
+    const BasicSideScore<T> w = score.of(chosen_side(in));
+    const BasicSideScore<T> l = score.of(rejected_side(in));
+    const detail::QuantileLoss<T> loss(options_, w.score, l.score);
+    return detail::transport_output(in, options_.beta, loss.losses,
+                                    BasicSlopes<T>{loss.d_first, loss.d_second}, w, l);
   }
-  LossRequirements requirements() const { return {.whole_step = true}; }
+  LossRequirements requirements() const { return detail::transport_needs(options_.score); }
 
   static LossInfo info() {
     return {.name = "aot_unpaired",
@@ -112,7 +153,9 @@ class AotUnpairedLoss : public LossBase<AotUnpairedLoss, AotOptions> {
             .source = "arXiv:2406.05882",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
             .when_to_use = "Good and bad completions that do not belong together in pairs.",
-            .elsewhere = {{"TRL", "aot_unpaired", "sorts each micro-batch by itself"}}};
+            .elsewhere = {
+                {"TRL", "aot_unpaired",
+                 "sorts each micro-batch by itself; weighs the sorted losses by unsorted rows"}}};
   }
 };
 

@@ -11,7 +11,7 @@ struct BcoOptions {
   bool use_weights = false;
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.flag({"use_weights", "multiply each row's loss by the given weights, such as density ratios"},
            use_weights);
   }

@@ -29,7 +29,7 @@ struct BcoPairOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.flag({"running_delta", "centre rewards at their running mean (the paper); else at 0 (TRL)"},
            running_delta);
     score.fields(v);

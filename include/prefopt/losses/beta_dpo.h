@@ -24,7 +24,7 @@ struct BetaDpoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty of a step of average gap"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty of a step of average gap"}, beta, kBetaRange);
     v.real({"alpha", "how much beta follows the gap of the step"}, alpha, Range::at_least(0));
     v.real({"momentum", "of the moving average of the gap"}, momentum, Range::half_open(0, 1));
     score.fields(v);

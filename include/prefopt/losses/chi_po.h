@@ -33,7 +33,7 @@ struct ChiPoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the mixed chi-squared penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the mixed chi-squared penalty"}, beta, kBetaRange);
     v.real({"clip", "largest reward R: beta * delta is limited to [-2R, 2R]; 0: not"}, clip,
            Range::at_least(0));
     score.fields(v);

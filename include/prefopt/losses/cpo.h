@@ -3,61 +3,26 @@
 
 #include <utility>
 
-#include "prefopt/error.h"
 #include "prefopt/losses/pairwise_loss.h"
 
 namespace prefopt {
 
-enum class CpoLinkKind { kSigmoid, kHinge, kIpo };
-
-/// One of three links, chosen when the loss is built.
-struct CpoLink {
-  CpoLinkKind kind = CpoLinkKind::kSigmoid;
-  LogisticLink logistic = {};
-  HingeLink hinge = {};
-  SquaredLink squared = {};
-
-  template <class T>
-  T value(const T& delta) const {
-    switch (kind) {
-      case CpoLinkKind::kHinge:
-        return hinge.value(delta);
-      case CpoLinkKind::kIpo:
-        return squared.value(delta);
-      default:
-        return logistic.value(delta);
-    }
-  }
-
-  template <class T>
-  T derivative(const T& delta) const {
-    switch (kind) {
-      case CpoLinkKind::kHinge:
-        return hinge.derivative(delta);
-      case CpoLinkKind::kIpo:
-        return squared.derivative(delta);
-      default:
-        return logistic.derivative(delta);
-    }
-  }
-};
-
 struct CpoOptions {
   double beta = 0.1;
   double alpha = 1;
-  CpoLinkKind link = CpoLinkKind::kSigmoid;
+  DeltaLinkKind link = DeltaLinkKind::kSigmoid;
   double label_smoothing = 0;
   Reduction reduction = Reduction::kTokenMean;
   ScoreOptions score{.reference_free = true};
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "scale of the log-prob difference"}, beta, Range::above(0));
+    v.real({"beta", "scale of the log-prob difference"}, beta, kBetaRange);
     v.real({"alpha", "weight of the chosen completion's NLL", {"cpo_alpha"}}, alpha,
            Range::at_least(0));
-    v.choice({"link", "loss of the difference"}, link, {"sigmoid", "hinge", "ipo"});
+    delta_link_field(v, link);
     v.real({"label_smoothing", "assumed share of wrong labels, for link = sigmoid"},
-           label_smoothing, Range::half_open(0, 0.5));
+           label_smoothing, kLabelSmoothingRange);
     reduction_field(v, reduction);
     score.fields(v);
     pair.fields(v);
@@ -73,16 +38,12 @@ class CpoLoss : public PairwiseLoss<CpoLoss, CpoOptions> {
  public:
   /// Throws ConfigError for label_smoothing with a link that has none.
   explicit CpoLoss(CpoOptions options = {}) : PairwiseLoss(std::move(options)) {
-    if (options_.label_smoothing != 0 && options_.link != CpoLinkKind::kSigmoid) {
-      throw ConfigError(
-          "cpo: expected label_smoothing 0 where link is not sigmoid, got another; the hinge and "
-          "the squared link have no smoothing");
-    }
+    detail::check_link_option(options_.link, "label_smoothing", options_.label_smoothing, "cpo");
   }
 
-  CpoLink link() const {
-    const double beta = options_.beta, eps = options_.label_smoothing;
-    return {options_.link, {beta, 1 - eps, eps}, {beta}, {1 / (2 * beta)}};
+  DeltaLink link() const {
+    return {
+        .kind = options_.link, .beta = options_.beta, .label_smoothing = options_.label_smoothing};
   }
   NllRegularizer regularizer() const {
     return {.weight = options_.alpha, .reduction = options_.reduction};

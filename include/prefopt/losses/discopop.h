@@ -43,7 +43,7 @@ struct DiscopopOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.real({"tau", "width of the change from logistic to exponential", {"discopop_tau"}}, tau,
            Range::above(0));
     score.fields(v);

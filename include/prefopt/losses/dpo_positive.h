@@ -36,7 +36,7 @@ struct DpoPositiveOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.real({"lambda", "weight of a fall of the chosen log-prob", {"dpop_lambda"}}, lambda,
            Range::at_least(0));
     score.fields(v);

@@ -39,9 +39,11 @@ struct ExoPairOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.real({"label_smoothing", "share of wrong labels, which the target keeps off certainty"},
-           label_smoothing, {.min = 0, .max = 0.5, .min_open = true, .max_open = true});
+           label_smoothing,
+           Range{.min = 0, .max = 0.5, .min_open = true, .max_open = true}.because(
+               "the loss has log(label_smoothing), and from one half on labels say nothing"));
     v.flag({"trl_constants", "log(eps) and log(1 - eps) in float32, as TRL has them"},
            trl_constants);
     score.fields(v);

@@ -11,7 +11,7 @@ struct FDpoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the divergence penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the divergence penalty"}, beta, kBetaRange);
     score.fields(v);
     pair.fields(v);
   }

@@ -12,7 +12,7 @@ struct HingeOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "1 / beta is the margin beyond which a pair has no gradient"}, beta,
-           Range::above(0));
+           kBetaRange);
     score.fields(v);
     pair.fields(v);
   }

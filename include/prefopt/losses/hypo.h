@@ -18,14 +18,14 @@ struct HypoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the offline KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the offline KL penalty"}, beta, kBetaRange);
     v.real({"lambda", "weight of the on-policy KL"}, lambda, Range::at_least(0));
     v.integer({"num_samples", "fresh samples a prompt"}, num_samples, Range::at_least(1));
     v.real({"clip", "limit on |log pi/pi_ref| in the KL's gradient; 0: none"}, clip,
            Range::at_least(0));
     v.flag({"token_mean", "divide each sample's log-ratio by its length"}, token_mean);
     v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"}, label_smoothing,
-           Range::half_open(0, 0.5));
+           kLabelSmoothingRange);
     score.fields(v);
     pair.fields(v);
   }

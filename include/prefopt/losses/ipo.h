@@ -12,7 +12,7 @@ struct IpoOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "the paper's tau: the margin aimed at is 1/(2 tau)", {"tau"}}, beta,
-           Range::above(0));
+           kBetaRange);
     score.fields(v);
     pair.fields(v);
   }

@@ -13,7 +13,7 @@ struct KtoOptions {
   bool use_weights = false;
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.real({"desirable_weight", "weight of rows with label true"}, desirable_weight,
            Range::at_least(0));
     v.real({"undesirable_weight", "weight of rows with label false"}, undesirable_weight,

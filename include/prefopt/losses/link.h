@@ -66,6 +66,41 @@ struct HingeLink {
   }
 };
 
+/// Which link a DeltaLink is.
+enum class DeltaLinkKind { kSigmoid, kHinge, kIpo };
+
+/// One of three links, chosen when the loss is built: the logistic one with z = beta delta - gamma
+/// and smoothed labels, the hinge, or the square around 1/(2 beta).
+struct DeltaLink {
+  DeltaLinkKind kind = DeltaLinkKind::kSigmoid;
+  double beta = 0.1;
+  double label_smoothing = 0;
+  double gamma = 0;
+
+  template <class T>
+  T value(const T& delta) const {
+    return visit([&](const auto& link) { return link.value(delta); });
+  }
+
+  template <class T>
+  T derivative(const T& delta) const {
+    return visit([&](const auto& link) { return link.derivative(delta); });
+  }
+
+ private:
+  template <class Visitor>
+  auto visit(const Visitor& visitor) const {
+    switch (kind) {
+      case DeltaLinkKind::kHinge:
+        return visitor(HingeLink{beta});
+      case DeltaLinkKind::kIpo:
+        return visitor(SquaredLink{1 / (2 * beta)});
+      default:
+        return visitor(LogisticLink{beta, 1 - label_smoothing, label_smoothing, gamma});
+    }
+  }
+};
+
 /// Derivatives of a link of both sides.
 template <class T>
 struct BasicSlopes {

@@ -30,7 +30,7 @@ struct OrpoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"lambda", "weight of the odds ratio term", {"beta"}}, lambda, Range::above(0));
+    v.real({"lambda", "weight of the odds ratio term", {"beta"}}, lambda, kBetaRange);
     reduction_field(v, reduction);
     score.fields(v);
     pair.fields(v);

@@ -16,6 +16,13 @@
 
 namespace prefopt {
 
+/// Of `beta`, in every loss.
+inline constexpr Range kBetaRange = Range::above(0).because(
+    "it scales what separates chosen from rejected, and only a positive scale prefers the chosen");
+/// Of `label_smoothing`, in every loss.
+inline constexpr Range kLabelSmoothingRange = Range::half_open(0, 0.5).because(
+    "with one half of the labels wrong they say nothing, with more the opposite");
+
 namespace detail {
 /// Shapes, dtypes, devices of `logps` against what the loss needs; detached float tensors back.
 PREFOPT_API PairLogps checked_inputs(const PairLogps& logps, const LossRequirements& needs,
@@ -184,6 +191,15 @@ PairValue<T> expected_pair_value(const Link& link, const T& w, const T& l, const
 }
 }  // namespace detail
 
+/// The option that chooses a DeltaLink.
+PREFOPT_API void delta_link_field(FieldVisitor& v, DeltaLinkKind& kind);
+
+namespace detail {
+/// Throws ConfigError for an option, off 0, that only the sigmoid link has.
+PREFOPT_API void check_link_option(DeltaLinkKind kind, const char* option, double value,
+                                   const std::string& name);
+}  // namespace detail
+
 /// The options of a pairwise loss that has none of its own.
 struct BetaOptions {
   double beta = 0.1;
@@ -191,7 +207,7 @@ struct BetaOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     score.fields(v);
     pair.fields(v);
   }

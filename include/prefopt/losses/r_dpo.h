@@ -24,10 +24,10 @@ struct RDpoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.real({"alpha", "reward that a token costs"}, alpha, Range::at_least(0));
     v.real({"label_smoothing", "assumed share of wrong labels"}, label_smoothing,
-           Range::half_open(0, 0.5));
+           kLabelSmoothingRange);
     score.fields(v);
     pair.fields(v);
   }

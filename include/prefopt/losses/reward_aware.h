@@ -59,7 +59,7 @@ struct RewardAwareOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.real({"eta", "scale of the given reward gap", {"gt_reward_scale"}}, eta, Range::above(0));
     score.fields(v);
     pair.fields(v);

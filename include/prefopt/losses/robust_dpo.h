@@ -12,9 +12,9 @@ struct RobustDpoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.real({"label_smoothing", "rate at which labels are flipped"}, label_smoothing,
-           Range::half_open(0, 0.5));
+           kLabelSmoothingRange);
     score.fields(v);
     pair.fields(v);
   }

@@ -15,13 +15,13 @@ struct RpoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.real({"eta", "weight of the baseline's NLL: the paper's eta * beta", {"rpo_alpha"}}, eta,
            Range::at_least(0));
     reduction_field(v, reduction);
     v.choice({"baseline", "completion whose NLL it is"}, baseline, {"chosen", "rejected"});
     v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"}, label_smoothing,
-           Range::half_open(0, 0.5));
+           kLabelSmoothingRange);
     score.fields(v);
     pair.fields(v);
   }

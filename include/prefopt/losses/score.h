@@ -122,14 +122,21 @@ struct Score {
     }
   }
 
-  /// The log-probs of a side before anything else is done to them: a difference of two models, or
-  /// one.
+  /// Log-probs of a side under the policy and under the reference, tails weighted.
+  template <class T>
+  T policy(const BasicSideLogps<T>& side) const {
+    return weighted(side.logps, side.head_logps, options.ld_alpha);
+  }
+  template <class T>
+  T reference(const BasicSideLogps<T>& side) const {
+    const double tail = options.ld_policy_only ? 1 : options.ld_alpha;
+    return weighted(side.ref_logps, side.ref_head_logps, tail);
+  }
+
+  /// What a score is of: a difference of two models, or the log-probs of one.
   template <class T>
   T logratio(const BasicSideLogps<T>& side) const {
-    const T policy = weighted(side.logps, side.head_logps, options.ld_alpha);
-    if (options.reference_free) return policy;
-    const double tail = options.ld_policy_only ? 1 : options.ld_alpha;
-    return policy - weighted(side.ref_logps, side.ref_head_logps, tail);
+    return options.reference_free ? policy(side) : T(policy(side) - reference(side));
   }
 
   template <class T>

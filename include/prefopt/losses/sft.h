@@ -7,13 +7,18 @@ namespace prefopt {
 
 struct SftOptions {
   Reduction reduction = Reduction::kTokenMean;
+  bool use_weights = false;
 
-  void fields(FieldVisitor& v) { reduction_field(v, reduction); }
+  void fields(FieldVisitor& v) {
+    reduction_field(v, reduction);
+    v.flag({"use_weights", "multiply each row's loss by the given weights"}, use_weights);
+  }
 };
 
 /// Supervised fine-tuning on the chosen completions: their negative log-likelihood, by default the
 /// mean over all completion tokens of the step (TRL's `sft`). No reference, no rejected completion,
-/// no rewards. Derivative in chosen_logps: minus the reduction's share of the sequence.
+/// no rewards. Weights do not count in what a mean divides by. Derivative in chosen_logps: minus
+/// the reduction's share of the sequence, times its weight.
 class SftLoss : public LossBase<SftLoss, SftOptions> {
  public:
   using LossBase::LossBase;
@@ -23,11 +28,18 @@ class SftLoss : public LossBase<SftLoss, SftOptions> {
     const double pairs = step_pairs(in);
     BasicLossOutput<T> out;
     NllRegularizer{.weight = 1, .reduction = options_.reduction}.add_to(out, in, pairs);
+    if (options_.use_weights) {
+      out.losses = out.losses * in.weights;
+      out.grad_chosen = out.grad_chosen * in.weights;
+    }
     finish(out, pairs);
     return out;
   }
   LossRequirements requirements() const {
-    return {.reference = false, .rejected = false, .lens = options_.reduction != Reduction::kSum};
+    return {.reference = false,
+            .rejected = false,
+            .lens = options_.reduction != Reduction::kSum,
+            .weights = options_.use_weights};
   }
 
   static LossInfo info() {

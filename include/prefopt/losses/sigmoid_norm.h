@@ -12,9 +12,9 @@ struct SigmoidNormOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty a token"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty a token"}, beta, kBetaRange);
     v.real({"label_smoothing", "assumed share of wrong labels"}, label_smoothing,
-           Range::half_open(0, 0.5));
+           kLabelSmoothingRange);
     score.fields(v);
     pair.fields(v);
   }

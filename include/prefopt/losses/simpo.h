@@ -13,11 +13,11 @@ struct SimpoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "scale of the mean token log-prob"}, beta, Range::above(0));
+    v.real({"beta", "scale of the mean token log-prob"}, beta, kBetaRange);
     v.real({"gamma", "margin that beta * delta is to exceed", {"simpo_gamma"}}, gamma,
            Range::at_least(0));
     v.real({"label_smoothing", "assumed share of wrong labels"}, label_smoothing,
-           Range::half_open(0, 0.5));
+           kLabelSmoothingRange);
     score.fields(v);
     pair.fields(v);
   }

@@ -29,7 +29,7 @@ struct SppoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "the paper's 1 / eta: strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "the paper's 1 / eta: strength of the KL penalty"}, beta, kBetaRange);
     v.flag({"soft", "targets from the given win rates; else 1 for chosen, 0 for rejected"}, soft);
     score.fields(v);
     pair.fields(v);

@@ -14,7 +14,7 @@ struct TdpoOptions {
   bool use_weights = false;
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.real({"alpha", "weight of the sequence KLs in tdpo2"}, alpha, Range::at_least(0));
     v.choice({"variant", "tdpo1: both KLs, gradient through both; tdpo2: gradient through D_l"},
              variant, {"tdpo1", "tdpo2"});

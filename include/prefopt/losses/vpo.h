@@ -23,7 +23,7 @@ struct VpoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty"}, beta, Range::above(0));
+    v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.real({"alpha", "weight of the value incentive"}, alpha, Range::at_least(0));
     v.choice({"mode", "offline: pessimism (sign -1); online: optimism (sign +1)"}, mode,
              {"offline", "online"});

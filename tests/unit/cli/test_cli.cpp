@@ -338,7 +338,13 @@ TEST_CASE("prefopt loss: single completions with a label", "[cli]") {
           ":2: expected one of chosen_logps and completion_logps, got both");
   refused("bco", R"({"completion_logps": [-1], "ref_completion_logps": [-1, -2]})",
           ":2: expected 1 tokens in ref_completion_logps as in completion_logps, got 2");
-  refused("dpo", "", ":1: expected rejected_logps, got a row without it; dpo needs it");
+  write_text(file, desirable);
+  check_cli_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file}, 2,
+                    file + ": expected pairs, which dpo compares, got rows of one completion");
+  write_text(file, R"({"chosen_logps": -1, "rejected_logps": -2})");
+  check_cli_refused(
+      {"loss", "--loss", R"({"type": "kto"})", "--logps", file}, 2,
+      file + ": expected rows of one completion and a label, which kto is for, got pairs");
 }
 
 TEST_CASE("prefopt loss: what else a row may say", "[cli]") {

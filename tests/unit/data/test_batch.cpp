@@ -51,6 +51,29 @@ TEST_CASE("make_pair_batch puts all chosen before all rejected", "[data]") {
   CHECK(chosen.input_ids.equal(longs({{1, 2, 0}, {5, 6, 7}})));
 }
 
+TEST_CASE("a batch has a weight for each completion token where some sequence has", "[data]") {
+  std::vector<TokenPair> pairs = {{.prompt = {1}, .chosen = {2, 3}, .rejected = {4}},
+                                  {.prompt = {5, 6}, .chosen = {7}, .rejected = {8, 9}}};
+  CHECK_FALSE(make_pair_batch(pairs).token_weights.defined());
+  pairs[0].chosen_weights = {0.5, 0};
+  pairs[1].rejected_weights = {3, 4};
+  const TokenBatch batch = make_pair_batch(pairs);
+  CHECK(batch.token_weights.equal(at::tensor({0.5, 0.0, 1.0, 1.0, 3.0, 4.0}, at::kDouble)));
+  CHECK(batch.to(at::Device("meta")).token_weights.device().type() == at::kMeta);
+  CHECK(select_sequences(batch, {3, 0})
+            .token_weights.equal(at::tensor({3.0, 4.0, 0.5, 0.0}, at::kDouble)));
+
+  pairs[1].chosen_weights = {1, 2};
+  CHECK_THROWS_TEXT(make_pair_batch(pairs), ShapeError,
+                    "make_pair_batch: expected 1 weights of the chosen completion in pair 1, one a "
+                    "token, got 2");
+  const Ids one = {1};
+  const std::vector<double> two = {1, 1};
+  CHECK_THROWS_TEXT(make_batch({{one, one, two}}), ShapeError,
+                    "make_batch: expected 1 weights of the completion in sequence 0, one a token, "
+                    "got 2");
+}
+
 TEST_CASE("batches refuse sequences that cannot be scored", "[data]") {
   const Ids none;
   const Ids one = {1};

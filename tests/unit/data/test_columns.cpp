@@ -134,4 +134,62 @@ TEST_CASE("the token cache keeps columns and gold completions", "[data]") {
   CHECK(rows.load({}, options).report.cache_note.empty());
 }
 
+TEST_CASE("token ids may have weights", "[data]") {
+  const Rows rows(
+      R"({"prompt_ids": [1], "chosen_ids": [2, 3, 257], "chosen_token_weights": [0, 0.5, 2],)"
+      R"( "rejected_ids": [4], "gold_ids": [5, 6], "gold_token_weights": [1, 3]})"
+      "\n"
+      R"({"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]})"
+      "\n");
+  const Dataset pairs = rows.load({});
+  CHECK(pairs.pairs[0].chosen_weights == TokenWeights{0, 0.5, 2});
+  CHECK(pairs.pairs[0].rejected_weights.empty());
+  CHECK(pairs.pairs[0].gold_weights.empty());  // the loss does not see it
+  CHECK(pairs.pairs[1].chosen_weights.empty());
+  CHECK(rows.load({.gold = true}).pairs.front().gold_weights == TokenWeights{1, 3});
+  // A completion that is cut keeps its end token, and that its weight.
+  const Dataset cut = rows.load({}, {.max_completion_length = 2});
+  CHECK(cut.pairs[0].chosen == Ids{2, 257});
+  CHECK(cut.pairs[0].chosen_weights == TokenWeights{0, 2});
+  CHECK(cut.pairs[1].chosen == Ids{2, 3});
+
+  const Rows single(
+      R"({"prompt_ids": [1], "completion_ids": [2, 3], "completion_token_weights": [1, 0],)"
+      R"( "label": 1})");
+  CHECK(single.load(kUnpaired).pairs[0].chosen_weights == TokenWeights{1, 0});
+
+  const auto refused = [](const std::string& row, const std::string& text) {
+    CHECK_THROWS_TEXT(parse_row(row, "f:1"), DataError, "f:1: " + text);
+  };
+  const std::string ids = R"({"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4],)";
+  const std::string expected =
+      "expected 'chosen_token_weights' to be 2 numbers of at least 0, one a token, got ";
+  refused(ids + R"("chosen_token_weights": [1]})", expected + "[1]");
+  refused(ids + R"("chosen_token_weights": [1, -1]})", expected + "[1,-1]");
+  refused(ids + R"("chosen_token_weights": [1, "2"]})", expected + "[1,\"2\"]");
+  refused(ids + R"("chosen_token_weights": 1})", expected + "number");
+  refused(pair_with(R"(, "chosen_token_weights": [1])"),
+          "expected 'chosen_token_weights' beside token ids, got {chosen, "
+          "chosen_token_weights, prompt, rejected}");
+}
+
+TEST_CASE("the token cache keeps the weights of tokens", "[data]") {
+  const Rows rows(R"({"prompt_ids": [1], "chosen_ids": [2, 3], "chosen_token_weights": [0.25, 2],)"
+                  R"( "rejected_ids": [4]})");
+  const testing_support::TempDir cache;
+  const DataOptions options{.token_cache = cache.file("tokens")};
+  (void)rows.load({}, options);
+  const Dataset kept = rows.load({}, options);
+  CHECK(kept.report.cache_note.starts_with("tokens are those kept in "));
+  CHECK(kept.pairs[0].chosen_weights == TokenWeights{0.25, 2});
+  CHECK(kept.pairs[0].rejected_weights.empty());
+}
+
+TEST_CASE("rows that differ in the weights of their tokens are no duplicates", "[data]") {
+  const std::string row = R"({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3])";
+  const Rows rows(row + "}\n" + row + R"(, "chosen_token_weights": [2]})" + "\n" + row +
+                  R"(, "chosen_token_weights": [2]})");
+  CHECK(rows.load({}, {.duplicate = RowPolicy::kDrop}).pairs.size() == 2);
+}
+
 }  // namespace prefopt

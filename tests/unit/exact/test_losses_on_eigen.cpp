@@ -110,7 +110,7 @@ TEST_CASE("so do all other losses", "[exact]") {
   check_eigen_path(BetaDpoLoss());
   check_eigen_path(CalDpoLoss());
   check_eigen_path(ChiPoLoss());
-  for (CpoLinkKind link : {CpoLinkKind::kSigmoid, CpoLinkKind::kHinge, CpoLinkKind::kIpo}) {
+  for (DeltaLinkKind link : {DeltaLinkKind::kSigmoid, DeltaLinkKind::kHinge, DeltaLinkKind::kIpo}) {
     check_eigen_path(CpoLoss({.link = link}));
   }
   check_eigen_path(DiscopopLoss());

@@ -135,4 +135,30 @@ TEST_CASE("sequence_logps: mean, and less weight for a tail", "[logps]") {
                     DtypeError, "sequence_logps: expected int64 head_lens, got Int");
 }
 
+TEST_CASE("sequence_logps: tokens may count more or less than others", "[logps]") {
+  TokenBatch batch = small_batch();
+  FixedPolicy policy({.hidden = {}, .logits = random_normal({2, 4, 5}, at::kDouble, 12)}, {}, 5);
+  const at::Tensor tokens = sequence_logps(policy, batch).token_logps;
+  const auto token = [&](int i) { return tokens[i].item<double>(); };
+  batch.token_weights = at::tensor({0.5, 0.0, 2.0, 3.0}, at::kDouble);
+
+  const SequenceLogps weighted = sequence_logps(policy, batch);
+  CHECK(at::equal(weighted.token_logps, tokens));
+  CHECK(weighted.logps[0].item<double>() == Approx(0.5 * token(0) + 2 * token(2)).epsilon(1e-12));
+  CHECK(weighted.logps[1].item<double>() == Approx(3 * token(3)).epsilon(1e-12));
+  // With the weight of a tail they multiply; a mean is still over the number of tokens.
+  const SequenceReduction tail{.tail_weight = 0.25, .head_lens = at::tensor({1, 1}, at::kLong)};
+  CHECK(reduce_tokens(tokens, weighted, tail)[0].item<double>() ==
+        Approx(0.5 * token(0) + 0.5 * token(2)).epsilon(1e-12));
+  CHECK(reduce_tokens(tokens, weighted, {.mean = true, .head_lens = {}})[0].item<double>() ==
+        Approx((0.5 * token(0) + 2 * token(2)) / 3).epsilon(1e-12));
+
+  batch.token_weights = at::ones({3}, at::kDouble);
+  CHECK_THROWS_TEXT(sequence_logps(policy, batch), ShapeError,
+                    "sequence_logps: expected token_weights [4], got [3]");
+  batch.token_weights = at::ones({4}, at::kFloat);
+  CHECK_THROWS_TEXT(sequence_logps(policy, batch), DtypeError,
+                    "sequence_logps: expected token_weights of dtype Double, got Float");
+}
+
 }  // namespace prefopt

@@ -15,6 +15,11 @@ namespace {
 
 using nlohmann::json;
 
+const std::string kBetaReason =
+    "; it scales what separates chosen from rejected, and only a positive scale prefers the chosen";
+const std::string kSmoothingReason =
+    "; with one half of the labels wrong they say nothing, with more the opposite";
+
 std::string type_of(const char* config) { return json::parse(make_loss(config).config())["type"]; }
 
 TEST_CASE("losses by name and by TRL's names", "[losses]") {
@@ -46,7 +51,8 @@ TEST_CASE("TRL's lists are mixes", "[losses]") {
   CHECK(mpo["terms"][1]["loss"]["type"] == "bco_pair");
   CHECK(mpo["terms"][1]["loss"]["beta"] == 0.3);
   CHECK(mpo["terms"][2]["weight"] == 1);
-  CHECK(mpo["terms"][2]["loss"] == json{{"type", "sft"}, {"reduction", "token_mean"}});
+  CHECK(mpo["terms"][2]["loss"] ==
+        json{{"type", "sft"}, {"reduction", "token_mean"}, {"use_weights", false}});
 
   // Options go to the terms that have them, by TRL's names too.
   const json divergence = config_of(
@@ -118,8 +124,10 @@ TEST_CASE("TRL's config of all options is read as TRL reads it", "[losses]") {
       make_loss(R"({"loss_type": ["sigmoid"], "label_smoothing": 0.1})"), ConfigError,
       R"(loss: expected no label_smoothing with ["sigmoid"], got 0.1; TRL ignores it )"
       "there, the type 'dpo' smooths labels");
-  CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "aot"], "ld_alpha": 0.5})"), ConfigError,
-                    "loss: expected losses that have ld_alpha beside it, got 'aot'");
+  CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "tdpo"], "ld_alpha": 0.5})"),
+                    ConfigError, "loss: expected losses that have ld_alpha beside it, got 'tdpo'");
+  CHECK(config_of(R"({"loss_type": ["sigmoid", "aot"], "ld_alpha": 0.5})")["terms"][1]["loss"]
+                                                                          ["ld_alpha"] == 0.5);
   CHECK_THROWS_TEXT(
       make_loss(R"({"loss_type": "simpo", "cpo_alpha": 1})"), ConfigError,
       "loss: expected cpo_alpha 0 beside 'simpo', got another; TRL adds that share of "
@@ -136,10 +144,20 @@ TEST_CASE("options that contradict each other are refused with the reason", "[lo
                     ConfigError,
                     "sppo: expected use_label_probs false where soft is true, got true; win rates "
                     "already say how likely each completion is the better one");
-  CHECK_THROWS_TEXT(make_loss(R"({"type": "cpo", "link": "ipo", "label_smoothing": 0.1})"),
+  CHECK_THROWS_TEXT(
+      make_loss(R"({"type": "cpo", "link": "ipo", "label_smoothing": 0.1})"), ConfigError,
+      "cpo: expected label_smoothing 0 where link is not sigmoid, got 0.1; the hinge and "
+      "the squared link have none");
+  CHECK_THROWS_TEXT(make_loss(R"({"type": "tpo", "link": "hinge", "gamma": 0.5})"), ConfigError,
+                    "tpo: expected gamma 0 where link is not sigmoid, got 0.5; the hinge and the "
+                    "squared link have none");
+  CHECK_THROWS_TEXT(make_loss(R"({"type": "tpo", "link": "ipo", "label_smoothing": 0.2})"),
                     ConfigError,
-                    "cpo: expected label_smoothing 0 where link is not sigmoid, got another; the "
-                    "hinge and the squared link have no smoothing");
+                    "tpo: expected label_smoothing 0 where link is not sigmoid, got 0.2; the hinge "
+                    "and the squared link have none");
+  CHECK_THROWS_TEXT(make_loss(R"({"type": "aot", "reference_free": true})"), ConfigError,
+                    "aot: expected reference_free false, got true; the policy's margins are held "
+                    "against the reference's");
 }
 
 TEST_CASE("rewards are of what the loss looks at", "[losses]") {
@@ -211,13 +229,17 @@ TEST_CASE("options that contradict each other", "[losses]") {
         "of the mean token's probability");
   for (const char* type : {"dpo", "robust_dpo", "simpo", "aot", "cpo"}) {
     const json config{{"type", type}, {"label_smoothing", 0.5}};
-    CHECK_THROWS_TEXT(make_loss(config.dump()), ConfigError,
-                      std::string(type) + ": expected label_smoothing in [0, 0.5), got 0.5");
+    CHECK_THROWS_TEXT(
+        make_loss(config.dump()), ConfigError,
+        std::string(type) + ": expected label_smoothing in [0, 0.5), got 0.5" + kSmoothingReason);
   }
-  check(R"({"type": "exo_pair", "label_smoothing": 0.5})",
-        "exo_pair: expected label_smoothing in (0, 0.5), got 0.5");
+  check(
+      R"({"type": "exo_pair", "label_smoothing": 0.5})",
+      "exo_pair: expected label_smoothing in (0, 0.5), got 0.5; the loss has log(label_smoothing), "
+      "and from one half on labels say nothing");
   check(R"({"type": "exo_pair", "label_smoothing": 0})",
-        "exo_pair: expected label_smoothing in (0, 0.5), got 0");
+        "exo_pair: expected label_smoothing in (0, 0.5), got 0; the loss has log(label_smoothing), "
+        "and from one half on labels say nothing");
 }
 
 TEST_CASE("beta is positive in every loss that has one", "[losses]") {
@@ -226,7 +248,7 @@ TEST_CASE("beta is positive in every loss that has one", "[losses]") {
     if (std::ranges::none_of(options, [](const FieldDoc& o) { return o.name == "beta"; })) continue;
     for (const char* beta : {"0", "-0.1"}) {
       CHECK_THROWS_TEXT(make_loss("{\"type\": \"" + name + "\", \"beta\": " + beta + "}"),
-                        ConfigError, name + ": expected beta > 0, got " + beta);
+                        ConfigError, name + ": expected beta > 0, got " + beta + kBetaReason);
     }
   }
 }
@@ -251,7 +273,8 @@ TEST_CASE("mixes that cannot be meant", "[losses]") {
   check(R"([{"loss": {"type": "hypo"}}, {"loss": {"type": "vpo", "calibration": "samples"}}])",
         "mix: expected terms that want the same fresh samples, got different sources or numbers "
         "of them");
-  check(R"([{"loss": {"type": "dpo", "beta": -1}}])", "dpo: expected beta > 0, got -1");
+  check(R"([{"loss": {"type": "dpo", "beta": -1}}])",
+        "dpo: expected beta > 0, got -1" + kBetaReason);
 }
 
 TEST_CASE("a part of a step is refused where rows depend on each other", "[losses]") {
@@ -277,9 +300,9 @@ TEST_CASE("configs that cannot be meant", "[losses]") {
                     "loss: expected a registered loss, got 'robust_dop'; did you mean "
                     "'robust_dpo'?");
   CHECK_THROWS_TEXT(make_loss(R"({"type": "dpo", "beta": 0})"), ConfigError,
-                    "dpo: expected beta > 0, got 0");
+                    "dpo: expected beta > 0, got 0" + kBetaReason);
   CHECK_THROWS_TEXT(make_loss(R"({"type": "robust", "label_smoothing": 0.5})"), ConfigError,
-                    "robust_dpo: expected label_smoothing in [0, 0.5), got 0.5");
+                    "robust_dpo: expected label_smoothing in [0, 0.5), got 0.5" + kSmoothingReason);
   CHECK_THROWS_TEXT(make_loss(R"({"type": "dpo", "beta": "0.1"})"), ConfigError,
                     R"(dpo: expected beta to be a number, got "0.1")");
   CHECK_THROWS_TEXT(make_loss(R"({"type": "dpo", "beta": 1, "beta": 2})"), ConfigError,
@@ -289,9 +312,10 @@ TEST_CASE("configs that cannot be meant", "[losses]") {
   CHECK_THROWS_TEXT(make_loss(R"({"type": "vpo", "mode": "onlin"})"), ConfigError,
                     "vpo: expected mode to be one of 'offline', 'online', got 'onlin'; did you "
                     "mean 'online'?");
-  CHECK_THROWS_TEXT(DpoLoss({.beta = -1}), ConfigError, "dpo: expected beta > 0, got -1");
+  CHECK_THROWS_TEXT(DpoLoss({.beta = -1}), ConfigError,
+                    "dpo: expected beta > 0, got -1" + kBetaReason);
   CHECK_THROWS_TEXT(DpoLoss({.beta = std::nan("")}), ConfigError,
-                    "dpo: expected beta > 0, got nan");
+                    "dpo: expected beta > 0, got nan" + kBetaReason);
 }
 
 // A loss of a user's own: hinge, by the same algebra.

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/ops/linspace.h>
+
 #include <filesystem>
 #include <fstream>
 
@@ -137,6 +139,23 @@ TEST_CASE("cached reference: the border of prompt and completion is part of the 
   const at::Tensor cached = cache.sequence_logps(batch_of({3}));
   CHECK(cache.hits() == 0);
   CHECK(at::equal(cached, make_frozen_reference(policy)->sequence_logps(batch_of({3}))));
+}
+
+TEST_CASE("cached reference: what is kept of a sequence serves any weights of its tokens",
+          "[model]") {
+  const TempDir dir;
+  const auto policy = small_decoder(1);
+  TokenBatch batch = batch_of({0, 1, 2});
+  const auto count = batch.completion_lens.sum().item<std::int64_t>();
+  CachedReference cache(policy, dir.path(), CacheLevel::kToken);
+  for (const double first : {0.0, 2.0}) {
+    batch.token_weights = at::linspace(first, 1, count, at::kDouble);
+    CHECK(at::allclose(cache.sequence_logps(batch), sequence_logps(*policy, batch).logps, 1e-12));
+  }
+  CHECK(cache.misses() == 3);
+  CHECK_THROWS_TEXT(CachedReference(policy, dir.path()).sequence_logps(batch), ConfigError,
+                    "cached reference: expected a cache of token level for weighted tokens, got "
+                    "sequence level");
 }
 
 TEST_CASE("cached reference: another model's log-probs are never used", "[model]") {

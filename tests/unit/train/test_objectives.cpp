@@ -48,13 +48,42 @@ std::vector<TokenPair> full_rows() {
   return rows;
 }
 
-/// Calls use(from, to) for each completion token.
-template <class Use>
-double sum_over(const Tokens& prompt, const Tokens& completion, Use use) {
+/// The same, some of whose completions have tokens that count more or less than others.
+std::vector<TokenPair> weighted_rows() {
+  std::vector<TokenPair> rows = full_rows();
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto weights = [&](const Tokens& completion, double first) {
+      TokenWeights each;
+      for (std::size_t t = 0; t < completion.size(); ++t) {
+        each.push_back(first + 0.3 * static_cast<double>(t % 3) + 0.1 * static_cast<double>(i));
+      }
+      return each;
+    };
+    if (i != 1) rows[i].chosen_weights = weights(rows[i].chosen, 0);
+    if (i != 2) rows[i].rejected_weights = weights(rows[i].rejected, 0.5);
+    rows[i].gold_weights = weights(rows[i].gold, 0.7);
+  }
+  return rows;
+}
+
+struct Side {
+  Tokens TokenPair::*tokens;
+  TokenWeights TokenPair::*weights;
+};
+constexpr Side kChosen{&TokenPair::chosen, &TokenPair::chosen_weights};
+constexpr Side kRejected{&TokenPair::rejected, &TokenPair::rejected_weights};
+constexpr Side kGold{&TokenPair::gold, &TokenPair::gold_weights};
+
+/// Weighted sum of value(from, to) over the first `count` tokens of a completion.
+template <class Value>
+double sum_over(const Tokens& prompt, const TokenPair& row, Side side, std::size_t count,
+                Value value) {
   double sum = 0;
   auto from = prompt.back();
-  for (const auto to : completion) {
-    sum += use(from, to);
+  for (std::size_t t = 0; t < count; ++t) {
+    const auto to = (row.*side.tokens)[t];
+    const TokenWeights& weights = row.*side.weights;
+    sum += (weights.empty() ? 1 : weights[t]) * value(from, to);
     from = to;
   }
   return sum;
@@ -83,50 +112,56 @@ ExactPairLogps exact_inputs(const BigramPolicy& policy, const BigramPolicy& refe
     }
     return x;
   };
-  const auto head = [&](const TokenPair& row, const Tokens& completion) {
-    const auto shorter = static_cast<std::ptrdiff_t>(
-        with_rejected ? std::min(row.chosen.size(), row.rejected.size()) : completion.size());
-    return Tokens(completion.begin(), completion.begin() + shorter);
-  };
   using Row = const TokenPair&;
-  ExactPairLogps in;
-  const auto sums = [&](const BigramPolicy& of, Tokens TokenPair::*side) {
-    return column([&](Row row, std::size_t) { return of.sum_logps(row.prompt, row.*side); });
+  const auto all_of = [](Row row, Side side) { return (row.*side.tokens).size(); };
+  const auto head_of = [&](Row row, Side side) {
+    return with_rejected ? std::min(row.chosen.size(), row.rejected.size()) : all_of(row, side);
   };
-  const auto heads = [&](const BigramPolicy& of, Tokens TokenPair::*side) {
-    return column(
-        [&](Row row, std::size_t) { return of.sum_logps(row.prompt, head(row, row.*side)); });
+  const auto logp_under = [](const BigramPolicy& of) {
+    return [&of](std::int64_t from, std::int64_t to) { return of.logp(from, to); };
   };
-  const auto lens = [&](Tokens TokenPair::*side) {
-    return column([&](Row row, std::size_t) { return (row.*side).size(); });
-  };
-  const auto per_token = [&](Tokens TokenPair::*side, auto value) {
+  const auto sums = [&](const BigramPolicy& of, Side side) {
     return column([&](Row row, std::size_t) {
-      return sum_over(row.prompt, row.*side,
+      return sum_over(row.prompt, row, side, all_of(row, side), logp_under(of));
+    });
+  };
+  const auto heads = [&](const BigramPolicy& of, Side side) {
+    return column([&](Row row, std::size_t) {
+      return sum_over(row.prompt, row, side, head_of(row, side), logp_under(of));
+    });
+  };
+  const auto lens = [&](Side side) {
+    return column([&](Row row, std::size_t) { return all_of(row, side); });
+  };
+  const auto per_token = [&](Side side, auto value) {
+    return column([&](Row row, std::size_t) {
+      return sum_over(row.prompt, row, side, all_of(row, side),
                       [&](std::int64_t from, std::int64_t) { return value(from); });
     });
   };
   const auto squares = [&](std::int64_t from) { return log_sum_squares(policy, from); };
   const auto divergence = [&](std::int64_t from) { return kl(reference, policy, from); };
-  in.chosen_logps = sums(policy, &TokenPair::chosen);
-  in.rejected_logps = sums(policy, &TokenPair::rejected);
-  in.gold_logps = sums(policy, &TokenPair::gold);
-  in.ref_chosen_logps = sums(reference, &TokenPair::chosen);
-  in.ref_rejected_logps = sums(reference, &TokenPair::rejected);
-  in.chosen_lens = lens(&TokenPair::chosen);
-  in.rejected_lens = lens(&TokenPair::rejected);
-  in.gold_lens = lens(&TokenPair::gold);
-  in.chosen_head_logps = heads(policy, &TokenPair::chosen);
-  in.rejected_head_logps = heads(policy, &TokenPair::rejected);
-  in.ref_chosen_head_logps = heads(reference, &TokenPair::chosen);
-  in.ref_rejected_head_logps = heads(reference, &TokenPair::rejected);
-  in.chosen_log_sum_p_squared = per_token(&TokenPair::chosen, squares);
-  in.rejected_log_sum_p_squared = per_token(&TokenPair::rejected, squares);
-  in.chosen_seq_kl = per_token(&TokenPair::chosen, divergence);
-  in.rejected_seq_kl = per_token(&TokenPair::rejected, divergence);
+  ExactPairLogps in;
+  in.chosen_logps = sums(policy, kChosen);
+  in.rejected_logps = sums(policy, kRejected);
+  in.gold_logps = sums(policy, kGold);
+  in.ref_chosen_logps = sums(reference, kChosen);
+  in.ref_rejected_logps = sums(reference, kRejected);
+  in.chosen_lens = lens(kChosen);
+  in.rejected_lens = lens(kRejected);
+  in.gold_lens = lens(kGold);
+  in.chosen_head_logps = heads(policy, kChosen);
+  in.rejected_head_logps = heads(policy, kRejected);
+  in.ref_chosen_head_logps = heads(reference, kChosen);
+  in.ref_rejected_head_logps = heads(reference, kRejected);
+  in.chosen_log_sum_p_squared = per_token(kChosen, squares);
+  in.rejected_log_sum_p_squared = per_token(kRejected, squares);
+  in.chosen_seq_kl = per_token(kChosen, divergence);
+  in.rejected_seq_kl = per_token(kRejected, divergence);
   const auto mismatched = [&](const BigramPolicy& of) {
     return column([&](Row row, std::size_t i) {
-      return of.sum_logps(row.prompt, rows[(i + 1) % rows.size()].chosen);
+      Row other = rows[(i + 1) % rows.size()];
+      return sum_over(row.prompt, other, kChosen, all_of(other, kChosen), logp_under(of));
     });
   };
   in.kl_logps = mismatched(policy);
@@ -161,6 +196,9 @@ std::vector<std::string> configurations() {
            R"({"type": "kto", "estimate_kl": false})",
            R"({"type": "tdpo", "variant": "tdpo1"})",
            R"({"type": "tpo", "length_normalized": true, "gamma": 0.5})",
+           R"({"type": "aot", "ld_alpha": 0.4, "length_normalized": true})",
+           R"({"type": "aot_unpaired", "reference_free": true})",
+           R"({"type": "sft", "use_weights": true})",
            R"({"type": "mix", "terms": [{"weight": 0.4, "loss": {"type": "aot"}},
                {"loss": {"type": "sigmoid_norm"}}, {"loss": {"type": "beta_dpo"}}]})",
        }) {
@@ -170,7 +208,9 @@ std::vector<std::string> configurations() {
 }
 
 TEST_CASE("every loss gets what it asks for, and a step may be cut anyhow", "[train]") {
-  const auto rows = full_rows();
+  const bool weighs_tokens = GENERATE(false, true);
+  CAPTURE(weighs_tokens);
+  const auto rows = weighs_tokens ? weighted_rows() : full_rows();
   for (const std::string& config : configurations()) {
     CAPTURE(config);
     const Loss loss = make_loss(config);
