@@ -15,7 +15,7 @@ namespace {
 
 void print_list(std::ostream& out) {
   for (const lab::Experiment& experiment : lab::experiments()) {
-    out << fmt::format("{:<22} {} (arXiv:{})\n", experiment.name, experiment.question,
+    out << fmt::format("{:<24} {} (arXiv:{})\n", experiment.name, experiment.question,
                        experiment.source);
   }
 }

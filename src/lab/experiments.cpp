@@ -26,6 +26,10 @@ const std::vector<Experiment>& experiments() {
       {"noise", "wrong labels, all losses", "2403.00409", noise},
       {"coverage", "actions without pairs, all losses", "2405.16436", coverage},
       {"length", "labels that favour length, all losses", "2403.19159", length},
+      {"neural-noise", "rdpo-rates' plateau with a transformer", "2403.00409", neural_noise},
+      {"neural-overoptimization", "rpo-overoptimization with a transformer", "2405.16436",
+       neural_overoptimization},
+      {"neural-coverage", "hypo-coverage with a transformer", "2406.01462", neural_coverage},
   };
   return all;
 }

@@ -16,5 +16,8 @@ Report vpo_regret(const Settings& settings);
 Report noise(const Settings& settings);
 Report coverage(const Settings& settings);
 Report length(const Settings& settings);
+Report neural_noise(const Settings& settings);
+Report neural_overoptimization(const Settings& settings);
+Report neural_coverage(const Settings& settings);
 
 }  // namespace prefopt::lab

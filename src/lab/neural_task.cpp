@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lab/neural_task.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty_like.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "prefopt/exact/measures.h"
+#include "prefopt/exact/random.h"
+#include "prefopt/logps/sequence_logps.h"
+#include "prefopt/losses/registry.h"
+#include "prefopt/model/reference.h"
+#include "prefopt/train/trainer.h"
+
+namespace prefopt::lab {
+namespace {
+
+using namespace exact;
+
+constexpr double kInitializerRange = 0.1;
+constexpr double kLeast = 1e-7;  ///< probability of anything else that float32 can tell from none
+
+// Streams of random numbers of one seed, so that no two uses share one.
+enum class Stream : std::uint64_t { kTask, kWeights, kSupervised, kPairs };
+
+Random random_of(std::uint64_t seed, Stream stream) {
+  return Random(16 * seed + static_cast<std::uint64_t>(stream));
+}
+
+bool is_covered(Index string) { return string / kLetters == 0 || string % kLetters == 0; }
+
+/// Shares nothing with the other, and can be trained.
+std::shared_ptr<Decoder> trainable_copy(const Decoder& network) {
+  const at::NoGradGuard no_grad;
+  auto copy = std::make_shared<Decoder>(network.options());
+  const auto from = network.named_parameters(), to = copy->named_parameters();
+  for (std::size_t i = 0; i < to.size(); ++i) to[i].value.copy_(from[i].value);
+  return copy;
+}
+
+}  // namespace
+
+Table covered_strings() {
+  Table covered = Table::Zero(kStrings, kPrompts);
+  for (Index y = 0; y < kStrings; ++y) {
+    if (is_covered(y)) covered.row(y) = 1;
+  }
+  return covered;
+}
+
+Table all_strings() { return Table::Ones(kStrings, kPrompts); }
+
+NeuralTask::NeuralTask(std::uint64_t seed, double disappointment) {
+  Random random = random_of(seed, Stream::kTask);
+  constexpr Index kPlaces = 2, kPerPrompt = kPlaces * kLetters, kUncovered = kPerPrompt * kPrompts;
+  features = Eigen::MatrixXd::Zero(kStrings * kPrompts, kUncovered + 1);
+  for (Index x = 0; x < kPrompts; ++x) {
+    for (Index y = 0; y < kStrings; ++y) {
+      const Index row = kStrings * x + y;
+      features(row, kPerPrompt * x + y / kLetters) = 1;
+      features(row, kPerPrompt * x + kLetters + y % kLetters) = 1;
+      if (!is_covered(y)) features(row, kUncovered) = 1;
+    }
+  }
+  Eigen::VectorXd values = random.normals(kUncovered + 1, 1).matrix();
+  for (Index place = 0; place < kPlaces * kPrompts; ++place) {
+    auto letters = values.segment(kLetters * place, kLetters);
+    std::iter_swap(letters.begin(), std::min_element(letters.begin(), letters.end()));
+  }
+  values[kUncovered] = -disappointment;
+  rewards = (features * values).reshaped(kStrings, kPrompts).array();
+}
+
+std::vector<std::int64_t> prompt_tokens(Index prompt) { return {kBos, kEos + 1 + prompt}; }
+
+std::vector<std::int64_t> string_tokens(Index string) {
+  return {string / kLetters, string % kLetters, kEos};
+}
+
+std::vector<TokenPair> token_pairs(const Pairs& pairs) {
+  std::vector<TokenPair> rows;
+  for (std::size_t i = 0; i < pairs.prompts.size(); ++i) {
+    rows.push_back({.prompt = prompt_tokens(pairs.prompts[i]),
+                    .chosen = string_tokens(pairs.chosen[i]),
+                    .rejected = string_tokens(pairs.rejected[i])});
+  }
+  return rows;
+}
+
+Table Answers::strings() const { return log_softmax(outcomes.topRows(kStrings)); }
+
+Answers answers(Policy& policy) {
+  const at::NoGradGuard no_grad;
+  std::vector<std::vector<std::int64_t>> prompts, strings;
+  for (Index x = 0; x < kPrompts; ++x) prompts.push_back(prompt_tokens(x));
+  for (Index y = 0; y < kStrings; ++y) strings.push_back(string_tokens(y));
+  std::vector<TokenSequence> sequences;
+  for (const auto& prompt : prompts) {
+    for (const auto& string : strings) sequences.push_back({prompt, string});
+  }
+  const at::Tensor sums = sequence_logps(policy, make_batch(sequences)).logps.contiguous();
+  Table outcomes(kStrings + 1, kPrompts);
+  outcomes.topRows(kStrings) = Eigen::Map<const Table>(sums.data_ptr<double>(), kStrings, kPrompts);
+  outcomes.row(kStrings) = (1 - outcomes.topRows(kStrings).exp().colwise().sum()).max(kLeast).log();
+  return {outcomes};
+}
+
+Table with_anything_else(const Table& rewards) {
+  Table all(kStrings + 1, kPrompts);
+  all << rewards, rewards.colwise().minCoeff();
+  return all;
+}
+
+std::shared_ptr<Decoder> fresh_network(std::uint64_t seed) {
+  const at::NoGradGuard no_grad;
+  auto network = std::make_shared<Decoder>(DecoderOptions{.vocab_size = kVocabulary,
+                                                          .hidden_size = 32,
+                                                          .intermediate_size = 64,
+                                                          .num_hidden_layers = 2,
+                                                          .num_attention_heads = 2,
+                                                          .num_key_value_heads = 2,
+                                                          .max_position_embeddings = 16});
+  Random random = random_of(seed, Stream::kWeights);
+  for (const NamedParameter& parameter : network->named_parameters()) {
+    if (parameter.value.dim() < 2) continue;  // norms begin at 1
+    at::Tensor weights = at::empty_like(parameter.value);
+    std::generate_n(weights.data_ptr<float>(), weights.numel(),
+                    [&] { return static_cast<float>(kInitializerRange * random.normal()); });
+    parameter.value.copy_(weights);
+  }
+  return network;
+}
+
+std::shared_ptr<Decoder> supervised_network(const Table& target, std::uint64_t seed) {
+  constexpr int kSteps = 300, kBatch = 256;
+  auto network = fresh_network(seed);
+  Trainer trainer(
+      network, nullptr, make_loss(R"({"type": "sft", "reduction": "sum"})"),
+      {.optimizer = {.learning_rate = 1e-2, .warmup_steps = 10}, .total_steps = kSteps});
+  Random random = random_of(seed, Stream::kSupervised);
+  for (int step = 0; step < kSteps; ++step) {
+    std::vector<TokenPair> rows;
+    for (Index i = 0; i < kBatch; ++i) {
+      const Index x = i % kPrompts;
+      rows.push_back({.prompt = prompt_tokens(x),
+                      .chosen = string_tokens(random.index(target.col(x).exp())),
+                      .rejected = {}});
+    }
+    trainer.step(rows);
+  }
+  return network;
+}
+
+std::shared_ptr<Decoder> train_network(const Decoder& reference, const Pairs& pairs,
+                                       const NeuralTraining& training, std::uint64_t seed,
+                                       const std::function<void(int, Policy&)>& seen) {
+  auto network = trainable_copy(reference);
+  TrainerOptions options{
+      .optimizer = {.learning_rate = training.learning_rate,
+                    .schedule = training.decays ? Schedule::kLinear : Schedule::kConstant},
+      .total_steps = training.steps,
+      .sampling = {.max_new_tokens = 6, .eos_id = kEos, .seed = static_cast<std::int64_t>(seed)}};
+  Trainer trainer(network, make_frozen_reference(reference.frozen_copy()), make_loss(training.loss),
+                  std::move(options));
+  Random random = random_of(seed, Stream::kPairs);
+  if (seen) seen(0, *network);
+  for (int step = 1; step <= training.steps; ++step) {
+    trainer.step(token_pairs(training.batch > 0 ? sample(pairs, training.batch, random) : pairs));
+    if (seen) seen(step, *network);
+  }
+  return network;
+}
+
+int neural_seeds(const Settings& settings) {
+  return std::max(2, settings.seeds / (settings.quick ? 4 : 2));
+}
+
+}  // namespace prefopt::lab

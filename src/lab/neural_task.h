@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <Eigen/Core>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lab/experiment.h"
+#include "prefopt/data/batch.h"
+#include "prefopt/exact/pairs.h"
+#include "prefopt/exact/policy.h"
+#include "prefopt/model/decoder.h"
+
+// One task for tables and for transformers. A completion is a string of two letters and an end
+// token, so that a network's probabilities of all strings can be computed, and with them every
+// measure of the tables.
+namespace prefopt::lab {
+
+inline constexpr exact::Index kPrompts = 4, kLetters = 4;
+inline constexpr exact::Index kStrings = kLetters * kLetters;
+
+inline constexpr std::int64_t kBos = kLetters, kEos = kLetters + 1;
+inline constexpr std::int64_t kVocabulary = kLetters + 2 + kPrompts;
+
+/// [kStrings, kPrompts]: 1 for strings with the first letter of the alphabet in them. Pairs of them
+/// speak of every letter in every place, but not of the other nine strings.
+exact::Table covered_strings();
+exact::Table all_strings();
+
+/// What a seed decides: letters have values by prompt and place, of which the first letter's is the
+/// least, so that strings that are not covered promise more than those that are. A string has the
+/// sum of its two, less a disappointment where it is not covered.
+struct NeuralTask {
+  NeuralTask(std::uint64_t seed, double disappointment);
+
+  exact::Table rewards;      ///< [kStrings, kPrompts]
+  Eigen::MatrixXd features;  ///< of the log-linear class that holds every optimum
+};
+
+std::vector<std::int64_t> prompt_tokens(exact::Index prompt);
+/// With the end token.
+std::vector<std::int64_t> string_tokens(exact::Index string);
+std::vector<TokenPair> token_pairs(const exact::Pairs& pairs);
+
+/// What a policy answers with: as it is, and as far as it is a string. Pairs compare strings with
+/// strings, so the second is what they fix, and what a table can be compared with.
+struct Answers {
+  /// [kStrings + 1, kPrompts] log-probs: of each string, then of anything else.
+  exact::Table outcomes;
+
+  /// [kStrings, kPrompts] log-probs of a string, given that it is one.
+  exact::Table strings() const;
+};
+
+Answers answers(Policy& policy);
+
+/// Rewards of outcomes: anything else is as good as the prompt's worst string.
+exact::Table with_anything_else(const exact::Table& rewards);
+
+/// A small transformer with weights of the seed, the same however many threads there are.
+std::shared_ptr<Decoder> fresh_network(std::uint64_t seed);
+
+/// One that was trained by likelihood on strings drawn from `target` [kStrings, kPrompts]. It has
+/// learned that up to some error, so that its own strings() are the reference of tables too.
+std::shared_ptr<Decoder> supervised_network(const exact::Table& target, std::uint64_t seed);
+
+struct NeuralTraining {
+  std::string loss;
+  double learning_rate = 1e-3;
+  bool decays = false;  ///< the learning rate, linearly to 0
+  int steps = 0;
+  exact::Index batch = 0;  ///< pairs a step, drawn by their weights; 0: all rows at every step
+};
+
+/// Trains a copy of `reference` with the library's Trainer. `seen(step, network)` is called before
+/// the first step and after each. Returns the copy.
+std::shared_ptr<Decoder> train_network(const Decoder& reference, const exact::Pairs& pairs,
+                                       const NeuralTraining& training, std::uint64_t seed,
+                                       const std::function<void(int, Policy&)>& seen = {});
+
+/// With fewer seeds than for tables: a network takes a thousand times as long.
+int neural_seeds(const Settings& settings);
+
+}  // namespace prefopt::lab
