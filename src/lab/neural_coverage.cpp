@@ -39,7 +39,7 @@ const std::vector<Case> kCases{
 
 /// 1/p, p the probability of all strings without data, as the reference was taught.
 std::vector<double> rarities(bool quick) {
-  return quick ? std::vector<double>{1e1, 1e3} : std::vector<double>{1e1, 1e2, 1e3, 1e4};
+  return quick ? std::vector<double>{1e1, 1e3} : std::vector<double>{1e1, 1e2, 1e3};
 }
 
 /// KL to the reference, then gain in reward, of each.
