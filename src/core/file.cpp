@@ -2,6 +2,7 @@
 #include "core/file.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -78,6 +79,10 @@ std::string try_read_file(const std::string& path, std::string& bytes) {
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) return last_error();
   if (S_ISDIR(status.st_mode)) return "a folder";
+  const auto too_large = [](std::int64_t size) {
+    return fmt::format("{} bytes or more, where {} are the limit", size, kMostReadBytes);
+  };
+  if (status.st_size > kMostReadBytes) return too_large(status.st_size);
   bytes.clear();
   // Pipes and /proc files say size 0: read until the end instead of trusting the size.
   bytes.reserve(static_cast<std::size_t>(status.st_size));
@@ -88,6 +93,7 @@ std::string try_read_file(const std::string& path, std::string& bytes) {
     if (got < 0) return last_error();
     if (got == 0) return "";
     bytes.append(buffer, static_cast<std::size_t>(got));
+    if (std::ssize(bytes) > kMostReadBytes) return too_large(std::ssize(bytes));
   }
 }
 

@@ -2,13 +2,18 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
 
 namespace prefopt::detail {
 
-/// Empty on success, else why it failed. Files only; `bytes` is replaced.
+/// More than any file that is read at once has any use for.
+inline constexpr std::int64_t kMostReadBytes = std::int64_t{4} << 30;
+
+/// Empty on success, else why it failed. Files only, of at most kMostReadBytes; `bytes` is
+/// replaced.
 std::string try_read_file(const std::string& path, std::string& bytes);
 /// Written beside `path`, fsynced, renamed over it, parent fsynced. Empty on success.
 std::string try_write_file(const std::string& path, std::string_view bytes);

@@ -11,6 +11,7 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <functional>
 #include <limits>
 #include <map>
@@ -18,6 +19,7 @@
 #include <numeric>
 #include <optional>
 #include <random>
+#include <set>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -204,7 +206,15 @@ class Stopwatch {
 struct Rows {
   std::vector<TokenPair> train;
   std::vector<TokenPair> eval;
+  std::vector<bool> train_cut, eval_cut;  ///< whether budgets shortened the row
 };
+
+std::vector<bool> cut_rows(const Dataset& dataset, const RowReport& report) {
+  const std::set<std::int64_t> cut(report.truncated_lines.begin(), report.truncated_lines.end());
+  std::vector<bool> flags;
+  for (const std::int64_t line : dataset.lines) flags.push_back(cut.contains(line));
+  return flags;
+}
 
 Dataset load_noted(std::string_view option, const std::string& path, const Tokenizer& tokenizer,
                    const DataOptions& options, const RowNeeds& needs, const Note& note) {
@@ -248,7 +258,10 @@ Rows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const Row
   }
   const auto leaks = settle_leaks(train, held_out, options.leak, options.train);
   if (!leaks.empty()) note("data.train: " + leaks);
-  return {std::move(train.pairs), std::move(held_out.pairs)};
+  auto train_cut = cut_rows(train, train.report);
+  auto eval_cut = cut_rows(held_out, options.eval.empty() ? train.report : held_out.report);
+  return {std::move(train.pairs), std::move(held_out.pairs), std::move(train_cut),
+          std::move(eval_cut)};
 }
 
 void add_adapter(const ModelOptions& options, Decoder& policy) {
@@ -566,13 +579,27 @@ class Run {
                                           : fmt::format("{}; see {}", error.what(), bundle));
     }
     write_bundle(numbers);
+    const auto cut = std::count_if(numbers.begin(), numbers.end(), [&](std::int64_t number) {
+      return parts_.rows.train_cut[static_cast<std::size_t>(number)];
+    });
+    add_truncated(last_step_, cut, std::ssize(numbers));
   }
 
-  /// Gives the folder; empty where the trainer has reported nothing.
+  /// The share of rows that the budgets shortened.
+  static void add_truncated(Metrics& metrics, std::int64_t cut, std::int64_t rows) {
+    metrics.emplace_back("truncated", static_cast<double>(cut) / static_cast<double>(rows));
+  }
+
+  /// Gives the folder; empty where the trainer has reported nothing, or where there are enough.
   std::string write_bundle(const std::vector<std::int64_t>& numbers) {
     if (parts_.non_finite.empty()) return "";
-    const std::string folder = parts_.folder.write_non_finite(parts_.non_finite.back(), numbers);
+    const NonFiniteStep report = std::move(parts_.non_finite.back());
     parts_.non_finite.clear();
+    const std::string folder = parts_.folder.write_non_finite(report, numbers);
+    if (folder.empty()) {
+      parts_.note(fmt::format("nonfinite: {} steps are written down, step {} is not",
+                              RunFolder::kMostNonFinite, report.step));
+    }
     return folder;
   }
 
@@ -599,6 +626,8 @@ class Run {
   Metrics evaluate() {
     if (parts_.rows.eval.empty()) return {};
     auto metrics = parts_.trainer.evaluate(parts_.rows.eval);
+    const auto& cut = parts_.rows.eval_cut;
+    add_truncated(metrics, std::count(cut.begin(), cut.end(), true), std::ssize(cut));
     add_samples(metrics);
     if (parts_.events.evaluation) parts_.events.evaluation(steps_done(), metrics);
     auto line = metrics_line(metrics, "eval_");
@@ -779,6 +808,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   if (resume.empty()) {
     folder.check_new();
   } else {
+    if (std::filesystem::is_directory(folder.path())) folder.lock();
     from = detail::find_resume_point(resume, folder, note);
   }
   if (options.train.threads > 0) at::set_num_threads(static_cast<int>(options.train.threads));
@@ -847,6 +877,9 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
            .identity = std::move(identity),
            .non_finite = non_finite});
   if (from) run.load(*from, *policy);
+  folder.lock();
+  // Once more: another run may have come and gone while this one loaded its model.
+  if (resume.empty()) folder.check_new();
   if (from && from->is_in_place) {
     folder.resume(config, detail::environment(), trainer.steps_done(), note);
     folder.checkpoints().link("last", trainer.steps_done());

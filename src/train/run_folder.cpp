@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <system_error>
@@ -91,6 +92,17 @@ void RunFolder::check_new() const {
   }
 }
 
+void RunFolder::lock() {
+  if (lock_) return;
+  make_directory<CheckpointError>(path_);
+  const FolderLock& lock = lock_.emplace(file("run.lock"));
+  if (lock.is_taken()) return;
+  throw ConfigError(
+      fmt::format("output_dir: expected a folder that no other run writes to, got {}, where {} is "
+                  "at work; wait for it, or choose another name",
+                  path_, lock.holder()));
+}
+
 std::string RunFolder::file(std::string_view name) const {
   return fmt::format("{}/{}", path_, name);
 }
@@ -141,6 +153,9 @@ void RunFolder::check_metrics(const std::string& why) const {
 
 std::string RunFolder::write_non_finite(const NonFiniteStep& report,
                                         const std::vector<std::int64_t>& row_numbers) const {
+  std::error_code ignored;
+  const fs::directory_iterator written(file("nonfinite"), ignored);
+  if (std::distance(begin(written), end(written)) >= kMostNonFinite) return "";
   const std::string folder = file(fmt::format("nonfinite/step-{}", report.step));
   std::vector<std::int64_t> places = report.offending;
   if (places.empty()) {

@@ -3,11 +3,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "core/file.h"
+#include "core/folder_lock.h"
 #include "core/json.h"
 #include "prefopt/train/trainer.h"
 #include "train/checkpoint.h"
@@ -27,6 +29,9 @@ class RunFolder {
   std::string file(std::string_view name) const;
   /// Throws ConfigError if a run was here before.
   void check_new() const;
+  /// Makes the folder and keeps other runs out until this object is gone. Throws ConfigError if one
+  /// is at work here.
+  void lock();
 
   /// Writes config.json and env.json and opens an empty metrics.jsonl.
   void start(const Json& config, const Json& environment);
@@ -40,8 +45,11 @@ class RunFolder {
 
   const CheckpointStore& checkpoints() const { return checkpoints_; }
 
+  static constexpr std::int64_t kMostNonFinite = 20;
+
   /// Writes `nonfinite/step-N` and gives its path: report.json, and in rows.jsonl the offending
-  /// rows, or all where none stands out. `row_numbers` are those of the training rows.
+  /// rows, or all where none stands out. `row_numbers` are those of the training rows. A folder
+  /// that has kMostNonFinite of them gets no more, and the path is empty.
   std::string write_non_finite(const NonFiniteStep& report,
                                const std::vector<std::int64_t>& row_numbers) const;
 
@@ -51,6 +59,7 @@ class RunFolder {
   void check_metrics(const std::string& why) const;
 
   std::string path_;
+  std::optional<FolderLock> lock_;
   CheckpointStore checkpoints_;
   AppendedFile metrics_;
 };

@@ -34,6 +34,15 @@ TEST_CASE("files are written whole or not at all", "[core]") {
                     dir.path() + ": expected a readable file, got a folder");
   CHECK_THROWS_TEXT(write_file<CheckpointError>(missing, "abc"), CheckpointError,
                     missing + ": expected to write 3 bytes, got No such file or directory");
+  // A size that a file only claims to have takes no memory.
+  const std::string sparse = dir.file("sparse");
+  write_file<CheckpointError>(sparse, "x");
+  std::filesystem::resize_file(sparse, std::uintmax_t{1} << 40);
+  CHECK_THROWS_TEXT(read_file<DataError>(sparse), DataError,
+                    sparse +
+                        ": expected a readable file, got 1099511627776 bytes or more, where "
+                        "4294967296 are the limit");
+  std::filesystem::remove(sparse);
   // A target that cannot be replaced keeps what it held and leaves nothing beside it.
   std::filesystem::create_directory(dir.file("folder"));
   CHECK_THROWS_TEXT(write_file<CheckpointError>(dir.file("folder"), "abc"), CheckpointError,

@@ -510,6 +510,20 @@ TEST_CASE("what a step without an update was is written down", "[train]") {
   CHECK(rows[0]["chosen_logps"] == "nan");
   CHECK_FALSE(rows[0]["prompt_ids"].empty());
   CHECK_FALSE(rows[0]["rejected_ids"].empty());
+
+  // Enough is enough.
+  broken.output_dir = scene.file("full");
+  for (int i = 1; i <= 20; ++i) {
+    fs::create_directories(scene.file("full/nonfinite/step-") + std::to_string(100 + i));
+  }
+  std::vector<std::string> notes;
+  RunEvents events;
+  events.note = [&](const std::string& line) { notes.push_back(line); };
+  CHECK_THROWS_TEXT(run_training(broken, events), NonFiniteError,
+                    "step 3: expected a finite loss, got nan; this is step 3 in a row without an "
+                    "update, try a lower learning rate");
+  CHECK_FALSE(fs::exists(scene.file("full/nonfinite/step-1")));
+  CHECK(count_containing(notes, "nonfinite: 20 steps are written down, step 2 is not") == 1);
 }
 
 TEST_CASE("memory that cannot be had is said with the batch it was for", "[train]") {

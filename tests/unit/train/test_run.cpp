@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <unistd.h>
+
 #include <cmath>
 #include <filesystem>
 
@@ -340,6 +342,59 @@ TEST_CASE("a folder with a run in it is left alone", "[train]") {
                     "output_dir: expected an empty or new folder, got " + scene.file("run") +
                         " with a config.json in it; choose another name, or resume that run");
   CHECK(read_text(scene.file("run") + "/metrics.jsonl") == before);
+}
+
+TEST_CASE("two runs do not write to one folder", "[train]") {
+  const Scene scene;
+  const std::string run = scene.file("run");
+  const auto options = scene.options("run", "sft");
+  const std::string refusal = "output_dir: expected a folder that no other run writes to, got " +
+                              run + ", where process " + std::to_string(getpid()) +
+                              " is at work; wait for it, or choose another name";
+  int attempts = 0;
+  RunEvents events;
+  events.step = [&](std::int64_t, std::int64_t, const Metrics&) {
+    const auto metrics = read_text(run + "/metrics.jsonl");
+    CHECK_THROWS_TEXT(run_training(options, {}, "auto"), ConfigError, refusal);
+    CHECK(read_text(run + "/metrics.jsonl") == metrics);
+    ++attempts;
+  };
+  const RunResult result = run_training(options, events);
+  CHECK(attempts == 3);
+  // The lock went with the run; a file that a killed process left says nothing.
+  write_text(run + "/run.lock", "1");
+  CHECK(run_training(options, {}, "auto").steps == result.steps);
+
+  // One that came while this one was loading: seen before anything is overwritten.
+  RunEvents second;
+  second.note = [&](const std::string& line) {
+    if (line.starts_with("model: ")) run_training(scene.options("late", "sft"));
+  };
+  CHECK_THROWS_TEXT(run_training(scene.options("late", "sft"), second), ConfigError,
+                    "output_dir: expected an empty or new folder, got " + scene.file("late") +
+                        " with a config.json in it; choose another name, or resume that run");
+}
+
+TEST_CASE("the share of rows that the budgets shortened is a metric", "[train]") {
+  const Scene scene;
+  std::string rows;
+  for (int i = 0; i < 8; ++i) {
+    const std::string prompt(i % 4 == 0 ? 30 : 3, static_cast<char>('a' + i));
+    rows += R"({"prompt": ")" + prompt + R"(", "chosen": "x", "rejected": "y"})" + "\n";
+  }
+  write_text(scene.file("pairs.jsonl"), rows);
+  auto options = scene.options("run", "dpo");
+  options.data.max_prompt_length = 16;
+  options.data.eval_fraction = 0.5;  // rows 4 to 7, of which 4 is cut
+  options.train.steps = 2;
+  options.train.batch_size = 2;
+  options.train.shuffle = false;
+  run_training(options);
+  const auto lines = read_lines(scene.file("run") + "/metrics.jsonl");
+  REQUIRE(lines.size() == 4);
+  CHECK(lines[0]["eval_truncated"] == 0.25);
+  CHECK(lines[1]["truncated"] == 0.5);
+  CHECK(lines[2]["truncated"] == 0);
 }
 
 TEST_CASE("a run config takes the names of other trainers and refuses typos", "[train]") {

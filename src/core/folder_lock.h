@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+
+#include "core/descriptor.h"
+
+namespace prefopt::detail {
+
+/// Keeps other processes, and other runs of this one, out of a folder, for as long as it lives. The
+/// system lets go of it when the process ends, however that ends; its file stays.
+class FolderLock {
+ public:
+  /// Through a file at `path`. Where locks are not to be had, as on some network drives, it is
+  /// taken by all.
+  explicit FolderLock(const std::string& path);
+
+  bool is_taken() const { return holder_.empty(); }
+  /// Who has it instead: "process 123", or "another process".
+  const std::string& holder() const { return holder_; }
+
+ private:
+  Descriptor file_;
+  std::string holder_;
+};
+
+}  // namespace prefopt::detail
