@@ -13,6 +13,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <memory>
@@ -73,7 +74,11 @@ Arguments parse(int argc, char** argv) {
   app.add_flag("--profile", a.profile, "where the time of a step goes, instead of steps");
   app.add_option("--checkpointing", a.checkpointing)
       ->check(CLI::IsMember({"none", "selective", "full"}));
-  app.parse(argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    std::exit(app.exit(error));
+  }
   return a;
 }
 
@@ -237,8 +242,6 @@ int main(int argc, char** argv) {
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
     prefopt::bench::run(prefopt::bench::parse(argc, argv), start);
     return 0;
-  } catch (const CLI::ParseError& error) {
-    return CLI::App().exit(error);
   } catch (const std::exception& error) {
     fmt::print(stderr, "bench_dpo_step: {}\n", error.what());
     return 1;

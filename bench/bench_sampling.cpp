@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -27,6 +28,7 @@ struct Arguments {
   SamplingOptions sampling = {.temperature = 0};
   std::int64_t threads = 2, rounds = 3, copies = 1;
   bool with_logps = false;
+  bool own_memory = false;
 };
 
 Arguments parse(int argc, char** argv) {
@@ -44,8 +46,13 @@ Arguments parse(int argc, char** argv) {
   app.add_option("--threads", a.threads);
   app.add_option("--rounds", a.rounds);
   app.add_flag("--logps", a.with_logps, "also the log-probs of what was sampled");
+  app.add_flag("--own-memory", a.own_memory, "weights in large pages, not where they are mapped");
   app.add_option("--out", a.out, "JSON file for the completions of the last round");
-  app.parse(argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    std::exit(app.exit(error));
+  }
   return a;
 }
 
@@ -71,7 +78,8 @@ Samples sample_as_asked(Policy& policy, const std::vector<std::vector<std::int64
 void run(const Arguments& a) {
   at::set_num_threads(static_cast<int>(a.threads));
   const auto prompts = read_prompts(a.prompts, a.copies);
-  const auto policy = Decoder::load(a.model, a.dtype);
+  auto policy = Decoder::load(a.model, a.dtype);
+  if (a.own_memory) policy = policy->frozen_decoder();
   Samples samples;
   for (std::int64_t round = 0; round < a.rounds; ++round) {
     const auto start = std::chrono::steady_clock::now();
@@ -96,8 +104,6 @@ int main(int argc, char** argv) {
   try {
     prefopt::bench::run(prefopt::bench::parse(argc, argv));
     return 0;
-  } catch (const CLI::ParseError& error) {
-    return CLI::App().exit(error);
   } catch (const std::exception& error) {
     fmt::print(stderr, "bench_sampling: {}\n", error.what());
     return 1;
