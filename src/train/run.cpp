@@ -524,6 +524,10 @@ class Run {
     if (from.is_in_place) saved_ = {steps_done(), from.checkpoint};
   }
 
+  /// Seconds that earlier processes took. Not of a checkpoint, which is the same to the last bit
+  /// however often a run was broken off.
+  void count_from(double seconds) { seconds_before_ = seconds; }
+
   void train(RunResult& result) {
     tokens_logged_ = static_cast<double>(parts_.trainer.tokens_seen());
     if (!asked_to_stop() && !is_resumed_) {
@@ -718,7 +722,6 @@ class Run {
             {"last_step", metrics_to_json(last_step_)},
             {"first_evaluation", metrics_to_json(first_evaluation_)},
             {"last_evaluation", metrics_to_json(last_evaluation_)},
-            {"seconds", seconds()},
             {"identity", parts_.identity}};
   }
 
@@ -740,7 +743,6 @@ class Run {
     last_step_ = metrics_from_json(state.at("last_step"));
     first_evaluation_ = metrics_from_json(state.at("first_evaluation"));
     last_evaluation_ = metrics_from_json(state.at("last_evaluation"));
-    seconds_before_ = state.at("seconds").get<double>();
   }
 
   void load_tensors(const std::string& checkpoint) {
@@ -881,7 +883,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   // Once more: another run may have come and gone while this one loaded its model.
   if (resume.empty()) folder.check_new();
   if (from && from->is_in_place) {
-    folder.resume(config, detail::environment(), trainer.steps_done(), note);
+    run.count_from(folder.resume(config, detail::environment(), trainer.steps_done(), note));
     folder.checkpoints().link("last", trainer.steps_done());
   } else {
     folder.start(config, detail::environment());

@@ -23,6 +23,7 @@ struct CutLines {
   std::string kept;
   std::int64_t later = 0;
   std::int64_t broken = 0;
+  double seconds = 0;  ///< that the run had taken by the last line
 };
 
 CutLines cut_lines(std::string_view text, std::int64_t step) {
@@ -39,6 +40,8 @@ CutLines cut_lines(std::string_view text, std::int64_t step) {
       ++cut.later;
     } else {
       cut.kept += line;
+      const Json seconds = value.value("seconds", Json());
+      if (seconds.is_number()) cut.seconds = seconds.get<double>();
     }
   }
   return cut;
@@ -115,11 +118,12 @@ void RunFolder::start(const Json& config, const Json& environment) {
   open_metrics();
 }
 
-void RunFolder::resume(const Json& config, const Json& environment, std::int64_t step,
-                       const Note& note) {
+double RunFolder::resume(const Json& config, const Json& environment, std::int64_t step,
+                         const Note& note) {
   checkpoints_.remove_unfinished();
   write_descriptions(config, environment);
   const std::string path = file("metrics.jsonl");
+  double seconds = 0;
   std::error_code error;
   if (fs::exists(path, error)) {
     const CutLines cut = cut_lines(read_file<CheckpointError>(path), step);
@@ -128,8 +132,10 @@ void RunFolder::resume(const Json& config, const Json& environment, std::int64_t
     }
     if (cut.broken > 0) note(fmt::format("metrics.jsonl: {} broken lines are cut off", cut.broken));
     if (cut.later + cut.broken > 0) write_file<CheckpointError>(path, cut.kept);
+    seconds = cut.seconds;
   }
   open_metrics();
+  return seconds;
 }
 
 void RunFolder::write_descriptions(const Json& config, const Json& environment) const {

@@ -36,8 +36,8 @@ class RunFolder {
   /// Writes config.json and env.json and opens an empty metrics.jsonl.
   void start(const Json& config, const Json& environment);
   /// The same for a run that goes on after `step`: lines of metrics.jsonl that are later or broken
-  /// are cut off, which `note` hears.
-  void resume(const Json& config, const Json& environment, std::int64_t step, const Note& note);
+  /// are cut off, which `note` hears. Gives the seconds that the lines before speak of.
+  double resume(const Json& config, const Json& environment, std::int64_t step, const Note& note);
 
   void append_metrics(const Json& line);
   /// Metrics outlive a power cut from here on.

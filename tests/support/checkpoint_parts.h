@@ -38,7 +38,7 @@ inline Parts parts_of(const std::string& checkpoint) {
   }
   const auto state = Json::parse(read_text(checkpoint + "/training_state.json"));
   for (const auto& [key, value] : state.items()) {
-    if (key != "seconds" && key != "identity") parts[key] = value.dump();
+    if (key != "identity") parts[key] = value.dump();
   }
   return parts;
 }

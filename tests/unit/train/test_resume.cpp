@@ -408,6 +408,12 @@ TEST_CASE("metrics after the checkpoint and broken lines are cut off", "[train]"
   CHECK(count_containing(notes, "metrics.jsonl: 2 lines after step 3 are cut off") == 1);
   CHECK(count_containing(notes, "metrics.jsonl: 1 broken lines are cut off") == 1);
   CHECK(untimed(scene.file("run")) == before);
+
+  // Time goes on from what the lines say.
+  write_text(path, read_text(path) + "{\"step\": 3, \"seconds\": 1000}\n");
+  options.train.steps = 4;
+  run_training(options, {}, "auto");
+  CHECK(read_lines(path).back()["seconds"].get<double>() >= 1000);
 }
 
 TEST_CASE("checkpoints: the newest and the best stay", "[train]") {
