@@ -11,11 +11,11 @@ namespace prefopt::detail {
 /// system lets go of it when the process ends, however that ends; its file stays.
 class FolderLock {
  public:
-  /// Through a file at `path`. Where locks are not to be had, as on some network drives, it is
-  /// taken by all.
+  /// Through a file at `path`. Where locks are not to be had, as on some network drives, each holds
+  /// it.
   explicit FolderLock(const std::string& path);
 
-  bool is_taken() const { return holder_.empty(); }
+  bool is_ours() const { return holder_.empty(); }
   /// Who has it instead: "process 123", or "another process".
   const std::string& holder() const { return holder_; }
 

@@ -98,12 +98,13 @@ void RunFolder::check_new() const {
 void RunFolder::lock() {
   if (lock_) return;
   make_directory<CheckpointError>(path_);
-  const FolderLock& lock = lock_.emplace(file("run.lock"));
-  if (lock.is_taken()) return;
+  if (lock_.emplace(file("run.lock")).is_ours()) return;
+  const std::string holder = lock_->holder();
+  lock_.reset();
   throw ConfigError(
       fmt::format("output_dir: expected a folder that no other run writes to, got {}, where {} is "
                   "at work; wait for it, or choose another name",
-                  path_, lock.holder()));
+                  path_, holder));
 }
 
 std::string RunFolder::file(std::string_view name) const {

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <unistd.h>
+
 #include <filesystem>
 #include <string>
 
 #include "core/file.h"
+#include "core/folder_lock.h"
 #include "core/hash.h"
 #include "core/text.h"
 #include "prefopt/error.h"
@@ -15,6 +18,21 @@ namespace {
 
 std::ptrdiff_t entries(const std::string& folder) {
   return std::distance(std::filesystem::directory_iterator(folder), {});
+}
+
+TEST_CASE("a lock is one holder's until it lets go", "[core]") {
+  const testing_support::TempDir dir;
+  {
+    const FolderLock first(dir.file("lock"));
+    CHECK(first.is_ours());
+    const FolderLock second(dir.file("lock"));
+    CHECK_FALSE(second.is_ours());
+    CHECK(second.holder() == "process " + std::to_string(getpid()));
+    CHECK(FolderLock(dir.file("other")).is_ours());
+  }
+  CHECK(FolderLock(dir.file("lock")).is_ours());
+  // Where no lock can be had, nobody is kept out.
+  CHECK(FolderLock(dir.file("none/lock")).is_ours());
 }
 
 TEST_CASE("files are written whole or not at all", "[core]") {
