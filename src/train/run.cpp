@@ -807,10 +807,12 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   const auto needs = loss.requirements();
   RunFolder folder(options.output_dir);
   std::optional<detail::ResumePoint> from;
+  bool is_ours = false;  // and what lies in it is what we go on from
   if (resume.empty()) {
     folder.check_new();
   } else {
-    if (std::filesystem::is_directory(folder.path())) folder.lock();
+    is_ours = std::filesystem::is_directory(folder.path());
+    if (is_ours) folder.lock();
     from = detail::find_resume_point(resume, folder, note);
   }
   if (options.train.threads > 0) at::set_num_threads(static_cast<int>(options.train.threads));
@@ -881,7 +883,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   if (from) run.load(*from, *policy);
   folder.lock();
   // Once more: another run may have come and gone while this one loaded its model.
-  if (resume.empty()) folder.check_new();
+  if (!is_ours) folder.check_new();
   if (from && from->is_in_place) {
     run.count_from(folder.resume(config, detail::environment(), trainer.steps_done(), note));
     folder.checkpoints().link("last", trainer.steps_done());

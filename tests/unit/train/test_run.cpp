@@ -366,13 +366,16 @@ TEST_CASE("two runs do not write to one folder", "[train]") {
   CHECK(run_training(options, {}, "auto").steps == result.steps);
 
   // One that came while this one was loading: seen before anything is overwritten.
-  RunEvents second;
-  second.note = [&](const std::string& line) {
-    if (line.starts_with("model: ")) run_training(scene.options("late", "sft"));
-  };
-  CHECK_THROWS_TEXT(run_training(scene.options("late", "sft"), second), ConfigError,
-                    "output_dir: expected an empty or new folder, got " + scene.file("late") +
-                        " with a config.json in it; choose another name, or resume that run");
+  for (const std::string resume : {"", "auto"}) {
+    const std::string name = "late" + resume;
+    RunEvents second;
+    second.note = [&](const std::string& line) {
+      if (line.starts_with("model: ")) run_training(scene.options(name, "sft"));
+    };
+    CHECK_THROWS_TEXT(run_training(scene.options(name, "sft"), second, resume), ConfigError,
+                      "output_dir: expected an empty or new folder, got " + scene.file(name) +
+                          " with a config.json in it; choose another name, or resume that run");
+  }
 }
 
 TEST_CASE("the share of rows that the budgets shortened is a metric", "[train]") {
