@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "prefopt/error.h"
 #include "prefopt/train/run.h"
 
 namespace prefopt::bench {
@@ -100,8 +101,9 @@ double largest(const std::vector<double>& values) {
 
 void bench(const Arguments& a) {
   constexpr double kTarget = 1;  // percent
-  std::filesystem::remove_all(a.folder);
-  std::filesystem::create_directories(a.folder);
+  if (!std::filesystem::create_directories(a.folder)) {
+    throw ConfigError(a.folder + ": expected a folder that is not there yet; it will be removed");
+  }
   write_rows(a.folder + "/rows.jsonl", a);
   const Times plain = run(a, "plain", 0);
   const Times saving = run(a, "saving", a.steps / 4);
@@ -137,7 +139,7 @@ int main(int argc, char** argv) {
   app.add_option("--steps", a.steps)->check(CLI::Range(8, 100000));
   app.add_option("--pairs", a.pairs, "pairs a step")->check(CLI::PositiveNumber);
   app.add_option("--threads", a.threads)->check(CLI::PositiveNumber);
-  app.add_option("--folder", a.folder, "where the runs write; removed afterwards");
+  app.add_option("--folder", a.folder, "a new one, where the runs write; removed afterwards");
   app.add_option("--json", a.json, "file for the figures");
   CLI11_PARSE(app, argc, argv);
   try {

@@ -5,12 +5,14 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <map>
 #include <utility>
 
+#include "data/token_weights.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -224,11 +226,26 @@ TokenBatch make_batch(const std::vector<TokenSequence>& sequences) {
   return lay_out(sequences);
 }
 
+void check_token_weights(const TokenBatch& batch, std::string_view where) {
+  const at::Tensor& weights = batch.token_weights;
+  if (!weights.defined()) return;
+  const std::int64_t tokens = batch.completion_lens.sum().item<std::int64_t>();
+  if (weights.dim() != 1 || weights.size(0) != tokens) {
+    throw ShapeError(fmt::format("{}: expected token_weights [{}], got {}", where, tokens,
+                                 c10::str(weights.sizes())));
+  }
+  if (weights.scalar_type() != at::kDouble) {
+    throw DtypeError(fmt::format("{}: expected token_weights of dtype Double, got {}", where,
+                                 c10::toString(weights.scalar_type())));
+  }
+}
+
 TokenBatch select_sequences(const TokenBatch& batch, const std::vector<std::int64_t>& sequences) {
   const std::int64_t width = batch.input_ids.size(1);
   const at::Tensor ids = batch.input_ids.contiguous();
   const at::Tensor attended = batch.attention_mask.contiguous();
   const at::Tensor completed = batch.completion_mask.contiguous();
+  check_token_weights(batch, "select_sequences");
   const at::Tensor weights =
       batch.token_weights.defined() ? batch.token_weights.contiguous() : at::Tensor();
   const at::Tensor ends = batch.completion_lens.cumsum(0).contiguous();

@@ -69,8 +69,8 @@ class RowReader {
 
  private:
   PreferenceRow read_texts() const {
+    check_weights_have_ids();
     if (has("prompt_ids") || has("chosen_ids") || has("rejected_ids")) return token_row();
-    refuse_weights_of_text();
     if (has("chosen") || has("rejected")) return preference_row();
     if (has("completion")) return completion_row();
     if (has("messages")) return whole_conversation(messages("messages"));
@@ -220,10 +220,13 @@ class RowReader {
   }
 
   /// Only ids say which token a weight is of.
-  void refuse_weights_of_text() const {
-    for (const char* key : {"chosen_token_weights", "rejected_token_weights",
-                            "completion_token_weights", "gold_token_weights"}) {
-      if (has(key)) fail("expected '{}' beside token ids, got {}", key, keys_of(row_));
+  void check_weights_have_ids() const {
+    for (const char* name : {"chosen", "rejected", "completion", "gold"}) {
+      const std::string weights = fmt::format("{}_token_weights", name);
+      const std::string ids = fmt::format("{}_ids", name);
+      if (row_.contains(weights) && !row_.contains(ids)) {
+        fail("expected '{}' beside '{}', got {}", weights, ids, keys_of(row_));
+      }
     }
   }
 

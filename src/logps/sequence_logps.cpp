@@ -12,6 +12,7 @@
 #include <string_view>
 #include <utility>
 
+#include "data/token_weights.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -40,11 +41,7 @@ void check_batch(const TokenBatch& batch) {
   check_shape(batch.attention_mask, batch.input_ids.sizes(), "attention_mask");
   check_shape(batch.completion_mask, batch.input_ids.sizes(), "completion_mask");
   check_shape(batch.completion_lens, {batch.sequences()}, "completion_lens");
-  if (batch.token_weights.defined()) {
-    check_shape(batch.token_weights, {batch.completion_lens.sum().item<std::int64_t>()},
-                "token_weights");
-    check_dtype(batch.token_weights, at::kDouble, "token_weights");
-  }
+  check_token_weights(batch, "sequence_logps");
   check_dtype(batch.input_ids, at::kLong, "input_ids");
   check_dtype(batch.attention_mask, at::kBool, "attention_mask");
   check_dtype(batch.completion_mask, at::kBool, "completion_mask");

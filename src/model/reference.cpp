@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "core/hash.h"
+#include "data/token_weights.h"
 #include "prefopt/error.h"
 #include "prefopt/logps/sequence_logps.h"
 #include "prefopt/model/safetensors.h"
@@ -229,8 +230,9 @@ struct CachedReference::Impl {
   void compute(const TokenBatch& batch, const std::vector<std::int64_t>& missing,
                const std::vector<std::string>& keys) {
     const at::NoGradGuard no_grad;
-    TokenBatch part = select_sequences(batch, missing);
-    part.token_weights = at::Tensor();  // what is kept holds for any weights
+    TokenBatch plain = batch;
+    plain.token_weights = at::Tensor();  // what is kept holds for any weights
+    const TokenBatch part = select_sequences(plain, missing);
     const SequenceLogps fresh = prefopt::sequence_logps(*inner, part.to(inner->device()));
     const at::Tensor sums = fresh.logps.cpu();
     token_dtype = fresh.token_logps.scalar_type();
@@ -301,6 +303,7 @@ at::Tensor CachedReference::sequence_logps(const TokenBatch& batch) {
         "cached reference: expected a cache of token level for weighted tokens, got sequence "
         "level");
   }
+  check_token_weights(here, "cached reference");
   std::vector<double> sums;
   std::ptrdiff_t begin = 0;
   for (const Entry* entry : impl_->look_up(here)) {

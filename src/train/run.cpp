@@ -578,11 +578,11 @@ class Run {
     try {
       last_step_ = parts_.trainer.step(batch);
     } catch (const NonFiniteError& error) {
-      const std::string bundle = write_bundle(numbers);
+      const std::string bundle = write_bundle(numbers, /*ends_the_run=*/true);
       throw NonFiniteError(bundle.empty() ? error.what()
                                           : fmt::format("{}; see {}", error.what(), bundle));
     }
-    write_bundle(numbers);
+    write_bundle(numbers, /*ends_the_run=*/false);
     const auto cut = std::count_if(numbers.begin(), numbers.end(), [&](std::int64_t number) {
       return parts_.rows.train_cut[static_cast<std::size_t>(number)];
     });
@@ -595,11 +595,11 @@ class Run {
   }
 
   /// Gives the folder; empty where the trainer has reported nothing, or where there are enough.
-  std::string write_bundle(const std::vector<std::int64_t>& numbers) {
+  std::string write_bundle(const std::vector<std::int64_t>& numbers, bool ends_the_run) {
     if (parts_.non_finite.empty()) return "";
     const NonFiniteStep report = std::move(parts_.non_finite.back());
     parts_.non_finite.clear();
-    const std::string folder = parts_.folder.write_non_finite(report, numbers);
+    const std::string folder = parts_.folder.write_non_finite(report, numbers, ends_the_run);
     if (folder.empty()) {
       parts_.note(fmt::format("nonfinite: {} steps are written down, step {} is not",
                               RunFolder::kMostNonFinite, report.step));
@@ -811,7 +811,8 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   if (resume.empty()) {
     folder.check_new();
   } else {
-    is_ours = std::filesystem::is_directory(folder.path());
+    std::error_code ignored;
+    is_ours = std::filesystem::is_directory(folder.path(), ignored);
     if (is_ours) folder.lock();
     from = detail::find_resume_point(resume, folder, note);
   }

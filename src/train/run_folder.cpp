@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <filesystem>
-#include <iterator>
 #include <limits>
 #include <numeric>
 #include <system_error>
@@ -59,6 +58,16 @@ Json row_of(const NonFiniteStep& report, std::size_t place, std::int64_t number)
   }
   for (const auto& [name, values] : report.logps) line[name] = json_number(values[place]);
   return line;
+}
+
+std::int64_t entries_of(const std::string& folder) {
+  std::int64_t count = 0;
+  std::error_code error;
+  for (fs::directory_iterator at(folder, error); !error && at != fs::directory_iterator();
+       at.increment(error)) {
+    ++count;
+  }
+  return count;
 }
 
 Json name_or_null(const std::string& name) { return name.empty() ? Json() : Json(name); }
@@ -159,10 +168,9 @@ void RunFolder::check_metrics(const std::string& why) const {
 }
 
 std::string RunFolder::write_non_finite(const NonFiniteStep& report,
-                                        const std::vector<std::int64_t>& row_numbers) const {
-  std::error_code ignored;
-  const fs::directory_iterator written(file("nonfinite"), ignored);
-  if (std::distance(begin(written), end(written)) >= kMostNonFinite) return "";
+                                        const std::vector<std::int64_t>& row_numbers,
+                                        bool ends_the_run) const {
+  if (!ends_the_run && entries_of(file("nonfinite")) >= kMostNonFinite) return "";
   const std::string folder = file(fmt::format("nonfinite/step-{}", report.step));
   std::vector<std::int64_t> places = report.offending;
   if (places.empty()) {

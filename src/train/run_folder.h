@@ -49,9 +49,10 @@ class RunFolder {
 
   /// Writes `nonfinite/step-N` and gives its path: report.json, and in rows.jsonl the offending
   /// rows, or all where none stands out. `row_numbers` are those of the training rows. A folder
-  /// that has kMostNonFinite of them gets no more, and the path is empty.
+  /// that has kMostNonFinite of them gets none but what `ends_the_run`; else the path is empty.
   std::string write_non_finite(const NonFiniteStep& report,
-                               const std::vector<std::int64_t>& row_numbers) const;
+                               const std::vector<std::int64_t>& row_numbers,
+                               bool ends_the_run) const;
 
  private:
   void write_descriptions(const Json& config, const Json& environment) const;

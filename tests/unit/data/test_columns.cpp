@@ -169,8 +169,11 @@ TEST_CASE("token ids may have weights", "[data]") {
   refused(ids + R"("chosen_token_weights": [1, "2"]})", expected + "[1,\"2\"]");
   refused(ids + R"("chosen_token_weights": 1})", expected + "number");
   refused(pair_with(R"(, "chosen_token_weights": [1])"),
-          "expected 'chosen_token_weights' beside token ids, got {chosen, "
+          "expected 'chosen_token_weights' beside 'chosen_ids', got {chosen, "
           "chosen_token_weights, prompt, rejected}");
+  refused(ids + R"("completion_token_weights": [1, 1]})",
+          "expected 'completion_token_weights' beside 'completion_ids', got {chosen_ids, "
+          "completion_token_weights, prompt_ids, rejected_ids}");
 }
 
 TEST_CASE("the token cache keeps the weights of tokens", "[data]") {

@@ -153,6 +153,14 @@ TEST_CASE("cached reference: what is kept of a sequence serves any weights of it
     CHECK(at::allclose(cache.sequence_logps(batch), sequence_logps(*policy, batch).logps, 1e-12));
   }
   CHECK(cache.misses() == 3);
+  TokenBatch bad = batch;
+  bad.token_weights = batch.token_weights.slice(0, 1);
+  CHECK_THROWS_TEXT(cache.sequence_logps(bad), ShapeError,
+                    "cached reference: expected token_weights [" + std::to_string(count) +
+                        "], got [" + std::to_string(count - 1) + "]");
+  bad.token_weights = batch.token_weights.to(at::kFloat);
+  CHECK_THROWS_TEXT(cache.sequence_logps(bad), DtypeError,
+                    "cached reference: expected token_weights of dtype Double, got Float");
   CHECK_THROWS_TEXT(CachedReference(policy, dir.path()).sequence_logps(batch), ConfigError,
                     "cached reference: expected a cache of token level for weighted tokens, got "
                     "sequence level");

@@ -527,7 +527,8 @@ TEST_CASE("what a step without an update was is written down", "[train]") {
   events.note = [&](const std::string& line) { notes.push_back(line); };
   CHECK_THROWS_TEXT(run_training(broken, events), NonFiniteError,
                     "step 3: expected a finite loss, got nan; this is step 3 in a row without an "
-                    "update, try a lower learning rate");
+                    "update, try a lower learning rate; see " +
+                        scene.file("full/nonfinite/step-3"));
   CHECK_FALSE(fs::exists(scene.file("full/nonfinite/step-1")));
   CHECK(count_containing(notes, "nonfinite: 20 steps are written down, step 2 is not") == 1);
 }
