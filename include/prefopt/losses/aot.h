@@ -47,9 +47,9 @@ struct QuantileLoss {
 
 /// The loss and its gradient, from the slopes in both scores and what the scores are of.
 template <class T>
-BasicLossOutput<T> transport_output(const BasicPairLogps<T>& in, double beta, const T& losses,
-                                    const BasicSlopes<T>& slopes, const BasicSideScore<T>& w,
-                                    const BasicSideScore<T>& l) {
+BasicLossOutput<T> transport_output(const BasicPairLogps<T>& in, const AotOptions& options,
+                                    const T& losses, const BasicSlopes<T>& slopes,
+                                    const BasicSideScore<T>& w, const BasicSideScore<T>& l) {
   BasicLossOutput<T> out;
   out.losses = losses;
   out.grad_chosen = slopes.chosen * w.d_logps;
@@ -59,8 +59,10 @@ BasicLossOutput<T> transport_output(const BasicPairLogps<T>& in, double beta, co
     out.grad_rejected_head = slopes.rejected * l.d_head;
   }
   finish(out, step_pairs(in));
-  out.chosen_rewards = beta * w.logratio;
-  out.rejected_rewards = beta * l.logratio;
+  // As of any loss: without a reference what is looked at, the mean log-prob of a token or the sum.
+  const bool by_token = options.score.reference_free && options.score.length_normalized;
+  out.chosen_rewards = options.beta * (by_token ? w.score : w.logratio);
+  out.rejected_rewards = options.beta * (by_token ? l.score : l.logratio);
   out.margins = out.chosen_rewards - out.rejected_rewards;
   return out;
 }
@@ -106,7 +108,7 @@ class AotLoss : public LossBase<AotLoss, AotOptions> {
                                        margins(score.policy(chosen), score.policy(rejected)),
                                        margins(score.reference(chosen), score.reference(rejected)));
     const BasicSlopes<T> slopes{loss.d_first, -loss.d_first};
-    return detail::transport_output(in, options_.beta, loss.losses, slopes, score.of(chosen),
+    return detail::transport_output(in, options_, loss.losses, slopes, score.of(chosen),
                                     score.of(rejected));
   }
   LossRequirements requirements() const { return detail::transport_needs(options_.score); }
@@ -141,7 +143,7 @@ class AotUnpairedLoss : public LossBase<AotUnpairedLoss, AotOptions> {
     const BasicSideScore<T> w = score.of(chosen_side(in));
     const BasicSideScore<T> l = score.of(rejected_side(in));
     const detail::QuantileLoss<T> loss(options_, w.score, l.score);
-    return detail::transport_output(in, options_.beta, loss.losses,
+    return detail::transport_output(in, options_, loss.losses,
                                     BasicSlopes<T>{loss.d_first, loss.d_second}, w, l);
   }
   LossRequirements requirements() const { return detail::transport_needs(options_.score); }

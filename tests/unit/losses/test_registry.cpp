@@ -170,6 +170,11 @@ TEST_CASE("rewards are of what the loss looks at", "[losses]") {
   const LossOutput simpo = make_loss(R"({"type": "simpo", "beta": 2})")(logps);
   CHECK(simpo.chosen_rewards.item<double>() == -2);
   CHECK(simpo.rejected_rewards.item<double>() == -6);
+  const LossOutput aot = make_loss(
+      R"({"type": "aot_unpaired", "beta": 2, "reference_free": true, "length_normalized": true})")(
+      logps);
+  CHECK(aot.chosen_rewards.item<double>() == -2);
+  CHECK(aot.rejected_rewards.item<double>() == -6);
   // A normalized DPO has the reward of DPO.
   logps.ref_chosen_logps = at::tensor({-9.0}, at::kDouble);
   logps.ref_rejected_logps = at::tensor({-9.0}, at::kDouble);
