@@ -45,10 +45,6 @@ std::vector<double> rarities(bool quick) {
 /// KL to the reference, then gain in reward, of each.
 const std::vector<std::string> kViews{"transformer", "transformer, given a string", "log-linear"};
 
-double gain(const Table& logps, const Table& ref, const Table& rewards) {
-  return expectation(logps, rewards) - expectation(ref, rewards);
-}
-
 /// log(1/p) as the network learned it, rarity by rarity; then views, KL and gain, cases, rarities.
 std::vector<double> run_seed(int number, const std::vector<double>& all) {
   const auto seed = static_cast<std::uint64_t>(number);

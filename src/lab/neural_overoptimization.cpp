@@ -63,10 +63,6 @@ double chosen_logps(const Table& logps, const Table& ref, const Pairs& pairs) {
   return sum;
 }
 
-double gain(const Table& logps, const Table& ref, const Table& rewards) {
-  return expectation(logps, rewards) - expectation(ref, rewards);
-}
-
 Curves train_transformer(const Decoder& reference, const Case& one, const NeuralTask& task,
                          const Pairs& pairs, std::uint64_t seed, const std::vector<int>& steps) {
   const Answers ref = answers(*reference.frozen_copy());

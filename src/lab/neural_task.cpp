@@ -114,6 +114,10 @@ Table with_anything_else(const Table& rewards) {
   return all;
 }
 
+double gain(const Table& logps, const Table& ref, const Table& rewards) {
+  return expectation(logps, rewards) - expectation(ref, rewards);
+}
+
 std::shared_ptr<Decoder> fresh_network(std::uint64_t seed) {
   const at::NoGradGuard no_grad;
   auto network = std::make_shared<Decoder>(DecoderOptions{.vocab_size = kVocabulary,

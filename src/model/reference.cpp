@@ -305,16 +305,16 @@ at::Tensor CachedReference::sequence_logps(const TokenBatch& batch) {
   }
   check_token_weights(here, "cached reference");
   std::vector<double> sums;
-  std::ptrdiff_t begin = 0;
+  const bool is_weighted = here.token_weights.defined();
+  auto weights = is_weighted ? values_of<double>(here.token_weights) : std::span<const double>();
   for (const Entry* entry : impl_->look_up(here)) {
-    if (!here.token_weights.defined()) {
+    if (!is_weighted) {
       sums.push_back(entry->sum);
       continue;
     }
-    const auto weights = values_of<double>(here.token_weights)
-                             .subspan(static_cast<std::size_t>(begin), entry->tokens.size());
-    sums.push_back(std::inner_product(weights.begin(), weights.end(), entry->tokens.begin(), 0.0));
-    begin += std::ssize(entry->tokens);
+    const auto& tokens = entry->tokens;
+    sums.push_back(std::inner_product(tokens.begin(), tokens.end(), weights.begin(), 0.0));
+    weights = weights.subspan(tokens.size());
   }
   return tensor_of(sums, at::kDouble).to(batch.input_ids.device());
 }
