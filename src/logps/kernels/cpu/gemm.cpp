@@ -48,9 +48,7 @@ HWY_INLINE void multiply_registers(StridedMatrix<T> a, std::int64_t depth, const
   HWY_UNROLL(8)
   for (int i = 0; i < kM; ++i) {
     HWY_UNROLL(3)
-    for (int j = 0; j < kN; ++j) {
-      sums[i][j] = accumulate ? hn::LoadU(d, c + i * c_stride + j * lanes) : hn::Zero(d);
-    }
+    for (int j = 0; j < kN; ++j) sums[i][j] = hn::Zero(d);
   }
   const T* HWY_RESTRICT left = a.data;
   for (std::int64_t k = 0; k < depth; ++k) {
@@ -66,10 +64,15 @@ HWY_INLINE void multiply_registers(StridedMatrix<T> a, std::int64_t depth, const
     left += a.column_stride;
     b += kN * lanes;
   }
+  // What is there, a residual say, is added once, at the end: in a sum that began with it each term
+  // would be rounded to its size.
   HWY_UNROLL(8)
   for (int i = 0; i < kM; ++i) {
     HWY_UNROLL(3)
-    for (int j = 0; j < kN; ++j) hn::StoreU(sums[i][j], d, c + i * c_stride + j * lanes);
+    for (int j = 0; j < kN; ++j) {
+      T* target = c + i * c_stride + j * lanes;
+      hn::StoreU(accumulate ? hn::Add(hn::LoadU(d, target), sums[i][j]) : sums[i][j], d, target);
+    }
   }
 }
 

@@ -75,9 +75,7 @@ HWY_INLINE void multiply_registers(StridedMatrix<T> a, std::int64_t depth, Rows<
   HWY_UNROLL(8)
   for (int i = 0; i < kM; ++i) {
     HWY_UNROLL(4)
-    for (int j = 0; j < kN; ++j) {
-      sums[i][j] = accumulate ? hn::LoadU(d, c.data + i * c.stride + j * lanes) : hn::Zero(d);
-    }
+    for (int j = 0; j < kN; ++j) sums[i][j] = hn::Zero(d);
   }
   const T* HWY_RESTRICT left = a.data;
   const T* HWY_RESTRICT right = b.data;
@@ -97,7 +95,10 @@ HWY_INLINE void multiply_registers(StridedMatrix<T> a, std::int64_t depth, Rows<
   HWY_UNROLL(8)
   for (int i = 0; i < kM; ++i) {
     HWY_UNROLL(4)
-    for (int j = 0; j < kN; ++j) hn::StoreU(sums[i][j], d, c.data + i * c.stride + j * lanes);
+    for (int j = 0; j < kN; ++j) {
+      T* target = c.data + i * c.stride + j * lanes;
+      hn::StoreU(accumulate ? hn::Add(hn::LoadU(d, target), sums[i][j]) : sums[i][j], d, target);
+    }
   }
 }
 
