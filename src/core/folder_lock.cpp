@@ -6,17 +6,30 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <string_view>
+#include <utility>
+
+#include "prefopt/error.h"
 
 namespace prefopt::detail {
 namespace {
+
+/// To write to as well, which some network drives want of a lock, or else to read: a file of
+/// another user locks as well.
+Descriptor open_lock(const std::string& path) {
+  Descriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+  return file.get() >= 0 ? std::move(file) : Descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+}
 
 /// As the holder wrote it down.
 std::string holder_in(int file) {
   char text[32];
   const ssize_t size = ::pread(file, text, sizeof text, 0);
-  return size > 0 ? fmt::format("process {}", std::string(text, static_cast<std::size_t>(size)))
-                  : "another process";
+  const std::string_view id(text, static_cast<std::size_t>(std::max<ssize_t>(size, 0)));
+  const bool is_id = !id.empty() && id.find_first_not_of("0123456789") == std::string_view::npos;
+  return is_id ? fmt::format("process {}", id) : "another process";
 }
 
 /// For people: the lock is the system's, so that a text that cannot be written costs nothing else.
@@ -28,13 +41,22 @@ void write_own_id(int file) {
 
 }  // namespace
 
-FolderLock::FolderLock(const std::string& path)
-    : file_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
-  if (file_.get() < 0) return;
-  if (::flock(file_.get(), LOCK_EX | LOCK_NB) == 0) {
+FolderLock::FolderLock(const std::string& path) : file_(open_lock(path)) {
+  const auto fail = [&] {
+    throw CheckpointError(
+        fmt::format("{}: expected a file to lock this folder by, got {}", path, last_error()));
+  };
+  if (file_.get() < 0) fail();
+  int result = 0;
+  do {
+    result = ::flock(file_.get(), LOCK_EX | LOCK_NB);
+  } while (result != 0 && errno == EINTR);
+  if (result == 0) {
     write_own_id(file_.get());
   } else if (errno == EWOULDBLOCK) {
     holder_ = holder_in(file_.get());
+  } else if (errno != ENOLCK && errno != EOPNOTSUPP && errno != ENOSYS) {
+    fail();
   }
 }
 

@@ -11,8 +11,8 @@ namespace prefopt::detail {
 /// system lets go of it when the process ends, however that ends; its file stays.
 class FolderLock {
  public:
-  /// Through a file at `path`. Where locks are not to be had, as on some network drives, each holds
-  /// it.
+  /// Through a file at `path`. Where the drive has no locks, as some network drives, each holds it.
+  /// Throws CheckpointError where there is no file to be had.
   explicit FolderLock(const std::string& path);
 
   bool is_ours() const { return holder_.empty(); }

@@ -15,6 +15,7 @@
 
 #include "core/file.h"
 #include "core/hash.h"
+#include "core/mapped_file.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -195,16 +196,15 @@ TokenCache::TokenCache(const std::string& folder, const std::string& rows,
                        const Tokenizer& tokenizer, const DataOptions& options,
                        const RowNeeds& needs)
     : folder_(folder) {
-  const std::string content = read_file<DataError>(rows);
-  const std::string key = key_of(content, tokenizer, options, needs);
+  const std::string key = key_of(map_file<DataError>(rows)->bytes(), tokenizer, options, needs);
   path_ = (fs::path(folder) / (key + ".tokens")).string();
 }
 
 Dataset TokenCache::get_or_make(const std::function<Dataset()>& make) const {
-  std::string bytes;
-  const bool found = try_read_file(path_, bytes).empty();
+  std::string ignored_why;  // the first time there is none
+  const auto found = MappedFile::try_open(path_, ignored_why);
   if (found) {
-    if (auto kept = from_bytes(bytes)) {
+    if (auto kept = from_bytes(found->bytes())) {
       kept->report.cache_note = fmt::format("tokens are those kept in {}", path_);
       return *std::move(kept);
     }

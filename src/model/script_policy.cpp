@@ -3,17 +3,22 @@
 
 #include <ATen/core/grad_mode.h>
 #include <c10/util/StringUtil.h>
+#include <caffe2/serialize/read_adapter_interface.h>
 #include <fmt/format.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <exception>
+#include <memory>
 #include <sstream>
 #include <string_view>
 #include <utility>
 
 #include "core/file.h"
 #include "core/hash.h"
+#include "core/mapped_file.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -34,6 +39,22 @@ std::string reason(const std::exception& error) {
   return std::string(text);
 }
 
+/// The mapped file as LibTorch reads: what was hashed is what is loaded.
+class FileReader : public caffe2::serialize::ReadAdapterInterface {
+ public:
+  explicit FileReader(std::shared_ptr<detail::MappedFile> file) : file_(std::move(file)) {}
+
+  std::size_t size() const override { return file_->bytes().size(); }
+  std::size_t read(std::uint64_t position, void* buffer, std::size_t count,
+                   const char* /*what*/) const override {
+    if (position >= size()) return 0;
+    return file_->bytes().copy(static_cast<char*>(buffer), count, position);
+  }
+
+ private:
+  std::shared_ptr<detail::MappedFile> file_;
+};
+
 }  // namespace
 
 struct ScriptPolicy::Impl {
@@ -50,15 +71,14 @@ std::shared_ptr<ScriptPolicy> ScriptPolicy::load(const std::string& path, std::i
     throw ConfigError(
         fmt::format("script policy: expected a vocab_size of at least 1, got {}", vocab_size));
   }
-  const std::string bytes = detail::read_file<CheckpointError>(path);
+  const auto file = detail::map_file<CheckpointError>(path);
   auto impl = std::make_unique<Impl>();
   impl->vocab_size = vocab_size;
   detail::ContentHash hash;
-  hash.update(bytes);
+  hash.update(file->bytes());
   impl->file_hash = hash.hex();
   try {
-    std::istringstream stream(bytes);
-    impl->module = torch::jit::load(stream);
+    impl->module = torch::jit::load(std::make_shared<FileReader>(file));
   } catch (const std::exception& error) {
     throw CheckpointError(
         fmt::format("{}: expected a TorchScript file, got: {}", path, reason(error)));

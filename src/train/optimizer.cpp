@@ -5,6 +5,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/randint.h>
@@ -90,12 +91,12 @@ at::Tensor norm_of(const at::Tensor& tensor) {
   return norm(at::stack({norm(rows), norm(flat.slice(0, whole))}));
 }
 
-// Zeros in large pages: each step passes over all of them.
-at::Tensor zero_state(const at::Tensor& parameter, at::ScalarType dtype) {
+// In large pages: each step passes over all of them.
+at::Tensor empty_state(const at::Tensor& parameter, at::ScalarType dtype) {
   if (!parameter.is_cpu()) {
-    return at::zeros(parameter.sizes(), parameter.options().dtype(dtype).requires_grad(false));
+    return at::empty(parameter.sizes(), parameter.options().dtype(dtype).requires_grad(false));
   }
-  return empty_from_pool(parameter.sizes(), dtype).zero_();
+  return empty_from_pool(parameter.sizes(), dtype);
 }
 
 }  // namespace
@@ -113,6 +114,7 @@ Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const Optimi
     group.dtypes.push_back(dtype);
     group.means.emplace_back();
     group.squares.emplace_back();
+    group.has_state.push_back(false);
     group.steps.push_back(at::zeros({}, value.options().dtype(at::kFloat).requires_grad(false)));
   }
 }
@@ -135,6 +137,14 @@ double Optimizer::grad_norm() const {
     }
   }
   return norms.empty() ? 0 : at::linalg_vector_norm(at::stack(norms)).item<double>();
+}
+
+void Optimizer::reserve_state() {
+  for (auto& group : groups_) {
+    for (std::size_t i = 0; i < group.parameters.size(); ++i) {
+      if (group.parameters[i].grad().defined()) reserve_state(group, i);
+    }
+  }
 }
 
 void Optimizer::step(double learning_rate, double factor) {
@@ -167,10 +177,18 @@ void Optimizer::visit_state(StateVisitor& visitor) {
   }
 }
 
+void Optimizer::reserve_state(Group& group, std::size_t index) {
+  for (at::Tensor* state : {&group.means[index], &group.squares[index]}) {
+    if (!state->defined()) *state = empty_state(group.parameters[index], group.dtypes[index]);
+  }
+}
+
 bool Optimizer::make_state(Group& group, std::size_t index) {
-  if (group.means[index].defined()) return false;
-  group.means[index] = zero_state(group.parameters[index], group.dtypes[index]);
-  group.squares[index] = zero_state(group.parameters[index], group.dtypes[index]);
+  if (group.has_state[index]) return false;
+  reserve_state(group, index);
+  group.means[index].zero_();
+  group.squares[index].zero_();
+  group.has_state[index] = true;
   return true;
 }
 

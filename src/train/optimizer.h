@@ -24,6 +24,9 @@ class Optimizer {
   void zero_grad();
   /// 2-norm over all gradients, summed in float64.
   double grad_norm() const;
+  /// Takes memory for the state of the parameters that have a gradient, so that `step` needs no
+  /// more. Throws std::bad_alloc, and c10::OutOfMemoryError of a GPU, with nothing changed.
+  void reserve_state();
   /// Takes the gradients times `factor`. A parameter without a gradient stays as it is.
   void step(double learning_rate, double factor = 1);
   /// All that steps change besides the parameters; the draws of narrow state follow from it.
@@ -35,8 +38,11 @@ class Optimizer {
     std::vector<std::string> names;
     std::vector<at::Tensor> parameters, means, squares, steps;
     std::vector<at::ScalarType> dtypes;  ///< of means and squares
+    std::vector<bool> has_state;         ///< whether means and squares hold numbers yet
   };
 
+  /// Memory for a parameter's means and squares, where there is none yet.
+  static void reserve_state(Group& group, std::size_t index);
   /// A parameter's means and squares, zero, where there are none yet; whether there were none. They
   /// are made when they are first needed, so that a run starts sooner.
   static bool make_state(Group& group, std::size_t index);

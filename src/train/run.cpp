@@ -600,9 +600,11 @@ class Run {
     const NonFiniteStep report = std::move(parts_.non_finite.back());
     parts_.non_finite.clear();
     const std::string folder = parts_.folder.write_non_finite(report, numbers, ends_the_run);
-    if (folder.empty()) {
-      parts_.note(fmt::format("nonfinite: {} steps are written down, step {} is not",
-                              RunFolder::kMostNonFinite, report.step));
+    if (folder.empty() && !full_noted_) {
+      full_noted_ = true;
+      parts_.note(
+          fmt::format("nonfinite: {} steps are written down, step {} and later ones are not",
+                      RunFolder::kMostNonFinite, report.step));
     }
     return folder;
   }
@@ -769,6 +771,7 @@ class Run {
   std::int64_t position_ = 0;  // in the stream of epochs
   Metrics last_step_, first_evaluation_, last_evaluation_;
   bool displacement_noted_ = false;
+  bool full_noted_ = false;  // that `nonfinite` has as many steps as it takes
   bool is_resumed_ = false;
   std::pair<std::int64_t, std::string> saved_ = {-1, ""};  // newest checkpoint: step, folder
   Stopwatch clock_;

@@ -93,7 +93,7 @@ RunFolder::RunFolder(std::string path)
 }
 
 void RunFolder::check_new() const {
-  for (const auto* name : {"config.json", "metrics.jsonl", "checkpoints"}) {
+  for (const auto* name : {"config.json", "metrics.jsonl", "checkpoints", "nonfinite"}) {
     std::error_code ignored;
     if (fs::exists(file(name), ignored)) {
       throw ConfigError(

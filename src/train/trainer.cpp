@@ -233,8 +233,22 @@ std::vector<double> numbers_of(const at::Tensor& values) {
   return {wide.const_data_ptr<double>(), wide.const_data_ptr<double>() + wide.numel()};
 }
 
-[[noreturn]] void throw_out_of_memory(const std::string& where, const std::vector<TokenPair>& pairs,
-                                      const TrainerOptions& options, const std::string& why) {
+/// What `work` gives; `fail` throws where an allocation fails in it, and is told what the allocator
+/// said.
+template <class Work, class Fail>
+auto within_memory(Work&& work, Fail&& fail) {
+  try {
+    return work();
+  } catch (const std::exception& error) {
+    const std::string why = detail::allocation_failure(error);
+    if (!why.empty()) fail(why);
+    throw;
+  }
+}
+
+[[noreturn]] void throw_no_memory_for_rows(const std::string& where,
+                                           const std::vector<TokenPair>& pairs,
+                                           const TrainerOptions& options, const std::string& why) {
   std::size_t most_pairs = 0;
   std::int64_t most_tokens = 0;
   for (const auto& part : micro_batches(pairs, options)) {
@@ -250,17 +264,11 @@ std::vector<double> numbers_of(const at::Tensor& values) {
       where, pairs.size(), most_pairs, most_tokens, why, detail::peak_memory_bytes() >> 20));
 }
 
-/// What `work` gives; an allocation that fails in it is said with the rows it was for.
-template <class Work>
-auto within_memory(const std::string& where, const std::vector<TokenPair>& pairs,
-                   const TrainerOptions& options, Work&& work) {
-  try {
-    return work();
-  } catch (const std::exception& error) {
-    const std::string why = detail::allocation_failure(error);
-    if (why.empty()) throw;
-    throw_out_of_memory(where, pairs, options, why);
-  }
+[[noreturn]] void throw_no_memory_for_state(std::int64_t step, const std::string& why) {
+  throw OutOfMemoryError(fmt::format(
+      "step {}: expected memory for AdamW's means of all trained parameters, got '{}' at a peak of "
+      "{} MiB; set optimizer.state_dtype to bfloat16, or train an adapter (model.use_lora)",
+      step, why, detail::peak_memory_bytes() >> 20));
 }
 
 }  // namespace
@@ -767,16 +775,25 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
   }
   const double learning_rate =
       learning_rate_at(options, impl_->steps_done, impl_->options.total_steps);
-  auto sums = within_memory(fmt::format("step {}", impl_->steps_done + 1), pairs, impl_->options,
-                            [&] { return impl_->gradients_or_report(pairs); });
+  const auto number = impl_->steps_done + 1;
+  auto sums = within_memory([&] { return impl_->gradients_or_report(pairs); },
+                            [&](const std::string& why) {
+                              throw_no_memory_for_rows(fmt::format("step {}", number), pairs,
+                                                       impl_->options, why);
+                            });
   sums.set("learning_rate", learning_rate);
   const auto metrics = sums.finish();
-  const auto number = ++impl_->steps_done;
-  impl_->tokens_seen = static_cast<std::int64_t>(metric(metrics, "num_tokens"));
-
   const double loss = metric(metrics, "loss");
   const double grad_norm = metric(metrics, "grad_norm");
-  if (std::isfinite(loss) && std::isfinite(grad_norm)) {
+  const bool is_usable = std::isfinite(loss) && std::isfinite(grad_norm);
+  if (is_usable) {
+    within_memory([&] { impl_->optimizer.reserve_state(); },
+                  [&](const std::string& why) { throw_no_memory_for_state(number, why); });
+  }
+
+  impl_->steps_done = number;
+  impl_->tokens_seen = static_cast<std::int64_t>(metric(metrics, "num_tokens"));
+  if (is_usable) {
     impl_->skipped_in_a_row = 0;
     impl_->running = impl_->next_running;
     impl_->optimizer.step(learning_rate, clip_factor(grad_norm, options.max_grad_norm));
@@ -802,8 +819,11 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
 
 Metrics Trainer::evaluate(const std::vector<TokenPair>& pairs) {
   return within_memory(
-      fmt::format("evaluation after step {}", impl_->steps_done), pairs, impl_->options,
-      [&] { return impl_->accumulate(pairs, /*train=*/false, kEvaluation).finish(); });
+      [&] { return impl_->accumulate(pairs, /*train=*/false, kEvaluation).finish(); },
+      [&](const std::string& why) {
+        throw_no_memory_for_rows(fmt::format("evaluation after step {}", impl_->steps_done), pairs,
+                                 impl_->options, why);
+      });
 }
 
 Metrics Trainer::accumulate_gradients(const std::vector<TokenPair>& pairs) {

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 #include "core/file.h"
@@ -31,8 +34,42 @@ TEST_CASE("a lock is one holder's until it lets go", "[core]") {
     CHECK(FolderLock(dir.file("other")).is_ours());
   }
   CHECK(FolderLock(dir.file("lock")).is_ours());
-  // Where no lock can be had, nobody is kept out.
-  CHECK(FolderLock(dir.file("none/lock")).is_ours());
+  CHECK_THROWS_TEXT(FolderLock(dir.file("none/lock")), CheckpointError,
+                    dir.file("none/lock") +
+                        ": expected a file to lock this folder by, got No such file or directory");
+}
+
+TEST_CASE("a lock ends with its process, however that ends", "[core]") {
+  const testing_support::TempDir dir;
+  int ready[2];
+  REQUIRE(::pipe(ready) == 0);
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    const FolderLock lock(dir.file("lock"));
+    if (::write(ready[1], "x", 1) == 1) ::pause();
+    ::_exit(1);
+  }
+  char byte = 0;
+  REQUIRE(::read(ready[0], &byte, 1) == 1);
+  ::close(ready[0]);
+  ::close(ready[1]);
+  CHECK(FolderLock(dir.file("lock")).holder() == "process " + std::to_string(child));
+  // What stands there is for people, and anybody may have written it.
+  std::ofstream(dir.file("lock")) << "<b>\n";
+  CHECK(FolderLock(dir.file("lock")).holder() == "another process");
+  REQUIRE(::kill(child, SIGKILL) == 0);
+  REQUIRE(::waitpid(child, nullptr, 0) == child);
+  CHECK(FolderLock(dir.file("lock")).is_ours());
+}
+
+TEST_CASE("a lock's file that may only be read locks as well", "[core]") {
+  const testing_support::TempDir dir;
+  std::ofstream(dir.file("lock")) << "";
+  std::filesystem::permissions(dir.file("lock"), std::filesystem::perms::owner_read);
+  const FolderLock first(dir.file("lock"));
+  CHECK(first.is_ours());
+  CHECK_FALSE(FolderLock(dir.file("lock")).is_ours());
 }
 
 TEST_CASE("files are written whole or not at all", "[core]") {

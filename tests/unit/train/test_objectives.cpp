@@ -234,7 +234,7 @@ TEST_CASE("every loss gets what it asks for, and a step may be cut anyhow", "[tr
       // Differences of the oracle in the parameters; what is without gradient stays where it was.
       for (const auto& [from, to] : {std::pair{0, 1}, {1, 3}, {3, 2}, {4, 4}}) {
         CAPTURE(from, to);
-        const auto moved = [&](double by) {
+        const auto moved = [&, from = from, to = to](double by) {
           const BigramPolicy other(policy->table(), policy->bias());
           other.table()[from][to].add_(by);
           return static_cast<double>(

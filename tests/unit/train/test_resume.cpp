@@ -272,7 +272,8 @@ TEST_CASE("without any one part of its state a run ends otherwise", "[train]") {
            {"selection", {{"best", Json::array()}, {"evaluations_since_best", 0}}},
            {"first_evaluation", Json::object()}}) {
     INFO(key);
-    CHECK(is_noticed([&](Tensors&, Json& values) { values[key] = fresh; }));
+    CHECK(
+        is_noticed([&, key = key, fresh = fresh](Tensors&, Json& values) { values[key] = fresh; }));
     CHECK(is_noticed([&](Tensors&, Json& values) { values.erase(key); }));
     controls += 2;
   }
@@ -525,12 +526,16 @@ TEST_CASE("what a step without an update was is written down", "[train]") {
   std::vector<std::string> notes;
   RunEvents events;
   events.note = [&](const std::string& line) { notes.push_back(line); };
-  CHECK_THROWS_TEXT(run_training(broken, events), NonFiniteError,
+  CHECK_THROWS_TEXT(run_training(broken, events), ConfigError,
+                    "output_dir: expected an empty or new folder, got " + scene.file("full") +
+                        " with a nonfinite in it; choose another name, or resume that run");
+  CHECK_THROWS_TEXT(run_training(broken, events, "auto"), NonFiniteError,
                     "step 3: expected a finite loss, got nan; this is step 3 in a row without an "
                     "update, try a lower learning rate; see " +
                         scene.file("full/nonfinite/step-3"));
   CHECK_FALSE(fs::exists(scene.file("full/nonfinite/step-1")));
-  CHECK(count_containing(notes, "nonfinite: 20 steps are written down, step 2 is not") == 1);
+  CHECK(count_containing(notes, "nonfinite: 20 steps are written down") == 1);
+  CHECK(count_containing(notes, ", step 1 and later ones are not") == 1);
 }
 
 TEST_CASE("memory that cannot be had is said with the batch it was for", "[train]") {

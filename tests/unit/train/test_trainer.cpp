@@ -408,6 +408,66 @@ TEST_CASE("samples differ between steps and pairs, and agree between cuts", "[tr
   CHECK(torch::allclose(whole.slice(0, 4, 8), draw(2, 1), 0, 1e-12));
 }
 
+/// A bigram policy beside a parameter whose means no machine has memory for.
+class VastPolicy final : public Policy {
+ public:
+  explicit VastPolicy(std::shared_ptr<BigramPolicy> inner) : inner_(std::move(inner)) {}
+
+  PolicyOutput forward(const TokenBatch& batch) override {
+    if (is_vast) vast_.mutable_grad() = torch::zeros({1}, torch::kDouble);
+    return inner_->forward(batch);
+  }
+  std::int64_t vocab_size() const override { return inner_->vocab_size(); }
+  std::vector<NamedParameter> named_parameters() const override {
+    auto parameters = inner_->named_parameters();
+    parameters.emplace_back("vast", vast_);
+    return parameters;
+  }
+  std::shared_ptr<Policy> frozen_copy() const override { return inner_->frozen_copy(); }
+
+  bool is_vast = true;
+
+ private:
+  std::shared_ptr<BigramPolicy> inner_;
+  at::Tensor vast_ = torch::zeros({1}, torch::kDouble)
+                         .expand({std::int64_t{1} << 56})
+                         .detach()
+                         .requires_grad_(true);
+};
+
+TEST_CASE("memory that AdamW cannot have ends a step before it changes anything", "[train]") {
+  const auto inner = std::make_shared<BigramPolicy>(3);
+  const auto policy = std::make_shared<VastPolicy>(inner);
+  const auto alone = std::make_shared<BigramPolicy>(inner->table(), inner->bias());
+  alone->table().requires_grad_(true);
+  alone->bias().requires_grad_(true);
+  Trainer trainer(policy, frozen(*policy), make_loss(R"({"type": "dpo"})"), plain());
+  Trainer expected(alone, frozen(*alone), make_loss(R"({"type": "dpo"})"), plain());
+  const auto table = inner->table().detach().clone();
+  std::string text;
+  try {
+    trainer.step(pairs());
+  } catch (const OutOfMemoryError& error) {
+    text = error.what();
+  }
+  INFO(text);
+  CHECK(
+      text.starts_with("step 1: expected memory for AdamW's means of all trained parameters, got "
+                       "'"));
+  CHECK(
+      text.ends_with(" MiB; set optimizer.state_dtype to bfloat16, or train an adapter "
+                     "(model.use_lora)"));
+  CHECK(trainer.steps_done() == 0);
+  CHECK(trainer.tokens_seen() == 0);
+  CHECK(torch::equal(inner->table().detach(), table));
+  // Steps that can be taken are those of a trainer that never met it.
+  policy->is_vast = false;
+  for (int i = 0; i < 2; ++i) {
+    CHECK(trainer.step(pairs()) == expected.step(pairs()));
+    CHECK(torch::equal(inner->table(), alone->table()));
+  }
+}
+
 TEST_CASE("a non-finite loss skips the update, the third in a row stops", "[train]") {
   auto policy = std::make_shared<BigramPolicy>(3);
   const auto reference = frozen(*policy);
