@@ -4,33 +4,22 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <functional>
-#include <limits>
-#include <map>
 #include <mutex>
-#include <numeric>
 #include <optional>
-#include <random>
-#include <set>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "core/file.h"
 #include "core/json.h"
-#include "prefopt/data/leaks.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
-#include "prefopt/model/moving_reference.h"
 #include "prefopt/model/reference.h"
 #include "prefopt/model/safetensors.h"
 #include "train/environment.h"
@@ -38,6 +27,8 @@
 #include "train/resume.h"
 #include "train/run_folder.h"
 #include "train/run_log.h"
+#include "train/run_models.h"
+#include "train/run_rows.h"
 #include "train/sample_table.h"
 #include "train/selection.h"
 #include "train/token_range.h"
@@ -50,148 +41,7 @@ using detail::RunFolder;
 using detail::RunLog;
 using detail::SampleTable;
 
-void ModelOptions::fields(FieldVisitor& v) {
-  v.text({"path",
-          "Hugging Face folder or GGUF file; empty: fresh weights of the shape `decoder`",
-          {"model_name_or_path"}},
-         path);
-  v.text({"dtype", "float32, float64, bfloat16, float16, or keep for the file's", {"torch_dtype"}},
-         dtype);
-  v.text({"tokenizer",
-          "byte, a tokenizer.json, a folder that holds one or a GGUF file; empty: the model's own, "
-          "else byte"},
-         tokenizer);
-  v.group({"decoder", "Shape of a fresh model"}, decoder);
-  v.flag({"use_lora",
-          "Train a low-rank adapter and freeze the model, which is then the reference",
-          {"use_peft"}},
-         use_lora);
-  v.group({"lora", "The adapter, where use_lora is true"}, lora);
-  v.text({"adapter", "PEFT folder of an adapter to train on; empty: a fresh one"}, adapter);
-}
-
-void ReferenceOptions::fields(FieldVisitor& v) {
-  v.choice({"kind", "A frozen model, or its log-probs from a cache on disk"}, kind,
-           {"frozen", "cached"});
-  v.text({"path", "Hugging Face folder; empty: the policy as it was before training"}, path);
-  v.text({"dtype", "What the weights are kept in, as model.dtype; empty: the policy's"}, dtype);
-  v.text({"cache_dir", "Folder of the cache; empty: `reference-cache` in the run folder"},
-         cache_dir);
-  v.flag({"moving", "Whether the reference moves with the policy", {"sync_ref_model"}}, moving);
-  v.group({"update", "How it moves, where moving is true"}, update);
-}
-
-void LoopOptions::fields(FieldVisitor& v) {
-  v.integer({"steps", "Optimizer steps; 0: `epochs` decides", {"max_steps"}}, steps,
-            Range::between(0, 1e9));
-  v.real({"epochs", "Passes over the training rows, where `steps` is 0", {"num_train_epochs"}},
-         epochs, Range{.min = 0, .max = 1e6, .min_open = true});
-  v.integer({"batch_size",
-             "Pairs an optimizer step; the last one of an epoch is filled up from the "
-             "next epoch"},
-            batch_size, Range::between(1, 1e6));
-  v.integer({"micro_batch_size", "Pairs at a time, without effect on results; 0: the whole step"},
-            micro_batch_size, Range::at_least(0));
-  v.integer({"micro_batch_tokens",
-             "Tokens at a time, without effect on results, at least one pair; 0: no limit"},
-            micro_batch_tokens, Range::at_least(0));
-  v.integer(
-      {"head_budget_mib",
-       "Memory in MiB that the output head may take for logits that wait for the backward pass, "
-       "without effect on results"},
-      head_budget_mib, Range::between(1, 1e9));
-  v.choice({"checkpointing",
-            "What layers compute again in the backward pass, without effect on results: nothing "
-            "that costs, gate and up of the feed-forward part, or all"},
-           checkpointing, {"auto", "none", "selective", "full"});
-  v.integer(
-      {"activation_budget_mib",
-       "Memory in MiB that the layers of a micro-batch may keep, where checkpointing is auto"},
-      activation_budget_mib, Range::between(1, 1e9));
-  v.integer({"eval_every",
-             "Steps between evaluations; 0: only before the first and after the last",
-             {"eval_steps"}},
-            eval_every, Range::at_least(0));
-  v.integer({"log_every", "Steps between lines of metrics.jsonl", {"logging_steps"}}, log_every,
-            Range::at_least(1));
-  v.integer({"save_every",
-             "Steps between checkpoints; 0: only the best and after the last step",
-             {"save_steps"}},
-            save_every, Range::at_least(0));
-  v.integer({"keep_last", "Newest checkpoints that stay; 0: all", {"save_total_limit"}}, keep_last,
-            Range::at_least(0));
-  v.integer({"keep_best", "Best evaluated checkpoints that stay beside them"}, keep_best,
-            Range::at_least(0));
-  v.text({"best_metric",
-          "What makes one the best: less of a metric that ends in loss or kl, more of any other",
-          {"metric_for_best_model"}},
-         best_metric);
-  v.integer({"patience",
-             "Evaluations without a new best that end training; 0: none do",
-             {"early_stopping_patience"}},
-            patience, Range::at_least(0));
-  v.integer({"sample_prompts",
-             "Held-out prompts that the policy completes at each evaluation, for samples.jsonl and "
-             "the report, as `sampling` says; 0: none"},
-            sample_prompts, Range::between(0, 1e4));
-  v.integer({"sample_tokens", "Tokens of such a completion at most"}, sample_tokens,
-            Range::between(1, 1e6));
-  v.integer({"seed", "Seed of fresh weights and of the order of rows"}, seed, Range::at_least(0));
-  v.integer({"threads", "CPU threads; 0: LibTorch's default"}, threads, Range::between(0, 4096));
-  v.flag({"shuffle", "A new order of the rows each epoch"}, shuffle);
-}
-
-void RunOptions::fields(FieldVisitor& v) {
-  v.text({"output_dir", "Run folder, made by the run"}, output_dir);
-  v.json({"loss", "The loss with its options: {\"type\": …}"}, loss);
-  v.group({"model", "The policy"}, model);
-  v.group({"reference", "The reference, for losses that need one"}, reference);
-  v.group({"data", "Rows"}, data);
-  v.group({"optimizer", "AdamW and its learning rate"}, optimizer);
-  v.group({"train", "Steps, batches, evaluations"}, train);
-  v.group({"sampling", "Fresh samples, for losses that draw them"}, sampling);
-}
-
 namespace {
-
-/// Which pair stands at a position of the endless stream of epochs. A pure function of seed and
-/// position: the generators and distributions used are the same on every platform.
-class PairOrder {
- public:
-  PairOrder(std::int64_t pairs, std::int64_t seed, bool shuffle)
-      : order_(static_cast<std::size_t>(pairs)), seed_(seed), shuffle_(shuffle) {
-    std::iota(order_.begin(), order_.end(), 0);
-  }
-
-  std::size_t at(std::int64_t position) {
-    const auto pairs = std::ssize(order_);
-    if (shuffle_ && position / pairs != epoch_) permute(position / pairs);
-    return order_[static_cast<std::size_t>(position % pairs)];
-  }
-
- private:
-  void permute(std::int64_t epoch) {
-    epoch_ = epoch;
-    std::iota(order_.begin(), order_.end(), 0);
-    std::seed_seq seeds{seed_ & 0xffffffff, seed_ >> 32, epoch & 0xffffffff, epoch >> 32};
-    std::mt19937_64 rng(seeds);
-    for (auto left = order_.size(); left > 1; --left) {
-      std::swap(order_[left - 1], order_[below(left, rng)]);
-    }
-  }
-
-  static std::size_t below(std::uint64_t bound, std::mt19937_64& rng) {
-    const auto end = std::numeric_limits<std::uint64_t>::max() / bound * bound;
-    auto x = rng();
-    while (x >= end) x = rng();
-    return x % bound;
-  }
-
-  std::vector<std::size_t> order_;
-  std::int64_t seed_;
-  bool shuffle_;
-  std::int64_t epoch_ = -1;
-};
 
 class Stopwatch {
  public:
@@ -203,163 +53,7 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-struct Rows {
-  std::vector<TokenPair> train;
-  std::vector<TokenPair> eval;
-  std::vector<bool> train_cut, eval_cut;  ///< whether budgets shortened the row
-};
-
-std::vector<bool> cut_rows(const Dataset& dataset, const RowReport& report) {
-  const std::set<std::int64_t> cut(report.truncated_lines.begin(), report.truncated_lines.end());
-  std::vector<bool> flags;
-  for (const std::int64_t line : dataset.lines) flags.push_back(cut.contains(line));
-  return flags;
-}
-
-Dataset load_noted(std::string_view option, const std::string& path, const Tokenizer& tokenizer,
-                   const DataOptions& options, const RowNeeds& needs, const Note& note) {
-  Dataset dataset = load_dataset(path, tokenizer, options, needs);
-  const RowReport& report = dataset.report;
-  note(fmt::format("{}: {} of {} rows of {} are used", option, report.rows_kept, report.rows_read,
-                   path));
-  if (!report.cache_note.empty()) note(fmt::format("{}: {}", option, report.cache_note));
-  const auto summary = report.summary();
-  for (std::size_t begin = 0; begin < summary.size();) {
-    const auto end = std::min(summary.find('\n', begin), summary.size());
-    note(fmt::format("{}: {}", option, summary.substr(begin, end - begin)));
-    begin = end + 1;
-  }
-  return dataset;
-}
-
-/// The end of `train`, taken from it.
-Dataset hold_out(Dataset& train, double fraction) {
-  Dataset held_out;
-  std::tie(train.pairs, held_out.pairs) = split_dataset(std::move(train.pairs), fraction);
-  const auto cut = train.lines.begin() + std::ssize(train.pairs);
-  held_out.lines.assign(cut, train.lines.end());
-  train.lines.erase(cut, train.lines.end());
-  return held_out;
-}
-
-Rows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const RowNeeds& needs,
-               const Note& note) {
-  if (options.train.empty()) throw ConfigError("data.train: expected a file, got ''");
-  Dataset train = load_noted("data.train", options.train, tokenizer, options, needs, note);
-  Dataset held_out;
-  if (!options.eval.empty()) {
-    held_out = load_noted("data.eval", options.eval, tokenizer, options, needs, note);
-  } else {
-    held_out = hold_out(train, options.eval_fraction);
-    if (!held_out.pairs.empty()) {
-      note(fmt::format("data.train: the last {} rows are held out, {} train", held_out.pairs.size(),
-                       train.pairs.size()));
-    }
-  }
-  const auto leaks = settle_leaks(train, held_out, options.leak, options.train);
-  if (!leaks.empty()) note("data.train: " + leaks);
-  auto train_cut = cut_rows(train, train.report);
-  auto eval_cut = cut_rows(held_out, options.eval.empty() ? train.report : held_out.report);
-  return {std::move(train.pairs), std::move(held_out.pairs), std::move(train_cut),
-          std::move(eval_cut)};
-}
-
-void add_adapter(const ModelOptions& options, Decoder& policy) {
-  if (!options.adapter.empty()) {
-    policy.load_adapter(options.adapter);
-  } else if (options.use_lora) {
-    policy.add_adapter(options.lora);
-  }
-}
-
-struct ParameterCount {
-  std::int64_t all = 0;
-  std::int64_t trained = 0;
-};
-
-ParameterCount count_parameters(const Decoder& policy) {
-  ParameterCount count;
-  for (const auto& [name, value] : policy.named_parameters()) {
-    count.all += value.numel();
-    if (value.requires_grad()) count.trained += value.numel();
-  }
-  return count;
-}
-
-std::shared_ptr<Decoder> make_policy(ModelOptions& options, const Tokenizer& tokenizer,
-                                     const Note& note) {
-  std::shared_ptr<Decoder> policy;
-  if (options.path.empty()) {
-    auto& shape = options.decoder;
-    if (shape.vocab_size < tokenizer.vocab_size()) {
-      throw ConfigError(
-          fmt::format("model.decoder.vocab_size: expected at least the {} tokens of "
-                      "the tokenizer '{}', got {}",
-                      tokenizer.vocab_size(), tokenizer.name(), shape.vocab_size));
-    }
-    if (shape.bos_token_id < 0) shape.bos_token_id = tokenizer.bos_id();
-    if (shape.eos_token_id < 0) shape.eos_token_id = tokenizer.eos_id();
-    if (shape.pad_token_id < 0) shape.pad_token_id = tokenizer.pad_id();
-    if (options.dtype == "keep") options.dtype = "float32";
-    const auto dtype = parse_dtype(options.dtype);
-    policy = std::make_shared<Decoder>(shape);
-    policy->to(dtype);
-  } else {
-    policy = Decoder::load(options.path, options.dtype);
-    options.decoder = policy->options();
-  }
-  add_adapter(options, *policy);
-  if (!options.path.empty() && !policy->adapter()) {
-    // Writing to pages that are mapped from a file copies them one by one, in the first step.
-    policy = policy->frozen_decoder();
-    policy->set_requires_grad(true);
-  }
-  const auto size = count_parameters(*policy);
-  note(fmt::format(
-      "model: {} parameters, {}{}", size.all,
-      options.path.empty() ? "fresh weights" : "from " + options.path,
-      size.trained == size.all ? "" : fmt::format(", {} of them trained", size.trained)));
-  return policy;
-}
-
-/// Decides what `auto` means for micro-batches of at most `rows` tokens.
-void set_checkpointing(LoopOptions& options, std::int64_t rows, Decoder& policy, const Note& note) {
-  constexpr std::array kLevels{Checkpointing::kNone, Checkpointing::kSelective,
-                               Checkpointing::kFull};
-  constexpr std::array kChoices{CheckpointingChoice::kNone, CheckpointingChoice::kSelective,
-                                CheckpointingChoice::kFull};
-  const auto mib = [&](Checkpointing level) {
-    return static_cast<double>(policy.activation_bytes(rows, level)) / (1 << 20);
-  };
-  std::size_t level = 0;
-  if (options.checkpointing == CheckpointingChoice::kAutomatic) {
-    const auto budget = static_cast<double>(options.activation_budget_mib);
-    while (level + 1 < kLevels.size() && mib(kLevels[level]) > budget) ++level;
-  } else {
-    while (kChoices[level] != options.checkpointing) ++level;
-  }
-  options.checkpointing = kChoices[level];
-  policy.set_checkpointing(kLevels[level]);
-  constexpr std::array<std::string_view, 3> kNames{"none", "selective", "full"};
-  note(fmt::format("checkpointing: {}, up to {:.0f} MiB kept for {} tokens", kNames[level],
-                   mib(kLevels[level]), rows));
-}
-
-/// Tokens of the largest micro-batch that the rows can make.
-std::int64_t most_tokens(const std::vector<TokenPair>& pairs, const LoopOptions& options) {
-  std::vector<std::int64_t> sizes;
-  for (const auto& pair : pairs) sizes.push_back(detail::tokens_of(pair));
-  std::sort(sizes.begin(), sizes.end(), std::greater<>());
-  const auto micro = options.micro_batch_size > 0 ? options.micro_batch_size : options.batch_size;
-  const auto count = std::min(std::ssize(sizes), micro);
-  const std::int64_t largest = sizes.front();
-  const std::int64_t all = std::accumulate(sizes.begin(), sizes.begin() + count, std::int64_t{0});
-  return options.micro_batch_tokens > 0
-             ? std::min(all, std::max(largest, options.micro_batch_tokens))
-             : all;
-}
-
-void check_patience(const LoopOptions& options, const Rows& rows) {
+void check_patience(const LoopOptions& options, const detail::RunRows& rows) {
   if (options.patience == 0 || (options.eval_every > 0 && !rows.eval.empty())) return;
   throw ConfigError(fmt::format(
       "train.patience: expected evaluations to count, got {}; set train.eval_every and data.eval "
@@ -367,86 +61,11 @@ void check_patience(const LoopOptions& options, const Rows& rows) {
       options.eval_every > 0 ? "no held-out rows" : "train.eval_every 0"));
 }
 
-void check_reference(const ReferenceOptions& options) {
-  if (options.moving && options.kind == ReferenceKind::kCached) {
-    throw ConfigError(
-        "reference: expected kind 'frozen' where moving is true, got 'cached'; a cache holds "
-        "log-probs of one model");
-  }
-}
-
-/// The policy as it is now.
-std::shared_ptr<Decoder> present_policy(const ReferenceOptions& options, const ModelOptions& model,
-                                        const Decoder& policy) {
-  if (options.moving) return policy.merged_decoder();
-  // A fresh adapter changes nothing yet, so the model without it needs no memory of its own.
-  const bool is_fresh_adapter = policy.adapter() && model.adapter.empty();
-  return is_fresh_adapter && options.dtype.empty() ? policy.without_adapter()
-                                                   : policy.frozen_decoder();
-}
-
-bool has_token_weights(const std::vector<TokenPair>& pairs) {
-  return std::any_of(pairs.begin(), pairs.end(), [](const TokenPair& pair) {
-    return !pair.chosen_weights.empty() || !pair.rejected_weights.empty() ||
-           !pair.gold_weights.empty();
-  });
-}
-
-std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,
-                                          const ModelOptions& model, const Decoder& policy,
-                                          CacheLevel level) {
-  const auto dtype = options.dtype.empty() ? model.dtype : options.dtype;
-  std::shared_ptr<Policy> frozen;
-  if (options.path.empty()) {
-    const auto copy = present_policy(options, model, policy);
-    if (!options.dtype.empty()) copy->to(parse_dtype(options.dtype));
-    frozen = copy;
-  } else {
-    frozen = Decoder::load(options.path, dtype);
-    if (frozen->vocab_size() != policy.vocab_size()) {
-      throw ConfigError(
-          fmt::format("reference.path: expected a model with the policy's vocabulary "
-                      "of {} tokens, got {} with {}",
-                      policy.vocab_size(), options.path, frozen->vocab_size()));
-    }
-  }
-  if (options.moving) {
-    return std::make_shared<MovingReference>(std::move(frozen), policy, options.update);
-  }
-  if (options.kind == ReferenceKind::kFrozen) return make_frozen_reference(std::move(frozen));
-  return std::make_shared<CachedReference>(std::move(frozen), options.cache_dir, level);
-}
-
 std::int64_t count_steps(const LoopOptions& options, std::int64_t pairs) {
   if (options.steps > 0) return options.steps;
   const double steps =
       options.epochs * static_cast<double>(pairs) / static_cast<double>(options.batch_size);
   return std::max<std::int64_t>(1, std::llround(std::ceil(steps - 1e-9)));
-}
-
-/// Weights of a checkpoint, into the tensors that the optimizer holds.
-void load_weights(const std::string& checkpoint, const Decoder& policy) {
-  std::shared_ptr<Decoder> saved;
-  if (policy.adapter()) {
-    saved = policy.without_adapter();
-    saved->load_adapter(checkpoint);
-  } else {
-    saved = Decoder::load(checkpoint);
-  }
-  std::map<std::string, at::Tensor> values;
-  for (const auto& [name, value] : saved->named_parameters()) values[name] = value;
-  const at::NoGradGuard no_grad;
-  for (const auto& [name, own] : policy.named_parameters()) {
-    if (!own.requires_grad()) continue;
-    const at::Tensor& value = values[name];
-    if (!value.defined() || value.sizes() != own.sizes() ||
-        value.scalar_type() != own.scalar_type()) {
-      throw CheckpointError(
-          fmt::format("{}: expected weight '{}' as the run's model has it, got {}", checkpoint,
-                      name, value.defined() ? "another shape or dtype" : "none"));
-    }
-    own.copy_(value);
-  }
 }
 
 constexpr std::string_view kStateFile = "training_state.json";
@@ -482,7 +101,7 @@ void set_generator_state(const at::Tensor& state) {
 /// What a run is made of, once everything is loaded.
 struct RunParts {
   const RunOptions& options;
-  Rows rows;
+  detail::RunRows rows;
   Trainer& trainer;
   Reference* reference;
   RunFolder& folder;
@@ -511,7 +130,7 @@ class Run {
         detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(path), path);
     try {
       detail::check_same_run(state.at("identity"), parts_.identity, from.checkpoint, parts_.note);
-      load_weights(from.checkpoint, policy);
+      detail::load_weights(from.checkpoint, policy);
       load_tensors(from.checkpoint);
       load_values(state, path);
     } catch (const Json::exception& error) {
@@ -766,7 +385,7 @@ class Run {
   RunParts parts_;
   const LoopOptions& options_;
   std::int64_t total_;
-  PairOrder order_;
+  detail::PairOrder order_;
   detail::Selection selection_;
   std::int64_t position_ = 0;  // in the stream of epochs
   Metrics last_step_, first_evaluation_, last_evaluation_;
@@ -781,7 +400,7 @@ class Run {
 };
 
 /// Hashes of what lies under the paths of the options.
-Json contents_of(const RunOptions& options, const Rows& rows, const Policy& policy,
+Json contents_of(const RunOptions& options, const detail::RunRows& rows, const Policy& policy,
                  Reference* reference) {
   Json contents = {{"train_rows", detail::fingerprint_of(rows.train)},
                    {"eval_rows", detail::fingerprint_of(rows.eval)},
@@ -804,7 +423,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   };
 
   auto options = checked(given, "run");
-  check_reference(options.reference);
+  detail::check_reference(options.reference);
   const auto loss = make_loss(options.loss);
   options.loss = loss.config();
   const auto needs = loss.requirements();
@@ -826,9 +445,9 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
     options.model.tokenizer = tokenizer_of_model(options.model.path);
   }
   const auto tokenizer = make_tokenizer(options.model.tokenizer);
-  auto rows = load_rows(options.data, *tokenizer, row_needs(needs), note);
+  auto rows = detail::load_rows(options.data, *tokenizer, row_needs(needs), note);
   check_patience(options.train, rows);
-  const auto policy = make_policy(options.model, *tokenizer, note);
+  const auto policy = detail::make_policy(options.model, *tokenizer, note);
   detail::check_token_range(rows.train, policy->vocab_size(), "data.train");
   detail::check_token_range(rows.eval, policy->vocab_size(), "data.eval");
   if (options.sampling.eos_id < 0) {
@@ -842,14 +461,15 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   std::shared_ptr<Reference> reference;
   if (needs.reference || needs.sample_source == SampleSource::kReference) {
     // What weighs tokens needs each.
-    const bool by_token =
-        needs.head_logps || has_token_weights(rows.train) || has_token_weights(rows.eval);
-    reference = make_reference(options.reference, options.model, *policy,
-                               by_token ? CacheLevel::kToken : CacheLevel::kSequence);
+    const bool by_token = needs.head_logps || detail::has_token_weights(rows.train) ||
+                          detail::has_token_weights(rows.eval);
+    reference = detail::make_reference(options.reference, options.model, *policy,
+                                       by_token ? CacheLevel::kToken : CacheLevel::kSequence);
   }
   const auto total_steps = count_steps(options.train, std::ssize(rows.train));
   const auto micro = options.train.micro_batch_size;
-  set_checkpointing(options.train, most_tokens(rows.train, options.train), *policy, note);
+  detail::set_checkpointing(options.train, detail::most_tokens(rows.train, options.train), *policy,
+                            note);
   std::vector<NonFiniteStep> non_finite;
   Trainer trainer(
       policy, reference, loss,
@@ -865,7 +485,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   const Json config = detail::parse_json<ConfigError>(options_to_json(options), "run");
   Json identity = {{"config", config},
                    {"contents", contents_of(options, rows, *policy, reference.get())}};
-  const auto size = count_parameters(*policy);
+  const auto size = detail::count_parameters(*policy);
   const Json facts = {{"train_rows", rows.train.size()},
                       {"eval_rows", rows.eval.size()},
                       {"total_steps", total_steps},
@@ -893,6 +513,11 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
     folder.checkpoints().link("last", trainer.steps_done());
   } else {
     folder.start(config, detail::environment());
+    // A checkpoint lies in RUN/checkpoints/step-N.
+    if (from) {
+      const auto of_run = std::filesystem::path(from->checkpoint).parent_path().parent_path();
+      run.count_from(detail::seconds_by(of_run.string(), trainer.steps_done()));
+    }
   }
   log.start(config, facts, from && from->is_in_place ? trainer.steps_done() : 0);
 

@@ -87,6 +87,12 @@ double number_in(const Json& value) {
   return value.get<double>();
 }
 
+double seconds_by(const std::string& folder, std::int64_t step) {
+  std::string text;
+  const std::string why = try_read_file(folder + "/metrics.jsonl", text);
+  return why.empty() ? cut_lines(text, step).seconds : 0;
+}
+
 RunFolder::RunFolder(std::string path)
     : path_(std::move(path)), checkpoints_(fmt::format("{}/checkpoints", path_)) {
   if (path_.empty()) throw ConfigError("output_dir: expected the name of a folder, got ''");

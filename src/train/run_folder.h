@@ -65,6 +65,9 @@ class RunFolder {
   AppendedFile metrics_;
 };
 
+/// What the run of `folder` had taken by `step`, as its metrics.jsonl has it; 0 where there is none.
+double seconds_by(const std::string& folder, std::int64_t step);
+
 /// A number, or a text where JSON has none for it: "nan", "inf", "-inf".
 Json json_number(double value);
 /// The reverse; throws a JSON exception for anything else.

@@ -415,6 +415,12 @@ TEST_CASE("metrics after the checkpoint and broken lines are cut off", "[train]"
   options.train.steps = 4;
   run_training(options, {}, "auto");
   CHECK(read_lines(path).back()["seconds"].get<double>() >= 1000);
+
+  // In another folder too.
+  options.train.steps = 5;
+  options.output_dir = scene.file("copy");
+  run_training(options, {}, scene.file("run"));
+  CHECK(read_lines(scene.file("copy/metrics.jsonl")).back()["seconds"].get<double>() >= 1000);
 }
 
 TEST_CASE("checkpoints: the newest and the best stay", "[train]") {
