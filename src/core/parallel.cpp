@@ -3,11 +3,49 @@
 
 #include <ATen/Parallel.h>
 
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
+
 namespace prefopt {
+namespace {
+
+#if defined(__SANITIZE_THREAD__)
+/// What comes before a parallel part and what comes after it, said to the thread sanitizer, which
+/// cannot see it in LibTorch's OpenMP.
+class Order {
+ public:
+  Order() { __tsan_release(this); }
+  ~Order() { __tsan_acquire(this); }
+  Order(const Order&) = delete;
+  Order& operator=(const Order&) = delete;
+
+  class Part {
+   public:
+    explicit Part(Order& order) : order_(order) { __tsan_acquire(&order_); }
+    ~Part() { __tsan_release(&order_); }
+    Part(const Part&) = delete;
+    Part& operator=(const Part&) = delete;
+
+   private:
+    Order& order_;
+  };
+};
+#endif
+
+}  // namespace
 
 void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain,
                   c10::function_ref<void(std::int64_t, std::int64_t)> f) {
+#if defined(__SANITIZE_THREAD__)
+  Order order;
+  at::parallel_for(begin, end, grain, [&](std::int64_t first, std::int64_t last) {
+    const Order::Part part(order);
+    f(first, last);
+  });
+#else
   at::parallel_for(begin, end, grain, f);
+#endif
 }
 
 std::int64_t thread_count() { return at::get_num_threads(); }
