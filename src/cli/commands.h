@@ -146,7 +146,8 @@ struct LabArguments {
   std::string name;  ///< an experiment, or all; empty: the list of them
   bool quick = false;
   std::string out = "lab";  ///< folder
-  int seeds = 0;            ///< 0: as many as `quick` says
+  int seeds = 0;            ///< 0: as many as is usual for an experiment
+  int first_seed = 0;
 };
 /// Prints a line a verdict; writes CSV and SVG files.
 void run_lab(const LabArguments& arguments, std::ostream& out, std::ostream& err);

@@ -38,20 +38,30 @@ void write_files(const lab::Report& report, const std::string& folder) {
   }
 }
 
-lab::Settings settings_of(const LabArguments& arguments) {
-  if (arguments.seeds < 0 || arguments.seeds == 1) {
-    throw ConfigError(fmt::format("--seeds: expected at least 2, or 0 for as many as usual, got {}",
-                                  arguments.seeds));
+void check(const LabArguments& arguments) {
+  constexpr int kMostSeeds = 1'000'000, kLastFirst = 1'000'000'000;
+  if (arguments.seeds < 0 || arguments.seeds == 1 || arguments.seeds > kMostSeeds) {
+    throw ConfigError(
+        fmt::format("--seeds: expected from 2 to {}, or 0 for as many as usual, got {}", kMostSeeds,
+                    arguments.seeds));
   }
-  const int usual = arguments.quick ? lab::kQuickSeeds : lab::kSeeds;
-  return {.quick = arguments.quick, .seeds = arguments.seeds > 0 ? arguments.seeds : usual};
+  if (arguments.first_seed < 0 || arguments.first_seed > kLastFirst) {
+    throw ConfigError(fmt::format("--first-seed: expected from 0 to {}, got {}", kLastFirst,
+                                  arguments.first_seed));
+  }
+}
+
+lab::Settings settings_of(const LabArguments& arguments, const lab::Experiment& experiment) {
+  const int usual = arguments.quick ? experiment.quick_seeds : experiment.seeds;
+  return {.quick = arguments.quick,
+          .seeds = {arguments.first_seed, arguments.seeds > 0 ? arguments.seeds : usual}};
 }
 
 }  // namespace
 
 void run_lab(const LabArguments& arguments, std::ostream& out, std::ostream& err) {
   if (arguments.name.empty()) return print_list(out);
-  const lab::Settings settings = settings_of(arguments);
+  check(arguments);
   std::vector<const lab::Experiment*> chosen;
   if (arguments.name == "all") {
     for (const lab::Experiment& experiment : lab::experiments()) chosen.push_back(&experiment);
@@ -61,7 +71,7 @@ void run_lab(const LabArguments& arguments, std::ostream& out, std::ostream& err
   make_folder(arguments.out);
   for (const lab::Experiment* experiment : chosen) {
     err << "lab: " << experiment->name << std::endl;  // flushed: it may take a while
-    const lab::Report report = experiment->run(settings);
+    const lab::Report report = experiment->run(settings_of(arguments, *experiment));
     for (const lab::Verdict& verdict : report.verdicts) {
       out << experiment->name << ": " << lab::to_line(verdict) << '\n';
     }

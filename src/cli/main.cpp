@@ -172,7 +172,8 @@ CLI::App* add_score(CLI::App& app, ScoreArguments& arguments, std::string& devic
   auto* command = app.add_subcommand("score", "Log-probs of chosen and rejected, one line a row");
   add_model(*command, arguments, device);
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
-  command->add_flag("--per-token", arguments.per_token, "also the log-prob of each token");
+  command->add_flag("--per-token", arguments.per_token,
+                    "also the log-prob of each token, without the weights that sums may have");
   command->add_option("--batch", arguments.batch, "pairs at a time")->capture_default_str();
   return command;
 }
@@ -322,7 +323,11 @@ CLI::App* add_lab(CLI::App& app, LabArguments& arguments) {
   command->add_option("--out", arguments.out, "folder for CSV and SVG files")
       ->type_name("DIR")
       ->capture_default_str();
-  command->add_option("--seeds", arguments.seeds, "instances behind an interval; 0: 40, quick 20")
+  command
+      ->add_option("--seeds", arguments.seeds,
+                   "instances behind an interval; 0: as many as is usual for the experiment")
+      ->capture_default_str();
+  command->add_option("--first-seed", arguments.first_seed, "number of the first instance")
       ->capture_default_str();
   return command;
 }

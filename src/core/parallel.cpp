@@ -11,25 +11,28 @@ namespace prefopt {
 namespace {
 
 #if defined(__SANITIZE_THREAD__)
-/// What comes before a parallel part and what comes after it, said to the thread sanitizer, which
-/// cannot see it in LibTorch's OpenMP.
+/// What comes before all parts of a loop and what comes after, said to the thread sanitizer, which
+/// cannot see it in LibTorch's OpenMP. Two addresses, or parts would be ordered among themselves.
 class Order {
  public:
-  Order() { __tsan_release(this); }
-  ~Order() { __tsan_acquire(this); }
+  Order() { __tsan_release(&before_); }
+  ~Order() { __tsan_acquire(&after_); }
   Order(const Order&) = delete;
   Order& operator=(const Order&) = delete;
 
   class Part {
    public:
-    explicit Part(Order& order) : order_(order) { __tsan_acquire(&order_); }
-    ~Part() { __tsan_release(&order_); }
+    explicit Part(Order& order) : order_(order) { __tsan_acquire(&order_.before_); }
+    ~Part() { __tsan_release(&order_.after_); }
     Part(const Part&) = delete;
     Part& operator=(const Part&) = delete;
 
    private:
     Order& order_;
   };
+
+ private:
+  char before_ = 0, after_ = 0;
 };
 #endif
 

@@ -15,11 +15,9 @@
 // to the list in experiments.cpp; the command, the files and the tests follow.
 namespace prefopt::lab {
 
-inline constexpr int kSeeds = 40, kQuickSeeds = 20;
-
 struct Settings {
   bool quick = false;  ///< fewer points, for a test
-  int seeds = kSeeds;  ///< instances that an interval is over
+  SeedRange seeds;     ///< instances that an interval is over
 };
 
 /// One claim and what was measured. A control is a claim as well: that the effect is absent where
@@ -56,6 +54,7 @@ struct Experiment {
   std::string question;  ///< one line for the list of experiments
   std::string source;    ///< the paper
   std::function<Report(const Settings&)> run;
+  int seeds = 40, quick_seeds = 20;  ///< instances that are usual
 };
 
 /// In the order of the documentation.
@@ -66,6 +65,9 @@ const Experiment& find_experiment(std::string_view name);
 
 /// "holds: CLAIM: 0.51 [0.48, 0.54], expected …"
 std::string to_line(const Verdict& verdict);
+
+/// With its interval, as a part of the band.
+void add_point(detail::Series& series, double x, const Estimate& y);
 
 /// With a header; text is quoted where it has to be.
 std::string to_csv(const Data& data);

@@ -6,6 +6,13 @@
 
 namespace prefopt::lab {
 
+namespace {
+
+// A network takes a thousand times as long as a table.
+constexpr int kNetworks = 20, kQuickNetworks = 6;
+
+}  // namespace
+
 const std::vector<Experiment>& experiments() {
   static const std::vector<Experiment> all{
       {"dpo-is-rlhf", "is DPO's optimum that of the KL-regularized reward", "2305.18290",
@@ -26,10 +33,12 @@ const std::vector<Experiment>& experiments() {
       {"noise", "wrong labels, all losses", "2403.00409", noise},
       {"coverage", "actions without pairs, all losses", "2405.16436", coverage},
       {"length", "labels that favour length, all losses", "2403.19159", length},
-      {"neural-noise", "rdpo-rates' plateau with a transformer", "2403.00409", neural_noise},
+      {"neural-noise", "rdpo-rates' plateau with a transformer", "2403.00409", neural_noise,
+       kNetworks, kQuickNetworks},
       {"neural-overoptimization", "rpo-overoptimization with a transformer", "2405.16436",
-       neural_overoptimization},
-      {"neural-coverage", "hypo-coverage with a transformer", "2406.01462", neural_coverage},
+       neural_overoptimization, kNetworks, kQuickNetworks},
+      {"neural-coverage", "hypo-coverage with a transformer", "2406.01462", neural_coverage,
+       kNetworks, kQuickNetworks},
   };
   return all;
 }

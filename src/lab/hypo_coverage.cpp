@@ -107,10 +107,7 @@ Report hypo_coverage(const Settings& settings) {
     for (std::size_t i = 0; i < points; ++i) {
       const Estimate distance = mean(by_seed, c * points + i);
       const Estimate reward = mean(by_seed, (kCases.size() + c) * points + i);
-      series.xs.push_back(kRarities[i]);
-      series.ys.push_back(distance.value);
-      series.low.push_back(distance.low);
-      series.high.push_back(distance.high);
+      add_point(series, kRarities[i], distance);
       report.data[0].rows.push_back({kCases[c].name, kRarities[i], distance.value, distance.low,
                                      distance.high, reward.value});
       for (const auto& row : by_seed) {
@@ -119,23 +116,15 @@ Report hypo_coverage(const Settings& settings) {
     }
     chart.series.push_back(std::move(series));
     slopes.push_back(bootstrap(by_seed.size(), [&](const std::vector<std::size_t>& seeds) {
-      std::vector<double> kls(points, 0);
-      for (const std::size_t seed : seeds) {
-        for (std::size_t i = 0; i < points; ++i) kls[i] += by_seed[seed][c * points + i];
-      }
-      return slope(nats, kls) / static_cast<double>(seeds.size());
+      return slope(nats, mean_curve(by_seed, seeds, c * points, points));
     }));
   }
   report.pictures = {{"hypo-coverage", std::move(chart)}};
 
   const std::size_t rewards = kCases.size() * points;
-  std::vector<std::vector<double>> gains;  // at the smallest p: above DPO's, above the reference's
-  for (const auto& row : by_seed) {
-    const double hypo = row[rewards + 2 * points - 1];
-    gains.push_back(
-        {hypo - row[rewards + points - 1], hypo - row[rewards + kCases.size() * points]});
-  }
-  const Estimate advantage = mean(gains, 0), gain = mean(gains, 1);
+  const std::size_t hypo = rewards + 2 * points - 1;  // at the smallest p
+  const Estimate advantage = mean_difference(by_seed, hypo, rewards + points - 1);
+  const Estimate gain = mean_difference(by_seed, hypo, rewards + kCases.size() * points);
   const double bound = std::log(2) / kLambda;
   report.verdicts = {
       {"DPO's KL(π ‖ π_ref) against log(1/p): slope", slopes[0], "1 within 0.1",

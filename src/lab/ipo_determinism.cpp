@@ -102,10 +102,7 @@ Report ipo_determinism(const Settings& settings) {
       detail::Series series{.name = fmt::format("{}, β = {}", kinds[kind], kBetas[b])};
       for (std::size_t t = 0; t < kTolerances.size(); ++t) {
         const Estimate forward_kl = mean(by_seed, first + t);
-        series.xs.push_back(1 / kTolerances[t]);
-        series.ys.push_back(forward_kl.value);
-        series.low.push_back(forward_kl.low);
-        series.high.push_back(forward_kl.high);
+        add_point(series, 1 / kTolerances[t], forward_kl);
         report.data[0].rows.push_back({kinds[kind], kBetas[b], kTolerances[t], forward_kl.value});
       }
       chart.series.push_back(std::move(series));

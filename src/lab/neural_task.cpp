@@ -8,8 +8,8 @@
 #include <cmath>
 #include <utility>
 
+#include "prefopt/error.h"
 #include "prefopt/exact/measures.h"
-#include "prefopt/exact/random.h"
 #include "prefopt/logps/sequence_logps.h"
 #include "prefopt/losses/registry.h"
 #include "prefopt/model/reference.h"
@@ -24,7 +24,7 @@ constexpr double kInitializerRange = 0.1;
 constexpr double kLeast = 1e-7;  ///< probability of anything else that float32 can tell from none
 
 // Streams of random numbers of one seed, so that no two uses share one.
-enum class Stream : std::uint64_t { kTask, kWeights, kSupervised, kPairs };
+enum class Stream : std::uint64_t { kTask, kWeights, kSupervised, kBatches, kPairs };
 
 Random random_of(std::uint64_t seed, Stream stream) {
   return Random(16 * seed + static_cast<std::uint64_t>(stream));
@@ -74,18 +74,27 @@ NeuralTask::NeuralTask(std::uint64_t seed, double disappointment) {
   rewards = (features * values).reshaped(kStrings, kPrompts).array();
 }
 
-std::vector<std::int64_t> prompt_tokens(Index prompt) { return {kBos, kEos + 1 + prompt}; }
-
-std::vector<std::int64_t> string_tokens(Index string) {
-  return {string / kLetters, string % kLetters, kEos};
+Language language_of(const Policy& policy) {
+  return policy.vocab_size() == kLetters ? Language::kClosed : Language::kOpen;
 }
 
-std::vector<TokenPair> token_pairs(const Pairs& pairs) {
+std::vector<std::int64_t> prompt_tokens(Index prompt) { return {prompt, (prompt + 1) % kLetters}; }
+
+std::vector<std::int64_t> string_tokens(Index string, Language language) {
+  std::vector<std::int64_t> tokens{string / kLetters, string % kLetters};
+  if (language == Language::kOpen) tokens.push_back(kEnd);
+  return tokens;
+}
+
+std::vector<TokenPair> token_pairs(const Pairs& pairs, Language language) {
+  if (pairs.weights.size() > 0 && (pairs.weights != pairs.weights[0]).any()) {
+    throw ShapeError("token_pairs: expected pairs of one weight, got several; draw a batch");
+  }
   std::vector<TokenPair> rows;
   for (std::size_t i = 0; i < pairs.prompts.size(); ++i) {
     rows.push_back({.prompt = prompt_tokens(pairs.prompts[i]),
-                    .chosen = string_tokens(pairs.chosen[i]),
-                    .rejected = string_tokens(pairs.rejected[i])});
+                    .chosen = string_tokens(pairs.chosen[i], language),
+                    .rejected = string_tokens(pairs.rejected[i], language)});
   }
   return rows;
 }
@@ -96,7 +105,7 @@ Answers answers(Policy& policy) {
   const at::NoGradGuard no_grad;
   std::vector<std::vector<std::int64_t>> prompts, strings;
   for (Index x = 0; x < kPrompts; ++x) prompts.push_back(prompt_tokens(x));
-  for (Index y = 0; y < kStrings; ++y) strings.push_back(string_tokens(y));
+  for (Index y = 0; y < kStrings; ++y) strings.push_back(string_tokens(y, language_of(policy)));
   std::vector<TokenSequence> sequences;
   for (const auto& prompt : prompts) {
     for (const auto& string : strings) sequences.push_back({prompt, string});
@@ -118,9 +127,10 @@ double gain(const Table& logps, const Table& ref, const Table& rewards) {
   return expectation(logps, rewards) - expectation(ref, rewards);
 }
 
-std::shared_ptr<Decoder> fresh_network(std::uint64_t seed) {
+std::shared_ptr<Decoder> fresh_network(Language language, std::uint64_t seed) {
   const at::NoGradGuard no_grad;
-  auto network = std::make_shared<Decoder>(DecoderOptions{.vocab_size = kVocabulary,
+  const std::int64_t vocabulary = language == Language::kOpen ? kEnd + 1 : kLetters;
+  auto network = std::make_shared<Decoder>(DecoderOptions{.vocab_size = vocabulary,
                                                           .hidden_size = 32,
                                                           .intermediate_size = 64,
                                                           .num_hidden_layers = 2,
@@ -138,9 +148,10 @@ std::shared_ptr<Decoder> fresh_network(std::uint64_t seed) {
   return network;
 }
 
-std::shared_ptr<Decoder> supervised_network(const Table& target, std::uint64_t seed) {
+std::shared_ptr<Decoder> supervised_network(Language language, const Table& target,
+                                            std::uint64_t seed) {
   constexpr int kSteps = 300, kBatch = 256;
-  auto network = fresh_network(seed);
+  auto network = fresh_network(language, seed);
   Trainer trainer(
       network, nullptr, make_loss(R"({"type": "sft", "reduction": "sum"})"),
       {.optimizer = {.learning_rate = 1e-2, .warmup_steps = 10}, .total_steps = kSteps});
@@ -150,7 +161,7 @@ std::shared_ptr<Decoder> supervised_network(const Table& target, std::uint64_t s
     for (Index i = 0; i < kBatch; ++i) {
       const Index x = i % kPrompts;
       rows.push_back({.prompt = prompt_tokens(x),
-                      .chosen = string_tokens(random.index(target.col(x).exp())),
+                      .chosen = string_tokens(random.index(target.col(x).exp()), language),
                       .rejected = {}});
     }
     trainer.step(rows);
@@ -158,28 +169,31 @@ std::shared_ptr<Decoder> supervised_network(const Table& target, std::uint64_t s
   return network;
 }
 
+Random pair_random(std::uint64_t seed) { return random_of(seed, Stream::kPairs); }
+
 std::shared_ptr<Decoder> train_network(const Decoder& reference, const Pairs& pairs,
                                        const NeuralTraining& training, std::uint64_t seed,
                                        const std::function<void(int, Policy&)>& seen) {
   auto network = trainable_copy(reference);
+  const Language language = language_of(reference);
+  const bool ends = language == Language::kOpen;
   TrainerOptions options{
       .optimizer = {.learning_rate = training.learning_rate,
                     .schedule = training.decays ? Schedule::kLinear : Schedule::kConstant},
       .total_steps = training.steps,
-      .sampling = {.max_new_tokens = 6, .eos_id = kEos, .seed = static_cast<std::int64_t>(seed)}};
+      .sampling = {.max_new_tokens = ends ? 6 : 2,
+                   .eos_id = ends ? kEnd : -1,
+                   .seed = static_cast<std::int64_t>(seed)}};
   Trainer trainer(network, make_frozen_reference(reference.frozen_copy()), make_loss(training.loss),
                   std::move(options));
-  Random random = random_of(seed, Stream::kPairs);
+  Random random = random_of(seed, Stream::kBatches);
   if (seen) seen(0, *network);
   for (int step = 1; step <= training.steps; ++step) {
-    trainer.step(token_pairs(training.batch > 0 ? sample(pairs, training.batch, random) : pairs));
+    trainer.step(
+        token_pairs(training.batch > 0 ? sample(pairs, training.batch, random) : pairs, language));
     if (seen) seen(step, *network);
   }
   return network;
-}
-
-int neural_seeds(const Settings& settings) {
-  return std::max(2, settings.seeds / (settings.quick ? 4 : 2));
 }
 
 }  // namespace prefopt::lab

@@ -8,22 +8,28 @@
 #include <string>
 #include <vector>
 
-#include "lab/experiment.h"
 #include "prefopt/data/batch.h"
 #include "prefopt/exact/pairs.h"
 #include "prefopt/exact/policy.h"
+#include "prefopt/exact/random.h"
 #include "prefopt/model/decoder.h"
 
-// One task for tables and for transformers. A completion is a string of two letters and an end
-// token, so that a network's probabilities of all strings can be computed, and with them every
-// measure of the tables.
+// One task for tables and for transformers. A completion is a string of two letters, so that a
+// network's probabilities of all strings can be computed, and with them every measure of the
+// tables.
 namespace prefopt::lab {
 
 inline constexpr exact::Index kPrompts = 4, kLetters = 4;
 inline constexpr exact::Index kStrings = kLetters * kLetters;
 
-inline constexpr std::int64_t kBos = kLetters, kEos = kLetters + 1;
-inline constexpr std::int64_t kVocabulary = kLetters + 2 + kPrompts;
+/// What a network can answer. In a closed language every two letters are an answer and nothing else
+/// is, as for a table. An open one has an end token, and with it answers that end too early or too
+/// late: anything else.
+enum class Language { kClosed, kOpen };
+
+inline constexpr std::int64_t kEnd = kLetters;  ///< in an open language
+
+Language language_of(const Policy& policy);
 
 /// [kStrings, kPrompts]: 1 for strings with the first letter of the alphabet in them. Pairs of them
 /// speak of every letter in every place, but not of the other nine strings.
@@ -40,10 +46,14 @@ struct NeuralTask {
   Eigen::MatrixXd features;  ///< of the log-linear class that holds every optimum
 };
 
+/// Two letters, which are not the same: attention over one letter alone gives the same however
+/// often it stands there, so that a network could not tell the first letter's place from the
+/// second's.
 std::vector<std::int64_t> prompt_tokens(exact::Index prompt);
-/// With the end token.
-std::vector<std::int64_t> string_tokens(exact::Index string);
-std::vector<TokenPair> token_pairs(const exact::Pairs& pairs);
+/// In an open language with the end token.
+std::vector<std::int64_t> string_tokens(exact::Index string, Language language);
+/// Throws ShapeError for weights that are not all the same: rows have none.
+std::vector<TokenPair> token_pairs(const exact::Pairs& pairs, Language language);
 
 /// What a policy answers with: as it is, and as far as it is a string. Pairs compare strings with
 /// strings, so the second is what they fix, and what a table can be compared with.
@@ -64,11 +74,12 @@ exact::Table with_anything_else(const exact::Table& rewards);
 double gain(const exact::Table& logps, const exact::Table& ref, const exact::Table& rewards);
 
 /// A small transformer with weights of the seed, the same however many threads there are.
-std::shared_ptr<Decoder> fresh_network(std::uint64_t seed);
+std::shared_ptr<Decoder> fresh_network(Language language, std::uint64_t seed);
 
 /// One that was trained by likelihood on strings drawn from `target` [kStrings, kPrompts]. It has
 /// learned that up to some error, so that its own strings() are the reference of tables too.
-std::shared_ptr<Decoder> supervised_network(const exact::Table& target, std::uint64_t seed);
+std::shared_ptr<Decoder> supervised_network(Language language, const exact::Table& target,
+                                            std::uint64_t seed);
 
 struct NeuralTraining {
   std::string loss;
@@ -78,13 +89,13 @@ struct NeuralTraining {
   exact::Index batch = 0;  ///< pairs a step, drawn by their weights; 0: all rows at every step
 };
 
+/// Where the pairs of a seed are drawn from, alike for network and table.
+exact::Random pair_random(std::uint64_t seed);
+
 /// Trains a copy of `reference` with the library's Trainer. `seen(step, network)` is called before
 /// the first step and after each. Returns the copy.
 std::shared_ptr<Decoder> train_network(const Decoder& reference, const exact::Pairs& pairs,
                                        const NeuralTraining& training, std::uint64_t seed,
                                        const std::function<void(int, Policy&)>& seen = {});
-
-/// With fewer seeds than for tables: a network takes a thousand times as long.
-int neural_seeds(const Settings& settings);
 
 }  // namespace prefopt::lab

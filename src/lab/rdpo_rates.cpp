@@ -176,10 +176,7 @@ Report rdpo_rates(const Settings& settings) {
           report.data[0].rows.push_back({all[s].name, all[s].xs[p], kLosses[loss],
                                          kMeasureNames[measure], rms.value, rms.low, rms.high});
           if (measure != 0) continue;
-          series.xs.push_back(all[s].xs[p]);
-          series.ys.push_back(rms.value);
-          series.low.push_back(rms.low);
-          series.high.push_back(rms.high);
+          add_point(series, all[s].xs[p], rms);
         }
       }
       chart.series.push_back(std::move(series));

@@ -25,6 +25,13 @@ std::string to_line(const Verdict& verdict) {
                      verdict.claim, value, interval, verdict.expected);
 }
 
+void add_point(detail::Series& series, double x, const Estimate& y) {
+  series.xs.push_back(x);
+  series.ys.push_back(y.value);
+  series.low.push_back(y.low);
+  series.high.push_back(y.high);
+}
+
 std::string to_csv(const Data& data) {
   std::string text = fmt::format("{}\n", fmt::join(data.columns, ","));
   for (const auto& row : data.rows) {

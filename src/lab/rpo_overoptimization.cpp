@@ -137,10 +137,7 @@ Report rpo_overoptimization(const Settings& settings) {
       detail::Series series{.name = kCases[c].name};
       for (std::size_t i = 0; i < points; ++i) {
         const Estimate at = mean(by_seed, (2 * c + m) * points + i);
-        series.xs.push_back(steps[i]);
-        series.ys.push_back(at.value);
-        series.low.push_back(at.low);
-        series.high.push_back(at.high);
+        add_point(series, steps[i], at);
         report.data[0].rows.push_back({kCases[c].name, static_cast<double>(steps[i]),
                                        m == 0 ? "reward" : "chosen", at.value, at.low, at.high});
       }
@@ -153,10 +150,7 @@ Report rpo_overoptimization(const Settings& settings) {
   // Of the curve that is the mean over seeds, so that the noise of single seeds makes no peak.
   const auto drop = [&](std::size_t c) {
     return bootstrap(by_seed.size(), [&](const std::vector<std::size_t>& seeds) {
-      std::vector<double> curve(points, 0);
-      for (const std::size_t seed : seeds) {
-        for (std::size_t i = 0; i < points; ++i) curve[i] += by_seed[seed][2 * c * points + i];
-      }
+      const auto curve = mean_curve(by_seed, seeds, 2 * c * points, points);
       const double peak = *std::max_element(curve.begin(), curve.end());
       return (peak - curve.back()) / peak;
     });

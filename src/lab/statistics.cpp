@@ -23,11 +23,11 @@ double root_mean_square_of(const BySeed& by_seed, const Seeds& seeds, std::size_
 
 }  // namespace
 
-BySeed for_each_seed(int seeds, const std::function<std::vector<double>(int)>& f) {
-  BySeed results(static_cast<std::size_t>(seeds));
-  parallel_for(0, seeds, 1, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t seed = first; seed < last; ++seed) {
-      results[static_cast<std::size_t>(seed)] = f(static_cast<int>(seed));
+BySeed for_each_seed(SeedRange seeds, const std::function<std::vector<double>(int)>& f) {
+  BySeed results(static_cast<std::size_t>(seeds.count));
+  parallel_for(0, seeds.count, 1, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first; i < last; ++i) {
+      results[static_cast<std::size_t>(i)] = f(seeds.first + static_cast<int>(i));
     }
   });
   return results;
@@ -52,10 +52,40 @@ Estimate bootstrap(std::size_t seeds, const std::function<double(const Seeds&)>&
 
 Estimate mean(const BySeed& by_seed, std::size_t column) {
   return bootstrap(by_seed.size(), [&](const Seeds& seeds) {
-    double sum = 0;
-    for (const std::size_t seed : seeds) sum += by_seed[seed][column];
-    return sum / static_cast<double>(seeds.size());
+    return mean_curve(by_seed, seeds, column, 1).front();
   });
+}
+
+Estimate mean_difference(const BySeed& by_seed, std::size_t column, std::size_t less) {
+  BySeed differences;
+  for (const auto& row : by_seed) differences.push_back({row[column] - row[less]});
+  return mean(differences, 0);
+}
+
+Estimate difference_of_differences(const BySeed& by_seed, std::pair<std::size_t, std::size_t> a,
+                                   std::pair<std::size_t, std::size_t> b) {
+  BySeed differences;
+  for (const auto& row : by_seed) {
+    differences.push_back({row[a.first] - row[a.second], row[b.first] - row[b.second]});
+  }
+  return mean_difference(differences, 0, 1);
+}
+
+Estimate mean_ratio(const BySeed& by_seed, std::size_t column, std::size_t over) {
+  return bootstrap(by_seed.size(), [&](const Seeds& seeds) {
+    return mean_curve(by_seed, seeds, column, 1).front() /
+           mean_curve(by_seed, seeds, over, 1).front();
+  });
+}
+
+std::vector<double> mean_curve(const BySeed& by_seed, const Seeds& seeds, std::size_t first,
+                               std::size_t points) {
+  std::vector<double> curve(points, 0);
+  for (const std::size_t seed : seeds) {
+    for (std::size_t i = 0; i < points; ++i) curve[i] += by_seed[seed][first + i];
+  }
+  for (double& value : curve) value /= static_cast<double>(seeds.size());
+  return curve;
 }
 
 double slope(const std::vector<double>& xs, const std::vector<double>& ys) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <utility>
 #include <vector>
 
 namespace prefopt::lab {
@@ -17,9 +18,15 @@ struct Estimate {
 /// A number that nothing was sampled for.
 inline Estimate exactly(double value) { return {value, value, value}; }
 
-/// Calls f(seed) for seeds 0 … seeds - 1 on all threads; results in the order of the seeds.
+/// Instances of an experiment: a seed decides all that one draws.
+struct SeedRange {
+  int first = 0;
+  int count = 0;
+};
+
+/// Calls f(seed) for each of them on all threads; results in the order of the seeds.
 std::vector<std::vector<double>> for_each_seed(
-    int seeds, const std::function<std::vector<double>(int seed)>& f);
+    SeedRange seeds, const std::function<std::vector<double>(int seed)>& f);
 
 /// `statistic` of all seeds, with a percentile bootstrap over them (Efron 1979); the same on every
 /// platform. It is given the numbers of the seeds to use, repeated as they were drawn.
@@ -28,6 +35,24 @@ Estimate bootstrap(std::size_t seeds,
 
 /// The mean over seeds of a column of for_each_seed's result.
 Estimate mean(const std::vector<std::vector<double>>& by_seed, std::size_t column);
+
+/// The same of a column less another, seed by seed.
+Estimate mean_difference(const std::vector<std::vector<double>>& by_seed, std::size_t column,
+                         std::size_t less);
+
+/// The mean over seeds of (a.first − a.second) − (b.first − b.second), columns all of them.
+Estimate difference_of_differences(const std::vector<std::vector<double>>& by_seed,
+                                   std::pair<std::size_t, std::size_t> a,
+                                   std::pair<std::size_t, std::size_t> b);
+
+/// The mean over seeds of one column over that of another.
+Estimate mean_ratio(const std::vector<std::vector<double>>& by_seed, std::size_t column,
+                    std::size_t over);
+
+/// Means over the `seeds` of a resample of columns [first, first + points).
+std::vector<double> mean_curve(const std::vector<std::vector<double>>& by_seed,
+                               const std::vector<std::size_t>& seeds, std::size_t first,
+                               std::size_t points);
 
 /// Slope of the least-squares line through the points.
 double slope(const std::vector<double>& xs, const std::vector<double>& ys);

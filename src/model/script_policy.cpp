@@ -39,7 +39,7 @@ std::string reason(const std::exception& error) {
   return std::string(text);
 }
 
-/// The mapped file as LibTorch reads: what was hashed is what is loaded.
+/// A mapped file as LibTorch reads one, without a copy of it.
 class FileReader : public caffe2::serialize::ReadAdapterInterface {
  public:
   explicit FileReader(std::shared_ptr<detail::MappedFile> file) : file_(std::move(file)) {}

@@ -25,7 +25,8 @@ class Optimizer {
   /// 2-norm over all gradients, summed in float64.
   double grad_norm() const;
   /// Takes memory for the state of the parameters that have a gradient, so that `step` needs no
-  /// more. Throws std::bad_alloc, and c10::OutOfMemoryError of a GPU, with nothing changed.
+  /// more than a few MiB for what it computes with. Throws std::bad_alloc, and
+  /// c10::OutOfMemoryError of a GPU, with nothing changed.
   void reserve_state();
   /// Takes the gradients times `factor`. A parameter without a gradient stays as it is.
   void step(double learning_rate, double factor = 1);

@@ -221,9 +221,10 @@ class Run {
     const std::string folder = parts_.folder.write_non_finite(report, numbers, ends_the_run);
     if (folder.empty() && !full_noted_) {
       full_noted_ = true;
-      parts_.note(
-          fmt::format("nonfinite: {} steps are written down, step {} and later ones are not",
-                      RunFolder::kMostNonFinite, report.step));
+      parts_.note(fmt::format(
+          "nonfinite: {} steps are written down; step {} and later ones are not, but for "
+          "one that ends the run",
+          RunFolder::kMostNonFinite, report.step));
     }
     return folder;
   }
@@ -513,10 +514,10 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
     folder.checkpoints().link("last", trainer.steps_done());
   } else {
     folder.start(config, detail::environment());
-    // A checkpoint lies in RUN/checkpoints/step-N.
-    if (from) {
-      const auto of_run = std::filesystem::path(from->checkpoint).parent_path().parent_path();
-      run.count_from(detail::seconds_by(of_run.string(), trainer.steps_done()));
+    // Of RUN/checkpoints/step-N; a checkpoint that was copied out of its run says nothing of it.
+    const auto parent = std::filesystem::path(from ? from->checkpoint : "").parent_path();
+    if (parent.filename() == "checkpoints") {
+      run.count_from(detail::seconds_by(parent.parent_path().string(), trainer.steps_done()));
     }
   }
   log.start(config, facts, from && from->is_in_place ? trainer.steps_done() : 0);

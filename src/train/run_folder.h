@@ -65,7 +65,8 @@ class RunFolder {
   AppendedFile metrics_;
 };
 
-/// What the run of `folder` had taken by `step`, as its metrics.jsonl has it; 0 where there is none.
+/// What the run of `folder` had taken by `step`, as its metrics.jsonl has it; 0 where there is
+/// none.
 double seconds_by(const std::string& folder, std::int64_t step);
 
 /// A number, or a text where JSON has none for it: "nan", "inf", "-inf".

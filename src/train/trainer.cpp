@@ -264,11 +264,14 @@ auto within_memory(Work&& work, Fail&& fail) {
       where, pairs.size(), most_pairs, most_tokens, why, detail::peak_memory_bytes() >> 20));
 }
 
-[[noreturn]] void throw_no_memory_for_state(std::int64_t step, const std::string& why) {
+[[noreturn]] void throw_no_memory_for_state(std::int64_t step, const OptimizerOptions& options,
+                                            const std::string& why) {
+  const bool is_narrow = options.state_dtype == StateDtype::kBFloat16;
   throw OutOfMemoryError(fmt::format(
       "step {}: expected memory for AdamW's means of all trained parameters, got '{}' at a peak of "
-      "{} MiB; set optimizer.state_dtype to bfloat16, or train an adapter (model.use_lora)",
-      step, why, detail::peak_memory_bytes() >> 20));
+      "{} MiB; {}train an adapter (model.use_lora)",
+      step, why, detail::peak_memory_bytes() >> 20,
+      is_narrow ? "" : "set optimizer.state_dtype to bfloat16, or "));
 }
 
 }  // namespace
@@ -788,7 +791,7 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
   const bool is_usable = std::isfinite(loss) && std::isfinite(grad_norm);
   if (is_usable) {
     within_memory([&] { impl_->optimizer.reserve_state(); },
-                  [&](const std::string& why) { throw_no_memory_for_state(number, why); });
+                  [&](const std::string& why) { throw_no_memory_for_state(number, options, why); });
   }
 
   impl_->steps_done = number;

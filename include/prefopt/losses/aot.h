@@ -59,10 +59,8 @@ BasicLossOutput<T> transport_output(const BasicPairLogps<T>& in, const AotOption
     out.grad_rejected_head = slopes.rejected * l.d_head;
   }
   finish(out, step_pairs(in));
-  // As of any loss: without a reference what is looked at, the mean log-prob of a token or the sum.
-  const bool by_token = options.score.reference_free && options.score.length_normalized;
-  out.chosen_rewards = options.beta * (by_token ? w.score : w.logratio);
-  out.rejected_rewards = options.beta * (by_token ? l.score : l.logratio);
+  out.chosen_rewards = options.beta * rewarded(options.score, w);
+  out.rejected_rewards = options.beta * rewarded(options.score, l);
   out.margins = out.chosen_rewards - out.rejected_rewards;
   return out;
 }

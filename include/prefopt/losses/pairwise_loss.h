@@ -16,10 +16,10 @@
 
 namespace prefopt {
 
-/// Of `beta`, in every loss.
+/// Of `beta`, and of `lambda` in orpo.
 inline constexpr Range kBetaRange = Range::above(0).because(
     "it scales what separates chosen from rejected, and only a positive scale prefers the chosen");
-/// Of `label_smoothing`, in every loss.
+/// Of `label_smoothing`, except in exo_pair, which cannot do without some.
 inline constexpr Range kLabelSmoothingRange = Range::half_open(0, 0.5).because(
     "with one half of the labels wrong they say nothing, with more the opposite");
 
@@ -265,8 +265,8 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
     const ScalarOf<T> preference = math::sum(out.losses) / pairs;
     regularizer.add_to(out, in, pairs);
     finish(out, pairs);
-    out.chosen_rewards = loss.beta() * worth(w);
-    out.rejected_rewards = loss.beta() * worth(l);
+    out.chosen_rewards = loss.beta() * rewarded(this->options_.score, w);
+    out.rejected_rewards = loss.beta() * rewarded(this->options_.score, l);
     out.margins = out.chosen_rewards - out.rejected_rewards;
     if (regularizer.kName != nullptr) {
       out.terms = {{"preference", preference}, {regularizer.kName, out.loss - preference}};
@@ -295,14 +295,6 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
   }
 
  private:
-  /// What beta makes a reward of: the log-ratio, as in TRL, or without a reference the mean
-  /// log-prob of a token where the loss looks at that.
-  template <class T>
-  const T& worth(const BasicSideScore<T>& side) const {
-    const ScoreOptions& score = this->options_.score;
-    return score.reference_free && score.length_normalized ? side.score : side.logratio;
-  }
-
   template <class T>
   auto link_for(const BasicPairLogps<T>& in) const {
     if constexpr (requires { this->self().link(in); }) {

@@ -63,6 +63,13 @@ struct BasicSideScore {
   T d_head;    ///< [batch] d score / d head_logps; undefined where ld_alpha is 1
 };
 
+/// What beta makes a reward of: the log-ratio, as in TRL, or without a reference the mean log-prob
+/// of a token where the loss looks at that.
+template <class T>
+const T& rewarded(const ScoreOptions& options, const BasicSideScore<T>& side) {
+  return options.reference_free && options.length_normalized ? side.score : side.logratio;
+}
+
 /// Score s of a completion from its log-probs, in nats:
 ///   Delta = lp - lp_ref        (reference_free: Delta = lp)
 ///   s = f'(e^Delta), over the completion's tokens where `length_normalized`

@@ -19,9 +19,11 @@ namespace prefopt {
 class PREFOPT_API Reference {
  public:
   virtual ~Reference() = default;
-  /// [S] float64: sums over the completion tokens of each sequence, nats.
+  /// [S] float64: sums over the completion tokens of each sequence, nats, with the batch's
+  /// token_weights as factors where it has some.
   virtual at::Tensor sequence_logps(const TokenBatch& batch) = 0;
-  /// [rows] float32 or float64: one value a completion token, sequence after sequence.
+  /// [rows] float32 or float64: one value a completion token, sequence after sequence, without
+  /// weights.
   virtual at::Tensor token_logps(const TokenBatch& batch) = 0;
   /// For references that move: the trainer calls it after each update of the policy. `step` counts
   /// optimizer steps from 1; one without an update counts too, but makes no call.

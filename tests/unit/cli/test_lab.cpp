@@ -37,7 +37,12 @@ TEST_CASE("prefopt lab: a list, an experiment with its files, errors", "[cli]") 
   const CliResult one =
       run_cli({"lab", "rdpo-rates", "--seeds", "1", "--out", folder.file("none")});
   CHECK(one.code == 2);
-  CHECK(one.err == "prefopt: --seeds: expected at least 2, or 0 for as many as usual, got 1\n");
+  CHECK(one.err ==
+        "prefopt: --seeds: expected from 2 to 1000000, or 0 for as many as usual, got 1\n");
+  const CliResult first =
+      run_cli({"lab", "rdpo-rates", "--first-seed", "-1", "--out", folder.file("none")});
+  CHECK(first.code == 2);
+  CHECK(first.err == "prefopt: --first-seed: expected from 0 to 1000000000, got -1\n");
   const CliResult file =
       run_cli({"lab", "rdpo-rates", "--out", folder.file("new/out/dpo-is-rlhf.csv")});
   CHECK(file.code == 3);

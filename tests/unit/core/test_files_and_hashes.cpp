@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <utility>
 
 #include "core/file.h"
 #include "core/folder_lock.h"
@@ -39,37 +40,64 @@ TEST_CASE("a lock is one holder's until it lets go", "[core]") {
                         ": expected a file to lock this folder by, got No such file or directory");
 }
 
-TEST_CASE("a lock ends with its process, however that ends", "[core]") {
-  const testing_support::TempDir dir;
-  int ready[2];
-  REQUIRE(::pipe(ready) == 0);
-  const pid_t child = ::fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
-    const FolderLock lock(dir.file("lock"));
-    if (::write(ready[1], "x", 1) == 1) ::pause();
+/// A process that holds a lock until it is killed, at the latest at the end of the scope.
+class Holder {
+ public:
+  explicit Holder(const std::string& path) {
+    int ready[2];
+    REQUIRE(::pipe(ready) == 0);
+    child_ = ::fork();
+    if (child_ == 0) hold(path, ready[1]);
+    ::close(ready[1]);
+    char byte = 0;
+    has_begun_ = child_ > 0 && ::read(ready[0], &byte, 1) == 1;
+    ::close(ready[0]);
+  }
+  ~Holder() { kill(); }
+  Holder(const Holder&) = delete;
+  Holder& operator=(const Holder&) = delete;
+
+  bool has_begun() const { return has_begun_; }
+  pid_t id() const { return child_; }
+  void kill() {
+    if (child_ <= 0) return;
+    ::kill(child_, SIGKILL);
+    ::waitpid(std::exchange(child_, -1), nullptr, 0);
+  }
+
+ private:
+  [[noreturn]] static void hold(const std::string& path, int ready) {
+    try {
+      const FolderLock lock(path);
+      if (lock.is_ours() && ::write(ready, "x", 1) == 1) ::pause();
+    } catch (...) {  // whoever waits for the byte sees it
+    }
     ::_exit(1);
   }
-  char byte = 0;
-  REQUIRE(::read(ready[0], &byte, 1) == 1);
-  ::close(ready[0]);
-  ::close(ready[1]);
-  CHECK(FolderLock(dir.file("lock")).holder() == "process " + std::to_string(child));
+
+  pid_t child_ = -1;
+  bool has_begun_ = false;
+};
+
+TEST_CASE("a lock ends with its process, however that ends", "[core]") {
+  const testing_support::TempDir dir;
+  Holder holder(dir.file("lock"));
+  REQUIRE(holder.has_begun());
+  CHECK(FolderLock(dir.file("lock")).holder() == "process " + std::to_string(holder.id()));
   // What stands there is for people, and anybody may have written it.
   std::ofstream(dir.file("lock")) << "<b>\n";
   CHECK(FolderLock(dir.file("lock")).holder() == "another process");
-  REQUIRE(::kill(child, SIGKILL) == 0);
-  REQUIRE(::waitpid(child, nullptr, 0) == child);
+  holder.kill();
   CHECK(FolderLock(dir.file("lock")).is_ours());
 }
 
-TEST_CASE("a lock's file that may only be read locks as well", "[core]") {
+TEST_CASE("what may only be read locks as well", "[core]") {
   const testing_support::TempDir dir;
-  std::ofstream(dir.file("lock")) << "";
-  std::filesystem::permissions(dir.file("lock"), std::filesystem::perms::owner_read);
+  // A folder: nobody may write to one, root neither.
+  std::filesystem::create_directory(dir.file("lock"));
   const FolderLock first(dir.file("lock"));
   CHECK(first.is_ours());
-  CHECK_FALSE(FolderLock(dir.file("lock")).is_ours());
+  CHECK(FolderLock(dir.file("lock")).holder() == "another process");
 }
 
 TEST_CASE("files are written whole or not at all", "[core]") {

@@ -40,9 +40,23 @@ TEST_CASE("lab: a 95 % interval covers the truth about that often", "[lab]") {
 
 TEST_CASE("lab: results come in the order of the seeds", "[lab]") {
   const auto by_seed = for_each_seed(
-      9, [](int seed) { return std::vector<double>{static_cast<double>(seed * seed)}; });
+      {3, 9}, [](int seed) { return std::vector<double>{static_cast<double>(seed * seed)}; });
   REQUIRE(by_seed.size() == 9);
-  for (std::size_t i = 0; i < 9; ++i) CHECK(by_seed[i][0] == static_cast<double>(i * i));
+  for (std::size_t i = 0; i < 9; ++i) {
+    CHECK(by_seed[i][0] == static_cast<double>((i + 3) * (i + 3)));
+  }
+}
+
+TEST_CASE("lab: differences and curves over seeds", "[lab]") {
+  const std::vector<std::vector<double>> by_seed{{9, 1, 2, 4}, {9, 3, 5, 6}, {9, 8, 11, 8}};
+  // Seed by seed: 1, 2, 3, whatever the columns themselves are.
+  const Estimate more = mean_difference(by_seed, 2, 1);
+  CHECK(more.value == Approx(2));
+  CHECK((more.low >= 1 && more.high <= 3 && more.low < more.high));
+  // (2 − 1) − (9 − 4), (5 − 3) − (9 − 6), (11 − 8) − (9 − 8).
+  CHECK(difference_of_differences(by_seed, {2, 1}, {0, 3}).value == Approx((-4 - 1 + 2) / 3.0));
+  CHECK(mean_ratio(by_seed, 1, 3).value == Approx(12.0 / 18));
+  CHECK(mean_curve(by_seed, {0, 1, 1}, 1, 3) == std::vector<double>{7.0 / 3, 4, 16.0 / 3});
 }
 
 TEST_CASE("lab: lines and files", "[lab]") {

@@ -98,18 +98,21 @@ TEST_CASE("gemm: a right factor in bfloat16 is widened", "[logps]") {
   }
 }
 
-TEST_CASE("gemm: a large number that is added to costs one rounding", "[logps]") {
+TEST_CASE("gemm: a large number that is added to costs a rounding a part of the depth", "[logps]") {
   // As in a residual stream of a trained model, whose largest numbers are thousands.
   constexpr double kLarge = 3000, kUlp = 1.0 / 4096;  // of float32 between 2048 and 4096
-  const at::Tensor a = random_normal({30, 576}, at::kFloat, 1).mul_(0.1);
-  const at::Tensor b = random_normal({576, 50}, at::kFloat, 2).mul_(0.1);
-  const at::Tensor c = at::full({30, 50}, kLarge, at::kFloat);
-  const at::Tensor expected = a.to(at::kDouble).matmul(b.to(at::kDouble)).add_(kLarge);
-  for (const std::int64_t target : simd_targets()) {
-    const SimdTarget simd(target);
-    INFO(simd_name(target));
-    const at::Tensor error = product<float>(a, b, c, true).to(at::kDouble).sub_(expected).abs_();
-    CHECK(error.max().item<double>() <= 0.51 * kUlp);
+  for (const std::int64_t depth : {576, 1536}) {
+    const auto parts = static_cast<double>((depth + kDepthAtOnce - 1) / kDepthAtOnce);
+    const at::Tensor a = random_normal({30, depth}, at::kFloat, 1).mul_(0.1);
+    const at::Tensor b = random_normal({depth, 50}, at::kFloat, 2).mul_(0.1);
+    const at::Tensor c = at::full({30, 50}, kLarge, at::kFloat);
+    const at::Tensor expected = a.to(at::kDouble).matmul(b.to(at::kDouble)).add_(kLarge);
+    for (const std::int64_t target : simd_targets()) {
+      const SimdTarget simd(target);
+      INFO(simd_name(target) << ", depth " << depth);
+      const at::Tensor error = product<float>(a, b, c, true).to(at::kDouble).sub_(expected).abs_();
+      CHECK(error.max().item<double>() <= 0.51 * parts * kUlp);
+    }
   }
 }
 

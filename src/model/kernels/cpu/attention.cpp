@@ -92,6 +92,7 @@ HWY_INLINE void multiply_registers(StridedMatrix<T> a, std::int64_t depth, Rows<
     left += a.column_stride;
     right += b.stride;
   }
+  // Added at the end, so that terms are not rounded to the size of what is there.
   HWY_UNROLL(8)
   for (int i = 0; i < kM; ++i) {
     HWY_UNROLL(4)
