@@ -95,6 +95,9 @@ Metrics StepMetrics::finish() const {
       ++value;
     }
   }
+  for (auto& [name, value] : metrics) {
+    if (std::isnan(value)) value = std::abs(value);  // the sign of a NaN says nothing
+  }
   std::stable_sort(metrics.begin(), metrics.end(),
                    [](const auto& a, const auto& b) { return rank(a.first) < rank(b.first); });
   return metrics;

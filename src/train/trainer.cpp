@@ -808,13 +808,10 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
   impl_->optimizer.zero_grad();
   if (++impl_->skipped_in_a_row == kMaxSkipped) {
     const bool bad_loss = !std::isfinite(loss);
-    const double value = bad_loss ? loss : grad_norm;
     throw NonFiniteError(fmt::format(
         "step {}: expected a finite {}, got {}; this is step {} in a row without an update, try a "
         "lower learning rate",
-        number, bad_loss ? "loss" : "gradient norm",
-        std::isnan(value) ? std::abs(value) : value,  // the sign of a NaN says nothing
-        kMaxSkipped));
+        number, bad_loss ? "loss" : "gradient norm", bad_loss ? loss : grad_norm, kMaxSkipped));
   }
   sums.set("skipped", 1);
   return sums.finish();

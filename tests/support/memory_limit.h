@@ -11,17 +11,22 @@
 
 namespace prefopt::testing_support {
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kLimitsMemory = false;
+#else
+inline constexpr bool kLimitsMemory = true;
+#endif
+
 /// While this lives the process gets at most 256 MiB more: whoever trusts a size that a bad file
 /// names runs into it. Sanitizers reserve addresses of their own and are left alone.
 class MemoryLimit {
  public:
   MemoryLimit() {
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    if (!kLimitsMemory) return;
     constexpr rlim_t kMore = rlim_t{256} << 20;
     rlim_t pages = 0;
     std::ifstream("/proc/self/statm") >> pages;
     set(pages * static_cast<rlim_t>(::sysconf(_SC_PAGESIZE)) + kMore);
-#endif
   }
   ~MemoryLimit() { ::setrlimit(RLIMIT_AS, &before_); }
   MemoryLimit(const MemoryLimit&) = delete;

@@ -10,6 +10,7 @@
 #include "support/bigram_policy.h"
 #include "support/catch.h"
 #include "support/errors.h"
+#include "train/metrics.h"
 
 namespace prefopt {
 namespace {
@@ -617,6 +618,17 @@ TEST_CASE("a metric that is not there is an error that lists those that are", "[
   CHECK(metric(metrics, "kl") == 2);
   CHECK_THROWS_TEXT(metric(metrics, "reward"), Error,
                     "metric: expected one of loss, kl, got 'reward'");
+}
+
+TEST_CASE("a metric that is not a number has no sign", "[train]") {
+  detail::StepMetrics metrics;
+  metrics.add_total("loss", torch::full({}, -kNan, torch::kDouble));
+  metrics.set("grad_norm", -kNan);
+  for (const auto& [name, value] : metrics.finish()) {
+    CAPTURE(name);
+    CHECK(std::isnan(value));
+    CHECK_FALSE(std::signbit(value));
+  }
 }
 
 TEST_CASE("gradients of a check leave the trainer as it was", "[train]") {
