@@ -101,7 +101,6 @@ Report hypo_coverage(const Settings& settings) {
   std::vector<double> nats;
   for (const double rarity : kRarities) nats.push_back(std::log(rarity));
   std::vector<Estimate> slopes;
-  double largest_hypo = 0;
   for (std::size_t c = 0; c < kCases.size(); ++c) {
     detail::Series series{.name = kCases[c].name};
     for (std::size_t i = 0; i < points; ++i) {
@@ -110,9 +109,6 @@ Report hypo_coverage(const Settings& settings) {
       add_point(series, kRarities[i], distance);
       report.data[0].rows.push_back({kCases[c].name, kRarities[i], distance.value, distance.low,
                                      distance.high, reward.value});
-      for (const auto& row : by_seed) {
-        if (c == 1) largest_hypo = std::max(largest_hypo, row[c * points + i]);
-      }
     }
     chart.series.push_back(std::move(series));
     slopes.push_back(bootstrap(by_seed.size(), [&](const std::vector<std::size_t>& seeds) {
@@ -126,6 +122,7 @@ Report hypo_coverage(const Settings& settings) {
   const Estimate advantage = mean_difference(by_seed, hypo, rewards + points - 1);
   const Estimate gain = mean_difference(by_seed, hypo, rewards + kCases.size() * points);
   const double bound = std::log(2) / kLambda;
+  const double largest_hypo = largest(by_seed, points, points);
   report.verdicts = {
       {"DPO's KL(π ‖ π_ref) against log(1/p): slope", slopes[0], "1 within 0.1",
        std::abs(slopes[0].value - 1) < 0.1},

@@ -10,9 +10,9 @@
 #include <cmath>
 
 #include "lab/experiments.h"
+#include "lab/gains.h"
 #include "lab/neural_task.h"
 #include "prefopt/exact/measures.h"
-#include "prefopt/exact/minimize.h"
 
 namespace prefopt::lab {
 namespace {
@@ -58,16 +58,6 @@ struct Columns {
   std::size_t size() const { return points * (1 + 4 * kCases.size()); }
 };
 
-/// The table of the log-linear class that minimizes the loss.
-Table best_table(const std::string& loss, const Table& ref, const NeuralTask& task,
-                 const Pairs& pairs) {
-  const SoftmaxPolicy policy = SoftmaxPolicy::log_linear(ref, task.features);
-  const Objective objective(ExactLoss(loss), policy, ref, pairs);
-  const Minimum found =
-      minimize(objective, Eigen::VectorXd::Zero(policy.parameters()), {.gradient_tolerance = 1e-9});
-  return policy.logps(found.theta);
-}
-
 std::vector<double> run_seed(int number, const std::vector<double>& all) {
   const auto seed = static_cast<std::uint64_t>(number);
   const NeuralTask task(seed, kDisappointment);
@@ -94,8 +84,8 @@ std::vector<double> run_seed(int number, const std::vector<double>& all) {
                                           .batch = kBatch},
                                          seed);
       for (const bool exact : {false, true}) {
-        const Table logps =
-            exact ? best_table(kCases[c].loss, ref, task, pairs) : answers(*network).strings();
+        const Table logps = exact ? best_table(kCases[c].loss, ref, task.features, pairs)
+                                  : answers(*network).strings();
         row[columns.kl(exact, c, i)] = kl(logps, ref);
         row[columns.gain(exact, c, i)] = gain(logps, ref, task.rewards);
       }
@@ -103,8 +93,6 @@ std::vector<double> run_seed(int number, const std::vector<double>& all) {
   }
   return row;
 }
-
-using BySeed = std::vector<std::vector<double>>;
 
 void draw(const BySeed& by_seed, const Columns& columns, Report& report) {
   Data data{"neural-coverage",
@@ -137,14 +125,6 @@ Estimate slope_of(const BySeed& by_seed, const Columns& columns, bool exact, std
   });
 }
 
-double largest_of(const BySeed& by_seed, std::size_t first, std::size_t points) {
-  double largest = 0;
-  for (const auto& row : by_seed) {
-    for (std::size_t i = 0; i < points; ++i) largest = std::max(largest, row[first + i]);
-  }
-  return largest;
-}
-
 }  // namespace
 
 Report neural_coverage(const Settings& settings) {
@@ -162,8 +142,7 @@ Report neural_coverage(const Settings& settings) {
   const Estimate exact_dpo = slope_of(by_seed, columns, true, kDpoPartial);
   const Estimate hypo = slope_of(by_seed, columns, false, kHypoPartial);
   const Estimate control = slope_of(by_seed, columns, false, kDpoAll);
-  const double largest_hypo =
-      largest_of(by_seed, columns.kl(false, kHypoPartial, 0), columns.points);
+  const double largest_hypo = largest(by_seed, columns.kl(false, kHypoPartial, 0), columns.points);
   const Estimate distance = mean(by_seed, kl_of(kDpoPartial));
   const Estimate distance_all = mean(by_seed, kl_of(kDpoAll));
   const Estimate further = mean_difference(by_seed, kl_of(kDpoPartial), kl_of(kDpoAll));

@@ -13,7 +13,6 @@
 #include "lab/experiments.h"
 #include "lab/neural_task.h"
 #include "prefopt/exact/measures.h"
-#include "prefopt/exact/minimize.h"
 
 namespace prefopt::lab {
 namespace {
@@ -49,7 +48,6 @@ std::vector<double> run_seed(int number, const std::vector<double>& ns) {
   const Table uniform = log_softmax(Table::Zero(kStrings, kPrompts));
   const auto reference = supervised_network(Language::kClosed, uniform, seed);
   const Table ref = answers(*reference).strings();
-  const SoftmaxPolicy policy = SoftmaxPolicy::log_linear(ref, task.features);
 
   std::vector<double> row;
   for (const Case& one : kCases) {
@@ -67,10 +65,8 @@ std::vector<double> run_seed(int number, const std::vector<double>& ns) {
                                           .batch = kBatch},
                                          seed);
       row.push_back(suboptimality_gap(answers(*network).strings(), ref, task.rewards, kBeta));
-      const Objective objective(ExactLoss(one.loss), policy, ref, pairs);
-      const Minimum found = minimize(objective, Eigen::VectorXd::Zero(policy.parameters()),
-                                     {.gradient_tolerance = 1e-9});
-      exact_gaps.push_back(suboptimality_gap(policy.logps(found.theta), ref, task.rewards, kBeta));
+      exact_gaps.push_back(suboptimality_gap(best_table(one.loss, ref, task.features, pairs), ref,
+                                             task.rewards, kBeta));
     }
     row.insert(row.end(), exact_gaps.begin(), exact_gaps.end());
   }

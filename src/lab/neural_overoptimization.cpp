@@ -14,6 +14,7 @@
 #include <array>
 
 #include "lab/experiments.h"
+#include "lab/gains.h"
 #include "lab/neural_task.h"
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
@@ -85,16 +86,6 @@ struct Columns {
   }
 };
 
-double chosen_logps(const Table& logps, const Table& ref, const Pairs& pairs) {
-  double sum = 0;
-  for (Index i = 0; i < pairs.size(); ++i) {
-    const auto at = static_cast<std::size_t>(i);
-    const Index x = pairs.prompts[at], y = pairs.chosen[at];
-    sum += pairs.weights[i] * (logps(y, x) - ref(y, x));
-  }
-  return sum;
-}
-
 Curves train_transformer(const Decoder& reference, const Case& one, const NeuralTask& task,
                          const Pairs& pairs, std::uint64_t seed, const std::vector<int>& steps) {
   const Answers ref = answers(*reference.frozen_copy());
@@ -109,7 +100,7 @@ Curves train_transformer(const Decoder& reference, const Case& one, const Neural
                   if (!std::binary_search(steps.begin(), steps.end(), step)) return;
                   const Answers now = answers(policy);
                   curves[kReward].push_back(gain(now.outcomes, ref.outcomes, all_rewards));
-                  curves[kChosen].push_back(chosen_logps(now.outcomes, ref.outcomes, pairs));
+                  curves[kChosen].push_back(chosen_gain(now.outcomes, ref.outcomes, pairs));
                   curves[kElse].push_back(now.outcomes.row(kStrings).exp().mean());
                 });
   return curves;
@@ -126,7 +117,7 @@ Curves train_table(const Table& ref, const Case& one, const NeuralTask& task, co
             if (!std::binary_search(steps.begin(), steps.end(), step)) return;
             const Table logps = policy.logps(theta);
             curves[kReward].push_back(gain(logps, ref, task.rewards));
-            curves[kChosen].push_back(chosen_logps(logps, ref, pairs));
+            curves[kChosen].push_back(chosen_gain(logps, ref, pairs));
             curves[kElse].push_back(0);
           });
   return curves;
@@ -155,8 +146,6 @@ std::vector<double> run_seed(int number, const std::vector<int>& steps) {
   }
   return row;
 }
-
-using BySeed = std::vector<std::vector<double>>;
 
 void draw(const BySeed& by_seed, const Columns& columns, const std::vector<int>& steps,
           Report& report) {

@@ -10,6 +10,7 @@
 
 #include "prefopt/error.h"
 #include "prefopt/exact/measures.h"
+#include "prefopt/exact/minimize.h"
 #include "prefopt/logps/sequence_logps.h"
 #include "prefopt/losses/registry.h"
 #include "prefopt/model/reference.h"
@@ -123,8 +124,13 @@ Table with_anything_else(const Table& rewards) {
   return all;
 }
 
-double gain(const Table& logps, const Table& ref, const Table& rewards) {
-  return expectation(logps, rewards) - expectation(ref, rewards);
+Table best_table(const std::string& loss, const Table& ref, const Eigen::MatrixXd& features,
+                 const Pairs& pairs) {
+  const SoftmaxPolicy policy = SoftmaxPolicy::log_linear(ref, features);
+  const Objective objective(ExactLoss(loss), policy, ref, pairs);
+  const Minimum found =
+      minimize(objective, Eigen::VectorXd::Zero(policy.parameters()), {.gradient_tolerance = 1e-9});
+  return policy.logps(found.theta);
 }
 
 std::shared_ptr<Decoder> fresh_network(Language language, std::uint64_t seed) {

@@ -70,8 +70,9 @@ Answers answers(Policy& policy);
 /// Rewards of outcomes: anything else is as good as the prompt's worst string.
 exact::Table with_anything_else(const exact::Table& rewards);
 
-/// Expected reward above the reference's.
-double gain(const exact::Table& logps, const exact::Table& ref, const exact::Table& rewards);
+/// What the log-linear class over `features` answers at the least of the loss.
+exact::Table best_table(const std::string& loss, const exact::Table& ref,
+                        const Eigen::MatrixXd& features, const exact::Pairs& pairs);
 
 /// A small transformer with weights of the seed, the same however many threads there are.
 std::shared_ptr<Decoder> fresh_network(Language language, std::uint64_t seed);

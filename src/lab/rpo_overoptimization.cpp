@@ -14,6 +14,7 @@
 #include <cmath>
 
 #include "lab/experiments.h"
+#include "lab/gains.h"
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
@@ -91,15 +92,8 @@ Curves train(World world, const Case& one, const std::vector<int>& steps) {
           [&](int step, const VectorXd& theta) {
             if (!std::binary_search(steps.begin(), steps.end(), step)) return;
             const Table logps = policy.logps(theta);
-            curves.reward.push_back(expectation(logps, world.rewards) -
-                                    expectation(world.ref, world.rewards));
-            double chosen = 0;
-            for (Index i = 0; i < pairs.size(); ++i) {
-              const auto at = static_cast<std::size_t>(i);
-              const Index x = pairs.prompts[at], y = pairs.chosen[at];
-              chosen += pairs.weights[i] * (logps(y, x) - world.ref(y, x));
-            }
-            curves.chosen.push_back(chosen);
+            curves.reward.push_back(gain(logps, world.ref, world.rewards));
+            curves.chosen.push_back(chosen_gain(logps, world.ref, pairs));
           });
   return curves;
 }

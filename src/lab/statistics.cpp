@@ -12,7 +12,6 @@
 namespace prefopt::lab {
 namespace {
 
-using BySeed = std::vector<std::vector<double>>;
 using Seeds = std::vector<std::size_t>;
 
 double root_mean_square_of(const BySeed& by_seed, const Seeds& seeds, std::size_t column) {
@@ -76,6 +75,14 @@ Estimate mean_ratio(const BySeed& by_seed, std::size_t column, std::size_t over)
     return mean_curve(by_seed, seeds, column, 1).front() /
            mean_curve(by_seed, seeds, over, 1).front();
   });
+}
+
+double largest(const BySeed& by_seed, std::size_t first, std::size_t points) {
+  double most = by_seed.at(0)[first];
+  for (const auto& row : by_seed) {
+    for (std::size_t i = 0; i < points; ++i) most = std::max(most, row[first + i]);
+  }
+  return most;
 }
 
 std::vector<double> mean_curve(const BySeed& by_seed, const Seeds& seeds, std::size_t first,

@@ -24,9 +24,11 @@ struct SeedRange {
   int count = 0;
 };
 
+/// Numbers of instances, a row each.
+using BySeed = std::vector<std::vector<double>>;
+
 /// Calls f(seed) for each of them on all threads; results in the order of the seeds.
-std::vector<std::vector<double>> for_each_seed(
-    SeedRange seeds, const std::function<std::vector<double>(int seed)>& f);
+BySeed for_each_seed(SeedRange seeds, const std::function<std::vector<double>(int seed)>& f);
 
 /// `statistic` of all seeds, with a percentile bootstrap over them (Efron 1979); the same on every
 /// platform. It is given the numbers of the seeds to use, repeated as they were drawn.
@@ -34,35 +36,33 @@ Estimate bootstrap(std::size_t seeds,
                    const std::function<double(const std::vector<std::size_t>&)>& statistic);
 
 /// The mean over seeds of a column of for_each_seed's result.
-Estimate mean(const std::vector<std::vector<double>>& by_seed, std::size_t column);
+Estimate mean(const BySeed& by_seed, std::size_t column);
 
 /// The same of a column less another, seed by seed.
-Estimate mean_difference(const std::vector<std::vector<double>>& by_seed, std::size_t column,
-                         std::size_t less);
+Estimate mean_difference(const BySeed& by_seed, std::size_t column, std::size_t less);
 
 /// The mean over seeds of (a.first − a.second) − (b.first − b.second), columns all of them.
-Estimate difference_of_differences(const std::vector<std::vector<double>>& by_seed,
-                                   std::pair<std::size_t, std::size_t> a,
+Estimate difference_of_differences(const BySeed& by_seed, std::pair<std::size_t, std::size_t> a,
                                    std::pair<std::size_t, std::size_t> b);
 
 /// The mean over seeds of one column over that of another.
-Estimate mean_ratio(const std::vector<std::vector<double>>& by_seed, std::size_t column,
-                    std::size_t over);
+Estimate mean_ratio(const BySeed& by_seed, std::size_t column, std::size_t over);
+
+/// Of columns [first, first + points), over all seeds.
+double largest(const BySeed& by_seed, std::size_t first, std::size_t points);
 
 /// Means over the `seeds` of a resample of columns [first, first + points).
-std::vector<double> mean_curve(const std::vector<std::vector<double>>& by_seed,
-                               const std::vector<std::size_t>& seeds, std::size_t first,
-                               std::size_t points);
+std::vector<double> mean_curve(const BySeed& by_seed, const std::vector<std::size_t>& seeds,
+                               std::size_t first, std::size_t points);
 
 /// Slope of the least-squares line through the points.
 double slope(const std::vector<double>& xs, const std::vector<double>& ys);
 
 /// The exponent k of y ~ x^k, from root mean squares over seeds: y at xs[i] is column
 /// `first_column + i`.
-Estimate exponent(const std::vector<std::vector<double>>& by_seed, std::size_t first_column,
-                  const std::vector<double>& xs);
+Estimate exponent(const BySeed& by_seed, std::size_t first_column, const std::vector<double>& xs);
 
 /// sqrt(mean of squares) over seeds of a column.
-Estimate root_mean_square(const std::vector<std::vector<double>>& by_seed, std::size_t column);
+Estimate root_mean_square(const BySeed& by_seed, std::size_t column);
 
 }  // namespace prefopt::lab

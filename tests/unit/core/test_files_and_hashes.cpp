@@ -14,6 +14,7 @@
 #include "core/text.h"
 #include "prefopt/error.h"
 #include "support/catch.h"
+#include "support/child.h"
 #include "support/errors.h"
 #include "support/temp_dir.h"
 
@@ -46,11 +47,13 @@ class Holder {
   explicit Holder(const std::string& path) {
     int ready[2];
     REQUIRE(::pipe(ready) == 0);
-    child_ = ::fork();
-    if (child_ == 0) hold(path, ready[1]);
+    child_ = testing_support::start_child([&] {
+      const FolderLock lock(path);
+      if (lock.is_ours() && ::write(ready[1], "x", 1) == 1) ::pause();
+    });
     ::close(ready[1]);
     char byte = 0;
-    has_begun_ = child_ > 0 && ::read(ready[0], &byte, 1) == 1;
+    has_begun_ = ::read(ready[0], &byte, 1) == 1;
     ::close(ready[0]);
   }
   ~Holder() { kill(); }
@@ -66,15 +69,6 @@ class Holder {
   }
 
  private:
-  [[noreturn]] static void hold(const std::string& path, int ready) {
-    try {
-      const FolderLock lock(path);
-      if (lock.is_ours() && ::write(ready, "x", 1) == 1) ::pause();
-    } catch (...) {  // whoever waits for the byte sees it
-    }
-    ::_exit(1);
-  }
-
   pid_t child_ = -1;
   bool has_begun_ = false;
 };

@@ -19,6 +19,7 @@
 #include "prefopt/train/run.h"
 #include "support/catch.h"
 #include "support/checkpoint_parts.h"
+#include "support/child.h"
 #include "support/errors.h"
 #include "support/no_sync.h"
 #include "support/run_scene.h"
@@ -202,20 +203,6 @@ TEST_CASE("whatever call fails, the last checkpoint is whole and one step is los
     CHECK(failed >= (std::string(fault.name) == "short write" ? 0 : 2));
   }
   std::cout << "counted: " << tried << " n-th failures of " << faults().size() << " kinds\n";
-}
-
-/// Runs `work` in a child process, which ends with 0 where it returns.
-pid_t start_child(const std::function<void()>& work) {
-  const pid_t child = ::fork();
-  REQUIRE(child >= 0);
-  if (child > 0) return child;
-  int code = 1;
-  try {
-    work();
-    code = 0;
-  } catch (...) {  // the code says it
-  }
-  ::_exit(code);
 }
 
 int wait_for(pid_t child) {
