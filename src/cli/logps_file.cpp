@@ -69,7 +69,7 @@ constexpr std::pair<std::string_view, std::string_view> kSameTokens[] = {
     {"sample_logps", "ref_sample_logps"},
 };
 
-const std::vector<std::string_view> kNonFinite{"NaN", "-Infinity", "Infinity"};
+const std::vector<std::string_view> kNonFiniteNames{"NaN", "-Infinity", "Infinity"};
 
 bool holds(const std::vector<std::string_view>& names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
@@ -82,10 +82,10 @@ std::string quote_non_finite(std::string_view line) {
   bool in_text = false;
   for (std::size_t i = 0; i < line.size(); ++i) {
     const auto literal =
-        in_text ? kNonFinite.end()
-                : std::find_if(kNonFinite.begin(), kNonFinite.end(),
+        in_text ? kNonFiniteNames.end()
+                : std::find_if(kNonFiniteNames.begin(), kNonFiniteNames.end(),
                                [&](auto name) { return line.substr(i).starts_with(name); });
-    if (literal != kNonFinite.end()) {
+    if (literal != kNonFiniteNames.end()) {
       quoted += fmt::format("\"{}\"", *literal);
       i += literal->size() - 1;
       continue;
@@ -102,7 +102,7 @@ std::string quote_non_finite(std::string_view line) {
 
 // As it stood in the file.
 std::string shown(const Json& value) {
-  const bool quoted_here = value.is_string() && holds(kNonFinite, value.get<std::string>());
+  const bool quoted_here = value.is_string() && holds(kNonFiniteNames, value.get<std::string>());
   return quoted_here ? value.get<std::string>() : detail::shown_json(value);
 }
 

@@ -58,7 +58,7 @@ at::Tensor statistics_of(const at::Tensor& z, const at::Tensor& targets, bool al
   return at::stack(rows).masked_fill_(targets.eq(kIgnoredTarget), 0);
 }
 
-at::Tensor token_logps(const at::Tensor& logits, const at::Tensor& targets, double scale,
+at::Tensor aten_token_logps(const at::Tensor& logits, const at::Tensor& targets, double scale,
                        double softcap, double temperature, bool all_statistics,
                        const std::optional<at::Tensor>& gradient) {
   if (logits.size(0) == 0) {
@@ -201,7 +201,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_token_logps_backward(
 
 }  // namespace
 
-const LogpsOperators kAtenLogps{token_logps, token_logps_backward, linear_token_logps,
+const LogpsOperators kAtenLogps{aten_token_logps, token_logps_backward, linear_token_logps,
                                 linear_token_logps_backward};
 
 }  // namespace prefopt

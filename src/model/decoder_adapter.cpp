@@ -19,6 +19,7 @@
 
 #include "core/file.h"
 #include "core/json.h"
+#include "core/text.h"
 #include "model/decoder_impl.h"
 #include "model/network.h"
 #include "prefopt/error.h"
@@ -28,21 +29,17 @@
 namespace prefopt {
 namespace {
 
+using detail::contains;
 using detail::Json;
 
 constexpr std::array kTargets = std::to_array<std::string_view>(
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"});
 
 // Fields of PEFT's file that say where an adapter came from or how it is trained on.
-constexpr std::array kHarmless = std::to_array<std::string_view>(
+constexpr std::array kAdapterHarmless = std::to_array<std::string_view>(
     {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "inference_mode",
      "init_lora_weights", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size",
      "revision", "task_type"});
-
-template <class Names>
-bool contains(const Names& names, std::string_view name) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
 
 double scale_of(const LoraOptions& options) {
   const auto rank = static_cast<double>(options.r);
@@ -108,7 +105,7 @@ LoraOptions read_adapter_config(const std::string& path) {
       known[name] = value;
     } else if (name == "bias" && value != "none") {
       fail(R"(bias to be "none")", detail::shown_json(value));
-    } else if (name != "peft_type" && name != "bias" && !contains(kHarmless, name) &&
+    } else if (name != "peft_type" && name != "bias" && !contains(kAdapterHarmless, name) &&
                !says_nothing(value)) {
       fail("fields that this decoder understands",
            fmt::format("'{}': {}", name, detail::shown_json(value)));

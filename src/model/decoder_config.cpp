@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "core/file.h"
+#include "core/text.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -192,11 +193,6 @@ const std::vector<Required>& required_values() {
       {"quantization_config", nullptr},
   };
   return kRequired;
-}
-
-template <class Names>
-bool contains(const Names& names, std::string_view name) {
-  return std::find(names.begin(), names.end(), name) != names.end();
 }
 
 class ConfigReader {

@@ -24,7 +24,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "the mapped data is little-endian");
 
 constexpr std::uint64_t kMaxNameBytes = 65535;  // of a key, by the format
-constexpr std::uint32_t kMaxRank = 4;           // of ggml
+constexpr std::uint32_t kMaxGgufRank = 4;           // of ggml
 constexpr std::uint64_t kDefaultAlignment = 32;
 constexpr int kMaxNesting = 8;
 // What one of these takes in a file at least.
@@ -381,9 +381,9 @@ class Parser {
   std::uint64_t read_shape(GgufTensor& tensor) {
     const std::uint64_t begin = cursor_.at();
     const auto rank = cursor_.number<std::uint32_t>("number of dimensions");
-    if (rank > kMaxRank) {
+    if (rank > kMaxGgufRank) {
       cursor_.fail(begin,
-                   fmt::format("at most {} dimensions of tensor '{}'", kMaxRank, tensor.name),
+                   fmt::format("at most {} dimensions of tensor '{}'", kMaxGgufRank, tensor.name),
                    fmt::format("{}", rank));
     }
     // Low enough for the bytes of float64; strides are products without the empty dimensions.

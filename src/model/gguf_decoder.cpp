@@ -10,13 +10,14 @@
 #include <cstdint>
 #include <numbers>
 
+#include "core/text.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
 namespace {
 
 // Behind "ARCHITECTURE.", read below.
-constexpr std::array kUnderstood = std::to_array<std::string_view>({
+constexpr std::array kGgufUnderstood = std::to_array<std::string_view>({
     "block_count",
     "context_length",
     "embedding_length",
@@ -32,20 +33,20 @@ constexpr std::array kUnderstood = std::to_array<std::string_view>({
 });
 
 // Says of what the weights were made, not what to compute.
-constexpr std::array kHarmless = std::to_array<std::string_view>({
+constexpr std::array kGgufHarmless = std::to_array<std::string_view>({
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
     "tensor_data_layout",
 });
 
 // Would change results: only the value that leaves them as the decoder computes is taken.
-struct Required {
+struct GgufRequired {
   std::string_view name;
   Json value;
 };
 
-const std::vector<Required>& required_values() {
-  static const std::vector<Required> kRequired = {
+const std::vector<GgufRequired>& gguf_required_values() {
+  static const std::vector<GgufRequired> kRequired = {
       {"attention.causal", true},    {"attention.sliding_window", 0},  {"expert_count", 0},
       {"expert_used_count", 0},      {"rope.scale_linear", 1.0},       {"rope.scaling.factor", 1.0},
       {"rope.scaling.type", "none"}, {"use_parallel_residual", false},
@@ -76,11 +77,6 @@ constexpr std::array kModelParts = std::to_array<PartName>({
     {"output_norm.weight", "model.norm.weight"},
     {"output.weight", "lm_head.weight"},
 });
-
-template <class Names>
-bool contains(const Names& names, std::string_view name) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
 
 // "attn_q" of "blk.12.attn_q.weight", with what stands before and behind; empty where there is no
 // such form.
@@ -121,9 +117,9 @@ double llama3_divisor(const DecoderOptions& options, std::int64_t index) {
   return 1 / ((1 - share) / options.rope_scaling_factor + share);
 }
 
-class ConfigReader {
+class GgufConfigReader {
  public:
-  explicit ConfigReader(const GgufFile& file)
+  explicit GgufConfigReader(const GgufFile& file)
       : file_(file), architecture_(file.text("general.architecture")) {}
 
   DecoderOptions read() const {
@@ -176,16 +172,16 @@ class ConfigReader {
     for (const std::string& key : file_.keys()) {
       if (!key.starts_with(prefix)) continue;
       const std::string_view name = std::string_view(key).substr(prefix.size());
-      const auto is_it = [&](const Required& field) { return field.name == name; };
-      if (!contains(kUnderstood, name) && !contains(kHarmless, name) &&
-          std::none_of(required_values().begin(), required_values().end(), is_it)) {
+      const auto is_it = [&](const GgufRequired& field) { return field.name == name; };
+      if (!contains(kGgufUnderstood, name) && !contains(kGgufHarmless, name) &&
+          std::none_of(gguf_required_values().begin(), gguf_required_values().end(), is_it)) {
         fail("metadata that this decoder understands", "'" + key + "'");
       }
     }
   }
 
   void check_required_values() const {
-    for (const auto& [name, value] : required_values()) {
+    for (const auto& [name, value] : gguf_required_values()) {
       if (!has(name)) continue;
       const Json given = json_like(value, key(name));
       if (given != value) {
@@ -274,7 +270,7 @@ at::Tensor halves_from_pairs(const at::Tensor& weight, std::int64_t heads) {
 
 DecoderConfig read_gguf_config(const GgufFile& file) {
   try {
-    const DecoderOptions options = ConfigReader(file).read();
+    const DecoderOptions options = GgufConfigReader(file).read();
     return {options, make_decoder_config(options)};
   } catch (const ConfigError& error) {
     throw CheckpointError(error.what());

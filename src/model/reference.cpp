@@ -67,7 +67,7 @@ std::string key_of(const TokenBatch& batch, std::int64_t s) {
 }
 
 // What the disk knows of one sequence. `tokens` stays empty at sequence level.
-struct Entry {
+struct CacheEntry {
   double sum;
   std::vector<double> tokens;
 };
@@ -98,7 +98,7 @@ struct CacheFile {
             {"model", model}};
   }
 
-  void write(const std::map<std::string, Entry>& entries, at::ScalarType token_dtype) const {
+  void write(const std::map<std::string, CacheEntry>& entries, at::ScalarType token_dtype) const {
     std::vector<std::uint8_t> keys;
     std::vector<double> sums, tokens;
     std::vector<std::int64_t> offsets{0};
@@ -118,7 +118,7 @@ struct CacheFile {
     write_safetensors(path, file);
   }
 
-  std::map<std::string, Entry> read(at::ScalarType& token_dtype) const {
+  std::map<std::string, CacheEntry> read(at::ScalarType& token_dtype) const {
     const SafetensorsFile file = read_safetensors(path);
     if (file.metadata != metadata()) {
       fail(fmt::format("metadata of format {}, level {}, model {}", kFormat, level_name(level),
@@ -135,7 +135,7 @@ struct CacheFile {
     }
     const std::int64_t count = keys.size(0);
     const at::Tensor sums = find(file, "sequence_logps", {at::kDouble}, count);
-    std::map<std::string, Entry> entries;
+    std::map<std::string, CacheEntry> entries;
     for (std::int64_t i = 0; i < count; ++i) {
       const auto* key = static_cast<const char*>(keys.const_data_ptr()) + i * kKeyLength;
       entries[std::string(key, kKeyLength)].sum =
@@ -148,7 +148,7 @@ struct CacheFile {
 
  private:
   void read_tokens(const SafetensorsFile& file, const at::Tensor& keys,
-                   std::map<std::string, Entry>& entries, at::ScalarType& token_dtype) const {
+                   std::map<std::string, CacheEntry>& entries, at::ScalarType& token_dtype) const {
     const at::Tensor stored = find(file, "token_logps", {at::kFloat, at::kDouble});
     token_dtype = stored.scalar_type();
     const at::Tensor wide = stored.to(at::kDouble);
@@ -205,14 +205,14 @@ std::shared_ptr<Reference> make_frozen_reference(std::shared_ptr<Policy> policy)
 struct CachedReference::Impl {
   std::shared_ptr<Policy> inner;
   CacheFile file;
-  std::map<std::string, Entry> entries;
+  std::map<std::string, CacheEntry> entries;
   at::ScalarType token_dtype = at::kFloat;
   bool unwritten = false;
   std::int64_t hits = 0;
   std::int64_t misses = 0;
 
   // Entries of all sequences of `batch`, which is contiguous and on the CPU.
-  std::vector<const Entry*> look_up(const TokenBatch& batch) {
+  std::vector<const CacheEntry*> look_up(const TokenBatch& batch) {
     std::vector<std::string> keys;
     std::vector<std::int64_t> missing;
     for (std::int64_t s = 0; s < batch.sequences(); ++s) {
@@ -222,7 +222,7 @@ struct CachedReference::Impl {
     misses += std::ssize(missing);
     hits += batch.sequences() - std::ssize(missing);
     if (!missing.empty()) compute(batch, missing, keys);
-    std::vector<const Entry*> found;
+    std::vector<const CacheEntry*> found;
     for (const auto& key : keys) found.push_back(&entries.at(key));
     return found;
   }
@@ -242,7 +242,7 @@ struct CachedReference::Impl {
     for (std::size_t i = 0; i < missing.size(); ++i) {
       const auto length =
           static_cast<std::size_t>(values_of<std::int64_t>(part.completion_lens)[i]);
-      Entry entry{.sum = values_of<double>(sums)[i], .tokens = {}};
+      CacheEntry entry{.sum = values_of<double>(sums)[i], .tokens = {}};
       if (file.level == CacheLevel::kToken) {
         const auto own = tokens.subspan(begin, length);
         entry.tokens.assign(own.begin(), own.end());
@@ -307,7 +307,7 @@ at::Tensor CachedReference::sequence_logps(const TokenBatch& batch) {
   std::vector<double> sums;
   const bool is_weighted = here.token_weights.defined();
   auto weights = is_weighted ? values_of<double>(here.token_weights) : std::span<const double>();
-  for (const Entry* entry : impl_->look_up(here)) {
+  for (const CacheEntry* entry : impl_->look_up(here)) {
     if (!is_weighted) {
       sums.push_back(entry->sum);
       continue;
@@ -325,7 +325,7 @@ at::Tensor CachedReference::token_logps(const TokenBatch& batch) {
         "cached reference: expected a cache of token level for token_logps, got sequence level");
   }
   std::vector<double> tokens;
-  for (const Entry* entry : impl_->look_up(Impl::on_cpu(batch))) {
+  for (const CacheEntry* entry : impl_->look_up(Impl::on_cpu(batch))) {
     tokens.insert(tokens.end(), entry->tokens.begin(), entry->tokens.end());
   }
   return tensor_of(tokens, at::kDouble).to(impl_->token_dtype).to(batch.input_ids.device());

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+# Headers are most of what a source costs to compile, so the sources of a folder are compiled a few at
+# a time as one. Names in anonymous namespaces must differ within a folder.
+option(PREFOPT_UNITY "Compile the sources of a folder together" ON)
+
+# Groups the target's sources by folder, at most `size` of them together. Sources with compile options
+# of their own, and those named after `size`, stay alone.
+function(prefopt_unity target size)
+  if(NOT PREFOPT_UNITY)
+    return()
+  endif()
+  get_target_property(sources ${target} SOURCES)
+  list(SORT sources)
+  set(folders "")
+  foreach(source IN LISTS sources)
+    if(NOT source MATCHES "\\.cpp$" OR source IN_LIST ARGN)
+      continue()
+    endif()
+    get_source_file_property(options "${source}" COMPILE_OPTIONS)
+    get_source_file_property(alone "${source}" SKIP_PRECOMPILE_HEADERS)
+    if(options OR alone)
+      continue()
+    endif()
+    get_filename_component(folder "${source}" DIRECTORY)
+    string(MAKE_C_IDENTIFIER "${folder}" folder)
+    if(NOT folder IN_LIST folders)
+      list(APPEND folders "${folder}")
+      set(count_${folder} 0)
+    endif()
+    math(EXPR group "${count_${folder}} / ${size}")
+    math(EXPR count_${folder} "${count_${folder}} + 1")
+    set_source_files_properties("${source}" PROPERTIES UNITY_GROUP "${folder}_${group}")
+  endforeach()
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+endfunction()
