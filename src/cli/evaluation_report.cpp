@@ -150,7 +150,7 @@ Json json_of(const PartialRate& part) {
   return {{"pairs", part.pairs}, {"accuracy", json_of(part.rate)}};
 }
 
-Json json_of(const Calibration& calibration) {
+Json json_of(const CalibrationCurve& calibration) {
   Json bins = Json::array();
   for (const ReliabilityBin& bin : calibration.bins) {
     bins.push_back({{"low", bin.low},

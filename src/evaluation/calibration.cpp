@@ -49,10 +49,10 @@ void check(const std::vector<double>& probabilities, std::int64_t bins) {
 
 }  // namespace
 
-Calibration calibrate(const std::vector<double>& probabilities, std::int64_t bins) {
+CalibrationCurve calibrate(const std::vector<double>& probabilities, std::int64_t bins) {
   check(probabilities, bins);
   const auto n = static_cast<double>(probabilities.size());
-  Calibration result;
+  CalibrationCurve result;
   for (const double p : probabilities) {
     result.log_loss -= std::log(std::max(p, std::numeric_limits<double>::min())) / n;
     result.brier_score += (1 - p) * (1 - p) / n;

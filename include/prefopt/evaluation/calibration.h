@@ -19,7 +19,7 @@ struct ReliabilityBin {
 };
 
 /// How far the probabilities that a model gives to preferences are those that come true.
-struct Calibration {
+struct CalibrationCurve {
   std::vector<ReliabilityBin> bins;  ///< those that hold a pair, of equal width over [1/2, 1]
   double expected_error = 0;  ///< ECE (1706.04599, eq. 5): Σ count / n · |accuracy − confidence|
   double maximum_error = 0;   ///< MCE (eq. 6): the largest of these differences
@@ -30,6 +30,6 @@ struct Calibration {
 /// `probabilities` are those that the model gives to what was preferred, p = σ(margin), each in
 /// [0, 1]. Its confidence is max(p, 1 − p), and it is right where p > 1/2, half right at p = 1/2.
 /// Throws DataError for an empty list or a value outside, ConfigError for less than one bin.
-PREFOPT_API Calibration calibrate(const std::vector<double>& probabilities, std::int64_t bins = 10);
+PREFOPT_API CalibrationCurve calibrate(const std::vector<double>& probabilities, std::int64_t bins = 10);
 
 }  // namespace prefopt

@@ -38,7 +38,7 @@ struct PreferenceEvaluation {
   Estimate margin;        ///< mean of β δ, bootstrap
   Estimate chosen_reward, rejected_reward;  ///< mean of β (log π − log π_ref), bootstrap
   /// Of the probability σ(β δ) that the chosen completion is the better one (2305.18290, eq. 6).
-  Calibration calibration;
+  CalibrationCurve calibration;
   /// Of margin and difference of lengths, chosen − rejected, in tokens.
   Estimate length_correlation;
   /// Accuracy where the chosen completion has fewer, as many and more tokens than the rejected.

@@ -11,7 +11,7 @@ namespace {
 
 TEST_CASE("Calibration of six probabilities, by hand", "[evaluation]") {
   // Confidences .95 .9 .9 .65 .62 .5, of which .1 and .38 are wrong and .5 is half right.
-  const Calibration calibration = calibrate({0.95, 0.1, 0.9, 0.65, 0.38, 0.5}, 5);
+  const CalibrationCurve calibration = calibrate({0.95, 0.1, 0.9, 0.65, 0.38, 0.5}, 5);
   REQUIRE(calibration.bins.size() == 3);
   const ReliabilityBin& low = calibration.bins[0];
   CHECK(low.low == 0.5);
@@ -44,10 +44,10 @@ TEST_CASE("Calibration of six probabilities, by hand", "[evaluation]") {
 TEST_CASE("Calibration at its ends", "[evaluation]") {
   CHECK(calibrate({1, 1}).expected_error == 0);
   CHECK(calibrate({1, 1}).bins.front().low == Approx(0.95));
-  const Calibration wrong = calibrate({0});
+  const CalibrationCurve wrong = calibrate({0});
   CHECK(wrong.expected_error == 1);
   CHECK(wrong.log_loss == Approx(708.4).margin(0.1));
-  const Calibration undecided = calibrate({0.5, 0.5, 0.5});
+  const CalibrationCurve undecided = calibrate({0.5, 0.5, 0.5});
   CHECK(undecided.expected_error == 0);
   CHECK(undecided.log_loss == Approx(std::log(2)));
   // Half of what is said with 0.8 is true.

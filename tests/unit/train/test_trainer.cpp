@@ -325,7 +325,7 @@ TEST_CASE("a loss of several terms reports each, and they add up", "[train]") {
 /// What the last forward of a SampleProbe was given; a loss has no other way to tell.
 PairLogps probed;
 
-struct NoOptions {
+struct ProbeOptions {
   void fields(FieldVisitor&) {}
 };
 
@@ -350,7 +350,7 @@ struct SampleProbe {
     return {.sample_source = source, .samples_per_prompt = samples};
   }
   static LossInfo info() { return info_of("sample_probe"); }
-  NoOptions options() const { return {}; }
+  ProbeOptions options() const { return {}; }
 };
 
 TEST_CASE("fresh samples come from the source that the loss names", "[train]") {
@@ -509,7 +509,7 @@ struct SteepLoss {
   }
   LossRequirements requirements() const { return {.reference = false}; }
   static LossInfo info() { return info_of("steep"); }
-  NoOptions options() const { return {}; }
+  ProbeOptions options() const { return {}; }
 };
 
 TEST_CASE("a non-finite gradient is told from a non-finite loss", "[train]") {
@@ -538,7 +538,7 @@ struct DeafLoss {
   }
   LossRequirements requirements() const { return {.reference = false}; }
   static LossInfo info() { return info_of("deaf"); }
-  NoOptions options() const { return {}; }
+  ProbeOptions options() const { return {}; }
 };
 
 struct VectorLoss {
@@ -549,7 +549,7 @@ struct VectorLoss {
   }
   LossRequirements requirements() const { return {.reference = false}; }
   static LossInfo info() { return info_of("vector"); }
-  NoOptions options() const { return {}; }
+  ProbeOptions options() const { return {}; }
 };
 
 /// A reference without a model: zeros.
