@@ -56,6 +56,10 @@ class Report {
   Report(const DataCheck& check, std::ostream& out) : check_(check), out_(out) {}
 
   void print() {
+    if (check_.train.message_rows + check_.held_out.message_rows > 0) {
+      out_ << fmt::format("chat format: {}\n", check_.chat_format);
+    }
+    if (!check_.chat_note.empty()) line("remark", check_.chat_note);
     print_rows("train", check_.train);
     if (check_.held_out.rows > 0) print_rows("eval", check_.held_out);
     if (check_.held_out.rows > 0) print_leaks();
@@ -248,6 +252,8 @@ Json to_json(const DataCheck& check) {
   json["leaks"] = std::move(leaks);
   json["leak_policy"] = policy_name(check.leak_policy);
   json["refused"] = check.refused();
+  json["chat_format"] = check.chat_format;
+  json["chat_note"] = check.chat_note;
   return json;
 }
 
@@ -255,8 +261,9 @@ Json to_json(const DataCheck& check) {
 
 void run_data_check(const DataCheckArguments& arguments, std::ostream& out) {
   const DataCheckOptions options = read_options(arguments);
-  const std::string own = arguments.model.empty() ? "byte" : tokenizer_of_model(arguments.model);
-  const auto tokenizer = make_tokenizer(arguments.tokenizer.empty() ? own : arguments.tokenizer);
+  const bool names_none = arguments.model.empty() && arguments.tokenizer.empty();
+  const auto tokenizer =
+      open_tokenizer(names_none ? "byte" : arguments.tokenizer, arguments.model);
   const DataCheck check = check_data(arguments.data, arguments.eval, *tokenizer, options);
   if (arguments.json) {
     out << detail::dump_json(to_json(check)) << '\n';

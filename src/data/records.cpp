@@ -329,6 +329,7 @@ class RowReader {
     chat_.check_system(messages, where_);
     PreferenceRow row;
     row.has_rejected = false;
+    row.from_messages = true;
     row.end_of_turn = chat_.end_of_turn();
     const std::string opening =
         chat_.opening(messages.front()) + chat_.opening_of(messages.front().role);
@@ -381,6 +382,7 @@ class RowReader {
   PreferenceRow conversation(const Messages& prompt, const Messages& chosen,
                              const Messages& rejected) const {
     PreferenceRow row;
+    row.from_messages = true;
     row.end_of_turn = chat_.end_of_turn();
     // Completions that go on with the person's turn differ from there on.
     const bool answers = chosen.front().role == "assistant" && rejected.front().role == "assistant";

@@ -212,6 +212,9 @@ PreparedRow prepare_line(const std::string& path, const Line& line, const Tokeni
     result.defects = {defect_of(error.defect())};
     result.refusal = error.what();
     return result;
+  } catch (const ConfigError&) {  // no chat format for messages
+    result.error = std::current_exception();
+    return result;
   }
   try {
     result = prepare_row(row, tokenizer, options, needs);
@@ -306,6 +309,7 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
   const RowNeeds wanted = needs != nullptr ? *needs : needs_of(row);
   PreparedRow result;
   result.end_id = end_id_of(row, tokenizer);
+  result.from_messages = row.from_messages;
   TokenPair& pair = result.pair;
   pair = encode_row(row, tokenizer, options);
   // A completion that the loss never sees must not cost the others their budget.

@@ -59,6 +59,7 @@ struct PreparedRow {
   TokenCounts uncut;  ///< tokens before the budgets
   Cuts cuts;
   std::int64_t end_id = -1;       ///< the token that the completions should end in; -1: none
+  bool from_messages = false;     ///< written in the chat format
   std::int64_t ended_before = 0;  ///< of chosen and rejected, how many did before the budgets
 };
 
@@ -71,7 +72,7 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
 
 /// The same from each line of a file that is not blank, up to max_rows of them: calls `take` with
 /// the rows in their order, while they are prepared in parts on LibTorch's threads. `chat_format`
-/// of the options has to be a format, not "auto".
+/// of the options is what chat_format_for_rows gives.
 void prepare_file(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
                   const RowNeeds* needs,
                   const std::function<void(std::int64_t line, PreparedRow row)>& take);

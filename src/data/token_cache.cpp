@@ -24,7 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // Goes up with every change of the format or of what tokenization means.
-constexpr std::string_view kMagic = "prefopt tokens 4\n";
+constexpr std::string_view kMagic = "prefopt tokens 5\n";
 
 std::string hash_of(std::string_view bytes) {
   ContentHash hash;
@@ -128,7 +128,7 @@ std::string to_bytes(const Dataset& dataset) {
   Writer writer;
   const RowReport& report = dataset.report;
   for (std::int64_t value : {report.rows_read, report.rows_kept, report.truncated_prompts,
-                             report.truncated_completions}) {
+                             report.truncated_completions, report.message_rows}) {
     writer.number(value);
   }
   writer.numbers(report.truncated_lines);
@@ -162,7 +162,7 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
     Dataset dataset;
     RowReport& report = dataset.report;
     for (std::int64_t* value : {&report.rows_read, &report.rows_kept, &report.truncated_prompts,
-                                &report.truncated_completions}) {
+                                &report.truncated_completions, &report.message_rows}) {
       *value = reader.number();
     }
     report.truncated_lines = reader.numbers();

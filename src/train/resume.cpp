@@ -55,7 +55,7 @@ std::optional<std::string> newest_whole(const RunFolder& folder, const Note& not
 
 /// Options that change no result: where things lie (their content has a hash), what is written
 /// when, and how long.
-constexpr std::array<std::string_view, 19> kHarmless = {"output_dir",
+constexpr std::array<std::string_view, 20> kHarmless = {"output_dir",
                                                         "model.path",
                                                         "model.adapter",
                                                         "model.tokenizer",
@@ -63,6 +63,7 @@ constexpr std::array<std::string_view, 19> kHarmless = {"output_dir",
                                                         "reference.cache_dir",
                                                         "data.train",
                                                         "data.eval",
+                                                        "data.chat_format",
                                                         "data.token_cache",
                                                         "train.log_every",
                                                         "train.eval_every",

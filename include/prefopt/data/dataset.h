@@ -46,9 +46,9 @@ struct DataOptions {
   RowPolicy duplicate = RowPolicy::kKeep;    ///< equal to an earlier row of its file
   /// A training row whose prompt is one of the held-out rows too; drop: it does not train.
   RowPolicy leak = RowPolicy::kKeep;
-  /// How messages become text: a format of `prefopt/data/chat.h`, or "auto": that of the
-  /// tokenizer's own template.
-  std::string chat_format = "dialogue";
+  /// How messages become text: a format of `prefopt/data/chat.h`, or "auto", for which
+  /// resolve_chat_format decides. A template that is not known is an error where messages are read.
+  std::string chat_format = "auto";
   /// Folder that keeps tokenized files, so that a later run need not tokenize; empty: none.
   std::string token_cache = {};
 
@@ -64,7 +64,9 @@ struct RowReport {
   std::vector<std::int64_t> truncated_lines = {};
   std::map<std::string, std::vector<std::int64_t>> dropped;
   std::map<std::string, std::vector<std::int64_t>> kept_with;
-  std::string cache_note = {};  ///< what there is to say of the token cache; else empty
+  std::int64_t message_rows = 0;  ///< rows of messages, which were written in a chat format
+  std::string chat_note = {};     ///< what there is to say of that format; else empty
+  std::string cache_note = {};    ///< what there is to say of the token cache; else empty
 
   /// One line a defect: count, reason and the first line numbers. Empty when nothing is to say.
   PREFOPT_API std::string summary() const;

@@ -65,6 +65,7 @@ struct PreferenceRow {
   /// What ends the completions, one token: the row came from messages in a chat format, whose text
   /// holds begin and end tokens of its own. Empty: the tokenizer's are put around the text.
   std::string end_of_turn;
+  bool from_messages = false;  ///< the text was written in the chat format
   std::int64_t line = 0;  ///< 1-based line in its file
 };
 
