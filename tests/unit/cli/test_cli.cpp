@@ -534,7 +534,8 @@ TEST_CASE("prefopt score: rows that cannot be used", "[cli]") {
     write_text(file, R"({"prompt": "a", "chosen": "b", "rejected": "c"})"
                      "\n" +
                          row + "\n");
-    check_cli_refused({"score", "--model", kPolicy, "--data", file}, 3, file + sentence);
+    check_cli_refused({"score", "--model", kPolicy, "--tokenizer", "byte", "--data", file}, 3,
+                      file + sentence);
   };
   refused(R"({"prompt": "a", "chosen": "b"})",
           ":2: expected a key 'rejected', got {chosen, prompt}");
@@ -754,7 +755,8 @@ TEST_CASE("prefopt train: configurations that cannot be meant", "[cli]") {
 
 TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
   const auto generate = [](const std::string& seed) {
-    return json_lines(run_cli({"generate", "--model", kPolicy, "--prompt", "ab", "--samples", "2",
+    return json_lines(run_cli({"generate", "--model", kPolicy, "--tokenizer", "byte", "--prompt",
+                               "ab", "--samples", "2",
                                "--max-new-tokens", "5", "--seed", seed, "--json"})
                           .out);
   };
@@ -774,17 +776,18 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
                    "\n"
                    R"({"prompt": "ab", "chosen": "c", "rejected": "d"})"
                    "\n");
-  const CliResult result = run_cli({"generate", "--model", kPolicy, "--data", file, "--temperature",
-                                    "0", "--max-new-tokens", "3", "--json"});
+  const CliResult result =
+      run_cli({"generate", "--model", kPolicy, "--tokenizer", "byte", "--data", file,
+               "--temperature", "0", "--max-new-tokens", "3", "--json"});
   const auto greedy = json_lines(result.out);
   REQUIRE(greedy.size() == 3);
   CHECK(greedy[0] == greedy[1]);
   CHECK(greedy[0] == greedy[2]);
 
   check_cli_refused({"generate", "--model", kPolicy}, 2,
-                    "generate: expected one of --prompt and --data, got neither");
+                    "generate: expected one of --prompt, --message and --data, got none");
   check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--data", file}, 2,
-                    "generate: expected one of --prompt and --data, got both");
+                    "generate: expected one of --prompt, --message and --data, got several");
   check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--temperature", "-1"}, 2,
                     "generate: expected temperature >= 0, got -1");
 }
