@@ -26,7 +26,8 @@ namespace {
 
 // A model of another format would never end its turn.
 void check_end_of_turn(const Tokenizer& tokenizer, std::string_view chat_format) {
-  if (chat_end_of_turn(chat_format).empty() || !chat_end_ids(chat_format, tokenizer).empty()) return;
+  if (chat_end_of_turn(chat_format).empty() || !chat_end_ids(chat_format, tokenizer).empty())
+    return;
   throw ConfigError(
       fmt::format("chat_format: expected a format whose end of turn is one token of {}, got '{}'",
                   tokenizer.name(), chat_format));

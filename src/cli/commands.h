@@ -89,12 +89,12 @@ struct LossesArguments {
 void run_losses(const LossesArguments& arguments, std::ostream& out);
 
 struct GenerateArguments : ModelArguments {
-  std::vector<std::string> prompts;   ///< texts to continue
-  std::vector<std::string> messages;  ///< of a user, each the first turn of a conversation
-  std::optional<std::string> system;  ///< message before each of them
-  std::string data;                   ///< in place of prompts and messages
+  std::vector<std::string> prompts;     ///< texts to continue
+  std::vector<std::string> messages;    ///< of a user, each the first turn of a conversation
+  std::optional<std::string> system;    ///< message before each of them
+  std::string data;                     ///< in place of prompts and messages
   std::vector<std::string> end_tokens;  ///< ids, or texts of one token; none: see end_tokens()
-  std::int64_t samples = 1;  ///< completions a prompt
+  std::int64_t samples = 1;             ///< completions a prompt
   std::int64_t max_new_tokens = 64;
   double temperature = 1;
   std::int64_t top_k = 0;
@@ -111,11 +111,11 @@ struct EvalArguments {
   std::string tokenizer;  ///< empty: the reference's own, else that of the models
   std::string chat_format = "auto";
   std::vector<std::string> end_tokens;  ///< ids, or texts of one token; none: see end_tokens()
-  std::optional<double> beta;  ///< none: the loss's, else 0.1
-  std::string loss;            ///< to be evaluated, JSON or @FILE; empty: none
-  std::int64_t batch = 8;      ///< pairs at a time
-  std::int64_t samples = 4;    ///< fresh completions a prompt; 0: none
-  std::int64_t prompts = 64;   ///< to sample for; 0: all
+  std::optional<double> beta;           ///< none: the loss's, else 0.1
+  std::string loss;                     ///< to be evaluated, JSON or @FILE; empty: none
+  std::int64_t batch = 8;               ///< pairs at a time
+  std::int64_t samples = 4;             ///< fresh completions a prompt; 0: none
+  std::int64_t prompts = 64;            ///< to sample for; 0: all
   std::int64_t max_new_tokens = 64;
   std::int64_t seed = 0;
   std::string judge;   ///< shell command of a program that compares two completions; empty: none

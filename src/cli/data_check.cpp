@@ -262,8 +262,7 @@ Json to_json(const DataCheck& check) {
 void run_data_check(const DataCheckArguments& arguments, std::ostream& out) {
   const DataCheckOptions options = read_options(arguments);
   const bool names_none = arguments.model.empty() && arguments.tokenizer.empty();
-  const auto tokenizer =
-      open_tokenizer(names_none ? "byte" : arguments.tokenizer, arguments.model);
+  const auto tokenizer = open_tokenizer(names_none ? "byte" : arguments.tokenizer, arguments.model);
   const DataCheck check = check_data(arguments.data, arguments.eval, *tokenizer, options);
   if (arguments.json) {
     out << detail::dump_json(to_json(check)) << '\n';

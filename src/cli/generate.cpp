@@ -135,8 +135,8 @@ void run_generate(const GenerateArguments& arguments, std::ostream& out, std::os
   options = checked(options, "generate");
   const auto tokenizer = load_tokenizer(arguments);
   const auto policy = load_model(arguments, err);
-  options = with_end_tokens(options, arguments.end_tokens, *policy, *tokenizer,
-                            arguments.chat_format);
+  options =
+      with_end_tokens(options, arguments.end_tokens, *policy, *tokenizer, arguments.chat_format);
 
   PromptReader reader(arguments, *tokenizer);
   const auto prompts = reader.read();

@@ -23,14 +23,14 @@ std::int64_t end_token(const std::string& name, const Decoder& model, const Toke
   const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), id);
   if (error == std::errc() && end == name.data() + name.size()) {
     if (id >= -1 && id < model.vocab_size()) return id;
-    throw ConfigError(fmt::format("--end-tokens: expected ids in [-1, {}), got {}",
-                                  model.vocab_size(), id));
+    throw ConfigError(
+        fmt::format("--end-tokens: expected ids in [-1, {}), got {}", model.vocab_size(), id));
   }
   const auto ids = tokenizer.encode(name);
   if (ids.size() == 1) return ids.front();
-  throw ConfigError(fmt::format(
-      "--end-tokens: expected ids or texts of one token each, got '{}', which is {}", name,
-      ids.size()));
+  throw ConfigError(
+      fmt::format("--end-tokens: expected ids or texts of one token each, got '{}', which is {}",
+                  name, ids.size()));
 }
 
 }  // namespace

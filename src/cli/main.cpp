@@ -103,9 +103,10 @@ void add_model(CLI::App& command, ModelArguments& arguments, std::string& device
                      "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
                      "adapter's or the model's own");
   command
-      .add_option("--chat-format", arguments.chat_format,
-                  "text that messages become, or auto: that of the run that made the model, else of "
-                  "the tokenizer's template, else dialogue")
+      .add_option(
+          "--chat-format", arguments.chat_format,
+          "text that messages become, or auto: that of the run that made the model, else of "
+          "the tokenizer's template, else dialogue")
       ->capture_default_str();
   add_device(command, device);
 }
@@ -162,9 +163,10 @@ CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
       "--tokenizer", arguments.tokenizer,
       "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
       "model's own, byte without a model");
-  command->add_option("--chat-format", arguments.chat_format,
-                      "text that messages become, or auto: that of the run that made the model, else of "
-                  "the tokenizer's template, else dialogue");
+  command->add_option(
+      "--chat-format", arguments.chat_format,
+      "text that messages become, or auto: that of the run that made the model, else of "
+      "the tokenizer's template, else dialogue");
   command->add_option("--max-prompt-length", arguments.max_prompt_length, "tokens; 0: no limit");
   command->add_option("--max-completion-length", arguments.max_completion_length,
                       "tokens; 0: no limit");
@@ -261,9 +263,10 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device)
       "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
       "reference's own");
   command
-      ->add_option("--chat-format", arguments.chat_format,
-                   "text that messages become, or auto: that of the run that made the model, else of "
-                  "the tokenizer's template, else dialogue")
+      ->add_option(
+          "--chat-format", arguments.chat_format,
+          "text that messages become, or auto: that of the run that made the model, else of "
+          "the tokenizer's template, else dialogue")
       ->capture_default_str();
   command->add_option("--beta", arguments.beta,
                       "of rewards and probabilities; default: the "

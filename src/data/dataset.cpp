@@ -209,8 +209,8 @@ Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
   DataOptions resolved = options;
   resolved.chat_format = detail::chat_format_for_rows(options.chat_format, tokenizer);
   const auto noted = [&](Dataset dataset) {
-    dataset.report.chat_note = detail::chat_format_note(options.chat_format, tokenizer,
-                                                        dataset.report.message_rows);
+    dataset.report.chat_note =
+        detail::chat_format_note(options.chat_format, tokenizer, dataset.report.message_rows);
     return dataset;
   };
   const auto load = [&] {

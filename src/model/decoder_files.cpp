@@ -74,8 +74,8 @@ void DecoderReader::choose_dtypes() {
     }
     return fmt::format("{}", fmt::join(parts, ", "));
   };
-  const bool one = matrices.size() == 1 && (vectors.empty() || (vectors.size() == 1 &&
-                                                                vectors.contains(matrix_dtype_)));
+  const bool one = matrices.size() == 1 &&
+                   (vectors.empty() || (vectors.size() == 1 && vectors.contains(matrix_dtype_)));
   if (one) return;
   note_ = fmt::format(
       "{}: weights of several dtypes, matrices {} and vectors {}: matrices are kept in {}, vectors "

@@ -68,9 +68,9 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
 }
 
 at::Tensor linear(const at::Tensor& rows, const Linear& map, double lora_scale) {
-  at::Tensor result = map.bias.defined() ? at::addmm(map.bias.to(rows.scalar_type()), rows,
-                                                     map.weight.t())
-                                         : at::mm(rows, map.weight.t());
+  at::Tensor result = map.bias.defined()
+                          ? at::addmm(map.bias.to(rows.scalar_type()), rows, map.weight.t())
+                          : at::mm(rows, map.weight.t());
   if (map.lora_a.defined()) {
     // Adapters are at least float32; the sum is rounded once.
     const at::Tensor wide = rows.to(map.lora_a.scalar_type());

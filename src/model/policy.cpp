@@ -197,8 +197,8 @@ std::string content_hash(const Policy& policy) {
   // The scale of an adapter is in none of its matrices.
   for (const TrainedWeight& weight : policy.trained_weights()) {
     if (!weight.lora_a.defined()) continue;
-    hash.update(fmt::format("scale {} {} {}\n", weight.name.size(), weight.name,
-                            weight.lora_scale));
+    hash.update(
+        fmt::format("scale {} {} {}\n", weight.name.size(), weight.name, weight.lora_scale));
   }
   return hash.hex();
 }

@@ -63,8 +63,8 @@ FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
   const bool chosen =
       asked != "auto" || !tokenizer.chat_format().empty() || !tokenizer.chat_template().empty();
   const bool remembers = format != "auto" && (chosen || message_rows > 0);
-  FolderFiles files = model_companions(options.model.tokenizer, options.model.path,
-                                       remembers ? format : "");
+  FolderFiles files =
+      model_companions(options.model.tokenizer, options.model.path, remembers ? format : "");
   if (policy.adapter()) return files;
   const std::string generation =
       generation_config_with(policy, end_tokens(policy, tokenizer, remembers ? format : "plain"));

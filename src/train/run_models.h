@@ -20,8 +20,8 @@ struct ParameterCount {
 
 ParameterCount count_parameters(const Decoder& policy);
 
-/// The tokenizer that the options name, else the adapter's or the model's own, else bytes for a fresh
-/// model; `tokenizer` of the options becomes its name, and stays empty where there is none.
+/// The tokenizer that the options name, else the adapter's or the model's own, else bytes for a
+/// fresh model; `tokenizer` of the options becomes its name, and stays empty where there is none.
 std::shared_ptr<const Tokenizer> open_run_tokenizer(ModelOptions& options);
 
 /// What a checkpoint holds next to the weights, so that it can be used without naming anything: the

@@ -35,8 +35,7 @@ void check_row_lengths(const std::vector<TokenPair>& pairs, const Decoder& model
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     const auto longest = std::max(
         {std::ssize(pairs[i].chosen), std::ssize(pairs[i].rejected), std::ssize(pairs[i].gold)});
-    model.check_length(std::ssize(pairs[i].prompt) + longest,
-                       fmt::format("{}: pair {}", where, i));
+    model.check_length(std::ssize(pairs[i].prompt) + longest, fmt::format("{}: pair {}", where, i));
   }
 }
 

@@ -64,8 +64,8 @@ struct RowsCheck {
   std::int64_t rows = 0;  ///< that were read
   std::int64_t usable = 0;
   std::int64_t pairs = 0;
-  std::int64_t labelled = 0;   ///< of one completion and a label
-  std::int64_t desirable = 0;  ///< of them, with the label 1
+  std::int64_t labelled = 0;      ///< of one completion and a label
+  std::int64_t desirable = 0;     ///< of them, with the label 1
   std::int64_t message_rows = 0;  ///< of messages, which were written in a chat format
   std::vector<DefectRows> defects = {};
   LengthSummary prompt = {}, chosen = {}, rejected = {};  ///< before the budgets

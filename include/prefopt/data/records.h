@@ -66,7 +66,7 @@ struct PreferenceRow {
   /// holds begin and end tokens of its own. Empty: the tokenizer's are put around the text.
   std::string end_of_turn;
   bool from_messages = false;  ///< the text was written in the chat format
-  std::int64_t line = 0;  ///< 1-based line in its file
+  std::int64_t line = 0;       ///< 1-based line in its file
 };
 
 /// Reads one JSON object. Forms: {prompt, chosen, rejected} as text; {chosen, rejected} with an

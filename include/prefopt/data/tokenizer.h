@@ -80,7 +80,7 @@ struct BpeVocabulary {
   bool ignore_merges = false;  ///< a word that is a token becomes that token
   /// Stands for bytes that are no token; -1: they are dropped, as by the package `tokenizers`.
   std::int64_t unknown_id = -1;
-  bool fuse_unknown = false;  ///< unknown bytes in a row become one token
+  bool fuse_unknown = false;   ///< unknown bytes in a row become one token
   std::int64_t bos_id = -1;    ///< -1 too where texts begin without it
   std::int64_t begin_id = -1;  ///< the begin token, whether texts begin with it or not
   std::int64_t eos_id = -1;
@@ -89,8 +89,8 @@ struct BpeVocabulary {
 };
 
 /// The cuts of a pre-tokenizer under the name that GGUF files (`tokenizer.ggml.pre`) give it:
-/// "gpt-2", "smollm" (GPT-2's with each digit alone), "llama-bpe", "llama3" or "llama-v3" (Llama 3),
-/// "qwen2". Throws CheckpointError, led by `where`, for another one.
+/// "gpt-2", "smollm" (GPT-2's with each digit alone), "llama-bpe", "llama3" or "llama-v3" (Llama
+/// 3), "qwen2". Throws CheckpointError, led by `where`, for another one.
 PREFOPT_API std::vector<WordSplit> named_word_splits(std::string_view name, std::string_view where);
 
 /// Byte-level BPE, token for token as in the package `tokenizers`. Text that looks like an added
@@ -115,8 +115,8 @@ PREFOPT_API std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view nam
 /// ConfigError, with the way out, for any other model: its tokens are not known.
 PREFOPT_API std::string tokenizer_of_model(const std::string& model);
 
-/// make_tokenizer(name), or where `name` is empty the tokenizer of the adapter's folder, else of the
-/// model, with the chat format that the run which made them remembers. A model that brings no
+/// make_tokenizer(name), or where `name` is empty the tokenizer of the adapter's folder, else of
+/// the model, with the chat format that the run which made them remembers. A model that brings no
 /// tokenizer gets one that knows ids alone: encode() throws the ConfigError of tokenizer_of_model,
 /// and decode() shows ids, as in "[5][7]".
 PREFOPT_API std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& name,

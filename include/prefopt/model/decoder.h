@@ -84,9 +84,9 @@ class PREFOPT_API Decoder final : public Policy {
   /// Reads a Hugging Face folder, `config.json` with `model.safetensors` or its shards, of the
   /// families llama, mistral, qwen2 and qwen3; or a `.gguf` file of the architectures llama, qwen2
   /// and qwen3. A field that would change results and is not understood is refused by name
-  /// (CheckpointError). `dtype` "keep" keeps the folder's: matrices of several dtypes are widened to
-  /// the widest, vectors stay as stored. It takes float32 from a GGUF file.
-  /// Weights of the dtype wanted stay where they are, mapped from the file.
+  /// (CheckpointError). `dtype` "keep" keeps the folder's: matrices of several dtypes are widened
+  /// to the widest, vectors stay as stored. It takes float32 from a GGUF file. Weights of the dtype
+  /// wanted stay where they are, mapped from the file.
   static std::shared_ptr<Decoder> load(const std::string& path, std::string_view dtype = "keep");
 
   PolicyOutput forward(const TokenBatch& batch) override;
@@ -112,8 +112,8 @@ class PREFOPT_API Decoder final : public Policy {
   const DecoderOptions& options() const;
   /// What there is to say of how the weights were read; else empty.
   const std::string& load_note() const;
-  /// The text of `generation_config.json`: the folder's, or that which a GGUF file amounts to; empty
-  /// where there is none. save() writes it.
+  /// The text of `generation_config.json`: the folder's, or that which a GGUF file amounts to;
+  /// empty where there is none. save() writes it.
   std::string generation_config() const;
   /// Throws DataError, led by `where`, for sequences that the sliding window does not hold.
   void check_length(std::int64_t tokens, std::string_view where) const;

@@ -15,8 +15,8 @@ namespace prefopt {
 
 /// All tokens that end a completion, each once: those of `config.json` and `generation_config.json`
 /// (or of a GGUF file), the tokenizer's end token, and the end of turn of `chat_format` ("auto": as
-/// resolve_chat_format; none for a template that is not known). Ids that the model does not have are
-/// left out.
+/// resolve_chat_format; none for a template that is not known). Ids that the model does not have
+/// are left out.
 PREFOPT_API std::vector<std::int64_t> end_tokens(const Decoder& model, const Tokenizer& tokenizer,
                                                  std::string_view chat_format = "auto");
 

@@ -755,10 +755,10 @@ TEST_CASE("prefopt train: configurations that cannot be meant", "[cli]") {
 
 TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
   const auto generate = [](const std::string& seed) {
-    return json_lines(run_cli({"generate", "--model", kPolicy, "--tokenizer", "byte", "--prompt",
-                               "ab", "--samples", "2",
-                               "--max-new-tokens", "5", "--seed", seed, "--json"})
-                          .out);
+    return json_lines(
+        run_cli({"generate", "--model", kPolicy, "--tokenizer", "byte", "--prompt", "ab",
+                 "--samples", "2", "--max-new-tokens", "5", "--seed", seed, "--json"})
+            .out);
   };
   const auto lines = generate("1");
   REQUIRE(lines.size() == 2);
@@ -776,9 +776,8 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
                    "\n"
                    R"({"prompt": "ab", "chosen": "c", "rejected": "d"})"
                    "\n");
-  const CliResult result =
-      run_cli({"generate", "--model", kPolicy, "--tokenizer", "byte", "--data", file,
-               "--temperature", "0", "--max-new-tokens", "3", "--json"});
+  const CliResult result = run_cli({"generate", "--model", kPolicy, "--tokenizer", "byte", "--data",
+                                    file, "--temperature", "0", "--max-new-tokens", "3", "--json"});
   const auto greedy = json_lines(result.out);
   REQUIRE(greedy.size() == 3);
   CHECK(greedy[0] == greedy[1]);

@@ -73,9 +73,7 @@ class Models {
     write_text(folder.file("config.json"), config.dump());
     return run_cli({"train", "--config", folder.file("config.json"), "--quiet"});
   }
-  std::string last() const {
-    return config["output_dir"].get<std::string>() + "/checkpoints/last";
-  }
+  std::string last() const { return config["output_dir"].get<std::string>() + "/checkpoints/last"; }
   json written_config() const {
     return json::parse(read_text(config["output_dir"].get<std::string>() + "/config.json"));
   }
@@ -97,8 +95,8 @@ std::string scores(std::vector<std::string> arguments) {
 
 /// Ids of the first line.
 std::vector<std::int64_t> generated(std::vector<std::string> arguments) {
-  const std::vector<std::string> greedy{"generate",         "--temperature", "0", "--json",
-                                        "--max-new-tokens", "12"};
+  const std::vector<std::string> greedy{"generate", "--temperature",    "0",
+                                        "--json",   "--max-new-tokens", "12"};
   arguments.insert(arguments.begin(), greedy.begin(), greedy.end());
   const CliResult result = run_cli(arguments);
   INFO(result.err);
@@ -126,7 +124,8 @@ TEST_CASE("prefopt: a checkpoint is used as its model was, unasked", "[cli]") {
   CHECK(scores({"--model", last, "--data", models.messages, "--chat-format", "chatml"}) != named);
   CHECK(scores({"--model", last, "--data", models.text}) ==
         scores({"--model", last, "--data", models.text, "--tokenizer", models.model}));
-  const json check = cli_json({"data", "check", "--model", last, "--data", models.messages, "--json"});
+  const json check =
+      cli_json({"data", "check", "--model", last, "--data", models.messages, "--json"});
   CHECK(check["chat_format"] == "alpaca");
   const json evaluation = cli_json({"eval", "--model", last, "--ref", models.model, "--data",
                                     models.messages, "--samples", "0", "--json"});
@@ -157,8 +156,8 @@ TEST_CASE("prefopt: an adapter's checkpoint brings tokenizer and format", "[cli]
   CHECK(json::parse(read_text(last + "/adapter_config.json"))["base_model_name_or_path"] ==
         models.model);
   const std::string named =
-      scores({"--model", models.model, "--adapter", last, "--data", models.messages,
-              "--tokenizer", models.model, "--chat-format", "alpaca"});
+      scores({"--model", models.model, "--adapter", last, "--data", models.messages, "--tokenizer",
+              models.model, "--chat-format", "alpaca"});
   CHECK(scores({"--model", models.model, "--adapter", last, "--data", models.messages}) == named);
   // Even on a base that brings no tokenizer.
   const std::string bare = models.folder.file("bare");
@@ -181,12 +180,12 @@ TEST_CASE("prefopt: a model without a tokenizer is never read as bytes", "[cli]"
       "model of bytes";
   check_cli_refused({"score", "--model", bare, "--data", models.text}, 2, sentence);
   check_cli_refused({"generate", "--model", bare, "--prompt", "a"}, 2, sentence);
-  check_cli_refused({"generate", "--model", bare, "--message", "a"}, 2,
-                    sentence);
+  check_cli_refused({"generate", "--model", bare, "--message", "a"}, 2, sentence);
   check_cli_refused({"data", "check", "--model", bare, "--data", models.text}, 2, sentence);
   check_cli_refused({"eval", "--model", bare, "--ref", bare, "--data", models.text}, 2, sentence);
-  check_cli_refused({"grad", "--model", bare, "--loss", R"({"type": "sft"})", "--data", models.text},
-                    2, sentence);
+  check_cli_refused(
+      {"grad", "--model", bare, "--loss", R"({"type": "sft"})", "--data", models.text}, 2,
+      sentence);
   Models trained;
   trained.config["model"]["path"] = bare;
   trained.config["data"]["train"] = trained.text;
@@ -199,7 +198,8 @@ TEST_CASE("prefopt: a model without a tokenizer is never read as bytes", "[cli]"
   write_text(ids, R"({"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8]})"
                   "\n");
   CHECK(scores({"--model", bare, "--data", ids}).size() > 0);
-  const CliResult text = run_cli({"generate", "--model", bare, "--data", ids, "--max-new-tokens", "1"});
+  const CliResult text =
+      run_cli({"generate", "--model", bare, "--data", ids, "--max-new-tokens", "1"});
   CHECK(text.code == 0);
   CHECK(text.out.starts_with("["));
 }
@@ -244,7 +244,8 @@ TEST_CASE("prefopt: every end token of a model ends a completion", "[cli]") {
   const auto whole = ids();
   REQUIRE(whole.size() == 12);
   const std::int64_t end = whole[3];
-  const std::vector<std::int64_t> cut(whole.begin(), std::find(whole.begin(), whole.end(), end) + 1);
+  const std::vector<std::int64_t> cut(whole.begin(),
+                                      std::find(whole.begin(), whole.end(), end) + 1);
   with_ends({511, end}, nullptr);
   CHECK(ids() == cut);
   with_ends({end, 511}, nullptr);
@@ -288,8 +289,8 @@ TEST_CASE("prefopt train: all end tokens end its samples", "[cli]") {
 TEST_CASE("prefopt generate: messages are written in the model's format", "[cli]") {
   const Models models;
   const auto prompts = [&](std::vector<std::string> arguments) {
-    arguments.insert(arguments.begin(), {"generate", "--model", models.model, "--json",
-                                         "--max-new-tokens", "1"});
+    arguments.insert(arguments.begin(),
+                     {"generate", "--model", models.model, "--json", "--max-new-tokens", "1"});
     const CliResult result = run_cli(arguments);
     INFO(result.err);
     REQUIRE(result.code == 0);
@@ -307,15 +308,15 @@ TEST_CASE("prefopt generate: messages are written in the model's format", "[cli]
                                  opening});
   CHECK(prompts({"--message", "Hi", "--chat-format", "plain"}) ==
         std::vector<std::string>{"Hi\n\n"});
-  CHECK(prompts({"--prompt", "Hi", "--prompt", ""}) == std::vector<std::string>{"Hi", ""});
+  CHECK(prompts({"--prompt", "Hi", "--prompt", " "}) == std::vector<std::string>{"Hi", " "});
   check_cli_refused({"generate", "--model", models.model, "--prompt", "a", "--message", "b"}, 2,
                     "generate: expected one of --prompt, --message and --data, got several");
   check_cli_refused({"generate", "--model", models.model, "--prompt", "a", "--system", "b"}, 2,
                     "--system: expected a --message that it goes before, got none");
 
   write_text(models.model + "/tokenizer_config.json", "{}");
-  const CliResult noted = run_cli({"generate", "--model", models.model, "--message", "Hi",
-                                   "--max-new-tokens", "1"});
+  const CliResult noted =
+      run_cli({"generate", "--model", models.model, "--message", "Hi", "--max-new-tokens", "1"});
   CHECK(noted.code == 0);
   CHECK(noted.err.find("1 row of messages in the chat format 'dialogue', as the tokenizer") !=
         std::string::npos);

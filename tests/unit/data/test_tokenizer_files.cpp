@@ -46,8 +46,9 @@ TEST_CASE("tokenizers that are written and read again give equal ids", "[data]")
     INFO(name);
     const TempDir dir;
     const std::string path = kTokenizers + name;
-    write_files(detail::written_tokenizer(detail::read_tokenizer_json(path + "/tokenizer.json"), name),
-                dir.path());
+    write_files(
+        detail::written_tokenizer(detail::read_tokenizer_json(path + "/tokenizer.json"), name),
+        dir.path());
     const auto before = make_tokenizer(path);
     const auto after = make_tokenizer(dir.path());
     CHECK(after->fingerprint() == before->fingerprint());
@@ -82,7 +83,8 @@ TEST_CASE("a folder's tokenizer is copied with all that speaks of it", "[data]")
   CHECK(files.size() == 9);
   for (const auto& [name, content] : files) CHECK(content == read_text(from + "/" + name));
   CHECK(tokenizer_files(from + "/tokenizer.json") == files);
-  CHECK(tokenizer_files(from, "chatml").at("prefopt.json") == "{\n  \"chat_format\": \"chatml\"\n}\n");
+  CHECK(tokenizer_files(from, "chatml").at("prefopt.json") ==
+        "{\n  \"chat_format\": \"chatml\"\n}\n");
   CHECK(tokenizer_files("byte").at("prefopt.json") == "{\n  \"tokenizer\": \"byte\"\n}\n");
   CHECK(tokenizer_files("").empty());
 
@@ -100,8 +102,9 @@ TEST_CASE("a model without a tokenizer is not one of bytes", "[data]") {
   const std::string way_out =
       "; name one (model.tokenizer, --tokenizer), or say 'byte' for a model of bytes";
   const std::string expected =
-      model + ": expected a tokenizer.json with the model, or a tokenizer in a GGUF file, to read "
-              "text with, got ";
+      model +
+      ": expected a tokenizer.json with the model, or a tokenizer in a GGUF file, to read "
+      "text with, got ";
 
   says({{"vocab_size", 512}, {"eos_token_id", {7, 8}}, {"pad_token_id", nullptr}});
   CHECK(find_tokenizer(model).empty());
@@ -205,9 +208,10 @@ TEST_CASE("a template that is not known is an error for messages alone", "[data]
   CHECK(load().report.chat_note.empty());
   write_text(rows, text_row + messages);
   CHECK_THROWS_TEXT(load(), ConfigError,
-                    rows + ":2: expected a chat format for messages, got 'auto' and a chat template "
-                           "that is not one of those known here; set chat_format to one of chatml, "
-                           "smollm2, qwen2, qwen2.5, llama3, zephyr, alpaca, plain, dialogue");
+                    rows +
+                        ":2: expected a chat format for messages, got 'auto' and a chat template "
+                        "that is not one of those known here; set chat_format to one of chatml, "
+                        "smollm2, qwen2, qwen2.5, llama3, zephyr, alpaca, plain, dialogue");
   write_model(model, template_of("chatml"));
   Dataset dataset = load();
   CHECK(dataset.report.message_rows == 1);

@@ -218,7 +218,9 @@ TEST_CASE("adapter: one that does not fit is refused and leaves the model as it 
       with("init_lora_weights", how);
       check_refused(config_path +
                     ": expected init_lora_weights that leave the model's weights as they are, got "
-                    "\"" + how + "\"; convert the adapter in PEFT (save_pretrained with "
+                    "\"" +
+                    how +
+                    "\"; convert the adapter in PEFT (save_pretrained with "
                     "path_initial_model_for_weight_conversion), or merge it there");
     }
     for (const json& how : {json(true), json(false), json(), json("gaussian"), json("eva")}) {

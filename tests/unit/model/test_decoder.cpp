@@ -597,8 +597,9 @@ TEST_CASE("decoder: forms of config.json", "[model]") {
     put(path, {{"eos_token_id", nullptr}});
     CHECK(checkpoint.load()->options().eos_token_id == -1);
     put(path, {{"eos_token_id", "</s>"}});
-    CHECK_THROWS_TEXT(checkpoint.load(), CheckpointError,
-                      path + R"(: expected eos_token_id to be an id or a list of them, got "</s>")");
+    CHECK_THROWS_TEXT(
+        checkpoint.load(), CheckpointError,
+        path + R"(: expected eos_token_id to be an id or a list of them, got "</s>")");
   }
   SECTION("fields at values that change nothing") {
     for (const auto& [name, value] : std::vector<std::pair<std::string, json>>{
@@ -633,8 +634,8 @@ TEST_CASE("decoder: forms of config.json", "[model]") {
                       "decoder: expected at most 3 tokens, the model's sliding_window, got 4; "
                       "longer rows need an attention that is not computed here, so shorten them "
                       "(data.max_length)");
-    const auto batch = make_batch(
-        {{.prompt = Tokens{1, 2}, .completion = Tokens{3}}, {.prompt = Tokens{1, 2}, .completion = Tokens{3, 4}}});
+    const auto batch = make_batch({{.prompt = Tokens{1, 2}, .completion = Tokens{3}},
+                                   {.prompt = Tokens{1, 2}, .completion = Tokens{3, 4}}});
     CHECK_THROWS_AS(decoder->forward_packed(*batch.packed), DataError);
     CHECK_THROWS_AS(decoder->start_decoding({{1, 2, 3, 4}}), DataError);
     const auto session = decoder->start_decoding({{1, 2}, {1}});
