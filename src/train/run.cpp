@@ -410,6 +410,12 @@ Json contents_of(const RunOptions& options, const detail::RunRows& rows, const P
   Json contents = {{"train_rows", detail::fingerprint_of(rows.train)},
                    {"eval_rows", detail::fingerprint_of(rows.eval)},
                    {"model", detail::fingerprint_of(policy)}};
+  // The scale of an adapter is in none of its matrices, and that of a file in no option.
+  for (const TrainedWeight& weight : policy.trained_weights()) {
+    if (options.model.adapter.empty() || !weight.lora_a.defined()) continue;
+    contents["adapter_scale"] = weight.lora_scale;
+    break;
+  }
   if (reference != nullptr && !options.reference.path.empty()) {
     contents["reference"] = detail::fingerprint_of(*reference->policy());
   }
