@@ -27,6 +27,7 @@ DataCheckOptions read_options(const DataCheckArguments& arguments) {
   DataCheckOptions options;
   options.data = options_from_json<DataOptions>(read_json_argument(arguments.options), "--options");
   if (!arguments.chat_format.empty()) options.data.chat_format = arguments.chat_format;
+  read_columns(arguments.columns, options.data);
   if (arguments.max_prompt_length) options.data.max_prompt_length = *arguments.max_prompt_length;
   if (arguments.max_completion_length) {
     options.data.max_completion_length = *arguments.max_completion_length;
@@ -91,6 +92,7 @@ class Report {
                        counted(static_cast<std::int64_t>(defect.rows.size()), "row"), defect.defect,
                        defect.option, policy_name(defect.policy), places(defect.rows)));
     }
+    if (!rows.unread.empty()) line("remark", detail::unread_line(rows.unread, rows.rows));
     if (rows.usable == 0) return;
     line("prompts", fmt::format("{} different, {} with that of an earlier one", rows.prompts,
                                 counted(rows.shared_prompts, "row")));
@@ -208,6 +210,12 @@ Json to_json(const DataCheck& check, const RowsCheck& rows) {
                        {"policy", policy_name(defect.policy)},
                        {"rows", to_json(check, defect.rows)}});
   }
+  Json unread = Json::array();
+  for (const auto& [column, count] : rows.unread) {
+    unread.push_back({{"column", column},
+                      {"rows", count},
+                      {"share", static_cast<double>(count) / static_cast<double>(rows.rows)}});
+  }
   return {{"rows", rows.rows},
           {"usable", rows.usable},
           {"refused", rows.refused()},
@@ -215,6 +223,7 @@ Json to_json(const DataCheck& check, const RowsCheck& rows) {
           {"labelled", rows.labelled},
           {"desirable", rows.desirable},
           {"defects", std::move(defects)},
+          {"unread_columns", std::move(unread)},
           {"prompts", rows.prompts},
           {"shared_prompts", rows.shared_prompts},
           {"truncated",

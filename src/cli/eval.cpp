@@ -126,7 +126,8 @@ class Evaluator {
                       loss_->info().name));
     }
     needs.rejected = true;
-    return read_pairs(arguments_.data, *tokenizer_, arguments_.chat_format, needs);
+    return read_pairs(arguments_.data, *tokenizer_, arguments_.chat_format, needs,
+                      arguments_.columns);
   }
 
   /// A PEFT folder is an adapter of the reference.

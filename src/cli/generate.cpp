@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "core/json.h"
+#include "data/lines.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/records.h"
@@ -37,35 +38,24 @@ Prompt from_ids(std::vector<std::int64_t> ids, const Tokenizer& tokenizer) {
   return {.text = tokenizer.decode(ids), .ids = std::move(ids)};
 }
 
-bool is_id_list(const Json& value) {
-  return value.is_array() && std::all_of(value.begin(), value.end(),
-                                         [](const Json& id) { return id.is_number_integer(); });
-}
-
-// Rows that hold a prompt alone, and every form that the trainer reads.
 Prompt read_prompt(std::string_view line, const std::string& where, const Tokenizer& tokenizer,
-                   const std::string& chat_format) {
-  const Json row = detail::parse_json<DataError>(line, where);
-  if (row.is_object() && row.size() == 1 && row.contains("prompt") && row["prompt"].is_string()) {
-    return from_text(row["prompt"].get<std::string>(), tokenizer);
-  }
-  if (row.is_object() && row.size() == 1 && row.contains("prompt_ids") &&
-      is_id_list(row["prompt_ids"])) {
-    return from_ids(row["prompt_ids"].get<std::vector<std::int64_t>>(), tokenizer);
-  }
-  const PreferenceRow parsed = parse_row(line, where, chat_format);
-  if (parsed.tokenized) return from_ids(parsed.prompt_ids, tokenizer);
+                   const DataOptions& options) {
+  const PreferenceRow row = parse_prompt(line, where, options);
+  if (row.tokenized) return from_ids(row.prompt_ids, tokenizer);
   // A chat format writes its begin token itself.
-  return from_text(parsed.prompt, tokenizer, /*with_bos=*/parsed.end_of_turn.empty());
+  return from_text(row.prompt, tokenizer, /*with_bos=*/row.end_of_turn.empty());
 }
 
 std::vector<Prompt> read_prompts(const GenerateArguments& arguments, const Tokenizer& tokenizer) {
   if (arguments.has_prompt) return {from_text(arguments.prompt, tokenizer)};
-  const std::string format = resolve_chat_format(arguments.chat_format, tokenizer);
+  DataOptions options;
+  options.chat_format = resolve_chat_format(arguments.chat_format, tokenizer);
+  read_columns(arguments.columns, options);
   std::vector<Prompt> prompts;
-  for_each_line(arguments.data, [&](std::int64_t line, std::string_view text) {
+  detail::read_rows(arguments.data, [&](std::int64_t line, std::string_view text) {
     prompts.push_back(
-        read_prompt(text, fmt::format("{}:{}", arguments.data, line), tokenizer, format));
+        read_prompt(text, fmt::format("{}:{}", arguments.data, line), tokenizer, options));
+    return true;
   });
   if (prompts.empty()) throw DataError(arguments.data + ": expected at least one row, got none");
   return prompts;

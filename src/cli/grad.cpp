@@ -33,7 +33,8 @@ void run_grad(const GradArguments& arguments, std::ostream& out) {
     reference = make_frozen_reference(Decoder::load(arguments.reference, arguments.dtype));
   }
   const auto pairs =
-      read_pairs(arguments.data, *tokenizer, arguments.chat_format, row_needs(needs));
+      read_pairs(arguments.data, *tokenizer, arguments.chat_format, row_needs(needs),
+                 arguments.columns);
   detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
 
   TrainerOptions options;

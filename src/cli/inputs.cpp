@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/inputs.h"
 
+#include <fmt/format.h>
+
 #include "core/file.h"
+#include "core/json.h"
+#include "data/row_layout.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
@@ -26,7 +30,8 @@ std::string read_json_argument(const std::string& argument) {
 Loss read_loss(const std::string& argument) { return make_loss(read_json_argument(argument)); }
 
 std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
-                                  const std::string& chat_format, const RowNeeds& needs) {
+                                  const std::string& chat_format, const RowNeeds& needs,
+                                  const ColumnArguments& columns) {
   DataOptions options;
   options.max_prompt_length = 0;
   options.max_completion_length = 0;
@@ -35,7 +40,24 @@ std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& toke
   options.identical = RowPolicy::kKeep;
   options.long_prompt = RowPolicy::kKeep;
   options.chat_format = chat_format;
+  read_columns(columns, options);
   return load_dataset(path, tokenizer, options, needs).pairs;
+}
+
+void read_columns(const ColumnArguments& arguments, DataOptions& options) {
+  if (!arguments.columns.empty()) {
+    const std::string given = read_json_argument(arguments.columns);
+    options.columns = given.find_first_of("{\"") == std::string::npos
+                          ? detail::dump_json(detail::Json(given))
+                          : given;
+    detail::RowLayout(options.columns, "--columns");
+  }
+  if (arguments.unused.empty()) return;
+  if (arguments.unused != "error" && arguments.unused != "note") {
+    throw ConfigError(fmt::format("--unused: expected 'error' or 'note', got '{}'",
+                                  detail::shown_text(arguments.unused)));
+  }
+  options.unused = arguments.unused == "note" ? UnusedColumns::kNote : UnusedColumns::kError;
 }
 
 std::vector<double> values(const at::Tensor& tensor) {

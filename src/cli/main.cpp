@@ -109,6 +109,18 @@ void add_model(CLI::App& command, ModelArguments& arguments, std::string& device
   add_device(command, device);
 }
 
+void add_columns(CLI::App& command, ColumnArguments& arguments) {
+  command
+      .add_option("--columns", arguments.columns,
+                  "what the columns of the rows are: orca, alpaca, sharegpt, openai, pku, shp, "
+                  "ultrafeedback, completions, or {\"field\": \"column\"}")
+      ->type_name("NAME|JSON|@FILE");
+  command
+      .add_option("--unused", arguments.unused,
+                  "columns of prompts that nothing reads: error (the default) or note")
+      ->type_name("error|note");
+}
+
 CLI::App* add_train(CLI::App& app, TrainArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("train", "One training run into a run folder");
   command->add_option("--config", arguments.config, "options of the run, JSON")
@@ -165,12 +177,14 @@ CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
   command->add_option("--loss", arguments.loss, "loss whose needs the rows have to meet")
       ->type_name("JSON|@FILE");
   command->add_flag("--json", arguments.json, "for programs");
+  add_columns(*command, arguments.columns);
   return command;
 }
 
 CLI::App* add_score(CLI::App& app, ScoreArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("score", "Log-probs of chosen and rejected, one line a row");
   add_model(*command, arguments, device);
+  add_columns(*command, arguments.columns);
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
   command->add_flag("--per-token", arguments.per_token,
                     "also the log-prob of each token, without the weights that sums may have");
@@ -190,6 +204,7 @@ CLI::App* add_loss(CLI::App& app, LossArguments& arguments) {
 CLI::App* add_grad(CLI::App& app, GradArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("grad", "A loss and its gradient through a model, one batch");
   add_model(*command, arguments, device);
+  add_columns(*command, arguments.columns);
   command->add_option("--ref", arguments.reference, "reference, for losses that need one")
       ->type_name("DIR");
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
@@ -210,6 +225,7 @@ CLI::App* add_losses(CLI::App& app, LossesArguments& arguments) {
 CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("generate", "Samples completions");
   add_model(*command, arguments, device);
+  add_columns(*command, arguments.columns);
   command
       ->add_option_function<std::string>(
           "--prompt",
@@ -276,6 +292,7 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device)
       ->type_name("DIR");
   command->add_flag("--json", arguments.json, "for programs");
   add_device(*command, device);
+  add_columns(*command, arguments.columns);
   return command;
 }
 

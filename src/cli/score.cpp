@@ -42,7 +42,7 @@ void run_score(const ScoreArguments& arguments, std::ostream& out) {
   }
   const auto tokenizer = load_tokenizer(arguments);
   const auto policy = load_model(arguments);
-  const auto pairs = read_pairs(arguments.data, *tokenizer, arguments.chat_format, {});
+  const auto pairs = read_pairs(arguments.data, *tokenizer, arguments.chat_format, {}, arguments.columns);
   detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
 
   const at::NoGradGuard no_grad;

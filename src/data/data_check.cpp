@@ -9,6 +9,7 @@
 #include <numeric>
 #include <utility>
 
+#include "core/json.h"
 #include "data/pair_index.h"
 #include "data/row_preparation.h"
 #include "prefopt/data/chat.h"
@@ -78,6 +79,14 @@ class Checker {
     }
     if (index_.find(row.pair)) row.defects.push_back(RowDefect::kDuplicate);
     bool is_usable = true;
+    for (const detail::UnreadColumn& column : row.unread) {
+      ++check_.unread[column.name];
+      if (!column.is_prompt) continue;
+      is_usable &= count(RowDefect::kUnreadColumn,
+                         fmt::format("'{}', a column of prompts, is read by nothing",
+                                     detail::shown_text(column.name)),
+                         place);
+    }
     for (const RowDefect defect : row.defects) {
       is_usable &= count(defect, std::string(detail::defect_name(defect)), place);
     }

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "data/defect_line.h"
+#include "data/line_error.h"
 #include "data/pair_index.h"
 #include "data/row_preparation.h"
 #include "data/token_cache.h"
@@ -40,6 +41,8 @@ class Loader {
     ++report.rows_read;
     if (row.error) std::rethrow_exception(row.error);
     if (!row.refusal.empty()) return refuse(line, row);
+    for (const detail::UnreadColumn& column : row.unread) ++report.unread[column.name];
+    detail::check_unread(row.unread, options_, detail::row_place(path_, line));
     if (index_.find(row.pair)) row.defects.push_back(RowDefect::kDuplicate);
     for (const RowDefect defect : row.defects) {
       if (!keeps(defect, line)) return;
@@ -131,7 +134,7 @@ void DataOptions::fields(FieldVisitor& v) {
   const std::vector<std::string_view> drop_policies = {"error", "drop"};
   const std::vector<std::string_view> policies = {"error", "drop", "keep"};
   const std::vector<std::string_view> defect_policies = {"unusable", "error", "drop", "keep"};
-  v.text({"train", "rows to train on: JSONL, or gzipped JSONL"}, train);
+  v.text({"train", "rows to train on: JSON lines or a JSON array, also gzipped"}, train);
   v.text({"eval", "held-out rows; empty: eval_fraction is cut from train"}, eval);
   v.real({"eval_fraction", "part of the rows of train to hold out, from the end of the file"},
          eval_fraction, Range::half_open(0, 1));
@@ -171,6 +174,14 @@ void DataOptions::fields(FieldVisitor& v) {
           "text that messages become: chatml, smollm2, qwen2, qwen2.5, llama3, zephyr, alpaca, "
           "plain, dialogue, or auto: that of the tokenizer's own template"},
          chat_format);
+  v.json({"columns",
+          "columns of the rows: a layout (orca, alpaca, sharegpt, openai, pku, shp, ultrafeedback, "
+          "completions) or {field: column}; {}: recognized by their keys"},
+         columns);
+  v.choice({"unused",
+            "columns of prompts (system, question, input, …) that nothing reads; note: they are "
+            "left out, which is said"},
+           unused, {"error", "note"});
   v.text({"token_cache", "folder that keeps tokenized files; empty: none"}, token_cache);
 }
 
@@ -189,6 +200,7 @@ std::string RowReport::summary() const {
     parts.push_back(
         fmt::format("truncated {} {}", fmt::join(cut, ", "), detail::places(truncated_lines)));
   }
+  if (!unread.empty()) parts.push_back(detail::unread_line(unread, rows_read));
   return fmt::format("{}", fmt::join(parts, "\n"));
 }
 

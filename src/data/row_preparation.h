@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/row_layout.h"
 #include "prefopt/data/dataset.h"
 
 namespace prefopt::detail {
@@ -19,12 +20,14 @@ enum class RowDefect {
   kMalformed,
   kMissingKey,
   kInvalidUtf8,
+  kNotANumber,
   kNoToken,          ///< a completion without even an end token
   kEmptyCompletion,  ///< the end token alone
   kEmptyPrompt,
   kIdentical,
   kLongPrompt,
   kDuplicate,
+  kUnreadColumn,  ///< of a prompt
 };
 
 /// As reports name it.
@@ -55,6 +58,8 @@ struct PreparedRow {
   /// In the order in which policies are asked. A row that could not be read has one, and `refusal`.
   std::vector<RowDefect> defects;
   std::string refusal;  ///< what was expected and found, led by the place
+  std::vector<UnreadColumn> unread;
+  std::uint64_t found = 0;  ///< columns of the mapping that the row has, as in RowTrace
   TokenPair pair;
   TokenCounts uncut;  ///< tokens before the budgets
   Cuts cuts;
@@ -71,7 +76,8 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
 
 /// The same from each line of a file that is not blank, up to max_rows of them: calls `take` with
 /// the rows in their order, while they are prepared in parts on LibTorch's threads. `chat_format`
-/// of the options has to be a format, not "auto".
+/// of the options has to be a format, not "auto". Throws ConfigError for a mapping of columns that
+/// names one that no row has.
 void prepare_file(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
                   const RowNeeds* needs,
                   const std::function<void(std::int64_t line, PreparedRow row)>& take);

@@ -24,7 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // Goes up with every change of the format or of what tokenization means.
-constexpr std::string_view kMagic = "prefopt tokens 4\n";
+constexpr std::string_view kMagic = "prefopt tokens 5\n";
 
 std::string hash_of(std::string_view bytes) {
   ContentHash hash;
@@ -134,6 +134,11 @@ std::string to_bytes(const Dataset& dataset) {
   writer.numbers(report.truncated_lines);
   writer.lines(report.dropped);
   writer.lines(report.kept_with);
+  writer.number(static_cast<std::int64_t>(report.unread.size()));
+  for (const auto& [column, rows] : report.unread) {
+    writer.text(column);
+    writer.number(rows);
+  }
   writer.numbers(dataset.lines);
   writer.number(static_cast<std::int64_t>(dataset.pairs.size()));
   for (const TokenPair& pair : dataset.pairs) {
@@ -168,6 +173,10 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
     report.truncated_lines = reader.numbers();
     report.dropped = reader.lines();
     report.kept_with = reader.lines();
+    for (std::size_t i = reader.count(2 * sizeof(std::int64_t)); i > 0; --i) {
+      const std::string column = reader.text();
+      report.unread[column] = reader.number();
+    }
     dataset.lines = reader.numbers();
     dataset.pairs.resize(reader.count(7 * sizeof(std::int64_t)));
     for (TokenPair& pair : dataset.pairs) {

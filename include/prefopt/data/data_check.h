@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -76,6 +77,8 @@ struct RowsCheck {
   PrefixSharing sharing = {};
   std::int64_t prompts = 0;         ///< that differ
   std::int64_t shared_prompts = 0;  ///< rows whose prompt an earlier one has
+  /// Columns with text that nothing reads, and the rows that have it, usable or not.
+  std::map<std::string, std::int64_t> unread = {};
 
   /// Rows that the options drop or take for an error.
   std::int64_t refused() const { return rows - usable; }
@@ -104,7 +107,8 @@ struct DataCheck {
 
 /// Reads all files to their end, whatever is wrong with their rows: a policy `error` is reported,
 /// not thrown. Equal rows are found across the files of one purpose. Throws DataError for a file
-/// that cannot be read or holds no row, and ConfigError as load_dataset does.
+/// that cannot be read or holds no row, and ConfigError as load_dataset does, for a column of the
+/// options that no row has among others.
 PREFOPT_API DataCheck check_data(const std::vector<std::string>& train,
                                  const std::vector<std::string>& held_out,
                                  const Tokenizer& tokenizer, const DataCheckOptions& options = {});

@@ -24,8 +24,11 @@ enum class RowPolicy { kError, kDrop, kKeep };
 /// The same of one defect, or what the option `unusable` says.
 enum class DefectPolicy { kUnusable, kError, kDrop, kKeep };
 
+/// What to do with a column that is known to hold a part of prompts and that nothing reads.
+enum class UnusedColumns { kError, kNote };
+
 struct DataOptions {
-  std::string train = {};                ///< JSONL or JSONL.gz
+  std::string train = {};                ///< JSON lines or a JSON array, also gzipped
   std::string eval = {};                 ///< held-out file; empty: cut `eval_fraction` from `train`
   double eval_fraction = 0;              ///< of the rows, taken from the end of the file
   std::int64_t max_rows = 0;             ///< 0: all
@@ -49,6 +52,14 @@ struct DataOptions {
   /// How messages become text: a format of `prefopt/data/chat.h`, or "auto": that of the
   /// tokenizer's own template.
   std::string chat_format = "dialogue";
+  /// JSON: the name of a layout ("orca", "alpaca", "sharegpt", "openai", "pku", "shp",
+  /// "ultrafeedback", "completions"), or an object {field: column} whose columns may be dotted paths;
+  /// fields: prompt, system, instruction, input, question, history, chosen, rejected, gold,
+  /// completion, messages, text, tools and the numbers of a row; role_key, content_key; and the
+  /// names of roles, one or a list: user, assistant, system_role, tool_role. What it does not name is
+  /// recognized by its keys.
+  std::string columns = "{}";
+  UnusedColumns unused = UnusedColumns::kError;
   /// Folder that keeps tokenized files, so that a later run need not tokenize; empty: none.
   std::string token_cache = {};
 
@@ -62,6 +73,7 @@ struct RowReport {
   std::int64_t truncated_prompts = 0;
   std::int64_t truncated_completions = 0;
   std::vector<std::int64_t> truncated_lines = {};
+  std::map<std::string, std::int64_t> unread = {};  ///< text columns that nothing reads: rows
   std::map<std::string, std::vector<std::int64_t>> dropped;
   std::map<std::string, std::vector<std::int64_t>> kept_with;
   std::string cache_note = {};  ///< what there is to say of the token cache; else empty
@@ -94,6 +106,11 @@ struct Dataset {
 PREFOPT_API void for_each_line(const std::string& path,
                                const std::function<void(std::int64_t, std::string_view)>& row);
 
+/// The prompt of a row as parse_row reads it, where completions may be missing and a conversation
+/// is taken up to its last answer. `chat_format` of the options has to be a format, not "auto".
+PREFOPT_API PreferenceRow parse_prompt(std::string_view json, std::string_view where,
+                                       const DataOptions& options);
+
 /// Token ids of one row under the budgets. Prompt and completions are tokenized apart, so that the
 /// boundary is one between tokens; ids given in the row are used as they are. The prompt gives way
 /// first and keeps its begin token and its end, down to one token; a completion that is cut keeps
@@ -107,9 +124,11 @@ PREFOPT_API TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& to
 /// left out. Unpaired rows must not have a rejected completion. Rows are tokenized on LibTorch's
 /// threads; the result does not depend on their number. With `token_cache`, the result is kept
 /// under a hash of the file's content, the tokenizer and the options; what is damaged there is made
-/// anew, and a cache that cannot be written is done without, which the report says. Throws
-/// ConfigError where the file holds pairs for an unpaired loss or single completions for a pairwise
-/// one, and DataError where a policy says so or where no row can be used.
+/// anew, and a cache that cannot be written is done without, which the report says. The file is one
+/// of lines or a JSON array of objects. Throws ConfigError where the file holds pairs for an
+/// unpaired loss or single completions for a pairwise one or where `columns` names a column that no
+/// row has, and DataError where a policy says so, where no row can be used or where a row has a
+/// column of a prompt that nothing reads (`unused`).
 PREFOPT_API Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                                  const DataOptions& options, const RowNeeds& needs = {});
 
