@@ -774,12 +774,30 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
                    "\n"
                    R"({"prompt": "ab", "chosen": "c", "rejected": "d"})"
                    "\n");
-  const CliResult result = run_cli({"generate", "--model", kPolicy, "--data", file, "--temperature",
-                                    "0", "--max-new-tokens", "3", "--json"});
-  const auto greedy = json_lines(result.out);
+  const auto greedy_of = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {"generate", "--model", kPolicy, "--temperature", "0",
+                                          "--max-new-tokens", "3", "--json", "--data", file};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return json_lines(run_cli(arguments).out);
+  };
+  const auto greedy = greedy_of({});
   REQUIRE(greedy.size() == 3);
   CHECK(greedy[0] == greedy[1]);
   CHECK(greedy[0] == greedy[2]);
+
+  write_text(file, R"([{"frage": "ab", "question": "ab"}, {"frage": "ab"}])");
+  CHECK(greedy_of({"--columns", R"({"prompt": "frage"})", "--unused", "note"}) ==
+        std::vector<json>{greedy[0], greedy[0]});
+  check_cli_refused({"generate", "--model", kPolicy, "--data", file, "--columns",
+                     R"({"prompt": "frage"})"},
+                    3,
+                    file + ":1: expected every column of a prompt to be read, got 'question', which "
+                           "nothing reads; name what it is in data.columns, or leave it out with "
+                           "data.unused = 'note'");
+  check_cli_refused({"generate", "--model", kPolicy, "--data", file, "--columns", "sharegtp"}, 2,
+                    "--columns: expected the columns of fields or one of orca, alpaca, sharegpt, "
+                    "openai, pku, shp, ultrafeedback, completions, got 'sharegtp'; did you mean "
+                    "'sharegpt'?");
 
   check_cli_refused({"generate", "--model", kPolicy}, 2,
                     "generate: expected one of --prompt and --data, got neither");
