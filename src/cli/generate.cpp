@@ -7,7 +7,7 @@
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "core/json.h"
-#include "data/lines.h"
+#include "data/row_preparation.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/records.h"
@@ -38,24 +38,17 @@ Prompt from_ids(std::vector<std::int64_t> ids, const Tokenizer& tokenizer) {
   return {.text = tokenizer.decode(ids), .ids = std::move(ids)};
 }
 
-Prompt read_prompt(std::string_view line, const std::string& where, const Tokenizer& tokenizer,
-                   const DataOptions& options) {
-  const PreferenceRow row = parse_prompt(line, where, options);
-  if (row.tokenized) return from_ids(row.prompt_ids, tokenizer);
-  // A chat format writes its begin token itself.
-  return from_text(row.prompt, tokenizer, /*with_bos=*/row.end_of_turn.empty());
-}
-
 std::vector<Prompt> read_prompts(const GenerateArguments& arguments, const Tokenizer& tokenizer) {
   if (arguments.has_prompt) return {from_text(arguments.prompt, tokenizer)};
   DataOptions options;
   options.chat_format = resolve_chat_format(arguments.chat_format, tokenizer);
   read_columns(arguments.columns, options);
   std::vector<Prompt> prompts;
-  detail::read_rows(arguments.data, [&](std::int64_t line, std::string_view text) {
-    prompts.push_back(
-        read_prompt(text, fmt::format("{}:{}", arguments.data, line), tokenizer, options));
-    return true;
+  detail::read_prompts(arguments.data, options, [&](const PreferenceRow& row) {
+    // A chat format writes its begin token itself.
+    prompts.push_back(row.tokenized
+                          ? from_ids(row.prompt_ids, tokenizer)
+                          : from_text(row.prompt, tokenizer, /*with_bos=*/row.end_of_turn.empty()));
   });
   if (prompts.empty()) throw DataError(arguments.data + ": expected at least one row, got none");
   return prompts;

@@ -459,21 +459,6 @@ class RowReader {
   const detail::LineReading& reading_;
 };
 
-/// A row that belongs to no file.
-PreferenceRow parse_alone(std::string_view json, std::string_view where,
-                          const DataOptions& options, bool prompt_alone) {
-  const detail::RowLayout layout(options.columns);
-  detail::RowTrace trace;
-  try {
-    PreferenceRow row = detail::parse_line(json, where, options,
-                                           {.layout = layout, .prompt_alone = prompt_alone}, trace);
-    detail::check_unread(trace.unread, options, where);
-    return row;
-  } catch (const detail::LineError& error) {
-    throw DataError(error.what());
-  }
-}
-
 }  // namespace
 
 std::string format_dialogue(const std::vector<Message>& messages, bool open_assistant_turn) {
@@ -527,12 +512,15 @@ PreferenceRow parse_row(std::string_view json, std::string_view where,
                         std::string_view chat_format) {
   DataOptions options;
   options.chat_format = chat_format;
-  return parse_alone(json, where, options, /*prompt_alone=*/false);
-}
-
-PreferenceRow parse_prompt(std::string_view json, std::string_view where,
-                           const DataOptions& options) {
-  return parse_alone(json, where, options, /*prompt_alone=*/true);
+  const detail::RowLayout layout(options.columns);
+  detail::RowTrace trace;
+  try {
+    PreferenceRow row = detail::parse_line(json, where, options, {.layout = layout}, trace);
+    detail::check_unread(trace.unread, options, where);
+    return row;
+  } catch (const detail::LineError& error) {
+    throw DataError(error.what());
+  }
 }
 
 }  // namespace prefopt

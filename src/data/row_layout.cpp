@@ -225,6 +225,7 @@ class RowForm {
   RowJson canonical() && {
     erase_nulls(row_);
     find_mapped();
+    find_nested();
     if (is_of_tokens()) return std::move(*this).finished(/*is_of_tokens=*/true);
     const unsigned answers = find_answers();
     read(answers);
@@ -298,6 +299,30 @@ class RowForm {
     }
     if (!missing.empty() && use_ != RowUse::kPrompt) {
       fail(LineDefect::kMissingKey, "{}, got a row without it", missing);
+    }
+  }
+
+  /// A pair in an object of its own, the only one of the row.
+  void find_nested() {
+    if (preset_ != nullptr || !layout_.mapping().empty() || row_.contains("chosen") ||
+        row_.contains("rejected")) {
+      return;
+    }
+    std::string pair;
+    for (const auto& [key, value] : row_.items()) {
+      if (!value.is_object() || !value.contains("chosen") || !value.contains("rejected")) continue;
+      if (!pair.empty()) {
+        fail(LineDefect::kMalformed,
+             "expected one column with 'chosen' and 'rejected', got '{}' and '{}'; name one in "
+             "data.columns",
+             pair, key);
+      }
+      pair = key;
+    }
+    if (pair.empty()) return;
+    for (const char* field : {"chosen", "rejected", "gold", "prompt", "question", "system"}) {
+      const Found found = at_path(pair + "." + field);
+      if (found && !row_.contains(field)) mapped_[field] = found;
     }
   }
 
@@ -677,12 +702,13 @@ class RowForm {
            std::equal(turns.begin(), turns.end(), list.begin());
   }
 
-  /// The turns before the question, of a column of [question, answer] pairs.
+  /// The turns before the question: messages, or [question, answer] pairs.
   RowJson earlier_turns() {
     const Found history = find("history");
     RowJson list = RowJson::array();
     if (!history || !history.value->is_array() || history.value->empty()) return list;
     used_.insert(history.path);
+    if (history.value->front().is_object()) return turns(*history.value, history.path);
     for (const RowJson& pair : *history.value) {
       if (!pair.is_array() || pair.size() != 2 || !pair[0].is_string() || !pair[1].is_string()) {
         fail(LineDefect::kMalformed,

@@ -256,9 +256,9 @@ void check_mapping(const RowLayout& layout, std::uint64_t found, const std::stri
     if (json.is_object()) {
       for (const auto& item : json.items()) keys.push_back(item.key());
     }
-    throw ConfigError(fmt::format("data.columns: expected {} to name a column of {}, got '{}', "
-                                  "which no row has{}",
-                                  field, path, column,
+    throw ConfigError(fmt::format("{}: expected a column '{}', which data.columns.{} names, got no "
+                                  "row that has it{}",
+                                  path, column, field,
                                   did_you_mean(column, {keys.begin(), keys.end()})));
   }
 }
@@ -398,6 +398,27 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
   });
   take_lines();
   if (count > 0) check_mapping(layout, found, path, first);
+}
+
+void read_prompts(const std::string& path, const DataOptions& options,
+                  const std::function<void(const PreferenceRow& row)>& take) {
+  const RowLayout layout(options.columns);
+  std::uint64_t found = 0;
+  std::string first;
+  read_rows(path, [&](std::int64_t number, std::string_view text) {
+    if (first.empty()) first = text;
+    const std::string where = row_place(path, number);
+    RowTrace trace;
+    try {
+      take(parse_line(text, where, options, {.layout = layout, .prompt_alone = true}, trace));
+    } catch (const LineError& error) {
+      throw DataError(error.what());
+    }
+    check_unread(trace.unread, options, where);
+    found |= trace.found;
+    return true;
+  });
+  if (!first.empty()) check_mapping(layout, found, path, first);
 }
 
 std::string refusal_reason(const std::string& refusal, const std::string& path, std::int64_t line) {

@@ -82,6 +82,13 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
                   const RowNeeds* needs,
                   const std::function<void(std::int64_t line, PreparedRow row)>& take);
 
+/// The rows of a file for their prompts: completions may be missing, and a conversation is taken up
+/// to its last answer. `chat_format` of the options has to be a format, not "auto". Throws DataError
+/// for a row that cannot be read, whatever the policies, and for a column of a prompt that nothing
+/// reads; ConfigError as prepare_file.
+void read_prompts(const std::string& path, const DataOptions& options,
+                  const std::function<void(const PreferenceRow& row)>& take);
+
 /// A refusal without the place and what was found there: rows with one defect share it.
 std::string refusal_reason(const std::string& refusal, const std::string& path, std::int64_t line);
 

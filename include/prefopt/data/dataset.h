@@ -106,11 +106,6 @@ struct Dataset {
 PREFOPT_API void for_each_line(const std::string& path,
                                const std::function<void(std::int64_t, std::string_view)>& row);
 
-/// The prompt of a row as parse_row reads it, where completions may be missing and a conversation
-/// is taken up to its last answer. `chat_format` of the options has to be a format, not "auto".
-PREFOPT_API PreferenceRow parse_prompt(std::string_view json, std::string_view where,
-                                       const DataOptions& options);
-
 /// Token ids of one row under the budgets. Prompt and completions are tokenized apart, so that the
 /// boundary is one between tokens; ids given in the row are used as they are. The prompt gives way
 /// first and keeps its begin token and its end, down to one token; a completion that is cut keeps

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "data/row_preparation.h"
 #include "prefopt/data/data_check.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
@@ -370,6 +371,15 @@ TEST_CASE("a question, an instruction or a system text makes a conversation", "[
                                                 message("user", "C")})}}),
             {asked(turn("user", "A") + turn("assistant", "B") + turn("user", "C")),
              answered("yes"), answered("no")});
+  check_row({{"prompt", "Q?"},
+             {"chosen", message("assistant", "yes")},
+             {"rejected", message("assistant", "no")}},
+            plain);
+  check_row({{"question", "Q?"}, {"answers", {{"chosen", "yes"}, {"rejected", "no"}}}}, plain);
+  check_row(pair_row({{"prompt", "C"},
+                      {"history", json::array({message("user", "A"), message("assistant", "B")})}}),
+            {asked(turn("user", "A") + turn("assistant", "B") + turn("user", "C")),
+             answered("yes"), answered("no")});
   // The conversation ends with the chosen answer.
   check_row(pair_row({{"messages", whole}}), plain);
 }
@@ -568,8 +578,8 @@ TEST_CASE("data.columns that cannot be meant", "[data]") {
   DataOptions lenient = chat_options(R"({"system": "quesion", "prompt": "prompt"})");
   lenient.unused = UnusedColumns::kNote;
   const std::string unknown = refusal_of(row, lenient);
-  CHECK(unknown.starts_with("data.columns: expected system to name a column of "));
-  CHECK(unknown.ends_with("got 'quesion', which no row has; did you mean 'question'?"));
+  CHECK(unknown.ends_with("rows.jsonl: expected a column 'quesion', which data.columns.system "
+                          "names, got no row that has it; did you mean 'question'?"));
 
   // A column that some rows lack: those would be read as others.
   CHECK(refusal_of(pair_row({}).dump(), chat_options(R"({"prompt": "question"})")) ==
@@ -687,7 +697,14 @@ TEST_CASE("half of a surrogate pair is no UTF-8", "[data]") {
 
 TEST_CASE("the prompt of a row alone", "[data]") {
   const DataOptions options = chat_options();
-  const auto prompt_of = [&](const json& row) { return parse_prompt(row.dump(), "f:1", options); };
+  const auto prompt_of = [&](const json& row) {
+    const TempDir dir;
+    put(dir.file("f"), row.dump());
+    std::vector<PreferenceRow> rows;
+    detail::read_prompts(dir.file("f"), options,
+                         [&](const PreferenceRow& read) { rows.push_back(read); });
+    return rows.at(0);
+  };
   CHECK(prompt_of({{"prompt", "ab"}}).prompt == "ab");
   CHECK(prompt_of({{"prompt", "ab"}, {"id", 3}}).end_of_turn.empty());
   CHECK(prompt_of({{"prompt_ids", {1, 2}}}).prompt_ids == std::vector<std::int64_t>{1, 2});
@@ -702,11 +719,22 @@ TEST_CASE("the prompt of a row alone", "[data]") {
   CHECK(prompt_of({{"input", {{"messages", {system, user}}}}}).prompt == question);
   CHECK(prompt_of({{"prompt", {system, user}}, {"completion", {message("assistant", "A")}}})
             .prompt == question);
-  CHECK_THROWS_TEXT(prompt_of({{"query", "Q?"}}), DataError,
-                    "f:1: expected a key 'chosen', 'completion', 'messages' or 'text', got "
-                    "{query}");
-  CHECK_THROWS_TEXT(prompt_of({{"prompt", "Q"}, {"context", "C"}}), DataError,
-                    "f:1: " + unread("context"));
+  const TempDir dir;
+  const auto refused = [&](const json& row, const std::string& text) {
+    put(dir.file("f"), row.dump());
+    CHECK_THROWS_TEXT(
+        detail::read_prompts(dir.file("f"), options, [](const PreferenceRow&) {}), DataError,
+        dir.file("f") + ":1: " + text);
+  };
+  refused({{"query", "Q?"}},
+          "expected a key 'chosen', 'completion', 'messages' or 'text', got {query}");
+  refused({{"prompt", "Q"}, {"context", "C"}}, unread("context"));
+  put(dir.file("f"), R"([{"prompt": "a"}, {"prompt": "b"}])");
+  CHECK_THROWS_TEXT(detail::read_prompts(dir.file("f"), chat_options(R"({"system": "prompts"})"),
+                                         [](const PreferenceRow&) {}),
+                    ConfigError,
+                    dir.file("f") + ": expected a column 'prompts', which data.columns.system "
+                                    "names, got no row that has it; did you mean 'prompt'?");
 }
 
 }  // namespace prefopt
