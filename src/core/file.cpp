@@ -49,25 +49,54 @@ bool sync_file(int fd) {
 // could close a file of another thread.
 bool close_once(int fd) { return system_calls().close(fd) == 0 || errno == EINTR; }
 
-constexpr std::size_t kRandomLetters = 6;
+constexpr std::size_t kLettersBeside = 6;
+constexpr std::size_t kRandomLetters = 4;
 
-bool is_letter_or_digit(char c) {
-  return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
-}
-
-std::string random_letters() {
+// Letters and digits for a number.
+std::string letters_of(std::uint64_t number, std::size_t count) {
   constexpr std::string_view kLetters =
       "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-  static std::atomic<std::uint64_t> calls{0};
-  const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
-  std::uint64_t random =
-      splitmix64(static_cast<std::uint64_t>(now) +
-                 splitmix64((static_cast<std::uint64_t>(::getpid()) << 32) + calls++));
   std::string letters;
-  for (std::size_t i = 0; i < kRandomLetters; ++i, random /= kLetters.size()) {
-    letters += kLetters[random % kLetters.size()];
+  for (std::size_t i = 0; i < count; ++i, number /= kLetters.size()) {
+    letters += kLetters[number % kLetters.size()];
   }
   return letters;
+}
+
+// The letters that go with the random ones, by which a name is known as one made here.
+std::string check_letters(std::string_view name, std::string_view random) {
+  std::uint64_t hash = 0;
+  for (const std::string_view part : {name, random}) {
+    for (const char c : part) hash = splitmix64(hash ^ static_cast<unsigned char>(c));
+  }
+  return letters_of(hash, kLettersBeside - kRandomLetters);
+}
+
+// The name of a file next to `path` that becomes it: `path`, a dot and six letters.
+std::string name_beside(const std::string& path) {
+  static std::atomic<std::uint64_t> calls{0};
+  const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
+  const std::string random = letters_of(
+      splitmix64(static_cast<std::uint64_t>(now) +
+                 splitmix64((static_cast<std::uint64_t>(::getpid()) << 32) + calls++)),
+      kRandomLetters);
+  const std::string name = std::filesystem::path(path).filename().string();
+  return fmt::format("{}.{}{}", path, random, check_letters(name, random));
+}
+
+// Whether a file `name`.`letters` is one that was to become `name`. Those of the first version are
+// known less surely, as mkostemp made them: letters that nobody types, for their owner alone.
+bool was_to_become(std::string_view name, std::string_view letters, mode_t permissions) {
+  if (letters.size() != kLettersBeside) return false;
+  const std::string_view random = letters.substr(0, kRandomLetters);
+  if (letters.substr(kRandomLetters) == check_letters(name, random)) return true;
+  const auto is_upper = [](char c) { return c >= 'A' && c <= 'Z'; };
+  const auto is_lower = [](char c) { return c >= 'a' && c <= 'z'; };
+  const auto is_any = [&](char c) { return is_upper(c) || is_lower(c) || (c >= '0' && c <= '9'); };
+  constexpr mode_t kForOwner = 0600;
+  return permissions == kForOwner && std::all_of(letters.begin(), letters.end(), is_any) &&
+         std::any_of(letters.begin() + 1, letters.end(), is_upper) &&
+         std::any_of(letters.begin(), letters.end(), is_lower);
 }
 
 constexpr mode_t kPermissions = 0777;
@@ -79,8 +108,8 @@ std::optional<mode_t> permissions_of(const std::string& path) {
   return status.st_mode & kPermissions;
 }
 
-// A file next to `path`, named `path` and six letters because another process may write here too,
-// that is gone at the end of its scope unless it was moved to its place. It is locked while it is
+// A file next to `path`, under a name of its own because another process may write here too, that
+// is gone at the end of its scope unless it was moved to its place. It is locked while it is
 // written, so that what a killed process left can be told from it.
 class FileBeside {
  public:
@@ -89,13 +118,15 @@ class FileBeside {
     constexpr mode_t kForAll = 0666;  // less the umask
     constexpr int kTries = 100;
     for (int i = 0; i < kTries && fd_ < 0 && (i == 0 || errno == EEXIST); ++i) {
-      name_ = fmt::format("{}.{}", path, random_letters());
+      name_ = name_beside(path);
       fd_ = system_calls().open(name_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC,
                                 replaced_ ? kForOwner : kForAll);
+      if (fd_ >= 0 && was_taken_for_left()) {
+        ::close(std::exchange(fd_, -1));
+        errno = EEXIST;
+      }
     }
     there_ = opened();
-    // Where the drive has no locks nothing is cleaned up either.
-    if (opened()) static_cast<void>(::flock(fd_, LOCK_EX | LOCK_NB));
   }
   ~FileBeside() {
     if (fd_ >= 0) ::close(fd_);
@@ -118,6 +149,17 @@ class FileBeside {
   }
 
  private:
+  // Locks the file. Another process may have removed it, before it was locked, as one that nobody
+  // writes. Where the drive has no locks nothing is removed.
+  bool was_taken_for_left() const {
+    int result = 0;
+    do {
+      result = ::flock(fd_, LOCK_EX);
+    } while (result != 0 && errno == EINTR);
+    struct stat status {};
+    return ::fstat(fd_, &status) == 0 && status.st_nlink == 0;
+  }
+
   // Drives whose files all have the same ones refuse to set any.
   bool take_permissions() const {
     struct stat status {};
@@ -260,18 +302,17 @@ void remove_unfinished_files(const std::string& folder,
        at.increment(error)) {
     const std::string name = at->path().filename().string();
     const auto dot = name.rfind('.');
-    if (dot == std::string::npos || name.size() - dot - 1 != kRandomLetters ||
-        !std::all_of(name.begin() + static_cast<std::ptrdiff_t>(dot) + 1, name.end(),
-                     is_letter_or_digit) ||
-        !is_ours(std::string_view(name).substr(0, dot))) {
-      continue;
-    }
+    if (dot == std::string::npos || !is_ours(std::string_view(name).substr(0, dot))) continue;
     const Descriptor file(
         ::open(at->path().c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     struct stat status {};
+    if (file.get() < 0 || ::fstat(file.get(), &status) != 0) continue;
     // Whoever writes it holds its lock.
-    const bool is_left = file.get() >= 0 && ::fstat(file.get(), &status) == 0 &&
-                         S_ISREG(status.st_mode) && ::flock(file.get(), LOCK_EX | LOCK_NB) == 0;
+    const bool is_left = S_ISREG(status.st_mode) &&
+                         was_to_become(std::string_view(name).substr(0, dot),
+                                       std::string_view(name).substr(dot + 1),
+                                       status.st_mode & kPermissions) &&
+                         ::flock(file.get(), LOCK_EX | LOCK_NB) == 0;
     if (is_left) ::unlink(at->path().c_str());
   }
 }
