@@ -7,6 +7,7 @@
 
 #include "cli/commands.h"
 #include "cli/inputs.h"
+#include "core/text.h"
 #include "prefopt/error.h"
 
 namespace prefopt::cli {
@@ -40,7 +41,7 @@ void run_export(const ExportArguments& arguments, std::ostream& err) {
   if (model->adapter()) model->merge_adapter();
   model->save(arguments.out);
   copy_tokenizer(arguments.model, arguments.out);
-  err << "prefopt: wrote " << arguments.out << '\n';
+  err << "prefopt: wrote " << detail::printable(arguments.out) << '\n';
 }
 
 }  // namespace prefopt::cli

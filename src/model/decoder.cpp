@@ -15,6 +15,7 @@
 #include <optional>
 #include <utility>
 
+#include "core/file.h"
 #include "model/decoder_config.h"
 #include "model/decoder_files.h"
 #include "model/decoder_impl.h"
@@ -50,7 +51,7 @@ Decoder::Decoder(DecoderOptions options) : impl_(std::make_unique<Impl>()) {
 std::shared_ptr<Decoder> Decoder::load(const std::string& path, std::string_view dtype) {
   std::optional<at::ScalarType> wanted;
   if (dtype != "keep") wanted = parse_dtype(dtype);
-  detail::DecoderReader reader(path, wanted);
+  detail::DecoderReader reader(detail::followed(path), wanted);
   auto impl = std::make_unique<Impl>();
   impl->config = reader.config().json;
   impl->metadata = reader.metadata();

@@ -356,6 +356,7 @@ struct Trainer::Impl {
   std::int64_t steps_done = 0;
   std::int64_t tokens_seen = 0;
   std::int64_t skipped_in_a_row = 0;
+  Metrics step_counts;
   RunningMean<at::Tensor> running;
   RunningMean<at::Tensor> next_running;  ///< what it becomes if the step is taken
 };
@@ -786,6 +787,7 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
                             });
   sums.set("learning_rate", learning_rate);
   const auto metrics = sums.finish();
+  impl_->step_counts = sums.counts();
   const double loss = metric(metrics, "loss");
   const double grad_norm = metric(metrics, "grad_norm");
   const bool is_usable = std::isfinite(loss) && std::isfinite(grad_norm);
@@ -806,12 +808,14 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
 
   impl_->report_non_finite(pairs, number, loss, grad_norm);
   impl_->optimizer.zero_grad();
-  if (++impl_->skipped_in_a_row == kMaxSkipped) {
+  // A run that went on after such an end is told at its next step without an update.
+  if (++impl_->skipped_in_a_row >= kMaxSkipped) {
     const bool bad_loss = !std::isfinite(loss);
     throw NonFiniteError(fmt::format(
         "step {}: expected a finite {}, got {}; this is step {} in a row without an update, try a "
         "lower learning rate",
-        number, bad_loss ? "loss" : "gradient norm", bad_loss ? loss : grad_norm, kMaxSkipped));
+        number, bad_loss ? "loss" : "gradient norm", bad_loss ? loss : grad_norm,
+        impl_->skipped_in_a_row));
   }
   sums.set("skipped", 1);
   return sums.finish();
@@ -842,6 +846,8 @@ void Trainer::load_state(const std::vector<std::pair<std::string, at::Tensor>>& 
 LossState Trainer::loss_state() const { return impl_->loss_state(); }
 
 void Trainer::set_loss_state(const LossState& state) { impl_->set_loss_state(state); }
+
+Metrics Trainer::step_counts() const { return impl_->step_counts; }
 
 std::int64_t Trainer::steps_done() const { return impl_->steps_done; }
 
