@@ -647,7 +647,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   std::shared_ptr<Reference> reference;
   if (needs.reference || needs.sample_source == SampleSource::kReference) {
     // What weighs tokens needs each.
-    const bool by_token = needs.head_logps || detail::has_token_weights(rows.train) ||
+    const bool by_token = needs.head_logps || needs.limits || detail::has_token_weights(rows.train) ||
                           detail::has_token_weights(rows.eval);
     reference = detail::make_reference(options.reference, options.model, *policy,
                                        by_token ? CacheLevel::kToken : CacheLevel::kSequence);

@@ -4,17 +4,20 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/clamp.h>
 #include <ATen/ops/gt.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros_like.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <utility>
 
 #include "core/memory.h"
@@ -46,6 +49,7 @@ std::int64_t seed_of_step(std::int64_t seed, std::int64_t step) {
 /// Token counts of a whole step, known before any forward.
 struct StepCounts {
   std::int64_t prompt = 0;
+  std::int64_t predicted_prompt = 0;  ///< without the first token, which nothing predicts
   std::int64_t chosen = 0;
   std::int64_t rejected = 0;
   std::int64_t gold = 0;
@@ -55,6 +59,7 @@ StepCounts count_tokens(const std::vector<TokenPair>& pairs) {
   StepCounts counts;
   for (const auto& pair : pairs) {
     counts.prompt += std::ssize(pair.prompt);
+    counts.predicted_prompt += std::max<std::int64_t>(std::ssize(pair.prompt) - 1, 0);
     counts.chosen += std::ssize(pair.chosen);
     counts.rejected += std::ssize(pair.rejected);
     counts.gold += std::ssize(pair.gold);
@@ -317,6 +322,10 @@ struct Trainer::Impl {
         *policy, batch,
         {.by_products = by_products, .reduction = {}, .budget_bytes = options.head_budget_bytes});
   }
+  /// The prompts of `rows` as texts of their own.
+  void set_prompt_logps(PairLogps& logps, const std::vector<TokenPair>& rows) const;
+  /// Sums of log(pi/pi_ref) of each token within the loss's limits.
+  at::Tensor limited_logratios(const TokenBatch& batch, const SequenceLogps& current) const;
   /// Sums, counts and derived quantities of the policy's log-probs of `rows`.
   void set_policy_logps(PairLogps& logps, const Part& part, const TokenBatch& batch,
                         const SequenceLogps& current) const;
@@ -415,6 +424,35 @@ TokenBatch Trainer::Impl::mismatched(const Part& part) const {
   return make_batch(sequences).to(policy->device());
 }
 
+void Trainer::Impl::set_prompt_logps(PairLogps& logps, const std::vector<TokenPair>& rows) const {
+  std::vector<TokenSequence> sequences;
+  std::vector<std::int64_t> places;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::span<const std::int64_t> prompt = rows[i].prompt;
+    if (prompt.size() < 2) continue;  // nothing predicts its only token
+    sequences.push_back({.prompt = prompt.first(1), .completion = prompt.subspan(1)});
+    places.push_back(static_cast<std::int64_t>(i));
+  }
+  logps.prompt_logps = at::zeros_like(logps.chosen_logps);
+  logps.prompt_lens = at::zeros_like(logps.chosen_logps);
+  if (sequences.empty()) return;
+  const SequenceLogps prompts = policy_logps(make_batch(sequences).to(policy->device()));
+  const at::Tensor at_rows = at::tensor(places, at::kLong).to(prompts.logps.device());
+  logps.prompt_logps = logps.prompt_logps.index_add(0, at_rows, prompts.logps);
+  logps.prompt_lens =
+      logps.prompt_lens.index_add(0, at_rows, prompts.lens.to(logps.prompt_lens.options()));
+}
+
+at::Tensor Trainer::Impl::limited_logratios(const TokenBatch& batch,
+                                            const SequenceLogps& current) const {
+  const at::Tensor before = [&] {
+    const at::NoGradGuard no_grad;
+    return reference->token_logps(batch);
+  }();
+  const at::Tensor each = current.token_logps - before.to(current.token_logps.scalar_type());
+  return reduce_tokens(at::clamp(each, needs.limits->low, needs.limits->high), current);
+}
+
 void Trainer::Impl::set_policy_logps(PairLogps& logps, const Part& part, const TokenBatch& batch,
                                      const SequenceLogps& current) const {
   const auto rows = std::ssize(part.rows);
@@ -435,6 +473,16 @@ void Trainer::Impl::set_policy_logps(PairLogps& logps, const Part& part, const T
     logps.chosen_head_logps = sides.chosen(heads);
     logps.rejected_head_logps = sides.rejected(heads);
   }
+  if (needs.confident) {
+    const at::Tensor weighed = current.token_logps.detach().exp() * current.token_logps;
+    logps.chosen_confident_logps = sides.chosen(reduce_tokens(weighed, current));
+  }
+  if (needs.limits) {
+    const at::Tensor limited = limited_logratios(batch, current);
+    logps.chosen_limited_logratios = sides.chosen(limited);
+    if (needs.rejected) logps.rejected_limited_logratios = sides.rejected(limited);
+  }
+  if (needs.prompt) set_prompt_logps(logps, part.rows);
   if (needs.seq_kl) {
     const auto kl = sequence_kl(*policy, *reference->policy(), batch);
     logps.chosen_seq_kl = sides.chosen(kl);
@@ -476,8 +524,10 @@ PairLogps Trainer::Impl::measure(const Part& part, std::int64_t step,
   if (needs.kl_logps) {
     const at::NoGradGuard no_grad;
     const auto others = mismatched(part);
-    logps.kl_logps = policy_logps(others).logps;
+    const SequenceLogps of_others = policy_logps(others);
+    logps.kl_logps = of_others.logps;
     logps.ref_kl_logps = reference->sequence_logps(others);
+    if (needs.limits) logps.kl_limited_logratios = limited_logratios(others, of_others);
   }
   for (const ColumnInput& input : kColumnInputs) {
     if (needs.*input.needed) {
@@ -603,7 +653,8 @@ detail::StepMetrics Trainer::Impl::accumulate(const std::vector<TokenPair>& pair
   const StepTotals totals{.pairs = n,
                           .chosen_tokens = static_cast<double>(counts.chosen),
                           .rejected_tokens = static_cast<double>(counts.rejected),
-                          .gold_tokens = static_cast<double>(counts.gold)};
+                          .gold_tokens = static_cast<double>(counts.gold),
+                          .prompt_tokens = static_cast<double>(counts.predicted_prompt)};
 
   detail::StepMetrics metrics;
   const std::vector<Part> parts = parts_of(rows);
