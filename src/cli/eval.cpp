@@ -126,7 +126,8 @@ class Evaluator {
                       loss_->info().name));
     }
     needs.rejected = true;
-    return read_pairs(arguments_.data, *tokenizer_, arguments_.chat_format, needs);
+    needs.context_length = reference_->options().max_position_embeddings;
+    return read_pairs(arguments_.data, *tokenizer_, arguments_.chat_format, needs, err_);
   }
 
   /// A PEFT folder is an adapter of the reference.

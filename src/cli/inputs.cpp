@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/inputs.h"
 
+#include <ostream>
+#include <utility>
+
 #include "core/file.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
@@ -26,7 +29,8 @@ std::string read_json_argument(const std::string& argument) {
 Loss read_loss(const std::string& argument) { return make_loss(read_json_argument(argument)); }
 
 std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
-                                  const std::string& chat_format, const RowNeeds& needs) {
+                                  const std::string& chat_format, const RowNeeds& needs,
+                                  std::ostream& err) {
   DataOptions options;
   options.max_prompt_length = 0;
   options.max_completion_length = 0;
@@ -34,8 +38,13 @@ std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& toke
   options.unusable = RowPolicy::kError;
   options.identical = RowPolicy::kKeep;
   options.long_prompt = RowPolicy::kKeep;
+  options.tool_calls = RowPolicy::kError;
   options.chat_format = chat_format;
-  return load_dataset(path, tokenizer, options, needs).pairs;
+  Dataset dataset = load_dataset(path, tokenizer, options, needs);
+  if (const std::string summary = dataset.report.summary(); !summary.empty()) {
+    err << summary << '\n';
+  }
+  return std::move(dataset.pairs);
 }
 
 std::vector<double> values(const at::Tensor& tensor) {

@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <iosfwd>
 #include <memory>
 #include <string>
 #include <vector>
@@ -28,9 +29,11 @@ std::string read_json_argument(const std::string& argument);
 Loss read_loss(const std::string& argument);
 
 /// Every row of the file, whole and in its order: a row that cannot be used is an error and none is
-/// truncated, so that results can be matched with rows by position.
+/// truncated, so that results can be matched with rows by position. What there is to say of rows
+/// goes to `err`.
 std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
-                                  const std::string& chat_format, const RowNeeds& needs);
+                                  const std::string& chat_format, const RowNeeds& needs,
+                                  std::ostream& err);
 
 /// Elements in row-major order, as float64.
 std::vector<double> values(const at::Tensor& tensor);

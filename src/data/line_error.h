@@ -4,13 +4,19 @@
 #include <string>
 #include <string_view>
 
+#include "prefopt/data/dataset.h"
 #include "prefopt/data/records.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
 
 /// Why a line gives no row.
-enum class LineDefect { kMalformed, kMissingKey, kInvalidUtf8 };
+enum class LineDefect {
+  kMalformed,
+  kMissingKey,
+  kInvalidUtf8,
+  kToolTurn,  ///< of a role that the chat format has no turn for
+};
 
 class LineError : public DataError {
  public:
@@ -21,8 +27,9 @@ class LineError : public DataError {
   LineDefect defect_;
 };
 
-/// parse_row that throws LineError where it throws DataError.
+/// parse_row under all options, whose `chat_format` has to be a format, not "auto". Throws LineError
+/// where parse_row throws DataError.
 PreferenceRow parse_line(std::string_view json, std::string_view where,
-                         std::string_view chat_format);
+                         const DataOptions& options);
 
 }  // namespace prefopt::detail

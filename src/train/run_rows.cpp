@@ -35,6 +35,7 @@ Dataset load_noted(std::string_view option, const std::string& path, const Token
   note(fmt::format("{}: {} of {} rows of {} are used", option, report.rows_kept, report.rows_read,
                    path));
   if (!report.cache_note.empty()) note(fmt::format("{}: {}", option, report.cache_note));
+  if (!report.cut_note.empty()) note(fmt::format("{}: {}", option, report.cut_note));
   const auto summary = report.summary();
   for (std::size_t begin = 0; begin < summary.size();) {
     const auto end = std::min(summary.find('\n', begin), summary.size());
