@@ -181,6 +181,10 @@ class Report {
     if (context_length_ > 0) {
       line("context", fmt::format("the model is made for {}", counted(context_length_, "token")));
     }
+    if (rows.counted_tokens < rows.completion_tokens) {
+      line("counted", fmt::format("{} of {} of completions, the others are read",
+                                  rows.counted_tokens, counted(rows.completion_tokens, "token")));
+    }
     print_cuts(rows);
     print_sharing(rows.sharing);
     print_lengths("prompt", rows.prompt);
@@ -365,6 +369,8 @@ Json to_json(const DataCheck& check, const RowsCheck& rows) {
             {"completions", rows.truncated_completions},
             {"tokens", rows.truncated_tokens},
             {"rows", to_json(check, rows.truncated)}}},
+          {"counted_tokens",
+           {{"completions", rows.completion_tokens}, {"counted", rows.counted_tokens}}},
           {"end_tokens",
            {{"completions", rows.end_tokens.completions},
             {"before", rows.end_tokens.ended},

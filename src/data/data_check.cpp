@@ -88,6 +88,7 @@ class Checker {
     count_kind(row.pair);
     count_cuts(row, place);
     count_end_tokens(row);
+    count_counted(row.pair);
     if (check_.shown.size() < options_.shown_rows) check_.shown.push_back({place, row.pair});
     pairs_.push_back(std::move(row.pair));
     places_.push_back(place);
@@ -143,6 +144,14 @@ class Checker {
     check_.truncated_completions += row.cuts.completions;
     check_.truncated_tokens += row.cuts.tokens;
     if (row.cuts.tokens > 0) check_.truncated.push_back(place);
+  }
+
+  void count_counted(const TokenPair& pair) {
+    check_.completion_tokens +=
+        std::ssize(pair.chosen) + std::ssize(pair.rejected) + std::ssize(pair.gold);
+    check_.counted_tokens += counted_tokens(pair.chosen, pair.chosen_mask) +
+                             counted_tokens(pair.rejected, pair.rejected_mask) +
+                             counted_tokens(pair.gold, pair.gold_mask);
   }
 
   void count_end_tokens(const PreparedRow& row) {

@@ -80,6 +80,8 @@ struct RowsCheck {
   std::int64_t truncated_tokens = 0;  ///< that the budgets take away
   std::vector<RowPlace> truncated = {};
   EndTokens end_tokens = {};
+  std::int64_t completion_tokens = 0;  ///< after the budgets
+  std::int64_t counted_tokens = 0;     ///< of them, those that the loss counts
   PrefixSharing sharing = {};
   std::int64_t prompts = 0;         ///< that differ
   std::int64_t shared_prompts = 0;  ///< rows whose prompt an earlier one has

@@ -101,6 +101,8 @@ TEST_CASE("prefopt data check: rows are shown with what counts, and harm no term
         "110 116 58\n"
         "              counts  3 tokens: \" e<end>\"\n"
         "                      32 101 257\n");
+  CHECK(shown.out.find("  counted     5 of 27 tokens of completions, the others are read\n") !=
+        std::string::npos);
   const json row = cli_json({"data", "check", "--data", file, "--json"})["shown"][0];
   CHECK(row["line"] == 1);
   CHECK(row["prompt"]["ids"][0] == 256);
