@@ -317,7 +317,8 @@ class Report {
 };
 
 Json to_json(const Tokenizer& tokenizer, const Part& part) {
-  Json json{{"text", spelled(tokenizer, part.ids)}, {"ids", part.ids}};
+  Json json{{"text", spelled(tokenizer, part.ids)},
+            {"ids", std::vector<std::int64_t>(part.ids.begin(), part.ids.end())}};
   if (part.is_prompt) return json;
   Json counts = Json::array();
   for (std::size_t i = 0; i < part.ids.size(); ++i) {

@@ -398,7 +398,7 @@ class RowReader {
     if (prompt) {
       const auto& asked = std::get<std::string>(*prompt);
       if (talk.chosen.front().role == "assistant") {
-        talk.prompt = {{"user", asked}};
+        talk.prompt.push_back({.role = "user", .content = asked});
       } else if (!holds_prompt(talk.chosen, asked)) {
         fail("expected 'prompt' to be one of the messages of 'chosen', got another text");
       }
