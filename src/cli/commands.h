@@ -74,7 +74,7 @@ struct ScoreArguments : ModelArguments {
   bool per_token = false;
   std::int64_t batch = 8;  ///< pairs at a time
 };
-void run_score(const ScoreArguments& arguments, std::ostream& out);
+void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct LossArguments {
   std::string loss;   ///< JSON, or @FILE that holds it
@@ -88,7 +88,7 @@ struct GradArguments : ModelArguments {
   std::int64_t micro = 0;  ///< pairs at a time; 0: all. Changes memory, not the result
   std::int64_t seed = 0;   ///< of the fresh samples, for losses that need them
 };
-void run_grad(const GradArguments& arguments, std::ostream& out);
+void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct LossesArguments {
   std::string name;  ///< empty: the table of all

@@ -128,8 +128,9 @@ class Evaluator {
                       loss_->info().name));
     }
     needs.rejected = true;
+    needs.context_length = reference_->options().max_position_embeddings;
     return read_pairs(arguments_.data, *tokenizer_, arguments_.chat_format, needs,
-                      arguments_.columns);
+                      arguments_.columns, err_);
   }
 
   /// A PEFT folder is an adapter of the reference.

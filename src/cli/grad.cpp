@@ -17,7 +17,7 @@ namespace prefopt::cli {
 
 using detail::Json;
 
-void run_grad(const GradArguments& arguments, std::ostream& out) {
+void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& err) {
   const Loss loss = read_loss(arguments.loss);
   const LossRequirements needs = loss.requirements();
   if (needs.reference && arguments.reference.empty()) {
@@ -32,9 +32,10 @@ void run_grad(const GradArguments& arguments, std::ostream& out) {
   if (!arguments.reference.empty()) {
     reference = make_frozen_reference(Decoder::load(arguments.reference, arguments.dtype));
   }
+  RowNeeds of_rows = row_needs(needs);
+  of_rows.context_length = policy->options().max_position_embeddings;
   const auto pairs =
-      read_pairs(arguments.data, *tokenizer, arguments.chat_format, row_needs(needs),
-                 arguments.columns);
+      read_pairs(arguments.data, *tokenizer, arguments.chat_format, of_rows, arguments.columns, err);
   detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
 
   TrainerOptions options;

@@ -3,6 +3,9 @@
 
 #include <fmt/format.h>
 
+#include <ostream>
+#include <utility>
+
 #include "core/file.h"
 #include "core/json.h"
 #include "data/row_layout.h"
@@ -31,7 +34,7 @@ Loss read_loss(const std::string& argument) { return make_loss(read_json_argumen
 
 std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
                                   const std::string& chat_format, const RowNeeds& needs,
-                                  const ColumnArguments& columns) {
+                                  const ColumnArguments& columns, std::ostream& err) {
   DataOptions options;
   options.max_prompt_length = 0;
   options.max_completion_length = 0;
@@ -39,9 +42,14 @@ std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& toke
   options.unusable = RowPolicy::kError;
   options.identical = RowPolicy::kKeep;
   options.long_prompt = RowPolicy::kKeep;
+  options.tool_calls = RowPolicy::kError;
   options.chat_format = chat_format;
   read_columns(columns, options);
-  return load_dataset(path, tokenizer, options, needs).pairs;
+  Dataset dataset = load_dataset(path, tokenizer, options, needs);
+  if (const std::string summary = dataset.report.summary(); !summary.empty()) {
+    err << summary << '\n';
+  }
+  return std::move(dataset.pairs);
 }
 
 void read_columns(const ColumnArguments& arguments, DataOptions& options) {

@@ -433,9 +433,9 @@ int run(int argc, char** argv) {
        [&] {
          print_table(data_check.json, [&](std::ostream& out) { run_data_check(data_check, out); });
        }},
-      {add_score(app, score, device), [&] { run_score(score, std::cout); }},
+      {add_score(app, score, device), [&] { run_score(score, std::cout, std::cerr); }},
       {add_loss(app, loss), [&] { run_loss(loss, std::cout); }},
-      {add_grad(app, grad, device), [&] { run_grad(grad, std::cout); }},
+      {add_grad(app, grad, device), [&] { run_grad(grad, std::cout, std::cerr); }},
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
       {add_generate(app, generate, device), [&] { run_generate(generate, std::cout); }},
       {add_eval(app, eval, device), 

@@ -18,8 +18,15 @@ class ChatWriter {
   /// Throws ConfigError, led by `where`, for an unknown format.
   ChatWriter(std::string_view format, std::string_view where);
 
+  std::string_view name() const;
+
   /// False for roles other than system, user and assistant.
   static bool knows_role(std::string_view role);
+  /// The roles that results of tools have.
+  static bool is_tool_role(std::string_view role);
+  /// Whether the format's template writes a turn of any role under its name.
+  bool writes_any_role() const;
+  bool has_system_turn() const;
 
   /// All of it. Throws DataError, led by `where`, for a role that does not fit.
   std::string text(const std::vector<Message>& messages, bool open_assistant_turn,
@@ -27,9 +34,14 @@ class ChatWriter {
 
   /// What stands before the first turn.
   std::string opening(const Message& first) const;
+  /// `role` is a known one, or any where writes_any_role().
   std::string opening_of(std::string_view role) const;
   /// The content and what ends the turn.
   std::string body(const Message& message) const;
+  /// The parts of body(): what stands before the content, the content, end_of_turn() and
+  /// between_turns().
+  std::string_view before_content(const Message& message) const;
+  std::string_view content(const Message& message) const;
   /// What body() ends with after the end of the turn: the start of the next one.
   std::string_view between_turns() const;
   std::string_view end_of_turn() const;
@@ -39,5 +51,8 @@ class ChatWriter {
  private:
   const ChatDefinition* definition_;
 };
+
+/// Of all formats: the texts that end a turn, each once.
+std::vector<std::string_view> ends_of_turns();
 
 }  // namespace prefopt::detail

@@ -12,7 +12,13 @@
 namespace prefopt::detail {
 
 /// Why a line gives no row.
-enum class LineDefect { kMalformed, kMissingKey, kInvalidUtf8, kNotANumber };
+enum class LineDefect {
+  kMalformed,
+  kMissingKey,
+  kInvalidUtf8,
+  kNotANumber,
+  kToolTurn,  ///< of a role that the chat format has no turn for
+};
 
 class LineError : public DataError {
  public:
@@ -28,6 +34,7 @@ struct LineReading {
   const RowLayout& layout;
   const RowNeeds* needs = nullptr;  ///< null: not known
   bool prompt_alone = false;        ///< completions may be missing
+  std::int64_t context_length = 0;  ///< of the model, in tokens; 0: not known
 };
 
 /// parse_row under all options, whose `chat_format` has to be a format, not "auto". Throws LineError

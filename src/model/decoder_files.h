@@ -56,6 +56,10 @@ class DecoderReader {
   std::map<std::string, Stored> left_;
 };
 
+/// The context that a model in a folder or a `.gguf` file is made for, in tokens, from its config
+/// alone. Throws CheckpointError as loading the model does.
+std::int64_t context_length_of(const std::string& path);
+
 /// Writes `config.json`, which names the dtype of the weights, and the weights.
 void write_decoder(const std::string& directory, const std::vector<NamedParameter>& weights,
                    const std::map<std::string, std::string>& metadata, Json config);

@@ -219,6 +219,10 @@ std::string fingerprint_of(const std::vector<TokenPair>& pairs) {
     for (const auto* weights : {&pair.chosen_weights, &pair.rejected_weights, &pair.gold_weights}) {
       add(*weights);
     }
+    // Only where there is one, so that runs of before have the hash that they had.
+    for (const auto* mask : {&pair.chosen_mask, &pair.rejected_mask, &pair.gold_mask}) {
+      if (!mask->empty()) add(*mask);
+    }
     for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
       const double value = pair.columns[static_cast<Column>(i)];
       hash.update(&value, sizeof value);

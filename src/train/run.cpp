@@ -19,6 +19,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "core/text.h"
+#include "model/decoder_files.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
@@ -630,7 +631,11 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
     options.model.tokenizer = tokenizer_of_model(options.model.path);
   }
   const auto tokenizer = make_tokenizer(options.model.tokenizer);
-  auto rows = detail::load_rows(options.data, *tokenizer, row_needs(needs), note);
+  RowNeeds of_rows = row_needs(needs);
+  of_rows.context_length = options.model.path.empty()
+                               ? options.model.decoder.max_position_embeddings
+                               : detail::context_length_of(options.model.path);
+  auto rows = detail::load_rows(options.data, *tokenizer, of_rows, note);
   check_patience(options.train, rows);
   check_best_metric(options.train, rows);
   const auto policy = detail::make_policy(options.model, *tokenizer, note);

@@ -46,13 +46,14 @@ std::int64_t seed_of_step(std::int64_t seed, std::int64_t step) {
   return static_cast<std::int64_t>(splitmix64(state));
 }
 
-/// Token counts of a whole step, known before any forward.
+/// Token counts of a whole step, known before any forward: of the completions, those that count.
 struct StepCounts {
   std::int64_t prompt = 0;
   std::int64_t predicted_prompt = 0;  ///< without the first token, which nothing predicts
   std::int64_t chosen = 0;
   std::int64_t rejected = 0;
   std::int64_t gold = 0;
+  std::int64_t all_chosen = 0, all_rejected = 0, all_gold = 0;  ///< with those that do not
 };
 
 StepCounts count_tokens(const std::vector<TokenPair>& pairs) {
@@ -60,9 +61,12 @@ StepCounts count_tokens(const std::vector<TokenPair>& pairs) {
   for (const auto& pair : pairs) {
     counts.prompt += std::ssize(pair.prompt);
     counts.predicted_prompt += std::max<std::int64_t>(std::ssize(pair.prompt) - 1, 0);
-    counts.chosen += std::ssize(pair.chosen);
-    counts.rejected += std::ssize(pair.rejected);
-    counts.gold += std::ssize(pair.gold);
+    counts.chosen += counted_tokens(pair.chosen, pair.chosen_mask);
+    counts.rejected += counted_tokens(pair.rejected, pair.rejected_mask);
+    counts.gold += counted_tokens(pair.gold, pair.gold_mask);
+    counts.all_chosen += std::ssize(pair.chosen);
+    counts.all_rejected += std::ssize(pair.rejected);
+    counts.all_gold += std::ssize(pair.gold);
   }
   return counts;
 }
@@ -419,7 +423,8 @@ TokenBatch Trainer::Impl::mismatched(const Part& part) const {
   for (std::size_t i = 0; i < part.rows.size(); ++i) {
     const std::size_t other = (static_cast<std::size_t>(part.first) + i + 1) % part.step->size();
     sequences.push_back(
-        {part.rows[i].prompt, (*part.step)[other].chosen, (*part.step)[other].chosen_weights});
+        {part.rows[i].prompt, (*part.step)[other].chosen, (*part.step)[other].chosen_weights,
+         (*part.step)[other].chosen_mask});
   }
   return make_batch(sequences).to(policy->device());
 }
@@ -675,12 +680,12 @@ detail::StepMetrics Trainer::Impl::accumulate(const std::vector<TokenPair>& pair
   }
 
   metrics.set("lengths/chosen", totals.chosen_tokens / n);
-  auto tokens = counts.prompt + counts.chosen;
+  auto tokens = counts.prompt + counts.all_chosen;
   if (needs.rejected) {
     metrics.set("lengths/rejected", static_cast<double>(counts.rejected) / n);
-    tokens += counts.prompt + counts.rejected;
+    tokens += counts.prompt + counts.all_rejected;
   }
-  if (needs.gold) tokens += counts.prompt + counts.gold;
+  if (needs.gold) tokens += counts.prompt + counts.all_gold;
   metrics.set("num_tokens", static_cast<double>(tokens_seen + (train ? tokens : 0)));
   return metrics;
 }

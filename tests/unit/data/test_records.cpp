@@ -205,7 +205,7 @@ TEST_CASE("rows with one completion", "[data]") {
   check_sft(R"({"text": "The sky is blue."})", "", "The sky is blue.");
   check_sft(R"({"messages": [{"role": "user", "content": "Q"},
                              {"role": "assistant", "content": "A"}]})",
-            "", "\n\nHuman: Q\n\nAssistant: A");
+            "\n\nHuman: Q\n\nAssistant:", " A");
 }
 
 TEST_CASE("rows of another shape are refused by name", "[data]") {
@@ -254,9 +254,14 @@ TEST_CASE("rows of another shape are refused by name", "[data]") {
       {R"({"messages": [{"role": "user", "content": 3}]})",
        "expected 'content' in each message of 'messages' to be text, got number"},
       {R"({"messages": [{"role": "tool", "content": "a"}]})",
-       "expected a role 'system', 'user' or 'assistant' in 'messages', got 'tool'"},
+       "expected a role that the chat format 'dialogue' has a turn for, got 'tool' in 'messages'"},
+      {R"({"messages": [{"role": "judge", "content": "a"}]})",
+       "expected a role 'system', 'user' or 'assistant' in 'messages', got 'judge'"},
       {R"({"prompt": [{"role": "user", "content": "a"}],
            "completion": [{"role": "system", "content": "b"}]})",
+       "expected a turn of the assistant in each completion, got one without"},
+      {R"({"prompt": [{"role": "user", "content": "a"}],
+           "completion": [{"role": "system", "content": "b"}, {"role": "assistant", "content": "c"}]})",
        "expected the role 'system' in the first message only, got it in message 2"},
 
       {R"({"prompt_ids": "1", "chosen_ids": [2], "rejected_ids": [3]})",
