@@ -140,6 +140,10 @@ class Report {
       : check_(check), tokenizer_(tokenizer), context_length_(context_length), out_(out) {}
 
   void print() {
+    if (check_.train.message_rows + check_.held_out.message_rows > 0) {
+      out_ << fmt::format("chat format: {}\n", check_.chat_format);
+    }
+    if (!check_.chat_note.empty()) line("remark", check_.chat_note);
     print_rows("train", check_.train);
     if (check_.held_out.rows > 0) print_rows("eval", check_.held_out);
     if (check_.held_out.rows > 0) print_leaks();
@@ -414,6 +418,8 @@ Json to_json(const DataCheck& check, const Tokenizer& tokenizer, std::int64_t co
     for (const Part& part : parts_of(row.pair)) shown[part.name] = to_json(tokenizer, part);
     json["shown"].push_back(std::move(shown));
   }
+  json["chat_format"] = check.chat_format;
+  json["chat_note"] = check.chat_note;
   return json;
 }
 
@@ -422,8 +428,8 @@ Json to_json(const DataCheck& check, const Tokenizer& tokenizer, std::int64_t co
 void run_data_check(const DataCheckArguments& arguments, std::ostream& out) {
   DataCheckOptions options = read_options(arguments);
   options.context_length = known_context(arguments.model);
-  const std::string own = arguments.model.empty() ? "byte" : tokenizer_of_model(arguments.model);
-  const auto tokenizer = make_tokenizer(arguments.tokenizer.empty() ? own : arguments.tokenizer);
+  const bool names_none = arguments.model.empty() && arguments.tokenizer.empty();
+  const auto tokenizer = open_tokenizer(names_none ? "byte" : arguments.tokenizer, arguments.model);
   const DataCheck check = check_data(arguments.data, arguments.eval, *tokenizer, options);
   if (arguments.json) {
     out << detail::dump_json(to_json(check, *tokenizer, options.context_length)) << '\n';

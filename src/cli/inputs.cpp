@@ -3,7 +3,9 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
 #include <ostream>
+#include <system_error>
 #include <utility>
 
 #include "core/file.h"
@@ -12,18 +14,52 @@
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
+#include "prefopt/model/end_tokens.h"
 
 namespace prefopt::cli {
+namespace {
 
-std::shared_ptr<Decoder> load_model(const ModelArguments& arguments) {
+// An id, -1 for none, or a text that is one token.
+std::int64_t end_token(const std::string& name, const Decoder& model, const Tokenizer& tokenizer) {
+  std::int64_t id = -1;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), id);
+  if (error == std::errc() && end == name.data() + name.size()) {
+    if (id >= -1 && id < model.vocab_size()) return id;
+    throw ConfigError(
+        fmt::format("--end-tokens: expected ids in [-1, {}), got {}", model.vocab_size(), id));
+  }
+  const auto ids = tokenizer.encode(name);
+  if (ids.size() == 1) return ids.front();
+  throw ConfigError(
+      fmt::format("--end-tokens: expected ids or texts of one token each, got '{}', which is {}",
+                  name, ids.size()));
+}
+
+}  // namespace
+
+std::shared_ptr<Decoder> load_model(const ModelArguments& arguments, std::ostream& err) {
   auto model = Decoder::load(arguments.model, arguments.dtype);
+  if (!model->load_note().empty()) err << "prefopt: " << model->load_note() << '\n';
   if (!arguments.adapter.empty()) model->load_adapter(arguments.adapter);
   return model;
 }
 
 std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments) {
-  return make_tokenizer(arguments.tokenizer.empty() ? tokenizer_of_model(arguments.model)
-                                                    : arguments.tokenizer);
+  return open_tokenizer(arguments.tokenizer, arguments.model, arguments.adapter);
+}
+
+SamplingOptions with_end_tokens(SamplingOptions options, const std::vector<std::string>& names,
+                                const Decoder& model, const Tokenizer& tokenizer,
+                                const std::string& chat_format) {
+  if (names.empty()) {
+    return with_end_tokens(std::move(options), model, tokenizer, chat_format);
+  }
+  std::vector<std::int64_t> ids;
+  for (const std::string& name : names) ids.push_back(end_token(name, model, tokenizer));
+  options.eos_id = ids.front();
+  options.extra_eos_ids.assign(ids.begin() + 1, ids.end());
+  std::erase(options.extra_eos_ids, -1);
+  return options;
 }
 
 std::string read_json_argument(const std::string& argument) {
@@ -46,6 +82,9 @@ std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& toke
   options.chat_format = chat_format;
   read_columns(columns, options);
   Dataset dataset = load_dataset(path, tokenizer, options, needs);
+  if (const std::string& note = dataset.report.chat_note; !note.empty()) {
+    err << "prefopt: " << path << ": " << note << '\n';
+  }
   if (const std::string summary = dataset.report.summary(); !summary.empty()) {
     err << summary << '\n';
   }

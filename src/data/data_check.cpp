@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "core/json.h"
+#include "data/chat_writer.h"
 #include "data/pair_index.h"
 #include "data/row_preparation.h"
 #include "prefopt/data/chat.h"
@@ -93,6 +94,7 @@ class Checker {
     if (!is_usable) return;
 
     ++check_.usable;
+    check_.message_rows += row.from_messages ? 1 : 0;
     count_lengths(row);
     count_kind(row.pair);
     count_cuts(row, place);
@@ -227,7 +229,8 @@ DataCheck check_data(const std::vector<std::string>& train,
                      const DataCheckOptions& options) {
   detail::check_data_options(options.data, "check_data");
   DataCheckOptions resolved = options;
-  resolved.data.chat_format = resolve_chat_format(options.data.chat_format, tokenizer);
+  const std::string& asked = options.data.chat_format;
+  resolved.data.chat_format = detail::chat_format_for_rows(asked, tokenizer);
   DataCheck check{.files = train, .train = {}, .held_out = {}, .leaks = {}};
   check.files.insert(check.files.end(), held_out.begin(), held_out.end());
   Checker training(tokenizer, resolved);
@@ -239,6 +242,9 @@ DataCheck check_data(const std::vector<std::string>& train,
   check.leak_policy = options.data.leak;
   check.train = training.finish();
   check.held_out = holding_out.finish();
+  check.chat_format = resolved.data.chat_format;
+  check.chat_note = detail::chat_format_note(
+      asked, tokenizer, check.train.message_rows + check.held_out.message_rows);
   return check;
 }
 

@@ -10,6 +10,7 @@
 #include <iterator>
 #include <utility>
 
+#include "data/chat_writer.h"
 #include "data/defect_line.h"
 #include "data/line_error.h"
 #include "data/pair_index.h"
@@ -75,6 +76,7 @@ class Loader {
       report.kept_with[std::string(detail::defect_name(defect))].push_back(line);
     }
     count_cuts(row.cuts, line, report);
+    report.message_rows += row.from_messages ? 1 : 0;
     ++report.rows_kept;
     dataset_.pairs.push_back(std::move(row.pair));
     dataset_.lines.push_back(line);
@@ -223,7 +225,8 @@ void DataOptions::fields(FieldVisitor& v) {
            policies);
   v.text({"chat_format",
           "text that messages become: chatml, smollm2, qwen2, qwen2.5, llama3, zephyr, alpaca, "
-          "plain, dialogue, or auto: that of the tokenizer's own template"},
+          "plain, dialogue, or auto: that of the run that made the model, else of the tokenizer's "
+          "own template, else dialogue"},
          chat_format);
   v.json({"columns",
           "columns of the rows: a layout (orca, alpaca, sharegpt, openai, pku, shp, ultrafeedback, "
@@ -267,7 +270,12 @@ Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                      const DataOptions& options, const RowNeeds& needs) {
   detail::check_data_options(options, "load_dataset");
   DataOptions resolved = options;
-  resolved.chat_format = resolve_chat_format(options.chat_format, tokenizer);
+  resolved.chat_format = detail::chat_format_for_rows(options.chat_format, tokenizer);
+  const auto noted = [&](Dataset dataset) {
+    dataset.report.chat_note =
+        detail::chat_format_note(options.chat_format, tokenizer, dataset.report.message_rows);
+    return dataset;
+  };
   const auto load = [&] {
     Loader loader(path, resolved);
     detail::prepare_file(
@@ -276,9 +284,9 @@ Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
     return loader.finish();
   };
   Dataset dataset = [&] {
-    if (options.token_cache.empty()) return load();
+    if (options.token_cache.empty()) return noted(load());
     const detail::TokenCache cache(options.token_cache, path, tokenizer, resolved, needs);
-    return cache.get_or_make(load);
+    return noted(cache.get_or_make(load));
   }();
   if (!dataset.report.truncated_lines.empty()) dataset.report.cut_note = note_of_cuts(resolved);
   return dataset;

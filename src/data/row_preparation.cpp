@@ -500,6 +500,9 @@ PreparedRow prepare_line(const std::string& path, const Line& line, const Tokeni
     result.refusal = error.what();
     result.found = trace.found;
     return result;
+  } catch (const ConfigError&) {  // no chat format for messages
+    result.error = std::current_exception();
+    return result;
   }
   try {
     result = prepare_row(row, tokenizer, options, reading.needs, reading.context_length);
@@ -677,6 +680,7 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
   PreparedRow result;
   for (const RowRemark remark : row.remarks) result.defects.push_back(defect_of(remark));
   RowEncoder(row, tokenizer, options, result).encode();
+  result.from_messages = row.from_messages;
   TokenPair& pair = result.pair;
   // A completion that the loss never sees must not cost the others their budget.
   if (!wanted.rejected) {

@@ -89,6 +89,7 @@ struct PreparedRow {
   TokenCounts uncut;  ///< tokens before the budgets
   Cuts cuts;
   EndIds ends;
+  bool from_messages = false;     ///< written in the chat format
   std::int64_t ended_before = 0;  ///< of chosen and rejected, how many did before the budgets
 };
 
@@ -103,14 +104,14 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
 
 /// The same from each line of a file that is not blank, up to max_rows of them: calls `take` with
 /// the rows in their order, while they are prepared in parts on LibTorch's threads. `chat_format`
-/// of the options has to be a format, not "auto". Throws ConfigError for a mapping of columns that
-/// names one that no row has.
+/// of the options is what chat_format_for_rows gives. Throws ConfigError for a mapping of columns
+/// that names one that no row has.
 void prepare_file(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
                   const RowNeeds* needs, std::int64_t context_length,
                   const std::function<void(std::int64_t line, PreparedRow row)>& take);
 
 /// The rows of a file for their prompts: completions may be missing, and a conversation is taken up
-/// to its last answer. `chat_format` of the options has to be a format, not "auto". Throws DataError
+/// to its last answer. `chat_format` of the options is what chat_format_for_rows gives. Throws DataError
 /// for a row that cannot be read, whatever the policies, and for a column of a prompt that nothing
 /// reads; ConfigError as prepare_file.
 void read_prompts(const std::string& path, const DataOptions& options,

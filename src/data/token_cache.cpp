@@ -165,7 +165,7 @@ std::string to_bytes(const Dataset& dataset) {
   Writer writer;
   const RowReport& report = dataset.report;
   for (std::int64_t value : {report.rows_read, report.rows_kept, report.truncated_prompts,
-                             report.truncated_completions}) {
+                             report.truncated_completions, report.message_rows}) {
     writer.number(value);
   }
   writer.numbers(report.truncated_lines);
@@ -207,7 +207,7 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
     Dataset dataset;
     RowReport& report = dataset.report;
     for (std::int64_t* value : {&report.rows_read, &report.rows_kept, &report.truncated_prompts,
-                                &report.truncated_completions}) {
+                                &report.truncated_completions, &report.message_rows}) {
       *value = reader.number();
     }
     report.truncated_lines = reader.numbers();

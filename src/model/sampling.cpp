@@ -56,16 +56,8 @@ void check_end_token(std::string_view name, std::int64_t id, std::int64_t vocab_
 void check_end_tokens(const SamplingOptions& options, std::int64_t vocab_size) {
   check_end_token("eos_id", options.eos_id, vocab_size);
   for (const std::int64_t id : options.extra_eos_ids) {
-    if (id < 0) {
-      throw ConfigError(fmt::format("sampling: expected extra_eos_ids >= 0, got {}", id));
-    }
     check_end_token("extra_eos_ids", id, vocab_size);
   }
-}
-
-bool ends(std::int64_t token, const SamplingOptions& options) {
-  const auto& extra = options.extra_eos_ids;
-  return token == options.eos_id || std::find(extra.begin(), extra.end(), token) != extra.end();
 }
 
 /// One call of sample: what was drawn so far, and for whom the session goes on.
@@ -99,7 +91,7 @@ class Sampler {
     std::vector<std::int64_t> places, tokens;
     std::vector<std::size_t> live;
     for (std::size_t row = 0; row < live_.size(); ++row) {
-      if (ends(tokens_[row], options_)) continue;
+      if (is_end_token(tokens_[row], options_)) continue;
       places.push_back(static_cast<std::int64_t>(row));
       tokens.push_back(tokens_[row]);
       live.push_back(live_[row]);
@@ -167,6 +159,12 @@ void SamplingOptions::fields(FieldVisitor& v) {
          {.min = 0, .max = 1, .min_open = true});
   v.integer({"eos_id", "end token; -1: none"}, eos_id, Range::at_least(-1));
   v.integer({"seed", "of all draws"}, seed, Range::any());
+  v.integers({"extra_eos_ids", "further end tokens"}, extra_eos_ids, Range::at_least(0));
+}
+
+bool is_end_token(std::int64_t token, const SamplingOptions& options) {
+  const auto& extra = options.extra_eos_ids;
+  return token == options.eos_id || std::find(extra.begin(), extra.end(), token) != extra.end();
 }
 
 at::Tensor sampling_probabilities(const at::Tensor& logits, const SamplingOptions& options) {

@@ -72,8 +72,9 @@ struct RowsCheck {
   std::int64_t rows = 0;  ///< that were read
   std::int64_t usable = 0;
   std::int64_t pairs = 0;
-  std::int64_t labelled = 0;   ///< of one completion and a label
-  std::int64_t desirable = 0;  ///< of them, with the label 1
+  std::int64_t labelled = 0;      ///< of one completion and a label
+  std::int64_t desirable = 0;     ///< of them, with the label 1
+  std::int64_t message_rows = 0;  ///< of messages, which were written in a chat format
   std::vector<DefectRows> defects = {};
   LengthSummary prompt = {}, chosen = {}, rejected = {};  ///< before the budgets
   std::int64_t truncated_prompts = 0;
@@ -112,6 +113,8 @@ struct DataCheck {
   RowsCheck train, held_out;
   std::vector<LeakedRow> leaks;
   RowPolicy leak_policy = RowPolicy::kKeep;
+  std::string chat_format = {};  ///< of messages; "auto": rows of messages would be an error
+  std::string chat_note = {};    ///< what there is to say of that format; else empty
 
   /// Rows that a run with these options would not take.
   PREFOPT_API std::int64_t refused() const;

@@ -98,9 +98,9 @@ struct DataOptions {
   RowPolicy long_context = RowPolicy::kKeep;  ///< longer than the model's context
   /// A training row whose prompt is one of the held-out rows too; drop: it does not train.
   RowPolicy leak = RowPolicy::kKeep;
-  /// How messages become text: a format of `prefopt/data/chat.h`, or "auto": that of the
-  /// tokenizer's own template.
-  std::string chat_format = "dialogue";
+  /// How messages become text: a format of `prefopt/data/chat.h`, or "auto", for which
+  /// resolve_chat_format decides. A template that is not known is an error where messages are read.
+  std::string chat_format = "auto";
   /// JSON: the name of a layout ("orca", "alpaca", "sharegpt", "openai", "pku", "shp",
   /// "ultrafeedback", "completions"), or an object {field: column} whose columns may be dotted paths;
   /// fields: prompt, system, instruction, input, question, history, chosen, rejected, gold,
@@ -125,7 +125,9 @@ struct RowReport {
   std::map<std::string, std::int64_t> unread = {};  ///< text columns that nothing reads: rows
   std::map<std::string, std::vector<std::int64_t>> dropped;
   std::map<std::string, std::vector<std::int64_t>> kept_with;
-  std::string cache_note = {};  ///< what there is to say of the token cache; else empty
+  std::int64_t message_rows = 0;  ///< rows of messages, which were written in a chat format
+  std::string chat_note = {};     ///< what there is to say of that format; else empty
+  std::string cache_note = {};    ///< what there is to say of the token cache; else empty
   /// What cut rows have lost, by the options; empty where none is cut.
   std::string cut_note = {};
 

@@ -604,7 +604,8 @@ TEST_CASE("prefopt score: rows that cannot be used", "[cli]") {
     write_text(file, R"({"prompt": "a", "chosen": "b", "rejected": "c"})"
                      "\n" +
                          row + "\n");
-    check_cli_refused({"score", "--model", kPolicy, "--data", file}, 3, file + sentence);
+    check_cli_refused({"score", "--model", kPolicy, "--tokenizer", "byte", "--data", file}, 3,
+                      file + sentence);
   };
   refused(R"({"prompt": "a", "chosen": "b"})",
           ":2: expected a key 'rejected', got {chosen, prompt}");
@@ -834,9 +835,10 @@ TEST_CASE("prefopt train: configurations that cannot be meant", "[cli]") {
 
 TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
   const auto generate = [](const std::string& seed) {
-    return json_lines(run_cli({"generate", "--model", kPolicy, "--prompt", "ab", "--samples", "2",
-                               "--max-new-tokens", "5", "--seed", seed, "--json"})
-                          .out);
+    return json_lines(
+        run_cli({"generate", "--model", kPolicy, "--tokenizer", "byte", "--prompt", "ab",
+                 "--samples", "2", "--max-new-tokens", "5", "--seed", seed, "--json"})
+            .out);
   };
   const auto lines = generate("1");
   REQUIRE(lines.size() == 2);
@@ -855,8 +857,9 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
                    R"({"prompt": "ab", "chosen": "c", "rejected": "d"})"
                    "\n");
   const auto greedy_of = [&](const std::vector<std::string>& more) {
-    std::vector<std::string> arguments = {"generate", "--model", kPolicy, "--temperature", "0",
-                                          "--max-new-tokens", "3", "--json", "--data", file};
+    std::vector<std::string> arguments = {"generate",         "--model", kPolicy,  "--tokenizer",
+                                          "byte",             "--data",  file,     "--temperature",
+                                          "0",                "--json",  "--max-new-tokens", "3"};
     arguments.insert(arguments.end(), more.begin(), more.end());
     return json_lines(run_cli(arguments).out);
   };
@@ -880,9 +883,9 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
                     "'sharegpt'?");
 
   check_cli_refused({"generate", "--model", kPolicy}, 2,
-                    "generate: expected one of --prompt and --data, got neither");
+                    "generate: expected one of --prompt, --message and --data, got none");
   check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--data", file}, 2,
-                    "generate: expected one of --prompt and --data, got both");
+                    "generate: expected one of --prompt, --message and --data, got several");
   check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--temperature", "-1"}, 2,
                     "generate: expected temperature >= 0, got -1");
 }
