@@ -10,6 +10,7 @@
 #include <string_view>
 #include <utility>
 
+#include "math/wide_gradient.h"
 #include "prefopt/error.h"
 #include "prefopt/model/moving_reference.h"
 
@@ -150,8 +151,10 @@ void load_weights(const std::string& checkpoint, const Decoder& policy) {
   for (const auto& [name, own] : policy.named_parameters()) {
     if (!own.requires_grad()) continue;
     const at::Tensor& value = values[name];
+    // Narrow weights are saved as their masters.
     if (!value.defined() || value.sizes() != own.sizes() ||
-        value.scalar_type() != own.scalar_type()) {
+        !(value.scalar_type() == own.scalar_type() ||
+          (is_narrow(own.scalar_type()) && value.scalar_type() == at::kFloat))) {
       throw CheckpointError(
           fmt::format("{}: expected weight '{}' as the run's model has it, got {}", checkpoint,
                       name, value.defined() ? "another shape or dtype" : "none"));

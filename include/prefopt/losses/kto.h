@@ -42,14 +42,15 @@ class KtoLoss : public LossBase<KtoLoss, KtoOptions> {
         options_.desirable_weight * in.labels + options_.undesirable_weight * (1 - in.labels);
     if (options_.use_weights) weights = weights * in.weights;
     const T logratio = in.chosen_logps - in.ref_chosen_logps;
+    BasicLossOutput<T> out;
     T z = options_.beta * logratio;
     if (options_.estimate_kl) {
       const auto rows = static_cast<double>(math::length(in.kl_logps));
       const ScalarOf<T> mean = math::sum(T(in.kl_logps - in.ref_kl_logps)) / rows;
-      z = options_.beta * (logratio - math::relu(mean));
+      out.kl = math::relu(mean);
+      z = options_.beta * (logratio - out.kl);
     }
     z = sign * z;
-    BasicLossOutput<T> out;
     out.losses = weights * math::sigmoid(T(-z));
     out.grad_chosen = -options_.beta * (sign * weights * math::sigmoid(z) * math::sigmoid(T(-z)));
     finish(out, step_pairs(in));
