@@ -155,6 +155,7 @@ LossOutput MixLoss::forward(const PairLogps& logps) const {
       mixed.margins = part.margins;
     }
     if (term.loss.requirements().running_mean) mixed.running = part.running;
+    if (part.kl.defined()) mixed.kl = part.kl;
     mixed.terms.push_back({term.name, (term.weight * part.loss).detach()});
   }
   return mixed;

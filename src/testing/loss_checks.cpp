@@ -144,6 +144,7 @@ class LossChecker {
     guarded("cut", needs_.whole_step ? &LossChecker::check_part_refused : &LossChecker::check_cuts);
     guarded("misuse", &LossChecker::check_misuse);
     if (options_.anchors) guarded("anchor", &LossChecker::check_anchors);
+    guarded("requirements", &LossChecker::check_requirements);
     guarded("config", &LossChecker::check_config);
     guarded("property", &LossChecker::check_properties);
     return std::move(report_);
@@ -167,6 +168,12 @@ class LossChecker {
 
   PairLogps random(double spread = 3) const {
     return random_pair_logps(needs_, options_.batch, options_.seed, spread);
+  }
+
+  void check_requirements() {
+    if (needs_.running_mean && !needs_.whole_step) {
+      fail("requirements", "whole_step of a loss with running_mean", "true", "false");
+    }
   }
 
   bool has_differences(const Field& field) const {

@@ -446,7 +446,7 @@ class Run {
     if (auto* cache = dynamic_cast<CachedReference*>(parts_.reference)) cache->flush();
     const std::string folder =
         parts_.folder.checkpoints().commit(step, [&](const std::string& beside) {
-          parts_.trainer.policy().save(beside);
+          parts_.trainer.save_policy(beside);
           write_files(parts_.companions, beside);
           auto tensors = parts_.trainer.state();
           tensors.emplace_back(kGenerator, generator_state());
@@ -678,6 +678,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
        // An evaluation is cut as well, or it would take more memory than a step.
        .micro_batch_size = micro > 0 ? micro : options.train.batch_size,
        .micro_batch_tokens = options.train.micro_batch_tokens,
+       .evaluation_batch_size = options.train.batch_size,
        .head_budget_bytes = options.train.head_budget_mib << 20,
        .sampling = options.sampling,
        .on_non_finite = [&](const NonFiniteStep& step) { non_finite.push_back(step); }});

@@ -52,15 +52,16 @@ class KtoLoss : public LossBase<KtoLoss, KtoOptions> {
     const bool limited = options_.humanline.humanline;
     const T logratio =
         limited ? in.chosen_limited_logratios : T(in.chosen_logps - in.ref_chosen_logps);
+    BasicLossOutput<T> out;
     T z = options_.beta * logratio;
     if (options_.estimate_kl) {
-      const auto rows = static_cast<double>(math::length(in.chosen_logps));
       const T others = limited ? in.kl_limited_logratios : T(in.kl_logps - in.ref_kl_logps);
+      const auto rows = static_cast<double>(math::length(others));
       const ScalarOf<T> mean = math::sum(others) / rows;
-      z = options_.beta * (logratio - math::relu(mean));
+      out.kl = math::relu(mean);
+      z = options_.beta * (logratio - out.kl);
     }
     z = sign * z;
-    BasicLossOutput<T> out;
     out.losses = weights * math::sigmoid(T(-z));
     (limited ? out.grad_chosen_limited : out.grad_chosen) =
         -options_.beta * (sign * weights * math::sigmoid(z) * math::sigmoid(T(-z)));

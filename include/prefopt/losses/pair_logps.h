@@ -42,6 +42,7 @@ template <class T>
 struct RunningMean {
   ScalarOf<T> mean = {};  ///< not looked at while `count` is 0
   double count = 0;
+  bool is_frozen = false;  ///< in an evaluation: no value changes the mean, which begins at 0
 };
 
 /// What a loss sees: sums over completion tokens (never the prompt) of log-probs, in nats, or any
@@ -123,6 +124,7 @@ struct BasicLossOutput {
   T logged_chosen_logps;
   T logged_rejected_logps;
   std::vector<BasicLossTerm<T>> terms;
+  ScalarOf<T> kl = {};     ///< KTO's z0, nats, for the metrics; undefined: the loss has none
   RunningMean<T> running;  ///< as it stands after this step
 };
 
