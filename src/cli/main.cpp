@@ -14,6 +14,7 @@
 
 #include "cli/commands.h"
 #include "core/memory.h"
+#include "core/simd_limit.h"
 #include "prefopt/error.h"
 #include "prefopt/train/trainer.h"
 #include "prefopt/version.h"
@@ -404,6 +405,7 @@ int run(int argc, char** argv) {
     return fail(kUsage, std::string(error.what()) + "; see " + help);
   }
   return exit_code_of([&] {
+    if (const auto limit = detail::simd_limit_of_environment()) detail::hold_simd(*limit);
     check_device(device);
     for (const auto& [command, run_command] : commands) {
       if (command->parsed()) run_command();
