@@ -414,9 +414,10 @@ int run(int argc, char** argv) {
 }
 
 }  // namespace
-}  // namespace prefopt::cli
 
-int main(int argc, char** argv) {
-  prefopt::cli::keep_freed_memory();
-  return prefopt::cli::run(argc, argv);
+int run_command_line(int argc, char** argv) {
+  keep_freed_memory();
+  return run(argc, argv);
 }
+
+}  // namespace prefopt::cli

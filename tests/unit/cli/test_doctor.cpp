@@ -53,7 +53,7 @@ TEST_CASE("prefopt doctor: a machine that is well", "[cli]") {
 TEST_CASE("prefopt doctor: what PREFOPT_SIMD holds all libraries to", "[cli]") {
   const TempDir folder;
   const auto run_held = [&](const std::string& limit) {
-    return run_cli({"doctor", "--out", folder.path()}, "PREFOPT_SIMD=" + limit);
+    return run_cli_program({"doctor", "--out", folder.path()}, "PREFOPT_SIMD=" + limit);
   };
 #if defined(__x86_64__)
   const CliResult scalar = run_held("scalar");
@@ -95,7 +95,7 @@ TEST_CASE("prefopt doctor: files that are not well", "[cli]") {
 TEST_CASE("prefopt doctor: threads are those of the environment", "[cli]") {
   const TempDir folder;
   const CliResult result =
-      run_cli({"doctor", "--out", folder.path(), "--json"}, "OMP_NUM_THREADS=1");
+      run_cli_program({"doctor", "--out", folder.path(), "--json"}, "OMP_NUM_THREADS=1");
   REQUIRE(result.code == 0);
   const std::string threads = finding(json::parse(result.out), "threads")["found"];
   CHECK(threads.starts_with("1 of LibTorch on "));
