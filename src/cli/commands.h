@@ -165,4 +165,7 @@ struct LabArguments {
 /// Prints a line a verdict; writes CSV and SVG files.
 void run_lab(const LabArguments& arguments, std::ostream& out, std::ostream& err);
 
+/// The program: chooses the command, and returns its exit code.
+int run_command_line(int argc, char** argv);
+
 }  // namespace prefopt::cli

@@ -20,6 +20,7 @@
 #include "cli/commands.h"
 #include "core/file.h"
 #include "core/memory.h"
+#include "core/simd_limit.h"
 #include "core/text.h"
 #include "prefopt/error.h"
 #include "prefopt/train/trainer.h"
@@ -489,6 +490,7 @@ int run(int argc, char** argv) {
       app.got_subcommand("train") && !train.print_config && !train.dry_run;
   return exit_code_of(
       [&] {
+        if (const auto limit = detail::simd_limit_of_environment()) detail::hold_simd(*limit);
         check_device(device);
         for (const auto& [command, run_command] : commands) {
           if (command->parsed()) run_command();
@@ -528,11 +530,12 @@ void set_signals() {
 }
 
 }  // namespace
-}  // namespace prefopt::cli
 
-int main(int argc, char** argv) {
-  prefopt::cli::open_standard_streams();
-  prefopt::cli::set_signals();
-  prefopt::cli::keep_freed_memory();
-  return prefopt::cli::run(argc, argv);
+int run_command_line(int argc, char** argv) {
+  open_standard_streams();
+  set_signals();
+  keep_freed_memory();
+  return run(argc, argv);
 }
+
+}  // namespace prefopt::cli
