@@ -60,7 +60,6 @@ class PREFOPT_API FieldVisitor {
 
   virtual void real(const Field& field, double& value, Range range) = 0;
   virtual void integer(const Field& field, std::int64_t& value, Range range) = 0;
-  virtual void integers(const Field& field, std::vector<std::int64_t>& value, Range range) = 0;
   virtual void flag(const Field& field, bool& value) = 0;
   virtual void text(const Field& field, std::string& value) = 0;
   virtual void texts(const Field& field, std::vector<std::string>& value) = 0;

@@ -61,11 +61,6 @@ class Checker final : public FieldVisitor {
   void integer(const Field& field, std::int64_t& value, Range range) override {
     check_range(where_, field.name, static_cast<double>(value), range);
   }
-  void integers(const Field& field, std::vector<std::int64_t>& value, Range range) override {
-    for (const std::int64_t item : value) {
-      check_range(where_, field.name, static_cast<double>(item), range);
-    }
-  }
   void flag(const Field&, bool&) override {}
   void text(const Field&, std::string&) override {}
   void texts(const Field&, std::vector<std::string>&) override {}
@@ -114,21 +109,6 @@ class Reader final : public FieldVisitor {
       value = found->get<std::int64_t>();
     }
     check_range(level().where, field.name, static_cast<double>(value), range);
-  }
-  void integers(const Field& field, std::vector<std::int64_t>& value, Range range) override {
-    if (const Json* found = find(field)) {
-      const auto fits = [](const Json& item) {
-        return item.is_number_integer() &&
-               !(item.is_number_unsigned() && item.get<std::uint64_t>() > INT64_MAX);
-      };
-      if (!found->is_array() || !std::all_of(found->begin(), found->end(), fits)) {
-        wrong_type(field, "a list of whole numbers", *found);
-      }
-      value = found->get<std::vector<std::int64_t>>();
-    }
-    for (const std::int64_t item : value) {
-      check_range(level().where, field.name, static_cast<double>(item), range);
-    }
   }
   void flag(const Field& field, bool& value) override {
     if (const Json* found = find(field)) {
@@ -233,9 +213,6 @@ class Writer final : public FieldVisitor {
  public:
   void real(const Field& field, double& value, Range) override { put(field, value); }
   void integer(const Field& field, std::int64_t& value, Range) override { put(field, value); }
-  void integers(const Field& field, std::vector<std::int64_t>& value, Range) override {
-    put(field, value);
-  }
   void flag(const Field& field, bool& value) override { put(field, value); }
   void text(const Field& field, std::string& value) override { put(field, value); }
   void texts(const Field& field, std::vector<std::string>& value) override { put(field, value); }
@@ -273,9 +250,6 @@ class Describer final : public FieldVisitor {
   }
   void integer(const Field& field, std::int64_t& value, Range range) override {
     add(field, "integer", fmt::format("{}", value), describe(range));
-  }
-  void integers(const Field& field, std::vector<std::int64_t>&, Range range) override {
-    add(field, "list of integers", "[]", describe(range));
   }
   void flag(const Field& field, bool& value) override {
     add(field, "flag", value ? "true" : "false", "true, false");
