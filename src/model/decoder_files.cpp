@@ -73,7 +73,7 @@ void DecoderReader::choose_dtypes() {
   if (matrices.empty()) return;
   matrix_dtype_ = matrices.begin()->first;
   for (const auto& [dtype, count] : matrices) {
-    matrix_dtype_ = at::promote_types(matrix_dtype_, dtype);
+    matrix_dtype_ = c10::promoteTypes(matrix_dtype_, dtype);
   }
   // What the layers compute in holds every vector.
   if (vectors.contains(at::kDouble)) matrix_dtype_ = at::kDouble;
