@@ -39,6 +39,12 @@ struct ReportArguments {
 /// Writes the report of a run again and its path to `out`, or to `out` the page itself.
 void run_report(const ReportArguments& arguments, std::ostream& out);
 
+/// What the columns of a file of rows are.
+struct ColumnArguments {
+  std::string columns;  ///< data.columns: a preset's name, JSON or @FILE; empty: recognized
+  std::string unused;   ///< data.unused; empty: error
+};
+
 /// A model on disk.
 struct ModelArguments {
   std::string model;    ///< Hugging Face folder or GGUF file
@@ -46,6 +52,7 @@ struct ModelArguments {
   std::string dtype = "keep";
   std::string tokenizer;  ///< empty: the adapter's or the model's own
   std::string chat_format = "auto";
+  ColumnArguments columns;
 };
 
 struct DataCheckArguments {
@@ -53,6 +60,7 @@ struct DataCheckArguments {
   std::string model;      ///< whose tokenizer is taken
   std::string tokenizer;  ///< empty: the model's own, byte without a model
   std::string chat_format;
+  ColumnArguments columns;
   std::string options = "{}";  ///< data options of a run, JSON, or @FILE that holds them
   std::string loss;            ///< whose needs are checked, JSON or @FILE; empty: none
   std::optional<std::int64_t> max_prompt_length, max_completion_length, max_length;
@@ -110,6 +118,7 @@ struct EvalArguments {
   std::string dtype = "keep";
   std::string tokenizer;  ///< empty: the reference's own, else that of the models
   std::string chat_format = "auto";
+  ColumnArguments columns;
   std::vector<std::string> end_tokens;  ///< ids, or texts of one token; none: see end_tokens()
   std::optional<double> beta;           ///< none: the loss's, else 0.1
   std::string loss;                     ///< to be evaluated, JSON or @FILE; empty: none
@@ -155,5 +164,8 @@ struct LabArguments {
 };
 /// Prints a line a verdict; writes CSV and SVG files.
 void run_lab(const LabArguments& arguments, std::ostream& out, std::ostream& err);
+
+/// The program: chooses the command, and returns its exit code.
+int run_command_line(int argc, char** argv);
 
 }  // namespace prefopt::cli

@@ -35,6 +35,7 @@
 #include "core/descriptor.h"
 #include "core/json.h"
 #include "core/machine.h"
+#include "core/system_calls.h"
 #include "logps/kernels/cpu/target.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
@@ -223,6 +224,14 @@ class ScratchFile {
   detail::Descriptor file_;
 };
 
+/// Whether the drive of `folder` has symbolic links.
+bool has_links(const std::string& folder) {
+  const std::string link = fmt::format("{}/prefopt-doctor-link-{}", folder, ::getpid());
+  const bool is_made = detail::system_calls().symlink("prefopt-doctor", link.c_str()) == 0;
+  if (is_made) ::unlink(link.c_str());
+  return is_made;
+}
+
 Finding output_folder(const std::string& path) {
   constexpr std::size_t kMebibyte = std::size_t{1} << 20;
   constexpr int kMebibytes = 32;
@@ -258,6 +267,11 @@ Finding output_folder(const std::string& path) {
   } else if (speed < 20 || median > 0.1) {
     finding.status = Status::kWarning;
     finding.advice = "checkpoints are slow to write here: a local disk is faster";
+  } else if (!has_links(path)) {
+    finding.status = Status::kWarning;
+    finding.advice =
+        "no symbolic links here: last and best of a run's checkpoints are small files, which only "
+        "prefopt reads";
   }
   return finding;
 }

@@ -13,8 +13,10 @@
 #include "cli/commands.h"
 #include "cli/evaluation_report.h"
 #include "cli/inputs.h"
+#include "cli/stop_signal.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "core/text.h"
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/error.h"
 #include "prefopt/evaluation/judge.h"
@@ -104,12 +106,12 @@ class Evaluator {
     ModelReport report{.model = path};
     report.preferences = evaluate_preferences(pairs_, pair_sums(*policy, pairs_, arguments_.batch),
                                               reference_sums_, {.beta = beta_, .seed = seed()});
-    err_ << fmt::format("{}: {} pairs scored\n", path, pairs_.size());
+    err_ << fmt::format("{}: {} pairs scored\n", detail::printable(path), pairs_.size());
     if (loss_) report.loss = evaluate_loss(policy);
     if (arguments_.samples == 0) return report;
     report.kl = sampled_kl(*policy, *reference_, prompts_, arguments_.samples, sampling(*policy));
-    err_ << fmt::format("{}: {} completions sampled for {} prompts\n", path, report.kl->samples,
-                        prompts_.size());
+    err_ << fmt::format("{}: {} completions sampled for {} prompts\n", detail::printable(path),
+                        report.kl->samples, prompts_.size());
     if (judge_) judge(report);
     return report;
   }
@@ -153,7 +155,8 @@ class Evaluator {
                       loss_->info().name));
     }
     needs.rejected = true;
-    return read_pairs(arguments_.data, *tokenizer_, chat_format_, needs, err_);
+    needs.context_length = reference_->options().max_position_embeddings;
+    return read_pairs(arguments_.data, *tokenizer_, chat_format_, needs, arguments_.columns, err_);
   }
 
   /// A PEFT folder is an adapter of the reference.
@@ -191,8 +194,16 @@ class Evaluator {
     SamplingOptions options = sampling(*reference_);
     options.seed += 1;  // draws that have nothing to do with the policy's
     std::vector<std::string> texts;
-    for (const Ids& completion : sample(*reference_, prompts_, options)) {
-      texts.push_back(tokenizer_->decode(completion));
+    // Keys and values of all prompts at once could take any amount of memory.
+    constexpr std::size_t kPart = 16;
+    for (std::size_t first = 0; first < prompts_.size(); first += kPart) {
+      const auto begin = prompts_.begin() + static_cast<std::ptrdiff_t>(first);
+      const auto count = std::min(kPart, prompts_.size() - first);
+      options.first_index = static_cast<std::int64_t>(first);
+      for (const Ids& completion :
+           sample(*reference_, {begin, begin + static_cast<std::ptrdiff_t>(count)}, options)) {
+        texts.push_back(tokenizer_->decode(completion));
+      }
     }
     return texts;
   }
@@ -216,7 +227,8 @@ class Evaluator {
                           .reference = reference_texts_[i]});
     }
     report.contests = judge_contests(*judge_, contests);
-    err_ << fmt::format("{}: {} contests judged\n", report.model, contests.size());
+    err_ << fmt::format("{}: {} contests judged\n", detail::printable(report.model),
+                        contests.size());
     if (!reward_) return;
     std::vector<double> policy_rewards, reference_rewards;
     for (const Contest& contest : contests) {
@@ -257,6 +269,7 @@ void write_files(const std::string& folder, const EvaluationReport& report) {
 
 void run_eval(const EvalArguments& arguments, std::ostream& out, std::ostream& err) {
   check(arguments);
+  const EndOfGroups end_of_judges;
   Evaluator evaluator(arguments, err);
   EvaluationReport report{.reference = arguments.reference,
                           .data = arguments.data,

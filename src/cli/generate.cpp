@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "core/json.h"
+#include "data/row_preparation.h"
 #include "data/chat_writer.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/dataset.h"
@@ -38,11 +39,6 @@ Prompt from_ids(std::vector<std::int64_t> ids, const Tokenizer& tokenizer) {
   return {.text = tokenizer.decode(ids), .ids = std::move(ids)};
 }
 
-bool is_id_list(const Json& value) {
-  return value.is_array() && std::all_of(value.begin(), value.end(),
-                                         [](const Json& id) { return id.is_number_integer(); });
-}
-
 /// Reads prompts of rows and writes messages in the chat format.
 class PromptReader {
  public:
@@ -68,27 +64,17 @@ class PromptReader {
 
  private:
   void read_rows(std::vector<Prompt>& prompts) {
-    for_each_line(arguments_.data, [&](std::int64_t line, std::string_view text) {
-      prompts.push_back(read_row(text, fmt::format("{}:{}", arguments_.data, line)));
+    DataOptions options;
+    options.chat_format = format_;
+    read_columns(arguments_.columns, options);
+    detail::read_prompts(arguments_.data, options, [&](const PreferenceRow& row) {
+      message_rows_ += row.from_messages ? 1 : 0;
+      // A chat format writes its begin token itself.
+      prompts.push_back(
+          row.tokenized ? from_ids(row.prompt_ids, tokenizer_)
+                        : from_text(row.prompt, tokenizer_, /*with_bos=*/row.end_of_turn.empty()));
     });
     if (prompts.empty()) throw DataError(arguments_.data + ": expected at least one row, got none");
-  }
-
-  // Rows that hold a prompt alone, and every form that the trainer reads.
-  Prompt read_row(std::string_view line, const std::string& where) {
-    const Json row = detail::parse_json<DataError>(line, where);
-    if (row.is_object() && row.size() == 1 && row.contains("prompt") && row["prompt"].is_string()) {
-      return from_text(row["prompt"].get<std::string>(), tokenizer_);
-    }
-    if (row.is_object() && row.size() == 1 && row.contains("prompt_ids") &&
-        is_id_list(row["prompt_ids"])) {
-      return from_ids(row["prompt_ids"].get<std::vector<std::int64_t>>(), tokenizer_);
-    }
-    const PreferenceRow parsed = parse_row(line, where, format_);
-    if (parsed.tokenized) return from_ids(parsed.prompt_ids, tokenizer_);
-    message_rows_ += parsed.from_messages ? 1 : 0;
-    // A chat format writes its begin token itself.
-    return from_text(parsed.prompt, tokenizer_, /*with_bos=*/parsed.end_of_turn.empty());
   }
 
   Prompt from_message(const std::string& text) {

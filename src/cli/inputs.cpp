@@ -9,6 +9,8 @@
 #include <utility>
 
 #include "core/file.h"
+#include "core/json.h"
+#include "data/row_layout.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
@@ -68,7 +70,7 @@ Loss read_loss(const std::string& argument) { return make_loss(read_json_argumen
 
 std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
                                   const std::string& chat_format, const RowNeeds& needs,
-                                  std::ostream& err) {
+                                  const ColumnArguments& columns, std::ostream& err) {
   DataOptions options;
   options.max_prompt_length = 0;
   options.max_completion_length = 0;
@@ -76,12 +78,33 @@ std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& toke
   options.unusable = RowPolicy::kError;
   options.identical = RowPolicy::kKeep;
   options.long_prompt = RowPolicy::kKeep;
+  options.tool_calls = RowPolicy::kError;
   options.chat_format = chat_format;
+  read_columns(columns, options);
   Dataset dataset = load_dataset(path, tokenizer, options, needs);
   if (const std::string& note = dataset.report.chat_note; !note.empty()) {
     err << "prefopt: " << path << ": " << note << '\n';
   }
+  if (const std::string summary = dataset.report.summary(); !summary.empty()) {
+    err << summary << '\n';
+  }
   return std::move(dataset.pairs);
+}
+
+void read_columns(const ColumnArguments& arguments, DataOptions& options) {
+  if (!arguments.columns.empty()) {
+    const std::string given = read_json_argument(arguments.columns);
+    options.columns = given.find_first_of("{\"") == std::string::npos
+                          ? detail::dump_json(detail::Json(given))
+                          : given;
+    detail::RowLayout(options.columns, "--columns");
+  }
+  if (arguments.unused.empty()) return;
+  if (arguments.unused != "error" && arguments.unused != "note") {
+    throw ConfigError(fmt::format("--unused: expected 'error' or 'note', got '{}'",
+                                  detail::shown_text(arguments.unused)));
+  }
+  options.unused = arguments.unused == "note" ? UnusedColumns::kNote : UnusedColumns::kError;
 }
 
 std::vector<double> values(const at::Tensor& tensor) {

@@ -37,11 +37,14 @@ std::string read_json_argument(const std::string& argument);
 Loss read_loss(const std::string& argument);
 
 /// Every row of the file, whole and in its order: a row that cannot be used is an error and none is
-/// truncated, so that results can be matched with rows by position. What there is to say of their
-/// chat format goes to `err`.
+/// truncated, so that results can be matched with rows by position. What there is to say of rows
+/// goes to `err`.
 std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
                                   const std::string& chat_format, const RowNeeds& needs,
-                                  std::ostream& err);
+                                  const ColumnArguments& columns, std::ostream& err);
+
+/// Puts what was given of them into the options of rows. Throws ConfigError.
+void read_columns(const ColumnArguments& arguments, DataOptions& options);
 
 /// Elements in row-major order, as float64.
 std::vector<double> values(const at::Tensor& tensor);

@@ -27,6 +27,9 @@ struct detail::ChatDefinition {
   std::string_view before_content = "";  ///< where the content is not empty
   bool trimmed = false;                  ///< white space around the content is left out
   bool system_first_only = false;
+  bool has_system_turn = true;
+  std::string_view before_role = "";  ///< not empty: any role's turn opens so, with its name
+  std::string_view after_role = "";
 };
 
 namespace {
@@ -39,7 +42,15 @@ constexpr ChatDefinition kChatMl{.name = "chatml",
                                  .user = "<|im_start|>user\n",
                                  .assistant = "<|im_start|>assistant\n",
                                  .end_of_turn = "<|im_end|>",
-                                 .between_turns = "\n"};
+                                 .between_turns = "\n",
+                                 .before_role = "<|im_start|>",
+                                 .after_role = "\n"};
+
+// Its template has texts for tools, which are not written here.
+constexpr ChatDefinition without_other_roles(ChatDefinition definition) {
+  definition.before_role = "";
+  return definition;
+}
 
 constexpr ChatDefinition chat_ml(std::string_view name, std::string_view default_system) {
   ChatDefinition definition = kChatMl;
@@ -52,14 +63,17 @@ constexpr std::array<ChatDefinition, 9> kDefinitions{
     kChatMl,
     chat_ml("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
     chat_ml("qwen2", "You are a helpful assistant."),
-    chat_ml("qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    without_other_roles(chat_ml(
+        "qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")),
     ChatDefinition{.name = "llama3",
                    .system = "<|start_header_id|>system<|end_header_id|>\n\n",
                    .user = "<|start_header_id|>user<|end_header_id|>\n\n",
                    .assistant = "<|start_header_id|>assistant<|end_header_id|>\n\n",
                    .end_of_turn = "<|eot_id|>",
                    .begin = "<|begin_of_text|>",
-                   .trimmed = true},
+                   .trimmed = true,
+                   .before_role = "<|start_header_id|>",
+                   .after_role = "<|end_header_id|>\n\n"},
     ChatDefinition{.name = "zephyr",
                    .system = "<|system|>\n",
                    .user = "<|user|>\n",
@@ -81,7 +95,8 @@ constexpr std::array<ChatDefinition, 9> kDefinitions{
                    .user = "\n\nHuman:",
                    .assistant = "\n\nAssistant:",
                    .before_content = " ",
-                   .system_first_only = true},
+                   .system_first_only = true,
+                   .has_system_turn = false},
 };
 
 struct KnownTemplate {
@@ -153,6 +168,14 @@ bool ChatWriter::knows_role(std::string_view role) {
   return role == "system" || role == "user" || role == "assistant";
 }
 
+bool ChatWriter::is_tool_role(std::string_view role) {
+  return role == "tool" || role == "function" || role == "ipython";
+}
+
+std::string_view ChatWriter::name() const { return definition().name; }
+bool ChatWriter::writes_any_role() const { return !definition().before_role.empty(); }
+bool ChatWriter::has_system_turn() const { return definition().has_system_turn; }
+
 std::string ChatWriter::opening(const Message& first) const {
   std::string text(definition().begin);
   if (first.role != "system" && !definition().default_system.empty()) {
@@ -163,17 +186,28 @@ std::string ChatWriter::opening(const Message& first) const {
 }
 
 std::string ChatWriter::opening_of(std::string_view role) const {
+  if (!knows_role(role)) {
+    return std::string(definition().before_role).append(role).append(definition().after_role);
+  }
   return std::string(role == "system" ? definition().system
                      : role == "user" ? definition().user
                                       : definition().assistant);
 }
 
+std::string_view ChatWriter::content(const Message& message) const {
+  return definition().trimmed ? trimmed(message.content) : std::string_view(message.content);
+}
+
+std::string_view ChatWriter::before_content(const Message& message) const {
+  const bool has_one = message.role != "system" && !content(message).empty();
+  return has_one ? definition().before_content : std::string_view();
+}
+
 std::string ChatWriter::body(const Message& message) const {
-  const std::string_view content =
-      definition().trimmed ? trimmed(message.content) : std::string_view(message.content);
-  std::string text;
-  if (message.role != "system" && !content.empty()) text += definition().before_content;
-  return text.append(content).append(definition().end_of_turn).append(definition().between_turns);
+  return std::string(before_content(message))
+      .append(content(message))
+      .append(definition().end_of_turn)
+      .append(definition().between_turns);
 }
 
 std::string_view ChatWriter::between_turns() const { return definition().between_turns; }
@@ -202,6 +236,15 @@ std::string ChatWriter::text(const std::vector<Message>& messages, bool open_ass
   for (const Message& message : messages) text += opening_of(message.role) + body(message);
   if (open_assistant_turn) text += opening_of("assistant");
   return text;
+}
+
+std::vector<std::string_view> ends_of_turns() {
+  std::vector<std::string_view> ends;
+  for (const ChatDefinition& definition : kDefinitions) {
+    const std::string_view end = definition.end_of_turn;
+    if (!end.empty() && std::find(ends.begin(), ends.end(), end) == ends.end()) ends.push_back(end);
+  }
+  return ends;
 }
 
 }  // namespace detail

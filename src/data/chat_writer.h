@@ -21,8 +21,15 @@ class ChatWriter {
   /// known, only when it is used: rows of text need no format.
   ChatWriter(std::string_view format, std::string_view where);
 
+  std::string_view name() const;
+
   /// False for roles other than system, user and assistant.
   static bool knows_role(std::string_view role);
+  /// The roles that results of tools have.
+  static bool is_tool_role(std::string_view role);
+  /// Whether the format's template writes a turn of any role under its name.
+  bool writes_any_role() const;
+  bool has_system_turn() const;
 
   /// All of it. Throws DataError, led by `where`, for a role that does not fit.
   std::string text(const std::vector<Message>& messages, bool open_assistant_turn,
@@ -30,9 +37,14 @@ class ChatWriter {
 
   /// What stands before the first turn.
   std::string opening(const Message& first) const;
+  /// `role` is a known one, or any where writes_any_role().
   std::string opening_of(std::string_view role) const;
   /// The content and what ends the turn.
   std::string body(const Message& message) const;
+  /// The parts of body(): what stands before the content, the content, end_of_turn() and
+  /// between_turns().
+  std::string_view before_content(const Message& message) const;
+  std::string_view content(const Message& message) const;
   /// What body() ends with after the end of the turn: the start of the next one.
   std::string_view between_turns() const;
   std::string_view end_of_turn() const;
@@ -45,6 +57,9 @@ class ChatWriter {
   const ChatDefinition* definition_;  ///< null for "auto"
   std::string where_;
 };
+
+/// Of all formats: the texts that end a turn, each once.
+std::vector<std::string_view> ends_of_turns();
 
 /// resolve_chat_format, but "auto" where the tokenizer's template is not known.
 std::string chat_format_for_rows(std::string_view format, const Tokenizer& tokenizer);

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <utility>
 
+#include "core/json.h"
 #include "data/chat_writer.h"
 #include "data/pair_index.h"
 #include "data/row_preparation.h"
@@ -49,7 +50,7 @@ class Checker {
   void read(const std::string& path, std::size_t file) {
     const std::int64_t before = check_.rows;
     const RowNeeds* needs = options_.needs ? &*options_.needs : nullptr;
-    detail::prepare_file(path, tokenizer_, options_.data, needs,
+    detail::prepare_file(path, tokenizer_, options_.data, needs, options_.context_length,
                          [&](std::int64_t line, PreparedRow row) {
                            take(std::move(row), path, {.file = file, .line = line});
                          });
@@ -79,6 +80,14 @@ class Checker {
     }
     if (index_.find(row.pair)) row.defects.push_back(RowDefect::kDuplicate);
     bool is_usable = true;
+    for (const detail::UnreadColumn& column : row.unread) {
+      ++check_.unread[column.name];
+      if (!column.is_prompt) continue;
+      is_usable &= count(RowDefect::kUnreadColumn,
+                         fmt::format("'{}', a column of prompts, is read by nothing",
+                                     detail::shown_text(column.name)),
+                         place);
+    }
     for (const RowDefect defect : row.defects) {
       is_usable &= count(defect, std::string(detail::defect_name(defect)), place);
     }
@@ -90,6 +99,8 @@ class Checker {
     count_kind(row.pair);
     count_cuts(row, place);
     count_end_tokens(row);
+    count_counted(row.pair);
+    if (check_.shown.size() < options_.shown_rows) check_.shown.push_back({place, row.pair});
     pairs_.push_back(std::move(row.pair));
     places_.push_back(place);
     index_.add(pairs_.size() - 1);
@@ -106,6 +117,7 @@ class Checker {
     if (known == check_.defects.end()) {
       check_.defects.push_back({.defect = name,
                                 .option = std::string(applied.option),
+                                .value = std::string(applied.value),
                                 .policy = applied.policy,
                                 .rows = {}});
       known = check_.defects.end() - 1;
@@ -145,12 +157,20 @@ class Checker {
     if (row.cuts.tokens > 0) check_.truncated.push_back(place);
   }
 
+  void count_counted(const TokenPair& pair) {
+    check_.completion_tokens +=
+        std::ssize(pair.chosen) + std::ssize(pair.rejected) + std::ssize(pair.gold);
+    check_.counted_tokens += counted_tokens(pair.chosen, pair.chosen_mask) +
+                             counted_tokens(pair.rejected, pair.rejected_mask) +
+                             counted_tokens(pair.gold, pair.gold_mask);
+  }
+
   void count_end_tokens(const PreparedRow& row) {
     EndTokens& ends = check_.end_tokens;
     ends.completions += row.pair.rejected.empty() ? 1 : 2;
     ends.ended += row.ended_before;
     for (const Ids* completion : {&row.pair.chosen, &row.pair.rejected}) {
-      ends.ended_after += detail::ends_in(*completion, row.end_id) ? 1 : 0;
+      ends.ended_after += row.ends.end(*completion) ? 1 : 0;
     }
   }
 

@@ -167,6 +167,15 @@ std::string own_tokenizer(const std::string& path) {
 
 }  // namespace
 
+std::vector<std::int64_t> Tokenizer::encode_plain(std::string_view text,
+                                                  std::span<const TextRange> /*plain*/) const {
+  return encode(text);
+}
+
+std::int64_t Tokenizer::find_control(std::string_view /*text*/) const { return -1; }
+
+std::string Tokenizer::spelling(std::int64_t id) const { return decode({id}); }
+
 std::vector<std::vector<std::int64_t>> Tokenizer::encode_batch(
     std::span<const std::string_view> texts) const {
   std::vector<std::vector<std::int64_t>> ids(texts.size());
@@ -195,6 +204,12 @@ std::string ByteTokenizer::decode(const std::vector<std::int64_t>& ids) const {
     if (id >= 0 && id < 256) text.push_back(static_cast<char>(id));
   }
   return text;
+}
+
+std::string ByteTokenizer::spelling(std::int64_t id) const {
+  if (id == bos_id()) return "<begin>";
+  if (id == eos_id()) return "<end>";
+  return id == pad_id() ? "<padding>" : decode({id});
 }
 
 std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name) {

@@ -15,6 +15,8 @@
 #include <optional>
 #include <utility>
 
+#include "core/file.h"
+#include "math/wide_gradient.h"
 #include "model/decoder_config.h"
 #include "model/decoder_files.h"
 #include "model/decoder_impl.h"
@@ -50,7 +52,7 @@ Decoder::Decoder(DecoderOptions options) : impl_(std::make_unique<Impl>()) {
 std::shared_ptr<Decoder> Decoder::load(const std::string& path, std::string_view dtype) {
   std::optional<at::ScalarType> wanted;
   if (dtype != "keep") wanted = parse_dtype(dtype);
-  detail::DecoderReader reader(path, wanted);
+  detail::DecoderReader reader(detail::followed(path), wanted);
   auto impl = std::make_unique<Impl>();
   impl->config = reader.config().json;
   impl->generation = reader.config().generation;
@@ -152,12 +154,12 @@ at::Tensor Decoder::forward_packed(const PackedTokens& tokens) {
   check_length(longest_in(tokens), "decoder");
   const auto all = detail::StreamPlan::make(network, tokens, impl_->checkpointing, false);
   const auto scored = detail::StreamPlan::make(network, tokens, impl_->checkpointing, true);
-  at::Tensor x = detail::embed(network.embedding, tokens.input_ids)
-                     .to(detail::at_least_float32(network.embedding.scalar_type()));
+  const auto dtype = detail::at_least_float32(network.embedding.scalar_type());
+  at::Tensor x = detail::widened_rows(network.embedding, tokens.input_ids, dtype);
   for (const detail::Layer& layer : network.layers) {
     x = detail::packed_layer(x, layer, &layer == &network.layers.back() ? scored : all);
   }
-  x = detail::rms_norm(x, network.norm.to(x.scalar_type()), network.options.rms_norm_eps);
+  x = detail::rms_norm(x, detail::widened(network.norm, dtype), network.options.rms_norm_eps);
   return x.index_select(0, places_among_scored(tokens));
 }
 

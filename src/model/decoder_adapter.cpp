@@ -277,7 +277,8 @@ void Decoder::save_adapter(const std::string& directory) const {
                                       detail::dump_json(config, 2) + "\n");
 }
 
-void Decoder::load_adapter(const std::string& directory) {
+void Decoder::load_adapter(const std::string& given) {
+  const std::string directory = detail::followed(given);
   const LoraOptions options = read_adapter_config(directory + "/adapter_config.json");
   const std::string path = directory + "/adapter_model.safetensors";
   SafetensorsFile file = read_safetensors(path);

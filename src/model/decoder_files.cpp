@@ -29,12 +29,22 @@ bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
          std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
 }
 
+bool is_gguf_file(const std::string& path) {
+  std::error_code ignored;
+  return path.ends_with(".gguf") && !std::filesystem::is_directory(path, ignored);
+}
+
 }  // namespace
+
+std::int64_t context_length_of(const std::string& path) {
+  const DecoderConfig config = is_gguf_file(path) ? read_gguf_config(GgufFile::open(path))
+                                                  : read_decoder_config(path + "/config.json");
+  return config.options.max_position_embeddings;
+}
 
 DecoderReader::DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype)
     : dtype_(dtype) {
-  std::error_code ignored;
-  if (path.ends_with(".gguf") && !std::filesystem::is_directory(path, ignored)) {
+  if (is_gguf_file(path)) {
     open_gguf(path);
   } else {
     open_folder(path);

@@ -62,6 +62,10 @@ class DecoderReader {
   std::map<std::string, Stored> left_;
 };
 
+/// The context that a model in a folder or a `.gguf` file is made for, in tokens, from its config
+/// alone. Throws CheckpointError as loading the model does.
+std::int64_t context_length_of(const std::string& path);
+
 /// Writes `config.json`, which names the dtype of the weights, `generation_config.json` unless that
 /// is null, and the weights.
 void write_decoder(const std::string& directory, const std::vector<NamedParameter>& weights,

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "data/chat_writer.h"
+#include "math/wide_gradient.h"
 #include "prefopt/error.h"
 #include "prefopt/model/end_tokens.h"
 #include "prefopt/model/moving_reference.h"
@@ -178,8 +179,10 @@ void load_weights(const std::string& checkpoint, const Decoder& policy) {
   for (const auto& [name, own] : policy.named_parameters()) {
     if (!own.requires_grad()) continue;
     const at::Tensor& value = values[name];
+    // Narrow weights are saved as their masters.
     if (!value.defined() || value.sizes() != own.sizes() ||
-        value.scalar_type() != own.scalar_type()) {
+        !(value.scalar_type() == own.scalar_type() ||
+          (is_narrow(own.scalar_type()) && value.scalar_type() == at::kFloat))) {
       throw CheckpointError(
           fmt::format("{}: expected weight '{}' as the run's model has it, got {}", checkpoint,
                       name, value.defined() ? "another shape or dtype" : "none"));

@@ -17,7 +17,7 @@
 //   dialogue   hh-rlhf's: "\n\nHuman: TEXT", "\n\nAssistant: TEXT"
 //
 // As in transformers, a text that spells a special token becomes that token when it is tokenized,
-// wherever it came from.
+// wherever it came from, unless special_tokens_in_text of DataOptions says otherwise for rows.
 
 #include <cstdint>
 #include <string>

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "prefopt/data/records.h"
 #include "prefopt/export.h"
 
 namespace prefopt {
@@ -21,6 +22,15 @@ class PREFOPT_API Tokenizer {
   virtual std::string name() const = 0;
   /// Token ids of `text`, without begin or end tokens.
   virtual std::vector<std::int64_t> encode(std::string_view text) const = 0;
+  /// The same, where a text within `plain`, ranges in order that do not overlap, becomes no control
+  /// token, whatever it spells.
+  virtual std::vector<std::int64_t> encode_plain(std::string_view text,
+                                                 std::span<const TextRange> plain) const;
+  /// The first control token that `text` spells, or -1. Control tokens are the special ones, which
+  /// decode() leaves out, and other added ones that are written `<|…|>`.
+  virtual std::int64_t find_control(std::string_view text) const;
+  /// The text that spells a token, begin, end and padding tokens too.
+  virtual std::string spelling(std::int64_t id) const;
   /// Text of `ids`; begin, end and padding tokens are left out.
   virtual std::string decode(const std::vector<std::int64_t>& ids) const = 0;
   virtual std::int64_t vocab_size() const = 0;
@@ -46,6 +56,7 @@ class PREFOPT_API ByteTokenizer final : public Tokenizer {
   std::string name() const override { return "byte"; }
   std::vector<std::int64_t> encode(std::string_view text) const override;
   std::string decode(const std::vector<std::int64_t>& ids) const override;
+  std::string spelling(std::int64_t id) const override;
   std::int64_t vocab_size() const override { return 259; }
   std::int64_t bos_id() const override { return 256; }
   std::int64_t eos_id() const override { return 257; }
