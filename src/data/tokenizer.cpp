@@ -132,6 +132,14 @@ class RememberingTokenizer final : public Tokenizer {
   std::vector<std::int64_t> encode(std::string_view text) const override {
     return tokenizer_->encode(text);
   }
+  std::vector<std::int64_t> encode_plain(std::string_view text,
+                                         std::span<const TextRange> plain) const override {
+    return tokenizer_->encode_plain(text, plain);
+  }
+  std::int64_t find_control(std::string_view text) const override {
+    return tokenizer_->find_control(text);
+  }
+  std::string spelling(std::int64_t id) const override { return tokenizer_->spelling(id); }
   std::string decode(const std::vector<std::int64_t>& ids) const override {
     return tokenizer_->decode(ids);
   }
