@@ -9,9 +9,9 @@ namespace prefopt {
 namespace detail {
 /// The running mean as it is before a value that does not count; 0 before the first that does.
 template <class T>
-RunningMean<T> frozen_mean(const RunningMean<T>& before, const ScalarOf<T>& like) {
+RunningMean<T> frozen_mean(const RunningMean<T>& before, const prefopt::ScalarOf<T>& like) {
   if (before.count > 0) return before;
-  return {ScalarOf<T>(0 * like), 0, true};
+  return {prefopt::ScalarOf<T>(0 * like), 0, true};
 }
 }  // namespace detail
 
