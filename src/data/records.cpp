@@ -81,25 +81,6 @@ bool repeats(std::string_view text, std::string_view prompt) {
          (prompt.size() >= kTellingBytes || count_words(prompt) >= kTellingWords);
 }
 
-std::string_view without_outer_space(std::string_view text) {
-  constexpr std::string_view kSpace = " \t\r\n";
-  const std::size_t begin = text.find_first_not_of(kSpace);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(kSpace) + 1 - begin);
-}
-
-/// Whether a prompt in text is one of the messages that are not answers, or the other way round:
-/// templates around either differ.
-bool holds_prompt(const Messages& messages, std::string_view prompt) {
-  const std::string_view asked = without_outer_space(prompt);
-  return asked.empty() || std::any_of(messages.begin(), messages.end(), [&](const Message& message) {
-           const std::string_view content = without_outer_space(message.content);
-           return message.role != "assistant" && !content.empty() &&
-                  (content.find(asked) != std::string_view::npos ||
-                   asked.find(content) != std::string_view::npos);
-         });
-}
-
 class RowReader {
  public:
   RowReader(const RowJson& row, std::string_view where, const ChatWriter& chat,
@@ -425,17 +406,6 @@ class RowReader {
       talk.prompt = std::get<Messages>(*prompt);
       if (gold) talk.gold = std::get<Messages>(*gold);
       return with_tools(detail::conversation_row(std::move(talk), rules_));
-    }
-    if (gold) fail("expected 'prompt' to be a list of messages where 'gold' is, got text");
-    // A prompt in text beside lists repeats what the lists begin with, in TRL's data as well; lists
-    // that begin with the answer need it.
-    if (prompt) {
-      const auto& asked = std::get<std::string>(*prompt);
-      if (talk.chosen.front().role == "assistant") {
-        talk.prompt.push_back({.role = "user", .content = asked});
-      } else if (!holds_prompt(talk.chosen, asked)) {
-        fail("expected 'prompt' to be one of the messages of 'chosen', got another text");
-      }
     }
     return with_tools(detail::conversation_row(std::move(talk), rules_));
   }

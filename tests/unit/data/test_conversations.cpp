@@ -308,7 +308,7 @@ TEST_CASE("a completion that repeats its prompt has it once", "[data]") {
                 "0 usable"});
   CHECK(defects(pair_row(R"("Sea?")", list({"u Sky?", "a blue"}), list({"u Sky?", "a red"})),
                 chatml()) ==
-        Strings{"expected 'prompt' to be one of the messages of 'chosen' (unusable = drop), 1",
+        Strings{"'prompt', a column of prompts, is read by nothing (unused = error), 1",
                 "0 usable"});
 }
 
