@@ -42,9 +42,8 @@ void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream&
   }
   const auto tokenizer = load_tokenizer(arguments);
   const auto policy = load_model(arguments);
-  const auto pairs =
-      read_pairs(arguments.data, *tokenizer, arguments.chat_format,
-                 {.context_length = policy->options().max_position_embeddings}, err);
+  const auto pairs = read_pairs(arguments.data, *tokenizer, arguments.chat_format,
+                                {.context_length = policy->options().max_position_embeddings}, err);
   detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
 
   const at::NoGradGuard no_grad;

@@ -27,9 +27,8 @@ class LineError : public DataError {
   LineDefect defect_;
 };
 
-/// parse_row under all options, whose `chat_format` has to be a format, not "auto". Throws LineError
-/// where parse_row throws DataError.
-PreferenceRow parse_line(std::string_view json, std::string_view where,
-                         const DataOptions& options);
+/// parse_row under all options, whose `chat_format` has to be a format, not "auto". Throws
+/// LineError where parse_row throws DataError.
+PreferenceRow parse_line(std::string_view json, std::string_view where, const DataOptions& options);
 
 }  // namespace prefopt::detail

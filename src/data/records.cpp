@@ -91,7 +91,8 @@ std::string_view without_outer_space(std::string_view text) {
 /// templates around either differ.
 bool holds_prompt(const Messages& messages, std::string_view prompt) {
   const std::string_view asked = without_outer_space(prompt);
-  return asked.empty() || std::any_of(messages.begin(), messages.end(), [&](const Message& message) {
+  return asked.empty() ||
+         std::any_of(messages.begin(), messages.end(), [&](const Message& message) {
            const std::string_view content = without_outer_space(message.content);
            return message.role != "assistant" && !content.empty() &&
                   (content.find(asked) != std::string_view::npos ||

@@ -412,9 +412,8 @@ TokenBatch Trainer::Impl::mismatched(const Part& part) const {
   std::vector<TokenSequence> sequences;
   for (std::size_t i = 0; i < part.rows.size(); ++i) {
     const std::size_t other = (static_cast<std::size_t>(part.first) + i + 1) % part.step->size();
-    sequences.push_back(
-        {part.rows[i].prompt, (*part.step)[other].chosen, (*part.step)[other].chosen_weights,
-         (*part.step)[other].chosen_mask});
+    sequences.push_back({part.rows[i].prompt, (*part.step)[other].chosen,
+                         (*part.step)[other].chosen_weights, (*part.step)[other].chosen_mask});
   }
   return make_batch(sequences).to(policy->device());
 }

@@ -83,8 +83,8 @@ struct RowsCheck {
   std::int64_t completion_tokens = 0;  ///< after the budgets
   std::int64_t counted_tokens = 0;     ///< of them, those that the loss counts
   PrefixSharing sharing = {};
-  std::int64_t prompts = 0;         ///< that differ
-  std::int64_t shared_prompts = 0;  ///< rows whose prompt an earlier one has
+  std::int64_t prompts = 0;          ///< that differ
+  std::int64_t shared_prompts = 0;   ///< rows whose prompt an earlier one has
   std::vector<ShownRow> shown = {};  ///< the first that can be used
 
   /// Rows that the options drop or take for an error.
