@@ -31,6 +31,7 @@ DataCheckOptions read_options(const DataCheckArguments& arguments) {
   DataCheckOptions options;
   options.data = options_from_json<DataOptions>(read_json_argument(arguments.options), "--options");
   if (!arguments.chat_format.empty()) options.data.chat_format = arguments.chat_format;
+  read_columns(arguments.columns, options.data);
   if (arguments.max_prompt_length) options.data.max_prompt_length = *arguments.max_prompt_length;
   if (arguments.max_completion_length) {
     options.data.max_completion_length = *arguments.max_completion_length;
@@ -139,6 +140,10 @@ class Report {
       : check_(check), tokenizer_(tokenizer), context_length_(context_length), out_(out) {}
 
   void print() {
+    if (check_.train.message_rows + check_.held_out.message_rows > 0) {
+      out_ << fmt::format("chat format: {}\n", check_.chat_format);
+    }
+    if (!check_.chat_note.empty()) line("remark", check_.chat_note);
     print_rows("train", check_.train);
     if (check_.held_out.rows > 0) print_rows("eval", check_.held_out);
     if (check_.held_out.rows > 0) print_leaks();
@@ -175,6 +180,7 @@ class Report {
                        counted(static_cast<std::int64_t>(defect.rows.size()), "row"), defect.defect,
                        defect.option, defect.value, places(defect.rows)));
     }
+    if (!rows.unread.empty()) line("remark", detail::unread_line(rows.unread, rows.rows));
     if (rows.usable == 0) return;
     line("prompts", fmt::format("{} different, {} with that of an earlier one", rows.prompts,
                                 counted(rows.shared_prompts, "row")));
@@ -356,6 +362,12 @@ Json to_json(const DataCheck& check, const RowsCheck& rows) {
                        {"policy", defect.value},
                        {"rows", to_json(check, defect.rows)}});
   }
+  Json unread = Json::array();
+  for (const auto& [column, count] : rows.unread) {
+    unread.push_back({{"column", column},
+                      {"rows", count},
+                      {"share", static_cast<double>(count) / static_cast<double>(rows.rows)}});
+  }
   return {{"rows", rows.rows},
           {"usable", rows.usable},
           {"refused", rows.refused()},
@@ -363,6 +375,7 @@ Json to_json(const DataCheck& check, const RowsCheck& rows) {
           {"labelled", rows.labelled},
           {"desirable", rows.desirable},
           {"defects", std::move(defects)},
+          {"unread_columns", std::move(unread)},
           {"prompts", rows.prompts},
           {"shared_prompts", rows.shared_prompts},
           {"truncated",
@@ -405,6 +418,8 @@ Json to_json(const DataCheck& check, const Tokenizer& tokenizer, std::int64_t co
     for (const Part& part : parts_of(row.pair)) shown[part.name] = to_json(tokenizer, part);
     json["shown"].push_back(std::move(shown));
   }
+  json["chat_format"] = check.chat_format;
+  json["chat_note"] = check.chat_note;
   return json;
 }
 
@@ -413,8 +428,8 @@ Json to_json(const DataCheck& check, const Tokenizer& tokenizer, std::int64_t co
 void run_data_check(const DataCheckArguments& arguments, std::ostream& out) {
   DataCheckOptions options = read_options(arguments);
   options.context_length = known_context(arguments.model);
-  const std::string own = arguments.model.empty() ? "byte" : tokenizer_of_model(arguments.model);
-  const auto tokenizer = make_tokenizer(arguments.tokenizer.empty() ? own : arguments.tokenizer);
+  const bool names_none = arguments.model.empty() && arguments.tokenizer.empty();
+  const auto tokenizer = open_tokenizer(names_none ? "byte" : arguments.tokenizer, arguments.model);
   const DataCheck check = check_data(arguments.data, arguments.eval, *tokenizer, options);
   if (arguments.json) {
     out << detail::dump_json(to_json(check, *tokenizer, options.context_length)) << '\n';

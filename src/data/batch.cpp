@@ -269,6 +269,14 @@ void check_token_weights(const TokenBatch& batch, std::string_view where) {
 }
 
 TokenBatch select_sequences(const TokenBatch& batch, const std::vector<std::int64_t>& sequences) {
+  for (const at::Tensor& tensor : {batch.input_ids, batch.attention_mask, batch.completion_mask,
+                                   batch.completion_lens, batch.token_weights}) {
+    if (!tensor.defined() || tensor.is_cpu()) continue;
+    throw DeviceError(
+        fmt::format("select_sequences: expected a batch on the CPU, got one on {}; "
+                    "batch.to(at::kCPU) is one",
+                    tensor.device().str()));
+  }
   const std::int64_t width = batch.input_ids.size(1);
   const at::Tensor ids = batch.input_ids.contiguous();
   const at::Tensor attended = batch.attention_mask.contiguous();

@@ -541,6 +541,7 @@ class BpeTokenizer final : public Tokenizer {
       }
     }
     for (const WordSplit& split : vocabulary_.splits) {
+      if (split.pattern.empty() && !split.add_prefix_space) continue;  // cuts nothing
       text(split.pattern);
       number(split.matches_only);
       number(split.add_prefix_space);
@@ -659,7 +660,8 @@ std::vector<WordSplit> named_word_splits(std::string_view name, std::string_view
   const WordSplit gpt2{.pattern = std::string(kGpt2Pattern)};
   if (name == "gpt-2") return {gpt2};
   if (name == "smollm") return {{.pattern = std::string(kDigitPattern)}, gpt2};
-  if (name == "llama-bpe") return {{.pattern = std::string(kLlama3Pattern)}};
+  if (name == "llama-bpe" || name == "llama3" || name == "llama-v3")
+    return {{.pattern = std::string(kLlama3Pattern)}};
   if (name == "qwen2") return {{.pattern = std::string(kQwen2Pattern)}};
   throw CheckpointError(fmt::format(
       "{}: expected the pre-tokenizer 'gpt-2', 'llama-bpe', 'qwen2' or 'smollm', got '{}'", where,

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "prefopt/data/records.h"
+#include "prefopt/data/tokenizer.h"
 
 namespace prefopt::detail {
 
@@ -15,7 +17,8 @@ struct ChatDefinition;
 ///   opening(first message), then for each message opening_of(role) and body(message).
 class ChatWriter {
  public:
-  /// Throws ConfigError, led by `where`, for an unknown format.
+  /// Throws ConfigError, led by `where`, for an unknown format; for "auto", whose template is not
+  /// known, only when it is used: rows of text need no format.
   ChatWriter(std::string_view format, std::string_view where);
 
   std::string_view name() const;
@@ -49,10 +52,20 @@ class ChatWriter {
   void check_system(const std::vector<Message>& messages, std::string_view where) const;
 
  private:
-  const ChatDefinition* definition_;
+  const ChatDefinition& definition() const;
+
+  const ChatDefinition* definition_;  ///< null for "auto"
+  std::string where_;
 };
 
 /// Of all formats: the texts that end a turn, each once.
 std::vector<std::string_view> ends_of_turns();
+
+/// resolve_chat_format, but "auto" where the tokenizer's template is not known.
+std::string chat_format_for_rows(std::string_view format, const Tokenizer& tokenizer);
+
+/// The remark that `rows` rows of messages were written in a format that nothing named; empty where
+/// something did.
+std::string chat_format_note(std::string_view asked, const Tokenizer& tokenizer, std::int64_t rows);
 
 }  // namespace prefopt::detail

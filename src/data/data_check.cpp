@@ -9,6 +9,8 @@
 #include <numeric>
 #include <utility>
 
+#include "core/json.h"
+#include "data/chat_writer.h"
 #include "data/pair_index.h"
 #include "data/row_preparation.h"
 #include "prefopt/data/chat.h"
@@ -78,12 +80,21 @@ class Checker {
     }
     if (index_.find(row.pair)) row.defects.push_back(RowDefect::kDuplicate);
     bool is_usable = true;
+    for (const detail::UnreadColumn& column : row.unread) {
+      ++check_.unread[column.name];
+      if (!column.is_prompt) continue;
+      is_usable &= count(RowDefect::kUnreadColumn,
+                         fmt::format("'{}', a column of prompts, is read by nothing",
+                                     detail::shown_text(column.name)),
+                         place);
+    }
     for (const RowDefect defect : row.defects) {
       is_usable &= count(defect, std::string(detail::defect_name(defect)), place);
     }
     if (!is_usable) return;
 
     ++check_.usable;
+    check_.message_rows += row.from_messages ? 1 : 0;
     count_lengths(row);
     count_kind(row.pair);
     count_cuts(row, place);
@@ -218,7 +229,8 @@ DataCheck check_data(const std::vector<std::string>& train,
                      const DataCheckOptions& options) {
   detail::check_data_options(options.data, "check_data");
   DataCheckOptions resolved = options;
-  resolved.data.chat_format = resolve_chat_format(options.data.chat_format, tokenizer);
+  const std::string& asked = options.data.chat_format;
+  resolved.data.chat_format = detail::chat_format_for_rows(asked, tokenizer);
   DataCheck check{.files = train, .train = {}, .held_out = {}, .leaks = {}};
   check.files.insert(check.files.end(), held_out.begin(), held_out.end());
   Checker training(tokenizer, resolved);
@@ -230,6 +242,9 @@ DataCheck check_data(const std::vector<std::string>& train,
   check.leak_policy = options.data.leak;
   check.train = training.finish();
   check.held_out = holding_out.finish();
+  check.chat_format = resolved.data.chat_format;
+  check.chat_note = detail::chat_format_note(
+      asked, tokenizer, check.train.message_rows + check.held_out.message_rows);
   return check;
 }
 

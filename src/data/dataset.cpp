@@ -10,7 +10,9 @@
 #include <iterator>
 #include <utility>
 
+#include "data/chat_writer.h"
 #include "data/defect_line.h"
+#include "data/line_error.h"
 #include "data/pair_index.h"
 #include "data/row_preparation.h"
 #include "data/token_cache.h"
@@ -61,6 +63,8 @@ class Loader {
     ++report.rows_read;
     if (row.error) std::rethrow_exception(row.error);
     if (!row.refusal.empty()) return refuse(line, row);
+    for (const detail::UnreadColumn& column : row.unread) ++report.unread[column.name];
+    detail::check_unread(row.unread, options_, detail::row_place(path_, line));
     if (index_.find(row.pair)) row.defects.push_back(RowDefect::kDuplicate);
     for (const RowDefect defect : row.defects) {
       if (!keeps(defect, line)) return;
@@ -73,6 +77,7 @@ class Loader {
       report.kept_with[std::string(detail::defect_name(defect))].push_back(line);
     }
     count_cuts(row.cuts, line, report);
+    report.message_rows += row.from_messages ? 1 : 0;
     ++report.rows_kept;
     dataset_.pairs.push_back(std::move(row.pair));
     dataset_.lines.push_back(line);
@@ -153,7 +158,7 @@ void DataOptions::fields(FieldVisitor& v) {
   const std::vector<std::string_view> drop_policies = {"error", "drop"};
   const std::vector<std::string_view> policies = {"error", "drop", "keep"};
   const std::vector<std::string_view> defect_policies = {"unusable", "error", "drop", "keep"};
-  v.text({"train", "rows to train on: JSONL, or gzipped JSONL"}, train);
+  v.text({"train", "rows to train on: JSON lines or a JSON array, also gzipped"}, train);
   v.text({"eval", "held-out rows; empty: eval_fraction is cut from train"}, eval);
   v.real({"eval_fraction", "part of the rows of train to hold out, from the end of the file"},
          eval_fraction, Range::half_open(0, 1));
@@ -222,8 +227,17 @@ void DataOptions::fields(FieldVisitor& v) {
            policies);
   v.text({"chat_format",
           "text that messages become: chatml, smollm2, qwen2, qwen2.5, llama3, zephyr, alpaca, "
-          "plain, dialogue, or auto: that of the tokenizer's own template"},
+          "plain, dialogue, or auto: that of the run that made the model, else of the tokenizer's "
+          "own template, else dialogue"},
          chat_format);
+  v.json({"columns",
+          "columns of the rows: a layout (orca, alpaca, sharegpt, openai, pku, shp, ultrafeedback, "
+          "completions) or {field: column}; {}: recognized by their keys"},
+         columns);
+  v.choice({"unused",
+            "columns of prompts (system, question, input, …) that nothing reads; note: they are "
+            "left out, which is said"},
+           unused, {"error", "note"});
   v.text({"token_cache", "folder that keeps tokenized files; empty: none"}, token_cache);
 }
 
@@ -242,6 +256,7 @@ std::string RowReport::summary() const {
     parts.push_back(
         fmt::format("truncated {} {}", fmt::join(cut, ", "), detail::places(truncated_lines)));
   }
+  if (!unread.empty()) parts.push_back(detail::unread_line(unread, rows_read));
   return fmt::format("{}", fmt::join(parts, "\n"));
 }
 
@@ -257,7 +272,12 @@ Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                      const DataOptions& options, const RowNeeds& needs) {
   detail::check_data_options(options, "load_dataset");
   DataOptions resolved = options;
-  resolved.chat_format = resolve_chat_format(options.chat_format, tokenizer);
+  resolved.chat_format = detail::chat_format_for_rows(options.chat_format, tokenizer);
+  const auto noted = [&](Dataset dataset) {
+    dataset.report.chat_note =
+        detail::chat_format_note(options.chat_format, tokenizer, dataset.report.message_rows);
+    return dataset;
+  };
   const auto load = [&] {
     Loader loader(path, resolved);
     detail::prepare_file(
@@ -266,9 +286,9 @@ Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
     return loader.finish();
   };
   Dataset dataset = [&] {
-    if (options.token_cache.empty()) return load();
+    if (options.token_cache.empty()) return noted(load());
     const detail::TokenCache cache(options.token_cache, path, tokenizer, resolved, needs);
-    return cache.get_or_make(load);
+    return noted(cache.get_or_make(load));
   }();
   if (!dataset.report.truncated_lines.empty()) dataset.report.cut_note = note_of_cuts(resolved);
   return dataset;

@@ -13,6 +13,7 @@
 #include <variant>
 
 #include "core/json.h"
+#include "core/json_text.h"
 #include "core/utf8.h"
 #include "data/chat_writer.h"
 #include "data/conversation.h"
@@ -103,10 +104,11 @@ bool holds_prompt(const Messages& messages, std::string_view prompt) {
 class RowReader {
  public:
   RowReader(const Json& row, std::string_view where, const ChatWriter& chat,
-            const DataOptions& options)
+            const DataOptions& options, const detail::LineReading& reading)
       : row_(row),
         where_(where),
         chat_(chat),
+        reading_(reading),
         removes_repeats_(options.repeated_prompt == RepeatedPrompt::kRemove),
         rules_{chat, where, options.loss_on, removes_repeats_} {}
 
@@ -132,6 +134,12 @@ class RowReader {
 
   double number(std::string_view key, Range range) const {
     const Json& value = at(key);
+    if (value.is_number_float() && !std::isfinite(value.get<double>())) {
+      throw detail::LineError(
+          detail::LineDefect::kNotANumber,
+          fmt::format("{}: expected '{}' free of NaN and Infinity (not a number), got one of them",
+                      where_, key));
+    }
     const double x = value.is_boolean()  ? static_cast<double>(value.get<bool>())
                      : value.is_number() ? value.get<double>()
                                          : std::numeric_limits<double>::quiet_NaN();
@@ -146,21 +154,47 @@ class RowReader {
     return x;
   }
 
+  /// Whether something reads the column, so that it has to be right.
+  bool is_read(Column column) const {
+    const std::string_view key = kColumnKeys[static_cast<std::size_t>(column)];
+    const auto& layout = reading_.layout;
+    if (layout.maps(key)) return true;
+    if (column == Column::kMargin &&
+        (layout.maps("score_chosen") || layout.maps("score_rejected"))) {
+      return true;
+    }
+    return reading_.needs != nullptr &&
+           std::find(reading_.needs->columns.begin(), reading_.needs->columns.end(), column) !=
+               reading_.needs->columns.end();
+  }
+
+  /// NaN where the row has none.
+  double column_value(Column column) const {
+    const std::string key(kColumnKeys[static_cast<std::size_t>(column)]);
+    if (!row_.contains(key)) {
+      const bool has_scores = has("score_chosen") && has("score_rejected");
+      return column == Column::kMargin && has_scores
+                 ? number("score_chosen", Range::any()) - number("score_rejected", Range::any())
+                 : std::numeric_limits<double>::quiet_NaN();
+    }
+    const double x = number(key, column == Column::kMargin   ? Range::any()
+                                 : column == Column::kWeight ? Range::at_least(0)
+                                                             : Range::between(0, 1));
+    if (column == Column::kLabel && x > 0 && x < 1) {
+      fail("expected 'label' to be true, false, 1 or 0, got {}", x);
+    }
+    return x;
+  }
+
+  /// Columns that nothing reads may hold anything: what is no such number is then no value.
   void read_columns(RowColumns& columns) const {
     for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
       const auto column = static_cast<Column>(i);
-      if (!row_.contains(std::string(kColumnKeys[i]))) continue;
-      columns[column] = number(kColumnKeys[i], column == Column::kMargin   ? Range::any()
-                                               : column == Column::kWeight ? Range::at_least(0)
-                                                                           : Range::between(0, 1));
-    }
-    const double label = columns[Column::kLabel];
-    if (label > 0 && label < 1) {
-      fail("expected 'label' to be true, false, 1 or 0, got {}", label);
-    }
-    if (has("score_chosen") && has("score_rejected") && !has("margin")) {
-      columns[Column::kMargin] =
-          number("score_chosen", Range::any()) - number("score_rejected", Range::any());
+      try {
+        columns[column] = column_value(column);
+      } catch (const detail::LineError&) {
+        if (is_read(column)) throw;
+      }
     }
   }
 
@@ -480,6 +514,7 @@ class RowReader {
   const Json& row_;
   std::string_view where_;
   const ChatWriter& chat_;
+  const detail::LineReading& reading_;
   bool removes_repeats_;
   detail::ConversationRules rules_;
   mutable bool calls_tools_ = false;  ///< a message that was read calls tools or is from one
@@ -493,19 +528,28 @@ std::string format_dialogue(const std::vector<Message>& messages, bool open_assi
 }
 
 PreferenceRow detail::parse_line(std::string_view json, std::string_view where,
-                                 const DataOptions& options) {
+                                 const DataOptions& options, const LineReading& reading,
+                                 RowTrace& trace) {
   if (const std::size_t at = find_invalid_utf8(json); at != std::string_view::npos) {
     throw LineError(LineDefect::kInvalidUtf8,
                     fmt::format("{}: expected UTF-8 text, got the byte 0x{:02x} at offset {}",
                                 where, static_cast<unsigned char>(json[at]), at));
   }
+  if (const std::size_t at = find_lone_surrogate(json); at != std::string_view::npos) {
+    throw LineError(LineDefect::kInvalidUtf8,
+                    fmt::format("{}: expected UTF-8 text, got half of a surrogate pair, {}, at "
+                                "offset {}",
+                                where, json.substr(at, 6), at));
+  }
   const ChatWriter chat(options.chat_format, where);
+  const RowUse use = reading.prompt_alone       ? RowUse::kPrompt
+                     : reading.needs == nullptr ? RowUse::kAny
+                     : reading.needs->unpaired() ? RowUse::kLabelled
+                                                 : RowUse::kWhole;
   try {
-    const auto row = parse_json<DataError, SortedJson>(json, where);
-    if (!row.is_object()) {
-      throw DataError(fmt::format("{}: expected an object, got {}", where, json_type_name(row)));
-    }
-    return RowReader(row, where, chat, options).read();
+    const SortedJson row =
+        reading.layout.canonical(parse_line_json(json, where), where, use, trace);
+    return RowReader(row, where, chat, options, reading).read();
   } catch (const LineError&) {
     throw;
   } catch (const DataError& error) {
@@ -513,10 +557,28 @@ PreferenceRow detail::parse_line(std::string_view json, std::string_view where,
   }
 }
 
+void detail::check_unread(const std::vector<UnreadColumn>& unread, const DataOptions& options,
+                          std::string_view where) {
+  if (options.unused == UnusedColumns::kNote) return;
+  for (const UnreadColumn& column : unread) {
+    if (!column.is_prompt) continue;
+    throw DataError(fmt::format(
+        "{}: expected every column of a prompt to be read, got '{}', which nothing reads; name "
+        "what it is in data.columns, or leave it out with data.unused = 'note'",
+        where, shown_text(column.name)));
+  }
+}
+
 PreferenceRow parse_row(std::string_view json, std::string_view where,
                         std::string_view chat_format) {
+  DataOptions options;
+  options.chat_format = chat_format;
+  const detail::RowLayout layout(options.columns);
+  detail::RowTrace trace;
   try {
-    return detail::parse_line(json, where, {.chat_format = std::string(chat_format)});
+    PreferenceRow row = detail::parse_line(json, where, options, {.layout = layout}, trace);
+    detail::check_unread(trace.unread, options, where);
+    return row;
   } catch (const detail::LineError& error) {
     throw DataError(error.what());
   }

@@ -10,7 +10,9 @@
 #include <optional>
 #include <utility>
 
+#include "core/json_text.h"
 #include "core/parallel.h"
+#include "core/text.h"
 #include "core/utf8.h"
 #include "data/chat_writer.h"
 #include "data/line_error.h"
@@ -80,6 +82,8 @@ RowDefect defect_of(LineDefect defect) {
       return RowDefect::kMissingKey;
     case LineDefect::kInvalidUtf8:
       return RowDefect::kInvalidUtf8;
+    case LineDefect::kNotANumber:
+      return RowDefect::kNotANumber;
     case LineDefect::kToolTurn:
       return RowDefect::kToolTurn;
     case LineDefect::kMalformed:
@@ -465,52 +469,79 @@ struct Line {
 };
 
 PreferenceRow read_line(const std::string& path, const Line& line, const DataOptions& options,
-                        const RowNeeds* needs, std::vector<RowDefect>& defects) {
+                        const LineReading& reading, std::vector<RowDefect>& defects,
+                        RowTrace& trace) {
   const std::string where = row_place(path, line.number);
   const auto read = [&](std::string_view text) {
-    PreferenceRow row = parse_line(text, where, options);
-    if (needs != nullptr) check_needs(row, *needs, where);
+    PreferenceRow row = parse_line(text, where, options, reading, trace);
+    if (reading.needs != nullptr) check_needs(row, *reading.needs, where);
     return row;
   };
   const bool mends_utf8 = policy_for(RowDefect::kInvalidUtf8, options).policy == RowPolicy::kKeep &&
-                          find_invalid_utf8(line.text) != std::string_view::npos;
+                          (find_invalid_utf8(line.text) != std::string_view::npos ||
+                           find_lone_surrogate(line.text) != std::string_view::npos);
   if (!mends_utf8) return read(line.text);
   defects.push_back(RowDefect::kInvalidUtf8);
-  return read(replace_invalid_utf8(line.text));
+  return read(replace_lone_surrogates(replace_invalid_utf8(line.text)));
 }
 
 PreparedRow prepare_line(const std::string& path, const Line& line, const Tokenizer& tokenizer,
-                         const DataOptions& options, const RowNeeds* needs,
-                         std::int64_t context_length) {
+                         const DataOptions& options, const LineReading& reading) {
   PreparedRow result;
   PreferenceRow row;
   std::vector<RowDefect> mended;
+  RowTrace trace;
   try {
-    row = read_line(path, line, options, needs, mended);
+    row = read_line(path, line, options, reading, mended, trace);
   } catch (const LineError& error) {
     result.defects = {defect_of(error.defect())};
     result.refusal = error.what();
+    result.found = trace.found;
+    return result;
+  } catch (const ConfigError&) {  // no chat format for messages
+    result.error = std::current_exception();
     return result;
   }
   try {
-    result = prepare_row(row, tokenizer, options, needs, context_length);
+    result = prepare_row(row, tokenizer, options, reading.needs, reading.context_length);
   } catch (...) {
     result.error = std::current_exception();
   }
   result.defects.insert(result.defects.begin(), mended.begin(), mended.end());
+  result.unread = std::move(trace.unread);
+  result.found = trace.found;
   return result;
 }
 
 std::vector<PreparedRow> prepare_lines(const std::string& path, const std::vector<Line>& lines,
                                        const Tokenizer& tokenizer, const DataOptions& options,
-                                       const RowNeeds* needs, std::int64_t context_length) {
+                                       const LineReading& reading) {
   std::vector<PreparedRow> rows(lines.size());
   parallel_for(0, std::ssize(rows), /*grain=*/1, [&](std::int64_t first, std::int64_t last) {
     for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last); ++i) {
-      rows[i] = prepare_line(path, lines[i], tokenizer, options, needs, context_length);
+      rows[i] = prepare_line(path, lines[i], tokenizer, options, reading);
     }
   });
   return rows;
+}
+
+/// `found`: the columns of the mapping that any row had. `row` is one of the rows.
+void check_mapping(const RowLayout& layout, std::uint64_t found, const std::string& path,
+                   const std::string& row) {
+  const auto& mapping = layout.mapping();
+  for (std::size_t i = 0; i < mapping.size(); ++i) {
+    if ((found >> i & 1) != 0) continue;
+    const auto& [field, column] = mapping[i];
+    const SortedJson json = SortedJson::parse(row, nullptr, /*allow_exceptions=*/false);
+    std::vector<std::string> keys;
+    if (json.is_object()) {
+      for (const auto& item : json.items()) keys.push_back(item.key());
+    }
+    throw ConfigError(fmt::format("{}: expected a column '{}', which data.columns.{} names, got no "
+                                  "row that has it{}",
+                                  path, column, field,
+                                  did_you_mean(column, {keys.begin(), keys.end()})));
+  }
 }
 
 }  // namespace
@@ -523,6 +554,8 @@ std::string_view defect_name(RowDefect defect) {
       return "missing key";
     case RowDefect::kInvalidUtf8:
       return "invalid UTF-8";
+    case RowDefect::kNotANumber:
+      return "not a number";
     case RowDefect::kNoToken:
     case RowDefect::kEmptyCompletion:
       return "empty completion";
@@ -555,6 +588,8 @@ std::string_view defect_name(RowDefect defect) {
       return "completion with an end token of its own";
     case RowDefect::kDuplicate:
       return "same as an earlier row";
+    case RowDefect::kUnreadColumn:
+      return "unread column of a prompt";
   }
   return "";
 }
@@ -586,6 +621,9 @@ AppliedPolicy policy_for(RowDefect defect, const DataOptions& options) {
       return applied(options.long_context, "long_context");
     case RowDefect::kDuplicate:
       return applied(options.duplicate, "duplicate");
+    case RowDefect::kUnreadColumn:
+      return {options.unused == UnusedColumns::kError ? RowPolicy::kError : RowPolicy::kKeep,
+              "unused"};
     case RowDefect::kEndsWithUser:
       return applied(options.ends_with_user, "ends_with_user");
     case RowDefect::kRepeatedPrompt:
@@ -600,6 +638,7 @@ AppliedPolicy policy_for(RowDefect defect, const DataOptions& options) {
       return {RowPolicy::kKeep, "add_bos", "true"};
     case RowDefect::kGivenEnd:
       return {RowPolicy::kKeep, "add_eos", "true"};
+    case RowDefect::kNotANumber:
     case RowDefect::kMalformed:
     case RowDefect::kEmptyPrompt:
       break;
@@ -624,6 +663,7 @@ void check_data_options(const DataOptions& options, std::string_view where) {
   if (options.unusable == RowPolicy::kKeep) throw nothing_to_keep("unusable");
   if (options.missing_key == DefectPolicy::kKeep) throw nothing_to_keep("missing_key");
   checked(options, where);
+  RowLayout(options.columns, fmt::format("{}: columns", where));
   if (options.max_length == 1) {
     throw ConfigError(fmt::format(
         "{}: expected max_length 0 or at least 2, got 1; a row is a prompt and a completion token",
@@ -638,6 +678,7 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
   PreparedRow result;
   for (const RowRemark remark : row.remarks) result.defects.push_back(defect_of(remark));
   RowEncoder(row, tokenizer, options, result).encode();
+  result.from_messages = row.from_messages;
   TokenPair& pair = result.pair;
   // A completion that the loss never sees must not cost the others their budget.
   if (!wanted.rejected) {
@@ -668,22 +709,53 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
   // Lines that are prepared at a time: enough for all threads, few enough for memory.
   constexpr std::size_t kMaxLines = 4096;
   constexpr std::size_t kMaxBytes = std::size_t{16} << 20;
+  const RowLayout layout(options.columns);
+  const LineReading reading{
+      .layout = layout, .needs = needs, .context_length = context_length};
   std::vector<Line> lines;
   std::size_t bytes = 0;
+  std::uint64_t found = 0;
+  std::string first;
   const auto take_lines = [&] {
-    auto rows = prepare_lines(path, lines, tokenizer, options, needs, context_length);
-    for (std::size_t i = 0; i < rows.size(); ++i) take(lines[i].number, std::move(rows[i]));
+    auto rows = prepare_lines(path, lines, tokenizer, options, reading);
+    if (first.empty() && !lines.empty()) first = lines.front().text;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      found |= rows[i].found;
+      take(lines[i].number, std::move(rows[i]));
+    }
     lines.clear();
     bytes = 0;
   };
   std::int64_t count = 0;
-  read_lines(path, [&](std::int64_t number, std::string_view text) {
+  read_rows(path, [&](std::int64_t number, std::string_view text) {
     lines.push_back({.number = number, .text = std::string(text)});
     bytes += text.size();
     if (lines.size() == kMaxLines || bytes >= kMaxBytes) take_lines();
     return ++count != options.max_rows;
   });
   take_lines();
+  if (count > 0) check_mapping(layout, found, path, first);
+}
+
+void read_prompts(const std::string& path, const DataOptions& options,
+                  const std::function<void(const PreferenceRow& row)>& take) {
+  const RowLayout layout(options.columns);
+  std::uint64_t found = 0;
+  std::string first;
+  read_rows(path, [&](std::int64_t number, std::string_view text) {
+    if (first.empty()) first = text;
+    const std::string where = row_place(path, number);
+    RowTrace trace;
+    try {
+      take(parse_line(text, where, options, {.layout = layout, .prompt_alone = true}, trace));
+    } catch (const LineError& error) {
+      throw DataError(error.what());
+    }
+    check_unread(trace.unread, options, where);
+    found |= trace.found;
+    return true;
+  });
+  if (!first.empty()) check_mapping(layout, found, path, first);
 }
 
 std::string refusal_reason(const std::string& refusal, const std::string& path, std::int64_t line) {

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/row_layout.h"
 #include "prefopt/data/dataset.h"
 
 namespace prefopt::detail {
@@ -19,6 +20,7 @@ enum class RowDefect {
   kMalformed,
   kMissingKey,
   kInvalidUtf8,
+  kNotANumber,
   kNoToken,          ///< a completion without even an end token
   kEmptyCompletion,  ///< the end token alone
   kEmptyPrompt,
@@ -28,6 +30,7 @@ enum class RowDefect {
   kLongPrompt,
   kLongContext,
   kDuplicate,
+  kUnreadColumn,  ///< of a prompt
   kEndsWithUser,
   kRepeatedPrompt,
   kToolCalls,
@@ -80,10 +83,13 @@ struct PreparedRow {
   /// In the order in which policies are asked. A row that could not be read has one, and `refusal`.
   std::vector<RowDefect> defects;
   std::string refusal;  ///< what was expected and found, led by the place
+  std::vector<UnreadColumn> unread;
+  std::uint64_t found = 0;  ///< columns of the mapping that the row has, as in RowTrace
   TokenPair pair;
   TokenCounts uncut;  ///< tokens before the budgets
   Cuts cuts;
   EndIds ends;
+  bool from_messages = false;     ///< written in the chat format
   std::int64_t ended_before = 0;  ///< of chosen and rejected, how many did before the budgets
 };
 
@@ -98,10 +104,18 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
 
 /// The same from each line of a file that is not blank, up to max_rows of them: calls `take` with
 /// the rows in their order, while they are prepared in parts on LibTorch's threads. `chat_format`
-/// of the options has to be a format, not "auto".
+/// of the options is what chat_format_for_rows gives. Throws ConfigError for a mapping of columns
+/// that names one that no row has.
 void prepare_file(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
                   const RowNeeds* needs, std::int64_t context_length,
                   const std::function<void(std::int64_t line, PreparedRow row)>& take);
+
+/// The rows of a file for their prompts: completions may be missing, and a conversation is taken up
+/// to its last answer. `chat_format` of the options is what chat_format_for_rows gives. Throws DataError
+/// for a row that cannot be read, whatever the policies, and for a column of a prompt that nothing
+/// reads; ConfigError as prepare_file.
+void read_prompts(const std::string& path, const DataOptions& options,
+                  const std::function<void(const PreferenceRow& row)>& take);
 
 /// A refusal without the place and what was found there: rows with one defect share it.
 std::string refusal_reason(const std::string& refusal, const std::string& path, std::int64_t line);

@@ -49,6 +49,7 @@ Dataset load_noted(std::string_view option, const std::string& path, const Token
   const RowReport& report = dataset.report;
   note(fmt::format("{}: {} of {} rows of {} are used", option, report.rows_kept, report.rows_read,
                    path));
+  if (!report.chat_note.empty()) note(fmt::format("{}: {}", option, report.chat_note));
   if (!report.cache_note.empty()) note(fmt::format("{}: {}", option, report.cache_note));
   if (const std::string counted = note_of_counted(dataset.pairs); !counted.empty()) {
     note(fmt::format("{}: {}", option, counted));
@@ -101,7 +102,7 @@ RunRows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const 
   auto train_cut = cut_rows(train, train.report);
   auto eval_cut = cut_rows(held_out, options.eval.empty() ? train.report : held_out.report);
   return {std::move(train.pairs), std::move(held_out.pairs), std::move(train_cut),
-          std::move(eval_cut)};
+          std::move(eval_cut), train.report.message_rows + held_out.report.message_rows};
 }
 
 bool has_token_weights(const std::vector<TokenPair>& pairs) {

@@ -24,6 +24,9 @@ enum class RowPolicy { kError, kDrop, kKeep };
 /// The same of one defect, or what the option `unusable` says.
 enum class DefectPolicy { kUnusable, kError, kDrop, kKeep };
 
+/// What to do with a column that is known to hold a part of prompts and that nothing reads.
+enum class UnusedColumns { kError, kNote };
+
 /// Turns of a completion that count in the loss.
 enum class LossOn {
   kAssistant,  ///< all of the assistant's
@@ -55,7 +58,7 @@ enum class EndOfCut {
 };
 
 struct DataOptions {
-  std::string train = {};                ///< JSONL or JSONL.gz
+  std::string train = {};                ///< JSON lines or a JSON array, also gzipped
   std::string eval = {};                 ///< held-out file; empty: cut `eval_fraction` from `train`
   double eval_fraction = 0;              ///< of the rows, taken from the end of the file
   std::int64_t max_rows = 0;             ///< 0: all
@@ -95,9 +98,17 @@ struct DataOptions {
   RowPolicy long_context = RowPolicy::kKeep;  ///< longer than the model's context
   /// A training row whose prompt is one of the held-out rows too; drop: it does not train.
   RowPolicy leak = RowPolicy::kKeep;
-  /// How messages become text: a format of `prefopt/data/chat.h`, or "auto": that of the
-  /// tokenizer's own template.
-  std::string chat_format = "dialogue";
+  /// How messages become text: a format of `prefopt/data/chat.h`, or "auto", for which
+  /// resolve_chat_format decides. A template that is not known is an error where messages are read.
+  std::string chat_format = "auto";
+  /// JSON: the name of a layout ("orca", "alpaca", "sharegpt", "openai", "pku", "shp",
+  /// "ultrafeedback", "completions"), or an object {field: column} whose columns may be dotted paths;
+  /// fields: prompt, system, instruction, input, question, history, chosen, rejected, gold,
+  /// completion, messages, text, tools and the numbers of a row; role_key, content_key; and the
+  /// names of roles, one or a list: user, assistant, system_role, tool_role. What it does not name is
+  /// recognized by its keys.
+  std::string columns = "{}";
+  UnusedColumns unused = UnusedColumns::kError;
   /// Folder that keeps tokenized files, so that a later run need not tokenize; empty: none.
   std::string token_cache = {};
 
@@ -111,9 +122,12 @@ struct RowReport {
   std::int64_t truncated_prompts = 0;
   std::int64_t truncated_completions = 0;
   std::vector<std::int64_t> truncated_lines = {};
+  std::map<std::string, std::int64_t> unread = {};  ///< text columns that nothing reads: rows
   std::map<std::string, std::vector<std::int64_t>> dropped;
   std::map<std::string, std::vector<std::int64_t>> kept_with;
-  std::string cache_note = {};  ///< what there is to say of the token cache; else empty
+  std::int64_t message_rows = 0;  ///< rows of messages, which were written in a chat format
+  std::string chat_note = {};     ///< what there is to say of that format; else empty
+  std::string cache_note = {};    ///< what there is to say of the token cache; else empty
   /// What cut rows have lost, by the options; empty where none is cut.
   std::string cut_note = {};
 
@@ -159,9 +173,11 @@ PREFOPT_API TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& to
 /// left out. Unpaired rows must not have a rejected completion. Rows are tokenized on LibTorch's
 /// threads; the result does not depend on their number. With `token_cache`, the result is kept
 /// under a hash of the file's content, the tokenizer and the options; what is damaged there is made
-/// anew, and a cache that cannot be written is done without, which the report says. Throws
-/// ConfigError where the file holds pairs for an unpaired loss or single completions for a pairwise
-/// one, and DataError where a policy says so or where no row can be used.
+/// anew, and a cache that cannot be written is done without, which the report says. The file is one
+/// of lines or a JSON array of objects. Throws ConfigError where the file holds pairs for an
+/// unpaired loss or single completions for a pairwise one or where `columns` names a column that no
+/// row has, and DataError where a policy says so, where no row can be used or where a row has a
+/// column of a prompt that nothing reads (`unused`).
 PREFOPT_API Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                                  const DataOptions& options, const RowNeeds& needs = {});
 

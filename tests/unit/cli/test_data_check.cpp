@@ -147,6 +147,34 @@ TEST_CASE("prefopt data check and score: rows longer than the model's context", 
   CHECK(scored.err.find("kept 1 row: " + remark + " (line 1)\n") != std::string::npos);
 }
 
+TEST_CASE("prefopt data check: text that nothing reads", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("rows.jsonl");
+  put(file, R"({"prompt": "ab", "chosen": "c", "rejected": "d", "source": "web"}
+{"query": "ab", "chosen": "xc", "rejected": "xd"}
+)");
+  const CliResult result = run_cli({"data", "check", "--data", file});
+  CHECK(result.code == 3);
+  CHECK(result.out.find("  refused     1 row: 'query', a column of prompts, is read by nothing "
+                        "(unused = 'error'; " +
+                        file + ":2)
+") != std::string::npos);
+  CHECK(result.out.find("  remark      text that nothing reads: 'query' (50 % of the rows), "
+                        "'source' (50 % of the rows)
+") != std::string::npos);
+  const json report =
+      cli_json({"data", "check", "--data", file, "--json", "--unused", "note"}).at("train");
+  CHECK(report.at("usable") == 2);
+  CHECK(report.at("unread_columns") ==
+        json{{{"column", "query"}, {"rows", 1}, {"share", 0.5}},
+             {{"column", "source"}, {"rows", 1}, {"share", 0.5}}});
+  put(file, R"({"query": "ab", "chosen": "xc", "rejected": "xd"})");
+  const json mapped = cli_json(
+      {"data", "check", "--data", file, "--json", "--columns", R"({"prompt": "query"})"});
+  CHECK(mapped.at("train").at("usable") == 1);
+  CHECK(mapped.at("train").at("lengths").at("prompt").at("max") == 3);
+}
+
 TEST_CASE("prefopt data check: rows that would be refused", "[cli]") {
   const TempDir folder;
   const std::string file = folder.file("rows.jsonl");

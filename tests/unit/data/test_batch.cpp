@@ -192,6 +192,13 @@ TEST_CASE("a batch is also one stream in which equal beginnings stand once", "[d
   CHECK(packed.rows.size(0) == 8);
 }
 
+TEST_CASE("select_sequences refuses a batch of a device", "[data]") {
+  const std::vector<TokenPair> pairs = {{.prompt = {1}, .chosen = {2}, .rejected = {3}}};
+  CHECK_THROWS_TEXT(select_sequences(make_pair_batch(pairs).to(at::kMeta), {0}), DeviceError,
+                    "select_sequences: expected a batch on the CPU, got one on meta; "
+                    "batch.to(at::kCPU) is one");
+}
+
 TEST_CASE("select_sequences lays out some sequences as if they were alone", "[data]") {
   const std::vector<TokenPair> pairs = {{.prompt = {1, 2}, .chosen = {3}, .rejected = {4, 5}},
                                         {.prompt = {6}, .chosen = {7, 8, 9}, .rejected = {7}}};

@@ -571,10 +571,6 @@ TEST_CASE("chat formats need a tokenizer and a name that fit", "[data]") {
   CHECK_THROWS_TEXT(load("chatml"), ConfigError,
                     "chat_format: expected a format whose end of turn is one token of the "
                     "tokenizer 'byte', got '<|im_end|>', which is 10");
-  CHECK_THROWS_TEXT(load("auto"), ConfigError,
-                    "chat_format 'auto' of 'byte': expected a chat template to tell the chat "
-                    "format by, got none; name one of chatml, smollm2, qwen2, qwen2.5, llama3, "
-                    "zephyr, alpaca, plain, dialogue");
   CHECK_THROWS_AS(load("chatlm"), ConfigError);
   CHECK(shown(load("plain").pairs.at(0)) == "<Hi\n\n|Yo>|");
 }

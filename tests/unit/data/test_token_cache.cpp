@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "data/token_cache.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
 #include "support/catch.h"
@@ -61,6 +62,26 @@ void check_equal(const Dataset& a, const Dataset& b) {
   CHECK(a.report.dropped == b.report.dropped);
   CHECK(a.report.kept_with == b.report.kept_with);
   CHECK(a.report.truncated_lines == b.report.truncated_lines);
+}
+
+TEST_CASE("tokens of rows that changed meanwhile are not kept", "[data]") {
+  const CachedRows rows;
+  const detail::TokenCache cache(rows.options.token_cache, rows.dir.file("rows"), ByteTokenizer(),
+                                 rows.options, {});
+  fs::create_directories(rows.options.token_cache);
+  const Dataset dataset = cache.get_or_make([&] {
+    rows.write(kRows + kRows);
+    DataOptions plain = rows.options;
+    plain.token_cache.clear();
+    return load_dataset(rows.dir.file("rows"), ByteTokenizer(), plain);
+  });
+  CHECK(dataset.report.cache_note ==
+        "no tokens are kept: " + rows.dir.file("rows") + " changed while it was read");
+  CHECK(rows.files().empty());
+  CHECK_THROWS_TEXT(detail::TokenCache(rows.options.token_cache, rows.dir.path(), ByteTokenizer(),
+                                       rows.options, {}),
+                    DataError,
+                    rows.dir.path() + ": expected a readable file, got Is a directory");
 }
 
 }  // namespace
