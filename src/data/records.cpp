@@ -81,26 +81,6 @@ bool repeats(std::string_view text, std::string_view prompt) {
          (prompt.size() >= kTellingBytes || count_words(prompt) >= kTellingWords);
 }
 
-std::string_view without_outer_space(std::string_view text) {
-  constexpr std::string_view kSpace = " \t\r\n";
-  const std::size_t begin = text.find_first_not_of(kSpace);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(kSpace) + 1 - begin);
-}
-
-/// Whether a prompt in text is one of the messages that are not answers, or the other way round:
-/// templates around either differ.
-bool holds_prompt(const Messages& messages, std::string_view prompt) {
-  const std::string_view asked = without_outer_space(prompt);
-  return asked.empty() ||
-         std::any_of(messages.begin(), messages.end(), [&](const Message& message) {
-           const std::string_view content = without_outer_space(message.content);
-           return message.role != "assistant" && !content.empty() &&
-                  (content.find(asked) != std::string_view::npos ||
-                   asked.find(content) != std::string_view::npos);
-         });
-}
-
 class RowReader {
  public:
   RowReader(const Json& row, std::string_view where, const ChatWriter& chat,
@@ -215,8 +195,6 @@ class RowReader {
   bool has(const char* key) const { return row_.contains(key); }
 
   /// A key with something in it.
-  bool has_some(const char* key) const { return holds_some(row_, key); }
-
   static bool holds_some(const Json& object, const char* key) {
     const auto found = object.find(key);
     if (found == object.end() || found->is_null()) return false;
@@ -427,17 +405,7 @@ class RowReader {
       if (gold) talk.gold = std::get<Messages>(*gold);
       return with_tools(detail::conversation_row(std::move(talk), rules_));
     }
-    if (gold) fail("expected 'prompt' to be a list of messages where 'gold' is, got text");
-    // A prompt in text beside lists repeats what the lists begin with, in TRL's data as well; lists
-    // that begin with the answer need it.
-    if (prompt) {
-      const auto& asked = std::get<std::string>(*prompt);
-      if (talk.chosen.front().role == "assistant") {
-        talk.prompt.push_back({.role = "user", .content = asked});
-      } else if (!holds_prompt(talk.chosen, asked)) {
-        fail("expected 'prompt' to be one of the messages of 'chosen', got another text");
-      }
-    }
+    if (prompt) fail("expected 'prompt' to be a list of messages where 'chosen' is, got text");
     return with_tools(detail::conversation_row(std::move(talk), rules_));
   }
 
@@ -478,7 +446,7 @@ class RowReader {
   }
 
   PreferenceRow with_tools(PreferenceRow row) const {
-    if (calls_tools_ || has_some("tools") || has_some("functions")) {
+    if (calls_tools_ || holds_some(row_, "tools")) {
       detail::add_remark(row, RowRemark::kToolCalls);
     }
     return row;

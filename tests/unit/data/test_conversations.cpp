@@ -305,10 +305,9 @@ TEST_CASE("a completion that repeats its prompt has it once", "[data]") {
   // Nothing but the prompt, and a prompt in text that is not among the messages.
   CHECK(defects(pair_row(list({"u Sky?"}), list({"u Sky?"}), list({"a red"})), chatml()) ==
         Strings{"expected a completion beyond the prompt (unusable = drop), 1", "0 usable"});
-  CHECK(defects(pair_row(R"("Sea?")", list({"u Sky?", "a blue"}), list({"u Sky?", "a red"})),
-                chatml()) ==
-        Strings{"expected 'prompt' to be one of the messages of 'chosen' (unusable = drop), 1",
-                "0 usable"});
+  CHECK_THROWS_AS(
+      load(pair_row(R"("Sea?")", list({"u Sky?", "a blue"}), list({"u Sky?", "a red"})), chatml()),
+      DataError);
 }
 
 TEST_CASE("one answer that begins the other is named", "[data]") {
