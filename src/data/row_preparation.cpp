@@ -622,8 +622,8 @@ AppliedPolicy policy_for(RowDefect defect, const DataOptions& options) {
     case RowDefect::kDuplicate:
       return applied(options.duplicate, "duplicate");
     case RowDefect::kUnreadColumn:
-      return {options.unused == UnusedColumns::kError ? RowPolicy::kError : RowPolicy::kKeep,
-              "unused"};
+      if (options.unused == UnusedColumns::kError) return applied(RowPolicy::kError, "unused");
+      return {RowPolicy::kKeep, "unused", "note"};
     case RowDefect::kEndsWithUser:
       return applied(options.ends_with_user, "ends_with_user");
     case RowDefect::kRepeatedPrompt:

@@ -157,11 +157,9 @@ TEST_CASE("prefopt data check: text that nothing reads", "[cli]") {
   CHECK(result.code == 3);
   CHECK(result.out.find("  refused     1 row: 'query', a column of prompts, is read by nothing "
                         "(unused = 'error'; " +
-                        file + ":2)
-") != std::string::npos);
+                        file + ":2)\n") != std::string::npos);
   CHECK(result.out.find("  remark      text that nothing reads: 'query' (50 % of the rows), "
-                        "'source' (50 % of the rows)
-") != std::string::npos);
+                        "'source' (50 % of the rows)\n") != std::string::npos);
   const json report =
       cli_json({"data", "check", "--data", file, "--json", "--unused", "note"}).at("train");
   CHECK(report.at("usable") == 2);
