@@ -447,7 +447,7 @@ class RowReader {
   }
 
   PreferenceRow with_tools(PreferenceRow row) const {
-    if (calls_tools_ || has_some("tools") || has_some("functions")) {
+    if (calls_tools_ || holds_some(row_, "tools")) {
       detail::add_remark(row, RowRemark::kToolCalls);
     }
     return row;
