@@ -23,6 +23,7 @@
 #include <filesystem>
 #include <memory>
 #include <ostream>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -276,7 +277,8 @@ Finding output_folder(const std::string& path) {
 }
 
 Finding model_file(const ModelArguments& arguments, std::shared_ptr<Decoder>& model) {
-  model = load_model(arguments);
+  std::ostringstream notes;
+  model = load_model(arguments, notes);
   const at::NoGradGuard no_grad;
   std::int64_t size = 0;
   for (const NamedParameter& parameter : model->named_parameters()) {
@@ -287,11 +289,18 @@ Finding model_file(const ModelArguments& arguments, std::shared_ptr<Decoder>& mo
     }
   }
   return {.subject = "model " + arguments.model,
-          .found = fmt::format("{} parameters, all finite, {} tokens", size, model->vocab_size())};
+          .found = fmt::format("{} parameters, all finite, {} tokens", size, model->vocab_size()),
+          .advice = model->load_note()};
 }
 
 Finding tokenizer_file(const ModelArguments& arguments, const Decoder& model) {
   const auto tokenizer = load_tokenizer(arguments);
+  if (arguments.tokenizer.empty() && find_tokenizer(arguments.model, arguments.adapter).empty()) {
+    return {.subject = "tokenizer",
+            .status = Status::kWarning,
+            .found = "the model brings none, so rows of ids alone can be read",
+            .advice = "name a tokenizer, or say byte for a model of bytes"};
+  }
   if (tokenizer->vocab_size() > model.vocab_size()) {
     throw ConfigError(fmt::format(
         "{}: expected a tokenizer of at most the model's {} tokens, got "

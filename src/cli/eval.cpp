@@ -87,12 +87,12 @@ class Evaluator {
       reward_ = read_reward(arguments);
       judge_ = make_reward_judge(reward_);
     }
-    tokenizer_ =
-        make_tokenizer(arguments.tokenizer.empty() ? tokenizer_of_model(arguments.reference)
-                                                   : arguments.tokenizer);
+    choose_tokenizer();
     reference_ = Decoder::load(arguments.reference, arguments.dtype);
+    if (!reference_->load_note().empty()) err_ << "prefopt: " << reference_->load_note() << '\n';
     pairs_ = read_rows();
     detail::check_token_range(pairs_, reference_->vocab_size(), arguments.data);
+    detail::check_row_lengths(pairs_, *reference_, arguments.data);
     reference_sums_ = pair_sums(*reference_, pairs_, arguments.batch);
     choose_prompts();
     if (judge_) reference_texts_ = sample_reference();
@@ -119,6 +119,33 @@ class Evaluator {
  private:
   std::uint64_t seed() const { return static_cast<std::uint64_t>(arguments_.seed); }
 
+  /// One for all: the reference's, or that of a model where the reference brings none. The chat
+  /// format is the one that the models were made with.
+  void choose_tokenizer() {
+    std::string name = arguments_.tokenizer;
+    if (name.empty()) name = find_tokenizer(arguments_.reference);
+    for (const std::string& model : arguments_.models) {
+      if (name.empty()) name = find_tokenizer(model);
+    }
+    tokenizer_ = open_tokenizer(name, arguments_.reference);
+    chat_format_ = arguments_.chat_format;
+    if (chat_format_ != "auto") return;
+    std::string maker;
+    for (const std::string& model : arguments_.models) {
+      // Bytes, since what is remembered does not depend on them.
+      const std::string format = open_tokenizer("byte", model)->chat_format();
+      if (format.empty()) continue;
+      if (!maker.empty() && format != chat_format_) {
+        throw ConfigError(fmt::format(
+            "--model: expected models of one chat format, got '{}' of {} and '{}' of {}; name one "
+            "with --chat-format",
+            chat_format_, maker, format, model));
+      }
+      chat_format_ = format;
+      maker = model;
+    }
+  }
+
   std::vector<TokenPair> read_rows() const {
     RowNeeds needs;
     if (loss_) needs = row_needs(loss_->requirements());
@@ -128,7 +155,8 @@ class Evaluator {
                       loss_->info().name));
     }
     needs.rejected = true;
-    return read_pairs(arguments_.data, *tokenizer_, arguments_.chat_format, needs);
+    needs.context_length = reference_->options().max_position_embeddings;
+    return read_pairs(arguments_.data, *tokenizer_, chat_format_, needs, arguments_.columns, err_);
   }
 
   /// A PEFT folder is an adapter of the reference.
@@ -159,9 +187,7 @@ class Evaluator {
     SamplingOptions options;
     options.max_new_tokens = arguments_.max_new_tokens;
     options.seed = arguments_.seed;
-    const std::int64_t own_eos = policy.options().eos_token_id;
-    options.eos_id = own_eos >= 0 ? own_eos : tokenizer_->eos_id();
-    return options;
+    return with_end_tokens(options, arguments_.end_tokens, policy, *tokenizer_, chat_format_);
   }
 
   std::vector<std::string> sample_reference() {
@@ -220,6 +246,7 @@ class Evaluator {
   Reward reward_;
   std::unique_ptr<Judge> judge_;
   std::shared_ptr<const Tokenizer> tokenizer_;
+  std::string chat_format_;
   std::shared_ptr<Decoder> reference_;
   std::vector<TokenPair> pairs_;
   std::vector<PairSums> reference_sums_;

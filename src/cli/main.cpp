@@ -20,6 +20,7 @@
 #include "cli/commands.h"
 #include "core/file.h"
 #include "core/memory.h"
+#include "core/simd_limit.h"
 #include "core/text.h"
 #include "prefopt/error.h"
 #include "prefopt/train/trainer.h"
@@ -112,12 +113,35 @@ void add_model(CLI::App& command, ModelArguments& arguments, std::string& device
       ->capture_default_str();
   command.add_option("--tokenizer", arguments.tokenizer,
                      "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
-                     "model's own, else byte");
+                     "adapter's or the model's own");
   command
-      .add_option("--chat-format", arguments.chat_format,
-                  "text that messages become, or auto: that of the tokenizer's template")
+      .add_option(
+          "--chat-format", arguments.chat_format,
+          "text that messages become, or auto: that of the run that made the model, else of "
+          "the tokenizer's template, else dialogue")
       ->capture_default_str();
   add_device(command, device);
+}
+
+void add_columns(CLI::App& command, ColumnArguments& arguments) {
+  command
+      .add_option("--columns", arguments.columns,
+                  "what the columns of the rows are: orca, alpaca, sharegpt, openai, pku, shp, "
+                  "ultrafeedback, completions, or {\"field\": \"column\"}")
+      ->type_name("NAME|JSON|@FILE");
+  command
+      .add_option("--unused", arguments.unused,
+                  "columns of prompts that nothing reads: error (the default) or note")
+      ->type_name("error|note");
+}
+
+void add_end_tokens(CLI::App& command, std::vector<std::string>& names) {
+  command
+      .add_option("--end-tokens,--eos-id", names,
+                  "ids or texts of the tokens that end a completion, -1: none; default: those of "
+                  "the model, the tokenizer and the chat format")
+      ->type_name("TOKEN")
+      ->allow_extra_args(false);
 }
 
 CLI::App* add_train(CLI::App& app, TrainArguments& arguments, std::string& device) {
@@ -162,9 +186,11 @@ CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
   command->add_option(
       "--tokenizer", arguments.tokenizer,
       "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
-      "model's own, else byte");
-  command->add_option("--chat-format", arguments.chat_format,
-                      "text that messages become, or auto: that of the tokenizer's template");
+      "model's own, byte without a model");
+  command->add_option(
+      "--chat-format", arguments.chat_format,
+      "text that messages become, or auto: that of the run that made the model, else of "
+      "the tokenizer's template, else dialogue");
   command->add_option("--max-prompt-length", arguments.max_prompt_length, "tokens; 0: no limit");
   command->add_option("--max-completion-length", arguments.max_completion_length,
                       "tokens; 0: no limit");
@@ -176,12 +202,14 @@ CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
   command->add_option("--loss", arguments.loss, "loss whose needs the rows have to meet")
       ->type_name("JSON|@FILE");
   command->add_flag("--json", arguments.json, "for programs");
+  add_columns(*command, arguments.columns);
   return command;
 }
 
 CLI::App* add_score(CLI::App& app, ScoreArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("score", "Log-probs of chosen and rejected, one line a row");
   add_model(*command, arguments, device);
+  add_columns(*command, arguments.columns);
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
   command->add_flag("--per-token", arguments.per_token,
                     "also the log-prob of each token, without the weights that sums may have");
@@ -201,6 +229,7 @@ CLI::App* add_loss(CLI::App& app, LossArguments& arguments) {
 CLI::App* add_grad(CLI::App& app, GradArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("grad", "A loss and its gradient through a model, one batch");
   add_model(*command, arguments, device);
+  add_columns(*command, arguments.columns);
   command->add_option("--ref", arguments.reference, "reference, for losses that need one")
       ->type_name("DIR");
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
@@ -221,19 +250,22 @@ CLI::App* add_losses(CLI::App& app, LossesArguments& arguments) {
 CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("generate", "Samples completions");
   add_model(*command, arguments, device);
+  add_columns(*command, arguments.columns);
+  command->add_option("--prompt", arguments.prompts, "text to continue; again for another")
+      ->type_name("TEXT")
+      ->allow_extra_args(false);
   command
-      ->add_option_function<std::string>(
-          "--prompt",
-          [&arguments](const std::string& text) {
-            arguments.prompt = text;
-            arguments.has_prompt = true;
-          },
-          "text to continue")
+      ->add_option("--message", arguments.messages,
+                   "what a user says, in the chat format; again for another conversation")
+      ->type_name("TEXT")
+      ->allow_extra_args(false);
+  command->add_option("--system", arguments.system, "system message before each --message")
       ->type_name("TEXT");
   command->add_option("--data", arguments.data, "rows with a prompt")->type_name("FILE");
   command->add_option("--samples", arguments.samples, "completions a prompt")
       ->capture_default_str();
   command->add_option("--max-new-tokens", arguments.max_new_tokens)->capture_default_str();
+  add_end_tokens(*command, arguments.end_tokens);
   command->add_option("--temperature", arguments.temperature, "0: greedy")->capture_default_str();
   command->add_option("--top-k", arguments.top_k, "0: off")->capture_default_str();
   command->add_option("--top-p", arguments.top_p)->capture_default_str();
@@ -257,10 +289,12 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device)
   command->add_option(
       "--tokenizer", arguments.tokenizer,
       "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
-      "reference's own, else byte");
+      "reference's own");
   command
-      ->add_option("--chat-format", arguments.chat_format,
-                   "text that messages become, or auto: that of the tokenizer's template")
+      ->add_option(
+          "--chat-format", arguments.chat_format,
+          "text that messages become, or auto: that of the run that made the model, else of "
+          "the tokenizer's template, else dialogue")
       ->capture_default_str();
   command->add_option("--beta", arguments.beta,
                       "of rewards and probabilities; default: the "
@@ -272,6 +306,7 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device)
   command->add_option("--prompts", arguments.prompts, "prompts to sample for; 0: all")
       ->capture_default_str();
   command->add_option("--max-new-tokens", arguments.max_new_tokens)->capture_default_str();
+  add_end_tokens(*command, arguments.end_tokens);
   command->add_option("--seed", arguments.seed)->capture_default_str();
   command
       ->add_option("--judge", arguments.judge,
@@ -287,6 +322,7 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device)
       ->type_name("DIR");
   command->add_flag("--json", arguments.json, "for programs");
   add_device(*command, device);
+  add_columns(*command, arguments.columns);
   return command;
 }
 
@@ -304,7 +340,7 @@ CLI::App* add_doctor(CLI::App& app, DoctorArguments& arguments) {
   command->add_option("--model", arguments.model, "model to open")->type_name("PATH");
   command->add_option("--adapter", arguments.adapter, "PEFT folder of a low-rank adapter")
       ->type_name("DIR");
-  command->add_option("--tokenizer", arguments.tokenizer, "default: the model's own, else byte");
+  command->add_option("--tokenizer", arguments.tokenizer, "default: the model's own");
   command->add_option("--chat-format", arguments.chat_format, "text that messages become")
       ->capture_default_str();
   command->add_option("--data", arguments.data, "rows to read")->type_name("FILE");
@@ -416,12 +452,12 @@ int run(int argc, char** argv) {
        [&] {
          print_table(data_check.json, [&](std::ostream& out) { run_data_check(data_check, out); });
        }},
-      {add_score(app, score, device), [&] { run_score(score, std::cout); }},
+      {add_score(app, score, device), [&] { run_score(score, std::cout, std::cerr); }},
       {add_loss(app, loss), [&] { run_loss(loss, std::cout); }},
-      {add_grad(app, grad, device), [&] { run_grad(grad, std::cout); }},
+      {add_grad(app, grad, device), [&] { run_grad(grad, std::cout, std::cerr); }},
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
-      {add_generate(app, generate, device), [&] { run_generate(generate, std::cout); }},
-      {add_eval(app, eval, device), 
+      {add_generate(app, generate, device), [&] { run_generate(generate, std::cout, std::cerr); }},
+      {add_eval(app, eval, device),
        [&] {
          print_table(eval.json, [&](std::ostream& out) { run_eval(eval, out, std::cerr); });
        }},
@@ -454,6 +490,7 @@ int run(int argc, char** argv) {
       app.got_subcommand("train") && !train.print_config && !train.dry_run;
   return exit_code_of(
       [&] {
+        if (const auto limit = detail::simd_limit_of_environment()) detail::hold_simd(*limit);
         check_device(device);
         for (const auto& [command, run_command] : commands) {
           if (command->parsed()) run_command();
@@ -493,11 +530,12 @@ void set_signals() {
 }
 
 }  // namespace
-}  // namespace prefopt::cli
 
-int main(int argc, char** argv) {
-  prefopt::cli::open_standard_streams();
-  prefopt::cli::set_signals();
-  prefopt::cli::keep_freed_memory();
-  return prefopt::cli::run(argc, argv);
+int run_command_line(int argc, char** argv) {
+  open_standard_streams();
+  set_signals();
+  keep_freed_memory();
+  return run(argc, argv);
 }
+
+}  // namespace prefopt::cli

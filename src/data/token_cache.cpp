@@ -29,7 +29,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // Goes up with every change of the format or of what tokenization means.
-constexpr std::string_view kMagic = "prefopt tokens 4\n";
+constexpr std::string_view kMagic = "prefopt tokens 5\n";
 
 std::string hash_of(std::string_view bytes) {
   ContentHash hash;
@@ -72,9 +72,9 @@ std::string key_of(const std::string& rows_hash, const Tokenizer& tokenizer, Dat
   std::string columns;
   for (const Column column : needs.columns)
     columns += kColumnKeys[static_cast<std::size_t>(column)];
-  return hash_of(fmt::format("{}{}\n{}\n{}\n{} {} {}", kMagic, rows_hash,
+  return hash_of(fmt::format("{}{}\n{}\n{}\n{} {} {} {}", kMagic, rows_hash,
                              tokenizer.fingerprint(), options_to_json(options), needs.rejected,
-                             needs.gold, columns));
+                             needs.gold, needs.context_length, columns));
 }
 
 class Writer {
@@ -90,6 +90,10 @@ class Writer {
   void text(std::string_view value) {
     number(static_cast<std::int64_t>(value.size()));
     bytes_ += value;
+  }
+  void mask(const TokenMask& mask) {
+    number(static_cast<std::int64_t>(mask.size()));
+    bytes_.append(mask.begin(), mask.end());
   }
   void lines(const std::map<std::string, std::vector<std::int64_t>>& by_reason) {
     number(static_cast<std::int64_t>(by_reason.size()));
@@ -130,6 +134,10 @@ class Reader {
     return values;
   }
   std::string text() { return std::string(take(count(1))); }
+  TokenMask mask() {
+    const std::string_view bytes = take(count(1));
+    return {bytes.begin(), bytes.end()};
+  }
   std::map<std::string, std::vector<std::int64_t>> lines() {
     std::map<std::string, std::vector<std::int64_t>> by_reason;
     for (std::size_t i = count(2 * sizeof(std::int64_t)); i > 0; --i) {
@@ -157,12 +165,17 @@ std::string to_bytes(const Dataset& dataset) {
   Writer writer;
   const RowReport& report = dataset.report;
   for (std::int64_t value : {report.rows_read, report.rows_kept, report.truncated_prompts,
-                             report.truncated_completions}) {
+                             report.truncated_completions, report.message_rows}) {
     writer.number(value);
   }
   writer.numbers(report.truncated_lines);
   writer.lines(report.dropped);
   writer.lines(report.kept_with);
+  writer.number(static_cast<std::int64_t>(report.unread.size()));
+  for (const auto& [column, rows] : report.unread) {
+    writer.text(column);
+    writer.number(rows);
+  }
   writer.numbers(dataset.lines);
   writer.number(static_cast<std::int64_t>(dataset.pairs.size()));
   for (const TokenPair& pair : dataset.pairs) {
@@ -173,6 +186,9 @@ std::string to_bytes(const Dataset& dataset) {
     writer.numbers(pair.chosen_weights);
     writer.numbers(pair.rejected_weights);
     writer.numbers(pair.gold_weights);
+    for (const auto* mask : {&pair.chosen_mask, &pair.rejected_mask, &pair.gold_mask}) {
+      writer.mask(*mask);
+    }
     for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
       writer.number(std::bit_cast<std::int64_t>(pair.columns[static_cast<Column>(i)]));
     }
@@ -191,14 +207,18 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
     Dataset dataset;
     RowReport& report = dataset.report;
     for (std::int64_t* value : {&report.rows_read, &report.rows_kept, &report.truncated_prompts,
-                                &report.truncated_completions}) {
+                                &report.truncated_completions, &report.message_rows}) {
       *value = reader.number();
     }
     report.truncated_lines = reader.numbers();
     report.dropped = reader.lines();
     report.kept_with = reader.lines();
+    for (std::size_t i = reader.count(2 * sizeof(std::int64_t)); i > 0; --i) {
+      const std::string column = reader.text();
+      report.unread[column] = reader.number();
+    }
     dataset.lines = reader.numbers();
-    dataset.pairs.resize(reader.count(7 * sizeof(std::int64_t)));
+    dataset.pairs.resize(reader.count(10 * sizeof(std::int64_t)));
     for (TokenPair& pair : dataset.pairs) {
       pair.prompt = reader.numbers();
       pair.chosen = reader.numbers();
@@ -207,6 +227,9 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
       pair.chosen_weights = reader.numbers<double>();
       pair.rejected_weights = reader.numbers<double>();
       pair.gold_weights = reader.numbers<double>();
+      for (auto* mask : {&pair.chosen_mask, &pair.rejected_mask, &pair.gold_mask}) {
+        *mask = reader.mask();
+      }
       for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
         pair.columns[static_cast<Column>(i)] = std::bit_cast<double>(reader.number());
       }

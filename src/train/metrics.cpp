@@ -95,6 +95,12 @@ Metrics StepMetrics::finish() const {
       ++value;
     }
   }
+  const auto chosen = find_metric(metrics, "rewards/chosen");
+  const auto rejected = find_metric(metrics, "rewards/rejected");
+  // Unpaired rows have no margin each.
+  if (chosen && rejected && !find_metric(metrics, "rewards/margins")) {
+    metrics.emplace_back("rewards/margins", *chosen - *rejected);
+  }
   for (auto& [name, value] : metrics) {
     if (std::isnan(value)) value = std::abs(value);  // the sign of a NaN says nothing
   }

@@ -19,9 +19,12 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "core/text.h"
+#include "data/chat_writer.h"
+#include "model/decoder_files.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
+#include "prefopt/model/end_tokens.h"
 #include "prefopt/model/reference.h"
 #include "prefopt/model/safetensors.h"
 #include "train/environment.h"
@@ -128,6 +131,7 @@ struct RunParts {
   const Note& note;
   Json identity;                           ///< of check_same_run
   std::vector<NonFiniteStep>& non_finite;  ///< steps that the trainer has reported
+  FolderFiles companions;                  ///< files of a checkpoint next to the weights
 };
 
 /// What the metrics of an evaluation begin with in metrics.jsonl.
@@ -451,7 +455,8 @@ class Run {
     if (auto* cache = dynamic_cast<CachedReference*>(parts_.reference)) cache->flush();
     const std::string folder =
         parts_.folder.checkpoints().commit(step, [&](const std::string& beside) {
-          parts_.trainer.policy().save(beside);
+          parts_.trainer.save_policy(beside);
+          write_files(parts_.companions, beside);
           auto tensors = parts_.trainer.state();
           tensors.emplace_back(kGenerator, generator_state());
           write_safetensors(fmt::format("{}/{}", beside, kTensorFile),
@@ -592,6 +597,12 @@ Json contents_of(const RunOptions& options, const detail::RunRows& rows, const P
   Json contents = {{"train_rows", detail::fingerprint_of(rows.train)},
                    {"eval_rows", detail::fingerprint_of(rows.eval)},
                    {"model", detail::fingerprint_of(policy)}};
+  // The scale of an adapter is in none of its matrices, and that of a file in no option.
+  for (const TrainedWeight& weight : policy.trained_weights()) {
+    if (options.model.adapter.empty() || !weight.lora_a.defined()) continue;
+    contents["adapter_scale"] = weight.lora_scale;
+    break;
+  }
   if (reference != nullptr && !options.reference.path.empty()) {
     contents["reference"] = detail::fingerprint_of(*reference->policy());
   }
@@ -635,20 +646,23 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   if (options.train.threads > 0) at::set_num_threads(static_cast<int>(options.train.threads));
   at::manual_seed(static_cast<std::uint64_t>(options.train.seed));
 
-  if (options.model.tokenizer.empty()) {
-    options.model.tokenizer = tokenizer_of_model(options.model.path);
-  }
-  const auto tokenizer = make_tokenizer(options.model.tokenizer);
-  auto rows = detail::load_rows(options.data, *tokenizer, row_needs(needs), note);
+  const auto tokenizer = detail::open_run_tokenizer(options.model);
+  RowNeeds of_rows = row_needs(needs);
+  of_rows.context_length = options.model.path.empty()
+                               ? options.model.decoder.max_position_embeddings
+                               : detail::context_length_of(options.model.path);
+  auto rows = detail::load_rows(options.data, *tokenizer, of_rows, note);
   check_patience(options.train, rows);
   check_best_metric(options.train, rows);
   const auto policy = detail::make_policy(options.model, *tokenizer, note);
   detail::check_token_range(rows.train, policy->vocab_size(), "data.train");
   detail::check_token_range(rows.eval, policy->vocab_size(), "data.eval");
-  if (options.sampling.eos_id < 0) {
-    const auto model_eos = policy->options().eos_token_id;
-    options.sampling.eos_id = model_eos >= 0 ? model_eos : tokenizer->eos_id();
-  }
+  detail::check_row_lengths(rows.train, *policy, "data.train");
+  detail::check_row_lengths(rows.eval, *policy, "data.eval");
+  const auto companions = detail::companions_of(options, *policy, *tokenizer, rows.message_rows);
+  options.sampling =
+      with_end_tokens(options.sampling, *policy, *tokenizer, options.data.chat_format);
+  options.data.chat_format = detail::chat_format_for_rows(options.data.chat_format, *tokenizer);
   if (options.reference.cache_dir.empty()) {
     options.reference.cache_dir = folder.file("reference-cache");
   }
@@ -656,7 +670,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   std::shared_ptr<Reference> reference;
   if (needs.reference || needs.sample_source == SampleSource::kReference) {
     // What weighs tokens needs each.
-    const bool by_token = needs.head_logps || detail::has_token_weights(rows.train) ||
+    const bool by_token = needs.head_logps || needs.limits || detail::has_token_weights(rows.train) ||
                           detail::has_token_weights(rows.eval);
     reference = detail::make_reference(options.reference, options.model, *policy,
                                        by_token ? CacheLevel::kToken : CacheLevel::kSequence);
@@ -673,6 +687,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
        // An evaluation is cut as well, or it would take more memory than a step.
        .micro_batch_size = micro > 0 ? micro : options.train.batch_size,
        .micro_batch_tokens = options.train.micro_batch_tokens,
+       .evaluation_batch_size = options.train.batch_size,
        .head_budget_bytes = options.train.head_budget_mib << 20,
        .sampling = options.sampling,
        .on_non_finite = [&](const NonFiniteStep& step) { non_finite.push_back(step); }});
@@ -699,7 +714,8 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
            .events = events,
            .note = note,
            .identity = std::move(identity),
-           .non_finite = non_finite});
+           .non_finite = non_finite,
+           .companions = companions});
   if (from) run.load(*from, *policy);
   run.evaluate_first();
   const bool was_locked = folder.is_locked();

@@ -91,6 +91,11 @@ Json row_of(const NonFiniteStep& report, std::size_t place, std::int64_t number)
                                       {"gold_token_weights", &row.gold_weights}}) {
     if (!weights->empty()) line[name] = *weights;
   }
+  for (const auto& [name, mask] : {std::pair{"chosen_token_mask", &row.chosen_mask},
+                                   {"rejected_token_mask", &row.rejected_mask},
+                                   {"gold_token_mask", &row.gold_mask}}) {
+    if (!mask->empty()) line[name] = *mask;
+  }
   for (const auto& [name, values] : report.logps) line[name] = json_number(values[place]);
   return line;
 }

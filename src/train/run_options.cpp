@@ -11,8 +11,8 @@ void ModelOptions::fields(FieldVisitor& v) {
   v.text({"dtype", "float32, float64, bfloat16, float16, or keep for the file's", {"torch_dtype"}},
          dtype);
   v.text({"tokenizer",
-          "byte, a tokenizer.json, a folder that holds one or a GGUF file; empty: the model's own, "
-          "else byte"},
+          "byte, a tokenizer.json, a folder that holds one or a GGUF file; empty: the adapter's or "
+          "the model's own, byte for a fresh one"},
          tokenizer);
   v.group({"decoder", "Shape of a fresh model"}, decoder);
   v.flag({"use_lora",
@@ -102,7 +102,10 @@ void RunOptions::fields(FieldVisitor& v) {
   v.group({"data", "Rows"}, data);
   v.group({"optimizer", "AdamW and its learning rate"}, optimizer);
   v.group({"train", "Steps, batches, evaluations"}, train);
-  v.group({"sampling", "Fresh samples, for losses that draw them"}, sampling);
+  v.group({"sampling",
+           "Fresh samples, for losses that draw them; without end tokens: those of the model, the "
+           "tokenizer and the chat format"},
+          sampling);
 }
 
 }  // namespace prefopt

@@ -71,7 +71,7 @@ void SampleTable::add_completion(Json& line, const std::string& name,
                                  const Tokens& completion) const {
   line[name] = tokenizer_->decode(completion);
   line[name + "_tokens"] = completion.size();
-  line[name + "_ended"] = !completion.empty() && completion.back() == sampling_.eos_id;
+  line[name + "_ended"] = !completion.empty() && is_end_token(completion.back(), sampling_);
 }
 
 std::vector<double> SampleTable::kl_of(Policy& policy, Policy& reference,

@@ -22,7 +22,7 @@ namespace prefopt {
 struct ModelOptions {
   std::string path = {};  ///< Hugging Face folder or GGUF file; empty: fresh weights of `decoder`
   std::string dtype = "float32";  ///< or "keep"
-  std::string tokenizer = {};     ///< of make_tokenizer; empty: the model's own, else "byte"
+  std::string tokenizer = {};     ///< of make_tokenizer; empty: the model's own, "byte" if fresh
   DecoderOptions decoder = {};
   bool use_lora = false;  ///< train an adapter; the reference is then the model without it
   LoraOptions lora = {};
@@ -81,7 +81,7 @@ struct RunOptions {
   DataOptions data = {};
   OptimizerOptions optimizer = {};
   LoopOptions train = {};
-  SamplingOptions sampling = {};  ///< `eos_id` -1: the model's end token, else the tokenizer's
+  SamplingOptions sampling = {};  ///< without end tokens: those of end_tokens()
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -114,7 +114,8 @@ struct RunResult {
 /// leaves what it was in `nonfinite/step-N`; lines count those steps as `skipped` and average the
 /// others.
 ///
-/// `checkpoints/step-N` holds the model or the adapter and all other state; a crash at any moment
+/// `checkpoints/step-N` holds the model or the adapter with its tokenizer and chat format
+/// (tokenizer_files), and all other state; a crash at any moment
 /// leaves `checkpoints/last` on a whole one, and `checkpoints/best` is the best evaluated one. Where
 /// a std::exception ends the run, steps that were done are saved before it is thrown on.
 ///

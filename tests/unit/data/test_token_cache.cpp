@@ -109,6 +109,15 @@ TEST_CASE("what decides tokens decides the key of the cache", "[data]") {
   CHECK(load_dataset(rows.dir.file("rows"), ByteTokenizer(), rows.options, {.rejected = false})
             .report.cache_note.empty());
   CHECK(rows.files().size() == 4);
+  rows.options.end_of_cut = EndOfCut::kMask;
+  rows.options.max_completion_length = 4;
+  CHECK(rows.load().report.cache_note.empty());
+  const Dataset masked = rows.load();
+  CHECK_FALSE(masked.report.cache_note.empty());
+  CHECK_FALSE(masked.report.cut_note.empty());
+  CHECK(masked.pairs.back().chosen_mask == TokenMask{1, 1, 1, 0});
+  CHECK(load_dataset(rows.dir.file("rows"), ByteTokenizer(), rows.options, {.context_length = 4})
+            .report.cache_note.empty());
   rows.options.eval_fraction = 0.5;
   rows.options.train = "elsewhere";
   CHECK_FALSE(rows.load().report.cache_note.empty());

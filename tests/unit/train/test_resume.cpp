@@ -107,6 +107,12 @@ const std::vector<Case>& cases() {
          o.optimizer.warmup_steps = 5;
          o.optimizer.weight_decay = 0.1;
        }},
+      {"float16 weights and narrow state, both rounded at random",
+       [](RunOptions& o) {
+         o.model.dtype = "float16";
+         o.optimizer.masters = Masters::kStochastic;
+         o.optimizer.state_dtype = StateDtype::kBFloat16;
+       }},
   };
   return kCases;
 }
