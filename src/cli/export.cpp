@@ -8,7 +8,6 @@
 
 #include "cli/commands.h"
 #include "cli/inputs.h"
-#include "core/text.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
@@ -65,7 +64,7 @@ void run_export(const ExportArguments& arguments, std::ostream& err) {
   const FolderFiles companions = companions_of(arguments, *model, err);
   model->save(arguments.out);
   write_files(companions, arguments.out);
-  err << "prefopt: wrote " << detail::printable(arguments.out) << '\n';
+  err << "prefopt: wrote " << arguments.out << '\n';
 }
 
 }  // namespace prefopt::cli
