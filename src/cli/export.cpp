@@ -8,7 +8,6 @@
 
 #include "cli/commands.h"
 #include "cli/inputs.h"
-#include "core/text.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"

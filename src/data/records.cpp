@@ -195,8 +195,6 @@ class RowReader {
   bool has(const char* key) const { return row_.contains(key); }
 
   /// A key with something in it.
-  bool has_some(const char* key) const { return holds_some(row_, key); }
-
   static bool holds_some(const RowJson& object, const char* key) {
     const auto found = object.find(key);
     if (found == object.end() || found->is_null()) return false;
