@@ -68,6 +68,7 @@ void run_lab(const LabArguments& arguments, std::ostream& out, std::ostream& err
   } else {
     chosen.push_back(&lab::find_experiment(arguments.name));
   }
+  lab::hold_instructions();
   make_folder(arguments.out);
   for (const lab::Experiment* experiment : chosen) {
     err << "lab: " << experiment->name << std::endl;  // flushed: it may take a while

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lab/experiments.h"
 
+#include "core/simd_limit.h"
 #include "core/text.h"
 #include "prefopt/error.h"
 
@@ -12,6 +13,14 @@ namespace {
 constexpr int kNetworks = 20, kQuickNetworks = 6;
 
 }  // namespace
+
+void hold_instructions() {
+  using detail::SimdLimit;
+  const auto asked = detail::simd_limit_of_environment();
+  if (asked || detail::has_simd(SimdLimit::kAvx2)) {
+    detail::hold_simd(asked.value_or(SimdLimit::kAvx2));
+  }
+}
 
 const std::vector<Experiment>& experiments() {
   static const std::vector<Experiment> all{

@@ -109,5 +109,13 @@ Metrics StepMetrics::finish() const {
   return metrics;
 }
 
+Metrics StepMetrics::counts() const {
+  Metrics counts;
+  for (const Sum& sum : sums_) {
+    if (sum.count > 0) counts.emplace_back(sum.name, sum.count);
+  }
+  return counts;
+}
+
 }  // namespace detail
 }  // namespace prefopt

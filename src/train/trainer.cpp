@@ -4,11 +4,13 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/clamp.h>
 #include <ATen/ops/gt.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros_like.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -16,6 +18,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <span>
 #include <utility>
 
 #include "core/memory.h"
@@ -44,12 +47,14 @@ std::int64_t seed_of_step(std::int64_t seed, std::int64_t step) {
   return static_cast<std::int64_t>(splitmix64(state));
 }
 
-/// Token counts of a whole step, known before any forward.
+/// Token counts of a whole step, known before any forward: of the completions, those that count.
 struct StepCounts {
   std::int64_t prompt = 0;
+  std::int64_t predicted_prompt = 0;  ///< without the first token, which nothing predicts
   std::int64_t chosen = 0;
   std::int64_t rejected = 0;
   std::int64_t gold = 0;
+  std::int64_t all_chosen = 0, all_rejected = 0, all_gold = 0;  ///< with those that do not
   std::int64_t desirable = 0;  ///< of `chosen`, those of rows with the label 1
 };
 
@@ -60,10 +65,15 @@ StepCounts count_tokens(const std::vector<TokenPair>& pairs) {
   StepCounts counts;
   for (const auto& pair : pairs) {
     counts.prompt += std::ssize(pair.prompt);
-    counts.chosen += std::ssize(pair.chosen);
-    if (is_desirable(pair)) counts.desirable += std::ssize(pair.chosen);
-    counts.rejected += std::ssize(pair.rejected);
-    counts.gold += std::ssize(pair.gold);
+    counts.predicted_prompt += std::max<std::int64_t>(std::ssize(pair.prompt) - 1, 0);
+    const std::int64_t chosen = counted_tokens(pair.chosen, pair.chosen_mask);
+    counts.chosen += chosen;
+    if (is_desirable(pair)) counts.desirable += chosen;
+    counts.rejected += counted_tokens(pair.rejected, pair.rejected_mask);
+    counts.gold += counted_tokens(pair.gold, pair.gold_mask);
+    counts.all_chosen += std::ssize(pair.chosen);
+    counts.all_rejected += std::ssize(pair.rejected);
+    counts.all_gold += std::ssize(pair.gold);
   }
   return counts;
 }
@@ -399,6 +409,10 @@ struct Trainer::Impl {
         *policy, batch,
         {.by_products = by_products, .reduction = {}, .budget_bytes = options.head_budget_bytes});
   }
+  /// The prompts of `rows` as texts of their own.
+  void set_prompt_logps(PairLogps& logps, const std::vector<TokenPair>& rows) const;
+  /// Sums of log(pi/pi_ref) of each token within the loss's limits.
+  at::Tensor limited_logratios(const TokenBatch& batch, const SequenceLogps& current) const;
   /// Sums, counts and derived quantities of the policy's log-probs of `rows`.
   void set_policy_logps(PairLogps& logps, const Part& part, const TokenBatch& batch,
                         const SequenceLogps& current) const;
@@ -446,6 +460,7 @@ struct Trainer::Impl {
   std::int64_t steps_done = 0;
   std::int64_t tokens_seen = 0;
   std::int64_t skipped_in_a_row = 0;
+  Metrics step_counts;
   RunningMean<at::Tensor> running;
   RunningMean<at::Tensor> next_running;  ///< what it becomes if the step is taken
 };
@@ -507,9 +522,39 @@ TokenBatch Trainer::Impl::mismatched(const Part& part, const StepRows& step_rows
   std::vector<TokenSequence> sequences;
   for (std::size_t i = 0; i < part.rows.size(); ++i) {
     const TokenPair& other = *step_rows.partners[static_cast<std::size_t>(part.place) + i];
-    sequences.push_back({part.rows[i].prompt, other.chosen, other.chosen_weights});
+    sequences.push_back(
+        {part.rows[i].prompt, other.chosen, other.chosen_weights, other.chosen_mask});
   }
   return make_batch(sequences).to(policy->device());
+}
+
+void Trainer::Impl::set_prompt_logps(PairLogps& logps, const std::vector<TokenPair>& rows) const {
+  std::vector<TokenSequence> sequences;
+  std::vector<std::int64_t> places;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::span<const std::int64_t> prompt = rows[i].prompt;
+    if (prompt.size() < 2) continue;  // nothing predicts its only token
+    sequences.push_back({.prompt = prompt.first(1), .completion = prompt.subspan(1)});
+    places.push_back(static_cast<std::int64_t>(i));
+  }
+  logps.prompt_logps = at::zeros_like(logps.chosen_logps);
+  logps.prompt_lens = at::zeros_like(logps.chosen_logps);
+  if (sequences.empty()) return;
+  const SequenceLogps prompts = policy_logps(make_batch(sequences).to(policy->device()));
+  const at::Tensor at_rows = at::tensor(places, at::kLong).to(prompts.logps.device());
+  logps.prompt_logps = logps.prompt_logps.index_add(0, at_rows, prompts.logps);
+  logps.prompt_lens =
+      logps.prompt_lens.index_add(0, at_rows, prompts.lens.to(logps.prompt_lens.options()));
+}
+
+at::Tensor Trainer::Impl::limited_logratios(const TokenBatch& batch,
+                                            const SequenceLogps& current) const {
+  const at::Tensor before = [&] {
+    const at::NoGradGuard no_grad;
+    return reference->token_logps(batch);
+  }();
+  const at::Tensor each = current.token_logps - before.to(current.token_logps.scalar_type());
+  return reduce_tokens(at::clamp(each, needs.limits->low, needs.limits->high), current);
 }
 
 void Trainer::Impl::set_policy_logps(PairLogps& logps, const Part& part, const TokenBatch& batch,
@@ -532,6 +577,16 @@ void Trainer::Impl::set_policy_logps(PairLogps& logps, const Part& part, const T
     logps.chosen_head_logps = sides.chosen(heads);
     logps.rejected_head_logps = sides.rejected(heads);
   }
+  if (needs.confident) {
+    const at::Tensor weighed = current.token_logps.detach().exp() * current.token_logps;
+    logps.chosen_confident_logps = sides.chosen(reduce_tokens(weighed, current));
+  }
+  if (needs.limits) {
+    const at::Tensor limited = limited_logratios(batch, current);
+    logps.chosen_limited_logratios = sides.chosen(limited);
+    if (needs.rejected) logps.rejected_limited_logratios = sides.rejected(limited);
+  }
+  if (needs.prompt) set_prompt_logps(logps, part.rows);
   if (needs.seq_kl) {
     const auto kl = sequence_kl(*policy, *reference->policy(), batch);
     logps.chosen_seq_kl = sides.chosen(kl);
@@ -573,8 +628,10 @@ PairLogps Trainer::Impl::measure(const Part& part, const StepRows& step_rows, st
   if (needs.kl_logps) {
     const at::NoGradGuard no_grad;
     const auto others = mismatched(part, step_rows);
-    logps.kl_logps = policy_logps(others).logps;
+    const SequenceLogps of_others = policy_logps(others);
+    logps.kl_logps = of_others.logps;
     logps.ref_kl_logps = reference->sequence_logps(others);
+    if (needs.limits) logps.kl_limited_logratios = limited_logratios(others, of_others);
   }
   for (const ColumnInput& input : kColumnInputs) {
     if (needs.*input.needed) {
@@ -709,7 +766,8 @@ void Trainer::Impl::accumulate_step(const std::vector<TokenPair>& pairs, bool tr
   const StepTotals totals{.pairs = static_cast<double>(pairs.size()),
                           .chosen_tokens = static_cast<double>(counts.chosen),
                           .rejected_tokens = static_cast<double>(counts.rejected),
-                          .gold_tokens = static_cast<double>(counts.gold)};
+                          .gold_tokens = static_cast<double>(counts.gold),
+                          .prompt_tokens = static_cast<double>(counts.predicted_prompt)};
   const std::vector<Part> parts = parts_of(step_rows.rows, number);
   next_running = running;
   if (needs.whole_step && parts.size() > 1) {
@@ -748,9 +806,9 @@ detail::StepMetrics Trainer::Impl::accumulate(const std::vector<TokenPair>& pair
   }
   const auto counts = count_tokens(pairs);
   add_lengths(pairs, counts, metrics);
-  auto tokens = counts.prompt + counts.chosen;
-  if (needs.rejected) tokens += counts.prompt + counts.rejected;
-  if (needs.gold) tokens += counts.prompt + counts.gold;
+  auto tokens = counts.prompt + counts.all_chosen;
+  if (needs.rejected) tokens += counts.prompt + counts.all_rejected;
+  if (needs.gold) tokens += counts.prompt + counts.all_gold;
   metrics.set("num_tokens", static_cast<double>(tokens_seen + (train ? tokens : 0)));
   return metrics;
 }
@@ -934,6 +992,7 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
                             });
   sums.set("learning_rate", learning_rate);
   const auto metrics = sums.finish();
+  impl_->step_counts = sums.counts();
   const double loss = metric(metrics, "loss");
   const double grad_norm = metric(metrics, "grad_norm");
   const bool is_usable = std::isfinite(loss) && std::isfinite(grad_norm);
@@ -953,12 +1012,14 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
 
   impl_->report_non_finite(pairs, number, loss, grad_norm);
   impl_->optimizer.zero_grad();
-  if (++impl_->skipped_in_a_row == kMaxSkipped) {
+  // A run that went on after such an end is told at its next step without an update.
+  if (++impl_->skipped_in_a_row >= kMaxSkipped) {
     const bool bad_loss = !std::isfinite(loss);
     throw NonFiniteError(fmt::format(
         "step {}: expected a finite {}, got {}; this is step {} in a row without an update, try a "
         "lower learning rate",
-        number, bad_loss ? "loss" : "gradient norm", bad_loss ? loss : grad_norm, kMaxSkipped));
+        number, bad_loss ? "loss" : "gradient norm", bad_loss ? loss : grad_norm,
+        impl_->skipped_in_a_row));
   }
   sums.set("skipped", 1);
   return sums.finish();
@@ -1003,6 +1064,8 @@ void Trainer::save_policy(const std::string& directory) const {
 LossState Trainer::loss_state() const { return impl_->loss_state(); }
 
 void Trainer::set_loss_state(const LossState& state) { impl_->set_loss_state(state); }
+
+Metrics Trainer::step_counts() const { return impl_->step_counts; }
 
 std::int64_t Trainer::steps_done() const { return impl_->steps_done; }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs the corpora through their readers without libFuzzer, and then changes them at random for a
 // moment. The same inputs on every run and every machine.
-//   prefopt_fuzz_corpus                    all of corpus/
+//   prefopt_fuzz_corpus [MUTATIONS]        all of corpus/, and so many changed inputs a target
 //   prefopt_fuzz_corpus TARGET FILE...     these files, as after a find
 #include <ATen/Parallel.h>
 #include <fcntl.h>
@@ -28,7 +28,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kMutations = 2000;  // a target
+constexpr int kMutations = 200;  // a target
 
 /// The input that is being read, on disk for when it ends the process.
 class LastInput {
@@ -64,7 +64,7 @@ std::vector<std::string> corpus_of(std::string_view target) {
   return inputs;
 }
 
-void replay(const Target& target) {
+void replay(const Target& target, int mutations) {
   const std::vector<std::string> corpus = corpus_of(target.name);
   expect(!corpus.empty(), "a target without a corpus");
   const LastInput last("fuzz-last-" + std::string(target.name));
@@ -76,12 +76,12 @@ void replay(const Target& target) {
   for (const std::string& input : corpus) read(input);
   const std::uint64_t refused_of_corpus = refusals - refused_before;
   Mutation mutation(/*seed=*/1);
-  for (int i = 0; i < kMutations; ++i) {
+  for (int i = 0; i < mutations; ++i) {
     const std::string& seed = corpus[mutation.below(corpus.size())];
     read(mutation(seed, corpus[mutation.below(corpus.size())]));
   }
   std::cout << "counted: fuzz " << target.name << ": " << corpus.size() << " files replayed, "
-            << kMutations << " mutations, " << refused_of_corpus << " and "
+            << mutations << " mutations, " << refused_of_corpus << " and "
             << refusals - refused_before - refused_of_corpus << " refusals" << std::endl;
 }
 
@@ -93,8 +93,10 @@ const Target& find_target(std::string_view name) {
 }
 
 int run(const std::vector<std::string>& arguments) {
-  if (arguments.empty()) {
-    for (const Target& target : kTargets) replay(target);
+  const bool has_count = arguments.size() == 1;
+  if (arguments.empty() || has_count) {
+    const int mutations = has_count ? std::stoi(arguments[0]) : kMutations;
+    for (const Target& target : kTargets) replay(target, mutations);
   } else {
     const Target& target = find_target(arguments[0]);
     for (std::size_t i = 1; i < arguments.size(); ++i) {

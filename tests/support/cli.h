@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "support/catch.h"
+#include "support/command_server.h"
 #include "support/temp_dir.h"
 #include "support/text_files.h"
 
@@ -21,10 +22,19 @@ struct CliResult {
   std::string out, err;
 };
 
-/// None of the arguments holds a single quote. `before` goes in front of the command. Threads that
-/// wait do not spin, so that many short runs do not take each other's time.
-inline CliResult run_cli(const std::vector<std::string>& arguments,
-                         const std::string& before = "OMP_WAIT_POLICY=passive") {
+/// Runs the command in a process that has LibTorch loaded already.
+inline CliResult run_cli(const std::vector<std::string>& arguments) {
+  const TempDir folder;
+  const std::string out = folder.file("out"), err = folder.file("err");
+  const int status = run_on_command_server(arguments, out, err);
+  REQUIRE(WIFEXITED(status));
+  return {WEXITSTATUS(status), read_text(out), read_text(err)};
+}
+
+/// Runs the program itself, `before` in front of it. None of the arguments holds a single quote.
+/// Threads that wait do not spin, so that many short runs do not take each other's time.
+inline CliResult run_cli_program(const std::vector<std::string>& arguments,
+                                 const std::string& before = "OMP_WAIT_POLICY=passive") {
   const TempDir folder;
   std::string command = before + " " + PREFOPT_CLI_PATH;
   for (const std::string& argument : arguments) {

@@ -137,6 +137,9 @@ class PREFOPT_API Trainer {
   LossState loss_state() const;
   void set_loss_state(const LossState& state);
 
+  /// Returns, of each metric of the last step that is a mean, over how many values it is: tokens of
+  /// token metrics, rows of the others. A mean over several steps is weighted by them.
+  Metrics step_counts() const;
   std::int64_t steps_done() const;
   std::int64_t tokens_seen() const;
   Policy& policy();

@@ -50,6 +50,25 @@ TEST_CASE("prefopt doctor: a machine that is well", "[cli]") {
   CHECK(text.out.find("\nok       kernels: log-probs and gradients within ") != std::string::npos);
 }
 
+TEST_CASE("prefopt doctor: what PREFOPT_SIMD holds all libraries to", "[cli]") {
+  const TempDir folder;
+  const auto run_held = [&](const std::string& limit) {
+    return run_cli_program({"doctor", "--out", folder.path()}, "PREFOPT_SIMD=" + limit);
+  };
+#if defined(__x86_64__)
+  const CliResult scalar = run_held("scalar");
+  CHECK(scalar.code == 0);
+  CHECK(scalar.out.find("LibTorch for DEFAULT\n") != std::string::npos);
+  CHECK(scalar.out.find("kernels for AVX") == std::string::npos);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    CHECK(run_held("avx2").out.find("kernels for AVX2, LibTorch for AVX2\n") != std::string::npos);
+  }
+#endif
+  const CliResult unknown = run_held("sse");
+  CHECK(unknown.code == 2);
+  CHECK(unknown.err == "prefopt: PREFOPT_SIMD: expected scalar, avx2 or avx512, got sse\n");
+}
+
 TEST_CASE("prefopt doctor: files that are not well", "[cli]") {
   const TempDir folder;
   const std::string rows = folder.file("rows.jsonl");
@@ -76,7 +95,7 @@ TEST_CASE("prefopt doctor: files that are not well", "[cli]") {
 TEST_CASE("prefopt doctor: threads are those of the environment", "[cli]") {
   const TempDir folder;
   const CliResult result =
-      run_cli({"doctor", "--out", folder.path(), "--json"}, "OMP_NUM_THREADS=1");
+      run_cli_program({"doctor", "--out", folder.path(), "--json"}, "OMP_NUM_THREADS=1");
   REQUIRE(result.code == 0);
   const std::string threads = finding(json::parse(result.out), "threads")["found"];
   CHECK(threads.starts_with("1 of LibTorch on "));

@@ -97,8 +97,12 @@ double kl(const BigramPolicy& reference, const BigramPolicy& policy, std::int64_
   return sum;
 }
 
+/// `held` is the policy whose probabilities have no gradient (DFT); `limits` are humanline's.
 ExactPairLogps exact_inputs(const BigramPolicy& policy, const BigramPolicy& reference,
-                            const std::vector<TokenPair>& rows, bool with_rejected) {
+                            const std::vector<TokenPair>& rows, const LossRequirements& needs,
+                            const BigramPolicy& held) {
+  const bool with_rejected = needs.rejected;
+  const LogRatioLimits limits = needs.limits.value_or(LogRatioLimits{});
   const auto column = [&](auto value) {
     Eigen::ArrayXd x(static_cast<Eigen::Index>(rows.size()));
     for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -160,6 +164,34 @@ ExactPairLogps exact_inputs(const BigramPolicy& policy, const BigramPolicy& refe
   };
   in.kl_logps = mismatched(policy);
   in.ref_kl_logps = mismatched(reference);
+  const auto limited = [&](std::int64_t from, std::int64_t to) {
+    return std::clamp(policy.logp(from, to) - reference.logp(from, to), limits.low, limits.high);
+  };
+  const auto limited_sums = [&](Side side) {
+    return column([&](Row row, std::size_t) {
+      return sum_over(row.prompt, row, side, all_of(row, side), limited);
+    });
+  };
+  in.chosen_limited_logratios = limited_sums(kChosen);
+  in.rejected_limited_logratios = limited_sums(kRejected);
+  in.kl_limited_logratios = column([&](Row row, std::size_t i) {
+    Row other = rows[(i + 1) % rows.size()];
+    return sum_over(row.prompt, other, kChosen, all_of(other, kChosen), limited);
+  });
+  in.chosen_confident_logps = column([&](Row row, std::size_t) {
+    return sum_over(row.prompt, row, kChosen, all_of(row, kChosen),
+                    [&](std::int64_t from, std::int64_t to) {
+                      return std::exp(held.logp(from, to)) * policy.logp(from, to);
+                    });
+  });
+  in.prompt_logps = column([&](Row row, std::size_t) {
+    double sum = 0;
+    for (std::size_t t = 1; t < row.prompt.size(); ++t) {
+      sum += policy.logp(row.prompt[t - 1], row.prompt[t]);
+    }
+    return sum;
+  });
+  in.prompt_lens = column([](Row row, std::size_t) { return row.prompt.size() - 1; });
   const auto given = [&](Column c) {
     return column([&](Row row, std::size_t) { return row.columns[c]; });
   };
@@ -193,6 +225,14 @@ std::vector<std::string> configurations() {
            R"({"type": "aot", "ld_alpha": 0.4, "length_normalized": true})",
            R"({"type": "aot_unpaired", "reference_free": true})",
            R"({"type": "sft", "use_weights": true})",
+           R"({"type": "dpo", "humanline": true, "log_epsilon_p": -0.4, "log_epsilon_r": 0.3})",
+           R"({"type": "kto", "humanline": true, "log_epsilon_p": -0.3, "log_epsilon_r": 0.5})",
+           R"({"type": "ipo", "humanline": true, "log_epsilon_p": -0.5})",
+           R"({"type": "orpo", "nll_over_prompt": true})",
+           R"({"type": "orpo", "nll_over_prompt": true, "reduction": "sequence_mean"})",
+           R"({"type": "odpo", "beta": 0.4})",
+           R"({"type": "cpo", "link": "hinge", "reward_alpha": 0.2, "length_normalized": true})",
+           R"({"type": "mix", "terms": [{"loss": {"type": "kto"}}, {"loss": {"type": "sft"}}]})",
            R"({"type": "mix", "terms": [{"weight": 0.4, "loss": {"type": "aot"}},
                {"loss": {"type": "sigmoid_norm"}}, {"loss": {"type": "beta_dpo"}}]})",
        }) {
@@ -214,7 +254,7 @@ TEST_CASE("every loss gets what it asks for, and a step may be cut anyhow", "[tr
     for (const std::int64_t micro : {0, 1, 2}) {
       CAPTURE(micro);
       const auto policy = std::make_shared<BigramPolicy>(9);
-      const ExactPairLogps in = exact_inputs(*policy, *reference, rows, needs.rejected);
+      const ExactPairLogps in = exact_inputs(*policy, *reference, rows, needs, *policy);
       TrainerOptions options;
       options.optimizer.schedule = Schedule::kConstant;
       options.micro_batch_size = micro;
@@ -232,7 +272,7 @@ TEST_CASE("every loss gets what it asks for, and a step may be cut anyhow", "[tr
           const BigramPolicy other(policy->table(), policy->bias());
           other.table()[from][to].add_(by);
           return static_cast<double>(
-              loss_oracle(full, exact_inputs(other, *reference, rows, needs.rejected), &in)->loss);
+              loss_oracle(full, exact_inputs(other, *reference, rows, needs, *policy), &in)->loss);
         };
         constexpr double kStep = 1e-5;
         const double expected = (moved(kStep) - moved(-kStep)) / (2 * kStep);
@@ -254,7 +294,7 @@ TEST_CASE("a running mean goes from step to step, and with a checkpoint", "[trai
   };
   const auto policy = std::make_shared<BigramPolicy>(9);
   const auto rewards = [&](const BigramPolicy& of) {
-    const ExactPairLogps in = exact_inputs(of, *reference, rows, false);
+    const ExactPairLogps in = exact_inputs(of, *reference, rows, {.rejected = false}, of);
     return Eigen::ArrayXd(0.5 * (in.chosen_logps - in.ref_chosen_logps));
   };
   const auto trainer = trainer_for(policy);
@@ -296,7 +336,7 @@ TEST_CASE("metrics of unpaired rows are split by their label, as TRL's", "[train
   Trainer trainer(policy, make_frozen_reference(reference), make_loss(json{{"type", type}}.dump()),
                   options);
   const Metrics metrics = trainer.evaluate(rows);
-  const ExactPairLogps in = exact_inputs(*policy, *reference, rows, false);
+  const ExactPairLogps in = exact_inputs(*policy, *reference, rows, {.rejected = false}, *policy);
   const Eigen::ArrayXd rewards = 0.1 * (in.chosen_logps - in.ref_chosen_logps);
 
   struct Sums {
