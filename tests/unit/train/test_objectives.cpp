@@ -325,7 +325,7 @@ TEST_CASE("a running mean goes from step to step, and with a checkpoint", "[trai
 }
 
 TEST_CASE("metrics of unpaired rows are split by their label, as TRL's", "[train]") {
-  const std::string type = GENERATE("kto", "bco");
+  const std::string type = GENERATE(as<std::string>{}, "kto", "bco");
   const std::int64_t micro = GENERATE(0, 2);
   CAPTURE(type, micro);
   const auto rows = full_rows();
