@@ -16,7 +16,7 @@
 #include <string>
 
 #include "core/simd_limit.h"
-#include "lab/experiment.h"
+#include "lab/instructions.h"
 
 namespace {
 
