@@ -25,7 +25,7 @@ using namespace prefopt;
 namespace {
 
 int run(int argc, char** argv) {
-  const ByteTokenizer tokenizer;
+  std::string tokenizer_name = "byte";
   const std::string out = argc > 3 ? argv[3] : "train_dpo-out";
   const std::int64_t steps = argc > 4 ? std::atoll(argv[4]) : 20;
 
@@ -33,6 +33,7 @@ int run(int argc, char** argv) {
   DataOptions data;
   if (argc > 2) {
     policy = Decoder::load(argv[1]);
+    tokenizer_name = tokenizer_of_model(argv[1]);
     data.train = argv[2];
   } else {
     policy = std::make_shared<Decoder>(DecoderOptions{.hidden_size = 64,
@@ -43,7 +44,7 @@ int run(int argc, char** argv) {
     data.train = out + "-pairs.jsonl";
     ControlledTask({.seed = 1}).write_preferences(data.train, 256);
   }
-  const Dataset dataset = load_dataset(data.train, tokenizer, data);
+  const Dataset dataset = load_dataset(data.train, *make_tokenizer(tokenizer_name), data);
   fmt::print("{} pairs\n{}", dataset.pairs.size(), dataset.report.summary());
 
   // The reference is the policy as it is now; it shares nothing with the one that trains.
@@ -63,6 +64,7 @@ int run(int argc, char** argv) {
                metric(metrics, "rewards/accuracies"));
   }
   policy->save(out);
+  write_files(tokenizer_files(tokenizer_name), out);  // so that the folder can be used on its own
   fmt::print("saved to {}\n", out);
   return 0;
 }

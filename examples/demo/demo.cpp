@@ -167,6 +167,7 @@ class Demo {
     after_ = answer_held_out("after training");
     const auto kl = responder_.divergence(*policy_, *reference_, prompts_.held_out, settings_.seed);
     policy_->save_adapter(out_ + "/adapter");
+    write_files(tokenizer_files(responder_.tokenizer(), settings_.chat_format), out_ + "/adapter");
     return compare(before_, after_, kl, static_cast<std::uint64_t>(settings_.seed));
   }
 
@@ -324,6 +325,7 @@ int run(const Arguments& arguments) {
   Prompts prompts = responder.read_prompts(arguments.prompts);
   at::manual_seed(static_cast<std::uint64_t>(settings.seed));
   const auto policy = Decoder::load(arguments.model);
+  responder.end_with(*policy);
   policy->add_adapter(settings.lora);
   fs::create_directories(arguments.out);
   std::ofstream(arguments.out + "/config.json") << options_to_json(settings, 2) << '\n';

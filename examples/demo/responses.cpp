@@ -16,6 +16,7 @@
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
 #include "prefopt/logps/sequence_logps.h"
+#include "prefopt/model/end_tokens.h"
 
 namespace demo {
 
@@ -23,12 +24,10 @@ using namespace prefopt;
 
 namespace {
 
-// What the model ends its turn with: the format's own token, else the tokenizer's.
-std::int64_t end_token(const Tokenizer& tokenizer, std::string_view chat_format) {
-  const std::string end_of_turn(chat_end_of_turn(chat_format));
-  if (end_of_turn.empty()) return tokenizer.eos_id();
-  const auto ids = tokenizer.encode(end_of_turn);
-  if (ids.size() == 1) return ids.front();
+// A model of another format would never end its turn.
+void check_end_of_turn(const Tokenizer& tokenizer, std::string_view chat_format) {
+  if (chat_end_of_turn(chat_format).empty() || !chat_end_ids(chat_format, tokenizer).empty())
+    return;
   throw ConfigError(
       fmt::format("chat_format: expected a format whose end of turn is one token of {}, got '{}'",
                   tokenizer.name(), chat_format));
@@ -38,10 +37,15 @@ std::int64_t end_token(const Tokenizer& tokenizer, std::string_view chat_format)
 
 Responder::Responder(const std::string& tokenizer, std::string chat_format,
                      SamplingOptions sampling)
-    : tokenizer_(make_tokenizer(tokenizer)),
+    : tokenizer_name_(tokenizer),
+      tokenizer_(make_tokenizer(tokenizer)),
       chat_format_(std::move(chat_format)),
-      sampling_(sampling) {
-  sampling_.eos_id = end_token(*tokenizer_, chat_format_);
+      sampling_(std::move(sampling)) {
+  check_end_of_turn(*tokenizer_, chat_format_);
+}
+
+void Responder::end_with(const Decoder& model) {
+  sampling_ = with_end_tokens(sampling_, model, *tokenizer_, chat_format_);
 }
 
 Prompt Responder::make_prompt(std::string text) const {
@@ -72,7 +76,7 @@ Prompts Responder::read_prompts(const std::string& path) const {
 Response Responder::judge(const Prompt& prompt, std::vector<std::int64_t> ids) const {
   Response response;
   response.text = tokenizer_->decode(ids);
-  response.ended = !ids.empty() && ids.back() == sampling_.eos_id;
+  response.ended = !ids.empty() && is_end_token(ids.back(), sampling_);
   response.terms = reward_terms(prompt.text, response.text, response.ended);
   response.reward = response.terms.total();
   response.ids = std::move(ids);

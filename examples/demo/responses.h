@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "prefopt/data/tokenizer.h"
+#include "prefopt/model/decoder.h"
 #include "prefopt/model/policy.h"
 #include "prefopt/model/sampling.h"
 #include "reward.h"
@@ -58,6 +59,10 @@ class Responder {
   Responder(const std::string& tokenizer, std::string chat_format,
             prefopt::SamplingOptions sampling);
 
+  /// Lets responses end in the end tokens of `model`, of the tokenizer and of the chat format,
+  /// unless `sampling` names some.
+  void end_with(const prefopt::Decoder& model);
+
   Prompts read_prompts(const std::string& path) const;
 
   /// `samples` judged responses a prompt. The draws depend on `seed` and on the place of a prompt.
@@ -69,6 +74,9 @@ class Responder {
   Divergence divergence(prefopt::Policy& policy, prefopt::Policy& reference,
                         std::span<const Prompt> prompts, std::int64_t seed) const;
 
+  /// What make_tokenizer takes.
+  std::string tokenizer() const { return tokenizer_name_; }
+
   /// Of all calls of `respond` so far.
   const Speed& speed() const { return speed_; }
 
@@ -76,6 +84,7 @@ class Responder {
   Prompt make_prompt(std::string text) const;
   Response judge(const Prompt& prompt, std::vector<std::int64_t> ids) const;
 
+  std::string tokenizer_name_;
   std::shared_ptr<const prefopt::Tokenizer> tokenizer_;
   std::string chat_format_;
   prefopt::SamplingOptions sampling_;

@@ -39,20 +39,28 @@ struct ReportArguments {
 /// Writes the report of a run again and its path to `out`, or to `out` the page itself.
 void run_report(const ReportArguments& arguments, std::ostream& out);
 
+/// What the columns of a file of rows are.
+struct ColumnArguments {
+  std::string columns;  ///< data.columns: a preset's name, JSON or @FILE; empty: recognized
+  std::string unused;   ///< data.unused; empty: error
+};
+
 /// A model on disk.
 struct ModelArguments {
   std::string model;    ///< Hugging Face folder or GGUF file
   std::string adapter;  ///< PEFT folder; empty: none
   std::string dtype = "keep";
-  std::string tokenizer;  ///< empty: the model's own, else byte
-  std::string chat_format = "dialogue";
+  std::string tokenizer;  ///< empty: the adapter's or the model's own
+  std::string chat_format = "auto";
+  ColumnArguments columns;
 };
 
 struct DataCheckArguments {
   std::vector<std::string> data, eval;
   std::string model;      ///< whose tokenizer is taken
-  std::string tokenizer;  ///< empty: the model's own, else byte
+  std::string tokenizer;  ///< empty: the model's own, byte without a model
   std::string chat_format;
+  ColumnArguments columns;
   std::string options = "{}";  ///< data options of a run, JSON, or @FILE that holds them
   std::string loss;            ///< whose needs are checked, JSON or @FILE; empty: none
   std::optional<std::int64_t> max_prompt_length, max_completion_length, max_length;
@@ -66,7 +74,7 @@ struct ScoreArguments : ModelArguments {
   bool per_token = false;
   std::int64_t batch = 8;  ///< pairs at a time
 };
-void run_score(const ScoreArguments& arguments, std::ostream& out);
+void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct LossArguments {
   std::string loss;   ///< JSON, or @FILE that holds it
@@ -80,7 +88,7 @@ struct GradArguments : ModelArguments {
   std::int64_t micro = 0;  ///< pairs at a time; 0: all. Changes memory, not the result
   std::int64_t seed = 0;   ///< of the fresh samples, for losses that need them
 };
-void run_grad(const GradArguments& arguments, std::ostream& out);
+void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct LossesArguments {
   std::string name;  ///< empty: the table of all
@@ -89,9 +97,12 @@ struct LossesArguments {
 void run_losses(const LossesArguments& arguments, std::ostream& out);
 
 struct GenerateArguments : ModelArguments {
-  std::string prompt, data;  ///< one of the two
-  bool has_prompt = false;   ///< an empty prompt is a prompt
-  std::int64_t samples = 1;  ///< completions a prompt
+  std::vector<std::string> prompts;     ///< texts to continue
+  std::vector<std::string> messages;    ///< of a user, each the first turn of a conversation
+  std::optional<std::string> system;    ///< message before each of them
+  std::string data;                     ///< in place of prompts and messages
+  std::vector<std::string> end_tokens;  ///< ids, or texts of one token; none: see end_tokens()
+  std::int64_t samples = 1;             ///< completions a prompt
   std::int64_t max_new_tokens = 64;
   double temperature = 1;
   std::int64_t top_k = 0;
@@ -99,19 +110,21 @@ struct GenerateArguments : ModelArguments {
   std::int64_t seed = 0;
   bool json = false;
 };
-void run_generate(const GenerateArguments& arguments, std::ostream& out);
+void run_generate(const GenerateArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct EvalArguments {
   std::vector<std::string> models;  ///< model folders or files, or adapters of the reference
   std::string reference, data;
   std::string dtype = "keep";
-  std::string tokenizer;  ///< empty: the reference's own, else byte
-  std::string chat_format = "dialogue";
-  std::optional<double> beta;  ///< none: the loss's, else 0.1
-  std::string loss;            ///< to be evaluated, JSON or @FILE; empty: none
-  std::int64_t batch = 8;      ///< pairs at a time
-  std::int64_t samples = 4;    ///< fresh completions a prompt; 0: none
-  std::int64_t prompts = 64;   ///< to sample for; 0: all
+  std::string tokenizer;  ///< empty: the reference's own, else that of the models
+  std::string chat_format = "auto";
+  ColumnArguments columns;
+  std::vector<std::string> end_tokens;  ///< ids, or texts of one token; none: see end_tokens()
+  std::optional<double> beta;           ///< none: the loss's, else 0.1
+  std::string loss;                     ///< to be evaluated, JSON or @FILE; empty: none
+  std::int64_t batch = 8;               ///< pairs at a time
+  std::int64_t samples = 4;             ///< fresh completions a prompt; 0: none
+  std::int64_t prompts = 64;            ///< to sample for; 0: all
   std::int64_t max_new_tokens = 64;
   std::int64_t seed = 0;
   std::string judge;   ///< shell command of a program that compares two completions; empty: none

@@ -6,13 +6,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <ostream>
+#include <span>
 #include <string_view>
 
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "core/json.h"
+#include "core/utf8.h"
 #include "data/defect_line.h"
+#include "model/decoder_files.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
 #include "prefopt/train/trainer.h"
@@ -27,6 +31,7 @@ DataCheckOptions read_options(const DataCheckArguments& arguments) {
   DataCheckOptions options;
   options.data = options_from_json<DataOptions>(read_json_argument(arguments.options), "--options");
   if (!arguments.chat_format.empty()) options.data.chat_format = arguments.chat_format;
+  read_columns(arguments.columns, options.data);
   if (arguments.max_prompt_length) options.data.max_prompt_length = *arguments.max_prompt_length;
   if (arguments.max_completion_length) {
     options.data.max_completion_length = *arguments.max_completion_length;
@@ -50,15 +55,99 @@ std::string_view policy_name(RowPolicy policy) {
   return "keep";
 }
 
+/// That of the model; 0 where there is none, or none that prefopt loads: its tokenizer may be all
+/// that is wanted.
+std::int64_t known_context(const std::string& model) {
+  if (model.empty()) return 0;
+  try {
+    return detail::context_length_of(model);
+  } catch (const CheckpointError&) {
+    return 0;
+  }
+}
+
+/// Tokens of a row that belong together.
+struct Part {
+  std::string name;
+  std::span<const std::int64_t> ids;
+  std::span<const std::uint8_t> mask;  ///< as of a TokenSequence
+  bool is_prompt = false;
+};
+
+std::vector<Part> parts_of(const TokenPair& pair) {
+  std::vector<Part> parts{{"prompt", pair.prompt, {}, true}};
+  const bool is_pair = !pair.rejected.empty();
+  parts.push_back({is_pair ? "chosen" : "completion", pair.chosen, pair.chosen_mask});
+  if (is_pair) parts.push_back({"rejected", pair.rejected, pair.rejected_mask});
+  if (!pair.gold.empty()) parts.push_back({"gold", pair.gold, pair.gold_mask});
+  return parts;
+}
+
+/// Tokens in a row that all count, or all do not.
+struct Run {
+  bool counts;
+  std::span<const std::int64_t> ids;
+};
+
+std::vector<Run> runs_of(const Part& part) {
+  if (part.mask.empty()) return {{true, part.ids}};
+  std::vector<Run> runs;
+  for (std::size_t begin = 0; begin < part.ids.size();) {
+    std::size_t end = begin;
+    while (end < part.ids.size() && part.mask[end] == part.mask[begin]) ++end;
+    runs.push_back({part.mask[begin] != 0, part.ids.subspan(begin, end - begin)});
+    begin = end;
+  }
+  return runs;
+}
+
+std::string spelled(const Tokenizer& tokenizer, std::span<const std::int64_t> ids) {
+  std::string text;
+  for (const std::int64_t id : ids) text += tokenizer.spelling(id);
+  return detail::replace_invalid_utf8(text);
+}
+
+/// For a terminal: what would move its cursor, change its state or the order of its text is
+/// written as an escape of C.
+std::string escaped(std::string_view text) {
+  const auto is_hidden = [](char32_t code) {
+    return code < 0x20 || (code >= 0x7F && code < 0xA0) || (code >= 0x200B && code <= 0x200F) ||
+           (code >= 0x2028 && code <= 0x202E) || (code >= 0x2060 && code <= 0x206F) ||
+           code == 0xFEFF;
+  };
+  std::string result;
+  for (std::size_t at = 0; at < text.size();) {
+    const detail::Utf8Character character = detail::utf8_character(text, at);
+    if (character.code == '\n') {
+      result += "\\n";
+    } else if (character.code == '\t') {
+      result += "\\t";
+    } else if (is_hidden(character.code)) {
+      result += fmt::format("\\u{:04x}", static_cast<std::uint32_t>(character.code));
+    } else {
+      result += text.substr(at, character.length);
+    }
+    at += character.length;
+  }
+  return result;
+}
+
 /// The report of one check, for people.
 class Report {
  public:
-  Report(const DataCheck& check, std::ostream& out) : check_(check), out_(out) {}
+  Report(const DataCheck& check, const Tokenizer& tokenizer, std::int64_t context_length,
+         std::ostream& out)
+      : check_(check), tokenizer_(tokenizer), context_length_(context_length), out_(out) {}
 
   void print() {
+    if (check_.train.message_rows + check_.held_out.message_rows > 0) {
+      out_ << fmt::format("chat format: {}\n", check_.chat_format);
+    }
+    if (!check_.chat_note.empty()) line("remark", check_.chat_note);
     print_rows("train", check_.train);
     if (check_.held_out.rows > 0) print_rows("eval", check_.held_out);
     if (check_.held_out.rows > 0) print_leaks();
+    print_shown();
   }
 
  private:
@@ -89,11 +178,19 @@ class Report {
       line(defect.policy == RowPolicy::kKeep ? "remark" : "refused",
            fmt::format("{}: {} ({} = '{}'; {})",
                        counted(static_cast<std::int64_t>(defect.rows.size()), "row"), defect.defect,
-                       defect.option, policy_name(defect.policy), places(defect.rows)));
+                       defect.option, defect.value, places(defect.rows)));
     }
+    if (!rows.unread.empty()) line("remark", detail::unread_line(rows.unread, rows.rows));
     if (rows.usable == 0) return;
     line("prompts", fmt::format("{} different, {} with that of an earlier one", rows.prompts,
                                 counted(rows.shared_prompts, "row")));
+    if (context_length_ > 0) {
+      line("context", fmt::format("the model is made for {}", counted(context_length_, "token")));
+    }
+    if (rows.counted_tokens < rows.completion_tokens) {
+      line("counted", fmt::format("{} of {} of completions, the others are read",
+                                  rows.counted_tokens, counted(rows.completion_tokens, "token")));
+    }
     print_cuts(rows);
     print_sharing(rows.sharing);
     print_lengths("prompt", rows.prompt);
@@ -176,9 +273,66 @@ class Report {
                      policy_name(check_.leak_policy), places(rows)));
   }
 
+  void print_shown() {
+    if (check_.train.shown.empty()) return;
+    out_ << "rows as the model sees them:\n";
+    for (const ShownRow& row : check_.train.shown) {
+      out_ << fmt::format("  {}\n", place(row.place));
+      for (const Part& part : parts_of(row.pair)) print_part(part);
+    }
+  }
+
+  /// `counts` and `read` take turns in a completion.
+  void print_part(const Part& part) {
+    std::string_view label = part.name;
+    for (const Run& run : runs_of(part)) {
+      const std::string_view kind = part.is_prompt ? "read" : run.counts ? "counts" : "read";
+      out_ << fmt::format("    {:<9} {:<7} {}: \"{}\"\n", label, kind,
+                          counted(std::ssize(run.ids), "token"),
+                          shortened(escaped(spelled(tokenizer_, run.ids))));
+      out_ << fmt::format("    {:<17} {}\n", "", shown_ids(run.ids));
+      label = "";
+    }
+  }
+
+  static std::string shown_ids(std::span<const std::int64_t> ids) {
+    constexpr std::size_t kEachEnd = 12;
+    if (ids.size() <= 2 * kEachEnd) return fmt::format("{}", fmt::join(ids, " "));
+    return fmt::format("{} … {}", fmt::join(ids.first(kEachEnd), " "),
+                       fmt::join(ids.last(kEachEnd), " "));
+  }
+
+  /// Its beginning and its end, where what matters lies.
+  static std::string shortened(const std::string& text) {
+    constexpr std::size_t kEachEnd = 160;
+    if (text.size() <= 2 * kEachEnd) return text;
+    std::size_t first = kEachEnd;
+    std::size_t last = text.size() - kEachEnd;
+    const auto within_character = [&](std::size_t at) {
+      return (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80;
+    };
+    while (within_character(first)) --first;
+    while (within_character(last)) ++last;
+    return text.substr(0, first) + " … " + text.substr(last);
+  }
+
   const DataCheck& check_;
+  const Tokenizer& tokenizer_;
+  std::int64_t context_length_;
   std::ostream& out_;
 };
+
+Json to_json(const Tokenizer& tokenizer, const Part& part) {
+  Json json{{"text", spelled(tokenizer, part.ids)},
+            {"ids", std::vector<std::int64_t>(part.ids.begin(), part.ids.end())}};
+  if (part.is_prompt) return json;
+  Json counts = Json::array();
+  for (std::size_t i = 0; i < part.ids.size(); ++i) {
+    counts.push_back(part.mask.empty() || part.mask[i] != 0 ? 1 : 0);
+  }
+  json["counts"] = std::move(counts);
+  return json;
+}
 
 Json to_json(const LengthSummary& lengths) {
   return {{"rows", lengths.count},
@@ -205,8 +359,14 @@ Json to_json(const DataCheck& check, const RowsCheck& rows) {
   for (const DefectRows& defect : rows.defects) {
     defects.push_back({{"defect", defect.defect},
                        {"option", defect.option},
-                       {"policy", policy_name(defect.policy)},
+                       {"policy", defect.value},
                        {"rows", to_json(check, defect.rows)}});
+  }
+  Json unread = Json::array();
+  for (const auto& [column, count] : rows.unread) {
+    unread.push_back({{"column", column},
+                      {"rows", count},
+                      {"share", static_cast<double>(count) / static_cast<double>(rows.rows)}});
   }
   return {{"rows", rows.rows},
           {"usable", rows.usable},
@@ -215,6 +375,7 @@ Json to_json(const DataCheck& check, const RowsCheck& rows) {
           {"labelled", rows.labelled},
           {"desirable", rows.desirable},
           {"defects", std::move(defects)},
+          {"unread_columns", std::move(unread)},
           {"prompts", rows.prompts},
           {"shared_prompts", rows.shared_prompts},
           {"truncated",
@@ -222,6 +383,8 @@ Json to_json(const DataCheck& check, const RowsCheck& rows) {
             {"completions", rows.truncated_completions},
             {"tokens", rows.truncated_tokens},
             {"rows", to_json(check, rows.truncated)}}},
+          {"counted_tokens",
+           {{"completions", rows.completion_tokens}, {"counted", rows.counted_tokens}}},
           {"end_tokens",
            {{"completions", rows.end_tokens.completions},
             {"before", rows.end_tokens.ended},
@@ -236,7 +399,7 @@ Json to_json(const DataCheck& check, const RowsCheck& rows) {
             {"rejected", to_json(rows.rejected)}}}};
 }
 
-Json to_json(const DataCheck& check) {
+Json to_json(const DataCheck& check, const Tokenizer& tokenizer, std::int64_t context_length) {
   Json leaks = Json::array();
   for (const LeakedRow& row : check.leaks) {
     leaks.push_back({{"train", to_json(check, {row.train})[0]},
@@ -248,20 +411,30 @@ Json to_json(const DataCheck& check) {
   json["leaks"] = std::move(leaks);
   json["leak_policy"] = policy_name(check.leak_policy);
   json["refused"] = check.refused();
+  if (context_length > 0) json["context_length"] = context_length;
+  json["shown"] = Json::array();
+  for (const ShownRow& row : check.train.shown) {
+    Json shown = to_json(check, {row.place})[0];
+    for (const Part& part : parts_of(row.pair)) shown[part.name] = to_json(tokenizer, part);
+    json["shown"].push_back(std::move(shown));
+  }
+  json["chat_format"] = check.chat_format;
+  json["chat_note"] = check.chat_note;
   return json;
 }
 
 }  // namespace
 
 void run_data_check(const DataCheckArguments& arguments, std::ostream& out) {
-  const DataCheckOptions options = read_options(arguments);
-  const std::string own = arguments.model.empty() ? "byte" : tokenizer_of_model(arguments.model);
-  const auto tokenizer = make_tokenizer(arguments.tokenizer.empty() ? own : arguments.tokenizer);
+  DataCheckOptions options = read_options(arguments);
+  options.context_length = known_context(arguments.model);
+  const bool names_none = arguments.model.empty() && arguments.tokenizer.empty();
+  const auto tokenizer = open_tokenizer(names_none ? "byte" : arguments.tokenizer, arguments.model);
   const DataCheck check = check_data(arguments.data, arguments.eval, *tokenizer, options);
   if (arguments.json) {
-    out << detail::dump_json(to_json(check)) << '\n';
+    out << detail::dump_json(to_json(check, *tokenizer, options.context_length)) << '\n';
   } else {
-    Report(check, out).print();
+    Report(check, *tokenizer, options.context_length, out).print();
   }
   if (check.refused() == 0) return;
   out.flush();

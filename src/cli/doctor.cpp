@@ -23,6 +23,7 @@
 #include <filesystem>
 #include <memory>
 #include <ostream>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -34,6 +35,7 @@
 #include "core/descriptor.h"
 #include "core/json.h"
 #include "core/machine.h"
+#include "core/system_calls.h"
 #include "logps/kernels/cpu/target.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
@@ -222,6 +224,14 @@ class ScratchFile {
   detail::Descriptor file_;
 };
 
+/// Whether the drive of `folder` has symbolic links.
+bool has_links(const std::string& folder) {
+  const std::string link = fmt::format("{}/prefopt-doctor-link-{}", folder, ::getpid());
+  const bool is_made = detail::system_calls().symlink("prefopt-doctor", link.c_str()) == 0;
+  if (is_made) ::unlink(link.c_str());
+  return is_made;
+}
+
 Finding output_folder(const std::string& path) {
   constexpr std::size_t kMebibyte = std::size_t{1} << 20;
   constexpr int kMebibytes = 32;
@@ -257,12 +267,18 @@ Finding output_folder(const std::string& path) {
   } else if (speed < 20 || median > 0.1) {
     finding.status = Status::kWarning;
     finding.advice = "checkpoints are slow to write here: a local disk is faster";
+  } else if (!has_links(path)) {
+    finding.status = Status::kWarning;
+    finding.advice =
+        "no symbolic links here: last and best of a run's checkpoints are small files, which only "
+        "prefopt reads";
   }
   return finding;
 }
 
 Finding model_file(const ModelArguments& arguments, std::shared_ptr<Decoder>& model) {
-  model = load_model(arguments);
+  std::ostringstream notes;
+  model = load_model(arguments, notes);
   const at::NoGradGuard no_grad;
   std::int64_t size = 0;
   for (const NamedParameter& parameter : model->named_parameters()) {
@@ -273,11 +289,18 @@ Finding model_file(const ModelArguments& arguments, std::shared_ptr<Decoder>& mo
     }
   }
   return {.subject = "model " + arguments.model,
-          .found = fmt::format("{} parameters, all finite, {} tokens", size, model->vocab_size())};
+          .found = fmt::format("{} parameters, all finite, {} tokens", size, model->vocab_size()),
+          .advice = model->load_note()};
 }
 
 Finding tokenizer_file(const ModelArguments& arguments, const Decoder& model) {
   const auto tokenizer = load_tokenizer(arguments);
+  if (arguments.tokenizer.empty() && find_tokenizer(arguments.model, arguments.adapter).empty()) {
+    return {.subject = "tokenizer",
+            .status = Status::kWarning,
+            .found = "the model brings none, so rows of ids alone can be read",
+            .advice = "name a tokenizer, or say byte for a model of bytes"};
+  }
   if (tokenizer->vocab_size() > model.vocab_size()) {
     throw ConfigError(fmt::format(
         "{}: expected a tokenizer of at most the model's {} tokens, got "

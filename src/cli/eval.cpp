@@ -13,8 +13,10 @@
 #include "cli/commands.h"
 #include "cli/evaluation_report.h"
 #include "cli/inputs.h"
+#include "cli/stop_signal.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "core/text.h"
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/error.h"
 #include "prefopt/evaluation/judge.h"
@@ -85,12 +87,12 @@ class Evaluator {
       reward_ = read_reward(arguments);
       judge_ = make_reward_judge(reward_);
     }
-    tokenizer_ =
-        make_tokenizer(arguments.tokenizer.empty() ? tokenizer_of_model(arguments.reference)
-                                                   : arguments.tokenizer);
+    choose_tokenizer();
     reference_ = Decoder::load(arguments.reference, arguments.dtype);
+    if (!reference_->load_note().empty()) err_ << "prefopt: " << reference_->load_note() << '\n';
     pairs_ = read_rows();
     detail::check_token_range(pairs_, reference_->vocab_size(), arguments.data);
+    detail::check_row_lengths(pairs_, *reference_, arguments.data);
     reference_sums_ = pair_sums(*reference_, pairs_, arguments.batch);
     choose_prompts();
     if (judge_) reference_texts_ = sample_reference();
@@ -104,18 +106,45 @@ class Evaluator {
     ModelReport report{.model = path};
     report.preferences = evaluate_preferences(pairs_, pair_sums(*policy, pairs_, arguments_.batch),
                                               reference_sums_, {.beta = beta_, .seed = seed()});
-    err_ << fmt::format("{}: {} pairs scored\n", path, pairs_.size());
+    err_ << fmt::format("{}: {} pairs scored\n", detail::printable(path), pairs_.size());
     if (loss_) report.loss = evaluate_loss(policy);
     if (arguments_.samples == 0) return report;
     report.kl = sampled_kl(*policy, *reference_, prompts_, arguments_.samples, sampling(*policy));
-    err_ << fmt::format("{}: {} completions sampled for {} prompts\n", path, report.kl->samples,
-                        prompts_.size());
+    err_ << fmt::format("{}: {} completions sampled for {} prompts\n", detail::printable(path),
+                        report.kl->samples, prompts_.size());
     if (judge_) judge(report);
     return report;
   }
 
  private:
   std::uint64_t seed() const { return static_cast<std::uint64_t>(arguments_.seed); }
+
+  /// One for all: the reference's, or that of a model where the reference brings none. The chat
+  /// format is the one that the models were made with.
+  void choose_tokenizer() {
+    std::string name = arguments_.tokenizer;
+    if (name.empty()) name = find_tokenizer(arguments_.reference);
+    for (const std::string& model : arguments_.models) {
+      if (name.empty()) name = find_tokenizer(model);
+    }
+    tokenizer_ = open_tokenizer(name, arguments_.reference);
+    chat_format_ = arguments_.chat_format;
+    if (chat_format_ != "auto") return;
+    std::string maker;
+    for (const std::string& model : arguments_.models) {
+      // Bytes, since what is remembered does not depend on them.
+      const std::string format = open_tokenizer("byte", model)->chat_format();
+      if (format.empty()) continue;
+      if (!maker.empty() && format != chat_format_) {
+        throw ConfigError(fmt::format(
+            "--model: expected models of one chat format, got '{}' of {} and '{}' of {}; name one "
+            "with --chat-format",
+            chat_format_, maker, format, model));
+      }
+      chat_format_ = format;
+      maker = model;
+    }
+  }
 
   std::vector<TokenPair> read_rows() const {
     RowNeeds needs;
@@ -126,7 +155,8 @@ class Evaluator {
                       loss_->info().name));
     }
     needs.rejected = true;
-    return read_pairs(arguments_.data, *tokenizer_, arguments_.chat_format, needs);
+    needs.context_length = reference_->options().max_position_embeddings;
+    return read_pairs(arguments_.data, *tokenizer_, chat_format_, needs, arguments_.columns, err_);
   }
 
   /// A PEFT folder is an adapter of the reference.
@@ -157,17 +187,23 @@ class Evaluator {
     SamplingOptions options;
     options.max_new_tokens = arguments_.max_new_tokens;
     options.seed = arguments_.seed;
-    const std::int64_t own_eos = policy.options().eos_token_id;
-    options.eos_id = own_eos >= 0 ? own_eos : tokenizer_->eos_id();
-    return options;
+    return with_end_tokens(options, arguments_.end_tokens, policy, *tokenizer_, chat_format_);
   }
 
   std::vector<std::string> sample_reference() {
     SamplingOptions options = sampling(*reference_);
     options.seed += 1;  // draws that have nothing to do with the policy's
     std::vector<std::string> texts;
-    for (const Ids& completion : sample(*reference_, prompts_, options)) {
-      texts.push_back(tokenizer_->decode(completion));
+    // Keys and values of all prompts at once could take any amount of memory.
+    constexpr std::size_t kPart = 16;
+    for (std::size_t first = 0; first < prompts_.size(); first += kPart) {
+      const auto begin = prompts_.begin() + static_cast<std::ptrdiff_t>(first);
+      const auto count = std::min(kPart, prompts_.size() - first);
+      options.first_index = static_cast<std::int64_t>(first);
+      for (const Ids& completion :
+           sample(*reference_, {begin, begin + static_cast<std::ptrdiff_t>(count)}, options)) {
+        texts.push_back(tokenizer_->decode(completion));
+      }
     }
     return texts;
   }
@@ -191,7 +227,8 @@ class Evaluator {
                           .reference = reference_texts_[i]});
     }
     report.contests = judge_contests(*judge_, contests);
-    err_ << fmt::format("{}: {} contests judged\n", report.model, contests.size());
+    err_ << fmt::format("{}: {} contests judged\n", detail::printable(report.model),
+                        contests.size());
     if (!reward_) return;
     std::vector<double> policy_rewards, reference_rewards;
     for (const Contest& contest : contests) {
@@ -209,6 +246,7 @@ class Evaluator {
   Reward reward_;
   std::unique_ptr<Judge> judge_;
   std::shared_ptr<const Tokenizer> tokenizer_;
+  std::string chat_format_;
   std::shared_ptr<Decoder> reference_;
   std::vector<TokenPair> pairs_;
   std::vector<PairSums> reference_sums_;
@@ -231,6 +269,7 @@ void write_files(const std::string& folder, const EvaluationReport& report) {
 
 void run_eval(const EvalArguments& arguments, std::ostream& out, std::ostream& err) {
   check(arguments);
+  const EndOfGroups end_of_judges;
   Evaluator evaluator(arguments, err);
   EvaluationReport report{.reference = arguments.reference,
                           .data = arguments.data,

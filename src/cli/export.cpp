@@ -2,30 +2,54 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <memory>
 #include <ostream>
 #include <system_error>
 
 #include "cli/commands.h"
 #include "cli/inputs.h"
+#include "core/text.h"
+#include "prefopt/data/chat.h"
+#include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
+#include "prefopt/model/end_tokens.h"
 
 namespace prefopt::cli {
 namespace {
 
 namespace fs = std::filesystem;
 
-// What transformers wants beside the weights, where the model has it.
-void copy_tokenizer(const fs::path& from, const fs::path& to) {
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                           "generation_config.json", "chat_template.jinja"}) {
-    std::error_code why;
-    if (!fs::exists(from / name, why)) continue;
-    fs::copy_file(from / name, to / name, fs::copy_options::overwrite_existing, why);
-    if (why) {
-      throw CheckpointError(fmt::format("{}: expected to copy it from {}, got {}",
-                                        (to / name).string(), from.string(), why.message()));
-    }
+// Null where it is of a kind that is not read here, which is no reason not to export the weights.
+std::shared_ptr<const Tokenizer> open_if_known(const ExportArguments& arguments,
+                                               std::ostream& err) {
+  try {
+    return load_tokenizer(arguments);
+  } catch (const CheckpointError& error) {
+    err << "prefopt: the tokenizer is not one that is read here: " << error.what() << '\n';
+    return nullptr;
   }
+}
+
+// What transformers, and the next command, want next to the weights.
+FolderFiles companions_of(const ExportArguments& arguments, const Decoder& model,
+                          std::ostream& err) {
+  const auto tokenizer = open_if_known(arguments, err);
+  if (!tokenizer) return model_companions("", arguments.model);
+  const std::string source = arguments.tokenizer.empty()
+                                 ? find_tokenizer(arguments.model, arguments.adapter)
+                                 : arguments.tokenizer;
+  if (source.empty()) {
+    err << "prefopt: " << arguments.model << " brings no tokenizer, so " << arguments.out
+        << " has none\n";
+  }
+  const std::string format = arguments.chat_format == "auto"
+                                 ? tokenizer->chat_format()
+                                 : resolve_chat_format(arguments.chat_format, *tokenizer);
+  FolderFiles files = model_companions(source, arguments.model, format);
+  const std::string generation = generation_config_with(
+      model, end_tokens(model, *tokenizer, format.empty() ? "plain" : format));
+  if (!generation.empty()) files["generation_config.json"] = generation;
+  return files;
 }
 
 }  // namespace
@@ -36,11 +60,12 @@ void run_export(const ExportArguments& arguments, std::ostream& err) {
     throw ConfigError(
         fmt::format("--out: expected a new folder, got {} with a model in it", arguments.out));
   }
-  const auto model = load_model(arguments);
+  const auto model = load_model(arguments, err);
   if (model->adapter()) model->merge_adapter();
+  const FolderFiles companions = companions_of(arguments, *model, err);
   model->save(arguments.out);
-  copy_tokenizer(arguments.model, arguments.out);
-  err << "prefopt: wrote " << arguments.out << '\n';
+  write_files(companions, arguments.out);
+  err << "prefopt: wrote " << detail::printable(arguments.out) << '\n';
 }
 
 }  // namespace prefopt::cli

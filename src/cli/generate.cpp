@@ -7,6 +7,8 @@
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "core/json.h"
+#include "data/row_preparation.h"
+#include "data/chat_writer.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/records.h"
@@ -37,50 +39,80 @@ Prompt from_ids(std::vector<std::int64_t> ids, const Tokenizer& tokenizer) {
   return {.text = tokenizer.decode(ids), .ids = std::move(ids)};
 }
 
-bool is_id_list(const Json& value) {
-  return value.is_array() && std::all_of(value.begin(), value.end(),
-                                         [](const Json& id) { return id.is_number_integer(); });
-}
+/// Reads prompts of rows and writes messages in the chat format.
+class PromptReader {
+ public:
+  PromptReader(const GenerateArguments& arguments, const Tokenizer& tokenizer)
+      : arguments_(arguments),
+        tokenizer_(tokenizer),
+        format_(detail::chat_format_for_rows(arguments.chat_format, tokenizer)) {}
 
-// Rows that hold a prompt alone, and every form that the trainer reads.
-Prompt read_prompt(std::string_view line, const std::string& where, const Tokenizer& tokenizer,
-                   const std::string& chat_format) {
-  const Json row = detail::parse_json<DataError>(line, where);
-  if (row.is_object() && row.size() == 1 && row.contains("prompt") && row["prompt"].is_string()) {
-    return from_text(row["prompt"].get<std::string>(), tokenizer);
+  std::vector<Prompt> read() {
+    std::vector<Prompt> prompts;
+    for (const std::string& text : arguments_.prompts) {
+      prompts.push_back(from_text(text, tokenizer_));
+    }
+    for (const std::string& text : arguments_.messages) prompts.push_back(from_message(text));
+    if (!arguments_.data.empty()) read_rows(prompts);
+    return prompts;
   }
-  if (row.is_object() && row.size() == 1 && row.contains("prompt_ids") &&
-      is_id_list(row["prompt_ids"])) {
-    return from_ids(row["prompt_ids"].get<std::vector<std::int64_t>>(), tokenizer);
+
+  /// What there is to say of the chat format; else empty.
+  std::string note() const {
+    return detail::chat_format_note(arguments_.chat_format, tokenizer_, message_rows_);
   }
-  const PreferenceRow parsed = parse_row(line, where, chat_format);
-  if (parsed.tokenized) return from_ids(parsed.prompt_ids, tokenizer);
-  // A chat format writes its begin token itself.
-  return from_text(parsed.prompt, tokenizer, /*with_bos=*/parsed.end_of_turn.empty());
-}
 
-std::vector<Prompt> read_prompts(const GenerateArguments& arguments, const Tokenizer& tokenizer) {
-  if (arguments.has_prompt) return {from_text(arguments.prompt, tokenizer)};
-  const std::string format = resolve_chat_format(arguments.chat_format, tokenizer);
-  std::vector<Prompt> prompts;
-  for_each_line(arguments.data, [&](std::int64_t line, std::string_view text) {
-    prompts.push_back(
-        read_prompt(text, fmt::format("{}:{}", arguments.data, line), tokenizer, format));
-  });
-  if (prompts.empty()) throw DataError(arguments.data + ": expected at least one row, got none");
-  return prompts;
-}
+ private:
+  void read_rows(std::vector<Prompt>& prompts) {
+    DataOptions options;
+    options.chat_format = format_;
+    read_columns(arguments_.columns, options);
+    detail::read_prompts(arguments_.data, options, [&](const PreferenceRow& row) {
+      message_rows_ += row.from_messages ? 1 : 0;
+      // A chat format writes its begin token itself.
+      prompts.push_back(
+          row.tokenized ? from_ids(row.prompt_ids, tokenizer_)
+                        : from_text(row.prompt, tokenizer_, /*with_bos=*/row.end_of_turn.empty()));
+    });
+    if (prompts.empty()) throw DataError(arguments_.data + ": expected at least one row, got none");
+  }
 
-}  // namespace
+  Prompt from_message(const std::string& text) {
+    std::vector<Message> messages;
+    if (arguments_.system) messages.push_back({.role = "system", .content = *arguments_.system});
+    messages.push_back({.role = "user", .content = text});
+    ++message_rows_;
+    const detail::ChatWriter chat(format_, "--message");
+    return from_text(chat.text(messages, /*open_assistant_turn=*/true, "--message"), tokenizer_,
+                     /*with_bos=*/chat.end_of_turn().empty());
+  }
 
-void run_generate(const GenerateArguments& arguments, std::ostream& out) {
-  if (arguments.has_prompt != arguments.data.empty()) {
-    throw ConfigError(fmt::format("generate: expected one of --prompt and --data, got {}",
-                                  arguments.has_prompt ? "both" : "neither"));
+  const GenerateArguments& arguments_;
+  const Tokenizer& tokenizer_;
+  std::string format_;
+  std::int64_t message_rows_ = 0;
+};
+
+void check(const GenerateArguments& arguments) {
+  const int sources = (arguments.prompts.empty() ? 0 : 1) + (arguments.messages.empty() ? 0 : 1) +
+                      (arguments.data.empty() ? 0 : 1);
+  if (sources != 1) {
+    throw ConfigError(
+        fmt::format("generate: expected one of --prompt, --message and --data, got {}",
+                    sources == 0 ? "none" : "several"));
+  }
+  if (arguments.system && arguments.messages.empty()) {
+    throw ConfigError("--system: expected a --message that it goes before, got none");
   }
   if (arguments.samples < 1) {
     throw ConfigError(fmt::format("--samples: expected at least 1, got {}", arguments.samples));
   }
+}
+
+}  // namespace
+
+void run_generate(const GenerateArguments& arguments, std::ostream& out, std::ostream& err) {
+  check(arguments);
   SamplingOptions options{.max_new_tokens = arguments.max_new_tokens,
                           .temperature = arguments.temperature,
                           .top_k = arguments.top_k,
@@ -88,11 +120,13 @@ void run_generate(const GenerateArguments& arguments, std::ostream& out) {
                           .seed = arguments.seed};
   options = checked(options, "generate");
   const auto tokenizer = load_tokenizer(arguments);
-  const auto policy = load_model(arguments);
-  const std::int64_t own_eos = policy->options().eos_token_id;
-  options.eos_id = own_eos >= 0 ? own_eos : tokenizer->eos_id();
+  const auto policy = load_model(arguments, err);
+  options =
+      with_end_tokens(options, arguments.end_tokens, *policy, *tokenizer, arguments.chat_format);
 
-  const auto prompts = read_prompts(arguments, *tokenizer);
+  PromptReader reader(arguments, *tokenizer);
+  const auto prompts = reader.read();
+  if (const std::string note = reader.note(); !note.empty()) err << "prefopt: " << note << '\n';
   const auto samples = static_cast<std::size_t>(arguments.samples);
   const std::size_t total = prompts.size() * samples;
   // In parts, so that a long file needs no more memory than a short one; first_index makes the

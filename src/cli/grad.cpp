@@ -17,7 +17,7 @@ namespace prefopt::cli {
 
 using detail::Json;
 
-void run_grad(const GradArguments& arguments, std::ostream& out) {
+void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& err) {
   const Loss loss = read_loss(arguments.loss);
   const LossRequirements needs = loss.requirements();
   if (needs.reference && arguments.reference.empty()) {
@@ -27,20 +27,23 @@ void run_grad(const GradArguments& arguments, std::ostream& out) {
                     loss.info().name));
   }
   const auto tokenizer = load_tokenizer(arguments);
-  const auto policy = load_model(arguments);
+  const auto policy = load_model(arguments, err);
   std::shared_ptr<Reference> reference;
   if (!arguments.reference.empty()) {
     reference = make_frozen_reference(Decoder::load(arguments.reference, arguments.dtype));
   }
+  RowNeeds of_rows = row_needs(needs);
+  of_rows.context_length = policy->options().max_position_embeddings;
   const auto pairs =
-      read_pairs(arguments.data, *tokenizer, arguments.chat_format, row_needs(needs));
+      read_pairs(arguments.data, *tokenizer, arguments.chat_format, of_rows, arguments.columns, err);
   detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
+  detail::check_row_lengths(pairs, *policy, arguments.data);
 
   TrainerOptions options;
   options.total_steps = 1;
   options.micro_batch_size = arguments.micro;
-  const std::int64_t own_eos = policy->options().eos_token_id;
-  options.sampling.eos_id = own_eos >= 0 ? own_eos : tokenizer->eos_id();
+  options.sampling =
+      with_end_tokens(options.sampling, {}, *policy, *tokenizer, arguments.chat_format);
   options.sampling.seed = arguments.seed;
   Trainer trainer(policy, reference, loss, options);
   const Metrics metrics = trainer.accumulate_gradients(pairs);

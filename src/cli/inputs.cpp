@@ -1,22 +1,65 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/inputs.h"
 
+#include <fmt/format.h>
+
+#include <charconv>
+#include <ostream>
+#include <system_error>
+#include <utility>
+
 #include "core/file.h"
+#include "core/json.h"
+#include "data/row_layout.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
+#include "prefopt/model/end_tokens.h"
 
 namespace prefopt::cli {
+namespace {
 
-std::shared_ptr<Decoder> load_model(const ModelArguments& arguments) {
+// An id, -1 for none, or a text that is one token.
+std::int64_t end_token(const std::string& name, const Decoder& model, const Tokenizer& tokenizer) {
+  std::int64_t id = -1;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), id);
+  if (error == std::errc() && end == name.data() + name.size()) {
+    if (id >= -1 && id < model.vocab_size()) return id;
+    throw ConfigError(
+        fmt::format("--end-tokens: expected ids in [-1, {}), got {}", model.vocab_size(), id));
+  }
+  const auto ids = tokenizer.encode(name);
+  if (ids.size() == 1) return ids.front();
+  throw ConfigError(
+      fmt::format("--end-tokens: expected ids or texts of one token each, got '{}', which is {}",
+                  name, ids.size()));
+}
+
+}  // namespace
+
+std::shared_ptr<Decoder> load_model(const ModelArguments& arguments, std::ostream& err) {
   auto model = Decoder::load(arguments.model, arguments.dtype);
+  if (!model->load_note().empty()) err << "prefopt: " << model->load_note() << '\n';
   if (!arguments.adapter.empty()) model->load_adapter(arguments.adapter);
   return model;
 }
 
 std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments) {
-  return make_tokenizer(arguments.tokenizer.empty() ? tokenizer_of_model(arguments.model)
-                                                    : arguments.tokenizer);
+  return open_tokenizer(arguments.tokenizer, arguments.model, arguments.adapter);
+}
+
+SamplingOptions with_end_tokens(SamplingOptions options, const std::vector<std::string>& names,
+                                const Decoder& model, const Tokenizer& tokenizer,
+                                const std::string& chat_format) {
+  if (names.empty()) {
+    return with_end_tokens(std::move(options), model, tokenizer, chat_format);
+  }
+  std::vector<std::int64_t> ids;
+  for (const std::string& name : names) ids.push_back(end_token(name, model, tokenizer));
+  options.eos_id = ids.front();
+  options.extra_eos_ids.assign(ids.begin() + 1, ids.end());
+  std::erase(options.extra_eos_ids, -1);
+  return options;
 }
 
 std::string read_json_argument(const std::string& argument) {
@@ -26,7 +69,8 @@ std::string read_json_argument(const std::string& argument) {
 Loss read_loss(const std::string& argument) { return make_loss(read_json_argument(argument)); }
 
 std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
-                                  const std::string& chat_format, const RowNeeds& needs) {
+                                  const std::string& chat_format, const RowNeeds& needs,
+                                  const ColumnArguments& columns, std::ostream& err) {
   DataOptions options;
   options.max_prompt_length = 0;
   options.max_completion_length = 0;
@@ -34,8 +78,33 @@ std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& toke
   options.unusable = RowPolicy::kError;
   options.identical = RowPolicy::kKeep;
   options.long_prompt = RowPolicy::kKeep;
+  options.tool_calls = RowPolicy::kError;
   options.chat_format = chat_format;
-  return load_dataset(path, tokenizer, options, needs).pairs;
+  read_columns(columns, options);
+  Dataset dataset = load_dataset(path, tokenizer, options, needs);
+  if (const std::string& note = dataset.report.chat_note; !note.empty()) {
+    err << "prefopt: " << path << ": " << note << '\n';
+  }
+  if (const std::string summary = dataset.report.summary(); !summary.empty()) {
+    err << summary << '\n';
+  }
+  return std::move(dataset.pairs);
+}
+
+void read_columns(const ColumnArguments& arguments, DataOptions& options) {
+  if (!arguments.columns.empty()) {
+    const std::string given = read_json_argument(arguments.columns);
+    options.columns = given.find_first_of("{\"") == std::string::npos
+                          ? detail::dump_json(detail::Json(given))
+                          : given;
+    detail::RowLayout(options.columns, "--columns");
+  }
+  if (arguments.unused.empty()) return;
+  if (arguments.unused != "error" && arguments.unused != "note") {
+    throw ConfigError(fmt::format("--unused: expected 'error' or 'note', got '{}'",
+                                  detail::shown_text(arguments.unused)));
+  }
+  options.unused = arguments.unused == "note" ? UnusedColumns::kNote : UnusedColumns::kError;
 }
 
 std::vector<double> values(const at::Tensor& tensor) {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/json.h"
+#include "core/json_text.h"
 #include "core/text.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
@@ -41,6 +42,7 @@ constexpr Key kKeys[] = {
     {"chosen_seq_kl", "chosen_seq_kl"},
     {"rejected_seq_kl", "rejected_seq_kl"},
     {"gold_logps", "gold_logps"},
+    {"prompt_logps", "prompt_logps"},
     {"kl_logps", "kl_logps"},
     {"ref_kl_logps", "ref_kl_logps"},
     {"sample_logps", "sample_logps", KeyKind::kSamples},
@@ -49,6 +51,7 @@ constexpr Key kKeys[] = {
     {"rejected_len", "rejected_logps", KeyKind::kLength},
     {"completion_len", "chosen_logps", KeyKind::kLength},
     {"gold_len", "gold_logps", KeyKind::kLength},
+    {"prompt_len", "prompt_logps", KeyKind::kLength},
     {"label", "labels", KeyKind::kLabel},
     {"margin", "margins", KeyKind::kNumber},
     {"weight", "weights", KeyKind::kNumber, Range::at_least(0)},
@@ -73,31 +76,6 @@ const std::vector<std::string_view> kNonFiniteNames{"NaN", "-Infinity", "Infinit
 
 bool holds(const std::vector<std::string_view>& names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
-}
-
-// Python's json writes NaN and Infinity bare, which is not JSON. In quotes they get past the
-// parser, so that the complaint can name key and token.
-std::string quote_non_finite(std::string_view line) {
-  std::string quoted;
-  bool in_text = false;
-  for (std::size_t i = 0; i < line.size(); ++i) {
-    const auto literal =
-        in_text ? kNonFiniteNames.end()
-                : std::find_if(kNonFiniteNames.begin(), kNonFiniteNames.end(),
-                               [&](auto name) { return line.substr(i).starts_with(name); });
-    if (literal != kNonFiniteNames.end()) {
-      quoted += fmt::format("\"{}\"", *literal);
-      i += literal->size() - 1;
-      continue;
-    }
-    quoted += line[i];
-    if (line[i] == '"') {
-      in_text = !in_text;
-    } else if (in_text && line[i] == '\\' && i + 1 < line.size()) {
-      quoted += line[++i];
-    }
-  }
-  return quoted;
 }
 
 // As it stood in the file.
@@ -173,7 +151,7 @@ class RowReader {
  public:
   RowReader(std::string_view text, std::int64_t line, std::string where)
       : where_(std::move(where)),
-        object_(detail::parse_json<DataError>(quote_non_finite(text), where_)),
+        object_(detail::parse_json<DataError>(detail::quote_non_finite(text), where_)),
         row_{.line = line} {}
 
   LogpsRow read() {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/eq.h>
 #include <ATen/ops/gt.h>
 #include <ATen/ops/masked_select.h>
@@ -28,12 +29,33 @@ using detail::Json;
 
 bool is_length(std::string_view field) { return field.ends_with("_lens"); }
 bool is_head(std::string_view field) { return field.ends_with("_head_logps"); }
+bool is_limited(std::string_view field) { return field.ends_with("_limited_logratios"); }
+bool is_confident(std::string_view field) { return field.ends_with("_confident_logps"); }
 
-/// `chosen_logps` of `chosen_lens` and of `chosen_head_logps`.
-std::string completion_of(std::string_view field) {
-  return std::string(field.substr(0, field.rfind(is_length(field) ? "_lens" : "_head_logps"))) +
-         "_logps";
+/// Whether a file has a field as the log-probs of other fields alone.
+bool is_derived(std::string_view field) {
+  return is_length(field) || is_head(field) || is_limited(field) || is_confident(field);
 }
+
+/// `chosen_logps` of `chosen_lens`, `chosen_head_logps` and the like.
+std::string completion_of(std::string_view field) {
+  for (const std::string_view end : {"_lens", "_head_logps", "_limited_logratios", "_confident_logps"}) {
+    if (field.ends_with(end)) return std::string(field.substr(0, field.size() - end.size())) + "_logps";
+  }
+  return std::string(field);
+}
+
+/// Derivatives in sums over the tokens of one completion; undefined where there are none.
+struct TokenSlopes {
+  at::Tensor full;
+  at::Tensor head = {};       ///< of the first tokens alone
+  at::Tensor limited = {};    ///< of log-ratios within limits
+  at::Tensor confident = {};  ///< of log-probs times stopped probabilities
+
+  bool any() const {
+    return full.defined() || head.defined() || limited.defined() || confident.defined();
+  }
+};
 
 /// As LossOutput calls it.
 std::string gradient_name(std::string_view field) {
@@ -71,21 +93,27 @@ class LogpsTable {
   }
 
   /// One list a row, of what the file has of `field`: token by token, or one number for a sum. The
-  /// gradient of a sum is that of each of its tokens; the first ones are in the head's sum as well.
-  Json token_gradients(std::string_view field, const at::Tensor& slopes,
-                       const at::Tensor& head_slopes) const {
-    const auto outer = values(slopes);
-    const auto inner = head_slopes.defined() ? values(head_slopes) : std::vector<double>{};
+  /// gradient of a sum is that of each of its tokens.
+  Json token_gradients(std::string_view field, const TokenSlopes& slopes) const {
+    const auto numbers = [](const at::Tensor& x) {
+      return x.defined() ? values(x) : std::vector<double>{};
+    };
+    const auto full = numbers(slopes.full), head = numbers(slopes.head),
+               limited = numbers(slopes.limited), confident = numbers(slopes.confident);
     Json lists = Json::array();
     for (std::size_t i = 0; i < rows_.size(); ++i) {
       const auto& completions = completions_of(rows_[i], field);
       Json of_row = Json::array();
       for (std::size_t k = 0; k < completions.size(); ++k) {
-        std::vector<double> each(std::max<std::size_t>(completions[k].each.size(), 1),
-                                 outer.at(i * completions.size() + k));
-        if (!inner.empty()) {
-          const std::size_t head = std::min(each.size(), head_tokens(rows_[i]));
-          for (std::size_t token = 0; token < head; ++token) each[token] += inner.at(i);
+        const auto& tokens = completions[k].each;
+        std::vector<double> each(std::max<std::size_t>(tokens.size(), 1),
+                                 full.empty() ? 0 : full.at(i * completions.size() + k));
+        const std::size_t shared =
+            head.empty() ? 0 : std::min(each.size(), head_tokens(rows_[i]));
+        for (std::size_t t = 0; t < shared; ++t) each[t] += head.at(i);
+        for (std::size_t t = 0; t < tokens.size(); ++t) {
+          if (!limited.empty() && is_within_limits(rows_[i], field, t)) each[t] += limited.at(i);
+          if (!confident.empty()) each[t] += confident.at(i) * std::exp(tokens[t]);
         }
         of_row.push_back(std::move(each));
       }
@@ -122,7 +150,7 @@ class LogpsTable {
   /// Empty where no row has the field and the loss does not need it.
   std::vector<double> values_of(std::string_view field, bool needed) const {
     std::vector<double> column;
-    if (is_length(field) || is_head(field)) {
+    if (is_derived(field)) {
       if (!needed) return column;
       for (const LogpsRow& row : rows_) append_derived(row, field, column);
       return column;
@@ -145,6 +173,15 @@ class LogpsTable {
     const std::string completion = completion_of(field);
     if (is_head(field)) {
       column.push_back(head_sum(row, completion));
+      return;
+    }
+    if (is_limited(field) || is_confident(field)) {
+      double sum = 0;
+      for (std::size_t t = 0; t < tokens_of(row, completion).size(); ++t) {
+        sum += is_limited(field) ? limited_logratio(row, completion, t)
+                                 : confident_logp(tokens_of(row, completion)[t]);
+      }
+      column.push_back(sum);
       return;
     }
     for (const auto length : lengths(row, completion)) {
@@ -185,6 +222,30 @@ class LogpsTable {
     return counts;
   }
 
+  /// Log-probs that have to be there token by token.
+  const std::vector<double>& tokens_of(const LogpsRow& row, std::string_view field) const {
+    const auto completion = row.completions.find(field);
+    if (completion == row.completions.end()) {
+      throw DataError(fmt::format("{}: expected {}, got a row without it; {} needs it", where(row),
+                                  key(field), loss_));
+    }
+    const auto& each = completion->second.front().each;
+    if (!each.empty()) return each;
+    throw DataError(fmt::format("{}: expected {} token by token, got a sum; {} weighs each token",
+                                where(row), key(field), loss_));
+  }
+
+  double logratio(const LogpsRow& row, std::string_view field, std::size_t token) const {
+    return tokens_of(row, field)[token] - tokens_of(row, "ref_" + std::string(field))[token];
+  }
+  double limited_logratio(const LogpsRow& row, std::string_view field, std::size_t token) const {
+    return std::clamp(logratio(row, field, token), needs_.limits->low, needs_.limits->high);
+  }
+  bool is_within_limits(const LogpsRow& row, std::string_view field, std::size_t token) const {
+    return limited_logratio(row, field, token) == logratio(row, field, token);
+  }
+  static double confident_logp(double logp) { return std::exp(logp) * logp; }
+
   /// Tokens that both completions of the pair have.
   std::size_t head_tokens(const LogpsRow& row) const {
     return static_cast<std::size_t>(
@@ -223,14 +284,18 @@ class LogpsTable {
 void add_gradients(const LogpsTable& table, const LossOutput& output, Json& result) {
   result["grad_chosen"] = result["grad_rejected"] = Json::array();
   for (const auto& field : kPairFields<at::Tensor>) {
-    if (field.gradient == nullptr || is_head(field.name)) continue;
-    const at::Tensor& slopes = output.*field.gradient;
-    if (!slopes.defined()) continue;
+    if (field.gradient == nullptr || is_derived(field.name)) continue;
     const std::string name = gradient_name(field.name);
-    const at::Tensor head = name == "grad_chosen"     ? output.grad_chosen_head
-                            : name == "grad_rejected" ? output.grad_rejected_head
-                                                      : at::Tensor();
-    result[name] = table.token_gradients(field.name, slopes, head);
+    TokenSlopes slopes{.full = output.*field.gradient};
+    if (name == "grad_chosen") {
+      slopes.head = output.grad_chosen_head;
+      slopes.limited = output.grad_chosen_limited;
+      slopes.confident = output.grad_confident;
+    } else if (name == "grad_rejected") {
+      slopes.head = output.grad_rejected_head;
+      slopes.limited = output.grad_rejected_limited;
+    }
+    if (slopes.any()) result[name] = table.token_gradients(field.name, slopes);
   }
 }
 
@@ -248,13 +313,14 @@ Json pair_metrics(const LossOutput& output, const PairLogps& logps) {
     add("rewards/accuracies", at::gt(output.chosen_rewards, output.rejected_rewards));
   }
   add("rewards/margins", output.margins);
-  add("logps/chosen", logps.chosen_logps);
-  add("logps/rejected", logps.rejected_logps);
+  const bool sums = !output.logged_chosen_logps.defined();
+  add("logps/chosen", sums ? logps.chosen_logps : output.logged_chosen_logps);
+  add("logps/rejected", sums ? logps.rejected_logps : output.logged_rejected_logps);
   return metrics;
 }
 
 /// Of unpaired rows: desirable ones count as chosen, the others as rejected.
-Json label_metrics(const LossOutput& output, const PairLogps& logps) {
+Json label_metrics(const Loss& loss, const LossOutput& output, const PairLogps& logps) {
   Json metrics = Json::object();
   const auto add = [&](const std::string& name, const at::Tensor& tensor) {
     if (!tensor.defined()) return;
@@ -265,6 +331,17 @@ Json label_metrics(const LossOutput& output, const PairLogps& logps) {
   };
   add("rewards/", output.chosen_rewards);
   add("logps/", logps.chosen_logps);
+  if (metrics.contains("rewards/chosen") && metrics.contains("rewards/rejected")) {
+    metrics["rewards/margins"] = metrics["rewards/chosen"].get<double>() -
+                                 metrics["rewards/rejected"].get<double>();
+  }
+  if (logps.kl_limited_logratios.defined()) {
+    metrics["kl"] = std::max(0.0, mean_of(logps.kl_limited_logratios));
+  } else if (logps.kl_logps.defined() && logps.ref_kl_logps.defined()) {
+    metrics["kl"] = std::max(0.0, mean_of(logps.kl_logps - logps.ref_kl_logps));
+  } else if (loss.info().name == "kto") {
+    metrics["kl"] = 0;  // apo_zero_unpaired
+  }
   return metrics;
 }
 
@@ -286,7 +363,7 @@ void run_loss(const LossArguments& arguments, std::ostream& out) {
   Json result{{"loss", output.loss.item<double>()}, {"losses", losses}};
   add_gradients(table, output, result);
   result["metrics"] =
-      loss.requirements().labels ? label_metrics(output, logps) : pair_metrics(output, logps);
+      loss.requirements().labels ? label_metrics(loss, output, logps) : pair_metrics(output, logps);
   out << result.dump() << '\n';
 }
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/core/Tensor.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/exp.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
@@ -80,11 +82,10 @@ std::vector<std::pair<Json, std::string>> other_values(const FieldDoc& option) {
   return values;
 }
 
-/// The needs of a loss with one option set; nothing where that value cannot stand alone.
-std::optional<LossRequirements> needs_with(const LossEntry& entry, const std::string& option,
-                                           const Json& value) {
+/// The needs of a loss with some options set; nothing where it cannot have them.
+std::optional<LossRequirements> needs_with(const LossEntry& entry, const Json& options) {
   try {
-    return entry.make(detail::dump_json({{option, value}})).requirements();
+    return entry.make(detail::dump_json(options)).requirements();
   } catch (const ConfigError&) {
     return std::nullopt;
   }
@@ -95,7 +96,7 @@ std::vector<FurtherInputs> further_inputs(const LossEntry& entry) {
   std::vector<FurtherInputs> all;
   for (const FieldDoc& option : entry.options) {
     for (const auto& [value, setting] : other_values(option)) {
-      const auto needs = needs_with(entry, option.name, value);
+      const auto needs = needs_with(entry, {{option.name, value}});
       if (!needs) continue;
       FurtherInputs further{.setting = setting, .inputs = {}};
       for (const auto& input : inputs_of(*needs)) {
@@ -105,6 +106,67 @@ std::vector<FurtherInputs> further_inputs(const LossEntry& entry) {
     }
   }
   return all;
+}
+
+/// A value that a loss takes for an option.
+struct AcceptedValue {
+  Json value;
+  std::string with;  ///< the setting of another option that it needs beside it; empty: none
+};
+
+/// Values that show whether an option can have others than its default: all of a choice or a flag,
+/// some numbers.
+std::vector<Json> probes(const FieldDoc& option) {
+  std::vector<Json> values;
+  if (option.type == "number") {
+    for (const double x : {0.5, 0.25, 2.0, -0.5}) {
+      if (fmt::format("{}", x) != option.default_value) values.emplace_back(x);
+    }
+    return values;
+  }
+  for (const auto& [value, setting] : other_values(option)) values.push_back(value);
+  return values;
+}
+
+/// Whether a loss takes a value, by itself or beside one other setting.
+std::optional<AcceptedValue> accepted(const LossEntry& entry, const std::string& option,
+                                      const Json& value) {
+  if (needs_with(entry, {{option, value}})) return AcceptedValue{value, ""};
+  for (const FieldDoc& other : entry.options) {
+    if (other.name == option) continue;
+    for (const auto& [setting_value, setting] : other_values(other)) {
+      if (needs_with(entry, {{option, value}, {other.name, setting_value}})) {
+        return AcceptedValue{value, setting};
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+/// Those of probes() that a loss takes.
+std::vector<AcceptedValue> accepted_values(const LossEntry& entry, const FieldDoc& option) {
+  std::vector<AcceptedValue> values;
+  for (const Json& value : probes(option)) {
+    if (auto taken = accepted(entry, option.name, value)) values.push_back(std::move(*taken));
+  }
+  return values;
+}
+
+/// Whether an option is there for its default alone, as margin_scale is in a loss of both sides.
+bool is_fixed(const FieldDoc& option, const std::vector<AcceptedValue>& values) {
+  const bool is_probed = option.type == "number" || option.type == "flag";
+  if (is_probed) return values.empty();
+  return option.type == "choice" && values.size() == 1;
+}
+
+std::string range_in_words(const FieldDoc& option, const std::vector<AcceptedValue>& values) {
+  if (option.type != "choice") return option.range;
+  std::string text;
+  for (const AcceptedValue& taken : values) {
+    text += fmt::format("{}'{}'", text.empty() ? "" : ", ", taken.value.get<std::string>());
+    if (!taken.with.empty()) text += fmt::format(" ({})", taken.with);
+  }
+  return text;
 }
 
 /// The further wishes of a loss, in words.
@@ -124,10 +186,16 @@ std::vector<std::string> conditions_of(const LossRequirements& needs) {
 /// The value that leaves a loss as it is: the pair of LossAnchor, policy = reference.
 double neutral_value(std::string_view field) {
   if (field.ends_with("_lens")) return 5;
-  if (field.ends_with("_seq_kl") || field == "margins") return 0;
+  const bool is_ratio = field.ends_with("_seq_kl") || field.ends_with("_limited_logratios");
+  if (is_ratio || field == "margins") return 0;
   if (field == "labels" || field == "weights" || field == "label_probs") return 1;
   if (field.ends_with("_win_rates")) return 0.5;
   return -10;  // a log-prob
+}
+
+/// Of each token of the chosen completion, where all have the same.
+at::Tensor token_probability(const PairLogps& logps) {
+  return at::exp(logps.chosen_logps / neutral_value("chosen_lens"));
 }
 
 /// One row with the given log-ratios, after many whose rewards were 0 on average.
@@ -139,15 +207,20 @@ PairLogps one_row(const LossRequirements& needs, double chosen, double rejected)
     const std::int64_t size = field.per_sample ? needs.samples_per_prompt : 1;
     logps.*field.value = at::full({size}, neutral_value(field.name), at::kDouble);
   }
+  logps.chosen_limited_logratios += chosen;
+  logps.rejected_limited_logratios += rejected;
   logps.chosen_logps += chosen;
+  logps.chosen_confident_logps = logps.chosen_logps * token_probability(logps);
   logps.chosen_head_logps += chosen;
   logps.rejected_logps += rejected;
   logps.rejected_head_logps += rejected;
   return logps;
 }
 
-double sum_of(const at::Tensor& a, const at::Tensor& b) {
-  return (a.defined() ? a.item<double>() : 0) + (b.defined() ? b.item<double>() : 0);
+double sum_of(const std::vector<at::Tensor>& parts) {
+  double sum = 0;
+  for (const at::Tensor& part : parts) sum += part.defined() ? part.item<double>() : 0;
+  return sum;
 }
 
 /// [delta, loss, d loss / d delta] of the default options, at log-ratios delta/2 and -delta/2; of
@@ -161,9 +234,14 @@ Json curve_of(const Loss& loss) {
   Json curve = Json::array();
   for (int i = 0; i < kPoints; ++i) {
     const double delta = reach * (2.0 * i / (kPoints - 1) - 1);
-    const LossOutput out = loss(one_row(needs, share * delta, -share * delta));
-    const double slope = share * (sum_of(out.grad_chosen, out.grad_chosen_head) -
-                                  sum_of(out.grad_rejected, out.grad_rejected_head));
+    const PairLogps row = one_row(needs, share * delta, -share * delta);
+    const LossOutput out = loss(row);
+    const at::Tensor confident =
+        out.grad_confident.defined() ? out.grad_confident * token_probability(row) : at::Tensor();
+    const double slope =
+        share *
+        (sum_of({out.grad_chosen, out.grad_chosen_head, out.grad_chosen_limited, confident}) -
+         sum_of({out.grad_rejected, out.grad_rejected_head, out.grad_rejected_limited}));
     curve.push_back({delta, out.loss.item<double>(), slope});
   }
   return curve;
@@ -180,12 +258,24 @@ Json as_json(const LossEntry& entry) {
   }
   Json options = Json::array();
   for (const FieldDoc& option : entry.options) {
+    const auto values = accepted_values(entry, option);
+    Json choices = Json::array();
+    for (const AcceptedValue& taken : values) {
+      if (option.type == "choice") choices.push_back({{"value", taken.value}, {"with", taken.with}});
+    }
     options.push_back({{"name", option.name},
                        {"type", option.type},
                        {"default", option.default_value},
                        {"range", option.range},
+                       {"choices", std::move(choices)},
+                       {"fixed", is_fixed(option, values)},
                        {"doc", option.doc},
                        {"aliases", option.aliases}});
+  }
+  Json presets = Json::array();
+  for (const LossPreset& preset : info.presets) {
+    presets.push_back({{"name", preset.name},
+                       {"options", detail::parse_json<ConfigError>(preset.options, preset.name)}});
   }
   Json elsewhere = Json::array();
   for (const LossElsewhere& other : info.elsewhere) {
@@ -198,6 +288,7 @@ Json as_json(const LossEntry& entry) {
   }
   return {{"name", info.name},
           {"aliases", info.aliases},
+          {"presets", std::move(presets)},
           {"formula", info.formula},
           {"source", info.source},
           {"when_to_use", info.when_to_use},
@@ -221,6 +312,9 @@ void print_entry(const LossEntry& entry, std::ostream& out) {
   const LossInfo& info = entry.info;
   std::vector<std::vector<std::string>> facts{{"loss", info.name}};
   if (!info.aliases.empty()) facts.push_back({"aliases", joined(info.aliases)});
+  for (const LossPreset& preset : info.presets) {
+    facts.push_back({"preset", fmt::format("{}: {}", preset.name, preset.options)});
+  }
   facts.push_back({"formula", info.formula});
   facts.push_back({"source", info.source});
   if (!info.when_to_use.empty()) facts.push_back({"when", info.when_to_use});
@@ -245,7 +339,9 @@ void print_entry(const LossEntry& entry, std::ostream& out) {
   for (const FieldDoc& option : entry.options) {
     std::string meaning = option.doc;
     if (!option.aliases.empty()) meaning += " (also " + joined(option.aliases) + ")";
-    std::string range = option.range;
+    const auto values = accepted_values(entry, option);
+    if (is_fixed(option, values)) continue;
+    std::string range = range_in_words(option, values);
     if (range.size() > kWidestRange) meaning += "; one of " + std::exchange(range, "");
     table.push_back({option.name, option.type, option.default_value, range, meaning});
   }
@@ -274,7 +370,9 @@ void run_losses(const LossesArguments& arguments, std::ostream& out) {
   std::vector<std::vector<std::string>> table{{"loss", "aliases", "source"}};
   for (const auto& name : registered_losses()) {
     const LossInfo& info = find_loss(name).info;
-    table.push_back({info.name, joined(info.aliases), info.source});
+    std::vector<std::string> others = info.aliases;
+    for (const LossPreset& preset : info.presets) others.push_back(preset.name);
+    table.push_back({info.name, joined(others), info.source});
   }
   print_table(table, out);
 }

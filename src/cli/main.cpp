@@ -1,20 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <c10/util/Exception.h>
+#include <fcntl.h>
+#include <fmt/format.h>
 #include <malloc.h>
+#include <signal.h>  // NOLINT(modernize-deprecated-headers): sigaction is not in <csignal>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <functional>
+#include <initializer_list>
 #include <iostream>
+#include <sstream>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "cli/commands.h"
+#include "core/file.h"
 #include "core/memory.h"
 #include "core/simd_limit.h"
+#include "core/text.h"
 #include "prefopt/error.h"
 #include "prefopt/train/trainer.h"
 #include "prefopt/version.h"
@@ -34,25 +41,29 @@ enum ExitCode : int {
 };
 
 int fail(ExitCode code, std::string_view what) {
-  std::cerr << "prefopt: " << what << '\n';
+  std::cerr << "prefopt: " << detail::printable(what) << '\n';
   return code;
 }
 
 int fail_out_of_memory(std::string_view what) {
-  std::cerr << "prefopt: out of memory: " << what
-            << "; smaller train.micro_batch_size, data.max_length or model help\n";
-  return kOutOfMemory;
+  return fail(kOutOfMemory,
+              fmt::format("out of memory: {}; smaller train.micro_batch_size, data.max_length or "
+                          "model help",
+                          what));
 }
 
 std::string_view first_line(std::string_view text) { return text.substr(0, text.find('\n')); }
 
-/// Runs `command` and says in one sentence what went wrong.
-int exit_code_of(const std::function<void()>& command) {
+/// Runs `command` and says in one sentence what went wrong. `is_summary`: what it prints is only
+/// about files that it wrote, and nobody has to read it.
+int exit_code_of(const std::function<void()>& command, bool is_summary) {
   try {
     command();
     // A full disk or a closed pipe shows at the latest here.
     if (std::cout.flush()) return kOk;
-    return fail(kFailure, "stdout: expected to write the result, got an error");
+    return fail(is_summary ? kOk : kFailure,
+                is_summary ? "stdout: expected to write the summary, got an error; the run is whole"
+                           : "stdout: expected to write the result, got an error");
   } catch (const ConfigError& error) {
     return fail(kUsage, error.what());
   } catch (const DeviceError& error) {
@@ -102,12 +113,35 @@ void add_model(CLI::App& command, ModelArguments& arguments, std::string& device
       ->capture_default_str();
   command.add_option("--tokenizer", arguments.tokenizer,
                      "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
-                     "model's own, else byte");
+                     "adapter's or the model's own");
   command
-      .add_option("--chat-format", arguments.chat_format,
-                  "text that messages become, or auto: that of the tokenizer's template")
+      .add_option(
+          "--chat-format", arguments.chat_format,
+          "text that messages become, or auto: that of the run that made the model, else of "
+          "the tokenizer's template, else dialogue")
       ->capture_default_str();
   add_device(command, device);
+}
+
+void add_columns(CLI::App& command, ColumnArguments& arguments) {
+  command
+      .add_option("--columns", arguments.columns,
+                  "what the columns of the rows are: orca, alpaca, sharegpt, openai, pku, shp, "
+                  "ultrafeedback, completions, or {\"field\": \"column\"}")
+      ->type_name("NAME|JSON|@FILE");
+  command
+      .add_option("--unused", arguments.unused,
+                  "columns of prompts that nothing reads: error (the default) or note")
+      ->type_name("error|note");
+}
+
+void add_end_tokens(CLI::App& command, std::vector<std::string>& names) {
+  command
+      .add_option("--end-tokens,--eos-id", names,
+                  "ids or texts of the tokens that end a completion, -1: none; default: those of "
+                  "the model, the tokenizer and the chat format")
+      ->type_name("TOKEN")
+      ->allow_extra_args(false);
 }
 
 CLI::App* add_train(CLI::App& app, TrainArguments& arguments, std::string& device) {
@@ -152,9 +186,11 @@ CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
   command->add_option(
       "--tokenizer", arguments.tokenizer,
       "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
-      "model's own, else byte");
-  command->add_option("--chat-format", arguments.chat_format,
-                      "text that messages become, or auto: that of the tokenizer's template");
+      "model's own, byte without a model");
+  command->add_option(
+      "--chat-format", arguments.chat_format,
+      "text that messages become, or auto: that of the run that made the model, else of "
+      "the tokenizer's template, else dialogue");
   command->add_option("--max-prompt-length", arguments.max_prompt_length, "tokens; 0: no limit");
   command->add_option("--max-completion-length", arguments.max_completion_length,
                       "tokens; 0: no limit");
@@ -166,12 +202,14 @@ CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
   command->add_option("--loss", arguments.loss, "loss whose needs the rows have to meet")
       ->type_name("JSON|@FILE");
   command->add_flag("--json", arguments.json, "for programs");
+  add_columns(*command, arguments.columns);
   return command;
 }
 
 CLI::App* add_score(CLI::App& app, ScoreArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("score", "Log-probs of chosen and rejected, one line a row");
   add_model(*command, arguments, device);
+  add_columns(*command, arguments.columns);
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
   command->add_flag("--per-token", arguments.per_token,
                     "also the log-prob of each token, without the weights that sums may have");
@@ -191,6 +229,7 @@ CLI::App* add_loss(CLI::App& app, LossArguments& arguments) {
 CLI::App* add_grad(CLI::App& app, GradArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("grad", "A loss and its gradient through a model, one batch");
   add_model(*command, arguments, device);
+  add_columns(*command, arguments.columns);
   command->add_option("--ref", arguments.reference, "reference, for losses that need one")
       ->type_name("DIR");
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
@@ -211,19 +250,22 @@ CLI::App* add_losses(CLI::App& app, LossesArguments& arguments) {
 CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("generate", "Samples completions");
   add_model(*command, arguments, device);
+  add_columns(*command, arguments.columns);
+  command->add_option("--prompt", arguments.prompts, "text to continue; again for another")
+      ->type_name("TEXT")
+      ->allow_extra_args(false);
   command
-      ->add_option_function<std::string>(
-          "--prompt",
-          [&arguments](const std::string& text) {
-            arguments.prompt = text;
-            arguments.has_prompt = true;
-          },
-          "text to continue")
+      ->add_option("--message", arguments.messages,
+                   "what a user says, in the chat format; again for another conversation")
+      ->type_name("TEXT")
+      ->allow_extra_args(false);
+  command->add_option("--system", arguments.system, "system message before each --message")
       ->type_name("TEXT");
   command->add_option("--data", arguments.data, "rows with a prompt")->type_name("FILE");
   command->add_option("--samples", arguments.samples, "completions a prompt")
       ->capture_default_str();
   command->add_option("--max-new-tokens", arguments.max_new_tokens)->capture_default_str();
+  add_end_tokens(*command, arguments.end_tokens);
   command->add_option("--temperature", arguments.temperature, "0: greedy")->capture_default_str();
   command->add_option("--top-k", arguments.top_k, "0: off")->capture_default_str();
   command->add_option("--top-p", arguments.top_p)->capture_default_str();
@@ -247,10 +289,12 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device)
   command->add_option(
       "--tokenizer", arguments.tokenizer,
       "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
-      "reference's own, else byte");
+      "reference's own");
   command
-      ->add_option("--chat-format", arguments.chat_format,
-                   "text that messages become, or auto: that of the tokenizer's template")
+      ->add_option(
+          "--chat-format", arguments.chat_format,
+          "text that messages become, or auto: that of the run that made the model, else of "
+          "the tokenizer's template, else dialogue")
       ->capture_default_str();
   command->add_option("--beta", arguments.beta,
                       "of rewards and probabilities; default: the "
@@ -262,6 +306,7 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device)
   command->add_option("--prompts", arguments.prompts, "prompts to sample for; 0: all")
       ->capture_default_str();
   command->add_option("--max-new-tokens", arguments.max_new_tokens)->capture_default_str();
+  add_end_tokens(*command, arguments.end_tokens);
   command->add_option("--seed", arguments.seed)->capture_default_str();
   command
       ->add_option("--judge", arguments.judge,
@@ -277,6 +322,7 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device)
       ->type_name("DIR");
   command->add_flag("--json", arguments.json, "for programs");
   add_device(*command, device);
+  add_columns(*command, arguments.columns);
   return command;
 }
 
@@ -294,7 +340,7 @@ CLI::App* add_doctor(CLI::App& app, DoctorArguments& arguments) {
   command->add_option("--model", arguments.model, "model to open")->type_name("PATH");
   command->add_option("--adapter", arguments.adapter, "PEFT folder of a low-rank adapter")
       ->type_name("DIR");
-  command->add_option("--tokenizer", arguments.tokenizer, "default: the model's own, else byte");
+  command->add_option("--tokenizer", arguments.tokenizer, "default: the model's own");
   command->add_option("--chat-format", arguments.chat_format, "text that messages become")
       ->capture_default_str();
   command->add_option("--data", arguments.data, "rows to read")->type_name("FILE");
@@ -331,6 +377,22 @@ CLI::App* add_lab(CLI::App& app, LabArguments& arguments) {
   command->add_option("--first-seed", arguments.first_seed, "number of the first instance")
       ->capture_default_str();
   return command;
+}
+
+/// Runs `print` with a stream whose text comes to stdout without control characters, also where it
+/// throws. `for_programs`: JSON has no such characters but in texts, which it may not change.
+void print_table(bool for_programs, const std::function<void(std::ostream&)>& print) {
+  if (for_programs) return print(std::cout);
+  struct Table {
+    std::ostringstream text;
+    ~Table() { std::cout << detail::printable(text.str(), /*keep_lines=*/true); }
+  } table;
+  print(table.text);
+}
+
+/// Where the drive has no links, `last` and `best` of a run's checkpoints are files.
+void follow_links(const std::vector<std::string*>& paths) {
+  for (std::string* path : paths) *path = detail::followed(*path);
 }
 
 /// `data check`.
@@ -380,17 +442,30 @@ int run(int argc, char** argv) {
   train.terminal_width = terminal_width(STDERR_FILENO);
 
   const std::vector<std::pair<CLI::App*, std::function<void()>>> commands{
-      {add_train(app, train, device), [&] { run_train(train, std::cout, std::cerr); }},
+      {add_train(app, train, device),
+       [&] {
+         print_table(train.print_config,
+                     [&](std::ostream& out) { run_train(train, out, std::cerr); });
+       }},
       {add_report(app, report), [&] { run_report(report, std::cout); }},
-      {add_data_check(app, data_check), [&] { run_data_check(data_check, std::cout); }},
-      {add_score(app, score, device), [&] { run_score(score, std::cout); }},
+      {add_data_check(app, data_check), 
+       [&] {
+         print_table(data_check.json, [&](std::ostream& out) { run_data_check(data_check, out); });
+       }},
+      {add_score(app, score, device), [&] { run_score(score, std::cout, std::cerr); }},
       {add_loss(app, loss), [&] { run_loss(loss, std::cout); }},
-      {add_grad(app, grad, device), [&] { run_grad(grad, std::cout); }},
+      {add_grad(app, grad, device), [&] { run_grad(grad, std::cout, std::cerr); }},
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
-      {add_generate(app, generate, device), [&] { run_generate(generate, std::cout); }},
-      {add_eval(app, eval, device), [&] { run_eval(eval, std::cout, std::cerr); }},
+      {add_generate(app, generate, device), [&] { run_generate(generate, std::cout, std::cerr); }},
+      {add_eval(app, eval, device),
+       [&] {
+         print_table(eval.json, [&](std::ostream& out) { run_eval(eval, out, std::cerr); });
+       }},
       {add_export(app, exported, device), [&] { run_export(exported, std::cerr); }},
-      {add_doctor(app, doctor), [&] { run_doctor(doctor, std::cout); }},
+      {add_doctor(app, doctor),
+       [&] {
+         print_table(doctor.json, [&](std::ostream& out) { run_doctor(doctor, out); });
+       }},
       {add_tokenize(app, tokenize), [&] { run_tokenize(tokenize, std::cout); }},
       {add_lab(app, lab), [&] { run_lab(lab, std::cout, std::cerr); }},
   };
@@ -404,18 +479,61 @@ int run(int argc, char** argv) {
     }
     return fail(kUsage, std::string(error.what()) + "; see " + help);
   }
-  return exit_code_of([&] {
-    if (const auto limit = detail::simd_limit_of_environment()) detail::hold_simd(*limit);
-    check_device(device);
-    for (const auto& [command, run_command] : commands) {
-      if (command->parsed()) run_command();
-    }
-  });
+  for (ModelArguments* model :
+       std::initializer_list<ModelArguments*>{&score, &grad, &generate, &exported, &doctor}) {
+    follow_links({&model->model, &model->adapter, &model->tokenizer});
+  }
+  follow_links({&grad.reference, &eval.reference, &eval.tokenizer, &data_check.model,
+                &data_check.tokenizer, &tokenize.tokenizer});
+  for (std::string& model : eval.models) follow_links({&model});
+  const bool is_summary =
+      app.got_subcommand("train") && !train.print_config && !train.dry_run;
+  return exit_code_of(
+      [&] {
+        if (const auto limit = detail::simd_limit_of_environment()) detail::hold_simd(*limit);
+        check_device(device);
+        for (const auto& [command, run_command] : commands) {
+          if (command->parsed()) run_command();
+        }
+      },
+      is_summary);
+}
+
+/// Where a standard stream is closed, the first file that is opened would take its place and get
+/// what is printed. It gets a stream that nothing can be written to or read from.
+void open_standard_streams() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(stream, F_GETFD) >= 0) continue;
+    ::open("/dev/null", stream == STDIN_FILENO ? O_WRONLY : O_RDONLY);  // takes the lowest number
+  }
+}
+
+extern "C" void say_that_a_file_shrank(int) {
+  constexpr std::string_view kText =
+      "prefopt: expected a file that is read to stay as it is, got one that was cut short "
+      "(SIGBUS)\n";
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kText.data(), kText.size());
+  ::_exit(kModelFile);
+}
+
+/// A reader of the output that ends, or a file that may not grow further, is an error of a write
+/// and not the end of a run that has something to save. Processes that are started report their
+/// end, whatever the caller of this one ignores.
+void set_signals() {
+  ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);
+  ::signal(SIGCHLD, SIG_DFL);
+  struct sigaction action {};
+  action.sa_handler = say_that_a_file_shrank;
+  ::sigemptyset(&action.sa_mask);
+  ::sigaction(SIGBUS, &action, nullptr);
 }
 
 }  // namespace
 
 int run_command_line(int argc, char** argv) {
+  open_standard_streams();
+  set_signals();
   keep_freed_memory();
   return run(argc, argv);
 }

@@ -8,6 +8,7 @@
 #include <ostream>
 #include <utility>
 
+#include "core/text.h"
 #include "train/metrics.h"
 
 namespace prefopt::cli {
@@ -47,7 +48,7 @@ double StepClock::lap() {
 
 void Progress::note(const std::string& line) {
   clock_.skip();
-  print(line);
+  print(detail::printable(line));
 }
 
 void Progress::step(std::int64_t step, std::int64_t total, const Metrics& metrics) {

@@ -36,14 +36,18 @@ double unsigned_nan(double value) { return std::isnan(value) ? std::abs(value) :
 
 }  // namespace
 
-void run_score(const ScoreArguments& arguments, std::ostream& out) {
+void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream& err) {
   if (arguments.batch < 1) {
     throw ConfigError(fmt::format("--batch: expected at least 1, got {}", arguments.batch));
   }
   const auto tokenizer = load_tokenizer(arguments);
-  const auto policy = load_model(arguments);
-  const auto pairs = read_pairs(arguments.data, *tokenizer, arguments.chat_format, {});
+  const auto policy = load_model(arguments, err);
+  const auto pairs =
+      read_pairs(arguments.data, *tokenizer, arguments.chat_format,
+                 {.context_length = policy->options().max_position_embeddings},
+                 arguments.columns, err);
   detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
+  detail::check_row_lengths(pairs, *policy, arguments.data);
 
   const at::NoGradGuard no_grad;
   const auto batch_size = static_cast<std::size_t>(arguments.batch);

@@ -4,37 +4,64 @@
 #include <signal.h>  // NOLINT(modernize-deprecated-headers): sigaction is not in <csignal>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
+
+#include "core/subprocess.h"
 
 namespace prefopt::cli {
 namespace {
 
+constexpr std::array kEnding = {SIGINT, SIGTERM, SIGHUP};
+
 // A handler can reach nothing else.
 std::atomic<bool> signal_has_come = false;
+std::atomic<bool> is_urgent = false;
 static_assert(std::atomic<bool>::is_always_lock_free);
 
 extern "C" void remember_signal(int number) {
   constexpr int kEndedBySignal = 128;
-  if (signal_has_come.exchange(true)) ::_exit(kEndedBySignal + number);
+  signal_has_come = true;
+  // A terminal that closes sends several SIGHUP, and service managers one after SIGTERM: that is
+  // nobody's second wish.
+  if (number == SIGHUP) return;
+  if (is_urgent.exchange(true)) ::_exit(kEndedBySignal + number);
 }
 
-void set_handler(void (*handler)(int)) {
-  struct sigaction action {};
-  action.sa_handler = handler;
-  action.sa_flags = SA_RESTART;
-  ::sigemptyset(&action.sa_mask);
-  for (const int number : {SIGINT, SIGTERM}) ::sigaction(number, &action, nullptr);
+extern "C" void end_groups_and_process(int number) {
+  detail::end_process_groups();
+  ::signal(number, SIG_DFL);
+  ::raise(number);
 }
 
 }  // namespace
 
-StopSignal::StopSignal() {
-  signal_has_come = false;
-  set_handler(remember_signal);
+SignalHandlers::SignalHandlers(void (*handler)(int), int flags) {
+  struct sigaction action {};
+  action.sa_handler = handler;
+  action.sa_flags = flags;
+  ::sigemptyset(&action.sa_mask);
+  for (std::size_t i = 0; i < kEnding.size(); ++i) {
+    ::sigaction(kEnding[i], nullptr, &before_[i]);
+    // nohup's wish.
+    const bool is_ignored = kEnding[i] == SIGHUP && before_[i].sa_handler == SIG_IGN;
+    if (!is_ignored) ::sigaction(kEnding[i], &action, nullptr);
+  }
 }
 
-StopSignal::~StopSignal() { set_handler(SIG_DFL); }
+SignalHandlers::~SignalHandlers() {
+  for (std::size_t i = 0; i < kEnding.size(); ++i) ::sigaction(kEnding[i], &before_[i], nullptr);
+}
+
+StopSignal::StopSignal() : handlers_(remember_signal, SA_RESTART) {}
+
+StopSignal::~StopSignal() {
+  signal_has_come = false;
+  is_urgent = false;
+}
 
 bool StopSignal::has_come() const { return signal_has_come; }
+
+EndOfGroups::EndOfGroups() : handlers_(end_groups_and_process, SA_NODEFER) {}
 
 }  // namespace prefopt::cli

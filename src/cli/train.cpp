@@ -6,7 +6,9 @@
 #include <cerrno>
 #include <filesystem>
 #include <ostream>
+#include <string>
 #include <system_error>
+#include <vector>
 
 #include "cli/commands.h"
 #include "cli/progress.h"
@@ -16,6 +18,7 @@
 #include "core/memory.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
+#include "prefopt/options.h"
 #include "prefopt/train/run.h"
 #include "train/metrics.h"
 
@@ -24,9 +27,28 @@ namespace {
 
 using detail::Json;
 
-// A value is JSON where it can be read as such, else text: `--set data.train=rows.jsonl`.
-Json set_value(const std::string& text, const std::string& where) {
-  return Json::accept(text) ? detail::parse_json<ConfigError>(text, where) : Json(text);
+/// Whether the option of this path, by its name or an alias, is a text.
+bool is_text_option(const std::string& path) {
+  const auto dot = path.rfind('.');
+  const std::string group = dot == std::string::npos ? "" : path.substr(0, dot + 1);
+  const std::string last = path.substr(group.size());
+  static const std::vector<FieldDoc> kOptions = describe_options<RunOptions>();
+  return std::any_of(kOptions.begin(), kOptions.end(), [&](const FieldDoc& option) {
+    if (option.type != "text" || !option.name.starts_with(group)) return false;
+    const std::string name = option.name.substr(group.size());
+    if (name.find('.') != std::string::npos) return false;
+    return name == last ||
+           std::find(option.aliases.begin(), option.aliases.end(), last) != option.aliases.end();
+  });
+}
+
+// A value is JSON where it can be read as such, else text: `--set data.train=rows.jsonl`. An option
+// that is a text takes any value as it is written, as `--set output_dir=2024`, but a JSON text.
+Json set_value(const std::string& path, const std::string& text, const std::string& where) {
+  if (!Json::accept(text)) return text;
+  const bool is_json_text = text.find_first_not_of(" \t\r\n") == text.find('"');
+  if (is_text_option(path) && !is_json_text) return text;
+  return detail::parse_json<ConfigError>(text, where);
 }
 
 // `a.b=value` makes {"a": {"b": value}} of whatever was there.
@@ -50,7 +72,7 @@ void apply_set(const std::string& set, Json& config) {
     object = &inner;
     begin = dot + 1;
   }
-  (*object)[path.substr(begin)] = set_value(set.substr(equals + 1), where);
+  (*object)[path.substr(begin)] = set_value(path, set.substr(equals + 1), where);
 }
 
 RunOptions read_options(const TrainArguments& arguments) {

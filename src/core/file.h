@@ -26,9 +26,19 @@ std::string try_write_parts(const std::string& path, std::size_t count,
 std::string try_make_directory(const std::string& path);
 /// Renames and fsyncs the parent of `to`. Empty on success.
 std::string try_move(const std::string& from, const std::string& to);
-/// A symbolic link at `path`, made beside it and renamed over it, parent fsynced: whoever looks
-/// sees the old link or the new one. Empty on success.
+/// Makes a symbolic link at `path`, next to it and renamed over it, parent fsynced: whoever looks
+/// sees the old link or the new one. Where the drive has no links it is a small file that names
+/// `target`, which `followed` reads. Empty on success.
 std::string try_link(const std::string& target, const std::string& path);
+/// Returns what the link at `path`, or the file in its place, names; empty for anything else.
+std::string link_target(const std::string& path);
+/// Returns the path that the file in place of a link names; any other path as it is.
+std::string followed(const std::string& path);
+
+/// Removes files NAME.XXXXXX that a killed process left in `folder` while it wrote NAME, of the
+/// names that `is_ours` takes. What a living process writes, or what cannot be removed, stays.
+void remove_unfinished_files(const std::string& folder,
+                             const std::function<bool(std::string_view name)>& is_ours);
 
 /// A file that grows at its end.
 class AppendedFile {

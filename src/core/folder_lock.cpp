@@ -19,7 +19,7 @@ namespace {
 /// To write to as well, which some network drives want of a lock, or else to read: what may not be
 /// written to, as a file of another user, locks as well. `errno` is that of the first try.
 Descriptor open_lock(const std::string& path) {
-  Descriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+  Descriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
   if (file.get() >= 0) return file;
   const int why = errno;
   Descriptor to_read(::open(path.c_str(), O_RDONLY | O_CLOEXEC));

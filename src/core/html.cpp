@@ -1,18 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/html.h"
 
+#include "core/text.h"
 #include "core/utf8.h"
 
 namespace prefopt::detail {
 namespace {
 
 bool is_control(unsigned char c) { return (c < 0x20 && c != '\n' && c != '\t') || c == 0x7f; }
-
-// U+2400 and on show the first 32 characters, U+2421 the last of ASCII.
-void append_picture(unsigned char control, std::string& out) {
-  out += "\xe2\x90";
-  out += static_cast<char>(0x80 + (control == 0x7f ? 0x21 : control));
-}
 
 }  // namespace
 

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/text.h"
+
 namespace prefopt::detail {
 namespace {
 
@@ -96,9 +98,7 @@ std::string shown_text(std::string text) {
     while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
     text.resize(end);
   }
-  for (auto at = text.find('\0'); at != std::string::npos; at = text.find('\0', at)) {
-    text.replace(at, 1, "\uFFFD");
-  }
+  text = printable(text);
   return fits ? text : text + "…";
 }
 

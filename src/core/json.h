@@ -53,8 +53,8 @@ std::string dump_json(const Value& value, int indent = -1) {
   return value.dump(indent, ' ', false, Value::error_handler_t::replace);
 }
 
-/// `text` for an error: a file decides how long it is, and zero bytes would end the message. Its
-/// first 300 bytes at most, with zero bytes as U+FFFD.
+/// `text` for an error: a file decides how long it is and what it holds. Its first 300 bytes at
+/// most, `printable`.
 std::string shown_text(std::string text);
 
 /// dump_json, shortened for an error.

@@ -11,9 +11,11 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <ctime>
 #include <system_error>
 #include <thread>
 
@@ -62,7 +64,12 @@ class SpawnOptions {
     ::posix_spawn_file_actions_adddup2(&actions_, connection, STDOUT_FILENO);
     ::posix_spawnattr_init(&attributes_);
     ::posix_spawnattr_setpgroup(&attributes_, 0);
-    ::posix_spawnattr_setflags(&attributes_, POSIX_SPAWN_SETPGROUP);
+    // What this process ignores, a program would ignore as well.
+    sigset_t defaults;
+    ::sigemptyset(&defaults);
+    for (const int number : {SIGPIPE, SIGCHLD, SIGXFSZ}) ::sigaddset(&defaults, number);
+    ::posix_spawnattr_setsigdefault(&attributes_, &defaults);
+    ::posix_spawnattr_setflags(&attributes_, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF);
   }
   ~SpawnOptions() {
     ::posix_spawnattr_destroy(&attributes_);
@@ -87,21 +94,42 @@ class SpawnOptions {
   posix_spawnattr_t attributes_{};
 };
 
+/// Leaders of the groups that live; more than that are not ended by a signal. A signal handler may
+/// read nothing else.
+std::array<std::atomic<pid_t>, 64> groups{};
+static_assert(std::atomic<pid_t>::is_always_lock_free);
+
+/// Puts `leader` in the first place that holds `before`; 0: a free one.
+void replace_group(pid_t before, pid_t leader) {
+  for (auto& group : groups) {
+    pid_t expected = before;
+    if (group.compare_exchange_strong(expected, leader)) return;
+  }
+}
+
 }  // namespace
 
 LineProcess::LineProcess(const std::vector<std::string>& command) {
   Connection connection = Connection::open();
   pid_ = SpawnOptions(connection.theirs.get()).start(command);
   socket_ = connection.ours.release();
+  replace_group(0, pid_);
 }
 
 LineProcess::~LineProcess() {
   // The end of its input is what a program of good manners ends at.
   ::close(socket_);
   constexpr milliseconds kPatience{200};
-  if (!has_exited(kPatience)) ::kill(-pid_, SIGTERM);
-  if (!has_exited(kPatience)) ::kill(-pid_, SIGKILL);
-  if (!exited_) ::waitpid(pid_, &status_, 0);
+  constexpr milliseconds kShort{50};
+  const bool was_polite = has_exited(kPatience);
+  // The group may have other members, and keeps its number until the program is reaped.
+  if (!reaped_ && ::kill(-pid_, SIGTERM) == 0) {
+    if (was_polite) std::this_thread::sleep_for(kShort);
+    has_exited(kPatience);
+    if (!reaped_) ::kill(-pid_, SIGKILL);
+  }
+  replace_group(pid_, 0);
+  while (!reaped_ && ::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) continue;
 }
 
 std::string LineProcess::ask(std::string_view line, milliseconds limit) {
@@ -159,22 +187,45 @@ void LineProcess::receive_some() {
 }
 
 std::string LineProcess::end_of_process() {
-  if (!has_exited(milliseconds(1000))) return "the end of its output";
-  if (WIFSIGNALED(status_)) {
-    return fmt::format("its end by signal {} ({})", WTERMSIG(status_),
-                       ::strsignal(WTERMSIG(status_)));
+  if (!has_exited(milliseconds(1000)) || !end_.is_known) return "the end of its output";
+  if (end_.by_signal) {
+    return fmt::format("its end by signal {} ({})", end_.status, ::strsignal(end_.status));
   }
-  return fmt::format("its end with exit status {}", WEXITSTATUS(status_));
+  return fmt::format("its end with exit status {}", end_.status);
 }
 
 bool LineProcess::has_exited(milliseconds limit) {
   const auto deadline = Clock::now() + limit;
   while (!exited_) {
-    exited_ = ::waitpid(pid_, &status_, WNOHANG) == pid_;
+    siginfo_t info{};
+    const int result =
+        ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT);
+    if (result == 0 && info.si_pid == pid_) {
+      exited_ = true;
+      end_ = {.is_known = true, .by_signal = info.si_code != CLD_EXITED, .status = info.si_status};
+    } else if (result != 0 && errno == ECHILD) {
+      // Its number may be another process's by now.
+      exited_ = reaped_ = true;
+    }
     if (exited_ || Clock::now() >= deadline) break;
     std::this_thread::sleep_for(milliseconds(2));
   }
   return exited_;
+}
+
+void end_process_groups() {
+  const auto signal_all = [](int number) {
+    bool any = false;
+    for (const auto& group : groups) {
+      const pid_t leader = group;
+      if (leader > 0 && ::kill(-leader, number) == 0) any = true;
+    }
+    return any;
+  };
+  if (!signal_all(SIGTERM)) return;
+  constexpr timespec kPatience{.tv_sec = 0, .tv_nsec = 100'000'000};
+  ::nanosleep(&kPatience, nullptr);
+  signal_all(SIGKILL);
 }
 
 }  // namespace prefopt::detail

@@ -18,7 +18,9 @@ struct ProcessFailure : std::runtime_error {
 };
 
 /// A program that answers each line on its stdin by a line on its stdout. Its stderr is that of
-/// this process. It runs in a process group of its own, which ends with this object.
+/// this process. It runs in a process group of its own, which ends with this object, whether the
+/// program itself has ended before or not. Where SIGCHLD is ignored the system does not say how a
+/// program ended, and of a group whose program has ended nothing more is known.
 class LineProcess {
  public:
   /// `command` is the program, looked for in PATH, and its arguments.
@@ -34,13 +36,26 @@ class LineProcess {
   void send_some(std::string_view& rest);
   void receive_some();
   std::string end_of_process();
+  /// Whether the program ends within this time. It is not reaped: its group keeps its number.
   bool has_exited(std::chrono::milliseconds limit);
+
+  /// How the program ended, as waitid tells it.
+  struct End {
+    bool is_known = false;
+    bool by_signal = false;
+    int status = 0;  ///< exit status or signal
+  };
 
   pid_t pid_ = -1;
   int socket_ = -1;
   bool exited_ = false;
-  int status_ = 0;
+  bool reaped_ = false;  ///< by the system, where SIGCHLD is ignored
+  End end_;
   std::string received_;  // and not yet taken
 };
+
+/// Ends the process groups of all LineProcess objects, for a process that is about to be ended by a
+/// signal and destroys nothing. Calls only what a signal handler may call.
+void end_process_groups();
 
 }  // namespace prefopt::detail

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/system_calls.h"
 
-#include <stdlib.h>  // NOLINT(modernize-deprecated-headers): mkostemp is not in <cstdlib>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,7 +10,8 @@
 namespace prefopt::detail {
 
 SystemCalls& system_calls() {
-  static SystemCalls calls{.mkostemp = ::mkostemp,
+  static SystemCalls calls{.open = [](const char* path, int flags,
+                                      mode_t mode) { return ::open(path, flags, mode); },
                            .write = ::write,
                            .fsync = ::fsync,
                            .close = ::close,

@@ -10,7 +10,7 @@ namespace prefopt::detail {
 /// The system calls that this library changes files with. Tests put others in their place, to see
 /// what a full disk or a broken one leaves behind; nothing else writes to this table.
 struct SystemCalls {
-  int (*mkostemp)(char* name, int flags);
+  int (*open)(const char* path, int flags, mode_t mode);
   ssize_t (*write)(int fd, const void* bytes, std::size_t count);
   int (*fsync)(int fd);
   int (*close)(int fd);

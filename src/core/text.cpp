@@ -4,7 +4,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <numeric>
+
+#include "core/utf8.h"
 
 namespace prefopt::detail {
 namespace {
@@ -27,7 +30,39 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return above[b.size()];
 }
 
+// C1 controls, which a terminal obeys as well, and marks of direction, which reorder what follows.
+bool is_hidden(char32_t c) {
+  return (c >= 0x80 && c <= 0x9f) || (c >= 0x202a && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
+}
+
 }  // namespace
+
+void append_picture(unsigned char control, std::string& out) {
+  // U+2400 and on show the first 32 characters, U+2421 the last of ASCII.
+  out += "\xe2\x90";
+  out += static_cast<char>(0x80 + (control == 0x7f ? 0x21 : control));
+}
+
+std::string printable(std::string_view text, bool keep_lines) {
+  std::string out;
+  out.reserve(text.size());
+  for (std::size_t at = 0; at < text.size();) {
+    const Utf8Character character = utf8_character(text, at);
+    const char32_t code = character.code;
+    const bool is_kept = keep_lines && (code == '\n' || code == '\t');
+    if (!character.valid) {
+      out += "\uFFFD";
+    } else if ((code < 0x20 && !is_kept) || code == 0x7f) {
+      append_picture(static_cast<unsigned char>(code), out);
+    } else if (is_hidden(code)) {
+      out += fmt::format("\\u{:04x}", static_cast<std::uint32_t>(code));
+    } else {
+      out.append(text, at, character.length);
+    }
+    at += character.length;
+  }
+  return out;
+}
 
 std::string nearest(std::string_view name, const std::vector<std::string_view>& candidates) {
   std::string best;

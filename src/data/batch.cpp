@@ -33,6 +33,25 @@ void check_weights(std::span<const double> weights, std::span<const std::int64_t
                                where, completion.size(), part, holder, index, weights.size()));
 }
 
+void check_mask(std::span<const std::uint8_t> mask, std::span<const std::int64_t> completion,
+                std::string_view where, std::string_view part, std::string_view holder,
+                std::size_t index) {
+  if (mask.empty()) return;
+  if (mask.size() != completion.size()) {
+    throw ShapeError(fmt::format("{}: expected a mask of {} tokens of the {} in {} {}, got {}",
+                                 where, completion.size(), part, holder, index, mask.size()));
+  }
+  if (counted_tokens(completion, mask) == 0) {
+    throw ShapeError(
+        fmt::format("{}: expected a {} of at least one token that counts in {} {}, got none", where,
+                    part, holder, index));
+  }
+}
+
+bool counts(std::span<const std::uint8_t> mask, std::size_t token) {
+  return mask.empty() || mask[token] != 0;
+}
+
 constexpr std::string_view kPromptHint = "; nothing predicts the first completion token";
 
 /// Lays sequences out in one stream, group after group.
@@ -74,7 +93,7 @@ class Packer {
   }
 
   std::int64_t token(std::size_t sequence, std::int64_t place) const {
-    const auto& [prompt, completion, weights] = sequences_[sequence];
+    const auto& [prompt, completion, weights, mask] = sequences_[sequence];
     const std::int64_t prompts = std::ssize(prompt);
     return place < prompts ? prompt[static_cast<std::size_t>(place)]
                            : completion[static_cast<std::size_t>(place - prompts)];
@@ -116,6 +135,7 @@ class Packer {
       append(s, group.shared, inputs(s));
       group.branches.push_back(std::ssize(ids_) - branch);
       for (std::int64_t place = prompt; place <= inputs(s); ++place) {
+        if (!counts(sequences_[s].mask, static_cast<std::size_t>(place - prompt))) continue;
         const bool is_shared = place <= group.shared;
         const std::int64_t row = (is_shared ? group.begin : branch - group.shared) + place - 1;
         const std::int64_t target = token(s, place);
@@ -155,10 +175,9 @@ at::Tensor weights_of(const std::vector<TokenSequence>& sequences) {
   if (std::none_of(sequences.begin(), sequences.end(), has_some)) return {};
   std::vector<double> weights;
   for (const TokenSequence& sequence : sequences) {
-    if (has_some(sequence)) {
-      weights.insert(weights.end(), sequence.weights.begin(), sequence.weights.end());
-    } else {
-      weights.insert(weights.end(), sequence.completion.size(), 1.0);
+    for (std::size_t t = 0; t < sequence.completion.size(); ++t) {
+      if (!counts(sequence.mask, t)) continue;
+      weights.push_back(has_some(sequence) ? sequence.weights[t] : 1.0);
     }
   }
   return at::tensor(weights, at::kDouble);
@@ -166,7 +185,7 @@ at::Tensor weights_of(const std::vector<TokenSequence>& sequences) {
 
 TokenBatch lay_out(const std::vector<TokenSequence>& sequences) {
   std::size_t longest = 0;
-  for (const auto& [prompt, completion, weights] : sequences) {
+  for (const auto& [prompt, completion, weights, mask] : sequences) {
     longest = std::max(longest, prompt.size() + completion.size());
   }
   const auto count = static_cast<std::int64_t>(sequences.size());
@@ -181,12 +200,12 @@ TokenBatch lay_out(const std::vector<TokenSequence>& sequences) {
   auto* attended = batch.attention_mask.mutable_data_ptr<bool>();
   auto* completed = batch.completion_mask.mutable_data_ptr<bool>();
   auto* lens = batch.completion_lens.mutable_data_ptr<std::int64_t>();
-  for (const auto& [prompt, completion, weights] : sequences) {
+  for (const auto& [prompt, completion, weights, mask] : sequences) {
     const std::size_t tokens = prompt.size() + completion.size();
     std::copy(completion.begin(), completion.end(), std::copy(prompt.begin(), prompt.end(), ids));
     std::fill_n(attended, tokens, true);
-    std::fill_n(completed + prompt.size(), completion.size(), true);
-    *lens++ = static_cast<std::int64_t>(completion.size());
+    for (std::size_t t = 0; t < completion.size(); ++t) completed[prompt.size() + t] = counts(mask, t);
+    *lens++ = counted_tokens(completion, mask);
     ids += width;
     attended += width;
     completed += width;
@@ -195,6 +214,12 @@ TokenBatch lay_out(const std::vector<TokenSequence>& sequences) {
 }
 
 }  // namespace
+
+std::int64_t counted_tokens(std::span<const std::int64_t> completion,
+                            std::span<const std::uint8_t> mask) {
+  return mask.empty() ? std::ssize(completion)
+                      : std::ssize(mask) - std::count(mask.begin(), mask.end(), std::uint8_t{0});
+}
 
 TokenBatch TokenBatch::to(const at::Device& device) const {
   try {
@@ -222,6 +247,8 @@ TokenBatch make_batch(const std::vector<TokenSequence>& sequences) {
     check_part(sequences[i].completion, "make_batch", "completion", "sequence", i, "");
     check_weights(sequences[i].weights, sequences[i].completion, "make_batch", "completion",
                   "sequence", i);
+    check_mask(sequences[i].mask, sequences[i].completion, "make_batch", "completion", "sequence",
+               i);
   }
   return lay_out(sequences);
 }
@@ -241,6 +268,14 @@ void check_token_weights(const TokenBatch& batch, std::string_view where) {
 }
 
 TokenBatch select_sequences(const TokenBatch& batch, const std::vector<std::int64_t>& sequences) {
+  for (const at::Tensor& tensor : {batch.input_ids, batch.attention_mask, batch.completion_mask,
+                                   batch.completion_lens, batch.token_weights}) {
+    if (!tensor.defined() || tensor.is_cpu()) continue;
+    throw DeviceError(
+        fmt::format("select_sequences: expected a batch on the CPU, got one on {}; "
+                    "batch.to(at::kCPU) is one",
+                    tensor.device().str()));
+  }
   const std::int64_t width = batch.input_ids.size(1);
   const at::Tensor ids = batch.input_ids.contiguous();
   const at::Tensor attended = batch.attention_mask.contiguous();
@@ -250,19 +285,26 @@ TokenBatch select_sequences(const TokenBatch& batch, const std::vector<std::int6
       batch.token_weights.defined() ? batch.token_weights.contiguous() : at::Tensor();
   const at::Tensor ends = batch.completion_lens.cumsum(0).contiguous();
   std::vector<std::vector<std::int64_t>> prompts(sequences.size()), completions(sequences.size());
+  std::vector<TokenMask> masks(sequences.size());
+  std::vector<std::vector<double>> weights_of_all(sequences.size());
   std::vector<TokenSequence> selected;
   for (std::size_t i = 0; i < sequences.size(); ++i) {
     for (std::int64_t at = sequences[i] * width; at < (sequences[i] + 1) * width; ++at) {
       if (!attended.const_data_ptr<bool>()[at]) continue;
-      auto& part = completed.const_data_ptr<bool>()[at] ? completions[i] : prompts[i];
-      part.push_back(ids.const_data_ptr<std::int64_t>()[at]);
+      const bool is_counted = completed.const_data_ptr<bool>()[at];
+      const bool is_prompt = !is_counted && completions[i].empty();
+      (is_prompt ? prompts[i] : completions[i]).push_back(ids.const_data_ptr<std::int64_t>()[at]);
+      if (!is_prompt) masks[i].push_back(is_counted ? 1 : 0);
     }
-    selected.push_back({prompts[i], completions[i]});
-    if (weights.defined()) {
-      const double* end =
-          weights.const_data_ptr<double>() + ends.const_data_ptr<std::int64_t>()[sequences[i]];
-      selected.back().weights = {end - std::ssize(completions[i]), end};
+    selected.push_back({prompts[i], completions[i], {}, masks[i]});
+    if (!weights.defined()) continue;
+    const std::int64_t counted = counted_tokens(completions[i], masks[i]);
+    const double* next = weights.const_data_ptr<double>() +
+                         ends.const_data_ptr<std::int64_t>()[sequences[i]] - counted;
+    for (const std::uint8_t is_counted : masks[i]) {
+      weights_of_all[i].push_back(is_counted != 0 ? *next++ : 0.0);
     }
+    selected.back().weights = weights_of_all[i];
   }
   return make_batch(selected);
 }
@@ -277,19 +319,22 @@ TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs, bool with_reject
     check_part(pairs[i].prompt, kWhere, "prompt", "pair", i, kPromptHint);
     check_part(pairs[i].chosen, kWhere, "chosen completion", "pair", i, "");
     check_weights(pairs[i].chosen_weights, pairs[i].chosen, kWhere, "chosen completion", "pair", i);
-    sequences.push_back({pairs[i].prompt, pairs[i].chosen, pairs[i].chosen_weights});
+    check_mask(pairs[i].chosen_mask, pairs[i].chosen, kWhere, "chosen completion", "pair", i);
+    sequences.push_back({pairs[i].prompt, pairs[i].chosen, pairs[i].chosen_weights, pairs[i].chosen_mask});
   }
   for (std::size_t i = 0; with_rejected && i < pairs.size(); ++i) {
     check_part(pairs[i].rejected, kWhere, "rejected completion", "pair", i,
                "; rows with one completion need with_rejected = false");
     check_weights(pairs[i].rejected_weights, pairs[i].rejected, kWhere, "rejected completion",
                   "pair", i);
-    sequences.push_back({pairs[i].prompt, pairs[i].rejected, pairs[i].rejected_weights});
+    check_mask(pairs[i].rejected_mask, pairs[i].rejected, kWhere, "rejected completion", "pair", i);
+    sequences.push_back({pairs[i].prompt, pairs[i].rejected, pairs[i].rejected_weights, pairs[i].rejected_mask});
   }
   for (std::size_t i = 0; with_gold && i < pairs.size(); ++i) {
     check_part(pairs[i].gold, kWhere, "gold completion", "pair", i, "");
     check_weights(pairs[i].gold_weights, pairs[i].gold, kWhere, "gold completion", "pair", i);
-    sequences.push_back({pairs[i].prompt, pairs[i].gold, pairs[i].gold_weights});
+    check_mask(pairs[i].gold_mask, pairs[i].gold, kWhere, "gold completion", "pair", i);
+    sequences.push_back({pairs[i].prompt, pairs[i].gold, pairs[i].gold_weights, pairs[i].gold_mask});
   }
   return lay_out(sequences);
 }

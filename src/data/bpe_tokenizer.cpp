@@ -10,6 +10,7 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -73,6 +74,41 @@ class ByteAlphabet {
   std::array<int, 0x100 + 68> byte_of_;
 };
 
+/// Whether a text that spells the token, and is only text, does harm.
+bool is_control(const AddedToken& token) {
+  return token.special || (token.content.starts_with("<|") && token.content.ends_with("|>"));
+}
+
+/// Whether [begin, end) shares a byte with one of `ranges`, which are in order.
+bool overlaps(std::span<const TextRange> ranges, std::size_t begin, std::size_t end) {
+  const auto at = std::partition_point(ranges.begin(), ranges.end(),
+                                       [&](const TextRange& range) { return range.end <= begin; });
+  return at != ranges.end() && at->begin < end;
+}
+
+/// The same ranges of `map(text)`, in which a beginning of `text` becomes one of the result.
+template <class Map>
+std::vector<TextRange> mapped(std::span<const TextRange> ranges, std::string_view text,
+                              const Map& map) {
+  std::vector<TextRange> result;
+  for (const TextRange& range : ranges) {
+    result.push_back(
+        {map(text.substr(0, range.begin)).size(), map(text.substr(0, range.end)).size()});
+  }
+  return result;
+}
+
+/// The parts of `ranges` that lie in [begin, end), counted from `begin`.
+std::vector<TextRange> within(std::span<const TextRange> ranges, std::size_t begin,
+                              std::size_t end) {
+  std::vector<TextRange> result;
+  for (const TextRange& range : ranges) {
+    const TextRange part{std::max(range.begin, begin), std::min(range.end, end)};
+    if (part.begin < part.end) result.push_back({part.begin - begin, part.end - begin});
+  }
+  return result;
+}
+
 /// Finds the longest added token at the leftmost place.
 class AddedTokens {
  public:
@@ -91,11 +127,16 @@ class AddedTokens {
     std::size_t begin, end;
     const AddedToken* token;
   };
-  /// `token` is null where there is no more.
-  Match find(std::string_view text, std::size_t from) const {
+  /// `token` is null where there is no more. Control tokens are not looked for in `plain`.
+  Match find(std::string_view text, std::size_t from,
+             std::span<const TextRange> plain = {}) const {
     for (std::size_t at = from; at < text.size(); ++at) {
       if (!begins_[static_cast<unsigned char>(text[at])]) continue;
-      if (const auto* found = longest_at(text.substr(at))) {
+      const auto is_allowed = [&](const Entry& entry) {
+        return plain.empty() || !is_control(*entry.second) ||
+               !overlaps(plain, at, at + entry.first.size());
+      };
+      if (const auto* found = longest_at(text.substr(at), is_allowed)) {
         return {.begin = at, .end = at + found->first.size(), .token = found->second};
       }
     }
@@ -106,7 +147,8 @@ class AddedTokens {
   using Entry = std::pair<std::string, const AddedToken*>;
 
   // Narrows the sorted tokens to those that share one more byte with `text`.
-  const Entry* longest_at(std::string_view text) const {
+  template <class Allowed>
+  const Entry* longest_at(std::string_view text, const Allowed& is_allowed) const {
     const Entry* longest = nullptr;
     auto first = tokens_.begin();
     auto last = tokens_.end();
@@ -119,7 +161,7 @@ class AddedTokens {
       const auto wanted = static_cast<unsigned char>(text[i]);
       first = std::partition_point(first, last, [&](auto& entry) { return byte(entry) < wanted; });
       last = std::partition_point(first, last, [&](auto& entry) { return byte(entry) == wanted; });
-      if (first != last && first->first.size() == i + 1) longest = &*first;
+      if (first != last && first->first.size() == i + 1 && is_allowed(*first)) longest = &*first;
     }
     return longest;
   }
@@ -305,22 +347,48 @@ class BpeTokenizer final : public Tokenizer {
   std::string fingerprint() const override { return fingerprint_; }
 
   std::vector<std::int64_t> encode(std::string_view text) const override {
+    return encode_plain(text, {});
+  }
+
+  std::vector<std::int64_t> encode_plain(std::string_view text,
+                                         std::span<const TextRange> plain) const override {
     if (text.size() > kMaxText) {
       throw DataError(fmt::format("{}: expected a text of at most {} bytes, got {}", name_,
                                   kMaxText, text.size()));
     }
     std::string replaced;
+    std::vector<TextRange> moved;
     if (detail::find_invalid_utf8(text) != std::string_view::npos) {
       replaced = detail::replace_invalid_utf8(text);
+      moved = mapped(plain, text, detail::replace_invalid_utf8);
+      plain = moved;
       text = replaced;
     }
     auto workspace = workspaces_.take();
     Ids ids;
     ids.reserve(text.size() / 3);
-    encode_added(text, raw_added_, ids,
-                 [&](std::string_view part) { encode_part(part, *workspace, ids); });
+    encode_added(text, raw_added_, plain, ids, [&](std::string_view part) {
+      const auto begin = static_cast<std::size_t>(part.data() - text.data());
+      encode_part(part, within(plain, begin, begin + part.size()), *workspace, ids);
+    });
     workspaces_.give(std::move(workspace));
     return ids;
+  }
+
+  std::int64_t find_control(std::string_view text) const override {
+    for (const AddedTokens* tokens : {&raw_added_, &normalized_added_}) {
+      for (std::size_t from = 0; !tokens->empty() && from < text.size();) {
+        const auto [begin, end, token] = tokens->find(text, from);
+        if (token == nullptr) break;
+        if (is_control(*token)) return token->id;
+        from = end;
+      }
+    }
+    return -1;
+  }
+
+  std::string spelling(std::int64_t id) const override {
+    return id < 0 || id >= vocab_size() ? std::string() : bytes_[static_cast<std::size_t>(id)];
   }
 
   std::string decode(const std::vector<std::int64_t>& ids) const override {
@@ -456,7 +524,7 @@ class BpeTokenizer final : public Tokenizer {
       hash.update(part);
     };
     const auto number = [&](std::int64_t value) { hash.update(&value, sizeof value); };
-    text("bpe 1");
+    text("bpe 2");
     number(static_cast<std::int64_t>(vocabulary_.tokens.size()));
     for (const std::string& token : vocabulary_.tokens) text(token);
     number(static_cast<std::int64_t>(vocabulary_.merges.size()));
@@ -467,12 +535,14 @@ class BpeTokenizer final : public Tokenizer {
     number(static_cast<std::int64_t>(vocabulary_.added.size()));
     for (const AddedToken& added : vocabulary_.added) {
       text(added.content);
-      for (std::int64_t value : {added.id, std::int64_t{added.normalized},
-                                 std::int64_t{added.strip_left}, std::int64_t{added.strip_right}}) {
+      for (std::int64_t value :
+           {added.id, std::int64_t{added.special}, std::int64_t{added.normalized},
+            std::int64_t{added.strip_left}, std::int64_t{added.strip_right}}) {
         number(value);
       }
     }
     for (const WordSplit& split : vocabulary_.splits) {
+      if (split.pattern.empty() && !split.add_prefix_space) continue;  // cuts nothing
       text(split.pattern);
       number(split.matches_only);
       number(split.add_prefix_space);
@@ -490,12 +560,12 @@ class BpeTokenizer final : public Tokenizer {
 
   /// Appends the ids of the added tokens in `text` and gives what lies between them to `rest`.
   template <class Rest>
-  static void encode_added(std::string_view text, const AddedTokens& tokens, Ids& ids,
-                           const Rest& rest) {
+  static void encode_added(std::string_view text, const AddedTokens& tokens,
+                           std::span<const TextRange> plain, Ids& ids, const Rest& rest) {
     std::size_t done = 0;
     std::size_t from = 0;
     while (!tokens.empty() && from < text.size()) {
-      const auto [begin, end, token] = tokens.find(text, from);
+      const auto [begin, end, token] = tokens.find(text, from, plain);
       if (token == nullptr) break;
       const std::size_t left =
           token->strip_left ? std::max(done, white_space_begin(text, begin, 0)) : begin;
@@ -507,13 +577,15 @@ class BpeTokenizer final : public Tokenizer {
     if (done < text.size()) rest(text.substr(done));
   }
 
-  void encode_part(std::string_view part, Workspace& workspace, Ids& ids) const {
+  void encode_part(std::string_view part, std::vector<TextRange> plain, Workspace& workspace,
+                   Ids& ids) const {
     std::string composed;
     if (vocabulary_.nfc && !is_plainly_nfc(part)) {
       composed = to_nfc(part);
+      plain = mapped(plain, part, to_nfc);
       part = composed;
     }
-    encode_added(part, normalized_added_, ids,
+    encode_added(part, normalized_added_, plain, ids,
                  [&](std::string_view rest) { split(rest, 0, workspace, ids); });
   }
 
@@ -589,7 +661,8 @@ std::vector<WordSplit> named_word_splits(std::string_view name, std::string_view
   const WordSplit gpt2{.pattern = std::string(kGpt2Pattern)};
   if (name == "gpt-2") return {gpt2};
   if (name == "smollm") return {{.pattern = std::string(kDigitPattern)}, gpt2};
-  if (name == "llama-bpe") return {{.pattern = std::string(kLlama3Pattern)}};
+  if (name == "llama-bpe" || name == "llama3" || name == "llama-v3")
+    return {{.pattern = std::string(kLlama3Pattern)}};
   if (name == "qwen2") return {{.pattern = std::string(kQwen2Pattern)}};
   throw CheckpointError(fmt::format(
       "{}: expected the pre-tokenizer 'gpt-2', 'llama-bpe', 'qwen2' or 'smollm', got '{}'", where,

@@ -11,6 +11,7 @@
 #include "core/text.h"
 #include "core/utf8.h"
 #include "data/chat_writer.h"
+#include "data/defect_line.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -26,6 +27,9 @@ struct detail::ChatDefinition {
   std::string_view before_content = "";  ///< where the content is not empty
   bool trimmed = false;                  ///< white space around the content is left out
   bool system_first_only = false;
+  bool has_system_turn = true;
+  std::string_view before_role = "";  ///< not empty: any role's turn opens so, with its name
+  std::string_view after_role = "";
 };
 
 namespace {
@@ -38,7 +42,15 @@ constexpr ChatDefinition kChatMl{.name = "chatml",
                                  .user = "<|im_start|>user\n",
                                  .assistant = "<|im_start|>assistant\n",
                                  .end_of_turn = "<|im_end|>",
-                                 .between_turns = "\n"};
+                                 .between_turns = "\n",
+                                 .before_role = "<|im_start|>",
+                                 .after_role = "\n"};
+
+// Its template has texts for tools, which are not written here.
+constexpr ChatDefinition without_other_roles(ChatDefinition definition) {
+  definition.before_role = "";
+  return definition;
+}
 
 constexpr ChatDefinition chat_ml(std::string_view name, std::string_view default_system) {
   ChatDefinition definition = kChatMl;
@@ -51,14 +63,17 @@ constexpr std::array<ChatDefinition, 9> kDefinitions{
     kChatMl,
     chat_ml("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
     chat_ml("qwen2", "You are a helpful assistant."),
-    chat_ml("qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    without_other_roles(chat_ml(
+        "qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")),
     ChatDefinition{.name = "llama3",
                    .system = "<|start_header_id|>system<|end_header_id|>\n\n",
                    .user = "<|start_header_id|>user<|end_header_id|>\n\n",
                    .assistant = "<|start_header_id|>assistant<|end_header_id|>\n\n",
                    .end_of_turn = "<|eot_id|>",
                    .begin = "<|begin_of_text|>",
-                   .trimmed = true},
+                   .trimmed = true,
+                   .before_role = "<|start_header_id|>",
+                   .after_role = "<|end_header_id|>\n\n"},
     ChatDefinition{.name = "zephyr",
                    .system = "<|system|>\n",
                    .user = "<|user|>\n",
@@ -80,7 +95,8 @@ constexpr std::array<ChatDefinition, 9> kDefinitions{
                    .user = "\n\nHuman:",
                    .assistant = "\n\nAssistant:",
                    .before_content = " ",
-                   .system_first_only = true},
+                   .system_first_only = true,
+                   .has_system_turn = false},
 };
 
 struct KnownTemplate {
@@ -96,6 +112,14 @@ constexpr std::array<KnownTemplate, 6> kTemplates{{
     {"43230c3dd0edad0e449d4f0f842a26f43a2df249", "llama3"},
     {"07a6d015a448a803e0b493e7ded6ce0303350314", "zephyr"},
 }};
+
+constexpr std::string_view kAutomatic = "auto";
+// hh-rlhf's, for a tokenizer that has no template.
+constexpr std::string_view kWithoutTemplate = "dialogue";
+
+bool is_blank(std::string_view text) {
+  return text.find_last_not_of(" \t\r\n") == std::string_view::npos;
+}
 
 const ChatDefinition& definition_of(std::string_view format, std::string_view where) {
   for (const ChatDefinition& definition : kDefinitions) {
@@ -130,40 +154,67 @@ std::string_view trimmed(std::string_view text) {
 namespace detail {
 
 ChatWriter::ChatWriter(std::string_view format, std::string_view where)
-    : definition_(&definition_of(format, where)) {}
+    : definition_(format == kAutomatic ? nullptr : &definition_of(format, where)), where_(where) {}
+
+const ChatDefinition& ChatWriter::definition() const {
+  if (definition_ != nullptr) return *definition_;
+  throw ConfigError(fmt::format(
+      "{}: expected a chat format for messages, got 'auto' and a chat template that is not one of "
+      "those known here; set chat_format to one of {}",
+      where_, fmt::join(chat_format_names(), ", ")));
+}
 
 bool ChatWriter::knows_role(std::string_view role) {
   return role == "system" || role == "user" || role == "assistant";
 }
 
+bool ChatWriter::is_tool_role(std::string_view role) {
+  return role == "tool" || role == "function" || role == "ipython";
+}
+
+std::string_view ChatWriter::name() const { return definition().name; }
+bool ChatWriter::writes_any_role() const { return !definition().before_role.empty(); }
+bool ChatWriter::has_system_turn() const { return definition().has_system_turn; }
+
 std::string ChatWriter::opening(const Message& first) const {
-  std::string text(definition_->begin);
-  if (first.role != "system" && !definition_->default_system.empty()) {
-    const Message system{.role = "system", .content = std::string(definition_->default_system)};
+  std::string text(definition().begin);
+  if (first.role != "system" && !definition().default_system.empty()) {
+    const Message system{.role = "system", .content = std::string(definition().default_system)};
     text += opening_of(system.role) + body(system);
   }
   return text;
 }
 
 std::string ChatWriter::opening_of(std::string_view role) const {
-  return std::string(role == "system" ? definition_->system
-                     : role == "user" ? definition_->user
-                                      : definition_->assistant);
+  if (!knows_role(role)) {
+    return std::string(definition().before_role).append(role).append(definition().after_role);
+  }
+  return std::string(role == "system" ? definition().system
+                     : role == "user" ? definition().user
+                                      : definition().assistant);
+}
+
+std::string_view ChatWriter::content(const Message& message) const {
+  return definition().trimmed ? trimmed(message.content) : std::string_view(message.content);
+}
+
+std::string_view ChatWriter::before_content(const Message& message) const {
+  const bool has_one = message.role != "system" && !content(message).empty();
+  return has_one ? definition().before_content : std::string_view();
 }
 
 std::string ChatWriter::body(const Message& message) const {
-  const std::string_view content =
-      definition_->trimmed ? trimmed(message.content) : std::string_view(message.content);
-  std::string text;
-  if (message.role != "system" && !content.empty()) text += definition_->before_content;
-  return text.append(content).append(definition_->end_of_turn).append(definition_->between_turns);
+  return std::string(before_content(message))
+      .append(content(message))
+      .append(definition().end_of_turn)
+      .append(definition().between_turns);
 }
 
-std::string_view ChatWriter::between_turns() const { return definition_->between_turns; }
-std::string_view ChatWriter::end_of_turn() const { return definition_->end_of_turn; }
+std::string_view ChatWriter::between_turns() const { return definition().between_turns; }
+std::string_view ChatWriter::end_of_turn() const { return definition().end_of_turn; }
 
 void ChatWriter::check_system(const std::vector<Message>& messages, std::string_view where) const {
-  for (std::size_t i = 1; definition_->system_first_only && i < messages.size(); ++i) {
+  for (std::size_t i = 1; definition().system_first_only && i < messages.size(); ++i) {
     if (messages[i].role == "system") {
       throw DataError(fmt::format(
           "{}: expected the role 'system' in the first message only, got it in message {}", where,
@@ -187,6 +238,15 @@ std::string ChatWriter::text(const std::vector<Message>& messages, bool open_ass
   return text;
 }
 
+std::vector<std::string_view> ends_of_turns() {
+  std::vector<std::string_view> ends;
+  for (const ChatDefinition& definition : kDefinitions) {
+    const std::string_view end = definition.end_of_turn;
+    if (!end.empty() && std::find(ends.begin(), ends.end(), end) == ends.end()) ends.push_back(end);
+  }
+  return ends;
+}
+
 }  // namespace detail
 
 std::vector<std::string_view> chat_format_names() {
@@ -206,7 +266,7 @@ std::string chat_end_of_turn(std::string_view format) {
 
 std::string recognize_chat_format(std::string_view chat_template, std::string_view where) {
   const std::size_t end = chat_template.find_last_not_of(" \t\r\n");
-  if (end == std::string_view::npos) {
+  if (is_blank(chat_template)) {
     throw ConfigError(fmt::format(
         "{}: expected a chat template to tell the chat format by, got none; name one of {}", where,
         fmt::join(chat_format_names(), ", ")));
@@ -224,11 +284,48 @@ std::string recognize_chat_format(std::string_view chat_template, std::string_vi
 }
 
 std::string resolve_chat_format(std::string_view format, const Tokenizer& tokenizer) {
-  if (format == "auto") {
-    return recognize_chat_format(tokenizer.chat_template(),
-                                 fmt::format("chat_format 'auto' of '{}'", tokenizer.name()));
+  if (format != kAutomatic) return std::string(definition_of(format, "chat_format").name);
+  const std::string where = fmt::format("chat_format 'auto' of '{}'", tokenizer.name());
+  if (const std::string remembered = tokenizer.chat_format(); !remembered.empty()) {
+    return std::string(definition_of(remembered, where).name);
   }
-  return std::string(definition_of(format, "chat_format").name);
+  const std::string chat_template = tokenizer.chat_template();
+  if (is_blank(chat_template)) return std::string(kWithoutTemplate);
+  return recognize_chat_format(chat_template, where);
+}
+
+std::vector<std::int64_t> chat_end_ids(std::string_view format, const Tokenizer& tokenizer) {
+  const std::string known = detail::chat_format_for_rows(format, tokenizer);
+  const std::string end = known == kAutomatic ? "" : chat_end_of_turn(known);
+  if (end.empty()) return {};
+  try {
+    std::vector<std::int64_t> ids = tokenizer.encode(end);
+    // A text of several tokens ends nothing; rows of messages are refused then.
+    if (ids.size() == 1) return ids;
+  } catch (const ConfigError&) {  // a model of ids without a tokenizer
+  }
+  return {};
+}
+
+std::string detail::chat_format_for_rows(std::string_view format, const Tokenizer& tokenizer) {
+  const bool asks_template = format == kAutomatic && tokenizer.chat_format().empty();
+  try {
+    return resolve_chat_format(format, tokenizer);
+  } catch (const ConfigError&) {
+    if (asks_template) return std::string(kAutomatic);
+    throw;
+  }
+}
+
+std::string detail::chat_format_note(std::string_view asked, const Tokenizer& tokenizer,
+                                     std::int64_t rows) {
+  const bool named = asked != kAutomatic || !tokenizer.chat_format().empty() ||
+                     !is_blank(tokenizer.chat_template());
+  if (rows == 0 || named) return "";
+  return fmt::format(
+      "{} of messages in the chat format '{}', as the tokenizer '{}' has no chat template; "
+      "chat_format names another",
+      counted(rows, "row"), kWithoutTemplate, tokenizer.name());
 }
 
 }  // namespace prefopt

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "prefopt/data/records.h"
+#include "prefopt/data/tokenizer.h"
 
 namespace prefopt::detail {
 
@@ -15,11 +17,19 @@ struct ChatDefinition;
 ///   opening(first message), then for each message opening_of(role) and body(message).
 class ChatWriter {
  public:
-  /// Throws ConfigError, led by `where`, for an unknown format.
+  /// Throws ConfigError, led by `where`, for an unknown format; for "auto", whose template is not
+  /// known, only when it is used: rows of text need no format.
   ChatWriter(std::string_view format, std::string_view where);
+
+  std::string_view name() const;
 
   /// False for roles other than system, user and assistant.
   static bool knows_role(std::string_view role);
+  /// The roles that results of tools have.
+  static bool is_tool_role(std::string_view role);
+  /// Whether the format's template writes a turn of any role under its name.
+  bool writes_any_role() const;
+  bool has_system_turn() const;
 
   /// All of it. Throws DataError, led by `where`, for a role that does not fit.
   std::string text(const std::vector<Message>& messages, bool open_assistant_turn,
@@ -27,9 +37,14 @@ class ChatWriter {
 
   /// What stands before the first turn.
   std::string opening(const Message& first) const;
+  /// `role` is a known one, or any where writes_any_role().
   std::string opening_of(std::string_view role) const;
   /// The content and what ends the turn.
   std::string body(const Message& message) const;
+  /// The parts of body(): what stands before the content, the content, end_of_turn() and
+  /// between_turns().
+  std::string_view before_content(const Message& message) const;
+  std::string_view content(const Message& message) const;
   /// What body() ends with after the end of the turn: the start of the next one.
   std::string_view between_turns() const;
   std::string_view end_of_turn() const;
@@ -37,7 +52,20 @@ class ChatWriter {
   void check_system(const std::vector<Message>& messages, std::string_view where) const;
 
  private:
-  const ChatDefinition* definition_;
+  const ChatDefinition& definition() const;
+
+  const ChatDefinition* definition_;  ///< null for "auto"
+  std::string where_;
 };
+
+/// Of all formats: the texts that end a turn, each once.
+std::vector<std::string_view> ends_of_turns();
+
+/// resolve_chat_format, but "auto" where the tokenizer's template is not known.
+std::string chat_format_for_rows(std::string_view format, const Tokenizer& tokenizer);
+
+/// The remark that `rows` rows of messages were written in a format that nothing named; empty where
+/// something did.
+std::string chat_format_note(std::string_view asked, const Tokenizer& tokenizer, std::int64_t rows);
 
 }  // namespace prefopt::detail

@@ -9,6 +9,8 @@
 #include <numeric>
 #include <utility>
 
+#include "core/json.h"
+#include "data/chat_writer.h"
 #include "data/pair_index.h"
 #include "data/row_preparation.h"
 #include "prefopt/data/chat.h"
@@ -48,7 +50,7 @@ class Checker {
   void read(const std::string& path, std::size_t file) {
     const std::int64_t before = check_.rows;
     const RowNeeds* needs = options_.needs ? &*options_.needs : nullptr;
-    detail::prepare_file(path, tokenizer_, options_.data, needs,
+    detail::prepare_file(path, tokenizer_, options_.data, needs, options_.context_length,
                          [&](std::int64_t line, PreparedRow row) {
                            take(std::move(row), path, {.file = file, .line = line});
                          });
@@ -78,16 +80,27 @@ class Checker {
     }
     if (index_.find(row.pair)) row.defects.push_back(RowDefect::kDuplicate);
     bool is_usable = true;
+    for (const detail::UnreadColumn& column : row.unread) {
+      ++check_.unread[column.name];
+      if (!column.is_prompt) continue;
+      is_usable &= count(RowDefect::kUnreadColumn,
+                         fmt::format("'{}', a column of prompts, is read by nothing",
+                                     detail::shown_text(column.name)),
+                         place);
+    }
     for (const RowDefect defect : row.defects) {
       is_usable &= count(defect, std::string(detail::defect_name(defect)), place);
     }
     if (!is_usable) return;
 
     ++check_.usable;
+    check_.message_rows += row.from_messages ? 1 : 0;
     count_lengths(row);
     count_kind(row.pair);
     count_cuts(row, place);
     count_end_tokens(row);
+    count_counted(row.pair);
+    if (check_.shown.size() < options_.shown_rows) check_.shown.push_back({place, row.pair});
     pairs_.push_back(std::move(row.pair));
     places_.push_back(place);
     index_.add(pairs_.size() - 1);
@@ -104,6 +117,7 @@ class Checker {
     if (known == check_.defects.end()) {
       check_.defects.push_back({.defect = name,
                                 .option = std::string(applied.option),
+                                .value = std::string(applied.value),
                                 .policy = applied.policy,
                                 .rows = {}});
       known = check_.defects.end() - 1;
@@ -143,12 +157,20 @@ class Checker {
     if (row.cuts.tokens > 0) check_.truncated.push_back(place);
   }
 
+  void count_counted(const TokenPair& pair) {
+    check_.completion_tokens +=
+        std::ssize(pair.chosen) + std::ssize(pair.rejected) + std::ssize(pair.gold);
+    check_.counted_tokens += counted_tokens(pair.chosen, pair.chosen_mask) +
+                             counted_tokens(pair.rejected, pair.rejected_mask) +
+                             counted_tokens(pair.gold, pair.gold_mask);
+  }
+
   void count_end_tokens(const PreparedRow& row) {
     EndTokens& ends = check_.end_tokens;
     ends.completions += row.pair.rejected.empty() ? 1 : 2;
     ends.ended += row.ended_before;
     for (const Ids* completion : {&row.pair.chosen, &row.pair.rejected}) {
-      ends.ended_after += detail::ends_in(*completion, row.end_id) ? 1 : 0;
+      ends.ended_after += row.ends.end(*completion) ? 1 : 0;
     }
   }
 
@@ -207,7 +229,8 @@ DataCheck check_data(const std::vector<std::string>& train,
                      const DataCheckOptions& options) {
   detail::check_data_options(options.data, "check_data");
   DataCheckOptions resolved = options;
-  resolved.data.chat_format = resolve_chat_format(options.data.chat_format, tokenizer);
+  const std::string& asked = options.data.chat_format;
+  resolved.data.chat_format = detail::chat_format_for_rows(asked, tokenizer);
   DataCheck check{.files = train, .train = {}, .held_out = {}, .leaks = {}};
   check.files.insert(check.files.end(), held_out.begin(), held_out.end());
   Checker training(tokenizer, resolved);
@@ -219,6 +242,9 @@ DataCheck check_data(const std::vector<std::string>& train,
   check.leak_policy = options.data.leak;
   check.train = training.finish();
   check.held_out = holding_out.finish();
+  check.chat_format = resolved.data.chat_format;
+  check.chat_note = detail::chat_format_note(
+      asked, tokenizer, check.train.message_rows + check.held_out.message_rows);
   return check;
 }
 

@@ -10,7 +10,9 @@
 #include <iterator>
 #include <utility>
 
+#include "data/chat_writer.h"
 #include "data/defect_line.h"
+#include "data/line_error.h"
 #include "data/pair_index.h"
 #include "data/row_preparation.h"
 #include "data/token_cache.h"
@@ -30,6 +32,26 @@ void count_cuts(const detail::Cuts& cuts, std::int64_t line, RowReport& report) 
   if (cuts.prompt || cuts.completions > 0) report.truncated_lines.push_back(line);
 }
 
+/// What rows lose that are cut.
+std::string note_of_cuts(const DataOptions& options) {
+  const bool keeps_end = options.truncation == Truncation::kKeepEnd;
+  const auto of_end = [&]() -> std::pair<std::string_view, std::string_view> {
+    switch (options.end_of_cut) {
+      case EndOfCut::kKeep:
+        return {"keeps its end token", "keep"};
+      case EndOfCut::kMask:
+        return {"keeps its end token, which does not count", "mask"};
+      case EndOfCut::kDrop:
+        break;
+    }
+    return {"loses its end token", "drop"};
+  };
+  return fmt::format("a row over its budget loses {} (truncation = '{}'), a completion that is cut "
+                     "{} (end_of_cut = '{}')",
+                     keeps_end ? "the beginning of its prompt" : "its end",
+                     keeps_end ? "keep_end" : "keep_start", of_end().first, of_end().second);
+}
+
 /// Takes the rows of a file in their order, so that its first defect is the one that is reported.
 class Loader {
  public:
@@ -40,6 +62,8 @@ class Loader {
     ++report.rows_read;
     if (row.error) std::rethrow_exception(row.error);
     if (!row.refusal.empty()) return refuse(line, row);
+    for (const detail::UnreadColumn& column : row.unread) ++report.unread[column.name];
+    detail::check_unread(row.unread, options_, detail::row_place(path_, line));
     if (index_.find(row.pair)) row.defects.push_back(RowDefect::kDuplicate);
     for (const RowDefect defect : row.defects) {
       if (!keeps(defect, line)) return;
@@ -52,6 +76,7 @@ class Loader {
       report.kept_with[std::string(detail::defect_name(defect))].push_back(line);
     }
     count_cuts(row.cuts, line, report);
+    report.message_rows += row.from_messages ? 1 : 0;
     ++report.rows_kept;
     dataset_.pairs.push_back(std::move(row.pair));
     dataset_.lines.push_back(line);
@@ -102,14 +127,15 @@ class Loader {
   }
 
   bool keeps(RowDefect defect, std::int64_t line) {
-    const auto [policy, option] = detail::policy_for(defect, options_);
+    const auto [policy, option, value] = detail::policy_for(defect, options_);
     const std::string_view name = detail::defect_name(defect);
     switch (policy) {
       case RowPolicy::kError:
         throw DataError(
-            fmt::format("{}: expected a usable row, got one with '{}'; the option {} = 'drop' "
-                        "leaves such rows out",
-                        detail::row_place(path_, line), name, option));
+            fmt::format("{}: expected a usable row, got one with '{}'; the option {} = {}",
+                        detail::row_place(path_, line), name, option,
+                        defect == RowDefect::kControlToken ? "'split' takes it as text"
+                                                           : "'drop' leaves such rows out"));
       case RowPolicy::kDrop:
         drop(name, line);
         return false;
@@ -131,23 +157,33 @@ void DataOptions::fields(FieldVisitor& v) {
   const std::vector<std::string_view> drop_policies = {"error", "drop"};
   const std::vector<std::string_view> policies = {"error", "drop", "keep"};
   const std::vector<std::string_view> defect_policies = {"unusable", "error", "drop", "keep"};
-  v.text({"train", "rows to train on: JSONL, or gzipped JSONL"}, train);
+  v.text({"train", "rows to train on: JSON lines or a JSON array, also gzipped"}, train);
   v.text({"eval", "held-out rows; empty: eval_fraction is cut from train"}, eval);
   v.real({"eval_fraction", "part of the rows of train to hold out, from the end of the file"},
          eval_fraction, Range::half_open(0, 1));
   v.integer({"max_rows", "rows to read; 0: all"}, max_rows, Range::at_least(0));
-  v.integer({"max_prompt_length",
-             "tokens of the prompt with its begin token, which keeps its end; "
-             "0: no limit"},
+  v.integer({"max_prompt_length", "tokens of the prompt with its begin token; 0: no limit"},
             max_prompt_length, Range::at_least(0));
   v.integer({"max_completion_length", "tokens of a completion with its end token; 0: no limit"},
             max_completion_length, Range::at_least(0));
-  v.integer({"max_length",
-             "tokens of prompt and longer completion, at least 2; the prompt gives "
-             "way first; 0: no limit"},
+  v.integer({"max_length", "tokens of prompt and longer completion, at least 2; 0: no limit"},
             max_length, Range::at_least(0));
-  v.flag({"add_bos", "put the tokenizer's begin token before a prompt in text"}, add_bos);
-  v.flag({"add_eos", "put the tokenizer's end token after a completion in text"}, add_eos);
+  v.choice({"truncation",
+            "what is kept of a row over max_length: keep_end: the end of its prompt and its "
+            "completions; keep_start: its first tokens, as in TRL",
+            {"truncation_mode"}},
+           truncation, {"keep_end", "keep_start"});
+  v.choice({"end_of_cut",
+            "the end token of a completion that is cut; mask: kept, but it does not count"},
+           end_of_cut, {"drop", "keep", "mask"});
+  v.flag({"add_bos",
+          "put the tokenizer's begin token before a prompt in text that has none"}, add_bos);
+  v.flag({"add_eos", "put the tokenizer's end token after a completion in text that has no end"},
+         add_eos);
+  v.choice({"loss_on",
+            "turns of a completion in messages that count: all of the assistant's, its last one, "
+            "or all"},
+           loss_on, {"assistant", "last", "all"});
   v.choice(
       {"unusable", "rows that are malformed, lack a key, are no UTF-8 or have an empty completion"},
       unusable, drop_policies);
@@ -165,12 +201,41 @@ void DataOptions::fields(FieldVisitor& v) {
            long_prompt, policies);
   v.choice({"duplicate", "rows that an earlier one of their file equals, in tokens"}, duplicate,
            policies);
+  v.choice({"ends_with_user",
+            "conversations whose last turn is not the assistant's; keep: what follows its last "
+            "turn is left out"},
+           ends_with_user, policies);
+  v.choice({"repeated_prompt", "completions that begin with their prompt; remove: it is taken once"},
+           repeated_prompt, {"remove", "keep", "drop", "error"});
+  v.choice({"prefix_answer", "pairs in which one answer begins the other"}, prefix_answer,
+           policies);
+  v.choice({"tool_calls",
+            "messages with tool calls, tools or their results, for which no chat format has a "
+            "text; keep: calls and tools are left out"},
+           tool_calls, policies);
+  v.choice({"system_turn", "system messages in a chat format that has no turn for them"},
+           system_turn, policies);
+  v.choice({"special_tokens_in_text",
+            "messages that spell a control token; keep: it becomes that token, split: it stays "
+            "text, which goes for rows in text too"},
+           special_tokens_in_text, {"keep", "split", "error"});
+  v.choice({"long_context", "rows longer than the model's context, after the budgets"},
+           long_context, policies);
   v.choice({"leak", "training rows whose prompt is held out too; drop: they do not train"}, leak,
            policies);
   v.text({"chat_format",
           "text that messages become: chatml, smollm2, qwen2, qwen2.5, llama3, zephyr, alpaca, "
-          "plain, dialogue, or auto: that of the tokenizer's own template"},
+          "plain, dialogue, or auto: that of the run that made the model, else of the tokenizer's "
+          "own template, else dialogue"},
          chat_format);
+  v.json({"columns",
+          "columns of the rows: a layout (orca, alpaca, sharegpt, openai, pku, shp, ultrafeedback, "
+          "completions) or {field: column}; {}: recognized by their keys"},
+         columns);
+  v.choice({"unused",
+            "columns of prompts (system, question, input, …) that nothing reads; note: they are "
+            "left out, which is said"},
+           unused, {"error", "note"});
   v.text({"token_cache", "folder that keeps tokenized files; empty: none"}, token_cache);
 }
 
@@ -189,13 +254,14 @@ std::string RowReport::summary() const {
     parts.push_back(
         fmt::format("truncated {} {}", fmt::join(cut, ", "), detail::places(truncated_lines)));
   }
+  if (!unread.empty()) parts.push_back(detail::unread_line(unread, rows_read));
   return fmt::format("{}", fmt::join(parts, "\n"));
 }
 
 TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                        const DataOptions& options, RowReport& report) {
   detail::check_data_options(options, "tokenize_row");
-  PreparedRow prepared = detail::prepare_row(row, tokenizer, options, nullptr);
+  PreparedRow prepared = detail::prepare_row(row, tokenizer, options, nullptr, 0);
   count_cuts(prepared.cuts, row.line, report);
   return std::move(prepared.pair);
 }
@@ -204,17 +270,26 @@ Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                      const DataOptions& options, const RowNeeds& needs) {
   detail::check_data_options(options, "load_dataset");
   DataOptions resolved = options;
-  resolved.chat_format = resolve_chat_format(options.chat_format, tokenizer);
+  resolved.chat_format = detail::chat_format_for_rows(options.chat_format, tokenizer);
+  const auto noted = [&](Dataset dataset) {
+    dataset.report.chat_note =
+        detail::chat_format_note(options.chat_format, tokenizer, dataset.report.message_rows);
+    return dataset;
+  };
   const auto load = [&] {
     Loader loader(path, resolved);
     detail::prepare_file(
-        path, tokenizer, resolved, &needs,
+        path, tokenizer, resolved, &needs, needs.context_length,
         [&](std::int64_t line, PreparedRow row) { loader.take(line, std::move(row)); });
     return loader.finish();
   };
-  if (options.token_cache.empty()) return load();
-  const detail::TokenCache cache(options.token_cache, path, tokenizer, resolved, needs);
-  return cache.get_or_make(load);
+  Dataset dataset = [&] {
+    if (options.token_cache.empty()) return noted(load());
+    const detail::TokenCache cache(options.token_cache, path, tokenizer, resolved, needs);
+    return noted(cache.get_or_make(load));
+  }();
+  if (!dataset.report.truncated_lines.empty()) dataset.report.cut_note = note_of_cuts(resolved);
+  return dataset;
 }
 
 std::pair<std::vector<TokenPair>, std::vector<TokenPair>> split_dataset(

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "core/json.h"
+
 namespace prefopt::detail {
 
 std::string counted(std::int64_t count, std::string_view noun) {
@@ -25,6 +27,19 @@ std::string defect_line(std::string_view verb, std::string_view reason,
                         const std::vector<std::int64_t>& lines) {
   return fmt::format("{} {}: {} {}", verb, counted(static_cast<std::int64_t>(lines.size()), "row"),
                      reason, places(lines));
+}
+
+std::string unread_line(const std::map<std::string, std::int64_t>& columns, std::int64_t rows) {
+  constexpr std::size_t kMaxColumns = 20;
+  std::string list;
+  std::size_t named = 0;
+  for (const auto& [name, count] : columns) {
+    if (named++ == kMaxColumns) break;
+    list += fmt::format("{}'{}' ({:.3g} % of the rows)", list.empty() ? "" : ", ", shown_text(name),
+                        100.0 * static_cast<double>(count) / static_cast<double>(rows));
+  }
+  if (columns.size() > kMaxColumns) list += ", …";
+  return fmt::format("text that nothing reads: {}", list);
 }
 
 }  // namespace prefopt::detail

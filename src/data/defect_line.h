@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,5 +18,8 @@ std::string places(const std::vector<std::int64_t>& lines);
 /// `dropped 3 rows: empty completion (lines 2, 7, 19)`.
 std::string defect_line(std::string_view verb, std::string_view reason,
                         const std::vector<std::int64_t>& lines);
+
+/// `text that nothing reads: 'id' (100 % of the rows), 'notes' (2.5 % of the rows)`.
+std::string unread_line(const std::map<std::string, std::int64_t>& columns, std::int64_t rows);
 
 }  // namespace prefopt::detail

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <zlib.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <system_error>
 #include <vector>
@@ -61,43 +62,288 @@ class InputFile {
   gzFile file_;
 };
 
-}  // namespace
+using TakeRow = std::function<bool(std::int64_t, std::string_view)>;
 
-void detail::read_lines(const std::string& path,
-                        const std::function<bool(std::int64_t, std::string_view)>& row) {
-  InputFile file(path);
-  std::vector<char> buffer(kBlock);
-  std::string line;
-  std::int64_t number = 0;
+/// Cuts a file that arrives in blocks into rows.
+class RowCutter {
+ public:
+  RowCutter(const std::string& path, const TakeRow& row) : path_(path), row_(row) {}
+  virtual ~RowCutter() = default;
+  RowCutter(const RowCutter&) = delete;
+  RowCutter& operator=(const RowCutter&) = delete;
 
-  const auto append = [&](std::string_view part) {
-    line.append(part);
-    if (line.size() > kMaxLine) {
-      throw DataError(fmt::format("{}:{}: expected a line of at most {} MiB, got a longer one",
-                                  path, number + 1, kMaxLine >> 20));
+  /// False where no more rows are wanted.
+  virtual bool feed(std::string_view block) = 0;
+  /// After the last block.
+  virtual void finish() = 0;
+  /// The last whole line.
+  virtual std::int64_t line() const = 0;
+
+ protected:
+  void append(std::string_view part, std::int64_t line, std::string_view what) {
+    text_.append(part);
+    if (text_.size() > kMaxLine) {
+      throw DataError(fmt::format("{}:{}: expected {} of at most {} MiB, got a longer one", path_,
+                                  line, what, kMaxLine >> 20));
     }
-  };
-  const auto finish_line = [&] {
-    ++number;
-    std::string_view text = line;
-    if (number == 1 && text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
+  }
+
+  const std::string& path_;
+  const TakeRow& row_;
+  std::string text_;  // of the row that is not yet whole
+};
+
+class LineCutter final : public RowCutter {
+ public:
+  using RowCutter::RowCutter;
+
+  bool feed(std::string_view block) override {
+    for (auto end = block.find('\n'); end != std::string_view::npos; end = block.find('\n')) {
+      append(block.substr(0, end), number_ + 1, "a line");
+      if (!finish_line()) return false;
+      block.remove_prefix(end + 1);
+    }
+    append(block, number_ + 1, "a line");
+    return true;
+  }
+  void finish() override {
+    if (!text_.empty()) finish_line();
+  }
+  std::int64_t line() const override { return number_; }
+
+ private:
+  bool finish_line() {
+    ++number_;
+    std::string_view text = text_;
+    if (number_ == 1 && text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
     if (text.ends_with('\r')) text.remove_suffix(1);
     const bool blank = text.find_first_not_of(" \t") == std::string_view::npos;
-    const bool more = blank || row(number, text);
-    line.clear();
+    const bool more = blank || row_(number_, text);
+    text_.clear();
     return more;
-  };
-
-  while (const std::size_t got = file.read(buffer, number)) {
-    std::string_view rest(buffer.data(), got);
-    for (auto end = rest.find('\n'); end != std::string_view::npos; end = rest.find('\n')) {
-      append(rest.substr(0, end));
-      if (!finish_line()) return;
-      rest.remove_prefix(end + 1);
-    }
-    append(rest);
   }
-  if (!line.empty()) finish_line();
+
+  std::int64_t number_ = 0;
+};
+
+/// Rows that lines do not part: the elements of an array, or objects one after the other. Brackets
+/// are counted, the rest is left to the parser of rows.
+class ElementCutter final : public RowCutter {
+ public:
+  ElementCutter(const std::string& path, const TakeRow& row, bool is_array)
+      : RowCutter(path, row), is_array_(is_array), state_(is_array ? State::kBefore
+                                                                   : State::kBetween) {}
+
+  bool feed(std::string_view block) override {
+    std::size_t begin = 0;  // of what belongs to the element in this block
+    for (std::size_t i = 0; i < block.size(); ++i) {
+      const char c = block[i];
+      if (c == '\n') ++line_;
+      if (state_ != State::kInside) {
+        if (is_space(c)) continue;
+        if (!begin_element(c)) continue;
+        begin = i;
+      }
+      const bool is_last = ends_with(c);
+      if (state_ == State::kInside && !is_last) continue;
+      append(block.substr(begin, i + (is_last ? 1 : 0) - begin), first_line_, "a row");
+      if (state_ == State::kInside) state_ = State::kBetween;
+      if (!finish_element()) return false;
+    }
+    if (state_ == State::kInside) append(block.substr(begin), first_line_, "a row");
+    return true;
+  }
+
+  void finish() override {
+    if (state_ == State::kInside && !is_array_) {
+      finish_element();
+    } else if (is_array_ && state_ != State::kAfter) {
+      throw DataError(fmt::format("{}: expected a whole JSON array, got the end of the file after "
+                                  "line {}; the file was cut off",
+                                  path_, line_));
+    }
+  }
+
+  std::int64_t line() const override { return line_ - 1; }
+
+ private:
+  enum class State { kBefore, kBetween, kInside, kAfter };
+
+  static bool is_space(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
+
+  /// Whether a character outside of elements is the first of one.
+  bool begin_element(char c) {
+    switch (state_) {
+      case State::kBefore:
+        state_ = State::kBetween;
+        return false;
+      case State::kAfter:
+        throw DataError(fmt::format("{}:{}: expected the end of the file after the JSON array, got "
+                                    "more; a file is one array of rows, or a row a line",
+                                    path_, line_));
+      case State::kBetween:
+      case State::kInside:
+        break;
+    }
+    if (c == ',') return false;
+    if (c == ']' && is_array_) {
+      state_ = State::kAfter;
+      return false;
+    }
+    state_ = State::kInside;
+    first_line_ = line_;
+    depth_ = 0;
+    in_text_ = false;
+    is_escaped_ = false;
+    return true;
+  }
+
+  /// Whether `c` is the last character of the element. One that follows the last of a number or a
+  /// text changes the state instead.
+  bool ends_with(char c) {
+    if (in_text_) {
+      in_text_ = is_escaped_ || c != '"';
+      is_escaped_ = !is_escaped_ && c == '\\';
+      return false;
+    }
+    switch (c) {
+      case '"':
+        in_text_ = true;
+        return false;
+      case '{':
+      case '[':
+        ++depth_;
+        return false;
+      case '}':
+      case ']':
+        if (depth_ > 0) return --depth_ == 0;
+        if (c == ']' && is_array_) state_ = State::kAfter;
+        return false;
+      case ',':
+        if (depth_ == 0) state_ = State::kBetween;
+        return false;
+      default:
+        return false;
+    }
+  }
+
+  bool finish_element() {
+    std::string_view text = text_;
+    while (!text.empty() && is_space(text.back())) text.remove_suffix(1);
+    number_ = std::max(first_line_, number_ + 1);
+    const bool more = row_(number_, text);
+    text_.clear();
+    return more;
+  }
+
+  bool is_array_;
+  State state_;
+  std::int64_t line_ = 1;
+  std::int64_t first_line_ = 1;  // of the element
+  std::int64_t number_ = 0;
+  int depth_ = 0;
+  bool in_text_ = false;
+  bool is_escaped_ = false;
+};
+
+/// A file of another kind, by what it begins with.
+struct OtherKind {
+  std::string_view beginning, name, hint;
+};
+
+constexpr std::string_view kAsLines =
+    "write its rows as JSON lines, as pandas' to_json(orient='records', lines=True) does";
+constexpr std::string_view kUnpack = "unpack it, or pack it with gzip";
+constexpr std::string_view kAsUtf8 = "make it UTF-8, as iconv -f UTF-16 -t UTF-8 does";
+
+constexpr OtherKind kOtherKinds[] = {
+    {"PAR1", "a Parquet file", kAsLines},
+    {"ARROW1", "an Arrow file", kAsLines},
+    {"SQLite format 3", "an SQLite database", kAsLines},
+    {"PK\x03\x04", "a ZIP archive", kUnpack},
+    {"\x28\xB5\x2F\xFD", "a Zstandard file", kUnpack},
+    {"BZh", "a bzip2 file", kUnpack},
+    {"\xFD" "7zXZ", "an xz file", kUnpack},
+    {"\xFF\xFE", "UTF-16", kAsUtf8},
+    {"\xFE\xFF", "UTF-16", kAsUtf8},
+    {{"{\0", 2}, "UTF-16", kAsUtf8},
+    {{"[\0", 2}, "UTF-16", kAsUtf8},
+    {{"\0{", 2}, "UTF-16", kAsUtf8},
+    {{"\0[", 2}, "UTF-16", kAsUtf8},
+    {"version https://git-lfs", "the pointer to a file of Git LFS", "fetch the file itself"},
+};
+
+void check_kind_of_file(const std::string& path, std::string_view head) {
+  for (const OtherKind& kind : kOtherKinds) {
+    if (!head.starts_with(kind.beginning)) continue;
+    throw DataError(fmt::format("{}: expected JSON lines or a JSON array, got {}; {}", path,
+                                kind.name, kind.hint));
+  }
+}
+
+enum class FileForm { kUnknown, kLines, kArray, kObjects };
+
+/// How the rows lie in a file, as far as its beginning tells.
+FileForm form_of(std::string_view head, bool is_all) {
+  constexpr std::string_view kSpace = " \t\r\n";
+  constexpr std::size_t kMostHead = std::size_t{1} << 20;
+  const FileForm not_yet =
+      is_all || head.size() > kMostHead ? FileForm::kLines : FileForm::kUnknown;
+  if (head.starts_with(kByteOrderMark)) head.remove_prefix(kByteOrderMark.size());
+  const std::size_t first = head.find_first_not_of(kSpace);
+  if (first == std::string_view::npos) return not_yet;
+  const std::size_t second = head.find_first_not_of(kSpace, first + 1);
+  if (head[first] == '[') {
+    if (second == std::string_view::npos) {
+      return not_yet == FileForm::kUnknown ? not_yet : FileForm::kArray;
+    }
+    const bool is_array = head[second] == '{' || head[second] == ']';
+    return is_array ? FileForm::kArray : FileForm::kLines;
+  }
+  if (head[first] != '{') return FileForm::kLines;
+  if (second == std::string_view::npos) return not_yet;
+  // A brace that is alone on its line opens an object over several.
+  return head.substr(first, second - first).find('\n') == std::string_view::npos
+             ? FileForm::kLines
+             : FileForm::kObjects;
+}
+
+void cut_rows(InputFile& file, RowCutter& cutter, std::string_view head) {
+  if (!cutter.feed(head)) return;
+  std::vector<char> buffer(kBlock);
+  while (const std::size_t got = file.read(buffer, cutter.line())) {
+    if (!cutter.feed({buffer.data(), got})) return;
+  }
+  cutter.finish();
+}
+
+}  // namespace
+
+void detail::read_lines(const std::string& path, const TakeRow& row) {
+  InputFile file(path);
+  LineCutter lines(path, row);
+  cut_rows(file, lines, "");
+}
+
+void detail::read_rows(const std::string& path, const TakeRow& row) {
+  InputFile file(path);
+  std::string head;
+  std::vector<char> buffer(kBlock);
+  FileForm form = FileForm::kUnknown;
+  while (form == FileForm::kUnknown) {
+    const std::size_t got = file.read(buffer, 0);
+    head.append(buffer.data(), got);
+    form = form_of(head, /*is_all=*/got == 0);
+  }
+  check_kind_of_file(path, head);
+  if (form == FileForm::kLines) {
+    LineCutter lines(path, row);
+    return cut_rows(file, lines, head);
+  }
+  std::string_view begun = head;
+  if (begun.starts_with(kByteOrderMark)) begun.remove_prefix(kByteOrderMark.size());
+  ElementCutter elements(path, row, form == FileForm::kArray);
+  cut_rows(file, elements, begun);
 }
 
 void for_each_line(const std::string& path,

@@ -16,6 +16,12 @@ std::uint64_t mixed(std::uint64_t state, const std::vector<std::int64_t>& ids) {
   return state;
 }
 
+std::uint64_t mixed(std::uint64_t state, const TokenMask& mask) {
+  state = mixed(state, mask.size());
+  for (const std::uint8_t x : mask) state = mixed(state, std::uint64_t{x});
+  return state;
+}
+
 std::uint64_t mixed(std::uint64_t state, const TokenWeights& weights) {
   state = mixed(state, weights.size());
   for (const double x : weights) state = mixed(state, std::bit_cast<std::uint64_t>(x));
@@ -38,6 +44,9 @@ std::uint64_t PairIndex::hash(const TokenPair& pair) const {
   for (const auto* weights : {&pair.chosen_weights, &pair.rejected_weights, &pair.gold_weights}) {
     state = mixed(state, *weights);
   }
+  for (const auto* mask : {&pair.chosen_mask, &pair.rejected_mask, &pair.gold_mask}) {
+    state = mixed(state, *mask);
+  }
   for (std::size_t i = 0; i < kColumnKeys.size(); ++i) state = mixed(state, column_bits(pair, i));
   return state;
 }
@@ -50,7 +59,8 @@ bool PairIndex::equal(const TokenPair& a, const TokenPair& b) const {
   }
   return a.chosen == b.chosen && a.rejected == b.rejected && a.gold == b.gold &&
          a.chosen_weights == b.chosen_weights && a.rejected_weights == b.rejected_weights &&
-         a.gold_weights == b.gold_weights;
+         a.gold_weights == b.gold_weights && a.chosen_mask == b.chosen_mask &&
+         a.rejected_mask == b.rejected_mask && a.gold_mask == b.gold_mask;
 }
 
 std::optional<std::size_t> PairIndex::find(const TokenPair& pair) const {

@@ -7,13 +7,16 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <utility>
 #include <variant>
 
 #include "core/json.h"
+#include "core/json_text.h"
 #include "core/utf8.h"
 #include "data/chat_writer.h"
+#include "data/conversation.h"
 #include "data/line_error.h"
 #include "prefopt/error.h"
 #include "prefopt/options.h"
@@ -49,17 +52,64 @@ std::string keys_of(const Json& object) {
 }
 
 using detail::ChatWriter;
-using Messages = std::vector<Message>;
+using detail::Messages;
 using Turns = std::variant<std::string, Messages>;
 
 std::string_view kind_of(const Turns& turns) {
   return std::holds_alternative<std::string>(turns) ? "text" : "a list of messages";
 }
 
+std::size_t count_words(std::string_view text) {
+  std::size_t words = 0;
+  bool in_word = false;
+  for (std::size_t at = 0; at < text.size();) {
+    const detail::Utf8Character character = detail::utf8_character(text, at);
+    const bool is_space = detail::is_white_space(character.code);
+    words += !is_space && !in_word ? 1 : 0;
+    in_word = !is_space;
+    at += character.length;
+  }
+  return words;
+}
+
+/// Whether a text that begins with `prompt` repeats it, and not by chance: an answer to "No" may
+/// well begin with it.
+bool repeats(std::string_view text, std::string_view prompt) {
+  constexpr std::size_t kTellingWords = 3;
+  constexpr std::size_t kTellingBytes = 16;
+  return text.starts_with(prompt) &&
+         (prompt.size() >= kTellingBytes || count_words(prompt) >= kTellingWords);
+}
+
+std::string_view without_outer_space(std::string_view text) {
+  constexpr std::string_view kSpace = " \t\r\n";
+  const std::size_t begin = text.find_first_not_of(kSpace);
+  if (begin == std::string_view::npos) return {};
+  return text.substr(begin, text.find_last_not_of(kSpace) + 1 - begin);
+}
+
+/// Whether a prompt in text is one of the messages that are not answers, or the other way round:
+/// templates around either differ.
+bool holds_prompt(const Messages& messages, std::string_view prompt) {
+  const std::string_view asked = without_outer_space(prompt);
+  return asked.empty() || std::any_of(messages.begin(), messages.end(), [&](const Message& message) {
+           const std::string_view content = without_outer_space(message.content);
+           return message.role != "assistant" && !content.empty() &&
+                  (content.find(asked) != std::string_view::npos ||
+                   asked.find(content) != std::string_view::npos);
+         });
+}
+
 class RowReader {
  public:
-  RowReader(const Json& row, std::string_view where, const ChatWriter& chat)
-      : row_(row), where_(where), chat_(chat) {}
+  RowReader(const Json& row, std::string_view where, const ChatWriter& chat,
+            const DataOptions& options, const detail::LineReading& reading)
+      : row_(row),
+        where_(where),
+        chat_(chat),
+        reading_(reading),
+        removes_repeats_(options.repeated_prompt == RepeatedPrompt::kRemove),
+        rules_{chat, where, options.loss_on, removes_repeats_} {}
 
   PreferenceRow read() const {
     PreferenceRow row = read_texts();
@@ -73,7 +123,9 @@ class RowReader {
     if (has("prompt_ids") || has("chosen_ids") || has("rejected_ids")) return token_row();
     if (has("chosen") || has("rejected")) return preference_row();
     if (has("completion")) return completion_row();
-    if (has("messages")) return whole_conversation(messages("messages"));
+    if (has("messages")) {
+      return with_tools(detail::whole_conversation_row(messages("messages"), rules_));
+    }
     if (has("text")) return whole_row(text("text"));
     fail_missing("expected a key 'chosen', 'completion', 'messages' or 'text', got {}",
                  keys_of(row_));
@@ -81,6 +133,12 @@ class RowReader {
 
   double number(std::string_view key, Range range) const {
     const Json& value = at(key);
+    if (value.is_number_float() && !std::isfinite(value.get<double>())) {
+      throw detail::LineError(
+          detail::LineDefect::kNotANumber,
+          fmt::format("{}: expected '{}' free of NaN and Infinity (not a number), got one of them",
+                      where_, key));
+    }
     const double x = value.is_boolean()  ? static_cast<double>(value.get<bool>())
                      : value.is_number() ? value.get<double>()
                                          : std::numeric_limits<double>::quiet_NaN();
@@ -95,21 +153,47 @@ class RowReader {
     return x;
   }
 
+  /// Whether something reads the column, so that it has to be right.
+  bool is_read(Column column) const {
+    const std::string_view key = kColumnKeys[static_cast<std::size_t>(column)];
+    const auto& layout = reading_.layout;
+    if (layout.maps(key)) return true;
+    if (column == Column::kMargin &&
+        (layout.maps("score_chosen") || layout.maps("score_rejected"))) {
+      return true;
+    }
+    return reading_.needs != nullptr &&
+           std::find(reading_.needs->columns.begin(), reading_.needs->columns.end(), column) !=
+               reading_.needs->columns.end();
+  }
+
+  /// NaN where the row has none.
+  double column_value(Column column) const {
+    const std::string key(kColumnKeys[static_cast<std::size_t>(column)]);
+    if (!row_.contains(key)) {
+      const bool has_scores = has("score_chosen") && has("score_rejected");
+      return column == Column::kMargin && has_scores
+                 ? number("score_chosen", Range::any()) - number("score_rejected", Range::any())
+                 : std::numeric_limits<double>::quiet_NaN();
+    }
+    const double x = number(key, column == Column::kMargin   ? Range::any()
+                                 : column == Column::kWeight ? Range::at_least(0)
+                                                             : Range::between(0, 1));
+    if (column == Column::kLabel && x > 0 && x < 1) {
+      fail("expected 'label' to be true, false, 1 or 0, got {}", x);
+    }
+    return x;
+  }
+
+  /// Columns that nothing reads may hold anything: what is no such number is then no value.
   void read_columns(RowColumns& columns) const {
     for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
       const auto column = static_cast<Column>(i);
-      if (!row_.contains(std::string(kColumnKeys[i]))) continue;
-      columns[column] = number(kColumnKeys[i], column == Column::kMargin   ? Range::any()
-                                               : column == Column::kWeight ? Range::at_least(0)
-                                                                           : Range::between(0, 1));
-    }
-    const double label = columns[Column::kLabel];
-    if (label > 0 && label < 1) {
-      fail("expected 'label' to be true, false, 1 or 0, got {}", label);
-    }
-    if (has("score_chosen") && has("score_rejected") && !has("margin")) {
-      columns[Column::kMargin] =
-          number("score_chosen", Range::any()) - number("score_rejected", Range::any());
+      try {
+        columns[column] = column_value(column);
+      } catch (const detail::LineError&) {
+        if (is_read(column)) throw;
+      }
     }
   }
 
@@ -128,6 +212,17 @@ class RowReader {
   }
 
   bool has(const char* key) const { return row_.contains(key); }
+
+  /// A key with something in it.
+  bool has_some(const char* key) const { return holds_some(row_, key); }
+
+  static bool holds_some(const Json& object, const char* key) {
+    const auto found = object.find(key);
+    if (found == object.end() || found->is_null()) return false;
+    if (!found->is_string()) return !found->empty();
+    const auto& text = found->get_ref<const std::string&>();
+    return text.find_first_not_of(" \t\r\n[]{}") != std::string::npos && text != "null";
+  }
 
   const Json& at(std::string_view key) const {
     const auto found = row_.find(std::string(key));
@@ -156,6 +251,17 @@ class RowReader {
     return found->get<std::string>();
   }
 
+  /// Calls of tools need no text beside them.
+  std::string content_of(const Json& message, std::string_view key) const {
+    if (!holds_some(message, "tool_calls") && !holds_some(message, "function_call")) {
+      return message_field(message, "content", key);
+    }
+    calls_tools_ = true;
+    const auto found = message.find("content");
+    return found == message.end() || found->is_null() ? std::string()
+                                                      : message_field(message, "content", key);
+  }
+
   Messages messages(std::string_view key) const {
     const Json& list = at(key);
     if (!list.is_array()) {
@@ -168,9 +274,18 @@ class RowReader {
         fail("expected each message of '{}' to be an object, got {}", key,
              detail::json_type_name(message));
       }
-      result.push_back(
-          {message_field(message, "role", key), message_field(message, "content", key)});
-      if (!ChatWriter::knows_role(result.back().role)) {
+      result.push_back({message_field(message, "role", key), content_of(message, key)});
+      const std::string& role = result.back().role;
+      if (ChatWriter::is_tool_role(role)) {
+        calls_tools_ = true;
+        if (!chat_.writes_any_role()) {
+          throw detail::LineError(
+              detail::LineDefect::kToolTurn,
+              fmt::format("{}: expected a role that the chat format '{}' has a turn for, got '{}' "
+                          "in '{}'",
+                          where_, chat_.name(), role, key));
+        }
+      } else if (!ChatWriter::knows_role(role)) {
         fail("expected a role 'system', 'user' or 'assistant' in '{}', got '{}'", key,
              detail::shown_text(result.back().role));
       }
@@ -219,13 +334,33 @@ class RowReader {
     return list.get<TokenWeights>();
   }
 
-  /// Only ids say which token a weight is of.
+  /// `NAME_token_mask`; empty where the row has none.
+  TokenMask mask(std::string_view name, const std::vector<std::int64_t>& ids) const {
+    const std::string key = fmt::format("{}_token_mask", name);
+    if (!row_.contains(key)) return {};
+    const Json& list = at(key);
+    const auto is_flag = [](const Json& x) {
+      return x.is_boolean() || (x.is_number() && (x == 0 || x == 1));
+    };
+    if (!list.is_array() || list.size() != ids.size() ||
+        !std::all_of(list.begin(), list.end(), is_flag)) {
+      fail("expected '{}' to be {} of 1 or 0, one a token, got {}", key, ids.size(),
+           list.is_array() ? detail::shown_json(list) : std::string(detail::json_type_name(list)));
+    }
+    TokenMask mask;
+    for (const Json& x : list) mask.push_back(x == 1 || x == true ? 1 : 0);
+    return mask;
+  }
+
+  /// Only ids say which token a weight or a place in a mask is of.
   void check_weights_have_ids() const {
     for (const char* name : {"chosen", "rejected", "completion", "gold"}) {
-      const std::string weights = fmt::format("{}_token_weights", name);
       const std::string ids = fmt::format("{}_ids", name);
-      if (row_.contains(weights) && !row_.contains(ids)) {
-        fail("expected '{}' beside '{}', got {}", weights, ids, keys_of(row_));
+      for (const char* of_tokens : {"weights", "mask"}) {
+        const std::string key = fmt::format("{}_token_{}", name, of_tokens);
+        if (row_.contains(key) && !row_.contains(ids)) {
+          fail("expected '{}' beside '{}', got {}", key, ids, keys_of(row_));
+        }
       }
     }
   }
@@ -240,6 +375,9 @@ class RowReader {
     row.chosen_weights = weights(row.has_rejected ? "chosen" : "completion", row.chosen_ids);
     row.rejected_weights = weights("rejected", row.rejected_ids);
     row.gold_weights = weights("gold", row.gold_ids);
+    row.chosen_mask = mask(row.has_rejected ? "chosen" : "completion", row.chosen_ids);
+    row.rejected_mask = mask("rejected", row.rejected_ids);
+    row.gold_mask = mask("gold", row.gold_ids);
     row.tokenized = true;
     return row;
   }
@@ -274,26 +412,40 @@ class RowReader {
       row.chosen = *chosen_text;
       row.rejected = rejected_text;
       if (gold) row.gold = std::get<std::string>(*gold);
-      return row;
-    }
-    auto chosen_list = std::get<Messages>(chosen);
-    auto rejected_list = std::get<Messages>(rejected);
-    if (prompt && std::holds_alternative<Messages>(*prompt)) {
-      const auto& asked = std::get<Messages>(*prompt);
-      PreferenceRow row = conversation(asked, chosen_list, rejected_list);
-      if (gold) {
-        const auto& gold_list = std::get<Messages>(*gold);
-        row.gold = conversation(asked, gold_list, gold_list).chosen;
+      // A rejected answer that alone repeats the prompt may be rejected for that.
+      if (repeats(row.chosen, row.prompt) && repeats(row.rejected, row.prompt)) {
+        take_once(row, {&row.chosen, &row.rejected, &row.gold});
       }
       return row;
+    }
+    detail::Conversation talk{.prompt = {},
+                              .chosen = std::get<Messages>(chosen),
+                              .rejected = std::get<Messages>(rejected)};
+    if (prompt && std::holds_alternative<Messages>(*prompt)) {
+      talk.prompt = std::get<Messages>(*prompt);
+      if (gold) talk.gold = std::get<Messages>(*gold);
+      return with_tools(detail::conversation_row(std::move(talk), rules_));
     }
     if (gold) fail("expected 'prompt' to be a list of messages where 'gold' is, got text");
     // A prompt in text beside lists repeats what the lists begin with, in TRL's data as well; lists
     // that begin with the answer need it.
-    if (prompt && chosen_list.front().role == "assistant") {
-      return conversation({{"user", std::get<std::string>(*prompt)}}, chosen_list, rejected_list);
+    if (prompt) {
+      const auto& asked = std::get<std::string>(*prompt);
+      if (talk.chosen.front().role == "assistant") {
+        talk.prompt.push_back({.role = "user", .content = asked});
+      } else if (!holds_prompt(talk.chosen, asked)) {
+        fail("expected 'prompt' to be one of the messages of 'chosen', got another text");
+      }
     }
-    return implicit_conversation(std::move(chosen_list), std::move(rejected_list));
+    return with_tools(detail::conversation_row(std::move(talk), rules_));
+  }
+
+  /// Removes the prompt from the completions that begin with it, if the options say so.
+  void take_once(PreferenceRow& row, std::initializer_list<std::string*> completions) const {
+    detail::add_remark(row, RowRemark::kRepeatedPrompt);
+    for (std::string* text : completions) {
+      if (removes_repeats_ && text->starts_with(row.prompt)) text->erase(0, row.prompt.size());
+    }
   }
 
   PreferenceRow completion_row() const {
@@ -305,11 +457,12 @@ class RowReader {
     }
     PreferenceRow row;
     if (const auto* list = std::get_if<Messages>(&completion)) {
-      row = conversation(std::get<Messages>(prompt), *list, *list);
-      row.rejected.clear();
+      row = with_tools(detail::conversation_row(
+          {.prompt = std::get<Messages>(prompt), .chosen = *list}, rules_));
     } else {
       row.prompt = std::get<std::string>(prompt);
       row.chosen = std::get<std::string>(completion);
+      if (repeats(row.chosen, row.prompt)) take_once(row, {&row.chosen});
     }
     row.has_rejected = false;
     return row;
@@ -323,17 +476,10 @@ class RowReader {
     return row;
   }
 
-  // Likewise, but where the format has tokens of its own, what opens the first turn is the prompt:
-  // nothing predicts a text's first token.
-  PreferenceRow whole_conversation(const Messages& messages) const {
-    chat_.check_system(messages, where_);
-    PreferenceRow row;
-    row.has_rejected = false;
-    row.end_of_turn = chat_.end_of_turn();
-    const std::string opening =
-        chat_.opening(messages.front()) + chat_.opening_of(messages.front().role);
-    (row.end_of_turn.empty() ? row.chosen : row.prompt) = opening;
-    row.chosen += bodies(messages);
+  PreferenceRow with_tools(PreferenceRow row) const {
+    if (calls_tools_ || has_some("tools") || has_some("functions")) {
+      detail::add_remark(row, RowRemark::kToolCalls);
+    }
     return row;
   }
 
@@ -364,64 +510,13 @@ class RowReader {
     return end;
   }
 
-  PreferenceRow implicit_conversation(Messages chosen, Messages rejected) const {
-    const auto same = [](const Message& a, const Message& b) {
-      return a.role == b.role && a.content == b.content;
-    };
-    // One message at least is left to complete with.
-    const auto limit = static_cast<std::ptrdiff_t>(std::min(chosen.size(), rejected.size())) - 1;
-    const auto apart =
-        std::mismatch(chosen.begin(), chosen.begin() + limit, rejected.begin(), same);
-    const Messages prompt(chosen.begin(), apart.first);
-    chosen.erase(chosen.begin(), apart.first);
-    rejected.erase(rejected.begin(), apart.second);
-    return conversation(prompt, chosen, rejected);
-  }
-
-  PreferenceRow conversation(const Messages& prompt, const Messages& chosen,
-                             const Messages& rejected) const {
-    PreferenceRow row;
-    row.end_of_turn = chat_.end_of_turn();
-    // Completions that go on with the person's turn differ from there on.
-    const bool answers = chosen.front().role == "assistant" && rejected.front().role == "assistant";
-    if (!prompt.empty()) {
-      row.prompt = chat_.opening(prompt.front()) + turns_text(prompt);
-    } else if (answers) {
-      row.prompt = chat_.opening(chosen.front());
-    }
-    if (answers) row.prompt += chat_.opening_of("assistant");
-    const auto completion = [&](const Messages& messages) {
-      Messages all = prompt;
-      all.insert(all.end(), messages.begin(), messages.end());
-      chat_.check_system(all, where_);
-      std::string text;
-      if (prompt.empty() && !answers) text += chat_.opening(messages.front());
-      if (!answers) text += chat_.opening_of(messages.front().role);
-      return text + bodies(messages);
-    };
-    row.chosen = completion(chosen);
-    row.rejected = completion(rejected);
-    return row;
-  }
-
-  std::string turns_text(const Messages& messages) const {
-    std::string text;
-    for (const Message& message : messages) {
-      text += chat_.opening_of(message.role) + chat_.body(message);
-    }
-    return text;
-  }
-
-  // All of the turns but what opens the first, up to the end of the last.
-  std::string bodies(const Messages& messages) const {
-    std::string text = turns_text(messages).substr(chat_.opening_of(messages.front().role).size());
-    text.resize(text.size() - chat_.between_turns().size());
-    return text;
-  }
-
   const Json& row_;
   std::string_view where_;
   const ChatWriter& chat_;
+  const detail::LineReading& reading_;
+  bool removes_repeats_;
+  detail::ConversationRules rules_;
+  mutable bool calls_tools_ = false;  ///< a message that was read calls tools or is from one
 };
 
 }  // namespace
@@ -432,19 +527,28 @@ std::string format_dialogue(const std::vector<Message>& messages, bool open_assi
 }
 
 PreferenceRow detail::parse_line(std::string_view json, std::string_view where,
-                                 std::string_view chat_format) {
+                                 const DataOptions& options, const LineReading& reading,
+                                 RowTrace& trace) {
   if (const std::size_t at = find_invalid_utf8(json); at != std::string_view::npos) {
     throw LineError(LineDefect::kInvalidUtf8,
                     fmt::format("{}: expected UTF-8 text, got the byte 0x{:02x} at offset {}",
                                 where, static_cast<unsigned char>(json[at]), at));
   }
-  const ChatWriter chat(chat_format, where);
+  if (const std::size_t at = find_lone_surrogate(json); at != std::string_view::npos) {
+    throw LineError(LineDefect::kInvalidUtf8,
+                    fmt::format("{}: expected UTF-8 text, got half of a surrogate pair, {}, at "
+                                "offset {}",
+                                where, json.substr(at, 6), at));
+  }
+  const ChatWriter chat(options.chat_format, where);
+  const RowUse use = reading.prompt_alone       ? RowUse::kPrompt
+                     : reading.needs == nullptr ? RowUse::kAny
+                     : reading.needs->unpaired() ? RowUse::kLabelled
+                                                 : RowUse::kWhole;
   try {
-    const auto row = parse_json<DataError, SortedJson>(json, where);
-    if (!row.is_object()) {
-      throw DataError(fmt::format("{}: expected an object, got {}", where, json_type_name(row)));
-    }
-    return RowReader(row, where, chat).read();
+    const SortedJson row =
+        reading.layout.canonical(parse_line_json(json, where), where, use, trace);
+    return RowReader(row, where, chat, options, reading).read();
   } catch (const LineError&) {
     throw;
   } catch (const DataError& error) {
@@ -452,10 +556,28 @@ PreferenceRow detail::parse_line(std::string_view json, std::string_view where,
   }
 }
 
+void detail::check_unread(const std::vector<UnreadColumn>& unread, const DataOptions& options,
+                          std::string_view where) {
+  if (options.unused == UnusedColumns::kNote) return;
+  for (const UnreadColumn& column : unread) {
+    if (!column.is_prompt) continue;
+    throw DataError(fmt::format(
+        "{}: expected every column of a prompt to be read, got '{}', which nothing reads; name "
+        "what it is in data.columns, or leave it out with data.unused = 'note'",
+        where, shown_text(column.name)));
+  }
+}
+
 PreferenceRow parse_row(std::string_view json, std::string_view where,
                         std::string_view chat_format) {
+  DataOptions options;
+  options.chat_format = chat_format;
+  const detail::RowLayout layout(options.columns);
+  detail::RowTrace trace;
   try {
-    return detail::parse_line(json, where, chat_format);
+    PreferenceRow row = detail::parse_line(json, where, options, {.layout = layout}, trace);
+    detail::check_unread(trace.unread, options, where);
+    return row;
   } catch (const detail::LineError& error) {
     throw DataError(error.what());
   }

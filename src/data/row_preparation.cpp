@@ -4,12 +4,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <utility>
 
+#include "core/json_text.h"
 #include "core/parallel.h"
+#include "core/text.h"
 #include "core/utf8.h"
+#include "data/chat_writer.h"
 #include "data/line_error.h"
 #include "data/lines.h"
 #include "prefopt/error.h"
@@ -19,19 +24,56 @@ namespace {
 
 using Ids = std::vector<std::int64_t>;
 
+std::string_view policy_name(RowPolicy policy) {
+  constexpr std::array<std::string_view, 3> kNames = {"error", "drop", "keep"};
+  return kNames[static_cast<std::size_t>(policy)];
+}
+
+AppliedPolicy applied(RowPolicy policy, std::string_view option) {
+  return {policy, option, policy_name(policy)};
+}
+
 AppliedPolicy or_unusable(DefectPolicy policy, std::string_view option,
                           const DataOptions& options) {
   switch (policy) {
     case DefectPolicy::kError:
-      return {RowPolicy::kError, option};
+      return applied(RowPolicy::kError, option);
     case DefectPolicy::kDrop:
-      return {RowPolicy::kDrop, option};
+      return applied(RowPolicy::kDrop, option);
     case DefectPolicy::kKeep:
-      return {RowPolicy::kKeep, option};
+      return applied(RowPolicy::kKeep, option);
     case DefectPolicy::kUnusable:
       break;
   }
-  return {options.unusable, "unusable"};
+  return applied(options.unusable, "unusable");
+}
+
+AppliedPolicy of_repeated_prompt(RepeatedPrompt policy) {
+  constexpr std::string_view kOption = "repeated_prompt";
+  switch (policy) {
+    case RepeatedPrompt::kRemove:
+      return {RowPolicy::kKeep, kOption, "remove"};
+    case RepeatedPrompt::kKeep:
+      break;
+    case RepeatedPrompt::kDrop:
+      return applied(RowPolicy::kDrop, kOption);
+    case RepeatedPrompt::kError:
+      return applied(RowPolicy::kError, kOption);
+  }
+  return applied(RowPolicy::kKeep, kOption);
+}
+
+AppliedPolicy of_special_tokens(SpecialTokens policy) {
+  constexpr std::string_view kOption = "special_tokens_in_text";
+  switch (policy) {
+    case SpecialTokens::kSplit:
+      return {RowPolicy::kKeep, kOption, "split"};
+    case SpecialTokens::kError:
+      return applied(RowPolicy::kError, kOption);
+    case SpecialTokens::kKeep:
+      break;
+  }
+  return applied(RowPolicy::kKeep, kOption);
 }
 
 RowDefect defect_of(LineDefect defect) {
@@ -40,6 +82,10 @@ RowDefect defect_of(LineDefect defect) {
       return RowDefect::kMissingKey;
     case LineDefect::kInvalidUtf8:
       return RowDefect::kInvalidUtf8;
+    case LineDefect::kNotANumber:
+      return RowDefect::kNotANumber;
+    case LineDefect::kToolTurn:
+      return RowDefect::kToolTurn;
     case LineDefect::kMalformed:
       break;
   }
@@ -67,114 +113,352 @@ void check_needs(const PreferenceRow& row, const RowNeeds& needs, std::string_vi
   }
 }
 
-TokenPair encode_row(const PreferenceRow& row, const Tokenizer& tokenizer,
-                     const DataOptions& options) {
-  if (row.tokenized) {
-    return {row.prompt_ids, row.chosen_ids,     row.rejected_ids,     row.gold_ids,
-            row.columns,    row.chosen_weights, row.rejected_weights, row.gold_weights};
+RowDefect defect_of(RowRemark remark) {
+  switch (remark) {
+    case RowRemark::kEndsWithUser:
+      return RowDefect::kEndsWithUser;
+    case RowRemark::kRepeatedPrompt:
+      return RowDefect::kRepeatedPrompt;
+    case RowRemark::kToolCalls:
+      return RowDefect::kToolCalls;
+    case RowRemark::kSystemTurn:
+      break;
   }
-  const bool bare = row.end_of_turn.empty();
-  const auto completion = [&](std::string_view text) {
-    Ids ids = tokenizer.encode(text);
-    if (bare && options.add_eos && tokenizer.eos_id() >= 0) ids.push_back(tokenizer.eos_id());
-    return ids;
-  };
-  TokenPair pair;
-  pair.prompt = tokenizer.encode(row.prompt);
-  if (bare && options.add_bos && tokenizer.bos_id() >= 0) {
-    pair.prompt.insert(pair.prompt.begin(), tokenizer.bos_id());
-  }
-  pair.chosen = completion(row.chosen);
-  if (row.has_rejected) pair.rejected = completion(row.rejected);
-  if (!row.gold.empty()) pair.gold = completion(row.gold);
-  pair.columns = row.columns;
-  return pair;
+  return RowDefect::kSystemTurn;
 }
 
-// The token that a completion ends in.
-std::int64_t end_id_of(const PreferenceRow& row, const Tokenizer& tokenizer) {
-  if (row.end_of_turn.empty()) return tokenizer.eos_id();
-  const Ids ids = tokenizer.encode(row.end_of_turn);
-  if (ids.size() != 1) {
-    throw ConfigError(fmt::format(
-        "chat_format: expected a format whose end of turn is one token of the tokenizer '{}', got "
-        "'{}', which is {}",
-        tokenizer.name(), row.end_of_turn, ids.size()));
-  }
-  return ids.front();
+std::string_view without_end_space(std::string_view text) {
+  return text.substr(0, text.find_last_not_of(" \t\r\n") + 1);
 }
+
+/// Makes tokens of a row's texts.
+class RowEncoder {
+ public:
+  RowEncoder(const PreferenceRow& row, const Tokenizer& tokenizer, const DataOptions& options,
+             PreparedRow& result)
+      : row_(row), tokenizer_(tokenizer), options_(options), result_(result) {}
+
+  void encode() {
+    set_ends();
+    TokenPair& pair = result_.pair;
+    pair.columns = row_.columns;
+    if (row_.tokenized) return take_ids();
+    encode_prompt();
+    encode_completion(row_.chosen, row_.chosen_parts, pair.chosen, pair.chosen_mask);
+    if (row_.has_rejected) {
+      encode_completion(row_.rejected, row_.rejected_parts, pair.rejected, pair.rejected_mask);
+    }
+    if (!row_.gold.empty()) {
+      encode_completion(row_.gold, row_.gold_parts, pair.gold, pair.gold_mask);
+    }
+    if (spells_control_) result_.defects.push_back(RowDefect::kControlToken);
+    if (begins_) result_.defects.push_back(RowDefect::kGivenBegin);
+    if (ends_) result_.defects.push_back(RowDefect::kGivenEnd);
+  }
+
+ private:
+  /// A text and what of it is whose.
+  struct Text {
+    std::string text;
+    TextParts parts;
+  };
+
+  bool is_bare() const { return row_.end_of_turn.empty(); }
+  bool splits() const { return options_.special_tokens_in_text == SpecialTokens::kSplit; }
+
+  void set_ends() {
+    if (is_bare()) return result_.ends.add(tokenizer_.eos_id());
+    const Ids ids = tokenizer_.encode(row_.end_of_turn);
+    if (ids.size() != 1) {
+      throw ConfigError(fmt::format(
+          "chat_format: expected a format whose end of turn is one token of the tokenizer '{}', "
+          "got '{}', which is {}",
+          tokenizer_.name(), row_.end_of_turn, ids.size()));
+    }
+    result_.ends.add(ids.front());
+  }
+
+  void take_ids() {
+    TokenPair& pair = result_.pair;
+    pair.prompt = row_.prompt_ids;
+    pair.chosen = row_.chosen_ids;
+    pair.rejected = row_.rejected_ids;
+    pair.gold = row_.gold_ids;
+    pair.chosen_weights = row_.chosen_weights;
+    pair.rejected_weights = row_.rejected_weights;
+    pair.gold_weights = row_.gold_weights;
+    pair.chosen_mask = row_.chosen_mask;
+    pair.rejected_mask = row_.rejected_mask;
+    pair.gold_mask = row_.gold_mask;
+  }
+
+  void encode_prompt() {
+    const Text prompt = noted({row_.prompt, row_.prompt_parts}, /*is_completion=*/false);
+    Ids& ids = result_.pair.prompt;
+    ids = tokenizer_.encode_plain(prompt.text, plain_of(prompt));
+    const std::int64_t begin = tokenizer_.bos_id();
+    if (!is_bare() || !options_.add_bos || begin < 0) return;
+    if (!ids.empty() && ids.front() == begin) {
+      begins_ = true;
+    } else {
+      ids.insert(ids.begin(), begin);
+    }
+  }
+
+  void encode_completion(const std::string& text, const TextParts& parts, Ids& ids,
+                         TokenMask& mask) {
+    const Text completion = noted({text, parts}, /*is_completion=*/true);
+    const std::vector<TextRange>& counted = completion.parts.counted;
+    const std::vector<TextRange> plain = plain_of(completion);
+    std::size_t done = 0;
+    // Apart, as prompt and completion are: a token lies in one of the parts.
+    const auto take = [&](std::size_t end, bool counts) {
+      if (end <= done) return;
+      const std::string_view part = std::string_view(completion.text).substr(done, end - done);
+      const Ids more = tokenizer_.encode_plain(part, within(plain, done, end));
+      ids.insert(ids.end(), more.begin(), more.end());
+      mask.insert(mask.end(), more.size(), counts ? 1 : 0);
+      done = end;
+    };
+    for (const TextRange& range : counted) {
+      take(range.begin, false);
+      take(range.end, true);
+    }
+    take(completion.text.size(), counted.empty());
+    const std::int64_t end = tokenizer_.eos_id();
+    if (is_bare() && options_.add_eos && end >= 0 && !result_.ends.end(ids)) {
+      ids.push_back(end);
+      mask.push_back(1);
+    }
+    if (counted.empty()) mask.clear();
+  }
+
+  /// The ranges in which control tokens are plain text.
+  std::vector<TextRange> plain_of(const Text& text) const {
+    if (!splits()) return {};
+    if (row_.from_messages) return text.parts.contents;
+    return {{0, text.text.size()}};
+  }
+
+  static std::vector<TextRange> within(const std::vector<TextRange>& ranges, std::size_t begin,
+                                       std::size_t end) {
+    std::vector<TextRange> result;
+    for (const TextRange& range : ranges) {
+      const TextRange part{std::max(range.begin, begin), std::min(range.end, end)};
+      if (part.begin < part.end) result.push_back({part.begin - begin, part.end - begin});
+    }
+    return result;
+  }
+
+  struct GivenEnd {
+    std::size_t begin, end;
+    std::int64_t id;
+  };
+
+  /// The token that ends `text`, but for white space, if its spelling does.
+  std::optional<GivenEnd> given_end(std::string_view text) const {
+    const std::string_view trimmed = without_end_space(text);
+    const std::int64_t eos = tokenizer_.eos_id();
+    const auto found = [&](std::string_view spelled) -> std::optional<GivenEnd> {
+      if (spelled.empty() || !trimmed.ends_with(spelled)) return std::nullopt;
+      const Ids ids = tokenizer_.encode(spelled);
+      const bool is_end = ids.size() == 1 && (ids.front() == eos ||
+                                              ids.front() == tokenizer_.find_control(spelled));
+      if (!is_end) return std::nullopt;
+      return GivenEnd{trimmed.size() - spelled.size(), trimmed.size(), ids.front()};
+    };
+    if (eos >= 0) {
+      if (const auto end = found(tokenizer_.spelling(eos))) return end;
+    }
+    for (const std::string_view spelled : ends_of_turns()) {
+      if (const auto end = found(spelled)) return end;
+    }
+    return std::nullopt;
+  }
+
+  /// Takes bytes away and moves what follows.
+  static void erase(Text& text, std::size_t begin, std::size_t end) {
+    text.text.erase(begin, end - begin);
+    const auto move = [&](std::size_t& place) {
+      place = place >= end ? place - (end - begin) : std::min(place, begin);
+    };
+    for (auto* ranges : {&text.parts.contents, &text.parts.counted}) {
+      for (TextRange& range : *ranges) {
+        move(range.begin);
+        move(range.end);
+      }
+    }
+  }
+
+  /// Takes down what the text spells and leaves out an end that another one follows.
+  Text noted(Text text, bool is_completion) {
+    std::size_t own = text.text.size();  // without an end that takes the place of the usual one
+    if (row_.from_messages && !is_bare() && !splits()) {
+      for (std::size_t i = text.parts.contents.size(); i > 0; --i) {
+        const TextRange content = text.parts.contents[i - 1];
+        const auto given = given_end(
+            std::string_view(text.text).substr(content.begin, content.end - content.begin));
+        if (!given) continue;
+        erase(text, content.begin + given->begin, content.end);
+        ends_ = true;
+      }
+      own = text.text.size();
+    } else if (is_completion && is_bare() && options_.add_eos && !splits()) {
+      if (const auto given = given_end(text.text)) {
+        erase(text, given->end, text.text.size());
+        own = given->begin;
+        result_.ends.add(given->id);
+        ends_ = true;
+      }
+    }
+    note_control(text, own);
+    return text;
+  }
+
+  void note_control(const Text& text, std::size_t end) {
+    const auto look = [&](TextRange range) {
+      const std::size_t last = std::min(range.end, end);
+      spells_control_ |=
+          range.begin < last && tokenizer_.find_control(std::string_view(text.text).substr(
+                                    range.begin, last - range.begin)) >= 0;
+    };
+    if (row_.from_messages) {
+      for (const TextRange& content : text.parts.contents) look(content);
+    } else if (options_.special_tokens_in_text != SpecialTokens::kKeep) {
+      look({0, text.text.size()});
+    }
+  }
+
+  const PreferenceRow& row_;
+  const Tokenizer& tokenizer_;
+  const DataOptions& options_;
+  PreparedRow& result_;
+  bool spells_control_ = false, begins_ = false, ends_ = false;
+};
 
 std::size_t budget(std::int64_t option) {
   return option == 0 ? std::numeric_limits<std::size_t>::max() : static_cast<std::size_t>(option);
 }
 
+/// A completion of a pair with what there is for each of its tokens.
+struct Completion {
+  Ids& ids;
+  TokenWeights& weights;
+  TokenMask& mask;
+};
+
+std::array<Completion, 3> completions_of(TokenPair& pair) {
+  return {{{pair.chosen, pair.chosen_weights, pair.chosen_mask},
+           {pair.rejected, pair.rejected_weights, pair.rejected_mask},
+           {pair.gold, pair.gold_weights, pair.gold_mask}}};
+}
+
 template <class T>
 void cut_to(std::vector<T>& values, std::size_t limit, bool keeps_last) {
+  if (values.empty()) return;
   const T last = values.back();
   values.resize(limit);
   if (keeps_last) values.back() = last;
 }
 
 /// Gives the number of tokens that went.
-std::int64_t cut_completion(Ids& ids, TokenWeights& weights, std::size_t limit, std::int64_t eos) {
-  if (ids.size() <= limit) return 0;
-  const auto cut = static_cast<std::int64_t>(ids.size() - limit);
-  const bool ended = ids.back() == eos;
-  cut_to(ids, limit, ended);
-  if (!weights.empty()) cut_to(weights, limit, ended);
+std::int64_t cut_completion(Completion completion, std::size_t limit, const EndIds& ends,
+                            EndOfCut end_of_cut) {
+  if (completion.ids.size() <= limit) return 0;
+  const auto cut = static_cast<std::int64_t>(completion.ids.size() - limit);
+  const bool keeps_end =
+      limit > 0 && end_of_cut != EndOfCut::kDrop && ends.end(completion.ids);
+  cut_to(completion.ids, limit, keeps_end);
+  cut_to(completion.weights, limit, keeps_end);
+  cut_to(completion.mask, limit, keeps_end);
+  if (keeps_end && end_of_cut == EndOfCut::kMask) {
+    completion.mask.resize(limit, 1);
+    completion.mask.back() = 0;
+  }
   return cut;
 }
 
-std::int64_t cut_prompt(Ids& ids, std::size_t limit, std::int64_t bos) {
+std::int64_t cut_prompt(Ids& ids, std::size_t limit, std::int64_t bos, Truncation truncation) {
   if (ids.size() <= limit) return 0;
   const auto cut = static_cast<std::int64_t>(ids.size() - limit);
+  if (truncation == Truncation::kKeepStart) {
+    ids.resize(limit);
+    return cut;
+  }
   const bool begun = ids.front() == bos;
   ids.erase(ids.begin(), ids.begin() + cut);
   if (begun) ids.front() = bos;
   return cut;
 }
 
-Cuts apply_budgets(TokenPair& pair, std::int64_t end_id, std::int64_t bos_id,
+Cuts apply_budgets(TokenPair& pair, const EndIds& ends, std::int64_t bos_id,
                    const DataOptions& options) {
+  const bool keeps_start = options.truncation == Truncation::kKeepStart;
   const std::size_t total = budget(options.max_length);
-  // One token is the least that the prompt gives way to.
-  const std::size_t completion_limit = std::min(budget(options.max_completion_length), total - 1);
   Cuts cuts;
-  for (const auto& [completion, weights] : {std::pair{&pair.chosen, &pair.chosen_weights},
-                                            {&pair.rejected, &pair.rejected_weights},
-                                            {&pair.gold, &pair.gold_weights}}) {
-    const std::int64_t cut = cut_completion(*completion, *weights, completion_limit, end_id);
+  const auto cut_prompt_to = [&](std::size_t limit) {
+    const std::int64_t cut = cut_prompt(pair.prompt, limit, bos_id, options.truncation);
+    cuts.prompt = cut > 0;
+    cuts.tokens += cut;
+  };
+  if (keeps_start) cut_prompt_to(std::min(budget(options.max_prompt_length), total));
+  // One token is the least that the prompt gives way to.
+  const std::size_t completion_limit = std::min(
+      budget(options.max_completion_length), keeps_start ? total - pair.prompt.size() : total - 1);
+  std::size_t longest = 0;
+  for (const Completion& completion : completions_of(pair)) {
+    const std::int64_t cut =
+        cut_completion(completion, completion_limit, ends, options.end_of_cut);
     cuts.completions += cut > 0 ? 1 : 0;
     cuts.tokens += cut;
+    longest = std::max(longest, completion.ids.size());
   }
-  const std::size_t longest =
-      std::max({pair.chosen.size(), pair.rejected.size(), pair.gold.size()});
-  const std::size_t prompt_limit = std::min(budget(options.max_prompt_length), total - longest);
-  const std::int64_t cut = cut_prompt(pair.prompt, prompt_limit, bos_id);
-  cuts.prompt = cut > 0;
-  cuts.tokens += cut;
+  if (!keeps_start) cut_prompt_to(std::min(budget(options.max_prompt_length), total - longest));
   return cuts;
 }
 
-bool is_end_alone(const Ids& completion, std::int64_t end_id) {
-  return completion.size() == 1 && completion[0] == end_id;
+/// Whether `a`, without the token that ends it, begins `b`.
+bool begins(const Ids& a, const Ids& b, const EndIds& ends) {
+  const std::ptrdiff_t size = std::ssize(a) - (ends.end(a) ? 1 : 0);
+  return size > 0 && size < std::ssize(b) && std::equal(a.begin(), a.begin() + size, b.begin());
 }
 
 /// What the tokens of a row show.
-void find_defects(const RowNeeds& needs, PreparedRow& row) {
+void find_defects(const RowNeeds& needs, std::int64_t context_length, PreparedRow& row) {
   const TokenPair& pair = row.pair;
   const auto any_completion = [&](const auto& holds) {
-    return holds(pair.chosen) || (needs.rejected && holds(pair.rejected)) ||
-           (needs.gold && holds(pair.gold));
+    return holds(pair.chosen, pair.chosen_mask) ||
+           (needs.rejected && holds(pair.rejected, pair.rejected_mask)) ||
+           (needs.gold && holds(pair.gold, pair.gold_mask));
   };
-  if (any_completion([](const Ids& ids) { return ids.empty(); })) {
-    row.defects.push_back(RowDefect::kNoToken);
-  } else if (any_completion([&](const Ids& ids) { return is_end_alone(ids, row.end_id); })) {
+  const auto is_empty = [](const Ids& ids, const TokenMask&) { return ids.empty(); };
+  const auto is_end_alone = [&](const Ids& ids, const TokenMask&) {
+    return ids.size() == 1 && row.ends.has(ids[0]);
+  };
+  const auto counts_nothing = [](const Ids& ids, const TokenMask& mask) {
+    return counted_tokens(ids, mask) == 0;
+  };
+  if (any_completion(is_empty)) {
+    row.defects.push_back(row.cuts.completions > 0 ? RowDefect::kNoCountedToken
+                                                   : RowDefect::kNoToken);
+  } else if (any_completion(counts_nothing)) {
+    row.defects.push_back(RowDefect::kNoCountedToken);
+  } else if (any_completion(is_end_alone)) {
     row.defects.push_back(RowDefect::kEmptyCompletion);
   }
   if (pair.prompt.empty()) row.defects.push_back(RowDefect::kEmptyPrompt);
-  if (needs.rejected && pair.chosen == pair.rejected) row.defects.push_back(RowDefect::kIdentical);
+  if (needs.rejected && pair.chosen == pair.rejected) {
+    row.defects.push_back(RowDefect::kIdentical);
+  } else if (needs.rejected && (begins(pair.chosen, pair.rejected, row.ends) ||
+                                begins(pair.rejected, pair.chosen, row.ends))) {
+    row.defects.push_back(RowDefect::kPrefixAnswer);
+  }
   if (row.cuts.prompt) row.defects.push_back(RowDefect::kLongPrompt);
+  const std::size_t longest =
+      pair.prompt.size() + std::max({pair.chosen.size(), pair.rejected.size(), pair.gold.size()});
+  if (context_length > 0 && longest > static_cast<std::size_t>(context_length)) {
+    row.defects.push_back(RowDefect::kLongContext);
+  }
 }
 
 RowNeeds needs_of(const PreferenceRow& row) {
@@ -187,51 +471,79 @@ struct Line {
 };
 
 PreferenceRow read_line(const std::string& path, const Line& line, const DataOptions& options,
-                        const RowNeeds* needs, std::vector<RowDefect>& defects) {
+                        const LineReading& reading, std::vector<RowDefect>& defects,
+                        RowTrace& trace) {
   const std::string where = row_place(path, line.number);
   const auto read = [&](std::string_view text) {
-    PreferenceRow row = parse_line(text, where, options.chat_format);
-    if (needs != nullptr) check_needs(row, *needs, where);
+    PreferenceRow row = parse_line(text, where, options, reading, trace);
+    if (reading.needs != nullptr) check_needs(row, *reading.needs, where);
     return row;
   };
   const bool mends_utf8 = policy_for(RowDefect::kInvalidUtf8, options).policy == RowPolicy::kKeep &&
-                          find_invalid_utf8(line.text) != std::string_view::npos;
+                          (find_invalid_utf8(line.text) != std::string_view::npos ||
+                           find_lone_surrogate(line.text) != std::string_view::npos);
   if (!mends_utf8) return read(line.text);
   defects.push_back(RowDefect::kInvalidUtf8);
-  return read(replace_invalid_utf8(line.text));
+  return read(replace_lone_surrogates(replace_invalid_utf8(line.text)));
 }
 
 PreparedRow prepare_line(const std::string& path, const Line& line, const Tokenizer& tokenizer,
-                         const DataOptions& options, const RowNeeds* needs) {
+                         const DataOptions& options, const LineReading& reading) {
   PreparedRow result;
   PreferenceRow row;
   std::vector<RowDefect> mended;
+  RowTrace trace;
   try {
-    row = read_line(path, line, options, needs, mended);
+    row = read_line(path, line, options, reading, mended, trace);
   } catch (const LineError& error) {
     result.defects = {defect_of(error.defect())};
     result.refusal = error.what();
+    result.found = trace.found;
+    return result;
+  } catch (const ConfigError&) {  // no chat format for messages
+    result.error = std::current_exception();
     return result;
   }
   try {
-    result = prepare_row(row, tokenizer, options, needs);
+    result = prepare_row(row, tokenizer, options, reading.needs, reading.context_length);
   } catch (...) {
     result.error = std::current_exception();
   }
   result.defects.insert(result.defects.begin(), mended.begin(), mended.end());
+  result.unread = std::move(trace.unread);
+  result.found = trace.found;
   return result;
 }
 
 std::vector<PreparedRow> prepare_lines(const std::string& path, const std::vector<Line>& lines,
                                        const Tokenizer& tokenizer, const DataOptions& options,
-                                       const RowNeeds* needs) {
+                                       const LineReading& reading) {
   std::vector<PreparedRow> rows(lines.size());
   parallel_for(0, std::ssize(rows), /*grain=*/1, [&](std::int64_t first, std::int64_t last) {
     for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last); ++i) {
-      rows[i] = prepare_line(path, lines[i], tokenizer, options, needs);
+      rows[i] = prepare_line(path, lines[i], tokenizer, options, reading);
     }
   });
   return rows;
+}
+
+/// `found`: the columns of the mapping that any row had. `row` is one of the rows.
+void check_mapping(const RowLayout& layout, std::uint64_t found, const std::string& path,
+                   const std::string& row) {
+  const auto& mapping = layout.mapping();
+  for (std::size_t i = 0; i < mapping.size(); ++i) {
+    if ((found >> i & 1) != 0) continue;
+    const auto& [field, column] = mapping[i];
+    const SortedJson json = SortedJson::parse(row, nullptr, /*allow_exceptions=*/false);
+    std::vector<std::string> keys;
+    if (json.is_object()) {
+      for (const auto& item : json.items()) keys.push_back(item.key());
+    }
+    throw ConfigError(fmt::format("{}: expected a column '{}', which data.columns.{} names, got no "
+                                  "row that has it{}",
+                                  path, column, field,
+                                  did_you_mean(column, {keys.begin(), keys.end()})));
+  }
 }
 
 }  // namespace
@@ -244,17 +556,42 @@ std::string_view defect_name(RowDefect defect) {
       return "missing key";
     case RowDefect::kInvalidUtf8:
       return "invalid UTF-8";
+    case RowDefect::kNotANumber:
+      return "not a number";
     case RowDefect::kNoToken:
     case RowDefect::kEmptyCompletion:
       return "empty completion";
     case RowDefect::kEmptyPrompt:
       return "empty prompt";
+    case RowDefect::kNoCountedToken:
+      return "no token of a completion that counts";
     case RowDefect::kIdentical:
       return "chosen equals rejected";
+    case RowDefect::kPrefixAnswer:
+      return "one answer begins the other";
     case RowDefect::kLongPrompt:
       return "long prompt";
+    case RowDefect::kLongContext:
+      return "longer than the model's context";
+    case RowDefect::kEndsWithUser:
+      return "conversation that ends with the user";
+    case RowDefect::kRepeatedPrompt:
+      return "completion that begins with the prompt";
+    case RowDefect::kToolCalls:
+    case RowDefect::kToolTurn:
+      return "tool_calls or tools, for which the chat format has no text";
+    case RowDefect::kSystemTurn:
+      return "system turn, which the chat format has not";
+    case RowDefect::kControlToken:
+      return "control token spelled in the text";
+    case RowDefect::kGivenBegin:
+      return "prompt with a begin token of its own";
+    case RowDefect::kGivenEnd:
+      return "completion with an end token of its own";
     case RowDefect::kDuplicate:
       return "same as an earlier row";
+    case RowDefect::kUnreadColumn:
+      return "unread column of a prompt";
   }
   return "";
 }
@@ -267,22 +604,56 @@ AppliedPolicy policy_for(RowDefect defect, const DataOptions& options) {
       return or_unusable(options.invalid_utf8, "invalid_utf8", options);
     case RowDefect::kEmptyCompletion:
       return or_unusable(options.empty_completion, "empty_completion", options);
-    case RowDefect::kNoToken: {
+    case RowDefect::kNoToken:
+    case RowDefect::kNoCountedToken: {
       const AppliedPolicy given = policy_for(RowDefect::kEmptyCompletion, options);
       if (given.policy != RowPolicy::kKeep) return given;
       break;  // nothing to keep
     }
+    case RowDefect::kToolTurn:
+      if (options.tool_calls != RowPolicy::kKeep) return applied(options.tool_calls, "tool_calls");
+      break;  // likewise
     case RowDefect::kIdentical:
-      return {options.identical, "identical"};
+      return applied(options.identical, "identical");
+    case RowDefect::kPrefixAnswer:
+      return applied(options.prefix_answer, "prefix_answer");
     case RowDefect::kLongPrompt:
-      return {options.long_prompt, "long_prompt"};
+      return applied(options.long_prompt, "long_prompt");
+    case RowDefect::kLongContext:
+      return applied(options.long_context, "long_context");
     case RowDefect::kDuplicate:
-      return {options.duplicate, "duplicate"};
+      return applied(options.duplicate, "duplicate");
+    case RowDefect::kUnreadColumn:
+      return {options.unused == UnusedColumns::kError ? RowPolicy::kError : RowPolicy::kKeep,
+              "unused"};
+    case RowDefect::kEndsWithUser:
+      return applied(options.ends_with_user, "ends_with_user");
+    case RowDefect::kRepeatedPrompt:
+      return of_repeated_prompt(options.repeated_prompt);
+    case RowDefect::kToolCalls:
+      return applied(options.tool_calls, "tool_calls");
+    case RowDefect::kSystemTurn:
+      return applied(options.system_turn, "system_turn");
+    case RowDefect::kControlToken:
+      return of_special_tokens(options.special_tokens_in_text);
+    case RowDefect::kGivenBegin:
+      return {RowPolicy::kKeep, "add_bos", "true"};
+    case RowDefect::kGivenEnd:
+      return {RowPolicy::kKeep, "add_eos", "true"};
+    case RowDefect::kNotANumber:
     case RowDefect::kMalformed:
     case RowDefect::kEmptyPrompt:
       break;
   }
-  return {options.unusable, "unusable"};
+  return applied(options.unusable, "unusable");
+}
+
+void EndIds::add(std::int64_t id) {
+  if (id >= 0 && !has(id)) ids_.push_back(id);
+}
+
+bool EndIds::has(std::int64_t id) const {
+  return std::find(ids_.begin(), ids_.end(), id) != ids_.end();
 }
 
 void check_data_options(const DataOptions& options, std::string_view where) {
@@ -294,6 +665,7 @@ void check_data_options(const DataOptions& options, std::string_view where) {
   if (options.unusable == RowPolicy::kKeep) throw nothing_to_keep("unusable");
   if (options.missing_key == DefectPolicy::kKeep) throw nothing_to_keep("missing_key");
   checked(options, where);
+  RowLayout(options.columns, fmt::format("{}: columns", where));
   if (options.max_length == 1) {
     throw ConfigError(fmt::format(
         "{}: expected max_length 0 or at least 2, got 1; a row is a prompt and a completion token",
@@ -302,65 +674,96 @@ void check_data_options(const DataOptions& options, std::string_view where) {
 }
 
 PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
-                        const DataOptions& options, const RowNeeds* needs) {
+                        const DataOptions& options, const RowNeeds* needs,
+                        std::int64_t context_length) {
   const RowNeeds wanted = needs != nullptr ? *needs : needs_of(row);
   PreparedRow result;
-  result.end_id = end_id_of(row, tokenizer);
+  for (const RowRemark remark : row.remarks) result.defects.push_back(defect_of(remark));
+  RowEncoder(row, tokenizer, options, result).encode();
+  result.from_messages = row.from_messages;
   TokenPair& pair = result.pair;
-  pair = encode_row(row, tokenizer, options);
   // A completion that the loss never sees must not cost the others their budget.
   if (!wanted.rejected) {
     pair.rejected.clear();
     pair.rejected_weights.clear();
+    pair.rejected_mask.clear();
   }
   if (!wanted.gold) {
     pair.gold.clear();
     pair.gold_weights.clear();
+    pair.gold_mask.clear();
   }
   result.uncut = {.prompt = std::ssize(pair.prompt),
                   .chosen = std::ssize(pair.chosen),
                   .rejected = std::ssize(pair.rejected)};
   for (const Ids* completion : {&pair.chosen, &pair.rejected}) {
-    result.ended_before += ends_in(*completion, result.end_id) ? 1 : 0;
+    result.ended_before += result.ends.end(*completion) ? 1 : 0;
   }
   // Before defects are looked for: completions that the budget makes equal, or empty, are some.
-  result.cuts = apply_budgets(pair, result.end_id, tokenizer.bos_id(), options);
-  find_defects(wanted, result);
+  result.cuts = apply_budgets(pair, result.ends, tokenizer.bos_id(), options);
+  find_defects(wanted, context_length, result);
   return result;
 }
 
 void prepare_file(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
-                  const RowNeeds* needs,
+                  const RowNeeds* needs, std::int64_t context_length,
                   const std::function<void(std::int64_t line, PreparedRow row)>& take) {
   // Lines that are prepared at a time: enough for all threads, few enough for memory.
   constexpr std::size_t kMaxLines = 4096;
   constexpr std::size_t kMaxBytes = std::size_t{16} << 20;
+  const RowLayout layout(options.columns);
+  const LineReading reading{
+      .layout = layout, .needs = needs, .context_length = context_length};
   std::vector<Line> lines;
   std::size_t bytes = 0;
+  std::uint64_t found = 0;
+  std::string first;
   const auto take_lines = [&] {
-    auto rows = prepare_lines(path, lines, tokenizer, options, needs);
-    for (std::size_t i = 0; i < rows.size(); ++i) take(lines[i].number, std::move(rows[i]));
+    auto rows = prepare_lines(path, lines, tokenizer, options, reading);
+    if (first.empty() && !lines.empty()) first = lines.front().text;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      found |= rows[i].found;
+      take(lines[i].number, std::move(rows[i]));
+    }
     lines.clear();
     bytes = 0;
   };
   std::int64_t count = 0;
-  read_lines(path, [&](std::int64_t number, std::string_view text) {
+  read_rows(path, [&](std::int64_t number, std::string_view text) {
     lines.push_back({.number = number, .text = std::string(text)});
     bytes += text.size();
     if (lines.size() == kMaxLines || bytes >= kMaxBytes) take_lines();
     return ++count != options.max_rows;
   });
   take_lines();
+  if (count > 0) check_mapping(layout, found, path, first);
+}
+
+void read_prompts(const std::string& path, const DataOptions& options,
+                  const std::function<void(const PreferenceRow& row)>& take) {
+  const RowLayout layout(options.columns);
+  std::uint64_t found = 0;
+  std::string first;
+  read_rows(path, [&](std::int64_t number, std::string_view text) {
+    if (first.empty()) first = text;
+    const std::string where = row_place(path, number);
+    RowTrace trace;
+    try {
+      take(parse_line(text, where, options, {.layout = layout, .prompt_alone = true}, trace));
+    } catch (const LineError& error) {
+      throw DataError(error.what());
+    }
+    check_unread(trace.unread, options, where);
+    found |= trace.found;
+    return true;
+  });
+  if (!first.empty()) check_mapping(layout, found, path, first);
 }
 
 std::string refusal_reason(const std::string& refusal, const std::string& path, std::int64_t line) {
   const std::string_view expected =
       std::string_view(refusal).substr(row_place(path, line).size() + 2);
   return std::string(expected.substr(0, expected.find(", got ")));
-}
-
-bool ends_in(const Ids& completion, std::int64_t end_id) {
-  return !completion.empty() && completion.back() == end_id;
 }
 
 std::string row_place(const std::string& path, std::int64_t line) {

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/row_layout.h"
 #include "prefopt/data/dataset.h"
 
 namespace prefopt::detail {
@@ -19,21 +20,35 @@ enum class RowDefect {
   kMalformed,
   kMissingKey,
   kInvalidUtf8,
+  kNotANumber,
   kNoToken,          ///< a completion without even an end token
   kEmptyCompletion,  ///< the end token alone
   kEmptyPrompt,
+  kNoCountedToken,  ///< a completion of which no token counts, or none is left by the budgets
   kIdentical,
+  kPrefixAnswer,
   kLongPrompt,
+  kLongContext,
   kDuplicate,
+  kUnreadColumn,  ///< of a prompt
+  kEndsWithUser,
+  kRepeatedPrompt,
+  kToolCalls,
+  kToolTurn,  ///< of a role that the format has no turn for
+  kSystemTurn,
+  kControlToken,  ///< spelled in a message, or in any text where the option speaks of all
+  kGivenBegin,    ///< the begin token in the text, so that none was added
+  kGivenEnd,
 };
 
 /// As reports name it.
 std::string_view defect_name(RowDefect defect);
 
-/// What the options do with a defect, and the option that says so.
+/// What the options do with a defect, and the option that says so with its value.
 struct AppliedPolicy {
   RowPolicy policy;
   std::string_view option;
+  std::string_view value;
 };
 AppliedPolicy policy_for(RowDefect defect, const DataOptions& options);
 
@@ -50,36 +65,60 @@ struct TokenCounts {
   std::int64_t rejected = 0;
 };
 
+/// Tokens that end a completion.
+class EndIds {
+ public:
+  void add(std::int64_t id);  ///< -1 is none
+  bool has(std::int64_t id) const;
+  bool end(const std::vector<std::int64_t>& completion) const {
+    return !completion.empty() && has(completion.back());
+  }
+
+ private:
+  std::vector<std::int64_t> ids_;
+};
+
 struct PreparedRow {
   std::exception_ptr error;  ///< what ends the reading, whatever the policies
   /// In the order in which policies are asked. A row that could not be read has one, and `refusal`.
   std::vector<RowDefect> defects;
   std::string refusal;  ///< what was expected and found, led by the place
+  std::vector<UnreadColumn> unread;
+  std::uint64_t found = 0;  ///< columns of the mapping that the row has, as in RowTrace
   TokenPair pair;
   TokenCounts uncut;  ///< tokens before the budgets
   Cuts cuts;
-  std::int64_t end_id = -1;       ///< the token that the completions should end in; -1: none
+  EndIds ends;
+  bool from_messages = false;     ///< written in the chat format
   std::int64_t ended_before = 0;  ///< of chosen and rejected, how many did before the budgets
 };
 
 /// Throws ConfigError, led by `where`.
 void check_data_options(const DataOptions& options, std::string_view where);
 
-/// Tokens and defects of a row. `needs` null: whatever completions it has.
+/// Tokens and defects of a row. `needs` null: whatever completions it has. `context_length` 0: not
+/// known.
 PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
-                        const DataOptions& options, const RowNeeds* needs);
+                        const DataOptions& options, const RowNeeds* needs,
+                        std::int64_t context_length);
 
 /// The same from each line of a file that is not blank, up to max_rows of them: calls `take` with
 /// the rows in their order, while they are prepared in parts on LibTorch's threads. `chat_format`
-/// of the options has to be a format, not "auto".
+/// of the options is what chat_format_for_rows gives. Throws ConfigError for a mapping of columns
+/// that names one that no row has.
 void prepare_file(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
-                  const RowNeeds* needs,
+                  const RowNeeds* needs, std::int64_t context_length,
                   const std::function<void(std::int64_t line, PreparedRow row)>& take);
+
+/// The rows of a file for their prompts: completions may be missing, and a conversation is taken up
+/// to its last answer. `chat_format` of the options is what chat_format_for_rows gives. Throws DataError
+/// for a row that cannot be read, whatever the policies, and for a column of a prompt that nothing
+/// reads; ConfigError as prepare_file.
+void read_prompts(const std::string& path, const DataOptions& options,
+                  const std::function<void(const PreferenceRow& row)>& take);
 
 /// A refusal without the place and what was found there: rows with one defect share it.
 std::string refusal_reason(const std::string& refusal, const std::string& path, std::int64_t line);
-
-bool ends_in(const std::vector<std::int64_t>& completion, std::int64_t end_id);
 
 /// `PATH:LINE`.
 std::string row_place(const std::string& path, std::int64_t line);

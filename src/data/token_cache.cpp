@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "data/token_cache.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <bit>
+#include <cerrno>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -13,6 +17,7 @@
 #include <system_error>
 #include <vector>
 
+#include "core/descriptor.h"
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/mapped_file.h"
@@ -24,7 +29,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // Goes up with every change of the format or of what tokenization means.
-constexpr std::string_view kMagic = "prefopt tokens 4\n";
+constexpr std::string_view kMagic = "prefopt tokens 5\n";
 
 std::string hash_of(std::string_view bytes) {
   ContentHash hash;
@@ -32,8 +37,32 @@ std::string hash_of(std::string_view bytes) {
   return hash.hex();
 }
 
+/// The hash of a file's bytes, in blocks: of a mapped file that becomes shorter meanwhile nothing
+/// could be read any more.
+std::string hash_of_file(const std::string& path) {
+  const auto fail = [&](std::string_view got) {
+    throw DataError(fmt::format("{}: expected a readable file, got {}", path, got));
+  };
+  // Opening a pipe would wait for someone to write to it.
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  struct stat status {};
+  if (file.get() < 0 || ::fstat(file.get(), &status) != 0) fail(last_error());
+  if (!S_ISREG(status.st_mode)) {
+    fail(S_ISDIR(status.st_mode) ? std::generic_category().message(EISDIR) : "no regular file");
+  }
+  ContentHash hash;
+  std::vector<char> block(std::size_t{1} << 20);
+  while (true) {
+    const ssize_t got = ::read(file.get(), block.data(), block.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail(last_error());
+    if (got == 0) return hash.hex();
+    hash.update(std::string_view(block.data(), static_cast<std::size_t>(got)));
+  }
+}
+
 // Where the rows and the cache lie and what is held out of them changes no token.
-std::string key_of(std::string_view rows, const Tokenizer& tokenizer, DataOptions options,
+std::string key_of(const std::string& rows_hash, const Tokenizer& tokenizer, DataOptions options,
                    const RowNeeds& needs) {
   options.train.clear();
   options.eval.clear();
@@ -43,9 +72,9 @@ std::string key_of(std::string_view rows, const Tokenizer& tokenizer, DataOption
   std::string columns;
   for (const Column column : needs.columns)
     columns += kColumnKeys[static_cast<std::size_t>(column)];
-  return hash_of(fmt::format("{}{}\n{}\n{}\n{} {} {}", kMagic, hash_of(rows),
+  return hash_of(fmt::format("{}{}\n{}\n{}\n{} {} {} {}", kMagic, rows_hash,
                              tokenizer.fingerprint(), options_to_json(options), needs.rejected,
-                             needs.gold, columns));
+                             needs.gold, needs.context_length, columns));
 }
 
 class Writer {
@@ -61,6 +90,10 @@ class Writer {
   void text(std::string_view value) {
     number(static_cast<std::int64_t>(value.size()));
     bytes_ += value;
+  }
+  void mask(const TokenMask& mask) {
+    number(static_cast<std::int64_t>(mask.size()));
+    bytes_.append(mask.begin(), mask.end());
   }
   void lines(const std::map<std::string, std::vector<std::int64_t>>& by_reason) {
     number(static_cast<std::int64_t>(by_reason.size()));
@@ -101,6 +134,10 @@ class Reader {
     return values;
   }
   std::string text() { return std::string(take(count(1))); }
+  TokenMask mask() {
+    const std::string_view bytes = take(count(1));
+    return {bytes.begin(), bytes.end()};
+  }
   std::map<std::string, std::vector<std::int64_t>> lines() {
     std::map<std::string, std::vector<std::int64_t>> by_reason;
     for (std::size_t i = count(2 * sizeof(std::int64_t)); i > 0; --i) {
@@ -128,12 +165,17 @@ std::string to_bytes(const Dataset& dataset) {
   Writer writer;
   const RowReport& report = dataset.report;
   for (std::int64_t value : {report.rows_read, report.rows_kept, report.truncated_prompts,
-                             report.truncated_completions}) {
+                             report.truncated_completions, report.message_rows}) {
     writer.number(value);
   }
   writer.numbers(report.truncated_lines);
   writer.lines(report.dropped);
   writer.lines(report.kept_with);
+  writer.number(static_cast<std::int64_t>(report.unread.size()));
+  for (const auto& [column, rows] : report.unread) {
+    writer.text(column);
+    writer.number(rows);
+  }
   writer.numbers(dataset.lines);
   writer.number(static_cast<std::int64_t>(dataset.pairs.size()));
   for (const TokenPair& pair : dataset.pairs) {
@@ -144,6 +186,9 @@ std::string to_bytes(const Dataset& dataset) {
     writer.numbers(pair.chosen_weights);
     writer.numbers(pair.rejected_weights);
     writer.numbers(pair.gold_weights);
+    for (const auto* mask : {&pair.chosen_mask, &pair.rejected_mask, &pair.gold_mask}) {
+      writer.mask(*mask);
+    }
     for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
       writer.number(std::bit_cast<std::int64_t>(pair.columns[static_cast<Column>(i)]));
     }
@@ -162,14 +207,18 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
     Dataset dataset;
     RowReport& report = dataset.report;
     for (std::int64_t* value : {&report.rows_read, &report.rows_kept, &report.truncated_prompts,
-                                &report.truncated_completions}) {
+                                &report.truncated_completions, &report.message_rows}) {
       *value = reader.number();
     }
     report.truncated_lines = reader.numbers();
     report.dropped = reader.lines();
     report.kept_with = reader.lines();
+    for (std::size_t i = reader.count(2 * sizeof(std::int64_t)); i > 0; --i) {
+      const std::string column = reader.text();
+      report.unread[column] = reader.number();
+    }
     dataset.lines = reader.numbers();
-    dataset.pairs.resize(reader.count(7 * sizeof(std::int64_t)));
+    dataset.pairs.resize(reader.count(10 * sizeof(std::int64_t)));
     for (TokenPair& pair : dataset.pairs) {
       pair.prompt = reader.numbers();
       pair.chosen = reader.numbers();
@@ -178,6 +227,9 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
       pair.chosen_weights = reader.numbers<double>();
       pair.rejected_weights = reader.numbers<double>();
       pair.gold_weights = reader.numbers<double>();
+      for (auto* mask : {&pair.chosen_mask, &pair.rejected_mask, &pair.gold_mask}) {
+        *mask = reader.mask();
+      }
       for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
         pair.columns[static_cast<Column>(i)] = std::bit_cast<double>(reader.number());
       }
@@ -195,12 +247,13 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
 TokenCache::TokenCache(const std::string& folder, const std::string& rows,
                        const Tokenizer& tokenizer, const DataOptions& options,
                        const RowNeeds& needs)
-    : folder_(folder) {
-  const std::string key = key_of(map_file<DataError>(rows)->bytes(), tokenizer, options, needs);
+    : folder_(folder), rows_(rows), rows_hash_(hash_of_file(rows)) {
+  const std::string key = key_of(rows_hash_, tokenizer, options, needs);
   path_ = (fs::path(folder) / (key + ".tokens")).string();
 }
 
 Dataset TokenCache::get_or_make(const std::function<Dataset()>& make) const {
+  remove_unfinished_files(folder_, [](std::string_view name) { return name.ends_with(".tokens"); });
   std::string ignored_why;  // the first time there is none
   const auto found = MappedFile::try_open(path_, ignored_why);
   if (found) {
@@ -211,6 +264,11 @@ Dataset TokenCache::get_or_make(const std::function<Dataset()>& make) const {
   }
   Dataset dataset = make();
   dataset.report.cache_note = found ? fmt::format("{} is damaged and was made anew", path_) : "";
+  if (hash_of_file(rows_) != rows_hash_) {
+    dataset.report.cache_note =
+        fmt::format("no tokens are kept: {} changed while it was read", rows_);
+    return dataset;
+  }
   std::error_code ignored;  // writing says what is wrong with the folder
   fs::create_directories(folder_, ignored);
   if (const auto why = try_write_file(path_, to_bytes(dataset)); !why.empty()) {

@@ -18,11 +18,12 @@ class TokenCache {
              const DataOptions& options, const RowNeeds& needs);
 
   /// What is kept, else what `make` gives, which is then kept. A damaged file is made anew and a
-  /// folder that cannot be written is done without: cache_note of the report says so.
+  /// folder that cannot be written is done without, as are rows that changed while they were read:
+  /// cache_note of the report says so.
   Dataset get_or_make(const std::function<Dataset()>& make) const;
 
  private:
-  std::string folder_, path_;
+  std::string folder_, rows_, rows_hash_, path_;
 };
 
 }  // namespace prefopt::detail

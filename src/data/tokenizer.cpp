@@ -3,22 +3,179 @@
 
 #include <fmt/format.h>
 
+#include <array>
 #include <filesystem>
+#include <optional>
 #include <system_error>
+#include <utility>
 
+#include "core/file.h"
+#include "core/json.h"
 #include "core/parallel.h"
+#include "data/model_memory.h"
 #include "data/tokenizer_gguf.h"
 #include "data/tokenizer_json.h"
+#include "data/tokenizer_writer.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
 namespace {
 
 namespace fs = std::filesystem;
+using detail::Json;
 
 constexpr std::string_view kTokenizerFile = "tokenizer.json";
 
+// Files that say how texts become tokens, in prefopt, transformers or other programs.
+constexpr std::array kTokenizerFiles = std::to_array<std::string_view>(
+    {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+     "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model"});
+
+bool is_there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+
+bool is_folder(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_directory(path, ignored);
+}
+
+bool is_gguf(const fs::path& path) { return path.extension() == ".gguf" && !is_folder(path); }
+
+/// What a model without a tokenizer says of its tokens.
+struct TokenFacts {
+  std::int64_t vocab_size = 0;  ///< 0: unknown
+  std::int64_t bos_id = -1, eos_id = -1, pad_id = -1;
+};
+
+TokenFacts facts_of_gguf(const std::string& path) {
+  const GgufFile file = GgufFile::open(path);
+  const auto id = [&](const char* name) {
+    const std::string key = fmt::format("tokenizer.ggml.{}_token_id", name);
+    return file.has(key) ? file.integer(key) : std::int64_t{-1};
+  };
+  const GgufTensor* embedding = file.find_tensor("token_embd.weight");
+  const bool known = embedding != nullptr && !embedding->shape.empty();
+  return {.vocab_size = known ? embedding->shape.front() : 0,
+          .bos_id = id("bos"),
+          .eos_id = id("eos"),
+          .pad_id = id("padding")};
+}
+
+// What is wrong with a config.json is for the model's reader to say.
+TokenFacts facts_of_folder(const std::string& folder) {
+  std::string text;
+  if (!detail::try_read_file(folder + "/config.json", text).empty()) return {};
+  const Json config = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object()) return {};
+  const auto number = [&](const char* name, std::int64_t otherwise) {
+    const auto at = config.find(name);
+    if (at == config.end()) return otherwise;
+    const Json& first = at->is_array() && !at->empty() ? at->front() : *at;
+    return first.is_number_integer() ? first.get<std::int64_t>() : otherwise;
+  };
+  return {.vocab_size = number("vocab_size", 0),
+          .bos_id = number("bos_token_id", -1),
+          .eos_id = number("eos_token_id", -1),
+          .pad_id = number("pad_token_id", -1)};
+}
+
+TokenFacts facts_of(const std::string& model) {
+  return is_gguf(model) ? facts_of_gguf(model) : facts_of_folder(model);
+}
+
+std::string missing_tokenizer(const std::string& model, const TokenFacts& facts) {
+  std::string vocabulary = "none";
+  if (facts.vocab_size > 0) vocabulary = fmt::format("none for {} tokens", facts.vocab_size);
+  for (const char* other : {"tokenizer.model", "vocab.json"}) {
+    if (!is_there(fs::path(model) / other)) continue;
+    vocabulary = fmt::format("{} alone, which is not read here", other);
+  }
+  return fmt::format(
+      "{}: expected a tokenizer.json with the model, or a tokenizer in a GGUF file, to read text "
+      "with, got {}; name one (model.tokenizer, --tokenizer), or say 'byte' for a model of bytes",
+      model, vocabulary);
+}
+
+/// Stands for the tokenizer that a model should have brought.
+class MissingTokenizer final : public Tokenizer {
+ public:
+  MissingTokenizer(std::string model, const TokenFacts& facts)
+      : model_(std::move(model)), facts_(facts) {}
+
+  std::string name() const override { return fmt::format("none of {}", model_); }
+  std::vector<std::int64_t> encode(std::string_view) const override {
+    throw ConfigError(missing_tokenizer(model_, facts_));
+  }
+  std::string decode(const std::vector<std::int64_t>& ids) const override {
+    std::string text;
+    for (const std::int64_t id : ids) text += fmt::format("[{}]", id);
+    return text;
+  }
+  std::int64_t vocab_size() const override { return facts_.vocab_size; }
+  std::int64_t bos_id() const override { return facts_.bos_id; }
+  std::int64_t eos_id() const override { return facts_.eos_id; }
+  std::int64_t pad_id() const override { return facts_.pad_id; }
+
+ private:
+  std::string model_;
+  TokenFacts facts_;
+};
+
+/// Another tokenizer, and the chat format that a run used with it.
+class RememberingTokenizer final : public Tokenizer {
+ public:
+  RememberingTokenizer(std::shared_ptr<const Tokenizer> tokenizer, std::string chat_format)
+      : tokenizer_(std::move(tokenizer)), chat_format_(std::move(chat_format)) {}
+
+  std::string name() const override { return tokenizer_->name(); }
+  std::vector<std::int64_t> encode(std::string_view text) const override {
+    return tokenizer_->encode(text);
+  }
+  std::string decode(const std::vector<std::int64_t>& ids) const override {
+    return tokenizer_->decode(ids);
+  }
+  std::int64_t vocab_size() const override { return tokenizer_->vocab_size(); }
+  std::int64_t bos_id() const override { return tokenizer_->bos_id(); }
+  std::int64_t eos_id() const override { return tokenizer_->eos_id(); }
+  std::int64_t pad_id() const override { return tokenizer_->pad_id(); }
+  std::string chat_template() const override { return tokenizer_->chat_template(); }
+  std::string chat_format() const override { return chat_format_; }
+  std::string fingerprint() const override { return tokenizer_->fingerprint(); }
+
+ private:
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::string chat_format_;
+};
+
+std::shared_ptr<const Tokenizer> remembering(std::shared_ptr<const Tokenizer> tokenizer,
+                                             std::string chat_format) {
+  if (chat_format.empty()) return tokenizer;
+  return std::make_shared<RememberingTokenizer>(std::move(tokenizer), std::move(chat_format));
+}
+
+std::string remembered_chat_format(const std::string& folder) {
+  return folder.empty() || !is_folder(folder) ? "" : detail::read_memory(folder).chat_format;
+}
+
+/// The tokenizer that a folder or file brings; empty: none.
+std::string own_tokenizer(const std::string& path) {
+  if (is_gguf(path)) return detail::has_tokenizer(GgufFile::open(path)) ? path : "";
+  if (is_there(fs::path(path) / kTokenizerFile)) return path;
+  return is_folder(path) ? detail::read_memory(path).tokenizer : "";
+}
+
 }  // namespace
+
+std::vector<std::int64_t> Tokenizer::encode_plain(std::string_view text,
+                                                  std::span<const TextRange> /*plain*/) const {
+  return encode(text);
+}
+
+std::int64_t Tokenizer::find_control(std::string_view /*text*/) const { return -1; }
+
+std::string Tokenizer::spelling(std::int64_t id) const { return decode({id}); }
 
 std::vector<std::vector<std::int64_t>> Tokenizer::encode_batch(
     std::span<const std::string_view> texts) const {
@@ -50,13 +207,27 @@ std::string ByteTokenizer::decode(const std::vector<std::int64_t>& ids) const {
   return text;
 }
 
+std::string ByteTokenizer::spelling(std::int64_t id) const {
+  if (id == bos_id()) return "<begin>";
+  if (id == eos_id()) return "<end>";
+  return id == pad_id() ? "<padding>" : decode({id});
+}
+
 std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name) {
   if (name == "byte") return std::make_shared<ByteTokenizer>();
   fs::path path(name);
-  std::error_code ignored;
-  if (fs::is_directory(path, ignored)) path /= kTokenizerFile;
+  std::string chat_format;
+  if (is_folder(path)) {
+    const detail::ModelMemory memory = detail::read_memory(path.string());
+    chat_format = memory.chat_format;
+    path /= kTokenizerFile;
+    if (memory.tokenizer == "byte" && !is_there(path)) {
+      return remembering(std::make_shared<ByteTokenizer>(), chat_format);
+    }
+  }
   if (path.extension() == ".json") {
-    return make_bpe_tokenizer(detail::read_tokenizer_json(path.string()), path.string());
+    return remembering(
+        make_bpe_tokenizer(detail::read_tokenizer_json(path.string()), path.string()), chat_format);
   }
   if (path.extension() == ".gguf") {
     const GgufFile file = GgufFile::open(path.string());
@@ -68,12 +239,73 @@ std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name) {
       kTokenizerFile, name));
 }
 
+std::string find_tokenizer(const std::string& model, const std::string& adapter) {
+  for (const std::string* path : {&adapter, &model}) {
+    if (path->empty()) continue;
+    if (std::string own = own_tokenizer(*path); !own.empty()) return own;
+  }
+  const std::int64_t bytes = ByteTokenizer().vocab_size();
+  return !model.empty() && facts_of(model).vocab_size == bytes ? "byte" : "";
+}
+
 std::string tokenizer_of_model(const std::string& model) {
-  std::error_code ignored;
-  const bool has_one = fs::path(model).extension() == ".gguf"
-                           ? GgufFile::open(model).has("tokenizer.ggml.model")
-                           : fs::exists(fs::path(model) / kTokenizerFile, ignored);
-  return has_one ? model : "byte";
+  std::string name = find_tokenizer(model);
+  if (name.empty()) throw ConfigError(missing_tokenizer(model, facts_of(model)));
+  return name;
+}
+
+std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& name, const std::string& model,
+                                                const std::string& adapter) {
+  const std::string found = name.empty() ? find_tokenizer(model, adapter) : name;
+  std::shared_ptr<const Tokenizer> tokenizer =
+      found.empty() ? std::make_shared<MissingTokenizer>(model, facts_of(model))
+                    : make_tokenizer(found);
+  for (const std::string* folder : {&adapter, &model}) {
+    if (std::string format = remembered_chat_format(*folder); !format.empty()) {
+      return remembering(std::move(tokenizer), std::move(format));
+    }
+  }
+  return tokenizer;
+}
+
+FolderFiles tokenizer_files(const std::string& name, const std::string& chat_format) {
+  FolderFiles files;
+  const auto take = [&](const fs::path& from, std::string_view as) {
+    files[std::string(as)] = detail::read_file<CheckpointError>(from.string());
+  };
+  const fs::path path(name);
+  bool bytes = name == "byte";
+  if (is_gguf(path)) {
+    const GgufFile file = GgufFile::open(name);
+    files = detail::written_tokenizer(
+        detail::bpe_vocabulary(detail::read_gguf_vocabulary(file), file.path()), file.path());
+  } else if (!bytes && !name.empty()) {
+    const fs::path folder = is_folder(path) ? path : path.parent_path();
+    const fs::path main = is_folder(path) ? path / kTokenizerFile : path;
+    if (is_there(main)) take(main, kTokenizerFile);
+    for (const std::string_view other : kTokenizerFiles) {
+      if (is_there(folder / other)) take(folder / other, other);
+    }
+    bytes = !is_there(main) && is_folder(path) && detail::read_memory(name).tokenizer == "byte";
+  }
+  const detail::ModelMemory memory{.tokenizer = bytes ? "byte" : "", .chat_format = chat_format};
+  if (bytes || !chat_format.empty()) {
+    files[std::string(detail::kMemoryFile)] = detail::written_memory(memory);
+  }
+  return files;
+}
+
+FolderFiles model_companions(const std::string& tokenizer, const std::string& model,
+                             const std::string& chat_format) {
+  const bool copies = tokenizer.empty() && is_folder(model);
+  return tokenizer_files(copies ? model : tokenizer, chat_format);
+}
+
+void write_files(const FolderFiles& files, const std::string& folder) {
+  detail::make_directory<CheckpointError>(folder);
+  for (const auto& [name, content] : files) {
+    detail::write_file<CheckpointError>(fmt::format("{}/{}", folder, name), content);
+  }
 }
 
 }  // namespace prefopt

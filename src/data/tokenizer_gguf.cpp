@@ -16,6 +16,11 @@ enum TokenType : std::int64_t { kNormal = 1, kUnknown, kControl, kUserDefined, k
 // Added tokens of a type that is left out of decoded text.
 bool is_special(std::int64_t type) { return type == kUnknown || type == kControl; }
 
+// Names of one pre-tokenizer, that of Llama 3.
+bool is_llama3(std::string_view pre) {
+  return pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3";
+}
+
 }  // namespace
 
 GgufVocabulary read_gguf_vocabulary(const GgufFile& file) {
@@ -39,7 +44,9 @@ GgufVocabulary read_gguf_vocabulary(const GgufFile& file) {
   gguf.bos_token_id = id("tokenizer.ggml.bos_token_id");
   gguf.eos_token_id = id("tokenizer.ggml.eos_token_id");
   gguf.padding_token_id = id("tokenizer.ggml.padding_token_id");
-  gguf.add_bos_token = flag("tokenizer.ggml.add_bos_token");
+  if (constexpr const char* kAddBos = "tokenizer.ggml.add_bos_token"; file.has(kAddBos)) {
+    gguf.add_bos_token = file.flag(kAddBos);
+  }
   if (file.has("tokenizer.chat_template")) {
     gguf.chat_template = file.text("tokenizer.chat_template");
   }
@@ -61,7 +68,7 @@ BpeVocabulary bpe_vocabulary(GgufVocabulary gguf, std::string_view where) {
   BpeVocabulary result;
   result.splits = named_word_splits(gguf.pre, fmt::format("{}: tokenizer.ggml.pre", where));
   result.nfc = gguf.pre == "qwen2";
-  result.ignore_merges = gguf.pre == "llama-bpe";
+  result.ignore_merges = is_llama3(gguf.pre);
   for (std::size_t i = 0; i < gguf.tokens.size(); ++i) {
     const std::int64_t type = gguf.token_type[i];
     if (type < kNormal || type > kByte) {
@@ -83,11 +90,20 @@ BpeVocabulary bpe_vocabulary(GgufVocabulary gguf, std::string_view where) {
     result.merges.emplace_back(merge.substr(0, space), merge.substr(space + 1));
   }
   result.tokens = std::move(gguf.tokens);
-  result.bos_id = gguf.add_bos_token ? gguf.bos_token_id : -1;
+  result.begin_id = gguf.bos_token_id;
+  // Files that were made before mid-2025 lack the key; llama.cpp's default is this.
+  result.bos_id = gguf.add_bos_token.value_or(is_llama3(gguf.pre)) ? gguf.bos_token_id : -1;
   result.eos_id = gguf.eos_token_id;
   result.pad_id = gguf.padding_token_id;
   result.chat_template = std::move(gguf.chat_template);
   return result;
+}
+
+bool has_tokenizer(const GgufFile& file) {
+  constexpr std::string_view kModel = "tokenizer.ggml.model";
+  if (!file.has(kModel)) return false;
+  const std::string model = file.text(kModel);
+  return model != "none" && model != "no_vocab";
 }
 
 }  // namespace prefopt::detail

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -21,7 +22,7 @@ struct GgufVocabulary {
   std::int64_t bos_token_id = -1;
   std::int64_t eos_token_id = -1;
   std::int64_t padding_token_id = -1;
-  bool add_bos_token = false;
+  std::optional<bool> add_bos_token = {};  ///< none: what the pre-tokenizer implies
   std::string chat_template = {};
 };
 
@@ -29,8 +30,11 @@ struct GgufVocabulary {
 GgufVocabulary read_gguf_vocabulary(const GgufFile& file);
 
 /// What transformers' `tokenizer.json` of the same model says, which includes what the name of the
-/// pre-tokenizer implies: NFC for "qwen2", ignore_merges for "llama-bpe". Throws CheckpointError,
-/// led by `where`, which names the key.
+/// pre-tokenizer implies: NFC for "qwen2"; ignore_merges and, as in llama.cpp, a begin token for
+/// "llama-bpe". Throws CheckpointError, led by `where`, which names the key.
 BpeVocabulary bpe_vocabulary(GgufVocabulary gguf, std::string_view where);
+
+/// Whether the file has a tokenizer at all.
+bool has_tokenizer(const GgufFile& file);
 
 }  // namespace prefopt::detail

@@ -372,6 +372,7 @@ void read_config(const fs::path& path, bool text_begins, BpeVocabulary& result) 
   // The configuration wins where it speaks, as in transformers.
   const bool adds_bos = config.member("add_bos_token").flag_or(text_begins);
   const std::int64_t bos = id_of(config.member("bos_token"), result);
+  result.begin_id = bos;
   if (!adds_bos) result.bos_id = -1;
   if (adds_bos && result.bos_id < 0) result.bos_id = bos;
   if (const auto eos = id_of(config.member("eos_token"), result); eos >= 0) result.eos_id = eos;

@@ -98,7 +98,8 @@ PreferenceEvaluation evaluate_preferences(const std::vector<TokenPair>& pairs,
     const double margin = chosen_rewards.back() - rejected_rewards.back();
     margins.push_back(margin);
     probabilities.push_back(math::sigmoid(margin));
-    const auto longer_by = std::ssize(pairs[i].chosen) - std::ssize(pairs[i].rejected);
+    const auto longer_by = counted_tokens(pairs[i].chosen, pairs[i].chosen_mask) -
+                           counted_tokens(pairs[i].rejected, pairs[i].rejected_mask);
     length_differences.push_back(static_cast<double>(longer_by));
     ties += margin == 0 ? 1 : 0;
     all.count(margin > 0);

@@ -35,12 +35,6 @@ void check(const std::vector<Ids>& prompts, std::int64_t samples_per_prompt,
   }
 }
 
-bool is_finished(const Ids& completion, const SamplingOptions& sampling) {
-  const auto& extra = sampling.extra_eos_ids;
-  return completion.back() == sampling.eos_id ||
-         std::find(extra.begin(), extra.end(), completion.back()) != extra.end();
-}
-
 /// KL of each completion, summed over its tokens.
 std::vector<double> sequence_kls(Policy& policy, Policy& reference, const std::vector<Ids>& prompts,
                                  const std::vector<Ids>& completions) {
@@ -77,7 +71,7 @@ SampledKl sampled_kl(Policy& policy, Policy& reference, const std::vector<Ids>& 
     const auto kls = sequence_kls(policy, reference, part, completions);
     for (std::size_t i = 0; i < part.size(); ++i) {
       by_prompt[(first + i) / each] += kls[i] / static_cast<double>(each);
-      result.unfinished += is_finished(completions[i], sampling) ? 0 : 1;
+      result.unfinished += is_end_token(completions[i].back(), sampling) ? 0 : 1;
       result.mean_length += static_cast<double>(completions[i].size()) / static_cast<double>(total);
       result.completions.push_back(std::move(completions[i]));
     }

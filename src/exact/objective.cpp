@@ -214,6 +214,9 @@ void Objective::set_fixed_inputs() {
     fixed_.gold_lens = gathered(knowledge_.lens, rows_.gold, rows_.prompts);
     fixed_.totals.gold_tokens = scale * (weights * fixed_.gold_lens).sum();
   }
+  if (needs.prompt) {  // which no action changes
+    fixed_.prompt_logps = fixed_.prompt_lens = ArrayXd::Zero(rows);
+  }
   if (needs.kl_logps) {
     rows_.mismatched = rows_.chosen;
     std::rotate(rows_.mismatched.begin(), rows_.mismatched.begin() + 1, rows_.mismatched.end());
@@ -251,6 +254,18 @@ ExactPairLogps Objective::inputs(const Table& logps) const {
     in.chosen_win_rates = gathered(rates, rows_.chosen, rows_.prompts);
     in.rejected_win_rates = gathered(rates, rows_.rejected, rows_.prompts);
   }
+  if (needs.confident) in.chosen_confident_logps = in.chosen_logps.exp() * in.chosen_logps;
+  if (needs.limits) {
+    const auto limited = [&](const ArrayXd& logratios) -> ArrayXd {
+      return logratios.max(needs.limits->low).min(needs.limits->high);
+    };
+    in.chosen_limited_logratios = limited(in.chosen_logps - fixed_.ref_chosen_logps);
+    in.rejected_limited_logratios = limited(in.rejected_logps - fixed_.ref_rejected_logps);
+    if (needs.kl_logps) {
+      in.kl_limited_logratios =
+          limited(gathered(logps, rows_.mismatched, rows_.prompts) - fixed_.ref_kl_logps);
+    }
+  }
   in.gold_logps = gathered(logps, rows_.gold, rows_.prompts);
   in.kl_logps = gathered(logps, rows_.mismatched, rows_.prompts);
   in.sample_logps = gathered(logps, rows_.sampled, rows_.prompts);
@@ -268,7 +283,8 @@ ArrayXd Objective::row_weights(const Table& logps) const {
   return weights;
 }
 
-Table Objective::slopes(const ExactLossOutput& out, const ArrayXd& weights) const {
+Table Objective::slopes(const ExactPairLogps& in, const ExactLossOutput& out,
+                        const ArrayXd& weights) const {
   Table slopes = Table::Zero(policy_.actions(), policy_.prompts());
   // A loss divides its gradients by the number of rows.
   const ArrayXd scale = weights * fixed_.totals.pairs;
@@ -279,6 +295,18 @@ Table Objective::slopes(const ExactLossOutput& out, const ArrayXd& weights) cons
   add(out.grad_rejected, rows_.rejected);
   add(out.grad_chosen_head, rows_.chosen);
   add(out.grad_rejected_head, rows_.rejected);
+  if (out.grad_confident.size() > 0) {
+    add(out.grad_confident * in.chosen_logps.exp(), rows_.chosen);
+  }
+  // A log-ratio at a limit does not move.
+  const auto add_limited = [&](const ArrayXd& gradient, const ArrayXd& limited,
+                               const ArrayXd& logratios, const std::vector<Index>& actions) {
+    if (gradient.size() > 0) add(gradient * (limited == logratios).cast<double>(), actions);
+  };
+  add_limited(out.grad_chosen_limited, in.chosen_limited_logratios,
+              in.chosen_logps - in.ref_chosen_logps, rows_.chosen);
+  add_limited(out.grad_rejected_limited, in.rejected_limited_logratios,
+              in.rejected_logps - in.ref_rejected_logps, rows_.rejected);
   add(out.grad_gold, rows_.gold);
   add(out.grad_samples, rows_.sampled);
   const auto add_kl = [&](const ArrayXd& gradient) {  // d KL(ref || pi) / d log pi = -ref
@@ -295,8 +323,9 @@ Table Objective::slopes(const ExactLossOutput& out, const ArrayXd& weights) cons
 Objective::Evaluation Objective::evaluate(const VectorXd& theta) const {
   const Table logps = policy_.logps(theta);
   const ArrayXd weights = row_weights(logps);
-  const ExactLossOutput out = loss_.evaluate(inputs(logps));
-  return {(weights * out.losses).sum(), policy_.pullback(logps, slopes(out, weights))};
+  const ExactPairLogps in = inputs(logps);
+  const ExactLossOutput out = loss_.evaluate(in);
+  return {(weights * out.losses).sum(), policy_.pullback(logps, slopes(in, out, weights))};
 }
 
 Eigen::MatrixXd Objective::hessian(const VectorXd& theta) const {

@@ -31,7 +31,8 @@ PairLogps as_tensors(const ExactPairLogps& in) {
     out.*kPairFields<at::Tensor>[i].value = as_tensor(in.*kPairFields<Eigen::ArrayXd>[i].value);
   }
   out.samples_per_prompt = in.samples_per_prompt;
-  out.running = {at::scalar_tensor(in.running.mean, at::kDouble), in.running.count};
+  out.running = {at::scalar_tensor(in.running.mean, at::kDouble), in.running.count,
+                 in.running.is_frozen};
   out.totals = in.totals;
   return out;
 }
@@ -48,7 +49,8 @@ ExactLossOutput as_arrays(const LossOutput& out) {
   copy.rejected_rewards = as_array(out.rejected_rewards);
   copy.margins = as_array(out.margins);
   for (const LossTerm& term : out.terms) copy.terms.push_back({term.name, as_number(term.value)});
-  copy.running = {as_number(out.running.mean), out.running.count};
+  copy.kl = as_number(out.kl);
+  copy.running = {as_number(out.running.mean), out.running.count, out.running.is_frozen};
   return copy;
 }
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "logps/operators.h"
+#include "math/wide_gradient.h"
 
 namespace prefopt {
 namespace {
@@ -179,7 +180,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_token_logps_backward(
   };
   at::Tensor of_hidden, of_weight, of_bias;
   if (needs_hidden) of_hidden = zeros(hidden.sizes());
-  if (needs_weight) of_weight = zeros(weight.sizes());
+  const at::Tensor sum = needs_weight ? detail::wide_gradient(weight) : at::Tensor();
+  if (needs_weight) of_weight = sum.defined() ? sum : zeros(weight.sizes());
   if (needs_bias) of_bias = zeros({weight.size(0)});
   head.for_chunks([&](std::int64_t begin, std::int64_t end) {
     at::Tensor unit;
@@ -196,6 +198,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_token_logps_backward(
     if (needs_weight) of_weight.addmm_(unit.t(), head.hidden_rows(begin, end) * coefficient);
     if (needs_bias) of_bias.add_(at::mm(unit.t(), coefficient).squeeze(1));
   });
+  if (sum.defined()) of_weight.reset();
   return {of_hidden, of_weight, of_bias};
 }
 

@@ -39,8 +39,9 @@ struct LogpsOperators {
       bool all_statistics, bool hidden_grad, bool weight_grad, std::int64_t path,
       std::int64_t budget_bytes);
 
-  /// Gradients of hidden, weight and bias, those that are needed; hidden_grad, weight_grad, path
-  /// and budget are those of the forward pass. Not called for kFrozenHead.
+  /// Gradients of hidden, weight and bias, those that are needed; a wide gradient of the weight
+  /// (see math/wide_gradient.h) takes its own at once. hidden_grad, weight_grad, path and budget
+  /// are those of the forward pass. Not called for kFrozenHead.
   std::tuple<at::Tensor, at::Tensor, at::Tensor> (*linear_token_logps_backward)(
       const at::Tensor& grad_logps, const at::Tensor& hidden, const at::Tensor& weight,
       const std::optional<at::Tensor>& bias, const at::Tensor& targets, const at::Tensor& logsumexp,

@@ -13,9 +13,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
+#include "math/wide_gradient.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -24,8 +26,10 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Logits a chunk; its bytes are four or eight times that.
-constexpr std::int64_t kChunkLogits = std::int64_t{1} << 24;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+/// Logits a chunk; its bytes are eight times that.
+constexpr std::int64_t kChunkLogits = std::int64_t{1} << 22;
 
 /// What gives one row of logits for each completion token.
 struct CompletionRows {
@@ -58,7 +62,7 @@ at::ScalarType working_dtype(const at::Tensor& rows) {
   return rows.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-/// Logits -> KL, a chunk of rows at a time.
+/// Logits -> KL, a chunk of rows at a time. What comes after the logits is float64.
 class RowKl : public torch::autograd::Function<RowKl> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& rows,
@@ -68,11 +72,12 @@ class RowKl : public torch::autograd::Function<RowKl> {
     const at::Tensor ref_head = ref_weight.value_or(at::Tensor());
     context->save_for_backward({rows, head, ref_rows, ref_head});
     std::vector<at::Tensor> parts{at::zeros({0}, rows.options().dtype(at::kDouble))};
-    for_each_chunk(
-        rows, head, ref_rows, ref_head,
-        [&](std::int64_t, const at::Tensor& logps, const at::Tensor& ref_logps) {
-          parts.push_back((ref_logps.exp() * (ref_logps - logps)).sum(1, false, at::kDouble));
-        });
+    for_each_chunk(rows, head, ref_rows, ref_head,
+                   [&](std::int64_t, const at::Tensor& logps, const at::Tensor& ref_logps) {
+                     const at::Tensor terms = ref_logps.exp() * (ref_logps - logps);
+                     // 0 (-inf - x) of a token that the reference never says is 0, not NaN.
+                     parts.push_back(terms.masked_fill(ref_logps.eq(-kInfinity), 0).sum(1));
+                   });
     return at::cat(parts);
   }
 
@@ -88,17 +93,16 @@ class RowKl : public torch::autograd::Function<RowKl> {
     for_each_chunk(rows, head, saved[2], saved[3],
                    [&](std::int64_t first, const at::Tensor& logps, const at::Tensor& ref_logps) {
                      const std::int64_t size = logps.size(0);
-                     const at::Tensor scale =
-                         outer[0].narrow(0, first, size).to(dtype).unsqueeze(1);
-                     const at::Tensor d_logits = (logps.exp() - ref_logps.exp()) * scale;
+                     const at::Tensor scale = outer[0].narrow(0, first, size).unsqueeze(1);
+                     const at::Tensor d_logits =
+                         ((logps.exp() - ref_logps.exp()) * scale).to(dtype);
                      at::Tensor target = d_rows.narrow(0, first, size);
                      target.copy_(head.defined() ? d_logits.mm(head.to(dtype)) : d_logits);
                      if (head_grad) {
                        d_head.addmm_(d_logits.t(), rows.narrow(0, first, size).to(dtype));
                      }
                    });
-    return {d_rows, head_grad ? d_head.to(head.scalar_type()) : at::Tensor(), at::Tensor(),
-            at::Tensor()};
+    return {d_rows, detail::settled_gradient(head, d_head), at::Tensor(), at::Tensor()};
   }
 
  private:
@@ -113,7 +117,7 @@ class RowKl : public torch::autograd::Function<RowKl> {
                            std::int64_t size) {
       at::Tensor part = from.narrow(0, first, size).to(dtype);
       if (weight.defined()) part = part.mm(weight.to(dtype).t());
-      return at::log_softmax(part, 1);
+      return at::log_softmax(part.to(at::kDouble), 1);
     };
     for (std::int64_t first = 0; first < rows.size(0); first += chunk) {
       const std::int64_t size = std::min(chunk, rows.size(0) - first);

@@ -18,6 +18,7 @@
 #include "core/memory_pool.h"
 #include "logps/head_plan.h"
 #include "logps/operators.h"
+#include "math/wide_gradient.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -266,6 +267,8 @@ struct LinearTokenLogpsFunction : torch::autograd::Function<LinearTokenLogpsFunc
         context->saved_data["weight_grad"].toBool(), context->needs_input_grad(0),
         context->needs_input_grad(1), bias.defined() && context->needs_input_grad(2),
         context->saved_data["path"].toInt(), context->saved_data["budget_bytes"].toInt());
+    result[1] = detail::settled_gradient(weight, result[1]);
+    if (bias.defined()) result[2] = detail::settled_gradient(bias, result[2]);
     return result;
   }
 };

@@ -12,6 +12,7 @@
 #include "prefopt/losses/cal_dpo.h"
 #include "prefopt/losses/chi_po.h"
 #include "prefopt/losses/cpo.h"
+#include "prefopt/losses/dft.h"
 #include "prefopt/losses/discopop.h"
 #include "prefopt/losses/dpo.h"
 #include "prefopt/losses/dpo_positive.h"
@@ -21,6 +22,7 @@
 #include "prefopt/losses/hypo.h"
 #include "prefopt/losses/ipo.h"
 #include "prefopt/losses/kto.h"
+#include "prefopt/losses/kto_pair.h"
 #include "prefopt/losses/mix.h"
 #include "prefopt/losses/nca_pair.h"
 #include "prefopt/losses/orpo.h"
@@ -44,7 +46,7 @@ struct LossList {};
 /// In the order of the documentation.
 using BuiltinLosses =
     LossList<DpoLoss, RobustDpoLoss, FDpoLoss, IpoLoss, RpoLoss, VpoLoss, HypoLoss, SftLoss,
-             HingeLoss, ExoPairLoss, NcaPairLoss, BcoPairLoss, SppoLoss, AotLoss, AotUnpairedLoss,
+             DftLoss, HingeLoss, ExoPairLoss, NcaPairLoss, BcoPairLoss, SppoLoss, AotLoss, AotUnpairedLoss,
              ApoZeroLoss, ApoDownLoss, DiscopopLoss, SigmoidNormLoss, SimpoLoss, CpoLoss, OrpoLoss,
              AlphapoLoss, TpoLoss, KtoLoss, KtoPairLoss, BcoLoss, RpoSquaredLoss, RpoForwardKlLoss,
              RpoBackwardKlLoss, ChiPoLoss, DpoPositiveLoss, CalDpoLoss, TdpoLoss, RDpoLoss,

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <vector>
 
 #include "core/json.h"
 #include "prefopt/error.h"
@@ -41,6 +42,11 @@ LossRequirements joined(const LossRequirements& a, const LossRequirements& b) {
         "mix: expected terms for the same kind of rows, got one for pairs and one for single "
         "completions with a label");
   }
+  if (a.limits && b.limits && a.limits != b.limits) {
+    throw ConfigError(
+        "mix: expected terms with the same log_epsilon_p and log_epsilon_r of humanline, got "
+        "different ones");
+  }
   if (a.running_mean && b.running_mean) {
     throw ConfigError("mix: expected at most one term with a running mean, got two");
   }
@@ -59,6 +65,9 @@ LossRequirements joined(const LossRequirements& a, const LossRequirements& b) {
           .head_logps = a.head_logps || b.head_logps,
           .log_sum_p_squared = a.log_sum_p_squared || b.log_sum_p_squared,
           .seq_kl = a.seq_kl || b.seq_kl,
+          .limits = a.limits ? a.limits : b.limits,
+          .confident = a.confident || b.confident,
+          .prompt = a.prompt || b.prompt,
           .gold = a.gold || b.gold,
           .labels = a.labels,
           .kl_logps = a.kl_logps || b.kl_logps,
@@ -70,6 +79,25 @@ LossRequirements joined(const LossRequirements& a, const LossRequirements& b) {
           .running_mean = a.running_mean || b.running_mean,
           .sample_source = sampled.sample_source,
           .samples_per_prompt = sampled.samples_per_prompt};
+}
+
+/// The losses of all terms. An sft beside labelled rows follows their labels.
+std::vector<Loss> losses_of(const Json& terms) {
+  std::vector<Loss> losses;
+  for (const Json& term : terms) {
+    check_term(term);
+    losses.push_back(make_loss(detail::dump_json(term["loss"])));
+  }
+  const bool labelled_rows = std::any_of(losses.begin(), losses.end(), [](const Loss& loss) {
+    return loss.requirements().labels;
+  });
+  for (std::size_t i = 0; labelled_rows && i < losses.size(); ++i) {
+    if (losses[i].info().name != "sft" || terms[i]["loss"].contains("use_labels")) continue;
+    Json config = detail::parse_json<ConfigError>(losses[i].config(), "mix");
+    config["use_labels"] = true;
+    losses[i] = make_loss(detail::dump_json(config));
+  }
+  return losses;
 }
 
 void add(at::Tensor& sum, double weight, const at::Tensor& part) {
@@ -88,11 +116,11 @@ MixLoss::MixLoss(MixOptions options) : options_(std::move(options)) {
     throw ConfigError(fmt::format("mix: expected terms to be a list of at least one, got {}",
                                   detail::shown_json(terms)));
   }
+  std::vector<Loss> losses = losses_of(terms);
   Json full = Json::array();
-  for (const Json& term : terms) {
-    check_term(term);
-    const double weight = term.value("weight", 1.0);
-    Loss loss = make_loss(detail::dump_json(term["loss"]));
+  for (std::size_t i = 0; i < losses.size(); ++i) {
+    Loss& loss = losses[i];
+    const double weight = terms[i].value("weight", 1.0);
     full.push_back(
         {{"weight", weight}, {"loss", detail::parse_json<ConfigError>(loss.config(), "mix")}});
     needs_ = terms_.empty() ? loss.requirements() : joined(needs_, loss.requirements());
@@ -117,12 +145,17 @@ LossOutput MixLoss::forward(const PairLogps& logps) const {
     for (const auto& field : kPairFields<at::Tensor>) {
       if (field.gradient) add(mixed.*field.gradient, term.weight, part.*field.gradient);
     }
+    if (!mixed.logged_chosen_logps.defined()) {
+      mixed.logged_chosen_logps = part.logged_chosen_logps;
+      mixed.logged_rejected_logps = part.logged_rejected_logps;
+    }
     if (!mixed.chosen_rewards.defined()) {
       mixed.chosen_rewards = part.chosen_rewards;
       mixed.rejected_rewards = part.rejected_rewards;
       mixed.margins = part.margins;
     }
     if (term.loss.requirements().running_mean) mixed.running = part.running;
+    if (part.kl.defined()) mixed.kl = part.kl;
     mixed.terms.push_back({term.name, (term.weight * part.loss).detach()});
   }
   return mixed;
@@ -134,8 +167,11 @@ LossInfo MixLoss::info() {
           .formula = "sum of weight * loss over the terms",
           .source = "arXiv:2411.10442",
           .anchors = {{0, 0, 2.8317766166719343}},
-          .when_to_use = "Several wishes at once; the default is MPO: order, quality, imitation.",
-          .elsewhere = {{"TRL", "a list as loss_type, with loss_weights"}}};
+          .when_to_use = "Several wishes at once; the default is TRL's MPO: order, quality, imitation.",
+          .elsewhere = {
+              {"TRL", "a list as loss_type, with loss_weights"},
+              {"MPO authors' code", "",
+               "bco_pair with running_delta, sft with reduction sequence_mean"}}};
 }
 
 }  // namespace prefopt

@@ -10,6 +10,8 @@ namespace prefopt {
 void PairOptions::fields(FieldVisitor& v) {
   v.real({"margin_scale", "times the given reward gap, in reward units, is taken off beta * delta"},
          margin_scale, Range::at_least(0));
+  v.choice({"margin_of", "margin_scale multiplies the gap, or its logarithm (ODPO)"}, margin_of,
+           {"gap", "log_gap"});
   v.flag({"use_label_probs", "weigh both orders of a pair by the given label_probs"},
          use_label_probs);
   v.flag({"use_weights", "multiply each pair's loss by the given weights"}, use_weights);
@@ -17,6 +19,20 @@ void PairOptions::fields(FieldVisitor& v) {
            {"none", "unaligned", "sampled_alignment"});
   v.flag({"clamp_weighting", "limit those weights to 1, as the paper's code does"},
          clamp_weighting);
+}
+
+void PairOptions::check(std::string_view where) const {
+  if (margin_of == MarginOf::kLogGap) {
+    detail::refuse_idle(margin_scale == 0, where, "margin_of", "margin_scale is 0");
+    if (use_label_probs) {
+      throw ConfigError(fmt::format(
+          "{}: expected margin_of 'gap' beside use_label_probs, got 'log_gap'; the swapped pair "
+          "has the negative gap, which has no logarithm",
+          where));
+    }
+  }
+  detail::refuse_idle(clamp_weighting && weighting == Weighting::kNone, where, "clamp_weighting",
+                      "there are no weights of weighting to limit");
 }
 
 void reduction_field(FieldVisitor& v, Reduction& reduction) {
@@ -29,6 +45,20 @@ void delta_link_field(FieldVisitor& v, DeltaLinkKind& kind) {
 }
 
 namespace detail {
+
+LossRequirements score_needs(const ScoreOptions& score) {
+  const HumanlineOptions& humanline = score.humanline;
+  LossRequirements needs{.reference = !score.reference_free,
+                         .lens = score.length_normalized,
+                         .head_logps = score.ld_alpha != 1};
+  if (humanline.humanline) needs.limits = {humanline.log_epsilon_p, humanline.log_epsilon_r};
+  return needs;
+}
+
+void check_reduction(Reduction reduction, double weight, const std::string& name) {
+  refuse_idle(reduction != Reduction::kTokenMean && weight == 0, name, "reduction",
+              "the NLL that it reduces has weight 0");
+}
 
 void check_link_option(DeltaLinkKind kind, const char* option, double value,
                        const std::string& name) {

@@ -25,10 +25,8 @@ struct Registry {
 
   const LossEntry* find(std::string_view name) const {
     for (const LossEntry& entry : entries) {
-      if (entry.info.name == name) return &entry;
-      for (const std::string& alias : entry.info.aliases) {
-        if (alias == name) return &entry;
-      }
+      const auto names = names_of(entry.info);
+      if (std::find(names.begin(), names.end(), name) != names.end()) return &entry;
     }
     return nullptr;
   }
@@ -36,12 +34,56 @@ struct Registry {
   std::vector<std::string_view> names() const {
     std::vector<std::string_view> all;
     for (const LossEntry& entry : entries) {
-      all.push_back(entry.info.name);
-      all.insert(all.end(), entry.info.aliases.begin(), entry.info.aliases.end());
+      const auto names = names_of(entry.info);
+      all.insert(all.end(), names.begin(), names.end());
     }
     return all;
   }
+
+  static std::vector<std::string_view> names_of(const LossInfo& info) {
+    std::vector<std::string_view> names{info.name};
+    names.insert(names.end(), info.aliases.begin(), info.aliases.end());
+    for (const LossPreset& preset : info.presets) names.push_back(preset.name);
+    return names;
+  }
 };
+
+/// A name that two losses go by elsewhere.
+struct AmbiguousName {
+  std::string_view name;
+  std::string_view losses;
+  std::string_view reason;
+};
+
+constexpr AmbiguousName kAmbiguous[] = {
+    {"rdpo", "'robust_dpo' or 'r_dpo'",
+     "robust DPO (arXiv:2403.00409) and length-regularized R-DPO (arXiv:2403.19159) both go by it"},
+};
+
+/// Sets the options that a preset's name stands for.
+void apply_preset(Json& config, const LossEntry& entry) {
+  const std::string name = config["type"].get<std::string>();
+  const auto& presets = entry.info.presets;
+  const auto preset = std::find_if(presets.begin(), presets.end(),
+                                   [&](const LossPreset& p) { return p.name == name; });
+  if (preset == presets.end()) return;
+  for (const auto& [option, value] : detail::parse_json<ConfigError>(preset->options, name).items()) {
+    const auto doc =
+        std::find_if(entry.options.begin(), entry.options.end(),
+                     [&, &key = option](const FieldDoc& field) { return field.name == key; });
+    std::vector<std::string> keys = doc->aliases;
+    keys.push_back(option);
+    const auto given = std::find_if(keys.begin(), keys.end(),
+                                    [&](const std::string& key) { return config.contains(key); });
+    if (given == keys.end()) {
+      config[option] = value;
+    } else if (!value.is_number() && config[*given] != value) {
+      throw ConfigError(fmt::format("loss: expected {} {} with '{}', which stands for it, got {}",
+                                    *given, detail::shown_json(value), name,
+                                    detail::shown_json(config[*given])));
+    }
+  }
+}
 
 Registry& registry() {
   static Registry instance;
@@ -68,6 +110,7 @@ Loss make_loss(std::string_view config_json) {
                                   detail::shown_json(config)));
   }
   const LossEntry& entry = find_loss(config["type"].get<std::string>());
+  apply_preset(config, entry);
   config.erase("type");
   return entry.make(detail::dump_json(config));
 }
@@ -84,6 +127,11 @@ const LossEntry& find_loss(std::string_view name) {
   Registry& all = registry();
   const std::lock_guard lock(all.mutex);
   if (const LossEntry* entry = all.find(name)) return *entry;
+  for (const AmbiguousName& other : kAmbiguous) {
+    if (other.name != name) continue;
+    throw ConfigError(
+        fmt::format("loss: expected {}, got '{}'; {}", other.losses, name, other.reason));
+  }
   throw ConfigError(fmt::format("loss: expected a registered loss, got '{}'{}", name,
                                 detail::did_you_mean(name, all.names())));
 }
@@ -91,9 +139,7 @@ const LossEntry& find_loss(std::string_view name) {
 void register_loss(LossEntry entry) {
   Registry& all = registry();
   const std::lock_guard lock(all.mutex);
-  std::vector<std::string> names = entry.info.aliases;
-  names.insert(names.begin(), entry.info.name);
-  for (const std::string& name : names) {
+  for (const std::string_view name : Registry::names_of(entry.info)) {
     if (all.find(name)) {
       throw ConfigError(fmt::format("loss: expected a name that is free, got '{}'", name));
     }

@@ -5,10 +5,11 @@
 
 namespace prefopt::detail {
 
-/// A loss as TRL 1.16 configures it, `loss_type` (a name or a list, with `loss_weights`) beside the
-/// options of all losses, becomes our `{"type": …}`, a mix where there are several. Defaults are
-/// TRL's there, and options that TRL does not read for a loss are left out. Any other config stays
-/// as it is, but for names that are TRL's alone. Throws ConfigError.
+/// A loss as TRL 1.16 configures it, `trainer` or `loss_type` (a name or a list, with
+/// `loss_weights`) beside the keys of losses/trl_tables.h, becomes our `{"type": …}`, a mix where
+/// there are several. Without `trainer`, the names and keys decide whose config it is. Options of
+/// ours may stand beside TRL's. Any other config stays as it is. Throws ConfigError for keys of two
+/// trainers and for one, off its default, that TRL does not read for the loss.
 void translate_trl(Json& config);
 
 }  // namespace prefopt::detail

@@ -4,6 +4,7 @@
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/clamp.h>
 #include <ATen/ops/clamp_max.h>
+#include <ATen/ops/clamp_min.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/expm1.h>
@@ -53,6 +54,10 @@ at::Tensor Tensors::tame_exp_slope(const at::Tensor& x) { return at::exp(below_e
 at::Tensor Tensors::relu(const at::Tensor& x) { return at::relu(x); }
 
 at::Tensor Tensors::is_positive(const at::Tensor& x) { return at::gt(x, 0).to(x.scalar_type()); }
+
+at::Tensor Tensors::log_at_least(const at::Tensor& x, double least) {
+  return at::log(at::clamp_min(x, least));
+}
 
 at::Tensor Tensors::log_odds(const at::Tensor& x) {
   const at::Tensor low = below_certainty(x);

@@ -15,6 +15,8 @@
 #include <optional>
 #include <utility>
 
+#include "core/file.h"
+#include "math/wide_gradient.h"
 #include "model/decoder_config.h"
 #include "model/decoder_files.h"
 #include "model/decoder_impl.h"
@@ -50,10 +52,13 @@ Decoder::Decoder(DecoderOptions options) : impl_(std::make_unique<Impl>()) {
 std::shared_ptr<Decoder> Decoder::load(const std::string& path, std::string_view dtype) {
   std::optional<at::ScalarType> wanted;
   if (dtype != "keep") wanted = parse_dtype(dtype);
-  detail::DecoderReader reader(path, wanted);
+  detail::DecoderReader reader(detail::followed(path), wanted);
   auto impl = std::make_unique<Impl>();
   impl->config = reader.config().json;
+  impl->generation = reader.config().generation;
   impl->metadata = reader.metadata();
+  impl->source = path;
+  impl->load_note = reader.note();
   Network& network = impl->network;
   network.options = reader.config().options;
   network.layers.resize(static_cast<std::size_t>(network.options.num_hidden_layers));
@@ -80,6 +85,17 @@ void check_ids(const at::Tensor& ids, const Network& network) {
                                   network.embedding.device().str(), ids.device().str()));
   }
   detail::check_token_ids(ids, network.options.vocab_size, "decoder");
+}
+
+std::int64_t longest_in(const PackedTokens& tokens) {
+  std::int64_t longest = 0;
+  for (const PackedGroup& group : tokens.groups) {
+    longest = std::max(longest, group.shared);
+    for (const std::int64_t length : group.branches) {
+      longest = std::max(longest, group.shared + length);
+    }
+  }
+  return longest;
 }
 
 // Where the stream's `rows` stand among those that the last layer goes on with.
@@ -111,6 +127,7 @@ PolicyOutput Decoder::forward(const TokenBatch& batch) {
                                  c10::str(ids.sizes())));
   }
   check_ids(ids, network);
+  check_length(ids.size(1), "decoder");
 
   const at::Tensor positions = at::arange(ids.size(1), ids.options()).unsqueeze(0);
   const std::int64_t groups = network.groups();
@@ -134,14 +151,15 @@ at::Tensor Decoder::forward_packed(const PackedTokens& tokens) {
                                   network.embedding.device().str()));
   }
   check_ids(tokens.input_ids, network);
+  check_length(longest_in(tokens), "decoder");
   const auto all = detail::StreamPlan::make(network, tokens, impl_->checkpointing, false);
   const auto scored = detail::StreamPlan::make(network, tokens, impl_->checkpointing, true);
-  at::Tensor x = detail::embed(network.embedding, tokens.input_ids)
-                     .to(detail::at_least_float32(network.embedding.scalar_type()));
+  const auto dtype = detail::at_least_float32(network.embedding.scalar_type());
+  at::Tensor x = detail::widened_rows(network.embedding, tokens.input_ids, dtype);
   for (const detail::Layer& layer : network.layers) {
     x = detail::packed_layer(x, layer, &layer == &network.layers.back() ? scored : all);
   }
-  x = detail::rms_norm(x, network.norm.to(x.scalar_type()), network.options.rms_norm_eps);
+  x = detail::rms_norm(x, detail::widened(network.norm, dtype), network.options.rms_norm_eps);
   return x.index_select(0, places_among_scored(tokens));
 }
 
@@ -188,17 +206,34 @@ std::shared_ptr<Decoder> Decoder::frozen_decoder() const {
 
 void Decoder::save(const std::string& directory) const {
   if (impl_->adapter) return save_adapter(directory);
-  detail::write_decoder(directory, named_parameters(), impl_->metadata, impl_->config);
+  detail::write_decoder(directory, named_parameters(), impl_->metadata, impl_->config,
+                        impl_->generation);
 }
 
 std::unique_ptr<DecodeSession> Decoder::start_decoding(
     const std::vector<std::vector<std::int64_t>>& prompts) {
   if (!packs()) return Policy::start_decoding(prompts);
   detail::check_prompts(prompts, vocab_size());
+  for (const auto& prompt : prompts) check_length(std::ssize(prompt), "start_decoding");
   return detail::make_packed_session(impl_->network, prompts);
 }
 
 const DecoderOptions& Decoder::options() const { return impl_->network.options; }
+
+const std::string& Decoder::load_note() const { return impl_->load_note; }
+
+std::string Decoder::generation_config() const {
+  return impl_->generation.is_null() ? "" : detail::dump_json(impl_->generation, 2) + "\n";
+}
+
+void Decoder::check_length(std::int64_t tokens, std::string_view where) const {
+  const std::int64_t window = impl_->network.options.sliding_window;
+  if (window == 0 || tokens <= window) return;
+  throw DataError(fmt::format(
+      "{}: expected at most {} tokens, the model's sliding_window, got {}; longer rows need an "
+      "attention that is not computed here, so shorten them (data.max_length)",
+      where, window, tokens));
+}
 
 void Decoder::to(at::ScalarType dtype) {
   impl_->network.for_each_weight(

@@ -20,6 +20,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "core/text.h"
+#include "model/decoder_config.h"
 #include "model/decoder_impl.h"
 #include "model/network.h"
 #include "prefopt/error.h"
@@ -37,9 +38,9 @@ constexpr std::array kTargets = std::to_array<std::string_view>(
 
 // Fields of PEFT's file that say where an adapter came from or how it is trained on.
 constexpr std::array kAdapterHarmless = std::to_array<std::string_view>(
-    {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "inference_mode",
-     "init_lora_weights", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size",
-     "revision", "task_type"});
+    {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config",
+     "inference_mode", "init_lora_weights", "lora_dropout", "megatron_core", "peft_version",
+     "qalora_group_size", "revision", "task_type"});
 
 double scale_of(const LoraOptions& options) {
   const auto rank = static_cast<double>(options.r);
@@ -83,9 +84,17 @@ void remove_adapter(detail::Network& network) {
   network.lora_scale = 0;
 }
 
-bool says_nothing(const Json& value) {
-  return value.is_null() || value == false || value == "" ||
-         (value.is_structured() && value.empty());
+// How PEFT began the adapter says nothing of what it is now, unless the weights under it were
+// changed as well: then it fits these and no others.
+void check_initialization(const Json& value, const std::string& path) {
+  if (value.is_boolean() || value.is_null()) return;
+  constexpr std::array kPlain = std::to_array<std::string_view>({"gaussian", "eva", "orthogonal"});
+  if (value.is_string() && contains(kPlain, value.get<std::string>())) return;
+  throw CheckpointError(fmt::format(
+      "{}: expected init_lora_weights that leave the model's weights as they are, got {}; convert "
+      "the adapter in PEFT (save_pretrained with path_initial_model_for_weight_conversion), or "
+      "merge it there",
+      path, detail::shown_json(value)));
 }
 
 LoraOptions read_adapter_config(const std::string& path) {
@@ -101,12 +110,13 @@ LoraOptions read_adapter_config(const std::string& path) {
   }
   Json known = Json::object();
   for (const auto& [name, value] : json.items()) {
+    if (name == "init_lora_weights") check_initialization(value, path);
     if (name == "r" || name == "lora_alpha" || name == "use_rslora" || name == "target_modules") {
       known[name] = value;
     } else if (name == "bias" && value != "none") {
       fail(R"(bias to be "none")", detail::shown_json(value));
     } else if (name != "peft_type" && name != "bias" && !contains(kAdapterHarmless, name) &&
-               !says_nothing(value)) {
+               !detail::says_nothing(value)) {
       fail("fields that this decoder understands",
            fmt::format("'{}': {}", name, detail::shown_json(value)));
     }
@@ -249,8 +259,10 @@ void Decoder::save_adapter(const std::string& directory) const {
     file.tensors.emplace_back(name, weight);
   });
   write_safetensors(directory + "/adapter_model.safetensors", file);
-  const LoraOptions& options = *impl_->adapter;
-  const Json config = {{"base_model_name_or_path", nullptr},
+  LoraOptions options = *impl_->adapter;
+  std::sort(options.target_modules.begin(), options.target_modules.end());
+  const Json base = impl_->source.empty() ? Json(nullptr) : Json(impl_->source);
+  const Json config = {{"base_model_name_or_path", base},
                        {"bias", "none"},
                        {"fan_in_fan_out", false},
                        {"inference_mode", true},
@@ -265,7 +277,8 @@ void Decoder::save_adapter(const std::string& directory) const {
                                       detail::dump_json(config, 2) + "\n");
 }
 
-void Decoder::load_adapter(const std::string& directory) {
+void Decoder::load_adapter(const std::string& given) {
+  const std::string directory = detail::followed(given);
   const LoraOptions options = read_adapter_config(directory + "/adapter_config.json");
   const std::string path = directory + "/adapter_model.safetensors";
   SafetensorsFile file = read_safetensors(path);

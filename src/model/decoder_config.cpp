@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
 #include <limits>
 #include <optional>
 #include <string_view>
+#include <system_error>
 
 #include "core/file.h"
 #include "core/text.h"
@@ -94,11 +96,12 @@ constexpr std::array kUnderstood = std::to_array<std::string_view>({
     "eos_token_id",
     "pad_token_id",
     "sliding_window",
+    "use_sliding_window",
     "layer_types",
 });
 
 // Change nothing of what a forward pass gives: notes on origin, generation defaults, output forms,
-// and attention_dropout, since preference training runs without dropout (as in TRL).
+// and dropout, since preference training runs without it (as in TRL).
 constexpr std::array kHarmless = std::to_array<std::string_view>({
     "_attn_implementation_autoset",
     "_commit_hash",
@@ -107,6 +110,7 @@ constexpr std::array kHarmless = std::to_array<std::string_view>({
     "architectures",
     "attention_dropout",
     "attn_implementation",
+    "attn_pdrop",
     "bad_words_ids",
     "begin_suppress_tokens",
     "bos_token",
@@ -114,14 +118,19 @@ constexpr std::array kHarmless = std::to_array<std::string_view>({
     "decoder_start_token_id",
     "diversity_penalty",
     "do_sample",
+    "dropout",
     "dtype",
     "early_stopping",
+    "embd_pdrop",
+    "embedding_dropout",
     "encoder_no_repeat_ngram_size",
     "eos_token",
     "exponential_decay_length_penalty",
     "finetuning_task",
     "forced_bos_token_id",
     "forced_eos_token_id",
+    "hidden_dropout",
+    "hidden_dropout_prob",
     "id2label",
     "is_llama_config",
     "keys_to_ignore_at_inference",
@@ -147,6 +156,8 @@ constexpr std::array kHarmless = std::to_array<std::string_view>({
     "pruned_heads",
     "remove_invalid_values",
     "repetition_penalty",
+    "resid_pdrop",
+    "residual_dropout",
     "return_dict",
     "return_dict_in_generate",
     "sep_token_id",
@@ -184,15 +195,45 @@ const std::vector<Required>& required_values() {
       {"pretraining_tp", 1},
       {"rope_interleaved", false},
       {"partial_rotary_factor", 1},
-      {"use_sliding_window", false},
       {"add_cross_attention", false},
       {"is_encoder_decoder", false},
       {"is_decoder", false},
       {"tie_encoder_decoder", false},
       {"cross_attention_hidden_size", nullptr},
       {"quantization_config", nullptr},
+      {"use_mrope", false},
+      // Factors and counts of related families, at the value that changes nothing.
+      {"embedding_multiplier", 1},
+      {"residual_multiplier", 1},
+      {"logits_scaling", 1},
+      {"logit_scale", 1},
+      {"num_experts", 0},
+      {"num_local_experts", 0},
+      {"num_experts_per_tok", 0},
+      // "No" to these is no neutral answer.
+      {"is_causal", true},
+      {"causal", true},
+      {"use_rope", true},
+      {"use_rms_norm", true},
+      {"use_causal_mask", true},
+      {"scale_attn_weights", true},
+      {"normalize_attention_scores", true},
+      {"add_final_layer_norm", true},
   };
   return kRequired;
+}
+
+// One id or a list of at least one, each read by `read`.
+template <class Read>
+std::vector<std::int64_t> token_list(const Json& given, const Read& read) {
+  std::vector<std::int64_t> ids;
+  constexpr std::size_t kMost = 1024;
+  if (!given.is_array() || given.empty() || given.size() > kMost) return {read(given)};
+  for (const Json& id : given) {
+    const std::int64_t value = read(id);
+    if (std::find(ids.begin(), ids.end(), value) == ids.end()) ids.push_back(value);
+  }
+  return ids;
 }
 
 class ConfigReader {
@@ -204,7 +245,7 @@ class ConfigReader {
   DecoderOptions read() const {
     const Family& family = read_family();
     check_names();
-    check_required_values(family);
+    check_required_values();
     DecoderOptions options;
     options.vocab_size = size("vocab_size");
     options.hidden_size = size("hidden_size");
@@ -218,11 +259,16 @@ class ConfigReader {
     options.rms_norm_eps = number("rms_norm_eps", 1e-6);
     options.initializer_range = number("initializer_range", 0.02);
     options.tie_word_embeddings = flag("tie_word_embeddings", false);
+    options.sliding_window = read_window(family);
     read_attention(family, options);
     read_rope(options);
     options.bos_token_id = token("bos_token_id");
-    options.eos_token_id = token("eos_token_id");
     options.pad_token_id = token("pad_token_id");
+    options.extra_eos_token_ids = tokens("eos_token_id");
+    if (!options.extra_eos_token_ids.empty()) {
+      options.eos_token_id = options.extra_eos_token_ids.front();
+      options.extra_eos_token_ids.erase(options.extra_eos_token_ids.begin());
+    }
     return options;
   }
 
@@ -231,11 +277,8 @@ class ConfigReader {
     const Json* type = find("model_type");
     for (const Family* family : {&kLlama, &kMistral, &kQwen2, &kQwen3}) {
       if (!type || *type != family->model_type) continue;
-      // Only Llama has as many key-value heads as heads by default, and Mistral has a window.
+      // Only Llama has as many key-value heads as heads by default.
       if (family != &kLlama && !find("num_key_value_heads")) fail("num_key_value_heads", "none");
-      if (family == &kMistral && !json_.contains("sliding_window")) {
-        fail("sliding_window to be null, as mistral has a window by default", "none");
-      }
       return *family;
     }
     fail(R"(model_type to be "llama", "mistral", "qwen2" or "qwen3")",
@@ -246,28 +289,49 @@ class ConfigReader {
     for (const auto& item : json_.items()) {
       const auto is_it = [&](const Required& field) { return field.name == item.key(); };
       if (!contains(kUnderstood, item.key()) && !contains(kHarmless, item.key()) &&
-          std::none_of(required_values().begin(), required_values().end(), is_it)) {
-        fail("fields that this decoder understands", fmt::format("'{}'", item.key()));
+          std::none_of(required_values().begin(), required_values().end(), is_it) &&
+          !says_nothing(item.value())) {
+        fail("fields that this decoder understands",
+             fmt::format("'{}': {}", item.key(), shown_json(item.value())));
       }
     }
   }
 
-  void check_required_values(const Family& family) const {
+  void check_required_values() const {
     for (const auto& [name, value] : required_values()) {
       const Json* given = find(name);
       if (given && *given != value) {
         fail(fmt::format("{} to be {}", name, shown_json(value)), shown_json(*given));
       }
     }
-    if (const Json* window = find("sliding_window"); window && !family.window_is_optional) {
-      fail("sliding_window to be null", shown_json(*window));
-    }
+  }
+
+  // 0 where every layer sees all. A window of some layers is taken for one of all: no sequence may
+  // be longer, and up to there both are the same.
+  std::int64_t read_window(const Family& family) const {
+    constexpr std::int64_t kMistralDefault = 4096;
+    bool windowed = !family.window_is_optional || flag("use_sliding_window", false);
     if (const Json* types = find("layer_types")) {
-      const auto is_full = [](const Json& type) { return type == "full_attention"; };
-      if (!types->is_array() || !std::all_of(types->begin(), types->end(), is_full)) {
-        fail(R"(layer_types to hold "full_attention" only)", shown_json(*types));
+      const auto is = [](std::string_view name) {
+        return [name](const Json& type) { return type == name; };
+      };
+      const auto is_known = [](const Json& type) {
+        return type == "full_attention" || type == "sliding_attention";
+      };
+      if (!types->is_array() || !std::all_of(types->begin(), types->end(), is_known)) {
+        fail(R"(layer_types to hold "full_attention" and "sliding_attention" only)",
+             shown_json(*types));
       }
+      const bool slides = std::any_of(types->begin(), types->end(), is("sliding_attention"));
+      if (slides && !find("sliding_window")) {
+        fail("sliding_window with layer_types of sliding_attention", "none");
+      }
+      windowed = windowed || slides;
     }
+    const bool is_set = json_.contains("sliding_window");
+    if (!windowed) return 0;
+    if (!is_set && &family == &kMistral) return kMistralDefault;
+    return find("sliding_window") ? size("sliding_window") : 0;
   }
 
   void read_attention(const Family& family, DecoderOptions& options) const {
@@ -320,7 +384,11 @@ class ConfigReader {
 
   RopeScaling read_rope_scaling(const char* name, const Json& group) const {
     const auto type_at = group.find(group.contains("rope_type") ? "rope_type" : "type");
-    const Json type = type_at == group.end() ? Json("default") : *type_at;
+    Json type = type_at == group.end() || type_at->is_null() ? Json("default") : *type_at;
+    const auto factor_at = group.find("factor");
+    // A linear stretch by 1 is none.
+    const bool is_none = type == "linear" && factor_at != group.end() && *factor_at == 1;
+    if (is_none) type = "default";
     const bool llama3 = type == "llama3";
     if (!llama3 && type != "default") {
       fail(fmt::format(R"({} of rope_type "default" or "llama3")", name), shown_json(group));
@@ -330,7 +398,13 @@ class ConfigReader {
     for (const auto& item : group.items()) {
       const Json& value = item.value();
       const auto is = [&](const char* field) { return item.key() == field && value.is_number(); };
-      if ((item.key() == "rope_type" || item.key() == "type") && value == type) continue;
+      if (value.is_null()) continue;
+      const bool is_type = item.key() == "rope_type" || item.key() == "type";
+      if (is_type && (value == type || (is_none && value == "linear"))) continue;
+      // Read by no type but those that stretch.
+      if (!llama3 && (is("original_max_position_embeddings") || (is("factor") && value == 1))) {
+        continue;
+      }
       if (is("rope_theta") || (is("partial_rotary_factor") && value == 1)) continue;
       ++scaling_fields;
       if (llama3 && is("factor")) {
@@ -357,10 +431,18 @@ class ConfigReader {
 
   std::int64_t token(const char* name) const {
     const Json* given = find(name);
-    if (!given) return -1;
-    // A model may have several end tokens; generation here ends at the first of them.
-    if (given->is_array() && !given->empty()) given = &given->front();
-    return whole(name, *given);
+    return given ? whole(name, *given) : -1;
+  }
+
+  std::vector<std::int64_t> tokens(const char* name) const {
+    const Json* given = find(name);
+    const auto read = [&](const Json& id) {
+      const std::int64_t value = whole(name, id);
+      const bool fits = value >= (given->is_array() ? 0 : -1) && value <= kMaxDecoderSize;
+      if (!fits) fail(fmt::format("{} in [0, {}]", name, kMaxDecoderSize), shown_json(*given));
+      return value;
+    };
+    return given ? token_list(*given, read) : std::vector<std::int64_t>();
   }
 
   std::int64_t size(const char* name, std::optional<std::int64_t> absent = {}) const {
@@ -414,6 +496,37 @@ class ConfigReader {
 
 Json token_or_null(std::int64_t id) { return id < 0 ? Json(nullptr) : Json(id); }
 
+// One id alone, several as a list, as transformers writes them.
+Json tokens_or_null(const std::vector<std::int64_t>& ids) {
+  if (ids.empty()) return nullptr;
+  return ids.size() == 1 ? Json(ids.front()) : Json(ids);
+}
+
+// Adds the end tokens of the file, if it is there.
+void read_generation_config(const std::filesystem::path& path, DecoderConfig& config) {
+  std::error_code ignored;
+  if (!std::filesystem::exists(path, ignored)) return;
+  const std::string file = path.string();
+  const auto fail = [&](std::string_view expected, const Json& got) {
+    throw CheckpointError(fmt::format("{}: expected {}, got {}", file, expected, shown_json(got)));
+  };
+  config.generation = parse_json<CheckpointError>(read_file<CheckpointError>(file), file);
+  if (!config.generation.is_object()) fail("an object", config.generation);
+  const auto found = config.generation.find("eos_token_id");
+  if (found == config.generation.end() || found->is_null()) return;
+  const std::vector<std::int64_t> ids = token_list(*found, [&](const Json& id) {
+    const bool fits = id.is_number_integer() && id >= -1 && id <= kMaxDecoderSize;
+    if (!fits) fail("eos_token_id to be an id or a list of them", *found);
+    return id.get<std::int64_t>();
+  });
+  DecoderOptions& options = config.options;
+  options.extra_eos_token_ids.insert(options.extra_eos_token_ids.end(), ids.begin(), ids.end());
+  const std::vector<std::int64_t> all = end_tokens_of(options);
+  if (all.empty()) return;
+  options.eos_token_id = all.front();
+  options.extra_eos_token_ids.assign(all.begin() + 1, all.end());
+}
+
 std::string_view config_dtype_name(at::ScalarType dtype) {
   switch (dtype) {
     case at::kDouble:
@@ -446,7 +559,8 @@ void check_attention(const DecoderOptions& options, std::string_view where) {
 
 const Family& family_of(const DecoderOptions& options) {
   if (options.qk_norm) return kQwen3;
-  return options.attention_bias && !options.attention_output_bias ? kQwen2 : kLlama;
+  if (options.attention_bias && !options.attention_output_bias) return kQwen2;
+  return options.sliding_window > 0 && !options.attention_bias ? kMistral : kLlama;
 }
 
 Json rope_parameters(const DecoderOptions& options) {
@@ -472,11 +586,13 @@ DecoderOptions checked_decoder_options(DecoderOptions options, std::string_view 
                                     name, of, value, divisor));
     }
   };
-  expect_multiple("hidden_size", options.hidden_size, "num_attention_heads",
-                  options.num_attention_heads);
   expect_multiple("num_attention_heads", options.num_attention_heads, "num_key_value_heads",
                   options.num_key_value_heads);
-  if (options.head_dim == 0) options.head_dim = options.hidden_size / options.num_attention_heads;
+  if (options.head_dim == 0) {
+    expect_multiple("hidden_size", options.hidden_size, "num_attention_heads",
+                    options.num_attention_heads);
+    options.head_dim = options.hidden_size / options.num_attention_heads;
+  }
   check_attention(options, where);
   if (options.head_dim % 2 != 0) {
     throw ConfigError(
@@ -487,6 +603,21 @@ DecoderOptions checked_decoder_options(DecoderOptions options, std::string_view 
   return options;
 }
 
+bool says_nothing(const Json& value) {
+  return value.is_null() || value == false || value == "" ||
+         (value.is_structured() && value.empty());
+}
+
+std::vector<std::int64_t> end_tokens_of(const DecoderOptions& options) {
+  std::vector<std::int64_t> ids;
+  const auto add = [&](std::int64_t id) {
+    if (id >= 0 && std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
+  };
+  add(options.eos_token_id);
+  for (const std::int64_t id : options.extra_eos_token_ids) add(id);
+  return ids;
+}
+
 DecoderConfig read_decoder_config(const std::string& path) {
   DecoderConfig config;
   config.json = parse_json<CheckpointError>(read_file<CheckpointError>(path), path);
@@ -495,7 +626,15 @@ DecoderConfig read_decoder_config(const std::string& path) {
   } catch (const ConfigError& error) {
     throw CheckpointError(error.what());
   }
+  read_generation_config(std::filesystem::path(path).parent_path() / "generation_config.json",
+                         config);
   return config;
+}
+
+Json make_generation_config(const DecoderOptions& options) {
+  return {{"bos_token_id", token_or_null(options.bos_token_id)},
+          {"eos_token_id", tokens_or_null(end_tokens_of(options))},
+          {"pad_token_id", token_or_null(options.pad_token_id)}};
 }
 
 Json make_decoder_config(const DecoderOptions& options) {
@@ -504,7 +643,7 @@ Json make_decoder_config(const DecoderOptions& options) {
       {"architectures", Json::array({family.architecture})},
       {"attention_dropout", 0.0},
       {"bos_token_id", token_or_null(options.bos_token_id)},
-      {"eos_token_id", token_or_null(options.eos_token_id)},
+      {"eos_token_id", tokens_or_null(end_tokens_of(options))},
       {"head_dim", options.head_dim},
       {"hidden_act", "silu"},
       {"hidden_size", options.hidden_size},
@@ -528,7 +667,13 @@ Json make_decoder_config(const DecoderOptions& options) {
   if (options.rope_scaling_factor != 1) config["rope_scaling"] = rope_parameters(options);
   if (family.has_bias_field) config["attention_bias"] = options.attention_bias;
   if (family.window_is_optional) {
-    config["use_sliding_window"] = false;
+    config["use_sliding_window"] = options.sliding_window > 0;
+    if (options.sliding_window > 0) {
+      config["sliding_window"] = options.sliding_window;
+      config["max_window_layers"] = 0;
+    }
+  } else if (&family == &kMistral) {
+    config["sliding_window"] = options.sliding_window;
   } else {
     config["mlp_bias"] = false;
     config["pretraining_tp"] = 1;

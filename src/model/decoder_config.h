@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "core/json.h"
 #include "prefopt/model/decoder.h"
@@ -18,13 +19,25 @@ inline constexpr std::int64_t kMaxDecoderSize = std::int64_t{1} << 30;
 struct DecoderConfig {
   DecoderOptions options;
   Json json;
+  Json generation = nullptr;  ///< `generation_config.json`; null where there is none
 };
 
-/// Throws CheckpointError, led by the path.
+/// With the end tokens of `generation_config.json` in the same folder, where that is there. Throws
+/// CheckpointError, led by the path.
 DecoderConfig read_decoder_config(const std::string& path);
+
+/// The `generation_config.json` of a model that ends in these tokens.
+Json make_generation_config(const DecoderOptions& options);
+
+/// All end tokens that `options` name, each once, `eos_token_id` first.
+std::vector<std::int64_t> end_tokens_of(const DecoderOptions& options);
 
 /// A config that transformers loads: of Qwen3, Qwen2 or Llama, whichever fits norms and biases.
 Json make_decoder_config(const DecoderOptions& options);
+
+/// Whether a field that is not known here holds what stands for "not set" or "not used": null,
+/// false, or an empty text, list or object.
+bool says_nothing(const Json& value);
 
 /// Names the dtype of the weights where `config` does so already.
 void set_config_dtype(Json& config, at::ScalarType dtype);

@@ -29,6 +29,9 @@ struct Decoder::Impl {
   std::optional<LoraOptions> adapter;
   Checkpointing checkpointing = Checkpointing::kNone;
   detail::Json config;
+  detail::Json generation;  ///< `generation_config.json`, or null
+  std::string source;       ///< the path that was loaded; empty for fresh weights
+  std::string load_note;
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
 };
 

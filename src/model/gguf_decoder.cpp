@@ -28,6 +28,7 @@ constexpr std::array kGgufUnderstood = std::to_array<std::string_view>({
     "attention.key_length",
     "attention.value_length",
     "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
     "rope.dimension_count",
     "rope.freq_base",
 });
@@ -47,9 +48,9 @@ struct GgufRequired {
 
 const std::vector<GgufRequired>& gguf_required_values() {
   static const std::vector<GgufRequired> kRequired = {
-      {"attention.causal", true},    {"attention.sliding_window", 0},  {"expert_count", 0},
-      {"expert_used_count", 0},      {"rope.scale_linear", 1.0},       {"rope.scaling.factor", 1.0},
-      {"rope.scaling.type", "none"}, {"use_parallel_residual", false},
+      {"attention.causal", true},       {"expert_count", 0},          {"expert_used_count", 0},
+      {"rope.scale_linear", 1.0},       {"rope.scaling.factor", 1.0}, {"rope.scaling.type", "none"},
+      {"use_parallel_residual", false},
   };
   return kRequired;
 }
@@ -146,6 +147,17 @@ class GgufConfigReader {
     options.bos_token_id = token("tokenizer.ggml.bos_token_id");
     options.eos_token_id = token("tokenizer.ggml.eos_token_id");
     options.pad_token_id = token("tokenizer.ggml.padding_token_id");
+    // The ends of a turn and of a message.
+    for (const char* name : {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
+      if (const std::int64_t id = token(name); id >= 0) options.extra_eos_token_ids.push_back(id);
+    }
+    if (has("attention.sliding_window")) {
+      options.sliding_window = integer("attention.sliding_window");
+      if (options.sliding_window < 0 || options.sliding_window > kMaxDecoderSize) {
+        fail(fmt::format("{} in [0, {}]", key("attention.sliding_window"), kMaxDecoderSize),
+             fmt::format("{}", options.sliding_window));
+      }
+    }
     options = checked_decoder_options(options, file_.path());
     check_head_dim(options);
     read_rope_factors(options);
@@ -270,8 +282,13 @@ at::Tensor halves_from_pairs(const at::Tensor& weight, std::int64_t heads) {
 
 DecoderConfig read_gguf_config(const GgufFile& file) {
   try {
-    const DecoderOptions options = GgufConfigReader(file).read();
-    return {options, make_decoder_config(options)};
+    DecoderOptions options = GgufConfigReader(file).read();
+    const std::vector<std::int64_t> ends = end_tokens_of(options);
+    if (!ends.empty()) {
+      options.eos_token_id = ends.front();
+      options.extra_eos_token_ids.assign(ends.begin() + 1, ends.end());
+    }
+    return {options, make_decoder_config(options), make_generation_config(options)};
   } catch (const ConfigError& error) {
     throw CheckpointError(error.what());
   }

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "core/memory_pool.h"
+#include "math/wide_gradient.h"
 #include "model/kernels/cpu/elementwise.h"
 #include "model/kernels/cpu/linear.h"
 
@@ -103,7 +104,7 @@ void norm_backward_(at::Tensor& grad, const at::Tensor& x, const at::Tensor& rst
          .dx = mutable_rows_of<T>(grad, width),
          .dw = weight_grad == nullptr ? nullptr : weight_grad->mutable_data_ptr<T>()});
   });
-  if (weight_grad != nullptr) *weight_grad = weight_grad->to(weight.scalar_type());
+  if (weight_grad != nullptr) *weight_grad = settled_gradient(weight, *weight_grad);
 }
 
 at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {
@@ -168,17 +169,21 @@ void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Ten
   });
 }
 
-at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x) {
+at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight) {
   const cpu::LinearSizes sizes{.rows = x.size(0), .in = x.size(1), .out = grad.size(1)};
-  at::Tensor dw = empty_matrix(sizes.out, sizes.in, x);
+  const at::Tensor sum = wide_gradient(weight);
+  const at::Tensor dw = sum.defined() ? sum : empty_matrix(sizes.out, sizes.in, x);
   with_type_of(x, [&](auto number) {
     using T = decltype(number);
     cpu::linear_weight_grad<T>({.sizes = sizes,
                                 .dy = rows_of<T>(grad, grad.stride(0)),
                                 .x = rows_of<T>(x, x.stride(0)),
-                                .dw = mutable_rows_of<T>(dw, sizes.in)});
+                                .dw = mutable_rows_of<T>(dw, sizes.in),
+                                .accumulate = sum.defined()});
   });
-  return dw;
+  if (!sum.defined()) return settled_gradient(weight, dw);
+  sum.unsafeGetTensorImpl()->bump_version();
+  return {};
 }
 
 void turn_(at::Tensor& x, const Rotary& rotary) {

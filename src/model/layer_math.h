@@ -18,8 +18,8 @@ struct Normed {
 /// w x rstd with rstd = 1 / sqrt(mean(x²) + eps), over the last dimension.
 Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps);
 
-/// The gradient of x in the memory of `grad`, that of the weight in `weight_grad` unless it is
-/// null.
+/// The gradient of x in the memory of `grad`, that of the weight, settled, in `weight_grad` unless
+/// it is null.
 void norm_backward_(at::Tensor& grad, const at::Tensor& x, const at::Tensor& rstd,
                     const at::Tensor& weight, at::Tensor* weight_grad);
 
@@ -40,8 +40,8 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tens
 /// grad W, added to `sum` where that is defined, else put there.
 void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& sum);
 
-/// gradᵀ x.
-at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x);
+/// gradᵀ x as the gradient of `weight`, settled: a wide one takes the product as it comes.
+at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight);
 
 /// Turns x [rows, heads, head_dim] by the angles of its rows, in place.
 void turn_(at::Tensor& x, const Rotary& rotary);

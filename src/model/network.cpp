@@ -63,14 +63,19 @@ at::Tensor rotate(const at::Tensor& x, const Rotary& rotary) {
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   const at::Tensor wide = x.to(at_least_float32(x.scalar_type()));
   const at::Tensor scale = at::rsqrt(wide.square().mean(-1, /*keepdim=*/true) + eps);
-  return weight * (wide * scale).to(x.scalar_type());
+  // A norm may be wider than the matrices around it.
+  return (weight * (wide * scale).to(x.scalar_type())).to(x.scalar_type());
 }
 
 at::Tensor linear(const at::Tensor& rows, const Linear& map, double lora_scale) {
-  at::Tensor result =
-      map.bias.defined() ? at::addmm(map.bias, rows, map.weight.t()) : at::mm(rows, map.weight.t());
+  at::Tensor result = map.bias.defined()
+                          ? at::addmm(map.bias.to(rows.scalar_type()), rows, map.weight.t())
+                          : at::mm(rows, map.weight.t());
   if (map.lora_a.defined()) {
-    result = result + lora_scale * at::mm(at::mm(rows, map.lora_a.t()), map.lora_b.t());
+    // Adapters are at least float32; the sum is rounded once.
+    const at::Tensor wide = rows.to(map.lora_a.scalar_type());
+    const at::Tensor added = lora_scale * at::mm(at::mm(wide, map.lora_a.t()), map.lora_b.t());
+    result = (result + added).to(rows.scalar_type());
   }
   return result;
 }

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <utility>
 
+#include "math/wide_gradient.h"
 #include "model/layer_math.h"
 
 namespace prefopt::detail {
@@ -54,19 +55,15 @@ at::Tensor linear_backward_input(const at::Tensor& grad, const Linear& map, doub
 
 void linear_backward_weights(const at::Tensor& grad, const at::Tensor& x, const Linear& map,
                              double lora_scale, Linear& gradients) {
-  const auto gradient = [](const at::Tensor& of_output, const at::Tensor& input,
-                           const at::Tensor& weight) {
-    return weight_product(of_output, input).to(weight.scalar_type());
-  };
-  if (map.weight.requires_grad()) gradients.weight = gradient(grad, x, map.weight);
+  if (map.weight.requires_grad()) gradients.weight = weight_product(grad, x, map.weight);
   if (map.bias.defined() && map.bias.requires_grad()) {
-    gradients.bias = grad.sum(0).to(map.bias.scalar_type());
+    gradients.bias = settled_gradient(map.bias, grad.sum(0));
   }
   if (!map.lora_a.defined() || !map.lora_a.requires_grad()) return;
   const at::Tensor low = at::mm(x, wide(map.lora_a, x).t()).mul_(lora_scale);
   const at::Tensor low_grad = at::mm(grad, wide(map.lora_b, x)).mul_(lora_scale);
-  gradients.lora_b = gradient(grad, low, map.lora_b);
-  gradients.lora_a = gradient(low_grad, x, map.lora_a);
+  gradients.lora_b = weight_product(grad, low, map.lora_b);
+  gradients.lora_a = weight_product(low_grad, x, map.lora_a);
 }
 
 // Both; the input's gradient is added to `*of_input` unless that is null.

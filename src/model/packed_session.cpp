@@ -7,6 +7,7 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/tensor.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
@@ -176,6 +177,7 @@ class PackedSession final : public DecodeSession {
     for (const Live& live : live_) {
       positions.push_back(prompts_[live.prompt].length() + length_);
     }
+    check_window(positions);
     embed(tokens, rows);
     const Rotary rotary = rotary_of(positions);
     for (std::size_t i = 0; i < network_.layers.size(); ++i) {
@@ -214,6 +216,16 @@ class PackedSession final : public DecodeSession {
   void embed(const at::Tensor& ids, Rows<T>& rows) const {
     const at::Tensor x = at::embedding(network_.embedding, ids).to(kDtype<T>);
     std::copy_n(x.const_data_ptr<T>(), x.numel(), rows.x.data());
+  }
+
+  void check_window(const std::vector<std::int64_t>& positions) const {
+    const std::int64_t window = network_.options.sliding_window;
+    const std::int64_t last = *std::max_element(positions.begin(), positions.end());
+    if (window == 0 || last < window) return;
+    throw DataError(fmt::format(
+        "append: expected at most {} tokens, the model's sliding_window, got {}; fewer new tokens "
+        "or a shorter prompt fit",
+        window, last + 1));
   }
 
   Rotary rotary_of(const std::vector<std::int64_t>& positions) const {

@@ -194,6 +194,12 @@ std::string content_hash(const Policy& policy) {
                             bytes.nbytes()));
     hash.update(bytes.const_data_ptr(), bytes.nbytes());
   }
+  // The scale of an adapter is in none of its matrices.
+  for (const TrainedWeight& weight : policy.trained_weights()) {
+    if (!weight.lora_a.defined()) continue;
+    hash.update(
+        fmt::format("scale {} {} {}\n", weight.name.size(), weight.name, weight.lora_scale));
+  }
   return hash.hex();
 }
 

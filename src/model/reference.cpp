@@ -17,6 +17,7 @@
 #include <system_error>
 #include <utility>
 
+#include "core/file.h"
 #include "core/hash.h"
 #include "data/token_weights.h"
 #include "prefopt/error.h"
@@ -279,6 +280,9 @@ CachedReference::CachedReference(std::shared_ptr<Policy> inner, std::string dire
     throw CheckpointError(
         fmt::format("{}: expected to create a folder, got {}", directory, why.message()));
   }
+  detail::remove_unfinished_files(directory, [](std::string_view name) {
+    return name.starts_with("ref-") && name.ends_with(".safetensors");
+  });
   impl_->inner = std::move(inner);
   impl_->file.level = level;
   impl_->file.model = content_hash(*impl_->inner);

@@ -7,10 +7,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <random>
+#include <string>
 #include <string_view>
 #include <utility>
 
+#include "core/json.h"
 #include "core/random.h"
 #include "model/next_token.h"
 #include "prefopt/error.h"
@@ -53,6 +56,18 @@ void check_end_token(std::string_view name, std::int64_t id, std::int64_t vocab_
   }
 }
 
+std::vector<std::int64_t> read_ids(const std::string& list) {
+  const auto json = detail::parse_json<ConfigError>(list, "extra_eos_ids");
+  const auto is_id = [](const detail::Json& id) {
+    return id.is_number_integer() && id >= INT32_MIN && id <= INT32_MAX;
+  };
+  if (!json.is_array() || !std::all_of(json.begin(), json.end(), is_id)) {
+    throw ConfigError(fmt::format("sampling: expected extra_eos_ids to be a list of ids, got {}",
+                                  detail::shown_json(json)));
+  }
+  return json.get<std::vector<std::int64_t>>();
+}
+
 void check_end_tokens(const SamplingOptions& options, std::int64_t vocab_size) {
   check_end_token("eos_id", options.eos_id, vocab_size);
   for (const std::int64_t id : options.extra_eos_ids) {
@@ -61,11 +76,6 @@ void check_end_tokens(const SamplingOptions& options, std::int64_t vocab_size) {
     }
     check_end_token("extra_eos_ids", id, vocab_size);
   }
-}
-
-bool ends(std::int64_t token, const SamplingOptions& options) {
-  const auto& extra = options.extra_eos_ids;
-  return token == options.eos_id || std::find(extra.begin(), extra.end(), token) != extra.end();
 }
 
 /// One call of sample: what was drawn so far, and for whom the session goes on.
@@ -99,7 +109,7 @@ class Sampler {
     std::vector<std::int64_t> places, tokens;
     std::vector<std::size_t> live;
     for (std::size_t row = 0; row < live_.size(); ++row) {
-      if (ends(tokens_[row], options_)) continue;
+      if (is_end_token(tokens_[row], options_)) continue;
       places.push_back(static_cast<std::int64_t>(row));
       tokens.push_back(tokens_[row]);
       live.push_back(live_[row]);
@@ -167,6 +177,14 @@ void SamplingOptions::fields(FieldVisitor& v) {
          {.min = 0, .max = 1, .min_open = true});
   v.integer({"eos_id", "end token; -1: none"}, eos_id, Range::at_least(-1));
   v.integer({"seed", "of all draws"}, seed, Range::any());
+  std::string list = detail::dump_json(detail::Json(extra_eos_ids));
+  v.json({"extra_eos_ids", "further end tokens, a list of ids"}, list);
+  extra_eos_ids = read_ids(list);
+}
+
+bool is_end_token(std::int64_t token, const SamplingOptions& options) {
+  const auto& extra = options.extra_eos_ids;
+  return token == options.eos_id || std::find(extra.begin(), extra.end(), token) != extra.end();
 }
 
 at::Tensor sampling_probabilities(const at::Tensor& logits, const SamplingOptions& options) {

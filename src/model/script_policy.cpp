@@ -83,6 +83,7 @@ std::shared_ptr<ScriptPolicy> ScriptPolicy::load(const std::string& path, std::i
     throw CheckpointError(
         fmt::format("{}: expected a TorchScript file, got: {}", path, reason(error)));
   }
+  impl->module.eval();  // dropout would make each pass another policy
   const auto forward = impl->module.find_method("forward");
   // Two besides self.
   if (!forward || forward->function().getSchema().arguments().size() != 3) {
@@ -132,7 +133,6 @@ std::shared_ptr<Policy> ScriptPolicy::frozen_copy() const {
   const at::NoGradGuard no_grad;
   auto impl =
       std::make_unique<Impl>(Impl{impl_->module.deepcopy(), impl_->vocab_size, impl_->file_hash});
-  impl->module.eval();
   std::shared_ptr<ScriptPolicy> copy(new ScriptPolicy(std::move(impl)));
   copy->set_requires_grad(false);
   return copy;

@@ -4,6 +4,8 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/clamp_max.h>
+#include <ATen/ops/exp.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/tensor.h>
@@ -80,7 +82,8 @@ StepTotals totals_of(const PairLogps& in) {
   return {.pairs = static_cast<double>(in.chosen_logps.size(0)),
           .chosen_tokens = sum(in.chosen_lens),
           .rejected_tokens = sum(in.rejected_lens),
-          .gold_tokens = sum(in.gold_lens)};
+          .gold_tokens = sum(in.gold_lens),
+          .prompt_tokens = sum(in.prompt_lens)};
 }
 
 // Everything that a loss may be given on rows of five-token completions whose reference has the
@@ -103,11 +106,20 @@ PairLogps even_rows(const LossRequirements& needs, const at::Tensor& chosen_logr
     if (head->defined()) *head = full->clone();
   }
   for (at::Tensor* x : {&in.ref_chosen_logps, &in.ref_rejected_logps, &in.ref_chosen_head_logps,
-                        &in.ref_rejected_head_logps, &in.gold_logps, &in.kl_logps, &in.ref_kl_logps,
-                        &in.sample_logps, &in.ref_sample_logps}) {
+                        &in.ref_rejected_head_logps, &in.gold_logps, &in.prompt_logps, &in.kl_logps,
+                        &in.ref_kl_logps, &in.sample_logps, &in.ref_sample_logps}) {
     set(*x, reference);
   }
-  for (at::Tensor* x : {&in.chosen_lens, &in.rejected_lens, &in.gold_lens, &in.sample_lens}) {
+  set(in.chosen_limited_logratios, chosen_logratios);
+  set(in.rejected_limited_logratios, rejected_logratios);
+  set(in.kl_limited_logratios, 0 * one);
+  if (in.chosen_confident_logps.defined()) {
+    // Five tokens of the same probability, which is at most 1.
+    const at::Tensor each = at::clamp_max(in.chosen_logps / 5, 0);
+    in.chosen_confident_logps = in.chosen_logps * at::exp(each);
+  }
+  for (at::Tensor* x : {&in.chosen_lens, &in.rejected_lens, &in.gold_lens, &in.prompt_lens,
+                        &in.sample_lens}) {
     set(*x, 5 * one);
   }
   for (at::Tensor* x : {&in.labels, &in.weights, &in.label_probs}) set(*x, one);
@@ -132,6 +144,7 @@ class LossChecker {
     guarded("cut", needs_.whole_step ? &LossChecker::check_part_refused : &LossChecker::check_cuts);
     guarded("misuse", &LossChecker::check_misuse);
     if (options_.anchors) guarded("anchor", &LossChecker::check_anchors);
+    guarded("requirements", &LossChecker::check_requirements);
     guarded("config", &LossChecker::check_config);
     guarded("property", &LossChecker::check_properties);
     return std::move(report_);
@@ -155,6 +168,12 @@ class LossChecker {
 
   PairLogps random(double spread = 3) const {
     return random_pair_logps(needs_, options_.batch, options_.seed, spread);
+  }
+
+  void check_requirements() {
+    if (needs_.running_mean && !needs_.whole_step) {
+      fail("requirements", "whole_step of a loss with running_mean", "true", "false");
+    }
   }
 
   bool has_differences(const Field& field) const {
@@ -334,12 +353,13 @@ class LossChecker {
 
   // Samples and completions of other rows are as far off as the chosen one, sequence KLs too.
   static void spread_to_all_inputs(PairLogps& in) {
-    for (at::Tensor* x : {&in.gold_logps, &in.kl_logps}) {
+    for (at::Tensor* x : {&in.gold_logps, &in.prompt_logps, &in.kl_logps}) {
       if (x->defined()) *x = in.chosen_logps.clone();
     }
     for (at::Tensor* x : {&in.chosen_seq_kl, &in.rejected_seq_kl}) {
       if (x->defined()) *x = in.chosen_logps.abs();
     }
+    if (in.kl_limited_logratios.defined()) in.kl_limited_logratios = in.chosen_logps.clone();
     if (in.sample_logps.defined()) {
       in.sample_logps = in.chosen_logps.repeat_interleave(in.samples_per_prompt);
     }

@@ -75,6 +75,11 @@ PairLogps random_pair_logps(const LossRequirements& needs, std::int64_t batch, s
   in.samples_per_prompt = needs.samples_per_prompt;
   draw.completions(batch * needs.samples_per_prompt, spread, in.sample_logps, in.ref_sample_logps,
                    in.sample_lens);
+  in.chosen_limited_logratios = draw.uniform(batch, -spread, spread);
+  in.rejected_limited_logratios = draw.uniform(batch, -spread, spread);
+  in.kl_limited_logratios = draw.uniform(batch, -spread, spread);
+  in.chosen_confident_logps = in.chosen_logps * draw.uniform(batch, 0.1, 0.9);
+  draw.completions(batch, spread, in.prompt_logps, unused, in.prompt_lens);
   for (const auto& field : kPairFields<at::Tensor>) {
     if (!field.needed(needs)) in.*field.value = at::Tensor();
   }

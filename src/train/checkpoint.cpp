@@ -155,6 +155,15 @@ void CheckpointStore::link(const std::string& name, std::int64_t step) const {
   check(try_link(target, path), path, "link it to " + target);
 }
 
+void CheckpointStore::link_best(const std::vector<std::int64_t>& best) const {
+  for (const std::int64_t step : best) {
+    if (!defect_of_checkpoint(folder_of(step)).empty()) continue;
+    return link("best", step);
+  }
+  std::error_code ignored;  // a link that names what is not there is as good as none
+  fs::remove(directory_ + "/best", ignored);
+}
+
 std::vector<std::int64_t> CheckpointStore::steps() const {
   std::vector<std::int64_t> steps;
   std::error_code error;
@@ -172,12 +181,12 @@ void CheckpointStore::remove_unfinished() const {
     const std::string name = item.path().filename().string();
     if (name.starts_with(".") && name.ends_with(kPartial)) try_remove(item.path().string());
   }
+  remove_unfinished_files(directory_,
+                          [](std::string_view name) { return name == "last" || name == "best"; });
 }
 
 std::optional<std::int64_t> CheckpointStore::last() const {
-  std::error_code error;
-  const fs::path target = fs::read_symlink(directory_ + "/last", error);
-  return error ? std::nullopt : step_in(target.filename().string());
+  return step_in(fs::path(link_target(directory_ + "/last")).filename().string());
 }
 
 void CheckpointStore::prune(std::int64_t newest, std::int64_t keep_last,

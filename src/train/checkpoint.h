@@ -22,7 +22,7 @@ std::string defect_of_checkpoint(const std::string& folder);
 std::int64_t step_of_checkpoint(const std::string& folder);
 
 /// The checkpoints of a run: folders `step-N`, each whole or not there, and the links `last` and
-/// `best`. A process that ends at any moment, or a disk that fails, leaves `last` on a whole one.
+/// `best`, small files where the drive has no links (see try_link). A process that ends at any moment, or a disk that fails, leaves `last` on a whole one.
 class CheckpointStore {
  public:
   explicit CheckpointStore(std::string directory) : directory_(std::move(directory)) {}
@@ -35,6 +35,9 @@ class CheckpointStore {
                      const std::function<void(const std::string& folder)>& write) const;
   /// Lets `name` be the checkpoint of this step.
   void link(const std::string& name, std::int64_t step) const;
+
+  /// Lets `best` be the first of these steps that has a whole checkpoint; removes it where none has.
+  void link_best(const std::vector<std::int64_t>& best) const;
 
   /// Ascending, whole or not.
   std::vector<std::int64_t> steps() const;

@@ -95,12 +95,26 @@ Metrics StepMetrics::finish() const {
       ++value;
     }
   }
+  const auto chosen = find_metric(metrics, "rewards/chosen");
+  const auto rejected = find_metric(metrics, "rewards/rejected");
+  // Unpaired rows have no margin each.
+  if (chosen && rejected && !find_metric(metrics, "rewards/margins")) {
+    metrics.emplace_back("rewards/margins", *chosen - *rejected);
+  }
   for (auto& [name, value] : metrics) {
     if (std::isnan(value)) value = std::abs(value);  // the sign of a NaN says nothing
   }
   std::stable_sort(metrics.begin(), metrics.end(),
                    [](const auto& a, const auto& b) { return rank(a.first) < rank(b.first); });
   return metrics;
+}
+
+Metrics StepMetrics::counts() const {
+  Metrics counts;
+  for (const Sum& sum : sums_) {
+    if (sum.count > 0) counts.emplace_back(sum.name, sum.count);
+  }
+  return counts;
 }
 
 }  // namespace detail

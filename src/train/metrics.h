@@ -32,6 +32,8 @@ class StepMetrics {
 
   /// In the order in which metrics are listed everywhere; other names follow as they came.
   Metrics finish() const;
+  /// Returns how many values each mean is over.
+  Metrics counts() const;
 
  private:
   struct Sum {

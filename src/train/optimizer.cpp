@@ -10,6 +10,7 @@
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@
 
 #include "core/memory_pool.h"
 #include "core/random.h"
+#include "math/wide_gradient.h"
 
 namespace prefopt {
 
@@ -34,9 +36,13 @@ void OptimizerOptions::fields(FieldVisitor& v) {
   v.real({"max_grad_norm", "Gradients of a larger 2-norm are scaled down to it; 0: never"},
          max_grad_norm, Range::at_least(0));
   v.choice({"state_dtype",
-            "What AdamW's means are kept in: the parameters' dtype, or bfloat16 by stochastic "
-            "rounding, which takes half the memory of float32"},
+            "What AdamW's means are kept in: the parameters' dtype, at least float32, or bfloat16 "
+            "by stochastic rounding, which takes half the memory of float32"},
            state_dtype, {"parameter", "bfloat16"});
+  v.choice({"masters",
+            "What bfloat16 and float16 weights are trained by: float32 masters, or none and "
+            "stochastic rounding, which takes 4 bytes a weight less"},
+           masters, {"float32", "stochastic"});
   v.choice({"schedule", "Course of the learning rate after the warmup", {"lr_scheduler_type"}},
            schedule, {"constant", "linear", "cosine"});
   v.integer({"warmup_steps", "Steps of linear warmup"}, warmup_steps, Range::at_least(0));
@@ -68,17 +74,30 @@ namespace {
 // Numbers of a chunk whose narrow state is widened at a time: it stays in the cache.
 constexpr std::int64_t kChunk = std::int64_t{1} << 18;
 
-// Rounds float32 to bfloat16, up with the probability of the part that is cut off, so that what is
-// far smaller than a step of bfloat16 is not lost on average.
+// Rounds to bfloat16 or float16, away from zero with the probability of the part that is cut off,
+// so that what is far smaller than a step of those is not lost on average.
 void round_randomly(const at::Tensor& wide, at::Tensor& narrow, at::Generator& generator) {
+  const at::Tensor single = wide.to(at::kFloat);
   const at::Tensor noise =
-      at::randint(0, 1 << 16, wide.sizes(), generator, at::TensorOptions(at::kInt));
-  const at::Tensor bits = (wide.view(at::kInt) + noise).bitwise_and(~0xffff);
-  narrow.copy_(bits.view(at::kFloat));
+      at::randint(0, 1 << 16, single.sizes(), generator, at::TensorOptions(at::kInt))
+          .to(single.device());
+  const at::Tensor bits = single.view(at::kInt);
+  if (narrow.scalar_type() == at::kBFloat16) {
+    narrow.copy_((bits + noise).bitwise_and(~0xffff).view(at::kFloat));
+    return;
+  }
+  // A float16 has 10 bits behind the first, from 2^-14 down as many as there are down to 2^-24.
+  constexpr int kMantissa = 23, kLeast = 127 - 14;
+  const at::Tensor exponent = bits.bitwise_right_shift(kMantissa).bitwise_and(0xff);
+  const at::Tensor grid =
+      (exponent.clamp_min(kLeast) - 10).bitwise_left_shift(kMantissa).view(at::kFloat);
+  const at::Tensor steps = single / grid;
+  const at::Tensor below = steps.floor();
+  narrow.copy_((below + ((steps - below) * (1 << 16)).gt(noise)) * grid);
 }
 
-// In float64; of short rows in the tensor's own dtype first, which reads large tensors many times
-// faster than a float64 sum of every number.
+// In float64; of short rows in at least float32 first, which reads large tensors many times faster
+// than a float64 sum of every number.
 at::Tensor norm_of(const at::Tensor& tensor) {
   constexpr std::int64_t kRow = 1024;
   const at::Tensor flat = tensor.reshape(-1);
@@ -86,17 +105,16 @@ at::Tensor norm_of(const at::Tensor& tensor) {
   const auto norm = [](const at::Tensor& numbers) {
     return at::linalg_vector_norm(numbers, 2, std::nullopt, false, at::kDouble);
   };
-  const at::Tensor rows =
-      at::linalg_vector_norm(flat.slice(0, 0, whole).view({-1, kRow}), 2, at::IntArrayRef{1});
+  const auto of_rows = is_narrow(tensor.scalar_type()) ? at::kFloat : tensor.scalar_type();
+  const at::Tensor rows = at::linalg_vector_norm(flat.slice(0, 0, whole).view({-1, kRow}), 2,
+                                                 at::IntArrayRef{1}, false, of_rows);
   return norm(at::stack({norm(rows), norm(flat.slice(0, whole))}));
 }
 
 // In large pages: each step passes over all of them.
-at::Tensor empty_state(const at::Tensor& parameter, at::ScalarType dtype) {
-  if (!parameter.is_cpu()) {
-    return at::empty(parameter.sizes(), parameter.options().dtype(dtype).requires_grad(false));
-  }
-  return empty_from_pool(parameter.sizes(), dtype);
+at::Tensor empty_state(at::IntArrayRef shape, at::ScalarType dtype, at::Device device) {
+  if (!device.is_cpu()) return at::empty(shape, at::TensorOptions(dtype).device(device));
+  return empty_from_pool(shape, dtype);
 }
 
 }  // namespace
@@ -106,16 +124,19 @@ Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const Optimi
   groups_[0].weight_decay = options.weight_decay;
   for (const auto& [name, value] : parameters) {
     if (!value.requires_grad()) continue;
-    Group& group = groups_[value.dim() >= 2 ? 0 : 1];
-    const auto dtype =
-        options.state_dtype == StateDtype::kBFloat16 ? at::kBFloat16 : value.scalar_type();
-    group.names.push_back(name);
-    group.parameters.push_back(value);
-    group.dtypes.push_back(dtype);
-    group.means.emplace_back();
-    group.squares.emplace_back();
-    group.has_state.push_back(false);
-    group.steps.push_back(at::zeros({}, value.options().dtype(at::kFloat).requires_grad(false)));
+    const bool is_narrow = detail::is_narrow(value.scalar_type());
+    const auto state_dtype = options.state_dtype == StateDtype::kBFloat16 ? at::kBFloat16
+                             : is_narrow                                  ? at::kFloat
+                                                                          : value.scalar_type();
+    Parameter parameter{.name = name,
+                        .value = value,
+                        .state_dtype = state_dtype,
+                        .has_master = is_narrow && options.masters == Masters::kFloat32,
+                        .offset = narrow_numbers_};
+    parameter.steps = at::zeros({}, value.options().dtype(at::kFloat).requires_grad(false));
+    // Each begins at a cache line.
+    if (is_narrow) narrow_numbers_ += (value.numel() + 15) / 16 * 16;
+    groups_[value.dim() >= 2 ? 0 : 1].parameters.push_back(std::move(parameter));
   }
 }
 
@@ -123,26 +144,48 @@ bool Optimizer::empty() const {
   return groups_[0].parameters.empty() && groups_[1].parameters.empty();
 }
 
+bool Optimizer::has_masters() const {
+  return narrow_numbers_ > 0 && options_.masters == Masters::kFloat32;
+}
+
+void Optimizer::reserve_gradients() {
+  if (narrow_numbers_ == 0 || gradients_.defined()) return;
+  for (Group& group : groups_) {
+    for (Parameter& parameter : group.parameters) {
+      if (!is_narrow(parameter.value.scalar_type())) continue;
+      if (!gradients_.defined()) {
+        gradients_ = empty_state({narrow_numbers_}, at::kFloat, parameter.value.device());
+      }
+      parameter.gradient = part_of(gradients_, parameter);
+    }
+  }
+}
+
 void Optimizer::zero_grad() {
-  for (auto& group : groups_) {
-    for (auto& parameter : group.parameters) parameter.mutable_grad().reset();
+  reserve_gradients();
+  if (gradients_.defined()) gradients_.zero_();
+  for (Group& group : groups_) {
+    for (Parameter& parameter : group.parameters) {
+      parameter.value.mutable_grad() = parameter.gradient;
+      if (parameter.gradient.defined()) parameter.version_of_zero = parameter.gradient._version();
+    }
   }
 }
 
 double Optimizer::grad_norm() const {
   std::vector<at::Tensor> norms;
-  for (const auto& group : groups_) {
-    for (const auto& parameter : group.parameters) {
-      if (parameter.grad().defined()) norms.push_back(norm_of(parameter.grad()));
+  for (const Group& group : groups_) {
+    for (const Parameter& parameter : group.parameters) {
+      if (parameter.has_gradient()) norms.push_back(norm_of(parameter.value.grad()));
     }
   }
   return norms.empty() ? 0 : at::linalg_vector_norm(at::stack(norms)).item<double>();
 }
 
 void Optimizer::reserve_state() {
-  for (auto& group : groups_) {
-    for (std::size_t i = 0; i < group.parameters.size(); ++i) {
-      if (group.parameters[i].grad().defined()) reserve_state(group, i);
+  for (Group& group : groups_) {
+    for (Parameter& parameter : group.parameters) {
+      if (parameter.has_gradient()) reserve_state(parameter);
     }
   }
 }
@@ -150,16 +193,16 @@ void Optimizer::reserve_state() {
 void Optimizer::step(double learning_rate, double factor) {
   const at::NoGradGuard no_grad;
   ++steps_done_;
-  for (auto& group : groups_) {
+  for (Group& group : groups_) {
     if (group.parameters.empty()) continue;
-    const bool is_wide = std::any_of(
-        group.parameters.begin(), group.parameters.end(),
-        [](const at::Tensor& parameter) { return parameter.scalar_type() == at::kDouble; });
+    const bool is_wide =
+        std::any_of(group.parameters.begin(), group.parameters.end(),
+                    [](const Parameter& one) { return one.value.scalar_type() == at::kDouble; });
     at::Tensor divisor;
     if (factor != 1 && is_wide) {
       scale_gradients(group, factor);
     } else if (factor != 1) {
-      divisor = at::full({}, 1 / factor, group.steps.front().options());
+      divisor = at::full({}, 1 / factor, group.parameters.front().steps.options());
     }
     step_group(group, learning_rate, divisor);
   }
@@ -167,98 +210,183 @@ void Optimizer::step(double learning_rate, double factor) {
 
 void Optimizer::visit_state(StateVisitor& visitor) {
   visitor.integer("step", steps_done_);
-  for (auto& group : groups_) {
-    for (std::size_t i = 0; i < group.names.size(); ++i) {
-      make_state(group, i);
-      visitor.tensor("mean." + group.names[i], group.means[i]);
-      visitor.tensor("square." + group.names[i], group.squares[i]);
-      visitor.tensor("steps." + group.names[i], group.steps[i]);
+  for (Group& group : groups_) {
+    for (Parameter& parameter : group.parameters) {
+      make_state(parameter);
+      visitor.tensor("mean." + parameter.name, parameter.mean);
+      visitor.tensor("square." + parameter.name, parameter.square);
+      visitor.tensor("steps." + parameter.name, parameter.steps);
+      if (!parameter.has_master) continue;
+      refresh_master(parameter);
+      visitor.tensor("master." + parameter.name, parameter.master);
+      parameter.rounded_version = -1;  // a loaded master need not be that of the weight
     }
   }
 }
 
-void Optimizer::reserve_state(Group& group, std::size_t index) {
-  for (at::Tensor* state : {&group.means[index], &group.squares[index]}) {
-    if (!state->defined()) *state = empty_state(group.parameters[index], group.dtypes[index]);
-  }
+bool Optimizer::Parameter::has_gradient() const {
+  const at::Tensor& present = value.grad();
+  return present.defined() && !(present.is_same(gradient) && present._version() == version_of_zero);
 }
 
-bool Optimizer::make_state(Group& group, std::size_t index) {
-  if (group.has_state[index]) return false;
-  reserve_state(group, index);
-  group.means[index].zero_();
-  group.squares[index].zero_();
-  group.has_state[index] = true;
+bool Optimizer::Parameter::is_narrow_between_steps() const {
+  return is_narrow(state_dtype) || is_narrow(trained().scalar_type());
+}
+
+void Optimizer::Batch::add(const Parameter& parameter) {
+  const at::Tensor& gradient = parameter.value.grad();
+  trained.push_back(parameter.trained());
+  gradients.push_back(parameter.has_master ? gradient.to(at::kFloat).contiguous() : gradient);
+  means.push_back(parameter.mean);
+  squares.push_back(parameter.square);
+  steps.push_back(parameter.steps);
+}
+
+at::Tensor Optimizer::part_of(const at::Tensor& buffer, const Parameter& parameter) {
+  // No view: it counts its own versions, which tell whether anything was added to a gradient.
+  return at::empty({0}, buffer.options())
+      .set_(buffer.storage(), parameter.offset, parameter.value.sizes(), /*stride=*/{});
+}
+
+void Optimizer::reserve_state(Parameter& parameter) {
+  const at::Tensor& value = parameter.value;
+  for (at::Tensor* state : {&parameter.mean, &parameter.square}) {
+    if (!state->defined()) {
+      *state = empty_state(value.sizes(), parameter.state_dtype, value.device());
+    }
+  }
+  if (!parameter.has_master || parameter.master.defined()) return;
+  if (!masters_.defined()) masters_ = empty_state({narrow_numbers_}, at::kFloat, value.device());
+  parameter.master = part_of(masters_, parameter);
+}
+
+bool Optimizer::make_state(Parameter& parameter) {
+  if (parameter.has_state) return false;
+  reserve_state(parameter);
+  parameter.mean.zero_();
+  parameter.square.zero_();
+  if (parameter.has_master) {
+    parameter.master.copy_(parameter.value.detach());
+    parameter.rounded_version = parameter.value._version();
+  }
+  parameter.has_state = true;
   return true;
 }
 
+void Optimizer::refresh_master(Parameter& parameter) {
+  const at::Tensor value = parameter.value.detach();
+  if (parameter.rounded_version == value._version()) return;
+  const at::Tensor is_own = parameter.master.to(value.scalar_type()).eq(value);
+  parameter.master.copy_(at::where(is_own, parameter.master, value.to(at::kFloat)));
+  parameter.rounded_version = value._version();
+}
+
+void Optimizer::round_master(Parameter& parameter) {
+  parameter.value.copy_(parameter.master);
+  parameter.rounded_version = parameter.value._version();
+}
+
 void Optimizer::scale_gradients(Group& group, double factor) {
-  for (auto& parameter : group.parameters) {
-    if (parameter.grad().defined()) parameter.mutable_grad().mul_(factor);
+  for (Parameter& parameter : group.parameters) {
+    if (parameter.has_gradient()) parameter.value.mutable_grad().mul_(factor);
   }
 }
 
 void Optimizer::step_group(Group& group, double learning_rate, const at::Tensor& divisor) {
-  std::vector<at::Tensor> parameters, gradients, means, squares, steps;
+  Batch batch;
+  std::vector<Parameter*> with_master;
   for (std::size_t i = 0; i < group.parameters.size(); ++i) {
-    if (!group.parameters[i].grad().defined()) continue;
-    group.steps[i].add_(1);
-    const bool is_fresh = make_state(group, i);
-    if (group.dtypes[i] != group.parameters[i].scalar_type()) {
+    Parameter& parameter = group.parameters[i];
+    if (!parameter.has_gradient()) continue;
+    parameter.steps.add_(1);
+    const bool is_fresh = make_state(parameter);
+    if (parameter.has_master) {
+      refresh_master(parameter);
+      with_master.push_back(&parameter);
+    }
+    if (parameter.is_narrow_between_steps()) {
       step_narrow(group, i, learning_rate, divisor);
-      continue;
+    } else if (is_fresh) {  // while its zeros are in the cache
+      Batch alone;
+      alone.add(parameter);
+      update(group, alone, learning_rate, divisor);
+    } else {
+      batch.add(parameter);
     }
-    // While its zeros are in the cache.
-    if (is_fresh) {
-      update(group, {group.parameters[i]}, {group.parameters[i].grad()}, {group.means[i]},
-             {group.squares[i]}, {group.steps[i]}, learning_rate, divisor);
-      continue;
-    }
-    parameters.push_back(group.parameters[i]);
-    gradients.push_back(group.parameters[i].grad());
-    means.push_back(group.means[i]);
-    squares.push_back(group.squares[i]);
-    steps.push_back(group.steps[i]);
   }
-  if (!parameters.empty()) {
-    update(group, parameters, gradients, means, squares, steps, learning_rate, divisor);
-  }
+  if (!batch.trained.empty()) update(group, batch, learning_rate, divisor);
+  for (Parameter* parameter : with_master) round_master(*parameter);
 }
 
-void Optimizer::step_narrow(Group& group, std::size_t index, double learning_rate,
+void Optimizer::step_narrow(const Group& group, std::size_t index, double learning_rate,
                             const at::Tensor& divisor) {
-  const at::Tensor parameter = group.parameters[index].detach().view(-1);
-  const at::Tensor gradient = group.parameters[index].grad().reshape(-1);
-  const at::Tensor mean = group.means[index].view(-1);
-  const at::Tensor square = group.squares[index].view(-1);
+  const Parameter& parameter = group.parameters[index];
+  const at::Tensor trained = parameter.trained().detach();
+  const at::Tensor dense = trained.contiguous();
+  const at::Tensor values = dense.view(-1);
+  const at::Tensor gradient = parameter.value.grad().reshape(-1);
+  const at::Tensor mean = parameter.mean.view(-1);
+  const at::Tensor square = parameter.square.view(-1);
+  const auto dtype = is_narrow(trained.scalar_type()) ? at::kFloat : trained.scalar_type();
   // Of step and parameter alone, so that a resumed run draws the same. The generator takes 32 bits.
   const auto place = static_cast<std::uint64_t>(steps_done_) << 32 |
                      static_cast<std::uint64_t>(index) << 1 |
                      static_cast<std::uint64_t>(&group == &groups_[1]);
   auto generator = at::detail::createCPUGenerator(splitmix64(place) >> 32);
-  for (std::int64_t begin = 0; begin < parameter.size(0); begin += kChunk) {
-    const std::int64_t end = std::min(parameter.size(0), begin + kChunk);
-    at::Tensor narrow_mean = mean.slice(0, begin, end);
-    at::Tensor narrow_square = square.slice(0, begin, end);
-    const at::Tensor wide = parameter.slice(0, begin, end).to(at::kFloat);
-    const at::Tensor wide_mean = narrow_mean.to(at::kFloat);
-    const at::Tensor wide_square = narrow_square.to(at::kFloat);
-    update(group, {wide}, {gradient.slice(0, begin, end).to(at::kFloat)}, {wide_mean},
-           {wide_square}, {group.steps[index]}, learning_rate, divisor);
-    // Widened numbers are a copy, those of a float32 parameter are its own.
-    if (parameter.scalar_type() != at::kFloat) parameter.slice(0, begin, end).copy_(wide);
-    round_randomly(wide_mean, narrow_mean, generator);
-    round_randomly(wide_square, narrow_square, generator);
+  for (std::int64_t begin = 0; begin < values.size(0); begin += kChunk) {
+    const std::int64_t end = std::min(values.size(0), begin + kChunk);
+    // What is wide already is no copy.
+    const auto widened = [&](const at::Tensor& all) { return all.slice(0, begin, end).to(dtype); };
+    const Batch wide{.trained = {widened(values)},
+                     .gradients = {widened(gradient)},
+                     .means = {widened(mean)},
+                     .squares = {widened(square)},
+                     .steps = {parameter.steps}};
+    update(group, wide, learning_rate, divisor);
+    for (const auto& [all, part] : {std::pair{&mean, &wide.means[0]},
+                                    {&square, &wide.squares[0]},
+                                    {&values, &wide.trained[0]}}) {
+      if (!is_narrow(all->scalar_type())) continue;
+      at::Tensor narrow = all->slice(0, begin, end);
+      round_randomly(*part, narrow, generator);
+    }
   }
+  if (!dense.is_same(trained)) trained.copy_(dense);
 }
 
-void Optimizer::update(const Group& group, at::TensorList parameters, at::TensorList gradients,
-                       at::TensorList means, at::TensorList squares, at::TensorList steps,
-                       double learning_rate, const at::Tensor& divisor) const {
-  at::_fused_adamw_(parameters, gradients, means, squares, /*max_exp_avg_sqs=*/{}, steps,
-                    learning_rate, options_.adam_beta1, options_.adam_beta2, group.weight_decay,
-                    options_.adam_epsilon, /*amsgrad=*/false, /*maximize=*/false,
+void Optimizer::update(const Group& group, const Batch& batch, double learning_rate,
+                       const at::Tensor& divisor) const {
+  at::_fused_adamw_(batch.trained, batch.gradients, batch.means, batch.squares,
+                    /*max_exp_avg_sqs=*/{}, batch.steps, learning_rate, options_.adam_beta1,
+                    options_.adam_beta2, group.weight_decay, options_.adam_epsilon,
+                    /*amsgrad=*/false, /*maximize=*/false,
                     divisor.defined() ? std::optional(divisor) : std::nullopt);
+}
+
+WideWeights::WideWeights(Optimizer& optimizer, const std::vector<NamedParameter>& parameters) {
+  std::vector<std::pair<at::Tensor, at::Tensor>> masters;
+  for (Optimizer::Group& group : optimizer.groups_) {
+    for (Optimizer::Parameter& parameter : group.parameters) {
+      if (!parameter.has_master) continue;
+      optimizer.make_state(parameter);
+      Optimizer::refresh_master(parameter);
+      masters.emplace_back(parameter.value, parameter.master);
+    }
+  }
+  if (masters.empty()) return;
+  std::vector<at::Tensor> wide;
+  for (const auto& [name, value] : parameters) {
+    if (!is_narrow(value.scalar_type())) continue;
+    const auto found = std::find_if(masters.begin(), masters.end(),
+                                    [&](const auto& item) { return item.first.is_same(value); });
+    wide.push_back(found == masters.end() ? value.detach().to(at::kFloat) : found->second);
+    narrow_.emplace_back(value, value.detach());
+  }
+  for (std::size_t i = 0; i < wide.size(); ++i) narrow_[i].first.set_data(wide[i]);
+}
+
+WideWeights::~WideWeights() {
+  for (const auto& [parameter, data] : narrow_) parameter.set_data(data);
 }
 
 }  // namespace detail

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "prefopt/model/policy.h"
@@ -16,50 +17,104 @@ namespace prefopt::detail {
 
 /// AdamW (1711.05101) over the parameters that require a gradient, in one pass over memory. Weight
 /// decay acts on matrices and not on vectors: norm weights and biases have no scale to shrink.
+///
+/// Gradients of bfloat16 and float16 parameters are added up in float32 (math/wide_gradient.h), in
+/// one buffer for all. What is trained is a float32 master of each, in another one buffer, and the
+/// parameter is its rounded value; or, by `Masters::kStochastic`, the parameter itself.
 class Optimizer {
  public:
   Optimizer(const std::vector<NamedParameter>& parameters, const OptimizerOptions& options);
 
   bool empty() const;
+  bool has_masters() const;
+  /// Takes memory for the gradients of narrow parameters. Throws std::bad_alloc, and
+  /// c10::OutOfMemoryError of a GPU.
+  void reserve_gradients();
+  /// Leaves narrow parameters with zeros in float32 and the others without a gradient.
   void zero_grad();
-  /// 2-norm over all gradients, summed in float64.
+  /// 2-norm over all gradients, in float64: of rows of 1024 in at least float32.
   double grad_norm() const;
   /// Takes memory for the state of the parameters that have a gradient, so that `step` needs no
-  /// more than a few MiB for what it computes with. Throws std::bad_alloc, and
-  /// c10::OutOfMemoryError of a GPU, with nothing changed.
+  /// more than a few MiB for what it computes with. Throws as `reserve_gradients`, with nothing
+  /// changed.
   void reserve_state();
-  /// Takes the gradients times `factor`. A parameter without a gradient stays as it is.
+  /// Takes the gradients times `factor`. A parameter that got no gradient since `zero_grad` stays
+  /// as it is.
   void step(double learning_rate, double factor = 1);
   /// All that steps change besides the parameters; the draws of narrow state follow from it.
   void visit_state(StateVisitor& visitor);
 
  private:
-  struct Group {
-    double weight_decay = 0;
-    std::vector<std::string> names;
-    std::vector<at::Tensor> parameters, means, squares, steps;
-    std::vector<at::ScalarType> dtypes;  ///< of means and squares
-    std::vector<bool> has_state;         ///< whether means and squares hold numbers yet
+  friend class WideWeights;
+
+  struct Parameter {
+    std::string name;
+    at::Tensor value;
+    at::ScalarType state_dtype;  ///< of mean and square
+    bool has_master;
+    std::int64_t offset = 0;            ///< of a narrow one in the two buffers
+    at::Tensor gradient = {};           ///< of a narrow one, in the buffer
+    std::int64_t version_of_zero = 0;   ///< of the gradient, before anything was added
+    at::Tensor master = {};             ///< in the buffer
+    std::int64_t rounded_version = -1;  ///< of the value, where it is the master rounded
+    at::Tensor mean = {}, square = {}, steps = {};
+    bool has_state = false;  ///< whether mean, square and master hold numbers yet
+
+    bool has_gradient() const;
+    bool is_narrow_between_steps() const;
+    /// What a step changes.
+    const at::Tensor& trained() const { return has_master ? master : value; }
   };
 
-  /// Memory for a parameter's means and squares, where there is none yet.
-  static void reserve_state(Group& group, std::size_t index);
-  /// A parameter's means and squares, zero, where there are none yet; whether there were none. They
-  /// are made when they are first needed, so that a run starts sooner.
-  static bool make_state(Group& group, std::size_t index);
+  struct Group {
+    double weight_decay = 0;
+    std::vector<Parameter> parameters;
+  };
+
+  /// Tensors of one fused step.
+  struct Batch {
+    std::vector<at::Tensor> trained, gradients, means, squares, steps;
+    void add(const Parameter& parameter);
+  };
+
+  /// A narrow parameter's part of a buffer.
+  static at::Tensor part_of(const at::Tensor& buffer, const Parameter& parameter);
+  /// Memory for a parameter's state, where there is none yet.
+  void reserve_state(Parameter& parameter);
+  /// A parameter's state, where there is none yet: zeros, and the master; whether there was none.
+  /// It is made when it is first needed, so that a run starts sooner.
+  bool make_state(Parameter& parameter);
+  /// Takes what others have written into a parameter into its master.
+  static void refresh_master(Parameter& parameter);
+  static void round_master(Parameter& parameter);
 
   /// The divisor of a fused step is float32, too coarse for float64 gradients.
   static void scale_gradients(Group& group, double factor);
   void step_group(Group& group, double learning_rate, const at::Tensor& divisor);
-  void step_narrow(Group& group, std::size_t index, double learning_rate,
+  /// Widens what is narrow between steps, a chunk at a time, and rounds it at random.
+  void step_narrow(const Group& group, std::size_t index, double learning_rate,
                    const at::Tensor& divisor);
-  void update(const Group& group, at::TensorList parameters, at::TensorList gradients,
-              at::TensorList means, at::TensorList squares, at::TensorList steps,
-              double learning_rate, const at::Tensor& divisor) const;
+  void update(const Group& group, const Batch& batch, double learning_rate,
+              const at::Tensor& divisor) const;
 
   OptimizerOptions options_;
-  std::array<Group, 2> groups_;  // decayed, plain
+  std::array<Group, 2> groups_;      // decayed, plain
+  std::int64_t narrow_numbers_ = 0;  // in each buffer
+  at::Tensor gradients_, masters_;   // float32
   std::int64_t steps_done_ = 0;
+};
+
+/// While it lives, the parameters of a policy are their masters, in float32, and other narrow ones
+/// their own value in float32; nothing is another where no parameter has a master.
+class WideWeights {
+ public:
+  WideWeights(Optimizer& optimizer, const std::vector<NamedParameter>& parameters);
+  ~WideWeights();
+  WideWeights(const WideWeights&) = delete;
+  WideWeights& operator=(const WideWeights&) = delete;
+
+ private:
+  std::vector<std::pair<at::Tensor, at::Tensor>> narrow_;  // parameter, data of its own
 };
 
 }  // namespace prefopt::detail

@@ -13,8 +13,13 @@
 #include <string_view>
 #include <system_error>
 
+#include "core/file.h"
 #include "core/hash.h"
+#include "core/text.h"
 #include "prefopt/error.h"
+#include "prefopt/losses/registry.h"
+#include "prefopt/options.h"
+#include "prefopt/train/run.h"
 
 namespace prefopt::detail {
 namespace {
@@ -55,7 +60,7 @@ std::optional<std::string> newest_whole(const RunFolder& folder, const Note& not
 
 /// Options that change no result: where things lie (their content has a hash), what is written
 /// when, and how long.
-constexpr std::array<std::string_view, 19> kHarmless = {"output_dir",
+constexpr std::array<std::string_view, 20> kHarmless = {"output_dir",
                                                         "model.path",
                                                         "model.adapter",
                                                         "model.tokenizer",
@@ -63,6 +68,7 @@ constexpr std::array<std::string_view, 19> kHarmless = {"output_dir",
                                                         "reference.cache_dir",
                                                         "data.train",
                                                         "data.eval",
+                                                        "data.chat_format",
                                                         "data.token_cache",
                                                         "train.log_every",
                                                         "train.eval_every",
@@ -78,11 +84,6 @@ constexpr std::array<std::string_view, 19> kHarmless = {"output_dir",
 /// Options that decide in which order numbers are added up.
 constexpr std::array<std::string_view, 4> kRounding = {
     "train.threads", "train.micro_batch_size", "train.micro_batch_tokens", "train.checkpointing"};
-
-template <std::size_t N>
-bool contains(const std::array<std::string_view, N>& names, std::string_view name) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
 
 /// Each number, text or list under its path, `a.b`.
 void flatten(const Json& value, const std::string& path, std::map<std::string, std::string>& flat) {
@@ -128,7 +129,52 @@ bool may_change_length(const Json& config) {
   return optimizer.value("schedule", Json()) == "constant";
 }
 
+/// Every option and those of the run's loss, at their defaults.
+std::map<std::string, std::string> defaults(const Json& config) {
+  Json options = parse_json<ConfigError>(options_to_json(RunOptions()), "run");
+  const Json type = config.value("loss", Json::object()).value("type", Json());
+  try {
+    options["loss"] =
+        parse_json<ConfigError>(make_loss(dump_json({{"type", type}})).config(), "loss");
+  } catch (const ConfigError&) {
+    options.erase("loss");  // one that its name alone does not make
+  }
+  return flattened(options);
+}
+
+/// The differences of two configs that matter, as "key: old -> new"; `note` hears of those that
+/// change rounding alone.
+std::vector<std::string> config_changes(const Json& before, const Json& now, const Note& note) {
+  const bool free_length = may_change_length(now);
+  const auto old_values = flattened(before);
+  const auto new_values = flattened(now);
+  const auto usual = defaults(now);
+  std::vector<std::string> refused;
+  for (const auto& [key, change] : differences(before, now)) {
+    const bool is_length = key == "train.steps" || key == "train.epochs";
+    const bool has_contents = key.starts_with("data.") || key.starts_with("model.decoder.");
+    const bool is_default =
+        usual.contains(key) && usual.at(key) == value_or_none(new_values, key);
+    const bool is_new = !old_values.contains(key) && (has_contents || is_default);
+    if (contains(kHarmless, key) || (is_length && free_length) || is_new) continue;
+    if (contains(kRounding, key)) {
+      note(fmt::format("resume: {}; results may differ in their last digits", change));
+    } else {
+      refused.push_back(change);
+    }
+  }
+  return refused;
+}
+
 }  // namespace
+
+bool resumes_here(const std::string& resume, const RunFolder& folder) {
+  if (resume == "auto" || is_same_folder(resume, folder.path())) return true;
+  std::error_code error;
+  const auto checkpoint = fs::canonical(followed(resume), error);
+  return !error &&
+         is_same_folder(checkpoint.parent_path().string(), folder.file("checkpoints"));
+}
 
 std::optional<ResumePoint> find_resume_point(const std::string& resume, const RunFolder& folder,
                                              const Note& note) {
@@ -139,11 +185,11 @@ std::optional<ResumePoint> find_resume_point(const std::string& resume, const Ru
                      folder.path()));
     return std::nullopt;
   }
-  const RunFolder given(resume);
+  const RunFolder given(followed(resume));
   std::string checkpoint;
   if (exists(given.file("manifest.json"))) {
     std::error_code error;
-    checkpoint = fs::canonical(resume, error).string();
+    checkpoint = fs::canonical(given.path(), error).string();
     const std::string defect = defect_of_checkpoint(checkpoint);
     if (!defect.empty()) throw CheckpointError(defect);
   } else if (const auto newest = newest_whole(given, note)) {
@@ -174,6 +220,10 @@ std::string fingerprint_of(const std::vector<TokenPair>& pairs) {
     for (const auto* weights : {&pair.chosen_weights, &pair.rejected_weights, &pair.gold_weights}) {
       add(*weights);
     }
+    // Only where there is one, so that runs of before have the hash that they had.
+    for (const auto* mask : {&pair.chosen_mask, &pair.rejected_mask, &pair.gold_mask}) {
+      if (!mask->empty()) add(*mask);
+    }
     for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
       const double value = pair.columns[static_cast<Column>(i)];
       hash.update(&value, sizeof value);
@@ -196,25 +246,30 @@ std::string fingerprint_of(const Policy& policy) {
 
 void check_same_run(const Json& before, const Json& now, const std::string& checkpoint,
                     const Note& note) {
-  const bool free_length = may_change_length(now.at("config"));
-  std::vector<std::string> refused;
-  for (const auto& [key, change] : differences(before.at("config"), now.at("config"))) {
-    const bool is_length = key == "train.steps" || key == "train.epochs";
-    if (contains(kHarmless, key) || (is_length && free_length)) continue;
-    if (contains(kRounding, key)) {
-      note(fmt::format("resume: {}; results may differ in their last digits", change));
-    } else {
-      refused.push_back(change);
-    }
-  }
+  auto refused = config_changes(before.at("config"), now.at("config"), note);
   for (const auto& [key, change] : differences(before.at("contents"), now.at("contents"))) {
+    // Checkpoints of the first version lack it.
+    if (key == "adapter_scale" && !before.at("contents").contains(key)) continue;
     refused.push_back(change);
   }
   if (refused.empty()) return;
   throw ConfigError(fmt::format(
       "resume: expected the options and contents that {} was saved with, got {}; undo that, or "
-      "start a new run",
-      checkpoint, fmt::join(refused, ", ")));
+      "start a new run{}",
+      checkpoint, fmt::join(refused, ", "),
+      before.contains("version") ? ""
+                                 : fmt::format(", with model.path {} to train on from its weights: "
+                                               "an earlier version of prefopt saved it",
+                                               checkpoint)));
+}
+
+void check_same_config(const Json& before, const Json& now, const std::string& folder) {
+  const auto refused = config_changes(before, now, [](const std::string&) {});
+  if (refused.empty()) return;
+  throw ConfigError(
+      fmt::format("resume: expected the options of {}/config.json, got {}; undo that, or choose "
+                  "another output_dir",
+                  folder, fmt::join(refused, ", ")));
 }
 
 }  // namespace prefopt::detail

@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <filesystem>
 #include <limits>
@@ -11,11 +13,43 @@
 #include <utility>
 
 #include "prefopt/error.h"
+#include "prefopt/options.h"
+#include "prefopt/train/run.h"
 
 namespace prefopt::detail {
 namespace {
 
 namespace fs = std::filesystem;
+
+/// All that a run writes over, or removes, in its folder.
+constexpr std::array<std::string_view, 10> kRunFiles = {
+    "config.json",   "env.json",    "run.json", "metrics.jsonl", "notes.jsonl",
+    "samples.jsonl", "report.html", "tb",       "checkpoints",   "nonfinite"};
+
+bool is_run_file(std::string_view name) {
+  return std::find(kRunFiles.begin(), kRunFiles.end(), name) != kRunFiles.end();
+}
+
+/// Whether a config.json is one that a run wrote: with all of its groups, and options that there
+/// are.
+std::string defect_of_config(const Json& config) {
+  for (const char* group : {"loss", "model", "data", "optimizer", "train"}) {
+    if (!config.is_object() || !config.value(group, Json()).is_object()) {
+      return fmt::format("it has no object '{}'", group);
+    }
+  }
+  try {
+    options_from_json<RunOptions>(dump_json(config), "config.json");
+    return "";
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+}
+
+bool has_evaluation(const Json& line) {
+  return std::any_of(line.items().begin(), line.items().end(),
+                     [](const auto& item) { return item.key().starts_with("eval_"); });
+}
 
 /// What is left of lines of JSON up to a step, and what was not.
 struct CutLines {
@@ -25,7 +59,7 @@ struct CutLines {
   double seconds = 0;  ///< that the run had taken by the last line
 };
 
-CutLines cut_lines(std::string_view text, std::int64_t step) {
+CutLines cut_lines(std::string_view text, std::int64_t step, bool evaluation_is_due = false) {
   CutLines cut;
   while (!text.empty()) {
     const auto end = text.find('\n');
@@ -35,7 +69,8 @@ CutLines cut_lines(std::string_view text, std::int64_t step) {
     const Json value = is_whole ? Json::parse(line, nullptr, /*allow_exceptions=*/false) : Json();
     if (!value.is_object() || !value.value("step", Json()).is_number_integer()) {
       ++cut.broken;
-    } else if (value.at("step").get<std::int64_t>() > step) {
+    } else if (value.at("step").get<std::int64_t>() > step ||
+               (evaluation_is_due && value.at("step") == step && has_evaluation(value))) {
       ++cut.later;
     } else {
       cut.kept += line;
@@ -55,6 +90,11 @@ Json row_of(const NonFiniteStep& report, std::size_t place, std::int64_t number)
                                       {"rejected_token_weights", &row.rejected_weights},
                                       {"gold_token_weights", &row.gold_weights}}) {
     if (!weights->empty()) line[name] = *weights;
+  }
+  for (const auto& [name, mask] : {std::pair{"chosen_token_mask", &row.chosen_mask},
+                                   {"rejected_token_mask", &row.rejected_mask},
+                                   {"gold_token_mask", &row.gold_mask}}) {
+    if (!mask->empty()) line[name] = *mask;
   }
   for (const auto& [name, values] : report.logps) line[name] = json_number(values[place]);
   return line;
@@ -99,7 +139,7 @@ RunFolder::RunFolder(std::string path)
 }
 
 void RunFolder::check_new() const {
-  for (const auto* name : {"config.json", "metrics.jsonl", "checkpoints", "nonfinite"}) {
+  for (const auto name : kRunFiles) {
     std::error_code ignored;
     if (fs::exists(file(name), ignored)) {
       throw ConfigError(
@@ -108,6 +148,50 @@ void RunFolder::check_new() const {
                       path_, name));
     }
   }
+}
+
+void RunFolder::check_run_or_new(const std::vector<std::string>& spared) const {
+  if (checkpoints_.last() || !checkpoints_.steps().empty() || config()) return;
+  const auto is_spared = [&](const fs::path& entry) {
+    const std::string name = entry.filename().string();
+    std::error_code ignored;
+    if (name == "run.lock" || name.starts_with("config.json.")) return true;
+    if (name == "checkpoints" && fs::is_empty(entry, ignored)) return true;
+    return std::any_of(spared.begin(), spared.end(), [&](const std::string& path) {
+      if (path.empty()) return false;
+      const std::string whole = fs::weakly_canonical(entry, ignored).string();
+      const std::string inside = fs::weakly_canonical(path, ignored).string();
+      return inside == whole || inside.starts_with(whole + "/");
+    });
+  };
+  std::error_code error;  // a folder that is not there holds nothing
+  for (const auto& entry : fs::directory_iterator(path_, error)) {
+    if (is_spared(entry.path())) continue;
+    throw ConfigError(
+        fmt::format("output_dir: expected an empty or new folder, or a run to resume, got {} with "
+                    "a {} in it and no run; choose another name",
+                    path_, entry.path().filename().string()));
+  }
+}
+
+std::optional<Json> RunFolder::config() const {
+  const std::string path = file("config.json");
+  std::error_code ignored;
+  if (!fs::exists(fs::symlink_status(path, ignored))) return std::nullopt;
+  std::string defect;
+  std::string text;
+  try {
+    const std::string why = try_read_file(path, text);
+    Json config = why.empty() ? parse_json<ConfigError>(text, "config.json") : Json();
+    defect = why.empty() ? defect_of_config(config) : why;
+    if (defect.empty()) return config;
+  } catch (const ConfigError& error) {
+    defect = error.what();
+  }
+  throw ConfigError(
+      fmt::format("output_dir: expected an empty or new folder, or a run to resume, got {} with a "
+                  "config.json in it that no run wrote ({}); choose another name",
+                  path_, defect));
 }
 
 void RunFolder::lock() {
@@ -127,22 +211,23 @@ std::string RunFolder::file(std::string_view name) const {
 }
 
 void RunFolder::start(const Json& config, const Json& environment) {
-  make_directory<CheckpointError>(file("checkpoints"));
-  checkpoints_.remove_unfinished();
+  remove_unfinished();
+  // First what tells this folder from one that is none of a run.
   write_descriptions(config, environment);
+  make_directory<CheckpointError>(file("checkpoints"));
   write_file<CheckpointError>(file("metrics.jsonl"), "");
   open_metrics();
 }
 
 double RunFolder::resume(const Json& config, const Json& environment, std::int64_t step,
-                         const Note& note) {
-  checkpoints_.remove_unfinished();
+                         bool evaluation_is_due, const Note& note) {
+  remove_unfinished();
   write_descriptions(config, environment);
   const std::string path = file("metrics.jsonl");
   double seconds = 0;
   std::error_code error;
   if (fs::exists(path, error)) {
-    const CutLines cut = cut_lines(read_file<CheckpointError>(path), step);
+    const CutLines cut = cut_lines(read_file<CheckpointError>(path), step, evaluation_is_due);
     if (cut.later > 0) {
       note(fmt::format("metrics.jsonl: {} lines after step {} are cut off", cut.later, step));
     }
@@ -152,6 +237,17 @@ double RunFolder::resume(const Json& config, const Json& environment, std::int64
   }
   open_metrics();
   return seconds;
+}
+
+void RunFolder::remove_unfinished() const {
+  checkpoints_.remove_unfinished();
+  remove_unfinished_files(path_, is_run_file);
+  std::error_code error;
+  for (const auto& step : fs::directory_iterator(file("nonfinite"), error)) {
+    remove_unfinished_files(step.path().string(), [](std::string_view name) {
+      return name == "rows.jsonl" || name == "report.json";
+    });
+  }
 }
 
 void RunFolder::write_descriptions(const Json& config, const Json& environment) const {

@@ -27,17 +27,26 @@ class RunFolder {
 
   const std::string& path() const { return path_; }
   std::string file(std::string_view name) const;
-  /// Throws ConfigError if a run was here before.
+  /// Throws ConfigError if a run was here before, or anything that a run would write over.
   void check_new() const;
+  /// Throws ConfigError if the folder holds files and no run to go on with: neither a checkpoint nor
+  /// a run's config.json. Those of `spared`, paths that a run may have inside of its folder, and
+  /// what a run leaves that ended before it wrote its config.json are no such files.
+  void check_run_or_new(const std::vector<std::string>& spared) const;
+  /// Returns config.json, if it is there. Throws ConfigError if it is not that of a run.
+  std::optional<Json> config() const;
   /// Makes the folder and keeps other runs out until this object is gone. Throws ConfigError if one
   /// is at work here.
   void lock();
+  bool is_locked() const { return lock_.has_value(); }
 
   /// Writes config.json and env.json and opens an empty metrics.jsonl.
   void start(const Json& config, const Json& environment);
   /// The same for a run that goes on after `step`: lines of metrics.jsonl that are later or broken
-  /// are cut off, which `note` hears. Gives the seconds that the lines before speak of.
-  double resume(const Json& config, const Json& environment, std::int64_t step, const Note& note);
+  /// are cut off, which `note` hears, and where `evaluation_is_due` that of this step's evaluation
+  /// as well. Gives the seconds that the lines before speak of.
+  double resume(const Json& config, const Json& environment, std::int64_t step,
+                bool evaluation_is_due, const Note& note);
 
   void append_metrics(const Json& line);
   /// Metrics outlive a power cut from here on.
@@ -55,6 +64,7 @@ class RunFolder {
                                bool ends_the_run) const;
 
  private:
+  void remove_unfinished() const;
   void write_descriptions(const Json& config, const Json& environment) const;
   void open_metrics();
   void check_metrics(const std::string& why) const;

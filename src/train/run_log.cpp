@@ -50,12 +50,13 @@ void RunLog::note(const std::string& line) {
   }
 }
 
-void RunLog::start(const Json& config, const Json& facts, std::int64_t step) {
+void RunLog::start(const Json& config, const Json& facts, std::int64_t step,
+                   bool evaluation_is_due) {
   step_ = step;
   facts_ = facts;
   if (step > 0) {
     keep_lines("notes.jsonl", step);
-    keep_lines("samples.jsonl", step);
+    keep_lines("samples.jsonl", evaluation_is_due ? step - 1 : step);
     std::error_code ignored;  // a file that is not there has no samples
     const auto bytes = fs::file_size(file("samples.jsonl"), ignored);
     has_samples_ = !ignored && bytes > 0;

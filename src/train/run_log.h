@@ -24,9 +24,11 @@ class RunLog {
   /// Kept in memory until `start`, as a run that is refused leaves no folder.
   void note(const std::string& line);
   /// `step`: where a run goes on in this folder; what samples.jsonl and TensorBoard have of later
-  /// steps is taken back, since those steps come again. 0: at its beginning, and nothing of an
-  /// earlier try stays.
-  void start(const Json& config, const Json& facts, std::int64_t step);
+  /// steps is taken back, since those steps come again, and where `evaluation_is_due` the samples
+  /// of this one. 0: at its beginning, and nothing of an earlier try stays.
+  void start(const Json& config, const Json& facts, std::int64_t step, bool evaluation_is_due);
+  /// Notes that follow are of this step.
+  void set_step(std::int64_t step) { step_ = step; }
   /// Whether samples.jsonl holds anything yet.
   bool has_samples() const { return has_samples_; }
 
@@ -54,7 +56,7 @@ class RunLog {
   Json facts_;
   bool started_ = false;
   std::vector<std::string> early_notes_;
-  std::int64_t step_ = 0;  ///< of the last line of metrics
+  std::int64_t step_ = 0;
   bool has_samples_ = false;
   std::optional<EventFile> events_;
   Clock::time_point start_ = Clock::now();

@@ -10,7 +10,10 @@
 #include <string_view>
 #include <utility>
 
+#include "data/chat_writer.h"
+#include "math/wide_gradient.h"
 #include "prefopt/error.h"
+#include "prefopt/model/end_tokens.h"
 #include "prefopt/model/moving_reference.h"
 
 namespace prefopt::detail {
@@ -45,6 +48,31 @@ ParameterCount count_parameters(const Decoder& policy) {
   return count;
 }
 
+std::shared_ptr<const Tokenizer> open_run_tokenizer(ModelOptions& options) {
+  if (options.tokenizer.empty()) {
+    options.tokenizer =
+        options.path.empty() ? "byte" : find_tokenizer(options.path, options.adapter);
+  }
+  return open_tokenizer(options.tokenizer, options.path, options.adapter);
+}
+
+FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
+                          const Tokenizer& tokenizer, std::int64_t message_rows) {
+  const std::string& asked = options.data.chat_format;
+  const std::string format = chat_format_for_rows(asked, tokenizer);
+  // What nobody chose and nothing used is not worth remembering.
+  const bool chosen =
+      asked != "auto" || !tokenizer.chat_format().empty() || !tokenizer.chat_template().empty();
+  const bool remembers = format != "auto" && (chosen || message_rows > 0);
+  FolderFiles files =
+      model_companions(options.model.tokenizer, options.model.path, remembers ? format : "");
+  if (policy.adapter()) return files;
+  const std::string generation =
+      generation_config_with(policy, end_tokens(policy, tokenizer, remembers ? format : "plain"));
+  if (!generation.empty()) files["generation_config.json"] = generation;
+  return files;
+}
+
 std::shared_ptr<Decoder> make_policy(ModelOptions& options, const Tokenizer& tokenizer,
                                      const Note& note) {
   std::shared_ptr<Decoder> policy;
@@ -66,6 +94,7 @@ std::shared_ptr<Decoder> make_policy(ModelOptions& options, const Tokenizer& tok
   } else {
     policy = Decoder::load(options.path, options.dtype);
     options.decoder = policy->options();
+    if (!policy->load_note().empty()) note("model: " + policy->load_note());
   }
   add_adapter(options, *policy);
   if (!options.path.empty() && !policy->adapter()) {
@@ -150,8 +179,10 @@ void load_weights(const std::string& checkpoint, const Decoder& policy) {
   for (const auto& [name, own] : policy.named_parameters()) {
     if (!own.requires_grad()) continue;
     const at::Tensor& value = values[name];
+    // Narrow weights are saved as their masters.
     if (!value.defined() || value.sizes() != own.sizes() ||
-        value.scalar_type() != own.scalar_type()) {
+        !(value.scalar_type() == own.scalar_type() ||
+          (is_narrow(own.scalar_type()) && value.scalar_type() == at::kFloat))) {
       throw CheckpointError(
           fmt::format("{}: expected weight '{}' as the run's model has it, got {}", checkpoint,
                       name, value.defined() ? "another shape or dtype" : "none"));

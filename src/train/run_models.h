@@ -20,6 +20,15 @@ struct ParameterCount {
 
 ParameterCount count_parameters(const Decoder& policy);
 
+/// The tokenizer that the options name, else the adapter's or the model's own, else bytes for a
+/// fresh model; `tokenizer` of the options becomes its name, and stays empty where there is none.
+std::shared_ptr<const Tokenizer> open_run_tokenizer(ModelOptions& options);
+
+/// What a checkpoint holds next to the weights, so that it can be used without naming anything: the
+/// tokenizer, the chat format where one was used or chosen, and, of a whole model, all end tokens.
+FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
+                          const Tokenizer& tokenizer, std::int64_t message_rows);
+
 /// Loads it, or draws fresh weights; what the options leave to the model is filled in. Throws
 /// ConfigError for a fresh model that is smaller than the tokenizer's vocabulary.
 std::shared_ptr<Decoder> make_policy(ModelOptions& options, const Tokenizer& tokenizer,

@@ -11,8 +11,8 @@ void ModelOptions::fields(FieldVisitor& v) {
   v.text({"dtype", "float32, float64, bfloat16, float16, or keep for the file's", {"torch_dtype"}},
          dtype);
   v.text({"tokenizer",
-          "byte, a tokenizer.json, a folder that holds one or a GGUF file; empty: the model's own, "
-          "else byte"},
+          "byte, a tokenizer.json, a folder that holds one or a GGUF file; empty: the adapter's or "
+          "the model's own, byte for a fresh one"},
          tokenizer);
   v.group({"decoder", "Shape of a fresh model"}, decoder);
   v.flag({"use_lora",
@@ -65,7 +65,7 @@ void LoopOptions::fields(FieldVisitor& v) {
              "Steps between evaluations; 0: only before the first and after the last",
              {"eval_steps"}},
             eval_every, Range::at_least(0));
-  v.integer({"log_every", "Steps between lines of metrics.jsonl", {"logging_steps"}}, log_every,
+  v.integer({"log_every", "Steps between lines of metrics.jsonl, which are means over them", {"logging_steps"}}, log_every,
             Range::at_least(1));
   v.integer({"save_every",
              "Steps between checkpoints; 0: only the best and after the last step",
@@ -102,7 +102,10 @@ void RunOptions::fields(FieldVisitor& v) {
   v.group({"data", "Rows"}, data);
   v.group({"optimizer", "AdamW and its learning rate"}, optimizer);
   v.group({"train", "Steps, batches, evaluations"}, train);
-  v.group({"sampling", "Fresh samples, for losses that draw them"}, sampling);
+  v.group({"sampling",
+           "Fresh samples, for losses that draw them; without end tokens: those of the model, the "
+           "tokenizer and the chat format"},
+          sampling);
 }
 
 }  // namespace prefopt

@@ -28,13 +28,33 @@ std::vector<bool> cut_rows(const Dataset& dataset, const RowReport& report) {
   return flags;
 }
 
+/// Empty where all tokens of completions count.
+std::string note_of_counted(const std::vector<TokenPair>& pairs) {
+  std::int64_t all = 0;
+  std::int64_t counted = 0;
+  for (const TokenPair& pair : pairs) {
+    all += std::ssize(pair.chosen) + std::ssize(pair.rejected) + std::ssize(pair.gold);
+    counted += counted_tokens(pair.chosen, pair.chosen_mask) +
+               counted_tokens(pair.rejected, pair.rejected_mask) +
+               counted_tokens(pair.gold, pair.gold_mask);
+  }
+  return counted == all ? ""
+                        : fmt::format("{} of {} tokens of completions count, the others are read",
+                                      counted, all);
+}
+
 Dataset load_noted(std::string_view option, const std::string& path, const Tokenizer& tokenizer,
                    const DataOptions& options, const RowNeeds& needs, const Note& note) {
   Dataset dataset = load_dataset(path, tokenizer, options, needs);
   const RowReport& report = dataset.report;
   note(fmt::format("{}: {} of {} rows of {} are used", option, report.rows_kept, report.rows_read,
                    path));
+  if (!report.chat_note.empty()) note(fmt::format("{}: {}", option, report.chat_note));
   if (!report.cache_note.empty()) note(fmt::format("{}: {}", option, report.cache_note));
+  if (const std::string counted = note_of_counted(dataset.pairs); !counted.empty()) {
+    note(fmt::format("{}: {}", option, counted));
+  }
+  if (!report.cut_note.empty()) note(fmt::format("{}: {}", option, report.cut_note));
   const auto summary = report.summary();
   for (std::size_t begin = 0; begin < summary.size();) {
     const auto end = std::min(summary.find('\n', begin), summary.size());
@@ -82,7 +102,7 @@ RunRows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const 
   auto train_cut = cut_rows(train, train.report);
   auto eval_cut = cut_rows(held_out, options.eval.empty() ? train.report : held_out.report);
   return {std::move(train.pairs), std::move(held_out.pairs), std::move(train_cut),
-          std::move(eval_cut)};
+          std::move(eval_cut), train.report.message_rows + held_out.report.message_rows};
 }
 
 bool has_token_weights(const std::vector<TokenPair>& pairs) {

@@ -16,6 +16,7 @@ struct RunRows {
   std::vector<TokenPair> train;
   std::vector<TokenPair> eval;
   std::vector<bool> train_cut, eval_cut;  ///< whether budgets shortened the row
+  std::int64_t message_rows = 0;          ///< rows that were written in the chat format
 };
 
 /// Of the files that the options name, held-out rows taken from the training rows where there is no

@@ -37,6 +37,8 @@ class SampleTable {
     /// no top-k, no top-p).
     std::optional<double> kl;
   };
+  /// Whether a draw has a `kl`.
+  bool gives_kl(const Policy* reference) const;
   /// `reference` may be null.
   Draw draw(std::int64_t step, Policy& policy, Policy* reference, bool with_reference) const;
 
@@ -44,8 +46,9 @@ class SampleTable {
   using Tokens = std::vector<std::int64_t>;
 
   void add_completion(Json& line, const std::string& name, const Tokens& completion) const;
-  std::vector<double> kl_of(Policy& policy, Policy& reference,
-                            const std::vector<Tokens>& completions) const;
+  static std::vector<double> kl_of(Policy& policy, Policy& reference,
+                                   const std::vector<Tokens>& prompts,
+                                   const std::vector<Tokens>& completions);
 
   std::vector<Tokens> prompts_;
   std::shared_ptr<const Tokenizer> tokenizer_;

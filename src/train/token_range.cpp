@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -24,6 +26,16 @@ void check_token_range(const std::vector<TokenPair>& pairs, std::int64_t vocab_s
     check(pairs[i].chosen, "chosen completion", i);
     check(pairs[i].rejected, "rejected completion", i);
     check(pairs[i].gold, "gold completion", i);
+  }
+}
+
+void check_row_lengths(const std::vector<TokenPair>& pairs, const Decoder& model,
+                       std::string_view where) {
+  if (model.options().sliding_window == 0) return;
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    const auto longest = std::max(
+        {std::ssize(pairs[i].chosen), std::ssize(pairs[i].rejected), std::ssize(pairs[i].gold)});
+    model.check_length(std::ssize(pairs[i].prompt) + longest, fmt::format("{}: pair {}", where, i));
   }
 }
 

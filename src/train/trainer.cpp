@@ -4,17 +4,21 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/clamp.h>
 #include <ATen/ops/gt.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros_like.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <span>
 #include <utility>
 
 #include "core/memory.h"
@@ -43,21 +47,33 @@ std::int64_t seed_of_step(std::int64_t seed, std::int64_t step) {
   return static_cast<std::int64_t>(splitmix64(state));
 }
 
-/// Token counts of a whole step, known before any forward.
+/// Token counts of a whole step, known before any forward: of the completions, those that count.
 struct StepCounts {
   std::int64_t prompt = 0;
+  std::int64_t predicted_prompt = 0;  ///< without the first token, which nothing predicts
   std::int64_t chosen = 0;
   std::int64_t rejected = 0;
   std::int64_t gold = 0;
+  std::int64_t all_chosen = 0, all_rejected = 0, all_gold = 0;  ///< with those that do not
+  std::int64_t desirable = 0;  ///< of `chosen`, those of rows with the label 1
 };
+
+/// Of an unpaired row.
+bool is_desirable(const TokenPair& row) { return row.columns[Column::kLabel] > 0.5; }
 
 StepCounts count_tokens(const std::vector<TokenPair>& pairs) {
   StepCounts counts;
   for (const auto& pair : pairs) {
     counts.prompt += std::ssize(pair.prompt);
-    counts.chosen += std::ssize(pair.chosen);
-    counts.rejected += std::ssize(pair.rejected);
-    counts.gold += std::ssize(pair.gold);
+    counts.predicted_prompt += std::max<std::int64_t>(std::ssize(pair.prompt) - 1, 0);
+    const std::int64_t chosen = counted_tokens(pair.chosen, pair.chosen_mask);
+    counts.chosen += chosen;
+    if (is_desirable(pair)) counts.desirable += chosen;
+    counts.rejected += counted_tokens(pair.rejected, pair.rejected_mask);
+    counts.gold += counted_tokens(pair.gold, pair.gold_mask);
+    counts.all_chosen += std::ssize(pair.chosen);
+    counts.all_rejected += std::ssize(pair.rejected);
+    counts.all_gold += std::ssize(pair.gold);
   }
   return counts;
 }
@@ -112,6 +128,11 @@ TrainerOptions checked_options(TrainerOptions options) {
                     "step at once",
                     options.micro_batch_size));
   }
+  if (options.evaluation_batch_size < 0) {
+    throw ConfigError(
+        fmt::format("evaluation_batch_size: expected 0 or more, got {}; 0 means all rows at once",
+                    options.evaluation_batch_size));
+  }
   if (options.micro_batch_tokens < 0) {
     throw ConfigError(
         fmt::format("micro_batch_tokens: expected 0 or more, got {}; 0 means no limit",
@@ -145,12 +166,52 @@ std::vector<std::vector<TokenPair>> micro_batches(const std::vector<TokenPair>& 
   return parts;
 }
 
-/// Some rows of a step, of which the first is number `first`.
+/// Some rows of a step.
 struct Part {
   std::vector<TokenPair> rows;
-  std::int64_t first;
-  const std::vector<TokenPair>* step;
+  std::int64_t place;   ///< of the first among the step's
+  std::int64_t number;  ///< of the first, for fresh samples: in an evaluation, among all its rows
 };
+
+/// A step's rows in the order in which they are taken.
+struct StepRows {
+  std::vector<TokenPair> rows;
+  /// Of each, whose completion a KL is estimated on under its prompt; empty where none is.
+  std::vector<const TokenPair*> partners;
+};
+
+/// For each row the next one in the step's own order, from its end to its beginning; rows of the
+/// same prompt are passed over where there is another, as their completions answer this one too.
+std::vector<std::size_t> partners_of(const std::vector<TokenPair>& rows) {
+  const std::size_t count = rows.size();
+  std::vector<std::size_t> partners(count);
+  for (std::size_t i = 0; i < count; ++i) partners[i] = (i + 1) % count;
+  const bool all_alike = std::all_of(rows.begin(), rows.end(), [&](const TokenPair& row) {
+    return row.prompt == rows.front().prompt;
+  });
+  if (all_alike) return partners;
+  // The last rows look beyond the end, so they are gone through twice.
+  for (std::size_t i = 2 * count; i-- > 0;) {
+    const std::size_t row = i % count;
+    const std::size_t next = (row + 1) % count;
+    partners[row] = rows[row].prompt == rows[next].prompt ? partners[next] : next;
+  }
+  return partners;
+}
+
+/// Consecutive rows, `size` at a time. A single row left over joins those before it: a loss of
+/// several rows may have none for one.
+std::vector<std::vector<TokenPair>> cut_by_place(const std::vector<TokenPair>& rows,
+                                                 std::int64_t size) {
+  std::vector<std::vector<TokenPair>> parts;
+  for (auto begin = rows.begin(); begin != rows.end();) {
+    const auto left = rows.end() - begin;
+    const auto end = begin + (left <= size + 1 ? left : size);
+    parts.emplace_back(begin, end);
+    begin = end;
+  }
+  return parts;
+}
 
 /// The parts of a value a sequence, in the order of make_pair_batch.
 struct Sides {
@@ -190,6 +251,43 @@ void add_token_metrics(const SequenceLogps& current, const StepCounts& counts, b
   }
 }
 
+/// Sums over `values` of desirable rows, or tokens of such, and over those of the others.
+struct LabelSums {
+  const at::Tensor& is_desirable;
+  double desirable, undesirable;
+  detail::StepMetrics& metrics;
+
+  void add_chosen(const std::string& name, const at::Tensor& values) const {
+    add(name, values, is_desirable, desirable);
+  }
+  void add_both(const std::string& name, const at::Tensor& values) const {
+    add(name + "/chosen", values, is_desirable, desirable);
+    add(name + "/rejected", values, is_desirable.logical_not(), undesirable);
+  }
+
+ private:
+  void add(const std::string& name, const at::Tensor& values, const at::Tensor& which,
+           double count) const {
+    if (!values.defined() || count == 0) return;
+    metrics.add_mean(name, values.masked_fill(which.logical_not(), 0).sum(at::kDouble), count);
+  }
+};
+
+/// The same of unpaired rows, of which the desirable ones count as chosen.
+void add_label_token_metrics(const SequenceLogps& current, const at::Tensor& labels,
+                             const StepCounts& counts, detail::StepMetrics& metrics) {
+  const auto& by = current.by_products;
+  metrics.add_mean("entropy", by.entropy.sum(at::kDouble), static_cast<double>(by.entropy.size(0)));
+  const auto first = [&](const at::Tensor& of_tokens) {
+    return of_tokens.narrow(0, 0, counts.chosen);
+  };
+  const at::Tensor of_tokens = labels.gt(0.5).index_select(0, first(current.row_to_sequence));
+  const LabelSums sums{of_tokens, static_cast<double>(counts.desirable),
+                       static_cast<double>(counts.chosen - counts.desirable), metrics};
+  sums.add_both("logits", first(by.mean_logit));
+  sums.add_chosen("mean_token_accuracy", first(by.is_top1));
+}
+
 void add_pair_metrics(const PairLogps& logps, const LossOutput& out, double pairs,
                       detail::StepMetrics& metrics) {
   const auto add = [&](std::string_view name, const at::Tensor& values) {
@@ -210,18 +308,11 @@ void add_pair_metrics(const PairLogps& logps, const LossOutput& out, double pair
 /// Of unpaired rows: desirable ones count as chosen, the others as rejected, as in TRL.
 void add_label_metrics(const PairLogps& logps, const LossOutput& out,
                        const std::vector<TokenPair>& rows, detail::StepMetrics& metrics) {
-  double desirable = 0;
-  for (const TokenPair& row : rows) desirable += row.columns[Column::kLabel];
-  const double undesirable = static_cast<double>(rows.size()) - desirable;
-  const auto add = [&](const std::string& name, const at::Tensor& values) {
-    if (!values.defined()) return;
-    if (desirable > 0) metrics.add_mean(name + "/chosen", (values * logps.labels).sum(), desirable);
-    if (undesirable > 0) {
-      metrics.add_mean(name + "/rejected", (values * (1 - logps.labels)).sum(), undesirable);
-    }
-  };
-  add("rewards", out.chosen_rewards);
-  add("logps", logps.chosen_logps);
+  const auto desirable = static_cast<double>(std::count_if(rows.begin(), rows.end(), is_desirable));
+  const at::Tensor labels = logps.labels.gt(0.5);
+  const LabelSums sums{labels, desirable, static_cast<double>(rows.size()) - desirable, metrics};
+  sums.add_both("rewards", out.chosen_rewards);
+  sums.add_both("logps", logps.chosen_logps);
 }
 
 bool is_finite(const at::Tensor& values) {
@@ -302,14 +393,15 @@ struct Trainer::Impl {
   void check(const std::vector<TokenPair>& pairs) const;
   /// Pairs of like length side by side where they will be padded. Fresh samples go by a pair's
   /// place, so pairs that get some stay where they are.
-  std::vector<TokenPair> bucketed(std::vector<TokenPair> pairs) const;
-  /// Fresh completions of the prompts of `part`, whose first pair is number `first` of the step.
+  StepRows bucketed(const std::vector<TokenPair>& pairs) const;
+  /// Fresh completions of the prompts of `part`.
   TokenBatch draw_samples(const Part& part, std::int64_t step);
   at::Tensor reference_logps_of_samples(const TokenBatch& samples);
-  /// The completions of the rows that follow, under these rows' prompts.
-  TokenBatch mismatched(const Part& part) const;
+  /// The completions of the rows' partners, under these rows' prompts.
+  TokenBatch mismatched(const Part& part, const StepRows& step_rows) const;
   /// All that the loss needs of some rows, with a graph to the policy unless grad mode is off.
-  PairLogps measure(const Part& part, std::int64_t step, detail::StepMetrics& metrics);
+  PairLogps measure(const Part& part, const StepRows& step_rows, std::int64_t step,
+                    detail::StepMetrics& metrics);
   /// The same anew, for its graph alone: what carries a gradient and nothing else.
   PairLogps measure_differentiable(const Part& part, std::int64_t step);
   SequenceLogps policy_logps(const TokenBatch& batch, const ByProducts& by_products = {}) const {
@@ -317,22 +409,34 @@ struct Trainer::Impl {
         *policy, batch,
         {.by_products = by_products, .reduction = {}, .budget_bytes = options.head_budget_bytes});
   }
+  /// The prompts of `rows` as texts of their own.
+  void set_prompt_logps(PairLogps& logps, const std::vector<TokenPair>& rows) const;
+  /// Sums of log(pi/pi_ref) of each token within the loss's limits.
+  at::Tensor limited_logratios(const TokenBatch& batch, const SequenceLogps& current) const;
   /// Sums, counts and derived quantities of the policy's log-probs of `rows`.
   void set_policy_logps(PairLogps& logps, const Part& part, const TokenBatch& batch,
                         const SequenceLogps& current) const;
   void set_samples(PairLogps& logps, const Part& part, std::int64_t step,
                    detail::StepMetrics& metrics);
-  LossOutput evaluate(const PairLogps& logps, const std::vector<TokenPair>& rows,
+  /// The loss's value counts as `share` of the metrics'.
+  LossOutput evaluate(const PairLogps& logps, const std::vector<TokenPair>& rows, double share,
                       detail::StepMetrics& metrics);
   /// For losses that see the whole step: its log-probs without a graph first, then the parts anew,
   /// each with its share of the gradient.
-  void accumulate_whole(const std::vector<Part>& parts, const std::vector<TokenPair>& rows,
-                        const StepTotals& totals, bool train, std::int64_t step,
+  void accumulate_whole(const std::vector<Part>& parts, const StepRows& step_rows,
+                        const StepTotals& totals, bool train, std::int64_t step, double share,
                         detail::StepMetrics& metrics);
-  /// Sums over the micro-batches; `train` adds the gradients into the parameters.
+  /// Sums over the micro-batches of a step; `train` adds the gradients into the parameters. Of an
+  /// evaluation, `pairs` are `share` of it, the first its row `number`.
+  void accumulate_step(const std::vector<TokenPair>& pairs, bool train, std::int64_t step,
+                       double share, std::int64_t number, detail::StepMetrics& metrics);
+  /// A step, or an evaluation, of which a loss of whole steps sees as many rows at once as of a
+  /// step.
   detail::StepMetrics accumulate(const std::vector<TokenPair>& pairs, bool train,
                                  std::int64_t step);
-  std::vector<Part> parts_of(const std::vector<TokenPair>& rows) const;
+  std::vector<Part> parts_of(const std::vector<TokenPair>& rows, std::int64_t number = 0) const;
+  void add_lengths(const std::vector<TokenPair>& rows, const StepCounts& counts,
+                   detail::StepMetrics& metrics) const;
   detail::StepMetrics gradients(const std::vector<TokenPair>& pairs);
   /// The same; where sampling meets logits that are not finite, it says of what step.
   detail::StepMetrics gradients_or_report(const std::vector<TokenPair>& pairs);
@@ -356,6 +460,7 @@ struct Trainer::Impl {
   std::int64_t steps_done = 0;
   std::int64_t tokens_seen = 0;
   std::int64_t skipped_in_a_row = 0;
+  Metrics step_counts;
   RunningMean<at::Tensor> running;
   RunningMean<at::Tensor> next_running;  ///< what it becomes if the step is taken
 };
@@ -371,13 +476,22 @@ void Trainer::Impl::check(const std::vector<TokenPair>& pairs) const {
   detail::check_token_range(pairs, policy->vocab_size(), "trainer");
 }
 
-std::vector<TokenPair> Trainer::Impl::bucketed(std::vector<TokenPair> pairs) const {
+StepRows Trainer::Impl::bucketed(const std::vector<TokenPair>& pairs) const {
+  std::vector<std::size_t> order(pairs.size());
+  std::iota(order.begin(), order.end(), 0);
   if (!policy->packs() && needs.sample_source == SampleSource::kNone) {
-    std::stable_sort(pairs.begin(), pairs.end(), [](const TokenPair& a, const TokenPair& b) {
-      return width_of(a) < width_of(b);
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+      return width_of(pairs[a]) < width_of(pairs[b]);
     });
   }
-  return pairs;
+  // By place in the step, whatever the order in which this policy takes the rows.
+  const auto partners = needs.kl_logps ? partners_of(pairs) : std::vector<std::size_t>();
+  StepRows step_rows;
+  for (const std::size_t row : order) {
+    step_rows.rows.push_back(pairs[row]);
+    if (needs.kl_logps) step_rows.partners.push_back(&pairs[partners[row]]);
+  }
+  return step_rows;
 }
 
 TokenBatch Trainer::Impl::draw_samples(const Part& part, std::int64_t step) {
@@ -388,7 +502,7 @@ TokenBatch Trainer::Impl::draw_samples(const Part& part, std::int64_t step) {
   }
   auto sampling = options.sampling;
   sampling.seed = seed_of_step(options.sampling.seed, step);
-  sampling.first_index = part.first * needs.samples_per_prompt;
+  sampling.first_index = part.number * needs.samples_per_prompt;
   const auto completions = sample(sampler(), prompts, sampling);
   std::vector<TokenSequence> sequences;
   for (std::size_t i = 0; i < prompts.size(); ++i) {
@@ -404,14 +518,43 @@ at::Tensor Trainer::Impl::reference_logps_of_samples(const TokenBatch& samples) 
                           : reference->sequence_logps(samples);
 }
 
-TokenBatch Trainer::Impl::mismatched(const Part& part) const {
+TokenBatch Trainer::Impl::mismatched(const Part& part, const StepRows& step_rows) const {
   std::vector<TokenSequence> sequences;
   for (std::size_t i = 0; i < part.rows.size(); ++i) {
-    const std::size_t other = (static_cast<std::size_t>(part.first) + i + 1) % part.step->size();
+    const TokenPair& other = *step_rows.partners[static_cast<std::size_t>(part.place) + i];
     sequences.push_back(
-        {part.rows[i].prompt, (*part.step)[other].chosen, (*part.step)[other].chosen_weights});
+        {part.rows[i].prompt, other.chosen, other.chosen_weights, other.chosen_mask});
   }
   return make_batch(sequences).to(policy->device());
+}
+
+void Trainer::Impl::set_prompt_logps(PairLogps& logps, const std::vector<TokenPair>& rows) const {
+  std::vector<TokenSequence> sequences;
+  std::vector<std::int64_t> places;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::span<const std::int64_t> prompt = rows[i].prompt;
+    if (prompt.size() < 2) continue;  // nothing predicts its only token
+    sequences.push_back({.prompt = prompt.first(1), .completion = prompt.subspan(1)});
+    places.push_back(static_cast<std::int64_t>(i));
+  }
+  logps.prompt_logps = at::zeros_like(logps.chosen_logps);
+  logps.prompt_lens = at::zeros_like(logps.chosen_logps);
+  if (sequences.empty()) return;
+  const SequenceLogps prompts = policy_logps(make_batch(sequences).to(policy->device()));
+  const at::Tensor at_rows = at::tensor(places, at::kLong).to(prompts.logps.device());
+  logps.prompt_logps = logps.prompt_logps.index_add(0, at_rows, prompts.logps);
+  logps.prompt_lens =
+      logps.prompt_lens.index_add(0, at_rows, prompts.lens.to(logps.prompt_lens.options()));
+}
+
+at::Tensor Trainer::Impl::limited_logratios(const TokenBatch& batch,
+                                            const SequenceLogps& current) const {
+  const at::Tensor before = [&] {
+    const at::NoGradGuard no_grad;
+    return reference->token_logps(batch);
+  }();
+  const at::Tensor each = current.token_logps - before.to(current.token_logps.scalar_type());
+  return reduce_tokens(at::clamp(each, needs.limits->low, needs.limits->high), current);
 }
 
 void Trainer::Impl::set_policy_logps(PairLogps& logps, const Part& part, const TokenBatch& batch,
@@ -434,6 +577,16 @@ void Trainer::Impl::set_policy_logps(PairLogps& logps, const Part& part, const T
     logps.chosen_head_logps = sides.chosen(heads);
     logps.rejected_head_logps = sides.rejected(heads);
   }
+  if (needs.confident) {
+    const at::Tensor weighed = current.token_logps.detach().exp() * current.token_logps;
+    logps.chosen_confident_logps = sides.chosen(reduce_tokens(weighed, current));
+  }
+  if (needs.limits) {
+    const at::Tensor limited = limited_logratios(batch, current);
+    logps.chosen_limited_logratios = sides.chosen(limited);
+    if (needs.rejected) logps.rejected_limited_logratios = sides.rejected(limited);
+  }
+  if (needs.prompt) set_prompt_logps(logps, part.rows);
   if (needs.seq_kl) {
     const auto kl = sequence_kl(*policy, *reference->policy(), batch);
     logps.chosen_seq_kl = sides.chosen(kl);
@@ -441,7 +594,7 @@ void Trainer::Impl::set_policy_logps(PairLogps& logps, const Part& part, const T
   }
 }
 
-PairLogps Trainer::Impl::measure(const Part& part, std::int64_t step,
+PairLogps Trainer::Impl::measure(const Part& part, const StepRows& step_rows, std::int64_t step,
                                  detail::StepMetrics& metrics) {
   const auto rows = std::ssize(part.rows);
   const Sides sides{rows, needs.rejected};
@@ -474,9 +627,11 @@ PairLogps Trainer::Impl::measure(const Part& part, std::int64_t step,
   }
   if (needs.kl_logps) {
     const at::NoGradGuard no_grad;
-    const auto others = mismatched(part);
-    logps.kl_logps = policy_logps(others).logps;
+    const auto others = mismatched(part, step_rows);
+    const SequenceLogps of_others = policy_logps(others);
+    logps.kl_logps = of_others.logps;
     logps.ref_kl_logps = reference->sequence_logps(others);
+    if (needs.limits) logps.kl_limited_logratios = limited_logratios(others, of_others);
   }
   for (const ColumnInput& input : kColumnInputs) {
     if (needs.*input.needed) {
@@ -484,7 +639,12 @@ PairLogps Trainer::Impl::measure(const Part& part, std::int64_t step,
     }
   }
   if (needs.sample_source != SampleSource::kNone) set_samples(logps, part, step, metrics);
-  add_token_metrics(current, count_tokens(part.rows), needs.rejected, metrics);
+  const StepCounts counts = count_tokens(part.rows);
+  if (needs.labels) {
+    add_label_token_metrics(current, logps.labels, counts, metrics);
+  } else {
+    add_token_metrics(current, counts, needs.rejected, metrics);
+  }
   return logps;
 }
 
@@ -516,16 +676,20 @@ void Trainer::Impl::set_samples(PairLogps& logps, const Part& part, std::int64_t
 }
 
 LossOutput Trainer::Impl::evaluate(const PairLogps& logps, const std::vector<TokenPair>& rows,
-                                   detail::StepMetrics& metrics) {
+                                   double share, detail::StepMetrics& metrics) {
   auto out = loss.forward(logps);
   if (!out.loss.defined() || out.loss.numel() != 1) {
     throw ShapeError(
         fmt::format("{}: expected a loss of one number, got {}", loss.info().name,
                     out.loss.defined() ? fmt::format("{}", out.loss.numel()) : "none"));
   }
-  metrics.add_total("loss", out.loss);
+  metrics.add_total("loss", share * out.loss);
   if (out.terms.size() > 1) {
-    for (const auto& term : out.terms) metrics.add_total("loss/" + term.name, term.value);
+    for (const auto& term : out.terms) metrics.add_total("loss/" + term.name, share * term.value);
+  }
+  // That of the policy's own samples is no estimate by other rows.
+  if (out.kl.defined() && needs.sample_source != SampleSource::kPolicy) {
+    metrics.add_total("kl", share * out.kl);
   }
   if (needs.labels) {
     add_label_metrics(logps, out, rows, metrics);
@@ -535,23 +699,24 @@ LossOutput Trainer::Impl::evaluate(const PairLogps& logps, const std::vector<Tok
   return out;
 }
 
-void Trainer::Impl::accumulate_whole(const std::vector<Part>& parts,
-                                     const std::vector<TokenPair>& rows, const StepTotals& totals,
-                                     bool train, std::int64_t step, detail::StepMetrics& metrics) {
+void Trainer::Impl::accumulate_whole(const std::vector<Part>& parts, const StepRows& step_rows,
+                                     const StepTotals& totals, bool train, std::int64_t step,
+                                     double share, detail::StepMetrics& metrics) {
   PairLogps whole;
   {
     const at::NoGradGuard no_grad;
     std::vector<PairLogps> measured;
-    for (const Part& part : parts) measured.push_back(measure(part, step, metrics));
+    for (const Part& part : parts) measured.push_back(measure(part, step_rows, step, metrics));
     whole = joined(measured, needs);
   }
   whole.totals = totals;
   whole.running = running;
+  whole.running.is_frozen = !train;
   for (const auto& field : kPairFields<at::Tensor>) {
     at::Tensor& value = whole.*field.value;
     if (train && field.gradient && value.defined()) value.requires_grad_();
   }
-  const auto out = evaluate(whole, rows, metrics);
+  const auto out = evaluate(whole, step_rows.rows, share, metrics);
   next_running = out.running;
   if (!train) return;
   check_gradient(out);
@@ -566,8 +731,8 @@ void Trainer::Impl::accumulate_whole(const std::vector<Part>& parts,
         continue;
       }
       const auto each = field.per_sample ? needs.samples_per_prompt : 1;
-      const auto share = (leaf.grad().narrow(0, part.first * each, value.size(0)) * value).sum();
-      sum = sum.defined() ? sum + share : share;
+      const auto addend = (leaf.grad().narrow(0, part.place * each, value.size(0)) * value).sum();
+      sum = sum.defined() ? sum + addend : addend;
     }
     sum.backward();
   }
@@ -581,56 +746,87 @@ void Trainer::Impl::check_gradient(const LossOutput& out) const {
                   loss.info().name));
 }
 
-std::vector<Part> Trainer::Impl::parts_of(const std::vector<TokenPair>& rows) const {
+std::vector<Part> Trainer::Impl::parts_of(const std::vector<TokenPair>& rows,
+                                          std::int64_t number) const {
   std::vector<Part> parts;
-  std::int64_t first = 0;
+  std::int64_t place = 0;
   for (auto& part : micro_batches(rows, options)) {
     const auto size = std::ssize(part);
-    parts.push_back({std::move(part), first, &rows});
-    first += size;
+    parts.push_back({std::move(part), place, number + place});
+    place += size;
   }
   return parts;
+}
+
+void Trainer::Impl::accumulate_step(const std::vector<TokenPair>& pairs, bool train,
+                                    std::int64_t step, double share, std::int64_t number,
+                                    detail::StepMetrics& metrics) {
+  const StepRows step_rows = bucketed(pairs);
+  const auto counts = count_tokens(pairs);
+  const StepTotals totals{.pairs = static_cast<double>(pairs.size()),
+                          .chosen_tokens = static_cast<double>(counts.chosen),
+                          .rejected_tokens = static_cast<double>(counts.rejected),
+                          .gold_tokens = static_cast<double>(counts.gold),
+                          .prompt_tokens = static_cast<double>(counts.predicted_prompt)};
+  const std::vector<Part> parts = parts_of(step_rows.rows, number);
+  next_running = running;
+  if (needs.whole_step && parts.size() > 1) {
+    accumulate_whole(parts, step_rows, totals, train, step, share, metrics);
+    return;
+  }
+  for (const Part& part : parts) {
+    PairLogps logps = measure(part, step_rows, step, metrics);
+    logps.totals = totals;
+    logps.running = running;
+    logps.running.is_frozen = !train;
+    const auto out = evaluate(logps, part.rows, share, metrics);
+    if (needs.running_mean) next_running = out.running;
+    if (!train) continue;
+    check_gradient(out);
+    out.loss.backward();
+  }
 }
 
 detail::StepMetrics Trainer::Impl::accumulate(const std::vector<TokenPair>& pairs, bool train,
                                               std::int64_t step) {
   check(pairs);
   const at::AutoGradMode grad_mode(train);
-  const auto rows = bucketed(pairs);
-  const auto counts = count_tokens(rows);
-  const auto n = static_cast<double>(rows.size());
-  const StepTotals totals{.pairs = n,
-                          .chosen_tokens = static_cast<double>(counts.chosen),
-                          .rejected_tokens = static_cast<double>(counts.rejected),
-                          .gold_tokens = static_cast<double>(counts.gold)};
-
   detail::StepMetrics metrics;
-  const std::vector<Part> parts = parts_of(rows);
-  next_running = running;
-  if (needs.whole_step && parts.size() > 1) {
-    accumulate_whole(parts, rows, totals, train, step, metrics);
+  const std::int64_t size = options.evaluation_batch_size;
+  if (train || !needs.whole_step || size == 0) {
+    accumulate_step(pairs, train, step, /*share=*/1, /*number=*/0, metrics);
   } else {
-    for (const Part& part : parts) {
-      PairLogps logps = measure(part, step, metrics);
-      logps.totals = totals;
-      logps.running = running;
-      const auto out = evaluate(logps, part.rows, metrics);
-      if (needs.running_mean) next_running = out.running;
-      if (!train) continue;
-      check_gradient(out);
-      out.loss.backward();
+    std::int64_t number = 0;
+    for (const auto& part : cut_by_place(pairs, size)) {
+      accumulate_step(part, train, step,
+                      static_cast<double>(part.size()) / static_cast<double>(pairs.size()), number,
+                      metrics);
+      number += std::ssize(part);
     }
   }
-
-  metrics.set("lengths/chosen", totals.chosen_tokens / n);
-  auto tokens = counts.prompt + counts.chosen;
-  if (needs.rejected) {
-    metrics.set("lengths/rejected", static_cast<double>(counts.rejected) / n);
-    tokens += counts.prompt + counts.rejected;
-  }
-  if (needs.gold) tokens += counts.prompt + counts.gold;
+  const auto counts = count_tokens(pairs);
+  add_lengths(pairs, counts, metrics);
+  auto tokens = counts.prompt + counts.all_chosen;
+  if (needs.rejected) tokens += counts.prompt + counts.all_rejected;
+  if (needs.gold) tokens += counts.prompt + counts.all_gold;
   metrics.set("num_tokens", static_cast<double>(tokens_seen + (train ? tokens : 0)));
   return metrics;
+}
+
+void Trainer::Impl::add_lengths(const std::vector<TokenPair>& rows, const StepCounts& counts,
+                                detail::StepMetrics& metrics) const {
+  const auto add = [&](std::string_view name, std::int64_t tokens, std::ptrdiff_t of_rows) {
+    if (of_rows == 0) return;
+    metrics.set(name, static_cast<double>(tokens) / static_cast<double>(of_rows));
+  };
+  if (needs.labels) {
+    const auto desirable = std::count_if(rows.begin(), rows.end(), is_desirable);
+    add("lengths/chosen", counts.desirable, desirable);
+    add("lengths/rejected", counts.chosen - counts.desirable, std::ssize(rows) - desirable);
+    return;
+  }
+  add("lengths/chosen", counts.chosen, std::ssize(rows));
+  if (needs.rejected) add("lengths/rejected", counts.rejected, std::ssize(rows));
 }
 
 detail::StepMetrics Trainer::Impl::gradients(const std::vector<TokenPair>& pairs) {
@@ -731,6 +927,12 @@ Trainer::Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> refe
                                  std::move(options));
   const auto& needs = impl_->needs;
   const auto name = impl_->loss.info().name;
+  if (needs.running_mean && !needs.whole_step) {
+    throw ConfigError(
+        fmt::format("{}: expected whole_step in the requirements of a loss with running_mean, got "
+                    "false; the mean would be of the last micro-batch alone",
+                    name));
+  }
   if (needs.reference && !impl_->reference) {
     throw ConfigError(
         fmt::format("{}: expected a reference, got null; make_frozen_reference("
@@ -779,6 +981,10 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
   const double learning_rate =
       learning_rate_at(options, impl_->steps_done, impl_->options.total_steps);
   const auto number = impl_->steps_done + 1;
+  const auto fail_for_state = [&](const std::string& why) {
+    throw_no_memory_for_state(number, options, why);
+  };
+  within_memory([&] { impl_->optimizer.reserve_gradients(); }, fail_for_state);
   auto sums = within_memory([&] { return impl_->gradients_or_report(pairs); },
                             [&](const std::string& why) {
                               throw_no_memory_for_rows(fmt::format("step {}", number), pairs,
@@ -786,12 +992,12 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
                             });
   sums.set("learning_rate", learning_rate);
   const auto metrics = sums.finish();
+  impl_->step_counts = sums.counts();
   const double loss = metric(metrics, "loss");
   const double grad_norm = metric(metrics, "grad_norm");
   const bool is_usable = std::isfinite(loss) && std::isfinite(grad_norm);
   if (is_usable) {
-    within_memory([&] { impl_->optimizer.reserve_state(); },
-                  [&](const std::string& why) { throw_no_memory_for_state(number, options, why); });
+    within_memory([&] { impl_->optimizer.reserve_state(); }, fail_for_state);
   }
 
   impl_->steps_done = number;
@@ -806,12 +1012,14 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
 
   impl_->report_non_finite(pairs, number, loss, grad_norm);
   impl_->optimizer.zero_grad();
-  if (++impl_->skipped_in_a_row == kMaxSkipped) {
+  // A run that went on after such an end is told at its next step without an update.
+  if (++impl_->skipped_in_a_row >= kMaxSkipped) {
     const bool bad_loss = !std::isfinite(loss);
     throw NonFiniteError(fmt::format(
         "step {}: expected a finite {}, got {}; this is step {} in a row without an update, try a "
         "lower learning rate",
-        number, bad_loss ? "loss" : "gradient norm", bad_loss ? loss : grad_norm, kMaxSkipped));
+        number, bad_loss ? "loss" : "gradient norm", bad_loss ? loss : grad_norm,
+        impl_->skipped_in_a_row));
   }
   sums.set("skipped", 1);
   return sums.finish();
@@ -835,13 +1043,29 @@ std::vector<std::pair<std::string, at::Tensor>> Trainer::state() const {
 }
 
 void Trainer::load_state(const std::vector<std::pair<std::string, at::Tensor>>& saved) {
+  const bool has_masters = std::any_of(saved.begin(), saved.end(), [](const auto& item) {
+    return item.first.starts_with("optimizer.master.");
+  });
+  if (impl_->optimizer.has_masters() && !has_masters) {
+    throw CheckpointError(
+        "trainer: expected float32 masters of bfloat16 or float16 weights, got a state without "
+        "them, of a version that trained such weights themselves; start a new run whose "
+        "model.path is that checkpoint");
+  }
   detail::load_state([&](detail::StateVisitor& visitor) { impl_->visit_state(visitor); }, saved,
                      "trainer");
+}
+
+void Trainer::save_policy(const std::string& directory) const {
+  const detail::WideWeights weights(impl_->optimizer, impl_->policy->named_parameters());
+  impl_->policy->save(directory);
 }
 
 LossState Trainer::loss_state() const { return impl_->loss_state(); }
 
 void Trainer::set_loss_state(const LossState& state) { impl_->set_loss_state(state); }
+
+Metrics Trainer::step_counts() const { return impl_->step_counts; }
 
 std::int64_t Trainer::steps_done() const { return impl_->steps_done; }
 

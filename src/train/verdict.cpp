@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "prefopt/evaluation/statistics.h"
 #include "train/metrics.h"
@@ -157,9 +158,11 @@ void warn_of_overfitting(const RunRecord& record, std::vector<std::string>& warn
 void warn_of_skipped_steps(const RunRecord& record, std::vector<std::string>& warnings) {
   const auto found = record.train.find("skipped");
   if (found == record.train.end()) return;
-  warnings.push_back(fmt::format(
-      "{} of the logged steps changed nothing, because loss or gradient was not finite.",
-      found->second.steps.size()));
+  // A line of metrics counts those since the line before.
+  const auto& counts = found->second.values;
+  warnings.push_back(
+      fmt::format("{:.0f} steps changed nothing, because loss or gradient was not finite.",
+                  std::accumulate(counts.begin(), counts.end(), 0.0)));
 }
 
 void warn_of_few_rows(const RunRecord& record, std::vector<std::string>& warnings) {

@@ -59,6 +59,8 @@ const std::vector<json> kTogether{
     {{"divergence", "alpha_divergence"}, {"divergence_alpha", 1.6}, {"ld_alpha", 0.6}},
     {{"divergence", "chi_squared_mix"}, {"divergence_gamma", 0.2}, {"length_normalized", true}},
     {{"length_normalized", true}, {"weighting", "unaligned"}, {"reference_free", false}},
+    {{"margin_scale", 0.5}, {"margin_of", "log_gap"}, {"use_weights", true}},
+    {{"humanline", true}, {"log_epsilon_p", -0.5}, {"log_epsilon_r", 0.8}},
 };
 
 const std::vector<const char*> kFurther{
@@ -71,6 +73,15 @@ const std::vector<const char*> kFurther{
     R"({"type": "vpo", "calibration": "samples", "num_samples": 3, "mode": "online"})",
     R"({"type": "hypo", "num_samples": 3, "clip": 1.5, "token_mean": true, "lambda": 0.5})",
     R"({"type": "cpo", "link": "hinge", "beta": 2, "alpha": 0.1, "reduction": "sum"})",
+    R"({"type": "cpo", "link": "ipo", "beta": 0.4, "length_normalized": true, "reward_alpha": 0.3})",
+    R"({"type": "cpo", "link": "hinge", "beta": 0.1, "alpha": 0, "reward_alpha": -0.05})",
+    R"({"type": "cpo", "length_normalized": true, "gamma": 0.5, "label_smoothing": 0.2})",
+    R"({"type": "orpo", "nll_over_prompt": true, "reduction": "sequence_mean", "lambda": 0.4})",
+    R"({"type": "orpo", "nll_over_prompt": true, "reduction": "sum"})",
+    R"({"type": "dft", "reduction": "sequence_mean", "use_weights": true})",
+    R"({"type": "hypo", "lambda": 0})",
+    R"({"type": "ipo", "humanline": true, "divergence": "js_divergence"})",
+    R"({"type": "tpo", "alpha": 0, "gamma": 0.3})",
     R"({"type": "tpo", "link": "ipo", "beta": 0.7, "length_normalized": true})",
     R"({"type": "bco_pair", "running_delta": true, "use_label_probs": true, "beta": 0.5})",
     R"({"type": "kto", "desirable_weight": 0.4, "undesirable_weight": 3, "use_weights": true})",
@@ -84,6 +95,9 @@ const std::vector<const char*> kFurther{
         {"weight": 0.1, "loss": {"type": "tpo"}}, {"loss": {"type": "dpo", "ld_alpha": 0.2}},
         {"loss": {"type": "kto_pair", "weighting": "sampled_alignment"}}]})",
     R"({"type": "mix", "terms": [{"loss": {"type": "kto"}}, {"weight": 3, "loss": {"type": "bco"}}]})",
+    R"({"type": "mix", "terms": [{"loss": {"type": "sft"}}, {"weight": 3, "loss": {"type": "bco"}}]})",
+    R"({"type": "mix", "terms": [{"loss": {"type": "dft"}},
+        {"weight": 0.5, "loss": {"type": "orpo", "nll_over_prompt": true}}]})",
 };
 
 // Each loss with its defaults, then with every value of every choice and flag and with numbers
@@ -195,6 +209,7 @@ const std::map<std::string, testing::LossProperties>& properties() {
       {"orpo", kReferenceFree},
       {"tpo", kReferenceFree},
       {"sft", kReferenceFree},
+      {"dft", kReferenceFree},
       {"rpo", kReferenceFree},
       {"hypo", {.log_ratios_only = true, .difference_only = true}},
       {"vpo", {.log_ratios_only = true}}};

@@ -33,8 +33,12 @@ void read_rows(std::string_view bytes) {
   const DataOptions strict{.max_length = kMaxLength};
   DataOptions lenient = strict;
   lenient.unusable = lenient.identical = lenient.long_prompt = RowPolicy::kDrop;
+  lenient.unused = UnusedColumns::kNote;
+  DataOptions mapped = lenient;
+  mapped.invalid_utf8 = DefectPolicy::kKeep;
+  mapped.columns = R"({"messages": "conversations", "system": "system", "label": "kto_tag"})";
   for (const RowNeeds& needs : {RowNeeds{}, RowNeeds{.rejected = false}}) {
-    for (const DataOptions& options : {strict, lenient}) {
+    for (const DataOptions& options : {strict, lenient, mapped}) {
       accepts(file.path(), [&] {
         const Dataset dataset = load_dataset(file.path(), ByteTokenizer(), options, needs);
         check_counts(dataset.report);

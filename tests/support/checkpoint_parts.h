@@ -40,6 +40,10 @@ inline Parts parts_of(const std::string& checkpoint) {
   for (const auto& [key, value] : state.items()) {
     if (key != "identity") parts[key] = value.dump();
   }
+  // An evaluation that came after its step was saved.
+  if (std::filesystem::exists(checkpoint + "/evaluation.json")) {
+    parts["evaluation.json"] = read_text(checkpoint + "/evaluation.json");
+  }
   return parts;
 }
 

@@ -43,6 +43,7 @@ Real mean_logratio(const std::string& completions, const ExactPairLogps& in) {
 // the mean of the prompt's other samples as the baseline.
 OracleResult sampled_kl(const json& config, const ExactPairLogps& in) {
   const double lambda = config.at("lambda");
+  if (lambda == 0) return {0, {}};
   const double clip = config.at("clip");
   const auto k = static_cast<int>(in.samples_per_prompt);
   const ArrayXd logratio = in.sample_logps - in.ref_sample_logps;
@@ -85,6 +86,12 @@ OracleResult regularizer(const json& config, const ExactPairLogps& in) {
                 nll(config.value("reduction", "token_mean"), in.chosen_logps, in.chosen_lens),
             {}};
   }
+  if (type == "orpo" && config.at("nll_over_prompt")) {
+    // Prompt and completion are one text.
+    return {nll(config.at("reduction"), in.chosen_logps + in.prompt_logps,
+                in.chosen_lens + in.prompt_lens),
+            {}};
+  }
   if (type == "orpo") {
     return {nll(config.value("reduction", "token_mean"), in.chosen_logps, in.chosen_lens), {}};
   }
@@ -119,9 +126,10 @@ std::optional<OracleResult> loss_oracle(const json& config, const ExactPairLogps
                                         const ExactPairLogps* frozen) {
   const std::string type = config.at("type");
   if (type == "mix") return mix(config, in, frozen);
-  if (type == "sft") {
-    const bool weighed = config.value("use_weights", false);
-    const ArrayXd logps = weighed ? ArrayXd(in.weights * in.chosen_logps) : in.chosen_logps;
+  if (type == "sft" || type == "dft") {
+    ArrayXd logps = type == "sft" ? in.chosen_logps : in.chosen_confident_logps;
+    if (config.value("use_weights", false)) logps *= in.weights;
+    if (config.value("use_labels", false)) logps *= in.labels;
     return OracleResult{nll(config.at("reduction"), logps, in.chosen_lens), {}};
   }
   const auto preference = mean_preference(config, in, frozen != nullptr ? *frozen : in);

@@ -128,12 +128,7 @@ Real cpo(const Pairs& pairs, Real delta, int row) {
   const std::string link = pairs.config.at("link");
   if (link == "hinge") return hinge(pairs, delta, row);
   if (link == "ipo") return ipo(pairs, delta, row);
-  return dpo(pairs, delta, row);
-}
-
-Real tpo(const Pairs& pairs, Real delta, int row) {
-  return pairs.config.at("link") == "sigmoid" ? with_target_margin(pairs, delta, row)
-                                              : cpo(pairs, delta, row);
+  return with_target_margin(pairs, delta, row);
 }
 
 Real given_gap(const Pairs& pairs, int row) { return pairs.option("eta") * pairs.in.margins[row]; }
@@ -195,13 +190,6 @@ Real orpo(const Pairs& pairs, Real w, Real l, int /*row*/) {
   return -pairs.option("lambda") * log_sigmoid(log_odds(w) - log_odds(l));
 }
 
-Real alphapo(const Pairs& pairs, Real w, Real l, int /*row*/) {
-  const Real alpha = pairs.option("alpha");
-  const auto reward = [&](Real logp) { return (1 - std::exp(-alpha * logp)) / alpha; };
-  return smoothed(pairs.beta() * (reward(w) - reward(l)) - pairs.option("gamma"),
-                  pairs.label_smoothing());
-}
-
 Real kto_pair(const Pairs& pairs, Real w, Real l, int /*row*/) {
   const Real z_w = std::max<Real>(0, mean(pairs.frozen_w));
   const Real z_l = std::max<Real>(0, mean(pairs.frozen_l));
@@ -235,7 +223,8 @@ OfDelta find_of_delta(const std::string& type) {
       {"exo_pair", exo},
       {"discopop", discopop},
       {"simpo", with_target_margin},
-      {"tpo", tpo},
+      {"alphapo", with_target_margin},
+      {"tpo", cpo},
       {"cpo", cpo},
       {"rpo_sq", rpo_sq},
       {"rpo_fwd_kl", rpo_fwd_kl},
@@ -251,8 +240,7 @@ OfScores find_of_scores(const std::string& type) {
   static const std::map<std::string, OfScores> kAll{
       {"nca_pair", nca_pair},         {"bco_pair", bco_pair}, {"sppo", sppo},
       {"apo_zero", apo_zero},         {"apo_down", apo_down}, {"orpo", orpo},
-      {"alphapo", alphapo},           {"kto_pair", kto_pair}, {"cal_dpo", cal_dpo},
-      {"dpo_positive", dpo_positive},
+      {"kto_pair", kto_pair},         {"cal_dpo", cal_dpo},   {"dpo_positive", dpo_positive},
   };
   const auto found = kAll.find(type);
   return found == kAll.end() ? nullptr : found->second;
@@ -265,7 +253,9 @@ Real offset(const Pairs& pairs, int row) {
   const std::string type = config.at("type");
   Real total = 0;
   if (const Real scale = config.value("margin_scale", 0.0); scale != 0) {
-    total -= scale * in.margins[row] / pairs.beta();
+    const Real gap = in.margins[row];
+    const bool of_log = config.at("margin_of") == "log_gap";
+    total -= scale * (of_log ? std::log(std::max<Real>(gap, 1e-12L)) : gap) / pairs.beta();
   }
   // A longer completion earned its reward by its length (2403.19159).
   if (type == "r_dpo") {
@@ -360,7 +350,9 @@ Real kto(const json& config, const ExactPairLogps& in, const ExactPairLogps& fro
   if (config.at("estimate_kl")) {
     std::vector<Real> logratios;
     for (int i = 0; i < frozen.kl_logps.size(); ++i) {
-      logratios.push_back(static_cast<Real>(frozen.kl_logps[i]) - frozen.ref_kl_logps[i]);
+      logratios.push_back(config.at("humanline")
+                              ? Real(frozen.kl_limited_logratios[i])
+                              : static_cast<Real>(frozen.kl_logps[i]) - frozen.ref_kl_logps[i]);
     }
     z0 = std::max<Real>(0, mean(logratios));
   }

@@ -37,6 +37,15 @@ bool reference_free(const json& config) {
   return config.value("reference_free", kByName.contains(config.at("type")));
 }
 
+// AlphaPO's reward (2501.03884 eq. 5).
+Real shaped(const json& config, Real score) {
+  const std::string type = config.at("type");
+  const Real alpha = type == "alphapo" ? number(config, "alpha")
+                     : type == "cpo"   ? number(config, "reward_alpha")
+                                       : 0;
+  return alpha == 0 ? score : (1 - std::exp(-alpha * score)) / alpha;
+}
+
 // LD-DPO (2409.06411): tokens beyond the shorter completion count alpha.
 Real tail_weighted(const json& config, const ArrayXd& full, const ArrayXd& head, int row) {
   const Real alpha = config.value("ld_alpha", 1.0);
@@ -47,12 +56,12 @@ Real tail_weighted(const json& config, const ArrayXd& full, const ArrayXd& head,
 
 Side chosen_side(const ExactPairLogps& in) {
   return {in.chosen_logps, in.ref_chosen_logps, in.chosen_head_logps, in.ref_chosen_head_logps,
-          in.chosen_lens};
+          in.chosen_lens, in.chosen_limited_logratios};
 }
 
 Side rejected_side(const ExactPairLogps& in) {
   return {in.rejected_logps, in.ref_rejected_logps, in.rejected_head_logps,
-          in.ref_rejected_head_logps, in.rejected_lens};
+          in.ref_rejected_head_logps, in.rejected_lens, in.rejected_limited_logratios};
 }
 
 Real per_token(const json& config, const Side& side, int row, Real x) {
@@ -71,11 +80,16 @@ Real reference(const json& config, const Side& side, int row) {
   return tail_weighted(config, side.ref_logps, side.ref_head_logps, row);
 }
 
+Real logratio(const json& config, const Side& side, int row) {
+  if (config.value("humanline", false)) return side.limited_logratios[row];
+  return policy(config, side, row) - reference(config, side, row);
+}
+
 std::vector<Real> scores(const json& config, const Side& side) {
   std::vector<Real> all;
   for (int i = 0; i < side.logps.size(); ++i) {
-    const Real logratio = policy(config, side, i) - reference(config, side, i);
-    all.push_back(per_token(config, side, i, divergence_score(config, logratio)));
+    const Real score = divergence_score(config, logratio(config, side, i));
+    all.push_back(shaped(config, per_token(config, side, i, score)));
   }
   return all;
 }

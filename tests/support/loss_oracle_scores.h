@@ -20,6 +20,7 @@ struct Side {
   const Eigen::ArrayXd& head_logps;
   const Eigen::ArrayXd& ref_head_logps;
   const Eigen::ArrayXd& lens;
+  const Eigen::ArrayXd& limited_logratios;
 };
 
 Side chosen_side(const ExactPairLogps& in);
@@ -28,6 +29,9 @@ Side rejected_side(const ExactPairLogps& in);
 /// Log-probs with the tail of LD-DPO weighted; the reference's are 0 where the loss has none.
 Real policy(const nlohmann::json& config, const Side& side, int row);
 Real reference(const nlohmann::json& config, const Side& side, int row);
+
+/// log(pi/pi_ref) of a completion, or of a loss without a reference log pi.
+Real logratio(const nlohmann::json& config, const Side& side, int row);
 
 /// x over the length of the completion, where the loss is length-normalized.
 Real per_token(const nlohmann::json& config, const Side& side, int row, Real x);

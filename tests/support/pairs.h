@@ -102,6 +102,12 @@ inline ExactPairLogps random_pairs(int batch, int samples_per_prompt, unsigned s
   in.chosen_win_rates = uniform(0.05, 0.95);
   in.rejected_win_rates = uniform(0.05, 0.95);
   in.running = {.mean = 0.25, .count = 12};
+  in.chosen_limited_logratios = draw(batch, 0);
+  in.rejected_limited_logratios = draw(batch, 0);
+  in.kl_limited_logratios = draw(batch, 1);
+  in.chosen_confident_logps = in.chosen_logps * uniform(0.1, 0.9);
+  in.prompt_logps = draw(batch, -30);
+  in.prompt_lens = lengths(batch);
   return in;
 }
 

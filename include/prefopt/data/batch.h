@@ -22,7 +22,12 @@ struct TokenPair {
   std::vector<std::int64_t> gold = {};
   RowColumns columns = {};
   TokenWeights chosen_weights = {}, rejected_weights = {}, gold_weights = {};
+  TokenMask chosen_mask = {}, rejected_mask = {}, gold_mask = {};
 };
+
+/// How many tokens of a completion count.
+PREFOPT_API std::int64_t counted_tokens(std::span<const std::int64_t> completion,
+                                        std::span<const std::uint8_t> mask);
 
 /// Sequences with the same prompt. In the stream stand first the tokens that all of them begin
 /// with, then what is left of each, sequence after sequence.
@@ -42,7 +47,8 @@ struct PackedTokens {
   /// [R] int64: the row that predicts a completion token, and that token. A pair of both stands
   /// here once, however many sequences share it.
   at::Tensor rows, targets;
-  /// [tokens] int64: index into `rows` of each completion token, sequence after sequence.
+  /// [tokens] int64: index into `rows` of each completion token that counts, sequence after
+  /// sequence.
   at::Tensor token_rows;
 };
 
@@ -50,8 +56,8 @@ struct PackedTokens {
 struct TokenBatch {
   at::Tensor input_ids;        ///< [S, T] int64; padding holds 0, which no result depends on
   at::Tensor attention_mask;   ///< [S, T] bool, true on real tokens
-  at::Tensor completion_mask;  ///< [S, T] bool, true on completion tokens
-  /// [S] int64 on the CPU, so that counts never need a device sync.
+  at::Tensor completion_mask;  ///< [S, T] bool, true on completion tokens that count
+  /// [S] int64 on the CPU, so that counts never need a device sync: tokens that count.
   at::Tensor completion_lens;
   /// [tokens] float64: what each completion token's log-prob counts in a sum, sequence after
   /// sequence; undefined: 1 each.
@@ -67,14 +73,16 @@ struct TokenBatch {
 struct TokenSequence {
   std::span<const std::int64_t> prompt;
   std::span<const std::int64_t> completion;
-  std::span<const double> weights = {};  ///< of the completion's tokens; empty: 1 each
+  std::span<const double> weights = {};     ///< of the completion's tokens; empty: 1 each
+  std::span<const std::uint8_t> mask = {};  ///< which of them count; empty: all
 };
 
 /// Throws ShapeError for an empty list, an empty prompt (nothing predicts the first token), an
-/// empty completion or weights that are not one a token of it.
+/// empty completion, one of which no token counts, or weights or a mask that are not one a token of
+/// it.
 PREFOPT_API TokenBatch make_batch(const std::vector<TokenSequence>& sequences);
 
-/// Some sequences of a batch on the CPU, laid out anew.
+/// Some sequences of a batch on the CPU, laid out anew. Throws DeviceError for one elsewhere.
 PREFOPT_API TokenBatch select_sequences(const TokenBatch& batch,
                                         const std::vector<std::int64_t>& sequences);
 

@@ -17,8 +17,9 @@
 //   dialogue   hh-rlhf's: "\n\nHuman: TEXT", "\n\nAssistant: TEXT"
 //
 // As in transformers, a text that spells a special token becomes that token when it is tokenized,
-// wherever it came from.
+// wherever it came from, unless special_tokens_in_text of DataOptions says otherwise for rows.
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -46,8 +47,14 @@ PREFOPT_API std::string chat_end_of_turn(std::string_view format);
 PREFOPT_API std::string recognize_chat_format(std::string_view chat_template,
                                               std::string_view where);
 
-/// `format`, which has to be known, or for "auto" that of the tokenizer's own template. Throws
-/// ConfigError.
+/// `format`, which has to be known. "auto" is the format that the run which made the model used,
+/// else that of the tokenizer's own template, or "dialogue" where it has none. Throws ConfigError,
+/// also for a template that is not known.
 PREFOPT_API std::string resolve_chat_format(std::string_view format, const Tokenizer& tokenizer);
+
+/// The token that ends a turn of the format that resolve_chat_format gives; empty where there is no
+/// such format or token.
+PREFOPT_API std::vector<std::int64_t> chat_end_ids(std::string_view format,
+                                                   const Tokenizer& tokenizer);
 
 }  // namespace prefopt

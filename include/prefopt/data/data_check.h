@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,6 +26,7 @@ struct RowPlace {
 struct DefectRows {
   std::string defect;  ///< as RowReport names it
   std::string option;  ///< of DataOptions, which decides
+  std::string value;   ///< of that option
   RowPolicy policy = RowPolicy::kKeep;
   std::vector<RowPlace> rows;
 };
@@ -58,14 +60,21 @@ struct PrefixSharing {
   std::int64_t shared = 0;       ///< less the tokens that both completions begin with
 };
 
+/// A row as the model sees it.
+struct ShownRow {
+  RowPlace place;
+  TokenPair pair;  ///< after the budgets
+};
+
 /// Rows of one purpose, from one or several files. All but `rows` and `defects` is of the rows that
 /// can be used: those that no policy of the options drops or takes for an error.
 struct RowsCheck {
   std::int64_t rows = 0;  ///< that were read
   std::int64_t usable = 0;
   std::int64_t pairs = 0;
-  std::int64_t labelled = 0;   ///< of one completion and a label
-  std::int64_t desirable = 0;  ///< of them, with the label 1
+  std::int64_t labelled = 0;      ///< of one completion and a label
+  std::int64_t desirable = 0;     ///< of them, with the label 1
+  std::int64_t message_rows = 0;  ///< of messages, which were written in a chat format
   std::vector<DefectRows> defects = {};
   LengthSummary prompt = {}, chosen = {}, rejected = {};  ///< before the budgets
   std::int64_t truncated_prompts = 0;
@@ -73,9 +82,14 @@ struct RowsCheck {
   std::int64_t truncated_tokens = 0;  ///< that the budgets take away
   std::vector<RowPlace> truncated = {};
   EndTokens end_tokens = {};
+  std::int64_t completion_tokens = 0;  ///< after the budgets
+  std::int64_t counted_tokens = 0;     ///< of them, those that the loss counts
   PrefixSharing sharing = {};
   std::int64_t prompts = 0;         ///< that differ
   std::int64_t shared_prompts = 0;  ///< rows whose prompt an earlier one has
+  /// Columns with text that nothing reads, and the rows that have it, usable or not.
+  std::map<std::string, std::int64_t> unread = {};
+  std::vector<ShownRow> shown = {};  ///< the first that can be used
 
   /// Rows that the options drop or take for an error.
   std::int64_t refused() const { return rows - usable; }
@@ -90,6 +104,8 @@ struct LeakedRow {
 struct DataCheckOptions {
   DataOptions data = {};  ///< budgets, policies and format; files and eval_fraction do not count
   std::optional<RowNeeds> needs = {};  ///< what a loss wants of each row; none: what the rows have
+  std::int64_t context_length = 0;     ///< tokens that the model is made for; 0: not known
+  std::size_t shown_rows = 3;
 };
 
 struct DataCheck {
@@ -97,6 +113,8 @@ struct DataCheck {
   RowsCheck train, held_out;
   std::vector<LeakedRow> leaks;
   RowPolicy leak_policy = RowPolicy::kKeep;
+  std::string chat_format = {};  ///< of messages; "auto": rows of messages would be an error
+  std::string chat_note = {};    ///< what there is to say of that format; else empty
 
   /// Rows that a run with these options would not take.
   PREFOPT_API std::int64_t refused() const;
@@ -104,7 +122,8 @@ struct DataCheck {
 
 /// Reads all files to their end, whatever is wrong with their rows: a policy `error` is reported,
 /// not thrown. Equal rows are found across the files of one purpose. Throws DataError for a file
-/// that cannot be read or holds no row, and ConfigError as load_dataset does.
+/// that cannot be read or holds no row, and ConfigError as load_dataset does, for a column of the
+/// options that no row has among others.
 PREFOPT_API DataCheck check_data(const std::vector<std::string>& train,
                                  const std::vector<std::string>& held_out,
                                  const Tokenizer& tokenizer, const DataCheckOptions& options = {});

@@ -24,16 +24,52 @@ enum class RowPolicy { kError, kDrop, kKeep };
 /// The same of one defect, or what the option `unusable` says.
 enum class DefectPolicy { kUnusable, kError, kDrop, kKeep };
 
+/// What to do with a column that is known to hold a part of prompts and that nothing reads.
+enum class UnusedColumns { kError, kNote };
+
+/// Turns of a completion that count in the loss.
+enum class LossOn {
+  kAssistant,  ///< all of the assistant's
+  kLast,       ///< the assistant's last one
+  kAll,        ///< everyone's
+};
+
+/// What to do with a completion that begins with its prompt.
+enum class RepeatedPrompt { kRemove, kKeep, kDrop, kError };
+
+/// What to do with a text that spells a control token.
+enum class SpecialTokens {
+  kKeep,   ///< it becomes that token, as in transformers
+  kSplit,  ///< it stays text
+  kError,
+};
+
+/// What a row over `max_length` keeps.
+enum class Truncation {
+  kKeepEnd,    ///< the prompt gives way first and keeps its end
+  kKeepStart,  ///< TRL's: the first `max_length` tokens of prompt and completion
+};
+
+/// What becomes of the end token of a completion that was cut.
+enum class EndOfCut {
+  kDrop,  ///< as in TRL: it goes with what it ended
+  kKeep,  ///< it takes the place of the last token that is left
+  kMask,  ///< likewise, and does not count
+};
+
 struct DataOptions {
-  std::string train = {};                ///< JSONL or JSONL.gz
+  std::string train = {};                ///< JSON lines or a JSON array, also gzipped
   std::string eval = {};                 ///< held-out file; empty: cut `eval_fraction` from `train`
   double eval_fraction = 0;              ///< of the rows, taken from the end of the file
   std::int64_t max_rows = 0;             ///< 0: all
-  std::int64_t max_prompt_length = 512;  ///< tokens; 0: no limit. The prompt keeps its end
+  std::int64_t max_prompt_length = 512;  ///< tokens; 0: no limit
   std::int64_t max_completion_length = 0;  ///< tokens with the end token; 0: no limit
   std::int64_t max_length = 1024;          ///< prompt + longer completion; 0: no limit, else >= 2
-  bool add_bos = true;
-  bool add_eos = true;
+  Truncation truncation = Truncation::kKeepEnd;
+  EndOfCut end_of_cut = EndOfCut::kDrop;
+  bool add_bos = true;  ///< a prompt that begins with it in text gets none
+  bool add_eos = true;  ///< a completion that ends in one, or in an end of turn, gets none
+  LossOn loss_on = LossOn::kAssistant;  ///< of rows of messages
   /// No JSON, a wrong type, an empty prompt, and the three defects that follow unless their own
   /// option says something else: nothing of such a row can be kept.
   RowPolicy unusable = RowPolicy::kDrop;
@@ -44,11 +80,35 @@ struct DataOptions {
   RowPolicy identical = RowPolicy::kDrop;    ///< chosen equals rejected
   RowPolicy long_prompt = RowPolicy::kKeep;  ///< longer than its budget: keep means truncate
   RowPolicy duplicate = RowPolicy::kKeep;    ///< equal to an earlier row of its file
+  /// A conversation whose last turn is not the assistant's; keep: what follows the assistant's last
+  /// turn is left out, unless `loss_on` is kAll.
+  RowPolicy ends_with_user = RowPolicy::kKeep;
+  /// Of text: both completions of a pair begin with a prompt of at least 3 words or 16 bytes. Of
+  /// messages: a completion begins with those of the prompt, or with its last ones.
+  RepeatedPrompt repeated_prompt = RepeatedPrompt::kRemove;
+  RowPolicy prefix_answer = RowPolicy::kKeep;  ///< one answer is the other's beginning, in tokens
+  /// Calls, tools and their results, for which no chat format here has a text; keep: calls and tools
+  /// are left out as by a template that does not know them, results are turns of their role where
+  /// the format writes any role.
+  RowPolicy tool_calls = RowPolicy::kDrop;
+  /// A system message where the format has no system turn; keep: its text comes first.
+  RowPolicy system_turn = RowPolicy::kKeep;
+  /// In messages; rows in text, which may be rendered templates, heed kSplit and kError alone.
+  SpecialTokens special_tokens_in_text = SpecialTokens::kKeep;
+  RowPolicy long_context = RowPolicy::kKeep;  ///< longer than the model's context
   /// A training row whose prompt is one of the held-out rows too; drop: it does not train.
   RowPolicy leak = RowPolicy::kKeep;
-  /// How messages become text: a format of `prefopt/data/chat.h`, or "auto": that of the
-  /// tokenizer's own template.
-  std::string chat_format = "dialogue";
+  /// How messages become text: a format of `prefopt/data/chat.h`, or "auto", for which
+  /// resolve_chat_format decides. A template that is not known is an error where messages are read.
+  std::string chat_format = "auto";
+  /// JSON: the name of a layout ("orca", "alpaca", "sharegpt", "openai", "pku", "shp",
+  /// "ultrafeedback", "completions"), or an object {field: column} whose columns may be dotted paths;
+  /// fields: prompt, system, instruction, input, question, history, chosen, rejected, gold,
+  /// completion, messages, text, tools and the numbers of a row; role_key, content_key; and the
+  /// names of roles, one or a list: user, assistant, system_role, tool_role. What it does not name is
+  /// recognized by its keys.
+  std::string columns = "{}";
+  UnusedColumns unused = UnusedColumns::kError;
   /// Folder that keeps tokenized files, so that a later run need not tokenize; empty: none.
   std::string token_cache = {};
 
@@ -62,9 +122,14 @@ struct RowReport {
   std::int64_t truncated_prompts = 0;
   std::int64_t truncated_completions = 0;
   std::vector<std::int64_t> truncated_lines = {};
+  std::map<std::string, std::int64_t> unread = {};  ///< text columns that nothing reads: rows
   std::map<std::string, std::vector<std::int64_t>> dropped;
   std::map<std::string, std::vector<std::int64_t>> kept_with;
-  std::string cache_note = {};  ///< what there is to say of the token cache; else empty
+  std::int64_t message_rows = 0;  ///< rows of messages, which were written in a chat format
+  std::string chat_note = {};     ///< what there is to say of that format; else empty
+  std::string cache_note = {};    ///< what there is to say of the token cache; else empty
+  /// What cut rows have lost, by the options; empty where none is cut.
+  std::string cut_note = {};
 
   /// One line a defect: count, reason and the first line numbers. Empty when nothing is to say.
   PREFOPT_API std::string summary() const;
@@ -75,6 +140,7 @@ struct RowNeeds {
   bool rejected = true;
   bool gold = false;
   std::vector<Column> columns = {};
+  std::int64_t context_length = 0;  ///< tokens that the model is made for; 0: not known
 
   /// Rows with one completion and a label.
   bool unpaired() const {
@@ -96,10 +162,10 @@ PREFOPT_API void for_each_line(const std::string& path,
 
 /// Token ids of one row under the budgets. Prompt and completions are tokenized apart, so that the
 /// boundary is one between tokens; ids given in the row are used as they are. The prompt gives way
-/// first and keeps its begin token and its end, down to one token; a completion that is cut keeps
-/// its end token. In a chat format the end of the turn is the end token, and `add_bos` and
-/// `add_eos` add nothing to what the format writes. What is cut is counted in `report`. Throws
-/// ConfigError where the end of a turn is no single token of the tokenizer.
+/// first and keeps its begin token and its end, down to one token, or with Truncation::kKeepStart
+/// the row keeps its first tokens. In a chat format the end of the turn is the end token, and
+/// `add_bos` and `add_eos` add nothing to what the format writes. What is cut is counted in
+/// `report`. Throws ConfigError where the end of a turn is no single token of the tokenizer.
 PREFOPT_API TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                                    const DataOptions& options, RowReport& report);
 
@@ -107,9 +173,11 @@ PREFOPT_API TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& to
 /// left out. Unpaired rows must not have a rejected completion. Rows are tokenized on LibTorch's
 /// threads; the result does not depend on their number. With `token_cache`, the result is kept
 /// under a hash of the file's content, the tokenizer and the options; what is damaged there is made
-/// anew, and a cache that cannot be written is done without, which the report says. Throws
-/// ConfigError where the file holds pairs for an unpaired loss or single completions for a pairwise
-/// one, and DataError where a policy says so or where no row can be used.
+/// anew, and a cache that cannot be written is done without, which the report says. The file is one
+/// of lines or a JSON array of objects. Throws ConfigError where the file holds pairs for an
+/// unpaired loss or single completions for a pairwise one or where `columns` names a column that no
+/// row has, and DataError where a policy says so, where no row can be used or where a row has a
+/// column of a prompt that nothing reads (`unused`).
 PREFOPT_API Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                                  const DataOptions& options, const RowNeeds& needs = {});
 

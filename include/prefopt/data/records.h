@@ -4,6 +4,7 @@
 // Preference rows as they stand in a file, before tokenization.
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -53,19 +54,47 @@ class RowColumns {
 /// What the log-prob of each token of a completion counts in its sum; empty: 1 each.
 using TokenWeights = std::vector<double>;
 
+/// 1 for each token of a completion that counts, 0 for one that is only read, as those of a
+/// person's turn are: neither in sums nor in lengths nor in means. Empty: all count.
+using TokenMask = std::vector<std::uint8_t>;
+
+/// Bytes [begin, end) of a text.
+struct TextRange {
+  std::size_t begin = 0, end = 0;
+};
+
+/// Origin of the bytes of a text that was made of messages.
+struct TextParts {
+  std::vector<TextRange> contents = {};  ///< of messages, in order; the format wrote the rest
+  /// What counts in the loss, in order; none: all of a completion.
+  std::vector<TextRange> counted = {};
+};
+
+/// Something about a row that reading it settled and that DataOptions have a policy for.
+enum class RowRemark {
+  kEndsWithUser,    ///< turns after the assistant's last one
+  kRepeatedPrompt,  ///< a completion that begins with the prompt
+  kToolCalls,       ///< calls or tools that the chat format has no text for
+  kSystemTurn,      ///< a system message in a format without a system turn
+};
+
 /// A row after its form was recognized: text, or token ids used as they are.
 struct PreferenceRow {
   std::string prompt, chosen, rejected;
   std::string gold;  ///< `gold`: a third completion; empty where there is none
   std::vector<std::int64_t> prompt_ids, chosen_ids, rejected_ids, gold_ids;
   TokenWeights chosen_weights, rejected_weights, gold_weights;  ///< one a token of the `_ids`
+  TokenMask chosen_mask, rejected_mask, gold_mask;              ///< likewise
   RowColumns columns = {};
   bool tokenized = false;    ///< the `_ids` hold the row
   bool has_rejected = true;  ///< false for SFT rows (`prompt` + `completion`, `text`, `messages`)
   /// What ends the completions, one token: the row came from messages in a chat format, whose text
   /// holds begin and end tokens of its own. Empty: the tokenizer's are put around the text.
   std::string end_of_turn;
-  std::int64_t line = 0;  ///< 1-based line in its file
+  std::int64_t line = 0;       ///< 1-based line in its file
+  bool from_messages = false;  ///< the `_parts` say what of the texts is whose
+  TextParts prompt_parts, chosen_parts, rejected_parts, gold_parts;
+  std::vector<RowRemark> remarks;  ///< each once
 };
 
 /// Reads one JSON object. Forms: {prompt, chosen, rejected} as text; {chosen, rejected} with an
@@ -75,10 +104,14 @@ struct PreferenceRow {
 /// for unpaired losses. A row may have the keys of `Column`, and beside `prompt` a third completion
 /// `gold` (or `gold_ids`). Beside ids stand `chosen_token_weights`, `rejected_token_weights`,
 /// `completion_token_weights` and `gold_token_weights`: a number of at least 0 for each of them. A
-/// sum of log-probs is then the weighted one, for policy and reference. Messages become
+/// sum of log-probs is then the weighted one, for policy and reference. Likewise
+/// `chosen_token_mask` and so on, 1 or 0 (true or false): which tokens count at all. Messages become
 /// text in the given format of `prefopt/data/chat.h`: the prompt with the opening of the
-/// assistant's turn, the completion up to the end of its last one. Throws DataError, led by
-/// `where`, and ConfigError for an unknown format.
+/// assistant's turn, the completion up to the end of its last one. Of {messages} the prompt is what
+/// comes before the assistant's first answer. Options are otherwise the defaults of DataOptions:
+/// the assistant's turns count, each with its end of turn; turns after its last one are left out;
+/// a prompt that the completions begin with is taken once. Throws DataError, led by `where`, and
+/// ConfigError for an unknown format.
 PREFOPT_API PreferenceRow parse_row(std::string_view json, std::string_view where,
                                     std::string_view chat_format = "dialogue");
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -9,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "prefopt/data/records.h"
 #include "prefopt/export.h"
 
 namespace prefopt {
@@ -20,6 +22,15 @@ class PREFOPT_API Tokenizer {
   virtual std::string name() const = 0;
   /// Token ids of `text`, without begin or end tokens.
   virtual std::vector<std::int64_t> encode(std::string_view text) const = 0;
+  /// The same, where a text within `plain`, ranges in order that do not overlap, becomes no control
+  /// token, whatever it spells.
+  virtual std::vector<std::int64_t> encode_plain(std::string_view text,
+                                                 std::span<const TextRange> plain) const;
+  /// The first control token that `text` spells, or -1. Control tokens are the special ones, which
+  /// decode() leaves out, and other added ones that are written `<|…|>`.
+  virtual std::int64_t find_control(std::string_view text) const;
+  /// The text that spells a token, begin, end and padding tokens too.
+  virtual std::string spelling(std::int64_t id) const;
   /// Text of `ids`; begin, end and padding tokens are left out.
   virtual std::string decode(const std::vector<std::int64_t>& ids) const = 0;
   virtual std::int64_t vocab_size() const = 0;
@@ -29,6 +40,8 @@ class PREFOPT_API Tokenizer {
   virtual std::int64_t pad_id() const = 0;  ///< -1 where there is none
   /// The model's own chat template, in Jinja; empty where there is none.
   virtual std::string chat_template() const { return {}; }
+  /// The chat format that the run which made the model used; empty where none is remembered.
+  virtual std::string chat_format() const { return {}; }
   /// Equal for tokenizers that give equal tokens: a key for what is kept on disk.
   virtual std::string fingerprint() const { return name(); }
 
@@ -43,6 +56,7 @@ class PREFOPT_API ByteTokenizer final : public Tokenizer {
   std::string name() const override { return "byte"; }
   std::vector<std::int64_t> encode(std::string_view text) const override;
   std::string decode(const std::vector<std::int64_t>& ids) const override;
+  std::string spelling(std::int64_t id) const override;
   std::int64_t vocab_size() const override { return 259; }
   std::int64_t bos_id() const override { return 256; }
   std::int64_t eos_id() const override { return 257; }
@@ -77,16 +91,17 @@ struct BpeVocabulary {
   bool ignore_merges = false;  ///< a word that is a token becomes that token
   /// Stands for bytes that are no token; -1: they are dropped, as by the package `tokenizers`.
   std::int64_t unknown_id = -1;
-  bool fuse_unknown = false;  ///< unknown bytes in a row become one token
-  std::int64_t bos_id = -1;   ///< -1 too where texts begin without it
+  bool fuse_unknown = false;   ///< unknown bytes in a row become one token
+  std::int64_t bos_id = -1;    ///< -1 too where texts begin without it
+  std::int64_t begin_id = -1;  ///< the begin token, whether texts begin with it or not
   std::int64_t eos_id = -1;
   std::int64_t pad_id = -1;
   std::string chat_template;
 };
 
 /// The cuts of a pre-tokenizer under the name that GGUF files (`tokenizer.ggml.pre`) give it:
-/// "gpt-2", "smollm" (GPT-2's with each digit alone), "llama-bpe" (Llama 3), "qwen2". Throws
-/// CheckpointError, led by `where`, for another one.
+/// "gpt-2", "smollm" (GPT-2's with each digit alone), "llama-bpe", "llama3" or "llama-v3" (Llama
+/// 3), "qwen2". Throws CheckpointError, led by `where`, for another one.
 PREFOPT_API std::vector<WordSplit> named_word_splits(std::string_view name, std::string_view where);
 
 /// Byte-level BPE, token for token as in the package `tokenizers`. Text that looks like an added
@@ -106,7 +121,38 @@ PREFOPT_API std::shared_ptr<const Tokenizer> make_bpe_tokenizer(BpeVocabulary vo
 /// a file that is damaged or holds what would change tokens and is not known here.
 PREFOPT_API std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name);
 
-/// What make_tokenizer takes for a model folder or file: itself if it has a tokenizer, else "byte".
+/// What make_tokenizer takes for a model folder or file: itself if it has a tokenizer, "byte" for a
+/// model that was made with it (its `prefopt.json` says so, or its vocabulary is 259). Throws
+/// ConfigError, with the way out, for any other model: its tokens are not known.
 PREFOPT_API std::string tokenizer_of_model(const std::string& model);
+
+/// make_tokenizer(name), or where `name` is empty the tokenizer of the adapter's folder, else of
+/// the model, with the chat format that the run which made them remembers. A model that brings no
+/// tokenizer gets one that knows ids alone: encode() throws the ConfigError of tokenizer_of_model,
+/// and decode() shows ids, as in "[5][7]".
+PREFOPT_API std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& name,
+                                                            const std::string& model,
+                                                            const std::string& adapter = {});
+
+/// The same choice by name, for make_tokenizer; empty where the model brings none.
+PREFOPT_API std::string find_tokenizer(const std::string& model, const std::string& adapter = {});
+
+/// Contents of files by name.
+using FolderFiles = std::map<std::string, std::string>;
+
+/// Files that make a folder's tokenizer the one that make_tokenizer gives for `name`, for
+/// `transformers` too: copies of those in its folder; from a GGUF file `tokenizer.json` and
+/// `tokenizer_config.json` made of its vocabulary. `prefopt.json` remembers the byte tokenizer and
+/// `chat_format`, unless that is empty. An empty name gives at most that one.
+PREFOPT_API FolderFiles tokenizer_files(const std::string& name,
+                                        const std::string& chat_format = {});
+
+/// tokenizer_files of `tokenizer`; where that is empty, copies of what `model` has, if it is a
+/// folder: a model whose tokenizer is not read here keeps it.
+PREFOPT_API FolderFiles model_companions(const std::string& tokenizer, const std::string& model,
+                                         const std::string& chat_format = {});
+
+/// Writes each file into `folder`, which is made if need be. Throws CheckpointError.
+PREFOPT_API void write_files(const FolderFiles& files, const std::string& folder);
 
 }  // namespace prefopt

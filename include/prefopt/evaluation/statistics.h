@@ -16,7 +16,8 @@ struct Estimate {
 };
 
 /// Of one value a row: percentile bootstrap over the rows (Efron 1979), the same on every platform
-/// for one seed. `values` must not be empty.
+/// for one seed; of more than 10,000 values mean ± 1.96 standard errors, which is its limit at no
+/// cost. `values` must not be empty.
 PREFOPT_API Estimate bootstrap_mean(const std::vector<double>& values, std::uint64_t seed);
 
 /// Of a rate over `trials` rows, at least one: Wilson's score interval (1927). Where a row counts

@@ -73,7 +73,8 @@ class PREFOPT_API Objective {
   void set_fixed_inputs();
   ExactPairLogps inputs(const Table& logps) const;
   Eigen::ArrayXd row_weights(const Table& logps) const;
-  Table slopes(const ExactLossOutput& out, const Eigen::ArrayXd& weights) const;
+  Table slopes(const ExactPairLogps& in, const ExactLossOutput& out,
+               const Eigen::ArrayXd& weights) const;
 
   ExactLoss loss_;
   SoftmaxPolicy policy_;

@@ -8,31 +8,6 @@
 
 namespace prefopt {
 
-/// The logistic link of r(w) - r(l), r(a) = (1 - e^(-alpha a)) / alpha.
-/// Slope in w: e^(-alpha w) times the link's.
-struct AlphaRewardLink {
-  LogisticLink link;
-  double alpha = 0.25;
-
-  template <class T>
-  T value(const T& w, const T& l) const {
-    return link.value(reward_gap(w, l));
-  }
-
-  template <class T>
-  BasicSlopes<T> slopes(const T& w, const T& l) const {
-    const T outer = link.derivative(reward_gap(w, l));
-    return {outer * math::tame_exp_slope(T(-alpha * w)),
-            -outer * math::tame_exp_slope(T(-alpha * l))};
-  }
-
- private:
-  template <class T>
-  T reward_gap(const T& w, const T& l) const {
-    return (math::tame_expm1(T(-alpha * l)) - math::tame_expm1(T(-alpha * w))) / alpha;
-  }
-};
-
 struct AlphapoOptions {
   double beta = 2.5;
   double gamma = 0.25;
@@ -57,7 +32,7 @@ struct AlphapoOptions {
 ///   -(1 - eps) log sigmoid(z) - eps log sigmoid(-z), z = beta (r(a_w) - r(a_l)) - gamma
 ///   r(a) = (1 - e^(-alpha a)) / alpha, a = lp/n, eps = label_smoothing
 /// [batch] log-probs in nats, lengths in tokens. Derivative in a_w: beta (sigmoid(z) - (1 - eps))
-/// e^(-alpha a_w). At a_w = a_l: log(1 + e^gamma) for eps = 0.
+/// e^(-alpha a_w). At a_w = a_l: log(1 + e^gamma) for eps = 0. Rewards are beta r(a).
 class AlphapoLoss : public PairwiseLoss<AlphapoLoss, AlphapoOptions> {
  public:
   explicit AlphapoLoss(AlphapoOptions options = {}) : PairwiseLoss(std::move(options)) {
@@ -66,12 +41,14 @@ class AlphapoLoss : public PairwiseLoss<AlphapoLoss, AlphapoOptions> {
           "alphapo: expected alpha other than 0, got 0; the reward divides by alpha, its limit is "
           "the loss 'simpo'");
     }
+    detail::check_shaped(options_.score, options_.alpha, "alphapo");
   }
 
-  AlphaRewardLink link() const {
+  LogisticLink link() const {
     const double eps = options_.label_smoothing;
-    return {{options_.beta, 1 - eps, eps, options_.gamma}, options_.alpha};
+    return {options_.beta, 1 - eps, eps, options_.gamma};
   }
+  ShapedScore score() const { return {{options_.score}, options_.alpha}; }
 
   static LossInfo info() {
     return {.name = "alphapo",
@@ -80,8 +57,10 @@ class AlphapoLoss : public PairwiseLoss<AlphapoLoss, AlphapoOptions> {
             .source = "arXiv:2501.03884",
             .anchors = {{0, 0, 0.8259394198788436}, {5, 5, 0.8259394198788436}},
             .when_to_use = "As simpo, with a say in how fast likelihoods may fall.",
-            .elsewhere = {{"TRL", "CPOTrainer with alpha",
-                           "simpo_gamma is our gamma; adds cpo_alpha (default 1) times the NLL"}}};
+            .elsewhere = {
+                {"TRL", "CPOTrainer alphapo, simpo with alpha",
+                 "beta 0.1, gamma 0.5 and alpha 0 by default, where it is simpo; simpo adds cpo_alpha "
+                 "(default 1) times the NLL, alphapo none; cpo has both, and other links"}}};
   }
 };
 

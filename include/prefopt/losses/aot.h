@@ -22,54 +22,43 @@ struct AotOptions {
 };
 
 namespace detail {
-/// The logistic loss of sorted differences: quantile against quantile. Losses go back to the rows
-/// that the first list came from.
+/// The logistic loss of two lists' quantiles, and its slopes in both. Losses stand at the rows that
+/// the first list came from.
 template <class T>
 struct QuantileLoss {
   T losses;
   T d_first, d_second;
-
-  QuantileLoss(const AotOptions& options, const T& first, const T& second)
-      : QuantileLoss(options, first, second, math::sort_order(first), math::sort_order(second)) {}
-
- private:
-  QuantileLoss(const AotOptions& options, const T& first, const T& second, const T& first_order,
-               const T& second_order) {
-    const double eps = options.label_smoothing;
-    const LogisticLink link{options.beta, 1 - eps, eps};
-    const T delta = math::take(first, first_order) - math::take(second, second_order);
-    const T slope = link.derivative(delta);
-    losses = math::put_back(link.value(delta), first_order);
-    d_first = math::put_back(slope, first_order);
-    d_second = math::put_back(T(-slope), second_order);
-  }
 };
 
-/// The loss and its gradient, from the slopes in both scores and what the scores are of.
+template <class T>
+QuantileLoss<T> quantile_loss(const AotOptions& options, const T& first, const T& second) {
+  const double eps = options.label_smoothing;
+  const LogisticLink link{options.beta, 1 - eps, eps};
+  const T first_order = math::sort_order(first);
+  const T second_order = math::sort_order(second);
+  const T delta = math::take(first, first_order) - math::take(second, second_order);
+  const T slope = link.derivative(delta);
+  return {math::put_back(link.value(delta), first_order), math::put_back(slope, first_order),
+          math::put_back(T(-slope), second_order)};
+}
+
+/// The loss and its gradient, from the slopes in both scores and the scores themselves.
 template <class T>
 BasicLossOutput<T> transport_output(const BasicPairLogps<T>& in, const AotOptions& options,
                                     const T& losses, const BasicSlopes<T>& slopes,
                                     const BasicSideScore<T>& w, const BasicSideScore<T>& l) {
   BasicLossOutput<T> out;
   out.losses = losses;
-  out.grad_chosen = slopes.chosen * w.d_logps;
-  out.grad_rejected = slopes.rejected * l.d_logps;
-  if (math::defined(w.d_head)) {
-    out.grad_chosen_head = slopes.chosen * w.d_head;
-    out.grad_rejected_head = slopes.rejected * l.d_head;
-  }
+  set_sides(out, slopes, w, l);
   finish(out, step_pairs(in));
-  out.chosen_rewards = options.beta * rewarded(options.score, w);
-  out.rejected_rewards = options.beta * rewarded(options.score, l);
-  out.margins = out.chosen_rewards - out.rejected_rewards;
+  set_rewards(out, options.beta, w, l);
   return out;
 }
 
 inline LossRequirements transport_needs(const ScoreOptions& score) {
-  return {.reference = !score.reference_free,
-          .lens = score.length_normalized,
-          .head_logps = score.ld_alpha != 1,
-          .whole_step = true};
+  LossRequirements needs = score_needs(score);
+  needs.whole_step = true;
+  return needs;
 }
 }  // namespace detail
 
@@ -91,6 +80,11 @@ class AotLoss : public LossBase<AotLoss, AotOptions> {
           "aot: expected reference_free false, got true; the policy's margins are held against "
           "the reference's");
     }
+    if (options_.score.humanline.humanline) {
+      throw ConfigError(
+          "aot: expected humanline false, got true; policy and reference are sorted apart, so that "
+          "no token has a log-ratio");
+    }
   }
 
   template <class T>
@@ -102,9 +96,9 @@ class AotLoss : public LossBase<AotLoss, AotOptions> {
       return options_.score.length_normalized ? T(w / in.chosen_lens - l / in.rejected_lens)
                                               : T(w - l);
     };
-    const detail::QuantileLoss<T> loss(options_,
-                                       margins(score.policy(chosen), score.policy(rejected)),
-                                       margins(score.reference(chosen), score.reference(rejected)));
+    const auto loss =
+        detail::quantile_loss<T>(options_, margins(score.policy(chosen), score.policy(rejected)),
+                                 margins(score.reference(chosen), score.reference(rejected)));
     const BasicSlopes<T> slopes{loss.d_first, -loss.d_first};
     return detail::transport_output(in, options_, loss.losses, slopes, score.of(chosen),
                                     score.of(rejected));
@@ -113,14 +107,12 @@ class AotLoss : public LossBase<AotLoss, AotOptions> {
 
   static LossInfo info() {
     return {.name = "aot",
-            .aliases = {"aot_pair"},
+            .aliases = {},
             .formula = "dpo's loss of sort(lp_w - lp_l) - sort(ref_w - ref_l)",
             .source = "arXiv:2406.05882",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
             .when_to_use = "Large steps, and the distribution of margins matters more than each.",
-            .elsewhere = {
-                {"TRL", "aot",
-                 "sorts each micro-batch by itself; weighs the sorted losses by unsorted rows"}}};
+            .elsewhere = {{"TRL", "aot", "sorts each micro-batch by itself"}}};
   }
 };
 
@@ -140,7 +132,7 @@ class AotUnpairedLoss : public LossBase<AotUnpairedLoss, AotOptions> {
     const Score score{options_.score};
     const BasicSideScore<T> w = score.of(chosen_side(in));
     const BasicSideScore<T> l = score.of(rejected_side(in));
-    const detail::QuantileLoss<T> loss(options_, w.score, l.score);
+    const auto loss = detail::quantile_loss<T>(options_, w.score, l.score);
     return detail::transport_output(in, options_, loss.losses,
                                     BasicSlopes<T>{loss.d_first, loss.d_second}, w, l);
   }
@@ -148,14 +140,13 @@ class AotUnpairedLoss : public LossBase<AotUnpairedLoss, AotOptions> {
 
   static LossInfo info() {
     return {.name = "aot_unpaired",
-            .aliases = {},
+            .aliases = {"aot_pair"},
             .formula = "dpo's loss of sort(Delta_w) - sort(Delta_l)",
             .source = "arXiv:2406.05882",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
             .when_to_use = "Good and bad completions that do not belong together in pairs.",
-            .elsewhere = {
-                {"TRL", "aot_unpaired",
-                 "sorts each micro-batch by itself; weighs the sorted losses by unsorted rows"}}};
+            .elsewhere = {{"TRL", "aot_unpaired", "sorts each micro-batch by itself"},
+                          {"TRL up to 0.26, ms-swift", "aot_pair", "the same"}}};
   }
 };
 

@@ -61,7 +61,7 @@ class BcoLoss : public LossBase<BcoLoss, BcoOptions> {
             .source = "arXiv:2404.04656",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.69314718055994531}},
             .when_to_use = "Thumbs up or down, in particular many of one kind.",
-            .elsewhere = {{"TRL", "BCOTrainer", "fits the density ratios itself"}}};
+            .elsewhere = {{"TRL up to 1.10", "BCOTrainer", "fits the density ratios itself"}}};
   }
 };
 

@@ -74,7 +74,8 @@ class BcoPairLoss : public PairwiseLoss<BcoPairLoss, BcoPairOptions> {
         .anchors = {{0, 0, 1.3862943611198906}, {10, -10, 0.62652337503644564}},
         .when_to_use = "Absolute quality counts besides the order; often as a small part of a mix.",
         .elsewhere = {{"TRL", "bco_pair", "m = 0"},
-                      {"LLaMA-Factory", "bco", "running_delta, counted by steps"}}};
+                      {"TRL up to 0.26, ms-swift", "bco_pair", "running_delta"},
+                      {"LLaMA-Factory", "bco", "running_delta, counted by forward passes"}}};
   }
 };
 

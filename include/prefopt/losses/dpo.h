@@ -24,7 +24,8 @@ struct DpoOptions {
 /// ericmitchell.ai/cdpo.pdf):
 ///   -(1 - eps) log sigmoid(beta delta) - eps log sigmoid(-beta delta)
 /// [batch] log-probs in nats. Derivative in delta: beta (sigmoid(beta delta) - (1 - eps)).
-/// SPIN (2401.01335) is this loss on completions of an earlier policy as the rejected ones, and
+/// ODPO (2402.10571) takes log of the given reward gap off beta delta (`margin_of`): the preset
+/// `odpo`. SPIN (2401.01335) is this loss on completions of an earlier policy as the rejected ones, and
 /// Step-DPO (2406.18629) on single reasoning steps as completions.
 /// At delta = 0: log 2. As beta delta grows: eps beta delta; as it falls: -(1 - eps) beta delta.
 class DpoLoss : public PairwiseLoss<DpoLoss, DpoOptions> {
@@ -42,10 +43,12 @@ class DpoLoss : public PairwiseLoss<DpoLoss, DpoOptions> {
             .source = "arXiv:2305.18290 eq. 7",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
             .when_to_use = "The first choice for clean pairs; everything else is compared with it.",
-            .elsewhere = {{"TRL", "sigmoid", "without label_smoothing"},
+            .elsewhere = {{"TRL", "sigmoid", "ignores label_smoothing; up to 0.26 smoothed by it"},
                           {"OpenRLHF", "dpo"},
                           {"LLaMA-Factory", "sigmoid"},
-                          {"Liger", "sigmoid"}}};
+                          {"Liger", "sigmoid", "without label_smoothing"},
+                          {"PaddleNLP", "offset_alpha", "the preset odpo"}},
+            .presets = {{"odpo", R"({"margin_scale": 1, "margin_of": "log_gap"})"}}};
   }
 };
 

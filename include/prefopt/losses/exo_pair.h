@@ -7,30 +7,6 @@
 
 namespace prefopt {
 
-/// KL between Bernoulli(sigmoid(z)) and Bernoulli(target), z = beta delta: with q = sigmoid(z)
-///   q (log q - log target) + (1 - q) (log(1 - q) - log(1 - target)).
-/// Derivative in z: q (1 - q) (z - log(target / (1 - target))).
-struct BernoulliKlLink {
-  double beta = 0.1;
-  double log_target = 0;        ///< log target
-  double log_one_minus_target;  ///< log(1 - target)
-
-  template <class T>
-  T value(const T& delta) const {
-    const T z = beta * delta;
-    const T minus_z = -z;
-    return math::sigmoid(z) * (math::log_sigmoid(z) - log_target) +
-           math::sigmoid(minus_z) * (math::log_sigmoid(minus_z) - log_one_minus_target);
-  }
-
-  template <class T>
-  T derivative(const T& delta) const {
-    const T z = beta * delta;
-    return beta *
-           (math::sigmoid(z) * math::sigmoid(T(-z)) * (z - (log_target - log_one_minus_target)));
-  }
-};
-
 struct ExoPairOptions {
   double beta = 0.1;
   double label_smoothing = 1e-3;
@@ -61,7 +37,7 @@ class ExoPairLoss : public PairwiseLoss<ExoPairLoss, ExoPairOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;
 
-  BernoulliKlLink link() const {
+  BernoulliKlLink<double> link() const {
     const double eps = options_.label_smoothing;
     if (!options_.trl_constants) return {options_.beta, std::log1p(-eps), std::log(eps)};
     const auto single = static_cast<float>(eps);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "prefopt/losses/pairwise_loss.h"
 
@@ -41,7 +42,17 @@ struct HypoOptions {
 /// everywhere: log 2.
 class HypoLoss : public PairwiseLoss<HypoLoss, HypoOptions> {
  public:
-  using PairwiseLoss::PairwiseLoss;
+  /// Throws ConfigError for options of a KL that has weight 0.
+  explicit HypoLoss(HypoOptions options = {}) : PairwiseLoss(std::move(options)) {
+    const HypoOptions usual;
+    const auto check = [&](bool is_set, const char* option) {
+      detail::refuse_idle(is_set && options_.lambda == 0, "hypo", option,
+                          "the KL on fresh samples has weight 0");
+    };
+    check(options_.clip != usual.clip, "clip");
+    check(options_.token_mean, "token_mean");
+    check(options_.num_samples != usual.num_samples, "num_samples");
+  }
 
   LogisticLink link() const {
     return {options_.beta, 1 - options_.label_smoothing, options_.label_smoothing};
@@ -51,6 +62,7 @@ class HypoLoss : public PairwiseLoss<HypoLoss, HypoOptions> {
   }
   LossRequirements requirements() const {
     LossRequirements needs = PairwiseLoss::requirements();
+    if (options_.lambda == 0) return needs;  // dpo
     needs.sample_source = SampleSource::kPolicy;
     needs.samples_per_prompt = options_.num_samples;
     return needs;

@@ -66,6 +66,32 @@ struct HingeLink {
   }
 };
 
+/// KL between the Bernoulli distributions of sigmoid(z), z = beta delta, and of a target, a number or
+/// one for each row: with q = sigmoid(z)
+///   q (log q - log target) + (1 - q) (log(1 - q) - log(1 - target)).
+/// Derivative in z: q (1 - q) (z - log(target / (1 - target))).
+template <class Target>
+struct BernoulliKlLink {
+  double beta = 0.1;
+  Target log_target = {};
+  Target log_one_minus_target = {};
+
+  template <class T>
+  T value(const T& delta) const {
+    const T z = beta * delta;
+    const T minus_z = -z;
+    return math::sigmoid(z) * (math::log_sigmoid(z) - log_target) +
+           math::sigmoid(minus_z) * (math::log_sigmoid(minus_z) - log_one_minus_target);
+  }
+
+  template <class T>
+  T derivative(const T& delta) const {
+    const T z = beta * delta;
+    return beta *
+           (math::sigmoid(z) * math::sigmoid(T(-z)) * (z - (log_target - log_one_minus_target)));
+  }
+};
+
 /// Which link a DeltaLink is.
 enum class DeltaLinkKind { kSigmoid, kHinge, kIpo };
 

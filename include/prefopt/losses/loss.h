@@ -4,6 +4,7 @@
 #include <concepts>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -19,6 +20,14 @@ namespace prefopt {
 /// Who draws the fresh samples of a loss.
 enum class SampleSource { kNone, kPolicy, kReference };
 
+/// Limits of log(pi/pi_ref) of one token, nats (humanline, 2509.24207).
+struct LogRatioLimits {
+  double low = 0;
+  double high = 0;
+
+  bool operator==(const LogRatioLimits&) const = default;
+};
+
 /// What a loss must be given, besides the chosen log-probs (`BasicPairLogps` says what each is).
 struct LossRequirements {
   bool reference = true;
@@ -27,6 +36,9 @@ struct LossRequirements {
   bool head_logps = false;
   bool log_sum_p_squared = false;
   bool seq_kl = false;
+  std::optional<LogRatioLimits> limits = {};  ///< of the limited_logratios; unset: none needed
+  bool confident = false;                     ///< chosen_confident_logps
+  bool prompt = false;                        ///< prompt_logps and prompt_lens
   bool gold = false;
   bool labels = false;  ///< rows are unpaired: one completion and a label
   bool kl_logps = false;
@@ -43,12 +55,18 @@ struct LossRequirements {
 };
 
 /// Known value of a loss with its default options on one pair of five-token completions whose
-/// reference log-probs are -10; fresh samples, a completion of another row and a third one have
-/// that log-prob as well, the label is 1, sequence KLs and margins are 0.
+/// reference log-probs are -10; fresh samples, a completion of another row, a third one and the
+/// prompt have that log-prob as well, the label is 1, sequence KLs and margins are 0.
 struct LossAnchor {
   double chosen_logratio;
   double rejected_logratio;
   double loss;
+};
+
+/// A name for a loss with some of its options set.
+struct LossPreset {
+  std::string name;
+  std::string options;  ///< a JSON object; its numbers are defaults, the rest is what the name means
 };
 
 /// The same loss in another library.
@@ -67,6 +85,7 @@ struct LossInfo {
   std::vector<LossAnchor> anchors = {};
   std::string when_to_use = {};               ///< one or two sentences
   std::vector<LossElsewhere> elsewhere = {};  ///< other libraries that have it
+  std::vector<LossPreset> presets = {};
 };
 
 namespace detail {

@@ -26,12 +26,14 @@ struct OddsRatioLink {
 struct OrpoOptions {
   double lambda = 0.1;
   Reduction reduction = Reduction::kTokenMean;
+  bool nll_over_prompt = false;
   ScoreOptions score{.length_normalized = true, .reference_free = true};
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
     v.real({"lambda", "weight of the odds ratio term", {"beta"}}, lambda, kBetaRange);
     reduction_field(v, reduction);
+    v.flag({"nll_over_prompt", "imitate the prompt's tokens as well (TRL)"}, nll_over_prompt);
     score.fields(v);
     pair.fields(v);
   }
@@ -40,7 +42,9 @@ struct OrpoOptions {
 /// Odds ratio preference optimization (ORPO, 2403.07691 eqs. 6 and 7), without a reference:
 ///   NLL(y_w) - lambda log sigmoid(o(a_w) - o(a_l)), a = lp/n, o(a) = a - log(1 - e^a)
 /// [batch] log-probs in nats, lengths in tokens. Derivative in a_w of the second term: -lambda
-/// sigmoid(-z)/(1 - e^a_w). At a_w = a_l: NLL + lambda log 2. Closer to a = 0 than
+/// sigmoid(-z)/(1 - e^a_w). At a_w = a_l: NLL + lambda log 2. With `nll_over_prompt` the NLL is that
+/// of prompt and completion, as in TRL and the authors' code; the paper's is the completion's.
+/// Closer to a = 0 than
 /// math/functions.h says, o goes on as its tangent.
 class OrpoLoss : public PairwiseLoss<OrpoLoss, OrpoOptions> {
  public:
@@ -53,7 +57,11 @@ class OrpoLoss : public PairwiseLoss<OrpoLoss, OrpoOptions> {
   }
 
   OddsRatioLink link() const { return {options_.lambda}; }
-  NllRegularizer regularizer() const { return {.weight = 1, .reduction = options_.reduction}; }
+  NllRegularizer regularizer() const {
+    return {.weight = 1,
+            .reduction = options_.reduction,
+            .with_prompt = options_.nll_over_prompt};
+  }
   double beta() const { return options_.lambda; }
 
   static LossInfo info() {
@@ -63,8 +71,8 @@ class OrpoLoss : public PairwiseLoss<OrpoLoss, OrpoOptions> {
             .source = "arXiv:2403.07691 eqs. 6, 7",
             .anchors = {{0, 0, 2.0693147180559945}, {5, 5, 1.0693147180559945}},
             .when_to_use = "From a base model in one stage, without SFT and without a reference.",
-            .elsewhere = {{"TRL", "ORPOTrainer", "NLL over prompt and completion"},
-                          {"LLaMA-Factory", "orpo"}}};
+            .elsewhere = {{"TRL", "ORPOTrainer", "nll_over_prompt"},
+                          {"LLaMA-Factory", "orpo", "NLL as reduction sequence_mean"}}};
   }
 };
 

@@ -45,6 +45,10 @@ constexpr auto make_pair_fields() {
   constexpr auto kHeadOfReference = [](const Needs& n) { return n.head_logps && n.reference; };
   constexpr auto kSumSquares = [](const Needs& n) { return n.log_sum_p_squared; };
   constexpr auto kSeqKl = [](const Needs& n) { return n.seq_kl; };
+  constexpr auto kLimited = [](const Needs& n) { return n.limits.has_value(); };
+  constexpr auto kLimitedPair = [](const Needs& n) { return n.limits && n.rejected; };
+  constexpr auto kLimitedKl = [](const Needs& n) { return n.limits && n.kl_logps; };
+  constexpr auto kPrompt = [](const Needs& n) { return n.prompt; };
   constexpr auto kKl = [](const Needs& n) { return n.kl_logps; };
   constexpr auto kWinRates = [](const Needs& n) { return n.win_rates; };
   return std::array{
@@ -66,6 +70,15 @@ constexpr auto make_pair_fields() {
       row("rejected_log_sum_p_squared", &In::rejected_log_sum_p_squared, nullptr, kSumSquares),
       row("chosen_seq_kl", &In::chosen_seq_kl, &Out::grad_chosen_seq_kl, kSeqKl),
       row("rejected_seq_kl", &In::rejected_seq_kl, &Out::grad_rejected_seq_kl, kSeqKl),
+      row("chosen_limited_logratios", &In::chosen_limited_logratios, &Out::grad_chosen_limited,
+          kLimited),
+      row("rejected_limited_logratios", &In::rejected_limited_logratios,
+          &Out::grad_rejected_limited, kLimitedPair),
+      row("kl_limited_logratios", &In::kl_limited_logratios, nullptr, kLimitedKl),
+      row("chosen_confident_logps", &In::chosen_confident_logps, &Out::grad_confident,
+          [](const Needs& n) { return n.confident; }),
+      row("prompt_logps", &In::prompt_logps, &Out::grad_prompt, kPrompt),
+      number("prompt_lens", &In::prompt_lens, kPrompt),
       row("gold_logps", &In::gold_logps, &Out::grad_gold, [](const Needs& n) { return n.gold; }),
       number("gold_lens", &In::gold_lens, [](const Needs& n) { return n.gold && n.lens; }),
       number("labels", &In::labels, [](const Needs& n) { return n.labels; }),

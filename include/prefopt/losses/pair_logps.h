@@ -19,6 +19,7 @@ struct StepTotals {
   double chosen_tokens = 0;
   double rejected_tokens = 0;
   double gold_tokens = 0;
+  double prompt_tokens = 0;  ///< those that the prompt's first token leads to
 };
 
 namespace detail {
@@ -41,6 +42,7 @@ template <class T>
 struct RunningMean {
   ScalarOf<T> mean = {};  ///< not looked at while `count` is 0
   double count = 0;
+  bool is_frozen = false;  ///< in an evaluation: no value changes the mean, which begins at 0
 };
 
 /// What a loss sees: sums over completion tokens (never the prompt) of log-probs, in nats, or any
@@ -63,13 +65,19 @@ struct BasicPairLogps {
   T chosen_log_sum_p_squared, rejected_log_sum_p_squared;
   /// Sums over completion tokens of KL(pi_ref || pi) over the vocabulary (TDPO).
   T chosen_seq_kl, rejected_seq_kl;
-  T gold_logps, gold_lens;   ///< a third completion that is only imitated (TPO)
-  T labels;                  ///< of unpaired rows: 1 desirable, 0 not
-  T kl_logps, ref_kl_logps;  ///< the completion of another row under this row's prompt (KTO)
-  T margins;                 ///< given reward gap r_w - r_l
-  T weights;                 ///< given weight of the row
-  T label_probs;             ///< probability that the chosen completion is the better one
-  T chosen_win_rates;        ///< probability that y_w beats a completion of the policy
+  /// Sums over completion tokens of log(pi/pi_ref), each within the limits of LogRatioLimits
+  /// (humanline); the last of the completion of another row under this row's prompt (KTO).
+  T chosen_limited_logratios, rejected_limited_logratios, kl_limited_logratios;
+  /// Sum over the chosen completion's tokens of stop(pi) log pi (DFT).
+  T chosen_confident_logps;
+  T prompt_logps, prompt_lens;  ///< of the prompt's own tokens, from the second on (ORPO in TRL)
+  T gold_logps, gold_lens;      ///< a third completion that is only imitated (TPO)
+  T labels;                     ///< of unpaired rows: 1 desirable, 0 not
+  T kl_logps, ref_kl_logps;     ///< the completion of another row under this row's prompt (KTO)
+  T margins;                    ///< given reward gap r_w - r_l
+  T weights;                    ///< given weight of the row
+  T label_probs;                ///< probability that the chosen completion is the better one
+  T chosen_win_rates;           ///< probability that y_w beats a completion of the policy
   T rejected_win_rates;
 
   /// Fresh samples, `samples_per_prompt` for each row, those of one row side by side.
@@ -100,14 +108,23 @@ struct BasicLossOutput {
   T grad_chosen, grad_rejected;
   T grad_chosen_head, grad_rejected_head;
   T grad_chosen_seq_kl, grad_rejected_seq_kl;
+  T grad_chosen_limited, grad_rejected_limited;
+  T grad_confident;
+  T grad_prompt;
   T grad_gold;
   T grad_samples;  ///< [batch * samples_per_prompt]
-  /// [batch] beta * (log pi - log pi_ref), no gradient; of SimPO and the like beta * log pi /
-  /// tokens
+  /// [batch] what the metrics call rewards, without gradient: beta (log pi - log pi_ref), of a loss
+  /// without a reference beta log pi, a token where it looks at means, and beta r of that where it
+  /// shapes them (AlphaPO); of tdpo beta (log pi - log pi_ref + D)
   T chosen_rewards;
   T rejected_rewards;
   T margins;  ///< chosen_rewards - rejected_rewards
+  /// [batch] what the metrics call logps where that is not the sum: a token where a loss without a
+  /// reference looks at means, tails weighted by ld_alpha; no gradient
+  T logged_chosen_logps;
+  T logged_rejected_logps;
   std::vector<BasicLossTerm<T>> terms;
+  ScalarOf<T> kl = {};     ///< KTO's z0, nats, for the metrics; undefined: the loss has none
   RunningMean<T> running;  ///< as it stands after this step
 };
 

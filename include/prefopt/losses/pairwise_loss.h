@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "prefopt/losses/link.h"
@@ -114,18 +115,42 @@ enum class Weighting {
   kSampledAlignment,  ///< each token's log pi less its log sum_v pi(v)^2 (TRL's use_weighting)
 };
 
+/// What margin_scale multiplies.
+enum class MarginOf {
+  kGap,     ///< the given reward gap
+  kLogGap,  ///< its logarithm (ODPO, 2402.10571)
+};
+
 /// What a row of the data may say about its pair, and WPO's weights. All of it is detached.
 struct PairOptions {
   double margin_scale = 0;
+  MarginOf margin_of = MarginOf::kGap;
   bool use_label_probs = false;
   bool use_weights = false;
   Weighting weighting = Weighting::kNone;
   bool clamp_weighting = false;
 
   PREFOPT_API void fields(FieldVisitor& v);
+  /// Throws ConfigError, led by `where`, for options that contradict each other or do nothing.
+  PREFOPT_API void check(std::string_view where) const;
 };
 
+/// A reward gap of less counts as so much where its logarithm is taken: a pair whose scores are
+/// equal, or contradict its order, has next to no weight.
+inline constexpr double kLeastRewardGap = 1e-12;
+
 namespace detail {
+/// What beta delta is to exceed, in units of the score; undefined: 0.
+template <class T>
+T pair_margins(const PairOptions& options, const BasicPairLogps<T>& in, double beta) {
+  if (options.margin_scale == 0) return T();
+  const double scale = options.margin_scale / beta;
+  if (options.margin_of == MarginOf::kLogGap) {
+    return scale * math::log_at_least(in.margins, kLeastRewardGap);
+  }
+  return scale * in.margins;
+}
+
 /// The weight of each pair; undefined: 1.
 template <class T>
 T pair_weights(const PairOptions& options, const BasicPairLogps<T>& in) {
@@ -141,6 +166,35 @@ T pair_weights(const PairOptions& options, const BasicPairLogps<T>& in) {
   const T factor = math::tame_exp_slope(likelihood);
   return math::defined(weights) ? T(weights * factor) : factor;
 }
+
+/// Adds what the slopes of the sum of `losses` in both scores make of the policy's log-probs, and
+/// what the metrics say of the two sides.
+template <class T>
+void set_sides(BasicLossOutput<T>& out, const BasicSlopes<T>& slopes, const BasicSideScore<T>& w,
+               const BasicSideScore<T>& l) {
+  const auto set = [](T& gradient, const T& slope, const T& d_input) {
+    if (math::defined(d_input)) gradient = slope * d_input;
+  };
+  set(out.grad_chosen, slopes.chosen, w.d_logps);
+  set(out.grad_rejected, slopes.rejected, l.d_logps);
+  set(out.grad_chosen_head, slopes.chosen, w.d_head);
+  set(out.grad_rejected_head, slopes.rejected, l.d_head);
+  set(out.grad_chosen_limited, slopes.chosen, w.d_limited);
+  set(out.grad_rejected_limited, slopes.rejected, l.d_limited);
+  out.logged_chosen_logps = w.logged;
+  out.logged_rejected_logps = l.logged;
+}
+
+template <class T>
+void set_rewards(BasicLossOutput<T>& out, double beta, const BasicSideScore<T>& w,
+                 const BasicSideScore<T>& l) {
+  out.chosen_rewards = beta * w.reward;
+  out.rejected_rewards = beta * l.reward;
+  out.margins = out.chosen_rewards - out.rejected_rewards;
+}
+
+/// What scores ask for.
+PREFOPT_API LossRequirements score_needs(const ScoreOptions& score);
 
 /// Whether a link looks at each side by itself.
 template <class Link, class T>
@@ -198,6 +252,8 @@ namespace detail {
 /// Throws ConfigError for an option, off 0, that only the sigmoid link has.
 PREFOPT_API void check_link_option(DeltaLinkKind kind, const char* option, double value,
                                    const std::string& name);
+/// Throws ConfigError for the option `reduction`, off its default, of a term of weight 0.
+PREFOPT_API void check_reduction(Reduction reduction, double weight, const std::string& name);
 }  // namespace detail
 
 /// The options of a pairwise loss that has none of its own.
@@ -216,10 +272,13 @@ struct BetaOptions {
 /// score x link + regularizer:
 ///   loss = 1/pairs * sum_i [ weight_i link(s_w - s_l - margin) + regularizer_i ]
 /// with the scores of losses/score.h; or link(s_w, s_l), for a link of both sides. `margin` is
-/// `margin_scale` times the given reward gap, over beta (ODPO, 2402.10571). With `use_label_probs`
-/// a pair counts as p times itself and 1 - p times itself with the labels swapped.
-/// `Derived` says link() or link(inputs) and, where they differ from the defaults here,
-/// regularizer(); its options have `beta`, `score` and `pair`.
+/// `margin_scale` times the given reward gap or its logarithm, over beta (ODPO, 2402.10571). With
+/// `use_label_probs` a pair counts as p times itself and 1 - p times itself with the labels swapped;
+/// where a loss has a margin gamma, both orders are to exceed it, whereas `label_smoothing` mirrors
+/// the loss as it is (TRL's), so that p is not a label_smoothing of 1 - p there.
+/// `Derived` says link() or link(inputs) and, where they differ from the defaults here, score(),
+/// regularizer() and beta(); its options have `score` and `pair`. A link that depends on a mean over
+/// the steps carries it as `running`, which goes into the output.
 template <class Derived, class OptionsType>
 class PairwiseLoss : public LossBase<Derived, OptionsType> {
  public:
@@ -230,6 +289,7 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
     using Link = decltype(link_for(std::declval<const BasicPairLogps<at::Tensor>&>()));
     const bool of_sides = detail::LinkOfSides<Link, at::Tensor>;
     (void)make_score(this->options_.score, name, !of_sides);
+    this->options_.pair.check(name);
     if (of_sides) detail::refuse_margin(this->options_.pair.margin_scale, name);
   }
 
@@ -238,13 +298,12 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
     const Derived& loss = this->self();
     const double pairs = step_pairs(in);
     const PairOptions& options = this->options_.pair;
-    const Score score = this->score();
+    const auto score = loss.score();
     const BasicSideScore<T> w = score.of(chosen_side(in));
     const BasicSideScore<T> l = score.of(rejected_side(in));
 
     const auto link = link_for(in);
-    const T margin =
-        options.margin_scale != 0 ? T(options.margin_scale / loss.beta() * in.margins) : T();
+    const T margin = detail::pair_margins(options, in, loss.beta());
     detail::PairValue<T> value =
         options.use_label_probs
             ? detail::expected_pair_value(link, w.score, l.score, margin, in.label_probs)
@@ -255,19 +314,12 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
 
     BasicLossOutput<T> out;
     out.losses = value.losses;
-    out.grad_chosen = value.d_chosen * w.d_logps;
-    out.grad_rejected = value.d_rejected * l.d_logps;
-    if (math::defined(w.d_head)) {
-      out.grad_chosen_head = value.d_chosen * w.d_head;
-      out.grad_rejected_head = value.d_rejected * l.d_head;
-    }
+    detail::set_sides(out, {value.d_chosen, value.d_rejected}, w, l);
     const auto regularizer = loss.regularizer();
     const ScalarOf<T> preference = math::sum(out.losses) / pairs;
     regularizer.add_to(out, in, pairs);
     finish(out, pairs);
-    out.chosen_rewards = loss.beta() * rewarded(this->options_.score, w);
-    out.rejected_rewards = loss.beta() * rewarded(this->options_.score, l);
-    out.margins = out.chosen_rewards - out.rejected_rewards;
+    detail::set_rewards(out, loss.beta(), w, l);
     if (regularizer.kName != nullptr) {
       out.terms = {{"preference", preference}, {regularizer.kName, out.loss - preference}};
     }
@@ -280,16 +332,13 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
   double beta() const { return this->options_.beta; }
 
   LossRequirements requirements() const {
-    const ScoreOptions& score = this->options_.score;
     const PairOptions& pair = this->options_.pair;
-    const bool weighs = pair.weighting != Weighting::kNone;
-    LossRequirements needs{.reference = !score.reference_free,
-                           .lens = score.length_normalized || weighs,
-                           .head_logps = score.ld_alpha != 1,
-                           .log_sum_p_squared = pair.weighting == Weighting::kSampledAlignment,
-                           .margins = pair.margin_scale != 0,
-                           .weights = pair.use_weights,
-                           .label_probs = pair.use_label_probs};
+    LossRequirements needs = detail::score_needs(this->options_.score);
+    needs.lens = needs.lens || pair.weighting != Weighting::kNone;
+    needs.log_sum_p_squared = pair.weighting == Weighting::kSampledAlignment;
+    needs.margins = pair.margin_scale != 0;
+    needs.weights = pair.use_weights;
+    needs.label_probs = pair.use_label_probs;
     this->self().regularizer().add_needs(needs);
     return needs;
   }

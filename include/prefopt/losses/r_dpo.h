@@ -5,15 +5,15 @@
 
 namespace prefopt {
 
-/// link(delta - shift), a shift for each row.
+/// link(delta + addend), an addend for each row.
 template <class Link, class T>
-struct ShiftedLink {
+struct RaisedLink {
   Link link;
-  T shift;
+  T addend;
 
-  T value(const T& delta) const { return link.value(T(delta - shift)); }
-  T derivative(const T& delta) const { return link.derivative(T(delta - shift)); }
-  ShiftedLink swapped() const { return {link, -shift}; }
+  T value(const T& delta) const { return link.value(T(delta + addend)); }
+  T derivative(const T& delta) const { return link.derivative(T(delta + addend)); }
+  RaisedLink swapped() const { return {link, -addend}; }
 };
 
 struct RDpoOptions {
@@ -43,10 +43,10 @@ class RDpoLoss : public PairwiseLoss<RDpoLoss, RDpoOptions> {
   using PairwiseLoss::PairwiseLoss;
 
   template <class T>
-  ShiftedLink<LogisticLink, T> link(const BasicPairLogps<T>& in) const {
+  RaisedLink<LogisticLink, T> link(const BasicPairLogps<T>& in) const {
     const double eps = options_.label_smoothing;
     return {{options_.beta, 1 - eps, eps},
-            options_.alpha / options_.beta * (in.rejected_lens - in.chosen_lens)};
+            options_.alpha / options_.beta * (in.chosen_lens - in.rejected_lens)};
   }
   LossRequirements requirements() const {
     LossRequirements needs = PairwiseLoss::requirements();
@@ -60,8 +60,7 @@ class RDpoLoss : public PairwiseLoss<RDpoLoss, RDpoOptions> {
             .formula = "-logsigmoid(beta*delta + alpha*(n_w - n_l))",
             .source = "arXiv:2403.19159",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
-            .when_to_use = "The policy grows verbose because longer completions were preferred.",
-            .elsewhere = {{"SimPO authors' code", "rdpo", "other sign in some versions"}}};
+            .when_to_use = "The policy grows verbose because longer completions were preferred."};
   }
 };
 

@@ -20,14 +20,16 @@ struct LossEntry {
   std::function<Loss(std::string_view options_json)> make = {};
 };
 
-/// Builds a loss from `{"type": NAME, options…}`. TRL's form `{"loss_type": NAME or list,
-/// "loss_weights": …, options…}` is accepted where the result is one of the registered losses.
-/// Throws ConfigError for an unknown type or key, naming the nearest known one.
+/// Builds a loss from `{"type": NAME, options…}`, NAME that of a loss, an alias or a preset. TRL's
+/// form `{"trainer": "CPOTrainer", "loss_type": NAME or list, options…}` gives the loss that TRL 1.16
+/// trains with these, by TRL's defaults; without `trainer` the keys decide whose they are.
+/// Throws ConfigError for an unknown type or key, naming the nearest known one, and for keys of two
+/// trainers.
 PREFOPT_API Loss make_loss(std::string_view config_json);
 
 /// Names in the order of registration.
 PREFOPT_API std::vector<std::string> registered_losses();
-/// By name or alias; throws ConfigError naming the nearest known one.
+/// By name, alias or name of a preset; throws ConfigError naming the nearest known one.
 PREFOPT_API const LossEntry& find_loss(std::string_view name);
 /// Throws ConfigError if the name or an alias is taken.
 PREFOPT_API void register_loss(LossEntry entry);

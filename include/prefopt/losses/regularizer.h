@@ -60,40 +60,51 @@ struct NoRegularizer {
 };
 
 /// Whose likelihood the NLL regularizer keeps up.
-enum class Baseline { kChosen, kRejected, kGold };
+enum class Baseline {
+  kChosen,
+  kRejected,
+  kGold,
+  kConfident,  ///< the chosen one, each token by the policy's own probability (DFT, 2508.05629)
+};
 
 /// weight * negative log-likelihood of the baseline completion (RPO, 2405.16436 eq. 4.8, where
-/// weight = eta beta and the reduction is kSum; kSequenceMean is 2404.19733 v3 eq. 1).
+/// weight = eta beta and the reduction is kSum; kSequenceMean is 2404.19733 v3 eq. 1). With
+/// `with_prompt` the prompt's tokens are imitated as well, and count in what a mean divides by.
+/// Nothing at weight 0.
 struct NllRegularizer {
   static constexpr const char* kName = "nll";
   double weight = 1;
   Reduction reduction = Reduction::kTokenMean;
   Baseline baseline = Baseline::kChosen;
+  bool with_prompt = false;
 
   void add_needs(LossRequirements& needs) const {
+    if (weight == 0) return;
     needs.lens = needs.lens || reduction != Reduction::kSum;
     needs.gold = needs.gold || baseline == Baseline::kGold;
+    needs.confident = needs.confident || baseline == Baseline::kConfident;
+    needs.prompt = needs.prompt || with_prompt;
   }
   template <class T>
   void add_to(BasicLossOutput<T>& out, const BasicPairLogps<T>& in, double pairs) const {
+    if (weight == 0) return;
     const Completion<T> part = completion<T>(in, out);
     // d loss_i / d logps_i
     const T slope = [&]() -> T {
       switch (reduction) {
-        case Reduction::kTokenMean: {
-          const ScalarOf<T> tokens = part.step_tokens > 0
-                                         ? math::scalar_like(part.lens, part.step_tokens)
-                                         : math::sum(part.lens);
-          return T(math::constant(part.logps, -weight * pairs) / tokens);
-        }
+        case Reduction::kTokenMean:
+          return T(math::constant(part.logps, -weight * pairs) / tokens_of_step(part, in));
         case Reduction::kSequenceMean:
-          return T(-weight / part.lens);
+          return with_prompt ? T(-weight / (part.lens + in.prompt_lens)) : T(-weight / part.lens);
         default:
           return math::constant(part.logps, -weight);
       }
     }();
     detail::add_to(out.losses, T(slope * part.logps));
     detail::add_to(part.gradient, slope);
+    if (!with_prompt) return;
+    detail::add_to(out.losses, T(slope * in.prompt_logps));
+    detail::add_to(out.grad_prompt, slope);
   }
 
  private:
@@ -106,12 +117,25 @@ struct NllRegularizer {
   };
 
   template <class T>
+  ScalarOf<T> tokens_of_step(const Completion<T>& part, const BasicPairLogps<T>& in) const {
+    if (part.step_tokens > 0) {
+      return math::scalar_like(part.lens,
+                               part.step_tokens + (with_prompt ? in.totals.prompt_tokens : 0));
+    }
+    const ScalarOf<T> tokens = math::sum(part.lens);
+    return with_prompt ? ScalarOf<T>(tokens + math::sum(in.prompt_lens)) : tokens;
+  }
+
+  template <class T>
   Completion<T> completion(const BasicPairLogps<T>& in, BasicLossOutput<T>& out) const {
     switch (baseline) {
       case Baseline::kGold:
         return {in.gold_logps, in.gold_lens, in.totals.gold_tokens, out.grad_gold};
       case Baseline::kRejected:
         return {in.rejected_logps, in.rejected_lens, in.totals.rejected_tokens, out.grad_rejected};
+      case Baseline::kConfident:
+        return {in.chosen_confident_logps, in.chosen_lens, in.totals.chosen_tokens,
+                out.grad_confident};
       default:
         return {in.chosen_logps, in.chosen_lens, in.totals.chosen_tokens, out.grad_chosen};
     }
@@ -156,7 +180,8 @@ struct ValueIncentive {
 /// value but the score-function estimate of the KL's gradient,
 ///   mean of stop(log pi/pi_ref - baseline) * d log pi,
 /// with the mean of the other samples of the prompt as the baseline (none for a single sample).
-/// That is unbiased; `clip` and `token_mean` are not, and the value is never clipped.
+/// That is unbiased; `clip` and `token_mean` are not, and the value is never clipped. Nothing at
+/// weight 0.
 struct OnPolicyKl {
   static constexpr const char* kName = "kl";
   double weight = 0;
@@ -169,6 +194,7 @@ struct OnPolicyKl {
   }
   template <class T>
   void add_to(BasicLossOutput<T>& out, const BasicPairLogps<T>& in, double /*pairs*/) const {
+    if (weight == 0) return;
     const auto group = in.samples_per_prompt;
     const auto k = static_cast<double>(group);
     T logratios = in.sample_logps - in.ref_sample_logps;

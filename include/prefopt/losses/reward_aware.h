@@ -24,9 +24,10 @@ struct RewardGapLink {
     const T z = beta * delta;
     switch (distance) {
       case RewardDistance::kForwardKl:
-        return bernoulli_kl(z, gap);
+        return BernoulliKlLink<T>{beta, math::log_sigmoid(gap), math::log_sigmoid(T(-gap))}.value(
+            delta);
       case RewardDistance::kBackwardKl:
-        return bernoulli_kl(gap, z);
+        return BernoulliKlLink<T>{1, math::log_sigmoid(z), math::log_sigmoid(T(-z))}.value(gap);
       default:
         return math::square(T(z - gap));
     }
@@ -42,13 +43,6 @@ struct RewardGapLink {
       default:
         return 2 * beta * (z - gap);
     }
-  }
-
- private:
-  // KL between Bernoulli distributions of the given logits.
-  static T bernoulli_kl(const T& a, const T& b) {
-    return math::sigmoid(a) * (math::log_sigmoid(a) - math::log_sigmoid(b)) +
-           math::sigmoid(T(-a)) * (math::log_sigmoid(T(-a)) - math::log_sigmoid(T(-b)));
   }
 };
 
@@ -73,7 +67,7 @@ struct RewardAwareOptions {
 ///   rpo_bwd_kl: KL(Bernoulli(sigmoid(g)) || Bernoulli(sigmoid(z)))
 /// [batch] log-probs in nats. Derivatives in delta: 2 beta (z - g); beta s(1 - s)(z - g), s =
 /// sigmoid(z); beta (sigmoid(z) - sigmoid(g)). At z = g: 0. `margin_scale` is refused: the margins
-/// are in the loss already.
+/// are in the loss already. Not the RPO of 2405.16436, which is the loss `rpo`.
 template <class Derived, RewardDistance kDistance>
 class RewardAwareLoss : public PairwiseLoss<Derived, RewardAwareOptions> {
   using Base = PairwiseLoss<Derived, RewardAwareOptions>;
@@ -110,7 +104,7 @@ class RpoSquaredLoss : public RewardAwareLoss<RpoSquaredLoss, RewardDistance::kS
             .source = "arXiv:2406.11704",
             .anchors = {{0, 0, 0}, {10, 0, 1}},
             .when_to_use = "A reward model's scores are at hand and can be trusted as they are.",
-            .elsewhere = {{"NeMo-Aligner", "rpo_sq"}, {"NeMo-RL", "rpo_sq"}}};
+            .elsewhere = {{"NeMo-Aligner", "rpo_sq"}}};
   }
 };
 
@@ -125,7 +119,7 @@ class RpoForwardKlLoss : public RewardAwareLoss<RpoForwardKlLoss, RewardDistance
             .source = "arXiv:2406.11704",
             .anchors = {{0, 0, 0}, {10, 10, 0}},
             .when_to_use = "As rpo_bwd_kl; pairs that are far off pull less.",
-            .elsewhere = {{"NeMo-Aligner", "rpo_fwd_kl"}, {"NeMo-RL", "rpo_fwd_kl"}}};
+            .elsewhere = {{"NeMo-Aligner", "rpo_fwd_kl"}}};
   }
 };
 
@@ -140,7 +134,7 @@ class RpoBackwardKlLoss : public RewardAwareLoss<RpoBackwardKlLoss, RewardDistan
             .source = "arXiv:2406.11704",
             .anchors = {{0, 0, 0}, {10, 10, 0}},
             .when_to_use = "A reward model says how much better the chosen completion is.",
-            .elsewhere = {{"NeMo-Aligner", "rpo_bwd_kl"}, {"NeMo-RL", "rpo_bwd_kl"}}};
+            .elsewhere = {{"NeMo-Aligner", "rpo_bwd_kl"}}};
   }
 };
 

@@ -39,7 +39,7 @@ class RobustDpoLoss : public PairwiseLoss<RobustDpoLoss, RobustDpoOptions> {
   static LossInfo info() {
     return {
         .name = "robust_dpo",
-        .aliases = {"robust", "rdpo"},
+        .aliases = {"robust"},
         .formula = "[-(1-eps) logsigmoid(beta*delta) + eps logsigmoid(-beta*delta)] / (1 - 2 eps)",
         .source = "arXiv:2403.00409",
         .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},

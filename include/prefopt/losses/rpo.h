@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <utility>
+
 #include "prefopt/losses/pairwise_loss.h"
 
 namespace prefopt {
@@ -33,10 +35,16 @@ struct RpoOptions {
 /// where the NLL is an adversarial regularizer that keeps the baseline likely; the paper's
 /// experiments take the chosen completion for it. [batch] log-probs in nats; lengths needed unless
 /// `reduction` is sum. Derivative in the baseline's logps: dpo's minus eta times the reduction's
-/// share of the sequence. At delta = 0: log 2 + eta * NLL.
+/// share of the sequence. At delta = 0: log 2 + eta * NLL. Not reward-aware preference optimization
+/// (2406.11704), which goes by RPO as well and is rpo_sq and its kin here.
 class RpoLoss : public PairwiseLoss<RpoLoss, RpoOptions> {
  public:
-  using PairwiseLoss::PairwiseLoss;
+  /// Throws ConfigError for options of an NLL that has weight 0.
+  explicit RpoLoss(RpoOptions options = {}) : PairwiseLoss(std::move(options)) {
+    detail::check_reduction(options_.reduction, options_.eta, "rpo");
+    detail::refuse_idle(options_.baseline != Baseline::kChosen && options_.eta == 0, "rpo",
+                        "baseline", "its NLL has weight 0");
+  }
 
   LogisticLink link() const {
     return {options_.beta, 1 - options_.label_smoothing, options_.label_smoothing};
@@ -53,7 +61,7 @@ class RpoLoss : public PairwiseLoss<RpoLoss, RpoOptions> {
             .anchors = {{0, 0, 2.6931471805599453}, {5, 5, 1.6931471805599453}},
             .when_to_use = "The likelihood of the chosen completions must not fall.",
             .elsewhere = {{"TRL", "[sigmoid, sft] with loss_weights [1, eta]"},
-                          {"NeMo-Aligner", "dpo with sft_loss_weight"}}};
+                          {"NeMo-Aligner", "dpo with sft_loss_weight", "NLL as reduction sum by default"}}};
   }
 };
 

@@ -2,14 +2,22 @@
 #pragma once
 
 #include <numbers>
+#include <optional>
 #include <string_view>
 #include <vector>
 
+#include "prefopt/losses/loss.h"
 #include "prefopt/losses/pair_logps.h"
 #include "prefopt/math/functions.h"
 #include "prefopt/options.h"
 
 namespace prefopt {
+
+namespace detail {
+/// Throws ConfigError for an option that is set and changes nothing, with the reason.
+PREFOPT_API void refuse_idle(bool is_set, std::string_view where, std::string_view option,
+                             std::string_view reason);
+}  // namespace detail
 
 enum class Divergence {
   kReverseKl,
@@ -21,6 +29,17 @@ enum class Divergence {
   kTotalVariation,
 };
 
+/// Humanline (2509.24207): log(pi/pi_ref) of each token counts within limits alone.
+struct HumanlineOptions {
+  bool humanline = false;
+  double log_epsilon_p = -1;
+  double log_epsilon_r = 1.5;
+
+  PREFOPT_API void fields(FieldVisitor& v);
+  /// Unset unless `humanline`. Throws ConfigError, led by `where`, for limits that nothing reads.
+  PREFOPT_API std::optional<LogRatioLimits> limits(std::string_view where) const;
+};
+
 struct ScoreOptions {
   Divergence divergence = Divergence::kReverseKl;
   double alpha = 0.5;
@@ -29,6 +48,7 @@ struct ScoreOptions {
   bool reference_free = false;
   double ld_alpha = 1;
   bool ld_policy_only = false;
+  HumanlineOptions humanline = {};
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -41,34 +61,31 @@ struct BasicSideLogps {
   const T& head_logps;
   const T& ref_head_logps;
   const T& lens;
+  const T& limited_logratios;
 };
 
 template <class T>
 BasicSideLogps<T> chosen_side(const BasicPairLogps<T>& in) {
   return {in.chosen_logps, in.ref_chosen_logps, in.chosen_head_logps, in.ref_chosen_head_logps,
-          in.chosen_lens};
+          in.chosen_lens, in.chosen_limited_logratios};
 }
 
 template <class T>
 BasicSideLogps<T> rejected_side(const BasicPairLogps<T>& in) {
   return {in.rejected_logps, in.ref_rejected_logps, in.rejected_head_logps,
-          in.ref_rejected_head_logps, in.rejected_lens};
+          in.ref_rejected_head_logps, in.rejected_lens, in.rejected_limited_logratios};
 }
 
 template <class T>
 struct BasicSideScore {
   T logratio;  ///< [batch] Delta, nats
   T score;     ///< [batch] s
-  T d_logps;   ///< [batch] d score / d logps
+  T reward;    ///< [batch] what beta makes a reward of
+  T logged;    ///< [batch] what the metrics call logps; undefined: the sum
+  T d_logps;   ///< [batch] d score / d logps; undefined with humanline
   T d_head;    ///< [batch] d score / d head_logps; undefined where ld_alpha is 1
+  T d_limited; ///< [batch] d score / d limited_logratios; undefined without humanline
 };
-
-/// What beta makes a reward of: the log-ratio, as in TRL, or without a reference the mean log-prob
-/// of a token where the loss looks at that.
-template <class T>
-const T& rewarded(const ScoreOptions& options, const BasicSideScore<T>& side) {
-  return options.reference_free && options.length_normalized ? side.score : side.logratio;
-}
 
 /// Score s of a completion from its log-probs, in nats:
 ///   Delta = lp - lp_ref        (reference_free: Delta = lp)
@@ -89,7 +106,11 @@ const T& rewarded(const ScoreOptions& options, const BasicSideScore<T>& side) {
 ///
 /// With ld_alpha below 1, lp counts the tokens beyond min(n_w, n_l) only so much (LD-DPO,
 /// 2409.06411): lp = head + ld_alpha (full - head). The reference does as well, as in TRL, unless
-/// `ld_policy_only`, as in LLaMA-Factory.
+/// `ld_policy_only`, as in LLaMA-Factory and TRL up to 0.26.
+///
+/// With `humanline` (2509.24207) Delta is the sum over tokens of log(pi/pi_ref) within
+/// [log_epsilon_p, log_epsilon_r]: a token beyond a limit has no gradient. The authors also set the
+/// reference to the policy after each step (`reference.update`, rule hard).
 struct Score {
   ScoreOptions options = {};
 
@@ -143,6 +164,7 @@ struct Score {
   /// What a score is of: a difference of two models, or the log-probs of one.
   template <class T>
   T logratio(const BasicSideLogps<T>& side) const {
+    if (options.humanline.humanline) return side.limited_logratios;
     return options.reference_free ? policy(side) : T(policy(side) - reference(side));
   }
 
@@ -156,6 +178,15 @@ struct Score {
       result.score = result.score / side.lens;
       slope = slope / side.lens;
     }
+    const bool of_means = options.reference_free && options.length_normalized;
+    result.reward = of_means ? result.score : result.logratio;
+    if (of_means || options.ld_alpha != 1) {
+      result.logged = of_means ? T(policy(side) / side.lens) : policy(side);
+    }
+    if (options.humanline.humanline) {
+      result.d_limited = slope;
+      return result;
+    }
     result.d_logps = options.ld_alpha * slope;
     if (options.ld_alpha != 1) result.d_head = (1 - options.ld_alpha) * slope;
     return result;
@@ -168,7 +199,34 @@ struct Score {
   }
 };
 
-/// Throws ConfigError, led by `where`, for options from which no score follows. `of_difference`:
+/// A score s as AlphaPO's reward (2501.03884), r = (1 - e^(-alpha s)) / alpha; at alpha 0 its limit,
+/// s itself. Slope: e^(-alpha s) times that of s. Exponentials go on as their tangent as in Score.
+struct ShapedScore {
+  Score score = {};
+  double alpha = 0;
+
+  template <class T>
+  BasicSideScore<T> of(const BasicSideLogps<T>& side) const {
+    BasicSideScore<T> result = score.of(side);
+    if (alpha == 0) return result;
+    const T exponent = -alpha * result.score;
+    const T slope = math::tame_exp_slope(exponent);
+    result.score = -math::tame_expm1(exponent) / alpha;
+    result.reward = result.score;
+    for (T* part : {&result.d_logps, &result.d_head, &result.d_limited}) {
+      if (math::defined(*part)) *part = *part * slope;
+    }
+    return result;
+  }
+};
+
+namespace detail {
+/// Throws ConfigError for a divergence in a score that `alpha` shapes.
+PREFOPT_API void check_shaped(const ScoreOptions& options, double alpha, std::string_view where);
+}  // namespace detail
+
+/// Throws ConfigError, led by `where`, for options from which no score follows, or that do nothing
+/// beside the others. `of_difference`:
 /// the loss depends on s_w - s_l alone, so that the normalizer of a divergence cancels.
 PREFOPT_API Score make_score(const ScoreOptions& options, std::string_view where,
                              bool of_difference = true);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <utility>
+
 #include "prefopt/losses/pairwise_loss.h"
 
 namespace prefopt {
@@ -8,16 +10,21 @@ namespace prefopt {
 struct SftOptions {
   Reduction reduction = Reduction::kTokenMean;
   bool use_weights = false;
+  bool use_labels = false;
 
   void fields(FieldVisitor& v) {
     reduction_field(v, reduction);
     v.flag({"use_weights", "multiply each row's loss by the given weights"}, use_weights);
+    v.flag({"use_labels", "rows are labelled, and the desirable ones are imitated; set in a mix with "
+                          "such losses"},
+           use_labels);
   }
 };
 
 /// Supervised fine-tuning on the chosen completions: their negative log-likelihood, by default the
 /// mean over all completion tokens of the step (TRL's `sft`). No reference, no rejected completion,
-/// no rewards. Weights do not count in what a mean divides by. Derivative in chosen_logps: minus
+/// no rewards. Weights do not count in what a mean divides by, and of labelled rows (`use_labels`,
+/// the weight is the label) all do. Derivative in chosen_logps: minus
 /// the reduction's share of the sequence, times its weight.
 class SftLoss : public LossBase<SftLoss, SftOptions> {
  public:
@@ -28,9 +35,11 @@ class SftLoss : public LossBase<SftLoss, SftOptions> {
     const double pairs = step_pairs(in);
     BasicLossOutput<T> out;
     NllRegularizer{.weight = 1, .reduction = options_.reduction}.add_to(out, in, pairs);
-    if (options_.use_weights) {
-      out.losses = out.losses * in.weights;
-      out.grad_chosen = out.grad_chosen * in.weights;
+    for (const auto& [used, weights] :
+         {std::pair{options_.use_weights, &in.weights}, {options_.use_labels, &in.labels}}) {
+      if (!used) continue;
+      out.losses = out.losses * *weights;
+      out.grad_chosen = out.grad_chosen * *weights;
     }
     finish(out, pairs);
     return out;
@@ -39,6 +48,7 @@ class SftLoss : public LossBase<SftLoss, SftOptions> {
     return {.reference = false,
             .rejected = false,
             .lens = options_.reduction != Reduction::kSum,
+            .labels = options_.use_labels,
             .weights = options_.use_weights};
   }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <utility>
+
 #include "prefopt/losses/pairwise_loss.h"
 
 namespace prefopt {
@@ -30,7 +32,12 @@ struct TdpoOptions {
 /// sigmoid(-z); in D_w for tdpo1: -beta sigmoid(-z). At policy = reference: log 2.
 class TdpoLoss : public LossBase<TdpoLoss, TdpoOptions> {
  public:
-  using LossBase::LossBase;
+  /// Throws ConfigError for alpha in tdpo1, which has none.
+  explicit TdpoLoss(TdpoOptions options = {}) : LossBase(std::move(options)) {
+    detail::refuse_idle(
+        options_.alpha != TdpoOptions{}.alpha && options_.variant == TdpoVariant::kTdpo1, "tdpo",
+        "alpha", "it weighs the KLs in variant 'tdpo2' alone");
+  }
 
   template <class T>
   BasicLossOutput<T> formula(const BasicPairLogps<T>& in) const {

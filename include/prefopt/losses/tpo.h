@@ -34,8 +34,8 @@ struct TpoOptions {
 
 /// Triple preference optimization (2405.16681), on rows with a third, gold completion y_g:
 ///   -log sigmoid(beta (lp_w - lp_l) - gamma) + alpha NLL(y_g)
-/// or the hinge or squared link in place of the first term. TPO-L is `length_normalized` with
-/// gamma > 0. [batch] log-probs in nats; lengths needed unless
+/// or the hinge or squared link in place of the first term. TPO-L, the preset `tpo-l`, is
+/// `length_normalized` with gamma > 0. At alpha 0 there is no gold completion. [batch] log-probs in nats; lengths needed unless
 /// `reduction` is sum. Derivative: the link's, and -alpha times the reduction's share in
 /// gold_logps. At lp_w = lp_l: log(1 + e^gamma) + alpha NLL.
 class TpoLoss : public PairwiseLoss<TpoLoss, TpoOptions> {
@@ -44,6 +44,7 @@ class TpoLoss : public PairwiseLoss<TpoLoss, TpoOptions> {
   explicit TpoLoss(TpoOptions options = {}) : PairwiseLoss(std::move(options)) {
     detail::check_link_option(options_.link, "gamma", options_.gamma, "tpo");
     detail::check_link_option(options_.link, "label_smoothing", options_.label_smoothing, "tpo");
+    detail::check_reduction(options_.reduction, options_.alpha, "tpo");
   }
 
   DeltaLink link() const {
@@ -61,7 +62,8 @@ class TpoLoss : public PairwiseLoss<TpoLoss, TpoOptions> {
             .anchors = {{0, 0, 2.6931471805599453}, {100, 0, 2.3132616875182228}},
             .when_to_use = "A gold answer besides two ranked ones, in one stage.",
             .elsewhere = {{"TRL", "TPOTrainer sigmoid, hinge, ipo, tpo-l",
-                           "tpo-l is length_normalized with gamma, ipo is length_normalized"}}};
+                           "tpo-l is length_normalized with gamma, ipo is length_normalized"}},
+            .presets = {{"tpo-l", R"({"length_normalized": true, "gamma": 0.5})"}}};
   }
 };
 

@@ -26,6 +26,7 @@ struct Functions<Eigen::ArrayXd> {
 
   static Array relu(const Array& x) { return x.max(0); }
   static Array is_positive(const Array& x) { return (x > 0).cast<double>(); }
+  static Array log_at_least(const Array& x, double least) { return x.max(least).log(); }
   static Array log_odds(const Array& x) { return x.unaryExpr(&Scalar::log_odds); }
   static Array log_odds_slope(const Array& x) { return x.unaryExpr(&Scalar::log_odds_slope); }
 

@@ -48,6 +48,7 @@ struct Functions<T> {
   static T relu(T x) { return std::max(x, T(0)); }
   static T clamp(T x, double limit) { return std::clamp(x, T(-limit), T(limit)); }
   static T is_positive(T x) { return x > 0 ? T(1) : T(0); }
+  static T log_at_least(T x, double least) { return std::log(std::max(x, T(least))); }
   static T log_odds(T x) {
     const T low = std::min(x, -kCertainty);
     const T odds_slope = -1 / std::expm1(low);
@@ -101,6 +102,12 @@ T relu(const T& x) {
 template <class T>
 T is_positive(const T& x) {
   return Functions<T>::is_positive(x);
+}
+
+/// log max(x, least), for numbers without a gradient.
+template <class T>
+T log_at_least(const T& x, double least) {
+  return Functions<T>::log_at_least(x, least);
 }
 
 /// log(p / (1 - p)) of x = log p < 0, continued as its tangent close to 0 and beyond.

@@ -29,6 +29,7 @@ struct PREFOPT_API Functions<at::Tensor> {
   static at::Tensor tame_exp_slope(const at::Tensor& x);
   static at::Tensor relu(const at::Tensor& x);
   static at::Tensor is_positive(const at::Tensor& x);
+  static at::Tensor log_at_least(const at::Tensor& x, double least);
   static at::Tensor log_odds(const at::Tensor& x);
   static at::Tensor log_odds_slope(const at::Tensor& x);
 

@@ -41,6 +41,12 @@ struct DecoderOptions {
   std::int64_t bos_token_id = -1;
   std::int64_t eos_token_id = -1;
   std::int64_t pad_token_id = -1;
+  /// Further end tokens of `config.json` and `generation_config.json`, or of a GGUF file. Not an
+  /// option of a config; `fields` leaves it out.
+  std::vector<std::int64_t> extra_eos_token_ids = {};
+  /// Tokens that a position sees back, itself included; 0: all. Attention here is full, so longer
+  /// sequences are refused (DataError). Not an option of a config; `fields` leaves it out.
+  std::int64_t sliding_window = 0;
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -78,8 +84,9 @@ class PREFOPT_API Decoder final : public Policy {
   /// Reads a Hugging Face folder, `config.json` with `model.safetensors` or its shards, of the
   /// families llama, mistral, qwen2 and qwen3; or a `.gguf` file of the architectures llama, qwen2
   /// and qwen3. A field that would change results and is not understood is refused by name
-  /// (CheckpointError). `dtype` "keep" keeps the folder's, and takes float32 from a GGUF file.
-  /// Weights of the dtype wanted stay where they are, mapped from the file.
+  /// (CheckpointError). `dtype` "keep" keeps the folder's: matrices of several dtypes are widened
+  /// to the widest, vectors stay as stored. It takes float32 from a GGUF file. Weights of the dtype
+  /// wanted stay where they are, mapped from the file.
   static std::shared_ptr<Decoder> load(const std::string& path, std::string_view dtype = "keep");
 
   PolicyOutput forward(const TokenBatch& batch) override;
@@ -103,6 +110,13 @@ class PREFOPT_API Decoder final : public Policy {
       const std::vector<std::vector<std::int64_t>>& prompts) override;
 
   const DecoderOptions& options() const;
+  /// What there is to say of how the weights were read; else empty.
+  const std::string& load_note() const;
+  /// The text of `generation_config.json`: the folder's, or that which a GGUF file amounts to;
+  /// empty where there is none. save() writes it.
+  std::string generation_config() const;
+  /// Throws DataError, led by `where`, for sequences that the sliding window does not hold.
+  void check_length(std::int64_t tokens, std::string_view where) const;
 
   /// Of forward_packed.
   void set_checkpointing(Checkpointing checkpointing);
@@ -119,10 +133,12 @@ class PREFOPT_API Decoder final : public Policy {
   /// The model without its adapter, sharing the frozen weights: the reference of a policy that
   /// trains an adapter. Throws ConfigError if there is none.
   std::shared_ptr<Decoder> without_adapter() const;
-  /// `adapter_config.json` and `adapter_model.safetensors`, as PEFT writes and reads them.
+  /// `adapter_config.json`, which names the path that the model was loaded from, and
+  /// `adapter_model.safetensors`, as PEFT writes and reads them.
   void save_adapter(const std::string& directory) const;
   /// Freezes the weights and adds the adapter of a folder. Throws CheckpointError for one that is
-  /// not of this model.
+  /// not of this model, or whose initialization changed the weights under it (PiSSA, OLoRA, CorDA,
+  /// LoftQ).
   void load_adapter(const std::string& directory);
   /// Replaces the parameters: before a trainer or an optimizer holds them, not after.
   void to(at::ScalarType dtype);

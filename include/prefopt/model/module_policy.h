@@ -17,13 +17,24 @@ namespace prefopt {
 
 /// A torch::nn module with `at::Tensor forward(input_ids, attention_mask)` that returns logits
 /// [S, T, vocab]; modules that derive from torch::nn::Cloneable can serve as a reference.
+///
+/// The module is put into evaluation mode, as by TRL's `disable_dropout`: a policy that differs
+/// from one call to the next is none that two passes of a step, or a reference, could be compared
+/// with. `forward` throws ConfigError where it was put back into training mode.
 template <class Module>
 class ModulePolicy final : public Policy {
  public:
   ModulePolicy(std::shared_ptr<Module> module, std::int64_t vocab_size)
-      : module_(std::move(module)), vocab_size_(vocab_size) {}
+      : module_(std::move(module)), vocab_size_(vocab_size) {
+    module_->eval();
+  }
 
   PolicyOutput forward(const TokenBatch& batch) override {
+    if (module_->is_training()) {
+      throw ConfigError(
+          "module policy: expected a module in evaluation mode, got one in training mode; dropout "
+          "would make each pass another policy");
+    }
     return {.hidden = {}, .logits = module_->forward(batch.input_ids, batch.attention_mask)};
   }
   std::int64_t vocab_size() const override { return vocab_size_; }
@@ -46,7 +57,6 @@ class ModulePolicy final : public Policy {
           "module policy: expected a module that derives from torch::nn::Cloneable, got one that "
           "cannot be copied");
     }
-    module->eval();  // dropout would make a reference random
     auto copy = std::make_shared<ModulePolicy>(std::move(module), vocab_size_);
     copy->set_requires_grad(false);
     return copy;

@@ -89,8 +89,8 @@ class PREFOPT_API Policy {
   void set_requires_grad(bool on);
 };
 
-/// Hash over config and names, shapes, dtypes and bytes of all parameters: the key of cached
-/// log-probs.
+/// Hash over config, names, shapes, dtypes and bytes of all parameters, and the scale of an
+/// adapter: the key of cached log-probs.
 PREFOPT_API std::string content_hash(const Policy& policy);
 
 }  // namespace prefopt

@@ -17,14 +17,16 @@ struct SamplingOptions {
   double top_p = 1;
   std::int64_t eos_id = -1;  ///< -1: no end token
   std::int64_t seed = 0;
-  /// Further end tokens. Not an option of a config; `fields` leaves it out.
-  std::vector<std::int64_t> extra_eos_ids = {};
+  std::vector<std::int64_t> extra_eos_ids = {};  ///< further end tokens
   /// Index of the first prompt, so that a batch cut in parts draws the same: prompt i of a call
   /// draws with (seed, first_index + i). Not an option of a config; `fields` leaves it out.
   std::int64_t first_index = 0;
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
+
+/// Whether a completion that ends in `token` has come to its end.
+PREFOPT_API bool is_end_token(std::int64_t token, const SamplingOptions& options);
 
 /// Completions, the end token included where it was drawn; in the order of the prompts. A sample
 /// depends on seed, prompt index and model, not on the thread count, and with a Decoder on the CPU

@@ -22,7 +22,7 @@ namespace prefopt {
 struct ModelOptions {
   std::string path = {};  ///< Hugging Face folder or GGUF file; empty: fresh weights of `decoder`
   std::string dtype = "float32";  ///< or "keep"
-  std::string tokenizer = {};     ///< of make_tokenizer; empty: the model's own, else "byte"
+  std::string tokenizer = {};     ///< of make_tokenizer; empty: the model's own, "byte" if fresh
   DecoderOptions decoder = {};
   bool use_lora = false;  ///< train an adapter; the reference is then the model without it
   LoraOptions lora = {};
@@ -81,7 +81,7 @@ struct RunOptions {
   DataOptions data = {};
   OptimizerOptions optimizer = {};
   LoopOptions train = {};
-  SamplingOptions sampling = {};  ///< `eos_id` -1: the model's end token, else the tokenizer's
+  SamplingOptions sampling = {};  ///< without end tokens: those of end_tokens()
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -106,16 +106,21 @@ struct RunResult {
   double seconds = 0;
 };
 
-/// Refuses an `output_dir` that holds a run already (ConfigError). Everything is loaded and checked
-/// before the first file is written. Sets LibTorch's thread count and default generator. One line
-/// of metrics.jsonl is one logged step or one evaluation (keys `eval_…`); values that are not
-/// finite are null. A step without an update leaves what it was in `nonfinite/step-N`.
+/// Refuses an `output_dir` that holds a run already, or files that a run would write over
+/// (ConfigError). Everything is loaded and checked, and the first evaluation made, before the first
+/// file is written. Sets LibTorch's thread count and default generator. One line of metrics.jsonl is
+/// the mean of the steps since the last line, weighted by the tokens or rows that a metric is over,
+/// or one evaluation (keys `eval_…`); values that are not finite are null. A step without an update
+/// leaves what it was in `nonfinite/step-N`; lines count those steps as `skipped` and average the
+/// others.
 ///
-/// `checkpoints/step-N` holds the model or the adapter and all other state; a crash at any moment
-/// leaves `checkpoints/last` on a whole one, and `checkpoints/best` is the best evaluated one.
+/// `checkpoints/step-N` holds the model or the adapter with its tokenizer and chat format
+/// (tokenizer_files), and all other state; a crash at any moment
+/// leaves `checkpoints/last` on a whole one, and `checkpoints/best` is the best evaluated one. Where
+/// a std::exception ends the run, steps that were done are saved before it is thrown on.
 ///
 /// `resume`: "auto" goes on from the newest whole checkpoint in `output_dir`, or starts where there
-/// is none; a run folder or a checkpoint goes on from there, in a new `output_dir` if that is
+/// is none and the folder is new, empty or of a run with these options; a run folder or a checkpoint goes on from there, in a new `output_dir` if that is
 /// another one. With the same threads and micro-batches the rest of the run is to the last bit what
 /// it would have been without the break. Throws ConfigError with a list of all that differs for
 /// another model, data, loss or optimizer, CheckpointError where no checkpoint is whole.

@@ -24,6 +24,10 @@ enum class Schedule { kConstant, kLinear, kCosine };
 
 enum class StateDtype { kParameter, kBFloat16 };
 
+/// What bfloat16 and float16 weights are trained by: float32 copies that steps change, or
+/// themselves by stochastic rounding.
+enum class Masters { kFloat32, kStochastic };
+
 struct OptimizerOptions {
   double learning_rate = 1e-4;
   double adam_beta1 = 0.9;
@@ -31,7 +35,8 @@ struct OptimizerOptions {
   double adam_epsilon = 1e-8;
   double weight_decay = 0;
   double max_grad_norm = 1;                         ///< 0: no clipping
-  StateDtype state_dtype = StateDtype::kParameter;  ///< of AdamW's means
+  StateDtype state_dtype = StateDtype::kParameter;  ///< of AdamW's means, at least float32
+  Masters masters = Masters::kFloat32;              ///< of bfloat16 and float16 weights
   Schedule schedule = Schedule::kLinear;
   std::int64_t warmup_steps = 0;
   double min_learning_rate_ratio = 0;  ///< floor of linear and cosine, as a share of the peak
@@ -76,6 +81,10 @@ struct TrainerOptions {
   std::int64_t micro_batch_size = 0;  ///< pairs at a time; 0: the whole step at once
   /// Tokens at a time, of prompts and completions together, at least one pair; 0: no limit.
   std::int64_t micro_batch_tokens = 0;
+  /// Rows of an evaluation that a loss with `whole_step` sees at once: those of a step, or its
+  /// value is of another problem than in training; a single row left over joins those before it.
+  /// The loss is the mean of theirs, by rows. 0: all.
+  std::int64_t evaluation_batch_size = 0;
   /// Of the output head, see linear_token_logps: changes memory and speed, never results.
   std::int64_t head_budget_bytes = std::int64_t{1} << 30;
   SamplingOptions sampling = {};  ///< for losses that need fresh samples
@@ -105,15 +114,20 @@ class PREFOPT_API Trainer {
   /// cannot be had throws OutOfMemoryError.
   Metrics step(const std::vector<TokenPair>& pairs);
   /// Loss and metrics without an update; keys without the `eval_` prefix. Fresh samples are drawn
-  /// with the same seed each time, so that evaluations differ by the policy alone.
+  /// with the same seed each time, so that evaluations differ by the policy alone. A running mean
+  /// stays that of the training rows.
   Metrics evaluate(const std::vector<TokenPair>& pairs);
-  /// Gradients of one step left in the parameters' `grad`, no update; for checks.
+  /// Gradients of one step left in the parameters' `grad`, float32 for those of bfloat16 and
+  /// float16, no update; for checks.
   Metrics accumulate_gradients(const std::vector<TokenPair>& pairs);
 
+  /// Writes the policy as its `save` does, with the float32 masters of bfloat16 and float16 weights
+  /// in place of the rounded ones, and other such weights widened next to them.
+  void save_policy(const std::string& directory) const;
   /// All that steps change besides the policy's weights, by name, for a checkpoint: counts of
-  /// steps, tokens and skipped updates, AdamW's means, squares and counts, the loss's running mean,
-  /// the reference's state. Not copies. A step after `load_state` is to the last bit the one that
-  /// would have followed `state`, given the policy's weights.
+  /// steps, tokens and skipped updates, AdamW's means, squares and counts, float32 masters, the
+  /// loss's running mean, the reference's state. Not copies. A step after `load_state` is to the
+  /// last bit the one that would have followed `state`, given the policy's weights.
   std::vector<std::pair<std::string, at::Tensor>> state() const;
   /// Throws CheckpointError for the state of another policy, loss, reference or optimizer, and
   /// changes nothing then.
@@ -123,6 +137,9 @@ class PREFOPT_API Trainer {
   LossState loss_state() const;
   void set_loss_state(const LossState& state);
 
+  /// Returns, of each metric of the last step that is a mean, over how many values it is: tokens of
+  /// token metrics, rows of the others. A mean over several steps is weighted by them.
+  Metrics step_counts() const;
   std::int64_t steps_done() const;
   std::int64_t tokens_seen() const;
   Policy& policy();

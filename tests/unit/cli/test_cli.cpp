@@ -188,45 +188,55 @@ TEST_CASE("prefopt grad: a reference is asked for only where it is used", "[cli]
   check_close(sft.at("loss"), sum / tokens, 1e-5);
 }
 
-TEST_CASE("prefopt loss: all of TRL's golden cases", "[cli]") {
-  const json golden = json::parse(read_text(data_path("trl_losses.json")));
-  REQUIRE(golden.size() == 66);
-  const TempDir folder;
-  for (const auto& item : golden) {
-    const std::string id = item.at("id");
-    std::string rows;
-    for (const auto& pair : item.at("pairs")) rows += pair.dump() + "\n";
-    write_text(folder.file(id + ".jsonl"), rows);
-    write_text(folder.file(id + ".json"), item.at("config").dump());
-  }
-  for (const auto& item : golden) {
-    const std::string id = item.at("id");
-    const double rtol = item.at("rtol");
-    INFO(id << " " << item.at("config").dump());
-    const json got = cli_json({"loss", "--loss", "@" + folder.file(id + ".json"), "--logps",
-                               folder.file(id + ".jsonl")});
-    const auto& expected = item.at("expected");
-    check_close(got.at("loss"), expected.at("loss"), rtol);
-    double sum = 0;
-    for (const double loss : got.at("losses")) sum += loss;
-    check_close(sum / static_cast<double>(got.at("losses").size()), expected.at("loss"), rtol);
-    for (const std::string key : {"grad_chosen", "grad_rejected"}) {
-      REQUIRE(got.at(key).size() == expected.at(key).size());
-      for (std::size_t i = 0; i < expected.at(key).size(); ++i) {
-        REQUIRE(got.at(key)[i].size() == expected.at(key)[i].size());
-        for (std::size_t t = 0; t < expected.at(key)[i].size(); ++t) {
-          check_close(got.at(key)[i][t], expected.at(key)[i][t], rtol, 1e-14);
-        }
+/// Loss, token gradients and metrics that the command gives for a golden case.
+void check_golden_case(const json& item, const json& got) {
+  const double rtol = item.at("rtol");
+  INFO(item.at("id") << " " << item.at("config").dump());
+  const auto& expected = item.at("expected");
+  check_close(got.at("loss"), expected.at("loss"), rtol);
+  double sum = 0;
+  for (const double loss : got.at("losses")) sum += loss;
+  check_close(sum / static_cast<double>(got.at("losses").size()), expected.at("loss"), rtol);
+  for (const auto& [key, gradient] : expected.items()) {
+    if (!key.starts_with("grad_")) continue;
+    INFO(key);
+    REQUIRE(got.at(key).size() == gradient.size());
+    for (std::size_t i = 0; i < gradient.size(); ++i) {
+      REQUIRE(got.at(key)[i].size() == gradient[i].size());
+      for (std::size_t t = 0; t < gradient[i].size(); ++t) {
+        check_close(got.at(key)[i][t], gradient[i][t], rtol, 1e-14);
       }
     }
-    CHECK(got.at("metrics").size() == expected.at("metrics").size());
-    for (const auto& [name, value] : expected.at("metrics").items()) {
-      INFO(name);
-      // TRL's log-probs here are those that LD-DPO has weighted.
-      if (name.starts_with("logps/") && item.at("config").contains("ld_alpha")) continue;
-      // TRL counts accuracies in float32, and goes through it where rtol is coarse.
-      const bool coarse = name == "rewards/accuracies";
-      check_close(got.at("metrics").at(name), value, coarse ? 1e-7 : rtol, rtol > 1e-9 ? 1e-7 : 0);
+  }
+  for (const auto& [name, value] : expected.at("metrics").items()) {
+    INFO(name);
+    // TRL counts accuracies in float32, and goes through it where rtol is coarse.
+    const bool coarse = name == "rewards/accuracies";
+    check_close(got.at("metrics").at(name), value, coarse ? 1e-7 : rtol, rtol > 1e-9 ? 1e-7 : 1e-14);
+  }
+}
+
+TEST_CASE("prefopt loss: all of TRL's golden cases", "[cli]") {
+  for (const auto& [name, count] :
+       {std::pair{"trl_losses.json", 66}, {"trl_trainers.json", 25}, {"trl_cpo.json", 9}}) {
+    const json golden = json::parse(read_text(data_path(name)));
+    REQUIRE(std::ssize(golden) == count);
+    const TempDir folder;
+    for (const auto& item : golden) {
+      const std::string id = item.at("id");
+      std::string rows;
+      for (const auto& row : item.at(item.contains("rows") ? "rows" : "pairs")) {
+        rows += row.dump() + "\n";
+      }
+      json config = item.at("config");
+      if (item.contains("trainer")) config["trainer"] = item.at("trainer");
+      write_text(folder.file(id + ".jsonl"), rows);
+      write_text(folder.file(id + ".json"), config.dump());
+    }
+    for (const auto& item : golden) {
+      const std::string id = item.at("id");
+      check_golden_case(item, cli_json({"loss", "--loss", "@" + folder.file(id + ".json"), "--logps",
+                                        folder.file(id + ".jsonl")}));
     }
   }
 }
@@ -372,6 +382,20 @@ TEST_CASE("prefopt loss: what else a row may say", "[cli]") {
     check_close(got.at("loss"), -std::log(sigmoid(0.5)) + 3 * 1.5, 1e-14);
     CHECK(got.at("grad_gold") == json::parse("[[-1.5, -1.5]]"));
   }
+  SECTION("the prompt's own tokens") {
+    const json got = run(R"({"trainer": "ORPOTrainer"})",
+                         R"(, "chosen_len": 2, "rejected_len": 4, "prompt_logps": [-1, -2])");
+    const double odds_w = -1.5 - std::log(1 - std::exp(-1.5)), odds_l = -1 - std::log(1 - std::exp(-1));
+    check_close(got.at("loss"), 6.0 / 4 - 0.1 * std::log(sigmoid(odds_w - odds_l)), 1e-12);
+    CHECK(got.at("grad_prompt") == json::parse("[[-0.25, -0.25]]"));
+    CHECK(got.at("metrics").at("logps/chosen") == -1.5);
+  }
+  SECTION("log of a reward gap") {
+    const json got = run(R"({"type": "odpo", "beta": 0.5})", R"(, "margin": 3)");
+    check_close(got.at("loss"), -std::log(sigmoid(1.5 - std::log(3))), 1e-14);
+    const json least = run(R"({"type": "odpo", "beta": 0.5})", R"(, "margin": -3)");
+    check_close(least.at("loss"), -std::log(sigmoid(1.5 - std::log(1e-12))), 1e-12, 1e-14);
+  }
   SECTION("sequence KLs") {
     const std::string kls = R"(, "chosen_seq_kl": 1, "rejected_seq_kl": [1.5, 0.5])";
     const json first = run(R"({"type": "tdpo", "beta": 0.5, "variant": "tdpo1"})", kls);
@@ -388,6 +412,53 @@ TEST_CASE("prefopt loss: what else a row may say", "[cli]") {
     const json got = run(loss, R"(, "chosen_len": 2, "rejected_len": 2)");
     check_close(got.at("loss"), -std::log(sigmoid(1.5)), 1e-14);
     check_close(got.at("grad_chosen")[0][0], -0.5 * sigmoid(-1.5), 1e-14);
+  }
+}
+
+TEST_CASE("prefopt loss: tokens that count by themselves", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("rows.jsonl");
+  const auto run = [&](const std::string& loss, const std::string& row) {
+    write_text(file, row);
+    return cli_json({"loss", "--loss", loss, "--logps", file});
+  };
+  SECTION("by the policy's own probability") {
+    const json got = run(R"({"type": "dft"})", R"({"chosen_logps": [-1, -2]})");
+    check_close(got.at("loss"), (std::exp(-1) + 2 * std::exp(-2)) / 2, 1e-14);
+    check_close(got.at("grad_chosen")[0][0], -std::exp(-1) / 2, 1e-14);
+    check_close(got.at("grad_chosen")[0][1], -std::exp(-2) / 2, 1e-14);
+  }
+  SECTION("within limits of the log-ratio") {
+    // Token log-ratios 2, -0.5 against -3, 1: 1.5 - 0.5 = 1 against -1 + 1 = 0.
+    const json got = run(
+        R"({"type": "dpo", "beta": 0.5, "humanline": true})",
+        R"({"chosen_logps": [-1, -2.5], "ref_chosen_logps": [-3, -2],)"
+        R"( "rejected_logps": [-4, -1], "ref_rejected_logps": [-1, -2]})");
+    check_close(got.at("loss"), -std::log(sigmoid(0.5)), 1e-14);
+    check_close(got.at("grad_chosen")[0][1], -0.5 * sigmoid(-0.5), 1e-14);
+    CHECK(got.at("grad_chosen")[0][0] == 0);
+    CHECK(got.at("grad_rejected")[0][0] == 0);
+    check_close(got.at("grad_rejected")[0][1], 0.5 * sigmoid(-0.5), 1e-14);
+    check_close(got.at("metrics").at("rewards/chosen"), 0.5, 1e-14);
+  }
+  SECTION("in the rows that KTO compares with") {
+    const json got = run(
+        R"({"type": "kto", "beta": 0.5, "humanline": true, "log_epsilon_p": -0.5})",
+        R"({"completion_logps": [-1, -2], "ref_completion_logps": [-2, -1], "label": true,)"
+        R"( "kl_logps": [-1], "ref_kl_logps": [-4]})");
+    // Delta = 1 - 0.5 and z0 = 1.5 in place of 0 and 3.
+    check_close(got.at("loss"), sigmoid(0.5), 1e-14);
+    CHECK(got.at("metrics").at("kl") == 1.5);
+  }
+  SECTION("a sum has no tokens") {
+    write_text(file, R"({"chosen_logps": -3})");
+    check_cli_refused({"loss", "--loss", R"({"type": "dft"})", "--logps", file}, 3,
+                      file + ":1: expected chosen_logps token by token, or its length beside it, "
+                             "got a sum; dft needs the number of tokens");
+    write_text(file, R"({"chosen_logps": -3, "chosen_len": 2})");
+    check_cli_refused({"loss", "--loss", R"({"type": "dft"})", "--logps", file}, 3,
+                      file + ":1: expected chosen_logps token by token, got a sum; dft weighs each "
+                             "token");
   }
 }
 
@@ -523,7 +594,8 @@ TEST_CASE("prefopt score: rows that cannot be used", "[cli]") {
     write_text(file, R"({"prompt": "a", "chosen": "b", "rejected": "c"})"
                      "\n" +
                          row + "\n");
-    check_cli_refused({"score", "--model", kPolicy, "--data", file}, 3, file + sentence);
+    check_cli_refused({"score", "--model", kPolicy, "--tokenizer", "byte", "--data", file}, 3,
+                      file + sentence);
   };
   refused(R"({"prompt": "a", "chosen": "b"})",
           ":2: expected a key 'rejected', got {chosen, prompt}");
@@ -605,6 +677,16 @@ TEST_CASE("prefopt losses: the registry", "[cli]") {
   CHECK(page.find("2305.18290") != std::string::npos);
   const CliResult unknown = run_cli({"losses", "dop"});
   CHECK(unknown.code == 2);
+
+  // A preset is known by its name, and an option that a loss takes no other value of is not listed.
+  CHECK(run_cli({"losses", "tpo-l"}).out.find("preset") != std::string::npos);
+  CHECK(cli_json({"losses", "apo_zero_unpaired", "--json"}).at("name") == "kto");
+  const std::string sided = run_cli({"losses", "nca_pair"}).out;
+  CHECK(sided.find("margin_scale") == std::string::npos);
+  CHECK(sided.find("divergence") == std::string::npos);
+  CHECK(page.find("total_variation") == std::string::npos);
+  const std::string simpo = run_cli({"losses", "simpo"}).out;
+  CHECK(simpo.find("'js_divergence' (without reference_free)") != std::string::npos);
 }
 
 TEST_CASE("prefopt losses: what each loss needs and looks like", "[cli]") {
@@ -743,9 +825,10 @@ TEST_CASE("prefopt train: configurations that cannot be meant", "[cli]") {
 
 TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
   const auto generate = [](const std::string& seed) {
-    return json_lines(run_cli({"generate", "--model", kPolicy, "--prompt", "ab", "--samples", "2",
-                               "--max-new-tokens", "5", "--seed", seed, "--json"})
-                          .out);
+    return json_lines(
+        run_cli({"generate", "--model", kPolicy, "--tokenizer", "byte", "--prompt", "ab",
+                 "--samples", "2", "--max-new-tokens", "5", "--seed", seed, "--json"})
+            .out);
   };
   const auto lines = generate("1");
   REQUIRE(lines.size() == 2);
@@ -763,17 +846,36 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
                    "\n"
                    R"({"prompt": "ab", "chosen": "c", "rejected": "d"})"
                    "\n");
-  const CliResult result = run_cli({"generate", "--model", kPolicy, "--data", file, "--temperature",
-                                    "0", "--max-new-tokens", "3", "--json"});
-  const auto greedy = json_lines(result.out);
+  const auto greedy_of = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {"generate",         "--model", kPolicy,  "--tokenizer",
+                                          "byte",             "--data",  file,     "--temperature",
+                                          "0",                "--json",  "--max-new-tokens", "3"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return json_lines(run_cli(arguments).out);
+  };
+  const auto greedy = greedy_of({});
   REQUIRE(greedy.size() == 3);
   CHECK(greedy[0] == greedy[1]);
   CHECK(greedy[0] == greedy[2]);
 
+  write_text(file, R"([{"frage": "ab", "question": "ab"}, {"frage": "ab"}])");
+  CHECK(greedy_of({"--columns", R"({"prompt": "frage"})", "--unused", "note"}) ==
+        std::vector<json>{greedy[0], greedy[0]});
+  check_cli_refused({"generate", "--model", kPolicy, "--data", file, "--columns",
+                     R"({"prompt": "frage"})"},
+                    3,
+                    file + ":1: expected every column of a prompt to be read, got 'question', which "
+                           "nothing reads; name what it is in data.columns, or leave it out with "
+                           "data.unused = 'note'");
+  check_cli_refused({"generate", "--model", kPolicy, "--data", file, "--columns", "sharegtp"}, 2,
+                    "--columns: expected the columns of fields or one of orca, alpaca, sharegpt, "
+                    "openai, pku, shp, ultrafeedback, completions, got 'sharegtp'; did you mean "
+                    "'sharegpt'?");
+
   check_cli_refused({"generate", "--model", kPolicy}, 2,
-                    "generate: expected one of --prompt and --data, got neither");
+                    "generate: expected one of --prompt, --message and --data, got none");
   check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--data", file}, 2,
-                    "generate: expected one of --prompt and --data, got both");
+                    "generate: expected one of --prompt, --message and --data, got several");
   check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--temperature", "-1"}, 2,
                     "generate: expected temperature >= 0, got -1");
 }

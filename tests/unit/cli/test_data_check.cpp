@@ -55,7 +55,127 @@ TEST_CASE("prefopt data check: a clean file", "[cli]") {
             bar +
             " 1\n"
             "                  3+ " +
-            bar + " 1\n");
+            bar +
+            " 1\n"
+            "rows as the model sees them:\n"
+            "  " +
+            folder.file("rows.jsonl") +
+            ":1\n"
+            "    prompt    read    3 tokens: \"<begin>ab\"\n"
+            "                      256 97 98\n"
+            "    chosen    counts  5 tokens: \"cdef<end>\"\n"
+            "                      99 100 101 102 257\n"
+            "    rejected  counts  3 tokens: \"cx<end>\"\n"
+            "                      99 120 257\n"
+            "  " +
+            folder.file("rows.jsonl") +
+            ":2\n"
+            "    prompt    read    3 tokens: \"<begin>ab\"\n"
+            "                      256 97 98\n"
+            "    chosen    counts  3 tokens: \"zz<end>\"\n"
+            "                      122 122 257\n"
+            "    rejected  counts  2 tokens: \"y<end>\"\n"
+            "                      121 257\n");
+}
+
+TEST_CASE("prefopt data check: rows are shown with what counts, and harm no terminal", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("rows.jsonl");
+  put(file,
+      R"({"messages": [{"role": "user", "content": "a\u001b[2J\u202e\u0085b"}, )"
+      R"({"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}, )"
+      R"({"role": "assistant", "content": "e"}]})");
+  const CliResult shown = run_cli({"data", "check", "--data", file});
+  CHECK(shown.code == 0);
+  const auto at = shown.out.find("    prompt ");
+  REQUIRE(at != std::string::npos);
+  CHECK(shown.out.substr(at) ==
+        "    prompt    read    33 tokens: \"<begin>\\n\\nHuman: "
+        "a\\u001b[2J\\u202e\\u0085b\\n\\nAssistant:\"\n"
+        "                      256 10 10 72 117 109 97 110 58 32 97 27 … 10 10 65 115 115 105 "
+        "115 116 97 110 116 58\n"
+        "    completion counts  2 tokens: \" c\"\n"
+        "                      32 99\n"
+        "              read    22 tokens: \"\\n\\nHuman: d\\n\\nAssistant:\"\n"
+        "                      10 10 72 117 109 97 110 58 32 100 10 10 65 115 115 105 115 116 97 "
+        "110 116 58\n"
+        "              counts  3 tokens: \" e<end>\"\n"
+        "                      32 101 257\n");
+  CHECK(shown.out.find("  counted     5 of 27 tokens of completions, the others are read\n") !=
+        std::string::npos);
+  const json row = cli_json({"data", "check", "--data", file, "--json"})["shown"][0];
+  CHECK(row["line"] == 1);
+  CHECK(row["prompt"]["ids"][0] == 256);
+  CHECK(row["completion"]["text"] == " c\n\nHuman: d\n\nAssistant: e<end>");
+  CHECK(row["completion"]["counts"][1] == 1);
+  CHECK(row["completion"]["counts"][2] == 0);
+  CHECK(row["completion"]["counts"].size() == row["completion"]["ids"].size());
+
+  // A row of thousands of tokens is shown by its ends.
+  put(file, R"({"prompt": "p", "completion": ")" + std::string(5000, 'x') + R"("})");
+  const CliResult longer =
+      run_cli({"data", "check", "--data", file, "--max-length", "0"});
+  CHECK(longer.out.find("5001 tokens: \"xxxx") != std::string::npos);
+  CHECK(longer.out.size() < 4000);
+}
+
+TEST_CASE("prefopt data check and score: rows longer than the model's context", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("rows.jsonl");
+  put(file, R"({"prompt": "0123456789", "chosen": "abcd", "rejected": "x"})");
+  const json config = {{"output_dir", folder.file("run")},
+                       {"model",
+                        {{"decoder",
+                          {{"hidden_size", 16},
+                           {"intermediate_size", 32},
+                           {"num_hidden_layers", 1},
+                           {"num_attention_heads", 2},
+                           {"num_key_value_heads", 1},
+                           {"max_position_embeddings", 12}}}}},
+                       {"data", {{"train", file}}},
+                       {"train", {{"steps", 1}, {"batch_size", 1}, {"threads", 1}}}};
+  put(folder.file("run.json"), config.dump());
+  const CliResult trained = run_cli({"train", "--config", folder.file("run.json")});
+  CHECK(trained.code == 0);
+  const std::string remark = "longer than the model's context";
+  CHECK(trained.err.find("data.train: kept 1 row: " + remark + " (line 1)\n") !=
+        std::string::npos);
+  const std::string checkpoint = folder.file("run") + "/checkpoints/last";
+  const CliResult checked = run_cli({"data", "check", "--data", file, "--model", checkpoint});
+  CHECK(checked.out.find("remark      1 row: " + remark + " (long_context = 'keep'") !=
+        std::string::npos);
+  CHECK(checked.out.find("context     the model is made for 12 tokens\n") != std::string::npos);
+  const CliResult scored = run_cli({"score", "--model", checkpoint, "--data", file});
+  CHECK(scored.code == 0);
+  CHECK(scored.err.find("kept 1 row: " + remark + " (line 1)\n") != std::string::npos);
+}
+
+TEST_CASE("prefopt data check: text that nothing reads", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("rows.jsonl");
+  put(file, R"({"prompt": "ab", "chosen": "c", "rejected": "d", "source": "web"}
+{"query": "ab", "chosen": "xc", "rejected": "xd"}
+)");
+  const CliResult result = run_cli({"data", "check", "--data", file});
+  CHECK(result.code == 3);
+  CHECK(result.out.find("  refused     1 row: 'query', a column of prompts, is read by nothing "
+                        "(unused = 'error'; " +
+                        file + ":2)
+") != std::string::npos);
+  CHECK(result.out.find("  remark      text that nothing reads: 'query' (50 % of the rows), "
+                        "'source' (50 % of the rows)
+") != std::string::npos);
+  const json report =
+      cli_json({"data", "check", "--data", file, "--json", "--unused", "note"}).at("train");
+  CHECK(report.at("usable") == 2);
+  CHECK(report.at("unread_columns") ==
+        json{{{"column", "query"}, {"rows", 1}, {"share", 0.5}},
+             {{"column", "source"}, {"rows", 1}, {"share", 0.5}}});
+  put(file, R"({"query": "ab", "chosen": "xc", "rejected": "xd"})");
+  const json mapped = cli_json(
+      {"data", "check", "--data", file, "--json", "--columns", R"({"prompt": "query"})"});
+  CHECK(mapped.at("train").at("usable") == 1);
+  CHECK(mapped.at("train").at("lengths").at("prompt").at("max") == 3);
 }
 
 TEST_CASE("prefopt data check: rows that would be refused", "[cli]") {
@@ -99,10 +219,10 @@ TEST_CASE("prefopt data check: leaks into the held-out rows", "[cli]") {
   put(eval, R"({"prompt": "ab", "chosen": "zz", "rejected": "y"})");
   const CliResult result = run_cli({"data", "check", "--data", train, "--eval", eval});
   CHECK(result.code == 0);
-  CHECK(result.out.ends_with(
+  CHECK(result.out.find(
       "leaks: 2 training rows with a held-out prompt, 1 of them equal to a held-out row\n"
       "  remark      2 rows (leak = 'keep'; " +
-      train + ":1, " + train + ":2)\n"));
+      train + ":1, " + train + ":2)\n") != std::string::npos);
   CHECK(run_cli(
             {"data", "check", "--data", train, "--eval", eval, "--options", R"({"leak": "drop"})"})
             .code == 3);

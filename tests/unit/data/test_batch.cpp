@@ -2,6 +2,8 @@
 
 #include "prefopt/data/batch.h"
 #include "prefopt/error.h"
+#include "prefopt/logps/sequence_logps.h"
+#include "support/bigram_policy.h"
 #include "support/catch.h"
 #include "support/errors.h"
 
@@ -72,6 +74,48 @@ TEST_CASE("a batch has a weight for each completion token where some sequence ha
   CHECK_THROWS_TEXT(make_batch({{one, one, two}}), ShapeError,
                     "make_batch: expected 1 weights of the completion in sequence 0, one a token, "
                     "got 2");
+}
+
+TEST_CASE("tokens that do not count are read and no more", "[data]") {
+  const std::vector<TokenPair> pairs = {
+      {.prompt = {1, 2}, .chosen = {3, 4, 0, 1}, .rejected = {3, 4, 2}},
+      {.prompt = {2}, .chosen = {4}, .rejected = {0, 1, 3}}};
+  std::vector<TokenPair> masked = pairs;
+  masked[0].chosen_mask = {1, 0, 0, 1};
+  masked[1].rejected_mask = {0, 0, 1};
+  masked[0].chosen_weights = {2, 3, 4, 5};
+  const TokenBatch batch = make_pair_batch(masked);
+  CHECK(batch.input_ids.equal(make_pair_batch(pairs).input_ids));
+  CHECK(batch.completion_mask.equal(bools({{0, 0, 1, 0, 0, 1},
+                                           {0, 1, 0, 0, 0, 0},
+                                           {0, 0, 1, 1, 1, 0},
+                                           {0, 0, 0, 1, 0, 0}})));
+  CHECK(batch.completion_lens.equal(torch::tensor(Ids{2, 1, 3, 1}, at::kLong)));
+  CHECK(batch.token_weights.equal(at::tensor({2.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.0}, at::kDouble)));
+  REQUIRE(batch.packed);
+  CHECK(batch.packed->input_ids.equal(make_pair_batch(pairs).packed->input_ids));
+  CHECK(batch.packed->targets.index_select(0, batch.packed->token_rows)
+            .equal(torch::tensor(Ids{3, 1, 4, 3, 4, 2, 3}, at::kLong)));
+
+  // Sums and lengths are of what counts, whoever computes them.
+  testing_support::BigramPolicy policy(7);
+  const auto check = [&](const SequenceLogps& logps) {
+    CHECK(logps.logps[0].item<double>() ==
+          Catch::Approx(2 * policy.logp(2, 3) + 5 * policy.logp(0, 1)));
+    CHECK(logps.logps[3].item<double>() == Catch::Approx(policy.logp(1, 3)));
+    CHECK(logps.lens.equal(torch::tensor(Ids{2, 1, 3, 1}, at::kLong)));
+  };
+  check(sequence_logps(policy, batch));
+  check(sequence_logps(policy, select_sequences(batch, {0, 1, 2, 3})));
+
+  masked[1].rejected_mask = {0, 1};
+  CHECK_THROWS_TEXT(make_pair_batch(masked), ShapeError,
+                    "make_pair_batch: expected a mask of 3 tokens of the rejected completion in "
+                    "pair 1, got 2");
+  masked[1].rejected_mask = {0, 0, 0};
+  CHECK_THROWS_TEXT(make_pair_batch(masked), ShapeError,
+                    "make_pair_batch: expected a rejected completion of at least one token that "
+                    "counts in pair 1, got none");
 }
 
 TEST_CASE("batches refuse sequences that cannot be scored", "[data]") {
@@ -148,6 +192,13 @@ TEST_CASE("a batch is also one stream in which equal beginnings stand once", "[d
   CHECK(targets.equal(torch::tensor(Ids{5, 7, 4, 2, 5, 6, 3, 9, 2, 3}, at::kLong)));
   // 5 after {1, 2} and 2 after {8} are common to two sequences.
   CHECK(packed.rows.size(0) == 8);
+}
+
+TEST_CASE("select_sequences refuses a batch of a device", "[data]") {
+  const std::vector<TokenPair> pairs = {{.prompt = {1}, .chosen = {2}, .rejected = {3}}};
+  CHECK_THROWS_TEXT(select_sequences(make_pair_batch(pairs).to(at::kMeta), {0}), DeviceError,
+                    "select_sequences: expected a batch on the CPU, got one on meta; "
+                    "batch.to(at::kCPU) is one");
 }
 
 TEST_CASE("select_sequences lays out some sequences as if they were alone", "[data]") {

@@ -83,16 +83,18 @@ TEST_CASE("rows of messages are cut between the opening and the answer", "[data]
   CHECK(bare.prompt ==
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>assistant\n");
   CHECK(bare.chosen == "Yes<|im_end|>");
-  // Answers that go on into another turn keep what stands between the turns.
+  // Answers that go on into other turns keep what stands between the turns.
   const PreferenceRow longer = parse(R"({"prompt": [)" + user + R"(], "chosen": [)" + yes + "," +
-                                         user + R"(], "rejected": [)" + no + "]}",
+                                         user + "," + yes + R"(], "rejected": [)" + no + "]}",
                                      "zephyr");
-  CHECK(shown(longer) == "<|user|>\nHi</s>\n<|assistant|>\n|Yes</s>\n<|user|>\nHi</s>|No</s>");
-  // Supervised: what opens the first turn is what the rest is predicted from.
+  CHECK(shown(longer) ==
+        "<|user|>\nHi</s>\n<|assistant|>\n|Yes</s>\n<|user|>\nHi</s>\n<|assistant|>\nYes</s>|"
+        "No</s>");
+  // Supervised: what comes before the first answer is what it is predicted from.
   const PreferenceRow whole = parse(R"({"messages": [)" + user + "," + yes + "]}", "llama3");
   CHECK(shown(whole) ==
-        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n|Hi<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\nYes<|eot_id|>|");
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n|Yes<|eot_id|>|");
   CHECK_FALSE(whole.has_rejected);
   // Rows in text are left alone.
   const PreferenceRow text = parse(R"({"prompt": "a", "chosen": "b", "rejected": "c"})", "chatml");

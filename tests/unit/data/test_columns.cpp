@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
 #include <cmath>
 #include <fstream>
 #include <string>
@@ -62,15 +64,51 @@ TEST_CASE("columns are read as numbers", "[data]") {
 }
 
 TEST_CASE("columns out of their range are refused by name", "[data]") {
-  const auto refused = [](const std::string& more, const std::string& text) {
-    CHECK_THROWS_TEXT(parse_row(pair_with(more), "f:3"), DataError, "f:3: " + text);
+  const auto refused = [](Column column, const std::string& more, const std::string& text) {
+    const Rows rows(pair_with(more));
+    const RowNeeds needs{.columns = {column}};
+    CHECK_THROWS_TEXT(rows.load(needs, {.unusable = RowPolicy::kError}), DataError,
+                      rows.path + ":1: " + text);
+    // Nothing that does not read the column minds.
+    CHECK(std::isnan(rows.load({}).pairs.at(0).columns[column]));
+    CHECK(std::isnan(parse_row(pair_with(more), "f:3").columns[column]));
+    // Where the mapping names it, it is read.
+    const auto name = fmt::format(
+        "\"{}\"", more.find("score_chosen") != std::string::npos
+                      ? "score_chosen"
+                      : kColumnKeys[static_cast<std::size_t>(column)]);
+    const DataOptions mapped{.unusable = RowPolicy::kError,
+                             .columns = "{" + name + ": " + name + "}"};
+    CHECK_THROWS_TEXT(rows.load({}, mapped), DataError, rows.path + ":1: " + text);
   };
-  refused(R"(, "weight": -1)", "expected 'weight' to be a number of at least 0, got -1");
-  refused(R"(, "label_prob": 1.5)", "expected 'label_prob' to be a number in [0, 1], got 1.5");
-  refused(R"(, "chosen_win_rate": "high")",
+  refused(Column::kWeight, R"(, "weight": -1)",
+          "expected 'weight' to be a number of at least 0, got -1");
+  refused(Column::kLabelProb, R"(, "label_prob": 1.5)",
+          "expected 'label_prob' to be a number in [0, 1], got 1.5");
+  refused(Column::kChosenWinRate, R"(, "chosen_win_rate": "high")",
           "expected 'chosen_win_rate' to be a number in [0, 1], got \"high\"");
-  refused(R"(, "margin": [1])", "expected 'margin' to be a number, got list");
-  refused(R"(, "label": 0.5)", "expected 'label' to be true, false, 1 or 0, got 0.5");
+  refused(Column::kMargin, R"(, "margin": [1])", "expected 'margin' to be a number, got list");
+  refused(Column::kMargin, R"(, "margin": -Infinity)",
+          "expected 'margin' free of NaN and Infinity (not a number), got one of them");
+  refused(Column::kMargin, R"(, "score_chosen": NaN, "score_rejected": 1)",
+          "expected 'score_chosen' free of NaN and Infinity (not a number), got one of them");
+
+  const Rows label(R"({"prompt": "a", "completion": "b", "label": 0.5})"
+                   "\n");
+  CHECK_THROWS_TEXT(label.load(kUnpaired, {.unusable = RowPolicy::kError}), DataError,
+                    label.path + ":1: expected 'label' to be true, false, 1 or 0, got 0.5");
+}
+
+TEST_CASE("a null is a column that is not there", "[data]") {
+  const Rows rows(pair_with(R"(, "margin": null, "score_chosen": 3, "score_rejected": 1)") +
+                  pair_with(R"(, "margin": null)") +
+                  pair_with(R"(, "margin": 1, "gold": null, "prompt_ids": null, "text": null)"));
+  const Dataset dataset = rows.load({.columns = {Column::kMargin}});
+  CHECK(dataset.report.dropped.at("expected a key 'margin'") == Ids{2});
+  REQUIRE(dataset.pairs.size() == 2);
+  CHECK(dataset.pairs[0].columns[Column::kMargin] == 2);
+  CHECK(dataset.pairs[1].columns[Column::kMargin] == 1);
+  CHECK(rows.load({}).pairs.size() == 3);
 }
 
 TEST_CASE("a gold completion stands beside the pair", "[data]") {

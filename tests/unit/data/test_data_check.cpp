@@ -111,7 +111,7 @@ TEST_CASE("data check: lengths, kinds, prompts and what sharing saves", "[data]"
   CHECK(check.end_tokens.ended_after == 8);
 }
 
-TEST_CASE("data check: truncation keeps end tokens and is counted", "[data]") {
+TEST_CASE("data check: truncation and the end tokens it takes are counted", "[data]") {
   DataCheckOptions options;
   options.data.max_prompt_length = 4;
   options.data.max_completion_length = 4;
@@ -123,7 +123,9 @@ TEST_CASE("data check: truncation keeps end tokens and is counted", "[data]") {
   REQUIRE(check.truncated.size() == 3);
   CHECK(check.truncated[2].line == 7);
   CHECK(check.end_tokens.ended == 8);
-  CHECK(check.end_tokens.ended_after == 8);
+  CHECK(check.end_tokens.ended_after == 5);
+  options.data.end_of_cut = EndOfCut::kKeep;
+  CHECK(check_rows(kRows, options).train.end_tokens.ended_after == 8);
   CHECK(check.prompt.max == 11);  // as it stands in the file
 
   // Ids are taken as they are: 257 is the end token, and the first completion has none.

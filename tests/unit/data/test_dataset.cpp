@@ -124,23 +124,23 @@ TEST_CASE("budgets cut the prompt's beginning and the completions' end", "[data]
       {6, 0, 0, "<bcdef|uvwx>|yz>", 1, 0},
       {2, 0, 0, "<f|uvwx>|yz>", 1, 0},
       {1, 0, 0, "<|uvwx>|yz>", 1, 0},
-      // A completion keeps its end token.
-      {0, 4, 0, "<abcdef|uvw>|yz>", 0, 1},
-      {0, 2, 0, "<abcdef|u>|y>", 0, 2},
-      {0, 1, 0, "<abcdef|>|>", 0, 2},
+      // A completion that is cut does not end.
+      {0, 4, 0, "<abcdef|uvwx|yz>", 0, 1},
+      {0, 2, 0, "<abcdef|uv|yz", 0, 2},
+      {0, 1, 0, "<abcdef|u|y", 0, 2},
       // Both together: the prompt gives way to the longer completion first.
       {0, 0, 11, "<bcdef|uvwx>|yz>", 1, 0},
       {0, 0, 7, "<f|uvwx>|yz>", 1, 0},
       {0, 0, 6, "<|uvwx>|yz>", 1, 0},
-      {0, 0, 5, "<|uvw>|yz>", 1, 1},
-      {0, 0, 3, "<|u>|y>", 1, 2},
-      {0, 0, 2, "<|>|>", 1, 2},
+      {0, 0, 5, "<|uvwx|yz>", 1, 1},
+      {0, 0, 3, "<|uv|yz", 1, 2},
+      {0, 0, 2, "<|u|y", 1, 2},
       // The completion budget comes before the total.
-      {0, 3, 9, "<bcdef|uv>|yz>", 1, 1},
-      {3, 3, 9, "<ef|uv>|yz>", 1, 1},
-      {3, 3, 5, "<f|uv>|yz>", 1, 1},
+      {0, 3, 9, "<bcdef|uvw|yz>", 1, 1},
+      {3, 3, 9, "<ef|uvw|yz>", 1, 1},
+      {3, 3, 5, "<f|uvw|yz>", 1, 1},
       // A completion that two budgets cut counts once.
-      {0, 4, 3, "<|u>|y>", 1, 2},
+      {0, 4, 3, "<|uv|yz", 1, 2},
   };
   for (const auto& c : cases) {
     INFO(c.max_prompt << " " << c.max_completion << " " << c.max_length);
@@ -178,7 +178,7 @@ TEST_CASE("budgets without begin or end tokens", "[data]") {
 
   // Given ids keep an end token only if they have one.
   CHECK(cut(ids_row({'a', 'b', 'c'}, {'u', 'v', kEos}, {'x', 'y', 'z'}), ByteTokenizer(),
-            options) == "bc|u>|xy");
+            options) == "bc|uv|xy");
   CHECK(cut(ids_row({kBos, 'b', 'c'}, {'u'}, {'x'}), ByteTokenizer(), options) == "<c|u|x");
 }
 
@@ -201,7 +201,7 @@ not JSON
 )");
   const Dataset dataset = file.load({.max_prompt_length = 4, .max_completion_length = 5});
   CHECK(shown(dataset.pairs) ==
-        std::vector<std::string>{"<a|b>|c>", "<hij|b>| >", "<a|bcde>|bxde>"});
+        std::vector<std::string>{"<a|b>|c>", "<hij|b>| >", "<a|bcdef|bxdef"});
   const RowReport& report = dataset.report;
   CHECK(report.rows_read == 11);
   CHECK(report.rows_kept == 3);
@@ -255,7 +255,8 @@ TEST_CASE("budgets make completions equal or empty: defects too", "[data]") {
 )");
   CHECK(file.load({.max_completion_length = 4}).report.summary() ==
         "dropped 1 row: chosen equals rejected (line 1)");
-  CHECK_THROWS_TEXT(file.load({.max_completion_length = 1}), DataError,
+  CHECK_THROWS_TEXT(file.load({.max_completion_length = 1, .end_of_cut = EndOfCut::kKeep}),
+                    DataError,
                     file.path() +
                         ": expected a usable row, got none in 2 read; dropped 2 rows: empty "
                         "completion (lines 1, 2)");
@@ -307,7 +308,7 @@ TEST_CASE("policies drop and keep", "[data]") {
                                        .identical = RowPolicy::kKeep,
                                        .long_prompt = RowPolicy::kKeep});
     CHECK(shown(dataset.pairs) ==
-          std::vector<std::string>{"<a|b>|c>", "<a|b>|b>", "<bc|bcd>|c>", "<bc|b>|b>"});
+          std::vector<std::string>{"<a|b>|c>", "<a|b>|b>", "<bc|bcde|c>", "<bc|b>|b>"});
     CHECK(dataset.report.summary() ==
           "kept 2 rows: chosen equals rejected (lines 2, 4)\n"
           "truncated 2 prompts, 1 completion (lines 3, 4)");
@@ -429,6 +430,8 @@ TEST_CASE("data options are checked", "[data]") {
   const auto options = options_from_json<DataOptions>(
       R"({"train": "t", "eval": "e", "eval_fraction": 0.25, "max_rows": 7, "max_prompt_length": 5,
           "max_completion_length": 6, "max_length": 9, "add_bos": false, "add_eos": false,
+          "truncation": "keep_start", "end_of_cut": "mask", "loss_on": "last",
+          "repeated_prompt": "keep", "special_tokens_in_text": "split", "long_context": "error",
           "unusable": "error", "identical": "keep", "long_prompt": "drop"})",
       "data");
   CHECK(options.train == "t");
@@ -440,6 +443,12 @@ TEST_CASE("data options are checked", "[data]") {
   CHECK(options.max_length == 9);
   CHECK_FALSE(options.add_bos);
   CHECK_FALSE(options.add_eos);
+  CHECK(options.truncation == Truncation::kKeepStart);
+  CHECK(options.end_of_cut == EndOfCut::kMask);
+  CHECK(options.loss_on == LossOn::kLast);
+  CHECK(options.repeated_prompt == RepeatedPrompt::kKeep);
+  CHECK(options.special_tokens_in_text == SpecialTokens::kSplit);
+  CHECK(options.long_context == RowPolicy::kError);
   CHECK(options.unusable == RowPolicy::kError);
   CHECK(options.identical == RowPolicy::kKeep);
   CHECK(options.long_prompt == RowPolicy::kDrop);
@@ -537,7 +546,8 @@ TEST_CASE("rows of messages end in the token that ends a turn", "[data]") {
                      R"("chosen": [{"role": "assistant", "content": "Yes"}], )"
                      R"("rejected": [{"role": "assistant", "content": ""}]})"
                      "\n");
-  DataOptions options = {.max_completion_length = 4, .chat_format = "chatml"};
+  DataOptions options = {
+      .max_completion_length = 4, .end_of_cut = EndOfCut::kKeep, .chat_format = "chatml"};
   const Dataset dataset = load_dataset(file.path(), *tokenizer, options);
   REQUIRE(dataset.pairs.size() == 1);
   const TokenPair& pair = dataset.pairs[0];
@@ -553,19 +563,16 @@ TEST_CASE("rows of messages end in the token that ends a turn", "[data]") {
 }
 
 TEST_CASE("chat formats need a tokenizer and a name that fit", "[data]") {
-  const RowFile file(R"({"messages": [{"role": "user", "content": "Hi"}]})");
+  const RowFile file(
+      R"({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]})");
   const auto load = [&](const std::string& format) {
     return file.load({.chat_format = format}, false);
   };
   CHECK_THROWS_TEXT(load("chatml"), ConfigError,
                     "chat_format: expected a format whose end of turn is one token of the "
                     "tokenizer 'byte', got '<|im_end|>', which is 10");
-  CHECK_THROWS_TEXT(load("auto"), ConfigError,
-                    "chat_format 'auto' of 'byte': expected a chat template to tell the chat "
-                    "format by, got none; name one of chatml, smollm2, qwen2, qwen2.5, llama3, "
-                    "zephyr, alpaca, plain, dialogue");
   CHECK_THROWS_AS(load("chatlm"), ConfigError);
-  CHECK(shown(load("plain").pairs.at(0)) == "<|Hi>|");
+  CHECK(shown(load("plain").pairs.at(0)) == "<Hi\n\n|Yo>|");
 }
 
 TEST_CASE("a dataset does not depend on the number of threads", "[data]") {

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <utility>
 
+#include "data/lines.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
 #include "support/catch.h"
@@ -187,4 +188,116 @@ TEST_CASE("an exception of the row function passes through", "[data]") {
                                   }),
                     DataError, "stop");
   CHECK(seen == 1);
+}
+
+namespace {
+
+Lines read_all_rows(const std::string& path) {
+  Lines rows;
+  prefopt::detail::read_rows(path, [&](std::int64_t number, std::string_view text) {
+    rows.emplace_back(number, std::string(text));
+    return true;
+  });
+  return rows;
+}
+
+}  // namespace
+
+TEST_CASE("the elements of a JSON array are rows", "[data]") {
+  const TempDir dir;
+  const std::string path = dir.file("rows.json");
+  struct Case {
+    const char* text;
+    Lines rows;
+  };
+  const Case cases[] = {
+      {"[]", {}},
+      {" [ \n ] \n", {}},
+      {"[{}]", {{1, "{}"}}},
+      {"[\n  {\n    \"a\": [1, {\"b\": 2}]\n  },\n  {\"c\": 3}\n]\n",
+       {{2, "{\n    \"a\": [1, {\"b\": 2}]\n  }"}, {5, "{\"c\": 3}"}}},
+      {"\xEF\xBB\xBF[\r\n{\"a\": 1},\r\n{\"a\": 2}\r\n]\r\n",
+       {{2, "{\"a\": 1}"}, {3, "{\"a\": 2}"}}},
+      // Rows that share a line are numbered on.
+      {R"([{"a": 1}, {"a": 2},{"a": 3}])", {{1, R"({"a": 1})"}, {2, R"({"a": 2})"}, {3, R"({"a": 3})"}}},
+      // Brackets, quotes and commas in texts part nothing; what is no object is the parser's.
+      {R"([{"a": "]}, \" \\", "b": "["}, 3.5 , "x,]", [1, 2], null])",
+       {{1, R"({"a": "]}, \" \\", "b": "["})"},
+        {2, "3.5"},
+        {3, R"("x,]")"},
+        {4, "[1, 2]"},
+        {5, "null"}}},
+      {"[{\"a\": 1}]\n\n", {{1, "{\"a\": 1}"}}},
+      // Objects over several lines, one after the other.
+      {"\n{\n\"a\": 1\n}\n{\n\"b\": {}\n}\n", {{2, "{\n\"a\": 1\n}"}, {5, "{\n\"b\": {}\n}"}}},
+      // Lines, as they were.
+      {"{\"a\": 1}\n\n{\"b\": 2}", {{1, "{\"a\": 1}"}, {3, "{\"b\": 2}"}}},
+      {"{ \"a\":\n", {{1, "{ \"a\":"}}},
+      {"[1]\n[2]\n", {{1, "[1]"}, {2, "[2]"}}},
+      {"", {}},
+  };
+  for (const Case& c : cases) {
+    INFO(c.text);
+    write_plain(path, c.text);
+    CHECK(read_all_rows(path) == c.rows);
+    write_gzip(path, c.text);
+    CHECK(read_all_rows(path) == c.rows);
+  }
+}
+
+TEST_CASE("rows of an array may cross the blocks in which a file is read", "[data]") {
+  const TempDir dir;
+  const std::string path = dir.file("rows");
+  std::string text = std::string(70'000, ' ') + "[";
+  Lines expected;
+  for (const std::size_t length : {65500U, 65536U, 1U, 131072U, 20U}) {
+    const std::string row = "{\"text\": \"" + std::string(length, 'x') + "\"}";
+    text += (expected.empty() ? "\n" : ",\n") + row;
+    expected.emplace_back(expected.size() + 2, row);
+  }
+  text += "\n]";
+  write_gzip(path, text);
+  CHECK((read_all_rows(path) == expected));
+  std::int64_t seen = 0;
+  prefopt::detail::read_rows(path, [&](std::int64_t, std::string_view) { return ++seen < 2; });
+  CHECK(seen == 2);
+}
+
+TEST_CASE("arrays that are cut off or go on are named", "[data]") {
+  const TempDir dir;
+  const std::string path = dir.file("rows.json");
+  for (const char* text : {"[", "[{\"a\": 1}", "[{\"a\": 1},", "[{\"a\": ", "[{\"a\": \"x]"}) {
+    write_plain(path, std::string("\n") + text);
+    CHECK_THROWS_TEXT(read_all_rows(path), DataError,
+                      path + ": expected a whole JSON array, got the end of the file after line 2; "
+                             "the file was cut off");
+  }
+  write_plain(path, "[{}]\n[{}]\n");
+  CHECK_THROWS_TEXT(read_all_rows(path), DataError,
+                    path + ":2: expected the end of the file after the JSON array, got more; a "
+                           "file is one array of rows, or a row a line");
+  write_gzip(path, "[{\"a\": \"" + std::string((std::size_t{64} << 20) + 1, 'x') + "\"}]");
+  CHECK_THROWS_TEXT(read_all_rows(path), DataError,
+                    path + ":1: expected a row of at most 64 MiB, got a longer one");
+}
+
+TEST_CASE("files of other kinds are named", "[data]") {
+  const TempDir dir;
+  const std::string path = dir.file("rows");
+  using namespace std::string_view_literals;
+  const std::pair<std::string_view, std::string_view> kinds[] = {
+      {"PAR1\x15\x04"sv, "a Parquet file; write its rows as JSON lines, as pandas' "
+                         "to_json(orient='records', lines=True) does"},
+      {"\xFF\xFE{\0\"\0"sv, "UTF-16; make it UTF-8, as iconv -f UTF-16 -t UTF-8 does"},
+      {"\xFE\xFF\0{\0\""sv, "UTF-16; make it UTF-8, as iconv -f UTF-16 -t UTF-8 does"},
+      {"{\0\"\0a\0"sv, "UTF-16; make it UTF-8, as iconv -f UTF-16 -t UTF-8 does"},
+      {"PK\x03\x04"sv, "a ZIP archive; unpack it, or pack it with gzip"},
+      {"version https://git-lfs.github.com/spec/v1\n"sv,
+       "the pointer to a file of Git LFS; fetch the file itself"},
+  };
+  for (const auto& [bytes, name] : kinds) {
+    write_plain(path, bytes);
+    CHECK_THROWS_TEXT(read_all_rows(path), DataError,
+                      path + ": expected JSON lines or a JSON array, got " + std::string(name));
+  }
 }

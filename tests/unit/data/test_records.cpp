@@ -205,7 +205,7 @@ TEST_CASE("rows with one completion", "[data]") {
   check_sft(R"({"text": "The sky is blue."})", "", "The sky is blue.");
   check_sft(R"({"messages": [{"role": "user", "content": "Q"},
                              {"role": "assistant", "content": "A"}]})",
-            "", "\n\nHuman: Q\n\nAssistant: A");
+            "\n\nHuman: Q\n\nAssistant:", " A");
 }
 
 TEST_CASE("rows of another shape are refused by name", "[data]") {
@@ -232,9 +232,9 @@ TEST_CASE("rows of another shape are refused by name", "[data]") {
       {R"({"chosen": 3, "rejected": "b"})",
        "expected 'chosen' to be text or a list of messages, got number"},
       {R"({"chosen": "a", "rejected": null})",
-       "expected 'rejected' to be text or a list of messages, got null"},
+       "expected a key 'rejected', got {chosen}"},
       {R"({"prompt": {}, "chosen": "a", "rejected": "b"})",
-       "expected 'prompt' to be text or a list of messages, got object"},
+       "expected a key 'role' in each message of 'prompt', got {}"},
       {R"({"prompt": true, "completion": "a"})",
        "expected 'prompt' to be text or a list of messages, got true or false"},
       {R"({"text": ["a"]})", "expected 'text' to be text, got list"},
@@ -242,10 +242,6 @@ TEST_CASE("rows of another shape are refused by name", "[data]") {
 
       {R"({"chosen": "a", "rejected": [{"role": "user", "content": "b"}]})",
        "expected 'chosen' and 'rejected' of one kind, got text and a list of messages"},
-      {R"({"prompt": [{"role": "user", "content": "b"}], "chosen": "a", "rejected": "b"})",
-       "expected 'prompt' to be text where 'chosen' is, got a list of messages"},
-      {R"({"prompt": "a", "completion": [{"role": "user", "content": "b"}]})",
-       "expected 'prompt' and 'completion' of one kind, got text and a list of messages"},
 
       {R"({"messages": []})", "expected 'messages' to hold at least one message, got none"},
       {R"({"messages": ["a"]})", "expected each message of 'messages' to be an object, got text"},
@@ -254,11 +250,18 @@ TEST_CASE("rows of another shape are refused by name", "[data]") {
       {R"({"messages": [{"role": "user"}]})",
        "expected a key 'content' in each message of 'messages', got {role}"},
       {R"({"messages": [{"role": "user", "content": null}]})",
-       "expected 'content' in each message of 'messages' to be text, got null"},
+       "expected a key 'content' in each message of 'messages', got {role}"},
+      {R"({"messages": [{"role": "user", "content": 3}]})",
+       "expected 'content' in each message of 'messages' to be text, got number"},
       {R"({"messages": [{"role": "tool", "content": "a"}]})",
-       "expected a role 'system', 'user' or 'assistant' in 'messages', got 'tool'"},
+       "expected a role that the chat format 'dialogue' has a turn for, got 'tool' in 'messages'"},
+      {R"({"messages": [{"role": "judge", "content": "a"}]})",
+       "expected a role 'system', 'user' or 'assistant' in 'messages', got 'judge'"},
       {R"({"prompt": [{"role": "user", "content": "a"}],
            "completion": [{"role": "system", "content": "b"}]})",
+       "expected a turn of the assistant in each completion, got one without"},
+      {R"({"prompt": [{"role": "user", "content": "a"}],
+           "completion": [{"role": "system", "content": "b"}, {"role": "assistant", "content": "c"}]})",
        "expected the role 'system' in the first message only, got it in message 2"},
 
       {R"({"prompt_ids": "1", "chosen_ids": [2], "rejected_ids": [3]})",
@@ -287,9 +290,9 @@ TEST_CASE("rows of another shape are refused by name", "[data]") {
 
 TEST_CASE("lines that are no JSON are refused by name", "[data]") {
   for (const char* line :
-       {"", "chosen", R"({"chosen": "a", "rejected": "b")", R"({"chosen": NaN, "rejected": "b"})",
-        R"({"prompt_ids": [NaN]})", R"({"text": "a"} {"text": "b"})", R"({"text": "a)", "\x01",
-        R"({"text": "\ud800"})"}) {
+       {"", "chosen", R"({"chosen": "a", "rejected": "b")", R"({"chosen": nan, "rejected": "b"})",
+        R"({"prompt_ids": [+Infinity]})", R"({"text": "a"} {"text": "b"})", R"({"text": "a)",
+        "\x01", R"({"text": "\ud80"})"}) {
     INFO(line);
     std::string text;
     try {

@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "data/token_cache.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
 #include "support/catch.h"
@@ -63,6 +64,26 @@ void check_equal(const Dataset& a, const Dataset& b) {
   CHECK(a.report.truncated_lines == b.report.truncated_lines);
 }
 
+TEST_CASE("tokens of rows that changed meanwhile are not kept", "[data]") {
+  const CachedRows rows;
+  const detail::TokenCache cache(rows.options.token_cache, rows.dir.file("rows"), ByteTokenizer(),
+                                 rows.options, {});
+  fs::create_directories(rows.options.token_cache);
+  const Dataset dataset = cache.get_or_make([&] {
+    rows.write(kRows + kRows);
+    DataOptions plain = rows.options;
+    plain.token_cache.clear();
+    return load_dataset(rows.dir.file("rows"), ByteTokenizer(), plain);
+  });
+  CHECK(dataset.report.cache_note ==
+        "no tokens are kept: " + rows.dir.file("rows") + " changed while it was read");
+  CHECK(rows.files().empty());
+  CHECK_THROWS_TEXT(detail::TokenCache(rows.options.token_cache, rows.dir.path(), ByteTokenizer(),
+                                       rows.options, {}),
+                    DataError,
+                    rows.dir.path() + ": expected a readable file, got Is a directory");
+}
+
 }  // namespace
 
 TEST_CASE("tokenized files are kept and found again", "[data]") {
@@ -88,6 +109,15 @@ TEST_CASE("what decides tokens decides the key of the cache", "[data]") {
   CHECK(load_dataset(rows.dir.file("rows"), ByteTokenizer(), rows.options, {.rejected = false})
             .report.cache_note.empty());
   CHECK(rows.files().size() == 4);
+  rows.options.end_of_cut = EndOfCut::kMask;
+  rows.options.max_completion_length = 4;
+  CHECK(rows.load().report.cache_note.empty());
+  const Dataset masked = rows.load();
+  CHECK_FALSE(masked.report.cache_note.empty());
+  CHECK_FALSE(masked.report.cut_note.empty());
+  CHECK(masked.pairs.back().chosen_mask == TokenMask{1, 1, 1, 0});
+  CHECK(load_dataset(rows.dir.file("rows"), ByteTokenizer(), rows.options, {.context_length = 4})
+            .report.cache_note.empty());
   rows.options.eval_fraction = 0.5;
   rows.options.train = "elsewhere";
   CHECK_FALSE(rows.load().report.cache_note.empty());

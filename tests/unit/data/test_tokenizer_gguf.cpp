@@ -50,9 +50,8 @@ TEST_CASE("GGUF metadata makes a tokenizer", "[data]") {
   CHECK(bpe_vocabulary(gguf, "").ignore_merges);
 }
 
-TEST_CASE("a GGUF file's tokenizer is made by its path", "[data]") {
+testing_support::GgufBuilder file_of(const GgufVocabulary& gguf) {
   namespace ts = testing_support;
-  const GgufVocabulary gguf = small_vocabulary();
   const auto texts = [](const std::vector<std::string>& values) {
     std::string bytes;
     for (const std::string& value : values) bytes += ts::gguf_text(value);
@@ -69,9 +68,96 @@ TEST_CASE("a GGUF file's tokenizer is made by its path", "[data]") {
            ts::gguf_list(ts::kInt32, gguf.token_type.size(), types))
       .integer("tokenizer.ggml.bos_token_id", 0)
       .integer("tokenizer.ggml.eos_token_id", 5)
-      .flag("tokenizer.ggml.add_bos_token", true)
-      .text("tokenizer.chat_template", "x");
-  const ts::TempDir dir;
+      .text("tokenizer.chat_template", gguf.chat_template);
+  if (gguf.add_bos_token) builder.flag("tokenizer.ggml.add_bos_token", *gguf.add_bos_token);
+  return builder;
+}
+
+TEST_CASE("a GGUF file without add_bos_token has llama.cpp's default", "[data]") {
+  GgufVocabulary gguf = small_vocabulary();
+  for (const auto& [pre, adds] : {std::pair<const char*, bool>{"gpt-2", false},
+                                  {"smollm", false},
+                                  {"qwen2", false},
+                                  {"llama-bpe", true},
+                                  {"llama3", true},
+                                  {"llama-v3", true}}) {
+    INFO(pre);
+    gguf.pre = pre;
+    gguf.add_bos_token.reset();
+    CHECK(bpe_vocabulary(gguf, "").bos_id == (adds ? 0 : -1));
+    CHECK(bpe_vocabulary(gguf, "").ignore_merges == adds);
+    for (const bool said : {false, true}) {
+      gguf.add_bos_token = said;
+      CHECK(bpe_vocabulary(gguf, "").bos_id == (said ? 0 : -1));
+    }
+  }
+  const testing_support::TempDir dir;
+  gguf.pre = "llama-bpe";
+  gguf.add_bos_token.reset();
+  std::ofstream(dir.file("m.gguf"), std::ios::binary) << file_of(gguf).bytes();
+  CHECK(make_tokenizer(dir.file("m.gguf"))->bos_id() == 0);
+}
+
+TEST_CASE("a GGUF file's tokenizer is written as tokenizer.json", "[data]") {
+  const testing_support::TempDir dir;
+  const std::string path = dir.file("m.gguf");
+  const std::string folder = dir.file("folder");
+  for (const char* pre : {"gpt-2", "smollm", "qwen2", "llama-bpe"}) {
+    for (const std::optional<bool> adds : {std::optional<bool>(), {true}, {false}}) {
+      INFO(pre);
+      GgufVocabulary gguf = small_vocabulary();
+      gguf.pre = pre;
+      gguf.add_bos_token = adds;
+      gguf.chat_template = "{{ \"\u00e9\" }}\n";
+      std::ofstream(path, std::ios::binary) << file_of(gguf).bytes();
+      write_files(tokenizer_files(path, "chatml"), folder);
+      const auto before = make_tokenizer(path);
+      const auto after = make_tokenizer(folder);
+      CHECK(after->fingerprint() == before->fingerprint());
+      for (const char* text : {"", "a", "<s>a a11<u> ", "e\u0301 11a", "\n<s", "aa  1 "}) {
+        CHECK(after->encode(text) == before->encode(text));
+      }
+      CHECK(after->decode({0, 1, 6, 5}) == before->decode({0, 1, 6, 5}));
+      CHECK(after->vocab_size() == before->vocab_size());
+      CHECK(after->bos_id() == before->bos_id());
+      CHECK(after->eos_id() == 5);
+      CHECK(after->pad_id() == before->pad_id());
+      CHECK(after->chat_template() == gguf.chat_template);
+      CHECK(after->chat_format() == "chatml");
+    }
+  }
+}
+
+TEST_CASE("a GGUF file says whether it has a tokenizer", "[data]") {
+  const testing_support::TempDir dir;
+  const std::string path = dir.file("m.gguf");
+  auto builder = file_of(small_vocabulary());
+  const auto found = [&] {
+    std::ofstream(path, std::ios::binary) << builder.bytes();
+    return find_tokenizer(path);
+  };
+  CHECK(found() == path);
+  builder.text("tokenizer.ggml.model", "none");
+  CHECK(found().empty());
+  builder.erase("tokenizer.ggml.model");
+  CHECK(found().empty());
+  builder.floats("token_embd.weight", {2, 40});
+  CHECK(found().empty());
+  CHECK_THROWS_TEXT(open_tokenizer("", path)->encode("a"), ConfigError,
+                    path +
+                        ": expected a tokenizer.json with the model, or a tokenizer in a GGUF "
+                        "file, to read text with, got none for 40 tokens; name one "
+                        "(model.tokenizer, --tokenizer), or say 'byte' for a model of bytes");
+  CHECK(open_tokenizer("", path)->eos_id() == 5);
+  builder.floats("token_embd.weight", {2, 259});
+  CHECK(found() == "byte");
+}
+
+TEST_CASE("a GGUF file's tokenizer is made by its path", "[data]") {
+  GgufVocabulary gguf = small_vocabulary();
+  gguf.add_bos_token = true;
+  auto builder = file_of(gguf);
+  const testing_support::TempDir dir;
   const std::string path = dir.file("m.gguf");
   const auto make = [&] {
     std::ofstream(path, std::ios::binary) << builder.bytes();

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <chrono>
 #include <cmath>
 #include <vector>
 
@@ -34,6 +35,25 @@ TEST_CASE("The bootstrap's interval is the normal one where that is right", "[ev
   const Estimate constant = bootstrap_mean({0.5, 0.5}, 1);
   CHECK(constant.low == 0.5);
   CHECK(constant.high == 0.5);
+}
+
+TEST_CASE("The interval of a million values takes no resampling", "[evaluation]") {
+  // Half of them 2, half 4: standard deviation 1.
+  std::vector<double> values;
+  for (int i = 0; i < 1'000'000; ++i) values.push_back(i % 2 == 0 ? 2 : 4);
+  const auto begin = std::chrono::steady_clock::now();
+  const Estimate estimate = bootstrap_mean(values, 7);
+  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(2));
+  CHECK(estimate.mean == 3);
+  CHECK(estimate.low == Approx(3 - 1.959963984540054e-3).epsilon(1e-12));
+  CHECK(estimate.high == Approx(3 + 1.959963984540054e-3).epsilon(1e-12));
+  // Where one form takes over from the other they agree.
+  values.resize(10'000);
+  const Estimate resampled = bootstrap_mean(values, 7);
+  values.push_back(3);
+  const Estimate normal = bootstrap_mean(values, 7);
+  CHECK(resampled.low == Approx(normal.low).margin(6e-4));
+  CHECK(resampled.high == Approx(normal.high).margin(6e-4));
 }
 
 TEST_CASE("Wilson's interval solves its own equation", "[evaluation]") {

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -72,6 +74,57 @@ TEST_CASE("sequence_kl on a packed stream equals that of padded sequences", "[lo
   batch.packed = nullptr;
   CHECK(at::allclose(packed, sequence_kl(*policy, *reference, batch).detach(), 1e-5, 1e-6));
   CHECK(sequence_kl(*policy, *policy, batch).abs().max().item<double>() == 0);
+}
+
+TEST_CASE("sequence_kl: a token that cannot come adds nothing", "[logps]") {
+  const auto dtype = GENERATE(at::kDouble, at::kFloat);
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const TokenBatch batch = small_batch();
+  const at::Tensor ref_logits = random_normal({2, 4, 5}, dtype, 1);
+  ref_logits.select(2, 3).fill_(-kInfinity);
+  const at::Tensor values = random_normal({2, 4, 5}, dtype, 2);
+  // Masked by both models, or by the reference alone.
+  const bool by_both = GENERATE(true, false);
+  CAPTURE(by_both);
+  if (by_both) values.select(2, 3).fill_(-kInfinity);
+  const at::Tensor logits = values.requires_grad_(true);
+  FixedPolicy policy({.hidden = {}, .logits = logits}, {}, 5);
+  FixedPolicy reference({.hidden = {}, .logits = ref_logits}, {}, 5);
+  const at::Tensor kl = sequence_kl(policy, reference, batch);
+  const at::Tensor gradient =
+      torch::autograd::grad({kl}, {logits}, {at::tensor({0.3, -1.7}, at::kDouble)})[0];
+
+  const auto expected = [&](std::int64_t s, std::int64_t t) {
+    const auto log_sum = [&](const at::Tensor& of) {
+      double sum = 0;
+      for (std::int64_t v = 0; v < 5; ++v) sum += std::exp(of[s][t][v].item<double>());
+      return std::log(sum);
+    };
+    double sum = 0;
+    for (const std::int64_t v : {0, 1, 2, 4}) {
+      const double ref = ref_logits[s][t][v].item<double>() - log_sum(ref_logits);
+      sum += std::exp(ref) * (ref - (logits[s][t][v].item<double>() - log_sum(logits)));
+    }
+    return sum;
+  };
+  const double precision = dtype == at::kDouble ? 1e-12 : 2e-6;
+  CHECK(kl[0].item<double>() ==
+        Approx(expected(0, 0) + expected(0, 1) + expected(0, 2)).epsilon(precision));
+  CHECK(kl[1].item<double>() == Approx(expected(1, 1)).epsilon(precision));
+  CHECK(gradient.isfinite().all().item<bool>());
+  if (by_both) CHECK(gradient.select(2, 3).abs().max().item<double>() == 0);
+  CHECK(sequence_kl(reference, reference, batch).equal(at::zeros({2}, at::kDouble)));
+}
+
+TEST_CASE("sequence_kl adds up over the vocabulary in float64", "[logps]") {
+  // Two float32 models that hardly differ: a KL of 1e-6 is a small difference of sums near 1.
+  constexpr std::int64_t kTokens = 5000;
+  const at::Tensor ref_logits = random_normal({2, 4, kTokens}, at::kFloat, 5);
+  const at::Tensor logits = ref_logits + 1e-3 * random_normal({2, 4, kTokens}, at::kFloat, 6);
+  FixedPolicy policy({.hidden = {}, .logits = logits}, {}, kTokens);
+  FixedPolicy reference({.hidden = {}, .logits = ref_logits}, {}, kTokens);
+  const at::Tensor expected = dense_kl(logits.to(at::kDouble), ref_logits.to(at::kDouble));
+  CHECK(at::allclose(sequence_kl(policy, reference, small_batch()), expected, 1e-9, 0));
 }
 
 TEST_CASE("sequence_kl refuses another vocabulary", "[logps]") {

@@ -52,7 +52,10 @@ TEST_CASE("TRL's lists are mixes", "[losses]") {
   CHECK(mpo["terms"][1]["loss"]["beta"] == 0.3);
   CHECK(mpo["terms"][2]["weight"] == 1);
   CHECK(mpo["terms"][2]["loss"] ==
-        json{{"type", "sft"}, {"reduction", "token_mean"}, {"use_weights", false}});
+        json{{"type", "sft"},
+             {"reduction", "token_mean"},
+             {"use_weights", false},
+             {"use_labels", false}});
 
   // Options go to the terms that have them, by TRL's names too.
   const json divergence = config_of(
@@ -84,11 +87,11 @@ TEST_CASE("TRL's lists that cannot be meant", "[losses]") {
       "got [] with loss_weights []");
   CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "sfd"]})"), ConfigError,
                     "loss: expected a registered loss, got 'sfd'; did you mean 'sft'?");
-  CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "sft"], "alpha": 2})"), ConfigError,
-                    R"(loss: expected an option of one of ["sigmoid","sft"], got 'alpha')");
+  CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "sft"], "lambda": 2})"), ConfigError,
+                    R"(loss: expected an option of one of ["sigmoid","sft"], got 'lambda')");
   CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "aot"], "use_weighting": true})"),
                     ConfigError,
-                    "loss: expected losses that can be weighted beside use_weighting, got 'aot'");
+                    "loss: expected losses that have use_weighting beside it, got 'aot'");
 }
 
 TEST_CASE("TRL's config of all options is read as TRL reads it", "[losses]") {
@@ -122,18 +125,232 @@ TEST_CASE("TRL's config of all options is read as TRL reads it", "[losses]") {
   CHECK(smoothed["terms"][1]["loss"]["trl_constants"] == true);
   CHECK_THROWS_TEXT(
       make_loss(R"({"loss_type": ["sigmoid"], "label_smoothing": 0.1})"), ConfigError,
-      R"(loss: expected no label_smoothing with ["sigmoid"], got 0.1; TRL ignores it )"
+      R"(loss: expected no label_smoothing with ["sigmoid"], got 0.1; TRL's DPOTrainer ignores it )"
       "there, the type 'dpo' smooths labels");
   CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "tdpo"], "ld_alpha": 0.5})"),
                     ConfigError, "loss: expected losses that have ld_alpha beside it, got 'tdpo'");
   CHECK(config_of(R"({"loss_type": ["sigmoid", "aot"], "ld_alpha": 0.5})")["terms"][1]["loss"]
                                                                           ["ld_alpha"] == 0.5);
-  CHECK_THROWS_TEXT(
-      make_loss(R"({"loss_type": "simpo", "cpo_alpha": 1})"), ConfigError,
-      "loss: expected cpo_alpha 0 beside 'simpo', got another; TRL adds that share of "
-      "the NLL, as a mix with 'sft' does here");
+  CHECK_THROWS_TEXT(make_loss(R"({"trainer": "CPOTrainer", "type": "ipo"})"), ConfigError,
+                    "loss: expected one of type and trainer, got both");
   CHECK_THROWS_TEXT(make_loss(R"({"loss_type": "ipo", "type": "ipo"})"), ConfigError,
                     "loss: expected one of type and loss_type, got both");
+}
+
+// The options of `expected` in the config that make_loss makes of `given`.
+void check_translation(const char* given, const json& expected) {
+  CAPTURE(given);
+  const json config = config_of(given);
+  for (const auto& [option, value] : expected.items()) {
+    CAPTURE(option);
+    CHECK(config.value(option, json()) == value);
+  }
+}
+
+TEST_CASE("each of TRL's trainers has its own defaults", "[losses]") {
+  check_translation(R"({"trainer": "DPOTrainer"})", {{"type", "dpo"}, {"beta", 0.1}});
+  check_translation(R"({"trainer": "KTOConfig"})", {{"type", "kto"}, {"estimate_kl", true}});
+  check_translation(R"({"trainer": "CPOTrainer"})",
+                    {{"type", "cpo"}, {"link", "sigmoid"}, {"alpha", 1}, {"gamma", 0}});
+  check_translation(R"({"trainer": "ORPOConfig"})",
+                    {{"type", "orpo"}, {"lambda", 0.1}, {"nll_over_prompt", true}});
+  check_translation(R"({"trainer": "TPOTrainer"})",
+                    {{"type", "tpo"}, {"beta", 0.01}, {"alpha", 1}, {"gamma", 0}});
+  check_translation(R"({"trainer": "TPOTrainer", "loss_type": "ipo"})",
+                    {{"type", "tpo"}, {"link", "ipo"}, {"length_normalized", true}});
+  check_translation(R"({"trainer": "CPOTrainer", "loss_type": ["hinge"]})",
+                    {{"type", "cpo"}, {"link", "hinge"}, {"length_normalized", false}});
+}
+
+TEST_CASE("names and keys say whose config it is", "[losses]") {
+  check_translation(R"({"loss_type": "simpo"})",
+                    {{"type", "cpo"}, {"length_normalized", true}, {"gamma", 0.5}, {"alpha", 1}});
+  check_translation(R"({"loss_type": "simpo", "cpo_alpha": 0.0})",
+                    {{"type", "simpo"}, {"beta", 0.1}, {"gamma", 0.5}});
+  check_translation(R"({"loss_type": "simpo", "cpo_alpha": 0, "alpha": 0.25})",
+                    {{"type", "alphapo"}, {"beta", 0.1}, {"gamma", 0.5}, {"alpha", 0.25}});
+  check_translation(R"({"loss_type": "simpo", "alpha": 0.25})",
+                    {{"type", "cpo"}, {"reward_alpha", 0.25}, {"alpha", 1}});
+  // TRL sets cpo_alpha to 0 there.
+  check_translation(R"({"loss_type": "alphapo", "cpo_alpha": 1})",
+                    {{"type", "simpo"}, {"gamma", 0.5}});
+  check_translation(R"({"loss_type": "tpo-l"})",
+                    {{"type", "tpo"}, {"gamma", 0.5}, {"length_normalized", true}, {"beta", 0.01}});
+  for (const char* type : {"sigmoid", "hinge", "ipo"}) {
+    const json with_key = {{"loss_type", type}, {"cpo_alpha", 0}};
+    CHECK(json::parse(make_loss(with_key.dump()).config())["type"] == "cpo");
+    const json tpo = {{"loss_type", type}, {"tpo_alpha", 1}};
+    CHECK(json::parse(make_loss(tpo.dump()).config())["type"] == "tpo");
+    const json shared = {{"loss_type", type}};
+    CHECK(make_loss(shared.dump()).requirements().reference);
+  }
+  check_translation(R"({"loss_type": "ipo", "cpo_alpha": 0})",
+                    {{"link", "ipo"}, {"length_normalized", true}, {"alpha", 0}});
+  check_translation(R"({"loss_type": "apo_zero_unpaired", "undesirable_weight": 2})",
+                    {{"type", "kto"}, {"estimate_kl", false}, {"undesirable_weight", 2}});
+  check_translation(R"({"cpo_alpha": 0.5})", {{"type", "cpo"}, {"alpha", 0.5}});
+  check_translation(R"({"f_divergence_type": "forward_kl", "loss_type": null})",
+                    {{"type", "dpo"}, {"divergence", "forward_kl"}});
+  check_translation(R"({"loss_type": "aot_pair"})", {{"type", "aot_unpaired"}});
+  check_translation(R"({"type": "aot_pair"})", {{"type", "aot_unpaired"}});
+  check_translation(R"({"loss_type": "orpo"})", {{"nll_over_prompt", true}});
+  // TRL's limit.
+  check_translation(R"({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1})",
+                    {{"divergence", "reverse_kl"}});
+  // Losses and options of ours beside TRL's.
+  check_translation(R"({"loss_type": "vpo", "alpha": 0.3})",
+                    {{"type", "vpo"}, {"alpha", 0.3}, {"beta", 0.1}});
+  check_translation(R"({"loss_type": "ipo", "tau": 0.3, "use_weights": true})",
+                    {{"beta", 0.3}, {"use_weights", true}});
+  check_translation(R"({"loss_type": "simpo", "gamma": 0.8})", {{"type", "cpo"}, {"gamma", 0.8}});
+}
+
+TEST_CASE("keys of two trainers, and keys that TRL does not read", "[losses]") {
+  const auto check = [](const char* config, const char* text) {
+    CHECK_THROWS_TEXT(make_loss(config), ConfigError, text);
+  };
+  check(R"({"loss_type": "sigmoid", "cpo_alpha": 1, "ld_alpha": 0.5})",
+        "loss: expected a config of one TRL trainer, got 'ld_alpha' of DPOTrainer beside "
+        "'cpo_alpha' of CPOTrainer; 'trainer' says whose it is");
+  check(R"({"loss_type": "nca_pair", "cpo_alpha": 0})",
+        "loss: expected a config of one TRL trainer, got 'cpo_alpha' of CPOTrainer beside "
+        "loss_type 'nca_pair' of DPOTrainer; 'trainer' says whose it is");
+  check(R"({"loss_type": ["sigmoid", "sft"], "alpha": 2})",
+        "loss: expected a config of one TRL trainer, got 'alpha' of CPOTrainer beside loss_type "
+        "'sft' of DPOTrainer; 'trainer' says whose it is");
+  check(R"({"trainer": "CPOTrainer", "ld_alpha": 0.5})",
+        "loss: expected keys of CPOTrainer, got 'ld_alpha' of DPOTrainer");
+  check(R"({"trainer": "CPOTrainer", "loss_type": "kto_pair"})",
+        "loss: expected loss_type of CPOTrainer to be one of sigmoid, cpo, hinge, ipo, simpo, "
+        "alphapo, got 'kto_pair'");
+  check(R"({"trainer": "CPOTrainr"})",
+        "loss: expected trainer to be one of DPOTrainer, DPOConfig, KTOTrainer, KTOConfig, "
+        "CPOTrainer, CPOConfig, ORPOTrainer, ORPOConfig, TPOTrainer, TPOConfig, got 'CPOTrainr'; "
+        "did you mean 'CPOTrainer'?");
+  check(R"({"trainer": "CPOTrainer", "loss_type": ["simpo", "sigmoid"]})",
+        "loss: expected one loss_type without loss_weights, got [\"simpo\",\"sigmoid\"] with "
+        "loss_weights []; CPOTrainer takes no list");
+  check(R"({"trainer": "CPOTrainer", "simpo_gamma": 0.7})",
+        "loss: expected no simpo_gamma with [\"sigmoid\"], got 0.7; TRL's CPOTrainer ignores it "
+        "there");
+  check(R"({"loss_type": "hinge", "cpo_alpha": 1, "label_smoothing": 0.1})",
+        "loss: expected no label_smoothing with [\"hinge\"], got 0.1; TRL's CPOTrainer ignores it "
+        "there, the type 'dpo' smooths labels");
+  check(R"({"loss_type": "sigmoid", "discopop_tau": 0.1})",
+        "loss: expected no discopop_tau with [\"sigmoid\"], got 0.1; TRL's DPOTrainer ignores it "
+        "there");
+  check(R"({"loss_type": "simpo", "simpo_gamma": 0.5, "gamma": 0.5})",
+        "loss: expected gamma once, got it as 'simpo_gamma' and by our name");
+  check(R"({"loss_type": "sigmoid", "use_weighting": 1})",
+        "loss: expected use_weighting to be true or false, got 1");
+  check(R"({"loss_type": "exo_pair"})",
+        "exo_pair: expected label_smoothing in (0, 0.5), got 0; the loss has "
+        "log(label_smoothing), and from one half on labels say nothing");
+  // Keys that losses of ours have too say nothing of TRL.
+  check(R"({"ld_alpha": 0.5})",
+        R"(loss: expected a key 'type' that names a loss, got {"ld_alpha":0.5})");
+}
+
+TEST_CASE("a preset is a loss with some of its options set", "[losses]") {
+  check_translation(R"({"type": "tpo-l"})",
+                    {{"type", "tpo"}, {"gamma", 0.5}, {"length_normalized", true}});
+  check_translation(R"({"type": "tpo-l", "tpo_l_gamma": 2})", {{"gamma", 2}});
+  check_translation(R"({"type": "odpo"})",
+                    {{"type", "dpo"}, {"margin_scale", 1}, {"margin_of", "log_gap"}});
+  CHECK_THROWS_TEXT(make_loss(R"({"type": "apo_zero_unpaired", "estimate_kl": true})"), ConfigError,
+                    "loss: expected estimate_kl false with 'apo_zero_unpaired', which stands for "
+                    "it, got true");
+  CHECK(find_loss("odpo").info.name == "dpo");
+  LossEntry entry = find_loss("dpo");
+  entry.info.name = "another";
+  entry.info.aliases = {};
+  CHECK_THROWS_TEXT(register_loss(entry), ConfigError,
+                    "loss: expected a name that is free, got 'odpo'");
+}
+
+TEST_CASE("a name that means two losses is refused with both", "[losses]") {
+  CHECK_THROWS_TEXT(make_loss(R"({"type": "rdpo"})"), ConfigError,
+                    "loss: expected 'robust_dpo' or 'r_dpo', got 'rdpo'; robust DPO "
+                    "(arXiv:2403.00409) and length-regularized R-DPO (arXiv:2403.19159) both go by "
+                    "it");
+}
+
+TEST_CASE("options that would do nothing are refused", "[losses]") {
+  const auto check = [](const char* config, const std::string& option, const std::string& reason) {
+    const std::string name = json::parse(config)["type"];
+    CHECK_THROWS_TEXT(make_loss(config), ConfigError,
+                      name + ": expected " + option +
+                          " at its default, got another value that would do nothing; " + reason);
+  };
+  check(R"({"type": "dpo", "divergence_alpha": 0.3})", "divergence_alpha",
+        "only divergence 'alpha_divergence' reads it");
+  check(R"({"type": "ipo", "divergence_gamma": 0.3, "divergence": "forward_kl"})",
+        "divergence_gamma", "only divergence 'chi_squared_mix' reads it");
+  check(R"({"type": "dpo", "ld_policy_only": true})", "ld_policy_only",
+        "at ld_alpha 1 no token counts less");
+  check(R"({"type": "hinge", "clamp_weighting": true})", "clamp_weighting",
+        "there are no weights of weighting to limit");
+  check(R"({"type": "tdpo", "variant": "tdpo1", "alpha": 0.7})", "alpha",
+        "it weighs the KLs in variant 'tdpo2' alone");
+  check(R"({"type": "vpo", "num_samples": 3})", "num_samples", "calibration is not 'samples'");
+  check(R"({"type": "vpo", "alpha": 0, "mode": "online"})", "mode",
+        "the value incentive has weight 0");
+  check(R"({"type": "hypo", "lambda": 0, "clip": 1})", "clip",
+        "the KL on fresh samples has weight 0");
+  check(R"({"type": "hypo", "lambda": 0, "num_samples": 3})", "num_samples",
+        "the KL on fresh samples has weight 0");
+  check(R"({"type": "cpo", "alpha": 0, "reduction": "sum"})", "reduction",
+        "the NLL that it reduces has weight 0");
+  check(R"({"type": "rpo", "eta": 0, "baseline": "rejected"})", "baseline",
+        "its NLL has weight 0");
+  check(R"({"type": "dpo", "margin_of": "log_gap"})", "margin_of", "margin_scale is 0");
+  check(R"({"type": "kto", "log_epsilon_p": -2})", "log_epsilon_p",
+        "only humanline limits the log-ratios of tokens");
+}
+
+TEST_CASE("terms of weight 0 ask for nothing", "[losses]") {
+  CHECK(make_loss(R"({"type": "hypo", "lambda": 0})").requirements().samples_per_prompt == 0);
+  CHECK_FALSE(make_loss(R"({"type": "tpo", "alpha": 0})").requirements().gold);
+  CHECK_FALSE(make_loss(R"({"type": "cpo", "alpha": 0})").requirements().lens);
+}
+
+TEST_CASE("humanline where it cannot be meant", "[losses]") {
+  const auto check = [](const char* config, const char* text) {
+    CHECK_THROWS_TEXT(make_loss(config), ConfigError, text);
+  };
+  check(R"({"type": "simpo", "humanline": true})",
+        "simpo: expected humanline false where reference_free is true, got true; it limits what "
+        "separates a token of the policy from the reference's");
+  check(R"({"type": "dpo", "humanline": true, "ld_alpha": 0.5})",
+        "dpo: expected ld_alpha 1 beside humanline, got 0.5; both say how much a token counts");
+  check(R"({"type": "aot", "humanline": true})",
+        "aot: expected humanline false, got true; policy and reference are sorted apart, so that "
+        "no token has a log-ratio");
+  check(R"({"type": "odpo", "use_label_probs": true})",
+        "dpo: expected margin_of 'gap' beside use_label_probs, got 'log_gap'; the swapped pair has "
+        "the negative gap, which has no logarithm");
+  check(R"({"type": "mix", "terms": [{"loss": {"type": "dpo", "humanline": true}},
+            {"loss": {"type": "ipo", "humanline": true, "log_epsilon_p": -2}}]})",
+        "mix: expected terms with the same log_epsilon_p and log_epsilon_r of humanline, got "
+        "different ones");
+}
+
+TEST_CASE("sft follows the labels of the rows that it is mixed with", "[losses]") {
+  const json config = config_of(
+      R"({"type": "mix", "terms": [{"loss": {"type": "kto"}}, {"weight": 2, "loss": {"type": "nll"}}]})");
+  CHECK(config["terms"][1]["loss"]["use_labels"] == true);
+  CHECK(make_loss(config.dump()).config() == config.dump());
+  PairLogps logps;
+  for (at::Tensor* value : {&logps.chosen_logps, &logps.ref_chosen_logps, &logps.kl_logps,
+                            &logps.ref_kl_logps}) {
+    *value = at::tensor({-3.0, -5.0}, at::kDouble);
+  }
+  logps.chosen_lens = at::tensor({4.0, 6.0}, at::kDouble);
+  logps.labels = at::tensor({1.0, 0.0}, at::kDouble);
+  const LossOutput out = make_loss(config.dump())(logps);
+  // KTO at the reference is one half; the NLL is the desirable row's over the step's 10 tokens.
+  CHECK(out.loss.item<double>() == Approx(0.5 + 2 * 0.3));
+  CHECK(out.terms[1].value.item<double>() == Approx(2 * 0.3));
 }
 
 TEST_CASE("options that contradict each other are refused with the reason", "[losses]") {
@@ -158,6 +375,22 @@ TEST_CASE("options that contradict each other are refused with the reason", "[lo
   CHECK_THROWS_TEXT(make_loss(R"({"type": "aot", "reference_free": true})"), ConfigError,
                     "aot: expected reference_free false, got true; the policy's margins are held "
                     "against the reference's");
+}
+
+TEST_CASE("rewards have AlphaPO's shape, and log-probs are a token's, where the loss looks at that",
+          "[losses]") {
+  PairLogps logps;
+  logps.chosen_logps = at::tensor({-4.0}, at::kDouble);
+  logps.rejected_logps = at::tensor({-6.0}, at::kDouble);
+  logps.chosen_lens = at::tensor({4.0}, at::kDouble);
+  logps.rejected_lens = at::tensor({3.0}, at::kDouble);
+  const LossOutput out = make_loss(R"({"type": "alphapo", "beta": 2.5, "alpha": 0.25})")(logps);
+  // The review's numbers: a = -1 and -2.
+  CHECK(out.chosen_rewards.item<double>() == Approx(-2.840).epsilon(1e-3));
+  CHECK(out.rejected_rewards.item<double>() == Approx(-6.487).epsilon(1e-3));
+  CHECK(out.logged_chosen_logps.item<double>() == -1);
+  CHECK(out.logged_rejected_logps.item<double>() == -2);
+  CHECK_FALSE(make_loss(R"({"type": "cpo"})")(logps).logged_chosen_logps.defined());
 }
 
 TEST_CASE("rewards are of what the loss looks at", "[losses]") {

@@ -118,6 +118,7 @@ TEST_CASE("adapter: what is saved comes back", "[model]") {
   CHECK(config["task_type"] == "CAUSAL_LM");
   CHECK(config["r"] == 2);
   CHECK(config["target_modules"] == json{"k_proj"});
+  CHECK(config["base_model_name_or_path"] == nullptr);
 
   const auto other = make_decoder();
   other->load_adapter(dir.path());
@@ -125,6 +126,60 @@ TEST_CASE("adapter: what is saved comes back", "[model]") {
   REQUIRE(other->adapter());
   CHECK(other->adapter()->lora_alpha == 5);
   CHECK(other->adapter()->use_rslora);
+}
+
+TEST_CASE("adapter: the file names its model, and targets in order", "[model]") {
+  const TempDir dir;
+  make_decoder()->save(dir.file("model"));
+  const auto decoder = Decoder::load(dir.file("model"));
+  decoder->add_adapter({.r = 2, .target_modules = {"v_proj", "down_proj", "k_proj"}});
+  decoder->save_adapter(dir.file("adapter"));
+  const json config = read_json(dir.file("adapter") + "/adapter_config.json");
+  CHECK(config["base_model_name_or_path"] == dir.file("model"));
+  CHECK(config["target_modules"] == json({"down_proj", "k_proj", "v_proj"}));
+}
+
+TEST_CASE("adapter: the padded forward takes one on narrow weights", "[model]") {
+  for (const auto dtype : {at::kBFloat16, at::kHalf}) {
+    const auto decoder = make_decoder();
+    decoder->to(dtype);
+    decoder->add_adapter({.r = 2, .lora_alpha = 4});
+    move_adapter(*decoder);
+    const std::vector<std::int64_t> prompt{1, 2}, completion{3};
+    const auto batch = make_batch({{.prompt = prompt, .completion = completion}});
+    const at::Tensor packed = decoder->forward_packed(*batch.packed);
+    const PolicyOutput padded = decoder->forward(batch);
+    CHECK(padded.hidden.scalar_type() == dtype);
+    const at::Tensor last = padded.hidden[0][1].to(at::kFloat);
+    CHECK((packed[0].to(at::kFloat) - last).abs().max().item<double>() < 0.1);
+    padded.hidden.to(at::kFloat).sum().backward();
+    for (const auto& each : decoder->named_parameters()) {
+      if (each.value.requires_grad()) CHECK(each.value.grad().defined());
+    }
+  }
+}
+
+TEST_CASE("adapter: its scale is part of the key of cached log-probs", "[model]") {
+  const TempDir dir;
+  const auto owner = make_decoder();
+  owner->add_adapter({.r = 2, .lora_alpha = 4});
+  move_adapter(*owner);
+  owner->save_adapter(dir.path());
+  const auto hash = [&] {
+    const auto decoder = make_decoder();
+    decoder->load_adapter(dir.path());
+    return content_hash(*decoder);
+  };
+  const std::string first = hash();
+  CHECK(hash() == first);
+  json config = read_json(dir.path() + "/adapter_config.json");
+  for (const auto& [name, value] :
+       {std::pair<const char*, json>{"lora_alpha", 5.0}, {"use_rslora", true}}) {
+    json changed = config;
+    changed[name] = value;
+    write_json(dir.path() + "/adapter_config.json", changed);
+    CHECK(hash() != first);
+  }
 }
 
 TEST_CASE("adapter: one that does not fit is refused and leaves the model as it was", "[model]") {
@@ -157,6 +212,22 @@ TEST_CASE("adapter: one that does not fit is refused and leaves the model as it 
     with("use_dora", true);
     check_refused(config_path +
                   ": expected fields that this decoder understands, got 'use_dora': true");
+  }
+  SECTION("an initialization that changed the weights under it") {
+    for (const char* how : {"pissa", "pissa_niter_16", "olora", "corda", "loftq", "of_tomorrow"}) {
+      with("init_lora_weights", how);
+      check_refused(config_path +
+                    ": expected init_lora_weights that leave the model's weights as they are, got "
+                    "\"" +
+                    how +
+                    "\"; convert the adapter in PEFT (save_pretrained with "
+                    "path_initial_model_for_weight_conversion), or merge it there");
+    }
+    for (const json& how : {json(true), json(false), json(), json("gaussian"), json("eva")}) {
+      with("init_lora_weights", how);
+      const auto other = make_decoder();
+      CHECK_NOTHROW(other->load_adapter(dir.path()));
+    }
   }
   SECTION("a bias") {
     with("bias", "all");

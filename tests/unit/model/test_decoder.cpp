@@ -570,12 +570,96 @@ TEST_CASE("decoder: forms of config.json", "[model]") {
     checkpoint.config.erase("rope_theta");
     CHECK(same());
   }
-  SECTION("several end tokens are kept, the first one is used") {
-    checkpoint.config["eos_token_id"] = {9, 10};
+  SECTION("several end tokens are kept") {
+    checkpoint.config["eos_token_id"] = {9, 10, 9};
     const auto decoder = checkpoint.load();
     CHECK(decoder->options().eos_token_id == 9);
+    CHECK(decoder->options().extra_eos_token_ids == Tokens{10});
+    CHECK(decoder->generation_config().empty());
     decoder->save(checkpoint.path());
-    CHECK(json_of(checkpoint.config_path())["eos_token_id"] == json({9, 10}));
+    CHECK(json_of(checkpoint.config_path())["eos_token_id"] == json({9, 10, 9}));
+  }
+  SECTION("generation_config.json has end tokens too") {
+    const std::string path = checkpoint.path() + "/generation_config.json";
+    put(path, {{"eos_token_id", {3, 9}}, {"temperature", 0.6}});
+    checkpoint.config["eos_token_id"] = 9;
+    auto decoder = checkpoint.load();
+    CHECK(decoder->options().eos_token_id == 9);
+    CHECK(decoder->options().extra_eos_token_ids == Tokens{3});
+    const TempDir copy;
+    decoder->save(copy.path());
+    CHECK(json_of(copy.file("generation_config.json")) == json_of(path));
+    CHECK(Decoder::load(copy.path())->options().extra_eos_token_ids == Tokens{3});
+
+    checkpoint.config["eos_token_id"] = nullptr;
+    put(path, {{"eos_token_id", 4}});
+    CHECK(checkpoint.load()->options().eos_token_id == 4);
+    put(path, {{"eos_token_id", nullptr}});
+    CHECK(checkpoint.load()->options().eos_token_id == -1);
+    put(path, {{"eos_token_id", "</s>"}});
+    CHECK_THROWS_TEXT(
+        checkpoint.load(), CheckpointError,
+        path + R"(: expected eos_token_id to be an id or a list of them, got "</s>")");
+  }
+  SECTION("fields at values that change nothing") {
+    for (const auto& [name, value] : std::vector<std::pair<std::string, json>>{
+             {"use_mrope", false},
+             {"use_sliding_window", false},
+             {"attention_dropout", 0.1},
+             {"resid_pdrop", 0.1},
+             {"residual_multiplier", 1.0},
+             {"num_experts", 0},
+             {"use_rope", true},
+             {"of_a_later_version", nullptr},
+             {"of_a_later_version", false},
+             {"of_a_later_version", ""},
+             {"of_a_later_version", json::array()},
+             {"of_a_later_version", json::object()},
+             {"rope_scaling", {{"rope_type", "default"}, {"factor", 1.0}}},
+             {"rope_scaling", {{"type", "linear"}, {"factor", 1.0}}},
+             {"rope_scaling", {{"rope_type", nullptr}, {"mrope_section", nullptr}}}}) {
+      INFO(name << " " << value.dump());
+      const json good = checkpoint.config;
+      checkpoint.config[name] = value;
+      CHECK(same());
+      checkpoint.config = good;
+    }
+  }
+  SECTION("a window that holds the rows") {
+    checkpoint.config["model_type"] = "mistral";
+    checkpoint.config["sliding_window"] = 3;
+    CHECK(same());
+    const auto decoder = checkpoint.load();
+    CHECK_THROWS_TEXT(logits_of(*decoder, {1, 2, 3, 4}), DataError,
+                      "decoder: expected at most 3 tokens, the model's sliding_window, got 4; "
+                      "longer rows need an attention that is not computed here, so shorten them "
+                      "(data.max_length)");
+    const auto batch = make_batch({{.prompt = Tokens{1, 2}, .completion = Tokens{3}},
+                                   {.prompt = Tokens{1, 2}, .completion = Tokens{3, 4}}});
+    CHECK_THROWS_AS(decoder->forward_packed(*batch.packed), DataError);
+    CHECK_THROWS_AS(decoder->start_decoding({{1, 2, 3, 4}}), DataError);
+    const auto session = decoder->start_decoding({{1, 2}, {1}});
+    session->prefill();
+    session->append(at::tensor({3, 2}, at::kLong));
+    CHECK_THROWS_TEXT(session->append(at::tensor({3, 2}, at::kLong)), DataError,
+                      "append: expected at most 3 tokens, the model's sliding_window, got 4; fewer "
+                      "new tokens or a shorter prompt fit");
+    checkpoint.config.erase("sliding_window");
+    CHECK(checkpoint.load()->options().sliding_window == 4096);  // mistral's in transformers
+  }
+  SECTION("a window of some layers") {
+    checkpoint.config["layer_types"] = {"full_attention", "sliding_attention"};
+    checkpoint.config["sliding_window"] = 3;
+    CHECK(same());
+    CHECK(checkpoint.load()->options().sliding_window == 3);
+  }
+  SECTION("heads of a width of their own need not divide the width") {
+    CHECK(checkpoint.load()->options().hidden_size == 12);
+    checkpoint.config["num_attention_heads"] = 10;
+    CHECK_THROWS_TEXT(checkpoint.load(), CheckpointError,
+                      checkpoint.weights_path() +
+                          ": tensor 'model.layers.0.self_attn.q_proj.weight': expected shape [60, "
+                          "12], got [24, 12]");
   }
   SECTION("mistral without a window") {
     checkpoint.config["model_type"] = "mistral";
@@ -619,9 +703,10 @@ TEST_CASE("decoder: a config that is not understood is refused by name", "[model
          R"(model_type to be "llama", "mistral", "qwen2" or "qwen3", got "gpt2")");
   refuse("model_type", nullptr,
          R"(model_type to be "llama", "mistral", "qwen2" or "qwen3", got none)");
-  refuse("model_type", "mistral",
-         "sliding_window to be null, as mistral has a window by default, got none");
-  refuse("sliding_window", 4096, "sliding_window to be null, got 4096");
+  refuse("sliding_window", 0, "sliding_window of at least 1, got 0");
+  refuse("use_mrope", true, "use_mrope to be false, got true");
+  refuse("use_rope", false, "use_rope to be true, got false");
+  refuse("is_causal", false, "is_causal to be true, got false");
   refuse("hidden_act", "gelu", R"(hidden_act to be "silu", got "gelu")");
   refuse("attention_bias", 1, "attention_bias to be true or false, got 1");
   refuse("mlp_bias", true, "mlp_bias to be false, got true");
@@ -636,10 +721,18 @@ TEST_CASE("decoder: a config that is not understood is refused by name", "[model
          R"(rope_parameters of rope_type "default" or "llama3", got {"rope_type":"yarn"})");
   refuse("rope_parameters", {{"rope_theta", 200.0}}, "one rope_theta, 100, got 200.0");
   refuse("rope_scaling", 2.0, "rope_scaling to be an object, got 2.0");
-  refuse(
-      "layer_types", {"full_attention", "sliding_attention"},
-      R"(layer_types to hold "full_attention" only, got ["full_attention","sliding_attention"])");
-  refuse("logit_scale", 2.0, "fields that this decoder understands, got 'logit_scale'");
+  refuse("layer_types", {"full_attention", "sliding_attention"},
+         "sliding_window with layer_types of sliding_attention, got none");
+  refuse("layer_types", {"full_attention", "chunked_attention"},
+         R"(layer_types to hold "full_attention" and "sliding_attention" only, got )"
+         R"(["full_attention","chunked_attention"])");
+  refuse("rope_scaling", {{"type", "linear"}, {"factor", 2.0}},
+         R"(rope_scaling of rope_type "default" or "llama3", got {"factor":2.0,"type":"linear"})");
+  refuse("logit_scale", 2.0, "logit_scale to be 1, got 2.0");
+  refuse("of_a_later_version", 2.0,
+         "fields that this decoder understands, got 'of_a_later_version': 2.0");
+  refuse("auto_map", {{"AutoModel", "x.py"}},
+         R"(fields that this decoder understands, got 'auto_map': {"AutoModel":"x.py"})");
   refuse("vocab_size", nullptr, "vocab_size, got none");
   refuse("vocab_size", "11", R"(vocab_size to be a whole number, got "11")");
   refuse("vocab_size", 11.5, "vocab_size to be a whole number, got 11.5");
@@ -649,7 +742,7 @@ TEST_CASE("decoder: a config that is not understood is refused by name", "[model
   refuse("intermediate_size", -4, "intermediate_size of at least 1, got -4");
   refuse("num_hidden_layers", 1'000'000'000, "num_hidden_layers in [1, 4096], got 1000000000");
   refuse("num_attention_heads", 5,
-         "hidden_size to be a multiple of num_attention_heads, got 12 and 5");
+         "num_attention_heads to be a multiple of num_key_value_heads, got 5 and 2");
   refuse("num_key_value_heads", 3,
          "num_attention_heads to be a multiple of num_key_value_heads, got 4 and 3");
   refuse("rms_norm_eps", "1e-6", R"(rms_norm_eps to be a number, got "1e-6")");
@@ -666,6 +759,55 @@ TEST_CASE("decoder: a config that is not understood is refused by name", "[model
   CHECK_THROWS_TEXT(
       Decoder::load(checkpoint.path()), CheckpointError,
       checkpoint.config_path() + ": expected a readable file, got No such file or directory");
+}
+
+TEST_CASE("decoder: weights of several dtypes are computed as they are stored", "[model]") {
+  Checkpoint checkpoint;
+  const std::string up = "model.layers.1.mlp.up_proj.weight";
+  const std::string norm = "model.layers.0.input_layernorm.weight";
+  const auto dtype_of = [](const Decoder& decoder, const std::string& name) {
+    for (const auto& parameter : decoder.named_parameters()) {
+      if (parameter.name == name) return parameter.value.scalar_type();
+    }
+    throw std::runtime_error(name);
+  };
+  SECTION("norms in float32") {
+    for (auto& [name, weight] : checkpoint.weights.tensors) {
+      if (weight.dim() > 1) weight = weight.to(at::kBFloat16);
+      if (weight.dim() == 1) weight = weight + 1e-3;  // a number that bfloat16 does not hold
+    }
+    const auto mixed = checkpoint.load();
+    CHECK(dtype_of(*mixed, up) == at::kBFloat16);
+    CHECK(dtype_of(*mixed, norm) == at::kFloat);
+    CHECK(mixed->load_note().find("matrices 16 of BFloat16 and vectors 5 of Float") !=
+          std::string::npos);
+    const auto exact = checkpoint.load("float64");
+    const auto near = [&](const at::Tensor& a, const at::Tensor& b, double tolerance) {
+      CHECK((a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>() < tolerance);
+    };
+    const auto batch = make_batch({{.prompt = Tokens{1, 2}, .completion = Tokens{3, 4}}});
+    const at::NoGradGuard no_grad;
+    near(mixed->forward_packed(*batch.packed), exact->forward_packed(*batch.packed), 1e-5);
+    near(mixed->start_decoding({{1, 2, 3}})->prefill(),
+         exact->start_decoding({{1, 2, 3}})->prefill(), 1e-5);
+    near(mixed->forward(batch).hidden, exact->forward(batch).hidden, 0.1);  // rounds to bfloat16
+
+    const TempDir copy;
+    mixed->save(copy.path());
+    const auto back = Decoder::load(copy.path());
+    CHECK(dtype_of(*back, norm) == at::kFloat);
+    CHECK(at::equal(back->forward_packed(*batch.packed), mixed->forward_packed(*batch.packed)));
+  }
+  SECTION("matrices of two dtypes are widened") {
+    checkpoint.weight(up) = checkpoint.weight(up).to(at::kBFloat16);
+    const auto mixed = checkpoint.load();
+    CHECK(dtype_of(*mixed, up) == at::kFloat);
+    checkpoint.weight(up) = checkpoint.weight(up).to(at::kFloat);
+    const auto plain = checkpoint.load();
+    CHECK(at::equal(logits_of(*mixed, {1, 2, 3}), logits_of(*plain, {1, 2, 3})));
+    CHECK(plain->load_note().empty());
+    CHECK_FALSE(mixed->load_note().empty());
+  }
 }
 
 TEST_CASE("decoder: weights that do not fit their config are refused by name", "[model]") {
@@ -692,12 +834,12 @@ TEST_CASE("decoder: weights that do not fit their config are refused by name", "
     checkpoint.weight(name) = at::zeros({10, 12}, at::kInt);
     refuse("tensor '" + name + "': expected a floating dtype, got Int");
   }
-  SECTION("of mixed dtypes") {
-    checkpoint.weight(name) = checkpoint.weight(name).to(at::kBFloat16);
-    refuse("tensor '" + name +
-           "': expected Float as in the first weight, got BFloat16; name a "
-           "dtype to convert");
-    CHECK(checkpoint.load("float32")->head().weight.scalar_type() == at::kFloat);
+  SECTION("no head of its own") {
+    std::erase_if(checkpoint.weights.tensors,
+                  [](const auto& item) { return item.first == "lm_head.weight"; });
+    refuse(
+        "expected tensor 'lm_head.weight', got none of that name; tie_word_embeddings in "
+        "config.json is not true, which asks for a head of its own");
   }
   SECTION("rotary frequencies, which are computed anyway") {
     checkpoint.weight("model.layers.0.self_attn.rotary_emb.inv_freq") = at::zeros({3});

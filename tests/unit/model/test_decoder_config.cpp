@@ -95,26 +95,36 @@ TEST_CASE("decoder config: what a family does not have is refused", "[model]") {
   config["attention_bias"] = false;
   refuse(config, "attention_bias to be true in qwen2, got false");
   config = qwen("qwen3");
-  config["use_sliding_window"] = true;
-  refuse(config, "use_sliding_window to be false, got true");
-  config = qwen("qwen3");
-  config["layer_types"] = {"full_attention", "sliding_attention"};
-  refuse(
-      config,
-      R"(layer_types to hold "full_attention" only, got ["full_attention","sliding_attention"])");
-  config = qwen("qwen3");
   config["num_experts"] = 8;
-  refuse(config, "fields that this decoder understands, got 'num_experts'");
+  refuse(config, "num_experts to be 0, got 8");
   for (const char* type : {"mistral", "qwen2", "qwen3"}) {
     config = qwen(type);
     config.erase("num_key_value_heads");
     refuse(config, "num_key_value_heads, got none");
   }
   config = qwen("mistral");
-  refuse(config, "sliding_window to be null, got 32768");
-  config["sliding_window"] = nullptr;
   config["attention_bias"] = true;
   refuse(config, "attention_bias to be false in mistral, got true");
+}
+
+TEST_CASE("decoder config: a window that is used", "[model]") {
+  json config = qwen("qwen3");
+  CHECK(read(config).sliding_window == 0);  // use_sliding_window is false
+  config["use_sliding_window"] = true;
+  CHECK(read(config).sliding_window == 32768);
+  config["use_sliding_window"] = false;
+  config["layer_types"] = {"full_attention", "sliding_attention"};
+  CHECK(read(config).sliding_window == 32768);
+  CHECK(read(qwen("mistral")).sliding_window == 32768);
+
+  // A model of a GGUF file is written with its window.
+  DecoderOptions options;
+  options.sliding_window = 512;
+  const json written = json::parse(detail::make_decoder_config(options).dump());
+  CHECK(written["model_type"] == "mistral");
+  CHECK(read(written).sliding_window == 512);
+  options.attention_bias = true;
+  CHECK(read(json::parse(detail::make_decoder_config(options).dump())).sliding_window == 512);
 }
 
 TEST_CASE("decoder config: Llama 3's rotary scaling", "[model]") {

@@ -96,12 +96,18 @@ class BarePolicy final : public Policy {
   std::vector<NamedParameter> named_parameters() const override { return {}; }
 };
 
-TEST_CASE("the frozen copy of a module drops nothing out", "[model]") {
-  ModulePolicy<DropoutModel> policy(std::make_shared<DropoutModel>(), 7);
+TEST_CASE("a module drops nothing out, neither in training nor as a reference", "[model]") {
+  const auto module = std::make_shared<DropoutModel>();
+  REQUIRE(module->is_training());
+  ModulePolicy<DropoutModel> policy(module, 7);
   const std::vector<std::int64_t> prompt{1}, completion{2, 3};
   const TokenBatch batch = make_batch({{prompt, completion}});
-  CHECK_FALSE(at::equal(policy.forward(batch).logits, at::ones({1, 3, 7})));
+  CHECK(at::equal(policy.forward(batch).logits, at::ones({1, 3, 7})));
   CHECK(at::equal(policy.frozen_copy()->forward(batch).logits, at::ones({1, 3, 7})));
+  module->train();
+  CHECK_THROWS_TEXT(policy.forward(batch), ConfigError,
+                    "module policy: expected a module in evaluation mode, got one in training "
+                    "mode; dropout would make each pass another policy");
 }
 
 TEST_CASE("a module that cannot be copied is refused", "[model]") {

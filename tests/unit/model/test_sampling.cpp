@@ -508,8 +508,9 @@ TEST_CASE("sample: no gradient is kept and none is switched off", "[model]") {
 }
 
 TEST_CASE("sampling: options as JSON", "[model]") {
-  CHECK(options_to_json(SamplingOptions{}) ==
-        R"({"max_new_tokens":64,"temperature":1.0,"top_k":0,"top_p":1.0,"eos_id":-1,"seed":0})");
+  CHECK(
+      options_to_json(SamplingOptions{}) ==
+      R"({"max_new_tokens":64,"temperature":1.0,"top_k":0,"top_p":1.0,"eos_id":-1,"seed":0,"extra_eos_ids":[]})");
 }
 
 }  // namespace prefopt

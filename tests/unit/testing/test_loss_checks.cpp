@@ -151,6 +151,16 @@ class LooseLoss : public OwnLoss {
   LossOutput forward(const PairLogps& given) const { return LinearLoss().forward(given); }
 };
 
+// Keeps a mean from step to step, of whatever part of a step it sees last.
+class ForgetfulLoss : public LinearLoss {
+ public:
+  LossRequirements requirements() const {
+    LossRequirements needs = LinearLoss::requirements();
+    needs.running_mean = true;
+    return needs;
+  }
+};
+
 const testing::LossCheckOptions kSeed7{.seed = 7};
 const std::string kWhere = " (loss 'my_loss', batch of 4, seed 7)";
 
@@ -192,6 +202,11 @@ TEST_CASE("differences can be left out or taken of a surrogate", "[testing]") {
               kWhere,
           "gradient of rejected_logps at row 0: expected -0.025 by finite differences, got 0.025" +
               kWhere});
+}
+
+TEST_CASE("a running mean of parts of a step is found", "[testing]") {
+  CHECK(check_loss(Loss(ForgetfulLoss()), kSeed7).text() ==
+        "whole_step of a loss with running_mean: expected true, got false" + kWhere);
 }
 
 TEST_CASE("a wrong anchor is found, unless the options are others", "[testing]") {

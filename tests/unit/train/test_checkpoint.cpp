@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -114,10 +115,10 @@ const std::vector<Fault>& faults() {
            return is_due() ? fail_with<int>(EIO) : std::rename(from, to);
          };
        }},
-      {"mkostemp",
+      {"open",
        [](SystemCalls& calls) {
-         calls.mkostemp = [](char* name, int flags) {
-           return is_due() ? fail_with<int>(EMFILE) : ::mkostemp(name, flags);
+         calls.open = [](const char* path, int flags, mode_t mode) {
+           return is_due() ? fail_with<int>(EMFILE) : ::open(path, flags, mode);
          };
        }},
       {"mkdir",

@@ -4,6 +4,7 @@
 // formula, and the result must not depend on how the step is cut up.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -38,13 +39,6 @@ std::vector<TokenPair> full_rows() {
     rows[i].columns[Column::kChosenWinRate] = 0.9 - 0.1 * x;
     rows[i].columns[Column::kRejectedWinRate] = 0.1 + 0.05 * x;
   }
-  // The trainer puts rows of like length side by side for policies that pad.
-  std::stable_sort(rows.begin(), rows.end(), [](const TokenPair& a, const TokenPair& b) {
-    const auto width = [](const TokenPair& row) {
-      return row.prompt.size() + std::max(row.chosen.size(), row.rejected.size());
-    };
-    return width(a) < width(b);
-  });
   return rows;
 }
 
@@ -103,8 +97,12 @@ double kl(const BigramPolicy& reference, const BigramPolicy& policy, std::int64_
   return sum;
 }
 
+/// `held` is the policy whose probabilities have no gradient (DFT); `limits` are humanline's.
 ExactPairLogps exact_inputs(const BigramPolicy& policy, const BigramPolicy& reference,
-                            const std::vector<TokenPair>& rows, bool with_rejected) {
+                            const std::vector<TokenPair>& rows, const LossRequirements& needs,
+                            const BigramPolicy& held) {
+  const bool with_rejected = needs.rejected;
+  const LogRatioLimits limits = needs.limits.value_or(LogRatioLimits{});
   const auto column = [&](auto value) {
     Eigen::ArrayXd x(static_cast<Eigen::Index>(rows.size()));
     for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -166,6 +164,34 @@ ExactPairLogps exact_inputs(const BigramPolicy& policy, const BigramPolicy& refe
   };
   in.kl_logps = mismatched(policy);
   in.ref_kl_logps = mismatched(reference);
+  const auto limited = [&](std::int64_t from, std::int64_t to) {
+    return std::clamp(policy.logp(from, to) - reference.logp(from, to), limits.low, limits.high);
+  };
+  const auto limited_sums = [&](Side side) {
+    return column([&](Row row, std::size_t) {
+      return sum_over(row.prompt, row, side, all_of(row, side), limited);
+    });
+  };
+  in.chosen_limited_logratios = limited_sums(kChosen);
+  in.rejected_limited_logratios = limited_sums(kRejected);
+  in.kl_limited_logratios = column([&](Row row, std::size_t i) {
+    Row other = rows[(i + 1) % rows.size()];
+    return sum_over(row.prompt, other, kChosen, all_of(other, kChosen), limited);
+  });
+  in.chosen_confident_logps = column([&](Row row, std::size_t) {
+    return sum_over(row.prompt, row, kChosen, all_of(row, kChosen),
+                    [&](std::int64_t from, std::int64_t to) {
+                      return std::exp(held.logp(from, to)) * policy.logp(from, to);
+                    });
+  });
+  in.prompt_logps = column([&](Row row, std::size_t) {
+    double sum = 0;
+    for (std::size_t t = 1; t < row.prompt.size(); ++t) {
+      sum += policy.logp(row.prompt[t - 1], row.prompt[t]);
+    }
+    return sum;
+  });
+  in.prompt_lens = column([](Row row, std::size_t) { return row.prompt.size() - 1; });
   const auto given = [&](Column c) {
     return column([&](Row row, std::size_t) { return row.columns[c]; });
   };
@@ -199,6 +225,14 @@ std::vector<std::string> configurations() {
            R"({"type": "aot", "ld_alpha": 0.4, "length_normalized": true})",
            R"({"type": "aot_unpaired", "reference_free": true})",
            R"({"type": "sft", "use_weights": true})",
+           R"({"type": "dpo", "humanline": true, "log_epsilon_p": -0.4, "log_epsilon_r": 0.3})",
+           R"({"type": "kto", "humanline": true, "log_epsilon_p": -0.3, "log_epsilon_r": 0.5})",
+           R"({"type": "ipo", "humanline": true, "log_epsilon_p": -0.5})",
+           R"({"type": "orpo", "nll_over_prompt": true})",
+           R"({"type": "orpo", "nll_over_prompt": true, "reduction": "sequence_mean"})",
+           R"({"type": "odpo", "beta": 0.4})",
+           R"({"type": "cpo", "link": "hinge", "reward_alpha": 0.2, "length_normalized": true})",
+           R"({"type": "mix", "terms": [{"loss": {"type": "kto"}}, {"loss": {"type": "sft"}}]})",
            R"({"type": "mix", "terms": [{"weight": 0.4, "loss": {"type": "aot"}},
                {"loss": {"type": "sigmoid_norm"}}, {"loss": {"type": "beta_dpo"}}]})",
        }) {
@@ -220,7 +254,7 @@ TEST_CASE("every loss gets what it asks for, and a step may be cut anyhow", "[tr
     for (const std::int64_t micro : {0, 1, 2}) {
       CAPTURE(micro);
       const auto policy = std::make_shared<BigramPolicy>(9);
-      const ExactPairLogps in = exact_inputs(*policy, *reference, rows, needs.rejected);
+      const ExactPairLogps in = exact_inputs(*policy, *reference, rows, needs, *policy);
       TrainerOptions options;
       options.optimizer.schedule = Schedule::kConstant;
       options.micro_batch_size = micro;
@@ -238,7 +272,7 @@ TEST_CASE("every loss gets what it asks for, and a step may be cut anyhow", "[tr
           const BigramPolicy other(policy->table(), policy->bias());
           other.table()[from][to].add_(by);
           return static_cast<double>(
-              loss_oracle(full, exact_inputs(other, *reference, rows, needs.rejected), &in)->loss);
+              loss_oracle(full, exact_inputs(other, *reference, rows, needs, *policy), &in)->loss);
         };
         constexpr double kStep = 1e-5;
         const double expected = (moved(kStep) - moved(-kStep)) / (2 * kStep);
@@ -260,7 +294,7 @@ TEST_CASE("a running mean goes from step to step, and with a checkpoint", "[trai
   };
   const auto policy = std::make_shared<BigramPolicy>(9);
   const auto rewards = [&](const BigramPolicy& of) {
-    const ExactPairLogps in = exact_inputs(of, *reference, rows, false);
+    const ExactPairLogps in = exact_inputs(of, *reference, rows, {.rejected = false}, of);
     return Eigen::ArrayXd(0.5 * (in.chosen_logps - in.ref_chosen_logps));
   };
   const auto trainer = trainer_for(policy);
@@ -270,17 +304,19 @@ TEST_CASE("a running mean goes from step to step, and with a checkpoint", "[trai
   CHECK(trainer->loss_state().count == 5);
   CHECK(trainer->loss_state().mean == Approx(first.mean()).epsilon(1e-12));
 
+  // An evaluation measures from the mean of the training rows, and counts for nothing.
   const Eigen::ArrayXd second = rewards(*policy);
-  const double mean = (first.sum() + second.sum()) / 10;
   double expected = 0;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const double sign = 2 * rows[i].columns[Column::kLabel] - 1;
-    const double z = sign * (second[static_cast<Eigen::Index>(i)] - mean);
+    const double z = sign * (second[static_cast<Eigen::Index>(i)] - first.mean());
     expected += std::log1p(std::exp(-z)) / 5;
   }
-  // Looking does not count.
   CHECK(metric(trainer->evaluate(rows), "loss") == Approx(expected).epsilon(1e-12));
   CHECK(trainer->loss_state().count == 5);
+  trainer->step(rows);
+  CHECK(trainer->loss_state().count == 10);
+  CHECK(trainer->loss_state().mean == Approx((first.sum() + second.sum()) / 10).epsilon(1e-12));
 
   const auto copy = std::make_shared<BigramPolicy>(policy->table(), policy->bias());
   const auto resumed = trainer_for(copy);
@@ -288,21 +324,165 @@ TEST_CASE("a running mean goes from step to step, and with a checkpoint", "[trai
   CHECK(metric(resumed->evaluate(rows), "loss") == metric(trainer->evaluate(rows), "loss"));
 }
 
-TEST_CASE("unpaired metrics stand under chosen and rejected", "[train]") {
+TEST_CASE("metrics of unpaired rows are split by their label, as TRL's", "[train]") {
+  const std::string type = GENERATE("kto", "bco");
+  const std::int64_t micro = GENERATE(0, 2);
+  CAPTURE(type, micro);
   const auto rows = full_rows();
   const auto policy = std::make_shared<BigramPolicy>(9);
   const auto reference = std::make_shared<BigramPolicy>(8);
   TrainerOptions options;
-  options.micro_batch_size = 2;
-  Trainer trainer(policy, make_frozen_reference(reference), make_loss(R"({"type": "kto"})"),
+  options.micro_batch_size = micro;
+  Trainer trainer(policy, make_frozen_reference(reference), make_loss(json{{"type", type}}.dump()),
                   options);
   const Metrics metrics = trainer.evaluate(rows);
-  const ExactPairLogps in = exact_inputs(*policy, *reference, rows, false);
+  const ExactPairLogps in = exact_inputs(*policy, *reference, rows, {.rejected = false}, *policy);
   const Eigen::ArrayXd rewards = 0.1 * (in.chosen_logps - in.ref_chosen_logps);
-  CHECK(metric(metrics, "rewards/chosen") ==
-        Approx((rewards * in.labels).sum() / in.labels.sum()).epsilon(1e-10));
-  CHECK(metric(metrics, "rewards/rejected") ==
-        Approx((rewards * (1 - in.labels)).sum() / (1 - in.labels).sum()).epsilon(1e-10));
+
+  struct Sums {
+    double rows = 0, tokens = 0, logits = 0, hits = 0, logps = 0, reward = 0;
+  };
+  std::array<Sums, 2> by_label;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    Sums& sums = by_label[static_cast<std::size_t>(rows[i].columns[Column::kLabel])];
+    sums.rows += 1;
+    sums.logps += in.chosen_logps[static_cast<Eigen::Index>(i)];
+    sums.reward += rewards[static_cast<Eigen::Index>(i)];
+    auto from = rows[i].prompt.back();
+    for (const auto to : rows[i].chosen) {
+      bool is_best = true;
+      for (std::int64_t v = 0; v < kVocab; ++v) {
+        sums.logits += policy->logit(from, v) / static_cast<double>(kVocab);
+        is_best = is_best && policy->logit(from, v) <= policy->logit(from, to);
+      }
+      sums.tokens += 1;
+      sums.hits += is_best ? 1 : 0;
+      from = to;
+    }
+  }
+  const auto& [bad, good] = by_label;
+  REQUIRE(good.hits > 0);
+  const double margin = good.reward / good.rows - bad.reward / bad.rows;
+  for (const auto& [name, expected] : Metrics{{"rewards/chosen", good.reward / good.rows},
+                                              {"rewards/rejected", bad.reward / bad.rows},
+                                              {"rewards/margins", margin},
+                                              {"logps/chosen", good.logps / good.rows},
+                                              {"logps/rejected", bad.logps / bad.rows},
+                                              {"logits/chosen", good.logits / good.tokens},
+                                              {"logits/rejected", bad.logits / bad.tokens},
+                                              {"mean_token_accuracy", good.hits / good.tokens},
+                                              {"lengths/chosen", good.tokens / good.rows},
+                                              {"lengths/rejected", bad.tokens / bad.rows}}) {
+    INFO(name);
+    CHECK(metric(metrics, name) == Approx(expected).epsilon(1e-10));
+  }
+  if (type == "kto") {
+    CHECK(metric(metrics, "kl") ==
+          Approx(std::max(0.0, (in.kl_logps - in.ref_kl_logps).mean())).margin(1e-12));
+  }
+}
+
+TEST_CASE("metrics of one label alone say nothing of the other", "[train]") {
+  auto rows = full_rows();
+  for (TokenPair& row : rows) row.columns[Column::kLabel] = 0;
+  const auto policy = std::make_shared<BigramPolicy>(9);
+  Trainer trainer(policy, make_frozen_reference(policy->frozen_copy()),
+                  make_loss(R"({"type": "kto"})"), {});
+  for (const auto& [name, value] : trainer.evaluate(rows)) {
+    INFO(name);
+    CHECK_FALSE(name.ends_with("/chosen"));
+    CHECK(name != "rewards/margins");
+    CHECK(std::isfinite(value));
+  }
+}
+
+/// A padded policy says no more than this of what its forward passes were about.
+double kl_of(const std::vector<TokenPair>& rows, std::int64_t micro) {
+  const auto policy = std::make_shared<BigramPolicy>(9);
+  TrainerOptions options;
+  options.micro_batch_size = micro;
+  Trainer trainer(policy, make_frozen_reference(std::make_shared<BigramPolicy>(8)),
+                  make_loss(R"({"type": "kto"})"), options);
+  return metric(trainer.evaluate(rows), "kl");
+}
+
+TEST_CASE("KTO's other row goes by place in the step and has another prompt", "[train]") {
+  const BigramPolicy policy(9), reference(8);
+  const auto logratio = [&](const Tokens& prompt, const Tokens& completion) {
+    return policy.sum_logps(prompt, completion) - reference.sum_logps(prompt, completion);
+  };
+  // Widths fall and rise, so rows in the order of their widths have other neighbours.
+  std::vector<TokenPair> rows = {{.prompt = {0}, .chosen = {1, 2, 3, 4, 4, 1}},
+                                 {.prompt = {0}, .chosen = {4}},
+                                 {.prompt = {2, 1}, .chosen = {3, 3}},
+                                 {.prompt = {3}, .chosen = {0, 2, 2, 2, 1}},
+                                 {.prompt = {3}, .chosen = {1}},
+                                 {.prompt = {0}, .chosen = {2, 0, 0}}};
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    rows[i].columns[Column::kLabel] = i % 2 == 0 ? 1 : 0;
+  // The last row's way leads over the first two, which have its prompt.
+  const std::vector<std::size_t> partners = {2, 2, 3, 5, 5, 2};
+  double sum = 0;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    sum += logratio(rows[i].prompt, rows[partners[i]].chosen);
+  }
+  REQUIRE(sum > 0.1);  // z0 is no less than 0
+  for (const std::int64_t micro : {0, 1, 4}) {
+    CHECK(kl_of(rows, micro) == Approx(sum / 6).epsilon(1e-10));
+  }
+  // Where there is no other prompt, the next row has to do.
+  double alike = 0;
+  for (TokenPair& row : rows) row.prompt = {3};
+  for (std::size_t i = 0; i < 6; ++i) alike += logratio({3}, rows[(i + 1) % 6].chosen);
+  CHECK(kl_of(rows, 0) == Approx(std::max(0.0, alike / 6)).margin(1e-12));
+}
+
+TEST_CASE("a loss of the whole step is evaluated in parts of a step", "[train]") {
+  const std::string config = GENERATE(
+      as<std::string>{}, R"({"type": "kto"})", R"({"type": "aot"})", R"({"type": "beta_dpo"})",
+      R"({"type": "bco"})", R"({"type": "bco_pair", "running_delta": true})", R"({"type": "dpo"})");
+  const std::int64_t micro = GENERATE(0, 1);
+  CAPTURE(config, micro);
+  const auto rows = full_rows();
+  const auto reference = std::make_shared<BigramPolicy>(8);
+  const Loss loss = make_loss(config);
+  const auto evaluated = [&](std::int64_t size, const std::vector<TokenPair>& of) {
+    TrainerOptions options;
+    options.optimizer.schedule = Schedule::kConstant;
+    options.micro_batch_size = micro;
+    options.evaluation_batch_size = size;
+    Trainer trainer(std::make_shared<BigramPolicy>(9), make_frozen_reference(reference), loss,
+                    options);
+    trainer.step(rows);
+    return trainer.evaluate(of);
+  };
+  // Two rows, and the three that are left: none stays alone.
+  const Metrics first = evaluated(0, {rows[0], rows[1]});
+  const Metrics second = evaluated(0, {rows[2], rows[3], rows[4]});
+  const Metrics parts = evaluated(2, rows);
+  const Metrics whole = evaluated(0, rows);
+  const double mean = (2 * metric(first, "loss") + 3 * metric(second, "loss")) / 5;
+  CHECK(metric(parts, "loss") == Approx(mean).epsilon(1e-12));
+  CHECK(metric(parts, "logps/chosen") == Approx(metric(whole, "logps/chosen")).epsilon(1e-12));
+  CHECK(metric(evaluated(5, rows), "loss") == metric(whole, "loss"));
+  const bool is_same_problem = !loss.requirements().whole_step || loss.info().name == "bco" ||
+                               loss.info().name == "bco_pair";
+  CHECK((std::abs(metric(whole, "loss") - mean) < 1e-12) == is_same_problem);
+}
+
+TEST_CASE("a frozen running mean begins at 0", "[train]") {
+  const auto rows = full_rows();
+  const auto policy = std::make_shared<BigramPolicy>(9);
+  const auto reference = std::make_shared<BigramPolicy>(8);
+  Trainer trainer(policy, make_frozen_reference(reference), make_loss(R"({"type": "bco"})"), {});
+  const ExactPairLogps in = exact_inputs(*policy, *reference, rows, false);
+  double expected = 0;
+  for (Eigen::Index i = 0; i < 5; ++i) {
+    const double reward = 0.1 * (in.chosen_logps[i] - in.ref_chosen_logps[i]);
+    expected += std::log1p(std::exp((1 - 2 * in.labels[i]) * reward)) / 5;
+  }
+  CHECK(metric(trainer.evaluate(rows), "loss") == Approx(expected).epsilon(1e-12));
+  CHECK(trainer.loss_state().count == 0);
 }
 
 TEST_CASE("KTO needs another row for its KL", "[train]") {

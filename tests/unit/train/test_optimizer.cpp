@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
+#include <string>
+#include <vector>
 
 #include "support/catch.h"
 #include "train/optimizer.h"
@@ -23,7 +25,17 @@ struct Formula {
   }
 };
 
-at::Tensor leaf(at::Tensor value) { return value.clone().requires_grad_(true); }
+at::Tensor leaf(const at::Tensor& value) { return value.clone().requires_grad_(true); }
+
+/// A part of an optimizer's state, such as "master.w"; undefined: it has none of that name.
+at::Tensor state_of(detail::Optimizer& optimizer, const std::string& name) {
+  const auto all =
+      detail::save_state([&](detail::StateVisitor& visitor) { optimizer.visit_state(visitor); });
+  for (const auto& [found, value] : all) {
+    if (found == name) return value;
+  }
+  return {};
+}
 
 double gradient_at(int step) { return std::sin(step + 1.0) - 0.3; }
 
@@ -91,6 +103,280 @@ TEST_CASE("optimizer: the draws of narrow state depend on the step alone", "[tra
     return value.detach().clone();
   };
   CHECK(run().equal(run()));
+}
+
+TEST_CASE("optimizer: narrow weights have masters that follow AdamW's formula", "[train]") {
+  // Squares of such gradients are 0 in float16, and such steps are nothing to a bfloat16 near 1.
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
+  const OptimizerOptions options{.learning_rate = 1e-4, .weight_decay = 0.3};
+  const at::Tensor matrix = leaf(at::full({3, 2}, 1.5, dtype));
+  const at::Tensor vector = leaf(at::full({5}, -0.75, dtype));
+  detail::Optimizer optimizer({{"matrix", matrix}, {"vector", vector}}, options);
+  Formula of_matrix{1.5};
+  Formula of_vector{-0.75};
+  for (int step = 0; step < 50; ++step) {
+    optimizer.zero_grad();
+    const double gradient = 1e-4 * gradient_at(step);
+    // As a caller may set it, and as a backward pass adds it.
+    matrix.mutable_grad() = at::full_like(matrix, gradient, at::kFloat);
+    (vector.to(at::kFloat) * gradient).sum().backward();
+    const double in_narrow =
+        at::full({}, gradient, at::kFloat).to(dtype).to(at::kDouble).item<double>();
+    optimizer.step(options.learning_rate);
+    of_matrix.step(gradient, options, 0.3);
+    of_vector.step(in_narrow, options, 0);
+  }
+  CHECK(matrix.scalar_type() == dtype);
+  CHECK(state_of(optimizer, "square.matrix").scalar_type() == at::kFloat);
+  CHECK(state_of(optimizer, "square.matrix").gt(0).all().item<bool>());
+  const at::Tensor master = state_of(optimizer, "master.matrix");
+  REQUIRE(master.scalar_type() == at::kFloat);
+  CHECK(master[2][1].item<double>() == Approx(of_matrix.value).epsilon(2e-6));
+  CHECK(state_of(optimizer, "master.vector")[4].item<double>() ==
+        Approx(of_vector.value).epsilon(2e-6));
+  CHECK(matrix.detach().equal(master.to(dtype)));
+}
+
+TEST_CASE("optimizer: small steps move bfloat16 weights as they move float32's", "[train]") {
+  // At DPO's usual learning rate a step is a hundredth of what a bfloat16 near 0.02 can tell apart.
+  const at::Tensor start = (at::randn({400}, at::kFloat) * 0.02).to(at::kBFloat16);
+  const at::Tensor wide = leaf(start.to(at::kFloat));
+  const at::Tensor narrow = leaf(start);
+  constexpr double kRate = 5e-7;
+  detail::Optimizer of_wide({{"w", wide}}, {});
+  detail::Optimizer of_narrow({{"w", narrow}}, {});
+  for (int step = 0; step < 400; ++step) {
+    for (auto* one : {&of_wide, &of_narrow}) one->zero_grad();
+    (wide * start.to(at::kFloat)).sum().backward();
+    (narrow.to(at::kFloat) * start.to(at::kFloat)).sum().backward();
+    of_wide.step(kRate);
+    of_narrow.step(kRate);
+    if (step == 19)
+      CHECK(state_of(of_narrow, "master.w").ne(start.to(at::kFloat)).all().item<bool>());
+  }
+  CHECK(state_of(of_narrow, "master.w").equal(wide.detach()));
+  CHECK(narrow.detach().equal(wide.detach().to(at::kBFloat16)));
+  CHECK(narrow.detach().ne(start).sum().item<int>() > 300);
+}
+
+TEST_CASE("optimizer: gradients of narrow weights are added up in float32, in one buffer",
+          "[train]") {
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
+  const at::Tensor matrix = leaf(at::ones({7, 3}, dtype));
+  const at::Tensor vector = leaf(at::ones({4}, dtype));
+  const at::Tensor other = leaf(at::ones({4}));
+  detail::Optimizer optimizer({{"matrix", matrix}, {"vector", vector}, {"other", other}}, {});
+  for (int again = 0; again < 2; ++again) {
+    optimizer.zero_grad();
+    // 2^-12 is nothing next to a 1 of either dtype.
+    for (int part = 0; part < 33; ++part) {
+      ((matrix.sum() + vector.sum()) * (part == 0 ? 1 : 0x1p-12)).backward();
+    }
+    REQUIRE(matrix.grad().scalar_type() == at::kFloat);
+    CHECK(matrix.grad().equal(at::full({7, 3}, 1 + 0x1p-7)));
+    CHECK(vector.grad().equal(at::full({4}, 1 + 0x1p-7)));
+  }
+  CHECK(matrix.grad().storage().is_alias_of(vector.grad().storage()));
+  CHECK_FALSE(other.grad().defined());
+}
+
+TEST_CASE("optimizer: a narrow weight that got no gradient stays as it is", "[train]") {
+  const auto masters = GENERATE(Masters::kFloat32, Masters::kStochastic);
+  const at::Tensor used = leaf(at::full({8, 2}, 3, at::kBFloat16));
+  const at::Tensor unused = leaf(at::full({8, 2}, 3, at::kBFloat16));
+  detail::Optimizer optimizer({{"used", used}, {"unused", unused}},
+                              {.weight_decay = 1, .masters = masters});
+  for (int step = 0; step < 3; ++step) {
+    optimizer.zero_grad();
+    used.sum().backward();
+    CHECK(optimizer.grad_norm() == 4);
+    optimizer.step(0.1);
+  }
+  CHECK(used.detach().lt(3).all().item<bool>());
+  CHECK(unused.detach().equal(at::full({8, 2}, 3, at::kBFloat16)));
+  CHECK(state_of(optimizer, "steps.unused").item<double>() == 0);
+}
+
+TEST_CASE("optimizer: the norm of narrow gradients is not rounded to their dtype", "[train]") {
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
+  const at::Tensor value = leaf(at::ones({3000}, dtype));
+  detail::Optimizer optimizer({{"value", value}}, {});
+  const at::Tensor gradient = (at::randn({3000}, at::kFloat) * 3000).to(dtype);
+  value.mutable_grad() = gradient;
+  double sum = 0;
+  for (std::int64_t i = 0; i < 3000; ++i) sum += std::pow(gradient[i].item<double>(), 2);
+  REQUIRE(std::sqrt(sum) > 70000);  // a float16 would be infinite
+  CHECK(optimizer.grad_norm() == Approx(std::sqrt(sum)).epsilon(1e-6));
+}
+
+TEST_CASE("optimizer: weights without masters are right on average", "[train]") {
+  // A step moves them by a tenth of a bfloat16's distance near 1, or by a float16's.
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
+  const double sign = GENERATE(1, -1);
+  const double rate = dtype == at::kHalf ? 1e-4 : 8e-4;
+  const OptimizerOptions options{.learning_rate = rate, .masters = Masters::kStochastic};
+  const at::Tensor value = leaf(at::full({20000, 1}, 1.25 * sign, dtype));
+  detail::Optimizer optimizer({{"value", value}}, options);
+  Formula formula{1.25 * sign};
+  for (int step = 0; step < 40; ++step) {
+    optimizer.zero_grad();
+    (value.to(at::kFloat) * sign).sum().backward();
+    optimizer.step(rate);
+    formula.step(sign, options, 0);
+  }
+  CHECK_FALSE(state_of(optimizer, "master.value").defined());
+  CHECK(state_of(optimizer, "mean.value").scalar_type() == at::kFloat);
+  const at::Tensor moved = value.detach().to(at::kDouble) - 1.25 * sign;
+  REQUIRE(moved.std().item<double>() > 0);  // each draws for itself
+  CHECK(moved.mean().item<double>() == Approx(formula.value - 1.25 * sign).epsilon(1e-2));
+}
+
+TEST_CASE("optimizer: float16 rounds at random between its own neighbours", "[train]") {
+  // Normal, at a power of two from both sides, below the least normal one, and zero.
+  const double start = GENERATE(0.3, 1.0, -1.0, 0x1p-14, -0x1p-15, 3 * 0x1p-24, 0.0);
+  const at::Tensor value = leaf(at::full({4000, 1}, start, at::kHalf));
+  const double before = value.detach()[0][0].item<double>();
+  const double step = 0.25 * std::max(std::abs(before) * 0x1p-10, 0x1p-24);
+  detail::Optimizer optimizer({{"value", value}}, {.masters = Masters::kStochastic});
+  optimizer.zero_grad();
+  value.sum().backward();
+  optimizer.step(step);  // the first moves by the learning rate
+  const at::Tensor moved = value.detach().to(at::kDouble) - before;
+  CHECK(moved.mean().item<double>() == Approx(-step).epsilon(0.1));
+  CHECK(moved.min().item<double>() >= -8 * step);
+  CHECK(moved.max().item<double>() <= 0);
+  CHECK(std::get<0>(at::_unique(moved)).size(0) == 2);
+}
+
+TEST_CASE("optimizer: draws and masters are those of an optimizer that was never away", "[train]") {
+  const auto masters = GENERATE(Masters::kFloat32, Masters::kStochastic);
+  const auto state_dtype = GENERATE(StateDtype::kParameter, StateDtype::kBFloat16);
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
+  const OptimizerOptions options{
+      .weight_decay = 0.1, .state_dtype = state_dtype, .masters = masters};
+  const auto take_steps = [](detail::Optimizer& optimizer, const at::Tensor& value, int from,
+                             int to) {
+    for (int step = from; step < to; ++step) {
+      optimizer.zero_grad();
+      (value.to(at::kFloat) * at::linspace(-1, 1 + step, 600).view({300, 2})).sum().backward();
+      optimizer.step(1e-3, 0.5);
+    }
+  };
+  const at::Tensor straight = leaf(at::ones({300, 2}, dtype));
+  detail::Optimizer whole({{"value", straight}}, options);
+  take_steps(whole, straight, 0, 7);
+
+  const at::Tensor first = leaf(at::ones({300, 2}, dtype));
+  detail::Optimizer before({{"value", first}}, options);
+  take_steps(before, first, 0, 4);
+  const at::Tensor second = leaf(first.detach());
+  detail::Optimizer after({{"value", second}}, options);
+  detail::load_state(
+      [&](detail::StateVisitor& visitor) { after.visit_state(visitor); },
+      detail::save_state([&](detail::StateVisitor& visitor) { before.visit_state(visitor); }),
+      "optimizer");
+  take_steps(after, second, 4, 7);
+  CHECK(second.detach().equal(straight.detach()));
+  for (const char* part : {"master.value", "mean.value", "square.value"}) {
+    INFO(part);
+    const at::Tensor expected = state_of(whole, part);
+    if (expected.defined()) CHECK(state_of(after, part).equal(expected));
+  }
+}
+
+TEST_CASE("optimizer: what others write into a narrow weight reaches its master", "[train]") {
+  const at::Tensor value = leaf(at::ones({2, 2}, at::kBFloat16));
+  detail::Optimizer optimizer({{"value", value}}, {});
+  const auto step = [&] {
+    optimizer.zero_grad();
+    value.sum().backward();
+    optimizer.step(1e-4);
+  };
+  step();
+  {
+    const at::NoGradGuard no_grad;
+    value[0].fill_(4);
+  }
+  step();
+  const at::Tensor master = state_of(optimizer, "master.value");
+  CHECK(master[0][1].item<double>() == Approx(4 - 1e-4).epsilon(1e-7));
+  CHECK(master[1][1].item<double>() == Approx(1 - 2e-4).epsilon(1e-7));
+}
+
+TEST_CASE("optimizer: bfloat16 state is rounded at random whatever the weights' dtype", "[train]") {
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf, at::kFloat, at::kDouble);
+  const OptimizerOptions options{.learning_rate = 1e-3, .state_dtype = StateDtype::kBFloat16};
+  const at::Tensor value = leaf(at::zeros({5000, 1}, dtype));
+  detail::Optimizer optimizer({{"value", value}}, options);
+  Formula formula{0};
+  for (int step = 0; step < 40; ++step) {
+    const double gradient = step < 5 ? 3 : 1;
+    optimizer.zero_grad();
+    value.mutable_grad() = at::full_like(value, gradient);
+    optimizer.step(options.learning_rate);
+    formula.step(gradient, options, 0);
+  }
+  const at::Tensor squares = state_of(optimizer, "square.value").to(at::kDouble);
+  CHECK(squares.std().item<double>() > 0);
+  CHECK(squares.mean().item<double>() == Approx(formula.square).epsilon(3e-3));
+  CHECK(value.detach().to(at::kDouble).mean().item<double>() ==
+        Approx(formula.value).epsilon(3e-3));
+}
+
+TEST_CASE("optimizer: float64 weights with bfloat16 state stay float64", "[train]") {
+  const at::Tensor value = leaf(at::full({6, 1}, 0.1, at::kDouble));
+  detail::Optimizer optimizer({{"value", value}}, {.state_dtype = StateDtype::kBFloat16});
+  value.mutable_grad() = at::full_like(value, 1.0);
+  optimizer.step(1e-12);
+  CHECK(value[3][0].item<double>() == Approx(0.1 - 1e-12).epsilon(1e-15));
+  CHECK(value.detach().ne(value.detach().to(at::kFloat).to(at::kDouble)).all().item<bool>());
+}
+
+TEST_CASE("optimizer: masters stand in for their weights while a policy is written", "[train]") {
+  const at::Tensor trained = leaf(at::ones({2, 2}, at::kBFloat16));
+  const at::Tensor frozen = at::full({2}, 0.5, at::kBFloat16);
+  const at::Tensor wide = leaf(at::ones({2}));
+  const std::vector<NamedParameter> all{{"trained", trained}, {"frozen", frozen}, {"wide", wide}};
+  detail::Optimizer optimizer(all, {});
+  optimizer.zero_grad();
+  trained.sum().backward();
+  optimizer.step(1e-5);
+  const at::Tensor before = trained.detach().clone();
+  const at::Tensor gradient = trained.grad();
+  {
+    const detail::WideWeights weights(optimizer, all);
+    CHECK(trained.detach().equal(state_of(optimizer, "master.trained")));
+    CHECK(trained.detach()[0][0].item<double>() == Approx(1 - 1e-5).epsilon(1e-7));
+    CHECK(frozen.equal(at::full({2}, 0.5)));
+    CHECK(wide.detach().equal(at::ones({2})));
+  }
+  CHECK(trained.detach().equal(before));
+  CHECK(frozen.scalar_type() == at::kBFloat16);
+  CHECK(trained.grad().is_same(gradient));
+  optimizer.zero_grad();
+  trained.sum().backward();
+  optimizer.step(1e-5);
+  CHECK(state_of(optimizer, "master.trained")[1][1].item<double>() ==
+        Approx(1 - 2e-5).epsilon(1e-7));
+  // Without masters the weights are what is trained.
+  detail::Optimizer plain(all, {.masters = Masters::kStochastic});
+  const detail::WideWeights weights(plain, all);
+  CHECK(trained.scalar_type() == at::kBFloat16);
+}
+
+TEST_CASE("optimizer: narrow state on a GPU", "[train]") {
+  if (!at::hasCUDA()) return;
+  const auto on_gpu = at::TensorOptions(at::kCUDA);
+  const at::Tensor value = leaf(at::ones({8, 2}, on_gpu));
+  const at::Tensor narrow = leaf(at::ones({8, 2}, on_gpu.dtype(at::kHalf)));
+  detail::Optimizer optimizer(
+      {{"value", value}, {"narrow", narrow}},
+      {.state_dtype = StateDtype::kBFloat16, .masters = Masters::kStochastic});
+  optimizer.zero_grad();
+  (value.sum() + narrow.sum()).backward();
+  CHECK(optimizer.grad_norm() == Approx(std::sqrt(32.0)));
+  optimizer.step(0.01);
+  CHECK(value.detach().cpu().lt(1).all().item<bool>());
 }
 
 }  // namespace prefopt

@@ -374,7 +374,7 @@ TEST_CASE("the report warns of what goes wrong in silence", "[train]") {
             "ones up.",
             "The held-out loss was lowest at step 6 (0.4) and is 0.6 at the end: an earlier "
             "checkpoint may be the better one.",
-            "1 of the logged steps changed nothing, because loss or gradient was not finite.",
+            "1 steps changed nothing, because loss or gradient was not finite.",
             "Only 50 rows were held out: small effects cannot be seen."});
   std::string html = report_html(folder.path());
   CHECK(count(html, "<li>The run is not complete") == 1);

@@ -283,6 +283,54 @@ TEST_CASE("a prompt is sampled once, however many rows have it", "[train]") {
   CHECK(table.draw(0, policy, nullptr, true).lines.size() == pairs().size());
 }
 
+/// Remembers the largest batch that it was given.
+class WatchedPolicy final : public Policy {
+ public:
+  explicit WatchedPolicy(std::uint64_t seed) : inner_(seed) {}
+  PolicyOutput forward(const TokenBatch& batch) override {
+    most = std::max(most, batch.sequences());
+    return inner_.forward(batch);
+  }
+  std::int64_t vocab_size() const override { return inner_.vocab_size(); }
+  std::vector<NamedParameter> named_parameters() const override {
+    return inner_.named_parameters();
+  }
+
+  std::int64_t most = 0;
+
+ private:
+  BigramPolicy inner_;
+};
+
+TEST_CASE("many prompts are sampled in parts, with the same result", "[train]") {
+  WatchedPolicy policy(1), reference(2);
+  std::vector<TokenPair> rows;
+  std::vector<std::vector<std::int64_t>> prompts;
+  for (std::int64_t i = 0; i < 40; ++i) {
+    prompts.push_back({i / 16, i / 4 % 4, i % 4});
+    rows.push_back({.prompt = prompts.back(), .chosen = {1}, .rejected = {2}});
+  }
+  const SamplingOptions sampling{.max_new_tokens = 5, .eos_id = 4, .seed = 7};
+  const SampleTable table(rows, std::make_shared<ByteTokenizer>(), sampling,
+                          {.prompts = 40, .tokens = 5});
+  const auto draw = table.draw(0, policy, &reference, true);
+  CHECK(policy.most <= 16);
+  CHECK(reference.most <= 16);
+  const auto of_policy = sample(policy, prompts, sampling);
+  const auto of_reference = sample(reference, prompts, sampling);
+  REQUIRE(draw.lines.size() == prompts.size());
+  double kl = 0;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    const detail::Json& line = draw.lines[i];
+    CHECK(line["index"] == i);
+    CHECK(line["prompt"] == ByteTokenizer().decode(prompts[i]));
+    CHECK(line["policy"] == ByteTokenizer().decode(of_policy[i]));
+    CHECK(line["reference"] == ByteTokenizer().decode(of_reference[i]));
+    kl += line["kl"].get<double>() / 40;
+  }
+  CHECK(*draw.kl == Approx(kl).epsilon(1e-12));
+}
+
 TEST_CASE("env.json says where a run ran", "[train]") {
   const auto environment = detail::environment();
   CHECK(environment["processors"].get<int>() > 0);

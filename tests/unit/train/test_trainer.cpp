@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
 #include <numeric>
+#include <random>
 #include <set>
 
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
+#include "prefopt/model/decoder.h"
 #include "prefopt/model/moving_reference.h"
 #include "prefopt/train/trainer.h"
 #include "support/bigram_policy.h"
 #include "support/catch.h"
 #include "support/errors.h"
+#include "support/temp_dir.h"
 #include "train/metrics.h"
 
 namespace prefopt {
@@ -541,6 +544,18 @@ struct DeafLoss {
   ProbeOptions options() const { return {}; }
 };
 
+/// Says that it keeps a mean, but not that it needs the whole step for it.
+struct ForgetfulLoss {
+  LossOutput forward(const PairLogps& logps) const {
+    LossOutput out;
+    out.loss = logps.chosen_logps.sum();
+    return out;
+  }
+  LossRequirements requirements() const { return {.reference = false, .running_mean = true}; }
+  static LossInfo info() { return info_of("forgetful"); }
+  NoOptions options() const { return {}; }
+};
+
 struct VectorLoss {
   LossOutput forward(const PairLogps& logps) const {
     LossOutput out;
@@ -576,6 +591,13 @@ TEST_CASE("what a trainer cannot use is refused in one sentence", "[train]") {
   CHECK_THROWS_TEXT(Trainer(policy, nullptr, sft, plain(-1)), ConfigError,
                     "optimizer: expected learning_rate >= 0, got -1");
   auto negative = plain();
+  auto negative_part = plain();
+  negative_part.evaluation_batch_size = -1;
+  CHECK_THROWS_TEXT(Trainer(policy, nullptr, sft, negative_part), ConfigError,
+                    "evaluation_batch_size: expected 0 or more, got -1; 0 means all rows at once");
+  CHECK_THROWS_TEXT(Trainer(policy, nullptr, ForgetfulLoss{}, plain()), ConfigError,
+                    "forgetful: expected whole_step in the requirements of a loss with "
+                    "running_mean, got false; the mean would be of the last micro-batch alone");
   negative.micro_batch_size = -2;
   CHECK_THROWS_TEXT(Trainer(policy, nullptr, sft, negative), ConfigError,
                     "micro_batch_size: expected 0 or more, got -2; 0 means the whole step at once");
@@ -644,6 +666,139 @@ TEST_CASE("gradients of a check leave the trainer as it was", "[train]") {
   CHECK(trainer.steps_done() == 0);
   CHECK(names(first).count("learning_rate") == 0);
   CHECK(&trainer.policy() == policy.get());
+}
+
+std::vector<TokenPair> many_rows() {
+  std::mt19937_64 random(7);
+  const auto tokens = [&](std::int64_t count) {
+    std::vector<std::int64_t> ids;
+    for (std::int64_t i = 0; i < count; ++i)
+      ids.push_back(static_cast<std::int64_t>(random() % 41));
+    return ids;
+  };
+  std::vector<TokenPair> rows;
+  for (std::int64_t i = 0; i < 24; ++i) {
+    rows.push_back(
+        {.prompt = tokens(3 + i % 4), .chosen = tokens(5), .rejected = tokens(2 + i % 5)});
+  }
+  return rows;
+}
+
+std::shared_ptr<Decoder> small_decoder(at::ScalarType dtype, bool ties, bool has_bias = true) {
+  at::manual_seed(11);
+  auto decoder = std::make_shared<Decoder>(DecoderOptions{.vocab_size = 41,
+                                                          .hidden_size = 24,
+                                                          .intermediate_size = 40,
+                                                          .num_hidden_layers = 2,
+                                                          .num_attention_heads = 2,
+                                                          .num_key_value_heads = 1,
+                                                          .attention_bias = has_bias,
+                                                          .qk_norm = true,
+                                                          .tie_word_embeddings = ties,
+                                                          .initializer_range = 0.2});
+  decoder->to(at::kHalf);
+  decoder->to(at::kBFloat16);  // numbers of both
+  decoder->to(dtype);
+  return decoder;
+}
+
+/// All gradients of a step in one row.
+at::Tensor gradient_of(const std::shared_ptr<Decoder>& policy, const std::string& loss,
+                       std::int64_t micro) {
+  auto options = plain();
+  options.micro_batch_size = micro;
+  Trainer trainer(policy, make_frozen_reference(policy->frozen_copy()), make_loss(loss), options);
+  trainer.accumulate_gradients(many_rows());
+  std::vector<at::Tensor> all;
+  for (const auto& [name, value] : policy->named_parameters()) {
+    REQUIRE(value.grad().scalar_type() != at::kBFloat16);
+    REQUIRE(value.grad().scalar_type() != at::kHalf);
+    all.push_back(value.grad().to(at::kDouble).reshape(-1));
+  }
+  return at::cat(all);
+}
+
+TEST_CASE("cuts change no gradient of bfloat16 and float16 weights", "[train]") {
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
+  const bool ties = GENERATE(false, true);
+  const auto loss = GENERATE(as<std::string>{}, R"({"type": "rpo"})", R"({"type": "tdpo"})",
+                             R"({"type": "aot"})");
+  CAPTURE(dtype, ties, loss);
+  const auto policy = small_decoder(dtype, ties);
+  const auto exact = gradient_of(small_decoder(at::kDouble, ties), loss, 0);
+  const auto error = [&](std::int64_t micro) {
+    return ((gradient_of(policy, loss, micro) - exact).norm() / exact.norm()).item<double>();
+  };
+  // What remains is the rounding of float32 sums.
+  CHECK(error(0) < 2e-6);
+  CHECK(error(1) < 2e-6);
+  CHECK(error(5) < 2e-6);
+}
+
+TEST_CASE("a policy that autograd differentiates adds up in float32 as well", "[train]") {
+  const BigramPolicy start(3);
+  const auto policy = std::make_shared<BigramPolicy>(start.table().to(at::kBFloat16),
+                                                     start.bias().to(at::kBFloat16));
+  policy->set_requires_grad(true);
+  const auto gradient_of_rows = [&](const std::vector<TokenPair>& rows, std::int64_t micro) {
+    auto options = plain();
+    options.micro_batch_size = micro;
+    Trainer trainer(policy, nullptr, make_loss(R"({"type": "sft"})"), options);
+    trainer.accumulate_gradients(rows);
+    return policy->table().grad().to(at::kDouble);
+  };
+  std::vector<TokenPair> rows;
+  for (int i = 0; i < 300; ++i) rows.push_back({.prompt = {i % 5}, .chosen = {1 + i % 3}});
+  at::Tensor sum = at::zeros({kVocab, kVocab}, at::kDouble);
+  for (const TokenPair& row : rows) sum += gradient_of_rows({row}, 0) / 300.0;
+  const at::Tensor cut = gradient_of_rows(rows, 1);
+  REQUIRE(policy->table().grad().scalar_type() == at::kFloat);
+  // Each part is rounded, by another factor than here; their sum is not.
+  CHECK(((cut - sum).norm() / sum.norm()).item<double>() < 2e-3);
+  CHECK(((cut - gradient_of_rows(rows, 0)).norm() / sum.norm()).item<double>() < 4e-3);
+}
+
+TEST_CASE("masters of bfloat16 weights are what a policy is saved with", "[train]") {
+  const TempDir dir;
+  const auto masters = GENERATE(Masters::kFloat32, Masters::kStochastic);
+  const auto policy = small_decoder(at::kBFloat16, false);
+  auto options = plain(1e-5);
+  options.optimizer.masters = masters;
+  Trainer trainer(policy, make_frozen_reference(policy->frozen_copy()),
+                  make_loss(R"({"type": "dpo"})"), options);
+  for (int i = 0; i < 3; ++i) trainer.step(many_rows());
+  trainer.save_policy(dir.file("saved"));
+  const auto saved = Decoder::load(dir.file("saved"), "keep");
+  const auto all = saved->named_parameters();
+  const auto own = policy->named_parameters();
+  REQUIRE(all.size() == own.size());
+  const bool has_masters = masters == Masters::kFloat32;
+  bool is_finer = false;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    INFO(own[i].name);
+    CHECK(own[i].value.scalar_type() == at::kBFloat16);
+    CHECK(all[i].value.scalar_type() == (has_masters ? at::kFloat : at::kBFloat16));
+    CHECK(all[i].value.to(at::kBFloat16).equal(own[i].value));
+    is_finer = is_finer || !all[i].value.to(at::kDouble).equal(own[i].value.to(at::kDouble));
+  }
+  CHECK(is_finer == has_masters);
+  // Nothing happened to the policy itself.
+  CHECK_NOTHROW(trainer.step(many_rows()));
+}
+
+TEST_CASE("a state from before there were masters is refused by name", "[train]") {
+  const auto make = [](Masters masters) {
+    const auto policy = small_decoder(at::kBFloat16, false);
+    auto options = plain();
+    options.optimizer.masters = masters;
+    return std::make_unique<Trainer>(policy, nullptr, make_loss(R"({"type": "sft"})"), options);
+  };
+  const auto saved = make(Masters::kStochastic)->state();
+  CHECK_THROWS_TEXT(
+      make(Masters::kFloat32)->load_state(saved), CheckpointError,
+      "trainer: expected float32 masters of bfloat16 or float16 weights, got a state without them, "
+      "of a version that trained such weights themselves; start a new run whose model.path is that "
+      "checkpoint");
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "core/parallel.h"
 #include "logps/head_plan.h"
 #include "logps/kernels/cpu/gemm.h"
+#include "math/wide_gradient.h"
 
 namespace prefopt::kernels::cpu {
 namespace {
@@ -337,10 +338,11 @@ std::array<at::Tensor, 3> backward(const HeadInputs& inputs, const HeadPlan& pla
                                    const at::Tensor& kept, std::array<bool, 3> needed) {
   Head<T> head(inputs, plan);
   const std::int64_t kept_vocab = kept.size(0);
-  const bool narrow = inputs.weight.scalar_type() != kDtype<T>;
+  const at::Tensor sum = needed[1] ? detail::wide_gradient(inputs.weight) : at::Tensor();
+  const bool narrow = inputs.weight.scalar_type() != kDtype<T> && !sum.defined();
   std::array<at::Tensor, 3> grads;
   if (needed[0]) grads[0] = at::zeros({head.tokens(), head.width()}, kDtype<T>);
-  if (needed[1]) {
+  if (needed[1] && !sum.defined()) {
     grads[1] = empty_from_pool({head.vocab_size(), head.width()}, inputs.weight.scalar_type());
     if (head.tokens() == 0) grads[1].zero_();
   }
@@ -379,8 +381,8 @@ std::array<at::Tensor, 3> backward(const HeadInputs& inputs, const HeadPlan& pla
     if (needed[0]) packed_weight = pack_weight<T>(weight, std::move(packed_weight));
     T* weight_grad = nullptr;
     if (needed[1]) {
-      weight_grad =
-          narrow ? widened_grad.data() : grads[1].data_ptr<T>() + vocab.begin * head.width();
+      const at::Tensor& whole = sum.defined() ? sum : grads[1];
+      weight_grad = narrow ? widened_grad.data() : whole.data_ptr<T>() + vocab.begin * head.width();
     }
     const std::vector<Range> parts = cut(vocab, kBlockVocab);
     for (std::size_t tile = 0; tile < head.token_tiles.size(); ++tile) {
@@ -413,7 +415,9 @@ std::array<at::Tensor, 3> backward(const HeadInputs& inputs, const HeadPlan& pla
         if (needed[1]) {
           const PackedMatrix<T>& right = hidden_rows.of(tile);
           multiply<T>({gradient.data, gradient.stride, 1}, part.size(), tokens.size(), right, 0,
-                      right.panels(), {weight_grad + offset, head.width(), head.width(), tile > 0});
+                      right.panels(),
+                      {weight_grad + offset, head.width(), head.width(),
+                       /*accumulate=*/tile > 0 || sum.defined()});
         }
         if (needed[2]) {
           T* bias_grad = grads[2].data_ptr<T>();
@@ -437,6 +441,7 @@ std::array<at::Tensor, 3> backward(const HeadInputs& inputs, const HeadPlan& pla
     }
   }
   if (needed[0]) add_rows_of_targets(head, target_share, grads[0]);
+  if (sum.defined()) sum.unsafeGetTensorImpl()->bump_version();
   return grads;
 }
 

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// From messages to the texts of a row: what is prompt and what completion, and whose bytes are
+// whose.
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "data/chat_writer.h"
+#include "prefopt/data/dataset.h"
+#include "prefopt/data/records.h"
+
+namespace prefopt::detail {
+
+using Messages = std::vector<Message>;
+
+struct ConversationRules {
+  const ChatWriter& chat;
+  std::string_view where;  ///< leads errors
+  LossOn loss_on;
+  bool removes_repeats;  ///< a prompt that a completion begins with
+};
+
+/// Messages of a row with completions. `prompt` empty: what the completions begin with alike.
+struct Conversation {
+  Messages prompt, chosen;
+  std::optional<Messages> rejected = {}, gold = {};
+};
+
+/// The row's texts, their parts and remarks. Throws LineError for completions without a turn that
+/// counts and for a system message where the format may not have one.
+PreferenceRow conversation_row(Conversation conversation, const ConversationRules& rules);
+
+/// The same of {messages}: the prompt is what comes before the first answer that counts, or with
+/// LossOn::kAll the opening of the first turn, where the format has tokens for it.
+PreferenceRow whole_conversation_row(Messages messages, const ConversationRules& rules);
+
+/// Adds a remark that the row does not have yet.
+void add_remark(PreferenceRow& row, RowRemark remark);
+
+}  // namespace prefopt::detail

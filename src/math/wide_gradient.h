@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Gradients wider than their parameter. A bfloat16 or float16 parameter may have a float32 tensor
+// as its `.grad`, to which every backward pass adds. Autograd rounds what it gets to the
+// parameter's dtype before it adds, so nodes that have a float32 sum add it themselves.
+
+#include <ATen/core/Tensor.h>
+
+namespace prefopt::detail {
+
+/// Whether numbers of this dtype hold too few digits for sums over training: bfloat16, float16.
+bool is_narrow(at::ScalarType dtype);
+
+/// Returns the parameter's `.grad` where it is wider than the parameter, dense and float32: a
+/// backward node may add its gradient there and give autograd nothing. Undefined otherwise.
+at::Tensor wide_gradient(const at::Tensor& parameter);
+
+/// Returns what a backward node gives autograd for `parameter`: the gradient in the parameter's
+/// dtype, or nothing where the parameter's `.grad` is wider and has taken it as it is.
+at::Tensor settled_gradient(const at::Tensor& parameter, const at::Tensor& gradient);
+
+/// Returns the parameter in `dtype`. Its gradient is settled, not rounded first.
+at::Tensor widened(const at::Tensor& parameter, at::ScalarType dtype);
+
+/// Returns rows of a matrix in `dtype`, [ids, columns]. The gradient is summed up in `dtype`, where
+/// autograd's would be in that of the matrix.
+at::Tensor widened_rows(const at::Tensor& matrix, const at::Tensor& ids, at::ScalarType dtype);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/json.h"
+#include "prefopt/data/tokenizer.h"
+#include "prefopt/model/decoder.h"
+#include "prefopt/model/sampling.h"
+#include "support/catch.h"
+#include "support/cli.h"
+#include "support/process.h"
+#include "train/checkpoint.h"
+
+namespace prefopt {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace testing_support;
+
+const std::string kTinyFolder = PREFOPT_TEST_DATA_DIR "/tiny-llama/";
+
+/// In the child: makes these streams pipes that nobody reads.
+std::function<void()> unread(const std::vector<int>& streams) {
+  return [streams] {
+    int ends[2];
+    if (::pipe(ends) != 0) ::_exit(126);
+    for (const int stream : streams) ::dup2(ends[1], stream);
+    ::close(ends[0]);
+    ::close(ends[1]);
+  };
+}
+
+bool is_whole(const std::string& run) {
+  return detail::defect_of_checkpoint(run + "/checkpoints/last").empty();
+}
+
+TEST_CASE("prefopt train: whoever stops reading what it prints does not end it", "[cli]") {
+  const Config config("run", 3);
+  const Process neither(config.train(), unread({STDOUT_FILENO, STDERR_FILENO}));
+  CHECK(neither.wait() == 0);
+  CHECK(is_whole(config.run()));
+
+  // Streams that are closed are not taken by files that are opened.
+  const std::string folder = config.file("closed");
+  const Process closed(config.train({"--set", "output_dir=" + folder}), [] {
+    for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::close(stream);
+  });
+  CHECK(closed.wait() == 0);
+  CHECK(is_whole(folder));
+  CHECK(Json::parse(read_text(folder + "/config.json"))["output_dir"] == folder);
+  CHECK(read_text(folder + "/run.lock").find_first_not_of("0123456789") == std::string::npos);
+}
+
+TEST_CASE("prefopt: a result that nobody gets is an error", "[cli]") {
+  const Process losses({"losses"}, unread({STDOUT_FILENO}));
+  CHECK(losses.wait() == 1);
+  CHECK(losses.err() == "prefopt: stdout: expected to write the result, got an error\n");
+}
+
+TEST_CASE("prefopt train: a terminal that closes saves, but not under nohup", "[cli]") {
+  const Config config("run", 1'000'000);
+  const Process closed(config.train());
+  closed.wait_for("step 1/1000000");
+  for (int i = 0; i < 3; ++i) closed.signal(SIGHUP);  // as terminals do
+  CHECK(closed.wait() == 130);
+  CHECK(closed.err().find("; --resume auto goes on\n") != std::string::npos);
+  CHECK(is_whole(config.run()));
+
+  const Process kept(config.train({"--resume", "auto", "--set", "train.log_every=1000"}),
+                     [] { ::signal(SIGHUP, SIG_IGN); });
+  kept.wait_for("resume: goes on");
+  kept.signal(SIGHUP);
+  kept.wait_for("/1000000  loss");
+  kept.signal(SIGTERM);
+  CHECK(kept.wait() == 130);
+}
+
+TEST_CASE("prefopt train: a file that may not grow is an error of a write", "[cli]") {
+  const Config config("run", 2);
+  const Process process(config.train(), [] {
+    constexpr rlim_t kBytes = 8 << 10;
+    const rlimit limit{kBytes, kBytes};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+  });
+  CHECK(process.wait() == 4);
+  CHECK(process.err().find("got File too large\n") != std::string::npos);
+}
+
+TEST_CASE("prefopt train: a model that is cut short meanwhile is named as the reason", "[cli]") {
+  const Config config("base", 1);
+  REQUIRE(Process(config.train()).wait() == 0);
+  const std::string base = config.run() + "/checkpoints/step-1";
+  const Process process(
+      config.train({"--set", "output_dir=" + config.file("adapter"), "--set", "train.steps=1000000",
+                    "--set", "model={\"path\": \"" + base + "\", \"use_lora\": true}"}));
+  process.wait_for("step 1/1000000");
+  fs::resize_file(base + "/model.safetensors", 0);
+  CHECK(process.wait() == 4);
+  CHECK(process.err().ends_with("got one that was cut short (SIGBUS)\n"));
+}
+
+TEST_CASE("prefopt: control characters of files do not reach the terminal", "[cli]") {
+  const TempDir folder;
+  const std::string escape = "\x1b]0;owned\x07";
+  const std::string model = folder.file("model");
+  fs::copy(kTinyFolder + "policy", model);
+  Json config = Json::parse(read_text(model + "/config.json"));
+  config[escape + "\u009b31m"] = 1;
+  write_text(model + "/config.json", config.dump());
+  const std::string rows = folder.file("rows" + escape + ".jsonl");
+  write_text(rows, R"({"prompt": "a", "chosen": "b", "rejected": "c"})");
+  const auto check_quiet = [](const std::string& text) {
+    INFO(text);
+    CHECK(text.find('\x1b') == std::string::npos);
+    CHECK(text.find('\x07') == std::string::npos);
+    CHECK(text.find("\u009b") == std::string::npos);
+    CHECK(text.find("␛]0;owned␇") != std::string::npos);
+  };
+  const CliResult doctor =
+      run_cli({"doctor", "--model", model, "--data", rows, "--out", folder.path()});
+  CHECK(doctor.code == 4);
+  check_quiet(doctor.out);
+  check_quiet(doctor.err);
+  const CliResult check = run_cli({"data", "check", "--data", rows});
+  CHECK(check.code == 0);
+  check_quiet(check.out);
+  check_quiet(run_cli({"score", "--model", folder.file(escape), "--data", rows}).err);
+  check_quiet(run_cli({"losses", escape}).err);
+}
+
+TEST_CASE("prefopt train: --set gives an option that is a text what is written", "[cli]") {
+  const Config config("run", 3);
+  const auto printed = cli_json(config.train(
+      {"--set", "output_dir=2024", "--set", "data.train=true", "--set", "data.eval=null", "--set",
+       "model.path=1e3", "--set", "model.tokenizer=\"byte\"", "--set", "model.dtype=[1]", "--set",
+       "train.steps=7", "--set", "loss.beta=0.25", "--set", "train.shuffle=false",
+       "--print-config"}));
+  CHECK(printed["output_dir"] == "2024");
+  CHECK(printed["data"]["train"] == "true");
+  CHECK(printed["data"]["eval"] == "null");
+  CHECK(printed["model"]["path"] == "1e3");
+  CHECK(printed["model"]["tokenizer"] == "byte");
+  CHECK(printed["model"]["dtype"] == "[1]");
+  CHECK(printed["train"]["steps"] == 7);
+  CHECK(printed["train"]["shuffle"] == false);
+  CHECK(printed["loss"]["beta"] == 0.25);
+}
+
+TEST_CASE("prefopt eval: the judge's group ends with the command, however that ends", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("id");
+  const Process process({"eval", "--model", kTinyFolder + "policy", "--ref",
+                         kTinyFolder + "reference", "--data", kTinyFolder + "pairs.jsonl",
+                         "--samples", "1", "--max-new-tokens", "2", "--judge",
+                         "sleep 100 & echo $! >" + file + ".new; mv " + file + ".new " + file +
+                             "; exec sleep 100"});
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!fs::exists(file)) {
+    REQUIRE(std::chrono::steady_clock::now() < end);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  const pid_t id = std::stoi(read_text(file));
+  process.signal(SIGTERM);
+  CHECK(process.wait() == -SIGTERM);
+  const auto is_alive = [&] {
+    std::ifstream status("/proc/" + std::to_string(id) + "/stat");
+    std::string number, name, state;
+    status >> number >> name >> state;
+    return !state.empty() && state != "Z";
+  };
+  for (int i = 0; i < 400 && is_alive(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  CHECK_FALSE(is_alive());
+}
+
+TEST_CASE("prefopt eval: the reference is sampled in parts, with the same result", "[cli]") {
+  constexpr int kPrompts = 40;
+  const TempDir folder;
+  std::string rows;
+  std::vector<std::vector<std::int64_t>> prompts;
+  for (int i = 0; i < kPrompts; ++i) {
+    prompts.push_back({'A' + i, 'x'});
+    rows += Json({{"prompt_ids", prompts.back()}, {"chosen_ids", {5}}, {"rejected_ids", {6}}})
+                .dump() +
+            "\n";
+  }
+  write_text(folder.file("rows.jsonl"), rows);
+  const std::string questions = folder.file("questions");
+  cli_json({"eval", "--model", kTinyFolder + "policy", "--ref", kTinyFolder + "reference", "--data",
+            folder.file("rows.jsonl"), "--prompts", "0", "--samples", "1", "--max-new-tokens", "4",
+            "--seed", "3", "--json", "--judge",
+            "while read -r line; do printf \"%s\\n\" \"$line\" >>" + questions +
+                "; echo \"{\\\"winner\\\": \\\"tie\\\"}\"; done"});
+  const auto reference = Decoder::load(kTinyFolder + "reference", "keep");
+  SamplingOptions sampling;
+  sampling.max_new_tokens = 4;
+  sampling.seed = 4;  // the next one to the policy's
+  sampling.eos_id = reference->options().eos_token_id;
+  const auto completions = sample(*reference, prompts, sampling);
+  std::map<std::string, std::string> by_prompt;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    // As JSON shows them: bytes need not be UTF-8.
+    const auto shown = [](const std::vector<std::int64_t>& ids) {
+      return detail::dump_json(ByteTokenizer().decode(ids));
+    };
+    by_prompt[shown(prompts[i])] = shown(completions[i]);
+  }
+  std::size_t found = 0;
+  const auto asked = read_lines(questions);
+  for (std::size_t i = 0; i < asked.size(); i += 2) {  // the policy's in front, then behind
+    CHECK(detail::dump_json(asked[i]["b"]) == by_prompt.at(detail::dump_json(asked[i]["prompt"])));
+    ++found;
+  }
+  CHECK(found > kPrompts / 2);  // equal ones are not asked about
+}
+
+}  // namespace
+}  // namespace prefopt

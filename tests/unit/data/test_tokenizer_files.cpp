@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "data/tokenizer_json.h"
+#include "data/tokenizer_writer.h"
+#include "prefopt/data/chat.h"
+#include "prefopt/data/dataset.h"
+#include "prefopt/data/tokenizer.h"
+#include "prefopt/error.h"
+#include "support/catch.h"
+#include "support/errors.h"
+#include "support/temp_dir.h"
+#include "support/text_files.h"
+
+namespace prefopt::tokenizer_files_test {
+namespace {
+
+using nlohmann::json;
+using testing_support::read_text;
+using testing_support::TempDir;
+using testing_support::write_text;
+
+const std::string kTokenizers = PREFOPT_TEST_DATA_DIR "/tokenizers/";
+
+/// The template that the golden conversations of a format come from.
+std::string template_of(const std::string& format) {
+  for (const json& golden : json::parse(read_text(PREFOPT_TEST_DATA_DIR "/chat.json"))) {
+    if (golden["format"] == format) return golden["template"];
+  }
+  throw std::runtime_error(format);
+}
+
+/// A model folder with SmolLM2's kind of tokenizer and this chat template.
+void write_model(const std::string& folder, const std::string& chat_template) {
+  std::filesystem::create_directories(folder);
+  write_text(folder + "/tokenizer.json", read_text(kTokenizers + "smollm2/tokenizer.json"));
+  json config{{"eos_token", "<|im_end|>"}};
+  if (!chat_template.empty()) config["chat_template"] = chat_template;
+  write_text(folder + "/tokenizer_config.json", config.dump());
+}
+
+TEST_CASE("tokenizers that are written and read again give equal ids", "[data]") {
+  for (const char* name : {"gpt2", "llama3", "odd", "qwen2", "smollm2"}) {
+    INFO(name);
+    const TempDir dir;
+    const std::string path = kTokenizers + name;
+    write_files(
+        detail::written_tokenizer(detail::read_tokenizer_json(path + "/tokenizer.json"), name),
+        dir.path());
+    const auto before = make_tokenizer(path);
+    const auto after = make_tokenizer(dir.path());
+    CHECK(after->fingerprint() == before->fingerprint());
+    CHECK(after->vocab_size() == before->vocab_size());
+    for (const json& golden : json::parse(read_text(path + "/cases.json"))) {
+      if (!golden["text"].is_string()) continue;
+      const std::string text = golden["text"];
+      CHECK(after->encode(text) == before->encode(text));
+      const auto ids = golden["ids"].get<std::vector<std::int64_t>>();
+      CHECK(after->decode(ids) == before->decode(ids));
+    }
+  }
+}
+
+TEST_CASE("a vocabulary that JSON cannot hold is refused", "[data]") {
+  BpeVocabulary vocabulary{.tokens = {"a", "\xFF"}};
+  CHECK_THROWS_TEXT(detail::written_tokenizer(vocabulary, "m.gguf"), CheckpointError,
+                    "m.gguf: expected tokens in UTF-8, to be written as tokenizer.json, got other "
+                    "bytes in token 1");
+}
+
+TEST_CASE("a folder's tokenizer is copied with all that speaks of it", "[data]") {
+  const TempDir dir;
+  const std::string from = dir.file("model");
+  write_model(from, "x");
+  for (const char* name : {"special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+                           "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model"}) {
+    write_text(from + "/" + name, std::string("bytes of ") + name + "\n");
+  }
+  write_text(from + "/model.safetensors", "weights");
+  const FolderFiles files = tokenizer_files(from);
+  CHECK(files.size() == 9);
+  for (const auto& [name, content] : files) CHECK(content == read_text(from + "/" + name));
+  CHECK(tokenizer_files(from + "/tokenizer.json") == files);
+  CHECK(tokenizer_files(from, "chatml").at("prefopt.json") ==
+        "{\n  \"chat_format\": \"chatml\"\n}\n");
+  CHECK(tokenizer_files("byte").at("prefopt.json") == "{\n  \"tokenizer\": \"byte\"\n}\n");
+  CHECK(tokenizer_files("").empty());
+
+  // What is not read here is copied all the same.
+  std::filesystem::remove(from + "/tokenizer.json");
+  CHECK(model_companions("", from).contains("tokenizer.model"));
+  CHECK(model_companions("", dir.file("m.gguf")).empty());
+}
+
+TEST_CASE("a model without a tokenizer is not one of bytes", "[data]") {
+  const TempDir dir;
+  const std::string model = dir.file("model");
+  std::filesystem::create_directories(model);
+  const auto says = [&](const json& config) { write_text(model + "/config.json", config.dump()); };
+  const std::string way_out =
+      "; name one (model.tokenizer, --tokenizer), or say 'byte' for a model of bytes";
+  const std::string expected =
+      model +
+      ": expected a tokenizer.json with the model, or a tokenizer in a GGUF file, to read "
+      "text with, got ";
+
+  says({{"vocab_size", 512}, {"eos_token_id", {7, 8}}, {"pad_token_id", nullptr}});
+  CHECK(find_tokenizer(model).empty());
+  CHECK_THROWS_TEXT(tokenizer_of_model(model), ConfigError,
+                    expected + "none for 512 tokens" + way_out);
+  const auto missing = open_tokenizer("", model);
+  CHECK_THROWS_TEXT(missing->encode(""), ConfigError, expected + "none for 512 tokens" + way_out);
+  CHECK(missing->decode({5, 70}) == "[5][70]");
+  CHECK(missing->eos_id() == 7);
+  CHECK(missing->bos_id() == -1);
+  CHECK(missing->pad_id() == -1);
+  CHECK(missing->vocab_size() == 512);
+  CHECK(open_tokenizer("byte", model)->vocab_size() == 259);
+
+  write_text(model + "/tokenizer.model", "");
+  CHECK_THROWS_TEXT(tokenizer_of_model(model), ConfigError,
+                    expected + "tokenizer.model alone, which is not read here" + way_out);
+  says({{"vocab_size", 259}});
+  CHECK(tokenizer_of_model(model) == "byte");
+  says({{"vocab_size", 300}});
+  write_files(tokenizer_files("byte"), model);
+  CHECK(tokenizer_of_model(model) == "byte");
+  CHECK(make_tokenizer(model)->name() == "byte");
+  write_model(model, "");
+  CHECK(tokenizer_of_model(model) == model);
+}
+
+TEST_CASE("an adapter's folder goes before its model's", "[data]") {
+  const TempDir dir;
+  const std::string model = dir.file("model"), adapter = dir.file("adapter");
+  write_model(model, "");
+  std::filesystem::create_directories(adapter);
+  CHECK(find_tokenizer(model, adapter) == model);
+  CHECK(open_tokenizer("", model, adapter)->chat_format().empty());
+  write_files(tokenizer_files(model, "zephyr"), model);
+  CHECK(open_tokenizer("", model, adapter)->chat_format() == "zephyr");
+  write_files(tokenizer_files("byte", "alpaca"), adapter);
+  CHECK(find_tokenizer(model, adapter) == "byte");
+  CHECK(open_tokenizer("", model, adapter)->chat_format() == "alpaca");
+  // A tokenizer that is named takes the format along.
+  CHECK(open_tokenizer(kTokenizers + "gpt2", model, adapter)->chat_format() == "alpaca");
+  CHECK(open_tokenizer(kTokenizers + "gpt2", model, adapter)->vocab_size() > 259);
+}
+
+TEST_CASE("a damaged prefopt.json is refused by field", "[data]") {
+  const TempDir dir;
+  const std::string path = dir.file("prefopt.json");
+  const auto refuse = [&](const std::string& text, const std::string& sentence) {
+    write_text(path, text);
+    CHECK_THROWS_TEXT(make_tokenizer(dir.path()), CheckpointError, path + ": expected " + sentence);
+  };
+  refuse("[]", "an object, got list");
+  refuse(R"({"tokenizer": "bpe"})", R"(tokenizer to be 'byte', got "bpe")");
+  refuse(R"({"chat_format": 1})", "chat_format to be text, got 1");
+  refuse(R"({"more": "x"})", "the fields tokenizer and chat_format only, got 'more'");
+  write_text(path, R"({"tokenizer": "byte", "chat_format": "of_tomorrow"})");
+  CHECK_THROWS_AS(resolve_chat_format("auto", *make_tokenizer(dir.path())), ConfigError);
+}
+
+TEST_CASE("auto is the format of the run, of the template, or dialogue", "[data]") {
+  const TempDir dir;
+  const std::string model = dir.file("model");
+  const auto resolved = [&] { return resolve_chat_format("auto", *make_tokenizer(model)); };
+  const auto ends = [&](const std::string& format) {
+    return chat_end_ids(format, *make_tokenizer(model));
+  };
+  write_model(model, "");
+  CHECK(resolved() == "dialogue");
+  CHECK(ends("auto").empty());
+  write_model(model, " \n");
+  CHECK(resolved() == "dialogue");
+  for (const char* format : {"chatml", "smollm2", "qwen2.5"}) {
+    write_model(model, template_of(format));
+    CHECK(resolved() == format);
+    CHECK(ends("auto") == make_tokenizer(model)->encode("<|im_end|>"));
+  }
+  CHECK(ends("llama3").empty());  // whose end is many tokens here
+  CHECK(ends("plain").empty());
+  write_model(model, "{{ messages }}");
+  CHECK_THROWS_AS(resolved(), ConfigError);
+  CHECK(ends("auto").empty());
+  CHECK_FALSE(ends("chatml").empty());
+  write_files(tokenizer_files(model, "alpaca"), model);
+  CHECK(resolved() == "alpaca");
+  CHECK(resolve_chat_format("zephyr", *make_tokenizer(model)) == "zephyr");
+}
+
+TEST_CASE("a template that is not known is an error for messages alone", "[data]") {
+  const TempDir dir;
+  const std::string model = dir.file("model"), rows = dir.file("rows.jsonl");
+  const std::string text_row = R"({"prompt": "a", "chosen": "b", "rejected": "c"})"
+                               "\n";
+  const std::string messages = R"({"prompt": [{"role": "user", "content": "Hi"}], )"
+                               R"("chosen": [{"role": "assistant", "content": "Yes"}], )"
+                               R"("rejected": [{"role": "assistant", "content": "No"}]})"
+                               "\n";
+  const auto load = [&] { return load_dataset(rows, *make_tokenizer(model), {}); };
+  write_model(model, "{{ messages }}");
+  write_text(rows, text_row);
+  CHECK(load().pairs.size() == 1);
+  CHECK(load().report.chat_note.empty());
+  write_text(rows, text_row + messages);
+  CHECK_THROWS_TEXT(load(), ConfigError,
+                    rows +
+                        ":2: expected a chat format for messages, got 'auto' and a chat template "
+                        "that is not one of those known here; set chat_format to one of chatml, "
+                        "smollm2, qwen2, qwen2.5, llama3, zephyr, alpaca, plain, dialogue");
+  write_model(model, template_of("chatml"));
+  Dataset dataset = load();
+  CHECK(dataset.report.message_rows == 1);
+  CHECK(dataset.report.chat_note.empty());
+  CHECK(dataset.pairs[1].prompt ==
+        make_tokenizer(model)->encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"));
+  // Without a template nothing says which format the model has.
+  write_model(model, "");
+  dataset = load();
+  CHECK(dataset.pairs[1].prompt == make_tokenizer(model)->encode("\n\nHuman: Hi\n\nAssistant:"));
+  CHECK(dataset.report.chat_note ==
+        "1 row of messages in the chat format 'dialogue', as the tokenizer '" + model +
+            "/tokenizer.json' has no chat template; chat_format names another");
+}
+
+}  // namespace
+}  // namespace prefopt::tokenizer_files_test
