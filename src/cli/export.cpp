@@ -8,6 +8,7 @@
 
 #include "cli/commands.h"
 #include "cli/inputs.h"
+#include "core/text.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
