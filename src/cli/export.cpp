@@ -8,6 +8,7 @@
 
 #include "cli/commands.h"
 #include "cli/inputs.h"
+#include "core/text.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
@@ -63,8 +64,8 @@ void run_export(const ExportArguments& arguments, std::ostream& err) {
   if (model->adapter()) model->merge_adapter();
   const FolderFiles companions = companions_of(arguments, *model, err);
   model->save(arguments.out);
-  write_files(companions, arguments.out);
-  err << "prefopt: wrote " << arguments.out << '\n';
+  prefopt::write_files(companions, arguments.out);
+  err << "prefopt: wrote " << detail::printable(arguments.out) << '\n';
 }
 
 }  // namespace prefopt::cli

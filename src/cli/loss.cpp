@@ -335,10 +335,8 @@ Json label_metrics(const Loss& loss, const LossOutput& output, const PairLogps& 
     metrics["rewards/margins"] = metrics["rewards/chosen"].get<double>() -
                                  metrics["rewards/rejected"].get<double>();
   }
-  if (logps.kl_limited_logratios.defined()) {
-    metrics["kl"] = std::max(0.0, mean_of(logps.kl_limited_logratios));
-  } else if (logps.kl_logps.defined() && logps.ref_kl_logps.defined()) {
-    metrics["kl"] = std::max(0.0, mean_of(logps.kl_logps - logps.ref_kl_logps));
+  if (output.kl.defined()) {
+    metrics["kl"] = output.kl.item<double>();
   } else if (loss.info().name == "kto") {
     metrics["kl"] = 0;  // apo_zero_unpaired
   }

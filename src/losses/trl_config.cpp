@@ -147,6 +147,7 @@ struct Term {
   Json config;
   std::vector<std::string_view> reads, ignores;
   const LossEntry* entry = nullptr;
+  bool is_ours = false;
 };
 
 Term term_of(const TrlTrainer& trainer, const std::string& type) {
@@ -165,6 +166,7 @@ Term term_of(const TrlTrainer& trainer, const std::string& type) {
                                   trainer.name, fmt::join(names, ", "), type,
                                   did_you_mean(type, names)));
   }
+  term.is_ours = true;
   term.entry = &find_loss(type);
   term.config = {{"type", type}};
   for (const TrlKey& key : trainer.keys) {
@@ -224,7 +226,7 @@ class TrlOptions {
 
   /// An option of ours, for the terms that have it.
   void add_ours(const std::string& name, const Json& value) {
-    if (is_key_of_some(name) && !has_own_option(name)) {
+    if (is_key_of_some(name) && !is_of_our_loss(name)) {
       const Clue owner = clue_of(fmt::format("'{}'", name),
                                  [&](const TrlTrainer& t) { return t.key(name) != nullptr; });
       throw ConfigError(fmt::format("loss: expected keys of {}, got {}", trainer_.name,
@@ -244,9 +246,10 @@ class TrlOptions {
     terms_.front().config[name] = value;  // the loss knows the nearest name
   }
 
-  bool has_own_option(const std::string& name) const {
+  /// Whether a loss that is not TRL's has the option, whatever TRL calls so.
+  bool is_of_our_loss(const std::string& name) const {
     return std::any_of(terms_.begin(), terms_.end(), [&](const Term& term) {
-      return has_option(*term.entry, name);
+      return term.is_ours && has_option(*term.entry, name);
     });
   }
 

@@ -456,7 +456,7 @@ class Run {
     const std::string folder =
         parts_.folder.checkpoints().commit(step, [&](const std::string& beside) {
           parts_.trainer.save_policy(beside);
-          write_files(parts_.companions, beside);
+          prefopt::write_files(parts_.companions, beside);
           auto tensors = parts_.trainer.state();
           tensors.emplace_back(kGenerator, generator_state());
           write_safetensors(fmt::format("{}/{}", beside, kTensorFile),
