@@ -109,8 +109,8 @@ class Evaluator {
     if (loss_) report.loss = evaluate_loss(policy);
     if (arguments_.samples == 0) return report;
     report.kl = sampled_kl(*policy, *reference_, prompts_, arguments_.samples, sampling(*policy));
-    err_ << fmt::format("{}: {} completions sampled for {} prompts\n", path,
-                        report.kl->samples, prompts_.size());
+    err_ << fmt::format("{}: {} completions sampled for {} prompts\n", path, report.kl->samples,
+                        prompts_.size());
     if (judge_) judge(report);
     return report;
   }
@@ -226,8 +226,7 @@ class Evaluator {
                           .reference = reference_texts_[i]});
     }
     report.contests = judge_contests(*judge_, contests);
-    err_ << fmt::format("{}: {} contests judged\n", report.model,
-                        contests.size());
+    err_ << fmt::format("{}: {} contests judged\n", report.model, contests.size());
     if (!reward_) return;
     std::vector<double> policy_rewards, reference_rewards;
     for (const Contest& contest : contests) {

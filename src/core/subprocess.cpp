@@ -198,8 +198,7 @@ bool LineProcess::has_exited(milliseconds limit) {
   const auto deadline = Clock::now() + limit;
   while (!exited_) {
     siginfo_t info{};
-    const int result =
-        ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT);
+    const int result = ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT);
     if (result == 0 && info.si_pid == pid_) {
       exited_ = true;
       end_ = {.is_known = true, .by_signal = info.si_code != CLD_EXITED, .status = info.si_status};

@@ -173,8 +173,8 @@ class Run {
   /// however often a run was broken off.
   void count_from(double seconds) { seconds_before_ = seconds; }
 
-  /// Evaluates before the first step, which shows what metrics evaluations have, and writes nothing.
-  /// Throws ConfigError if the best one is to be found by another.
+  /// Evaluates before the first step, which shows what metrics evaluations have, and writes
+  /// nothing. Throws ConfigError if the best one is to be found by another.
   void evaluate_first() {
     if (parts_.rows.eval.empty() || is_done()) return;
     if (!is_resumed_) {
@@ -632,8 +632,8 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
     folder.check_new();
   } else {
     if (is_here) {
-      folder.check_run_or_new({options.reference.cache_dir, folder.file("reference-cache"),
-                               options.data.token_cache});
+      folder.check_run_or_new(
+          {options.reference.cache_dir, folder.file("reference-cache"), options.data.token_cache});
       std::error_code ignored;
       if (std::filesystem::is_directory(folder.path(), ignored)) folder.lock();
     }
@@ -670,7 +670,8 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   std::shared_ptr<Reference> reference;
   if (needs.reference || needs.sample_source == SampleSource::kReference) {
     // What weighs tokens needs each.
-    const bool by_token = needs.head_logps || needs.limits || detail::has_token_weights(rows.train) ||
+    const bool by_token = needs.head_logps || needs.limits ||
+                          detail::has_token_weights(rows.train) ||
                           detail::has_token_weights(rows.eval);
     reference = detail::make_reference(options.reference, options.model, *policy,
                                        by_token ? CacheLevel::kToken : CacheLevel::kSequence);

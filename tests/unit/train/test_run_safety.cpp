@@ -59,8 +59,9 @@ TEST_CASE("the best metric's name is judged before the first step and the first 
   auto options = scene.options("run", "dpo");
   options.train.best_metric = "eval_los";
   std::string text = refusal_of(options, "", events);
-  CHECK(text.starts_with("train.best_metric: expected a metric of an evaluation, got 'eval_los'; did "
-                         "you mean 'eval_loss'?; there are eval_loss, "));
+  CHECK(
+      text.starts_with("train.best_metric: expected a metric of an evaluation, got 'eval_los'; did "
+                       "you mean 'eval_loss'?; there are eval_loss, "));
   CHECK(is_named(text, "eval_rewards/accuracies, "));
 
   // Each that only some runs have.
@@ -224,9 +225,8 @@ TEST_CASE("a run that ends by steps without an update keeps those before", "[tra
   options.optimizer.learning_rate = 1e30;
   CHECK_THROWS_AS(run_training(options, events), NonFiniteError);
   const auto metrics = read_lines(scene.file("run/metrics.jsonl"));
-  const auto skipped = std::count_if(metrics.begin(), metrics.end(), [](const Json& line) {
-    return line.contains("skipped");
-  });
+  const auto skipped = std::count_if(metrics.begin(), metrics.end(),
+                                     [](const Json& line) { return line.contains("skipped"); });
   CHECK(skipped == 2);  // the third ends the run
   CHECK(count_containing(notes, "loss or gradient is not finite, its update is skipped; see " +
                                     scene.file("run/nonfinite/step-")) == 2);
@@ -314,8 +314,9 @@ TEST_CASE("a run without a checkpoint starts again with its own options only", "
   const std::string config = read_text(scene.file("run/config.json"));
   auto other = options;
   other.loss = R"({"type": "ipo"})";
-  CHECK(is_named(refusal_of(other, "auto"), "loss.type: \"dpo\" -> \"ipo\"; undo that, or choose "
-                                            "another output_dir"));
+  CHECK(is_named(refusal_of(other, "auto"),
+                 "loss.type: \"dpo\" -> \"ipo\"; undo that, or choose "
+                 "another output_dir"));
   CHECK(read_text(scene.file("run/config.json")) == config);
   other = options;
   other.train.save_every = 1;  // changes no result
@@ -336,8 +337,8 @@ TEST_CASE("a start removes what killed processes left", "[train]") {
   const std::string cached = fs::directory_iterator(scene.file("references"))->path().string();
   const std::string tokens = fs::directory_iterator(scene.file("tokens"))->path().string();
   const std::vector<std::string> left = {scene.file("run/config.json.aB3xYz"),
-                                         scene.file("run/report.html.zQ8pLm"),
-                                         cached + ".kT5rWq", tokens + ".Jd7fGh"};
+                                         scene.file("run/report.html.zQ8pLm"), cached + ".kT5rWq",
+                                         tokens + ".Jd7fGh"};
   const std::vector<std::string> kept = {scene.file("run/config.json.backup"),
                                          scene.file("references/other.txt.aB3xYz")};
   for (const auto* names : {&left, &kept}) {
@@ -467,8 +468,7 @@ TEST_CASE("a line of metrics is the mean of the steps since the last one", "[tra
 TEST_CASE("steps without an update are counted in a line and not averaged", "[train]") {
   detail::LogWindow window;
   window.add({{"loss", 1}, {"learning_rate", 0.1}, {"rewards/chosen", 2}}, {{"rewards/chosen", 1}});
-  CHECK(window.mean() ==
-        Metrics{{"loss", 1}, {"learning_rate", 0.1}, {"rewards/chosen", 2}});
+  CHECK(window.mean() == Metrics{{"loss", 1}, {"learning_rate", 0.1}, {"rewards/chosen", 2}});
   window.add({{"loss", std::nan("")}, {"learning_rate", 0.2}, {"skipped", 1}}, {});
   window.add({{"loss", 3}, {"learning_rate", 0.3}}, {});
   window.add({{"loss", 5}, {"learning_rate", 0.4}, {"rewards/chosen", 5}}, {{"rewards/chosen", 3}});
@@ -515,8 +515,7 @@ TEST_CASE("a run that the first version wrote is resumed in its folder", "[train
   const std::string first = PREFOPT_TEST_DATA_DIR "/first-version/";
   fs::copy(first + "run", folder.file("run"), fs::copy_options::recursive);
   fs::create_symlink("step-2", folder.file("run/checkpoints/last"));
-  auto options =
-      options_from_json<RunOptions>(read_text(first + "run/config.json"), "config.json");
+  auto options = options_from_json<RunOptions>(read_text(first + "run/config.json"), "config.json");
   options.output_dir = folder.file("run");
   options.model.path = first + "base";
   options.data.train = first + "pairs.jsonl";
