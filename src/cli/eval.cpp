@@ -16,7 +16,6 @@
 #include "cli/stop_signal.h"
 #include "core/file.h"
 #include "core/json.h"
-#include "core/text.h"
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/error.h"
 #include "prefopt/evaluation/judge.h"
@@ -106,11 +105,11 @@ class Evaluator {
     ModelReport report{.model = path};
     report.preferences = evaluate_preferences(pairs_, pair_sums(*policy, pairs_, arguments_.batch),
                                               reference_sums_, {.beta = beta_, .seed = seed()});
-    err_ << fmt::format("{}: {} pairs scored\n", detail::printable(path), pairs_.size());
+    err_ << fmt::format("{}: {} pairs scored\n", path, pairs_.size());
     if (loss_) report.loss = evaluate_loss(policy);
     if (arguments_.samples == 0) return report;
     report.kl = sampled_kl(*policy, *reference_, prompts_, arguments_.samples, sampling(*policy));
-    err_ << fmt::format("{}: {} completions sampled for {} prompts\n", detail::printable(path),
+    err_ << fmt::format("{}: {} completions sampled for {} prompts\n", path,
                         report.kl->samples, prompts_.size());
     if (judge_) judge(report);
     return report;
@@ -227,7 +226,7 @@ class Evaluator {
                           .reference = reference_texts_[i]});
     }
     report.contests = judge_contests(*judge_, contests);
-    err_ << fmt::format("{}: {} contests judged\n", detail::printable(report.model),
+    err_ << fmt::format("{}: {} contests judged\n", report.model,
                         contests.size());
     if (!reward_) return;
     std::vector<double> policy_rewards, reference_rewards;

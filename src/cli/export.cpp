@@ -64,7 +64,7 @@ void run_export(const ExportArguments& arguments, std::ostream& err) {
   if (model->adapter()) model->merge_adapter();
   const FolderFiles companions = companions_of(arguments, *model, err);
   model->save(arguments.out);
-  write_files(companions, arguments.out);
+  prefopt::write_files(companions, arguments.out);
   err << "prefopt: wrote " << detail::printable(arguments.out) << '\n';
 }
 

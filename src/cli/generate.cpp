@@ -29,8 +29,10 @@ struct Prompt {
 
 Prompt from_text(std::string text, const Tokenizer& tokenizer, bool with_bos = true) {
   Prompt prompt{.text = std::move(text), .ids = {}};
-  if (with_bos && tokenizer.bos_id() >= 0) prompt.ids.push_back(tokenizer.bos_id());
   const auto ids = tokenizer.encode(prompt.text);
+  // Not a second time where the text spells it.
+  const bool begins = !ids.empty() && ids.front() == tokenizer.bos_id();
+  if (with_bos && !begins && tokenizer.bos_id() >= 0) prompt.ids.push_back(tokenizer.bos_id());
   prompt.ids.insert(prompt.ids.end(), ids.begin(), ids.end());
   return prompt;
 }
@@ -83,6 +85,10 @@ class PromptReader {
     messages.push_back({.role = "user", .content = text});
     ++message_rows_;
     const detail::ChatWriter chat(format_, "--message");
+    if (arguments_.system && !chat.has_system_turn()) {
+      throw ConfigError(fmt::format(
+          "--system: expected a chat format that has a turn for it, got '{}'", chat.name()));
+    }
     return from_text(chat.text(messages, /*open_assistant_turn=*/true, "--message"), tokenizer_,
                      /*with_bos=*/chat.end_of_turn().empty());
   }

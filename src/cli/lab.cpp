@@ -8,6 +8,7 @@
 #include "core/chart.h"
 #include "core/file.h"
 #include "lab/experiment.h"
+#include "lab/instructions.h"
 #include "prefopt/error.h"
 
 namespace prefopt::cli {

@@ -13,6 +13,8 @@
 #include <initializer_list>
 #include <iostream>
 #include <sstream>
+#include <streambuf>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -390,6 +392,26 @@ void print_table(bool for_programs, const std::function<void(std::ostream&)>& pr
   print(table.text);
 }
 
+/// Passes lines on to stderr without control characters, each when it is whole or flushed.
+class PrintableLines final : public std::streambuf {
+ public:
+  ~PrintableLines() override { PrintableLines::sync(); }
+
+ private:
+  int_type overflow(int_type c) override {
+    if (c == traits_type::eof()) return traits_type::not_eof(c);
+    line_ += traits_type::to_char_type(c);
+    if (c == '\n') sync();
+    return c;
+  }
+  int sync() override {
+    std::cerr << detail::printable(std::exchange(line_, {}), /*keep_lines=*/true) << std::flush;
+    return std::cerr ? 0 : -1;
+  }
+
+  std::string line_;
+};
+
 /// Where the drive has no links, `last` and `best` of a run's checkpoints are files.
 void follow_links(const std::vector<std::string*>& paths) {
   for (std::string* path : paths) *path = detail::followed(*path);
@@ -440,6 +462,8 @@ int run(int argc, char** argv) {
   TokenizeArguments tokenize;
   LabArguments lab;
   train.terminal_width = terminal_width(STDERR_FILENO);
+  PrintableLines lines;
+  std::ostream remarks(&lines);
 
   const std::vector<std::pair<CLI::App*, std::function<void()>>> commands{
       {add_train(app, train, device),
@@ -452,16 +476,16 @@ int run(int argc, char** argv) {
        [&] {
          print_table(data_check.json, [&](std::ostream& out) { run_data_check(data_check, out); });
        }},
-      {add_score(app, score, device), [&] { run_score(score, std::cout, std::cerr); }},
+      {add_score(app, score, device), [&] { run_score(score, std::cout, remarks); }},
       {add_loss(app, loss), [&] { run_loss(loss, std::cout); }},
-      {add_grad(app, grad, device), [&] { run_grad(grad, std::cout, std::cerr); }},
+      {add_grad(app, grad, device), [&] { run_grad(grad, std::cout, remarks); }},
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
-      {add_generate(app, generate, device), [&] { run_generate(generate, std::cout, std::cerr); }},
+      {add_generate(app, generate, device), [&] { run_generate(generate, std::cout, remarks); }},
       {add_eval(app, eval, device),
        [&] {
-         print_table(eval.json, [&](std::ostream& out) { run_eval(eval, out, std::cerr); });
+         print_table(eval.json, [&](std::ostream& out) { run_eval(eval, out, remarks); });
        }},
-      {add_export(app, exported, device), [&] { run_export(exported, std::cerr); }},
+      {add_export(app, exported, device), [&] { run_export(exported, remarks); }},
       {add_doctor(app, doctor),
        [&] {
          print_table(doctor.json, [&](std::ostream& out) { run_doctor(doctor, out); });

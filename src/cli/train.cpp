@@ -16,6 +16,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "core/memory.h"
+#include "core/text.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
 #include "prefopt/options.h"
@@ -126,7 +127,7 @@ void dry_run(RunOptions options, std::ostream& out, std::ostream& err) {
   RunEvents events;
   events.note = [&](const std::string& line) {
     clock.skip();
-    err << line << '\n';
+    err << detail::printable(line) << '\n';
   };
   events.evaluation = [&](std::int64_t, const Metrics&) { evaluation_seconds = clock.lap(); };
   events.step = [&](std::int64_t, std::int64_t total, const Metrics& metrics) {

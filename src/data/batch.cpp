@@ -204,7 +204,8 @@ TokenBatch lay_out(const std::vector<TokenSequence>& sequences) {
     const std::size_t tokens = prompt.size() + completion.size();
     std::copy(completion.begin(), completion.end(), std::copy(prompt.begin(), prompt.end(), ids));
     std::fill_n(attended, tokens, true);
-    for (std::size_t t = 0; t < completion.size(); ++t) completed[prompt.size() + t] = counts(mask, t);
+    for (std::size_t t = 0; t < completion.size(); ++t)
+      completed[prompt.size() + t] = counts(mask, t);
     *lens++ = counted_tokens(completion, mask);
     ids += width;
     attended += width;
@@ -320,7 +321,8 @@ TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs, bool with_reject
     check_part(pairs[i].chosen, kWhere, "chosen completion", "pair", i, "");
     check_weights(pairs[i].chosen_weights, pairs[i].chosen, kWhere, "chosen completion", "pair", i);
     check_mask(pairs[i].chosen_mask, pairs[i].chosen, kWhere, "chosen completion", "pair", i);
-    sequences.push_back({pairs[i].prompt, pairs[i].chosen, pairs[i].chosen_weights, pairs[i].chosen_mask});
+    sequences.push_back(
+        {pairs[i].prompt, pairs[i].chosen, pairs[i].chosen_weights, pairs[i].chosen_mask});
   }
   for (std::size_t i = 0; with_rejected && i < pairs.size(); ++i) {
     check_part(pairs[i].rejected, kWhere, "rejected completion", "pair", i,
@@ -328,13 +330,15 @@ TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs, bool with_reject
     check_weights(pairs[i].rejected_weights, pairs[i].rejected, kWhere, "rejected completion",
                   "pair", i);
     check_mask(pairs[i].rejected_mask, pairs[i].rejected, kWhere, "rejected completion", "pair", i);
-    sequences.push_back({pairs[i].prompt, pairs[i].rejected, pairs[i].rejected_weights, pairs[i].rejected_mask});
+    sequences.push_back(
+        {pairs[i].prompt, pairs[i].rejected, pairs[i].rejected_weights, pairs[i].rejected_mask});
   }
   for (std::size_t i = 0; with_gold && i < pairs.size(); ++i) {
     check_part(pairs[i].gold, kWhere, "gold completion", "pair", i, "");
     check_weights(pairs[i].gold_weights, pairs[i].gold, kWhere, "gold completion", "pair", i);
     check_mask(pairs[i].gold_mask, pairs[i].gold, kWhere, "gold completion", "pair", i);
-    sequences.push_back({pairs[i].prompt, pairs[i].gold, pairs[i].gold_weights, pairs[i].gold_mask});
+    sequences.push_back(
+        {pairs[i].prompt, pairs[i].gold, pairs[i].gold_weights, pairs[i].gold_mask});
   }
   return lay_out(sequences);
 }

@@ -128,8 +128,7 @@ class AddedTokens {
     const AddedToken* token;
   };
   /// `token` is null where there is no more. Control tokens are not looked for in `plain`.
-  Match find(std::string_view text, std::size_t from,
-             std::span<const TextRange> plain = {}) const {
+  Match find(std::string_view text, std::size_t from, std::span<const TextRange> plain = {}) const {
     for (std::size_t at = from; at < text.size(); ++at) {
       if (!begins_[static_cast<unsigned char>(text[at])]) continue;
       const auto is_allowed = [&](const Entry& entry) {

@@ -63,8 +63,8 @@ constexpr std::array<ChatDefinition, 9> kDefinitions{
     kChatMl,
     chat_ml("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
     chat_ml("qwen2", "You are a helpful assistant."),
-    without_other_roles(chat_ml(
-        "qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")),
+    without_other_roles(
+        chat_ml("qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")),
     ChatDefinition{.name = "llama3",
                    .system = "<|start_header_id|>system<|end_header_id|>\n\n",
                    .user = "<|start_header_id|>user<|end_header_id|>\n\n",

@@ -139,9 +139,10 @@ class RowWriter {
   static std::size_t systems_before(const Messages& prompt, const Messages& completion) {
     std::size_t count = 0;
     while (count < completion.size() && completion[count].role == "system") ++count;
-    const bool follows = completion.size() >= count + prompt.size() &&
-                         std::equal(prompt.begin(), prompt.end(),
-                                    completion.begin() + static_cast<std::ptrdiff_t>(count), is_same);
+    const bool follows =
+        completion.size() >= count + prompt.size() &&
+        std::equal(prompt.begin(), prompt.end(),
+                   completion.begin() + static_cast<std::ptrdiff_t>(count), is_same);
     return follows ? count : 0;
   }
 

@@ -46,10 +46,11 @@ std::string note_of_cuts(const DataOptions& options) {
     }
     return {"loses its end token", "drop"};
   };
-  return fmt::format("a row over its budget loses {} (truncation = '{}'), a completion that is cut "
-                     "{} (end_of_cut = '{}')",
-                     keeps_end ? "the beginning of its prompt" : "its end",
-                     keeps_end ? "keep_end" : "keep_start", of_end().first, of_end().second);
+  return fmt::format(
+      "a row over its budget loses {} (truncation = '{}'), a completion that is cut "
+      "{} (end_of_cut = '{}')",
+      keeps_end ? "the beginning of its prompt" : "its end", keeps_end ? "keep_end" : "keep_start",
+      of_end().first, of_end().second);
 }
 
 /// Takes the rows of a file in their order, so that its first defect is the one that is reported.
@@ -176,8 +177,8 @@ void DataOptions::fields(FieldVisitor& v) {
   v.choice({"end_of_cut",
             "the end token of a completion that is cut; mask: kept, but it does not count"},
            end_of_cut, {"drop", "keep", "mask"});
-  v.flag({"add_bos",
-          "put the tokenizer's begin token before a prompt in text that has none"}, add_bos);
+  v.flag({"add_bos", "put the tokenizer's begin token before a prompt in text that has none"},
+         add_bos);
   v.flag({"add_eos", "put the tokenizer's end token after a completion in text that has no end"},
          add_eos);
   v.choice({"loss_on",
@@ -205,8 +206,9 @@ void DataOptions::fields(FieldVisitor& v) {
             "conversations whose last turn is not the assistant's; keep: what follows its last "
             "turn is left out"},
            ends_with_user, policies);
-  v.choice({"repeated_prompt", "completions that begin with their prompt; remove: it is taken once"},
-           repeated_prompt, {"remove", "keep", "drop", "error"});
+  v.choice(
+      {"repeated_prompt", "completions that begin with their prompt; remove: it is taken once"},
+      repeated_prompt, {"remove", "keep", "drop", "error"});
   v.choice({"prefix_answer", "pairs in which one answer begins the other"}, prefix_answer,
            policies);
   v.choice({"tool_calls",

@@ -24,7 +24,7 @@
 namespace prefopt {
 namespace {
 
-using Json = detail::SortedJson;  // a row may have any number of keys
+using RowJson = detail::SortedJson;  // a row may have any number of keys
 
 constexpr std::string_view kAssistantTurn = "\n\nAssistant:";
 
@@ -35,7 +35,7 @@ std::size_t character_start(std::string_view text, std::size_t at) {
 }
 
 // `{chosen, prompt}`, shortened so that a strange row does not make a strange message.
-std::string keys_of(const Json& object) {
+std::string keys_of(const RowJson& object) {
   constexpr std::size_t kMaxKeys = 8;
   constexpr std::size_t kMaxKeyBytes = 40;
   std::vector<std::string> names;
@@ -81,28 +81,9 @@ bool repeats(std::string_view text, std::string_view prompt) {
          (prompt.size() >= kTellingBytes || count_words(prompt) >= kTellingWords);
 }
 
-std::string_view without_outer_space(std::string_view text) {
-  constexpr std::string_view kSpace = " \t\r\n";
-  const std::size_t begin = text.find_first_not_of(kSpace);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(kSpace) + 1 - begin);
-}
-
-/// Whether a prompt in text is one of the messages that are not answers, or the other way round:
-/// templates around either differ.
-bool holds_prompt(const Messages& messages, std::string_view prompt) {
-  const std::string_view asked = without_outer_space(prompt);
-  return asked.empty() || std::any_of(messages.begin(), messages.end(), [&](const Message& message) {
-           const std::string_view content = without_outer_space(message.content);
-           return message.role != "assistant" && !content.empty() &&
-                  (content.find(asked) != std::string_view::npos ||
-                   asked.find(content) != std::string_view::npos);
-         });
-}
-
 class RowReader {
  public:
-  RowReader(const Json& row, std::string_view where, const ChatWriter& chat,
+  RowReader(const RowJson& row, std::string_view where, const ChatWriter& chat,
             const DataOptions& options, const detail::LineReading& reading)
       : row_(row),
         where_(where),
@@ -132,7 +113,7 @@ class RowReader {
   }
 
   double number(std::string_view key, Range range) const {
-    const Json& value = at(key);
+    const RowJson& value = at(key);
     if (value.is_number_float() && !std::isfinite(value.get<double>())) {
       throw detail::LineError(
           detail::LineDefect::kNotANumber,
@@ -214,9 +195,7 @@ class RowReader {
   bool has(const char* key) const { return row_.contains(key); }
 
   /// A key with something in it.
-  bool has_some(const char* key) const { return holds_some(row_, key); }
-
-  static bool holds_some(const Json& object, const char* key) {
+  static bool holds_some(const RowJson& object, const char* key) {
     const auto found = object.find(key);
     if (found == object.end() || found->is_null()) return false;
     if (!found->is_string()) return !found->empty();
@@ -224,21 +203,21 @@ class RowReader {
     return text.find_first_not_of(" \t\r\n[]{}") != std::string::npos && text != "null";
   }
 
-  const Json& at(std::string_view key) const {
+  const RowJson& at(std::string_view key) const {
     const auto found = row_.find(std::string(key));
     if (found == row_.end()) fail_missing("expected a key '{}', got {}", key, keys_of(row_));
     return *found;
   }
 
   std::string text(std::string_view key) const {
-    const Json& value = at(key);
+    const RowJson& value = at(key);
     if (!value.is_string()) {
       fail("expected '{}' to be text, got {}", key, detail::json_type_name(value));
     }
     return value.get<std::string>();
   }
 
-  std::string message_field(const Json& message, const char* field, std::string_view key) const {
+  std::string message_field(const RowJson& message, const char* field, std::string_view key) const {
     const auto found = message.find(field);
     if (found == message.end()) {
       fail_missing("expected a key '{}' in each message of '{}', got {}", field, key,
@@ -252,7 +231,7 @@ class RowReader {
   }
 
   /// Calls of tools need no text beside them.
-  std::string content_of(const Json& message, std::string_view key) const {
+  std::string content_of(const RowJson& message, std::string_view key) const {
     if (!holds_some(message, "tool_calls") && !holds_some(message, "function_call")) {
       return message_field(message, "content", key);
     }
@@ -263,13 +242,13 @@ class RowReader {
   }
 
   Messages messages(std::string_view key) const {
-    const Json& list = at(key);
+    const RowJson& list = at(key);
     if (!list.is_array()) {
       fail("expected '{}' to be a list of messages, got {}", key, detail::json_type_name(list));
     }
     if (list.empty()) fail("expected '{}' to hold at least one message, got none", key);
     Messages result;
-    for (const Json& message : list) {
+    for (const RowJson& message : list) {
       if (!message.is_object()) {
         fail("expected each message of '{}' to be an object, got {}", key,
              detail::json_type_name(message));
@@ -294,7 +273,7 @@ class RowReader {
   }
 
   Turns turns(std::string_view key) const {
-    const Json& value = at(key);
+    const RowJson& value = at(key);
     if (value.is_string()) return value.get<std::string>();
     if (value.is_array()) return messages(key);
     fail("expected '{}' to be text or a list of messages, got {}", key,
@@ -302,14 +281,14 @@ class RowReader {
   }
 
   std::vector<std::int64_t> ids(std::string_view key) const {
-    const Json& list = at(key);
+    const RowJson& list = at(key);
     if (!list.is_array()) {
       fail("expected '{}' to be a list of non-negative integers, got {}", key,
            detail::json_type_name(list));
     }
     std::vector<std::int64_t> result;
     result.reserve(list.size());
-    for (const Json& id : list) {
+    for (const RowJson& id : list) {
       // The parser stores a non-negative integer as unsigned, and as a float beyond 64 bits.
       if (!id.is_number_unsigned() || id.get<std::uint64_t>() > INT64_MAX) {
         fail("expected '{}' to be a list of non-negative integers, got {} in it", key,
@@ -324,8 +303,8 @@ class RowReader {
   TokenWeights weights(std::string_view name, const std::vector<std::int64_t>& ids) const {
     const std::string key = fmt::format("{}_token_weights", name);
     if (!row_.contains(key)) return {};
-    const Json& list = at(key);
-    const auto is_weight = [](const Json& x) { return x.is_number() && x.get<double>() >= 0; };
+    const RowJson& list = at(key);
+    const auto is_weight = [](const RowJson& x) { return x.is_number() && x.get<double>() >= 0; };
     if (!list.is_array() || list.size() != ids.size() ||
         !std::all_of(list.begin(), list.end(), is_weight)) {
       fail("expected '{}' to be {} numbers of at least 0, one a token, got {}", key, ids.size(),
@@ -338,8 +317,8 @@ class RowReader {
   TokenMask mask(std::string_view name, const std::vector<std::int64_t>& ids) const {
     const std::string key = fmt::format("{}_token_mask", name);
     if (!row_.contains(key)) return {};
-    const Json& list = at(key);
-    const auto is_flag = [](const Json& x) {
+    const RowJson& list = at(key);
+    const auto is_flag = [](const RowJson& x) {
       return x.is_boolean() || (x.is_number() && (x == 0 || x == 1));
     };
     if (!list.is_array() || list.size() != ids.size() ||
@@ -348,7 +327,7 @@ class RowReader {
            list.is_array() ? detail::shown_json(list) : std::string(detail::json_type_name(list)));
     }
     TokenMask mask;
-    for (const Json& x : list) mask.push_back(x == 1 || x == true ? 1 : 0);
+    for (const RowJson& x : list) mask.push_back(x == 1 || x == true ? 1 : 0);
     return mask;
   }
 
@@ -426,17 +405,6 @@ class RowReader {
       if (gold) talk.gold = std::get<Messages>(*gold);
       return with_tools(detail::conversation_row(std::move(talk), rules_));
     }
-    if (gold) fail("expected 'prompt' to be a list of messages where 'gold' is, got text");
-    // A prompt in text beside lists repeats what the lists begin with, in TRL's data as well; lists
-    // that begin with the answer need it.
-    if (prompt) {
-      const auto& asked = std::get<std::string>(*prompt);
-      if (talk.chosen.front().role == "assistant") {
-        talk.prompt.push_back({.role = "user", .content = asked});
-      } else if (!holds_prompt(talk.chosen, asked)) {
-        fail("expected 'prompt' to be one of the messages of 'chosen', got another text");
-      }
-    }
     return with_tools(detail::conversation_row(std::move(talk), rules_));
   }
 
@@ -477,7 +445,7 @@ class RowReader {
   }
 
   PreferenceRow with_tools(PreferenceRow row) const {
-    if (calls_tools_ || has_some("tools") || has_some("functions")) {
+    if (calls_tools_ || holds_some(row_, "tools")) {
       detail::add_remark(row, RowRemark::kToolCalls);
     }
     return row;
@@ -510,7 +478,7 @@ class RowReader {
     return end;
   }
 
-  const Json& row_;
+  const RowJson& row_;
   std::string_view where_;
   const ChatWriter& chat_;
   const detail::LineReading& reading_;

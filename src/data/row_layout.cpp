@@ -741,7 +741,9 @@ class RowForm {
     return system && !is_blank_text(*system.value);
   }
 
+  /// `functions`, the old name, is left to the reader of rows, who refuses it.
   void put_tools() {
+    if (const Found functions = foreign("functions")) used_.insert(functions.path);
     Found tools = find("tools");
     if (!tools && foreign("input") && foreign("input").value->is_object()) {
       tools = at_path("input.tools");

@@ -262,8 +262,8 @@ class RowEncoder {
     const auto found = [&](std::string_view spelled) -> std::optional<GivenEnd> {
       if (spelled.empty() || !trimmed.ends_with(spelled)) return std::nullopt;
       const Ids ids = tokenizer_.encode(spelled);
-      const bool is_end = ids.size() == 1 && (ids.front() == eos ||
-                                              ids.front() == tokenizer_.find_control(spelled));
+      const bool is_end = ids.size() == 1 &&
+                          (ids.front() == eos || ids.front() == tokenizer_.find_control(spelled));
       if (!is_end) return std::nullopt;
       return GivenEnd{trimmed.size() - spelled.size(), trimmed.size(), ids.front()};
     };
@@ -366,8 +366,7 @@ std::int64_t cut_completion(Completion completion, std::size_t limit, const EndI
                             EndOfCut end_of_cut) {
   if (completion.ids.size() <= limit) return 0;
   const auto cut = static_cast<std::int64_t>(completion.ids.size() - limit);
-  const bool keeps_end =
-      limit > 0 && end_of_cut != EndOfCut::kDrop && ends.end(completion.ids);
+  const bool keeps_end = limit > 0 && end_of_cut != EndOfCut::kDrop && ends.end(completion.ids);
   cut_to(completion.ids, limit, keeps_end);
   cut_to(completion.weights, limit, keeps_end);
   cut_to(completion.mask, limit, keeps_end);
@@ -407,8 +406,7 @@ Cuts apply_budgets(TokenPair& pair, const EndIds& ends, std::int64_t bos_id,
       budget(options.max_completion_length), keeps_start ? total - pair.prompt.size() : total - 1);
   std::size_t longest = 0;
   for (const Completion& completion : completions_of(pair)) {
-    const std::int64_t cut =
-        cut_completion(completion, completion_limit, ends, options.end_of_cut);
+    const std::int64_t cut = cut_completion(completion, completion_limit, ends, options.end_of_cut);
     cuts.completions += cut > 0 ? 1 : 0;
     cuts.tokens += cut;
     longest = std::max(longest, completion.ids.size());
@@ -624,8 +622,8 @@ AppliedPolicy policy_for(RowDefect defect, const DataOptions& options) {
     case RowDefect::kDuplicate:
       return applied(options.duplicate, "duplicate");
     case RowDefect::kUnreadColumn:
-      return {options.unused == UnusedColumns::kError ? RowPolicy::kError : RowPolicy::kKeep,
-              "unused"};
+      if (options.unused == UnusedColumns::kNote) return {RowPolicy::kKeep, "unused", "note"};
+      return applied(RowPolicy::kError, "unused");
     case RowDefect::kEndsWithUser:
       return applied(options.ends_with_user, "ends_with_user");
     case RowDefect::kRepeatedPrompt:

@@ -22,7 +22,6 @@ namespace prefopt {
 namespace {
 
 namespace fs = std::filesystem;
-using detail::Json;
 
 constexpr std::string_view kTokenizerFile = "tokenizer.json";
 
@@ -67,12 +66,12 @@ TokenFacts facts_of_gguf(const std::string& path) {
 TokenFacts facts_of_folder(const std::string& folder) {
   std::string text;
   if (!detail::try_read_file(folder + "/config.json", text).empty()) return {};
-  const Json config = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto config = detail::Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!config.is_object()) return {};
   const auto number = [&](const char* name, std::int64_t otherwise) {
     const auto at = config.find(name);
     if (at == config.end()) return otherwise;
-    const Json& first = at->is_array() && !at->empty() ? at->front() : *at;
+    const detail::Json& first = at->is_array() && !at->empty() ? at->front() : *at;
     return first.is_number_integer() ? first.get<std::int64_t>() : otherwise;
   };
   return {.vocab_size = number("vocab_size", 0),
@@ -133,6 +132,14 @@ class RememberingTokenizer final : public Tokenizer {
   std::vector<std::int64_t> encode(std::string_view text) const override {
     return tokenizer_->encode(text);
   }
+  std::vector<std::int64_t> encode_plain(std::string_view text,
+                                         std::span<const TextRange> plain) const override {
+    return tokenizer_->encode_plain(text, plain);
+  }
+  std::int64_t find_control(std::string_view text) const override {
+    return tokenizer_->find_control(text);
+  }
+  std::string spelling(std::int64_t id) const override { return tokenizer_->spelling(id); }
   std::string decode(const std::vector<std::int64_t>& ids) const override {
     return tokenizer_->decode(ids);
   }

@@ -57,11 +57,6 @@ struct Experiment {
   int seeds = 40, quick_seeds = 20;  ///< instances that are usual
 };
 
-/// Holds the process to AVX2, or to what PREFOPT_SIMD says: a network that is trained with other
-/// sums ends elsewhere. To be called before anything is computed; without effect on a machine that
-/// has no AVX2.
-void hold_instructions();
-
 /// In the order of the documentation.
 const std::vector<Experiment>& experiments();
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lab/experiments.h"
 
-#include "core/simd_limit.h"
 #include "core/text.h"
 #include "prefopt/error.h"
 
@@ -13,14 +12,6 @@ namespace {
 constexpr int kNetworks = 20, kQuickNetworks = 6;
 
 }  // namespace
-
-void hold_instructions() {
-  using detail::SimdLimit;
-  const auto asked = detail::simd_limit_of_environment();
-  if (asked || detail::has_simd(SimdLimit::kAvx2)) {
-    detail::hold_simd(asked.value_or(SimdLimit::kAvx2));
-  }
-}
 
 const std::vector<Experiment>& experiments() {
   static const std::vector<Experiment> all{

@@ -11,6 +11,7 @@
 
 #include "lab/experiments.h"
 #include "lab/gains.h"
+#include "lab/neural_experiments.h"
 #include "lab/neural_task.h"
 #include "prefopt/exact/measures.h"
 
@@ -22,7 +23,7 @@ using namespace exact;
 constexpr double kLambda = 0.25;
 constexpr double kDisappointment = 4;
 constexpr double kLearningRate = 1e-2;
-constexpr int kSteps = 400;
+constexpr int kSteps = 400, kBriefSteps = 200;
 constexpr Index kBatch = 32;
 
 struct Case {
@@ -58,7 +59,7 @@ struct Columns {
   std::size_t size() const { return points * (1 + 4 * kCases.size()); }
 };
 
-std::vector<double> run_seed(int number, const std::vector<double>& all) {
+std::vector<double> run_seed(int number, const std::vector<double>& all, Length length) {
   const auto seed = static_cast<std::uint64_t>(number);
   const NeuralTask task(seed, kDisappointment);
   const Table covered = covered_strings();
@@ -80,7 +81,7 @@ std::vector<double> run_seed(int number, const std::vector<double>& all) {
       const auto network = train_network(*reference, pairs,
                                          {.loss = kCases[c].loss,
                                           .learning_rate = kLearningRate,
-                                          .steps = kSteps,
+                                          .steps = length == Length::kBrief ? kBriefSteps : kSteps,
                                           .batch = kBatch},
                                          seed);
       for (const bool exact : {false, true}) {
@@ -128,9 +129,14 @@ Estimate slope_of(const BySeed& by_seed, const Columns& columns, bool exact, std
 }  // namespace
 
 Report neural_coverage(const Settings& settings) {
+  return neural_coverage(settings, Length::kWhole);
+}
+
+Report neural_coverage(const Settings& settings, Length length) {
   const std::vector<double> all = rarities(settings.quick);
   const Columns columns{all.size()};
-  const auto by_seed = for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, all); });
+  const auto by_seed = for_each_seed(
+      settings.seeds, [&](int seed) { return run_seed(seed, all, length); });
   Report report;
   draw(by_seed, columns, report);
 

@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "lab/experiments.h"
+#include "lab/neural_experiments.h"
 #include "lab/neural_task.h"
 #include "prefopt/exact/measures.h"
 
@@ -20,8 +21,8 @@ namespace {
 using namespace exact;
 
 constexpr double kBeta = 0.5, kFlips = 0.3;
-constexpr int kSteps = 400;
-constexpr Index kBatch = 128;
+constexpr int kSteps = 400, kBriefSteps = 150;
+constexpr Index kBatch = 128, kBriefBatch = 64;
 
 struct Case {
   std::string name, loss;
@@ -42,7 +43,7 @@ std::vector<double> counts(bool quick) {
 }
 
 /// Gaps in regularized reward of network and log-linear policy, count by count; case by case.
-std::vector<double> run_seed(int number, const std::vector<double>& ns) {
+std::vector<double> run_seed(int number, const std::vector<double>& ns, Length length) {
   const auto seed = static_cast<std::uint64_t>(number);
   const NeuralTask task(seed, 0);
   const Table uniform = log_softmax(Table::Zero(kStrings, kPrompts));
@@ -61,8 +62,8 @@ std::vector<double> run_seed(int number, const std::vector<double>& ns) {
                                          {.loss = one.loss,
                                           .learning_rate = 3e-3,
                                           .decays = true,
-                                          .steps = kSteps,
-                                          .batch = kBatch},
+                                          .steps = length == Length::kBrief ? kBriefSteps : kSteps,
+                                          .batch = length == Length::kBrief ? kBriefBatch : kBatch},
                                          seed);
       row.push_back(suboptimality_gap(answers(*network).strings(), ref, task.rewards, kBeta));
       exact_gaps.push_back(suboptimality_gap(best_table(one.loss, ref, task.features, pairs), ref,
@@ -76,9 +77,14 @@ std::vector<double> run_seed(int number, const std::vector<double>& ns) {
 }  // namespace
 
 Report neural_noise(const Settings& settings) {
+  return neural_noise(settings, Length::kWhole);
+}
+
+Report neural_noise(const Settings& settings, Length length) {
   const std::vector<double> ns = counts(settings.quick);
   const std::size_t points = ns.size();
-  const auto by_seed = for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, ns); });
+  const auto by_seed = for_each_seed(
+      settings.seeds, [&](int seed) { return run_seed(seed, ns, length); });
   Report report{.data = {{"neural-noise", {"policy", "case", "n", "gap", "low", "high"}}}};
   detail::Chart chart{.title = "Wrong labels: a transformer beside the exact optimum",
                       .x_label = "pairs",

@@ -15,6 +15,7 @@
 
 #include "lab/experiments.h"
 #include "lab/gains.h"
+#include "lab/neural_experiments.h"
 #include "lab/neural_task.h"
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
@@ -59,9 +60,10 @@ enum : std::size_t {
 };
 
 /// Steps after which a policy is looked at.
-std::vector<int> checkpoints() {
+std::vector<int> checkpoints(Length length) {
+  constexpr int kSteps = 1024, kBriefSteps = 512;
   std::vector<int> steps{0};
-  for (int step = 1; step <= 1024; step *= 2) steps.push_back(step);
+  for (int step = 1; step <= (length == Length::kBrief ? kBriefSteps : kSteps); step *= 2) steps.push_back(step);
   return steps;
 }
 
@@ -240,7 +242,11 @@ std::vector<Verdict> likelihood_verdicts(const BySeed& by_seed, const Columns& c
 }  // namespace
 
 Report neural_overoptimization(const Settings& settings) {
-  const std::vector<int> steps = checkpoints();
+  return neural_overoptimization(settings, Length::kWhole);
+}
+
+Report neural_overoptimization(const Settings& settings, Length length) {
+  const std::vector<int> steps = checkpoints(length);
   const Columns columns{steps.size()};
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, steps); });

@@ -60,8 +60,8 @@ at::Tensor statistics_of(const at::Tensor& z, const at::Tensor& targets, bool al
 }
 
 at::Tensor aten_token_logps(const at::Tensor& logits, const at::Tensor& targets, double scale,
-                       double softcap, double temperature, bool all_statistics,
-                       const std::optional<at::Tensor>& gradient) {
+                            double softcap, double temperature, bool all_statistics,
+                            const std::optional<at::Tensor>& gradient) {
   if (logits.size(0) == 0) {
     return at::zeros({all_statistics ? kernels::kAllStatistics : kernels::kFewStatistics, 0},
                      logits.options().dtype(at::kDouble));

@@ -157,8 +157,10 @@ void CheckpointStore::link(const std::string& name, std::int64_t step) const {
 
 void CheckpointStore::link_best(const std::vector<std::int64_t>& best) const {
   for (const std::int64_t step : best) {
-    if (!defect_of_checkpoint(folder_of(step)).empty()) continue;
-    return link("best", step);
+    std::error_code ignored;
+    if (fs::exists(fmt::format("{}/{}", folder_of(step), kManifest), ignored)) {
+      return link("best", step);
+    }
   }
   std::error_code ignored;  // a link that names what is not there is as good as none
   fs::remove(directory_ + "/best", ignored);

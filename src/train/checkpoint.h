@@ -36,7 +36,7 @@ class CheckpointStore {
   /// Lets `name` be the checkpoint of this step.
   void link(const std::string& name, std::int64_t step) const;
 
-  /// Lets `best` be the first of these steps that has a whole checkpoint; removes it where none has.
+  /// Lets `best` be the first of these steps that has a checkpoint; removes it where none has.
   void link_best(const std::vector<std::int64_t>& best) const;
 
   /// Ascending, whole or not.

@@ -181,7 +181,8 @@ class Run {
       if (asked_to_stop()) return;
       before_training_ = measure();
       check_name(before_training_->metrics);
-    } else if (best_name() == "kl" && !parts_.samples.gives_kl(reference_model())) {
+    } else if (first_evaluation_.empty() ||
+               (best_name() == "kl" && !parts_.samples.gives_kl(reference_model()))) {
       // The run may have had samples so far.
       check_name(parts_.trainer.evaluate(parts_.rows.eval));
     } else {
@@ -236,8 +237,6 @@ class Run {
   void take_step() {
     take_update();
     const std::int64_t step = steps_done();
-    const bool eval_due = options_.eval_every > 0 && step % options_.eval_every == 0;
-    evaluation_is_due_ = !parts_.rows.eval.empty() && (eval_due || step == total_);
     if (parts_.events.step) parts_.events.step(step, total_, last_step_);
     if (log_is_due()) log_step();
     const bool save_due = options_.save_every > 0 && step % options_.save_every == 0;
@@ -260,9 +259,11 @@ class Run {
       last_step_ = parts_.trainer.step(batch);
     } catch (const NonFiniteError& error) {
       // It counts as a step where the trainer has counted it.
-      position_ += (steps_done() - before) * options_.batch_size;
-      parts_.log.set_step(steps_done());
-      if (steps_done() == before) set_generator_state(generator);
+      if (steps_done() == before) {
+        set_generator_state(generator);
+      } else {
+        count_step();
+      }
       const std::string bundle = write_bundle(numbers, /*ends_the_run=*/true);
       throw NonFiniteError(bundle.empty() ? error.what()
                                           : fmt::format("{}; see {}", error.what(), bundle));
@@ -272,8 +273,7 @@ class Run {
       throw;
     }
     step_seconds_ += watch.seconds();
-    position_ += options_.batch_size;
-    parts_.log.set_step(steps_done());
+    count_step();
     const bool is_skipped = detail::find_metric(last_step_, "skipped").has_value();
     if (!is_skipped) last_update_ = steps_done();
     const auto cut = std::count_if(numbers.begin(), numbers.end(), [&](std::int64_t number) {
@@ -286,6 +286,15 @@ class Run {
       parts_.note(fmt::format("step {}: loss or gradient is not finite, its update is skipped{}",
                               steps_done(), bundle.empty() ? "" : "; see " + bundle));
     }
+  }
+
+  /// The trainer has taken a step.
+  void count_step() {
+    const std::int64_t step = steps_done();
+    position_ += options_.batch_size;
+    const bool eval_due = options_.eval_every > 0 && step % options_.eval_every == 0;
+    evaluation_is_due_ = !parts_.rows.eval.empty() && (eval_due || step == total_);
+    parts_.log.set_step(step);
   }
 
   void evaluate_and_judge() {
@@ -447,7 +456,7 @@ class Run {
     const std::string folder =
         parts_.folder.checkpoints().commit(step, [&](const std::string& beside) {
           parts_.trainer.save_policy(beside);
-          write_files(parts_.companions, beside);
+          prefopt::write_files(parts_.companions, beside);
           auto tensors = parts_.trainer.state();
           tensors.emplace_back(kGenerator, generator_state());
           write_safetensors(fmt::format("{}/{}", beside, kTensorFile),

@@ -299,8 +299,10 @@ void add_pair_metrics(const PairLogps& logps, const LossOutput& out, double pair
     add("rewards/accuracies", at::gt(out.chosen_rewards, out.rejected_rewards));
   }
   add("rewards/margins", out.margins);
-  add("logps/chosen", logps.chosen_logps);
-  add("logps/rejected", logps.rejected_logps);
+  const bool are_sums = !out.logged_chosen_logps.defined();
+  add("logps/chosen", are_sums ? logps.chosen_logps : out.logged_chosen_logps);
+  add("logps/rejected", are_sums ? logps.rejected_logps : out.logged_rejected_logps);
+  if (!are_sums) return;  // the reference's sums would be compared with something else
   add("logps/ref_chosen", logps.ref_chosen_logps);
   add("logps/ref_rejected", logps.ref_rejected_logps);
 }

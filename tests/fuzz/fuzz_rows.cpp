@@ -37,8 +37,15 @@ void read_rows(std::string_view bytes) {
   DataOptions mapped = lenient;
   mapped.invalid_utf8 = DefectPolicy::kKeep;
   mapped.columns = R"({"messages": "conversations", "system": "system", "label": "kto_tag"})";
+  DataOptions other = strict;
+  other.truncation = Truncation::kKeepStart;
+  other.end_of_cut = EndOfCut::kMask;
+  other.loss_on = LossOn::kLast;
+  other.repeated_prompt = RepeatedPrompt::kKeep;
+  other.tool_calls = other.ends_with_user = RowPolicy::kKeep;
+  other.chat_format = "plain";
   for (const RowNeeds& needs : {RowNeeds{}, RowNeeds{.rejected = false}}) {
-    for (const DataOptions& options : {strict, lenient, mapped}) {
+    for (const DataOptions& options : {strict, lenient, mapped, other}) {
       accepts(file.path(), [&] {
         const Dataset dataset = load_dataset(file.path(), ByteTokenizer(), options, needs);
         check_counts(dataset.report);

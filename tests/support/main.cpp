@@ -16,7 +16,8 @@
 #include <string>
 
 #include "core/simd_limit.h"
-#include "lab/experiment.h"
+#include "lab/instructions.h"
+#include "support/command_server.h"
 
 namespace {
 
@@ -46,6 +47,7 @@ int main(int argc, char** argv) {
   Catch::Session session;
   if (const int code = session.applyCommandLine(argc, argv); code != 0) return code;
   try {
+    prefopt::testing_support::start_command_server();
     choose_instructions(session);
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';

@@ -87,9 +87,9 @@ struct DataOptions {
   /// messages: a completion begins with those of the prompt, or with its last ones.
   RepeatedPrompt repeated_prompt = RepeatedPrompt::kRemove;
   RowPolicy prefix_answer = RowPolicy::kKeep;  ///< one answer is the other's beginning, in tokens
-  /// Calls, tools and their results, for which no chat format here has a text; keep: calls and tools
-  /// are left out as by a template that does not know them, results are turns of their role where
-  /// the format writes any role.
+  /// Calls, tools and their results, for which no chat format here has a text; keep: calls and
+  /// tools are left out as by a template that does not know them, results are turns of their role
+  /// where the format writes any role.
   RowPolicy tool_calls = RowPolicy::kDrop;
   /// A system message where the format has no system turn; keep: its text comes first.
   RowPolicy system_turn = RowPolicy::kKeep;

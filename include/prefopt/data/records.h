@@ -105,8 +105,8 @@ struct PreferenceRow {
 /// `gold` (or `gold_ids`). Beside ids stand `chosen_token_weights`, `rejected_token_weights`,
 /// `completion_token_weights` and `gold_token_weights`: a number of at least 0 for each of them. A
 /// sum of log-probs is then the weighted one, for policy and reference. Likewise
-/// `chosen_token_mask` and so on, 1 or 0 (true or false): which tokens count at all. Messages become
-/// text in the given format of `prefopt/data/chat.h`: the prompt with the opening of the
+/// `chosen_token_mask` and so on, 1 or 0 (true or false): which tokens count at all. Messages
+/// become text in the given format of `prefopt/data/chat.h`: the prompt with the opening of the
 /// assistant's turn, the completion up to the end of its last one. Of {messages} the prompt is what
 /// comes before the assistant's first answer. Options are otherwise the defaults of DataOptions:
 /// the assistant's turns count, each with its end of turn; turns after its last one are left out;

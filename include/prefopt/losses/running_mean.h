@@ -6,19 +6,17 @@
 
 namespace prefopt {
 
-namespace detail {
 /// The running mean as it is before a value that does not count; 0 before the first that does.
 template <class T>
-RunningMean<T> frozen_mean(const RunningMean<T>& before, const ScalarOf<T>& like) {
+RunningMean<T> frozen_mean(const RunningMean<T>& before, const prefopt::ScalarOf<T>& like) {
   if (before.count > 0) return before;
-  return {ScalarOf<T>(0 * like), 0, true};
+  return {prefopt::ScalarOf<T>(0 * like), 0, true};
 }
-}  // namespace detail
 
 /// The running mean after `count` more values of the given sum.
 template <class T>
 RunningMean<T> updated(const RunningMean<T>& before, const ScalarOf<T>& sum, double count) {
-  if (before.is_frozen) return detail::frozen_mean<T>(before, sum);
+  if (before.is_frozen) return frozen_mean<T>(before, sum);
   if (before.count == 0) return {ScalarOf<T>(sum / count), count};
   const double all = before.count + count;
   return {ScalarOf<T>(before.mean * (before.count / all) + sum / all), all};
@@ -27,7 +25,7 @@ RunningMean<T> updated(const RunningMean<T>& before, const ScalarOf<T>& sum, dou
 /// An exponential average that starts at 0: momentum * before + (1 - momentum) * value.
 template <class T>
 RunningMean<T> blended(const RunningMean<T>& before, const ScalarOf<T>& value, double momentum) {
-  if (before.is_frozen) return detail::frozen_mean<T>(before, value);
+  if (before.is_frozen) return frozen_mean<T>(before, value);
   const ScalarOf<T> fresh = (1 - momentum) * value;
   if (before.count == 0) return {fresh, 1};
   return {ScalarOf<T>(momentum * before.mean + fresh), before.count + 1};

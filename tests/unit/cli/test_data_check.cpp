@@ -81,10 +81,9 @@ TEST_CASE("prefopt data check: a clean file", "[cli]") {
 TEST_CASE("prefopt data check: rows are shown with what counts, and harm no terminal", "[cli]") {
   const TempDir folder;
   const std::string file = folder.file("rows.jsonl");
-  put(file,
-      R"({"messages": [{"role": "user", "content": "a\u001b[2J\u202e\u0085b"}, )"
-      R"({"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}, )"
-      R"({"role": "assistant", "content": "e"}]})");
+  put(file, R"({"messages": [{"role": "user", "content": "a\u001b[2J\u202e\u0085b"}, )"
+            R"({"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}, )"
+            R"({"role": "assistant", "content": "e"}]})");
   const CliResult shown = run_cli({"data", "check", "--data", file});
   CHECK(shown.code == 0);
   const auto at = shown.out.find("    prompt ");
@@ -113,8 +112,7 @@ TEST_CASE("prefopt data check: rows are shown with what counts, and harm no term
 
   // A row of thousands of tokens is shown by its ends.
   put(file, R"({"prompt": "p", "completion": ")" + std::string(5000, 'x') + R"("})");
-  const CliResult longer =
-      run_cli({"data", "check", "--data", file, "--max-length", "0"});
+  const CliResult longer = run_cli({"data", "check", "--data", file, "--max-length", "0"});
   CHECK(longer.out.find("5001 tokens: \"xxxx") != std::string::npos);
   CHECK(longer.out.size() < 4000);
 }
@@ -138,8 +136,7 @@ TEST_CASE("prefopt data check and score: rows longer than the model's context", 
   const CliResult trained = run_cli({"train", "--config", folder.file("run.json")});
   CHECK(trained.code == 0);
   const std::string remark = "longer than the model's context";
-  CHECK(trained.err.find("data.train: kept 1 row: " + remark + " (line 1)\n") !=
-        std::string::npos);
+  CHECK(trained.err.find("data.train: kept 1 row: " + remark + " (line 1)\n") != std::string::npos);
   const std::string checkpoint = folder.file("run") + "/checkpoints/last";
   const CliResult checked = run_cli({"data", "check", "--data", file, "--model", checkpoint});
   CHECK(checked.out.find("remark      1 row: " + remark + " (long_context = 'keep'") !=
@@ -160,11 +157,9 @@ TEST_CASE("prefopt data check: text that nothing reads", "[cli]") {
   CHECK(result.code == 3);
   CHECK(result.out.find("  refused     1 row: 'query', a column of prompts, is read by nothing "
                         "(unused = 'error'; " +
-                        file + ":2)
-") != std::string::npos);
+                        file + ":2)\n") != std::string::npos);
   CHECK(result.out.find("  remark      text that nothing reads: 'query' (50 % of the rows), "
-                        "'source' (50 % of the rows)
-") != std::string::npos);
+                        "'source' (50 % of the rows)\n") != std::string::npos);
   const json report =
       cli_json({"data", "check", "--data", file, "--json", "--unused", "note"}).at("train");
   CHECK(report.at("usable") == 2);
@@ -220,9 +215,9 @@ TEST_CASE("prefopt data check: leaks into the held-out rows", "[cli]") {
   const CliResult result = run_cli({"data", "check", "--data", train, "--eval", eval});
   CHECK(result.code == 0);
   CHECK(result.out.find(
-      "leaks: 2 training rows with a held-out prompt, 1 of them equal to a held-out row\n"
-      "  remark      2 rows (leak = 'keep'; " +
-      train + ":1, " + train + ":2)\n") != std::string::npos);
+            "leaks: 2 training rows with a held-out prompt, 1 of them equal to a held-out row\n"
+            "  remark      2 rows (leak = 'keep'; " +
+            train + ":1, " + train + ":2)\n") != std::string::npos);
   CHECK(run_cli(
             {"data", "check", "--data", train, "--eval", eval, "--options", R"({"leak": "drop"})"})
             .code == 3);

@@ -86,10 +86,8 @@ TEST_CASE("tokens that do not count are read and no more", "[data]") {
   masked[0].chosen_weights = {2, 3, 4, 5};
   const TokenBatch batch = make_pair_batch(masked);
   CHECK(batch.input_ids.equal(make_pair_batch(pairs).input_ids));
-  CHECK(batch.completion_mask.equal(bools({{0, 0, 1, 0, 0, 1},
-                                           {0, 1, 0, 0, 0, 0},
-                                           {0, 0, 1, 1, 1, 0},
-                                           {0, 0, 0, 1, 0, 0}})));
+  CHECK(batch.completion_mask.equal(
+      bools({{0, 0, 1, 0, 0, 1}, {0, 1, 0, 0, 0, 0}, {0, 0, 1, 1, 1, 0}, {0, 0, 0, 1, 0, 0}})));
   CHECK(batch.completion_lens.equal(torch::tensor(Ids{2, 1, 3, 1}, at::kLong)));
   CHECK(batch.token_weights.equal(at::tensor({2.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.0}, at::kDouble)));
   REQUIRE(batch.packed);

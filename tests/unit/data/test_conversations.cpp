@@ -173,15 +173,15 @@ TEST_CASE("only the assistant's turns of a completion count", "[data]") {
 
   // Pairs that part at the person's turn: what the persons say is read, not learned.
   pair = only(pair_row("", list({"u A", "a B"}), list({"u C", "a D"})), chatml());
-  CHECK(marked(pair.chosen, pair.chosen_mask) == kUser + "A" + kNext + kAnswer + "[B" + kStop + "]");
+  CHECK(marked(pair.chosen, pair.chosen_mask) ==
+        kUser + "A" + kNext + kAnswer + "[B" + kStop + "]");
   CHECK(marked(pair.rejected, pair.rejected_mask) ==
         kUser + "C" + kNext + kAnswer + "[D" + kStop + "]");
 
   // Where no token ends a turn, the end token of the text is the last turn's.
   pair = only(row, {.chat_format = "dialogue"});
   CHECK(spelled(pair.prompt) == "<s>\n\nHuman: Sky?\n\nAssistant:");
-  CHECK(marked(pair.chosen, pair.chosen_mask) ==
-        "[ blue]\n\nHuman: sure?\n\nAssistant:[ yes</s>]");
+  CHECK(marked(pair.chosen, pair.chosen_mask) == "[ blue]\n\nHuman: sure?\n\nAssistant:[ yes</s>]");
 }
 
 TEST_CASE("conversations for supervised training count the assistant's turns", "[data]") {
@@ -228,15 +228,14 @@ TEST_CASE("ids may say which of them count", "[data]") {
                     "[2,0]");
   CHECK_THROWS_AS(parse_row(R"({"text": "a", "completion_token_mask": [1]})", "rows:1"), DataError);
   // None counts: nothing to train on.
-  CHECK(defects(R"({"prompt_ids": [1], "completion_ids": [2], "completion_token_mask": [0]})",
-                {}) == Strings{"no token of a completion that counts (unusable = drop), 1",
-                               "0 usable"});
+  CHECK(
+      defects(R"({"prompt_ids": [1], "completion_ids": [2], "completion_token_mask": [0]})", {}) ==
+      Strings{"no token of a completion that counts (unusable = drop), 1", "0 usable"});
 }
 
 TEST_CASE("a conversation that ends with the user is named", "[data]") {
   const std::string name = "conversation that ends with the user (ends_with_user = ";
-  const std::string row =
-      pair_row(list({"u Sky?"}), list({"a blue", "u thanks"}), list({"a red"}));
+  const std::string row = pair_row(list({"u Sky?"}), list({"a blue", "u thanks"}), list({"a red"}));
   DataOptions options = chatml();
   CHECK(defects(row, options) == Strings{name + "keep), 1", "1 usable"});
   TokenPair pair = only(row, options);
@@ -280,9 +279,10 @@ TEST_CASE("a completion that repeats its prompt has it once", "[data]") {
   // Text, at a boundary in white space or not.
   CHECK(chosen_of(text_row("Q: Sky? A:", "Q: Sky? A: blue", "Q: Sky? A: red")) ==
         "<s>Q: Sky? A:| blue</s>| red</s>");
-  CHECK(chosen_of(text_row("\xE7\xA9\xBA\xE3\x81\xAF\xE4\xBD\x95\xE8\x89\xB2\xE3\x81\xA7\xE3\x81\x99",
-                           "\xE7\xA9\xBA\xE3\x81\xAF\xE4\xBD\x95\xE8\x89\xB2\xE3\x81\xA7\xE3\x81\x99!",
-                           "\xE7\xA9\xBA\xE3\x81\xAF\xE4\xBD\x95\xE8\x89\xB2\xE3\x81\xA7\xE3\x81\x99?"))
+  CHECK(chosen_of(
+            text_row("\xE7\xA9\xBA\xE3\x81\xAF\xE4\xBD\x95\xE8\x89\xB2\xE3\x81\xA7\xE3\x81\x99",
+                     "\xE7\xA9\xBA\xE3\x81\xAF\xE4\xBD\x95\xE8\x89\xB2\xE3\x81\xA7\xE3\x81\x99!",
+                     "\xE7\xA9\xBA\xE3\x81\xAF\xE4\xBD\x95\xE8\x89\xB2\xE3\x81\xA7\xE3\x81\x99?"))
             .ends_with("|!</s>|?</s>"));
   CHECK(spelled(only(R"({"prompt": "Once upon a", "completion": "Once upon a time"})", options,
                      {.rejected = false})
@@ -308,7 +308,7 @@ TEST_CASE("a completion that repeats its prompt has it once", "[data]") {
                 "0 usable"});
   CHECK(defects(pair_row(R"("Sea?")", list({"u Sky?", "a blue"}), list({"u Sky?", "a red"})),
                 chatml()) ==
-        Strings{"expected 'prompt' to be one of the messages of 'chosen' (unusable = drop), 1",
+        Strings{"'prompt', a column of prompts, is read by nothing (unused = error), 1",
                 "0 usable"});
 }
 
@@ -342,7 +342,8 @@ TEST_CASE("tools are never dropped in silence", "[data]") {
         refused);
   CHECK(defects(rows(R"("tools": "[{\"type\": 1}]", )", "[" + asked + "]"), options) == refused);
   CHECK(defects(rows("", "[" + asked + "," + message("tool", "42") + "]"), options) == refused);
-  const std::string function = R"({"role": "assistant", "content": "", "function_call": {"name": "f"}})";
+  const std::string function =
+      R"({"role": "assistant", "content": "", "function_call": {"name": "f"}})";
   CHECK(defects(rows("", "[" + asked + "," + function + "]"), options) == refused);
   // Nothing in them.
   for (const char* none : {R"("tools": [], )", R"("tools": null, )", R"("tools": "[]", )"}) {
@@ -351,11 +352,10 @@ TEST_CASE("tools are never dropped in silence", "[data]") {
 
   // Kept: as templates that do not know them do, a turn of any role included.
   options.tool_calls = RowPolicy::kKeep;
-  const std::string whole =
-      rows("", "[" + asked + "," + call + "," + message("tool", "42") + "]");
+  const std::string whole = rows("", "[" + asked + "," + call + "," + message("tool", "42") + "]");
   CHECK(defects(whole, options) == Strings{name + "keep), 1", "1 usable"});
-  CHECK(spelled(only(whole, options).prompt) == kUser + "Tide?" + kNext + kAnswer + kNext +
-                                                    "<|im_start|>tool\n42" + kNext + kAnswer);
+  CHECK(spelled(only(whole, options).prompt) ==
+        kUser + "Tide?" + kNext + kAnswer + kNext + "<|im_start|>tool\n42" + kNext + kAnswer);
   // Not in a format without such turns.
   options.chat_format = "plain";
   CHECK(defects(whole, options) ==
@@ -469,8 +469,8 @@ TEST_CASE("rows longer than the model's context are counted", "[data]") {
   CHECK(defects(rows, {.long_context = RowPolicy::kDrop}, 10) ==
         Strings{name + "drop), 1", "1 usable"});
   // After the budgets: these keep all rows within it.
-  CHECK(defects(rows, {.max_length = 10}, 10) == Strings{"long prompt (long_prompt = keep), 1",
-                                                         "2 usable"});
+  CHECK(defects(rows, {.max_length = 10}, 10) ==
+        Strings{"long prompt (long_prompt = keep), 1", "2 usable"});
   CHECK(load(rows, {}, {.context_length = 10}).report.summary() ==
         "kept 1 row: longer than the model's context (line 2)");
 }
@@ -503,12 +503,12 @@ TEST_CASE("truncation and the end of what is cut are choices", "[data]") {
   };
   for (const Case& c : cases) {
     INFO(c.expected << " " << c.max_prompt << " " << c.max_completion << " " << c.max_length);
-    const TokenPair pair = only(text_row("abcdef", "uvwx", "yz"),
-                                {.max_prompt_length = c.max_prompt,
-                                 .max_completion_length = c.max_completion,
-                                 .max_length = c.max_length,
-                                 .truncation = c.truncation,
-                                 .end_of_cut = c.end});
+    const TokenPair pair =
+        only(text_row("abcdef", "uvwx", "yz"), {.max_prompt_length = c.max_prompt,
+                                                .max_completion_length = c.max_completion,
+                                                .max_length = c.max_length,
+                                                .truncation = c.truncation,
+                                                .end_of_cut = c.end});
     CHECK(spelled(pair.prompt) + "|" + marked(pair.chosen, pair.chosen_mask) + "|" +
               marked(pair.rejected, pair.rejected_mask) ==
           c.expected);
@@ -522,10 +522,10 @@ TEST_CASE("truncation and the end of what is cut are choices", "[data]") {
   CHECK(load(row, {.max_completion_length = 4}).report.cut_note ==
         "a row over its budget loses the beginning of its prompt (truncation = 'keep_end'), a "
         "completion that is cut loses its end token (end_of_cut = 'drop')");
-  CHECK(load(row, {.max_length = 9, .truncation = kKeepStart, .end_of_cut = kMask})
-            .report.cut_note ==
-        "a row over its budget loses its end (truncation = 'keep_start'), a completion that is cut "
-        "keeps its end token, which does not count (end_of_cut = 'mask')");
+  CHECK(
+      load(row, {.max_length = 9, .truncation = kKeepStart, .end_of_cut = kMask}).report.cut_note ==
+      "a row over its budget loses its end (truncation = 'keep_start'), a completion that is cut "
+      "keeps its end token, which does not count (end_of_cut = 'mask')");
   CHECK(load(row, {}).report.cut_note.empty());
 }
 

@@ -131,7 +131,7 @@ const RowNeeds kLabelledOne{.rejected = false, .columns = {Column::kLabel}};
 
 json pair_row(const json& more) {
   json row = {{"chosen", "yes"}, {"rejected", "no"}};
-  row.update(more);
+  if (!more.is_null()) row.update(more);
   return row;
 }
 
@@ -360,9 +360,7 @@ TEST_CASE("a question, an instruction or a system text makes a conversation", "[
   check_row({{"system", "S"}, {"question", "Q?"}, {"answer", "yes"}},
             {led.prompt, led.chosen, ""}, "{}", kOne);
   check_row({{"messages", whole}, {"system", "S"}},
-            {"<|im_start|>system\n",
-             "S<|im_end|>\n" + turn("user", "Q?") + "<|im_start|>assistant\nyes<|im_end|>", ""},
-            "{}", kOne);
+            {led.prompt, led.chosen, ""}, "{}", kOne);
   // Without a system text or a question, text stays text.
   CHECK(texts_of(pair_row({{"prompt", "Q?"}, {"system", ""}})).prompt.ends_with("Q?"));
 
@@ -395,9 +393,8 @@ TEST_CASE("a conversation with a label is a prompt and its last answer", "[data]
   CHECK(load_rows(row.dump(), chat_options(), kLabelledOne).pairs[0].columns[Column::kLabel] == 1);
   // Supervised training takes all of it.
   check_row(row,
-            {"<|im_start|>user\n",
-             "A<|im_end|>\n" + turn("assistant", "B") + turn("user", "C") +
-                 "<|im_start|>assistant\nD<|im_end|>",
+            {asked(turn("user", "A")),
+             answered("B") + "\n" + turn("user", "C") + "<|im_start|>assistant\n" + answered("D"),
              ""},
             "{}", kOne);
   CHECK(refusal_of(R"({"messages": [{"role": "user", "content": "A"}], "label": 1})",
@@ -483,10 +480,10 @@ TEST_CASE("a prompt column that nothing reads is an error by its name", "[data]"
     CHECK(refusal_of(row.dump(), chat_options(), needs) == unread(column));
     DataOptions lenient = chat_options();
     lenient.unused = UnusedColumns::kNote;
-    const Dataset noted = load_rows(row.dump() + "\n" + R"({"text": "x"})", [&] {
-      lenient.unusable = RowPolicy::kDrop;
-      return lenient;
-    }(), needs);
+    lenient.unusable = RowPolicy::kDrop;  // without it, a prompt may be empty
+    const std::string other = needs.rejected ? R"({"prompt": "p", "chosen": "c", "rejected": "d"})"
+                                             : R"({"text": "x"})";
+    const Dataset noted = load_rows(row.dump() + "\n" + other, lenient, needs);
     CHECK(noted.report.unread.at(column) == 1);
     CHECK(noted.report.summary().find("text that nothing reads: '" + column + "' (50 % of") !=
           std::string::npos);
@@ -510,7 +507,8 @@ TEST_CASE("other text that nothing reads is counted", "[data]") {
   CHECK(load_rows(rows, chat_options()).report.summary() ==
         "text that nothing reads: 'meta' (25 % of the rows), 'source' (50 % of the rows)");
   const TempDir dir;
-  put(dir.file("rows.jsonl"), rows + pair_row({{"query", "e"}}).dump());
+  put(dir.file("rows.jsonl"),
+      rows + R"({"query": "e", "chosen": "say yes", "rejected": "say no"})");
   const RowsCheck check =
       check_data({dir.file("rows.jsonl")}, {}, small_tokenizer(), {.data = chat_options()}).train;
   CHECK(check.unread ==
@@ -639,6 +637,16 @@ TEST_CASE("calls of functions are turns of the assistant", "[data]") {
   };
   CHECK(refusal_of(talk("no JSON").dump(), chat_options(), kOne) ==
         "expected a function call in 'conversations' to be JSON with a 'name', got \"no JSON\"");
+  // No format here has a text for them: a defect, whose policy may leave them out.
+  const std::string call = R"({"name": "f", "arguments": {"x": 5}})";
+  CHECK(refusal_of(talk(call).dump(), chat_options(), kOne).find("tool_calls or tools") !=
+        std::string::npos);
+  DataOptions keep = chat_options();
+  keep.tool_calls = RowPolicy::kKeep;
+  const TokenPair pair = load_rows(talk(call).dump(), keep, kOne).pairs.at(0);
+  CHECK(small_tokenizer().decode(pair.prompt) == asked(turn("user", "Q")));
+  CHECK(small_tokenizer().decode(pair.chosen) ==
+        "<|im_end|>\n" + turn("tool", "12") + "<|im_start|>assistant\n" + answered("Twelve"));
 }
 
 TEST_CASE("NaN and Infinity are a defect of what is read, and no other", "[data]") {
@@ -714,11 +722,12 @@ TEST_CASE("the prompt of a row alone", "[data]") {
   CHECK(prompt_of(pair_row({{"system", "S"}, {"question", "Q?"}})).prompt == question);
   const json system = message("system", "S");
   const json user = message("user", "Q?");
-  CHECK(prompt_of({{"messages", {system, user}}}).prompt == question);
-  CHECK(prompt_of({{"messages", {system, user, message("assistant", "A")}}}).prompt == question);
-  CHECK(prompt_of({{"input", {{"messages", {system, user}}}}}).prompt == question);
-  CHECK(prompt_of({{"prompt", {system, user}}, {"completion", {message("assistant", "A")}}})
-            .prompt == question);
+  const json talk = json::array({system, user});
+  const json answer = message("assistant", "A");
+  CHECK(prompt_of({{"messages", talk}}).prompt == question);
+  CHECK(prompt_of({{"messages", json::array({system, user, answer})}}).prompt == question);
+  CHECK(prompt_of({{"input", {{"messages", talk}}}}).prompt == question);
+  CHECK(prompt_of({{"prompt", talk}, {"completion", json::array({answer})}}).prompt == question);
   const TempDir dir;
   const auto refused = [&](const json& row, const std::string& text) {
     put(dir.file("f"), row.dump());

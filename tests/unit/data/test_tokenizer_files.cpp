@@ -189,6 +189,15 @@ TEST_CASE("auto is the format of the run, of the template, or dialogue", "[data]
   CHECK_FALSE(ends("chatml").empty());
   write_files(tokenizer_files(model, "alpaca"), model);
   CHECK(resolved() == "alpaca");
+  // What remembers a format is the tokenizer otherwise.
+  const auto bare = make_tokenizer(model + "/tokenizer.json");
+  const auto remembering = make_tokenizer(model);
+  const std::string text = "a<|im_end|>";
+  const std::vector<TextRange> plain{{0, text.size()}};
+  CHECK(remembering->encode_plain(text, plain) == bare->encode_plain(text, plain));
+  CHECK(remembering->encode_plain(text, plain) != bare->encode(text));
+  CHECK(remembering->find_control(text) == bare->find_control(text));
+  CHECK(remembering->spelling(bare->eos_id()) == bare->spelling(bare->eos_id()));
   CHECK(resolve_chat_format("zephyr", *make_tokenizer(model)) == "zephyr");
 }
 

@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
+#include <map>
 #include <set>
 #include <string>
+#include <string_view>
 
 #include "core/chart.h"
 #include "lab/experiment.h"
+#include "lab/neural_experiments.h"
 #include "support/catch.h"
 
 namespace prefopt::lab {
 namespace {
 
-/// Claims that do not reproduce; docs/lab.md says why.
+/// Claims about tables that do not reproduce; docs/lab.md says why.
 const std::set<std::string> kFailing{
     "rDPO's gap in reward against d, which the paper's bound lets grow as d^0.5: exponent",
     "the order of the ends holds at β = 1.6 too: share",
@@ -18,61 +22,139 @@ const std::set<std::string> kFailing{
     "optimism saves regret: DPO's less VPO's at the end",
     "rDPO, told the rate, has more reward than DPO at the same distance",
     "length-normalized DPO is shorter than DPO: tokens",
+};
+
+/// And those about networks.
+const std::set<std::string> kFailingNetworks{
     "DPO's plateau, transformer over log-linear",
     "control, open language: pairs of all strings keep DPO with strings: probability of anything "
     "else",
 };
 
-/// Those whose intervals over the few networks of the quick form reach their limits: what the last
-/// digits are on a machine may decide. The full form settles them, docs/lab.md.
-const std::set<std::string> kUnsettled{
-    "transformer: RPO ends above DPO: by",
-    "transformer: DPO loses more than where they are as good as they look: by",
-    "control, transformer: with all strings covered it is not: by",
-    "transformer: and falls: lost from step 256 to the end",
-    "control, transformer: where strings without data are as good as they look: lost",
-    "transformer: RPO's does not fall: lost",
-    "transformer: DPO's KL(π ‖ π_ref) grows with log(1/p): slope",
-    "where p is least DPO's KL, transformer over log-linear",
-    "the same with all strings covered",
-    "transformer: and above the reference's: by",
-    "transformer: DPO's gap stops falling: share left at the most pairs",
+// Sums in another order end in other networks. Runs are held to one set of instructions, but the
+// next LibTorch or compiler has other sums too. So a verdict is checked only if with each set (avx2,
+// avx512, scalar) the end of its interval that decides keeps this distance from its limit, in
+// widths of the interval. The full form settles the others, docs/lab.md.
+constexpr double kLeastDistance = 0.25;
+
+using Distances = std::map<std::string, double>;
+
+/// The least distances measured where they are too small: six networks, trained as long as in the
+/// full form.
+const Distances kUnsettled{
+    UNSETTLED
 };
 
-// What each experiment finds in its quick form. A claim's control is among its verdicts: that the
-// effect is absent where it should be.
-TEST_CASE("lab: every claim holds, or fails as documented", "[lab]") {
-  std::set<std::string> failed, unsettled;
-  for (const Experiment& experiment : experiments()) {
-    CAPTURE(experiment.name);
-    const Report report = experiment.run({.quick = true, .seeds = {0, experiment.quick_seeds}});
-    CHECK(report.verdicts.size() >= 3);
+/// The same of two networks, trained briefly.
+const Distances kBriefUnsettled{
+    BRIEF
+};
+
+double number_at(std::string_view text) {
+  constexpr std::string_view kMinus = "−";
+  const bool is_negative = text.starts_with(kMinus);
+  if (is_negative) text.remove_prefix(kMinus.size());
+  const double size = std::stod(std::string(text));
+  return is_negative ? -size : size;
+}
+
+/// How far the end of the interval that decides is from its limit, in widths of the interval. From
+/// the words of what was expected, and checked against the verdict.
+double distance_from_limit(const Verdict& verdict) {
+  const auto& [value, low, high] = verdict.measured;
+  const std::string_view words = verdict.expected;
+  constexpr std::string_view kAbove = "above ", kBelow = "below ", kWithin = " within ";
+  double gap = 0;
+  if (words.starts_with(kAbove)) {
+    gap = low - number_at(words.substr(kAbove.size()));
+  } else if (words.ends_with(" in size")) {
+    gap = number_at(words.substr(kBelow.size())) - std::max(std::abs(low), std::abs(high));
+  } else if (words.starts_with(kBelow)) {
+    gap = number_at(words.substr(kBelow.size())) - high;
+  } else {
+    REQUIRE(words.find(kWithin) != std::string_view::npos);
+    const double middle = number_at(words);
+    const double most = number_at(words.substr(words.find(kWithin) + kWithin.size()));
+    gap = std::min(low - (middle - most), middle + most - high);
+  }
+  CHECK(verdict.holds == (gap > 0));
+  return std::abs(gap) / (high - low);
+}
+
+void check_report(const Report& report) {
+  CHECK(report.verdicts.size() >= 3);
+  for (const Verdict& verdict : report.verdicts) {
+    CAPTURE(to_line(verdict));
+    CHECK(std::isfinite(verdict.measured.value));
+    CHECK(verdict.measured.low <= verdict.measured.value);
+    CHECK(verdict.measured.value <= verdict.measured.high);
+  }
+  CHECK(!report.data.empty());
+  for (const Data& data : report.data) {
+    CHECK(!data.rows.empty());
+    for (const auto& row : data.rows) CHECK(row.size() == data.columns.size());
+  }
+  CHECK(!report.pictures.empty());
+  for (const Picture& picture : report.pictures) {
+    const std::string svg = detail::to_svg(picture.chart);
+    CHECK(svg.size() < 100000);
+    CHECK(svg.find("nan") == std::string::npos);
+  }
+}
+
+/// Trains `networks` for each experiment and checks what is not among `unsettled`.
+void check_networks(Length length, int networks, const Distances& unsettled) {
+  std::set<std::string> failed, left;
+  for (auto* run : {neural_noise, neural_overoptimization, neural_coverage}) {
+    const Report report = run({.quick = true, .seeds = {0, networks}}, length);
+    check_report(report);
     for (const Verdict& verdict : report.verdicts) {
       CAPTURE(to_line(verdict));
-      if (kUnsettled.contains(verdict.claim)) {
-        unsettled.insert(verdict.claim);
-      } else {
-        CHECK(verdict.holds == !kFailing.contains(verdict.claim));
-        if (!verdict.holds) failed.insert(verdict.claim);
+      const double distance = distance_from_limit(verdict);
+      if (unsettled.contains(verdict.claim)) {
+        left.insert(verdict.claim);
+        continue;
       }
-      CHECK(std::isfinite(verdict.measured.value));
-      CHECK(verdict.measured.low <= verdict.measured.value);
-      CHECK(verdict.measured.value <= verdict.measured.high);
+      CHECK(verdict.holds == !kFailingNetworks.contains(verdict.claim));
+      if (!verdict.holds) failed.insert(verdict.claim);
+      if (distance < kLeastDistance) {
+        WARN(to_line(verdict) << ": " << distance << " widths from its limit");
+      }
     }
-    CHECK(!report.data.empty());
-    for (const Data& data : report.data) {
-      CHECK(!data.rows.empty());
-      for (const auto& row : data.rows) CHECK(row.size() == data.columns.size());
-    }
-    CHECK(!report.pictures.empty());
-    for (const Picture& picture : report.pictures) {
-      const std::string svg = detail::to_svg(picture.chart);
-      CHECK(svg.size() < 100000);
-      CHECK(svg.find("nan") == std::string::npos);
+  }
+  std::set<std::string> expected, listed;
+  for (const std::string& claim : kFailingNetworks) {
+    if (!unsettled.contains(claim)) expected.insert(claim);
+  }
+  for (const auto& [claim, distance] : unsettled) listed.insert(claim);
+  CHECK(failed == expected);
+  CHECK(left == listed);
+}
+
+// A claim's control is among its verdicts: that the effect is absent where it should be.
+TEST_CASE("lab: every claim about tables holds, or fails as documented", "[lab]") {
+  std::set<std::string> failed;
+  for (const Experiment& experiment : experiments()) {
+    if (experiment.name.starts_with("neural-")) continue;
+    CAPTURE(experiment.name);
+    const Report report = experiment.run({.quick = true, .seeds = {0, experiment.quick_seeds}});
+    check_report(report);
+    for (const Verdict& verdict : report.verdicts) {
+      CAPTURE(to_line(verdict));
+      CHECK(verdict.holds == !kFailing.contains(verdict.claim));
+      if (!verdict.holds) failed.insert(verdict.claim);
     }
   }
   CHECK(failed == kFailing);
-  CHECK(unsettled == kUnsettled);
+}
+
+TEST_CASE("lab: claims hold, or fail as documented, for networks after a brief training", "[lab]") {
+  check_networks(Length::kBrief, 2, kBriefUnsettled);
+}
+
+TEST_CASE("lab: claims hold, or fail as documented, for networks after the whole training",
+          "[lab][.long]") {
+  check_networks(Length::kWhole, 6, kUnsettled);
 }
 
 TEST_CASE("lab: the same seeds give the same numbers", "[lab]") {

@@ -9,7 +9,6 @@
 
 #include "core/crc32c.h"
 #include "core/simd_limit.h"
-#include "lab/experiment.h"
 #include "lab/neural_task.h"
 #include "lab/statistics.h"
 #include "logps/kernels/cpu/target.h"

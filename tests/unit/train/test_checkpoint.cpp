@@ -212,7 +212,7 @@ int wait_for(pid_t child) {
   return status;
 }
 
-TEST_CASE("runs killed at random moments end as an undisturbed one", "[train]") {
+void check_kills(int wanted) {
   using Clock = std::chrono::steady_clock;
   const Scene scene;
   auto options = saving_run(scene, "straight");
@@ -226,17 +226,16 @@ TEST_CASE("runs killed at random moments end as an undisturbed one", "[train]") 
   const auto lines = untimed(options.output_dir);
 
   std::mt19937_64 rng(20);
-  constexpr int kKills = 20;
   int kills = 0;
   int runs = 0;
   std::set<std::int64_t> steps_found;
-  while (kills < kKills) {
+  while (kills < wanted) {
     options.output_dir = scene.file("killed-" + std::to_string(++runs));
     for (bool is_done = false; !is_done;) {
       const pid_t child = start_child([&] { run_training(options, {}, "auto"); });
       const auto share = static_cast<double>(rng() % 1000) / 1000;
-      if (kills < kKills) std::this_thread::sleep_for(duration * share);
-      if (kills < kKills) ::kill(child, SIGKILL);
+      if (kills < wanted) std::this_thread::sleep_for(duration * share);
+      if (kills < wanted) ::kill(child, SIGKILL);
       const int status = wait_for(child);
       is_done = WIFEXITED(status);
       if (is_done) REQUIRE(WEXITSTATUS(status) == 0);
@@ -251,6 +250,12 @@ TEST_CASE("runs killed at random moments end as an undisturbed one", "[train]") 
   }
   CHECK(steps_found.size() > 1);
   std::cout << "counted: " << kills << " survived in " << runs << " runs\n";
+}
+
+TEST_CASE("runs killed at random moments end as an undisturbed one", "[train]") { check_kills(8); }
+
+TEST_CASE("many runs killed at random moments end as an undisturbed one", "[train][.long]") {
+  check_kills(50);
 }
 
 TEST_CASE("a limit on file sizes leaves the last checkpoint whole", "[train]") {

@@ -320,7 +320,7 @@ TEST_CASE("optimizer: bfloat16 state is rounded at random whatever the weights' 
   CHECK(squares.std().item<double>() > 0);
   CHECK(squares.mean().item<double>() == Approx(formula.square).epsilon(3e-3));
   CHECK(value.detach().to(at::kDouble).mean().item<double>() ==
-        Approx(formula.value).epsilon(3e-3));
+        Approx(formula.value).epsilon(6e-3));
 }
 
 TEST_CASE("optimizer: float64 weights with bfloat16 state stay float64", "[train]") {

@@ -124,7 +124,8 @@ RunEvents drawing() {
   return events;
 }
 
-TEST_CASE("a run that goes on ends to the last bit as one without a break", "[train]") {
+/// Runs each case straight, and once more from its checkpoint after each of `stops`.
+void check_resumes(std::int64_t steps, const std::vector<std::int64_t>& stops) {
   const NoSync no_sync;
   const Scene scene;
   std::int64_t points = 0;
@@ -134,18 +135,19 @@ TEST_CASE("a run that goes on ends to the last bit as one without a break", "[tr
     const auto name = [&](const std::string& suffix) { return std::string(c.name) + suffix; };
     auto options = long_run(scene, name(""), "dpo");
     c.change(options);
+    options.train.steps = steps;
     options.train.save_every = 1;
     const auto straight = run_training(options, drawing());
     const Parts expected = parts_of(straight.checkpoint);
     parts += expected.size();
-    for (const std::int64_t stop : {1, 7, 9, 39}) {
+    for (const std::int64_t stop : stops) {
       INFO("after step " << stop);
       auto rest = options;
       rest.output_dir = scene.file(name(" from " + std::to_string(stop)));
       rest.train.save_every = 0;
       const auto from = scene.file(name("/checkpoints/step-" + std::to_string(stop)));
       const auto result = run_training(rest, drawing(), from);
-      CHECK(result.steps == kSteps);
+      CHECK(result.steps == steps);
       CHECK(differing(parts_of(result.checkpoint), expected).empty());
       CHECK(result.last_step == straight.last_step);
       CHECK(result.first_evaluation == straight.first_evaluation);
@@ -154,7 +156,17 @@ TEST_CASE("a run that goes on ends to the last bit as one without a break", "[tr
     }
   }
   std::cout << "counted: " << points << " resume points, " << parts
-            << " parts of the final checkpoints compared at each of 4\n";
+            << " parts of the final checkpoints compared at each of " << stops.size() << '\n';
+}
+
+// The first step, the end of an epoch, the last step but one.
+TEST_CASE("a run that goes on ends to the last bit as one without a break", "[train]") {
+  check_resumes(12, {1, 9, 11});
+}
+
+TEST_CASE("a longer run that goes on ends to the last bit as one without a break",
+          "[train][.long]") {
+  check_resumes(kSteps, {1, 7, 9, 39});
 }
 
 TEST_CASE("a run that was stopped, or died inside of a step, goes on in its folder", "[train]") {

@@ -10,6 +10,8 @@
 
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
+#include "prefopt/model/safetensors.h"
+#include "prefopt/options.h"
 #include "prefopt/train/run.h"
 #include "prefopt/train/trainer.h"
 #include "support/bigram_policy.h"
@@ -19,6 +21,7 @@
 #include "support/injected_calls.h"
 #include "support/no_sync.h"
 #include "support/run_scene.h"
+#include "support/temp_dir.h"
 #include "train/log_window.h"
 
 namespace prefopt {
@@ -215,8 +218,6 @@ TEST_CASE("a run that ends by steps without an update keeps those before", "[tra
   options.data.eval_fraction = 0;
   options.optimizer.schedule = Schedule::kConstant;
   options.optimizer.max_grad_norm = 0;
-  // Two steps as usual, then weights that are no numbers.
-  const std::shared_ptr<Decoder> none;
   std::vector<std::string> notes;
   RunEvents events;
   events.note = [&](const std::string& line) { notes.push_back(line); };
@@ -508,7 +509,42 @@ TEST_CASE("a step's counts are those of its metrics", "[train]") {
 
 // ---- checkpoints of the first version ----
 
-TEST_CASE("a checkpoint of the first version is gone on with", "[train]") {
+TEST_CASE("a run that the first version wrote is resumed in its folder", "[train]") {
+  const NoSync no_sync;
+  const TempDir folder;
+  const std::string first = PREFOPT_TEST_DATA_DIR "/first-version/";
+  fs::copy(first + "run", folder.file("run"), fs::copy_options::recursive);
+  fs::create_symlink("step-2", folder.file("run/checkpoints/last"));
+  auto options =
+      options_from_json<RunOptions>(read_text(first + "run/config.json"), "config.json");
+  options.output_dir = folder.file("run");
+  options.model.path = first + "base";
+  options.data.train = first + "pairs.jsonl";
+  options.reference.cache_dir.clear();
+  const auto result = run_training(options, {}, "auto");
+  CHECK(result.steps == 4);
+  const auto expected = read_safetensors(first + "expected.safetensors").tensors;
+  const auto found = read_safetensors(result.checkpoint + "/model.safetensors").tensors;
+  REQUIRE(found.size() == expected.size());
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    CHECK(found[i].first == expected[i].first);
+    CHECK(at::allclose(found[i].second, expected[i].second, 1e-4, 1e-6));
+  }
+  const auto before = read_lines(first + "run/metrics.jsonl");
+  const auto now = read_lines(folder.file("run/metrics.jsonl"));
+  REQUIRE(now.size() == before.size());
+  for (std::size_t i = 0; i < now.size(); ++i) {
+    CHECK(now[i]["step"] == before[i]["step"]);
+    for (const auto* name : {"loss", "eval_loss", "grad_norm", "num_tokens", "eval_kl"}) {
+      CAPTURE(i, name);
+      REQUIRE(now[i].contains(name) == before[i].contains(name));
+      if (!now[i].contains(name)) continue;
+      CHECK(now[i][name].get<double>() == Approx(before[i][name].get<double>()).epsilon(1e-4));
+    }
+  }
+}
+
+TEST_CASE("a checkpoint without what the first version did not have is resumed", "[train]") {
   const NoSync no_sync;
   const Scene scene;
   auto options = scene.options("straight", "dpo");
