@@ -164,6 +164,9 @@ class Evaluator {
     const bool is_adapter = fs::exists(path + "/adapter_config.json", ignored) &&
                             !fs::exists(path + "/config.json", ignored);
     auto policy = Decoder::load(is_adapter ? arguments_.reference : path, arguments_.dtype);
+    if (!is_adapter && !policy->load_note().empty()) {
+      err_ << "prefopt: " << policy->load_note() << '\n';
+    }
     if (is_adapter) policy->load_adapter(path);
     if (policy->vocab_size() != reference_->vocab_size()) {
       throw ConfigError(
