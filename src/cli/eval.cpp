@@ -127,6 +127,8 @@ class Evaluator {
       if (name.empty()) name = find_tokenizer(model);
     }
     tokenizer_ = open_tokenizer(name, arguments_.reference);
+    // Whoever judges reads text, which a model of ids alone has not.
+    if (name.empty() && judge_) tokenizer_->encode("");
     chat_format_ = arguments_.chat_format;
     if (chat_format_ != "auto") return;
     std::string maker;
