@@ -154,8 +154,8 @@ class Run {
         detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(path), path);
     try {
       Json before = state.at("identity");
-      // As long as nothing was judged the metric may change.
-      if (state.at("selection").at("best").empty()) {
+      // Nothing was judged by the metric yet.
+      if (state.at("step") == 0) {
         before.at("config").at("train")["best_metric"] = options_.best_metric;
       }
       detail::check_same_run(before, parts_.identity, from.checkpoint, parts_.note);
