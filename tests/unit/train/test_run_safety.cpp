@@ -221,8 +221,9 @@ TEST_CASE("whatever ends a run, its steps are saved", "[train]") {
     CHECK_THROWS_AS(run_training(options, events), std::exception);
     CHECK(fs::read_symlink(options.output_dir + "/checkpoints/last") ==
           "step-" + std::to_string(step));
+    // The last step was saved before its evaluation.
     CHECK(is_named(read_text(options.output_dir + "/notes.jsonl"),
-                   "step " + std::to_string(step) + " is saved in "));
+                   "step " + std::to_string(step) + " is saved in ") == (step < 8));
     CHECK(differing(parts_of(run_training(options, {}, "auto").checkpoint), expected).empty());
     CHECK(untimed(options.output_dir) == lines);
   }
@@ -320,7 +321,7 @@ TEST_CASE("a run goes on only in a folder that is its own", "[train]") {
   // An empty folder, and what a run leaves that was killed before it began.
   fs::create_directories(folder + "/checkpoints");
   put("run.lock", "12");
-  put("reference-cache/none", "");
+  fs::create_directories(folder + "/reference-cache");
   CHECK(refusal_of(options, "auto") == "(taken)");
   CHECK(refusal_of(options, "auto") == "(taken)");
 }
@@ -336,9 +337,9 @@ TEST_CASE("a run without a checkpoint starts again with its own options only", "
   const std::string config = read_text(scene.file("run/config.json"));
   auto other = options;
   other.loss = R"({"type": "ipo"})";
-  CHECK(is_named(refusal_of(other, "auto"),
-                 "loss.type: \"dpo\" -> \"ipo\"; undo that, or choose "
-                 "another output_dir"));
+  const std::string text = refusal_of(other, "auto");
+  CHECK(is_named(text, "loss.type: \"dpo\" -> \"ipo\""));
+  CHECK(text.ends_with("; undo that, or choose another output_dir"));
   CHECK(read_text(scene.file("run/config.json")) == config);
   other = options;
   other.train.save_every = 1;  // changes no result
@@ -419,8 +420,9 @@ TEST_CASE("a run that goes on from an earlier step has that step's best", "[trai
   options.train.eval_every = 2;
   options.train.save_every = 2;
   options.train.keep_last = 0;
+  options.train.best_metric = "eval_num_tokens";  // the last one is always the best
   run_training(options);
-  REQUIRE(link_of(scene, "best") == "step-6");  // its loss falls
+  REQUIRE(link_of(scene, "best") == "step-6");
   fs::remove(scene.file("run/checkpoints/step-6/model.safetensors"));
   RunEvents events;
   events.should_stop = [] { return true; };
@@ -560,7 +562,8 @@ TEST_CASE("a run that the first version wrote is resumed in its folder", "[train
       CAPTURE(i, name);
       REQUIRE(now[i].contains(name) == before[i].contains(name));
       if (!now[i].contains(name)) continue;
-      CHECK(now[i][name].get<double>() == Approx(before[i][name].get<double>()).epsilon(1e-4));
+      CHECK(now[i][name].get<double>() ==
+            Approx(before[i][name].get<double>()).epsilon(1e-4).margin(1e-6));
     }
   }
 }
