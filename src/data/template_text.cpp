@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "data/template_text.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace prefopt::detail {
 namespace {
 
@@ -33,6 +36,7 @@ class TemplateWriter {
 
  private:
   void copy(std::size_t count) {
+    at_ = std::min(at_, text_.size());  // a text may end within a literal
     result_ += text_.substr(at_, count);
     at_ += count;
   }

@@ -153,7 +153,12 @@ class Run {
     const Json state =
         detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(path), path);
     try {
-      detail::check_same_run(state.at("identity"), parts_.identity, from.checkpoint, parts_.note);
+      Json before = state.at("identity");
+      // Nothing was judged by the metric yet.
+      if (state.at("step") == 0) {
+        before.at("config").at("train")["best_metric"] = options_.best_metric;
+      }
+      detail::check_same_run(before, parts_.identity, from.checkpoint, parts_.note);
       detail::load_weights(from.checkpoint, policy);
       load_tensors(from.checkpoint);
       load_values(state, path);
@@ -180,7 +185,6 @@ class Run {
     if (!is_resumed_) {
       if (asked_to_stop()) return;
       before_training_ = measure();
-      check_name(before_training_->metrics);
     } else if (first_evaluation_.empty() ||
                (best_name() == "kl" && !parts_.samples.gives_kl(reference_model()))) {
       // The run may have had samples so far.
@@ -226,6 +230,9 @@ class Run {
       record(*before_training_);
       first_evaluation_ = last_evaluation_ = before_training_->metrics;
       before_training_.reset();
+      // What the evaluation has cost is not lost with a name that it does not have.
+      if (!detail::find_metric(first_evaluation_, best_name())) save();
+      check_name(first_evaluation_);
     }
     if (is_resumed_ && log_is_due()) log_step();
     if (is_resumed_ && evaluation_is_due_ && !asked_to_stop()) evaluate_and_judge();
