@@ -127,6 +127,8 @@ class Evaluator {
       if (name.empty()) name = find_tokenizer(model);
     }
     tokenizer_ = open_tokenizer(name, arguments_.reference);
+    // Whoever judges reads text, which a model of ids alone has not.
+    if (name.empty() && judge_) tokenizer_->encode("");
     chat_format_ = arguments_.chat_format;
     if (chat_format_ != "auto") return;
     std::string maker;
@@ -164,6 +166,9 @@ class Evaluator {
     const bool is_adapter = fs::exists(path + "/adapter_config.json", ignored) &&
                             !fs::exists(path + "/config.json", ignored);
     auto policy = Decoder::load(is_adapter ? arguments_.reference : path, arguments_.dtype);
+    if (!is_adapter && !policy->load_note().empty()) {
+      err_ << "prefopt: " << policy->load_note() << '\n';
+    }
     if (is_adapter) policy->load_adapter(path);
     if (policy->vocab_size() != reference_->vocab_size()) {
       throw ConfigError(

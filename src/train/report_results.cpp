@@ -86,7 +86,7 @@ constexpr ComparedMetric kCompared[] = {
     {"logps/ref_chosen", "… by the reference", ""},
     {"logps/rejected", "Log-prob of rejected", "nats a completion, by the policy"},
     {"logps/ref_rejected", "… by the reference", ""},
-    {"kl", "KL to the reference", "nats, on completions that the policy wrote"},
+    {"kl", "KL to the reference", "nats, on completions that the policy wrote; of kto its z0"},
     {"mean_token_accuracy", "Token accuracy", "chosen tokens that the policy holds most likely",
      true},
     {"entropy", "Entropy", "nats a token, of the policy's choice"},

@@ -201,9 +201,25 @@ TEST_CASE("prefopt eval: the reference is sampled in parts, with the same result
   }
   write_text(folder.file("rows.jsonl"), rows);
   const std::string questions = folder.file("questions");
-  cli_json({"eval", "--model", kTinyFolder + "policy", "--ref", kTinyFolder + "reference", "--data",
-            folder.file("rows.jsonl"), "--prompts", "0", "--samples", "1", "--max-new-tokens", "4",
-            "--seed", "3", "--json", "--judge",
+  cli_json({"eval",
+            "--model",
+            kTinyFolder + "policy",
+            "--ref",
+            kTinyFolder + "reference",
+            "--data",
+            folder.file("rows.jsonl"),
+            "--tokenizer",
+            "byte",
+            "--prompts",
+            "0",
+            "--samples",
+            "1",
+            "--max-new-tokens",
+            "4",
+            "--seed",
+            "3",
+            "--json",
+            "--judge",
             "while read -r line; do printf \"%s\\n\" \"$line\" >>" + questions +
                 "; echo \"{\\\"winner\\\": \\\"tie\\\"}\"; done"});
   const auto reference = Decoder::load(kTinyFolder + "reference", "keep");
