@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <ostream>
@@ -180,6 +181,7 @@ class Report {
                        counted(static_cast<std::int64_t>(defect.rows.size()), "row"), defect.defect,
                        defect.option, defect.value, places(defect.rows)));
     }
+    print_columns(rows.read);
     if (!rows.unread.empty()) line("remark", detail::unread_line(rows.unread, rows.rows));
     if (rows.usable == 0) return;
     line("prompts", fmt::format("{} different, {} with that of an earlier one", rows.prompts,
@@ -196,6 +198,21 @@ class Report {
     print_lengths("prompt", rows.prompt);
     print_lengths("chosen", rows.chosen);
     print_lengths("rejected", rows.rejected);
+  }
+
+  /// Nothing is to say of rows under the keys that are named in the tutorial first.
+  void print_columns(const std::map<std::string, std::int64_t>& columns) {
+    constexpr std::array<std::string_view, 7> kOwnKeys = {
+        "prompt", "chosen", "rejected", "gold", "completion", "messages", "text"};
+    const bool are_own = std::all_of(columns.begin(), columns.end(), [&](const auto& column) {
+      return std::find(kOwnKeys.begin(), kOwnKeys.end(), column.first) != kOwnKeys.end();
+    });
+    if (are_own) return;
+    std::vector<std::string> names;
+    for (const auto& [name, rows] : columns) {
+      names.push_back(fmt::format("'{}' ({})", detail::shown_text(name), counted(rows, "row")));
+    }
+    line("read", fmt::format("{}", fmt::join(names, ", ")));
   }
 
   void print_kinds(const RowsCheck& rows) {
@@ -375,6 +392,7 @@ Json to_json(const DataCheck& check, const RowsCheck& rows) {
           {"labelled", rows.labelled},
           {"desirable", rows.desirable},
           {"defects", std::move(defects)},
+          {"read_columns", rows.read},
           {"unread_columns", std::move(unread)},
           {"prompts", rows.prompts},
           {"shared_prompts", rows.shared_prompts},

@@ -109,8 +109,8 @@ class Evaluator {
     if (loss_) report.loss = evaluate_loss(policy);
     if (arguments_.samples == 0) return report;
     report.kl = sampled_kl(*policy, *reference_, prompts_, arguments_.samples, sampling(*policy));
-    err_ << fmt::format("{}: {} completions sampled for {} prompts\n", path,
-                        report.kl->samples, prompts_.size());
+    err_ << fmt::format("{}: {} completions sampled for {} prompts\n", path, report.kl->samples,
+                        prompts_.size());
     if (judge_) judge(report);
     return report;
   }
@@ -127,6 +127,8 @@ class Evaluator {
       if (name.empty()) name = find_tokenizer(model);
     }
     tokenizer_ = open_tokenizer(name, arguments_.reference);
+    // Whoever judges reads text, which a model of ids alone has not.
+    if (name.empty() && judge_) tokenizer_->encode("");
     chat_format_ = arguments_.chat_format;
     if (chat_format_ != "auto") return;
     std::string maker;
@@ -164,6 +166,9 @@ class Evaluator {
     const bool is_adapter = fs::exists(path + "/adapter_config.json", ignored) &&
                             !fs::exists(path + "/config.json", ignored);
     auto policy = Decoder::load(is_adapter ? arguments_.reference : path, arguments_.dtype);
+    if (!is_adapter && !policy->load_note().empty()) {
+      err_ << "prefopt: " << policy->load_note() << '\n';
+    }
     if (is_adapter) policy->load_adapter(path);
     if (policy->vocab_size() != reference_->vocab_size()) {
       throw ConfigError(
@@ -226,8 +231,7 @@ class Evaluator {
                           .reference = reference_texts_[i]});
     }
     report.contests = judge_contests(*judge_, contests);
-    err_ << fmt::format("{}: {} contests judged\n", report.model,
-                        contests.size());
+    err_ << fmt::format("{}: {} contests judged\n", report.model, contests.size());
     if (!reward_) return;
     std::vector<double> policy_rewards, reference_rewards;
     for (const Contest& contest : contests) {

@@ -39,8 +39,10 @@ bool is_derived(std::string_view field) {
 
 /// `chosen_logps` of `chosen_lens`, `chosen_head_logps` and the like.
 std::string completion_of(std::string_view field) {
-  for (const std::string_view end : {"_lens", "_head_logps", "_limited_logratios", "_confident_logps"}) {
-    if (field.ends_with(end)) return std::string(field.substr(0, field.size() - end.size())) + "_logps";
+  for (const std::string_view end :
+       {"_lens", "_head_logps", "_limited_logratios", "_confident_logps"}) {
+    if (field.ends_with(end))
+      return std::string(field.substr(0, field.size() - end.size())) + "_logps";
   }
   return std::string(field);
 }
@@ -108,8 +110,7 @@ class LogpsTable {
         const auto& tokens = completions[k].each;
         std::vector<double> each(std::max<std::size_t>(tokens.size(), 1),
                                  full.empty() ? 0 : full.at(i * completions.size() + k));
-        const std::size_t shared =
-            head.empty() ? 0 : std::min(each.size(), head_tokens(rows_[i]));
+        const std::size_t shared = head.empty() ? 0 : std::min(each.size(), head_tokens(rows_[i]));
         for (std::size_t t = 0; t < shared; ++t) each[t] += head.at(i);
         for (std::size_t t = 0; t < tokens.size(); ++t) {
           if (!limited.empty() && is_within_limits(rows_[i], field, t)) each[t] += limited.at(i);
@@ -332,8 +333,8 @@ Json label_metrics(const Loss& loss, const LossOutput& output, const PairLogps& 
   add("rewards/", output.chosen_rewards);
   add("logps/", logps.chosen_logps);
   if (metrics.contains("rewards/chosen") && metrics.contains("rewards/rejected")) {
-    metrics["rewards/margins"] = metrics["rewards/chosen"].get<double>() -
-                                 metrics["rewards/rejected"].get<double>();
+    metrics["rewards/margins"] =
+        metrics["rewards/chosen"].get<double>() - metrics["rewards/rejected"].get<double>();
   }
   if (output.kl.defined()) {
     metrics["kl"] = output.kl.item<double>();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <ATen/core/Tensor.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
@@ -261,7 +261,8 @@ Json as_json(const LossEntry& entry) {
     const auto values = accepted_values(entry, option);
     Json choices = Json::array();
     for (const AcceptedValue& taken : values) {
-      if (option.type == "choice") choices.push_back({{"value", taken.value}, {"with", taken.with}});
+      if (option.type == "choice")
+        choices.push_back({{"value", taken.value}, {"with", taken.with}});
     }
     options.push_back({{"name", option.name},
                        {"type", option.type},

@@ -472,7 +472,7 @@ int run(int argc, char** argv) {
                      [&](std::ostream& out) { run_train(train, out, std::cerr); });
        }},
       {add_report(app, report), [&] { run_report(report, std::cout); }},
-      {add_data_check(app, data_check), 
+      {add_data_check(app, data_check),
        [&] {
          print_table(data_check.json, [&](std::ostream& out) { run_data_check(data_check, out); });
        }},
@@ -482,14 +482,10 @@ int run(int argc, char** argv) {
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
       {add_generate(app, generate, device), [&] { run_generate(generate, std::cout, remarks); }},
       {add_eval(app, eval, device),
-       [&] {
-         print_table(eval.json, [&](std::ostream& out) { run_eval(eval, out, remarks); });
-       }},
+       [&] { print_table(eval.json, [&](std::ostream& out) { run_eval(eval, out, remarks); }); }},
       {add_export(app, exported, device), [&] { run_export(exported, remarks); }},
       {add_doctor(app, doctor),
-       [&] {
-         print_table(doctor.json, [&](std::ostream& out) { run_doctor(doctor, out); });
-       }},
+       [&] { print_table(doctor.json, [&](std::ostream& out) { run_doctor(doctor, out); }); }},
       {add_tokenize(app, tokenize), [&] { run_tokenize(tokenize, std::cout); }},
       {add_lab(app, lab), [&] { run_lab(lab, std::cout, std::cerr); }},
   };
@@ -510,8 +506,7 @@ int run(int argc, char** argv) {
   follow_links({&grad.reference, &eval.reference, &eval.tokenizer, &data_check.model,
                 &data_check.tokenizer, &tokenize.tokenizer});
   for (std::string& model : eval.models) follow_links({&model});
-  const bool is_summary =
-      app.got_subcommand("train") && !train.print_config && !train.dry_run;
+  const bool is_summary = app.got_subcommand("train") && !train.print_config && !train.dry_run;
   return exit_code_of(
       [&] {
         if (const auto limit = detail::simd_limit_of_environment()) detail::hold_simd(*limit);

@@ -62,6 +62,8 @@ StopSignal::~StopSignal() {
 
 bool StopSignal::has_come() const { return signal_has_come; }
 
-EndOfGroups::EndOfGroups() : handlers_(end_groups_and_process, SA_NODEFER) {}
+EndOfGroups::EndOfGroups() : handlers_(end_groups_and_process, SA_NODEFER) {
+  detail::adopt_orphans();
+}
 
 }  // namespace prefopt::cli

@@ -76,10 +76,10 @@ std::string check_letters(std::string_view name, std::string_view random) {
 std::string name_beside(const std::string& path) {
   static std::atomic<std::uint64_t> calls{0};
   const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
-  const std::string random = letters_of(
-      splitmix64(static_cast<std::uint64_t>(now) +
-                 splitmix64((static_cast<std::uint64_t>(::getpid()) << 32) + calls++)),
-      kRandomLetters);
+  const std::string random =
+      letters_of(splitmix64(static_cast<std::uint64_t>(now) +
+                            splitmix64((static_cast<std::uint64_t>(::getpid()) << 32) + calls++)),
+                 kRandomLetters);
   const std::string name = std::filesystem::path(path).filename().string();
   return fmt::format("{}.{}{}", path, random, check_letters(name, random));
 }
@@ -139,8 +139,7 @@ class FileBeside {
   int fd() const { return fd_; }
 
   bool move_to(const std::string& path) {
-    if (!take_permissions() || !sync_file(fd_) ||
-        !close_once(std::exchange(fd_, -1)) ||
+    if (!take_permissions() || !sync_file(fd_) || !close_once(std::exchange(fd_, -1)) ||
         system_calls().rename(name_.c_str(), path.c_str()) != 0) {
       return false;
     }
@@ -303,16 +302,15 @@ void remove_unfinished_files(const std::string& folder,
     const std::string name = at->path().filename().string();
     const auto dot = name.rfind('.');
     if (dot == std::string::npos || !is_ours(std::string_view(name).substr(0, dot))) continue;
-    const Descriptor file(
-        ::open(at->path().c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    const Descriptor file(::open(at->path().c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
     struct stat status {};
     if (file.get() < 0 || ::fstat(file.get(), &status) != 0) continue;
     // Whoever writes it holds its lock.
-    const bool is_left = S_ISREG(status.st_mode) &&
-                         was_to_become(std::string_view(name).substr(0, dot),
-                                       std::string_view(name).substr(dot + 1),
-                                       status.st_mode & kPermissions) &&
-                         ::flock(file.get(), LOCK_EX | LOCK_NB) == 0;
+    const bool is_left =
+        S_ISREG(status.st_mode) &&
+        was_to_become(std::string_view(name).substr(0, dot), std::string_view(name).substr(dot + 1),
+                      status.st_mode & kPermissions) &&
+        ::flock(file.get(), LOCK_EX | LOCK_NB) == 0;
     if (is_left) ::unlink(at->path().c_str());
   }
 }

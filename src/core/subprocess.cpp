@@ -5,6 +5,9 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <spawn.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -123,13 +126,18 @@ LineProcess::~LineProcess() {
   constexpr milliseconds kShort{50};
   const bool was_polite = has_exited(kPatience);
   // The group may have other members, and keeps its number until the program is reaped.
-  if (!reaped_ && ::kill(-pid_, SIGTERM) == 0) {
+  if (!reaped_) {
+    ::kill(-pid_, SIGTERM);
     if (was_polite) std::this_thread::sleep_for(kShort);
     has_exited(kPatience);
-    if (!reaped_) ::kill(-pid_, SIGKILL);
   }
   replace_group(pid_, 0);
-  while (!reaped_ && ::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) continue;
+  if (reaped_) return;
+  ::kill(-pid_, SIGKILL);
+  ::kill(pid_, SIGKILL);
+  while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) continue;
+  // Members whose parents have ended are children of this process where it adopts them.
+  while (::waitpid(-pid_, nullptr, 0) > 0 || errno == EINTR) continue;
 }
 
 std::string LineProcess::ask(std::string_view line, milliseconds limit) {
@@ -198,8 +206,7 @@ bool LineProcess::has_exited(milliseconds limit) {
   const auto deadline = Clock::now() + limit;
   while (!exited_) {
     siginfo_t info{};
-    const int result =
-        ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT);
+    const int result = ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT);
     if (result == 0 && info.si_pid == pid_) {
       exited_ = true;
       end_ = {.is_known = true, .by_signal = info.si_code != CLD_EXITED, .status = info.si_status};
@@ -211,6 +218,12 @@ bool LineProcess::has_exited(milliseconds limit) {
     std::this_thread::sleep_for(milliseconds(2));
   }
   return exited_;
+}
+
+void adopt_orphans() {
+#ifdef PR_SET_CHILD_SUBREAPER
+  ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+#endif
 }
 
 void end_process_groups() {

@@ -54,6 +54,9 @@ class LineProcess {
   std::string received_;  // and not yet taken
 };
 
+/// Makes this process the parent of what its children leave behind, so that a LineProcess can wait
+/// for the end of all of its group. For a program; a library does not decide that.
+void adopt_orphans();
 /// Ends the process groups of all LineProcess objects, for a process that is about to be ended by a
 /// signal and destroys nothing. Calls only what a signal handler may call.
 void end_process_groups();

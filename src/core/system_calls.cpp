@@ -10,14 +10,14 @@
 namespace prefopt::detail {
 
 SystemCalls& system_calls() {
-  static SystemCalls calls{.open = [](const char* path, int flags,
-                                      mode_t mode) { return ::open(path, flags, mode); },
-                           .write = ::write,
-                           .fsync = ::fsync,
-                           .close = ::close,
-                           .rename = std::rename,
-                           .mkdir = ::mkdir,
-                           .symlink = ::symlink};
+  static SystemCalls calls{
+      .open = [](const char* path, int flags, mode_t mode) { return ::open(path, flags, mode); },
+      .write = ::write,
+      .fsync = ::fsync,
+      .close = ::close,
+      .rename = std::rename,
+      .mkdir = ::mkdir,
+      .symlink = ::symlink};
   return calls;
 }
 

@@ -12,6 +12,7 @@
 #include "core/utf8.h"
 #include "data/chat_writer.h"
 #include "data/defect_line.h"
+#include "data/template_text.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -100,17 +101,17 @@ constexpr std::array<ChatDefinition, 9> kDefinitions{
 };
 
 struct KnownTemplate {
-  std::string_view hash;  ///< ContentHash of the text without white space at its end
+  std::string_view hash;  ///< ContentHash of canonical_template
   std::string_view format;
 };
 
 constexpr std::array<KnownTemplate, 6> kTemplates{{
-    {"adee347697a29c129661d569ffc6624cfd661f2a", "chatml"},
-    {"5f9b4bbe7f52122d7eeb073e70450e9b88006454", "smollm2"},
-    {"6d4c93c4cdc0284a32e58bacca664ad34bfc9521", "qwen2"},
-    {"f8b4e15679d5fca4aa9f815c7b874d495a7a1789", "qwen2.5"},
-    {"43230c3dd0edad0e449d4f0f842a26f43a2df249", "llama3"},
-    {"07a6d015a448a803e0b493e7ded6ce0303350314", "zephyr"},
+    {"02fabba22d006f97b232972e8c091ac217ac7d82", "chatml"},
+    {"fa7c3726649634ac28d40b990f63586f738f56f8", "smollm2"},
+    {"96ffbd637d045b102d0bad8dcb78cc078a5ab4e1", "qwen2"},
+    {"05fd1fac7ce665515685f035dc912ad26c77b94b", "qwen2.5"},
+    {"70d8edb1abea0aaa76a9d19683ec4e6a939d9d04", "llama3"},
+    {"37c46b5e2ed2364657137e69ec370cb0db9ec997", "zephyr"},
 }};
 
 constexpr std::string_view kAutomatic = "auto";
@@ -271,12 +272,16 @@ std::string recognize_chat_format(std::string_view chat_template, std::string_vi
         "{}: expected a chat template to tell the chat format by, got none; name one of {}", where,
         fmt::join(chat_format_names(), ", ")));
   }
-  detail::ContentHash hash;
-  hash.update(chat_template.substr(0, end + 1));
-  const std::string text = hash.hex();
+  const auto hash_of_text = [](std::string_view text) {
+    detail::ContentHash hash;
+    hash.update(text);
+    return hash.hex();
+  };
+  const std::string canonical = hash_of_text(detail::canonical_template(chat_template));
   for (const KnownTemplate& known : kTemplates) {
-    if (known.hash == text) return std::string(known.format);
+    if (known.hash == canonical) return std::string(known.format);
   }
+  const std::string text = hash_of_text(chat_template.substr(0, end + 1));
   throw ConfigError(
       fmt::format("{}: expected the chat template of a known format, got another one (SHA-1 {}); "
                   "name one of {}",

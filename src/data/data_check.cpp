@@ -80,6 +80,7 @@ class Checker {
     }
     if (index_.find(row.pair)) row.defects.push_back(RowDefect::kDuplicate);
     bool is_usable = true;
+    for (const std::string& column : row.read) ++check_.read[column];
     for (const detail::UnreadColumn& column : row.unread) {
       ++check_.unread[column.name];
       if (!column.is_prompt) continue;

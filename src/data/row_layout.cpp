@@ -1042,6 +1042,7 @@ class RowForm {
       }
     }
     note_unread_of(row_, "");
+    trace_.read.assign(used_.begin(), used_.end());
     if (is_of_tokens) {
       // Texts stand there for people: the ids are the row.
       for (UnreadColumn& column : trace_.unread) column.is_prompt = false;

@@ -24,6 +24,7 @@ struct UnreadColumn {
 /// The remarks on the columns of one row.
 struct RowTrace {
   std::vector<UnreadColumn> unread;
+  std::vector<std::string> read;  ///< columns that the texts are made of
   std::uint64_t found = 0;  ///< bit i: the row has the column of mapping()[i]
 };
 

@@ -509,6 +509,7 @@ PreparedRow prepare_line(const std::string& path, const Line& line, const Tokeni
   }
   result.defects.insert(result.defects.begin(), mended.begin(), mended.end());
   result.unread = std::move(trace.unread);
+  result.read = std::move(trace.read);
   result.found = trace.found;
   return result;
 }

@@ -84,6 +84,7 @@ struct PreparedRow {
   std::vector<RowDefect> defects;
   std::string refusal;  ///< what was expected and found, led by the place
   std::vector<UnreadColumn> unread;
+  std::vector<std::string> read;  ///< columns that the texts are made of
   std::uint64_t found = 0;  ///< columns of the mapping that the row has, as in RowTrace
   TokenPair pair;
   TokenCounts uncut;  ///< tokens before the budgets

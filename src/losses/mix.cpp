@@ -88,9 +88,8 @@ std::vector<Loss> losses_of(const Json& terms) {
     check_term(term);
     losses.push_back(make_loss(detail::dump_json(term["loss"])));
   }
-  const bool labelled_rows = std::any_of(losses.begin(), losses.end(), [](const Loss& loss) {
-    return loss.requirements().labels;
-  });
+  const bool labelled_rows = std::any_of(
+      losses.begin(), losses.end(), [](const Loss& loss) { return loss.requirements().labels; });
   for (std::size_t i = 0; labelled_rows && i < losses.size(); ++i) {
     if (losses[i].info().name != "sft" || terms[i]["loss"].contains("use_labels")) continue;
     Json config = detail::parse_json<ConfigError>(losses[i].config(), "mix");
@@ -162,16 +161,16 @@ LossOutput MixLoss::forward(const PairLogps& logps) const {
 }
 
 LossInfo MixLoss::info() {
-  return {.name = "mix",
-          .aliases = {"mpo"},
-          .formula = "sum of weight * loss over the terms",
-          .source = "arXiv:2411.10442",
-          .anchors = {{0, 0, 2.8317766166719343}},
-          .when_to_use = "Several wishes at once; the default is TRL's MPO: order, quality, imitation.",
-          .elsewhere = {
-              {"TRL", "a list as loss_type, with loss_weights"},
-              {"MPO authors' code", "",
-               "bco_pair with running_delta, sft with reduction sequence_mean"}}};
+  return {
+      .name = "mix",
+      .aliases = {"mpo"},
+      .formula = "sum of weight * loss over the terms",
+      .source = "arXiv:2411.10442",
+      .anchors = {{0, 0, 2.8317766166719343}},
+      .when_to_use = "Several wishes at once; the default is TRL's MPO: order, quality, imitation.",
+      .elsewhere = {{"TRL", "a list as loss_type, with loss_weights"},
+                    {"MPO authors' code", "",
+                     "bco_pair with running_delta, sft with reduction sequence_mean"}}};
 }
 
 }  // namespace prefopt

@@ -67,7 +67,8 @@ void apply_preset(Json& config, const LossEntry& entry) {
   const auto preset = std::find_if(presets.begin(), presets.end(),
                                    [&](const LossPreset& p) { return p.name == name; });
   if (preset == presets.end()) return;
-  for (const auto& [option, value] : detail::parse_json<ConfigError>(preset->options, name).items()) {
+  const Json options = detail::parse_json<ConfigError>(preset->options, name);
+  for (const auto& [option, value] : options.items()) {
     const auto doc =
         std::find_if(entry.options.begin(), entry.options.end(),
                      [&, &key = option](const FieldDoc& field) { return field.name == key; });

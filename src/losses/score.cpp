@@ -65,9 +65,9 @@ void refuse_idle(bool is_set, std::string_view where, std::string_view option,
 
 void detail::check_shaped(const ScoreOptions& options, double alpha, std::string_view where) {
   if (alpha == 0 || options.divergence == Divergence::kReverseKl) return;
-  throw ConfigError(fmt::format(
-      "{}: expected divergence 'reverse_kl', got '{}'; the reward has a shape already", where,
-      kDivergences.at(static_cast<std::size_t>(options.divergence))));
+  throw ConfigError(
+      fmt::format("{}: expected divergence 'reverse_kl', got '{}'; the reward has a shape already",
+                  where, kDivergences.at(static_cast<std::size_t>(options.divergence))));
 }
 
 Score make_score(const ScoreOptions& options, std::string_view where, bool of_difference) {
@@ -88,9 +88,8 @@ Score make_score(const ScoreOptions& options, std::string_view where, bool of_di
         where));
   }
   const ScoreOptions usual;
-  detail::refuse_idle(
-      options.alpha != usual.alpha && options.divergence != Divergence::kAlpha, where,
-      "divergence_alpha", "only divergence 'alpha_divergence' reads it");
+  detail::refuse_idle(options.alpha != usual.alpha && options.divergence != Divergence::kAlpha,
+                      where, "divergence_alpha", "only divergence 'alpha_divergence' reads it");
   detail::refuse_idle(
       options.gamma != usual.gamma && options.divergence != Divergence::kChiSquaredMix, where,
       "divergence_gamma", "only divergence 'chi_squared_mix' reads it");

@@ -112,20 +112,21 @@ const TrlTrainer& deduced_trainer(const Json& config, const Json& types, bool ha
     clues.push_back(clue_of("'loss_weights'", [](const TrlTrainer& t) { return t.takes_lists; }));
   }
   if (types.size() > 1) {
-    clues.push_back(
-        clue_of("a list of losses", [](const TrlTrainer& t) { return t.takes_lists; }));
+    clues.push_back(clue_of("a list of losses", [](const TrlTrainer& t) { return t.takes_lists; }));
   }
   const bool only_ours =
       !types.empty() && std::all_of(types.begin(), types.end(), [](const Json& type) {
-        return clue_of("", [&](const TrlTrainer& t) {
-                 return t.loss(type.get<std::string>()) != nullptr;
-               }).fits.empty();
+        return clue_of(
+                   "",
+                   [&](const TrlTrainer& t) { return t.loss(type.get<std::string>()) != nullptr; })
+            .fits.empty();
       });
   for (const auto& [key, value] : config.items()) {
     if (only_ours) break;  // whose options may be called as those of any trainer
     if (!is_key_of_some(key)) continue;
-    clues.push_back(clue_of(fmt::format("'{}'", key),
-                            [&, &name = key](const TrlTrainer& t) { return t.key(name) != nullptr; }));
+    clues.push_back(clue_of(fmt::format("'{}'", key), [&, &name = key](const TrlTrainer& t) {
+      return t.key(name) != nullptr;
+    }));
   }
   std::vector<const TrlTrainer*> left;
   for (const TrlTrainer& trainer : trl_trainers()) left.push_back(&trainer);
@@ -218,10 +219,10 @@ class TrlOptions {
       is_known = is_known || fits;
     }
     if (is_known) return;
-    throw ConfigError(fmt::format("loss: expected no {} with {}, got {}; TRL's {} ignores it there{}",
-                                  key.name, shown_json(types_), shown_json(value), trainer_.name,
-                                  key.name == "label_smoothing" ? ", the type 'dpo' smooths labels"
-                                                                : ""));
+    throw ConfigError(
+        fmt::format("loss: expected no {} with {}, got {}; TRL's {} ignores it there{}", key.name,
+                    shown_json(types_), shown_json(value), trainer_.name,
+                    key.name == "label_smoothing" ? ", the type 'dpo' smooths labels" : ""));
   }
 
   /// An option of ours, for the terms that have it.
@@ -229,8 +230,8 @@ class TrlOptions {
     if (is_key_of_some(name) && !is_of_our_loss(name)) {
       const Clue owner = clue_of(fmt::format("'{}'", name),
                                  [&](const TrlTrainer& t) { return t.key(name) != nullptr; });
-      throw ConfigError(fmt::format("loss: expected keys of {}, got {}", trainer_.name,
-                                    owner.text()));
+      throw ConfigError(
+          fmt::format("loss: expected keys of {}, got {}", trainer_.name, owner.text()));
     }
     bool is_taken = false;
     for (Term& term : terms_) {
@@ -297,12 +298,12 @@ void check_types(const Json& given, const Json& types, const Json& weights) {
       shown_json(given), shown_json(weights)));
 }
 
-/// Whether a config without a type says by its keys that it is TRL's: one that a single trainer has,
-/// and no two losses of ours.
+/// Whether a config without a type says by its keys that it is TRL's: one that a single trainer
+/// has, and no two losses of ours.
 bool has_telling_key(const Json& config) {
   for (const auto& [key, value] : config.items()) {
-    const Clue clue = clue_of(
-        "", [&, &name = key](const TrlTrainer& t) { return t.key(name) != nullptr; });
+    const Clue clue =
+        clue_of("", [&, &name = key](const TrlTrainer& t) { return t.key(name) != nullptr; });
     if (clue.fits.size() != 1) continue;
     int losses = 0;
     for (const std::string& name : registered_losses()) {

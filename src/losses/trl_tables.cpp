@@ -100,26 +100,25 @@ TrlTrainer kto_trainer() {
 TrlTrainer cpo_trainer() {
   const TrlNames all = {"beta", "cpo_alpha", "alpha"};
   const TrlNames smoothed = with(all, {"label_smoothing"});
-  return {
-      .name = "CPOTrainer",
-      .config_name = "CPOConfig",
-      .keys = {{"beta", "beta", "0.1"},
-               {"label_smoothing", "label_smoothing", "0"},
-               {"cpo_alpha", "alpha", "1"},
-               {"simpo_gamma", "gamma", "0.5"},
-               {"alpha", "reward_alpha", "0"}},
-      .losses = {{"sigmoid", R"({"type": "cpo"})", smoothed},
-                 {"cpo", R"({"type": "cpo"})", smoothed},
-                 {"hinge", R"({"type": "cpo", "link": "hinge"})", all},
-                 {"ipo", R"({"type": "cpo", "link": "ipo", "length_normalized": true})", all},
-                 {"simpo", R"({"type": "cpo", "length_normalized": true})",
-                  with(smoothed, {"simpo_gamma"})},
-                 // TRL sets cpo_alpha to 0, whatever it was.
-                 {"alphapo",
-                  R"({"type": "cpo", "length_normalized": true, "alpha": 0})",
-                  {"beta", "alpha", "label_smoothing", "simpo_gamma"},
-                  {"cpo_alpha"}}},
-      .finish = finish_cpo};
+  return {.name = "CPOTrainer",
+          .config_name = "CPOConfig",
+          .keys = {{"beta", "beta", "0.1"},
+                   {"label_smoothing", "label_smoothing", "0"},
+                   {"cpo_alpha", "alpha", "1"},
+                   {"simpo_gamma", "gamma", "0.5"},
+                   {"alpha", "reward_alpha", "0"}},
+          .losses = {{"sigmoid", R"({"type": "cpo"})", smoothed},
+                     {"cpo", R"({"type": "cpo"})", smoothed},
+                     {"hinge", R"({"type": "cpo", "link": "hinge"})", all},
+                     {"ipo", R"({"type": "cpo", "link": "ipo", "length_normalized": true})", all},
+                     {"simpo", R"({"type": "cpo", "length_normalized": true})",
+                      with(smoothed, {"simpo_gamma"})},
+                     // TRL sets cpo_alpha to 0, whatever it was.
+                     {"alphapo",
+                      R"({"type": "cpo", "length_normalized": true, "alpha": 0})",
+                      {"beta", "alpha", "label_smoothing", "simpo_gamma"},
+                      {"cpo_alpha"}}},
+          .finish = finish_cpo};
 }
 
 TrlTrainer orpo_trainer() {

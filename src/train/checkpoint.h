@@ -22,7 +22,8 @@ std::string defect_of_checkpoint(const std::string& folder);
 std::int64_t step_of_checkpoint(const std::string& folder);
 
 /// The checkpoints of a run: folders `step-N`, each whole or not there, and the links `last` and
-/// `best`, small files where the drive has no links (see try_link). A process that ends at any moment, or a disk that fails, leaves `last` on a whole one.
+/// `best`, small files where the drive has no links (see try_link). A process that ends at any
+/// moment, or a disk that fails, leaves `last` on a whole one.
 class CheckpointStore {
  public:
   explicit CheckpointStore(std::string directory) : directory_(std::move(directory)) {}

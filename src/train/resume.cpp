@@ -153,8 +153,7 @@ std::vector<std::string> config_changes(const Json& before, const Json& now, con
   for (const auto& [key, change] : differences(before, now)) {
     const bool is_length = key == "train.steps" || key == "train.epochs";
     const bool has_contents = key.starts_with("data.") || key.starts_with("model.decoder.");
-    const bool is_default =
-        usual.contains(key) && usual.at(key) == value_or_none(new_values, key);
+    const bool is_default = usual.contains(key) && usual.at(key) == value_or_none(new_values, key);
     const bool is_new = !old_values.contains(key) && (has_contents || is_default);
     if (contains(kHarmless, key) || (is_length && free_length) || is_new) continue;
     if (contains(kRounding, key)) {
@@ -172,8 +171,7 @@ bool resumes_here(const std::string& resume, const RunFolder& folder) {
   if (resume == "auto" || is_same_folder(resume, folder.path())) return true;
   std::error_code error;
   const auto checkpoint = fs::canonical(followed(resume), error);
-  return !error &&
-         is_same_folder(checkpoint.parent_path().string(), folder.file("checkpoints"));
+  return !error && is_same_folder(checkpoint.parent_path().string(), folder.file("checkpoints"));
 }
 
 std::optional<ResumePoint> find_resume_point(const std::string& resume, const RunFolder& folder,

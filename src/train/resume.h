@@ -36,10 +36,11 @@ std::string fingerprint_of(const std::vector<TokenPair>& pairs);
 std::string fingerprint_of(const Policy& policy);
 
 /// Throws ConfigError with all that differs, "key: old -> new", if the run of `now` could not have
-/// written the state of `before`. Both are {"version": …, "config": …, "contents": …}: a number that
-/// the first version did not have, all options, and hashes of what the paths among them hold. What changes no result may differ; what changes rounding is
-/// noted. An option that `before` does not have yet, as it is of an earlier version, may have its
-/// default: what that changes shows in the contents.
+/// written the state of `before`. Both are {"version": …, "config": …, "contents": …}: a number
+/// that the first version did not have, all options, and hashes of what the paths among them hold.
+/// What changes no result may differ; what changes rounding is noted. An option that `before` does
+/// not have yet, as it is of an earlier version, may have its default: what that changes shows in
+/// the contents.
 void check_same_run(const Json& before, const Json& now, const std::string& checkpoint,
                     const Note& note);
 

@@ -153,7 +153,12 @@ class Run {
     const Json state =
         detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(path), path);
     try {
-      detail::check_same_run(state.at("identity"), parts_.identity, from.checkpoint, parts_.note);
+      Json before = state.at("identity");
+      // Nothing was judged by the metric yet.
+      if (state.at("step") == 0) {
+        before.at("config").at("train")["best_metric"] = options_.best_metric;
+      }
+      detail::check_same_run(before, parts_.identity, from.checkpoint, parts_.note);
       detail::load_weights(from.checkpoint, policy);
       load_tensors(from.checkpoint);
       load_values(state, path);
@@ -173,14 +178,13 @@ class Run {
   /// however often a run was broken off.
   void count_from(double seconds) { seconds_before_ = seconds; }
 
-  /// Evaluates before the first step, which shows what metrics evaluations have, and writes nothing.
-  /// Throws ConfigError if the best one is to be found by another.
+  /// Evaluates before the first step, which shows what metrics evaluations have, and writes
+  /// nothing. Throws ConfigError if the best one is to be found by another.
   void evaluate_first() {
     if (parts_.rows.eval.empty() || is_done()) return;
     if (!is_resumed_) {
       if (asked_to_stop()) return;
       before_training_ = measure();
-      check_name(before_training_->metrics);
     } else if (first_evaluation_.empty() ||
                (best_name() == "kl" && !parts_.samples.gives_kl(reference_model()))) {
       // The run may have had samples so far.
@@ -226,6 +230,9 @@ class Run {
       record(*before_training_);
       first_evaluation_ = last_evaluation_ = before_training_->metrics;
       before_training_.reset();
+      // What the evaluation has cost is not lost with a name that it does not have.
+      if (!detail::find_metric(first_evaluation_, best_name())) save();
+      check_name(first_evaluation_);
     }
     if (is_resumed_ && log_is_due()) log_step();
     if (is_resumed_ && evaluation_is_due_ && !asked_to_stop()) evaluate_and_judge();
@@ -632,8 +639,8 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
     folder.check_new();
   } else {
     if (is_here) {
-      folder.check_run_or_new({options.reference.cache_dir, folder.file("reference-cache"),
-                               options.data.token_cache});
+      folder.check_run_or_new(
+          {options.reference.cache_dir, folder.file("reference-cache"), options.data.token_cache});
       std::error_code ignored;
       if (std::filesystem::is_directory(folder.path(), ignored)) folder.lock();
     }
@@ -670,7 +677,8 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   std::shared_ptr<Reference> reference;
   if (needs.reference || needs.sample_source == SampleSource::kReference) {
     // What weighs tokens needs each.
-    const bool by_token = needs.head_logps || needs.limits || detail::has_token_weights(rows.train) ||
+    const bool by_token = needs.head_logps || needs.limits ||
+                          detail::has_token_weights(rows.train) ||
                           detail::has_token_weights(rows.eval);
     reference = detail::make_reference(options.reference, options.model, *policy,
                                        by_token ? CacheLevel::kToken : CacheLevel::kSequence);

@@ -29,9 +29,9 @@ class RunFolder {
   std::string file(std::string_view name) const;
   /// Throws ConfigError if a run was here before, or anything that a run would write over.
   void check_new() const;
-  /// Throws ConfigError if the folder holds files and no run to go on with: neither a checkpoint nor
-  /// a run's config.json. Those of `spared`, paths that a run may have inside of its folder, and
-  /// what a run leaves that ended before it wrote its config.json are no such files.
+  /// Throws ConfigError if the folder holds files and no run to go on with: neither a checkpoint
+  /// nor a run's config.json. Those of `spared`, paths that a run may have inside of its folder,
+  /// and what a run leaves that ended before it wrote its config.json are no such files.
   void check_run_or_new(const std::vector<std::string>& spared) const;
   /// Returns config.json, if it is there. Throws ConfigError if it is not that of a run.
   std::optional<Json> config() const;

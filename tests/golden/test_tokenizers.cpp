@@ -53,6 +53,14 @@ TEST_CASE("tokens of the package tokenizers", "[golden]") {
   }
 }
 
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  for (std::size_t at = text.find(from); at != std::string::npos;
+       at = text.find(from, at + to.size())) {
+    text.replace(at, from.size(), to);
+  }
+  return text;
+}
+
 TEST_CASE("conversations of the models' own templates", "[golden]") {
   std::set<std::string> checked;
   for (const json& format : read("chat.json")) {
@@ -70,6 +78,13 @@ TEST_CASE("conversations of the models' own templates", "[golden]") {
       const std::string text = format["template"];
       CHECK(recognize_chat_format(text, "model") == name);
       CHECK(recognize_chat_format(text + "\n", "model") == name);
+      // Spelled otherwise, it says the same.
+      CHECK(recognize_chat_format(replaced(text, "{{ ", "{{"), "model") == name);
+      CHECK(recognize_chat_format(replaced(text, " %}", "%}"), "model") == name);
+      CHECK(recognize_chat_format(replaced(text, "message['role']", "message.role"), "model") ==
+            name);
+      CHECK(recognize_chat_format(replaced(text, "['content']", "[\"content\"]"), "model") == name);
+      CHECK_THROWS(recognize_chat_format(replaced(text, "assistant", "Assistant"), "model"));
     }
   }
   for (std::string_view name : chat_format_names()) {

@@ -65,7 +65,8 @@ PairLogps logps_of_rows(const json& rows) {
   PairLogps in;
   in.chosen_logps = column_of_sums(rows, chosen);
   in.rejected_logps = column_of_sums(rows, "rejected_logps");
-  in.ref_chosen_logps = column_of_sums(rows, labelled ? "ref_completion_logps" : "ref_chosen_logps");
+  in.ref_chosen_logps =
+      column_of_sums(rows, labelled ? "ref_completion_logps" : "ref_chosen_logps");
   in.ref_rejected_logps = column_of_sums(rows, "ref_rejected_logps");
   in.chosen_lens = column_of_lengths(rows, chosen);
   in.rejected_lens = column_of_lengths(rows, "rejected_logps");
@@ -104,9 +105,9 @@ void check_gradient_of_tokens(const json& golden, const json& rows, const char* 
     for (std::size_t t = 0; t < expected[i].size(); ++t) {
       CAPTURE(key, i, t);
       const double got = row_of(full, i) + (t < shared ? row_of(head, i) : 0);
-      CHECK(got == Approx(expected[i][t].get<double>())
-                       .epsilon(golden["rtol"].get<double>())
-                       .margin(1e-14));
+      CHECK(
+          got ==
+          Approx(expected[i][t].get<double>()).epsilon(golden["rtol"].get<double>()).margin(1e-14));
     }
   }
 }
@@ -151,7 +152,6 @@ void check_trainer_case(const json& golden) {
     CAPTURE(name);
     CHECK(value == Approx(expected["metrics"].value(name, value)).epsilon(1e-6).margin(1e-7));
   }
-
 }
 
 TEST_CASE("TRL's trainers by their configs, defaults omitted", "[golden]") {

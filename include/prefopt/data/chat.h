@@ -42,8 +42,8 @@ PREFOPT_API std::string format_chat(std::string_view format, const std::vector<M
 /// completions end in the tokenizer's end token.
 PREFOPT_API std::string chat_end_of_turn(std::string_view format);
 
-/// The format that does what a model's own template (Jinja) does, told by the template's exact
-/// text. Throws ConfigError, led by `where`, for one that is not known.
+/// The format that does what a model's own template (Jinja) does, told by the template's text,
+/// spacing and quotes aside. Throws ConfigError, led by `where`, for one that is not known.
 PREFOPT_API std::string recognize_chat_format(std::string_view chat_template,
                                               std::string_view where);
 

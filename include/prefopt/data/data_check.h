@@ -89,6 +89,7 @@ struct RowsCheck {
   std::int64_t shared_prompts = 0;  ///< rows whose prompt an earlier one has
   /// Columns with text that nothing reads, and the rows that have it, usable or not.
   std::map<std::string, std::int64_t> unread = {};
+  std::map<std::string, std::int64_t> read = {};  ///< columns that texts are made of, and rows
   std::vector<ShownRow> shown = {};  ///< the first that can be used
 
   /// Rows that the options drop or take for an error.

@@ -108,7 +108,8 @@ struct RunResult {
 
 /// Refuses an `output_dir` that holds a run already, or files that a run would write over
 /// (ConfigError). Everything is loaded and checked, and the first evaluation made, before the first
-/// file is written. Sets LibTorch's thread count and default generator. One line of metrics.jsonl is
+/// file is written. A `best_metric` that evaluations do not have is refused (ConfigError) before the
+/// first step; that evaluation is saved as step 0, which a run with another name can resume. Sets LibTorch's thread count and default generator. One line of metrics.jsonl is
 /// the mean of the steps since the last line, weighted by the tokens or rows that a metric is over,
 /// or one evaluation (keys `eval_…`); values that are not finite are null. A step without an update
 /// leaves what it was in `nonfinite/step-N`; lines count those steps as `skipped` and average the

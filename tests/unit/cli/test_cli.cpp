@@ -212,7 +212,8 @@ void check_golden_case(const json& item, const json& got) {
     INFO(name);
     // TRL counts accuracies in float32, and goes through it where rtol is coarse.
     const bool coarse = name == "rewards/accuracies";
-    check_close(got.at("metrics").at(name), value, coarse ? 1e-7 : rtol, rtol > 1e-9 ? 1e-7 : 1e-14);
+    check_close(got.at("metrics").at(name), value, coarse ? 1e-7 : rtol,
+                rtol > 1e-9 ? 1e-7 : 1e-14);
   }
 }
 
@@ -235,8 +236,8 @@ TEST_CASE("prefopt loss: all of TRL's golden cases", "[cli]") {
     }
     for (const auto& item : golden) {
       const std::string id = item.at("id");
-      check_golden_case(item, cli_json({"loss", "--loss", "@" + folder.file(id + ".json"), "--logps",
-                                        folder.file(id + ".jsonl")}));
+      check_golden_case(item, cli_json({"loss", "--loss", "@" + folder.file(id + ".json"),
+                                        "--logps", folder.file(id + ".jsonl")}));
     }
   }
 }
@@ -385,7 +386,8 @@ TEST_CASE("prefopt loss: what else a row may say", "[cli]") {
   SECTION("the prompt's own tokens") {
     const json got = run(R"({"trainer": "ORPOTrainer"})",
                          R"(, "chosen_len": 2, "rejected_len": 4, "prompt_logps": [-1, -2])");
-    const double odds_w = -1.5 - std::log(1 - std::exp(-1.5)), odds_l = -1 - std::log(1 - std::exp(-1));
+    const double odds_w = -1.5 - std::log(1 - std::exp(-1.5)),
+                 odds_l = -1 - std::log(1 - std::exp(-1));
     check_close(got.at("loss"), 6.0 / 4 - 0.1 * std::log(sigmoid(odds_w - odds_l)), 1e-12);
     CHECK(got.at("grad_prompt") == json::parse("[[-0.25, -0.25]]"));
     CHECK(got.at("metrics").at("logps/chosen") == -1.5);
@@ -430,10 +432,9 @@ TEST_CASE("prefopt loss: tokens that count by themselves", "[cli]") {
   }
   SECTION("within limits of the log-ratio") {
     // Token log-ratios 2, -0.5 against -3, 1: 1.5 - 0.5 = 1 against -1 + 1 = 0.
-    const json got = run(
-        R"({"type": "dpo", "beta": 0.5, "humanline": true})",
-        R"({"chosen_logps": [-1, -2.5], "ref_chosen_logps": [-3, -2],)"
-        R"( "rejected_logps": [-4, -1], "ref_rejected_logps": [-1, -2]})");
+    const json got = run(R"({"type": "dpo", "beta": 0.5, "humanline": true})",
+                         R"({"chosen_logps": [-1, -2.5], "ref_chosen_logps": [-3, -2],)"
+                         R"( "rejected_logps": [-4, -1], "ref_rejected_logps": [-1, -2]})");
     check_close(got.at("loss"), -std::log(sigmoid(0.5)), 1e-14);
     check_close(got.at("grad_chosen")[0][1], -0.5 * sigmoid(-0.5), 1e-14);
     CHECK(got.at("grad_chosen")[0][0] == 0);
@@ -442,10 +443,10 @@ TEST_CASE("prefopt loss: tokens that count by themselves", "[cli]") {
     check_close(got.at("metrics").at("rewards/chosen"), 0.5, 1e-14);
   }
   SECTION("in the rows that KTO compares with") {
-    const json got = run(
-        R"({"type": "kto", "beta": 0.5, "humanline": true, "log_epsilon_p": -0.5})",
-        R"({"completion_logps": [-1, -2], "ref_completion_logps": [-2, -1], "label": true,)"
-        R"( "kl_logps": [-1], "ref_kl_logps": [-4]})");
+    const json got =
+        run(R"({"type": "kto", "beta": 0.5, "humanline": true, "log_epsilon_p": -0.5})",
+            R"({"completion_logps": [-1, -2], "ref_completion_logps": [-2, -1], "label": true,)"
+            R"( "kl_logps": [-1], "ref_kl_logps": [-4]})");
     // Delta = 1 - 0.5 and z0 = 1.5 in place of 0 and 3.
     check_close(got.at("loss"), sigmoid(0.5), 1e-14);
     CHECK(got.at("metrics").at("kl") == 1.5);
@@ -453,12 +454,14 @@ TEST_CASE("prefopt loss: tokens that count by themselves", "[cli]") {
   SECTION("a sum has no tokens") {
     write_text(file, R"({"chosen_logps": -3})");
     check_cli_refused({"loss", "--loss", R"({"type": "dft"})", "--logps", file}, 3,
-                      file + ":1: expected chosen_logps token by token, or its length beside it, "
-                             "got a sum; dft needs the number of tokens");
+                      file +
+                          ":1: expected chosen_logps token by token, or its length beside it, "
+                          "got a sum; dft needs the number of tokens");
     write_text(file, R"({"chosen_logps": -3, "chosen_len": 2})");
     check_cli_refused({"loss", "--loss", R"({"type": "dft"})", "--logps", file}, 3,
-                      file + ":1: expected chosen_logps token by token, got a sum; dft weighs each "
-                             "token");
+                      file +
+                          ":1: expected chosen_logps token by token, got a sum; dft weighs each "
+                          "token");
   }
 }
 
@@ -847,9 +850,9 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
                    R"({"prompt": "ab", "chosen": "c", "rejected": "d"})"
                    "\n");
   const auto greedy_of = [&](const std::vector<std::string>& more) {
-    std::vector<std::string> arguments = {"generate",         "--model", kPolicy,  "--tokenizer",
-                                          "byte",             "--data",  file,     "--temperature",
-                                          "0",                "--json",  "--max-new-tokens", "3"};
+    std::vector<std::string> arguments = {
+        "generate",      "--model", kPolicy,  "--tokenizer",      "byte", "--data", file,
+        "--temperature", "0",       "--json", "--max-new-tokens", "3"};
     arguments.insert(arguments.end(), more.begin(), more.end());
     return json_lines(run_cli(arguments).out);
   };
@@ -861,12 +864,12 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
   write_text(file, R"([{"frage": "ab", "question": "ab"}, {"frage": "ab"}])");
   CHECK(greedy_of({"--columns", R"({"prompt": "frage"})", "--unused", "note"}) ==
         std::vector<json>{greedy[0], greedy[0]});
-  check_cli_refused({"generate", "--model", kPolicy, "--data", file, "--columns",
-                     R"({"prompt": "frage"})"},
-                    3,
-                    file + ":1: expected every column of a prompt to be read, got 'question', which "
-                           "nothing reads; name what it is in data.columns, or leave it out with "
-                           "data.unused = 'note'");
+  check_cli_refused(
+      {"generate", "--model", kPolicy, "--data", file, "--columns", R"({"prompt": "frage"})"}, 3,
+      file +
+          ":1: expected every column of a prompt to be read, got 'question', which "
+          "nothing reads; name what it is in data.columns, or leave it out with "
+          "data.unused = 'note'");
   check_cli_refused({"generate", "--model", kPolicy, "--data", file, "--columns", "sharegtp"}, 2,
                     "--columns: expected the columns of fields or one of orca, alpaca, sharegpt, "
                     "openai, pku, shp, ultrafeedback, completions, got 'sharegtp'; did you mean "

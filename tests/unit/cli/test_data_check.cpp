@@ -170,6 +170,8 @@ TEST_CASE("prefopt data check: text that nothing reads", "[cli]") {
   const json mapped = cli_json(
       {"data", "check", "--data", file, "--json", "--columns", R"({"prompt": "query"})"});
   CHECK(mapped.at("train").at("usable") == 1);
+  CHECK(mapped.at("train").at("read_columns") ==
+        json{{"chosen", 1}, {"query", 1}, {"rejected", 1}});
   CHECK(mapped.at("train").at("lengths").at("prompt").at("max") == 3);
 }
 

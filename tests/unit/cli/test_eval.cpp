@@ -104,9 +104,9 @@ TEST_CASE("prefopt eval: an adapter of the reference", "[cli]") {
 }
 
 TEST_CASE("prefopt eval: judges and rewards", "[cli]") {
-  const std::vector<std::string> common = {"eval",     "--model",          kPolicy, "--ref",
-                                           kReference, "--data",           kPairs,  "--samples",
-                                           "1",        "--max-new-tokens", "4",     "--json"};
+  const std::vector<std::string> common = {
+      "eval", "--model",          kPolicy, "--ref",  kReference,    "--data", kPairs, "--samples",
+      "1",    "--max-new-tokens", "4",     "--json", "--tokenizer", "byte"};
   const auto with = [&](std::initializer_list<std::string> more) {
     auto arguments = common;
     arguments.insert(arguments.end(), more);

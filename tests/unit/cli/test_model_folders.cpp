@@ -178,7 +178,12 @@ TEST_CASE("prefopt: a model without a tokenizer is never read as bytes", "[cli]"
       ": expected a tokenizer.json with the model, or a tokenizer in a GGUF file, to read text "
       "with, got none for 720 tokens; name one (model.tokenizer, --tokenizer), or say 'byte' for a "
       "model of bytes";
+  const std::string ids = models.folder.file("ids.jsonl");
+  write_text(ids, R"({"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8]})"
+                  "\n");
   check_cli_refused({"score", "--model", bare, "--data", models.text}, 2, sentence);
+  check_cli_refused({"eval", "--model", bare, "--ref", bare, "--data", ids, "--judge", "cat"}, 2,
+                    sentence);
   check_cli_refused({"generate", "--model", bare, "--prompt", "a"}, 2, sentence);
   check_cli_refused({"generate", "--model", bare, "--message", "a"}, 2, sentence);
   check_cli_refused({"data", "check", "--model", bare, "--data", models.text}, 2, sentence);
@@ -194,9 +199,6 @@ TEST_CASE("prefopt: a model without a tokenizer is never read as bytes", "[cli]"
   CHECK(result.err.find(sentence) != std::string::npos);
 
   CHECK(scores({"--model", bare, "--tokenizer", "byte", "--data", models.text}).size() > 0);
-  const std::string ids = models.folder.file("ids.jsonl");
-  write_text(ids, R"({"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8]})"
-                  "\n");
   CHECK(scores({"--model", bare, "--data", ids}).size() > 0);
   const CliResult text =
       run_cli({"generate", "--model", bare, "--data", ids, "--max-new-tokens", "1"});

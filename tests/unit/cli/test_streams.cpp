@@ -164,11 +164,10 @@ TEST_CASE("prefopt train: --set gives an option that is a text what is written",
 TEST_CASE("prefopt eval: the judge's group ends with the command, however that ends", "[cli]") {
   const TempDir folder;
   const std::string file = folder.file("id");
-  const Process process({"eval", "--model", kTinyFolder + "policy", "--ref",
-                         kTinyFolder + "reference", "--data", kTinyFolder + "pairs.jsonl",
-                         "--samples", "1", "--max-new-tokens", "2", "--judge",
-                         "sleep 100 & echo $! >" + file + ".new; mv " + file + ".new " + file +
-                             "; exec sleep 100"});
+  const Process process(
+      {"eval", "--model", kTinyFolder + "policy", "--ref", kTinyFolder + "reference", "--data",
+       kTinyFolder + "pairs.jsonl", "--samples", "1", "--max-new-tokens", "2", "--judge",
+       "sleep 100 & echo $! >" + file + ".new; mv " + file + ".new " + file + "; exec sleep 100"});
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (!fs::exists(file)) {
     REQUIRE(std::chrono::steady_clock::now() < end);
@@ -196,15 +195,31 @@ TEST_CASE("prefopt eval: the reference is sampled in parts, with the same result
   std::vector<std::vector<std::int64_t>> prompts;
   for (int i = 0; i < kPrompts; ++i) {
     prompts.push_back({'A' + i, 'x'});
-    rows += Json({{"prompt_ids", prompts.back()}, {"chosen_ids", {5}}, {"rejected_ids", {6}}})
-                .dump() +
-            "\n";
+    rows +=
+        Json({{"prompt_ids", prompts.back()}, {"chosen_ids", {5}}, {"rejected_ids", {6}}}).dump() +
+        "\n";
   }
   write_text(folder.file("rows.jsonl"), rows);
   const std::string questions = folder.file("questions");
-  cli_json({"eval", "--model", kTinyFolder + "policy", "--ref", kTinyFolder + "reference", "--data",
-            folder.file("rows.jsonl"), "--prompts", "0", "--samples", "1", "--max-new-tokens", "4",
-            "--seed", "3", "--json", "--judge",
+  cli_json({"eval",
+            "--model",
+            kTinyFolder + "policy",
+            "--ref",
+            kTinyFolder + "reference",
+            "--data",
+            folder.file("rows.jsonl"),
+            "--tokenizer",
+            "byte",
+            "--prompts",
+            "0",
+            "--samples",
+            "1",
+            "--max-new-tokens",
+            "4",
+            "--seed",
+            "3",
+            "--json",
+            "--judge",
             "while read -r line; do printf \"%s\\n\" \"$line\" >>" + questions +
                 "; echo \"{\\\"winner\\\": \\\"tie\\\"}\"; done"});
   const auto reference = Decoder::load(kTinyFolder + "reference", "keep");

@@ -99,8 +99,8 @@ TEST_CASE("tokens that do not count are read and no more", "[data]") {
   testing_support::BigramPolicy policy(7);
   const auto check = [&](const SequenceLogps& logps) {
     CHECK(logps.logps[0].item<double>() ==
-          Catch::Approx(2 * policy.logp(2, 3) + 5 * policy.logp(0, 1)));
-    CHECK(logps.logps[3].item<double>() == Catch::Approx(policy.logp(1, 3)));
+          Approx(2 * policy.logp(2, 3) + 5 * policy.logp(0, 1)));
+    CHECK(logps.logps[3].item<double>() == Approx(policy.logp(1, 3)));
     CHECK(logps.lens.equal(torch::tensor(Ids{2, 1, 3, 1}, at::kLong)));
   };
   check(sequence_logps(policy, batch));

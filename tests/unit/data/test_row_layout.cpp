@@ -160,6 +160,11 @@ TEST_CASE("rows of Orca: system, question, chosen, rejected", "[data]") {
                         answered(said("The answer is not", i))});
   }
   check_texts(rows, expected, "orca");
+  const TempDir dir;
+  put(dir.file("rows.jsonl"), lines_of(rows));
+  CHECK(check_data({dir.file("rows.jsonl")}, {}, small_tokenizer(), {.data = chat_options()})
+            .train.read == std::map<std::string, std::int64_t>{
+                               {"chosen", 20}, {"question", 20}, {"rejected", 20}, {"system", 13}});
 }
 
 TEST_CASE("rows of Alpaca: instruction, input, and output or a pair", "[data]") {

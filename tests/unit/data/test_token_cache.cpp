@@ -66,7 +66,7 @@ void check_equal(const Dataset& a, const Dataset& b) {
 
 TEST_CASE("tokens of rows that changed meanwhile are not kept", "[data]") {
   const CachedRows rows;
-  const detail::TokenCache cache(rows.options.token_cache, rows.dir.file("rows"), ByteTokenizer(),
+  const prefopt::detail::TokenCache cache(rows.options.token_cache, rows.dir.file("rows"), ByteTokenizer(),
                                  rows.options, {});
   fs::create_directories(rows.options.token_cache);
   const Dataset dataset = cache.get_or_make([&] {
@@ -78,7 +78,7 @@ TEST_CASE("tokens of rows that changed meanwhile are not kept", "[data]") {
   CHECK(dataset.report.cache_note ==
         "no tokens are kept: " + rows.dir.file("rows") + " changed while it was read");
   CHECK(rows.files().empty());
-  CHECK_THROWS_TEXT(detail::TokenCache(rows.options.token_cache, rows.dir.path(), ByteTokenizer(),
+  CHECK_THROWS_TEXT(prefopt::detail::TokenCache(rows.options.token_cache, rows.dir.path(), ByteTokenizer(),
                                        rows.options, {}),
                     DataError,
                     rows.dir.path() + ": expected a readable file, got Is a directory");

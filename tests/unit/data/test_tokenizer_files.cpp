@@ -201,6 +201,32 @@ TEST_CASE("auto is the format of the run, of the template, or dialogue", "[data]
   CHECK(resolve_chat_format("zephyr", *make_tokenizer(model)) == "zephyr");
 }
 
+TEST_CASE("templates that say the same are one", "[data]") {
+  const std::string loop =
+      "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
+      "message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}";
+  const std::string prompt =
+      "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+  const std::string guard =
+      "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}"
+      "{% endif %}";
+  CHECK(recognize_chat_format(loop + prompt, "m") == "chatml");
+  CHECK(recognize_chat_format(guard + loop + prompt + "\n", "m") == "chatml");
+  CHECK(recognize_chat_format(
+            "{%for message in messages%}{{\"<|im_start|>\" + message.role + \"\n\" + "
+            "message.content + \"<|im_end|>\" + \"\\n\"}}{%  endfor  %}" +
+                prompt,
+            "m") == "chatml");
+  for (const std::string& other :
+       {loop, prompt + loop, loop + " " + prompt, loop + loop + prompt, prompt + guard}) {
+    CHECK_THROWS_AS(recognize_chat_format(other, "m"), ConfigError);
+  }
+  for (const char* broken :
+       {"{{", "{{ 'a", "{% x", "{{ 'a\\", "{{ .role }}", "{", "{{ \"\\q\" }}"}) {
+    CHECK_THROWS_AS(recognize_chat_format(broken, "m"), ConfigError);
+  }
+}
+
 TEST_CASE("a template that is not known is an error for messages alone", "[data]") {
   const TempDir dir;
   const std::string model = dir.file("model"), rows = dir.file("rows.jsonl");

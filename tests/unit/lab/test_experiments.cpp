@@ -32,22 +32,32 @@ const std::set<std::string> kFailingNetworks{
 };
 
 // Sums in another order end in other networks. Runs are held to one set of instructions, but the
-// next LibTorch or compiler has other sums too. So a verdict is checked only if with each set (avx2,
-// avx512, scalar) the end of its interval that decides keeps this distance from its limit, in
-// widths of the interval. The full form settles the others, docs/lab.md.
+// next LibTorch or compiler has other sums too. So a verdict is checked only if with each set that
+// was tried (avx2, avx512, scalar) it is that of the full form in docs/lab.md, and the end of its
+// interval that decides is this far from its limit, in widths of the interval.
 constexpr double kLeastDistance = 0.25;
 
 using Distances = std::map<std::string, double>;
 
-/// The least distances measured where they are too small: six networks, trained as long as in the
-/// full form.
+/// Those that are left out, with the least distance measured; below 0 the verdict was another than
+/// the full form's. Six networks, trained as long as there.
 const Distances kUnsettled{
-    UNSETTLED
+    {"transformer: DPO's gap stops falling: share left at the most pairs", 0.13},
+    {"transformer: and falls: lost from step 256 to the end", -0.02},
+    {"control, transformer: with new pairs of all strings: lost", 0.12},
+    {"transformer: DPO loses more than where they are as good as they look: by", -0.001},
+    {"transformer: RPO's does not fall: lost", -0.44},
+    {"transformer: RPO ends above DPO: by", -0.80},
+    {"control, transformer: not where strings without data are as good as they look: by", -0.07},
+    {"transformer: DPO's KL(π ‖ π_ref) grows with log(1/p): slope", -0.29},
+    {"where p is least DPO's KL, transformer over log-linear", -0.39},
+    {"the same with all strings covered", -3.13},
+    {"control, transformer: with all strings covered it is not: by", -0.22},
+    {"transformer: and above the reference's: by", 0.11},
 };
 
-/// The same of two networks, trained briefly.
+/// Two networks, trained briefly.
 const Distances kBriefUnsettled{
-    BRIEF
 };
 
 double number_at(std::string_view text) {
@@ -58,8 +68,8 @@ double number_at(std::string_view text) {
   return is_negative ? -size : size;
 }
 
-/// How far the end of the interval that decides is from its limit, in widths of the interval. From
-/// the words of what was expected, and checked against the verdict.
+/// How far the end of the interval that decides is from its limit, in widths of the interval: above
+/// 0 where the claim holds. From the words of what was expected, and checked against the verdict.
 double distance_from_limit(const Verdict& verdict) {
   const auto& [value, low, high] = verdict.measured;
   const std::string_view words = verdict.expected;
@@ -78,7 +88,7 @@ double distance_from_limit(const Verdict& verdict) {
     gap = std::min(low - (middle - most), middle + most - high);
   }
   CHECK(verdict.holds == (gap > 0));
-  return std::abs(gap) / (high - low);
+  return gap / (high - low);
 }
 
 void check_report(const Report& report) {
@@ -117,7 +127,7 @@ void check_networks(Length length, int networks, const Distances& unsettled) {
       }
       CHECK(verdict.holds == !kFailingNetworks.contains(verdict.claim));
       if (!verdict.holds) failed.insert(verdict.claim);
-      if (distance < kLeastDistance) {
+      if (std::abs(distance) < kLeastDistance) {
         WARN(to_line(verdict) << ": " << distance << " widths from its limit");
       }
     }

@@ -35,7 +35,7 @@ double trained_weights(int seed) {
     const at::Tensor values = parameter.value.detach().contiguous();
     bytes.append(static_cast<const char*>(values.data_ptr()), values.nbytes());
   }
-  return crc32c(bytes);
+  return detail::crc32c(bytes);
 }
 
 TEST_CASE("lab: prefopt's kernels, ATen and MKL are held to the same instructions", "[lab]") {

@@ -54,7 +54,8 @@ TEST_CASE("links: derivative, autograd, dtypes", "[losses]") {
   check_derivative(SquaredLink{.target = 2.5});
   check_derivative(HingeLink{.beta = 0.6});
   check_derivative(SigmoidLink<>{.beta = -0.6, .weight = 2, .center = 0.3});
-  check_derivative(BernoulliKlLink<double>{.beta = 0.8, .log_target = -0.1, .log_one_minus_target = -2.4});
+  check_derivative(
+      BernoulliKlLink<double>{.beta = 0.8, .log_target = -0.1, .log_one_minus_target = -2.4});
   check_derivative(DiscopopLink{.beta = 0.5, .tau = 0.4});
 }
 

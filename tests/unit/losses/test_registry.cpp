@@ -51,11 +51,10 @@ TEST_CASE("TRL's lists are mixes", "[losses]") {
   CHECK(mpo["terms"][1]["loss"]["type"] == "bco_pair");
   CHECK(mpo["terms"][1]["loss"]["beta"] == 0.3);
   CHECK(mpo["terms"][2]["weight"] == 1);
-  CHECK(mpo["terms"][2]["loss"] ==
-        json{{"type", "sft"},
-             {"reduction", "token_mean"},
-             {"use_weights", false},
-             {"use_labels", false}});
+  CHECK(mpo["terms"][2]["loss"] == json{{"type", "sft"},
+                                        {"reduction", "token_mean"},
+                                        {"use_weights", false},
+                                        {"use_labels", false}});
 
   // Options go to the terms that have them, by TRL's names too.
   const json divergence = config_of(
@@ -301,8 +300,7 @@ TEST_CASE("options that would do nothing are refused", "[losses]") {
         "the KL on fresh samples has weight 0");
   check(R"({"type": "cpo", "alpha": 0, "reduction": "sum"})", "reduction",
         "the NLL that it reduces has weight 0");
-  check(R"({"type": "rpo", "eta": 0, "baseline": "rejected"})", "baseline",
-        "its NLL has weight 0");
+  check(R"({"type": "rpo", "eta": 0, "baseline": "rejected"})", "baseline", "its NLL has weight 0");
   check(R"({"type": "dpo", "margin_of": "log_gap"})", "margin_of", "margin_scale is 0");
   check(R"({"type": "kto", "log_epsilon_p": -2})", "log_epsilon_p",
         "only humanline limits the log-ratios of tokens");
@@ -341,8 +339,8 @@ TEST_CASE("sft follows the labels of the rows that it is mixed with", "[losses]"
   CHECK(config["terms"][1]["loss"]["use_labels"] == true);
   CHECK(json::parse(make_loss(config.dump()).config()) == config);
   PairLogps logps;
-  for (at::Tensor* value : {&logps.chosen_logps, &logps.ref_chosen_logps, &logps.kl_logps,
-                            &logps.ref_kl_logps}) {
+  for (at::Tensor* value :
+       {&logps.chosen_logps, &logps.ref_chosen_logps, &logps.kl_logps, &logps.ref_kl_logps}) {
     *value = at::tensor({-3.0, -5.0}, at::kDouble);
   }
   logps.chosen_lens = at::tensor({4.0, 6.0}, at::kDouble);

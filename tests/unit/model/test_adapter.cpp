@@ -151,7 +151,7 @@ TEST_CASE("adapter: the padded forward takes one on narrow weights", "[model]") 
     const PolicyOutput padded = decoder->forward(batch);
     CHECK(padded.hidden.scalar_type() == dtype);
     const at::Tensor last = padded.hidden[0][1].to(at::kFloat);
-    CHECK((packed[0].to(at::kFloat) - last).abs().max().item<double>() < 0.1);
+    CHECK((packed[0].to(at::kFloat) - last).abs().max().item<double>() < 0.3);
     padded.hidden.to(at::kFloat).sum().backward();
     for (const auto& each : decoder->named_parameters()) {
       if (each.value.requires_grad()) CHECK(each.value.grad().defined());

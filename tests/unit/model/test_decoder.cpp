@@ -787,10 +787,10 @@ TEST_CASE("decoder: weights of several dtypes are computed as they are stored", 
     };
     const auto batch = make_batch({{.prompt = Tokens{1, 2}, .completion = Tokens{3, 4}}});
     const at::NoGradGuard no_grad;
-    near(mixed->forward_packed(*batch.packed), exact->forward_packed(*batch.packed), 1e-5);
+    near(mixed->forward_packed(*batch.packed), exact->forward_packed(*batch.packed), 1e-4);
     near(mixed->start_decoding({{1, 2, 3}})->prefill(),
-         exact->start_decoding({{1, 2, 3}})->prefill(), 1e-5);
-    near(mixed->forward(batch).hidden, exact->forward(batch).hidden, 0.1);  // rounds to bfloat16
+         exact->start_decoding({{1, 2, 3}})->prefill(), 1e-4);
+    near(mixed->forward(batch).hidden, exact->forward(batch).hidden, 0.3);  // rounds to bfloat16
 
     const TempDir copy;
     mixed->save(copy.path());

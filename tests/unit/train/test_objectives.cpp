@@ -481,7 +481,7 @@ TEST_CASE("a frozen running mean begins at 0", "[train]") {
   const auto policy = std::make_shared<BigramPolicy>(9);
   const auto reference = std::make_shared<BigramPolicy>(8);
   Trainer trainer(policy, make_frozen_reference(reference), make_loss(R"({"type": "bco"})"), {});
-  const ExactPairLogps in = exact_inputs(*policy, *reference, rows, false);
+  const ExactPairLogps in = exact_inputs(*policy, *reference, rows, {.rejected = false}, *policy);
   double expected = 0;
   for (Eigen::Index i = 0; i < 5; ++i) {
     const double reward = 0.1 * (in.chosen_logps[i] - in.ref_chosen_logps[i]);

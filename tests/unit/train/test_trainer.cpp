@@ -553,7 +553,7 @@ struct ForgetfulLoss {
   }
   LossRequirements requirements() const { return {.reference = false, .running_mean = true}; }
   static LossInfo info() { return info_of("forgetful"); }
-  NoOptions options() const { return {}; }
+  ProbeOptions options() const { return {}; }
 };
 
 struct VectorLoss {
