@@ -185,8 +185,9 @@ TEST_CASE("token ids may have weights", "[data]") {
   CHECK(pairs.pairs[0].gold_weights.empty());  // the loss does not see it
   CHECK(pairs.pairs[1].chosen_weights.empty());
   CHECK(rows.load({.gold = true}).pairs.front().gold_weights == TokenWeights{1, 3});
-  // A completion that is cut keeps its end token, and that its weight.
-  const Dataset cut = rows.load({}, {.max_completion_length = 2});
+  // A completion that is cut may keep its end token, and that its weight.
+  const Dataset cut =
+      rows.load({}, {.max_completion_length = 2, .end_of_cut = EndOfCut::kKeep});
   CHECK(cut.pairs[0].chosen == Ids{2, 257});
   CHECK(cut.pairs[0].chosen_weights == TokenWeights{0, 2});
   CHECK(cut.pairs[1].chosen == Ids{2, 3});
