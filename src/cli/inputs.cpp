@@ -11,6 +11,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "data/row_layout.h"
+#include "data/row_preparation.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
@@ -84,6 +85,11 @@ std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& toke
   Dataset dataset = load_dataset(path, tokenizer, options, needs);
   if (const std::string& note = dataset.report.chat_note; !note.empty()) {
     err << "prefopt: " << path << ": " << note << '\n';
+  }
+  // Whether a row is worth training on is not asked here.
+  for (const auto defect : {detail::RowDefect::kPrefixAnswer, detail::RowDefect::kIdentical,
+                            detail::RowDefect::kDuplicate}) {
+    dataset.report.kept_with.erase(std::string(detail::defect_name(defect)));
   }
   if (const std::string summary = dataset.report.summary(); !summary.empty()) {
     err << summary << '\n';

@@ -195,17 +195,21 @@ class RowWriter {
   PreferenceRow write(const Conversation& talk) {
     row_.end_of_turn = chat_.end_of_turn();
     row_.from_messages = true;
-    // Completions that go on with the person's turn differ from there on.
-    const auto answers = [](const std::optional<Messages>& completion) {
-      return !completion || is_answer(completion->front());
+    // Completions that go on with the person's turn differ from there on. Without a prompt, though,
+    // nothing else would predict their first token, where the format has tokens to begin with.
+    const std::string& role = talk.chosen.front().role;
+    const auto begins_alike = [&](const std::optional<Messages>& completion) {
+      return !completion || completion->front().role == role;
     };
-    opens_ = is_answer(talk.chosen.front()) && answers(talk.rejected) && answers(talk.gold);
+    const bool may_open =
+        is_answer(talk.chosen.front()) || (talk.prompt.empty() && !row_.end_of_turn.empty());
+    opens_ = may_open && begins_alike(talk.rejected) && begins_alike(talk.gold);
     PartsWriter prompt(chat_);
     if (!talk.prompt.empty() || opens_) {
       prompt.write(chat_.opening(talk.prompt.empty() ? talk.chosen.front() : talk.prompt.front()));
     }
     for (const Message& message : talk.prompt) prompt.write_opened_turn(message);
-    if (opens_) prompt.write(chat_.opening_of("assistant"));
+    if (opens_) prompt.write(chat_.opening_of(role));
     prompt.take(row_.prompt, row_.prompt_parts);
 
     write_completion(talk.prompt, talk.chosen, row_.chosen, row_.chosen_parts);
@@ -242,7 +246,7 @@ class RowWriter {
   const ConversationRules& rules_;
   const ChatWriter& chat_;
   PreferenceRow row_;
-  bool opens_ = false;  ///< the prompt opens the assistant's turn
+  bool opens_ = false;  ///< the prompt opens the first turn of the completions
 };
 
 }  // namespace

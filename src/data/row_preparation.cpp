@@ -445,7 +445,7 @@ void find_defects(const RowNeeds& needs, std::int64_t context_length, PreparedRo
     row.defects.push_back(RowDefect::kEmptyCompletion);
   }
   if (pair.prompt.empty()) row.defects.push_back(RowDefect::kEmptyPrompt);
-  if (needs.rejected && pair.chosen == pair.rejected) {
+  if (needs.rejected && pair.chosen == pair.rejected && !pair.chosen.empty()) {
     row.defects.push_back(RowDefect::kIdentical);
   } else if (needs.rejected && (begins(pair.chosen, pair.rejected, row.ends) ||
                                 begins(pair.rejected, pair.chosen, row.ends))) {
@@ -538,10 +538,10 @@ void check_mapping(const RowLayout& layout, std::uint64_t found, const std::stri
     if (json.is_object()) {
       for (const auto& item : json.items()) keys.push_back(item.key());
     }
-    throw ConfigError(fmt::format("{}: expected a column '{}', which data.columns.{} names, got no "
-                                  "row that has it{}",
-                                  path, column, field,
-                                  did_you_mean(column, {keys.begin(), keys.end()})));
+    throw ConfigError(
+        fmt::format("{}: expected a column '{}', which data.columns.{} names, got no "
+                    "row that has it{}",
+                    path, column, field, did_you_mean(column, {keys.begin(), keys.end()})));
   }
 }
 
@@ -711,8 +711,7 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
   constexpr std::size_t kMaxLines = 4096;
   constexpr std::size_t kMaxBytes = std::size_t{16} << 20;
   const RowLayout layout(options.columns);
-  const LineReading reading{
-      .layout = layout, .needs = needs, .context_length = context_length};
+  const LineReading reading{.layout = layout, .needs = needs, .context_length = context_length};
   std::vector<Line> lines;
   std::size_t bytes = 0;
   std::uint64_t found = 0;

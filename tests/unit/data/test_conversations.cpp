@@ -173,10 +173,9 @@ TEST_CASE("only the assistant's turns of a completion count", "[data]") {
 
   // Pairs that part at the person's turn: what the persons say is read, not learned.
   pair = only(pair_row("", list({"u A", "a B"}), list({"u C", "a D"})), chatml());
-  CHECK(marked(pair.chosen, pair.chosen_mask) ==
-        kUser + "A" + kNext + kAnswer + "[B" + kStop + "]");
-  CHECK(marked(pair.rejected, pair.rejected_mask) ==
-        kUser + "C" + kNext + kAnswer + "[D" + kStop + "]");
+  CHECK(spelled(pair.prompt) == kUser);
+  CHECK(marked(pair.chosen, pair.chosen_mask) == "A" + kNext + kAnswer + "[B" + kStop + "]");
+  CHECK(marked(pair.rejected, pair.rejected_mask) == "C" + kNext + kAnswer + "[D" + kStop + "]");
 
   // Where no token ends a turn, the end token of the text is the last turn's.
   pair = only(row, {.chat_format = "dialogue"});
@@ -213,9 +212,8 @@ TEST_CASE("conversations for supervised training count the assistant's turns", "
 
 TEST_CASE("ids may say which of them count", "[data]") {
   const TokenPair pair =
-      only(R"({"prompt_ids": [1], "chosen_ids": [2, 3, 4], "rejected_ids": [5, 6],
-               "chosen_token_mask": [1, 0, 1], "rejected_token_mask": [false, true]})"
-           "",
+      only(R"({"prompt_ids": [1], "chosen_ids": [2, 3, 4], "rejected_ids": [5, 6], )"
+           R"("chosen_token_mask": [1, 0, 1], "rejected_token_mask": [false, true]})",
            {.max_completion_length = 2, .end_of_cut = EndOfCut::kKeep});
   CHECK(pair.chosen == Ids{2, 3});
   CHECK(pair.chosen_mask == TokenMask{1, 0});
@@ -304,12 +302,11 @@ TEST_CASE("a completion that repeats its prompt has it once", "[data]") {
 
   // Nothing but the prompt, and a prompt in text that is not among the messages.
   CHECK(defects(pair_row(list({"u Sky?"}), list({"u Sky?"}), list({"a red"})), chatml()) ==
-        Strings{"expected a completion beyond the prompt (unusable = drop), 1",
-                "0 usable"});
-  CHECK(defects(pair_row(R"("Sea?")", list({"u Sky?", "a blue"}), list({"u Sky?", "a red"})),
-                chatml()) ==
-        Strings{"'prompt', a column of prompts, is read by nothing (unused = error), 1",
-                "0 usable"});
+        Strings{"expected a completion beyond the prompt (unusable = drop), 1", "0 usable"});
+  CHECK(
+      defects(pair_row(R"("Sea?")", list({"u Sky?", "a blue"}), list({"u Sky?", "a red"})),
+              chatml()) ==
+      Strings{"'prompt', a column of prompts, is read by nothing (unused = error), 1", "0 usable"});
 }
 
 TEST_CASE("one answer that begins the other is named", "[data]") {
