@@ -193,6 +193,23 @@ bool asks_first(const RowJson& list) {
   return role == "system" || role == "user";
 }
 
+bool is_of_word(char c) {
+  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
+
+/// Whether `part` is in `text`, and not within a word.
+bool holds_apart(std::string_view text, std::string_view part) {
+  if (part.empty()) return true;
+  for (std::size_t at = text.find(part); at != std::string_view::npos;
+       at = text.find(part, at + 1)) {
+    const std::size_t end = at + part.size();
+    const bool begins = at == 0 || !is_of_word(text[at - 1]) || !is_of_word(part.front());
+    const bool ends = end == text.size() || !is_of_word(text[end]) || !is_of_word(part.back());
+    if (begins && ends) return true;
+  }
+  return false;
+}
+
 /// Whether `text`, a prompt that was given twice, is in the turns before the answer: as one of
 /// them, as a part of one, or as all of them written out.
 bool is_repeated(std::string_view text, const RowJson& list) {
@@ -202,10 +219,8 @@ bool is_repeated(std::string_view text, const RowJson& list) {
     const std::string_view content = content_of(message);
     if (content == text) return true;
     if (text_at(message, "role") == "assistant") continue;
-    holds_all &= text.find(content) != std::string_view::npos;
-    if (2 * text.size() >= content.size() && content.find(text) != std::string_view::npos) {
-      return true;
-    }
+    holds_all &= holds_apart(text, content);
+    if (2 * text.size() >= content.size() && holds_apart(content, text)) return true;
   }
   return holds_all;
 }
