@@ -684,7 +684,7 @@ std::vector<TokenPair> many_rows() {
   return rows;
 }
 
-std::shared_ptr<Decoder> small_decoder(at::ScalarType dtype, bool ties, bool has_bias = true) {
+std::shared_ptr<Decoder> small_decoder(at::ScalarType dtype, bool ties) {
   at::manual_seed(11);
   auto decoder = std::make_shared<Decoder>(DecoderOptions{.vocab_size = 41,
                                                           .hidden_size = 24,
@@ -692,7 +692,8 @@ std::shared_ptr<Decoder> small_decoder(at::ScalarType dtype, bool ties, bool has
                                                           .num_hidden_layers = 2,
                                                           .num_attention_heads = 2,
                                                           .num_key_value_heads = 1,
-                                                          .attention_bias = has_bias,
+                                                          .attention_bias = true,
+                                                          .attention_output_bias = true,
                                                           .qk_norm = true,
                                                           .tie_word_embeddings = ties,
                                                           .initializer_range = 0.2});
