@@ -163,12 +163,11 @@ TEST_CASE("prefopt data check: text that nothing reads", "[cli]") {
   const json report =
       cli_json({"data", "check", "--data", file, "--json", "--unused", "note"}).at("train");
   CHECK(report.at("usable") == 2);
-  CHECK(report.at("unread_columns") ==
-        json{{{"column", "query"}, {"rows", 1}, {"share", 0.5}},
-             {{"column", "source"}, {"rows", 1}, {"share", 0.5}}});
+  CHECK(report.at("unread_columns") == json{{{"column", "query"}, {"rows", 1}, {"share", 0.5}},
+                                            {{"column", "source"}, {"rows", 1}, {"share", 0.5}}});
   put(file, R"({"query": "ab", "chosen": "xc", "rejected": "xd"})");
-  const json mapped = cli_json(
-      {"data", "check", "--data", file, "--json", "--columns", R"({"prompt": "query"})"});
+  const json mapped =
+      cli_json({"data", "check", "--data", file, "--json", "--columns", R"({"prompt": "query"})"});
   CHECK(mapped.at("train").at("usable") == 1);
   CHECK(mapped.at("train").at("read_columns") ==
         json{{"chosen", 1}, {"query", 1}, {"rejected", 1}});

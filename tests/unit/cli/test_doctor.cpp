@@ -27,8 +27,8 @@ TEST_CASE("prefopt doctor: a machine that is well", "[cli]") {
   const TempDir folder;
   put(folder.file("rows.jsonl"), R"({"prompt": "a", "chosen": "b", "rejected": "c"})");
   const std::string out = folder.file("runs");
-  const json report = cli_json(
-      {"doctor", "--model", kModel, "--data", folder.file("rows.jsonl"), "--out", out, "--json"});
+  const json report = cli_json({"doctor", "--model", kModel, "--tokenizer", "byte", "--data",
+                                folder.file("rows.jsonl"), "--out", out, "--json"});
   for (const std::string subject : {"processor", "CUDA", "threads", "LibTorch", "memory"}) {
     CAPTURE(subject);
     CHECK(finding(report, subject)["status"] != "problem");
@@ -43,6 +43,9 @@ TEST_CASE("prefopt doctor: a machine that is well", "[cli]") {
       " parameters, all finite, 512 tokens"));
   CHECK(finding(report, "data")["found"] ==
         "1 rows that can be used; `prefopt data check` says more");
+
+  const json bare = cli_json({"doctor", "--model", kModel, "--out", out, "--json"});
+  CHECK(finding(bare, "tokenizer")["status"] == "warning");
 
   const CliResult text = run_cli({"doctor", "--out", out});
   CHECK(text.code == 0);

@@ -127,9 +127,15 @@ TEST_CASE("prefopt: a checkpoint is used as its model was, unasked", "[cli]") {
   const json check =
       cli_json({"data", "check", "--model", last, "--data", models.messages, "--json"});
   CHECK(check["chat_format"] == "alpaca");
-  const json evaluation = cli_json({"eval", "--model", last, "--ref", models.model, "--data",
-                                    models.messages, "--samples", "0", "--json"});
-  CHECK(evaluation.dump().find("null") == std::string::npos);
+  const auto evaluated = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments{
+        "eval",   "--model",       last,        "--ref", models.model,
+        "--data", models.messages, "--samples", "0",     "--json"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return cli_json(arguments);
+  };
+  CHECK(evaluated({}) == evaluated({"--chat-format", "alpaca"}));
+  CHECK(evaluated({}) != evaluated({"--chat-format", "chatml"}));
 
   // The next stage goes on with both, and so does an export.
   models.config["model"]["path"] = last;

@@ -208,6 +208,8 @@ TEST_CASE("prefopt eval: the reference is sampled in parts, with the same result
             kTinyFolder + "reference",
             "--data",
             folder.file("rows.jsonl"),
+            "--end-tokens",
+            "-1",
             "--tokenizer",
             "byte",
             "--prompts",

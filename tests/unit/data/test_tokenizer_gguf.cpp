@@ -141,6 +141,7 @@ TEST_CASE("a GGUF file says whether it has a tokenizer", "[data]") {
   CHECK(found().empty());
   builder.erase("tokenizer.ggml.model");
   CHECK(found().empty());
+  testing_support::GgufBuilder of_bytes = builder;
   builder.floats("token_embd.weight", {2, 40});
   CHECK(found().empty());
   CHECK_THROWS_TEXT(open_tokenizer("", path)->encode("a"), ConfigError,
@@ -149,7 +150,7 @@ TEST_CASE("a GGUF file says whether it has a tokenizer", "[data]") {
                         "file, to read text with, got none for 40 tokens; name one "
                         "(model.tokenizer, --tokenizer), or say 'byte' for a model of bytes");
   CHECK(open_tokenizer("", path)->eos_id() == 5);
-  builder.floats("token_embd.weight", {2, 259});
+  builder = of_bytes.floats("token_embd.weight", {2, 259});
   CHECK(found() == "byte");
 }
 

@@ -437,8 +437,12 @@ TEST_CASE("decoder: options that do not fit are refused", "[model]") {
     CHECK_THROWS_TEXT(Decoder(options), ConfigError, "decoder: expected " + text);
   };
   refuse([](DecoderOptions& o) { o.vocab_size = 0; }, "vocab_size in [1, 1073741824], got 0");
-  refuse([](DecoderOptions& o) { o.hidden_size = 10; },
-         "hidden_size to be a multiple of num_attention_heads, got 10 and 4");
+  refuse(
+      [](DecoderOptions& o) {
+        o.hidden_size = 10;
+        o.head_dim = 0;
+      },
+      "hidden_size to be a multiple of num_attention_heads, got 10 and 4");
   refuse([](DecoderOptions& o) { o.num_key_value_heads = 3; },
          "num_attention_heads to be a multiple of num_key_value_heads, got 4 and 3");
   refuse([](DecoderOptions& o) { o.head_dim = 5; },
@@ -634,8 +638,9 @@ TEST_CASE("decoder: forms of config.json", "[model]") {
                       "decoder: expected at most 3 tokens, the model's sliding_window, got 4; "
                       "longer rows need an attention that is not computed here, so shorten them "
                       "(data.max_length)");
+    // The last token of a sequence is no input.
     const auto batch = make_batch({{.prompt = Tokens{1, 2}, .completion = Tokens{3}},
-                                   {.prompt = Tokens{1, 2}, .completion = Tokens{3, 4}}});
+                                   {.prompt = Tokens{1, 2}, .completion = Tokens{3, 4, 5}}});
     CHECK_THROWS_AS(decoder->forward_packed(*batch.packed), DataError);
     CHECK_THROWS_AS(decoder->start_decoding({{1, 2, 3, 4}}), DataError);
     const auto session = decoder->start_decoding({{1, 2}, {1}});

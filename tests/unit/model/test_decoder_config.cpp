@@ -120,6 +120,7 @@ TEST_CASE("decoder config: a window that is used", "[model]") {
   // A model of a GGUF file is written with its window.
   DecoderOptions options;
   options.sliding_window = 512;
+  options = detail::checked_decoder_options(options, "test");
   const json written = json::parse(detail::make_decoder_config(options).dump());
   CHECK(written["model_type"] == "mistral");
   CHECK(read(written).sliding_window == 512);

@@ -85,6 +85,29 @@ TEST_CASE("decoder files: a Llama in GGUF gives the log-probs of transformers", 
         at::kBFloat16);
 }
 
+TEST_CASE("decoder files: a GGUF file's window and end tokens", "[model]") {
+  GgufBuilder file = tiny_file();
+  CHECK(options_of(file).sliding_window == 0);
+  CHECK(options_of(file).extra_eos_token_ids.empty());
+  file.integer("llama.attention.sliding_window", 4096)
+      .integer("tokenizer.ggml.eot_token_id", 2)
+      .integer("tokenizer.ggml.eom_token_id", 3);
+  const DecoderOptions options = options_of(file);
+  CHECK(options.sliding_window == 4096);
+  CHECK(options.eos_token_id == 3);
+  CHECK(options.extra_eos_token_ids == std::vector<std::int64_t>{2});
+  CHECK(options_of(file.erase("tokenizer.ggml.eos_token_id")).eos_token_id == 2);
+
+  // A folder that is made of it says the same, in two places.
+  const TempDir dir;
+  put(dir.file("x.gguf"), tiny_file().integer("tokenizer.ggml.eot_token_id", 2).bytes());
+  Decoder::load(dir.file("x.gguf"))->save(dir.file("folder"));
+  for (const char* name : {"/config.json", "/generation_config.json"}) {
+    const json written = json::parse(bytes_of(dir.file("folder") + name));
+    CHECK(written["eos_token_id"] == json({3, 2}));
+  }
+}
+
 TEST_CASE("decoder files: a GGUF file is exported as a folder of the same model", "[model]") {
   const TempDir dir;
   const auto decoder = Decoder::load(kGgufModels + "tiny-llama.gguf");
@@ -159,8 +182,6 @@ TEST_CASE("decoder files: a GGUF file that is not understood is refused by name"
          "expected metadata that this decoder understands, got 'llama.logit_scale'");
   refuse(tiny_file().integer("llama.expert_count", 8),
          "expected llama.expert_count to be 0, got 8");
-  refuse(tiny_file().integer("llama.attention.sliding_window", 4096),
-         "expected llama.attention.sliding_window to be 0, got 4096");
   refuse(tiny_file().flag("llama.attention.causal", false),
          "expected llama.attention.causal to be true, got false");
   refuse(tiny_file().text("llama.rope.scaling.type", "yarn"),
