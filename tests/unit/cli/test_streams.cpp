@@ -220,6 +220,10 @@ TEST_CASE("prefopt eval: the reference is sampled in parts, with the same result
             "4",
             "--seed",
             "3",
+            "--end-tokens",
+            "-1",
+            "--tokenizer",
+            "byte",
             "--json",
             "--judge",
             "while read -r line; do printf \"%s\\n\" \"$line\" >>" + questions +
