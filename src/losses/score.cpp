@@ -13,6 +13,10 @@ const std::vector<std::string_view> kDivergences{
     "jeffrey",    "chi_squared_mix", "total_variation",
 };
 
+constexpr std::string_view kRatioReason =
+    "a token that the policy holds as likely as the reference does has a log-ratio of 0, which the "
+    "limits must let through";
+
 }  // namespace
 
 void ScoreOptions::fields(FieldVisitor& v) {
@@ -36,9 +40,9 @@ void HumanlineOptions::fields(FieldVisitor& v) {
   v.flag({"humanline", "limit each token's log(pi/pi_ref) to [log_epsilon_p, log_epsilon_r]"},
          humanline);
   v.real({"log_epsilon_p", "lower limit of humanline, nats", {"log_epsilon_P"}}, log_epsilon_p,
-         Range{.max = 0});
+         Range{.max = 0}.because(kRatioReason));
   v.real({"log_epsilon_r", "upper limit of humanline, nats", {"log_epsilon_R"}}, log_epsilon_r,
-         Range::at_least(0));
+         Range::at_least(0).because(kRatioReason));
 }
 
 std::optional<LogRatioLimits> HumanlineOptions::limits(std::string_view where) const {

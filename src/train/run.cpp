@@ -177,6 +177,12 @@ class Run {
   /// Seconds that earlier processes took. Not of a checkpoint, which is the same to the last bit
   /// however often a run was broken off.
   void count_from(double seconds) { seconds_before_ = seconds; }
+  /// The same of the run's own folder, which may have the line that an error kept from being known
+  /// as written.
+  void go_on_from(const RunFolder::Kept& kept) {
+    count_from(kept.seconds);
+    if (kept.logged_step == steps_done()) window_.clear();
+  }
 
   /// Evaluates before the first step, which shows what metrics evaluations have, and writes
   /// nothing. Throws ConfigError if the best one is to be found by another.
@@ -733,7 +739,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   const bool is_in_place = from && from->is_in_place;
   const std::int64_t start = is_in_place ? trainer.steps_done() : 0;
   if (is_in_place) {
-    run.count_from(
+    run.go_on_from(
         folder.resume(config, detail::environment(), start, run.evaluation_is_due(), note));
     folder.checkpoints().link("last", start);
     folder.checkpoints().link_best(run.selection().best_steps());

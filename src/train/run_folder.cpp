@@ -56,7 +56,7 @@ struct CutLines {
   std::string kept;
   std::int64_t later = 0;
   std::int64_t broken = 0;
-  double seconds = 0;  ///< that the run had taken by the last line
+  RunFolder::Kept said;
 };
 
 CutLines cut_lines(std::string_view text, std::int64_t step, bool evaluation_is_due = false) {
@@ -75,7 +75,8 @@ CutLines cut_lines(std::string_view text, std::int64_t step, bool evaluation_is_
     } else {
       cut.kept += line;
       const Json seconds = value.value("seconds", Json());
-      if (seconds.is_number()) cut.seconds = seconds.get<double>();
+      if (seconds.is_number()) cut.said.seconds = seconds.get<double>();
+      if (!has_evaluation(value)) cut.said.logged_step = value.at("step").get<std::int64_t>();
     }
   }
   return cut;
@@ -130,7 +131,7 @@ double number_in(const Json& value) {
 double seconds_by(const std::string& folder, std::int64_t step) {
   std::string text;
   const std::string why = try_read_file(folder + "/metrics.jsonl", text);
-  return why.empty() ? cut_lines(text, step).seconds : 0;
+  return why.empty() ? cut_lines(text, step).said.seconds : 0;
 }
 
 RunFolder::RunFolder(std::string path)
@@ -219,12 +220,12 @@ void RunFolder::start(const Json& config, const Json& environment) {
   open_metrics();
 }
 
-double RunFolder::resume(const Json& config, const Json& environment, std::int64_t step,
-                         bool evaluation_is_due, const Note& note) {
+RunFolder::Kept RunFolder::resume(const Json& config, const Json& environment, std::int64_t step,
+                                  bool evaluation_is_due, const Note& note) {
   remove_unfinished();
   write_descriptions(config, environment);
   const std::string path = file("metrics.jsonl");
-  double seconds = 0;
+  Kept kept;
   std::error_code error;
   if (fs::exists(path, error)) {
     const CutLines cut = cut_lines(read_file<CheckpointError>(path), step, evaluation_is_due);
@@ -233,10 +234,10 @@ double RunFolder::resume(const Json& config, const Json& environment, std::int64
     }
     if (cut.broken > 0) note(fmt::format("metrics.jsonl: {} broken lines are cut off", cut.broken));
     if (cut.later + cut.broken > 0) write_file<CheckpointError>(path, cut.kept);
-    seconds = cut.seconds;
+    kept = cut.said;
   }
   open_metrics();
-  return seconds;
+  return kept;
 }
 
 void RunFolder::remove_unfinished() const {

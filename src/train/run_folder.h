@@ -42,11 +42,16 @@ class RunFolder {
 
   /// Writes config.json and env.json and opens an empty metrics.jsonl.
   void start(const Json& config, const Json& environment);
+  /// What the lines of metrics.jsonl say that a resumed run keeps.
+  struct Kept {
+    double seconds = 0;             ///< that the run had taken by the last one
+    std::int64_t logged_step = -1;  ///< of the last one that is no evaluation's
+  };
   /// The same for a run that goes on after `step`: lines of metrics.jsonl that are later or broken
   /// are cut off, which `note` hears, and where `evaluation_is_due` that of this step's evaluation
-  /// as well. Gives the seconds that the lines before speak of.
-  double resume(const Json& config, const Json& environment, std::int64_t step,
-                bool evaluation_is_due, const Note& note);
+  /// as well.
+  Kept resume(const Json& config, const Json& environment, std::int64_t step,
+              bool evaluation_is_due, const Note& note);
 
   void append_metrics(const Json& line);
   /// Metrics outlive a power cut from here on.

@@ -97,7 +97,7 @@ double row_of(const at::Tensor& x, std::size_t i) {
 // A token counts in the sum over its completion and, if it is one of the first, in the head's.
 void check_gradient_of_tokens(const json& golden, const json& rows, const char* key,
                               const at::Tensor& full, const at::Tensor& head) {
-  const json& expected = golden["expected"][key];
+  const json expected = golden["expected"].value(key, json::array());
   for (std::size_t i = 0; i < expected.size(); ++i) {
     const bool is_pair = rows[i].contains("rejected_logps");
     const std::size_t shared =

@@ -226,7 +226,6 @@ TEST_CASE("prefopt eval: the reference is sampled in parts, with the same result
   SamplingOptions sampling;
   sampling.max_new_tokens = 4;
   sampling.seed = 4;  // the next one to the policy's
-  sampling.eos_id = reference->options().eos_token_id;
   const auto completions = sample(*reference, prompts, sampling);
   std::map<std::string, std::string> by_prompt;
   for (std::size_t i = 0; i < prompts.size(); ++i) {

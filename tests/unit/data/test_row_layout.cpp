@@ -49,6 +49,13 @@ const Tokenizer& small_tokenizer() {
   return *tokenizer;
 }
 
+/// All of it: decode() leaves out the tokens of a chat format.
+std::string spelled_by(const std::vector<std::int64_t>& ids) {
+  std::string text;
+  for (const std::int64_t id : ids) text += small_tokenizer().spelling(id);
+  return text;
+}
+
 std::string lines_of(const std::vector<json>& rows) {
   std::string text;
   for (const json& row : rows) text += row.dump() + "\n";
@@ -84,7 +91,7 @@ void check_texts(const std::vector<json>& rows, const std::vector<Texts>& expect
     for (std::size_t i = 0; i < expected.size(); ++i) {
       INFO("row " << i << ": " << rows[i].dump());
       const TokenPair& pair = dataset.pairs[i];
-      CHECK(small_tokenizer().decode(pair.prompt) == expected[i].prompt);
+      CHECK(spelled_by(pair.prompt) == expected[i].prompt);
       CHECK(pair.prompt == small_tokenizer().encode(expected[i].prompt));
       CHECK(pair.chosen == small_tokenizer().encode(expected[i].chosen));
       CHECK(pair.rejected == small_tokenizer().encode(expected[i].rejected));
@@ -97,8 +104,8 @@ Texts texts_of(const json& row, const std::string& columns = "{}", const RowNeed
   const Dataset dataset = load_rows(row.dump(), chat_options(columns), needs);
   REQUIRE(dataset.pairs.size() == 1);
   const TokenPair& pair = dataset.pairs.front();
-  return {small_tokenizer().decode(pair.prompt), small_tokenizer().decode(pair.chosen),
-          small_tokenizer().decode(pair.rejected)};
+  return {spelled_by(pair.prompt), spelled_by(pair.chosen),
+          spelled_by(pair.rejected)};
 }
 
 void check_row(const json& row, const Texts& expected, const std::string& columns = "{}",
@@ -250,7 +257,7 @@ TEST_CASE("rows of UltraFeedback: lists that repeat the prompt, scores", "[data]
   REQUIRE(scored.pairs.size() == kRowsOfALayout / 2);
   CHECK(scored.pairs[0].columns[Column::kMargin] == 2.5);
   CHECK(scored.report.unread ==
-        std::map<std::string, std::int64_t>{{"messages", 10}, {"prompt_id", 10}});
+        std::map<std::string, std::int64_t>{{"prompt_id", 10}});  // messages repeat chosen
 }
 
 TEST_CASE("rows of OpenAI: input.messages and two outputs", "[data]") {
@@ -293,12 +300,9 @@ TEST_CASE("rows of hh-rlhf: dialogues in text", "[data]") {
   const Dataset dataset = load_rows(lines_of(rows), chat_options());
   REQUIRE(dataset.pairs.size() == kRowsOfALayout);
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    const auto decoded = [](const std::vector<std::int64_t>& ids) {
-      return small_tokenizer().decode(ids);
-    };
-    CHECK(decoded(dataset.pairs[i].prompt).ends_with(prompts[i]));
-    CHECK(decoded(dataset.pairs[i].chosen).starts_with(good[i]));
-    CHECK(decoded(dataset.pairs[i].rejected).starts_with(bad[i]));
+    CHECK(spelled_by(dataset.pairs[i].prompt).ends_with(prompts[i]));
+    CHECK(spelled_by(dataset.pairs[i].chosen).starts_with(good[i]));
+    CHECK(spelled_by(dataset.pairs[i].rejected).starts_with(bad[i]));
   }
   CHECK(dataset.report.summary().empty());
 }
@@ -487,7 +491,7 @@ TEST_CASE("a prompt column that nothing reads is an error by its name", "[data]"
     lenient.unused = UnusedColumns::kNote;
     lenient.unusable = RowPolicy::kDrop;  // without it, a prompt may be empty
     const std::string other = needs.rejected ? R"({"prompt": "p", "chosen": "c", "rejected": "d"})"
-                                             : R"({"text": "x"})";
+                                             : R"({"prompt": "p", "completion": "x"})";
     const Dataset noted = load_rows(row.dump() + "\n" + other, lenient, needs);
     CHECK(noted.report.unread.at(column) == 1);
     CHECK(noted.report.summary().find("text that nothing reads: '" + column + "' (50 % of") !=
@@ -550,7 +554,7 @@ TEST_CASE("data.columns says what columns are", "[data]") {
                 chat_options(R"({"prompt": "frage", "completion": "antwort", "label": "gut"})"),
                 kLabelledOne);
   CHECK(labelled.pairs.at(0).columns[Column::kLabel] == 0);
-  CHECK(small_tokenizer().decode(labelled.pairs[0].prompt).ends_with("Q?"));
+  CHECK(spelled_by(labelled.pairs[0].prompt).ends_with("Q?"));
   CHECK(load_rows(pair_row({{"prompt", "a"}, {"gap", 3}, {"margin", 1}}).dump(),
                   chat_options(R"({"margin": "gap"})"), {.columns = {Column::kMargin}})
             .pairs.at(0)
@@ -649,8 +653,8 @@ TEST_CASE("calls of functions are turns of the assistant", "[data]") {
   DataOptions keep = chat_options();
   keep.tool_calls = RowPolicy::kKeep;
   const TokenPair pair = load_rows(talk(call).dump(), keep, kOne).pairs.at(0);
-  CHECK(small_tokenizer().decode(pair.prompt) == asked(turn("user", "Q")));
-  CHECK(small_tokenizer().decode(pair.chosen) ==
+  CHECK(spelled_by(pair.prompt) == asked(turn("user", "Q")));
+  CHECK(spelled_by(pair.chosen) ==
         "<|im_end|>\n" + turn("tool", "12") + "<|im_start|>assistant\n" + answered("Twelve"));
 }
 
@@ -669,7 +673,7 @@ TEST_CASE("NaN and Infinity are a defect of what is read, and no other", "[data]
       R"("question": NaN, "meta": {"x": [-Infinity, Infinity]}})";
   const Dataset dataset = load_rows(unread_ones, chat_options());
   CHECK(dataset.report.summary().empty());
-  CHECK(small_tokenizer().decode(dataset.pairs.at(0).chosen).starts_with("Infinity \" NaN"));
+  CHECK(spelled_by(dataset.pairs.at(0).chosen).starts_with("Infinity \" NaN"));
   DataOptions dropping = chat_options();
   dropping.unusable = RowPolicy::kDrop;
   CHECK(load_rows(unread_ones + "\n" + R"({"prompt": NaN, "chosen": "a", "rejected": "b"})",
@@ -697,7 +701,7 @@ TEST_CASE("half of a surrogate pair is no UTF-8", "[data]") {
     keep.invalid_utf8 = DefectPolicy::kKeep;
     const Dataset kept = load_rows(row(text), keep);
     CHECK(kept.report.summary() == "kept 1 row: invalid UTF-8 (line 1)");
-    CHECK(small_tokenizer().decode(kept.pairs.at(0).chosen).starts_with(mended));
+    CHECK(spelled_by(kept.pairs.at(0).chosen).starts_with(mended));
     DataOptions drop = chat_options();
     drop.invalid_utf8 = DefectPolicy::kDrop;
     CHECK(load_rows(row(text) + "\n" + row("fine"), drop).report.summary() ==

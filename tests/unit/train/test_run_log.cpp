@@ -203,14 +203,16 @@ TEST_CASE("a run that goes on leaves the logs of one that never stopped", "[trai
   CHECK(says_so);
 }
 
-TEST_CASE("a run that starts anew keeps no log of an earlier try", "[train]") {
+TEST_CASE("a run that starts again keeps no log of an earlier try", "[train]") {
   const Scene scene;
-  fs::create_directories(scene.file("run"));
+  const auto options = scene.options("run", "sft");
+  RunEvents killed;
+  killed.step = [](std::int64_t, std::int64_t, const Metrics&) { throw 1; };
+  CHECK_THROWS_AS(run_training(options, killed), int);
   for (const auto* name : {"samples.jsonl", "notes.jsonl"}) {
     write_text(scene.file("run/") + name, "{\"step\": 0, \"note\": \"of an earlier try\"}\n");
   }
-  const auto options = scene.options("run", "sft");
-  run_training(options);
+  run_training(options, {}, "auto");
   for (const auto* name : {"/samples.jsonl", "/notes.jsonl"}) {
     CHECK(read_text(options.output_dir + name).find("of an earlier try") == std::string::npos);
   }
