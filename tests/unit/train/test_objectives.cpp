@@ -407,12 +407,16 @@ double kl_of(const std::vector<TokenPair>& rows, const BigramPolicy& policy,
 }
 
 TEST_CASE("KTO's other row goes by place in the step and has another prompt", "[train]") {
-  std::vector<TokenPair> rows = {{.prompt = {0}, .chosen = {1, 2, 3, 4, 4, 1}},
-                                 {.prompt = {0}, .chosen = {4}},
-                                 {.prompt = {2, 1}, .chosen = {3, 3}},
-                                 {.prompt = {3}, .chosen = {0, 2, 2, 2, 1}},
-                                 {.prompt = {3}, .chosen = {1}},
-                                 {.prompt = {0}, .chosen = {2, 0, 0}}};
+  std::vector<TokenPair> rows;
+  for (const auto& [prompt, completion] :
+       std::vector<std::pair<Tokens, Tokens>>{{{0}, {1, 2, 3, 4, 4, 1}},
+                                              {{0}, {4}},
+                                              {{2, 1}, {3, 3}},
+                                              {{3}, {0, 2, 2, 2, 1}},
+                                              {{3}, {1}},
+                                              {{0}, {2, 0, 0}}}) {
+    rows.push_back({.prompt = prompt, .chosen = completion, .rejected = {}});
+  }
   for (std::size_t i = 0; i < rows.size(); ++i) {
     rows[i].columns[Column::kLabel] = i % 2 == 0 ? 1 : 0;
   }

@@ -44,6 +44,7 @@ struct WatchedLoss {
     LossInfo info = DpoLoss::info();
     info.name = "watched_dpo";
     info.aliases = {};
+    info.presets = {};
     return info;
   }
   NoOptions options() const { return {}; }

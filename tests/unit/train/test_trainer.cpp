@@ -747,7 +747,9 @@ TEST_CASE("a policy that autograd differentiates adds up in float32 as well", "[
     return policy->table().grad().to(at::kDouble);
   };
   std::vector<TokenPair> rows;
-  for (int i = 0; i < 300; ++i) rows.push_back({.prompt = {i % 5}, .chosen = {1 + i % 3}});
+  for (int i = 0; i < 300; ++i) {
+    rows.push_back({.prompt = {i % 5}, .chosen = {1 + i % 3}, .rejected = {}});
+  }
   at::Tensor sum = at::zeros({kVocab, kVocab}, at::kDouble);
   for (const TokenPair& row : rows) sum += gradient_of_rows({row}, 0) / 300.0;
   const at::Tensor cut = gradient_of_rows(rows, 1);
