@@ -315,8 +315,10 @@ TEST_CASE("prefopt loss: single completions with a label", "[cli]") {
   check_close(got.at("grad_chosen")[1][0], 0.25 * sigmoid(1) * sigmoid(-1), 1e-14);
   CHECK(got.at("metrics") == json{{"rewards/chosen", 1},
                                   {"rewards/rejected", -0.5},
+                                  {"rewards/margins", 1.5},
                                   {"logps/chosen", -2},
-                                  {"logps/rejected", -5}});
+                                  {"logps/rejected", -5},
+                                  {"kl", 1}});
 
   const auto refused = [&](const std::string& type, const std::string& row,
                            const std::string& sentence) {
