@@ -32,9 +32,9 @@ const std::set<std::string> kFailingNetworks{
 };
 
 // Sums in another order end in other networks. Runs are held to one set of instructions, but the
-// next LibTorch or compiler has other sums too. So a verdict is checked only if it was the documented
-// one with each set that was tried, and the end of its interval that decides was at least this far
-// from its limit, in widths of the interval.
+// next LibTorch or compiler has other sums too. So a verdict is checked only if it was the
+// documented one with each set that was tried, and the end of its interval that decides was at
+// least this far from its limit, in widths of the interval.
 constexpr double kLeastDistance = 0.25;
 
 using Distances = std::map<std::string, double>;
