@@ -36,9 +36,7 @@ constexpr std::array<SimdNames, 3> kSimdNames{{
     {SimdLimit::kAvx512, "avx512", "avx512", "AVX512", "AVX512", "AVX512_CORE", "AVX512"},
 }};
 
-const SimdNames& names_of(SimdLimit limit) {
-  return kSimdNames[static_cast<std::size_t>(limit)];
-}
+const SimdNames& names_of(SimdLimit limit) { return kSimdNames[static_cast<std::size_t>(limit)]; }
 
 #if HWY_ARCH_X86
 /// The bit of the best of Highway's targets within a limit; better ones have lower bits.
@@ -78,8 +76,8 @@ bool has_simd(SimdLimit limit) {
 void hold_simd(SimdLimit limit) {
   const SimdNames& names = names_of(limit);
   if (!has_simd(limit)) {
-    throw ConfigError(std::string(kSimdVariable) +
-                      ": expected instructions of this machine, got " + names.name);
+    throw ConfigError(std::string(kSimdVariable) + ": expected instructions of this machine, got " +
+                      names.name);
   }
 #if HWY_ARCH_X86
   hwy::DisableTargets(best_target(limit) - 1);

@@ -135,8 +135,8 @@ Report neural_coverage(const Settings& settings) {
 Report neural_coverage(const Settings& settings, Length length) {
   const std::vector<double> all = rarities(settings.quick);
   const Columns columns{all.size()};
-  const auto by_seed = for_each_seed(
-      settings.seeds, [&](int seed) { return run_seed(seed, all, length); });
+  const auto by_seed =
+      for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, all, length); });
   Report report;
   draw(by_seed, columns, report);
 

@@ -76,15 +76,13 @@ std::vector<double> run_seed(int number, const std::vector<double>& ns, Length l
 
 }  // namespace
 
-Report neural_noise(const Settings& settings) {
-  return neural_noise(settings, Length::kWhole);
-}
+Report neural_noise(const Settings& settings) { return neural_noise(settings, Length::kWhole); }
 
 Report neural_noise(const Settings& settings, Length length) {
   const std::vector<double> ns = counts(settings.quick);
   const std::size_t points = ns.size();
-  const auto by_seed = for_each_seed(
-      settings.seeds, [&](int seed) { return run_seed(seed, ns, length); });
+  const auto by_seed =
+      for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, ns, length); });
   Report report{.data = {{"neural-noise", {"policy", "case", "n", "gap", "low", "high"}}}};
   detail::Chart chart{.title = "Wrong labels: a transformer beside the exact optimum",
                       .x_label = "pairs",

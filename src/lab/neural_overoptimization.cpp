@@ -63,7 +63,8 @@ enum : std::size_t {
 std::vector<int> checkpoints(Length length) {
   constexpr int kSteps = 1024, kBriefSteps = 512;
   std::vector<int> steps{0};
-  for (int step = 1; step <= (length == Length::kBrief ? kBriefSteps : kSteps); step *= 2) steps.push_back(step);
+  for (int step = 1; step <= (length == Length::kBrief ? kBriefSteps : kSteps); step *= 2)
+    steps.push_back(step);
   return steps;
 }
 

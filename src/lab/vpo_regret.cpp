@@ -42,6 +42,7 @@ struct World {
   }
 
   std::string config(const std::string& mode, double weight, double pairs) const {
+    if (weight == 0) return fmt::format(R"({{"type": "dpo", "beta": {}}})", kBeta);
     return fmt::format(
         R"({{"type": "vpo", "beta": {}, "alpha": {}, "mode": "{}", "calibration": "samples"}})",
         kBeta, weight / pairs, mode);

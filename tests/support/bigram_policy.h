@@ -44,7 +44,7 @@ class BigramPolicy final : public Policy {
   const at::Tensor& table() const { return table_; }
   const at::Tensor& bias() const { return bias_; }
   double logit(std::int64_t from, std::int64_t to) const {
-    return table_[from][to].item<double>() + bias_[to].item<double>();
+    return table_.const_data_ptr<double>()[from * kVocab + to] + bias_.const_data_ptr<double>()[to];
   }
   /// log pi(to | from), by its formula.
   double logp(std::int64_t from, std::int64_t to) const {

@@ -32,15 +32,15 @@ const std::set<std::string> kFailingNetworks{
 };
 
 // Sums in another order end in other networks. Runs are held to one set of instructions, but the
-// next LibTorch or compiler has other sums too. So a verdict is checked only if with each set that
-// was tried (avx2, avx512, scalar) it is that of the full form in docs/lab.md, and the end of its
-// interval that decides is this far from its limit, in widths of the interval.
+// next LibTorch or compiler has other sums too. So a verdict is checked only if it was the
+// documented one with each set that was tried, and the end of its interval that decides was at
+// least this far from its limit, in widths of the interval.
 constexpr double kLeastDistance = 0.25;
 
 using Distances = std::map<std::string, double>;
 
-/// Those that are left out, with the least distance measured; below 0 the verdict was another than
-/// the full form's. Six networks, trained as long as there.
+/// Those that are left out, with the least distance of them all; below 0 the claim did not hold.
+/// Six networks, trained as long as in the full form: avx2, and avx512 but for overoptimization.
 const Distances kUnsettled{
     {"transformer: DPO's gap stops falling: share left at the most pairs", 0.13},
     {"transformer: and falls: lost from step 256 to the end", -0.02},
@@ -51,13 +51,32 @@ const Distances kUnsettled{
     {"control, transformer: not where strings without data are as good as they look: by", -0.07},
     {"transformer: DPO's KL(π ‖ π_ref) grows with log(1/p): slope", -0.29},
     {"where p is least DPO's KL, transformer over log-linear", -0.39},
-    {"the same with all strings covered", -3.13},
-    {"control, transformer: with all strings covered it is not: by", -0.22},
-    {"transformer: and above the reference's: by", 0.11},
+    {"the same with all strings covered", 0.13},
+    {"control, transformer: with all strings covered it is not: by", 0.001},
+    {"transformer: and above the reference's: by", -0.25},
 };
 
-/// Two networks, trained briefly.
+/// Two networks, trained briefly: avx2, avx512 and scalar. Much of what is here takes longer.
 const Distances kBriefUnsettled{
+    {"transformer: rDPO's falls: share left", -1.24},
+    {"control, transformer: without flips DPO's gap falls: share left", -0.81},
+    {"transformer: and falls: lost from step 256 to the end", -63.31},
+    {"log-linear, the same pairs: lost from step 32", 0.08},
+    {"control, transformer: with new pairs of all strings: lost", -0.29},
+    {"transformer: DPO loses more than where they are as good as they look: by", -1.00},
+    {"transformer: RPO ends above DPO: by", -3.64},
+    {"open language: DPO goes to what is no string: probability", 0.249},
+    {"open language: RPO does not: probability", 0.16},
+    {"transformer: DPO's KL(π ‖ π_ref) grows with log(1/p): slope", -0.59},
+    {"control, transformer: with all strings covered it hardly grows: slope", -0.28},
+    {"where p is least DPO's KL, transformer over log-linear", -0.66},
+    {"the same with all strings covered", -0.95},
+    {"transformer: where p is least DPO's KL is above that bound: KL", -0.08},
+    {"control, transformer: with all strings covered it is not: KL", -0.48},
+    {"transformer: DPO's KL is larger than with all strings covered: by", 0.06},
+    {"transformer: where p is least HyPO's reward is above DPO's: by", -0.47},
+    {"control, transformer: with all strings covered it is not: by", 0.015},
+    {"transformer: and above the reference's: by", -0.29},
 };
 
 double number_at(std::string_view text) {
@@ -158,12 +177,11 @@ TEST_CASE("lab: every claim about tables holds, or fails as documented", "[lab]"
   CHECK(failed == kFailing);
 }
 
-TEST_CASE("lab: claims hold, or fail as documented, for networks after a brief training", "[lab]") {
+TEST_CASE("lab: what a brief training of networks settles is as documented", "[lab]") {
   check_networks(Length::kBrief, 2, kBriefUnsettled);
 }
 
-TEST_CASE("lab: claims hold, or fail as documented, for networks after the whole training",
-          "[lab][.long]") {
+TEST_CASE("lab: what the whole training of networks settles is as documented", "[lab][.long]") {
   check_networks(Length::kWhole, 6, kUnsettled);
 }
 

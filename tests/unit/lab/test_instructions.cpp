@@ -28,8 +28,7 @@ double trained_weights(int seed) {
                                 .learning_rate = 1e-2,
                                 .steps = 12,
                                 .batch = 8};
-  const auto network =
-      train_network(*reference, pairs, training, static_cast<std::uint64_t>(seed));
+  const auto network = train_network(*reference, pairs, training, static_cast<std::uint64_t>(seed));
   std::string bytes;
   for (const NamedParameter& parameter : network->named_parameters()) {
     const at::Tensor values = parameter.value.detach().contiguous();

@@ -251,33 +251,39 @@ TEST_CASE("every loss gets what it asks for, and a step may be cut anyhow", "[tr
     const LossRequirements needs = loss.requirements();
     const auto reference = std::make_shared<BigramPolicy>(8);
     const json full = json::parse(loss.config());
+    const BigramPolicy start(9);
+    const ExactPairLogps in = exact_inputs(start, *reference, rows, needs, start);
+    const auto oracle = loss_oracle(full, in);
+    REQUIRE(oracle.has_value());
+    // Differences of the oracle in the parameters; what is without gradient stays where it was.
+    constexpr std::array kEntries{std::pair{0, 1}, std::pair{1, 3}, std::pair{3, 2},
+                                  std::pair{4, 4}};
+    std::vector<double> expected;
+    for (const auto& [from, to] : kEntries) {
+      const auto moved = [&, from = from, to = to](double by) {
+        const BigramPolicy other(start.table(), start.bias());
+        other.table()[from][to].add_(by);
+        return static_cast<double>(
+            loss_oracle(full, exact_inputs(other, *reference, rows, needs, start), &in)->loss);
+      };
+      constexpr double kStep = 1e-5;
+      expected.push_back((moved(kStep) - moved(-kStep)) / (2 * kStep));
+    }
     for (const std::int64_t micro : {0, 1, 2}) {
       CAPTURE(micro);
       const auto policy = std::make_shared<BigramPolicy>(9);
-      const ExactPairLogps in = exact_inputs(*policy, *reference, rows, needs, *policy);
       TrainerOptions options;
       options.optimizer.schedule = Schedule::kConstant;
       options.micro_batch_size = micro;
       Trainer trainer(policy, make_frozen_reference(reference), loss, options);
       const Metrics metrics = trainer.accumulate_gradients(rows);
-      const auto oracle = loss_oracle(full, in);
-      REQUIRE(oracle.has_value());
       CHECK(metric(metrics, "loss") ==
             Approx(static_cast<double>(oracle->loss)).epsilon(1e-10).margin(1e-12));
-
-      // Differences of the oracle in the parameters; what is without gradient stays where it was.
-      for (const auto& [from, to] : {std::pair{0, 1}, {1, 3}, {3, 2}, {4, 4}}) {
+      for (std::size_t i = 0; i < kEntries.size(); ++i) {
+        const auto [from, to] = kEntries[i];
         CAPTURE(from, to);
-        const auto moved = [&, from = from, to = to](double by) {
-          const BigramPolicy other(policy->table(), policy->bias());
-          other.table()[from][to].add_(by);
-          return static_cast<double>(
-              loss_oracle(full, exact_inputs(other, *reference, rows, needs, *policy), &in)->loss);
-        };
-        constexpr double kStep = 1e-5;
-        const double expected = (moved(kStep) - moved(-kStep)) / (2 * kStep);
         CHECK(policy->table().grad()[from][to].item<double>() ==
-              Approx(expected).epsilon(1e-6).margin(1e-7));
+              Approx(expected[i]).epsilon(1e-6).margin(1e-7));
       }
     }
   }
