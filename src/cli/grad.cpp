@@ -34,8 +34,8 @@ void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& e
   }
   RowNeeds of_rows = row_needs(needs);
   of_rows.context_length = policy->options().max_position_embeddings;
-  const auto pairs =
-      read_pairs(arguments.data, *tokenizer, arguments.chat_format, of_rows, arguments.columns, err);
+  const auto pairs = read_pairs(arguments.data, *tokenizer, arguments.chat_format, of_rows,
+                                arguments.columns, err);
   detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
   detail::check_row_lengths(pairs, *policy, arguments.data);
 

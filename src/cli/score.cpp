@@ -42,10 +42,9 @@ void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream&
   }
   const auto tokenizer = load_tokenizer(arguments);
   const auto policy = load_model(arguments, err);
-  const auto pairs =
-      read_pairs(arguments.data, *tokenizer, arguments.chat_format,
-                 {.context_length = policy->options().max_position_embeddings},
-                 arguments.columns, err);
+  const auto pairs = read_pairs(arguments.data, *tokenizer, arguments.chat_format,
+                                {.context_length = policy->options().max_position_embeddings},
+                                arguments.columns, err);
   detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
   detail::check_row_lengths(pairs, *policy, arguments.data);
 

@@ -9,8 +9,8 @@
 
 namespace prefopt::detail {
 
-/// Puts NaN, Infinity and -Infinity, which Python's json writes bare, into quotes, led by `mark`, so
-/// that they get past a parser. `mark` is written as it stands between quotes of JSON.
+/// Puts NaN, Infinity and -Infinity, which Python's json writes bare, into quotes, led by `mark`,
+/// so that they get past a parser. `mark` is written as it stands between quotes of JSON.
 std::string quote_non_finite(std::string_view json, std::string_view mark = "");
 
 /// Offset of the first escape `\uXXXX` that is one half of a surrogate pair without the other, or

@@ -37,10 +37,10 @@ struct LineReading {
   std::int64_t context_length = 0;  ///< of the model, in tokens; 0: not known
 };
 
-/// parse_row under all options, whose `chat_format` has to be a format, not "auto". Throws LineError
-/// where parse_row throws DataError, and leaves columns that nothing reads to `trace`.
-PreferenceRow parse_line(std::string_view json, std::string_view where,
-                         const DataOptions& options, const LineReading& reading, RowTrace& trace);
+/// parse_row under all options, whose `chat_format` has to be a format, not "auto". Throws
+/// LineError where parse_row throws DataError, and leaves columns that nothing reads to `trace`.
+PreferenceRow parse_line(std::string_view json, std::string_view where, const DataOptions& options,
+                         const LineReading& reading, RowTrace& trace);
 
 /// Throws DataError, led by `where`, for a column of a prompt that nothing reads, unless the option
 /// `unused` lets it pass.

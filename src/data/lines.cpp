@@ -131,8 +131,9 @@ class LineCutter final : public RowCutter {
 class ElementCutter final : public RowCutter {
  public:
   ElementCutter(const std::string& path, const TakeRow& row, bool is_array)
-      : RowCutter(path, row), is_array_(is_array), state_(is_array ? State::kBefore
-                                                                   : State::kBetween) {}
+      : RowCutter(path, row),
+        is_array_(is_array),
+        state_(is_array ? State::kBefore : State::kBetween) {}
 
   bool feed(std::string_view block) override {
     std::size_t begin = 0;  // of what belongs to the element in this block
@@ -158,9 +159,10 @@ class ElementCutter final : public RowCutter {
     if (state_ == State::kInside && !is_array_) {
       finish_element();
     } else if (is_array_ && state_ != State::kAfter) {
-      throw DataError(fmt::format("{}: expected a whole JSON array, got the end of the file after "
-                                  "line {}; the file was cut off",
-                                  path_, line_));
+      throw DataError(
+          fmt::format("{}: expected a whole JSON array, got the end of the file after "
+                      "line {}; the file was cut off",
+                      path_, line_));
     }
   }
 
@@ -178,9 +180,10 @@ class ElementCutter final : public RowCutter {
         state_ = State::kBetween;
         return false;
       case State::kAfter:
-        throw DataError(fmt::format("{}:{}: expected the end of the file after the JSON array, got "
-                                    "more; a file is one array of rows, or a row a line",
-                                    path_, line_));
+        throw DataError(
+            fmt::format("{}:{}: expected the end of the file after the JSON array, got "
+                        "more; a file is one array of rows, or a row a line",
+                        path_, line_));
       case State::kBetween:
       case State::kInside:
         break;
@@ -263,7 +266,9 @@ constexpr OtherKind kOtherKinds[] = {
     {"PK\x03\x04", "a ZIP archive", kUnpack},
     {"\x28\xB5\x2F\xFD", "a Zstandard file", kUnpack},
     {"BZh", "a bzip2 file", kUnpack},
-    {"\xFD" "7zXZ", "an xz file", kUnpack},
+    {"\xFD"
+     "7zXZ",
+     "an xz file", kUnpack},
     {"\xFF\xFE", "UTF-16", kAsUtf8},
     {"\xFE\xFF", "UTF-16", kAsUtf8},
     {{"{\0", 2}, "UTF-16", kAsUtf8},

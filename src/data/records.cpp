@@ -509,8 +509,8 @@ PreferenceRow detail::parse_line(std::string_view json, std::string_view where,
                                 where, json.substr(at, 6), at));
   }
   const ChatWriter chat(options.chat_format, where);
-  const RowUse use = reading.prompt_alone       ? RowUse::kPrompt
-                     : reading.needs == nullptr ? RowUse::kAny
+  const RowUse use = reading.prompt_alone        ? RowUse::kPrompt
+                     : reading.needs == nullptr  ? RowUse::kAny
                      : reading.needs->unpaired() ? RowUse::kLabelled
                                                  : RowUse::kWhole;
   try {

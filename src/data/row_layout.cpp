@@ -22,10 +22,10 @@ namespace {
 using RowJson = SortedJson;
 
 constexpr std::array<std::string_view, 21> kColumnFields{
-    "prompt",       "system",           "instruction",    "input",    "question",
-    "history",      "chosen",           "rejected",       "gold",     "completion",
-    "messages",     "text",             "label",          "margin",   "weight",
-    "score_chosen", "score_rejected",   "label_prob",     "tools",    "chosen_win_rate",
+    "prompt",           "system",         "instruction", "input",  "question",
+    "history",          "chosen",         "rejected",    "gold",   "completion",
+    "messages",         "text",           "label",       "margin", "weight",
+    "score_chosen",     "score_rejected", "label_prob",  "tools",  "chosen_win_rate",
     "rejected_win_rate"};
 
 /// Fields whose column a row has to have once the mapping names it: without it, the row would be
@@ -37,8 +37,8 @@ constexpr std::array<std::string_view, 7> kPromptFields{
     "prompt", "system", "instruction", "input", "question", "history", "tools"};
 
 constexpr std::array<std::string_view, 8> kNumberFields{
-    "label",      "margin",          "weight",            "score_chosen", "score_rejected",
-    "label_prob", "chosen_win_rate", "rejected_win_rate"};
+    "label",          "margin",     "weight",          "score_chosen",
+    "score_rejected", "label_prob", "chosen_win_rate", "rejected_win_rate"};
 
 constexpr std::array<std::pair<std::string_view, std::string_view>, 4> kRoleFields{
     {{"user", "user"},
@@ -48,12 +48,24 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 4> kRoleFiel
 
 /// In lower case.
 constexpr std::array<std::pair<std::string_view, std::string_view>, 18> kKnownRoles{
-    {{"system", "system"},       {"developer", "system"},    {"user", "user"},
-     {"human", "user"},          {"prompter", "user"},       {"assistant", "assistant"},
-     {"gpt", "assistant"},       {"chatgpt", "assistant"},   {"bot", "assistant"},
-     {"model", "assistant"},     {"ai", "assistant"},        {"chatbot", "assistant"},
-     {"tool", "tool"},           {"observation", "tool"},    {"function_response", "tool"},
-     {"function", "tool"},       {"ipython", "tool"},        {"tool_response", "tool"}}};
+    {{"system", "system"},
+     {"developer", "system"},
+     {"user", "user"},
+     {"human", "user"},
+     {"prompter", "user"},
+     {"assistant", "assistant"},
+     {"gpt", "assistant"},
+     {"chatgpt", "assistant"},
+     {"bot", "assistant"},
+     {"model", "assistant"},
+     {"ai", "assistant"},
+     {"chatbot", "assistant"},
+     {"tool", "tool"},
+     {"observation", "tool"},
+     {"function_response", "tool"},
+     {"function", "tool"},
+     {"ipython", "tool"},
+     {"tool_response", "tool"}}};
 
 /// Columns that hold a part of what a model is asked, by their names.
 constexpr std::array<std::string_view, 31> kPromptColumns{
@@ -144,8 +156,8 @@ bool is_non_finite(const RowJson& value) {
 }
 
 bool holds_non_finite(const RowJson& value) {
-  return is_non_finite(value) || (value.is_structured() &&
-                                  std::any_of(value.begin(), value.end(), holds_non_finite));
+  return is_non_finite(value) ||
+         (value.is_structured() && std::any_of(value.begin(), value.end(), holds_non_finite));
 }
 
 bool holds_text(const RowJson& value) {
@@ -228,8 +240,7 @@ bool is_repeated(std::string_view text, const RowJson& list) {
 /// One row on its way to the canonical keys.
 class RowForm {
  public:
-  RowForm(const RowLayout& layout, RowJson row, std::string_view where, RowUse use,
-          RowTrace& trace)
+  RowForm(const RowLayout& layout, RowJson row, std::string_view where, RowUse use, RowTrace& trace)
       : layout_(layout), row_(std::move(row)), where_(where), use_(use), trace_(trace) {
     const auto preset = std::find_if(kPresets.begin(), kPresets.end(), [&](const Preset& known) {
       return known.name == layout.preset();
@@ -271,8 +282,8 @@ class RowForm {
   template <class... Args>
   [[noreturn]] void fail(LineDefect defect, fmt::format_string<Args...> format,
                          Args&&... args) const {
-    throw LineError(defect, fmt::format("{}: {}", where_,
-                                        fmt::format(format, std::forward<Args>(args)...)));
+    throw LineError(
+        defect, fmt::format("{}: {}", where_, fmt::format(format, std::forward<Args>(args)...)));
   }
 
   void check_finite(std::string_view name, const RowJson& value) const {
@@ -647,7 +658,8 @@ class RowForm {
     return list_source(at_path("input.messages"));
   }
 
-  /// A conversation that waits for an answer. Where it ends with one of `answers`, that is left out.
+  /// A conversation that waits for an answer. Where it ends with one of `answers`, that is left
+  /// out.
   std::optional<Source> turns_source(const std::vector<Answer>& answers) {
     const Found found = find_turns();
     if (!found || !found.value->is_structured()) return std::nullopt;
@@ -655,8 +667,7 @@ class RowForm {
     if (role_at(source.value, /*last=*/true) != "assistant") return source;
     const std::string_view last = content_of(source.value.back());
     const bool is_answer = std::any_of(answers.begin(), answers.end(), [&](const Answer& answer) {
-      return (answer.value.is_string()
-                  ? stripped(answer.value.get_ref<const std::string&>())
+      return (answer.value.is_string() ? stripped(answer.value.get_ref<const std::string&>())
               : answer.value.is_array() && !answer.value.empty() ? content_of(answer.value.back())
                                                                  : std::string_view()) == last;
     });
@@ -692,9 +703,7 @@ class RowForm {
     return list;
   }
 
-  void use_paths(const Source& source) {
-    used_.insert(source.paths.begin(), source.paths.end());
-  }
+  void use_paths(const Source& source) { used_.insert(source.paths.begin(), source.paths.end()); }
 
   /// Settles the sources that are not read: those whose text is in the one that is need no remark.
   void settle_rest(const std::vector<Source>& sources, std::size_t read, const RowJson& list) {
@@ -911,8 +920,7 @@ class RowForm {
     if (is_chat) {
       for (Answer& answer : answers) {
         if (!answer.value.is_string()) continue;
-        answer.value =
-            RowJson::array({message_of("assistant", answer.value.get<std::string>())});
+        answer.value = RowJson::array({message_of("assistant", answer.value.get<std::string>())});
       }
     }
     if (source && source->value.is_array()) {
@@ -940,8 +948,7 @@ class RowForm {
            json_type_name(source.value));
     }
     if (is_blank_text(source.value)) {
-      fail(LineDefect::kMalformed, "expected '{}' to have a text, got none",
-           source.paths.front());
+      fail(LineDefect::kMalformed, "expected '{}' to have a text, got none", source.paths.front());
     }
   }
 
@@ -971,10 +978,10 @@ class RowForm {
       put_tools();
     }
     const Found label = find("label", {"label", "kto_tag"});
-    const bool has_answer = list.is_array() && list.size() > 1 &&
-                            role_at(list, /*last=*/true) == "assistant";
-    const bool is_labelled = use_ == RowUse::kLabelled ||
-                             (use_ == RowUse::kAny && has_answer && label && is_label(*label.value));
+    const bool has_answer =
+        list.is_array() && list.size() > 1 && role_at(list, /*last=*/true) == "assistant";
+    const bool is_labelled = use_ == RowUse::kLabelled || (use_ == RowUse::kAny && has_answer &&
+                                                           label && is_label(*label.value));
     if (!is_labelled || !list.is_array()) {
       out_["messages"] = std::move(list);
       return;
@@ -1028,9 +1035,9 @@ class RowForm {
   // --- The end
 
   void note_unread(const std::string& name, std::string_view key) {
-    const bool is_known = std::any_of(
-        trace_.unread.begin(), trace_.unread.end(),
-        [&](const UnreadColumn& column) { return column.name == name; });
+    const bool is_known =
+        std::any_of(trace_.unread.begin(), trace_.unread.end(),
+                    [&](const UnreadColumn& column) { return column.name == name; });
     if (is_known) return;
     trace_.unread.push_back(
         {name, doubtful_.contains(name) || is_among(kPromptColumns, lower_case(key))});
@@ -1209,8 +1216,8 @@ SortedJson parse_line_json(std::string_view json, std::string_view where) {
                     fmt::format("{}: expected JSON, got {}", where, defect.what()));
   }
   if (!row.is_object()) {
-    throw LineError(LineDefect::kMalformed, fmt::format("{}: expected an object, got {}", where,
-                                                        json_type_name(row)));
+    throw LineError(LineDefect::kMalformed,
+                    fmt::format("{}: expected an object, got {}", where, json_type_name(row)));
   }
   if (!mends) return row;
   const auto mend = [&](auto&& self, SortedJson& value) -> void {

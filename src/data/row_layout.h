@@ -25,7 +25,7 @@ struct UnreadColumn {
 struct RowTrace {
   std::vector<UnreadColumn> unread;
   std::vector<std::string> read;  ///< columns that the texts are made of
-  std::uint64_t found = 0;  ///< bit i: the row has the column of mapping()[i]
+  std::uint64_t found = 0;        ///< bit i: the row has the column of mapping()[i]
 };
 
 /// The part of a row that is wanted.
@@ -45,8 +45,8 @@ class RowLayout {
   explicit RowLayout(std::string_view columns = "{}", std::string_view where = "data.columns");
 
   /// The row under the keys prompt, chosen, rejected, gold, completion, messages, text, tools and
-  /// those of kColumnKeys, all of its other columns left as they are. Texts stay texts where the row
-  /// is plain text, else there are lists of {role, content, …}: a question, an instruction or a
+  /// those of kColumnKeys, all of its other columns left as they are. Texts stay texts where the
+  /// row is plain text, else there are lists of {role, content, …}: a question, an instruction or a
   /// system text make a conversation. A null is an absent key. A row of no known layout is left as
   /// it is. Throws LineError, led by `where`.
   SortedJson canonical(SortedJson row, std::string_view where, RowUse use, RowTrace& trace) const;

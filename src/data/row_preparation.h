@@ -85,7 +85,7 @@ struct PreparedRow {
   std::string refusal;  ///< what was expected and found, led by the place
   std::vector<UnreadColumn> unread;
   std::vector<std::string> read;  ///< columns that the texts are made of
-  std::uint64_t found = 0;  ///< columns of the mapping that the row has, as in RowTrace
+  std::uint64_t found = 0;        ///< columns of the mapping that the row has, as in RowTrace
   TokenPair pair;
   TokenCounts uncut;  ///< tokens before the budgets
   Cuts cuts;
@@ -112,9 +112,9 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
                   const std::function<void(std::int64_t line, PreparedRow row)>& take);
 
 /// The rows of a file for their prompts: completions may be missing, and a conversation is taken up
-/// to its last answer. `chat_format` of the options is what chat_format_for_rows gives. Throws DataError
-/// for a row that cannot be read, whatever the policies, and for a column of a prompt that nothing
-/// reads; ConfigError as prepare_file.
+/// to its last answer. `chat_format` of the options is what chat_format_for_rows gives. Throws
+/// DataError for a row that cannot be read, whatever the policies, and for a column of a prompt
+/// that nothing reads; ConfigError as prepare_file.
 void read_prompts(const std::string& path, const DataOptions& options,
                   const std::function<void(const PreferenceRow& row)>& take);
 

@@ -46,10 +46,10 @@ struct LossList {};
 /// In the order of the documentation.
 using BuiltinLosses =
     LossList<DpoLoss, RobustDpoLoss, FDpoLoss, IpoLoss, RpoLoss, VpoLoss, HypoLoss, SftLoss,
-             DftLoss, HingeLoss, ExoPairLoss, NcaPairLoss, BcoPairLoss, SppoLoss, AotLoss, AotUnpairedLoss,
-             ApoZeroLoss, ApoDownLoss, DiscopopLoss, SigmoidNormLoss, SimpoLoss, CpoLoss, OrpoLoss,
-             AlphapoLoss, TpoLoss, KtoLoss, KtoPairLoss, BcoLoss, RpoSquaredLoss, RpoForwardKlLoss,
-             RpoBackwardKlLoss, ChiPoLoss, DpoPositiveLoss, CalDpoLoss, TdpoLoss, RDpoLoss,
-             BetaDpoLoss, MixLoss>;
+             DftLoss, HingeLoss, ExoPairLoss, NcaPairLoss, BcoPairLoss, SppoLoss, AotLoss,
+             AotUnpairedLoss, ApoZeroLoss, ApoDownLoss, DiscopopLoss, SigmoidNormLoss, SimpoLoss,
+             CpoLoss, OrpoLoss, AlphapoLoss, TpoLoss, KtoLoss, KtoPairLoss, BcoLoss, RpoSquaredLoss,
+             RpoForwardKlLoss, RpoBackwardKlLoss, ChiPoLoss, DpoPositiveLoss, CalDpoLoss, TdpoLoss,
+             RDpoLoss, BetaDpoLoss, MixLoss>;
 
 }  // namespace prefopt::detail

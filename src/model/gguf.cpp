@@ -24,7 +24,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "the mapped data is little-endian");
 
 constexpr std::uint64_t kMaxNameBytes = 65535;  // of a key, by the format
-constexpr std::uint32_t kMaxGgufRank = 4;           // of ggml
+constexpr std::uint32_t kMaxGgufRank = 4;       // of ggml
 constexpr std::uint64_t kDefaultAlignment = 32;
 constexpr int kMaxNesting = 8;
 // What one of these takes in a file at least.

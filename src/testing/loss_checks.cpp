@@ -118,8 +118,8 @@ PairLogps even_rows(const LossRequirements& needs, const at::Tensor& chosen_logr
     const at::Tensor each = at::clamp_max(in.chosen_logps / 5, 0);
     in.chosen_confident_logps = in.chosen_logps * at::exp(each);
   }
-  for (at::Tensor* x : {&in.chosen_lens, &in.rejected_lens, &in.gold_lens, &in.prompt_lens,
-                        &in.sample_lens}) {
+  for (at::Tensor* x :
+       {&in.chosen_lens, &in.rejected_lens, &in.gold_lens, &in.prompt_lens, &in.sample_lens}) {
     set(*x, 5 * one);
   }
   for (at::Tensor* x : {&in.labels, &in.weights, &in.label_probs}) set(*x, one);

@@ -65,8 +65,10 @@ void LoopOptions::fields(FieldVisitor& v) {
              "Steps between evaluations; 0: only before the first and after the last",
              {"eval_steps"}},
             eval_every, Range::at_least(0));
-  v.integer({"log_every", "Steps between lines of metrics.jsonl, which are means over them", {"logging_steps"}}, log_every,
-            Range::at_least(1));
+  v.integer({"log_every",
+             "Steps between lines of metrics.jsonl, which are means over them",
+             {"logging_steps"}},
+            log_every, Range::at_least(1));
   v.integer({"save_every",
              "Steps between checkpoints; 0: only the best and after the last step",
              {"save_steps"}},

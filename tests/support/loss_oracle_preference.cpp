@@ -238,9 +238,9 @@ OfDelta find_of_delta(const std::string& type) {
 
 OfScores find_of_scores(const std::string& type) {
   static const std::map<std::string, OfScores> kAll{
-      {"nca_pair", nca_pair},         {"bco_pair", bco_pair}, {"sppo", sppo},
-      {"apo_zero", apo_zero},         {"apo_down", apo_down}, {"orpo", orpo},
-      {"kto_pair", kto_pair},         {"cal_dpo", cal_dpo},   {"dpo_positive", dpo_positive},
+      {"nca_pair", nca_pair}, {"bco_pair", bco_pair}, {"sppo", sppo},
+      {"apo_zero", apo_zero}, {"apo_down", apo_down}, {"orpo", orpo},
+      {"kto_pair", kto_pair}, {"cal_dpo", cal_dpo},   {"dpo_positive", dpo_positive},
   };
   const auto found = kAll.find(type);
   return found == kAll.end() ? nullptr : found->second;

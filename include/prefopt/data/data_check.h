@@ -90,7 +90,7 @@ struct RowsCheck {
   /// Columns with text that nothing reads, and the rows that have it, usable or not.
   std::map<std::string, std::int64_t> unread = {};
   std::map<std::string, std::int64_t> read = {};  ///< columns that texts are made of, and rows
-  std::vector<ShownRow> shown = {};  ///< the first that can be used
+  std::vector<ShownRow> shown = {};               ///< the first that can be used
 
   /// Rows that the options drop or take for an error.
   std::int64_t refused() const { return rows - usable; }

@@ -102,11 +102,11 @@ struct DataOptions {
   /// resolve_chat_format decides. A template that is not known is an error where messages are read.
   std::string chat_format = "auto";
   /// JSON: the name of a layout ("orca", "alpaca", "sharegpt", "openai", "pku", "shp",
-  /// "ultrafeedback", "completions"), or an object {field: column} whose columns may be dotted paths;
-  /// fields: prompt, system, instruction, input, question, history, chosen, rejected, gold,
+  /// "ultrafeedback", "completions"), or an object {field: column} whose columns may be dotted
+  /// paths; fields: prompt, system, instruction, input, question, history, chosen, rejected, gold,
   /// completion, messages, text, tools and the numbers of a row; role_key, content_key; and the
-  /// names of roles, one or a list: user, assistant, system_role, tool_role. What it does not name is
-  /// recognized by its keys.
+  /// names of roles, one or a list: user, assistant, system_role, tool_role. What it does not name
+  /// is recognized by its keys.
   std::string columns = "{}";
   UnusedColumns unused = UnusedColumns::kError;
   /// Folder that keeps tokenized files, so that a later run need not tokenize; empty: none.

@@ -30,6 +30,7 @@ struct CalibrationCurve {
 /// `probabilities` are those that the model gives to what was preferred, p = σ(margin), each in
 /// [0, 1]. Its confidence is max(p, 1 − p), and it is right where p > 1/2, half right at p = 1/2.
 /// Throws DataError for an empty list or a value outside, ConfigError for less than one bin.
-PREFOPT_API CalibrationCurve calibrate(const std::vector<double>& probabilities, std::int64_t bins = 10);
+PREFOPT_API CalibrationCurve calibrate(const std::vector<double>& probabilities,
+                                       std::int64_t bins = 10);
 
 }  // namespace prefopt

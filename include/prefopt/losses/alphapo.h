@@ -51,16 +51,17 @@ class AlphapoLoss : public PairwiseLoss<AlphapoLoss, AlphapoOptions> {
   ShapedScore score() const { return {{options_.score}, options_.alpha}; }
 
   static LossInfo info() {
-    return {.name = "alphapo",
-            .aliases = {},
-            .formula = "-logsigmoid(beta*(r_w - r_l) - gamma), r = (1 - exp(-alpha*lp/n))/alpha",
-            .source = "arXiv:2501.03884",
-            .anchors = {{0, 0, 0.8259394198788436}, {5, 5, 0.8259394198788436}},
-            .when_to_use = "As simpo, with a say in how fast likelihoods may fall.",
-            .elsewhere = {
-                {"TRL", "CPOTrainer alphapo, simpo with alpha",
-                 "beta 0.1, gamma 0.5 and alpha 0 by default, where it is simpo; simpo adds cpo_alpha "
-                 "(default 1) times the NLL, alphapo none; cpo has both, and other links"}}};
+    return {
+        .name = "alphapo",
+        .aliases = {},
+        .formula = "-logsigmoid(beta*(r_w - r_l) - gamma), r = (1 - exp(-alpha*lp/n))/alpha",
+        .source = "arXiv:2501.03884",
+        .anchors = {{0, 0, 0.8259394198788436}, {5, 5, 0.8259394198788436}},
+        .when_to_use = "As simpo, with a say in how fast likelihoods may fall.",
+        .elsewhere = {
+            {"TRL", "CPOTrainer alphapo, simpo with alpha",
+             "beta 0.1, gamma 0.5 and alpha 0 by default, where it is simpo; simpo adds cpo_alpha "
+             "(default 1) times the NLL, alphapo none; cpo has both, and other links"}}};
   }
 };
 

@@ -28,7 +28,9 @@ struct CalDpoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "rewards beta w, beta l are drawn to +-1/2; 0.001 in the authors' runs (+-500 nats)"}, beta, kBetaRange);
+    v.real({"beta",
+            "rewards beta w, beta l are drawn to +-1/2; 0.001 in the authors' runs (+-500 nats)"},
+           beta, kBetaRange);
     score.fields(v);
     pair.fields(v);
   }

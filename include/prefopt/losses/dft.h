@@ -39,8 +39,7 @@ class DftLoss : public LossBase<DftLoss, DftOptions> {
     return out;
   }
   LossRequirements requirements() const {
-    LossRequirements needs{
-        .reference = false, .rejected = false, .weights = options_.use_weights};
+    LossRequirements needs{.reference = false, .rejected = false, .weights = options_.use_weights};
     nll().add_needs(needs);
     return needs;
   }

@@ -37,11 +37,12 @@ class FDpoLoss : public PairwiseLoss<FDpoLoss, FDpoOptions> {
         .anchors = {{0, 0, 0.69314718055994531}, {2, 2, 0.69314718055994531}},
         .when_to_use =
             "Diverse answers matter (forward KL, JS) more than the highest reward (reverse KL).",
-        .elsewhere = {{"TRL", "f_divergence_type with sigmoid",
-                       "alpha_divergence limits its exponent to 80, without a gradient beyond, and is "
-                       "reverse_kl at a = 1"},
-                      {"TRL up to 0.26, ms-swift", "f_divergence_type with sigmoid",
-                       "f_alpha_divergence_coef is the paper's alpha, 1 - a"}}};
+        .elsewhere = {
+            {"TRL", "f_divergence_type with sigmoid",
+             "alpha_divergence limits its exponent to 80, without a gradient beyond, and is "
+             "reverse_kl at a = 1"},
+            {"TRL up to 0.26, ms-swift", "f_divergence_type with sigmoid",
+             "f_alpha_divergence_coef is the paper's alpha, 1 - a"}}};
   }
 };
 

@@ -79,18 +79,17 @@ class KtoLoss : public LossBase<KtoLoss, KtoOptions> {
   }
 
   static LossInfo info() {
-    return {
-        .name = "kto",
-        .aliases = {},
-        .formula =
-            "lambda_D (1 - sigmoid(beta*(Delta - z0))) or lambda_U (1 - "
-            "sigmoid(beta*(z0 - Delta)))",
-        .source = "arXiv:2402.01306 eq. 7",
-        .anchors = {{0, 0, 0.5}, {10, 0, 0.2689414213699951}},
-        .when_to_use = "Thumbs up or down in place of pairs.",
-        .elsewhere = {{"TRL", "KTOTrainer", "z0 over each micro-batch"},
-                      {"LLaMA-Factory", "kto", "z0 over each micro-batch"}},
-        .presets = {{"apo_zero_unpaired", R"({"estimate_kl": false})"}}};
+    return {.name = "kto",
+            .aliases = {},
+            .formula =
+                "lambda_D (1 - sigmoid(beta*(Delta - z0))) or lambda_U (1 - "
+                "sigmoid(beta*(z0 - Delta)))",
+            .source = "arXiv:2402.01306 eq. 7",
+            .anchors = {{0, 0, 0.5}, {10, 0, 0.2689414213699951}},
+            .when_to_use = "Thumbs up or down in place of pairs.",
+            .elsewhere = {{"TRL", "KTOTrainer", "z0 over each micro-batch"},
+                          {"LLaMA-Factory", "kto", "z0 over each micro-batch"}},
+            .presets = {{"apo_zero_unpaired", R"({"estimate_kl": false})"}}};
   }
 };
 

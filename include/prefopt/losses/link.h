@@ -66,8 +66,8 @@ struct HingeLink {
   }
 };
 
-/// KL between the Bernoulli distributions of sigmoid(z), z = beta delta, and of a target, a number or
-/// one for each row: with q = sigmoid(z)
+/// KL between the Bernoulli distributions of sigmoid(z), z = beta delta, and of a target, a number
+/// or one for each row: with q = sigmoid(z)
 ///   q (log q - log target) + (1 - q) (log(1 - q) - log(1 - target)).
 /// Derivative in z: q (1 - q) (z - log(target / (1 - target))).
 template <class Target>

@@ -66,7 +66,8 @@ struct LossAnchor {
 /// A name for a loss with some of its options set.
 struct LossPreset {
   std::string name;
-  std::string options;  ///< a JSON object; its numbers are defaults, the rest is what the name means
+  std::string
+      options;  ///< a JSON object; its numbers are defaults, the rest is what the name means
 };
 
 /// The same loss in another library.

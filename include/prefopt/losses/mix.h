@@ -22,12 +22,11 @@ struct MixOptions {
 
 /// A weighted sum of registered losses on the same log-probs, which are computed once:
 ///   sum_k weight_k loss_k
-/// TRL's `loss_type` list with `loss_weights`. The default is MPO (2411.10442) as TRL writes it; the
-/// paper's quality term is bco_pair with `running_delta` and its generation term sft with `reduction`
-/// sequence_mean. A term `sft` beside terms for labelled rows imitates the desirable ones.
-/// Derivatives and
-/// rewards: the weighted sum of the terms' derivatives; the rewards of the first term that has
-/// some.
+/// TRL's `loss_type` list with `loss_weights`. The default is MPO (2411.10442) as TRL writes it;
+/// the paper's quality term is bco_pair with `running_delta` and its generation term sft with
+/// `reduction` sequence_mean. A term `sft` beside terms for labelled rows imitates the desirable
+/// ones. Derivatives and rewards: the weighted sum of the terms' derivatives; the rewards of the
+/// first term that has some.
 class PREFOPT_API MixLoss {
  public:
   using Options = MixOptions;

@@ -42,8 +42,8 @@ struct OrpoOptions {
 /// Odds ratio preference optimization (ORPO, 2403.07691 eqs. 6 and 7), without a reference:
 ///   NLL(y_w) - lambda log sigmoid(o(a_w) - o(a_l)), a = lp/n, o(a) = a - log(1 - e^a)
 /// [batch] log-probs in nats, lengths in tokens. Derivative in a_w of the second term: -lambda
-/// sigmoid(-z)/(1 - e^a_w). At a_w = a_l: NLL + lambda log 2. With `nll_over_prompt` the NLL is that
-/// of prompt and completion, as in TRL and the authors' code; the paper's is the completion's.
+/// sigmoid(-z)/(1 - e^a_w). At a_w = a_l: NLL + lambda log 2. With `nll_over_prompt` the NLL is
+/// that of prompt and completion, as in TRL and the authors' code; the paper's is the completion's.
 /// Closer to a = 0 than
 /// math/functions.h says, o goes on as its tangent.
 class OrpoLoss : public PairwiseLoss<OrpoLoss, OrpoOptions> {
@@ -58,9 +58,7 @@ class OrpoLoss : public PairwiseLoss<OrpoLoss, OrpoOptions> {
 
   OddsRatioLink link() const { return {options_.lambda}; }
   NllRegularizer regularizer() const {
-    return {.weight = 1,
-            .reduction = options_.reduction,
-            .with_prompt = options_.nll_over_prompt};
+    return {.weight = 1, .reduction = options_.reduction, .with_prompt = options_.nll_over_prompt};
   }
   double beta() const { return options_.lambda; }
 

@@ -273,12 +273,12 @@ struct BetaOptions {
 ///   loss = 1/pairs * sum_i [ weight_i link(s_w - s_l - margin) + regularizer_i ]
 /// with the scores of losses/score.h; or link(s_w, s_l), for a link of both sides. `margin` is
 /// `margin_scale` times the given reward gap or its logarithm, over beta (ODPO, 2402.10571). With
-/// `use_label_probs` a pair counts as p times itself and 1 - p times itself with the labels swapped;
-/// where a loss has a margin gamma, both orders are to exceed it, whereas `label_smoothing` mirrors
-/// the loss as it is (TRL's), so that p is not a label_smoothing of 1 - p there.
-/// `Derived` says link() or link(inputs) and, where they differ from the defaults here, score(),
-/// regularizer() and beta(); its options have `score` and `pair`. A link that depends on a mean over
-/// the steps carries it as `running`, which goes into the output.
+/// `use_label_probs` a pair counts as p times itself and 1 - p times itself with the labels
+/// swapped; where a loss has a margin gamma, both orders are to exceed it, whereas
+/// `label_smoothing` mirrors the loss as it is (TRL's), so that p is not a label_smoothing of 1 - p
+/// there. `Derived` says link() or link(inputs) and, where they differ from the defaults here,
+/// score(), regularizer() and beta(); its options have `score` and `pair`. A link that depends on a
+/// mean over the steps carries it as `running`, which goes into the output.
 template <class Derived, class OptionsType>
 class PairwiseLoss : public LossBase<Derived, OptionsType> {
  public:

@@ -21,8 +21,8 @@ struct LossEntry {
 };
 
 /// Builds a loss from `{"type": NAME, options…}`, NAME that of a loss, an alias or a preset. TRL's
-/// form `{"trainer": "CPOTrainer", "loss_type": NAME or list, options…}` gives the loss that TRL 1.16
-/// trains with these, by TRL's defaults; without `trainer` the keys decide whose they are.
+/// form `{"trainer": "CPOTrainer", "loss_type": NAME or list, options…}` gives the loss that
+/// TRL 1.16 trains with these, by TRL's defaults; without `trainer` the keys decide whose they are.
 /// Throws ConfigError for an unknown type or key, naming the nearest known one, and for keys of two
 /// trainers.
 PREFOPT_API Loss make_loss(std::string_view config_json);

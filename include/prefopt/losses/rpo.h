@@ -60,8 +60,9 @@ class RpoLoss : public PairwiseLoss<RpoLoss, RpoOptions> {
             .source = "arXiv:2405.16436 eq. 4.8",
             .anchors = {{0, 0, 2.6931471805599453}, {5, 5, 1.6931471805599453}},
             .when_to_use = "The likelihood of the chosen completions must not fall.",
-            .elsewhere = {{"TRL", "[sigmoid, sft] with loss_weights [1, eta]"},
-                          {"NeMo-Aligner", "dpo with sft_loss_weight", "NLL as reduction sum by default"}}};
+            .elsewhere = {
+                {"TRL", "[sigmoid, sft] with loss_weights [1, eta]"},
+                {"NeMo-Aligner", "dpo with sft_loss_weight", "NLL as reduction sum by default"}}};
   }
 };
 

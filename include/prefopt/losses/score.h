@@ -66,25 +66,25 @@ struct BasicSideLogps {
 
 template <class T>
 BasicSideLogps<T> chosen_side(const BasicPairLogps<T>& in) {
-  return {in.chosen_logps, in.ref_chosen_logps, in.chosen_head_logps, in.ref_chosen_head_logps,
-          in.chosen_lens, in.chosen_limited_logratios};
+  return {in.chosen_logps,          in.ref_chosen_logps, in.chosen_head_logps,
+          in.ref_chosen_head_logps, in.chosen_lens,      in.chosen_limited_logratios};
 }
 
 template <class T>
 BasicSideLogps<T> rejected_side(const BasicPairLogps<T>& in) {
-  return {in.rejected_logps, in.ref_rejected_logps, in.rejected_head_logps,
-          in.ref_rejected_head_logps, in.rejected_lens, in.rejected_limited_logratios};
+  return {in.rejected_logps,          in.ref_rejected_logps, in.rejected_head_logps,
+          in.ref_rejected_head_logps, in.rejected_lens,      in.rejected_limited_logratios};
 }
 
 template <class T>
 struct BasicSideScore {
-  T logratio;  ///< [batch] Delta, nats
-  T score;     ///< [batch] s
-  T reward;    ///< [batch] what beta makes a reward of
-  T logged;    ///< [batch] what the metrics call logps; undefined: the sum
-  T d_logps;   ///< [batch] d score / d logps; undefined with humanline
-  T d_head;    ///< [batch] d score / d head_logps; undefined where ld_alpha is 1
-  T d_limited; ///< [batch] d score / d limited_logratios; undefined without humanline
+  T logratio;   ///< [batch] Delta, nats
+  T score;      ///< [batch] s
+  T reward;     ///< [batch] what beta makes a reward of
+  T logged;     ///< [batch] what the metrics call logps; undefined: the sum
+  T d_logps;    ///< [batch] d score / d logps; undefined with humanline
+  T d_head;     ///< [batch] d score / d head_logps; undefined where ld_alpha is 1
+  T d_limited;  ///< [batch] d score / d limited_logratios; undefined without humanline
 };
 
 /// Score s of a completion from its log-probs, in nats:
@@ -199,8 +199,9 @@ struct Score {
   }
 };
 
-/// A score s as AlphaPO's reward (2501.03884), r = (1 - e^(-alpha s)) / alpha; at alpha 0 its limit,
-/// s itself. Slope: e^(-alpha s) times that of s. Exponentials go on as their tangent as in Score.
+/// A score s as AlphaPO's reward (2501.03884), r = (1 - e^(-alpha s)) / alpha; at alpha 0 its
+/// limit, s itself. Slope: e^(-alpha s) times that of s. Exponentials go on as their tangent as in
+/// Score.
 struct ShapedScore {
   Score score = {};
   double alpha = 0;

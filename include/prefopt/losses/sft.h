@@ -15,8 +15,9 @@ struct SftOptions {
   void fields(FieldVisitor& v) {
     reduction_field(v, reduction);
     v.flag({"use_weights", "multiply each row's loss by the given weights"}, use_weights);
-    v.flag({"use_labels", "rows are labelled, and the desirable ones are imitated; set in a mix with "
-                          "such losses"},
+    v.flag({"use_labels",
+            "rows are labelled, and the desirable ones are imitated; set in a mix with "
+            "such losses"},
            use_labels);
   }
 };

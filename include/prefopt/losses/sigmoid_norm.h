@@ -22,8 +22,8 @@ struct SigmoidNormOptions {
 
 /// Length-normalized DPO (Tulu 3, 2411.15124):
 ///   -(1 - eps) log sigmoid(z) - eps log sigmoid(-z), z = beta (s_w/n_w - s_l/n_l)
-/// [batch] log-probs in nats, lengths in tokens. Derivative in Delta_w: 1/n_w times dpo's at this z.
-/// At policy = reference: log 2. The scores are means over tokens, so beta is larger than dpo's
+/// [batch] log-probs in nats, lengths in tokens. Derivative in Delta_w: 1/n_w times dpo's at this
+/// z. At policy = reference: log 2. The scores are means over tokens, so beta is larger than dpo's
 /// (Tulu 3: 5); the reported rewards beta Delta are sums.
 class SigmoidNormLoss : public PairwiseLoss<SigmoidNormLoss, SigmoidNormOptions> {
  public:
@@ -40,7 +40,8 @@ class SigmoidNormLoss : public PairwiseLoss<SigmoidNormLoss, SigmoidNormOptions>
             .source = "arXiv:2411.15124",
             .anchors = {{0, 0, 0.69314718055994531}, {50, 0, 0.31326168751822284}},
             .when_to_use = "Completions of very different lengths.",
-            .elsewhere = {{"TRL", "sigmoid_norm"}, {"open-instruct", "dpo_norm", "beta 5; rewards are a token's"}}};
+            .elsewhere = {{"TRL", "sigmoid_norm"},
+                          {"open-instruct", "dpo_norm", "beta 5; rewards are a token's"}}};
   }
 };
 

@@ -36,17 +36,18 @@ class SimpoLoss : public PairwiseLoss<SimpoLoss, SimpoOptions> {
   }
 
   static LossInfo info() {
-    return {.name = "simpo",
-            .aliases = {},
-            .formula = "-logsigmoid(beta*(lp_w/n_w - lp_l/n_l) - gamma)",
-            .source = "arXiv:2405.14734 eq. 6",
-            .anchors = {{0, 0, 1.3132616875182228}, {2.5, 0, 0.69314718055994531}},
-            .when_to_use = "No memory or time for a reference; needs a small learning rate.",
-            .elsewhere = {{"TRL", "CPOTrainer simpo with cpo_alpha 0",
-                           "beta 0.1 and gamma 0.5 by default; at other cpo_alpha (default 1) it is "
-                           "our cpo"},
-                          {"Liger", "simpo"},
-                          {"LLaMA-Factory", "simpo", "simpo_gamma"}}};
+    return {
+        .name = "simpo",
+        .aliases = {},
+        .formula = "-logsigmoid(beta*(lp_w/n_w - lp_l/n_l) - gamma)",
+        .source = "arXiv:2405.14734 eq. 6",
+        .anchors = {{0, 0, 1.3132616875182228}, {2.5, 0, 0.69314718055994531}},
+        .when_to_use = "No memory or time for a reference; needs a small learning rate.",
+        .elsewhere = {{"TRL", "CPOTrainer simpo with cpo_alpha 0",
+                       "beta 0.1 and gamma 0.5 by default; at other cpo_alpha (default 1) it is "
+                       "our cpo"},
+                      {"Liger", "simpo"},
+                      {"LLaMA-Factory", "simpo", "simpo_gamma"}}};
   }
 };
 

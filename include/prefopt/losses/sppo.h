@@ -29,8 +29,9 @@ struct SppoOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "the paper's 1 / eta, 1e-3 there, where targets are +-500 nats; +-5 at 0.1 (TRL)"},
-           beta, kBetaRange);
+    v.real(
+        {"beta", "the paper's 1 / eta, 1e-3 there, where targets are +-500 nats; +-5 at 0.1 (TRL)"},
+        beta, kBetaRange);
     v.flag({"soft", "targets from the given win rates; else 1 for chosen, 0 for rejected"}, soft);
     score.fields(v);
     pair.fields(v);
@@ -49,7 +50,8 @@ class SppoLoss : public PairwiseLoss<SppoLoss, SppoOptions> {
   explicit SppoLoss(SppoOptions options = {}) : PairwiseLoss(std::move(options)) {
     if (options_.soft && options_.pair.use_label_probs) {
       throw ConfigError(
-          "sppo: expected use_label_probs false where soft is true, got true; win rates already say "
+          "sppo: expected use_label_probs false where soft is true, got true; win rates already "
+          "say "
           "how likely each completion is the better one");
     }
   }

@@ -35,9 +35,9 @@ struct TpoOptions {
 /// Triple preference optimization (2405.16681), on rows with a third, gold completion y_g:
 ///   -log sigmoid(beta (lp_w - lp_l) - gamma) + alpha NLL(y_g)
 /// or the hinge or squared link in place of the first term. TPO-L, the preset `tpo-l`, is
-/// `length_normalized` with gamma > 0. At alpha 0 there is no gold completion. [batch] log-probs in nats; lengths needed unless
-/// `reduction` is sum. Derivative: the link's, and -alpha times the reduction's share in
-/// gold_logps. At lp_w = lp_l: log(1 + e^gamma) + alpha NLL.
+/// `length_normalized` with gamma > 0. At alpha 0 there is no gold completion. [batch] log-probs in
+/// nats; lengths needed unless `reduction` is sum. Derivative: the link's, and -alpha times the
+/// reduction's share in gold_logps. At lp_w = lp_l: log(1 + e^gamma) + alpha NLL.
 class TpoLoss : public PairwiseLoss<TpoLoss, TpoOptions> {
  public:
   /// Throws ConfigError for gamma or label_smoothing with a link that has none.

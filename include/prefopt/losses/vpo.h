@@ -48,14 +48,14 @@ class VpoLoss : public PairwiseLoss<VpoLoss, VpoOptions> {
   /// Throws ConfigError for options that nothing reads.
   explicit VpoLoss(VpoOptions options = {}) : PairwiseLoss(std::move(options)) {
     const VpoOptions usual;
-    detail::refuse_idle(options_.num_samples != usual.num_samples &&
-                            options_.calibration != Calibration::kSamples,
-                        "vpo", "num_samples", "calibration is not 'samples'");
+    detail::refuse_idle(
+        options_.num_samples != usual.num_samples && options_.calibration != Calibration::kSamples,
+        "vpo", "num_samples", "calibration is not 'samples'");
     const bool is_plain = options_.alpha == 0;
     detail::refuse_idle(is_plain && options_.mode != usual.mode, "vpo", "mode",
                         "the value incentive has weight 0");
-    detail::refuse_idle(is_plain && options_.calibration != usual.calibration, "vpo",
-                        "calibration", "the value incentive has weight 0");
+    detail::refuse_idle(is_plain && options_.calibration != usual.calibration, "vpo", "calibration",
+                        "the value incentive has weight 0");
   }
 
   LogisticLink link() const { return {.beta = options_.beta}; }

@@ -108,23 +108,24 @@ struct RunResult {
 
 /// Refuses an `output_dir` that holds a run already, or files that a run would write over
 /// (ConfigError). Everything is loaded and checked, and the first evaluation made, before the first
-/// file is written. A `best_metric` that evaluations do not have is refused (ConfigError) before the
-/// first step; that evaluation is saved as step 0, which a run with another name can resume. Sets LibTorch's thread count and default generator. One line of metrics.jsonl is
-/// the mean of the steps since the last line, weighted by the tokens or rows that a metric is over,
-/// or one evaluation (keys `eval_…`); values that are not finite are null. A step without an update
-/// leaves what it was in `nonfinite/step-N`; lines count those steps as `skipped` and average the
-/// others.
+/// file is written. A `best_metric` that evaluations do not have is refused (ConfigError) before
+/// the first step; that evaluation is saved as step 0, which a run with another name can resume.
+/// Sets LibTorch's thread count and default generator. One line of metrics.jsonl is the mean of the
+/// steps since the last line, weighted by the tokens or rows that a metric is over, or one
+/// evaluation (keys `eval_…`); values that are not finite are null. A step without an update leaves
+/// what it was in `nonfinite/step-N`; lines count those steps as `skipped` and average the others.
 ///
 /// `checkpoints/step-N` holds the model or the adapter with its tokenizer and chat format
 /// (tokenizer_files), and all other state; a crash at any moment
-/// leaves `checkpoints/last` on a whole one, and `checkpoints/best` is the best evaluated one. Where
-/// a std::exception ends the run, steps that were done are saved before it is thrown on.
+/// leaves `checkpoints/last` on a whole one, and `checkpoints/best` is the best evaluated one.
+/// Where a std::exception ends the run, steps that were done are saved before it is thrown on.
 ///
 /// `resume`: "auto" goes on from the newest whole checkpoint in `output_dir`, or starts where there
-/// is none and the folder is new, empty or of a run with these options; a run folder or a checkpoint goes on from there, in a new `output_dir` if that is
-/// another one. With the same threads and micro-batches the rest of the run is to the last bit what
-/// it would have been without the break. Throws ConfigError with a list of all that differs for
-/// another model, data, loss or optimizer, CheckpointError where no checkpoint is whole.
+/// is none and the folder is new, empty or of a run with these options; a run folder or a
+/// checkpoint goes on from there, in a new `output_dir` if that is another one. With the same
+/// threads and micro-batches the rest of the run is to the last bit what it would have been without
+/// the break. Throws ConfigError with a list of all that differs for another model, data, loss or
+/// optimizer, CheckpointError where no checkpoint is whole.
 PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& events = {},
                                    const std::string& resume = {});
 

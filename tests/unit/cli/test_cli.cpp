@@ -866,14 +866,13 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
   write_text(file, R"([{"frage": "ab", "question": "ab"}, {"frage": "ab"}])");
   CHECK(greedy_of({"--columns", R"({"prompt": "frage"})", "--unused", "note"}) ==
         std::vector<json>{greedy[0], greedy[0]});
-  check_cli_refused(
-      {"generate", "--model", kPolicy, "--tokenizer", "byte", "--data", file, "--columns",
-       R"({"prompt": "frage"})"},
-      3,
-      file +
-          ":1: expected every column of a prompt to be read, got 'question', which "
-          "nothing reads; name what it is in data.columns, or leave it out with "
-          "data.unused = 'note'");
+  check_cli_refused({"generate", "--model", kPolicy, "--tokenizer", "byte", "--data", file,
+                     "--columns", R"({"prompt": "frage"})"},
+                    3,
+                    file +
+                        ":1: expected every column of a prompt to be read, got 'question', which "
+                        "nothing reads; name what it is in data.columns, or leave it out with "
+                        "data.unused = 'note'");
   check_cli_refused({"generate", "--model", kPolicy, "--tokenizer", "byte", "--data", file,
                      "--columns", "sharegtp"},
                     2,

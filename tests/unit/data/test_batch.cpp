@@ -98,8 +98,7 @@ TEST_CASE("tokens that do not count are read and no more", "[data]") {
   // Sums and lengths are of what counts, whoever computes them.
   testing_support::BigramPolicy policy(7);
   const auto check = [&](const SequenceLogps& logps) {
-    CHECK(logps.logps[0].item<double>() ==
-          Approx(2 * policy.logp(2, 3) + 5 * policy.logp(0, 1)));
+    CHECK(logps.logps[0].item<double>() == Approx(2 * policy.logp(2, 3) + 5 * policy.logp(0, 1)));
     CHECK(logps.logps[3].item<double>() == Approx(policy.logp(1, 3)));
     CHECK(logps.lens.equal(torch::tensor(Ids{2, 1, 3, 1}, at::kLong)));
   };

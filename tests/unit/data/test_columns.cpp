@@ -73,10 +73,9 @@ TEST_CASE("columns out of their range are refused by name", "[data]") {
     CHECK(std::isnan(rows.load({}).pairs.at(0).columns[column]));
     CHECK(std::isnan(parse_row(pair_with(more), "f:3").columns[column]));
     // Where the mapping names it, it is read.
-    const auto name = fmt::format(
-        "\"{}\"", more.find("score_chosen") != std::string::npos
-                      ? "score_chosen"
-                      : kColumnKeys[static_cast<std::size_t>(column)]);
+    const auto name = fmt::format("\"{}\"", more.find("score_chosen") != std::string::npos
+                                                ? "score_chosen"
+                                                : kColumnKeys[static_cast<std::size_t>(column)]);
     const DataOptions mapped{.unusable = RowPolicy::kError,
                              .columns = "{" + name + ": " + name + "}"};
     CHECK_THROWS_TEXT(rows.load({}, mapped), DataError, rows.path + ":1: " + text);
@@ -186,8 +185,7 @@ TEST_CASE("token ids may have weights", "[data]") {
   CHECK(pairs.pairs[1].chosen_weights.empty());
   CHECK(rows.load({.gold = true}).pairs.front().gold_weights == TokenWeights{1, 3});
   // A completion that is cut may keep its end token, and that its weight.
-  const Dataset cut =
-      rows.load({}, {.max_completion_length = 2, .end_of_cut = EndOfCut::kKeep});
+  const Dataset cut = rows.load({}, {.max_completion_length = 2, .end_of_cut = EndOfCut::kKeep});
   CHECK(cut.pairs[0].chosen == Ids{2, 257});
   CHECK(cut.pairs[0].chosen_weights == TokenWeights{0, 2});
   CHECK(cut.pairs[1].chosen == Ids{2, 3});

@@ -219,7 +219,8 @@ TEST_CASE("the elements of a JSON array are rows", "[data]") {
       {"\xEF\xBB\xBF[\r\n{\"a\": 1},\r\n{\"a\": 2}\r\n]\r\n",
        {{2, "{\"a\": 1}"}, {3, "{\"a\": 2}"}}},
       // Rows that share a line are numbered on.
-      {R"([{"a": 1}, {"a": 2},{"a": 3}])", {{1, R"({"a": 1})"}, {2, R"({"a": 2})"}, {3, R"({"a": 3})"}}},
+      {R"([{"a": 1}, {"a": 2},{"a": 3}])",
+       {{1, R"({"a": 1})"}, {2, R"({"a": 2})"}, {3, R"({"a": 3})"}}},
       // Brackets, quotes and commas in texts part nothing; what is no object is the parser's.
       {R"([{"a": "]}, \" \\", "b": "["}, 3.5 , "x,]", [1, 2], null])",
        {{1, R"({"a": "]}, \" \\", "b": "["})"},
@@ -269,13 +270,15 @@ TEST_CASE("arrays that are cut off or go on are named", "[data]") {
   for (const char* text : {"[", "[{\"a\": 1}", "[{\"a\": 1},", "[{\"a\": ", "[{\"a\": \"x]"}) {
     write_plain(path, std::string("\n") + text);
     CHECK_THROWS_TEXT(read_all_rows(path), DataError,
-                      path + ": expected a whole JSON array, got the end of the file after line 2; "
-                             "the file was cut off");
+                      path +
+                          ": expected a whole JSON array, got the end of the file after line 2; "
+                          "the file was cut off");
   }
   write_plain(path, "[{}]\n[{}]\n");
   CHECK_THROWS_TEXT(read_all_rows(path), DataError,
-                    path + ":2: expected the end of the file after the JSON array, got more; a "
-                           "file is one array of rows, or a row a line");
+                    path +
+                        ":2: expected the end of the file after the JSON array, got more; a "
+                        "file is one array of rows, or a row a line");
   write_gzip(path, "[{\"a\": \"" + std::string((std::size_t{64} << 20) + 1, 'x') + "\"}]");
   CHECK_THROWS_TEXT(read_all_rows(path), DataError,
                     path + ":1: expected a row of at most 64 MiB, got a longer one");
@@ -286,8 +289,9 @@ TEST_CASE("files of other kinds are named", "[data]") {
   const std::string path = dir.file("rows");
   using namespace std::string_view_literals;
   const std::pair<std::string_view, std::string_view> kinds[] = {
-      {"PAR1\x15\x04"sv, "a Parquet file; write its rows as JSON lines, as pandas' "
-                         "to_json(orient='records', lines=True) does"},
+      {"PAR1\x15\x04"sv,
+       "a Parquet file; write its rows as JSON lines, as pandas' "
+       "to_json(orient='records', lines=True) does"},
       {"\xFF\xFE{\0\"\0"sv, "UTF-16; make it UTF-8, as iconv -f UTF-16 -t UTF-8 does"},
       {"\xFE\xFF\0{\0\""sv, "UTF-16; make it UTF-8, as iconv -f UTF-16 -t UTF-8 does"},
       {"{\0\"\0a\0"sv, "UTF-16; make it UTF-8, as iconv -f UTF-16 -t UTF-8 does"},

@@ -231,8 +231,7 @@ TEST_CASE("rows of another shape are refused by name", "[data]") {
 
       {R"({"chosen": 3, "rejected": "b"})",
        "expected 'chosen' to be text or a list of messages, got number"},
-      {R"({"chosen": "a", "rejected": null})",
-       "expected a key 'rejected', got {chosen}"},
+      {R"({"chosen": "a", "rejected": null})", "expected a key 'rejected', got {chosen}"},
       {R"({"prompt": {}, "chosen": "a", "rejected": "b"})",
        "expected a key 'role' in each message of 'prompt', got {}"},
       {R"({"prompt": true, "completion": "a"})",

@@ -104,8 +104,7 @@ Texts texts_of(const json& row, const std::string& columns = "{}", const RowNeed
   const Dataset dataset = load_rows(row.dump(), chat_options(columns), needs);
   REQUIRE(dataset.pairs.size() == 1);
   const TokenPair& pair = dataset.pairs.front();
-  return {spelled_by(pair.prompt), spelled_by(pair.chosen),
-          spelled_by(pair.rejected)};
+  return {spelled_by(pair.prompt), spelled_by(pair.chosen), spelled_by(pair.rejected)};
 }
 
 void check_row(const json& row, const Texts& expected, const std::string& columns = "{}",
@@ -246,14 +245,13 @@ TEST_CASE("rows of UltraFeedback: lists that repeat the prompt, scores", "[data]
   }
   check_texts(rows, expected, "ultrafeedback");
 
-  const Dataset scored =
-      load_rows(lines_of(rows),
-                [] {
-                  DataOptions options = chat_options();
-                  options.unusable = RowPolicy::kDrop;
-                  return options;
-                }(),
-                {.columns = {Column::kMargin}});
+  const Dataset scored = load_rows(lines_of(rows),
+                                   [] {
+                                     DataOptions options = chat_options();
+                                     options.unusable = RowPolicy::kDrop;
+                                     return options;
+                                   }(),
+                                   {.columns = {Column::kMargin}});
   REQUIRE(scored.pairs.size() == kRowsOfALayout / 2);
   CHECK(scored.pairs[0].columns[Column::kMargin] == 2.5);
   CHECK(scored.report.unread ==
@@ -270,14 +268,12 @@ TEST_CASE("rows of OpenAI: input.messages and two outputs", "[data]") {
       talk.push_back(message(i % 4 == 1 ? "developer" : "system", said("Be", i)));
       turns += turn("system", said("Be", i));
     }
-    const json parts = json::array({{{"type", "text"}, {"text", said("How", i)}},
-                                    {{"type", "text"}, {"text", " now"}}});
-    talk.push_back({{"role", "user"},
-                    {"content", i % 3 ? json(said("How", i) + " now") : parts}});
+    const json parts = json::array(
+        {{{"type", "text"}, {"text", said("How", i)}}, {{"type", "text"}, {"text", " now"}}});
+    talk.push_back({{"role", "user"}, {"content", i % 3 ? json(said("How", i) + " now") : parts}});
     turns += turn("user", said("How", i) + " now");
     rows.push_back(
-        {{"input",
-          {{"messages", talk}, {"tools", json::array()}, {"parallel_tool_calls", true}}},
+        {{"input", {{"messages", talk}, {"tools", json::array()}, {"parallel_tool_calls", true}}},
          {"preferred_output", json::array({message("assistant", said("So", i))})},
          {"non_preferred_output", json::array({message("assistant", said("Not so", i))})}});
     expected.push_back({asked(turns), answered(said("So", i)), answered(said("Not so", i))});
@@ -294,8 +290,8 @@ TEST_CASE("rows of hh-rlhf: dialogues in text", "[data]") {
     prompts.push_back(earlier + "\n\nHuman: " + said("May I", i) + "\n\nAssistant:");
     good.push_back(" " + said("Yes", i));
     bad.push_back(" " + said("Never", i));
-    rows.push_back({{"chosen", prompts.back() + good.back()},
-                    {"rejected", prompts.back() + bad.back()}});
+    rows.push_back(
+        {{"chosen", prompts.back() + good.back()}, {"rejected", prompts.back() + bad.back()}});
   }
   const Dataset dataset = load_rows(lines_of(rows), chat_options());
   REQUIRE(dataset.pairs.size() == kRowsOfALayout);
@@ -328,9 +324,8 @@ TEST_CASE("rows of PKU-SafeRLHF, SHP and NeMo: the better one is chosen", "[data
       return json{{"rank", rank}, {"completion", json::array({message("assistant", text)})}};
     };
     check_row({{"context", json::array({message("user", "Q?")})},
-               {"completions",
-                json::array({ranked(better, "a"), ranked(7, "worst"), ranked(1 - better, "b"),
-                             ranked(5, "c")})}},
+               {"completions", json::array({ranked(better, "a"), ranked(7, "worst"),
+                                            ranked(1 - better, "b"), ranked(5, "c")})}},
               {asked(turn("user", "Q?")), pair.chosen, answered("worst")}, "\"completions\"");
   }
   CHECK(refusal_of(R"({"prompt": "Q", "response_0": "a", "response_1": "b",
@@ -366,18 +361,17 @@ TEST_CASE("a question, an instruction or a system text makes a conversation", "[
   const json other = json::array({message("user", "Q?"), message("assistant", "no")});
   check_row({{"system", "S"}, {"chosen", whole}, {"rejected", other}}, led);
   check_row({{"question", "Q?"}, {"chosen", whole}, {"rejected", other}}, plain);
-  check_row({{"system", "S"}, {"question", "Q?"}, {"answer", "yes"}},
-            {led.prompt, led.chosen, ""}, "{}", kOne);
-  check_row({{"messages", whole}, {"system", "S"}},
-            {led.prompt, led.chosen, ""}, "{}", kOne);
+  check_row({{"system", "S"}, {"question", "Q?"}, {"answer", "yes"}}, {led.prompt, led.chosen, ""},
+            "{}", kOne);
+  check_row({{"messages", whole}, {"system", "S"}}, {led.prompt, led.chosen, ""}, "{}", kOne);
   // Without a system text or a question, text stays text.
   CHECK(texts_of(pair_row({{"prompt", "Q?"}, {"system", ""}})).prompt.ends_with("Q?"));
 
   // A multi-turn context before answers that are text.
   check_row(pair_row({{"messages", json::array({message("user", "A"), message("assistant", "B"),
                                                 message("user", "C")})}}),
-            {asked(turn("user", "A") + turn("assistant", "B") + turn("user", "C")),
-             answered("yes"), answered("no")});
+            {asked(turn("user", "A") + turn("assistant", "B") + turn("user", "C")), answered("yes"),
+             answered("no")});
   check_row({{"prompt", "Q?"},
              {"chosen", message("assistant", "yes")},
              {"rejected", message("assistant", "no")}},
@@ -385,27 +379,26 @@ TEST_CASE("a question, an instruction or a system text makes a conversation", "[
   check_row({{"question", "Q?"}, {"answers", {{"chosen", "yes"}, {"rejected", "no"}}}}, plain);
   check_row(pair_row({{"prompt", "C"},
                       {"history", json::array({message("user", "A"), message("assistant", "B")})}}),
-            {asked(turn("user", "A") + turn("assistant", "B") + turn("user", "C")),
-             answered("yes"), answered("no")});
+            {asked(turn("user", "A") + turn("assistant", "B") + turn("user", "C")), answered("yes"),
+             answered("no")});
   // The conversation ends with the chosen answer.
   check_row(pair_row({{"messages", whole}}), plain);
 }
 
 TEST_CASE("a conversation with a label is a prompt and its last answer", "[data]") {
-  const json row = {{"conversations",
-                     json::array({shared("human", "A"), shared("gpt", "B"), shared("human", "C"),
-                                  shared("gpt", "D")})},
+  const json row = {{"conversations", json::array({shared("human", "A"), shared("gpt", "B"),
+                                                   shared("human", "C"), shared("gpt", "D")})},
                     {"kto_tag", true}};
   const Texts split = {asked(turn("user", "A") + turn("assistant", "B") + turn("user", "C")),
                        answered("D"), ""};
   check_row(row, split, "{}", kLabelledOne);
   CHECK(load_rows(row.dump(), chat_options(), kLabelledOne).pairs[0].columns[Column::kLabel] == 1);
   // Supervised training takes all of it.
-  check_row(row,
-            {asked(turn("user", "A")),
-             answered("B") + "\n" + turn("user", "C") + "<|im_start|>assistant\n" + answered("D"),
-             ""},
-            "{}", kOne);
+  check_row(
+      row,
+      {asked(turn("user", "A")),
+       answered("B") + "\n" + turn("user", "C") + "<|im_start|>assistant\n" + answered("D"), ""},
+      "{}", kOne);
   CHECK(refusal_of(R"({"messages": [{"role": "user", "content": "A"}], "label": 1})",
                    chat_options(), kLabelledOne) ==
         "expected 'messages' to end with the assistant's answer to another turn, got fewer turns");
@@ -414,13 +407,16 @@ TEST_CASE("a conversation with a label is a prompt and its last answer", "[data]
 TEST_CASE("roles and contents under other names", "[data]") {
   const Texts pair = {asked(turn("system", "S") + turn("user", "Q?")), answered("yes"),
                       answered("no")};
-  for (const auto& [user, assistant] :
-       {std::pair{"Human", "Assistant"}, {"User", "bot"}, {"prompter", "MODEL"}, {"human", "gpt"}}) {
-    check_row({{"chosen", json::array({message("System", "S"), message(user, "Q?"),
-                                       message(assistant, "yes")})},
-               {"rejected", json::array({message("System", "S"), message(user, "Q?"),
-                                         message(assistant, "no")})}},
-              pair);
+  for (const auto& [user, assistant] : {std::pair{"Human", "Assistant"},
+                                        {"User", "bot"},
+                                        {"prompter", "MODEL"},
+                                        {"human", "gpt"}}) {
+    check_row(
+        {{"chosen",
+          json::array({message("System", "S"), message(user, "Q?"), message(assistant, "yes")})},
+         {"rejected",
+          json::array({message("System", "S"), message(user, "Q?"), message(assistant, "no")})}},
+        pair);
   }
   const std::string columns =
       R"({"messages": "talk.turns", "chosen": "best", "rejected": "worst", "role_key": "speaker",
@@ -497,8 +493,8 @@ TEST_CASE("a prompt column that nothing reads is an error by its name", "[data]"
     CHECK(noted.report.summary().find("text that nothing reads: '" + column + "' (50 % of") !=
           std::string::npos);
   }
-  CHECK_THROWS_TEXT(parse_row(R"({"query": "Q", "chosen": "a", "rejected": "b"})", "f:1"), DataError,
-                    "f:1: " + unread("query"));
+  CHECK_THROWS_TEXT(parse_row(R"({"query": "Q", "chosen": "a", "rejected": "b"})", "f:1"),
+                    DataError, "f:1: " + unread("query"));
   // What is blank, a number or said twice is no text that is lost.
   for (const json& more : {json{{"context", " "}}, json{{"context", 3}}, json{{"query", nullptr}},
                            json{{"question", "Q?"}}, json{{"images", json::array()}}}) {
@@ -531,7 +527,9 @@ TEST_CASE("other text that nothing reads is counted", "[data]") {
   put(dir.file("rows.jsonl"), rows);
   DataOptions options = chat_options();
   options.token_cache = dir.file("tokens");
-  const auto load = [&] { return load_dataset(dir.file("rows.jsonl"), small_tokenizer(), options); };
+  const auto load = [&] {
+    return load_dataset(dir.file("rows.jsonl"), small_tokenizer(), options);
+  };
   const auto made = load().report;
   const auto kept = load().report;
   CHECK(kept.cache_note.starts_with("tokens are those kept in "));
@@ -541,13 +539,15 @@ TEST_CASE("other text that nothing reads is counted", "[data]") {
 TEST_CASE("data.columns says what columns are", "[data]") {
   const Texts pair = {asked(turn("system", "S") + turn("user", "Q?")), answered("yes"),
                       answered("no")};
-  check_row({{"anfrage", "Q?"}, {"rolle", "S"}, {"gut", "yes"}, {"schlecht", "no"}}, pair,
-            R"({"question": "anfrage", "system": "rolle", "chosen": "gut", "rejected": "schlecht"})");
+  check_row(
+      {{"anfrage", "Q?"}, {"rolle", "S"}, {"gut", "yes"}, {"schlecht", "no"}}, pair,
+      R"({"question": "anfrage", "system": "rolle", "chosen": "gut", "rejected": "schlecht"})");
   check_row({{"a", {{"b", {{"c", "Q?"}}}}}, {"a.s", "S"}, {"chosen", "yes"}, {"rejected", "no"}},
             pair, R"({"question": "a.b.c", "system": "a.s"})");
   // Names that stand for others elsewhere.
-  check_row({{"chosen", "no"}, {"rejected", "yes"}, {"prompt", "S"}, {"input", "Q?"}}, pair,
-            R"({"chosen": "rejected", "rejected": "chosen", "system": "prompt", "question": "input"})");
+  check_row(
+      {{"chosen", "no"}, {"rejected", "yes"}, {"prompt", "S"}, {"input", "Q?"}}, pair,
+      R"({"chosen": "rejected", "rejected": "chosen", "system": "prompt", "question": "input"})");
   // A prompt stays text, a label and a margin may have other names.
   const Dataset labelled =
       load_rows(json{{"frage", "Q?"}, {"antwort", "yes"}, {"gut", 0}}.dump(),
@@ -585,8 +585,9 @@ TEST_CASE("data.columns that cannot be meant", "[data]") {
   DataOptions lenient = chat_options(R"({"system": "quesion", "prompt": "prompt"})");
   lenient.unused = UnusedColumns::kNote;
   const std::string unknown = refusal_of(row, lenient);
-  CHECK(unknown.ends_with("rows.jsonl: expected a column 'quesion', which data.columns.system "
-                          "names, got no row that has it; did you mean 'question'?"));
+  CHECK(
+      unknown.ends_with("rows.jsonl: expected a column 'quesion', which data.columns.system "
+                        "names, got no row that has it; did you mean 'question'?"));
 
   // A column that some rows lack: those would be read as others.
   CHECK(refusal_of(pair_row({}).dump(), chat_options(R"({"prompt": "question"})")) ==
@@ -602,8 +603,8 @@ TEST_CASE("data.columns that cannot be meant", "[data]") {
   CHECK(refusal_of(pair_row({{"question", 3}}).dump()) ==
         "expected 'question' to be text, got number");
 
-  const auto options = options_from_json<DataOptions>(
-      R"({"columns": {"question": "q"}, "unused": "note"})", "data");
+  const auto options =
+      options_from_json<DataOptions>(R"({"columns": {"question": "q"}, "unused": "note"})", "data");
   CHECK(options.columns == R"({"question":"q"})");
   CHECK(options.unused == UnusedColumns::kNote);
 }
@@ -620,29 +621,30 @@ TEST_CASE("rows of two layouts are refused by both names", "[data]") {
   row.update({{"response_0", "a"}, {"response_1", "b"}, {"better_response_id", 0}});
   CHECK(refusal_of(row.dump()).find("(openai) and 'response_0'") != std::string::npos);
   check_row(row, {asked(turn("user", "Q")), answered("a"), answered("b")}, "\"pku\"");
-  CHECK(refusal_of(json{{"instruction", "Q"},
-                        {"output", "a"},
-                        {"messages", json::array({message("user", "Q"), message("assistant", "b")})}}
-                       .dump(),
-                   chat_options(), kOne) ==
-        "expected the columns of one layout, got an instruction or question with its answer "
-        "(alpaca, orca) and a whole conversation (messages, sharegpt)" +
-            hint);
+  CHECK(
+      refusal_of(json{{"instruction", "Q"},
+                      {"output", "a"},
+                      {"messages", json::array({message("user", "Q"), message("assistant", "b")})}}
+                     .dump(),
+                 chat_options(), kOne) ==
+      "expected the columns of one layout, got an instruction or question with its answer "
+      "(alpaca, orca) and a whole conversation (messages, sharegpt)" +
+          hint);
   CHECK(refusal_of(json{{"question", "Q"}, {"answer", "a"}, {"response", "b"}}.dump(),
-                   chat_options(), kOne) ==
-        "expected one answer, got 'response' and 'answer'" + hint);
+                   chat_options(),
+                   kOne) == "expected one answer, got 'response' and 'answer'" + hint);
   CHECK(refusal_of(json{{"messages", json::array({message("user", "a")})},
                         {"conversations", json::array({message("user", "b")})}}
                        .dump(),
-                   chat_options(), kOne) ==
-        "expected one conversation, got 'messages' and 'conversations'" + hint);
+                   chat_options(),
+                   kOne) == "expected one conversation, got 'messages' and 'conversations'" + hint);
 }
 
 TEST_CASE("calls of functions are turns of the assistant", "[data]") {
   const auto talk = [](const std::string& call) {
-    return json{{"conversations",
-                 json::array({shared("human", "Q"), shared("function_call", call),
-                              shared("observation", "12"), shared("gpt", "Twelve")})}};
+    return json{
+        {"conversations", json::array({shared("human", "Q"), shared("function_call", call),
+                                       shared("observation", "12"), shared("gpt", "Twelve")})}};
   };
   CHECK(refusal_of(talk("no JSON").dump(), chat_options(), kOne) ==
         "expected a function call in 'conversations' to be JSON with a 'name', got \"no JSON\"");
@@ -676,10 +678,10 @@ TEST_CASE("NaN and Infinity are a defect of what is read, and no other", "[data]
   CHECK(spelled_by(dataset.pairs.at(0).chosen).starts_with("Infinity \" NaN"));
   DataOptions dropping = chat_options();
   dropping.unusable = RowPolicy::kDrop;
-  CHECK(load_rows(unread_ones + "\n" + R"({"prompt": NaN, "chosen": "a", "rejected": "b"})",
-                  dropping)
-            .report.summary() ==
-        "dropped 1 row: expected 'prompt' free of NaN and Infinity (not a number) (line 2)");
+  CHECK(
+      load_rows(unread_ones + "\n" + R"({"prompt": NaN, "chosen": "a", "rejected": "b"})", dropping)
+          .report.summary() ==
+      "dropped 1 row: expected 'prompt' free of NaN and Infinity (not a number) (line 2)");
 }
 
 TEST_CASE("half of a surrogate pair is no UTF-8", "[data]") {
@@ -692,7 +694,9 @@ TEST_CASE("half of a surrogate pair is no UTF-8", "[data]") {
       {R"(x\uDE00y)", "x\uFFFDy"},
       {R"(\ud83d\ud83d\ude00)", "\uFFFD" + face},
       {R"(\ud83d\\ude00)", "\uFFFD\\ude00"},
-      {R"(\ud83d\u0041)", "\uFFFD" "A"},
+      {R"(\ud83d\u0041)",
+       "\uFFFD"
+       "A"},
   };
   for (const auto& [text, mended] : lone) {
     INFO(text);
@@ -740,9 +744,8 @@ TEST_CASE("the prompt of a row alone", "[data]") {
   const TempDir dir;
   const auto refused = [&](const json& row, const std::string& text) {
     put(dir.file("f"), row.dump());
-    CHECK_THROWS_TEXT(
-        detail::read_prompts(dir.file("f"), options, [](const PreferenceRow&) {}), DataError,
-        dir.file("f") + ":1: " + text);
+    CHECK_THROWS_TEXT(detail::read_prompts(dir.file("f"), options, [](const PreferenceRow&) {}),
+                      DataError, dir.file("f") + ":1: " + text);
   };
   refused({{"query", "Q?"}},
           "expected a key 'chosen', 'completion', 'messages' or 'text', got {query}");
@@ -751,8 +754,9 @@ TEST_CASE("the prompt of a row alone", "[data]") {
   CHECK_THROWS_TEXT(detail::read_prompts(dir.file("f"), chat_options(R"({"system": "prompts"})"),
                                          [](const PreferenceRow&) {}),
                     ConfigError,
-                    dir.file("f") + ": expected a column 'prompts', which data.columns.system "
-                                    "names, got no row that has it; did you mean 'prompt'?");
+                    dir.file("f") +
+                        ": expected a column 'prompts', which data.columns.system "
+                        "names, got no row that has it; did you mean 'prompt'?");
 }
 
 }  // namespace prefopt

@@ -66,8 +66,8 @@ void check_equal(const Dataset& a, const Dataset& b) {
 
 TEST_CASE("tokens of rows that changed meanwhile are not kept", "[data]") {
   const CachedRows rows;
-  const prefopt::detail::TokenCache cache(rows.options.token_cache, rows.dir.file("rows"), ByteTokenizer(),
-                                 rows.options, {});
+  const prefopt::detail::TokenCache cache(rows.options.token_cache, rows.dir.file("rows"),
+                                          ByteTokenizer(), rows.options, {});
   fs::create_directories(rows.options.token_cache);
   const Dataset dataset = cache.get_or_make([&] {
     rows.write(kRows + kRows);
@@ -78,10 +78,9 @@ TEST_CASE("tokens of rows that changed meanwhile are not kept", "[data]") {
   CHECK(dataset.report.cache_note ==
         "no tokens are kept: " + rows.dir.file("rows") + " changed while it was read");
   CHECK(rows.files().empty());
-  CHECK_THROWS_TEXT(prefopt::detail::TokenCache(rows.options.token_cache, rows.dir.path(), ByteTokenizer(),
-                                       rows.options, {}),
-                    DataError,
-                    rows.dir.path() + ": expected a readable file, got Is a directory");
+  CHECK_THROWS_TEXT(prefopt::detail::TokenCache(rows.options.token_cache, rows.dir.path(),
+                                                ByteTokenizer(), rows.options, {}),
+                    DataError, rows.dir.path() + ": expected a readable file, got Is a directory");
 }
 
 }  // namespace

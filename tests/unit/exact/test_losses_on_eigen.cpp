@@ -88,8 +88,8 @@ TEST_CASE("the same template runs on Eigen arrays", "[exact]") {
   }
   for (Calibration calibration :
        {Calibration::kChosen, Calibration::kRejected, Calibration::kSamples}) {
-    check_eigen_path(VpoLoss({.calibration = calibration,
-                              .num_samples = calibration == Calibration::kSamples ? 2 : 1}));
+    check_eigen_path(VpoLoss(
+        {.calibration = calibration, .num_samples = calibration == Calibration::kSamples ? 2 : 1}));
   }
   check_eigen_path(HypoLoss({.num_samples = 1}));
   check_eigen_path(HypoLoss({.num_samples = 3, .clip = 1, .token_mean = true}));

@@ -94,8 +94,8 @@ TEST_CASE("exact losses: every registered one by its config", "[exact]") {
 
 TEST_CASE("exact objective: gradients of all losses against finite differences", "[exact]") {
   // These hold fixed what the finite difference would move.
-  const std::set<std::string> detaching{"kto",      "kto_pair", "bco",  "bco_pair",
-                                        "beta_dpo", "tdpo",     "sppo", "exo_pair", "dft"};
+  const std::set<std::string> detaching{"kto",  "kto_pair", "bco",      "bco_pair", "beta_dpo",
+                                        "tdpo", "sppo",     "exo_pair", "dft"};
   const Problem problem(6);
   int checked = 0;
   for (const std::string& name : registered_losses()) {
