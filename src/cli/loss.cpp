@@ -73,7 +73,15 @@ class LogpsTable {
       : path_(std::move(path)),
         loss_(loss.info().name),
         needs_(loss.requirements()),
-        rows_(read_logps(path_)) {}
+        rows_(read_logps(path_)) {
+    // Rows of completions alone have prompts of no token.
+    const auto has_prompt = [](const LogpsRow& row) {
+      return row.completions.contains("prompt_logps");
+    };
+    if (!needs_.prompt || std::any_of(rows_.begin(), rows_.end(), has_prompt)) return;
+    for (LogpsRow& row : rows_)
+      row.completions["prompt_logps"] = {{.sum = 0, .each = {}, .tokens = 0}};
+  }
 
   const std::vector<LogpsRow>& rows() const { return rows_; }
   std::string where(const LogpsRow& row) const { return fmt::format("{}:{}", path_, row.line); }

@@ -459,6 +459,9 @@ class RowForm {
     for (const auto& [key, value] : message.items()) {
       if (!is_among(kMessageKeys, key) && holds_text(value)) note_unread(path + "[]." + key, key);
     }
+    if (role.is_string() && layout_.role_of(role.get<std::string>()) == "assistant") {
+      check_trained(message, path);
+    }
     const bool calls = message.contains("tool_calls") || message.contains("function_call");
     if (role.is_string()) {
       const auto name = role.get<std::string>();
@@ -480,6 +483,18 @@ class RowForm {
       message["content"] = "";
     }
     return message;
+  }
+
+  /// Throws LineError for a turn that its file leaves out of training, which nothing here does.
+  void check_trained(const RowJson& message, const std::string& path) const {
+    for (const std::string_view key : {"weight", "train", "training"}) {
+      const auto found = message.find(std::string(key));
+      if (found == message.end() || !(found->is_number() || found->is_boolean())) continue;
+      const bool is_trained = found->is_boolean() ? found->get<bool>() : found->get<double>() == 1;
+      if (is_trained) continue;
+      fail(LineDefect::kMalformed, "expected messages of '{}' that all train, got {} {}", path, key,
+           shown_json(*found));
+    }
   }
 
   /// Messages as a list, texts and everything else as they are.

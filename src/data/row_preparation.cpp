@@ -366,7 +366,11 @@ std::int64_t cut_completion(Completion completion, std::size_t limit, const EndI
                             EndOfCut end_of_cut) {
   if (completion.ids.size() <= limit) return 0;
   const auto cut = static_cast<std::int64_t>(completion.ids.size() - limit);
-  const bool keeps_end = limit > 0 && end_of_cut != EndOfCut::kDrop && ends.end(completion.ids);
+  // An end within a turn that does not count would end somebody else's words.
+  const bool is_within_other =
+      limit > 1 && !completion.mask.empty() && completion.mask[limit - 2] == 0;
+  const bool keeps_end =
+      limit > 0 && end_of_cut != EndOfCut::kDrop && ends.end(completion.ids) && !is_within_other;
   cut_to(completion.ids, limit, keeps_end);
   cut_to(completion.weights, limit, keeps_end);
   cut_to(completion.mask, limit, keeps_end);

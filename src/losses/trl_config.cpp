@@ -222,7 +222,9 @@ class TrlOptions {
     throw ConfigError(
         fmt::format("loss: expected no {} with {}, got {}; TRL's {} ignores it there{}", key.name,
                     shown_json(types_), shown_json(value), trainer_.name,
-                    key.name == "label_smoothing" ? ", the type 'dpo' smooths labels" : ""));
+                    key.name == "label_smoothing" && trainer_.name == "DPOTrainer"
+                        ? ", the type 'dpo' smooths labels"
+                        : ""));
   }
 
   /// An option of ours, for the terms that have it.
@@ -236,6 +238,11 @@ class TrlOptions {
     bool is_taken = false;
     for (Term& term : terms_) {
       if (!has_option(*term.entry, name)) continue;
+      if (const auto set = term.config.find(name); set != term.config.end() && *set != value) {
+        throw ConfigError(fmt::format("loss: expected {} {} with {}, which stands for it, got {}",
+                                      name, shown_json(*set), shown_json(types_),
+                                      shown_json(value)));
+      }
       term.config[name] = value;
       is_taken = true;
     }

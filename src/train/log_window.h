@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -34,6 +35,9 @@ class LogWindow {
     double value = 0;
     double weight = 0;
   };
+
+  /// 0 where there is no such metric.
+  double weight_of(std::string_view name) const;
 
   std::int64_t steps_ = 0;
   std::int64_t skipped_ = 0;

@@ -243,6 +243,7 @@ class Run {
     if (is_resumed_ && log_is_due()) log_step();
     if (is_resumed_ && evaluation_is_due_ && !asked_to_stop()) evaluate_and_judge();
     while (!is_done() && !asked_to_stop()) take_step();
+    if (is_done() && window_.steps() > 0) log_step();  // of a run that its patience ended
     const bool has_begun = is_resumed_ || steps_done() > 0;
     if (has_begun && saved_.first != steps_done()) save();
   }

@@ -242,6 +242,19 @@ TEST_CASE("prefopt loss: all of TRL's golden cases", "[cli]") {
   }
 }
 
+TEST_CASE("prefopt loss: TRL's ORPO without prompts averages the completions", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("rows.jsonl");
+  write_text(file, R"({"chosen_logps": [-1, -2], "rejected_logps": [-3]})");
+  const auto loss_of = [&](const std::string& config) {
+    return cli_json({"loss", "--loss", config, "--logps", file}).at("loss").get<double>();
+  };
+  // 1.5 of the NLL and -0.1 log sigmoid of the log odds -1.5 - log(1 - e^-1.5) + 3 + log(1 - e^-3).
+  const double odds = 1.5 - std::log1p(-std::exp(-1.5)) + std::log1p(-std::exp(-3.0));
+  check_close(loss_of(R"({"trainer": "ORPOTrainer"})"), 1.5 + 0.1 * std::log1p(std::exp(-odds)),
+              1e-9);
+}
+
 TEST_CASE("prefopt loss: sums in place of tokens", "[cli]") {
   const TempDir folder;
   const std::string file = folder.file("sums.jsonl");

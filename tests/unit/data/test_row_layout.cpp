@@ -759,4 +759,15 @@ TEST_CASE("the prompt of a row alone", "[data]") {
                         "names, got no row that has it; did you mean 'prompt'?");
 }
 
+TEST_CASE("a turn that its file leaves out of training is refused", "[data]") {
+  const auto row = [](const std::string& mark) {
+    return R"({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a")" +
+           mark + "}]}";
+  };
+  for (const std::string mark : {R"(, "weight": 0)", R"(, "train": false)", R"(, "weight": 0.5)"}) {
+    CHECK_THROWS_AS(parse_row(row(mark), "f:1", "chatml"), DataError);
+  }
+  CHECK_NOTHROW(parse_row(row(R"(, "weight": 1)"), "f:1", "chatml"));
+}
+
 }  // namespace prefopt

@@ -234,7 +234,7 @@ TEST_CASE("keys of two trainers, and keys that TRL does not read", "[losses]") {
         "there");
   check(R"({"loss_type": "hinge", "cpo_alpha": 1, "label_smoothing": 0.1})",
         "loss: expected no label_smoothing with [\"hinge\"], got 0.1; TRL's CPOTrainer ignores it "
-        "there, the type 'dpo' smooths labels");
+        "there");
   check(R"({"loss_type": "sigmoid", "discopop_tau": 0.1})",
         "loss: expected no discopop_tau with [\"sigmoid\"], got 0.1; TRL's DPOTrainer ignores it "
         "there");
@@ -591,6 +591,15 @@ TEST_CASE("a loss that is not registered can be used as it is", "[losses]") {
   in.chosen_logps.mutable_grad().zero_();
   expected.backward();
   CHECK(at::allclose(gradient, in.chosen_logps.grad()));
+}
+
+TEST_CASE("an option cannot change what a name of TRL's stands for", "[losses]") {
+  for (const char* config :
+       {R"({"loss_type": "ipo", "cpo_alpha": 1, "link": "hinge"})",
+        R"({"trainer": "CPOTrainer", "loss_type": "simpo", "length_normalized": false})"}) {
+    CAPTURE(config);
+    CHECK_THROWS_AS(make_loss(config), ConfigError);
+  }
 }
 
 TEST_CASE("names that are taken are refused", "[losses]") {

@@ -603,4 +603,15 @@ TEST_CASE("a checkpoint without what the first version did not have is resumed",
 }
 
 }  // namespace
+TEST_CASE("the margin of labelled rows in a window is that of its two means", "[train]") {
+  detail::LogWindow window;
+  window.add({{"rewards/chosen", 1}, {"rewards/rejected", 0.5}, {"rewards/margins", 0.5}},
+             {{"rewards/chosen", 3}, {"rewards/rejected", 1}});
+  window.add({{"rewards/chosen", 0}, {"rewards/rejected", -1}, {"rewards/margins", 1}},
+             {{"rewards/chosen", 1}, {"rewards/rejected", 3}});
+  CHECK(window.mean() == Metrics{{"rewards/chosen", 0.75},
+                                 {"rewards/rejected", -0.625},
+                                 {"rewards/margins", 1.375}});
+}
+
 }  // namespace prefopt
