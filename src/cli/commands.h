@@ -39,7 +39,7 @@ struct ReportArguments {
 /// Writes the report of a run again and its path to `out`, or to `out` the page itself.
 void run_report(const ReportArguments& arguments, std::ostream& out);
 
-/// What the columns of a file of rows are.
+/// The columns of a file of rows.
 struct ColumnArguments {
   std::string columns;  ///< data.columns: a preset's name, JSON or @FILE; empty: recognized
   std::string unused;   ///< data.unused; empty: error

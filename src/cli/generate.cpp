@@ -59,7 +59,7 @@ class PromptReader {
     return prompts;
   }
 
-  /// What there is to say of the chat format; else empty.
+  /// A remark on the chat format; else empty.
   std::string note() const {
     return detail::chat_format_note(arguments_.chat_format, tokenizer_, message_rows_);
   }

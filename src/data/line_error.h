@@ -29,7 +29,7 @@ class LineError : public DataError {
   LineDefect defect_;
 };
 
-/// What a line is read for.
+/// The use that a line is read for.
 struct LineReading {
   const RowLayout& layout;
   const RowNeeds* needs = nullptr;  ///< null: not known

@@ -83,7 +83,7 @@ constexpr std::array<std::string_view, 8> kMessageKeys{
 // Where the prompt of a row may come from.
 constexpr unsigned kFromPrompt = 1, kFromQuestion = 2, kFromInstruction = 4, kFromInput = 8,
                    kFromTurns = 16, kFromContext = 32, kFromPost = 64, kFromAnywhere = 127;
-// What may answer it.
+// The columns that may answer it.
 constexpr unsigned kPairOfAnswers = 1, kPreferredOutput = 2, kResponses = 4, kHumanRefs = 8,
                    kRanked = 16, kOneCompletion = 32, kOneOutput = 64, kWholeTurns = 128,
                    kWholeText = 256, kAnyAnswers = 511;

@@ -42,7 +42,7 @@ bool is_folder(const fs::path& path) {
 
 bool is_gguf(const fs::path& path) { return path.extension() == ".gguf" && !is_folder(path); }
 
-/// What a model without a tokenizer says of its tokens.
+/// The words of a model without a tokenizer for its tokens.
 struct TokenFacts {
   std::int64_t vocab_size = 0;  ///< 0: unknown
   std::int64_t bos_id = -1, eos_id = -1, pad_id = -1;

@@ -82,7 +82,7 @@ struct TokenSequence {
 /// it.
 PREFOPT_API TokenBatch make_batch(const std::vector<TokenSequence>& sequences);
 
-/// Some sequences of a batch on the CPU, laid out anew. Throws DeviceError for one elsewhere.
+/// Returns some sequences of a CPU batch, laid out again. Throws DeviceError for another device.
 PREFOPT_API TokenBatch select_sequences(const TokenBatch& batch,
                                         const std::vector<std::int64_t>& sequences);
 

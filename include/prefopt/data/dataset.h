@@ -24,7 +24,7 @@ enum class RowPolicy { kError, kDrop, kKeep };
 /// The same of one defect, or what the option `unusable` says.
 enum class DefectPolicy { kUnusable, kError, kDrop, kKeep };
 
-/// What to do with a column that is known to hold a part of prompts and that nothing reads.
+/// The policy for a known prompt column that nothing reads.
 enum class UnusedColumns { kError, kNote };
 
 /// Turns of a completion that count in the loss.
@@ -34,23 +34,23 @@ enum class LossOn {
   kAll,        ///< everyone's
 };
 
-/// What to do with a completion that begins with its prompt.
+/// The policy for a completion that begins with its prompt.
 enum class RepeatedPrompt { kRemove, kKeep, kDrop, kError };
 
-/// What to do with a text that spells a control token.
+/// The policy for a text that spells a control token.
 enum class SpecialTokens {
   kKeep,   ///< it becomes that token, as in transformers
   kSplit,  ///< it stays text
   kError,
 };
 
-/// What a row over `max_length` keeps.
+/// The part of a row over `max_length` that is kept.
 enum class Truncation {
   kKeepEnd,    ///< the prompt gives way first and keeps its end
   kKeepStart,  ///< TRL's: the first `max_length` tokens of prompt and completion
 };
 
-/// What becomes of the end token of a completion that was cut.
+/// The fate of the end token of a completion that was cut.
 enum class EndOfCut {
   kDrop,  ///< as in TRL: it goes with what it ended
   kKeep,  ///< it takes the place of the last token that is left
@@ -128,7 +128,7 @@ struct RowReport {
   std::int64_t message_rows = 0;  ///< rows of messages, which were written in a chat format
   std::string chat_note = {};     ///< what there is to say of that format; else empty
   std::string cache_note = {};    ///< what there is to say of the token cache; else empty
-  /// What cut rows have lost, by the options; empty where none is cut.
+  /// The losses of cut rows under these options; empty where none is cut.
   std::string cut_note = {};
 
   /// One line a defect: count, reason and the first line numbers. Empty when nothing is to say.

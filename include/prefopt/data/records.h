@@ -66,7 +66,7 @@ struct TextRange {
 /// Origin of the bytes of a text that was made of messages.
 struct TextParts {
   std::vector<TextRange> contents = {};  ///< of messages, in order; the format wrote the rest
-  /// What counts in the loss, in order; none: all of a completion.
+  /// The parts that count in the loss, in order; none: all of a completion.
   std::vector<TextRange> counted = {};
 };
 

@@ -115,7 +115,7 @@ enum class Weighting {
   kSampledAlignment,  ///< each token's log pi less its log sum_v pi(v)^2 (TRL's use_weighting)
 };
 
-/// What margin_scale multiplies.
+/// The quantity that margin_scale multiplies.
 enum class MarginOf {
   kGap,     ///< the given reward gap
   kLogGap,  ///< its logarithm (ODPO, 2402.10571)
@@ -193,7 +193,7 @@ void set_rewards(BasicLossOutput<T>& out, double beta, const BasicSideScore<T>& 
   out.margins = out.chosen_rewards - out.rejected_rewards;
 }
 
-/// What scores ask for.
+/// The inputs that scores ask for.
 PREFOPT_API LossRequirements score_needs(const ScoreOptions& score);
 
 /// Whether a link looks at each side by itself.

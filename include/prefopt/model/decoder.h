@@ -110,7 +110,7 @@ class PREFOPT_API Decoder final : public Policy {
       const std::vector<std::vector<std::int64_t>>& prompts) override;
 
   const DecoderOptions& options() const;
-  /// What there is to say of how the weights were read; else empty.
+  /// A remark on how the weights were read; else empty.
   const std::string& load_note() const;
   /// The text of `generation_config.json`: the folder's, or that which a GGUF file amounts to;
   /// empty where there is none. save() writes it.
