@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/tree_attention.h"
+#include "decoder/tree_attention.h"
 #include "support/inputs.h"
 #include "support/report.h"
 #include "support/sdpa_attention.h"

@@ -23,10 +23,10 @@
 #include <vector>
 
 #include "prefopt/data/dataset.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/logps/token_logps.h"
 #include "prefopt/losses/registry.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/reference.h"
+#include "prefopt/policy/reference.h"
 #include "prefopt/train/trainer.h"
 
 namespace prefopt::bench {

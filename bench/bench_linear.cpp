@@ -22,8 +22,8 @@
 #include <utility>
 #include <vector>
 
-#include "model/kernels/cpu/linear.h"
-#include "model/kernels/cpu/thin_linear.h"
+#include "kernels/cpu/linear.h"
+#include "kernels/cpu/thin_linear.h"
 #include "prefopt/error.h"
 #include "support/inputs.h"
 #include "support/oracle.h"

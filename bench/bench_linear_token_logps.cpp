@@ -27,7 +27,7 @@
 #include <vector>
 
 #include "prefopt/logps/token_logps.h"
-#include "prefopt/losses/dpo.h"
+#include "prefopt/losses/pair/dpo.h"
 #include "support/eager.h"
 #include "support/inputs.h"
 #include "support/oracle.h"

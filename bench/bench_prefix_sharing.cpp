@@ -21,8 +21,8 @@
 #include <vector>
 
 #include "prefopt/data/batch.h"
-#include "prefopt/logps/sequence_logps.h"
-#include "prefopt/model/decoder.h"
+#include "prefopt/decoder/decoder.h"
+#include "prefopt/policy/sequence_logps.h"
 #include "support/measure.h"
 
 namespace prefopt::bench {

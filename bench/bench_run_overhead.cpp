@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "prefopt/error.h"
-#include "prefopt/train/run.h"
+#include "prefopt/run/run.h"
 
 namespace prefopt::bench {
 namespace {

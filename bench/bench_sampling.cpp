@@ -16,9 +16,9 @@
 #include <string>
 #include <vector>
 
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/sampling.h"
+#include "prefopt/policy/sampling.h"
 
 namespace prefopt::bench {
 namespace {

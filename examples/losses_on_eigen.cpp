@@ -10,8 +10,8 @@
 #include <cmath>
 
 #include "prefopt/exact/pair_logps.h"
-#include "prefopt/losses/dpo.h"
-#include "prefopt/losses/ipo.h"
+#include "prefopt/losses/pair/dpo.h"
+#include "prefopt/losses/pair/ipo.h"
 
 using namespace prefopt;
 using Eigen::ArrayXd;

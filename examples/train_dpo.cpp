@@ -14,10 +14,10 @@
 
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/data/dataset.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
-#include "prefopt/losses/dpo.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/reference.h"
+#include "prefopt/losses/pair/dpo.h"
+#include "prefopt/policy/reference.h"
 #include "prefopt/train/trainer.h"
 
 using namespace prefopt;

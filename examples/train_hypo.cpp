@@ -14,11 +14,11 @@
 
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/data/dataset.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
-#include "prefopt/losses/hypo.h"
-#include "prefopt/losses/sft.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/reference.h"
+#include "prefopt/losses/pair/hypo.h"
+#include "prefopt/losses/pair/sft.h"
+#include "prefopt/policy/reference.h"
 #include "prefopt/train/trainer.h"
 
 using namespace prefopt;

@@ -14,12 +14,12 @@
 
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/data/dataset.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
-#include "prefopt/losses/sft.h"
-#include "prefopt/losses/vpo.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/reference.h"
-#include "prefopt/model/sampling.h"
+#include "prefopt/losses/pair/sft.h"
+#include "prefopt/losses/pair/vpo.h"
+#include "prefopt/policy/reference.h"
+#include "prefopt/policy/sampling.h"
 #include "prefopt/train/trainer.h"
 
 using namespace prefopt;

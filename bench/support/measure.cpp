@@ -18,7 +18,7 @@
 #endif
 
 #include "prefopt/error.h"
-#include "prefopt/logps/token_logps.h"
+#include "prefopt/memory.h"
 
 namespace prefopt::bench {
 namespace {
@@ -99,7 +99,7 @@ std::vector<Timing> time_interleaved(const std::vector<Contender>& contenders, i
 
 std::optional<std::int64_t> peak_memory(const std::function<void()>& run) {
   // Free memory that stays resident would hide what `run` takes from it.
-  release_logps_memory();
+  release_pooled_memory();
 #ifdef __GLIBC__
   malloc_trim(0);
 #endif

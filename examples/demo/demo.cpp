@@ -22,11 +22,11 @@
 #include <utility>
 #include <vector>
 
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/reference.h"
 #include "prefopt/options.h"
+#include "prefopt/policy/reference.h"
 #include "prefopt/train/trainer.h"
 #include "report.h"
 #include "responses.h"

@@ -14,9 +14,9 @@
 #include "prefopt/data/batch.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/dataset.h"
+#include "prefopt/decoder/end_tokens.h"
 #include "prefopt/error.h"
-#include "prefopt/logps/sequence_logps.h"
-#include "prefopt/model/end_tokens.h"
+#include "prefopt/policy/sequence_logps.h"
 
 namespace demo {
 

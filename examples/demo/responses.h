@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "prefopt/data/tokenizer.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/policy.h"
-#include "prefopt/model/sampling.h"
+#include "prefopt/decoder/decoder.h"
+#include "prefopt/policy/policy.h"
+#include "prefopt/policy/sampling.h"
 #include "reward.h"
 
 namespace demo {

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <string>
 
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/sampling.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/options.h"
+#include "prefopt/policy/sampling.h"
 #include "prefopt/train/trainer.h"
 
 namespace demo {

@@ -21,7 +21,7 @@
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/error.h"
 #include "prefopt/options.h"
-#include "prefopt/train/run.h"
+#include "prefopt/run/run.h"
 
 namespace {
 

@@ -7,8 +7,8 @@
 #include <cmath>
 
 #include "prefopt/data/tokenizer.h"
-#include "prefopt/logps/sequence_logps.h"
-#include "prefopt/model/sampling.h"
+#include "prefopt/policy/sampling.h"
+#include "prefopt/policy/sequence_logps.h"
 
 namespace demo {
 

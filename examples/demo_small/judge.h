@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "prefopt/data/controlled_task.h"
-#include "prefopt/model/policy.h"
+#include "prefopt/policy/policy.h"
 
 namespace demo {
 

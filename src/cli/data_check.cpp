@@ -17,7 +17,7 @@
 #include "core/json.h"
 #include "core/utf8.h"
 #include "data/defect_line.h"
-#include "model/decoder_files.h"
+#include "decoder/decoder_files.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
 #include "prefopt/train/trainer.h"

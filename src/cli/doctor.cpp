@@ -36,12 +36,12 @@
 #include "core/json.h"
 #include "core/machine.h"
 #include "core/system_calls.h"
-#include "logps/kernels/cpu/target.h"
+#include "kernels/cpu/target.h"
+#include "policy/token_range.h"
 #include "prefopt/data/dataset.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/logps/token_logps.h"
-#include "prefopt/model/decoder.h"
-#include "train/token_range.h"
 
 namespace prefopt::cli {
 namespace {

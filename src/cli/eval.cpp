@@ -16,15 +16,15 @@
 #include "cli/stop_signal.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "policy/token_range.h"
 #include "prefopt/data/controlled_task.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/evaluation/judge.h"
 #include "prefopt/evaluation/preferences.h"
 #include "prefopt/evaluation/sampled_kl.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/reference.h"
+#include "prefopt/policy/reference.h"
 #include "prefopt/train/trainer.h"
-#include "train/token_range.h"
 
 namespace prefopt::cli {
 namespace {

@@ -11,8 +11,8 @@
 #include "core/text.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/tokenizer.h"
+#include "prefopt/decoder/end_tokens.h"
 #include "prefopt/error.h"
-#include "prefopt/model/end_tokens.h"
 
 namespace prefopt::cli {
 namespace {

@@ -13,9 +13,9 @@
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/records.h"
 #include "prefopt/data/tokenizer.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/sampling.h"
+#include "prefopt/policy/sampling.h"
 
 namespace prefopt::cli {
 namespace {

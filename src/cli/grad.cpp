@@ -7,11 +7,11 @@
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "core/json.h"
+#include "policy/token_range.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/reference.h"
+#include "prefopt/policy/reference.h"
 #include "prefopt/train/trainer.h"
-#include "train/token_range.h"
 
 namespace prefopt::cli {
 

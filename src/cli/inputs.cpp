@@ -13,9 +13,9 @@
 #include "data/row_layout.h"
 #include "data/row_preparation.h"
 #include "prefopt/data/dataset.h"
+#include "prefopt/decoder/end_tokens.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
-#include "prefopt/model/end_tokens.h"
 
 namespace prefopt::cli {
 namespace {

@@ -14,9 +14,9 @@
 #include "prefopt/data/batch.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/tokenizer.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/losses/loss.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/sampling.h"
+#include "prefopt/policy/sampling.h"
 
 namespace prefopt::cli {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "prefopt/train/report.h"
+#include "prefopt/report/report.h"
 
 #include <ostream>
 

@@ -9,10 +9,10 @@
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "core/json.h"
+#include "policy/token_range.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
-#include "prefopt/logps/sequence_logps.h"
-#include "prefopt/model/decoder.h"
-#include "train/token_range.h"
+#include "prefopt/policy/sequence_logps.h"
 
 namespace prefopt::cli {
 namespace {

@@ -20,7 +20,7 @@
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
 #include "prefopt/options.h"
-#include "prefopt/train/run.h"
+#include "prefopt/run/run.h"
 #include "train/metrics.h"
 
 namespace prefopt::cli {

@@ -15,7 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "prefopt/logps/token_logps.h"
+#include "prefopt/memory.h"
 
 namespace prefopt {
 namespace {
@@ -140,6 +140,6 @@ std::int64_t block_bytes(std::int64_t bytes) {
 
 std::int64_t pooled_bytes() { return pool().bytes(); }
 
-void release_logps_memory() { pool().release_all(); }
+void release_pooled_memory() { pool().release_all(); }
 
 }  // namespace prefopt

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "prefopt/data/tokenizer.h"
-#include "prefopt/model/gguf.h"
+#include "prefopt/files/gguf.h"
 
 namespace prefopt::detail {
 

@@ -8,10 +8,10 @@
 #include <cmath>
 #include <limits>
 
+#include "policy/token_range.h"
 #include "prefopt/error.h"
-#include "prefopt/logps/sequence_logps.h"
 #include "prefopt/math/functions.h"
-#include "train/token_range.h"
+#include "prefopt/policy/sequence_logps.h"
 
 namespace prefopt {
 namespace {

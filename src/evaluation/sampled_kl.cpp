@@ -10,7 +10,7 @@
 
 #include "prefopt/data/batch.h"
 #include "prefopt/error.h"
-#include "prefopt/logps/sequence_kl.h"
+#include "prefopt/policy/sequence_kl.h"
 
 namespace prefopt {
 namespace {

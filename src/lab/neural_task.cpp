@@ -11,9 +11,9 @@
 #include "prefopt/error.h"
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
-#include "prefopt/logps/sequence_logps.h"
 #include "prefopt/losses/registry.h"
-#include "prefopt/model/reference.h"
+#include "prefopt/policy/reference.h"
+#include "prefopt/policy/sequence_logps.h"
 #include "prefopt/train/trainer.h"
 
 namespace prefopt::lab {

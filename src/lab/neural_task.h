@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "prefopt/data/batch.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/exact/pairs.h"
 #include "prefopt/exact/policy.h"
 #include "prefopt/exact/random.h"
-#include "prefopt/model/decoder.h"
 
 // One task for tables and for transformers. A completion is a string of two letters, so that a
 // network's probabilities of all strings can be computed, and with them every measure of the

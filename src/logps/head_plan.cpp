@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "core/memory_pool.h"
-#include "logps/kernels/cpu/gemm.h"
+#include "kernels/cpu/gemm.h"
 #include "logps/kernels/statistics.h"
 #include "prefopt/error.h"
 #include "prefopt/logps/token_logps.h"

@@ -52,6 +52,10 @@ class WidenRows : public torch::autograd::Function<WidenRows> {
 
 bool is_narrow(at::ScalarType dtype) { return dtype == at::kBFloat16 || dtype == at::kHalf; }
 
+at::ScalarType at_least_float32(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 at::Tensor wide_gradient(const at::Tensor& parameter) {
   if (!is_narrow(parameter.scalar_type()) || !parameter.is_leaf()) return {};
   const at::Tensor& sum = parameter.grad();

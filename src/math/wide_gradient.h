@@ -12,6 +12,9 @@ namespace prefopt::detail {
 /// Whether numbers of this dtype hold too few digits for sums over training: bfloat16, float16.
 bool is_narrow(at::ScalarType dtype);
 
+/// Returns float64 for float64, else float32: the dtype in which sums are made.
+at::ScalarType at_least_float32(at::ScalarType dtype);
+
 /// Returns the parameter's `.grad` where it is wider than the parameter, dense and float32: a
 /// backward node may add its gradient there and give autograd nothing. Undefined otherwise.
 at::Tensor wide_gradient(const at::Tensor& parameter);

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "prefopt/model/policy.h"
+#include "prefopt/policy/policy.h"
 #include "prefopt/train/trainer.h"
 #include "train/state.h"
 

@@ -23,14 +23,14 @@
 
 #include "core/memory.h"
 #include "core/random.h"
+#include "policy/token_range.h"
 #include "prefopt/error.h"
-#include "prefopt/logps/sequence_kl.h"
-#include "prefopt/logps/sequence_logps.h"
 #include "prefopt/losses/pair_fields.h"
+#include "prefopt/policy/sequence_kl.h"
+#include "prefopt/policy/sequence_logps.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
 #include "train/state.h"
-#include "train/token_range.h"
 
 namespace prefopt {
 namespace {

@@ -4,7 +4,7 @@
 #include "fuzz/input_files.h"
 #include "fuzz/targets.h"
 #include "fuzz/verdict.h"
-#include "prefopt/model/decoder.h"
+#include "prefopt/decoder/decoder.h"
 
 namespace prefopt::fuzz {
 

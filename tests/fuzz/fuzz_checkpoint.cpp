@@ -4,7 +4,7 @@
 #include "fuzz/input_files.h"
 #include "fuzz/targets.h"
 #include "fuzz/verdict.h"
-#include "train/checkpoint.h"
+#include "run/checkpoint.h"
 
 namespace prefopt::fuzz {
 

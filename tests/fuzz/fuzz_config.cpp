@@ -5,7 +5,7 @@
 #include "fuzz/verdict.h"
 #include "prefopt/losses/registry.h"
 #include "prefopt/options.h"
-#include "prefopt/train/run.h"
+#include "prefopt/run/run.h"
 
 namespace prefopt::fuzz {
 

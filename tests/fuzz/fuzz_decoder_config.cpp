@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <string>
 
+#include "decoder/decoder_config.h"
 #include "fuzz/input_files.h"
 #include "fuzz/targets.h"
 #include "fuzz/verdict.h"
-#include "model/decoder_config.h"
 
 namespace prefopt::fuzz {
 

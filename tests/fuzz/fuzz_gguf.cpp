@@ -3,11 +3,11 @@
 
 #include <string>
 
+#include "decoder/gguf_decoder.h"
 #include "fuzz/input_files.h"
 #include "fuzz/targets.h"
 #include "fuzz/verdict.h"
-#include "model/gguf_decoder.h"
-#include "prefopt/model/gguf.h"
+#include "prefopt/files/gguf.h"
 
 namespace prefopt::fuzz {
 namespace {

@@ -5,7 +5,7 @@
 #include "fuzz/tokenizer_use.h"
 #include "fuzz/verdict.h"
 #include "prefopt/data/tokenizer.h"
-#include "prefopt/model/gguf.h"
+#include "prefopt/files/gguf.h"
 
 namespace prefopt::fuzz {
 

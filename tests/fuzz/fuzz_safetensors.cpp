@@ -6,7 +6,7 @@
 #include "fuzz/input_files.h"
 #include "fuzz/targets.h"
 #include "fuzz/verdict.h"
-#include "prefopt/model/safetensors.h"
+#include "prefopt/files/safetensors.h"
 
 namespace prefopt::fuzz {
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "prefopt/data/batch.h"
-#include "prefopt/model/policy.h"
+#include "prefopt/policy/policy.h"
 #include "support/catch.h"
 
 namespace prefopt::testing_support {

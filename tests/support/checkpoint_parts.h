@@ -12,10 +12,10 @@
 #include <vector>
 
 #include "core/hash.h"
-#include "prefopt/model/safetensors.h"
+#include "prefopt/files/safetensors.h"
+#include "run/checkpoint.h"
 #include "support/catch.h"
 #include "support/run_scene.h"
-#include "train/checkpoint.h"
 
 namespace prefopt::testing_support {
 

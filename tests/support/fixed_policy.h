@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "prefopt/data/batch.h"
-#include "prefopt/model/policy.h"
+#include "prefopt/policy/policy.h"
 
 namespace prefopt::testing_support {
 

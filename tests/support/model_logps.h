@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "prefopt/logps/sequence_logps.h"
-#include "prefopt/model/decoder.h"
+#include "prefopt/decoder/decoder.h"
+#include "prefopt/policy/sequence_logps.h"
 #include "support/catch.h"
 #include "support/files.h"
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "prefopt/data/controlled_task.h"
-#include "prefopt/train/run.h"
+#include "prefopt/run/run.h"
 #include "support/catch.h"
 #include "support/temp_dir.h"
 #include "support/text_files.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "model/tree_attention.h"
+#include "decoder/tree_attention.h"
 
 namespace prefopt::testing_support {
 

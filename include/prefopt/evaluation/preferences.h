@@ -10,7 +10,7 @@
 #include "prefopt/evaluation/calibration.h"
 #include "prefopt/evaluation/statistics.h"
 #include "prefopt/export.h"
-#include "prefopt/model/policy.h"
+#include "prefopt/policy/policy.h"
 
 namespace prefopt {
 

@@ -6,8 +6,8 @@
 
 #include "prefopt/evaluation/statistics.h"
 #include "prefopt/export.h"
-#include "prefopt/model/policy.h"
-#include "prefopt/model/sampling.h"
+#include "prefopt/policy/policy.h"
+#include "prefopt/policy/sampling.h"
 
 namespace prefopt {
 

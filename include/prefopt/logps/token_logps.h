@@ -107,10 +107,6 @@ PREFOPT_API TokenLogps linear_token_logps(const at::Tensor& hidden, const at::Te
                                           const at::Tensor& targets,
                                           const LinearTokenLogpsOptions& options = {});
 
-/// Gives the system the buffers that wait for the next call: on a CPU, logits and gradients of the
-/// head go into the memory that those of the last step were in.
-PREFOPT_API void release_logps_memory();
-
 /// What a call of linear_token_logps has to do.
 struct HeadWork {
   std::int64_t rows = 0;

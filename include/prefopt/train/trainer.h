@@ -13,10 +13,10 @@
 #include "prefopt/error.h"
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
-#include "prefopt/model/policy.h"
-#include "prefopt/model/reference.h"
-#include "prefopt/model/sampling.h"
 #include "prefopt/options.h"
+#include "prefopt/policy/policy.h"
+#include "prefopt/policy/reference.h"
+#include "prefopt/policy/sampling.h"
 
 namespace prefopt {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/ops/tensor.h>
-#include <prefopt/losses/dpo.h>
+#include <prefopt/losses/pair/dpo.h>
 
 #include <cstdio>
 

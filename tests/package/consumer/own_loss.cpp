@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // A loss of the user's own: written, registered, checked by the kit, trained with.
+#include <prefopt/decoder/decoder.h>
 #include <prefopt/losses/pairwise_loss.h>
 #include <prefopt/losses/registry.h>
-#include <prefopt/model/decoder.h>
-#include <prefopt/model/reference.h>
+#include <prefopt/policy/reference.h>
 #include <prefopt/testing/loss_checks.h>
 #include <prefopt/train/trainer.h>
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "prefopt/data/tokenizer.h"
-#include "prefopt/model/decoder.h"
+#include "prefopt/decoder/decoder.h"
 #include "support/catch.h"
 #include "support/cli.h"
 #include "support/temp_dir.h"

@@ -13,12 +13,12 @@
 
 #include "core/json.h"
 #include "prefopt/data/tokenizer.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/sampling.h"
+#include "prefopt/decoder/decoder.h"
+#include "prefopt/policy/sampling.h"
+#include "run/checkpoint.h"
 #include "support/catch.h"
 #include "support/cli.h"
 #include "support/process.h"
-#include "train/checkpoint.h"
 
 namespace prefopt {
 namespace {

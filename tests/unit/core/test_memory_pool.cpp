@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/memory_pool.h"
-#include "prefopt/logps/token_logps.h"
+#include "prefopt/memory.h"
 #include "support/catch.h"
 
 namespace prefopt {
 
 TEST_CASE("memory pool: a block of about the same size is used again", "[core]") {
-  release_logps_memory();
+  release_pooled_memory();
   CHECK(pooled_bytes() == 0);
   const void* first = nullptr;
   {
@@ -22,12 +22,12 @@ TEST_CASE("memory pool: a block of about the same size is used again", "[core]")
     const auto other = take_from_pool(4'000'000);
     CHECK(other.get() != first);
   }
-  release_logps_memory();
+  release_pooled_memory();
   CHECK(pooled_bytes() == 0);
 }
 
 TEST_CASE("memory pool: a request that nothing fits pushes out as much of what waits", "[core]") {
-  release_logps_memory();
+  release_pooled_memory();
   {
     const auto oldest = take_from_pool(2 << 20);
     const auto large = take_from_pool(64 << 20);
@@ -37,11 +37,11 @@ TEST_CASE("memory pool: a request that nothing fits pushes out as much of what w
   // Far too large a block is not taken for it.
   const auto middle = take_from_pool(20 << 20);
   CHECK(pooled_bytes() < both);
-  release_logps_memory();
+  release_pooled_memory();
 }
 
 TEST_CASE("memory pool: small blocks do not wait in it", "[core]") {
-  release_logps_memory();
+  release_pooled_memory();
   { const auto small = take_from_pool(1000); }
   CHECK(pooled_bytes() == 0);
 }

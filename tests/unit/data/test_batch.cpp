@@ -2,7 +2,7 @@
 
 #include "prefopt/data/batch.h"
 #include "prefopt/error.h"
-#include "prefopt/logps/sequence_logps.h"
+#include "prefopt/policy/sequence_logps.h"
 #include "support/bigram_policy.h"
 #include "support/catch.h"
 #include "support/errors.h"

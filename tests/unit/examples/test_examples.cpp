@@ -14,7 +14,7 @@
 #include <set>
 #include <string>
 
-#include "prefopt/model/decoder.h"
+#include "prefopt/decoder/decoder.h"
 #include "support/catch.h"
 #include "support/temp_dir.h"
 

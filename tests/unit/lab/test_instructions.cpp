@@ -9,9 +9,9 @@
 
 #include "core/crc32c.h"
 #include "core/simd_limit.h"
+#include "kernels/cpu/target.h"
 #include "lab/neural_task.h"
 #include "lab/statistics.h"
-#include "logps/kernels/cpu/target.h"
 #include "support/catch.h"
 #include "support/counts.h"
 

@@ -4,7 +4,7 @@
 #include "lab/neural_task.h"
 #include "prefopt/error.h"
 #include "prefopt/exact/measures.h"
-#include "prefopt/logps/sequence_logps.h"
+#include "prefopt/policy/sequence_logps.h"
 #include "support/catch.h"
 #include "support/errors.h"
 

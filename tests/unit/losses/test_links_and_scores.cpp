@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "prefopt/error.h"
-#include "prefopt/losses/discopop.h"
-#include "prefopt/losses/dpo.h"
-#include "prefopt/losses/exo_pair.h"
-#include "prefopt/losses/f_dpo.h"
-#include "prefopt/losses/robust_dpo.h"
+#include "prefopt/losses/pair/discopop.h"
+#include "prefopt/losses/pair/dpo.h"
+#include "prefopt/losses/pair/exo_pair.h"
+#include "prefopt/losses/pair/f_dpo.h"
+#include "prefopt/losses/pair/robust_dpo.h"
 #include "support/catch.h"
 #include "support/errors.h"
 

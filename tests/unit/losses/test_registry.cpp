@@ -4,7 +4,7 @@
 #include <string>
 
 #include "prefopt/error.h"
-#include "prefopt/losses/dpo.h"
+#include "prefopt/losses/pair/dpo.h"
 #include "prefopt/losses/registry.h"
 #include "support/catch.h"
 #include "support/errors.h"

@@ -4,10 +4,10 @@
 #include <random>
 #include <set>
 
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
-#include "prefopt/model/decoder.h"
-#include "prefopt/model/moving_reference.h"
+#include "prefopt/policy/moving_reference.h"
 #include "prefopt/train/trainer.h"
 #include "support/bigram_policy.h"
 #include "support/catch.h"

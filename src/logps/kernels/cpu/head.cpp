@@ -14,8 +14,8 @@
 
 #include "core/memory_pool.h"
 #include "core/parallel.h"
+#include "kernels/cpu/gemm.h"
 #include "logps/head_plan.h"
-#include "logps/kernels/cpu/gemm.h"
 #include "math/wide_gradient.h"
 
 namespace prefopt::kernels::cpu {

@@ -15,9 +15,9 @@
 #include <limits>
 #include <type_traits>
 
-#include "logps/kernels/cpu/simd_math-inl.h"
+#include "kernels/cpu/simd_math-inl.h"
+#include "kernels/cpu/widen-inl.h"
 #include "logps/kernels/cpu/softmax.h"
-#include "logps/kernels/cpu/widen-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace prefopt::kernels::cpu {

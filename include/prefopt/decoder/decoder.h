@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "prefopt/export.h"
+#include "prefopt/options.h"
+#include "prefopt/policy/policy.h"
+
+namespace prefopt {
+
+/// Shape of a decoder of the Llama and Qwen families, under the names of Hugging Face's
+/// `config.json` where it has one.
+struct DecoderOptions {
+  std::int64_t vocab_size = 259;
+  std::int64_t hidden_size = 256;
+  std::int64_t intermediate_size = 688;
+  std::int64_t num_hidden_layers = 6;
+  std::int64_t num_attention_heads = 8;
+  std::int64_t num_key_value_heads = 8;
+  std::int64_t head_dim = 0;  ///< 0: hidden_size / num_attention_heads
+  std::int64_t max_position_embeddings = 2048;
+  double rms_norm_eps = 1e-5;
+  double rope_theta = 10000;
+  double rope_scaling_factor = 1;  ///< of Llama 3's rotary scaling; 1: none
+  double rope_low_freq_factor = 1;
+  double rope_high_freq_factor = 4;
+  std::int64_t rope_original_max_position_embeddings = 8192;
+  bool attention_bias = false;         ///< of the query, key and value projections
+  bool attention_output_bias = false;  ///< of the output projection
+  bool qk_norm = false;                ///< RMSNorm of each query and key head, before rotation
+  bool tie_word_embeddings = true;
+  double initializer_range = 0.02;
+  std::int64_t bos_token_id = -1;
+  std::int64_t eos_token_id = -1;
+  std::int64_t pad_token_id = -1;
+  /// Further end tokens of `config.json` and `generation_config.json`, or of a GGUF file. Not an
+  /// option of a config; `fields` leaves it out.
+  std::vector<std::int64_t> extra_eos_token_ids = {};
+  /// Tokens that a position sees back, itself included; 0: all. Attention here is full, so longer
+  /// sequences are refused (DataError). Not an option of a config; `fields` leaves it out.
+  std::int64_t sliding_window = 0;
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// What the layers keep from the forward for the backward pass; the rest is computed again. Results
+/// are the same to the last bit.
+enum class Checkpointing {
+  kNone,       ///< all but norms and products of gate and up
+  kSelective,  ///< not gate and up, 2 of a layer's 7 products
+  kFull,       ///< the input of each layer only
+};
+
+/// A low-rank adapter (2106.09685): W + scale · B A with scale = alpha / rank, or alpha /
+/// sqrt(rank) for rsLoRA (2312.03732). Names are those of PEFT's `adapter_config.json`.
+struct LoraOptions {
+  std::int64_t r = 16;
+  double lora_alpha = 32;
+  bool use_rslora = false;
+  /// Of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
+  std::vector<std::string> target_modules = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                             "gate_proj", "up_proj", "down_proj"};
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// Decoder-only transformer: RMSNorm (1910.07467), rotary positions (2104.09864), grouped-query
+/// attention (2305.13245), SwiGLU (2002.05202), tied or untied head. Parameters carry Hugging
+/// Face's names.
+class PREFOPT_API Decoder final : public Policy {
+ public:
+  /// Fresh weights, N(0, initializer_range^2), from LibTorch's default generator.
+  explicit Decoder(DecoderOptions options);
+  ~Decoder() override;
+
+  /// Reads a Hugging Face folder, `config.json` with `model.safetensors` or its shards, of the
+  /// families llama, mistral, qwen2 and qwen3; or a `.gguf` file of the architectures llama, qwen2
+  /// and qwen3. A field that would change results and is not understood is refused by name
+  /// (CheckpointError). `dtype` "keep" keeps the folder's: matrices of several dtypes are widened
+  /// to the widest, vectors stay as stored. It takes float32 from a GGUF file. Weights of the dtype
+  /// wanted stay where they are, mapped from the file.
+  static std::shared_ptr<Decoder> load(const std::string& path, std::string_view dtype = "keep");
+
+  PolicyOutput forward(const TokenBatch& batch) override;
+  /// On the CPU. Activations are at least float32 there, whatever the dtype of the weights.
+  bool packs() const override;
+  at::Tensor forward_packed(const PackedTokens& tokens) override;
+  OutputHead head() const override;
+  std::int64_t vocab_size() const override;
+  std::vector<NamedParameter> named_parameters() const override;
+  std::string config() const override;
+  std::shared_ptr<Policy> frozen_copy() const override;
+  std::shared_ptr<Decoder> frozen_decoder() const;
+  std::vector<TrainedWeight> trained_weights() const override;
+  /// Matrices with an adapter are in the adapter's dtype.
+  std::shared_ptr<Policy> merged_copy() const override;
+  std::shared_ptr<Decoder> merged_decoder() const;
+  /// Writes a Hugging Face folder that transformers loads, in shards above 5 GB. A config read from
+  /// a folder is written back with everything it held. A model with an adapter writes that alone.
+  void save(const std::string& directory) const override;
+  std::unique_ptr<DecodeSession> start_decoding(
+      const std::vector<std::vector<std::int64_t>>& prompts) override;
+
+  const DecoderOptions& options() const;
+  /// A remark on how the weights were read; else empty.
+  const std::string& load_note() const;
+  /// The text of `generation_config.json`: the folder's, or that which a GGUF file amounts to;
+  /// empty where there is none. save() writes it.
+  std::string generation_config() const;
+  /// Throws DataError, led by `where`, for sequences that the sliding window does not hold.
+  void check_length(std::int64_t tokens, std::string_view where) const override;
+
+  /// Of forward_packed.
+  void set_checkpointing(Checkpointing checkpointing);
+  /// What forward_packed keeps for the backward pass of a stream of `rows` tokens.
+  std::int64_t activation_bytes(std::int64_t rows, Checkpointing checkpointing) const;
+
+  /// Freezes the weights and adds an adapter that changes nothing yet: A uniform as PEFT's, from
+  /// LibTorch's default generator, B zero. Throws ConfigError for an unknown target or if there is
+  /// an adapter.
+  void add_adapter(const LoraOptions& options);
+  const std::optional<LoraOptions>& adapter() const;
+  /// Adds the adapter to the weights and removes it.
+  void merge_adapter();
+  /// The model without its adapter, sharing the frozen weights: the reference of a policy that
+  /// trains an adapter. Throws ConfigError if there is none.
+  std::shared_ptr<Decoder> without_adapter() const;
+  /// `adapter_config.json`, which names the path that the model was loaded from, and
+  /// `adapter_model.safetensors`, as PEFT writes and reads them.
+  void save_adapter(const std::string& directory) const;
+  /// Freezes the weights and adds the adapter of a folder. Throws CheckpointError for one that is
+  /// not of this model, or whose initialization changed the weights under it (PiSSA, OLoRA, CorDA,
+  /// LoftQ).
+  void load_adapter(const std::string& directory);
+  /// Replaces the parameters: before a trainer or an optimizer holds them, not after.
+  void to(at::ScalarType dtype);
+
+ private:
+  struct Impl;
+  explicit Decoder(std::unique_ptr<Impl> impl);
+  void place_adapter(const LoraOptions& options);
+  void train_adapter_only();
+  template <class Visit>
+  void for_each_adapter_weight(Visit&& visit) const;
+
+  std::unique_ptr<Impl> impl_;
+};
+
+/// "float32", "float64", "bfloat16" or "float16"; throws ConfigError for another name.
+PREFOPT_API at::ScalarType parse_dtype(std::string_view name);
+
+}  // namespace prefopt

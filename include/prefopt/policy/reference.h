@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "prefopt/data/batch.h"
+#include "prefopt/export.h"
+#include "prefopt/policy/policy.h"
+
+namespace prefopt {
+
+/// Where reference log-probs come from. Results never carry a gradient.
+class PREFOPT_API Reference {
+ public:
+  virtual ~Reference() = default;
+  /// [S] float64: sums over the completion tokens of each sequence, nats, with the batch's
+  /// token_weights as factors where it has some.
+  virtual at::Tensor sequence_logps(const TokenBatch& batch) = 0;
+  /// [rows] float32 or float64: one value a completion token, sequence after sequence, without
+  /// weights.
+  virtual at::Tensor token_logps(const TokenBatch& batch) = 0;
+  /// For references that move: the trainer calls it after each update of the policy. `step` counts
+  /// optimizer steps from 1; one without an update counts too, but makes no call.
+  virtual void after_step(const Policy& policy, std::int64_t step);
+  /// All that `after_step` changes, by name, for a checkpoint: not copies, and who resumes writes
+  /// into them. The default: nothing.
+  virtual std::vector<std::pair<std::string, at::Tensor>> state() const;
+  /// The model behind it, for fresh samples; null where there is none.
+  virtual Policy* policy() { return nullptr; }
+};
+
+/// A frozen policy; usually `policy.frozen_copy()`.
+PREFOPT_API std::shared_ptr<Reference> make_frozen_reference(std::shared_ptr<Policy> policy);
+
+enum class CacheLevel { kSequence, kToken };
+
+/// Log-probs on disk in `directory`, in one safetensors file keyed by the model's content and the
+/// level. A sequence that is not there is computed by `inner` and added; nothing is ever taken from
+/// a file of another model. `flush` writes what is new (beside, then rename); the destructor too.
+/// Of two processes on one folder, the last to flush is the one whose entries stay.
+class PREFOPT_API CachedReference final : public Reference {
+ public:
+  CachedReference(std::shared_ptr<Policy> inner, std::string directory,
+                  CacheLevel level = CacheLevel::kSequence);
+  ~CachedReference() override;
+
+  at::Tensor sequence_logps(const TokenBatch& batch) override;
+  /// Throws ConfigError at sequence level.
+  at::Tensor token_logps(const TokenBatch& batch) override;
+  Policy* policy() override;
+
+  void flush();
+  const std::string& path() const;
+  std::int64_t hits() const;
+  std::int64_t misses() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace prefopt

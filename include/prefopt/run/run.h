@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A training run from files to a run folder: config.json, metrics.jsonl, checkpoints,
+// samples.jsonl, TensorBoard's events, report.html.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "prefopt/data/dataset.h"
+#include "prefopt/decoder/decoder.h"
+#include "prefopt/export.h"
+#include "prefopt/options.h"
+#include "prefopt/policy/moving_reference.h"
+#include "prefopt/train/trainer.h"
+
+namespace prefopt {
+
+struct ModelOptions {
+  std::string path = {};  ///< Hugging Face folder or GGUF file; empty: fresh weights of `decoder`
+  std::string dtype = "float32";  ///< or "keep"
+  std::string tokenizer = {};     ///< of make_tokenizer; empty: the model's own, "byte" if fresh
+  DecoderOptions decoder = {};
+  bool use_lora = false;  ///< train an adapter; the reference is then the model without it
+  LoraOptions lora = {};
+  std::string adapter = {};  ///< folder of an adapter to train on, in place of `lora`
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+enum class ReferenceKind { kFrozen, kCached };
+
+struct ReferenceOptions {
+  ReferenceKind kind = ReferenceKind::kFrozen;
+  std::string path = {};       ///< Hugging Face folder; empty: the policy as it was before training
+  std::string dtype = {};      ///< empty: the policy's
+  std::string cache_dir = {};  ///< empty: `reference-cache` in the run folder
+  bool moving = false;         ///< not with a cache
+  MovingReferenceOptions update = {};
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// Automatic: as little is computed again as `activation_budget_mib` allows.
+enum class CheckpointingChoice { kAutomatic, kNone, kSelective, kFull };
+
+struct LoopOptions {
+  std::int64_t steps = 0;  ///< 0: `epochs` decides
+  double epochs = 1;
+  /// Pairs an optimizer step. The last step of an epoch is filled up from the next epoch's order.
+  std::int64_t batch_size = 16;
+  std::int64_t micro_batch_size = 0;    ///< 0: the whole step at once
+  std::int64_t micro_batch_tokens = 0;  ///< tokens at a time; 0: no limit
+  std::int64_t head_budget_mib = 1024;
+  CheckpointingChoice checkpointing = CheckpointingChoice::kAutomatic;
+  std::int64_t activation_budget_mib = 4096;
+  std::int64_t eval_every = 0;  ///< steps; 0: only before the first and after the last step
+  std::int64_t log_every = 1;
+  std::int64_t sample_prompts = 4;  ///< held-out prompts completed at each evaluation; 0: none
+  std::int64_t sample_tokens = 64;  ///< limit of such a completion
+  std::int64_t save_every = 0;      ///< steps; 0: only the best and after the last step
+  std::int64_t keep_last = 2;       ///< newest checkpoints that stay; 0: all
+  std::int64_t keep_best = 1;       ///< best checkpoints that stay beside them
+  std::string best_metric = "eval_loss";  ///< less is better of `…loss` and `…kl`, else more
+  std::int64_t patience = 0;  ///< evaluations without a new best that end training; 0: none do
+  std::int64_t seed = 0;
+  std::int64_t threads = 0;  ///< 0: LibTorch's default
+  bool shuffle = true;
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+struct RunOptions {
+  std::string output_dir = "run";
+  std::string loss = R"({"type": "dpo"})";
+  ModelOptions model = {};
+  ReferenceOptions reference = {};
+  DataOptions data = {};
+  OptimizerOptions optimizer = {};
+  LoopOptions train = {};
+  SamplingOptions sampling = {};  ///< without end tokens: those of end_tokens()
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// What a caller may watch; the library itself never prints.
+struct RunEvents {
+  std::function<void(const std::string& line)> note;  ///< set-up facts, dropped rows, warnings
+  std::function<void(std::int64_t step, std::int64_t total, const Metrics&)> step;
+  std::function<void(std::int64_t step, const Metrics&)> evaluation;
+  /// Asked before each step; true saves and ends the run, which can be resumed.
+  std::function<bool()> should_stop;
+};
+
+struct RunResult {
+  std::shared_ptr<Decoder> policy;
+  std::string checkpoint;  ///< folder of the last checkpoint; empty: stopped before the first step
+  std::int64_t steps = 0;  ///< done, with those before a resume
+  bool stopped = false;    ///< `should_stop` ended it before its last step
+  Metrics last_step;
+  Metrics first_evaluation;  ///< empty without held-out rows
+  Metrics last_evaluation;
+  double seconds = 0;
+};
+
+/// Refuses an `output_dir` that holds a run already, or files that a run would write over
+/// (ConfigError). Everything is loaded and checked, and the first evaluation made, before the first
+/// file is written. A `best_metric` that evaluations do not have is refused (ConfigError) before
+/// the first step; that evaluation is saved as step 0, which a run with another name can resume.
+/// Sets LibTorch's thread count and default generator. One line of metrics.jsonl is the mean of the
+/// steps since the last line, weighted by the tokens or rows that a metric is over, or one
+/// evaluation (keys `eval_…`); values that are not finite are null. A step without an update leaves
+/// what it was in `nonfinite/step-N`; lines count those steps as `skipped` and average the others.
+///
+/// `checkpoints/step-N` holds the model or the adapter with its tokenizer and chat format
+/// (tokenizer_files), and all other state; a crash at any moment
+/// leaves `checkpoints/last` on a whole one, and `checkpoints/best` is the best evaluated one.
+/// Where a std::exception ends the run, steps that were done are saved before it is thrown on.
+///
+/// `resume`: "auto" goes on from the newest whole checkpoint in `output_dir`, or starts where there
+/// is none and the folder is new, empty or of a run with these options; a run folder or a
+/// checkpoint goes on from there, in a new `output_dir` if that is another one. With the same
+/// threads and micro-batches the rest of the run is to the last bit what it would have been without
+/// the break. Throws ConfigError with a list of all that differs for another model, data, loss or
+/// optimizer, CheckpointError where no checkpoint is whole.
+PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& events = {},
+                                   const std::string& resume = {});
+
+}  // namespace prefopt

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/decoder/decoder.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/StringUtil.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "core/file.h"
+#include "decoder/decoder_config.h"
+#include "decoder/decoder_files.h"
+#include "decoder/decoder_impl.h"
+#include "decoder/network.h"
+#include "decoder/packed_layer.h"
+#include "decoder/packed_session.h"
+#include "math/wide_gradient.h"
+#include "policy/decoding.h"
+#include "prefopt/error.h"
+
+namespace prefopt {
+
+using detail::copy_of;
+using detail::Network;
+
+Decoder::Decoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Decoder::~Decoder() = default;
+
+Decoder::Decoder(DecoderOptions options) : impl_(std::make_unique<Impl>()) {
+  Network& network = impl_->network;
+  network.options = detail::checked_decoder_options(options, "decoder");
+  network.layers.resize(static_cast<std::size_t>(network.options.num_hidden_layers));
+  network.for_each_weight(
+      [&](const std::string& name, at::Tensor& weight, const std::vector<std::int64_t>& shape) {
+        const bool is_matrix = shape.size() == 2;
+        weight = is_matrix                 ? at::randn(shape) * network.options.initializer_range
+                 : name.ends_with(".bias") ? at::zeros(shape)
+                                           : at::ones(shape);
+        weight.requires_grad_(true);
+      });
+  impl_->config = detail::make_decoder_config(network.options);
+}
+
+std::shared_ptr<Decoder> Decoder::load(const std::string& path, std::string_view dtype) {
+  std::optional<at::ScalarType> wanted;
+  if (dtype != "keep") wanted = parse_dtype(dtype);
+  detail::DecoderReader reader(detail::followed(path), wanted);
+  auto impl = std::make_unique<Impl>();
+  impl->config = reader.config().json;
+  impl->generation = reader.config().generation;
+  impl->metadata = reader.metadata();
+  impl->source = path;
+  impl->load_note = reader.note();
+  Network& network = impl->network;
+  network.options = reader.config().options;
+  network.layers.resize(static_cast<std::size_t>(network.options.num_hidden_layers));
+  network.for_each_weight(
+      [&](const std::string& name, at::Tensor& weight, const std::vector<std::int64_t>& shape) {
+        weight = reader.take(name, shape);
+      });
+  reader.check_nothing_left(network.options.tie_word_embeddings ? network.embedding : at::Tensor(),
+                            "model.embed_tokens.weight");
+  std::shared_ptr<Decoder> decoder(new Decoder(std::move(impl)));
+  decoder->set_requires_grad(true);
+  return decoder;
+}
+
+namespace {
+
+void check_ids(const at::Tensor& ids, const Network& network) {
+  if (ids.scalar_type() != at::kLong) {
+    throw DtypeError(
+        fmt::format("decoder: expected int64 input_ids, got {}", c10::toString(ids.scalar_type())));
+  }
+  if (ids.device() != network.embedding.device()) {
+    throw DeviceError(fmt::format("decoder: expected input_ids on {}, got {}",
+                                  network.embedding.device().str(), ids.device().str()));
+  }
+  detail::check_token_ids(ids, network.options.vocab_size, "decoder");
+}
+
+std::int64_t longest_in(const PackedTokens& tokens) {
+  std::int64_t longest = 0;
+  for (const PackedGroup& group : tokens.groups) {
+    longest = std::max(longest, group.shared);
+    for (const std::int64_t length : group.branches) {
+      longest = std::max(longest, group.shared + length);
+    }
+  }
+  return longest;
+}
+
+// Where the stream's `rows` stand among those that the last layer goes on with.
+at::Tensor places_among_scored(const PackedTokens& tokens) {
+  std::vector<std::int64_t> place_of(static_cast<std::size_t>(tokens.input_ids.size(0)), -1);
+  std::int64_t place = 0;
+  for (const PackedGroup& group : tokens.groups) {
+    std::int64_t end = group.begin + group.shared;
+    for (const std::int64_t length : group.branches) end += length;
+    for (std::int64_t row = group.begin + group.scored; row < end; ++row) {
+      place_of[static_cast<std::size_t>(row)] = place++;
+    }
+  }
+  std::vector<std::int64_t> places;
+  const auto* rows = tokens.rows.const_data_ptr<std::int64_t>();
+  for (std::int64_t i = 0; i < tokens.rows.size(0); ++i) {
+    places.push_back(place_of[static_cast<std::size_t>(rows[i])]);
+  }
+  return at::tensor(places);
+}
+
+}  // namespace
+
+PolicyOutput Decoder::forward(const TokenBatch& batch) {
+  const Network& network = impl_->network;
+  const at::Tensor& ids = batch.input_ids;
+  if (ids.dim() != 2 || ids.numel() == 0) {
+    throw ShapeError(fmt::format("decoder: expected input_ids [S, T] of at least one token, got {}",
+                                 c10::str(ids.sizes())));
+  }
+  check_ids(ids, network);
+  check_length(ids.size(1), "decoder");
+
+  const at::Tensor positions = at::arange(ids.size(1), ids.options()).unsqueeze(0);
+  const std::int64_t groups = network.groups();
+  // Padding stands on the right, where the causal mask hides it from every real token.
+  const at::Tensor hidden = network.hidden_states(
+      ids, positions,
+      [&](std::size_t, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+        return at::scaled_dot_product_attention(q, detail::repeat_heads(k, groups),
+                                                detail::repeat_heads(v, groups), /*attn_mask=*/{},
+                                                /*dropout_p=*/0.0, /*is_causal=*/true);
+      });
+  return {.hidden = hidden.view({ids.size(0), ids.size(1), -1}), .logits = {}};
+}
+
+bool Decoder::packs() const { return impl_->network.embedding.is_cpu(); }
+
+at::Tensor Decoder::forward_packed(const PackedTokens& tokens) {
+  const Network& network = impl_->network;
+  if (!packs()) {
+    throw DeviceError(fmt::format("decoder: expected weights on cpu for a packed stream, got {}",
+                                  network.embedding.device().str()));
+  }
+  check_ids(tokens.input_ids, network);
+  check_length(longest_in(tokens), "decoder");
+  const auto all = detail::StreamPlan::make(network, tokens, impl_->checkpointing, false);
+  const auto scored = detail::StreamPlan::make(network, tokens, impl_->checkpointing, true);
+  const auto dtype = detail::at_least_float32(network.embedding.scalar_type());
+  at::Tensor x = detail::widened_rows(network.embedding, tokens.input_ids, dtype);
+  for (const detail::Layer& layer : network.layers) {
+    x = detail::packed_layer(x, layer, &layer == &network.layers.back() ? scored : all);
+  }
+  x = detail::rms_norm(x, detail::widened(network.norm, dtype), network.options.rms_norm_eps);
+  return x.index_select(0, places_among_scored(tokens));
+}
+
+std::int64_t Decoder::activation_bytes(std::int64_t rows, Checkpointing checkpointing) const {
+  const Network& network = impl_->network;
+  const auto dtype = detail::at_least_float32(network.embedding.scalar_type());
+  return rows * network.options.num_hidden_layers *
+         detail::kept_bytes_per_row(network.options, checkpointing, dtype);
+}
+
+void Decoder::set_checkpointing(Checkpointing checkpointing) {
+  impl_->checkpointing = checkpointing;
+}
+
+OutputHead Decoder::head() const { return {.weight = impl_->network.head()}; }
+
+std::int64_t Decoder::vocab_size() const { return impl_->network.options.vocab_size; }
+
+std::vector<NamedParameter> Decoder::named_parameters() const {
+  std::vector<NamedParameter> parameters;
+  impl_->network.for_each_weight(
+      [&](const std::string& name, const at::Tensor& weight, const std::vector<std::int64_t>&) {
+        parameters.push_back({name, weight});
+      });
+  for_each_adapter_weight([&](const std::string& name, const at::Tensor& weight) {
+    parameters.push_back({name, weight});
+  });
+  return parameters;
+}
+
+std::string Decoder::config() const { return options_to_json(impl_->network.options); }
+
+std::shared_ptr<Policy> Decoder::frozen_copy() const { return frozen_decoder(); }
+
+std::shared_ptr<Decoder> Decoder::frozen_decoder() const {
+  auto copy = std::make_unique<Impl>(*impl_);
+  copy->network.for_each_weight([](const std::string&, at::Tensor& weight,
+                                   const std::vector<std::int64_t>&) { weight = copy_of(weight); });
+  std::shared_ptr<Decoder> result(new Decoder(std::move(copy)));
+  result->for_each_adapter_weight(
+      [](const std::string&, at::Tensor& weight) { weight = copy_of(weight); });
+  return result;
+}
+
+void Decoder::save(const std::string& directory) const {
+  if (impl_->adapter) return save_adapter(directory);
+  detail::write_decoder(directory, named_parameters(), impl_->metadata, impl_->config,
+                        impl_->generation);
+}
+
+std::unique_ptr<DecodeSession> Decoder::start_decoding(
+    const std::vector<std::vector<std::int64_t>>& prompts) {
+  if (!packs()) return Policy::start_decoding(prompts);
+  detail::check_prompts(prompts, vocab_size());
+  for (const auto& prompt : prompts) check_length(std::ssize(prompt), "start_decoding");
+  return detail::make_packed_session(impl_->network, prompts);
+}
+
+const DecoderOptions& Decoder::options() const { return impl_->network.options; }
+
+const std::string& Decoder::load_note() const { return impl_->load_note; }
+
+std::string Decoder::generation_config() const {
+  return impl_->generation.is_null() ? "" : detail::dump_json(impl_->generation, 2) + "\n";
+}
+
+void Decoder::check_length(std::int64_t tokens, std::string_view where) const {
+  const std::int64_t window = impl_->network.options.sliding_window;
+  if (window == 0 || tokens <= window) return;
+  throw DataError(fmt::format(
+      "{}: expected at most {} tokens, the model's sliding_window, got {}; longer rows need an "
+      "attention that is not computed here, so shorten them (data.max_length)",
+      where, window, tokens));
+}
+
+void Decoder::to(at::ScalarType dtype) {
+  impl_->network.for_each_weight(
+      [&](const std::string&, at::Tensor& weight, const std::vector<std::int64_t>&) {
+        weight = weight.detach().to(dtype).requires_grad_(weight.requires_grad());
+      });
+  for_each_adapter_weight([&](const std::string&, at::Tensor& weight) {
+    weight =
+        weight.detach().to(detail::at_least_float32(dtype)).requires_grad_(weight.requires_grad());
+  });
+}
+
+at::ScalarType parse_dtype(std::string_view name) {
+  if (name == "float32") return at::kFloat;
+  if (name == "float64") return at::kDouble;
+  if (name == "bfloat16") return at::kBFloat16;
+  if (name == "float16") return at::kHalf;
+  throw ConfigError(
+      fmt::format("dtype: expected 'float32', 'float64', 'bfloat16' or 'float16', got '{}'", name));
+}
+
+}  // namespace prefopt

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "decoder/decoder_files.h"
+
+#include <c10/util/StringUtil.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "core/file.h"
+#include "decoder/gguf_decoder.h"
+#include "prefopt/error.h"
+#include "prefopt/files/gguf.h"
+#include "prefopt/files/safetensors.h"
+
+namespace prefopt::detail {
+namespace {
+
+// Rotary frequencies, which are computed here.
+bool is_left_over(const std::string& name) {
+  return name.ends_with(".self_attn.rotary_emb.inv_freq");
+}
+
+bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
+  return a.sizes() == b.sizes() &&
+         std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
+}
+
+bool is_gguf_file(const std::string& path) {
+  std::error_code ignored;
+  return path.ends_with(".gguf") && !std::filesystem::is_directory(path, ignored);
+}
+
+}  // namespace
+
+std::int64_t context_length_of(const std::string& path) {
+  const DecoderConfig config = is_gguf_file(path) ? read_gguf_config(GgufFile::open(path))
+                                                  : read_decoder_config(path + "/config.json");
+  return config.options.max_position_embeddings;
+}
+
+DecoderReader::DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype)
+    : dtype_(dtype) {
+  if (is_gguf_file(path)) {
+    open_gguf(path);
+  } else {
+    open_folder(path);
+  }
+}
+
+void DecoderReader::open_folder(const std::string& directory) {
+  config_ = read_decoder_config(directory + "/config.json");
+  SafetensorsFile file = read_safetensors_folder(directory);
+  path_ = safetensors_path(directory);
+  model_ = "config.json's model";
+  metadata_ = std::move(file.metadata);
+  for (auto& [name, tensor] : file.tensors) {
+    left_.emplace(name, Stored{tensor.sizes().vec(), [tensor = tensor] { return tensor; },
+                               tensor.scalar_type()});
+  }
+  if (!dtype_) choose_dtypes();
+}
+
+void DecoderReader::choose_dtypes() {
+  std::map<at::ScalarType, std::int64_t> matrices, vectors;
+  for (const auto& [name, stored] : left_) {
+    if (is_left_over(name) || !at::isFloatingType(stored.dtype)) continue;
+    ++(stored.shape.size() > 1 ? matrices : vectors)[stored.dtype];
+  }
+  if (matrices.empty()) return;
+  matrix_dtype_ = matrices.begin()->first;
+  for (const auto& [dtype, count] : matrices) {
+    matrix_dtype_ = c10::promoteTypes(matrix_dtype_, dtype);
+  }
+  // What the layers compute in holds every vector.
+  if (vectors.contains(at::kDouble)) matrix_dtype_ = at::kDouble;
+  const auto names = [](const std::map<at::ScalarType, std::int64_t>& counts) {
+    std::vector<std::string> parts;
+    for (const auto& [dtype, count] : counts) {
+      parts.push_back(fmt::format("{} of {}", count, c10::toString(dtype)));
+    }
+    return fmt::format("{}", fmt::join(parts, ", "));
+  };
+  const bool one = matrices.size() == 1 &&
+                   (vectors.empty() || (vectors.size() == 1 && vectors.contains(matrix_dtype_)));
+  if (one) return;
+  note_ = fmt::format(
+      "{}: weights of several dtypes, matrices {} and vectors {}: matrices are kept in {}, vectors "
+      "as they are",
+      path_, names(matrices), names(vectors), c10::toString(matrix_dtype_));
+}
+
+void DecoderReader::open_gguf(const std::string& path) {
+  path_ = path;
+  const GgufFile file = GgufFile::open(path);
+  config_ = read_gguf_config(file);
+  model_ = "a " + file.text("general.architecture") + " decoder";
+  if (!dtype_) dtype_ = at::kFloat;
+  for (const GgufTensor& tensor : file.tensors()) {
+    if (tensor.name == kGgufRopeFactors) continue;  // in the config
+    const std::string name = hugging_face_name(tensor.name);
+    if (name.empty()) {
+      throw CheckpointError(
+          fmt::format("{}: expected the tensors of {} only, got '{}'", path, model_, tensor.name));
+    }
+    const auto read = [file, gguf_name = tensor.name, options = config_.options, dtype = *dtype_] {
+      return read_gguf_weight(file, gguf_name, options, dtype);
+    };
+    left_.emplace(name, Stored{tensor.shape, read, *dtype_});
+  }
+}
+
+at::Tensor DecoderReader::take(const std::string& name, const std::vector<std::int64_t>& shape) {
+  const auto at = left_.find(name);
+  if (at == left_.end()) {
+    // Only a config with a head of its own asks for it.
+    const std::string_view hint =
+        name == "lm_head.weight"
+            ? "; tie_word_embeddings in config.json is not true, which asks for a head of its own"
+            : "";
+    throw CheckpointError(
+        fmt::format("{}: expected tensor '{}', got none of that name{}", path_, name, hint));
+  }
+  const Stored stored = std::move(at->second);
+  left_.erase(at);
+  if (stored.shape != shape) {
+    fail(name, "shape " + c10::str(at::IntArrayRef(shape)),
+         c10::str(at::IntArrayRef(stored.shape)));
+  }
+  const at::Tensor tensor = stored.read();
+  if (!tensor.is_floating_point()) {
+    fail(name, "a floating dtype", c10::toString(tensor.scalar_type()));
+  }
+  if (dtype_) return tensor.to(*dtype_);
+  return tensor.dim() > 1 ? tensor.to(matrix_dtype_) : tensor;
+}
+
+void DecoderReader::check_nothing_left(const at::Tensor& embedding,
+                                       const std::string& embedding_name) {
+  for (const auto& [name, stored] : left_) {
+    if (is_left_over(name)) continue;
+    if (name == "lm_head.weight" && embedding.defined()) {
+      if (same_bytes(stored.read().to(embedding.scalar_type()), embedding)) continue;
+      throw CheckpointError(fmt::format(
+          "{}: tensor '{}': expected the bytes of '{}', as tie_word_embeddings says, got others",
+          path_, name, embedding_name));
+    }
+    throw CheckpointError(
+        fmt::format("{}: expected the tensors of {} only, got '{}'", path_, model_, name));
+  }
+}
+
+void DecoderReader::fail(const std::string& name, std::string_view expected,
+                         std::string_view got) const {
+  throw CheckpointError(
+      fmt::format("{}: tensor '{}': expected {}, got {}", path_, name, expected, got));
+}
+
+void write_decoder(const std::string& directory, const std::vector<NamedParameter>& weights,
+                   const std::map<std::string, std::string>& metadata, Json config,
+                   const Json& generation) {
+  std::error_code why;
+  std::filesystem::create_directories(directory, why);
+  if (why) {
+    throw CheckpointError(
+        fmt::format("{}: expected to create a folder, got {}", directory, why.message()));
+  }
+  SafetensorsFile file{.tensors = {}, .metadata = metadata};
+  for (const auto& [name, value] : weights) file.tensors.emplace_back(name, value);
+  write_safetensors_folder(directory, file);
+  if (!weights.empty()) set_config_dtype(config, weights.front().value.scalar_type());
+  write_file<CheckpointError>(directory + "/config.json", dump_json(config, 2) + "\n");
+  if (generation.is_null()) return;
+  write_file<CheckpointError>(directory + "/generation_config.json",
+                              dump_json(generation, 2) + "\n");
+}
+
+}  // namespace prefopt::detail

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/json.h"
+#include "decoder/decoder_config.h"
+#include "prefopt/policy/policy.h"
+
+namespace prefopt::detail {
+
+/// Config and weights of a decoder in a Hugging Face folder or a `.gguf` file. Throws
+/// CheckpointError, led by the file's path.
+class DecoderReader {
+ public:
+  /// Without a dtype the weights keep a folder's: matrices of several become the widest of them,
+  /// and vectors keep their own. A GGUF file's, which is several, become float32.
+  DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype);
+
+  const DecoderConfig& config() const { return config_; }
+  /// Of the safetensors files, to be written back.
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  /// What there is to say of a folder with several dtypes; else empty.
+  const std::string& note() const { return note_; }
+
+  /// The weight of this name (Hugging Face's) and shape, once.
+  at::Tensor take(const std::string& name, const std::vector<std::int64_t>& shape);
+
+  /// Rotary frequencies are computed, and a tied head may be written twice; nothing else may be
+  /// left over. `embedding` is undefined for a model with a head of its own.
+  void check_nothing_left(const at::Tensor& embedding, const std::string& embedding_name);
+
+ private:
+  struct Stored {
+    std::vector<std::int64_t> shape;
+    std::function<at::Tensor()> read;
+    at::ScalarType dtype = at::kFloat;
+  };
+
+  void open_folder(const std::string& directory);
+  void open_gguf(const std::string& path);
+  /// Decides in what dtypes weights are kept where none is wanted.
+  void choose_dtypes();
+  [[noreturn]] void fail(const std::string& name, std::string_view expected,
+                         std::string_view got) const;
+
+  std::string path_;
+  std::string model_;  // in words
+  std::optional<at::ScalarType> dtype_;
+  at::ScalarType matrix_dtype_ = at::kFloat;  ///< where none is wanted
+  std::string note_;
+  DecoderConfig config_;
+  std::map<std::string, std::string> metadata_ = {{"format", "pt"}};
+  std::map<std::string, Stored> left_;
+};
+
+/// The context that a model in a folder or a `.gguf` file is made for, in tokens, from its config
+/// alone. Throws CheckpointError as loading the model does.
+std::int64_t context_length_of(const std::string& path);
+
+/// Writes `config.json`, which names the dtype of the weights, `generation_config.json` unless that
+/// is null, and the weights.
+void write_decoder(const std::string& directory, const std::vector<NamedParameter>& weights,
+                   const std::map<std::string, std::string>& metadata, Json config,
+                   const Json& generation);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What ggml calls the parts of a decoder, and where it keeps them otherwise than Hugging Face.
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <string_view>
+
+#include "decoder/decoder_config.h"
+#include "prefopt/files/gguf.h"
+
+namespace prefopt::detail {
+
+/// Divisors of the rotary frequencies, the form that Llama 3's scaling has in GGUF.
+inline constexpr std::string_view kGgufRopeFactors = "rope_freqs.weight";
+
+/// Of the architectures llama (Mistral's, too), qwen2 and qwen3. Throws CheckpointError for another
+/// one and, by name, for metadata of the architecture that would change results.
+DecoderConfig read_gguf_config(const GgufFile& file);
+
+/// Hugging Face's name of a decoder's tensor; empty for any other.
+std::string hugging_face_name(std::string_view gguf_name);
+
+/// A tensor of the file as Hugging Face arranges it; its shape must be the one that `options` give.
+at::Tensor read_gguf_weight(const GgufFile& file, const std::string& gguf_name,
+                            const DecoderOptions& options, at::ScalarType dtype);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What a layer does beside attention, on dense float32 or float64 tensors of the CPU. Nothing is
+// recorded for autograd, and the number of threads changes no bit.
+
+#include <ATen/core/Tensor.h>
+
+#include "decoder/network.h"
+
+namespace prefopt::detail {
+
+struct Normed {
+  at::Tensor value;  ///< as x
+  at::Tensor rstd;   ///< one for each last dimension of x
+};
+
+/// w x rstd with rstd = 1 / sqrt(mean(x²) + eps), over the last dimension.
+Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+/// The gradient of x in the memory of `grad`, that of the weight, settled, in `weight_grad` unless
+/// it is null.
+void norm_backward_(at::Tensor& grad, const at::Tensor& x, const at::Tensor& rstd,
+                    const at::Tensor& weight, at::Tensor* weight_grad);
+
+/// silu(gate) · up.
+at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
+
+struct SwigluGradients {
+  at::Tensor gate, up;
+  at::Tensor value;  ///< silu(gate) · up once more
+};
+/// `grad`'s memory becomes that of the gradient of `up`; gate and up are left alone.
+SwigluGradients swiglu_backward_(at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up);
+
+/// x Wᵀ, added to a copy of `residual` where that is defined. A bfloat16 weight is widened as it is
+/// read, one of float16 before.
+at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual = {});
+
+/// grad W, added to `sum` where that is defined, else put there.
+void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& sum);
+
+/// gradᵀ x as the gradient of `weight`, settled: a wide one takes the product as it comes.
+at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight);
+
+/// Turns x [rows, heads, head_dim] by the angles of its rows, in place.
+void turn_(at::Tensor& x, const Rotary& rotary);
+void turn_back_(at::Tensor& x, const Rotary& rotary);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A decoder layer over one packed stream, with a backward pass of its own: it keeps little for it,
+// shares common beginnings, and leaves out rows that nothing asks for.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "decoder/network.h"
+#include "decoder/tree_attention.h"
+#include "prefopt/data/batch.h"
+#include "prefopt/decoder/decoder.h"
+
+namespace prefopt::detail {
+
+/// What the layers of one forward have in common.
+struct StreamPlan : torch::CustomClassHolder {
+  DecoderOptions options;
+  double lora_scale = 0;
+  Checkpointing checkpointing = Checkpointing::kNone;
+  Rotary key_rotary, query_rotary;  ///< [N, head_dim / 2], [M, head_dim / 2]
+  std::vector<AttentionBlock> blocks;
+  at::Tensor query_rows;  ///< [M] int64: the rows that go on; undefined: all N
+
+  /// `scored_only`: the layer's result is asked for where completion tokens are predicted, so the
+  /// other rows give keys and values only.
+  static c10::intrusive_ptr<StreamPlan> make(const Network& network, const PackedTokens& tokens,
+                                             Checkpointing checkpointing, bool scored_only);
+};
+
+/// x [N, hidden] float32 or float64 on the CPU; result [N or M, hidden]. Differentiable in x and in
+/// the tensors of `layer`, first-order. Narrow weights are widened for the time of a product.
+at::Tensor packed_layer(const at::Tensor& x, const Layer& layer,
+                        const c10::intrusive_ptr<StreamPlan>& plan);
+
+/// Bytes that a layer keeps for the backward pass, for each row.
+std::int64_t kept_bytes_per_row(const DecoderOptions& options, Checkpointing checkpointing,
+                                at::ScalarType dtype);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,499 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "decoder/packed_session.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/tensor.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <map>
+#include <span>
+#include <utility>
+
+#include "core/memory_pool.h"
+#include "decoder/tree_attention.h"
+#include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/query_attention.h"
+#include "kernels/cpu/thin_linear.h"
+#include "policy/decoding.h"
+#include "prefopt/error.h"
+
+namespace prefopt::detail {
+namespace {
+
+namespace cpu = kernels::cpu;
+
+/// Rows of prompts that go through the layers at once: more need no fewer reads of the weights for
+/// each row, but more memory.
+constexpr std::int64_t kRowsAtOnce = 4096;
+/// Tokens that a sequence has room for at first.
+constexpr std::int64_t kFirstCapacity = 64;
+
+template <class T>
+constexpr at::ScalarType kDtype = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
+
+/// A prompt that differs from all others, and where its keys and values begin.
+struct Prompt {
+  std::vector<std::int64_t> tokens;
+  std::int64_t begin;
+  std::int64_t length() const { return std::ssize(tokens); }
+};
+
+/// A sequence that goes on. What it said stands in a slot of its own.
+struct Live {
+  std::size_t prompt;
+  std::int64_t slot;
+};
+
+/// Keys or values of a layer by heads, so that one head's stand one after the other.
+struct Cache {
+  at::Tensor
+      prompts;     ///< of each prompt, from begin · kv_heads · head_dim on: [kv_heads, length, D]
+  at::Tensor own;  ///< [slots, kv_heads, capacity, D]
+};
+
+/// What the layers compute of some rows.
+template <class T>
+struct Rows {
+  Rows(const DecoderOptions& options, std::int64_t rows)
+      : count(rows),
+        queries(options.num_attention_heads * options.head_dim),
+        keys(options.num_key_value_heads * options.head_dim),
+        hidden(options.hidden_size),
+        wide(options.intermediate_size),
+        x(rows * hidden),
+        normed(rows * hidden),
+        qkv(rows * qkv_stride()),
+        attended(rows * queries),
+        gate_up(rows * 2 * wide) {}
+
+  std::int64_t qkv_stride() const { return queries + 2 * keys; }
+  T* query(std::int64_t row) const { return qkv.data() + row * qkv_stride(); }
+  T* key(std::int64_t row) const { return query(row) + queries; }
+  T* value(std::int64_t row) const { return key(row) + keys; }
+
+  /// Leaves only these rows of x and of the queries.
+  void select(const std::vector<std::int64_t>& rows) {
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const auto to = static_cast<std::int64_t>(i);
+      std::copy_n(x.data() + rows[i] * hidden, hidden, x.data() + to * hidden);
+      std::copy_n(query(rows[i]), queries, query(to));
+    }
+    count = std::ssize(rows);
+  }
+
+  std::int64_t count, queries, keys, hidden, wide;
+  cpu::Buffer<T> x, normed;
+  cpu::Buffer<T> qkv;  ///< queries, keys and values of a row side by side
+  cpu::Buffer<T> attended;
+  cpu::Buffer<T> gate_up;  ///< side by side; the product of both in place of gate
+};
+
+/// A linear map and where its results go.
+template <class T>
+struct MapInto {
+  const Linear& linear;
+  cpu::Rows<T> y;
+};
+
+template <class T>
+cpu::WeightRows<T> weight_rows(const at::Tensor& weight) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (weight.scalar_type() == at::kBFloat16) return weight.const_data_ptr<c10::BFloat16>();
+    if (weight.scalar_type() == at::kHalf) return weight.const_data_ptr<c10::Half>();
+  }
+  return weight.const_data_ptr<T>();
+}
+
+/// Handles of the weights as the kernels read them: dense, and vectors in T.
+template <class T>
+Network readable(Network network) {
+  const auto make_readable = [](at::Tensor& tensor) {
+    if (!tensor.defined()) return;
+    tensor = tensor.detach().contiguous();
+    if (tensor.dim() == 1) tensor = tensor.to(kDtype<T>);
+  };
+  for (Layer& layer : network.layers) for_each_tensor(layer, make_readable);
+  for (at::Tensor* tensor : {&network.embedding, &network.norm, &network.lm_head}) {
+    make_readable(*tensor);
+  }
+  return network;
+}
+
+template <class T>
+class PackedSession final : public DecodeSession {
+ public:
+  PackedSession(const Network& network, const std::vector<std::vector<std::int64_t>>& prompts)
+      : network_(readable<T>(network)), caches_(network_.layers.size()) {
+    std::map<std::vector<std::int64_t>, std::size_t> place_of;
+    std::int64_t rows = 0;
+    for (const auto& tokens : prompts) {
+      const auto [at, is_new] = place_of.emplace(tokens, prompts_.size());
+      if (is_new) {
+        prompts_.push_back({tokens, rows});
+        rows += std::ssize(tokens);
+      }
+      live_.push_back({at->second, std::ssize(live_)});
+    }
+    for (auto& [keys, values] : caches_) {
+      for (Cache* cache : {&keys, &values})
+        cache->prompts = at::empty({rows * key_width()}, like());
+    }
+  }
+
+  at::Tensor prefill() override {
+    const at::NoGradGuard no_grad;
+    length_ = 0;
+    filled_ = true;
+    at::Tensor logits = empty_from_pool({std::ssize(prompts_), vocab_size()}, kDtype<T>);
+    for (std::size_t first = 0, last = 0; first < prompts_.size(); first = last) {
+      std::int64_t rows = 0;
+      while (last < prompts_.size() && (last == first || rows < kRowsAtOnce)) {
+        rows += prompts_[last++].length();
+      }
+      fill(std::span(prompts_).subspan(first, last - first), rows,
+           logits.narrow(0, static_cast<std::int64_t>(first),
+                         static_cast<std::int64_t>(last - first)));
+    }
+    if (live_.size() == prompts_.size()) return logits;
+    std::vector<std::int64_t> prompt_of;
+    for (const Live& live : live_) prompt_of.push_back(static_cast<std::int64_t>(live.prompt));
+    return logits.index_select(0, at::tensor(prompt_of, at::kLong));
+  }
+
+  at::Tensor append(const at::Tensor& tokens) override {
+    if (!filled_) throw ConfigError("append: expected prefill to be called first, got append");
+    check_appended_tokens(tokens, std::ssize(live_), vocab_size());
+    const at::NoGradGuard no_grad;
+    reserve(length_ + 1);
+    Rows<T> rows(network_.options, std::ssize(live_));
+    std::vector<std::int64_t> positions;
+    for (const Live& live : live_) {
+      positions.push_back(prompts_[live.prompt].length() + length_);
+    }
+    check_window(positions);
+    embed(tokens, rows);
+    const Rotary rotary = rotary_of(positions);
+    for (std::size_t i = 0; i < network_.layers.size(); ++i) {
+      take_heads(network_.layers[i], rotary, rows);
+      keep_own(caches_[i], rows);
+      attend(own_tasks(caches_[i], rows));
+      finish(network_.layers[i], rows);
+    }
+    ++length_;
+    at::Tensor logits = empty_from_pool({rows.count, vocab_size()}, kDtype<T>);
+    write_logits(rows, logits);
+    return logits;
+  }
+
+  void keep(const std::vector<std::int64_t>& sequences) override {
+    check_kept(sequences, std::ssize(live_));
+    std::vector<Live> kept;
+    for (const std::int64_t s : sequences) kept.push_back(live_[static_cast<std::size_t>(s)]);
+    live_ = std::move(kept);
+  }
+
+ private:
+  struct LayerCache {
+    Cache keys, values;
+  };
+
+  std::int64_t vocab_size() const { return network_.options.vocab_size; }
+  std::int64_t head_dim() const { return network_.options.head_dim; }
+  std::int64_t kv_heads() const { return network_.options.num_key_value_heads; }
+  std::int64_t key_width() const { return kv_heads() * head_dim(); }
+  double scale() const { return 1 / std::sqrt(static_cast<double>(head_dim())); }
+  static at::TensorOptions like() { return at::TensorOptions(kDtype<T>); }
+
+  // --- the arithmetic of a layer, on rows wherever they belong ---------------------------------
+
+  void embed(const at::Tensor& ids, Rows<T>& rows) const {
+    const at::Tensor x = at::embedding(network_.embedding, ids).to(kDtype<T>);
+    std::copy_n(x.const_data_ptr<T>(), x.numel(), rows.x.data());
+  }
+
+  void check_window(const std::vector<std::int64_t>& positions) const {
+    const std::int64_t window = network_.options.sliding_window;
+    const std::int64_t last = *std::max_element(positions.begin(), positions.end());
+    if (window == 0 || last < window) return;
+    throw DataError(fmt::format(
+        "append: expected at most {} tokens, the model's sliding_window, got {}; fewer new tokens "
+        "or a shorter prompt fit",
+        window, last + 1));
+  }
+
+  Rotary rotary_of(const std::vector<std::int64_t>& positions) const {
+    return network_.rotary_at(at::tensor(positions, at::kLong), kDtype<T>);
+  }
+
+  void norm(const Rows<T>& rows, const at::Tensor& weight) const {
+    cpu::rms_norm<T>({.shape = {.rows = rows.count, .width = rows.hidden},
+                      .x = {rows.x.data(), rows.hidden},
+                      .weight = weight.const_data_ptr<T>(),
+                      .eps = network_.options.rms_norm_eps,
+                      .y = {rows.normed.data(), rows.hidden}});
+  }
+
+  void norm_heads(const at::Tensor& weight, std::int64_t heads, cpu::Rows<T> x,
+                  std::int64_t count) const {
+    if (!weight.defined()) return;
+    cpu::rms_norm<T>({.shape = {.rows = count, .groups = heads, .width = head_dim()},
+                      .x = x,
+                      .weight = weight.const_data_ptr<T>(),
+                      .eps = network_.options.rms_norm_eps,
+                      .y = x});
+  }
+
+  /// Several maps of the same rows; the results are added to what is there if `accumulate`.
+  void map(cpu::Rows<const T> x, std::int64_t count, std::initializer_list<MapInto<T>> maps,
+           bool accumulate = false) const {
+    const auto in = maps.begin()->linear.weight.size(1);
+    const auto packed = cpu::pack_rows<T>(x, count, in);
+    std::vector<cpu::ThinLinear<T>> products;
+    for (const MapInto<T>& into : maps) {
+      const Linear& linear = into.linear;
+      products.push_back({.x = &packed,
+                          .in = in,
+                          .out = linear.weight.size(0),
+                          .weight = weight_rows<T>(linear.weight),
+                          .bias = linear.bias.defined() ? linear.bias.const_data_ptr<T>() : nullptr,
+                          .y = into.y,
+                          .accumulate = accumulate});
+    }
+    cpu::thin_linear<T>(products);
+    for (const MapInto<T>& into : maps) add_adapter(packed, into);
+  }
+
+  void add_adapter(const cpu::PackedMatrix<T>& x, const MapInto<T>& into) const {
+    const Linear& linear = into.linear;
+    if (!linear.lora_a.defined()) return;
+    const std::int64_t rank = linear.lora_a.size(0);
+    at::Tensor low = at::empty({x.columns(), rank}, like());
+    const cpu::ThinLinear<T> down{.x = &x,
+                                  .in = linear.lora_a.size(1),
+                                  .out = rank,
+                                  .weight = linear.lora_a.const_data_ptr<T>(),
+                                  .y = {low.mutable_data_ptr<T>(), rank}};
+    cpu::thin_linear<T>({&down, 1});
+    low.mul_(network_.lora_scale);
+    const auto packed = cpu::pack_rows<T>({low.const_data_ptr<T>(), rank}, x.columns(), rank);
+    const cpu::ThinLinear<T> up{.x = &packed,
+                                .in = rank,
+                                .out = linear.lora_b.size(0),
+                                .weight = linear.lora_b.const_data_ptr<T>(),
+                                .y = into.y,
+                                .accumulate = true};
+    cpu::thin_linear<T>({&up, 1});
+  }
+
+  /// Queries, keys and values of x.
+  void take_heads(const Layer& layer, const Rotary& rotary, Rows<T>& rows) const {
+    const std::int64_t stride = rows.qkv_stride(), half = head_dim() / 2;
+    const cpu::Rows<T> query{rows.query(0), stride}, key{rows.key(0), stride};
+    norm(rows, layer.input_norm);
+    map({rows.normed.data(), rows.hidden}, rows.count,
+        {{layer.query, query}, {layer.key, key}, {layer.value, {rows.value(0), stride}}});
+    norm_heads(layer.query_norm, network_.options.num_attention_heads, query, rows.count);
+    norm_heads(layer.key_norm, kv_heads(), key, rows.count);
+    cpu::rotate<T>({.rows = rows.count,
+                    .heads = network_.options.num_attention_heads + kv_heads(),
+                    .head_dim = head_dim(),
+                    .x = query,
+                    .cos = {rotary.cos.const_data_ptr<T>(), half},
+                    .sin = {rotary.sin.const_data_ptr<T>(), half}});
+  }
+
+  /// What follows attention.
+  void finish(const Layer& layer, Rows<T>& rows) const {
+    const std::int64_t both = 2 * rows.wide;
+    const cpu::Rows<T> x{rows.x.data(), rows.hidden};
+    const cpu::Rows<T> gate{rows.gate_up.data(), both}, up{gate.data + rows.wide, both};
+    map({rows.attended.data(), rows.queries}, rows.count, {{layer.output, x}}, /*accumulate=*/true);
+    norm(rows, layer.post_attention_norm);
+    map({rows.normed.data(), rows.hidden}, rows.count, {{layer.gate, gate}, {layer.up, up}});
+    cpu::swiglu<T>({.rows = rows.count, .width = rows.wide, .g = gate, .u = up, .h = gate});
+    map(gate, rows.count, {{layer.down, x}}, /*accumulate=*/true);
+  }
+
+  void write_logits(const Rows<T>& rows, const at::Tensor& logits) const {
+    norm(rows, network_.norm);
+    Linear head;
+    head.weight = network_.head();
+    map({rows.normed.data(), rows.hidden}, rows.count,
+        {{head, {logits.mutable_data_ptr<T>(), vocab_size()}}});
+  }
+
+  void attend(const std::vector<cpu::QueryTask<T>>& tasks) const {
+    cpu::query_attention<T>(
+        tasks, {.groups = network_.groups(), .head_dim = head_dim(), .scale = scale()});
+  }
+
+  // --- prompts ---------------------------------------------------------------------------------
+
+  cpu::KeyRows<T> keys_of(const Prompt& prompt, std::int64_t head, const LayerCache& cache) const {
+    const std::int64_t begin = prompt.begin * key_width() + head * prompt.length() * head_dim();
+    return {cache.keys.prompts.template const_data_ptr<T>() + begin,
+            cache.values.prompts.template const_data_ptr<T>() + begin, prompt.length()};
+  }
+
+  /// Logits after each of the prompts, which have `count` tokens in all.
+  void fill(std::span<const Prompt> prompts, std::int64_t count, const at::Tensor& logits) {
+    Rows<T> rows(network_.options, count);
+    std::vector<std::int64_t> ids, positions, last;
+    std::vector<AttentionBlock> blocks;
+    for (const Prompt& prompt : prompts) {
+      blocks.push_back(
+          {.query = std::ssize(ids), .key = std::ssize(ids), .length = prompt.length()});
+      for (std::int64_t i = 0; i < prompt.length(); ++i) positions.push_back(i);
+      ids.insert(ids.end(), prompt.tokens.begin(), prompt.tokens.end());
+      last.push_back(std::ssize(ids) - 1);
+    }
+    embed(at::tensor(ids, at::kLong), rows);
+    const Rotary rotary = rotary_of(positions);
+    for (std::size_t i = 0; i < network_.layers.size(); ++i) {
+      take_heads(network_.layers[i], rotary, rows);
+      keep_prompts(prompts, rows, caches_[i]);
+      if (i + 1 < network_.layers.size()) {
+        attend_prompts(blocks, rows);
+      } else {
+        // Nobody asks what the other rows would become.
+        rows.select(last);
+        attend(last_tasks(prompts, caches_[i], rows));
+      }
+      finish(network_.layers[i], rows);
+    }
+    write_logits(rows, logits);
+  }
+
+  void keep_prompts(std::span<const Prompt> prompts, const Rows<T>& rows, LayerCache& cache) const {
+    T* keys = cache.keys.prompts.template mutable_data_ptr<T>();
+    T* values = cache.values.prompts.template mutable_data_ptr<T>();
+    for (const Prompt& prompt : prompts) {
+      const std::int64_t first = prompt.begin - prompts.front().begin;
+      for (std::int64_t head = 0; head < kv_heads(); ++head) {
+        const std::int64_t begin = prompt.begin * key_width() + head * prompt.length() * head_dim();
+        for (std::int64_t i = 0; i < prompt.length(); ++i) {
+          const std::int64_t of_head = head * head_dim(), to = begin + i * head_dim();
+          std::copy_n(rows.key(first + i) + of_head, head_dim(), keys + to);
+          std::copy_n(rows.value(first + i) + of_head, head_dim(), values + to);
+        }
+      }
+    }
+  }
+
+  void attend_prompts(const std::vector<AttentionBlock>& blocks, const Rows<T>& rows) const {
+    const auto view = [&](T* data, std::int64_t heads) {
+      return at::from_blob(data, {rows.count, heads, head_dim()},
+                           {rows.qkv_stride(), head_dim(), 1}, like());
+    };
+    const AttentionResult result = tree_attention(
+        view(rows.query(0), network_.options.num_attention_heads), view(rows.key(0), kv_heads()),
+        view(rows.value(0), kv_heads()), blocks, scale());
+    std::copy_n(result.output.template const_data_ptr<T>(), rows.count * rows.queries,
+                rows.attended.data());
+  }
+
+  /// The last token of each prompt; row i is that of prompt i.
+  std::vector<cpu::QueryTask<T>> last_tasks(std::span<const Prompt> prompts,
+                                            const LayerCache& cache, const Rows<T>& rows) const {
+    std::vector<cpu::QueryTask<T>> tasks;
+    for (std::size_t i = 0; i < prompts.size(); ++i) {
+      for (std::int64_t head = 0; head < kv_heads(); ++head) {
+        tasks.push_back(task_of(static_cast<std::int64_t>(i), head,
+                                keys_of(prompts[i], head, cache), {}, rows));
+      }
+    }
+    return tasks;
+  }
+
+  cpu::QueryTask<T> task_of(std::int64_t row, std::int64_t head, cpu::KeyRows<T> prompt,
+                            cpu::KeyRows<T> own, const Rows<T>& rows) const {
+    const std::int64_t of_head = head * network_.groups() * head_dim();
+    return {.query = rows.query(row) + of_head,
+            .prompt = prompt,
+            .own = own,
+            .output = rows.attended.data() + row * rows.queries + of_head};
+  }
+
+  // --- what sequences said ---------------------------------------------------------------------
+
+  /// Where the tokens of a sequence begin.
+  std::int64_t own_begin(const Live& live, std::int64_t head) const {
+    return (live.slot * kv_heads() + head) * capacity_ * head_dim();
+  }
+
+  void keep_own(LayerCache& cache, const Rows<T>& rows) const {
+    T* keys = cache.keys.own.template mutable_data_ptr<T>();
+    T* values = cache.values.own.template mutable_data_ptr<T>();
+    for (std::size_t i = 0; i < live_.size(); ++i) {
+      const auto row = static_cast<std::int64_t>(i);
+      for (std::int64_t head = 0; head < kv_heads(); ++head) {
+        const std::int64_t to = own_begin(live_[i], head) + length_ * head_dim();
+        std::copy_n(rows.key(row) + head * head_dim(), head_dim(), keys + to);
+        std::copy_n(rows.value(row) + head * head_dim(), head_dim(), values + to);
+      }
+    }
+  }
+
+  std::vector<cpu::QueryTask<T>> own_tasks(const LayerCache& cache, const Rows<T>& rows) const {
+    std::vector<cpu::QueryTask<T>> tasks;
+    for (std::size_t i = 0; i < live_.size(); ++i) {
+      for (std::int64_t head = 0; head < kv_heads(); ++head) {
+        const std::int64_t begin = own_begin(live_[i], head);
+        const cpu::KeyRows<T> own{cache.keys.own.template const_data_ptr<T>() + begin,
+                                  cache.values.own.template const_data_ptr<T>() + begin,
+                                  length_ + 1};
+        tasks.push_back(task_of(static_cast<std::int64_t>(i), head,
+                                keys_of(prompts_[live_[i].prompt], head, cache), own, rows));
+      }
+    }
+    return tasks;
+  }
+
+  /// Makes room for `length` tokens of each sequence that goes on; slots of the others are let go.
+  void reserve(std::int64_t length) {
+    if (length <= capacity_) return;
+    const std::int64_t capacity = std::max(length, std::max(kFirstCapacity, 2 * capacity_));
+    std::vector<std::int64_t> slots;
+    for (const Live& live : live_) slots.push_back(live.slot);
+    for (auto& [keys, values] : caches_) {
+      for (Cache* cache : {&keys, &values}) {
+        at::Tensor grown = at::empty({std::ssize(live_), kv_heads(), capacity, head_dim()}, like());
+        if (length_ > 0) {
+          grown.narrow(2, 0, length_)
+              .copy_(
+                  cache->own.narrow(2, 0, length_).index_select(0, at::tensor(slots, at::kLong)));
+        }
+        cache->own = std::move(grown);
+      }
+    }
+    capacity_ = capacity;
+    for (std::size_t i = 0; i < live_.size(); ++i) live_[i].slot = static_cast<std::int64_t>(i);
+  }
+
+  Network network_;
+  std::vector<Prompt> prompts_;
+  std::vector<Live> live_;
+  std::vector<LayerCache> caches_;
+  bool filled_ = false;
+  std::int64_t length_ = 0;  ///< tokens that each sequence said and the model saw
+  std::int64_t capacity_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<DecodeSession> make_packed_session(
+    const Network& network, const std::vector<std::vector<std::int64_t>>& prompts) {
+  if (network.embedding.scalar_type() == at::kDouble) {
+    return std::make_unique<PackedSession<double>>(network, prompts);
+  }
+  return std::make_unique<PackedSession<float>>(network, prompts);
+}
+
+}  // namespace prefopt::detail

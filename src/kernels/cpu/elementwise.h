@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/rows.h"
+
+// What a decoder layer does beside its products and its attention, forward and backward, in float
+// and double. All of it runs on LibTorch's threads, and their number changes no bit of a result.
+namespace prefopt::kernels::cpu {
+
+/// Rows of `groups` parts of `width` numbers, one after the other, each with a norm of its own: a
+/// hidden state is one part, the queries of a token are a part a head.
+struct NormShape {
+  std::int64_t rows;
+  std::int64_t groups = 1;
+  std::int64_t width;
+};
+
+/// Of each part: rstd = 1 / sqrt(mean(x²) + eps), y = w x rstd.
+///
+/// With a residual r, x is x + r before all that, and `sum` is where it is left. y and sum may be x
+/// or r, but not each other.
+template <class T>
+struct RmsNorm {
+  NormShape shape;
+  Rows<const T> x;
+  Rows<const T> residual = {};  ///< null: none
+  Rows<T> sum = {};             ///< only with a residual
+  const T* weight;              ///< w [width]
+  double eps;
+  Rows<T> y;
+  T* rstd = nullptr;  ///< [rows * groups]; null: not wanted
+};
+template <class T>
+void rms_norm(const RmsNorm<T>& norm);
+
+/// With g = w dy and x̂ = x rstd: dx = rstd (g − x̂ mean(g x̂)), added to what is there if
+/// `accumulate`, and dw += Σ dy x̂ over all parts. dx may be dy or x.
+template <class T>
+struct RmsNormBackward {
+  NormShape shape;
+  Rows<const T> dy;
+  Rows<const T> x;  ///< what was normalized: with a residual the sum
+  const T* rstd;
+  const T* weight;
+  Rows<T> dx;
+  bool accumulate = false;
+  T* dw = nullptr;  ///< [width]; null: not wanted
+};
+template <class T>
+void rms_norm_backward(const RmsNormBackward<T>& norm);
+
+/// h = silu(g) u, where silu(g) = g / (1 + e^−g). h may be g or u.
+template <class T>
+struct Swiglu {
+  std::int64_t rows, width;
+  Rows<const T> g, u;
+  Rows<T> h;
+};
+template <class T>
+void swiglu(const Swiglu<T>& work);
+
+/// With σ = 1 / (1 + e^−g): dg = dh u σ (1 + g (1 − σ)), du = dh g σ, and h = g σ u once more. Each
+/// result may stand in place of an input.
+template <class T>
+struct SwigluBackward {
+  std::int64_t rows, width;
+  Rows<const T> dh, g, u;
+  Rows<T> dg, du;
+  Rows<T> h = {};  ///< null: not wanted
+};
+template <class T>
+void swiglu_backward(const SwigluBackward<T>& work);
+
+/// Turns heads in place: with D = head_dim / 2, and c, s the cosine and sine [rows, D] of a row,
+///   x_i ← c_i x_i − s_i x_{i+D},  x_{i+D} ← c_i x_{i+D} + s_i x_i  for i < D.
+/// Queries and keys that lie side by side are turned in one call. The gradient of a turn is the
+/// turn by minus the angle.
+template <class T>
+struct Rotary {
+  std::int64_t rows, heads, head_dim;
+  Rows<T> x;
+  Rows<const T> cos, sin;
+};
+template <class T>
+void rotate(const Rotary<T>& rotary);
+template <class T>
+void rotate_back(const Rotary<T>& rotary);
+
+}  // namespace prefopt::kernels::cpu

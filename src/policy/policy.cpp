@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/policy/policy.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/index.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/StringUtil.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "core/hash.h"
+#include "policy/decoding.h"
+#include "prefopt/error.h"
+
+namespace prefopt {
+namespace {
+
+// Keeps nothing but the tokens: what works for any policy.
+class FullForwardSession final : public DecodeSession {
+ public:
+  FullForwardSession(Policy& policy, std::vector<std::vector<std::int64_t>> sequences)
+      : policy_(policy), sequences_(std::move(sequences)) {}
+
+  at::Tensor prefill() override { return last_logits(); }
+
+  at::Tensor append(const at::Tensor& tokens) override {
+    detail::check_appended_tokens(tokens, std::ssize(sequences_), policy_.vocab_size());
+    const at::Tensor ids = tokens.cpu();
+    for (std::size_t s = 0; s < sequences_.size(); ++s) {
+      sequences_[s].push_back(ids[static_cast<std::int64_t>(s)].item<std::int64_t>());
+    }
+    return last_logits();
+  }
+
+  void keep(const std::vector<std::int64_t>& sequences) override {
+    detail::check_kept(sequences, std::ssize(sequences_));
+    std::vector<std::vector<std::int64_t>> kept;
+    for (const std::int64_t s : sequences) {
+      kept.push_back(std::move(sequences_[static_cast<std::size_t>(s)]));
+    }
+    sequences_ = std::move(kept);
+  }
+
+ private:
+  at::Tensor last_logits() {
+    const at::NoGradGuard no_grad;
+    const std::int64_t count = std::ssize(sequences_);
+    std::size_t longest = 0;
+    for (const auto& sequence : sequences_) longest = std::max(longest, sequence.size());
+    const at::Tensor ids = at::zeros({count, static_cast<std::int64_t>(longest)}, at::kLong);
+    const at::Tensor last = at::zeros({count}, at::kLong);
+    for (std::int64_t s = 0; s < count; ++s) {
+      const auto& sequence = sequences_[static_cast<std::size_t>(s)];
+      std::copy(sequence.begin(), sequence.end(), ids[s].mutable_data_ptr<std::int64_t>());
+      last[s] = std::ssize(sequence) - 1;
+    }
+    const at::Tensor positions = at::arange(static_cast<std::int64_t>(longest), at::kLong);
+    const TokenBatch batch{.input_ids = ids,
+                           .attention_mask = positions.le(last.unsqueeze(1)),
+                           .completion_mask = at::zeros(ids.sizes(), at::kBool),
+                           .completion_lens = at::zeros({count}, at::kLong)};
+    const at::Device device = policy_.device();
+    const PolicyOutput output = policy_.forward(batch.to(device));
+    const at::Tensor& states = output.hidden.defined() ? output.hidden : output.logits;
+    const at::Tensor rows = at::index(
+        states, {at::arange(count, at::TensorOptions(at::kLong).device(device)), last.to(device)});
+    return output.hidden.defined() ? at::mm(rows, policy_.head().weight.t()) : rows;
+  }
+
+  Policy& policy_;
+  std::vector<std::vector<std::int64_t>> sequences_;
+};
+
+}  // namespace
+
+namespace detail {
+
+void check_token_ids(const at::Tensor& ids, std::int64_t vocab_size, std::string_view where) {
+  if (!ids.is_cpu() || ids.numel() == 0) return;
+  const at::Tensor flat = ids.contiguous().view(-1);
+  const auto* values = flat.const_data_ptr<std::int64_t>();
+  const auto* end = values + flat.numel();
+  const auto* bad =
+      std::find_if(values, end, [&](std::int64_t id) { return id < 0 || id >= vocab_size; });
+  if (bad != end) {
+    throw DataError(
+        fmt::format("{}: expected token ids in [0, {}), got {}", where, vocab_size, *bad));
+  }
+}
+
+void check_prompts(const std::vector<std::vector<std::int64_t>>& prompts, std::int64_t vocab_size) {
+  if (prompts.empty()) throw ShapeError("start_decoding: expected at least one prompt, got none");
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    if (prompts[i].empty()) {
+      throw ShapeError(fmt::format(
+          "start_decoding: expected at least one token in each prompt, got none in prompt {}", i));
+    }
+    for (std::int64_t id : prompts[i]) {
+      if (id < 0 || id >= vocab_size) {
+        throw DataError(
+            fmt::format("start_decoding: expected token ids in [0, {}), got {} in prompt {}",
+                        vocab_size, id, i));
+      }
+    }
+  }
+}
+
+void check_appended_tokens(const at::Tensor& tokens, std::int64_t sequences,
+                           std::int64_t vocab_size) {
+  if (tokens.scalar_type() != at::kLong) {
+    throw DtypeError(
+        fmt::format("append: expected int64 tokens, got {}", c10::toString(tokens.scalar_type())));
+  }
+  if (tokens.dim() != 1 || tokens.size(0) != sequences) {
+    throw ShapeError(
+        fmt::format("append: expected tokens [{}], got {}", sequences, c10::str(tokens.sizes())));
+  }
+  check_token_ids(tokens, vocab_size, "append");
+}
+
+void check_kept(const std::vector<std::int64_t>& kept, std::int64_t sequences) {
+  if (kept.empty()) throw ShapeError("keep: expected at least one sequence, got none");
+  std::int64_t least = 0;
+  for (const std::int64_t sequence : kept) {
+    if (sequence < least || sequence >= sequences) {
+      throw DataError(fmt::format("keep: expected ascending places in [{}, {}), got {}", least,
+                                  sequences, sequence));
+    }
+    least = sequence + 1;
+  }
+}
+
+}  // namespace detail
+
+at::Tensor TrainedWeight::merged() const {
+  const at::NoGradGuard no_grad;
+  if (!lora_a.defined()) return weight.detach();
+  return weight.to(lora_a.scalar_type()).addmm(lora_b, lora_a, /*beta=*/1, lora_scale);
+}
+
+at::Tensor Policy::forward_packed(const PackedTokens&) {
+  throw ConfigError("policy: expected a policy that takes streams, got one without forward_packed");
+}
+
+void Policy::check_length(std::int64_t, std::string_view) const {}
+
+std::shared_ptr<Policy> Policy::frozen_copy() const {
+  throw ConfigError(
+      "policy: expected a policy that can be copied as reference, got one without frozen_copy");
+}
+
+std::vector<TrainedWeight> Policy::trained_weights() const {
+  std::vector<TrainedWeight> weights;
+  for (const auto& [name, value] : named_parameters()) {
+    if (value.requires_grad()) weights.push_back({.name = name, .weight = value});
+  }
+  return weights;
+}
+
+std::shared_ptr<Policy> Policy::merged_copy() const { return frozen_copy(); }
+
+void Policy::save(const std::string& directory) const {
+  throw CheckpointError(directory +
+                        ": expected a policy with a format of its own, got one that "
+                        "cannot be saved");
+}
+
+std::unique_ptr<DecodeSession> Policy::start_decoding(
+    const std::vector<std::vector<std::int64_t>>& prompts) {
+  detail::check_prompts(prompts, vocab_size());
+  return std::make_unique<FullForwardSession>(*this, prompts);
+}
+
+at::Device Policy::device() const {
+  const auto parameters = named_parameters();
+  return parameters.empty() ? at::Device(at::kCPU) : parameters.front().value.device();
+}
+
+void Policy::set_requires_grad(bool on) {
+  for (auto& parameter : named_parameters()) parameter.value.requires_grad_(on);
+}
+
+std::string content_hash(const Policy& policy) {
+  detail::ContentHash hash;
+  // Lengths lead every part, so that no two models can feed the same bytes.
+  const std::string config = policy.config();
+  hash.update(fmt::format("{} {}", config.size(), config));
+  for (const auto& [name, value] : policy.named_parameters()) {
+    const at::Tensor bytes = value.detach().cpu().contiguous();
+    hash.update(fmt::format("{} {} {} {} {}\n", name.size(), name,
+                            c10::toString(bytes.scalar_type()), c10::str(bytes.sizes()),
+                            bytes.nbytes()));
+    hash.update(bytes.const_data_ptr(), bytes.nbytes());
+  }
+  // The scale of an adapter is in none of its matrices.
+  for (const TrainedWeight& weight : policy.trained_weights()) {
+    if (!weight.lora_a.defined()) continue;
+    hash.update(
+        fmt::format("scale {} {} {}\n", weight.name.size(), weight.name, weight.lora_scale));
+  }
+  return hash.hex();
+}
+
+}  // namespace prefopt

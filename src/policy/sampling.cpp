@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/policy/sampling.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/tensor.h>
+#include <c10/util/StringUtil.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "core/json.h"
+#include "core/random.h"
+#include "policy/next_token.h"
+#include "prefopt/error.h"
+#include "prefopt/logps/token_logps.h"
+
+namespace prefopt {
+namespace {
+
+// One stream a prompt, so that a sample does not depend on its neighbours in the batch.
+std::mt19937_64 stream_of(std::int64_t seed, std::int64_t index) {
+  const std::uint64_t spread = splitmix64(static_cast<std::uint64_t>(seed));
+  return std::mt19937_64(splitmix64(spread ^ static_cast<std::uint64_t>(index)));
+}
+
+// In [0, 1), all 53 bits; std::uniform_real_distribution differs between standard libraries.
+double uniform(std::mt19937_64& stream) { return static_cast<double>(stream() >> 11) * 0x1.0p-53; }
+
+void check_logits(const at::Tensor& logits) {
+  if (logits.dim() != 2 || logits.size(1) == 0) {
+    throw ShapeError(
+        fmt::format("sampling: expected logits [S, vocab], got {}", c10::str(logits.sizes())));
+  }
+  if (!logits.is_floating_point()) {
+    throw DtypeError(fmt::format("sampling: expected floating logits, got {}",
+                                 c10::toString(logits.scalar_type())));
+  }
+}
+
+// As draw_tokens reads them.
+at::Tensor readable(const at::Tensor& logits) {
+  check_logits(logits);
+  const at::Tensor here = logits.detach().cpu();
+  return here.to(here.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
+}
+
+void check_end_token(std::string_view name, std::int64_t id, std::int64_t vocab_size) {
+  if (id >= vocab_size) {
+    throw ConfigError(fmt::format("sampling: expected {} below the vocabulary size {}, got {}",
+                                  name, vocab_size, id));
+  }
+}
+
+std::vector<std::int64_t> read_ids(const std::string& list) {
+  const auto json = detail::parse_json<ConfigError>(list, "extra_eos_ids");
+  const auto is_id = [](const detail::Json& id) {
+    return id.is_number_integer() && id >= INT32_MIN && id <= INT32_MAX;
+  };
+  if (!json.is_array() || !std::all_of(json.begin(), json.end(), is_id)) {
+    throw ConfigError(fmt::format("sampling: expected extra_eos_ids to be a list of ids, got {}",
+                                  detail::shown_json(json)));
+  }
+  return json.get<std::vector<std::int64_t>>();
+}
+
+void check_end_tokens(const SamplingOptions& options, std::int64_t vocab_size) {
+  check_end_token("eos_id", options.eos_id, vocab_size);
+  for (const std::int64_t id : options.extra_eos_ids) {
+    if (id < 0) {
+      throw ConfigError(fmt::format("sampling: expected extra_eos_ids >= 0, got {}", id));
+    }
+    check_end_token("extra_eos_ids", id, vocab_size);
+  }
+}
+
+/// One call of sample: what was drawn so far, and for whom the session goes on.
+class Sampler {
+ public:
+  Sampler(std::size_t prompts, const SamplingOptions& options, bool with_logps)
+      : options_(options), with_logps_(with_logps) {
+    samples_.completions.resize(prompts);
+    if (with_logps) samples_.token_logps.resize(prompts);
+    for (std::size_t i = 0; i < prompts; ++i) {
+      streams_.push_back(
+          stream_of(options.seed, options.first_index + static_cast<std::int64_t>(i)));
+      live_.push_back(i);
+    }
+  }
+
+  /// Draws a token for each sequence that goes on, from its row of the logits.
+  void draw(const at::Tensor& logits) {
+    std::vector<double> shares;
+    for (const std::size_t i : live_) shares.push_back(uniform(streams_[i]));
+    tokens_ = detail::draw_tokens(readable(logits), options_, shares);
+    if (with_logps_) add_logps(logits);
+    for (std::size_t row = 0; row < live_.size(); ++row) {
+      samples_.completions[live_[row]].push_back(tokens_[row]);
+    }
+  }
+
+  /// Lets go of the sequences whose last token is an end token. Returns the places of the others
+  /// among the sequences so far.
+  std::vector<std::int64_t> let_ended_go() {
+    std::vector<std::int64_t> places, tokens;
+    std::vector<std::size_t> live;
+    for (std::size_t row = 0; row < live_.size(); ++row) {
+      if (is_end_token(tokens_[row], options_)) continue;
+      places.push_back(static_cast<std::int64_t>(row));
+      tokens.push_back(tokens_[row]);
+      live.push_back(live_[row]);
+    }
+    live_ = std::move(live);
+    tokens_ = std::move(tokens);
+    return places;
+  }
+
+  at::Tensor tokens() const { return at::tensor(tokens_, at::kLong); }
+  Samples take() { return std::move(samples_); }
+
+ private:
+  void add_logps(const at::Tensor& logits) {
+    const at::Tensor drawn =
+        at::tensor(tokens_, at::TensorOptions(at::kLong).device(logits.device()));
+    const at::Tensor logps =
+        token_logps(logits, drawn,
+                    {.by_products = {}, .transform = {}, .mask = {}, .dtype = at::kDouble})
+            .logps.cpu();
+    for (std::size_t row = 0; row < live_.size(); ++row) {
+      samples_.token_logps[live_[row]].push_back(logps.const_data_ptr<double>()[row]);
+    }
+  }
+
+  const SamplingOptions& options_;
+  bool with_logps_;
+  Samples samples_;
+  std::vector<std::mt19937_64> streams_;
+  std::vector<std::size_t> live_;     // indices of prompts
+  std::vector<std::int64_t> tokens_;  // the last one of each of them
+};
+
+Samples run(Policy& policy, const std::vector<std::vector<std::int64_t>>& prompts,
+            const SamplingOptions& options, bool with_logps) {
+  checked(options, "sampling");
+  check_end_tokens(options, policy.vocab_size());
+  if (prompts.empty()) return {};
+  const at::NoGradGuard no_grad;
+  Sampler sampler(prompts.size(), options, with_logps);
+  const auto session = policy.start_decoding(prompts);
+  auto sequences = std::ssize(prompts);
+  at::Tensor logits = session->prefill();
+  for (std::int64_t step = 1;; ++step) {
+    sampler.draw(logits);
+    if (step == options.max_new_tokens) break;
+    const std::vector<std::int64_t> places = sampler.let_ended_go();
+    if (places.empty()) break;
+    if (std::ssize(places) < sequences) session->keep(places);
+    sequences = std::ssize(places);
+    logits = session->append(sampler.tokens().to(logits.device()));
+  }
+  return sampler.take();
+}
+
+}  // namespace
+
+void SamplingOptions::fields(FieldVisitor& v) {
+  v.integer({"max_new_tokens", "longest completion, the end token included"}, max_new_tokens,
+            Range::at_least(1));
+  v.real({"temperature", "divides the logits; 0: the most likely token"}, temperature,
+         Range::at_least(0));
+  v.integer({"top_k", "only the k most likely tokens; 0: off"}, top_k, Range::at_least(0));
+  v.real({"top_p", "only the most likely tokens that together reach p; 1: off"}, top_p,
+         {.min = 0, .max = 1, .min_open = true});
+  v.integer({"eos_id", "end token; -1: none"}, eos_id, Range::at_least(-1));
+  v.integer({"seed", "of all draws"}, seed, Range::any());
+  std::string list = detail::dump_json(detail::Json(extra_eos_ids));
+  v.json({"extra_eos_ids", "further end tokens, a list of ids"}, list);
+  extra_eos_ids = read_ids(list);
+}
+
+bool is_end_token(std::int64_t token, const SamplingOptions& options) {
+  const auto& extra = options.extra_eos_ids;
+  return token == options.eos_id || std::find(extra.begin(), extra.end(), token) != extra.end();
+}
+
+at::Tensor sampling_probabilities(const at::Tensor& logits, const SamplingOptions& options) {
+  checked(options, "sampling");
+  return detail::token_probabilities(readable(logits), options).to(logits.device());
+}
+
+std::vector<std::vector<std::int64_t>> sample(Policy& policy,
+                                              const std::vector<std::vector<std::int64_t>>& prompts,
+                                              const SamplingOptions& options) {
+  return run(policy, prompts, options, /*with_logps=*/false).completions;
+}
+
+Samples sample_with_logps(Policy& policy, const std::vector<std::vector<std::int64_t>>& prompts,
+                          const SamplingOptions& options) {
+  return run(policy, prompts, options, /*with_logps=*/true);
+}
+
+}  // namespace prefopt

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+
+#include "report/run_record.h"
+
+namespace prefopt::detail {
+
+// Parts of report.html, with their headings; empty where the folder has nothing for them.
+
+/// `dpo`; empty without a config.
+std::string loss_type(const RunRecord& record);
+
+/// Policy, reference, data, loss, optimizer and length of the run.
+std::string subject_html(const RunRecord& record);
+
+/// The verdict with its warnings, and the figures that a reader looks for first.
+std::string verdict_html(const RunRecord& record);
+/// First and last evaluation side by side.
+std::string evaluations_html(const RunRecord& record);
+/// Prompts with completions from before and after.
+std::string samples_html(const RunRecord& record);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "run/resume.h"
+
+#include <c10/util/StringUtil.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <string_view>
+#include <system_error>
+
+#include "core/file.h"
+#include "core/hash.h"
+#include "core/text.h"
+#include "prefopt/error.h"
+#include "prefopt/losses/registry.h"
+#include "prefopt/options.h"
+#include "prefopt/run/run.h"
+
+namespace prefopt::detail {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool exists(const std::string& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+
+bool is_same_folder(const std::string& a, const std::string& b) {
+  std::error_code ignored;
+  return fs::equivalent(a, b, ignored);
+}
+
+/// The newest whole checkpoint, none in a run that has not saved one yet.
+std::optional<std::string> newest_whole(const RunFolder& folder, const Note& note) {
+  const CheckpointStore& store = folder.checkpoints();
+  const auto last = store.last();
+  std::vector<std::int64_t> steps = store.steps();
+  if (last) {
+    std::erase_if(steps, [&](std::int64_t step) { return step >= *last; });
+    steps.push_back(*last);
+  }
+  if (steps.empty()) return std::nullopt;
+  std::string first_defect;
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    const std::string path = store.folder_of(*step);
+    const std::string defect = defect_of_checkpoint(path);
+    if (defect.empty()) return path;
+    note(fmt::format("checkpoint step-{} is damaged and passed over: {}", *step, defect));
+    if (first_defect.empty()) first_defect = defect;
+  }
+  throw CheckpointError(fmt::format("{}: expected a whole checkpoint, got none; {}",
+                                    folder.file("checkpoints"), first_defect));
+}
+
+/// Options that change no result: where things lie (their content has a hash), what is written
+/// when, and how long.
+constexpr std::array<std::string_view, 20> kHarmless = {"output_dir",
+                                                        "model.path",
+                                                        "model.adapter",
+                                                        "model.tokenizer",
+                                                        "reference.path",
+                                                        "reference.cache_dir",
+                                                        "data.train",
+                                                        "data.eval",
+                                                        "data.chat_format",
+                                                        "data.token_cache",
+                                                        "train.log_every",
+                                                        "train.eval_every",
+                                                        "train.save_every",
+                                                        "train.keep_last",
+                                                        "train.keep_best",
+                                                        "train.patience",
+                                                        "train.head_budget_mib",
+                                                        "train.activation_budget_mib",
+                                                        "train.sample_prompts",
+                                                        "train.sample_tokens"};
+
+/// Options that decide in which order numbers are added up.
+constexpr std::array<std::string_view, 4> kRounding = {
+    "train.threads", "train.micro_batch_size", "train.micro_batch_tokens", "train.checkpointing"};
+
+/// Each number, text or list under its path, `a.b`.
+void flatten(const Json& value, const std::string& path, std::map<std::string, std::string>& flat) {
+  if (!value.is_object()) {
+    flat[path] = dump_json(value);
+    return;
+  }
+  for (const auto& [key, inner] : value.items()) {
+    flatten(inner, path.empty() ? key : fmt::format("{}.{}", path, key), flat);
+  }
+}
+
+std::map<std::string, std::string> flattened(const Json& value) {
+  std::map<std::string, std::string> flat;
+  flatten(value, "", flat);
+  return flat;
+}
+
+std::string value_or_none(const std::map<std::string, std::string>& flat, const std::string& key) {
+  const auto found = flat.find(key);
+  return found == flat.end() ? "none" : found->second;
+}
+
+/// Keys with other values, in alphabetical order, as "key: old -> new".
+std::map<std::string, std::string> differences(const Json& before, const Json& now) {
+  const auto old_values = flattened(before);
+  const auto new_values = flattened(now);
+  std::set<std::string> keys;
+  for (const auto& [key, value] : old_values) keys.insert(key);
+  for (const auto& [key, value] : new_values) keys.insert(key);
+  std::map<std::string, std::string> changes;
+  for (const std::string& key : keys) {
+    const std::string was = value_or_none(old_values, key);
+    const std::string is = value_or_none(new_values, key);
+    if (was != is) changes[key] = fmt::format("{}: {} -> {}", key, was, is);
+  }
+  return changes;
+}
+
+/// The length of a schedule is part of it, that of a constant one is not.
+bool may_change_length(const Json& config) {
+  const Json optimizer = config.value("optimizer", Json::object());
+  return optimizer.value("schedule", Json()) == "constant";
+}
+
+/// Every option and those of the run's loss, at their defaults.
+std::map<std::string, std::string> defaults(const Json& config) {
+  Json options = parse_json<ConfigError>(options_to_json(RunOptions()), "run");
+  const Json type = config.value("loss", Json::object()).value("type", Json());
+  try {
+    options["loss"] =
+        parse_json<ConfigError>(make_loss(dump_json({{"type", type}})).config(), "loss");
+  } catch (const ConfigError&) {
+    options.erase("loss");  // one that its name alone does not make
+  }
+  return flattened(options);
+}
+
+/// The differences of two configs that matter, as "key: old -> new"; `note` hears of those that
+/// change rounding alone.
+std::vector<std::string> config_changes(const Json& before, const Json& now, const Note& note) {
+  const bool free_length = may_change_length(now);
+  const auto old_values = flattened(before);
+  const auto new_values = flattened(now);
+  const auto usual = defaults(now);
+  std::vector<std::string> refused;
+  for (const auto& [key, change] : differences(before, now)) {
+    const bool is_length = key == "train.steps" || key == "train.epochs";
+    const bool has_contents = key.starts_with("data.") || key.starts_with("model.decoder.");
+    const bool is_default = usual.contains(key) && usual.at(key) == value_or_none(new_values, key);
+    const bool is_new = !old_values.contains(key) && (has_contents || is_default);
+    if (contains(kHarmless, key) || (is_length && free_length) || is_new) continue;
+    if (contains(kRounding, key)) {
+      note(fmt::format("resume: {}; results may differ in their last digits", change));
+    } else {
+      refused.push_back(change);
+    }
+  }
+  return refused;
+}
+
+}  // namespace
+
+bool resumes_here(const std::string& resume, const RunFolder& folder) {
+  if (resume == "auto" || is_same_folder(resume, folder.path())) return true;
+  std::error_code error;
+  const auto checkpoint = fs::canonical(followed(resume), error);
+  return !error && is_same_folder(checkpoint.parent_path().string(), folder.file("checkpoints"));
+}
+
+std::optional<ResumePoint> find_resume_point(const std::string& resume, const RunFolder& folder,
+                                             const Note& note) {
+  if (resume == "auto" || is_same_folder(resume, folder.path())) {
+    const auto newest = newest_whole(folder, note);
+    if (newest) return ResumePoint{*newest, true};
+    note(fmt::format("resume: {} has no checkpoint yet, the run starts at its beginning",
+                     folder.path()));
+    return std::nullopt;
+  }
+  const RunFolder given(followed(resume));
+  std::string checkpoint;
+  if (exists(given.file("manifest.json"))) {
+    std::error_code error;
+    checkpoint = fs::canonical(given.path(), error).string();
+    const std::string defect = defect_of_checkpoint(checkpoint);
+    if (!defect.empty()) throw CheckpointError(defect);
+  } else if (const auto newest = newest_whole(given, note)) {
+    checkpoint = *newest;
+  } else {
+    throw ConfigError(fmt::format(
+        "resume: expected auto, a run folder or a checkpoint, got {}, which has no {}", resume,
+        exists(given.file("checkpoints")) ? "checkpoint in it"
+                                          : "manifest.json and no checkpoints"));
+  }
+  const auto parent = fs::path(checkpoint).parent_path().string();
+  const bool is_in_place = is_same_folder(parent, folder.file("checkpoints"));
+  if (!is_in_place) folder.check_new();
+  return ResumePoint{checkpoint, is_in_place};
+}
+
+std::string fingerprint_of(const std::vector<TokenPair>& pairs) {
+  ContentHash hash;
+  const auto add = [&](const auto& values) {
+    const auto count = std::ssize(values);
+    hash.update(&count, sizeof count);
+    hash.update(values.data(), values.size() * sizeof(values[0]));
+  };
+  for (const TokenPair& pair : pairs) {
+    for (const auto* tokens : {&pair.prompt, &pair.chosen, &pair.rejected, &pair.gold}) {
+      add(*tokens);
+    }
+    for (const auto* weights : {&pair.chosen_weights, &pair.rejected_weights, &pair.gold_weights}) {
+      add(*weights);
+    }
+    // Only where there is one, so that runs of before have the hash that they had.
+    for (const auto* mask : {&pair.chosen_mask, &pair.rejected_mask, &pair.gold_mask}) {
+      if (!mask->empty()) add(*mask);
+    }
+    for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
+      const double value = pair.columns[static_cast<Column>(i)];
+      hash.update(&value, sizeof value);
+    }
+  }
+  return hash.hex();
+}
+
+std::string fingerprint_of(const Policy& policy) {
+  ContentHash hash;
+  hash.update(policy.config());
+  for (const auto& [name, value] : policy.named_parameters()) {
+    const at::Tensor here = value.detach().cpu().contiguous();
+    const std::string_view bytes(static_cast<const char*>(here.const_data_ptr()), here.nbytes());
+    hash.update(fmt::format("\n{} {} {} {}", name, c10::str(here.sizes()),
+                            c10::toString(here.scalar_type()), crc32_of(bytes)));
+  }
+  return hash.hex();
+}
+
+void check_same_run(const Json& before, const Json& now, const std::string& checkpoint,
+                    const Note& note) {
+  auto refused = config_changes(before.at("config"), now.at("config"), note);
+  for (const auto& [key, change] : differences(before.at("contents"), now.at("contents"))) {
+    // Checkpoints of the first version lack it.
+    if (key == "adapter_scale" && !before.at("contents").contains(key)) continue;
+    refused.push_back(change);
+  }
+  if (refused.empty()) return;
+  throw ConfigError(fmt::format(
+      "resume: expected the options and contents that {} was saved with, got {}; undo that, or "
+      "start a new run{}",
+      checkpoint, fmt::join(refused, ", "),
+      before.contains("version") ? ""
+                                 : fmt::format(", with model.path {} to train on from its weights: "
+                                               "an earlier version of prefopt saved it",
+                                               checkpoint)));
+}
+
+void check_same_config(const Json& before, const Json& now, const std::string& folder) {
+  const auto refused = config_changes(before, now, [](const std::string&) {});
+  if (refused.empty()) return;
+  throw ConfigError(
+      fmt::format("resume: expected the options of {}/config.json, got {}; undo that, or choose "
+                  "another output_dir",
+                  folder, fmt::join(refused, ", ")));
+}
+
+}  // namespace prefopt::detail

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/run/run.h"
+
+namespace prefopt {
+
+void ModelOptions::fields(FieldVisitor& v) {
+  v.text({"path",
+          "Hugging Face folder or GGUF file; empty: fresh weights of the shape `decoder`",
+          {"model_name_or_path"}},
+         path);
+  v.text({"dtype", "float32, float64, bfloat16, float16, or keep for the file's", {"torch_dtype"}},
+         dtype);
+  v.text({"tokenizer",
+          "byte, a tokenizer.json, a folder that holds one or a GGUF file; empty: the adapter's or "
+          "the model's own, byte for a fresh one"},
+         tokenizer);
+  v.group({"decoder", "Shape of a fresh model"}, decoder);
+  v.flag({"use_lora",
+          "Train a low-rank adapter and freeze the model, which is then the reference",
+          {"use_peft"}},
+         use_lora);
+  v.group({"lora", "The adapter, where use_lora is true"}, lora);
+  v.text({"adapter", "PEFT folder of an adapter to train on; empty: a fresh one"}, adapter);
+}
+
+void ReferenceOptions::fields(FieldVisitor& v) {
+  v.choice({"kind", "A frozen model, or its log-probs from a cache on disk"}, kind,
+           {"frozen", "cached"});
+  v.text({"path", "Hugging Face folder; empty: the policy as it was before training"}, path);
+  v.text({"dtype", "What the weights are kept in, as model.dtype; empty: the policy's"}, dtype);
+  v.text({"cache_dir", "Folder of the cache; empty: `reference-cache` in the run folder"},
+         cache_dir);
+  v.flag({"moving", "Whether the reference moves with the policy", {"sync_ref_model"}}, moving);
+  v.group({"update", "How it moves, where moving is true"}, update);
+}
+
+void LoopOptions::fields(FieldVisitor& v) {
+  v.integer({"steps", "Optimizer steps; 0: `epochs` decides", {"max_steps"}}, steps,
+            Range::between(0, 1e9));
+  v.real({"epochs", "Passes over the training rows, where `steps` is 0", {"num_train_epochs"}},
+         epochs, Range{.min = 0, .max = 1e6, .min_open = true});
+  v.integer({"batch_size",
+             "Pairs an optimizer step; the last one of an epoch is filled up from the "
+             "next epoch"},
+            batch_size, Range::between(1, 1e6));
+  v.integer({"micro_batch_size", "Pairs at a time, without effect on results; 0: the whole step"},
+            micro_batch_size, Range::at_least(0));
+  v.integer({"micro_batch_tokens",
+             "Tokens at a time, without effect on results, at least one pair; 0: no limit"},
+            micro_batch_tokens, Range::at_least(0));
+  v.integer(
+      {"head_budget_mib",
+       "Memory in MiB that the output head may take for logits that wait for the backward pass, "
+       "without effect on results"},
+      head_budget_mib, Range::between(1, 1e9));
+  v.choice({"checkpointing",
+            "What layers compute again in the backward pass, without effect on results: nothing "
+            "that costs, gate and up of the feed-forward part, or all"},
+           checkpointing, {"auto", "none", "selective", "full"});
+  v.integer(
+      {"activation_budget_mib",
+       "Memory in MiB that the layers of a micro-batch may keep, where checkpointing is auto"},
+      activation_budget_mib, Range::between(1, 1e9));
+  v.integer({"eval_every",
+             "Steps between evaluations; 0: only before the first and after the last",
+             {"eval_steps"}},
+            eval_every, Range::at_least(0));
+  v.integer({"log_every",
+             "Steps between lines of metrics.jsonl, which are means over them",
+             {"logging_steps"}},
+            log_every, Range::at_least(1));
+  v.integer({"save_every",
+             "Steps between checkpoints; 0: only the best and after the last step",
+             {"save_steps"}},
+            save_every, Range::at_least(0));
+  v.integer({"keep_last", "Newest checkpoints that stay; 0: all", {"save_total_limit"}}, keep_last,
+            Range::at_least(0));
+  v.integer({"keep_best", "Best evaluated checkpoints that stay beside them"}, keep_best,
+            Range::at_least(0));
+  v.text({"best_metric",
+          "What makes one the best: less of a metric that ends in loss or kl, more of any other",
+          {"metric_for_best_model"}},
+         best_metric);
+  v.integer({"patience",
+             "Evaluations without a new best that end training; 0: none do",
+             {"early_stopping_patience"}},
+            patience, Range::at_least(0));
+  v.integer({"sample_prompts",
+             "Held-out prompts that the policy completes at each evaluation, for samples.jsonl and "
+             "the report, as `sampling` says; 0: none"},
+            sample_prompts, Range::between(0, 1e4));
+  v.integer({"sample_tokens", "Tokens of such a completion at most"}, sample_tokens,
+            Range::between(1, 1e6));
+  v.integer({"seed", "Seed of fresh weights and of the order of rows"}, seed, Range::at_least(0));
+  v.integer({"threads", "CPU threads; 0: LibTorch's default"}, threads, Range::between(0, 4096));
+  v.flag({"shuffle", "A new order of the rows each epoch"}, shuffle);
+}
+
+void RunOptions::fields(FieldVisitor& v) {
+  v.text({"output_dir", "Run folder, made by the run"}, output_dir);
+  v.json({"loss", "The loss with its options: {\"type\": …}"}, loss);
+  v.group({"model", "The policy"}, model);
+  v.group({"reference", "The reference, for losses that need one"}, reference);
+  v.group({"data", "Rows"}, data);
+  v.group({"optimizer", "AdamW and its learning rate"}, optimizer);
+  v.group({"train", "Steps, batches, evaluations"}, train);
+  v.group({"sampling",
+           "Fresh samples, for losses that draw them; without end tokens: those of the model, the "
+           "tokenizer and the chat format"},
+          sampling);
+}
+
+}  // namespace prefopt

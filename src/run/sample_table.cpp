@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "run/sample_table.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+#include <utility>
+
+#include "prefopt/policy/sequence_kl.h"
+
+namespace prefopt::detail {
+
+SampleTable::SampleTable(const std::vector<TokenPair>& held_out,
+                         std::shared_ptr<const Tokenizer> tokenizer, SamplingOptions sampling,
+                         Size size)
+    : tokenizer_(std::move(tokenizer)), sampling_(std::move(sampling)) {
+  sampling_.max_new_tokens = size.tokens;
+  for (const TokenPair& pair : held_out) {
+    if (std::ssize(prompts_) == size.prompts) break;
+    const bool known = std::find(prompts_.begin(), prompts_.end(), pair.prompt) != prompts_.end();
+    if (!known) prompts_.push_back(pair.prompt);
+  }
+}
+
+bool SampleTable::gives_kl(const Policy* reference) const {
+  const bool are_own = sampling_.temperature == 1 && sampling_.top_k == 0 && sampling_.top_p == 1;
+  return reference != nullptr && are_own && !prompts_.empty();
+}
+
+SampleTable::Draw SampleTable::draw(std::int64_t step, Policy& policy, Policy* reference,
+                                    bool with_reference) const {
+  // Keys and values of all prompts at once could take any amount of memory.
+  constexpr std::size_t kPart = 16;
+  const at::NoGradGuard no_grad;
+  Draw draw;
+  double kl = 0;
+  for (std::size_t first = 0; first < prompts_.size(); first += kPart) {
+    const auto begin = prompts_.begin() + static_cast<std::ptrdiff_t>(first);
+    const auto count = std::min(kPart, prompts_.size() - first);
+    const std::vector<Tokens> prompts(begin, begin + static_cast<std::ptrdiff_t>(count));
+    SamplingOptions sampling = sampling_;
+    sampling.first_index += static_cast<std::int64_t>(first);
+    const auto completions = sample(policy, prompts, sampling);
+    for (std::size_t i = 0; i < count; ++i) {
+      Json line = {
+          {"step", step}, {"index", first + i}, {"prompt", tokenizer_->decode(prompts[i])}};
+      add_completion(line, "policy", completions[i]);
+      draw.lines.push_back(std::move(line));
+    }
+    if (gives_kl(reference)) {
+      const auto kls = kl_of(policy, *reference, prompts, completions);
+      for (std::size_t i = 0; i < count; ++i) {
+        draw.lines[first + i]["kl"] = kls[i];
+        kl += kls[i];
+      }
+    }
+    if (with_reference && reference != nullptr) {
+      const auto before = sample(*reference, prompts, sampling);
+      for (std::size_t i = 0; i < count; ++i) {
+        add_completion(draw.lines[first + i], "reference", before[i]);
+      }
+    }
+  }
+  if (gives_kl(reference)) draw.kl = kl / static_cast<double>(prompts_.size());
+  return draw;
+}
+
+void SampleTable::add_completion(Json& line, const std::string& name,
+                                 const Tokens& completion) const {
+  line[name] = tokenizer_->decode(completion);
+  line[name + "_tokens"] = completion.size();
+  line[name + "_ended"] = !completion.empty() && is_end_token(completion.back(), sampling_);
+}
+
+std::vector<double> SampleTable::kl_of(Policy& policy, Policy& reference,
+                                       const std::vector<Tokens>& prompts,
+                                       const std::vector<Tokens>& completions) {
+  std::vector<TokenSequence> sequences;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    sequences.push_back({.prompt = prompts[i], .completion = completions[i]});
+  }
+  const auto batch = make_batch(sequences).to(policy.device());
+  // sequence_kl takes its expectation under its second model.
+  const auto kls = sequence_kl(reference, policy, batch).cpu();
+  const double* first = kls.const_data_ptr<double>();
+  return {first, first + kls.numel()};
+}
+
+}  // namespace prefopt::detail

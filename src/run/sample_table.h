@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/json.h"
+#include "prefopt/data/batch.h"
+#include "prefopt/data/tokenizer.h"
+#include "prefopt/policy/policy.h"
+#include "prefopt/policy/sampling.h"
+
+namespace prefopt::detail {
+
+/// What the policy, and once the reference, make of a few held-out prompts: lines of samples.jsonl.
+/// Each draw uses the same random numbers, which are nobody else's: samples differ by the policy
+/// alone, and training goes on as if there were none.
+class SampleTable {
+ public:
+  struct Size {
+    std::int64_t prompts = 0;  ///< the first distinct ones of the rows
+    std::int64_t tokens = 0;   ///< of a completion, at most
+  };
+  SampleTable(const std::vector<TokenPair>& held_out, std::shared_ptr<const Tokenizer> tokenizer,
+              SamplingOptions sampling, Size size);
+
+  struct Draw {
+    /// One a prompt: `step`, `index`, `prompt`, then `policy` with `policy_tokens` and
+    /// `policy_ended`, `kl`, and where `with_reference` also `reference…`.
+    std::vector<Json> lines;
+    /// Mean over the prompts of KL(policy || reference) in nats along the policy's completions, the
+    /// sum over their tokens of each exact KL over the vocabulary: an estimate of the KL of whole
+    /// completions. Only with a reference, and where samples are the policy's own (temperature 1,
+    /// no top-k, no top-p).
+    std::optional<double> kl;
+  };
+  /// Whether a draw has a `kl`.
+  bool gives_kl(const Policy* reference) const;
+  /// `reference` may be null.
+  Draw draw(std::int64_t step, Policy& policy, Policy* reference, bool with_reference) const;
+
+ private:
+  using Tokens = std::vector<std::int64_t>;
+
+  void add_completion(Json& line, const std::string& name, const Tokens& completion) const;
+  static std::vector<double> kl_of(Policy& policy, Policy& reference,
+                                   const std::vector<Tokens>& prompts,
+                                   const std::vector<Tokens>& completions);
+
+  std::vector<Tokens> prompts_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  SamplingOptions sampling_;
+};
+
+}  // namespace prefopt::detail

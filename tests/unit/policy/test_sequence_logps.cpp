@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+
+#include "prefopt/error.h"
+#include "prefopt/policy/sequence_logps.h"
+#include "support/catch.h"
+#include "support/errors.h"
+#include "support/fixed_policy.h"
+#include "support/logps_oracle.h"
+
+namespace prefopt {
+using namespace testing_support;
+
+TEST_CASE("sequence_logps: completion tokens are read one position before them", "[policy]") {
+  const TokenBatch batch = small_batch();
+  const at::Tensor logits = random_normal({2, 4, 5}, at::kDouble, 8).requires_grad_(true);
+  FixedPolicy policy({.hidden = {}, .logits = logits}, {}, 5);
+  const SequenceLogps out =
+      sequence_logps(policy, batch, {.by_products = ByProducts::all(), .reduction = {}});
+
+  const at::Tensor all = logits.detach().log_softmax(2);
+  const auto at_position = [&](int s, int t, int token) { return all[s][t][token].item<double>(); };
+  const std::vector<double> expected{at_position(0, 0, 1), at_position(0, 1, 2),
+                                     at_position(0, 2, 3), at_position(1, 1, 4)};
+  for (std::int64_t i = 0; i < 4; ++i) {
+    CHECK(out.token_logps[i].item<double>() ==
+          Approx(expected[static_cast<std::size_t>(i)]).epsilon(1e-12));
+  }
+  CHECK(out.logps.scalar_type() == at::kDouble);
+  CHECK(out.logps[0].item<double>() ==
+        Approx(expected[0] + expected[1] + expected[2]).epsilon(1e-12));
+  CHECK(out.logps[1].item<double>() == Approx(expected[3]).epsilon(1e-12));
+  CHECK(at::equal(out.lens, at::tensor({3, 1}, at::kLong)));
+  CHECK(at::equal(out.row_to_sequence, at::tensor({0, 0, 0, 1}, at::kLong)));
+  CHECK(out.by_products.entropy.size(0) == 4);
+
+  // Only the four positions have a gradient, and each sequence only its own.
+  out.logps[1].backward();
+  at::Tensor touched = logits.grad().abs().sum(2).gt(0);
+  CHECK(touched[1][1].item<bool>());
+  CHECK(touched.sum().item<std::int64_t>() == 1);
+}
+
+TEST_CASE("sequence_logps: hidden states and their logits give the same", "[policy]") {
+  const TokenBatch batch = small_batch();
+  const at::Tensor hidden = random_normal({2, 4, 3}, at::kFloat, 9);
+  const at::Tensor weight = random_normal({5, 3}, at::kFloat, 10);
+  FixedPolicy opened({.hidden = hidden, .logits = {}}, weight, 5);
+  FixedPolicy closed({.hidden = {}, .logits = hidden.matmul(weight.t())}, {}, 5);
+  const SequenceLogps a = sequence_logps(opened, batch);
+  const SequenceLogps b = sequence_logps(closed, batch);
+  CHECK(a.token_logps.scalar_type() == at::kFloat);
+  CHECK(at::allclose(a.token_logps, b.token_logps, 0, 1e-6));
+  CHECK(at::allclose(a.logps, b.logps, 0, 1e-6));
+}
+
+TEST_CASE("sequence_logps: float32 tokens are summed in float64", "[policy]") {
+  // 4097 equal log-probs of -log 3: in float32 the sum would lose its last digits.
+  const std::int64_t length = 4097;
+  const std::vector<std::int64_t> prompt{0}, completion(static_cast<std::size_t>(length), 1);
+  FixedPolicy policy({.hidden = {}, .logits = at::zeros({1, length + 1, 3})}, {}, 3);
+  const SequenceLogps out = sequence_logps(policy, make_batch({{prompt, completion}}));
+  const double one = out.token_logps[0].item<double>();
+  CHECK(out.logps.item<double>() == Approx(static_cast<double>(length) * one).epsilon(1e-12));
+}
+
+TEST_CASE("sequence_logps: wrong batches and outputs are refused", "[policy]") {
+  FixedPolicy policy({.hidden = {}, .logits = at::zeros({2, 4, 5})}, {}, 5);
+  const auto check = [&](auto&& change, auto error, const std::string& text) {
+    TokenBatch batch = small_batch();
+    change(batch);
+    CHECK_THROWS_TEXT(sequence_logps(policy, batch), decltype(error),
+                      "sequence_logps: expected " + text);
+  };
+  check([](TokenBatch& b) { b.input_ids = at::zeros({4}, at::kLong); }, ShapeError(""),
+        "input_ids [S, T], got [4]");
+  check([](TokenBatch& b) { b.input_ids = b.input_ids.to(at::kInt); }, DtypeError(""),
+        "input_ids of dtype Long, got Int");
+  check(
+      [](TokenBatch& b) {
+        b.attention_mask = at::ones({2, 3}, at::kBool);
+      },
+      ShapeError(""), "attention_mask [2, 4], got [2, 3]");
+  check([](TokenBatch& b) { b.completion_mask = b.completion_mask.to(at::kFloat); }, DtypeError(""),
+        "completion_mask of dtype Bool, got Float");
+  check([](TokenBatch& b) { b.completion_lens = at::zeros({3}, at::kLong); }, ShapeError(""),
+        "completion_lens [2], got [3]");
+  check([](TokenBatch& b) { b.input_ids = at::Tensor(); }, ShapeError(""),
+        "input_ids [S, T], got none");
+  check([](TokenBatch& b) { b.completion_mask = at::Tensor(); }, ShapeError(""),
+        "completion_mask [2, 4], got none");
+  // A completion token in the first column is predicted by nothing.
+  check(
+      [](TokenBatch& b) { b.completion_mask[0][0] = true, b.completion_lens[0] = 4; },
+      ShapeError(""),
+      "completion_mask to hold the 5 tokens of completion_lens after the first column, sequence by "
+      "sequence, got 4");
+
+  FixedPolicy neither({}, {}, 5);
+  CHECK_THROWS_TEXT(sequence_logps(neither, small_batch()), ShapeError,
+                    "sequence_logps: expected hidden or logits of the policy, got neither");
+  FixedPolicy both({.hidden = at::zeros({2, 4, 3}), .logits = at::zeros({2, 4, 5})}, {}, 5);
+  CHECK_THROWS_TEXT(sequence_logps(both, small_batch()), ShapeError,
+                    "sequence_logps: expected hidden or logits of the policy, got both");
+  FixedPolicy short_output({.hidden = {}, .logits = at::zeros({2, 3, 5})}, {}, 5);
+  CHECK_THROWS_TEXT(sequence_logps(short_output, small_batch()), ShapeError,
+                    "sequence_logps: expected logits [2, 4, n] of the policy, got [2, 3, 5]");
+}
+
+TEST_CASE("sequence_logps: mean, and less weight for a tail", "[policy]") {
+  const TokenBatch batch = small_batch();
+  FixedPolicy policy({.hidden = {}, .logits = random_normal({2, 4, 5}, at::kDouble, 11)}, {}, 5);
+  const at::Tensor tokens = sequence_logps(policy, batch).token_logps;
+  const auto token = [&](int i) { return tokens[i].item<double>(); };
+
+  const at::Tensor mean =
+      sequence_logps(policy, batch,
+                     {.by_products = {}, .reduction = {.mean = true, .head_lens = {}}})
+          .logps;
+  CHECK(mean[0].item<double>() == Approx((token(0) + token(1) + token(2)) / 3).epsilon(1e-12));
+  CHECK(mean[1].item<double>() == Approx(token(3)).epsilon(1e-12));
+
+  // Completions of 3 and 1 tokens: the tail of the longer one is its last two.
+  const SequenceReduction tail{.tail_weight = 0.25, .head_lens = at::tensor({1, 1}, at::kLong)};
+  const at::Tensor cut =
+      sequence_logps(policy, batch, {.by_products = {}, .reduction = tail}).logps;
+  CHECK(cut[0].item<double>() == Approx(token(0) + 0.25 * (token(1) + token(2))).epsilon(1e-12));
+  CHECK(cut[1].item<double>() == Approx(token(3)).epsilon(1e-12));
+
+  SequenceReduction wrong{.head_lens = at::tensor({1, 1, 1}, at::kLong)};
+  CHECK_THROWS_TEXT(sequence_logps(policy, batch, {.by_products = {}, .reduction = wrong}),
+                    ShapeError, "sequence_logps: expected head_lens [2], got [3]");
+  wrong.head_lens = at::tensor({1, 1}, at::kInt);
+  CHECK_THROWS_TEXT(sequence_logps(policy, batch, {.by_products = {}, .reduction = wrong}),
+                    DtypeError, "sequence_logps: expected int64 head_lens, got Int");
+}
+
+TEST_CASE("sequence_logps: tokens may count more or less than others", "[policy]") {
+  TokenBatch batch = small_batch();
+  FixedPolicy policy({.hidden = {}, .logits = random_normal({2, 4, 5}, at::kDouble, 12)}, {}, 5);
+  const at::Tensor tokens = sequence_logps(policy, batch).token_logps;
+  const auto token = [&](int i) { return tokens[i].item<double>(); };
+  batch.token_weights = at::tensor({0.5, 0.0, 2.0, 3.0}, at::kDouble);
+
+  const SequenceLogps weighted = sequence_logps(policy, batch);
+  CHECK(at::equal(weighted.token_logps, tokens));
+  CHECK(weighted.logps[0].item<double>() == Approx(0.5 * token(0) + 2 * token(2)).epsilon(1e-12));
+  CHECK(weighted.logps[1].item<double>() == Approx(3 * token(3)).epsilon(1e-12));
+  // With the weight of a tail they multiply; a mean is still over the number of tokens.
+  const SequenceReduction tail{.tail_weight = 0.25, .head_lens = at::tensor({1, 1}, at::kLong)};
+  CHECK(reduce_tokens(tokens, weighted, tail)[0].item<double>() ==
+        Approx(0.5 * token(0) + 0.5 * token(2)).epsilon(1e-12));
+  CHECK(reduce_tokens(tokens, weighted, {.mean = true, .head_lens = {}})[0].item<double>() ==
+        Approx((0.5 * token(0) + 2 * token(2)) / 3).epsilon(1e-12));
+
+  batch.token_weights = at::ones({3}, at::kDouble);
+  CHECK_THROWS_TEXT(sequence_logps(policy, batch), ShapeError,
+                    "sequence_logps: expected token_weights [4], got [3]");
+  batch.token_weights = at::ones({4}, at::kFloat);
+  CHECK_THROWS_TEXT(sequence_logps(policy, batch), DtypeError,
+                    "sequence_logps: expected token_weights of dtype Double, got Float");
+}
+
+}  // namespace prefopt
