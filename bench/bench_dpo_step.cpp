@@ -138,7 +138,7 @@ class Profile {
 };
 
 /// The parts of the steps, one after the other; the first step warms up and does not count.
-void run_profile(const Arguments& a, const std::vector<TokenPair>& rows, Decoder& policy,
+void run_profile(const Arguments& a, const std::vector<TokenRow>& rows, Decoder& policy,
                  Reference& reference) {
   Profile profile;
   for (std::int64_t step = 0; step < a.steps; ++step) {

@@ -51,9 +51,9 @@ std::vector<std::int64_t> random_tokens(std::int64_t count, std::int64_t vocab_s
   return {ids.const_data_ptr<std::int64_t>(), ids.const_data_ptr<std::int64_t>() + count};
 }
 
-std::vector<TokenPair> random_pairs(std::int64_t count, const Lengths& lengths,
-                                    std::int64_t vocab_size) {
-  std::vector<TokenPair> pairs;
+std::vector<TokenRow> random_pairs(std::int64_t count, const Lengths& lengths,
+                                   std::int64_t vocab_size) {
+  std::vector<TokenRow> pairs;
   for (std::int64_t i = 0; i < count; ++i) {
     pairs.push_back({.prompt = random_tokens(lengths.prompt, vocab_size),
                      .chosen = random_tokens(lengths.chosen, vocab_size),
@@ -63,7 +63,7 @@ std::vector<TokenPair> random_pairs(std::int64_t count, const Lengths& lengths,
 }
 
 /// The same sizes, but the rejected completions follow other prompts, so that nothing is shared.
-TokenBatch apart(const std::vector<TokenPair>& pairs, std::int64_t vocab_size) {
+TokenBatch apart(const std::vector<TokenRow>& pairs, std::int64_t vocab_size) {
   std::vector<std::vector<std::int64_t>> others;
   for (const auto& pair : pairs)
     others.push_back(random_tokens(std::ssize(pair.prompt), vocab_size));

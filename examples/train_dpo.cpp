@@ -54,7 +54,7 @@ int run(int argc, char** argv) {
   constexpr std::size_t kBatch = 16;
   std::size_t next = 0;
   for (std::int64_t step = 1; step <= steps; ++step) {
-    std::vector<TokenPair> batch;
+    std::vector<TokenRow> batch;
     while (batch.size() < std::min(kBatch, dataset.pairs.size())) {
       batch.push_back(dataset.pairs[next++ % dataset.pairs.size()]);
     }

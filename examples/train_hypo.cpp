@@ -25,13 +25,13 @@ using namespace prefopt;
 
 namespace {
 
-std::vector<TokenPair> load(const std::string& path, bool pairs) {
+std::vector<TokenRow> load(const std::string& path, bool pairs) {
   const ByteTokenizer tokenizer;
   return load_dataset(path, tokenizer, {.train = path}, {.rejected = pairs}).pairs;
 }
 
-std::vector<TokenPair> rows(const std::vector<TokenPair>& all, std::int64_t step, std::size_t n) {
-  std::vector<TokenPair> batch;
+std::vector<TokenRow> rows(const std::vector<TokenRow>& all, std::int64_t step, std::size_t n) {
+  std::vector<TokenRow> batch;
   for (std::size_t i = 0; i < n; ++i) {
     batch.push_back(all[(static_cast<std::size_t>(step) * n + i) % all.size()]);
   }
@@ -54,7 +54,7 @@ int run(std::int64_t steps, double lambda) {
   // A reference worth staying close to: a little supervised training first.
   Trainer sft(policy, nullptr, SftLoss(),
               {.optimizer = {.learning_rate = 3e-3}, .total_steps = steps});
-  const std::vector<TokenPair> sft_rows = load(sft_file, false);
+  const std::vector<TokenRow> sft_rows = load(sft_file, false);
   for (std::int64_t step = 0; step < steps; ++step) sft.step(rows(sft_rows, step, 32));
 
   Trainer trainer(policy, make_frozen_reference(policy->frozen_copy()),
@@ -62,7 +62,7 @@ int run(std::int64_t steps, double lambda) {
                   {.optimizer = {.learning_rate = 5e-4},
                    .total_steps = steps,
                    .sampling = {.max_new_tokens = 12, .eos_id = ByteTokenizer().eos_id()}});
-  const std::vector<TokenPair> pairs = load(pair_file, true);
+  const std::vector<TokenRow> pairs = load(pair_file, true);
   for (std::int64_t step = 0; step < steps; ++step) {
     const Metrics metrics = trainer.step(rows(pairs, step, 16));
     fmt::print("step {:3}  loss {:.4f}  margin {:+.4f}  KL on fresh samples {:+.4f} nats\n",

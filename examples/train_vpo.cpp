@@ -29,7 +29,7 @@ namespace {
 constexpr std::int64_t kPrompts = 24;
 
 struct FreshPairs {
-  std::vector<TokenPair> pairs;
+  std::vector<TokenRow> pairs;
   double mean_reward = 0;
 };
 
@@ -71,7 +71,7 @@ int run(std::int64_t steps) {
   const std::string sft_file =
       (std::filesystem::temp_directory_path() / "train_vpo-sft.jsonl").string();
   task.write_sft(sft_file, 32 * steps);
-  const std::vector<TokenPair> rows =
+  const std::vector<TokenRow> rows =
       load_dataset(sft_file, ByteTokenizer(), {.train = sft_file}, {.rejected = false}).pairs;
   std::filesystem::remove(sft_file);
   Trainer sft(policy, nullptr, SftLoss(),

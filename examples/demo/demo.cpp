@@ -125,7 +125,7 @@ struct RankedPair {
   const Response* chosen;
   const Response* rejected;
 
-  TokenPair tokens() const { return {prompt->ids, chosen->ids, rejected->ids}; }
+  TokenRow tokens() const { return {prompt->ids, chosen->ids, rejected->ids}; }
 };
 
 // The best and the worst response to each prompt, where the reward tells them apart.
@@ -246,7 +246,7 @@ class Demo {
     const auto step = static_cast<std::size_t>(settings_.pairs_per_step);
     for (std::size_t first = 0; first < pairs.size(); first += step) {
       status_.show(fmt::format("{}: training, pair {} of {}", name, first, pairs.size()));
-      std::vector<TokenPair> batch;
+      std::vector<TokenRow> batch;
       for (std::size_t i = first; i < std::min(first + step, pairs.size()); ++i) {
         batch.push_back(pairs[i].tokens());
       }
@@ -262,7 +262,7 @@ class Demo {
                        metric(metrics, "rewards/margins"), metric(metrics, "rewards/accuracies"));
   }
 
-  Metrics train_step(const std::vector<TokenPair>& batch, std::int64_t round, double reward) {
+  Metrics train_step(const std::vector<TokenRow>& batch, std::int64_t round, double reward) {
     const Stopwatch watch;
     const Metrics metrics = trainer_.step(batch);
     training_.seconds += watch.seconds();

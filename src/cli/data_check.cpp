@@ -75,7 +75,7 @@ struct Part {
   bool is_prompt = false;
 };
 
-std::vector<Part> parts_of(const TokenPair& pair) {
+std::vector<Part> parts_of(const TokenRow& pair) {
   std::vector<Part> parts{{"prompt", pair.prompt, {}, true}};
   const bool is_pair = !pair.rejected.empty();
   parts.push_back({is_pair ? "chosen" : "completion", pair.chosen, pair.chosen_mask});

@@ -147,7 +147,7 @@ class Evaluator {
     }
   }
 
-  std::vector<TokenPair> read_rows() const {
+  std::vector<TokenRow> read_rows() const {
     RowNeeds needs;
     if (loss_) needs = row_needs(loss_->requirements());
     if (needs.unpaired()) {
@@ -181,7 +181,7 @@ class Evaluator {
 
   void choose_prompts() {
     std::set<Ids> known;
-    for (const TokenPair& pair : pairs_) {
+    for (const TokenRow& pair : pairs_) {
       if (arguments_.prompts > 0 && std::ssize(prompts_) == arguments_.prompts) break;
       if (known.insert(pair.prompt).second) prompts_.push_back(pair.prompt);
     }
@@ -251,7 +251,7 @@ class Evaluator {
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::string chat_format_;
   std::shared_ptr<Decoder> reference_;
-  std::vector<TokenPair> pairs_;
+  std::vector<TokenRow> pairs_;
   std::vector<PairSums> reference_sums_;
   std::vector<Ids> prompts_;  // that differ
   std::vector<std::string> reference_texts_;

@@ -20,7 +20,7 @@ using detail::Json;
 void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& err) {
   const Loss loss = read_loss(arguments.loss);
   const LossRequirements needs = loss.requirements();
-  if (needs.reference && arguments.reference.empty()) {
+  if (needs.reference() && arguments.reference.empty()) {
     throw ConfigError(
         fmt::format("--ref: expected a model folder, got none; {} compares the "
                     "policy with a reference",

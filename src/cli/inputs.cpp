@@ -69,9 +69,9 @@ std::string read_json_argument(const std::string& argument) {
 
 Loss read_loss(const std::string& argument) { return make_loss(read_json_argument(argument)); }
 
-std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
-                                  const std::string& chat_format, const RowNeeds& needs,
-                                  const ColumnArguments& columns, std::ostream& err) {
+std::vector<TokenRow> read_pairs(const std::string& path, const Tokenizer& tokenizer,
+                                 const std::string& chat_format, const RowNeeds& needs,
+                                 const ColumnArguments& columns, std::ostream& err) {
   DataOptions options;
   options.max_prompt_length = 0;
   options.max_completion_length = 0;

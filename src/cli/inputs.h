@@ -39,9 +39,9 @@ Loss read_loss(const std::string& argument);
 /// Every row of the file, whole and in its order: a row that cannot be used is an error and none is
 /// truncated, so that results can be matched with rows by position. What there is to say of rows
 /// goes to `err`.
-std::vector<TokenPair> read_pairs(const std::string& path, const Tokenizer& tokenizer,
-                                  const std::string& chat_format, const RowNeeds& needs,
-                                  const ColumnArguments& columns, std::ostream& err);
+std::vector<TokenRow> read_pairs(const std::string& path, const Tokenizer& tokenizer,
+                                 const std::string& chat_format, const RowNeeds& needs,
+                                 const ColumnArguments& columns, std::ostream& err);
 
 /// Puts what was given of them into the options of rows. Throws ConfigError.
 void read_columns(const ColumnArguments& arguments, DataOptions& options);

@@ -12,6 +12,7 @@
 #include "core/text.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
+#include "prefopt/losses/inputs.h"
 #include "prefopt/options.h"
 
 namespace prefopt::cli {
@@ -19,58 +20,68 @@ namespace {
 
 using detail::Json;
 
-enum class KeyKind { kCompletion, kSamples, kLength, kLabel, kNumber };
-
 /// One key that a row may have.
 struct Key {
   std::string_view name;
-  std::string_view field;  ///< of a PairLogps; of a length, the completion that it belongs to
-  KeyKind kind = KeyKind::kCompletion;
-  Range range = Range::any();
+  std::string field;  ///< of a PairLogps; of a length, the completion that it belongs to
+  InputKind kind;
+  bool is_list_of_samples = false;
+
+  bool is_length() const { return kind == InputKind::kCount; }
 };
 
-constexpr Range kShare = Range::between(0, 1);
-constexpr Key kKeys[] = {
-    {"chosen_logps", "chosen_logps"},
-    {"rejected_logps", "rejected_logps"},
-    {"ref_chosen_logps", "ref_chosen_logps"},
-    {"ref_rejected_logps", "ref_rejected_logps"},
-    {"completion_logps", "chosen_logps"},
-    {"ref_completion_logps", "ref_chosen_logps"},
-    {"chosen_log_sum_sq_probs", "chosen_log_sum_p_squared"},
-    {"rejected_log_sum_sq_probs", "rejected_log_sum_p_squared"},
-    {"chosen_seq_kl", "chosen_seq_kl"},
-    {"rejected_seq_kl", "rejected_seq_kl"},
-    {"gold_logps", "gold_logps"},
-    {"prompt_logps", "prompt_logps"},
-    {"kl_logps", "kl_logps"},
-    {"ref_kl_logps", "ref_kl_logps"},
-    {"sample_logps", "sample_logps", KeyKind::kSamples},
-    {"ref_sample_logps", "ref_sample_logps", KeyKind::kSamples},
-    {"chosen_len", "chosen_logps", KeyKind::kLength},
-    {"rejected_len", "rejected_logps", KeyKind::kLength},
-    {"completion_len", "chosen_logps", KeyKind::kLength},
-    {"gold_len", "gold_logps", KeyKind::kLength},
-    {"prompt_len", "prompt_logps", KeyKind::kLength},
-    {"label", "labels", KeyKind::kLabel},
-    {"margin", "margins", KeyKind::kNumber},
-    {"weight", "weights", KeyKind::kNumber, Range::at_least(0)},
-    {"label_prob", "label_probs", KeyKind::kNumber, kShare},
-    {"chosen_win_rate", "chosen_win_rates", KeyKind::kNumber, kShare},
-    {"rejected_win_rate", "rejected_win_rates", KeyKind::kNumber, kShare},
-};
+/// `chosen_logps` of `chosen_lens`.
+std::string completion_of(std::string_view lens) {
+  return std::string(lens.substr(0, lens.rfind("_lens"))) + "_logps";
+}
 
-/// Fields whose numbers belong to the same tokens.
-constexpr std::pair<std::string_view, std::string_view> kSameTokens[] = {
-    {"chosen_logps", "ref_chosen_logps"},
-    {"chosen_logps", "chosen_log_sum_p_squared"},
-    {"chosen_logps", "chosen_seq_kl"},
-    {"rejected_logps", "ref_rejected_logps"},
-    {"rejected_logps", "rejected_log_sum_p_squared"},
-    {"rejected_logps", "rejected_seq_kl"},
-    {"kl_logps", "ref_kl_logps"},
-    {"sample_logps", "ref_sample_logps"},
-};
+std::vector<Key> make_keys() {
+  std::vector<Key> keys;
+  for (const InputInfo& info : kInputs) {
+    if (info.key.empty()) continue;
+    const bool is_length = info.kind == InputKind::kCount;
+    keys.push_back({info.key, is_length ? completion_of(info.name) : std::string(info.name),
+                    info.kind, info.of == InputOf::kSample});
+  }
+  // Rows of one completion have names for it that do not call it chosen.
+  keys.push_back({"completion_logps", "chosen_logps", InputKind::kLogps});
+  keys.push_back({"ref_completion_logps", "ref_chosen_logps", InputKind::kReferenceLogps});
+  keys.push_back({"completion_len", "chosen_logps", InputKind::kCount});
+  return keys;
+}
+
+const std::vector<Key>& known_keys() {
+  static const std::vector<Key> keys = make_keys();
+  return keys;
+}
+
+bool is_number(InputKind kind) {
+  return kind == InputKind::kNumber || kind == InputKind::kWeight ||
+         kind == InputKind::kProbability;
+}
+
+Range range_of(InputKind kind) {
+  if (kind == InputKind::kWeight) return Range::at_least(0);
+  return kind == InputKind::kProbability ? Range::between(0, 1) : Range::any();
+}
+
+/// Pairs of fields whose numbers belong to the same tokens: the policy's log-probs, and others that
+/// a row gives of them.
+std::vector<std::pair<std::string_view, std::string_view>> fields_of_same_tokens() {
+  std::vector<std::pair<std::string_view, std::string_view>> pairs;
+  for (const InputInfo& logps : kInputs) {
+    if (logps.kind != InputKind::kLogps || logps.key.empty()) continue;
+    for (const InputInfo& other : kInputs) {
+      const bool is_of_tokens = other.kind == InputKind::kReferenceLogps ||
+                                other.kind == InputKind::kByProduct ||
+                                other.kind == InputKind::kComparison;
+      if (is_of_tokens && other.of == logps.of && !other.key.empty()) {
+        pairs.emplace_back(logps.name, other.name);
+      }
+    }
+  }
+  return pairs;
+}
 
 const std::vector<std::string_view> kNonFiniteNames{"NaN", "-Infinity", "Infinity"};
 
@@ -159,17 +170,17 @@ class RowReader {
       throw DataError(fmt::format("{}: expected an object, got {}", where_, shown(object_)));
     }
     for (const auto& [name, value] : object_.items()) read_value(known_key(name), value);
-    for (const Key& key : kKeys) {
-      if (key.kind == KeyKind::kLength) read_length(key);
+    for (const Key& key : known_keys()) {
+      if (key.is_length()) read_length(key);
     }
-    for (const auto& [field, other] : kSameTokens) check_same_tokens(field, other);
+    for (const auto& [field, other] : fields_of_same_tokens()) check_same_tokens(field, other);
     return std::move(row_);
   }
 
  private:
   const Key& known_key(std::string_view name) const {
     std::vector<std::string_view> known;
-    for (const Key& key : kKeys) {
+    for (const Key& key : known_keys()) {
       if (key.name == name) return key;
       known.push_back(key.name);
     }
@@ -179,21 +190,20 @@ class RowReader {
   }
 
   void read_value(const Key& key, const Json& value) {
-    if (key.kind == KeyKind::kLength) return;  // once its completion is there
+    if (key.is_length()) return;  // once its completion is there
     const std::string at = fmt::format("{}: {}", where_, key.name);
-    const std::string field(key.field);
-    if (key.kind == KeyKind::kLabel) {
+    const std::string& field = key.field;
+    if (key.kind == InputKind::kLabel) {
       row_.numbers[field] = read_label(value, at);
-    } else if (key.kind == KeyKind::kNumber) {
-      row_.numbers[field] = read_number(value, key.range, at);
+    } else if (is_number(key.kind)) {
+      row_.numbers[field] = read_number(value, range_of(key.kind), at);
     } else {
       if (row_.completions.contains(field)) {
         throw DataError(fmt::format("{}: expected one of {} and {}, got both", where_,
                                     row_key(field, false), row_key(field, true)));
       }
-      row_.completions[field] = key.kind == KeyKind::kSamples
-                                    ? read_samples(value, at)
-                                    : std::vector{read_completion(value, at)};
+      row_.completions[field] = key.is_list_of_samples ? read_samples(value, at)
+                                                       : std::vector{read_completion(value, at)};
     }
   }
 
@@ -239,8 +249,8 @@ class RowReader {
 
 std::string_view row_key(std::string_view field, bool unpaired) {
   std::string_view found;
-  for (const Key& key : kKeys) {
-    if (key.field != field || key.kind == KeyKind::kLength) continue;
+  for (const Key& key : known_keys()) {
+    if (key.field != field || key.is_length()) continue;
     if (found.empty() || unpaired) found = key.name;
   }
   return found;

@@ -28,19 +28,19 @@ namespace {
 using detail::Json;
 
 bool is_length(std::string_view field) { return field.ends_with("_lens"); }
-bool is_head(std::string_view field) { return field.ends_with("_head_logps"); }
+bool is_overlap(std::string_view field) { return field.ends_with("_overlap_logps"); }
 bool is_limited(std::string_view field) { return field.ends_with("_limited_logratios"); }
 bool is_confident(std::string_view field) { return field.ends_with("_confident_logps"); }
 
 /// Whether a file has a field as the log-probs of other fields alone.
 bool is_derived(std::string_view field) {
-  return is_length(field) || is_head(field) || is_limited(field) || is_confident(field);
+  return is_length(field) || is_overlap(field) || is_limited(field) || is_confident(field);
 }
 
-/// `chosen_logps` of `chosen_lens`, `chosen_head_logps` and the like.
+/// `chosen_logps` of `chosen_lens`, `chosen_overlap_logps` and the like.
 std::string completion_of(std::string_view field) {
   for (const std::string_view end :
-       {"_lens", "_head_logps", "_limited_logratios", "_confident_logps"}) {
+       {"_lens", "_overlap_logps", "_limited_logratios", "_confident_logps"}) {
     if (field.ends_with(end))
       return std::string(field.substr(0, field.size() - end.size())) + "_logps";
   }
@@ -50,12 +50,12 @@ std::string completion_of(std::string_view field) {
 /// Derivatives in sums over the tokens of one completion; undefined where there are none.
 struct TokenSlopes {
   at::Tensor full;
-  at::Tensor head = {};       ///< of the first tokens alone
+  at::Tensor overlap = {};    ///< of the first min(n_w, n_l) tokens alone
   at::Tensor limited = {};    ///< of log-ratios within limits
   at::Tensor confident = {};  ///< of log-probs times stopped probabilities
 
   bool any() const {
-    return full.defined() || head.defined() || limited.defined() || confident.defined();
+    return full.defined() || overlap.defined() || limited.defined() || confident.defined();
   }
 };
 
@@ -78,7 +78,8 @@ class LogpsTable {
     const auto has_prompt = [](const LogpsRow& row) {
       return row.completions.contains("prompt_logps");
     };
-    if (!needs_.prompt || std::any_of(rows_.begin(), rows_.end(), has_prompt)) return;
+    if (!needs_.has(Input::prompt_logps) || std::any_of(rows_.begin(), rows_.end(), has_prompt))
+      return;
     for (LogpsRow& row : rows_)
       row.completions["prompt_logps"] = {{.sum = 0, .each = {}, .tokens = 0}};
   }
@@ -108,7 +109,7 @@ class LogpsTable {
     const auto numbers = [](const at::Tensor& x) {
       return x.defined() ? values(x) : std::vector<double>{};
     };
-    const auto full = numbers(slopes.full), head = numbers(slopes.head),
+    const auto full = numbers(slopes.full), overlap = numbers(slopes.overlap),
                limited = numbers(slopes.limited), confident = numbers(slopes.confident);
     Json lists = Json::array();
     for (std::size_t i = 0; i < rows_.size(); ++i) {
@@ -118,8 +119,9 @@ class LogpsTable {
         const auto& tokens = completions[k].each;
         std::vector<double> each(std::max<std::size_t>(tokens.size(), 1),
                                  full.empty() ? 0 : full.at(i * completions.size() + k));
-        const std::size_t shared = head.empty() ? 0 : std::min(each.size(), head_tokens(rows_[i]));
-        for (std::size_t t = 0; t < shared; ++t) each[t] += head.at(i);
+        const std::size_t shared =
+            overlap.empty() ? 0 : std::min(each.size(), overlap_tokens(rows_[i]));
+        for (std::size_t t = 0; t < shared; ++t) each[t] += overlap.at(i);
         for (std::size_t t = 0; t < tokens.size(); ++t) {
           if (!limited.empty() && is_within_limits(rows_[i], field, t)) each[t] += limited.at(i);
           if (!confident.empty()) each[t] += confident.at(i) * std::exp(tokens[t]);
@@ -145,12 +147,12 @@ class LogpsTable {
   }
 
   void check_kind() const {
-    if (needs_.labels && all_have("rejected_logps") && none_has("labels")) {
+    if (needs_.labels() && all_have("rejected_logps") && none_has("labels")) {
       throw ConfigError(
           fmt::format("{}: expected rows of one completion and a label, which {} is for, got pairs",
                       path_, loss_));
     }
-    if (needs_.rejected && all_have("labels") && none_has("rejected_logps")) {
+    if (needs_.rejected() && all_have("labels") && none_has("rejected_logps")) {
       throw ConfigError(fmt::format(
           "{}: expected pairs, which {} compares, got rows of one completion", path_, loss_));
     }
@@ -180,8 +182,8 @@ class LogpsTable {
   void append_derived(const LogpsRow& row, std::string_view field,
                       std::vector<double>& column) const {
     const std::string completion = completion_of(field);
-    if (is_head(field)) {
-      column.push_back(head_sum(row, completion));
+    if (is_overlap(field)) {
+      column.push_back(overlap_sum(row, completion));
       return;
     }
     if (is_limited(field) || is_confident(field)) {
@@ -256,24 +258,24 @@ class LogpsTable {
   static double confident_logp(double logp) { return std::exp(logp) * logp; }
 
   /// Tokens that both completions of the pair have.
-  std::size_t head_tokens(const LogpsRow& row) const {
+  std::size_t overlap_tokens(const LogpsRow& row) const {
     return static_cast<std::size_t>(
         std::min(lengths(row, "chosen_logps").front(), lengths(row, "rejected_logps").front()));
   }
 
-  double head_sum(const LogpsRow& row, std::string_view field) const {
+  double overlap_sum(const LogpsRow& row, std::string_view field) const {
     const bool chosen = field.ends_with("chosen_logps");
-    const std::size_t head = head_tokens(row);
+    const std::size_t overlap = overlap_tokens(row);
     const auto tokens = lengths(row, chosen ? "chosen_logps" : "rejected_logps").front();
     const CompletionLogps& completion = completions_of(row, field).front();
-    if (static_cast<std::size_t>(tokens) == head) return completion.sum;
+    if (static_cast<std::size_t>(tokens) == overlap) return completion.sum;
     if (completion.each.empty()) {
       throw DataError(fmt::format(
           "{}: expected {} token by token, got a sum; {} needs that of the first {} of {} tokens",
-          where(row), key(field), loss_, head, tokens));
+          where(row), key(field), loss_, overlap, tokens));
     }
     const auto begin = completion.each.begin();
-    return std::accumulate(begin, begin + static_cast<std::ptrdiff_t>(head), 0.0);
+    return std::accumulate(begin, begin + static_cast<std::ptrdiff_t>(overlap), 0.0);
   }
 
   static const std::vector<CompletionLogps>& completions_of(const LogpsRow& row,
@@ -281,7 +283,7 @@ class LogpsTable {
     return row.completions.find(field)->second;
   }
 
-  std::string_view key(std::string_view field) const { return row_key(field, needs_.labels); }
+  std::string_view key(std::string_view field) const { return row_key(field, needs_.labels()); }
 
   std::string path_;
   std::string loss_;
@@ -297,11 +299,11 @@ void add_gradients(const LogpsTable& table, const LossOutput& output, Json& resu
     const std::string name = gradient_name(field.name);
     TokenSlopes slopes{.full = output.*field.gradient};
     if (name == "grad_chosen") {
-      slopes.head = output.grad_chosen_head;
+      slopes.overlap = output.grad_chosen_overlap;
       slopes.limited = output.grad_chosen_limited;
       slopes.confident = output.grad_confident;
     } else if (name == "grad_rejected") {
-      slopes.head = output.grad_rejected_head;
+      slopes.overlap = output.grad_rejected_overlap;
       slopes.limited = output.grad_rejected_limited;
     }
     if (slopes.any()) result[name] = table.token_gradients(field.name, slopes);
@@ -369,8 +371,8 @@ void run_loss(const LossArguments& arguments, std::ostream& out) {
   }
   Json result{{"loss", output.loss.item<double>()}, {"losses", losses}};
   add_gradients(table, output, result);
-  result["metrics"] =
-      loss.requirements().labels ? label_metrics(loss, output, logps) : pair_metrics(output, logps);
+  result["metrics"] = loss.requirements().labels() ? label_metrics(loss, output, logps)
+                                                   : pair_metrics(output, logps);
   out << result.dump() << '\n';
 }
 

@@ -172,7 +172,7 @@ std::string range_in_words(const FieldDoc& option, const std::vector<AcceptedVal
 /// The further wishes of a loss, in words.
 std::vector<std::string> conditions_of(const LossRequirements& needs) {
   std::vector<std::string> conditions;
-  if (needs.labels) conditions.emplace_back("rows of one completion and a label");
+  if (needs.labels()) conditions.emplace_back("rows of one completion and a label");
   if (needs.sample_source != SampleSource::kNone) {
     const bool own = needs.sample_source == SampleSource::kPolicy;
     conditions.push_back(fmt::format("fresh samples of the {}, {} a prompt",
@@ -183,19 +183,10 @@ std::vector<std::string> conditions_of(const LossRequirements& needs) {
   return conditions;
 }
 
-/// The value that leaves a loss as it is: the pair of LossAnchor, policy = reference.
-double neutral_value(std::string_view field) {
-  if (field.ends_with("_lens")) return 5;
-  const bool is_ratio = field.ends_with("_seq_kl") || field.ends_with("_limited_logratios");
-  if (is_ratio || field == "margins") return 0;
-  if (field == "labels" || field == "weights" || field == "label_probs") return 1;
-  if (field.ends_with("_win_rates")) return 0.5;
-  return -10;  // a log-prob
-}
-
 /// Of each token of the chosen completion, where all have the same.
 at::Tensor token_probability(const PairLogps& logps) {
-  return at::exp(logps.chosen_logps / neutral_value("chosen_lens"));
+  return at::exp(logps.chosen_logps /
+                 kInputs[static_cast<std::size_t>(Input::chosen_lens)].neutral);
 }
 
 /// One row with the given log-ratios, after many whose rewards were 0 on average.
@@ -204,16 +195,16 @@ PairLogps one_row(const LossRequirements& needs, double chosen, double rejected)
   logps.samples_per_prompt = needs.samples_per_prompt;
   logps.running = {at::zeros({}, at::kDouble), 1e12};
   for (const auto& field : kPairFields<at::Tensor>) {
-    const std::int64_t size = field.per_sample ? needs.samples_per_prompt : 1;
-    logps.*field.value = at::full({size}, neutral_value(field.name), at::kDouble);
+    const std::int64_t size = field.per_sample() ? needs.samples_per_prompt : 1;
+    logps.*field.value = at::full({size}, field.neutral, at::kDouble);
   }
   logps.chosen_limited_logratios += chosen;
   logps.rejected_limited_logratios += rejected;
   logps.chosen_logps += chosen;
   logps.chosen_confident_logps = logps.chosen_logps * token_probability(logps);
-  logps.chosen_head_logps += chosen;
+  logps.chosen_overlap_logps += chosen;
   logps.rejected_logps += rejected;
-  logps.rejected_head_logps += rejected;
+  logps.rejected_overlap_logps += rejected;
   return logps;
 }
 
@@ -229,8 +220,8 @@ Json curve_of(const Loss& loss) {
   constexpr int kPoints = 81;
   const LossRequirements needs = loss.requirements();
   // Log-probs alone stay below 0, where the odds of a completion end.
-  const double reach = needs.reference ? 20 : 16;
-  const double share = needs.labels ? 1 : 0.5;
+  const double reach = needs.reference() ? 20 : 16;
+  const double share = needs.labels() ? 1 : 0.5;
   Json curve = Json::array();
   for (int i = 0; i < kPoints; ++i) {
     const double delta = reach * (2.0 * i / (kPoints - 1) - 1);
@@ -240,8 +231,8 @@ Json curve_of(const Loss& loss) {
         out.grad_confident.defined() ? out.grad_confident * token_probability(row) : at::Tensor();
     const double slope =
         share *
-        (sum_of({out.grad_chosen, out.grad_chosen_head, out.grad_chosen_limited, confident}) -
-         sum_of({out.grad_rejected, out.grad_rejected_head, out.grad_rejected_limited}));
+        (sum_of({out.grad_chosen, out.grad_chosen_overlap, out.grad_chosen_limited, confident}) -
+         sum_of({out.grad_rejected, out.grad_rejected_overlap, out.grad_rejected_limited}));
     curve.push_back({delta, out.loss.item<double>(), slope});
   }
   return curve;

@@ -52,8 +52,8 @@ void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream&
   const auto batch_size = static_cast<std::size_t>(arguments.batch);
   for (std::size_t begin = 0; begin < pairs.size(); begin += batch_size) {
     const std::size_t count = std::min(batch_size, pairs.size() - begin);
-    const std::vector<TokenPair> rows(pairs.begin() + static_cast<std::ptrdiff_t>(begin),
-                                      pairs.begin() + static_cast<std::ptrdiff_t>(begin + count));
+    const std::vector<TokenRow> rows(pairs.begin() + static_cast<std::ptrdiff_t>(begin),
+                                     pairs.begin() + static_cast<std::ptrdiff_t>(begin + count));
     const SequenceLogps logps = sequence_logps(*policy, make_pair_batch(rows));
     const auto sums = values(logps.logps);
     const auto tokens = split(values(logps.token_logps), values(logps.lens));

@@ -310,8 +310,7 @@ TokenBatch select_sequences(const TokenBatch& batch, const std::vector<std::int6
   return make_batch(selected);
 }
 
-TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs, bool with_rejected,
-                           bool with_gold) {
+TokenBatch make_pair_batch(const std::vector<TokenRow>& pairs, bool with_rejected, bool with_gold) {
   constexpr std::string_view kWhere = "make_pair_batch";
   if (pairs.empty()) throw ShapeError("make_pair_batch: expected at least one pair, got none");
   std::vector<TokenSequence> sequences;

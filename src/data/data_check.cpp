@@ -67,7 +67,7 @@ class Checker {
     return std::move(check_);
   }
 
-  const std::vector<TokenPair>& pairs() const { return pairs_; }
+  const std::vector<TokenRow>& pairs() const { return pairs_; }
   const std::vector<RowPlace>& places() const { return places_; }
 
  private:
@@ -133,7 +133,7 @@ class Checker {
     if (!row.pair.rejected.empty()) rejected_lengths_.push_back(row.uncut.rejected);
   }
 
-  void count_kind(const TokenPair& pair) {
+  void count_kind(const TokenRow& pair) {
     const auto prompt = std::ssize(pair.prompt);
     const auto completions = std::ssize(pair.chosen) + std::ssize(pair.rejected);
     if (!pair.rejected.empty()) {
@@ -158,7 +158,7 @@ class Checker {
     if (row.cuts.tokens > 0) check_.truncated.push_back(place);
   }
 
-  void count_counted(const TokenPair& pair) {
+  void count_counted(const TokenRow& pair) {
     check_.completion_tokens +=
         std::ssize(pair.chosen) + std::ssize(pair.rejected) + std::ssize(pair.gold);
     check_.counted_tokens += counted_tokens(pair.chosen, pair.chosen_mask) +
@@ -179,7 +179,7 @@ class Checker {
   const DataCheckOptions& options_;
   RowsCheck check_;
   std::vector<std::int64_t> prompt_lengths_, chosen_lengths_, rejected_lengths_;
-  std::vector<TokenPair> pairs_;  // that are usable
+  std::vector<TokenRow> pairs_;   // that are usable
   std::vector<RowPlace> places_;  // of them
   PairIndex index_{pairs_, PairIndex::Key::kRow};
   PairIndex prompts_{pairs_, PairIndex::Key::kPrompt};

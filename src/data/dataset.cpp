@@ -260,8 +260,8 @@ std::string RowReport::summary() const {
   return fmt::format("{}", fmt::join(parts, "\n"));
 }
 
-TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
-                       const DataOptions& options, RowReport& report) {
+TokenRow tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
+                      const DataOptions& options, RowReport& report) {
   detail::check_data_options(options, "tokenize_row");
   PreparedRow prepared = detail::prepare_row(row, tokenizer, options, nullptr, 0);
   count_cuts(prepared.cuts, row.line, report);
@@ -294,13 +294,13 @@ Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
   return dataset;
 }
 
-std::pair<std::vector<TokenPair>, std::vector<TokenPair>> split_dataset(
-    std::vector<TokenPair> pairs, double eval_fraction) {
+std::pair<std::vector<TokenRow>, std::vector<TokenRow>> split_dataset(std::vector<TokenRow> pairs,
+                                                                      double eval_fraction) {
   if (!Range::half_open(0, 1).contains(eval_fraction)) {
     throw ConfigError(
         fmt::format("split_dataset: expected eval_fraction in [0, 1), got {}", eval_fraction));
   }
-  std::vector<TokenPair> held_out;
+  std::vector<TokenRow> held_out;
   if (eval_fraction > 0 && pairs.size() >= 2) {
     const auto rows = static_cast<std::ptrdiff_t>(pairs.size());
     const auto wanted = std::llround(eval_fraction * static_cast<double>(rows));

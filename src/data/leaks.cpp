@@ -34,8 +34,8 @@ void remove_leaks(Dataset& train, const std::vector<Leak>& leaks) {
 
 }  // namespace
 
-std::vector<Leak> find_leaks(const std::vector<TokenPair>& train,
-                             const std::vector<TokenPair>& held_out) {
+std::vector<Leak> find_leaks(const std::vector<TokenRow>& train,
+                             const std::vector<TokenRow>& held_out) {
   using detail::PairIndex;
   PairIndex rows(held_out, PairIndex::Key::kRow);
   PairIndex prompts(held_out, PairIndex::Key::kPrompt);

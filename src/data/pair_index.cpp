@@ -29,13 +29,13 @@ std::uint64_t mixed(std::uint64_t state, const TokenWeights& weights) {
 }
 
 // As bits, so that a value that is not there equals another such.
-std::uint64_t column_bits(const TokenPair& pair, std::size_t column) {
+std::uint64_t column_bits(const TokenRow& pair, std::size_t column) {
   return std::bit_cast<std::uint64_t>(pair.columns[static_cast<Column>(column)]);
 }
 
 }  // namespace
 
-std::uint64_t PairIndex::hash(const TokenPair& pair) const {
+std::uint64_t PairIndex::hash(const TokenRow& pair) const {
   std::uint64_t state = mixed(0, pair.prompt);
   if (key_ == Key::kPrompt) return state;
   for (const auto* completion : {&pair.chosen, &pair.rejected, &pair.gold}) {
@@ -51,7 +51,7 @@ std::uint64_t PairIndex::hash(const TokenPair& pair) const {
   return state;
 }
 
-bool PairIndex::equal(const TokenPair& a, const TokenPair& b) const {
+bool PairIndex::equal(const TokenRow& a, const TokenRow& b) const {
   if (a.prompt != b.prompt) return false;
   if (key_ == Key::kPrompt) return true;
   for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
@@ -63,7 +63,7 @@ bool PairIndex::equal(const TokenPair& a, const TokenPair& b) const {
          a.rejected_mask == b.rejected_mask && a.gold_mask == b.gold_mask;
 }
 
-std::optional<std::size_t> PairIndex::find(const TokenPair& pair) const {
+std::optional<std::size_t> PairIndex::find(const TokenRow& pair) const {
   const auto [first, last] = places_.equal_range(hash(pair));
   for (auto at = first; at != last; ++at) {
     if (equal(pairs_[at->second], pair)) return at->second;

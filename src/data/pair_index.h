@@ -20,9 +20,9 @@ class PairIndex {
   };
 
   /// `pairs` has to outlive the index.
-  PairIndex(const std::vector<TokenPair>& pairs, Key key) : pairs_(pairs), key_(key) {}
+  PairIndex(const std::vector<TokenRow>& pairs, Key key) : pairs_(pairs), key_(key) {}
 
-  std::optional<std::size_t> find(const TokenPair& pair) const;
+  std::optional<std::size_t> find(const TokenRow& pair) const;
   /// Adds `pairs[place]`, unless one that is equal is there already.
   void add(std::size_t place);
 
@@ -30,10 +30,10 @@ class PairIndex {
   std::size_t size() const { return places_.size(); }
 
  private:
-  std::uint64_t hash(const TokenPair& pair) const;
-  bool equal(const TokenPair& a, const TokenPair& b) const;
+  std::uint64_t hash(const TokenRow& pair) const;
+  bool equal(const TokenRow& a, const TokenRow& b) const;
 
-  const std::vector<TokenPair>& pairs_;
+  const std::vector<TokenRow>& pairs_;
   Key key_;
   std::unordered_multimap<std::uint64_t, std::size_t> places_;
 };

@@ -140,7 +140,7 @@ class RowEncoder {
 
   void encode() {
     set_ends();
-    TokenPair& pair = result_.pair;
+    TokenRow& pair = result_.pair;
     pair.columns = row_.columns;
     if (row_.tokenized) return take_ids();
     encode_prompt();
@@ -179,7 +179,7 @@ class RowEncoder {
   }
 
   void take_ids() {
-    TokenPair& pair = result_.pair;
+    TokenRow& pair = result_.pair;
     pair.prompt = row_.prompt_ids;
     pair.chosen = row_.chosen_ids;
     pair.rejected = row_.rejected_ids;
@@ -347,7 +347,7 @@ struct Completion {
   TokenMask& mask;
 };
 
-std::array<Completion, 3> completions_of(TokenPair& pair) {
+std::array<Completion, 3> completions_of(TokenRow& pair) {
   return {{{pair.chosen, pair.chosen_weights, pair.chosen_mask},
            {pair.rejected, pair.rejected_weights, pair.rejected_mask},
            {pair.gold, pair.gold_weights, pair.gold_mask}}};
@@ -394,7 +394,7 @@ std::int64_t cut_prompt(Ids& ids, std::size_t limit, std::int64_t bos, Truncatio
   return cut;
 }
 
-Cuts apply_budgets(TokenPair& pair, const EndIds& ends, std::int64_t bos_id,
+Cuts apply_budgets(TokenRow& pair, const EndIds& ends, std::int64_t bos_id,
                    const DataOptions& options) {
   const bool keeps_start = options.truncation == Truncation::kKeepStart;
   const std::size_t total = budget(options.max_length);
@@ -427,7 +427,7 @@ bool begins(const Ids& a, const Ids& b, const EndIds& ends) {
 
 /// What the tokens of a row show.
 void find_defects(const RowNeeds& needs, std::int64_t context_length, PreparedRow& row) {
-  const TokenPair& pair = row.pair;
+  const TokenRow& pair = row.pair;
   const auto any_completion = [&](const auto& holds) {
     return holds(pair.chosen, pair.chosen_mask) ||
            (needs.rejected && holds(pair.rejected, pair.rejected_mask)) ||
@@ -684,7 +684,7 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
   for (const RowRemark remark : row.remarks) result.defects.push_back(defect_of(remark));
   RowEncoder(row, tokenizer, options, result).encode();
   result.from_messages = row.from_messages;
-  TokenPair& pair = result.pair;
+  TokenRow& pair = result.pair;
   // A completion that the loss never sees must not cost the others their budget.
   if (!wanted.rejected) {
     pair.rejected.clear();

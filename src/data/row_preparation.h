@@ -86,7 +86,7 @@ struct PreparedRow {
   std::vector<UnreadColumn> unread;
   std::vector<std::string> read;  ///< columns that the texts are made of
   std::uint64_t found = 0;        ///< columns of the mapping that the row has, as in RowTrace
-  TokenPair pair;
+  TokenRow pair;
   TokenCounts uncut;  ///< tokens before the budgets
   Cuts cuts;
   EndIds ends;

@@ -178,7 +178,7 @@ std::string to_bytes(const Dataset& dataset) {
   }
   writer.numbers(dataset.lines);
   writer.number(static_cast<std::int64_t>(dataset.pairs.size()));
-  for (const TokenPair& pair : dataset.pairs) {
+  for (const TokenRow& pair : dataset.pairs) {
     writer.numbers(pair.prompt);
     writer.numbers(pair.chosen);
     writer.numbers(pair.rejected);
@@ -219,7 +219,7 @@ std::optional<Dataset> from_bytes(std::string_view bytes) {
     }
     dataset.lines = reader.numbers();
     dataset.pairs.resize(reader.count(10 * sizeof(std::int64_t)));
-    for (TokenPair& pair : dataset.pairs) {
+    for (TokenRow& pair : dataset.pairs) {
       pair.prompt = reader.numbers();
       pair.chosen = reader.numbers();
       pair.rejected = reader.numbers();

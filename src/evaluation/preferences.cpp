@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::string_view kWhere = "evaluate_preferences";
 
-void check(const std::vector<TokenPair>& pairs, const std::vector<PairSums>& policy,
+void check(const std::vector<TokenRow>& pairs, const std::vector<PairSums>& policy,
            const std::vector<PairSums>& reference, const PreferenceOptions& options) {
   if (!(options.beta > 0) || !std::isfinite(options.beta)) {
     throw ConfigError(fmt::format("{}: expected beta > 0, got {}", kWhere, options.beta));
@@ -53,7 +53,7 @@ class RightAnswers {
 
 }  // namespace
 
-std::vector<PairSums> pair_sums(Policy& policy, const std::vector<TokenPair>& pairs,
+std::vector<PairSums> pair_sums(Policy& policy, const std::vector<TokenRow>& pairs,
                                 std::int64_t batch_size) {
   if (batch_size < 1) {
     throw ConfigError(
@@ -84,7 +84,7 @@ std::vector<PairSums> pair_sums(Policy& policy, const std::vector<TokenPair>& pa
   return sums;
 }
 
-PreferenceEvaluation evaluate_preferences(const std::vector<TokenPair>& pairs,
+PreferenceEvaluation evaluate_preferences(const std::vector<TokenRow>& pairs,
                                           const std::vector<PairSums>& policy,
                                           const std::vector<PairSums>& reference,
                                           const PreferenceOptions& options) {

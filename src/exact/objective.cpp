@@ -9,6 +9,7 @@
 
 #include "core/json.h"
 #include "prefopt/error.h"
+#include "prefopt/losses/pair_fields.h"
 
 namespace prefopt::exact {
 namespace {
@@ -115,7 +116,7 @@ Objective::Objective(ExactLoss loss, SoftmaxPolicy policy, Table ref_logps, cons
   check_pairs(pairs, policy_);
   check_weights(pairs.weights, loss_);
   complete_knowledge();
-  if (loss_.requirements().labels) {
+  if (loss_.requirements().labels()) {
     add_sides(pairs);
   } else {
     add_pairs(pairs);
@@ -131,11 +132,11 @@ void Objective::complete_knowledge() {
   complete(knowledge_.lens, Table::Ones(policy_.actions(), policy_.prompts()), "lens");
   complete(knowledge_.calibration, ref_, "calibration");
   const LossRequirements& needs = loss_.requirements();
-  if (needs.margins || needs.gold) {
+  if (needs.has(Input::margins) || needs.gold()) {
     check_known(knowledge_.rewards.size() > 0, "rewards", loss_);
     check_table(knowledge_.rewards, policy_, "rewards");
   }
-  if (needs.win_rates || needs.label_probs) {
+  if (needs.has(Input::chosen_win_rates) || needs.has(Input::label_probs)) {
     check_known(knowledge_.preferences.has_value(), "preferences", loss_);
     const Preferences& given = *knowledge_.preferences;
     if (given.prompts() != policy_.prompts() || given.actions() != policy_.actions()) {
@@ -185,8 +186,8 @@ void Objective::set_fixed_inputs() {
   };
   both(ref_, fixed_.ref_chosen_logps, fixed_.ref_rejected_logps);
   both(knowledge_.lens, fixed_.chosen_lens, fixed_.rejected_lens);
-  fixed_.ref_chosen_head_logps = fixed_.ref_chosen_logps;
-  fixed_.ref_rejected_head_logps = fixed_.ref_rejected_logps;
+  fixed_.ref_chosen_overlap_logps = fixed_.ref_chosen_logps;
+  fixed_.ref_rejected_overlap_logps = fixed_.ref_rejected_logps;
   const auto rows = static_cast<Index>(rows_.weights.size());
   fixed_.weights = ArrayXd::Ones(rows);
   // Means over tokens are over the weighted tokens of the pairs.
@@ -195,17 +196,17 @@ void Objective::set_fixed_inputs() {
   fixed_.totals = {.pairs = static_cast<double>(rows),
                    .chosen_tokens = scale * (weights * fixed_.chosen_lens).sum(),
                    .rejected_tokens = scale * (weights * fixed_.rejected_lens).sum()};
-  if (needs.margins) {
+  if (needs.has(Input::margins)) {
     fixed_.margins = gathered(knowledge_.rewards, rows_.chosen, rows_.prompts) -
                      gathered(knowledge_.rewards, rows_.rejected, rows_.prompts);
   }
-  if (needs.label_probs) {
+  if (needs.has(Input::label_probs)) {
     fixed_.label_probs = ArrayXd::NullaryExpr(rows, [&](Index i) {
       const auto at = static_cast<std::size_t>(i);
       return (*knowledge_.preferences)(rows_.prompts[at], rows_.chosen[at], rows_.rejected[at]);
     });
   }
-  if (needs.gold) {
+  if (needs.gold()) {
     for (const Index prompt : rows_.prompts) {
       Index best = 0;
       knowledge_.rewards.col(prompt).maxCoeff(&best);
@@ -214,10 +215,10 @@ void Objective::set_fixed_inputs() {
     fixed_.gold_lens = gathered(knowledge_.lens, rows_.gold, rows_.prompts);
     fixed_.totals.gold_tokens = scale * (weights * fixed_.gold_lens).sum();
   }
-  if (needs.prompt) {  // which no action changes
+  if (needs.has(Input::prompt_logps)) {  // which no action changes
     fixed_.prompt_logps = fixed_.prompt_lens = ArrayXd::Zero(rows);
   }
-  if (needs.kl_logps) {
+  if (needs.has(Input::kl_logps)) {
     rows_.mismatched = rows_.chosen;
     std::rotate(rows_.mismatched.begin(), rows_.mismatched.begin() + 1, rows_.mismatched.end());
     fixed_.ref_kl_logps = gathered(ref_, rows_.mismatched, rows_.prompts);
@@ -234,19 +235,19 @@ ExactPairLogps Objective::inputs(const Table& logps) const {
   ExactPairLogps in = fixed_;
   in.chosen_logps = gathered(logps, rows_.chosen, rows_.prompts);
   in.rejected_logps = gathered(logps, rows_.rejected, rows_.prompts);
-  if (needs.head_logps) {
-    in.chosen_head_logps = in.chosen_logps;
-    in.rejected_head_logps = in.rejected_logps;
+  if (needs.has(Input::chosen_overlap_logps)) {
+    in.chosen_overlap_logps = in.chosen_logps;
+    in.rejected_overlap_logps = in.rejected_logps;
   }
-  if (needs.log_sum_p_squared) {
+  if (needs.has(Input::chosen_log_sum_p_squared)) {
     const Eigen::RowVectorXd of_prompt = (2 * logps).exp().colwise().sum().log();
     in.chosen_log_sum_p_squared = in.rejected_log_sum_p_squared = spread(of_prompt, rows_.prompts);
   }
-  if (needs.seq_kl) {
+  if (needs.has(Input::chosen_seq_kl)) {
     const Eigen::RowVectorXd of_prompt = (ref_.exp() * (ref_ - logps)).colwise().sum();
     in.chosen_seq_kl = in.rejected_seq_kl = spread(of_prompt, rows_.prompts);
   }
-  if (needs.win_rates) {
+  if (needs.has(Input::chosen_win_rates)) {
     Table rates(logps.rows(), logps.cols());
     for (Index x = 0; x < logps.cols(); ++x) {
       rates.col(x) = knowledge_.preferences->of(x) * logps.col(x).exp().matrix();
@@ -254,14 +255,15 @@ ExactPairLogps Objective::inputs(const Table& logps) const {
     in.chosen_win_rates = gathered(rates, rows_.chosen, rows_.prompts);
     in.rejected_win_rates = gathered(rates, rows_.rejected, rows_.prompts);
   }
-  if (needs.confident) in.chosen_confident_logps = in.chosen_logps.exp() * in.chosen_logps;
+  if (needs.has(Input::chosen_confident_logps))
+    in.chosen_confident_logps = in.chosen_logps.exp() * in.chosen_logps;
   if (needs.limits) {
     const auto limited = [&](const ArrayXd& logratios) -> ArrayXd {
       return logratios.max(needs.limits->low).min(needs.limits->high);
     };
     in.chosen_limited_logratios = limited(in.chosen_logps - fixed_.ref_chosen_logps);
     in.rejected_limited_logratios = limited(in.rejected_logps - fixed_.ref_rejected_logps);
-    if (needs.kl_logps) {
+    if (needs.has(Input::kl_logps)) {
       in.kl_limited_logratios =
           limited(gathered(logps, rows_.mismatched, rows_.prompts) - fixed_.ref_kl_logps);
     }
@@ -269,6 +271,12 @@ ExactPairLogps Objective::inputs(const Table& logps) const {
   in.gold_logps = gathered(logps, rows_.gold, rows_.prompts);
   in.kl_logps = gathered(logps, rows_.mismatched, rows_.prompts);
   in.sample_logps = gathered(logps, rows_.sampled, rows_.prompts);
+  for (const auto& field : kPairFields<ArrayXd>) {
+    if (!field.needed(needs) || (in.*field.value).size() > 0) continue;
+    throw ConfigError(
+        fmt::format("objective: expected inputs that a table of actions has, got {} in '{}'",
+                    field.name, loss_.name()));
+  }
   return in;
 }
 
@@ -293,8 +301,8 @@ Table Objective::slopes(const ExactPairLogps& in, const ExactLossOutput& out,
   };
   add(out.grad_chosen, rows_.chosen);
   add(out.grad_rejected, rows_.rejected);
-  add(out.grad_chosen_head, rows_.chosen);
-  add(out.grad_rejected_head, rows_.rejected);
+  add(out.grad_chosen_overlap, rows_.chosen);
+  add(out.grad_rejected_overlap, rows_.rejected);
   if (out.grad_confident.size() > 0) {
     add(out.grad_confident * in.chosen_logps.exp(), rows_.chosen);
   }

@@ -87,11 +87,11 @@ std::vector<std::int64_t> string_tokens(Index string, Language language) {
   return tokens;
 }
 
-std::vector<TokenPair> token_pairs(const Pairs& pairs, Language language) {
+std::vector<TokenRow> token_pairs(const Pairs& pairs, Language language) {
   if (pairs.weights.size() > 0 && (pairs.weights != pairs.weights[0]).any()) {
     throw ShapeError("token_pairs: expected pairs of one weight, got several; draw a batch");
   }
-  std::vector<TokenPair> rows;
+  std::vector<TokenRow> rows;
   for (std::size_t i = 0; i < pairs.prompts.size(); ++i) {
     rows.push_back({.prompt = prompt_tokens(pairs.prompts[i]),
                     .chosen = string_tokens(pairs.chosen[i], language),
@@ -163,7 +163,7 @@ std::shared_ptr<Decoder> supervised_network(Language language, const Table& targ
       {.optimizer = {.learning_rate = 1e-2, .warmup_steps = 10}, .total_steps = kSteps});
   Random random = random_of(seed, Stream::kSupervised);
   for (int step = 0; step < kSteps; ++step) {
-    std::vector<TokenPair> rows;
+    std::vector<TokenRow> rows;
     for (Index i = 0; i < kBatch; ++i) {
       const Index x = i % kPrompts;
       rows.push_back({.prompt = prompt_tokens(x),

@@ -53,7 +53,7 @@ std::vector<std::int64_t> prompt_tokens(exact::Index prompt);
 /// In an open language with the end token.
 std::vector<std::int64_t> string_tokens(exact::Index string, Language language);
 /// Throws ShapeError for weights that are not all the same: rows have none.
-std::vector<TokenPair> token_pairs(const exact::Pairs& pairs, Language language);
+std::vector<TokenRow> token_pairs(const exact::Pairs& pairs, Language language);
 
 /// What a policy answers with: as it is, and as far as it is a string. Pairs compare strings with
 /// strings, so the second is what they fix, and what a table can be compared with.

@@ -26,7 +26,7 @@ struct Expected {
   const std::string& loss;
   const at::Tensor& like;
 
-  void check(const at::Tensor& tensor, const char* name, std::int64_t size,
+  void check(const at::Tensor& tensor, std::string_view name, std::int64_t size,
              bool counts = false) const {
     if (!tensor.defined()) {
       throw ShapeError(
@@ -106,8 +106,8 @@ PairLogps checked_inputs(const PairLogps& logps, const LossRequirements& needs,
   for (const auto& field : kPairFields<at::Tensor>) {
     if (!field.needed(needs)) continue;
     const at::Tensor& given = logps.*field.value;
-    const bool is_number = field.kind == PairField<at::Tensor>::Kind::kNumber;
-    expected.check(given, field.name, field.per_sample ? batch * needs.samples_per_prompt : batch,
+    const bool is_number = field.is_number();
+    expected.check(given, field.name, field.per_sample() ? batch * needs.samples_per_prompt : batch,
                    is_number);
     in.*field.value = is_number ? given.detach().to(like.scalar_type()) : given.detach();
   }
@@ -115,7 +115,7 @@ PairLogps checked_inputs(const PairLogps& logps, const LossRequirements& needs,
   return in;
 }
 
-void check_length(std::int64_t length, std::int64_t expected, const char* field,
+void check_length(std::int64_t length, std::int64_t expected, std::string_view field,
                   const std::string& name) {
   if (length != expected) {
     throw ShapeError(

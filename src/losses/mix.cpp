@@ -37,7 +37,7 @@ void check_term(const Json& term) {
 
 /// What two losses on the same rows need together.
 LossRequirements joined(const LossRequirements& a, const LossRequirements& b) {
-  if (a.labels != b.labels) {
+  if (a.labels() != b.labels()) {
     throw ConfigError(
         "mix: expected terms for the same kind of rows, got one for pairs and one for single "
         "completions with a label");
@@ -59,22 +59,8 @@ LossRequirements joined(const LossRequirements& a, const LossRequirements& b) {
         "of them");
   }
   const LossRequirements& sampled = a.sample_source != SampleSource::kNone ? a : b;
-  return {.reference = a.reference || b.reference,
-          .rejected = a.rejected || b.rejected,
-          .lens = a.lens || b.lens,
-          .head_logps = a.head_logps || b.head_logps,
-          .log_sum_p_squared = a.log_sum_p_squared || b.log_sum_p_squared,
-          .seq_kl = a.seq_kl || b.seq_kl,
+  return {.inputs = a.inputs | b.inputs,
           .limits = a.limits ? a.limits : b.limits,
-          .confident = a.confident || b.confident,
-          .prompt = a.prompt || b.prompt,
-          .gold = a.gold || b.gold,
-          .labels = a.labels,
-          .kl_logps = a.kl_logps || b.kl_logps,
-          .margins = a.margins || b.margins,
-          .weights = a.weights || b.weights,
-          .label_probs = a.label_probs || b.label_probs,
-          .win_rates = a.win_rates || b.win_rates,
           .whole_step = a.whole_step || b.whole_step,
           .running_mean = a.running_mean || b.running_mean,
           .sample_source = sampled.sample_source,
@@ -89,7 +75,7 @@ std::vector<Loss> losses_of(const Json& terms) {
     losses.push_back(make_loss(detail::dump_json(term["loss"])));
   }
   const bool labelled_rows = std::any_of(
-      losses.begin(), losses.end(), [](const Loss& loss) { return loss.requirements().labels; });
+      losses.begin(), losses.end(), [](const Loss& loss) { return loss.requirements().labels(); });
   for (std::size_t i = 0; labelled_rows && i < losses.size(); ++i) {
     if (losses[i].info().name != "sft" || terms[i]["loss"].contains("use_labels")) continue;
     Json config = detail::parse_json<ConfigError>(losses[i].config(), "mix");

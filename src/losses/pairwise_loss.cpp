@@ -48,10 +48,16 @@ namespace detail {
 
 LossRequirements score_needs(const ScoreOptions& score) {
   const HumanlineOptions& humanline = score.humanline;
-  LossRequirements needs{.reference = !score.reference_free,
-                         .lens = score.length_normalized,
-                         .head_logps = score.ld_alpha != 1};
-  if (humanline.humanline) needs.limits = {humanline.log_epsilon_p, humanline.log_epsilon_r};
+  const InputSet overlap = {Input::chosen_overlap_logps, Input::rejected_overlap_logps};
+  const InputSet ref_overlap = {Input::ref_chosen_overlap_logps, Input::ref_rejected_overlap_logps};
+  LossRequirements needs{.inputs = kPairLogps};
+  needs.inputs |=
+      when(!score.reference_free, kPairReferenceLogps) | when(score.length_normalized, kPairLens);
+  if (score.ld_alpha != 1) needs.inputs |= overlap | when(!score.reference_free, ref_overlap);
+  if (humanline.humanline) {
+    needs.inputs |= {Input::chosen_limited_logratios, Input::rejected_limited_logratios};
+    needs.limits = {humanline.log_epsilon_p, humanline.log_epsilon_r};
+  }
   return needs;
 }
 

@@ -64,22 +64,22 @@ at::Tensor rows_of(const at::Tensor& output, const TokenBatch& batch, std::strin
 
 // The weight of each row by its place, or undefined where all are 1.
 at::Tensor tail_weights(const SequenceReduction& reduction, const SequenceLogps& sequences) {
-  if (!reduction.head_lens.defined()) return {};
+  if (!reduction.overlap_lens.defined()) return {};
   const at::Tensor& lens = sequences.lens;
-  if (reduction.head_lens.scalar_type() != at::kLong) {
-    throw DtypeError(fmt::format("sequence_logps: expected int64 head_lens, got {}",
-                                 c10::toString(reduction.head_lens.scalar_type())));
+  if (reduction.overlap_lens.scalar_type() != at::kLong) {
+    throw DtypeError(fmt::format("sequence_logps: expected int64 overlap_lens, got {}",
+                                 c10::toString(reduction.overlap_lens.scalar_type())));
   }
-  if (reduction.head_lens.sizes() != lens.sizes()) {
-    throw ShapeError(fmt::format("sequence_logps: expected head_lens {}, got {}",
-                                 c10::str(lens.sizes()), c10::str(reduction.head_lens.sizes())));
+  if (reduction.overlap_lens.sizes() != lens.sizes()) {
+    throw ShapeError(fmt::format("sequence_logps: expected overlap_lens {}, got {}",
+                                 c10::str(lens.sizes()), c10::str(reduction.overlap_lens.sizes())));
   }
   const at::Tensor& sequence = sequences.row_to_sequence;
   const at::Tensor starts = (lens.cumsum(0) - lens).index_select(0, sequence);
   const at::Tensor place = at::arange(sequence.size(0), lens.options()) - starts;
-  const at::Tensor head = reduction.head_lens.to(lens.device()).index_select(0, sequence);
+  const at::Tensor end = reduction.overlap_lens.to(lens.device()).index_select(0, sequence);
   return at::ones({sequence.size(0)}, lens.options().dtype(at::kDouble))
-      .masked_fill_(place.ge(head), reduction.tail_weight);
+      .masked_fill_(place.ge(end), reduction.tail_weight);
 }
 
 // The weight of each row, or undefined where all are 1.

@@ -9,7 +9,7 @@
 
 namespace prefopt::detail {
 
-void check_token_range(const std::vector<TokenPair>& pairs, std::int64_t vocab_size,
+void check_token_range(const std::vector<TokenRow>& pairs, std::int64_t vocab_size,
                        std::string_view where) {
   const auto check = [&](const std::vector<std::int64_t>& ids, std::string_view part,
                          std::size_t pair) {
@@ -29,7 +29,7 @@ void check_token_range(const std::vector<TokenPair>& pairs, std::int64_t vocab_s
   }
 }
 
-void check_row_lengths(const std::vector<TokenPair>& pairs, const Policy& policy,
+void check_row_lengths(const std::vector<TokenRow>& pairs, const Policy& policy,
                        std::string_view where) {
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     const auto longest = std::max(
@@ -39,7 +39,7 @@ void check_row_lengths(const std::vector<TokenPair>& pairs, const Policy& policy
   }
 }
 
-std::int64_t tokens_of(const TokenPair& pair) {
+std::int64_t tokens_of(const TokenRow& pair) {
   return std::ssize(pair.prompt) + std::ssize(pair.chosen) + std::ssize(pair.rejected) +
          std::ssize(pair.gold);
 }

@@ -204,14 +204,14 @@ std::optional<ResumePoint> find_resume_point(const std::string& resume, const Ru
   return ResumePoint{checkpoint, is_in_place};
 }
 
-std::string fingerprint_of(const std::vector<TokenPair>& pairs) {
+std::string fingerprint_of(const std::vector<TokenRow>& pairs) {
   ContentHash hash;
   const auto add = [&](const auto& values) {
     const auto count = std::ssize(values);
     hash.update(&count, sizeof count);
     hash.update(values.data(), values.size() * sizeof(values[0]));
   };
-  for (const TokenPair& pair : pairs) {
+  for (const TokenRow& pair : pairs) {
     for (const auto* tokens : {&pair.prompt, &pair.chosen, &pair.rejected, &pair.gold}) {
       add(*tokens);
     }

@@ -30,7 +30,7 @@ std::optional<ResumePoint> find_resume_point(const std::string& resume, const Ru
                                              const Note& note);
 
 /// Content of training or held-out rows, whatever file they are from.
-std::string fingerprint_of(const std::vector<TokenPair>& pairs);
+std::string fingerprint_of(const std::vector<TokenRow>& pairs);
 /// Shape and weights of a model. Weights go in by their CRC-32: a start must not wait for the
 /// gigabytes of a content_hash, which is to tell models of many runs apart.
 std::string fingerprint_of(const Policy& policy);

@@ -262,7 +262,7 @@ class Run {
   /// One step of the trainer, with what it says of it.
   void take_update() {
     const std::vector<std::int64_t> numbers = next_rows();
-    std::vector<TokenPair> batch;
+    std::vector<TokenRow> batch;
     for (const auto number : numbers) {
       batch.push_back(parts_.rows.train[static_cast<std::size_t>(number)]);
     }
@@ -682,9 +682,9 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   }
 
   std::shared_ptr<Reference> reference;
-  if (needs.reference || needs.sample_source == SampleSource::kReference) {
+  if (needs.reference() || needs.sample_source == SampleSource::kReference) {
     // What weighs tokens needs each.
-    const bool by_token = needs.head_logps || needs.limits ||
+    const bool by_token = needs.has(Input::ref_chosen_overlap_logps) || needs.limits ||
                           detail::has_token_weights(rows.train) ||
                           detail::has_token_weights(rows.eval);
     reference = detail::make_reference(options.reference, options.model, *policy,

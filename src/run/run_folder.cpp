@@ -83,7 +83,7 @@ CutLines cut_lines(std::string_view text, std::int64_t step, bool evaluation_is_
 }
 
 Json row_of(const NonFiniteStep& report, std::size_t place, std::int64_t number) {
-  const TokenPair& row = report.rows[place];
+  const TokenRow& row = report.rows[place];
   Json line = {{"row", number}, {"prompt_ids", row.prompt}, {"chosen_ids", row.chosen}};
   if (!row.rejected.empty()) line["rejected_ids"] = row.rejected;
   if (!row.gold.empty()) line["gold_ids"] = row.gold;

@@ -29,10 +29,10 @@ std::vector<bool> cut_rows(const Dataset& dataset, const RowReport& report) {
 }
 
 /// Empty where all tokens of completions count.
-std::string note_of_counted(const std::vector<TokenPair>& pairs) {
+std::string note_of_counted(const std::vector<TokenRow>& pairs) {
   std::int64_t all = 0;
   std::int64_t counted = 0;
-  for (const TokenPair& pair : pairs) {
+  for (const TokenRow& pair : pairs) {
     all += std::ssize(pair.chosen) + std::ssize(pair.rejected) + std::ssize(pair.gold);
     counted += counted_tokens(pair.chosen, pair.chosen_mask) +
                counted_tokens(pair.rejected, pair.rejected_mask) +
@@ -105,14 +105,14 @@ RunRows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const 
           std::move(eval_cut), train.report.message_rows + held_out.report.message_rows};
 }
 
-bool has_token_weights(const std::vector<TokenPair>& pairs) {
-  return std::any_of(pairs.begin(), pairs.end(), [](const TokenPair& pair) {
+bool has_token_weights(const std::vector<TokenRow>& pairs) {
+  return std::any_of(pairs.begin(), pairs.end(), [](const TokenRow& pair) {
     return !pair.chosen_weights.empty() || !pair.rejected_weights.empty() ||
            !pair.gold_weights.empty();
   });
 }
 
-std::int64_t most_tokens(const std::vector<TokenPair>& pairs, const LoopOptions& options) {
+std::int64_t most_tokens(const std::vector<TokenRow>& pairs, const LoopOptions& options) {
   std::vector<std::int64_t> sizes;
   for (const auto& pair : pairs) sizes.push_back(tokens_of(pair));
   std::sort(sizes.begin(), sizes.end(), std::greater<>());

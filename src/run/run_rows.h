@@ -13,8 +13,8 @@
 namespace prefopt::detail {
 
 struct RunRows {
-  std::vector<TokenPair> train;
-  std::vector<TokenPair> eval;
+  std::vector<TokenRow> train;
+  std::vector<TokenRow> eval;
   std::vector<bool> train_cut, eval_cut;  ///< whether budgets shortened the row
   std::int64_t message_rows = 0;          ///< rows that were written in the chat format
 };
@@ -25,10 +25,10 @@ struct RunRows {
 RunRows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const RowNeeds& needs,
                   const Note& note);
 
-bool has_token_weights(const std::vector<TokenPair>& pairs);
+bool has_token_weights(const std::vector<TokenRow>& pairs);
 
 /// Tokens of the largest micro-batch that the rows can make.
-std::int64_t most_tokens(const std::vector<TokenPair>& pairs, const LoopOptions& options);
+std::int64_t most_tokens(const std::vector<TokenRow>& pairs, const LoopOptions& options);
 
 /// Which pair stands at a position of the endless stream of epochs. A pure function of seed and
 /// position: the generators and distributions used are the same on every platform.

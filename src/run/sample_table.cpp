@@ -12,12 +12,12 @@
 
 namespace prefopt::detail {
 
-SampleTable::SampleTable(const std::vector<TokenPair>& held_out,
+SampleTable::SampleTable(const std::vector<TokenRow>& held_out,
                          std::shared_ptr<const Tokenizer> tokenizer, SamplingOptions sampling,
                          Size size)
     : tokenizer_(std::move(tokenizer)), sampling_(std::move(sampling)) {
   sampling_.max_new_tokens = size.tokens;
-  for (const TokenPair& pair : held_out) {
+  for (const TokenRow& pair : held_out) {
     if (std::ssize(prompts_) == size.prompts) break;
     const bool known = std::find(prompts_.begin(), prompts_.end(), pair.prompt) != prompts_.end();
     if (!known) prompts_.push_back(pair.prompt);

@@ -24,7 +24,7 @@ class SampleTable {
     std::int64_t prompts = 0;  ///< the first distinct ones of the rows
     std::int64_t tokens = 0;   ///< of a completion, at most
   };
-  SampleTable(const std::vector<TokenPair>& held_out, std::shared_ptr<const Tokenizer> tokenizer,
+  SampleTable(const std::vector<TokenRow>& held_out, std::shared_ptr<const Tokenizer> tokenizer,
               SamplingOptions sampling, Size size);
 
   struct Draw {

@@ -34,7 +34,7 @@ using Rows = std::vector<std::int64_t>;
 constexpr auto& kFields = kPairFields<at::Tensor>;
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-bool is_logps(const Field& field) { return field.kind == Field::Kind::kLogps; }
+bool is_logps(const Field& field) { return !field.is_number(); }
 
 at::Tensor zero_where_undefined(const at::Tensor& x, const at::Tensor& like) {
   return x.defined() ? x.detach() : at::zeros_like(like);
@@ -61,7 +61,7 @@ PairLogps take_rows(const PairLogps& in, const Rows& rows) {
   const at::Tensor samples = (places.unsqueeze(1) * group + at::arange(group, at::kLong)).flatten();
   for (const Field& field : kFields) {
     const at::Tensor& x = in.*field.value;
-    if (x.defined()) out.*field.value = x.index_select(0, field.per_sample ? samples : places);
+    if (x.defined()) out.*field.value = x.index_select(0, field.per_sample() ? samples : places);
   }
   return out;
 }
@@ -99,15 +99,15 @@ PairLogps even_rows(const LossRequirements& needs, const at::Tensor& chosen_logr
   const at::Tensor one = at::full({1}, 1.0, at::kDouble);
   set(in.chosen_logps, ref + chosen_logratios);
   set(in.rejected_logps, ref + rejected_logratios);
-  for (const auto& [head, full] : {std::pair{&in.chosen_head_logps, &in.chosen_logps},
-                                   {&in.rejected_head_logps, &in.rejected_logps},
+  for (const auto& [head, full] : {std::pair{&in.chosen_overlap_logps, &in.chosen_logps},
+                                   {&in.rejected_overlap_logps, &in.rejected_logps},
                                    {&in.chosen_log_sum_p_squared, &in.chosen_logps},
                                    {&in.rejected_log_sum_p_squared, &in.rejected_logps}}) {
     if (head->defined()) *head = full->clone();
   }
-  for (at::Tensor* x : {&in.ref_chosen_logps, &in.ref_rejected_logps, &in.ref_chosen_head_logps,
-                        &in.ref_rejected_head_logps, &in.gold_logps, &in.prompt_logps, &in.kl_logps,
-                        &in.ref_kl_logps, &in.sample_logps, &in.ref_sample_logps}) {
+  for (at::Tensor* x : {&in.ref_chosen_logps, &in.ref_rejected_logps, &in.ref_chosen_overlap_logps,
+                        &in.ref_rejected_overlap_logps, &in.gold_logps, &in.prompt_logps,
+                        &in.kl_logps, &in.ref_kl_logps, &in.sample_logps, &in.ref_sample_logps}) {
     set(*x, reference);
   }
   set(in.chosen_limited_logratios, chosen_logratios);
@@ -224,7 +224,7 @@ class LossChecker {
     const double central = (above - below).sum().item<double>() / (up - down);
     // Of the summands that moved, and of the row's own, in which the step may have rounded away.
     at::Tensor seen = above.ne(below);
-    const std::int64_t row = field.per_sample ? i / in.samples_per_prompt : i;
+    const std::int64_t row = field.per_sample() ? i / in.samples_per_prompt : i;
     seen[std::min(row, seen.size(0) - 1)] = true;
     const double largest = (middle.abs() * seen.to(at::kDouble)).max().item<double>();
     const double rounding = 64 * std::numeric_limits<double>::epsilon() * (1 + largest) / kStep;
@@ -293,7 +293,7 @@ class LossChecker {
     for (const Field& field : kFields) {
       if (field.needed(needs_)) continue;
       const std::int64_t rows =
-          field.per_sample ? options_.batch * all.samples_per_prompt : options_.batch;
+          field.per_sample() ? options_.batch * all.samples_per_prompt : options_.batch;
       all.*field.value = at::full({rows}, kNan, at::kDouble);
     }
     if (!needs_.running_mean) all.running = {at::scalar_tensor(kNan, at::kDouble), 5};
@@ -429,7 +429,7 @@ class LossChecker {
     };
     permute(expected.losses, order);
     for (const Field& field : kFields) {
-      if (field.gradient) permute(expected.*field.gradient, field.per_sample ? samples : order);
+      if (field.gradient) permute(expected.*field.gradient, field.per_sample() ? samples : order);
     }
     compare("permutation", "of permuted rows", loss_(take_rows(in, order)), expected, 1e-12);
   }
@@ -496,8 +496,7 @@ class LossChecker {
       PairLogps bad = good;
       bad.*field.value = at::Tensor();
       expect_error(bad, fmt::format("no {}", field.name));
-      if (std::string_view(field.name) == "chosen_logps")
-        continue;  // the others are compared to it
+      if (field.name == "chosen_logps") continue;  // the others are compared to it
       bad.*field.value = x.slice(0, 0, x.size(0) - 1);
       expect_error(bad, fmt::format("{} of {} values", field.name, x.size(0) - 1));
     }
@@ -548,11 +547,11 @@ class LossChecker {
     if (declared.log_ratios_only) {
       PairLogps shifted = in;
       for (at::Tensor* x : {&shifted.chosen_logps, &shifted.ref_chosen_logps,
-                            &shifted.chosen_head_logps, &shifted.ref_chosen_head_logps}) {
+                            &shifted.chosen_overlap_logps, &shifted.ref_chosen_overlap_logps}) {
         if (x->defined()) *x = *x - 1.5;
       }
       for (at::Tensor* x : {&shifted.rejected_logps, &shifted.ref_rejected_logps,
-                            &shifted.rejected_head_logps, &shifted.ref_rejected_head_logps}) {
+                            &shifted.rejected_overlap_logps, &shifted.ref_rejected_overlap_logps}) {
         if (x->defined()) *x = *x - 0.5;
       }
       compare("property", "with a constant on policy and reference", loss_(shifted), out, 1e-10);
@@ -560,7 +559,7 @@ class LossChecker {
     if (declared.difference_only) {
       PairLogps shifted = in;
       for (at::Tensor* x : {&shifted.chosen_logps, &shifted.rejected_logps,
-                            &shifted.chosen_head_logps, &shifted.rejected_head_logps}) {
+                            &shifted.chosen_overlap_logps, &shifted.rejected_overlap_logps}) {
         if (x->defined()) *x = *x - 1.5;
       }
       compare("property", "with a constant on both completions", loss_(shifted), out, 1e-10);

@@ -54,10 +54,10 @@ PairLogps random_pair_logps(const LossRequirements& needs, std::int64_t batch, s
   PairLogps in;
   draw.completions(batch, spread, in.chosen_logps, in.ref_chosen_logps, in.chosen_lens);
   draw.completions(batch, spread, in.rejected_logps, in.ref_rejected_logps, in.rejected_lens);
-  in.chosen_head_logps = head(in.chosen_logps, in.chosen_lens, in.rejected_lens);
-  in.rejected_head_logps = head(in.rejected_logps, in.rejected_lens, in.chosen_lens);
-  in.ref_chosen_head_logps = head(in.ref_chosen_logps, in.chosen_lens, in.rejected_lens);
-  in.ref_rejected_head_logps = head(in.ref_rejected_logps, in.rejected_lens, in.chosen_lens);
+  in.chosen_overlap_logps = head(in.chosen_logps, in.chosen_lens, in.rejected_lens);
+  in.rejected_overlap_logps = head(in.rejected_logps, in.rejected_lens, in.chosen_lens);
+  in.ref_chosen_overlap_logps = head(in.ref_chosen_logps, in.chosen_lens, in.rejected_lens);
+  in.ref_rejected_overlap_logps = head(in.ref_rejected_logps, in.rejected_lens, in.chosen_lens);
   // Around the log-probs themselves, so that a token is likelier or less likely than usual.
   in.chosen_log_sum_p_squared = in.chosen_logps * draw.uniform(batch, 0.6, 1.1);
   in.rejected_log_sum_p_squared = in.rejected_logps * draw.uniform(batch, 0.6, 1.1);
@@ -81,7 +81,13 @@ PairLogps random_pair_logps(const LossRequirements& needs, std::int64_t batch, s
   in.chosen_confident_logps = in.chosen_logps * draw.uniform(batch, 0.1, 0.9);
   draw.completions(batch, spread, in.prompt_logps, unused, in.prompt_lens);
   for (const auto& field : kPairFields<at::Tensor>) {
-    if (!field.needed(needs)) in.*field.value = at::Tensor();
+    at::Tensor& value = in.*field.value;
+    if (!field.needed(needs)) {
+      value = at::Tensor();
+    } else if (!value.defined()) {  // an input that is new here
+      const std::int64_t rows = field.per_sample() ? batch * needs.samples_per_prompt : batch;
+      value = field.neutral + draw.uniform(rows, -0.5, 0.5);
+    }
   }
   if (needs.running_mean) in.running = {at::scalar_tensor(0.25, at::kDouble), 12};
   return in;

@@ -172,6 +172,16 @@ void Optimizer::zero_grad() {
   }
 }
 
+std::vector<at::Tensor> Optimizer::gradients() const {
+  std::vector<at::Tensor> gradients;
+  for (const Group& group : groups_) {
+    for (const Parameter& parameter : group.parameters) {
+      if (parameter.has_gradient()) gradients.push_back(parameter.value.grad());
+    }
+  }
+  return gradients;
+}
+
 double Optimizer::grad_norm() const {
   std::vector<at::Tensor> norms;
   for (const Group& group : groups_) {

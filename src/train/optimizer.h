@@ -32,6 +32,8 @@ class Optimizer {
   void reserve_gradients();
   /// Leaves narrow parameters with zeros in float32 and the others without a gradient.
   void zero_grad();
+  /// Returns the gradients of the parameters that have one.
+  std::vector<at::Tensor> gradients() const;
   /// 2-norm over all gradients, in float64: of rows of 1024 in at least float32.
   double grad_norm() const;
   /// Takes memory for the state of the parameters that have a gradient, so that `step` needs no

@@ -20,7 +20,7 @@ void check_counts(const RowReport& report) {
          "a row that is neither kept nor dropped");
 }
 
-void check_lengths(const TokenPair& pair) {
+void check_lengths(const TokenRow& pair) {
   const std::size_t completion = std::max(pair.chosen.size(), pair.rejected.size());
   expect(pair.prompt.size() + completion <= kMaxLength, "a row over its budget");
   expect(!pair.prompt.empty() && !pair.chosen.empty(), "an empty row that was kept");
@@ -49,7 +49,7 @@ void read_rows(std::string_view bytes) {
       accepts(file.path(), [&] {
         const Dataset dataset = load_dataset(file.path(), ByteTokenizer(), options, needs);
         check_counts(dataset.report);
-        for (const TokenPair& pair : dataset.pairs) check_lengths(pair);
+        for (const TokenRow& pair : dataset.pairs) check_lengths(pair);
         static_cast<void>(dataset.report.summary());
       });
     }

@@ -50,10 +50,10 @@ PairLogps inputs(const json& pairs) {
   in.ref_rejected_logps = sums(pairs, "ref_rejected_logps");
   in.chosen_lens = lengths(pairs, "chosen_logps");
   in.rejected_lens = lengths(pairs, "rejected_logps");
-  in.chosen_head_logps = sums(pairs, "chosen_logps", head_length);
-  in.rejected_head_logps = sums(pairs, "rejected_logps", head_length);
-  in.ref_chosen_head_logps = sums(pairs, "ref_chosen_logps", head_length);
-  in.ref_rejected_head_logps = sums(pairs, "ref_rejected_logps", head_length);
+  in.chosen_overlap_logps = sums(pairs, "chosen_logps", head_length);
+  in.rejected_overlap_logps = sums(pairs, "rejected_logps", head_length);
+  in.ref_chosen_overlap_logps = sums(pairs, "ref_chosen_logps", head_length);
+  in.ref_rejected_overlap_logps = sums(pairs, "ref_rejected_logps", head_length);
   in.chosen_log_sum_p_squared = sums(pairs, "chosen_log_sum_sq_probs");
   in.rejected_log_sum_p_squared = sums(pairs, "rejected_log_sum_sq_probs");
   return in;
@@ -86,8 +86,8 @@ TEST_CASE("TRL's losses, token gradients and metrics", "[golden]") {
     const LossOutput out = make_loss(golden["config"].dump())(inputs(golden["pairs"]));
     CHECK(out.loss.item<double>() ==
           Approx(expected["loss"].get<double>()).epsilon(golden["rtol"].get<double>()));
-    check_token_gradients(golden, "grad_chosen", out.grad_chosen, out.grad_chosen_head);
-    check_token_gradients(golden, "grad_rejected", out.grad_rejected, out.grad_rejected_head);
+    check_token_gradients(golden, "grad_chosen", out.grad_chosen, out.grad_chosen_overlap);
+    check_token_gradients(golden, "grad_rejected", out.grad_rejected, out.grad_rejected_overlap);
 
     const json& metrics = expected["metrics"];
     const auto metric = [&](const char* name) {

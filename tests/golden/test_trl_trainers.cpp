@@ -70,10 +70,10 @@ PairLogps logps_of_rows(const json& rows) {
   in.ref_rejected_logps = column_of_sums(rows, "ref_rejected_logps");
   in.chosen_lens = column_of_lengths(rows, chosen);
   in.rejected_lens = column_of_lengths(rows, "rejected_logps");
-  in.chosen_head_logps = column_of_heads(rows, "chosen_logps");
-  in.rejected_head_logps = column_of_heads(rows, "rejected_logps");
-  in.ref_chosen_head_logps = column_of_heads(rows, "ref_chosen_logps");
-  in.ref_rejected_head_logps = column_of_heads(rows, "ref_rejected_logps");
+  in.chosen_overlap_logps = column_of_heads(rows, "chosen_logps");
+  in.rejected_overlap_logps = column_of_heads(rows, "rejected_logps");
+  in.ref_chosen_overlap_logps = column_of_heads(rows, "ref_chosen_logps");
+  in.ref_rejected_overlap_logps = column_of_heads(rows, "ref_rejected_logps");
   in.chosen_log_sum_p_squared = column_of_sums(rows, "chosen_log_sum_sq_probs");
   in.rejected_log_sum_p_squared = column_of_sums(rows, "rejected_log_sum_sq_probs");
   in.gold_logps = column_of_sums(rows, "gold_logps");
@@ -143,9 +143,9 @@ void check_trainer_case(const json& golden) {
   const LossOutput out = make_loss(config.dump())(in);
   CHECK(out.loss.item<double>() ==
         Approx(expected["loss"].get<double>()).epsilon(golden["rtol"].get<double>()));
-  check_gradient_of_tokens(golden, rows, "grad_chosen", out.grad_chosen, out.grad_chosen_head);
+  check_gradient_of_tokens(golden, rows, "grad_chosen", out.grad_chosen, out.grad_chosen_overlap);
   check_gradient_of_tokens(golden, rows, "grad_rejected", out.grad_rejected,
-                           out.grad_rejected_head);
+                           out.grad_rejected_overlap);
   check_gradient_of_tokens(golden, rows, "grad_gold", out.grad_gold, {});
   check_gradient_of_tokens(golden, rows, "grad_prompt", out.grad_prompt, {});
   for (const auto& [name, value] : logged_metrics(in, out)) {

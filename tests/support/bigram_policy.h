@@ -70,8 +70,8 @@ class BigramPolicy final : public Policy {
   at::Tensor bias_;
 };
 
-inline const std::vector<TokenPair>& pairs() {
-  static const std::vector<TokenPair> kPairs = {
+inline const std::vector<TokenRow>& pairs() {
+  static const std::vector<TokenRow> kPairs = {
       {.prompt = {0}, .chosen = {1, 2, 3}, .rejected = {4}},
       {.prompt = {2, 1}, .chosen = {3}, .rejected = {3, 0, 1, 2}},
       {.prompt = {4, 4, 0}, .chosen = {0, 0}, .rejected = {1, 1}},

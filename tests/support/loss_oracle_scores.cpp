@@ -55,13 +55,15 @@ Real tail_weighted(const json& config, const ArrayXd& full, const ArrayXd& head,
 }  // namespace
 
 Side chosen_side(const ExactPairLogps& in) {
-  return {in.chosen_logps,          in.ref_chosen_logps, in.chosen_head_logps,
-          in.ref_chosen_head_logps, in.chosen_lens,      in.chosen_limited_logratios};
+  return {in.chosen_logps,         in.ref_chosen_logps,
+          in.chosen_overlap_logps, in.ref_chosen_overlap_logps,
+          in.chosen_lens,          in.chosen_limited_logratios};
 }
 
 Side rejected_side(const ExactPairLogps& in) {
-  return {in.rejected_logps,          in.ref_rejected_logps, in.rejected_head_logps,
-          in.ref_rejected_head_logps, in.rejected_lens,      in.rejected_limited_logratios};
+  return {in.rejected_logps,         in.ref_rejected_logps,
+          in.rejected_overlap_logps, in.ref_rejected_overlap_logps,
+          in.rejected_lens,          in.rejected_limited_logratios};
 }
 
 Real per_token(const json& config, const Side& side, int row, Real x) {

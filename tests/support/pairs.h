@@ -33,7 +33,7 @@ inline PairLogps to_tensors(const ExactPairLogps& in, at::ScalarType dtype = at:
     const Eigen::ArrayXd& x = in.*from.value;
     if (x.size() == 0) continue;
     const bool count = std::string_view(to.name).ends_with("_lens");
-    const bool logps = to.kind == PairField<at::Tensor>::Kind::kLogps;
+    const bool logps = !to.is_number();
     out.*to.value = to_tensor(x, count ? at::kLong : logps ? dtype : at::kDouble);
   }
   out.samples_per_prompt = in.samples_per_prompt;
@@ -80,10 +80,10 @@ inline ExactPairLogps random_pairs(int batch, int samples_per_prompt, unsigned s
                         const Eigen::ArrayXd& other_lens) -> Eigen::ArrayXd {
     return (lens <= other_lens).select(logps, logps * uniform(0.2, 0.9));
   };
-  in.chosen_head_logps = head(in.chosen_logps, in.chosen_lens, in.rejected_lens);
-  in.rejected_head_logps = head(in.rejected_logps, in.rejected_lens, in.chosen_lens);
-  in.ref_chosen_head_logps = head(in.ref_chosen_logps, in.chosen_lens, in.rejected_lens);
-  in.ref_rejected_head_logps = head(in.ref_rejected_logps, in.rejected_lens, in.chosen_lens);
+  in.chosen_overlap_logps = head(in.chosen_logps, in.chosen_lens, in.rejected_lens);
+  in.rejected_overlap_logps = head(in.rejected_logps, in.rejected_lens, in.chosen_lens);
+  in.ref_chosen_overlap_logps = head(in.ref_chosen_logps, in.chosen_lens, in.rejected_lens);
+  in.ref_rejected_overlap_logps = head(in.ref_rejected_logps, in.rejected_lens, in.chosen_lens);
   // Mostly above the log-probs; below where the tokens are likelier than a sample's, so that the
   // weights of WPO come out on both sides of 1.
   in.chosen_log_sum_p_squared = in.chosen_logps * uniform(0.6, 1.1);
@@ -118,7 +118,7 @@ inline ExactPairLogps slice(const ExactPairLogps& in, int first, int count) {
   for (const auto& field : kPairFields<Eigen::ArrayXd>) {
     const Eigen::ArrayXd& x = in.*field.value;
     if (x.size() == 0) continue;
-    const int each = field.per_sample ? k : 1;
+    const int each = field.per_sample() ? k : 1;
     out.*field.value = x.segment(first * each, count * each);
   }
   out.samples_per_prompt = k;

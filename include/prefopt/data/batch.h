@@ -13,9 +13,9 @@
 
 namespace prefopt {
 
-/// One token pair. `rejected` is empty for rows that have a single completion (SFT, unpaired
-/// losses), `gold` for rows without a third one.
-struct TokenPair {
+/// One row in tokens, of one to three completions. `rejected` is empty for rows that have a single
+/// completion (SFT, unpaired losses), `gold` for rows without a third one.
+struct TokenRow {
   std::vector<std::int64_t> prompt;
   std::vector<std::int64_t> chosen;
   std::vector<std::int64_t> rejected;
@@ -88,7 +88,7 @@ PREFOPT_API TokenBatch select_sequences(const TokenBatch& batch,
 
 /// Chosen sequences of all pairs first, then the rejected ones (when `with_rejected`), then the
 /// gold ones (when `with_gold`).
-PREFOPT_API TokenBatch make_pair_batch(const std::vector<TokenPair>& pairs,
+PREFOPT_API TokenBatch make_pair_batch(const std::vector<TokenRow>& pairs,
                                        bool with_rejected = true, bool with_gold = false);
 
 }  // namespace prefopt

@@ -63,7 +63,7 @@ struct PrefixSharing {
 /// A row as the model sees it.
 struct ShownRow {
   RowPlace place;
-  TokenPair pair;  ///< after the budgets
+  TokenRow pair;  ///< after the budgets
 };
 
 /// Rows of one purpose, from one or several files. All but `rows` and `defects` is of the rows that

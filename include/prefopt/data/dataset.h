@@ -149,7 +149,7 @@ struct RowNeeds {
 };
 
 struct Dataset {
-  std::vector<TokenPair> pairs;
+  std::vector<TokenRow> pairs;
   std::vector<std::int64_t> lines = {};  ///< 1-based line of each pair in its file
   RowReport report;
 };
@@ -166,8 +166,8 @@ PREFOPT_API void for_each_line(const std::string& path,
 /// the row keeps its first tokens. In a chat format the end of the turn is the end token, and
 /// `add_bos` and `add_eos` add nothing to what the format writes. What is cut is counted in
 /// `report`. Throws ConfigError where the end of a turn is no single token of the tokenizer.
-PREFOPT_API TokenPair tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
-                                   const DataOptions& options, RowReport& report);
+PREFOPT_API TokenRow tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
+                                  const DataOptions& options, RowReport& report);
 
 /// Rows that lack what is needed are unusable (named as such); completions that are not needed are
 /// left out. Unpaired rows must not have a rejected completion. Rows are tokenized on LibTorch's
@@ -183,7 +183,7 @@ PREFOPT_API Dataset load_dataset(const std::string& path, const Tokenizer& token
 
 /// {training, held out}: the last `eval_fraction` of the pairs is held out, at least one pair and
 /// never all of them, where there are two or more. Throws ConfigError outside of [0, 1).
-PREFOPT_API std::pair<std::vector<TokenPair>, std::vector<TokenPair>> split_dataset(
-    std::vector<TokenPair> pairs, double eval_fraction);
+PREFOPT_API std::pair<std::vector<TokenRow>, std::vector<TokenRow>> split_dataset(
+    std::vector<TokenRow> pairs, double eval_fraction);
 
 }  // namespace prefopt

@@ -19,8 +19,8 @@ struct Leak {
 };
 
 /// In the order of the training pairs.
-PREFOPT_API std::vector<Leak> find_leaks(const std::vector<TokenPair>& train,
-                                         const std::vector<TokenPair>& held_out);
+PREFOPT_API std::vector<Leak> find_leaks(const std::vector<TokenRow>& train,
+                                         const std::vector<TokenRow>& held_out);
 
 /// Does what `policy` says with the leaks of `train`, whose file is `path`: kDrop takes them out.
 /// Gives a line for people, as RowReport::summary does; empty: there are none. Throws DataError for

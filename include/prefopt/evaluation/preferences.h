@@ -22,7 +22,7 @@ struct PairSums {
 
 /// Of each pair, `batch_size` at a time. Throws what sequence_logps throws, DataError for tokens
 /// outside of the vocabulary and NonFiniteError, which names the pair.
-PREFOPT_API std::vector<PairSums> pair_sums(Policy& policy, const std::vector<TokenPair>& pairs,
+PREFOPT_API std::vector<PairSums> pair_sums(Policy& policy, const std::vector<TokenRow>& pairs,
                                             std::int64_t batch_size = 8);
 
 /// A rate among some of the pairs; the rate is NaN where there are none.
@@ -53,7 +53,7 @@ struct PreferenceOptions {
 
 /// δ = (log π(y_w) − log π_ref(y_w)) − (log π(y_l) − log π_ref(y_l)). Throws ShapeError unless the
 /// lists are of one length, ConfigError for a beta that is not above 0, DataError for no pairs.
-PREFOPT_API PreferenceEvaluation evaluate_preferences(const std::vector<TokenPair>& pairs,
+PREFOPT_API PreferenceEvaluation evaluate_preferences(const std::vector<TokenRow>& pairs,
                                                       const std::vector<PairSums>& policy,
                                                       const std::vector<PairSums>& reference,
                                                       const PreferenceOptions& options = {});

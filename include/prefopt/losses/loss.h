@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "prefopt/export.h"
+#include "prefopt/losses/inputs.h"
 #include "prefopt/losses/pair_logps.h"
 #include "prefopt/options.h"
 
@@ -28,30 +29,28 @@ struct LogRatioLimits {
   bool operator==(const LogRatioLimits&) const = default;
 };
 
-/// What a loss must be given, besides the chosen log-probs (`BasicPairLogps` says what each is).
+/// What a loss must be given; by default that of a pairwise loss with a reference.
 struct LossRequirements {
-  bool reference = true;
-  bool rejected = true;
-  bool lens = false;
-  bool head_logps = false;
-  bool log_sum_p_squared = false;
-  bool seq_kl = false;
-  std::optional<LogRatioLimits> limits = {};  ///< of the limited_logratios; unset: none needed
-  bool confident = false;                     ///< chosen_confident_logps
-  bool prompt = false;                        ///< prompt_logps and prompt_lens
-  bool gold = false;
-  bool labels = false;  ///< rows are unpaired: one completion and a label
-  bool kl_logps = false;
-  bool margins = false;
-  bool weights = false;
-  bool label_probs = false;
-  bool win_rates = false;
+  InputSet inputs = kPairLogps | kPairReferenceLogps;
+  std::optional<LogRatioLimits> limits = {};  ///< of the limited log-ratios among `inputs`
   /// The loss mixes the rows of an optimizer step with each other, so it must see all of them in
   /// one call.
   bool whole_step = false;
   bool running_mean = false;  ///< `running` of the output goes into the next step's input
   SampleSource sample_source = SampleSource::kNone;
   std::int64_t samples_per_prompt = 0;
+
+  constexpr bool has(Input input) const { return inputs.has(input); }
+  /// Whether a reference model is needed.
+  constexpr bool reference() const {
+    return inputs.has(InputKind::kReferenceLogps) || inputs.has(InputKind::kComparison);
+  }
+  /// Whether rows are pairs, with a rejected completion.
+  constexpr bool rejected() const { return inputs.has(InputOf::kRejected); }
+  /// Whether rows have a third completion.
+  constexpr bool gold() const { return inputs.has(InputOf::kGold); }
+  /// Whether rows are unpaired: one completion and a label.
+  constexpr bool labels() const { return inputs.has(Input::labels); }
 };
 
 /// Known value of a loss with its default options on one pair of five-token completions whose

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "prefopt/export.h"
+#include "prefopt/losses/inputs.h"
 
 namespace prefopt {
 
@@ -45,48 +46,19 @@ struct RunningMean {
   bool is_frozen = false;  ///< in an evaluation: no value changes the mean, which begins at 0
 };
 
-/// What a loss sees: sums over completion tokens (never the prompt) of log-probs, in nats, or any
-/// other scores in their place (a diffusion model's, a verifier's). All are [batch] but the
-/// samples; a loss looks only at what its requirements name.
+/// The inputs of a loss: sums over completion tokens (never the prompt) of log-probs, in nats, or
+/// any other scores in their place (a diffusion model's, a verifier's). All are [batch] but the
+/// samples; a loss reads only those that its requirements name, and inputs.h says what each is.
 /// `T` is at::Tensor in training and Eigen::ArrayXd in the exact lab.
 template <class T>
 struct BasicPairLogps {
-  T chosen_logps;        ///< log pi(y_w|x); of an unpaired row, its only completion
-  T rejected_logps;      ///< log pi(y_l|x)
-  T ref_chosen_logps;    ///< log pi_ref(y_w|x)
-  T ref_rejected_logps;  ///< log pi_ref(y_l|x)
-  T chosen_lens;         ///< completion token counts n_w
-  T rejected_lens;       ///< n_l
+#define PREFOPT_MEMBER(name, ...) T name;
+  PREFOPT_LOSS_INPUTS(PREFOPT_MEMBER, PREFOPT_MEMBER)
+#undef PREFOPT_MEMBER
 
-  /// The sums over the first min(n_w, n_l) tokens alone (LD-DPO).
-  T chosen_head_logps, rejected_head_logps;
-  T ref_chosen_head_logps, ref_rejected_head_logps;
-  /// Sums over completion tokens of log sum_v pi(v)^2 (WPO).
-  T chosen_log_sum_p_squared, rejected_log_sum_p_squared;
-  /// Sums over completion tokens of KL(pi_ref || pi) over the vocabulary (TDPO).
-  T chosen_seq_kl, rejected_seq_kl;
-  /// Sums over completion tokens of log(pi/pi_ref), each within the limits of LogRatioLimits
-  /// (humanline); the last of the completion of another row under this row's prompt (KTO).
-  T chosen_limited_logratios, rejected_limited_logratios, kl_limited_logratios;
-  /// Sum over the chosen completion's tokens of stop(pi) log pi (DFT).
-  T chosen_confident_logps;
-  T prompt_logps, prompt_lens;  ///< of the prompt's own tokens, from the second on (ORPO in TRL)
-  T gold_logps, gold_lens;      ///< a third completion that is only imitated (TPO)
-  T labels;                     ///< of unpaired rows: 1 desirable, 0 not
-  T kl_logps, ref_kl_logps;     ///< the completion of another row under this row's prompt (KTO)
-  T margins;                    ///< given reward gap r_w - r_l
-  T weights;                    ///< given weight of the row
-  T label_probs;                ///< probability that the chosen completion is the better one
-  T chosen_win_rates;           ///< probability that y_w beats a completion of the policy
-  T rejected_win_rates;
-
-  /// Fresh samples, `samples_per_prompt` for each row, those of one row side by side.
+  /// Fresh samples of each row, those of one row side by side.
   std::int64_t samples_per_prompt = 0;
-  T sample_logps;      ///< [batch * samples_per_prompt] log pi(y|x)
-  T ref_sample_logps;  ///< [batch * samples_per_prompt]
-  T sample_lens;       ///< [batch * samples_per_prompt]
-
-  RunningMean<T> running;  ///< as it stands before this step
+  RunningMean<T> running;  ///< before this step
   StepTotals totals;
 };
 
@@ -105,14 +77,11 @@ template <class T>
 struct BasicLossOutput {
   ScalarOf<T> loss = {};  ///< `losses` summed over this batch, divided by the pairs of the step
   T losses;               ///< [batch] per pair
-  T grad_chosen, grad_rejected;
-  T grad_chosen_head, grad_rejected_head;
-  T grad_chosen_seq_kl, grad_rejected_seq_kl;
-  T grad_chosen_limited, grad_rejected_limited;
-  T grad_confident;
-  T grad_prompt;
-  T grad_gold;
-  T grad_samples;  ///< [batch * samples_per_prompt]
+#define PREFOPT_NO_MEMBER(...)
+#define PREFOPT_GRADIENT(name, gradient, ...) T gradient;
+  PREFOPT_LOSS_INPUTS(PREFOPT_NO_MEMBER, PREFOPT_GRADIENT)
+#undef PREFOPT_NO_MEMBER
+#undef PREFOPT_GRADIENT
   /// [batch] what the metrics call rewards, without gradient: beta (log pi - log pi_ref), of a loss
   /// without a reference beta log pi, a token where it looks at means, and beta r of that where it
   /// shapes them (AlphaPO); of tdpo beta (log pi - log pi_ref + D)
@@ -125,7 +94,7 @@ struct BasicLossOutput {
   T logged_rejected_logps;
   std::vector<BasicLossTerm<T>> terms;
   ScalarOf<T> kl = {};     ///< KTO's z0, nats, for the metrics; undefined: the loss has none
-  RunningMean<T> running;  ///< as it stands after this step
+  RunningMean<T> running;  ///< after this step
 };
 
 /// `loss` carries the gradient into the log-probs it was computed from: `out.loss.backward()`.

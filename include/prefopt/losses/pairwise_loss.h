@@ -29,7 +29,7 @@ namespace detail {
 PREFOPT_API PairLogps checked_inputs(const PairLogps& logps, const LossRequirements& needs,
                                      const std::string& name);
 /// Throws ShapeError where `length` is not `expected`.
-PREFOPT_API void check_length(std::int64_t length, std::int64_t expected, const char* field,
+PREFOPT_API void check_length(std::int64_t length, std::int64_t expected, std::string_view field,
                               const std::string& name);
 /// Throws ShapeError where a loss that must see the whole step sees `pairs` of it.
 PREFOPT_API void check_whole_step(std::int64_t pairs, const StepTotals& totals,
@@ -45,7 +45,7 @@ void check_lengths(const BasicPairLogps<T>& in, const LossRequirements& needs,
   check_length(std::min<std::int64_t>(batch, 1), 1, "chosen_logps", name);
   for (const auto& field : kPairFields<T>) {
     if (!field.needed(needs)) continue;
-    const std::int64_t expected = field.per_sample ? batch * needs.samples_per_prompt : batch;
+    const std::int64_t expected = field.per_sample() ? batch * needs.samples_per_prompt : batch;
     check_length(math::length(in.*field.value), expected, field.name, name);
   }
   check_whole_step(batch, in.totals, needs, name);
@@ -177,8 +177,8 @@ void set_sides(BasicLossOutput<T>& out, const BasicSlopes<T>& slopes, const Basi
   };
   set(out.grad_chosen, slopes.chosen, w.d_logps);
   set(out.grad_rejected, slopes.rejected, l.d_logps);
-  set(out.grad_chosen_head, slopes.chosen, w.d_head);
-  set(out.grad_rejected_head, slopes.rejected, l.d_head);
+  set(out.grad_chosen_overlap, slopes.chosen, w.d_head);
+  set(out.grad_rejected_overlap, slopes.rejected, l.d_head);
   set(out.grad_chosen_limited, slopes.chosen, w.d_limited);
   set(out.grad_rejected_limited, slopes.rejected, l.d_limited);
   out.logged_chosen_logps = w.logged;
@@ -334,11 +334,12 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
   LossRequirements requirements() const {
     const PairOptions& pair = this->options_.pair;
     LossRequirements needs = detail::score_needs(this->options_.score);
-    needs.lens = needs.lens || pair.weighting != Weighting::kNone;
-    needs.log_sum_p_squared = pair.weighting == Weighting::kSampledAlignment;
-    needs.margins = pair.margin_scale != 0;
-    needs.weights = pair.use_weights;
-    needs.label_probs = pair.use_label_probs;
+    needs.inputs |= when(pair.weighting != Weighting::kNone, kPairLens) |
+                    when(pair.weighting == Weighting::kSampledAlignment,
+                         {Input::chosen_log_sum_p_squared, Input::rejected_log_sum_p_squared}) |
+                    when(pair.margin_scale != 0, Input::margins) |
+                    when(pair.use_weights, Input::weights) |
+                    when(pair.use_label_probs, Input::label_probs);
     this->self().regularizer().add_needs(needs);
     return needs;
   }

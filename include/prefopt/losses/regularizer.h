@@ -80,10 +80,9 @@ struct NllRegularizer {
 
   void add_needs(LossRequirements& needs) const {
     if (weight == 0) return;
-    needs.lens = needs.lens || reduction != Reduction::kSum;
-    needs.gold = needs.gold || baseline == Baseline::kGold;
-    needs.confident = needs.confident || baseline == Baseline::kConfident;
-    needs.prompt = needs.prompt || with_prompt;
+    const bool by_length = reduction != Reduction::kSum;
+    needs.inputs |= imitated() | when(by_length, lens()) |
+                    when(with_prompt, {Input::prompt_logps, Input::prompt_lens});
   }
   template <class T>
   void add_to(BasicLossOutput<T>& out, const BasicPairLogps<T>& in, double pairs) const {
@@ -108,6 +107,29 @@ struct NllRegularizer {
   }
 
  private:
+  constexpr Input imitated() const {
+    switch (baseline) {
+      case Baseline::kGold:
+        return Input::gold_logps;
+      case Baseline::kRejected:
+        return Input::rejected_logps;
+      case Baseline::kConfident:
+        return Input::chosen_confident_logps;
+      default:
+        return Input::chosen_logps;
+    }
+  }
+  constexpr Input lens() const {
+    switch (baseline) {
+      case Baseline::kGold:
+        return Input::gold_lens;
+      case Baseline::kRejected:
+        return Input::rejected_lens;
+      default:
+        return Input::chosen_lens;
+    }
+  }
+
   template <class T>
   struct Completion {
     const T& logps;
@@ -152,7 +174,9 @@ struct ValueIncentive {
   double weight = 0;
   Calibration calibration = Calibration::kChosen;
 
-  void add_needs(LossRequirements& needs) const { needs.reference = true; }
+  void add_needs(LossRequirements& needs) const {
+    needs.inputs |= calibration == Calibration::kSamples ? kSampleLogps : kPairReferenceLogps;
+  }
   template <class T>
   void add_to(BasicLossOutput<T>& out, const BasicPairLogps<T>& in, double /*pairs*/) const {
     switch (calibration) {
@@ -189,8 +213,8 @@ struct OnPolicyKl {
   bool token_mean = false;  ///< divide each sample's log-ratio by its length
 
   void add_needs(LossRequirements& needs) const {
-    needs.reference = true;
-    needs.lens = needs.lens || token_mean;
+    if (weight == 0) return;
+    needs.inputs |= kSampleLogps | when(token_mean, Input::sample_lens);
   }
   template <class T>
   void add_to(BasicLossOutput<T>& out, const BasicPairLogps<T>& in, double /*pairs*/) const {

@@ -66,14 +66,16 @@ struct BasicSideLogps {
 
 template <class T>
 BasicSideLogps<T> chosen_side(const BasicPairLogps<T>& in) {
-  return {in.chosen_logps,          in.ref_chosen_logps, in.chosen_head_logps,
-          in.ref_chosen_head_logps, in.chosen_lens,      in.chosen_limited_logratios};
+  return {in.chosen_logps,         in.ref_chosen_logps,
+          in.chosen_overlap_logps, in.ref_chosen_overlap_logps,
+          in.chosen_lens,          in.chosen_limited_logratios};
 }
 
 template <class T>
 BasicSideLogps<T> rejected_side(const BasicPairLogps<T>& in) {
-  return {in.rejected_logps,          in.ref_rejected_logps, in.rejected_head_logps,
-          in.ref_rejected_head_logps, in.rejected_lens,      in.rejected_limited_logratios};
+  return {in.rejected_logps,         in.ref_rejected_logps,
+          in.rejected_overlap_logps, in.ref_rejected_overlap_logps,
+          in.rejected_lens,          in.rejected_limited_logratios};
 }
 
 template <class T>

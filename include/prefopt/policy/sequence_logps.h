@@ -16,9 +16,9 @@ namespace prefopt {
 /// n. The batch's token_weights, where it has some, are a further factor of w_t.
 struct SequenceReduction {
   bool mean = false;
-  /// LD-DPO (2409.06411): w_t = tail_weight for the tokens from head_lens on, else 1.
+  /// LD-DPO (2409.06411): w_t = tail_weight for the tokens from overlap_lens on, else 1.
   double tail_weight = 1;
-  at::Tensor head_lens;  ///< [S] int64; undefined: every token belongs to the head
+  at::Tensor overlap_lens;  ///< [S] int64; undefined: all tokens
 };
 
 struct SequenceLogpsOptions {

@@ -10,6 +10,7 @@
 
 #include "prefopt/data/batch.h"
 #include "prefopt/data/dataset.h"
+#include "prefopt/dist/ranks.h"
 #include "prefopt/error.h"
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
@@ -66,7 +67,7 @@ struct NonFiniteStep {
   std::int64_t step = 0;  ///< counted from 1
   double loss = 0;
   double grad_norm = 0;
-  std::vector<TokenPair> rows = {};  ///< all rows of the step, in the order in which it took them
+  std::vector<TokenRow> rows = {};  ///< all rows of the step, in the order in which it took them
   /// One value a row under the names of PairLogps (`chosen_logps`, `ref_chosen_logps`, …).
   std::vector<std::pair<std::string, std::vector<double>>> logps = {};
   /// Places in `rows` of those with a value that is not finite; empty: they all have finite ones.
@@ -90,6 +91,7 @@ struct TrainerOptions {
   SamplingOptions sampling = {};  ///< for losses that need fresh samples
   /// Called for each step without an update, before NonFiniteError where it is the third.
   std::function<void(const NonFiniteStep&)> on_non_finite = {};
+  std::shared_ptr<Ranks> ranks = {};  ///< that train together; null: this process alone
 };
 
 /// What the rows of a loss must have.
@@ -112,14 +114,14 @@ class PREFOPT_API Trainer {
   /// One optimizer step over `pairs`, in micro-batches whose sum is exactly the whole. A non-finite
   /// loss or gradient skips the update; the third in a row throws NonFiniteError. Memory that
   /// cannot be had throws OutOfMemoryError.
-  Metrics step(const std::vector<TokenPair>& pairs);
+  Metrics step(const std::vector<TokenRow>& pairs);
   /// Loss and metrics without an update; keys without the `eval_` prefix. Fresh samples are drawn
   /// with the same seed each time, so that evaluations differ by the policy alone. A running mean
   /// stays that of the training rows.
-  Metrics evaluate(const std::vector<TokenPair>& pairs);
+  Metrics evaluate(const std::vector<TokenRow>& pairs);
   /// Gradients of one step left in the parameters' `grad`, float32 for those of bfloat16 and
   /// float16, no update; for checks.
-  Metrics accumulate_gradients(const std::vector<TokenPair>& pairs);
+  Metrics accumulate_gradients(const std::vector<TokenRow>& pairs);
 
   /// Writes the policy as its `save` does, with the float32 masters of bfloat16 and float16 weights
   /// in place of the rounded ones, and other such weights widened next to them.

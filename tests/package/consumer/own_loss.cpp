@@ -47,8 +47,8 @@ int main() {
   Trainer trainer(policy, make_frozen_reference(policy->frozen_copy()),
                   make_loss(R"({"type": "squared_hinge", "beta": 0.5})"),
                   {.optimizer = {.learning_rate = 1e-2, .schedule = Schedule::kConstant}});
-  const std::vector<TokenPair> pairs = {{.prompt = {72}, .chosen = {105, 33}, .rejected = {63}},
-                                        {.prompt = {79}, .chosen = {107}, .rejected = {63, 63}}};
+  const std::vector<TokenRow> pairs = {{.prompt = {72}, .chosen = {105, 33}, .rejected = {63}},
+                                       {.prompt = {79}, .chosen = {107}, .rejected = {63, 63}}};
   const double first = metric(trainer.step(pairs), "loss");
   for (int step = 0; step < 30; ++step) trainer.step(pairs);
   const double last = metric(trainer.evaluate(pairs), "loss");

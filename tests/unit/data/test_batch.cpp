@@ -42,8 +42,8 @@ TEST_CASE("make_batch pads on the right and marks completions", "[data]") {
 }
 
 TEST_CASE("make_pair_batch puts all chosen before all rejected", "[data]") {
-  const std::vector<TokenPair> pairs = {{.prompt = {1}, .chosen = {2}, .rejected = {3, 4}},
-                                        {.prompt = {5, 6}, .chosen = {7}, .rejected = {8}}};
+  const std::vector<TokenRow> pairs = {{.prompt = {1}, .chosen = {2}, .rejected = {3, 4}},
+                                       {.prompt = {5, 6}, .chosen = {7}, .rejected = {8}}};
   const TokenBatch both = make_pair_batch(pairs);
   CHECK(both.input_ids.equal(longs({{1, 2, 0}, {5, 6, 7}, {1, 3, 4}, {5, 6, 8}})));
   CHECK(both.completion_mask.equal(bools({{0, 1, 0}, {0, 0, 1}, {0, 1, 1}, {0, 0, 1}})));
@@ -54,8 +54,8 @@ TEST_CASE("make_pair_batch puts all chosen before all rejected", "[data]") {
 }
 
 TEST_CASE("a batch has a weight for each completion token where some sequence has", "[data]") {
-  std::vector<TokenPair> pairs = {{.prompt = {1}, .chosen = {2, 3}, .rejected = {4}},
-                                  {.prompt = {5, 6}, .chosen = {7}, .rejected = {8, 9}}};
+  std::vector<TokenRow> pairs = {{.prompt = {1}, .chosen = {2, 3}, .rejected = {4}},
+                                 {.prompt = {5, 6}, .chosen = {7}, .rejected = {8, 9}}};
   CHECK_FALSE(make_pair_batch(pairs).token_weights.defined());
   pairs[0].chosen_weights = {0.5, 0};
   pairs[1].rejected_weights = {3, 4};
@@ -77,10 +77,10 @@ TEST_CASE("a batch has a weight for each completion token where some sequence ha
 }
 
 TEST_CASE("tokens that do not count are read and no more", "[data]") {
-  const std::vector<TokenPair> pairs = {
+  const std::vector<TokenRow> pairs = {
       {.prompt = {1, 2}, .chosen = {3, 4, 0, 1}, .rejected = {3, 4, 2}},
       {.prompt = {2}, .chosen = {4}, .rejected = {0, 1, 3}}};
-  std::vector<TokenPair> masked = pairs;
+  std::vector<TokenRow> masked = pairs;
   masked[0].chosen_mask = {1, 0, 0, 1};
   masked[1].rejected_mask = {0, 0, 1};
   masked[0].chosen_weights = {2, 3, 4, 5};
@@ -135,7 +135,7 @@ TEST_CASE("batches refuse sequences that cannot be scored", "[data]") {
   CHECK_THROWS_TEXT(
       make_pair_batch({{.prompt = one, .chosen = {}, .rejected = one}}), ShapeError,
       "make_pair_batch: expected a chosen completion of at least one token in pair 0, got none");
-  const std::vector<TokenPair> single = {{.prompt = one, .chosen = one, .rejected = {}}};
+  const std::vector<TokenRow> single = {{.prompt = one, .chosen = one, .rejected = {}}};
   CHECK_THROWS_TEXT(
       make_pair_batch(single), ShapeError,
       "make_pair_batch: expected a rejected completion of at least one token in pair 0, got none; "
@@ -164,7 +164,7 @@ TEST_CASE("a batch moves to a device but keeps its counts on the CPU", "[data]")
 TEST_CASE("a batch is also one stream in which equal beginnings stand once", "[data]") {
   // Rows of the first group: 1 2 5 | 7, then what is left of rejected: 6 3 (and 9, which predicts
   // nothing). The second sequence of prompt {8} stands alone.
-  const std::vector<TokenPair> pairs = {
+  const std::vector<TokenRow> pairs = {
       {.prompt = {1, 2}, .chosen = {5, 7, 4}, .rejected = {5, 6, 3, 9}},
       {.prompt = {8}, .chosen = {2}, .rejected = {2, 3}}};
   const TokenBatch batch = make_pair_batch(pairs);
@@ -192,15 +192,15 @@ TEST_CASE("a batch is also one stream in which equal beginnings stand once", "[d
 }
 
 TEST_CASE("select_sequences refuses a batch of a device", "[data]") {
-  const std::vector<TokenPair> pairs = {{.prompt = {1}, .chosen = {2}, .rejected = {3}}};
+  const std::vector<TokenRow> pairs = {{.prompt = {1}, .chosen = {2}, .rejected = {3}}};
   CHECK_THROWS_TEXT(select_sequences(make_pair_batch(pairs).to(at::kMeta), {0}), DeviceError,
                     "select_sequences: expected a batch on the CPU, got one on meta; "
                     "batch.to(at::kCPU) is one");
 }
 
 TEST_CASE("select_sequences lays out some sequences as if they were alone", "[data]") {
-  const std::vector<TokenPair> pairs = {{.prompt = {1, 2}, .chosen = {3}, .rejected = {4, 5}},
-                                        {.prompt = {6}, .chosen = {7, 8, 9}, .rejected = {7}}};
+  const std::vector<TokenRow> pairs = {{.prompt = {1, 2}, .chosen = {3}, .rejected = {4, 5}},
+                                       {.prompt = {6}, .chosen = {7, 8, 9}, .rejected = {7}}};
   const Ids prompts[] = {{6}, {1, 2}};
   const Ids completions[] = {{7}, {3}};
   const TokenBatch part = select_sequences(make_pair_batch(pairs), {3, 0});

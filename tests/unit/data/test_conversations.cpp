@@ -119,7 +119,7 @@ Dataset load(const std::string& rows, const DataOptions& options, const RowNeeds
   return load_dataset(folder.file("rows.jsonl"), tokenizer(), options, needs);
 }
 
-TokenPair only(const std::string& row, const DataOptions& options, const RowNeeds& needs = {}) {
+TokenRow only(const std::string& row, const DataOptions& options, const RowNeeds& needs = {}) {
   const Dataset dataset = load(row, options, needs);
   REQUIRE(dataset.pairs.size() == 1);
   return dataset.pairs[0];
@@ -149,7 +149,7 @@ TEST_CASE("only the assistant's turns of a completion count", "[data]") {
   const std::string row = pair_row(list({"u Sky?"}), list({"a blue", "u sure?", "a yes"}),
                                    list({"a a bus", "u sure?", "a no"}));
   DataOptions options = chatml();
-  TokenPair pair = only(row, options);
+  TokenRow pair = only(row, options);
   CHECK(spelled(pair.prompt) == kUser + "Sky?" + kNext + kAnswer);
   CHECK(marked(pair.chosen, pair.chosen_mask) ==
         "[blue" + kStop + "]\n" + kUser + "sure?" + kNext + kAnswer + "[yes" + kStop + "]");
@@ -188,7 +188,7 @@ TEST_CASE("conversations for supervised training count the assistant's turns", "
       R"({"messages": )" + list({"s Be kind", "u A?", "a B", "u C?", "a D"}) + "}";
   const RowNeeds one{.rejected = false};
   DataOptions options = chatml();
-  TokenPair pair = only(row, options, one);
+  TokenRow pair = only(row, options, one);
   CHECK(spelled(pair.prompt) ==
         "<|im_start|>system\nBe kind" + kNext + kUser + "A?" + kNext + kAnswer);
   CHECK(marked(pair.chosen, pair.chosen_mask) ==
@@ -211,7 +211,7 @@ TEST_CASE("conversations for supervised training count the assistant's turns", "
 }
 
 TEST_CASE("ids may say which of them count", "[data]") {
-  const TokenPair pair =
+  const TokenRow pair =
       only(R"({"prompt_ids": [1], "chosen_ids": [2, 3, 4], "rejected_ids": [5, 6], )"
            R"("chosen_token_mask": [1, 0, 1], "rejected_token_mask": [false, true]})",
            {.max_completion_length = 2, .end_of_cut = EndOfCut::kKeep});
@@ -236,7 +236,7 @@ TEST_CASE("a conversation that ends with the user is named", "[data]") {
   const std::string row = pair_row(list({"u Sky?"}), list({"a blue", "u thanks"}), list({"a red"}));
   DataOptions options = chatml();
   CHECK(defects(row, options) == Strings{name + "keep), 1", "1 usable"});
-  TokenPair pair = only(row, options);
+  TokenRow pair = only(row, options);
   CHECK(spelled(pair.chosen) == "blue" + kStop);
   CHECK(pair.chosen_mask.empty());
 
@@ -260,7 +260,7 @@ TEST_CASE("a completion that repeats its prompt has it once", "[data]") {
   DataOptions options = chatml();
   const auto chosen_of = [&](const std::string& row) {
     CHECK(defects(row, options) == Strings{name + "remove), 1", "1 usable"});
-    const TokenPair pair = only(row, options);
+    const TokenRow pair = only(row, options);
     return spelled(pair.prompt) + "|" + spelled(pair.chosen) + "|" + spelled(pair.rejected);
   };
   const std::string expected = kUser + "Sky?" + kNext + kAnswer + "|blue" + kStop + "|red" + kStop;
@@ -382,7 +382,7 @@ TEST_CASE("control tokens spelled in messages are counted, and text if asked for
 
   options.special_tokens_in_text = SpecialTokens::kSplit;
   CHECK(defects(row, options) == Strings{name + "split), 1", "1 usable"});
-  const TokenPair pair = only(row, options);
+  const TokenRow pair = only(row, options);
   CHECK(count(pair.prompt, kTurnEnd) == 1);
   CHECK(count(pair.prompt, kTurn) == 2);
   CHECK(count(pair.prompt, kBegin) == 0);
@@ -428,7 +428,7 @@ TEST_CASE("a text has one begin token and one end token", "[data]") {
   const std::string end = "completion with an end token of its own (add_eos = true), 1";
   const std::string given = text_row("<s>Sky?", " blue</s>", " red");
   CHECK(defects(given, {}) == Strings{begin, end, "1 usable"});
-  TokenPair pair = only(given, {});
+  TokenRow pair = only(given, {});
   CHECK(spelled(pair.prompt) == "<s>Sky?");
   CHECK(spelled(pair.chosen) == " blue</s>");
   CHECK(pair.chosen.size() == 6);
@@ -500,7 +500,7 @@ TEST_CASE("truncation and the end of what is cut are choices", "[data]") {
   };
   for (const Case& c : cases) {
     INFO(c.expected << " " << c.max_prompt << " " << c.max_completion << " " << c.max_length);
-    const TokenPair pair =
+    const TokenRow pair =
         only(text_row("abcdef", "uvwx", "yz"), {.max_prompt_length = c.max_prompt,
                                                 .max_completion_length = c.max_completion,
                                                 .max_length = c.max_length,

@@ -44,7 +44,7 @@ std::string shown(const Ids& ids) {
   return text;
 }
 
-std::string shown(const TokenPair& pair) {
+std::string shown(const TokenRow& pair) {
   return shown(pair.prompt) + "|" + shown(pair.chosen) + "|" + shown(pair.rejected);
 }
 
@@ -79,7 +79,7 @@ class RowFile {
   std::string path_;
 };
 
-std::vector<std::string> shown(const std::vector<TokenPair>& pairs) {
+std::vector<std::string> shown(const std::vector<TokenRow>& pairs) {
   std::vector<std::string> all;
   for (const auto& pair : pairs) all.push_back(shown(pair));
   return all;
@@ -91,7 +91,7 @@ TEST_CASE("rows become token ids with begin and end tokens", "[data]") {
   const ByteTokenizer bytes;
   RowReport report;
   const PreferenceRow row = text_row("ab", " c", " de");
-  const TokenPair pair = tokenize_row(row, bytes, {}, report);
+  const TokenRow pair = tokenize_row(row, bytes, {}, report);
   CHECK(pair.prompt == Ids{kBos, 'a', 'b'});
   CHECK(pair.chosen == Ids{' ', 'c', kEos});
   CHECK(pair.rejected == Ids{' ', 'd', 'e', kEos});
@@ -506,7 +506,7 @@ TEST_CASE("an empty completion without an end token cannot be kept", "[data]") {
 
 TEST_CASE("the held-out part is the end of the file", "[data]") {
   const auto make = [](std::int64_t count) {
-    std::vector<TokenPair> pairs(static_cast<std::size_t>(count));
+    std::vector<TokenRow> pairs(static_cast<std::size_t>(count));
     for (std::int64_t i = 0; i < count; ++i) pairs[static_cast<std::size_t>(i)].prompt = {i};
     return pairs;
   };
@@ -550,7 +550,7 @@ TEST_CASE("rows of messages end in the token that ends a turn", "[data]") {
       .max_completion_length = 4, .end_of_cut = EndOfCut::kKeep, .chat_format = "chatml"};
   const Dataset dataset = load_dataset(file.path(), *tokenizer, options);
   REQUIRE(dataset.pairs.size() == 1);
-  const TokenPair& pair = dataset.pairs[0];
+  const TokenRow& pair = dataset.pairs[0];
   CHECK(pair.prompt ==
         tokenizer->encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"));
   CHECK(pair.chosen.size() == 4);

@@ -9,7 +9,7 @@ namespace {
 
 using Ids = std::vector<std::int64_t>;
 
-TokenPair pair(Ids prompt, Ids chosen, Ids rejected) {
+TokenRow pair(Ids prompt, Ids chosen, Ids rejected) {
   return {std::move(prompt), std::move(chosen), std::move(rejected)};
 }
 

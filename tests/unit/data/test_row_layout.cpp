@@ -90,7 +90,7 @@ void check_texts(const std::vector<json>& rows, const std::vector<Texts>& expect
     REQUIRE(dataset.pairs.size() == expected.size());
     for (std::size_t i = 0; i < expected.size(); ++i) {
       INFO("row " << i << ": " << rows[i].dump());
-      const TokenPair& pair = dataset.pairs[i];
+      const TokenRow& pair = dataset.pairs[i];
       CHECK(spelled_by(pair.prompt) == expected[i].prompt);
       CHECK(pair.prompt == small_tokenizer().encode(expected[i].prompt));
       CHECK(pair.chosen == small_tokenizer().encode(expected[i].chosen));
@@ -103,7 +103,7 @@ void check_texts(const std::vector<json>& rows, const std::vector<Texts>& expect
 Texts texts_of(const json& row, const std::string& columns = "{}", const RowNeeds& needs = {}) {
   const Dataset dataset = load_rows(row.dump(), chat_options(columns), needs);
   REQUIRE(dataset.pairs.size() == 1);
-  const TokenPair& pair = dataset.pairs.front();
+  const TokenRow& pair = dataset.pairs.front();
   return {spelled_by(pair.prompt), spelled_by(pair.chosen), spelled_by(pair.rejected)};
 }
 
@@ -654,7 +654,7 @@ TEST_CASE("calls of functions are turns of the assistant", "[data]") {
         std::string::npos);
   DataOptions keep = chat_options();
   keep.tool_calls = RowPolicy::kKeep;
-  const TokenPair pair = load_rows(talk(call).dump(), keep, kOne).pairs.at(0);
+  const TokenRow pair = load_rows(talk(call).dump(), keep, kOne).pairs.at(0);
   CHECK(spelled_by(pair.prompt) == asked(turn("user", "Q")));
   CHECK(spelled_by(pair.chosen) ==
         "<|im_end|>\n" + turn("tool", "12") + "<|im_start|>assistant\n" + answered("Twelve"));

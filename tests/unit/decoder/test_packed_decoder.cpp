@@ -57,7 +57,7 @@ void add_random_adapter(Decoder& decoder) {
 
 /// Shared completion beginnings, a chosen that begins rejected, equal completions, a prompt of one
 /// token, two pairs with one prompt, lengths that differ.
-std::vector<TokenPair> odd_pairs() {
+std::vector<TokenRow> odd_pairs() {
   return {{.prompt = {1, 2, 3, 4}, .chosen = {5, 6, 7}, .rejected = {5, 6, 8, 9, 1}},
           {.prompt = {7}, .chosen = {2, 3}, .rejected = {2, 3, 4}},
           {.prompt = {4, 4, 9}, .chosen = {1}, .rejected = {12, 11, 10, 9, 8, 7}},

@@ -115,24 +115,24 @@ TEST_CASE("sequence_logps: mean, and less weight for a tail", "[policy]") {
 
   const at::Tensor mean =
       sequence_logps(policy, batch,
-                     {.by_products = {}, .reduction = {.mean = true, .head_lens = {}}})
+                     {.by_products = {}, .reduction = {.mean = true, .overlap_lens = {}}})
           .logps;
   CHECK(mean[0].item<double>() == Approx((token(0) + token(1) + token(2)) / 3).epsilon(1e-12));
   CHECK(mean[1].item<double>() == Approx(token(3)).epsilon(1e-12));
 
   // Completions of 3 and 1 tokens: the tail of the longer one is its last two.
-  const SequenceReduction tail{.tail_weight = 0.25, .head_lens = at::tensor({1, 1}, at::kLong)};
+  const SequenceReduction tail{.tail_weight = 0.25, .overlap_lens = at::tensor({1, 1}, at::kLong)};
   const at::Tensor cut =
       sequence_logps(policy, batch, {.by_products = {}, .reduction = tail}).logps;
   CHECK(cut[0].item<double>() == Approx(token(0) + 0.25 * (token(1) + token(2))).epsilon(1e-12));
   CHECK(cut[1].item<double>() == Approx(token(3)).epsilon(1e-12));
 
-  SequenceReduction wrong{.head_lens = at::tensor({1, 1, 1}, at::kLong)};
+  SequenceReduction wrong{.overlap_lens = at::tensor({1, 1, 1}, at::kLong)};
   CHECK_THROWS_TEXT(sequence_logps(policy, batch, {.by_products = {}, .reduction = wrong}),
-                    ShapeError, "sequence_logps: expected head_lens [2], got [3]");
-  wrong.head_lens = at::tensor({1, 1}, at::kInt);
+                    ShapeError, "sequence_logps: expected overlap_lens [2], got [3]");
+  wrong.overlap_lens = at::tensor({1, 1}, at::kInt);
   CHECK_THROWS_TEXT(sequence_logps(policy, batch, {.by_products = {}, .reduction = wrong}),
-                    DtypeError, "sequence_logps: expected int64 head_lens, got Int");
+                    DtypeError, "sequence_logps: expected int64 overlap_lens, got Int");
 }
 
 TEST_CASE("sequence_logps: tokens may count more or less than others", "[policy]") {
@@ -147,10 +147,10 @@ TEST_CASE("sequence_logps: tokens may count more or less than others", "[policy]
   CHECK(weighted.logps[0].item<double>() == Approx(0.5 * token(0) + 2 * token(2)).epsilon(1e-12));
   CHECK(weighted.logps[1].item<double>() == Approx(3 * token(3)).epsilon(1e-12));
   // With the weight of a tail they multiply; a mean is still over the number of tokens.
-  const SequenceReduction tail{.tail_weight = 0.25, .head_lens = at::tensor({1, 1}, at::kLong)};
+  const SequenceReduction tail{.tail_weight = 0.25, .overlap_lens = at::tensor({1, 1}, at::kLong)};
   CHECK(reduce_tokens(tokens, weighted, tail)[0].item<double>() ==
         Approx(0.5 * token(0) + 0.5 * token(2)).epsilon(1e-12));
-  CHECK(reduce_tokens(tokens, weighted, {.mean = true, .head_lens = {}})[0].item<double>() ==
+  CHECK(reduce_tokens(tokens, weighted, {.mean = true, .overlap_lens = {}})[0].item<double>() ==
         Approx((0.5 * token(0) + 2 * token(2)) / 3).epsilon(1e-12));
 
   batch.token_weights = at::ones({3}, at::kDouble);

@@ -306,7 +306,7 @@ class WatchedPolicy final : public Policy {
 
 TEST_CASE("many prompts are sampled in parts, with the same result", "[run]") {
   WatchedPolicy policy(1), reference(2);
-  std::vector<TokenPair> rows;
+  std::vector<TokenRow> rows;
   std::vector<std::vector<std::int64_t>> prompts;
   for (std::int64_t i = 0; i < 40; ++i) {
     prompts.push_back({i / 16, i / 4 % 4, i % 4});

@@ -522,7 +522,7 @@ TEST_CASE("a step's counts are those of its metrics", "[run]") {
   trainer.step(pairs());
   double chosen = 0;
   double all = 0;
-  for (const TokenPair& pair : pairs()) {
+  for (const TokenRow& pair : pairs()) {
     chosen += static_cast<double>(pair.chosen.size());
     all += static_cast<double>(pair.chosen.size() + pair.rejected.size());
   }

@@ -27,8 +27,8 @@ using namespace testing_support;
 using Tokens = std::vector<std::int64_t>;
 
 /// The step's rows with everything that any loss asks for.
-std::vector<TokenPair> full_rows() {
-  std::vector<TokenPair> rows = pairs();
+std::vector<TokenRow> full_rows() {
+  std::vector<TokenRow> rows = pairs();
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto x = static_cast<double>(i);
     rows[i].gold = {static_cast<std::int64_t>(i), 1, 2};
@@ -43,8 +43,8 @@ std::vector<TokenPair> full_rows() {
 }
 
 /// The same, some of whose completions have tokens that count more or less than others.
-std::vector<TokenPair> weighted_rows() {
-  std::vector<TokenPair> rows = full_rows();
+std::vector<TokenRow> weighted_rows() {
+  std::vector<TokenRow> rows = full_rows();
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto weights = [&](const Tokens& completion, double first) {
       TokenWeights each;
@@ -61,16 +61,16 @@ std::vector<TokenPair> weighted_rows() {
 }
 
 struct Side {
-  Tokens TokenPair::*tokens;
-  TokenWeights TokenPair::*weights;
+  Tokens TokenRow::*tokens;
+  TokenWeights TokenRow::*weights;
 };
-constexpr Side kChosen{&TokenPair::chosen, &TokenPair::chosen_weights};
-constexpr Side kRejected{&TokenPair::rejected, &TokenPair::rejected_weights};
-constexpr Side kGold{&TokenPair::gold, &TokenPair::gold_weights};
+constexpr Side kChosen{&TokenRow::chosen, &TokenRow::chosen_weights};
+constexpr Side kRejected{&TokenRow::rejected, &TokenRow::rejected_weights};
+constexpr Side kGold{&TokenRow::gold, &TokenRow::gold_weights};
 
 /// Weighted sum of value(from, to) over the first `count` tokens of a completion.
 template <class Value>
-double sum_over(const Tokens& prompt, const TokenPair& row, Side side, std::size_t count,
+double sum_over(const Tokens& prompt, const TokenRow& row, Side side, std::size_t count,
                 Value value) {
   double sum = 0;
   auto from = prompt.back();
@@ -99,9 +99,9 @@ double kl(const BigramPolicy& reference, const BigramPolicy& policy, std::int64_
 
 /// `held` is the policy whose probabilities have no gradient (DFT); `limits` are humanline's.
 ExactPairLogps exact_inputs(const BigramPolicy& policy, const BigramPolicy& reference,
-                            const std::vector<TokenPair>& rows, const LossRequirements& needs,
+                            const std::vector<TokenRow>& rows, const LossRequirements& needs,
                             const BigramPolicy& held) {
-  const bool with_rejected = needs.rejected;
+  const bool with_rejected = needs.rejected();
   const LogRatioLimits limits = needs.limits.value_or(LogRatioLimits{});
   const auto column = [&](auto value) {
     Eigen::ArrayXd x(static_cast<Eigen::Index>(rows.size()));
@@ -110,7 +110,7 @@ ExactPairLogps exact_inputs(const BigramPolicy& policy, const BigramPolicy& refe
     }
     return x;
   };
-  using Row = const TokenPair&;
+  using Row = const TokenRow&;
   const auto all_of = [](Row row, Side side) { return (row.*side.tokens).size(); };
   const auto head_of = [&](Row row, Side side) {
     return with_rejected ? std::min(row.chosen.size(), row.rejected.size()) : all_of(row, side);
@@ -148,10 +148,10 @@ ExactPairLogps exact_inputs(const BigramPolicy& policy, const BigramPolicy& refe
   in.chosen_lens = lens(kChosen);
   in.rejected_lens = lens(kRejected);
   in.gold_lens = lens(kGold);
-  in.chosen_head_logps = heads(policy, kChosen);
-  in.rejected_head_logps = heads(policy, kRejected);
-  in.ref_chosen_head_logps = heads(reference, kChosen);
-  in.ref_rejected_head_logps = heads(reference, kRejected);
+  in.chosen_overlap_logps = heads(policy, kChosen);
+  in.rejected_overlap_logps = heads(policy, kRejected);
+  in.ref_chosen_overlap_logps = heads(reference, kChosen);
+  in.ref_rejected_overlap_logps = heads(reference, kRejected);
   in.chosen_log_sum_p_squared = per_token(kChosen, squares);
   in.rejected_log_sum_p_squared = per_token(kRejected, squares);
   in.chosen_seq_kl = per_token(kChosen, divergence);
@@ -391,7 +391,7 @@ TEST_CASE("metrics of unpaired rows are split by their label, as TRL's", "[train
 
 TEST_CASE("metrics of one label alone say nothing of the other", "[train]") {
   auto rows = full_rows();
-  for (TokenPair& row : rows) row.columns[Column::kLabel] = 0;
+  for (TokenRow& row : rows) row.columns[Column::kLabel] = 0;
   const auto policy = std::make_shared<BigramPolicy>(9);
   Trainer trainer(policy, make_frozen_reference(policy->frozen_copy()),
                   make_loss(R"({"type": "kto"})"), {});
@@ -404,7 +404,7 @@ TEST_CASE("metrics of one label alone say nothing of the other", "[train]") {
 }
 
 /// z0 of a step, of which a padded policy takes the rows in the order of their widths.
-double kl_of(const std::vector<TokenPair>& rows, const BigramPolicy& policy,
+double kl_of(const std::vector<TokenRow>& rows, const BigramPolicy& policy,
              const BigramPolicy& reference, std::int64_t micro) {
   TrainerOptions options;
   options.micro_batch_size = micro;
@@ -414,7 +414,7 @@ double kl_of(const std::vector<TokenPair>& rows, const BigramPolicy& policy,
 }
 
 TEST_CASE("KTO's other row goes by place in the step and has another prompt", "[train]") {
-  std::vector<TokenPair> rows;
+  std::vector<TokenRow> rows;
   for (const auto& [prompt, completion] :
        std::vector<std::pair<Tokens, Tokens>>{{{0}, {1, 2, 3, 4, 4, 1}},
                                               {{0}, {4}},
@@ -450,7 +450,7 @@ TEST_CASE("KTO's other row goes by place in the step and has another prompt", "[
   // The last row's way leads over the first two, which have its prompt.
   check({2, 2, 3, 5, 5, 2});
   // Where there is no other prompt, the next row has to do.
-  for (TokenPair& row : rows) row.prompt = {3};
+  for (TokenRow& row : rows) row.prompt = {3};
   check({1, 2, 3, 4, 5, 0});
 }
 
@@ -463,7 +463,7 @@ TEST_CASE("a loss of the whole step is evaluated in parts of a step", "[train]")
   const auto rows = full_rows();
   const auto reference = std::make_shared<BigramPolicy>(8);
   const Loss loss = make_loss(config);
-  const auto evaluated = [&](std::int64_t size, const std::vector<TokenPair>& of) {
+  const auto evaluated = [&](std::int64_t size, const std::vector<TokenRow>& of) {
     TrainerOptions options;
     options.optimizer.schedule = Schedule::kConstant;
     options.micro_batch_size = micro;

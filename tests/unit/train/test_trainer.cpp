@@ -136,7 +136,7 @@ TEST_CASE("a gradient does not depend on how the step is cut", "[train]") {
 TEST_CASE("policy = reference gives log 2 at step 0", "[train]") {
   auto policy = std::make_shared<BigramPolicy>(3);
   Trainer trainer(policy, frozen(*policy), make_loss(R"({"type": "dpo"})"), plain());
-  const std::vector<TokenPair> four(pairs().begin(), pairs().begin() + 4);
+  const std::vector<TokenRow> four(pairs().begin(), pairs().begin() + 4);
   const auto metrics = trainer.step(four);
   CHECK(metric(metrics, "loss") == std::log(2.0));
   CHECK(metric(metrics, "rewards/margins") == 0);
@@ -161,7 +161,7 @@ TEST_CASE("a hard update of the reference gives log 2 again", "[train]") {
   const auto reference = std::make_shared<MovingReference>(
       *policy, MovingReferenceOptions{.rule = MovingRule::kHard, .update_steps = 2});
   Trainer trainer(policy, reference, make_loss(R"({"type": "dpo"})"), plain());
-  const std::vector<TokenPair> four(pairs().begin(), pairs().begin() + 4);
+  const std::vector<TokenRow> four(pairs().begin(), pairs().begin() + 4);
   std::vector<double> losses;
   for (int i = 0; i < 4; ++i) losses.push_back(metric(trainer.step(four), "loss"));
   CHECK(losses[0] == std::log(2.0));
@@ -220,7 +220,7 @@ TEST_CASE("the metrics of a DPO step agree with their definitions", "[train]") {
   double loss = 0, chosen = 0, rejected = 0, ref_chosen = 0, ref_rejected = 0, wins = 0;
   double entropy = 0, chosen_logits = 0, rejected_logits = 0, hits = 0;
   double chosen_tokens = 0, rejected_tokens = 0;
-  const auto add_tokens = [&](const TokenPair& pair, const std::vector<std::int64_t>& completion,
+  const auto add_tokens = [&](const TokenRow& pair, const std::vector<std::int64_t>& completion,
                               bool is_chosen) {
     auto from = pair.prompt.back();
     for (const auto to : completion) {
@@ -401,7 +401,7 @@ TEST_CASE("samples differ between steps and pairs, and agree between cuts", "[tr
     options.micro_batch_size = micro;
     auto policy = std::make_shared<BigramPolicy>(3);
     Trainer trainer(policy, frozen(*policy), SampleProbe{}, options);
-    const std::vector<TokenPair> same(4, pairs()[0]);
+    const std::vector<TokenRow> same(4, pairs()[0]);
     for (int i = 0; i < steps; ++i) trainer.step(same);
     return probed.sample_logps.detach();
   };
@@ -510,7 +510,7 @@ struct SteepLoss {
     out.loss = (logps.chosen_logps - logps.chosen_logps.detach()).sum().sqrt();
     return out;
   }
-  LossRequirements requirements() const { return {.reference = false}; }
+  LossRequirements requirements() const { return {.inputs = kPairLogps}; }
   static LossInfo info() { return info_of("steep"); }
   ProbeOptions options() const { return {}; }
 };
@@ -539,7 +539,7 @@ struct DeafLoss {
     out.loss = logps.chosen_logps.detach().sum();
     return out;
   }
-  LossRequirements requirements() const { return {.reference = false}; }
+  LossRequirements requirements() const { return {.inputs = kPairLogps}; }
   static LossInfo info() { return info_of("deaf"); }
   ProbeOptions options() const { return {}; }
 };
@@ -551,7 +551,7 @@ struct ForgetfulLoss {
     out.loss = logps.chosen_logps.sum();
     return out;
   }
-  LossRequirements requirements() const { return {.reference = false, .running_mean = true}; }
+  LossRequirements requirements() const { return {.inputs = kPairLogps, .running_mean = true}; }
   static LossInfo info() { return info_of("forgetful"); }
   ProbeOptions options() const { return {}; }
 };
@@ -562,7 +562,7 @@ struct VectorLoss {
     out.loss = logps.chosen_logps;
     return out;
   }
-  LossRequirements requirements() const { return {.reference = false}; }
+  LossRequirements requirements() const { return {.inputs = kPairLogps}; }
   static LossInfo info() { return info_of("vector"); }
   ProbeOptions options() const { return {}; }
 };
@@ -668,7 +668,7 @@ TEST_CASE("gradients of a check leave the trainer as it was", "[train]") {
   CHECK(&trainer.policy() == policy.get());
 }
 
-std::vector<TokenPair> many_rows() {
+std::vector<TokenRow> many_rows() {
   std::mt19937_64 random(7);
   const auto tokens = [&](std::int64_t count) {
     std::vector<std::int64_t> ids;
@@ -676,7 +676,7 @@ std::vector<TokenPair> many_rows() {
       ids.push_back(static_cast<std::int64_t>(random() % 41));
     return ids;
   };
-  std::vector<TokenPair> rows;
+  std::vector<TokenRow> rows;
   for (std::int64_t i = 0; i < 24; ++i) {
     rows.push_back(
         {.prompt = tokens(3 + i % 4), .chosen = tokens(5), .rejected = tokens(2 + i % 5)});
@@ -739,19 +739,19 @@ TEST_CASE("a policy that autograd differentiates adds up in float32 as well", "[
   const auto policy = std::make_shared<BigramPolicy>(start.table().to(at::kBFloat16),
                                                      start.bias().to(at::kBFloat16));
   policy->set_requires_grad(true);
-  const auto gradient_of_rows = [&](const std::vector<TokenPair>& rows, std::int64_t micro) {
+  const auto gradient_of_rows = [&](const std::vector<TokenRow>& rows, std::int64_t micro) {
     auto options = plain();
     options.micro_batch_size = micro;
     Trainer trainer(policy, nullptr, make_loss(R"({"type": "sft"})"), options);
     trainer.accumulate_gradients(rows);
     return policy->table().grad().to(at::kDouble);
   };
-  std::vector<TokenPair> rows;
+  std::vector<TokenRow> rows;
   for (int i = 0; i < 300; ++i) {
     rows.push_back({.prompt = {i % 5}, .chosen = {1 + i % 3}, .rejected = {}});
   }
   at::Tensor sum = at::zeros({kVocab, kVocab}, at::kDouble);
-  for (const TokenPair& row : rows) sum += gradient_of_rows({row}, 0) / 300.0;
+  for (const TokenRow& row : rows) sum += gradient_of_rows({row}, 0) / 300.0;
   const at::Tensor cut = gradient_of_rows(rows, 1);
   REQUIRE(policy->table().grad().scalar_type() == at::kFloat);
   // Each part is rounded, by another factor than here; their sum is not.

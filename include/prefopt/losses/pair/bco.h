@@ -47,9 +47,8 @@ class BcoLoss : public LossBase<BcoLoss, BcoOptions> {
     return out;
   }
   LossRequirements requirements() const {
-    return {.rejected = false,
-            .labels = true,
-            .weights = options_.use_weights,
+    return {.inputs = InputSet{Input::chosen_logps, Input::ref_chosen_logps, Input::labels} |
+                      when(options_.use_weights, Input::weights),
             .whole_step = true,
             .running_mean = true};
   }

@@ -39,7 +39,8 @@ class DftLoss : public LossBase<DftLoss, DftOptions> {
     return out;
   }
   LossRequirements requirements() const {
-    LossRequirements needs{.reference = false, .rejected = false, .weights = options_.use_weights};
+    LossRequirements needs{.inputs =
+                               Input::chosen_logps | when(options_.use_weights, Input::weights)};
     nll().add_needs(needs);
     return needs;
   }

@@ -70,11 +70,14 @@ class KtoLoss : public LossBase<KtoLoss, KtoOptions> {
     return out;
   }
   LossRequirements requirements() const {
-    return {.rejected = false,
-            .limits = options_.humanline.limits("kto"),
-            .labels = true,
-            .kl_logps = options_.estimate_kl,
-            .weights = options_.use_weights,
+    const auto limits = options_.humanline.limits("kto");
+    const InputSet of_others = InputSet{Input::kl_logps, Input::ref_kl_logps} |
+                               when(limits.has_value(), Input::kl_limited_logratios);
+    return {.inputs = InputSet{Input::chosen_logps, Input::ref_chosen_logps, Input::labels} |
+                      when(limits.has_value(), Input::chosen_limited_logratios) |
+                      when(options_.estimate_kl, of_others) |
+                      when(options_.use_weights, Input::weights),
+            .limits = limits,
             .whole_step = options_.estimate_kl};
   }
 

@@ -50,7 +50,7 @@ class RDpoLoss : public PairwiseLoss<RDpoLoss, RDpoOptions> {
   }
   LossRequirements requirements() const {
     LossRequirements needs = PairwiseLoss::requirements();
-    needs.lens = true;
+    needs.inputs |= kPairLens;
     return needs;
   }
 

@@ -88,7 +88,7 @@ class RewardAwareLoss : public PairwiseLoss<Derived, RewardAwareOptions> {
   }
   LossRequirements requirements() const {
     LossRequirements needs = Base::requirements();
-    needs.margins = true;
+    needs.inputs |= Input::margins;
     return needs;
   }
 };

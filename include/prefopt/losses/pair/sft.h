@@ -46,11 +46,10 @@ class SftLoss : public LossBase<SftLoss, SftOptions> {
     return out;
   }
   LossRequirements requirements() const {
-    return {.reference = false,
-            .rejected = false,
-            .lens = options_.reduction != Reduction::kSum,
-            .labels = options_.use_labels,
-            .weights = options_.use_weights};
+    return {.inputs = Input::chosen_logps |
+                      when(options_.reduction != Reduction::kSum, Input::chosen_lens) |
+                      when(options_.use_labels, Input::labels) |
+                      when(options_.use_weights, Input::weights)};
   }
 
   static LossInfo info() {

@@ -67,7 +67,7 @@ class SppoLoss : public PairwiseLoss<SppoLoss, SppoOptions> {
   }
   LossRequirements requirements() const {
     LossRequirements needs = PairwiseLoss::requirements();
-    needs.win_rates = options_.soft;
+    needs.inputs |= when(options_.soft, {Input::chosen_win_rates, Input::rejected_win_rates});
     return needs;
   }
 

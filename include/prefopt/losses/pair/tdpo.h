@@ -65,7 +65,9 @@ class TdpoLoss : public LossBase<TdpoLoss, TdpoOptions> {
     return out;
   }
   LossRequirements requirements() const {
-    return {.seq_kl = true, .weights = options_.use_weights};
+    return {.inputs = kPairLogps | kPairReferenceLogps |
+                      InputSet{Input::chosen_seq_kl, Input::rejected_seq_kl} |
+                      when(options_.use_weights, Input::weights)};
   }
 
   static LossInfo info() {

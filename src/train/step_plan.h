@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "prefopt/data/batch.h"
+#include "prefopt/dist/ranks.h"
+#include "prefopt/losses/loss.h"
+#include "prefopt/train/trainer.h"
+
+namespace prefopt::detail {
+
+/// Rows and tokens, known before any forward pass: of the completions, the tokens that count.
+struct StepCounts {
+  std::int64_t rows = 0;
+  std::int64_t desirable_rows = 0;  ///< with the label 1
+  std::int64_t prompt = 0;
+  std::int64_t predicted_prompt = 0;  ///< without the first token, which nothing predicts
+  std::int64_t chosen = 0;
+  std::int64_t rejected = 0;
+  std::int64_t gold = 0;
+  std::int64_t all_chosen = 0, all_rejected = 0, all_gold = 0;  ///< with those that do not count
+  std::int64_t desirable = 0;  ///< of `chosen`, those of desirable rows
+};
+
+StepCounts count(const std::vector<TokenRow>& rows);
+
+/// A micro-batch: some rows of a step.
+struct Part {
+  std::vector<TokenRow> rows;
+  /// Of each row, the place in StepPlan::rows of the row whose completion a KL is estimated on
+  /// under its prompt; empty where none is.
+  std::vector<std::size_t> partners;
+  std::int64_t place;  ///< of the first row in the step
+  std::int64_t
+      number;  ///< of the first row, for fresh samples: in an evaluation, among all its rows
+  StepCounts counts;
+
+  // Kept for the second pass of a loss that sees the whole step.
+  std::optional<TokenBatch> samples = {};
+  at::Tensor reference_token_logps = {};
+};
+
+/// A step of training, or a part of an evaluation: its micro-batches, and totals over all of them
+/// and all ranks.
+struct StepPlan {
+  bool trains = true;
+  std::int64_t step = 0;       ///< for the seeds of fresh samples
+  double share = 1;            ///< of the rows of an evaluation
+  std::vector<TokenRow> rows;  ///< of this rank, as they were given
+  std::vector<Part> parts;     ///< the same, in the order in which they are taken
+  StepCounts counts;           ///< of this rank's rows
+  StepTotals totals;           ///< over all ranks
+};
+
+/// All evaluations draw the same samples, so that they differ by the policy alone.
+inline constexpr std::int64_t kEvaluation = -1;
+
+/// How rows become plans.
+struct Planner {
+  const LossRequirements& needs;
+  const TrainerOptions& options;
+  bool pads;  ///< whether the policy takes padded rows, which are then sorted by length
+  Ranks& ranks;
+
+  StepPlan plan_step(const std::vector<TokenRow>& rows, std::int64_t step) const;
+  /// A loss that sees whole steps gets `evaluation_batch_size` rows a plan, other losses all.
+  std::vector<StepPlan> plan_evaluation(const std::vector<TokenRow>& rows) const;
+
+ private:
+  StepPlan plan(std::vector<TokenRow> rows, std::int64_t first_number) const;
+};
+
+/// Returns rows cut so that no part exceeds the limits of the options, except for a single row.
+std::vector<std::vector<TokenRow>> cut_micro_batches(const std::vector<TokenRow>& rows,
+                                                     const TrainerOptions& options);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "train/updater.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "prefopt/error.h"
+#include "train/step_failures.h"
+
+namespace prefopt::detail {
+namespace {
+
+constexpr std::int64_t kMaxSkipped = 3;
+
+/// As torch's clip_grad_norm_; `max_norm` 0: no clipping.
+double clip_factor(double norm, double max_norm) {
+  return max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1;
+}
+
+}  // namespace
+
+Updater::Updater(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference,
+                 const TrainerOptions& options, std::shared_ptr<Ranks> ranks)
+    : policy_(std::move(policy)),
+      reference_(std::move(reference)),
+      options_(options.optimizer),
+      total_steps_(options.total_steps),
+      ranks_(std::move(ranks)),
+      optimizer_(policy_->named_parameters(), options_) {}
+
+double Updater::next_learning_rate() const {
+  if (options_.schedule != Schedule::kConstant && total_steps_ < 1) {
+    throw ConfigError(
+        fmt::format("total_steps: expected the number of steps, at least 1, got {}; "
+                    "only the constant schedule needs none",
+                    total_steps_));
+  }
+  return learning_rate_at(options_, steps_done_, total_steps_);
+}
+
+void Updater::begin_step() {
+  if (optimizer_.empty()) {
+    throw ConfigError(
+        "trainer: expected a policy with parameters that require a gradient, got "
+        "none");
+  }
+  with_memory(
+      [&] { optimizer_.zero_grad(); },
+      [&](const std::string& why) { throw_no_memory_for_state(steps_done_ + 1, options_, why); });
+}
+
+double Updater::sum_gradients() {
+  if (ranks_->size() > 1) ranks_->sum(optimizer_.gradients());
+  return optimizer_.grad_norm();
+}
+
+Updater::Outcome Updater::update(double loss, double grad_norm) {
+  const double learning_rate = next_learning_rate();
+  const std::int64_t number = steps_done_ + 1;
+  if (!std::isfinite(loss) || !std::isfinite(grad_norm)) {
+    steps_done_ = number;
+    return ++skipped_in_a_row_ >= kMaxSkipped ? Outcome::kFailed : Outcome::kSkipped;
+  }
+  with_memory([&] { optimizer_.reserve_state(); },
+              [&](const std::string& why) { throw_no_memory_for_state(number, options_, why); });
+  steps_done_ = number;
+  skipped_in_a_row_ = 0;
+  optimizer_.step(learning_rate, clip_factor(grad_norm, options_.max_grad_norm));
+  if (reference_) reference_->after_step(*policy_, number);
+  return Outcome::kUpdated;
+}
+
+void Updater::fail(double loss, double grad_norm) const {
+  const bool bad_loss = !std::isfinite(loss);
+  throw NonFiniteError(fmt::format(
+      "step {}: expected a finite {}, got {}; this is step {} in a row without an update, try a "
+      "lower learning rate",
+      steps_done_, bad_loss ? "loss" : "gradient norm", bad_loss ? loss : grad_norm,
+      skipped_in_a_row_));
+}
+
+void Updater::visit_steps(StateVisitor& visitor) {
+  visitor.integer("trainer.steps_done", steps_done_);
+}
+
+void Updater::visit_skipped(StateVisitor& visitor) {
+  visitor.integer("trainer.skipped_in_a_row", skipped_in_a_row_);
+}
+
+}  // namespace prefopt::detail

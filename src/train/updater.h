@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "prefopt/dist/ranks.h"
+#include "prefopt/policy/policy.h"
+#include "prefopt/policy/reference.h"
+#include "prefopt/train/trainer.h"
+#include "train/optimizer.h"
+#include "train/state.h"
+
+namespace prefopt::detail {
+
+/// From gradients to the next policy: their sum over ranks, clipping, AdamW, the moving reference;
+/// no update where loss or gradient are not finite.
+class Updater {
+ public:
+  Updater(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference,
+          const TrainerOptions& options, std::shared_ptr<Ranks> ranks);
+
+  /// Returns the learning rate of the next step. Throws ConfigError for a schedule without a
+  /// length.
+  double next_learning_rate() const;
+  /// Takes memory for gradients and zeroes them. Throws ConfigError if nothing is trained,
+  /// OutOfMemoryError.
+  void begin_step();
+  /// Adds up the gradients over all ranks and returns their 2-norm.
+  double sum_gradients();
+
+  enum class Outcome { kUpdated, kSkipped, kFailed };
+  /// Updates policy and reference with the gradients, or only counts the step where `loss` or
+  /// `grad_norm` is not finite; kFailed: the third such step in a row.
+  Outcome update(double loss, double grad_norm);
+  /// Throws the NonFiniteError of an update that failed.
+  [[noreturn]] void fail(double loss, double grad_norm) const;
+  /// Drops the gradients of a step without an update.
+  void drop_gradients() { optimizer_.zero_grad(); }
+
+  std::int64_t steps_done() const { return steps_done_; }
+  const Optimizer& optimizer() const { return optimizer_; }
+  Optimizer& optimizer() { return optimizer_; }
+  /// Visits the counts of steps; the optimizer's state is visited apart, as it was first saved.
+  void visit_steps(StateVisitor& visitor);
+  void visit_skipped(StateVisitor& visitor);
+
+ private:
+  std::shared_ptr<Policy> policy_;
+  std::shared_ptr<Reference> reference_;
+  OptimizerOptions options_;
+  std::int64_t total_steps_;
+  std::shared_ptr<Ranks> ranks_;
+  Optimizer optimizer_;
+  std::int64_t steps_done_ = 0;
+  std::int64_t skipped_in_a_row_ = 0;
+};
+
+}  // namespace prefopt::detail
