@@ -146,6 +146,12 @@ LossOutput MixLoss::forward(const PairLogps& logps) const {
   return mixed;
 }
 
+GradientExceptions MixLoss::gradient_exceptions() const {
+  GradientExceptions all;
+  for (const Term& term : terms_) all = all | term.loss.gradient_exceptions();
+  return all;
+}
+
 LossInfo MixLoss::info() {
   return {
       .name = "mix",

@@ -146,83 +146,16 @@ ExactPairLogps to_exact(const PairLogps& in) {
   return out;
 }
 
-// Whether a loss stops the gradient of a part of its value.
-bool stops_a_gradient(const json& config) {
-  const std::string type = config["type"];
-  if (type == "mix")
-    return std::ranges::any_of(config["terms"],
-                               [](const json& term) { return stops_a_gradient(term["loss"]); });
-  if (config.value("weighting", "none") != "none" || config.value("running_delta", false)) {
-    return true;
-  }
-  if (type == "tdpo") return config["variant"] == "tdpo2";
-  return type == "bco" || type == "beta_dpo" || type == "kto_pair";
-}
-
-bool by_score_function(const json& config) {
-  if (config["type"] == "mix")
-    return std::ranges::any_of(config["terms"],
-                               [](const json& term) { return by_score_function(term["loss"]); });
-  return config["type"] == "hypo";
-}
-
-// Of the default options.
-const std::map<std::string, testing::LossProperties>& properties() {
-  using P = testing::LossProperties;
-  static const P kLogistic{
-      .log_ratios_only = true, .difference_only = true, .non_negative = true, .monotone = true};
-  static const P kDistance{.log_ratios_only = true, .difference_only = true, .non_negative = true};
-  static const P kSides{.log_ratios_only = true, .non_negative = true, .monotone = true};
-  static const P kCalibrated{.log_ratios_only = true, .non_negative = true};
-  static const P kReferenceFree{.non_negative = true, .monotone = true};
-  static const std::map<std::string, P> kAll{
-      {"dpo", kLogistic},
-      {"robust_dpo", kLogistic},
-      {"hinge", kLogistic},
-      {"aot", kLogistic},
-      {"aot_unpaired", kLogistic},
-      {"beta_dpo", kLogistic},
-      {"tdpo", kLogistic},
-      {"r_dpo", kLogistic},
-      {"exo_pair", kDistance},
-      {"rpo_sq", kDistance},
-      {"rpo_fwd_kl", kDistance},
-      {"rpo_bwd_kl", kDistance},
-      {"discopop", kDistance},
-      {"f_dpo", kSides},
-      {"chi_po", kSides},
-      {"sigmoid_norm", kSides},
-      {"bco_pair", kSides},
-      {"apo_zero", kSides},
-      {"dpo_positive", kSides},
-      {"kto_pair", kSides},
-      {"ipo", kCalibrated},
-      {"sppo", kCalibrated},
-      {"nca_pair", kCalibrated},
-      {"cal_dpo", kCalibrated},
-      {"kto", kCalibrated},
-      {"bco", kCalibrated},
-      {"apo_down", kCalibrated},
-      {"simpo", kReferenceFree},
-      {"alphapo", kReferenceFree},
-      {"cpo", kReferenceFree},
-      {"orpo", kReferenceFree},
-      {"tpo", kReferenceFree},
-      {"sft", kReferenceFree},
-      {"dft", kReferenceFree},
-      {"rpo", kReferenceFree},
-      {"hypo", {.log_ratios_only = true, .difference_only = true}},
-      {"vpo", {.log_ratios_only = true}}};
-  return kAll;
-}
-
 testing::LossCheckOptions check_options(const json& config) {
+  const Loss loss = make_loss(config.dump());
   testing::LossCheckOptions options;
   options.anchors = config == full_config({{"type", config["type"]}});
-  const auto declared = properties().find(config["type"]);
-  if (options.anchors && declared != properties().end()) options.properties = declared->second;
-  if (by_score_function(config)) options.no_difference = {"sample_logps"};
-  if (stops_a_gradient(config)) {
+  if (options.anchors) options.properties = loss.properties();
+  const GradientExceptions exceptions = loss.gradient_exceptions();
+  for (const InputInfo& input : kInputs) {
+    if (exceptions.estimated.has(input.input)) options.no_difference.emplace_back(input.name);
+  }
+  if (exceptions.stops_part) {
     options.surrogate = [config](const PairLogps& moved, const PairLogps& frozen) {
       const ExactPairLogps stopped = to_exact(frozen);
       return static_cast<double>(loss_oracle(config, to_exact(moved), &stopped)->loss);

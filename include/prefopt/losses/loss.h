@@ -53,6 +53,28 @@ struct LossRequirements {
   constexpr bool labels() const { return inputs.has(Input::labels); }
 };
 
+/// Facts about a loss with its default options, beyond what holds for every loss; the checks of
+/// testing/loss_checks.h try them.
+struct LossProperties {
+  /// A completion counts through log pi - log pi_ref alone: a constant on both changes nothing.
+  bool log_ratios_only = false;
+  /// A constant on the policy's log-probs of both completions changes nothing.
+  bool difference_only = false;
+  bool non_negative = false;  ///< the loss of each row
+  /// Never rises with the chosen log-prob and never falls with the rejected one.
+  bool monotone = false;
+};
+
+/// Where the gradient of a loss is meant to differ from the derivative of its value.
+struct GradientExceptions {
+  bool stops_part = false;  ///< a part of the value (a weight, a running mean) takes no gradient
+  InputSet estimated = {};  ///< inputs whose gradient is an estimate by the score function
+
+  GradientExceptions operator|(const GradientExceptions& other) const {
+    return {stops_part || other.stops_part, estimated | other.estimated};
+  }
+};
+
 /// Known value of a loss with its default options on one pair of five-token completions whose
 /// reference log-probs are -10; fresh samples, a completion of another row, a third one and the
 /// prompt have that log-prob as well, the label is 1, sequence KLs and margins are 0.
@@ -94,13 +116,16 @@ class PREFOPT_API LossConcept {
   virtual ~LossConcept() = default;
   virtual LossOutput forward(const PairLogps& logps) const = 0;
   virtual LossRequirements requirements() const = 0;
+  virtual LossProperties properties() const = 0;
+  virtual GradientExceptions gradient_exceptions() const = 0;
   virtual LossInfo info() const = 0;
   virtual std::string config() const = 0;
 };
 }  // namespace detail
 
 /// Any loss, held by value. `L` has `forward(const PairLogps&) const`, `requirements() const`,
-/// `static LossInfo info()`, and `options() const` that returns an OptionStruct.
+/// `static LossInfo info()`, and `options() const` that returns an OptionStruct. It may have
+/// `static LossProperties properties()` and `gradient_exceptions() const`.
 class PREFOPT_API Loss {
  public:
   template <class L>
@@ -111,6 +136,8 @@ class PREFOPT_API Loss {
   LossOutput forward(const PairLogps& logps) const { return self_->forward(logps); }
   LossOutput operator()(const PairLogps& logps) const { return self_->forward(logps); }
   LossRequirements requirements() const { return self_->requirements(); }
+  LossProperties properties() const { return self_->properties(); }
+  GradientExceptions gradient_exceptions() const { return self_->gradient_exceptions(); }
   LossInfo info() const { return self_->info(); }
   /// `{"type": …, every option}`; make_loss gives an equal loss back.
   std::string config() const { return self_->config(); }
@@ -122,6 +149,14 @@ class PREFOPT_API Loss {
     explicit Model(L loss) : loss_(std::move(loss)) {}
     LossOutput forward(const PairLogps& logps) const override { return loss_.forward(logps); }
     LossRequirements requirements() const override { return loss_.requirements(); }
+    LossProperties properties() const override {
+      if constexpr (requires { L::properties(); }) return L::properties();
+      return {};
+    }
+    GradientExceptions gradient_exceptions() const override {
+      if constexpr (requires { loss_.gradient_exceptions(); }) return loss_.gradient_exceptions();
+      return {};
+    }
     LossInfo info() const override { return L::info(); }
     std::string config() const override;
 

@@ -38,6 +38,8 @@ class PREFOPT_API MixLoss {
   LossOutput forward(const PairLogps& logps) const;
   LossOutput operator()(const PairLogps& logps) const { return forward(logps); }
   LossRequirements requirements() const { return needs_; }
+  /// Returns those of all terms.
+  GradientExceptions gradient_exceptions() const;
   const MixOptions& options() const { return options_; }
 
   static LossInfo info();

@@ -5,6 +5,7 @@
 
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
+#include "prefopt/losses/loss_base.h"
 #include "prefopt/losses/pair_fields.h"
 #include "prefopt/losses/pair_logps.h"
 #include "prefopt/math/functions.h"
@@ -14,32 +15,6 @@
 // adds its per-pair value to `losses` and the derivatives of their sum to the grad_*. Values are
 // scaled so that the mean over the pairs of the whole step is the term itself.
 namespace prefopt {
-
-/// Pairs to divide by: those of the step, or this batch's where no totals were given.
-template <class T>
-double step_pairs(const BasicPairLogps<T>& in) {
-  return in.totals.pairs > 0 ? in.totals.pairs : static_cast<double>(math::length(in.chosen_logps));
-}
-
-namespace detail {
-/// sum += part, where nothing yet is zero.
-template <class T>
-void add_to(T& sum, const T& part) {
-  sum = math::defined(sum) ? T(sum + part) : part;
-}
-}  // namespace detail
-
-/// From sums over pairs to the step's mean: `losses` and the gradients of their sum become `loss`
-/// and its gradients.
-template <class T>
-void finish(BasicLossOutput<T>& out, double pairs) {
-  out.loss = math::sum(out.losses) / pairs;
-  for (const auto& field : kPairFields<T>) {
-    if (field.gradient == nullptr) continue;
-    T& gradient = out.*field.gradient;
-    if (math::defined(gradient)) gradient = gradient / pairs;
-  }
-}
 
 /// How token log-probs of one completion set become one number.
 enum class Reduction {

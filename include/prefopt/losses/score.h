@@ -7,17 +7,12 @@
 #include <vector>
 
 #include "prefopt/losses/loss.h"
+#include "prefopt/losses/loss_base.h"
 #include "prefopt/losses/pair_logps.h"
 #include "prefopt/math/functions.h"
 #include "prefopt/options.h"
 
 namespace prefopt {
-
-namespace detail {
-/// Throws ConfigError for an option that is set and changes nothing, with the reason.
-PREFOPT_API void refuse_idle(bool is_set, std::string_view where, std::string_view option,
-                             std::string_view reason);
-}  // namespace detail
 
 enum class Divergence {
   kReverseKl,

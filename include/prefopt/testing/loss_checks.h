@@ -32,18 +32,7 @@ struct LossReport {
   PREFOPT_API std::string text() const;
 };
 
-/// What a loss is known to be, beyond what every loss is.
-struct LossProperties {
-  /// A completion counts through log pi - log pi_ref alone: a constant on both changes nothing.
-  bool log_ratios_only = false;
-  /// A constant on the policy's log-probs of both completions changes nothing.
-  bool difference_only = false;
-  bool non_negative = false;  ///< the loss of each row
-  /// Never rises with the chosen log-prob and never falls with the rejected one.
-  bool monotone = false;
-};
-
-/// Names of inputs are those of losses/pair_fields.h, as in "sample_logps".
+/// Names of inputs are those of losses/inputs.h, as in "sample_logps".
 struct LossCheckOptions {
   std::int64_t batch = 4;  ///< rows, at least 2
   std::uint64_t seed = 1;

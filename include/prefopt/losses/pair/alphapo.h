@@ -50,6 +50,7 @@ class AlphapoLoss : public PairwiseLoss<AlphapoLoss, AlphapoOptions> {
   }
   ShapedScore score() const { return {{options_.score}, options_.alpha}; }
 
+  static LossProperties properties() { return {.non_negative = true, .monotone = true}; }
   static LossInfo info() {
     return {
         .name = "alphapo",

@@ -105,6 +105,10 @@ class AotLoss : public LossBase<AotLoss, AotOptions> {
   }
   LossRequirements requirements() const { return detail::transport_needs(options_.score); }
 
+  static LossProperties properties() {
+    return {
+        .log_ratios_only = true, .difference_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {.name = "aot",
             .aliases = {},
@@ -138,6 +142,10 @@ class AotUnpairedLoss : public LossBase<AotUnpairedLoss, AotOptions> {
   }
   LossRequirements requirements() const { return detail::transport_needs(options_.score); }
 
+  static LossProperties properties() {
+    return {
+        .log_ratios_only = true, .difference_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {.name = "aot_unpaired",
             .aliases = {"aot_pair"},

@@ -21,6 +21,9 @@ class ApoZeroLoss : public PairwiseLoss<ApoZeroLoss, ApoOptions> {
     return {{-options_.beta, 1}, {options_.beta, 1}};
   }
 
+  static LossProperties properties() {
+    return {.log_ratios_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {.name = "apo_zero",
             .aliases = {},
@@ -61,6 +64,7 @@ class ApoDownLoss : public PairwiseLoss<ApoDownLoss, ApoOptions> {
 
   ApoDownLink link() const { return {options_.beta}; }
 
+  static LossProperties properties() { return {.log_ratios_only = true, .non_negative = true}; }
   static LossInfo info() {
     return {.name = "apo_down",
             .aliases = {},

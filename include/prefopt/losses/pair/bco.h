@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "prefopt/losses/pairwise_loss.h"
+#include "prefopt/losses/loss_base.h"
 #include "prefopt/losses/running_mean.h"
 
 namespace prefopt {
@@ -52,7 +52,9 @@ class BcoLoss : public LossBase<BcoLoss, BcoOptions> {
             .whole_step = true,
             .running_mean = true};
   }
+  GradientExceptions gradient_exceptions() const { return {.stops_part = true}; }
 
+  static LossProperties properties() { return {.log_ratios_only = true, .non_negative = true}; }
   static LossInfo info() {
     return {.name = "bco",
             .aliases = {},

@@ -64,7 +64,14 @@ class BcoPairLoss : public PairwiseLoss<BcoPairLoss, BcoPairOptions> {
     needs.whole_step = needs.running_mean = options_.running_delta;
     return needs;
   }
+  GradientExceptions gradient_exceptions() const {
+    return PairwiseLoss::gradient_exceptions() |
+           GradientExceptions{.stops_part = options_.running_delta};
+  }
 
+  static LossProperties properties() {
+    return {.log_ratios_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {
         .name = "bco_pair",

@@ -58,7 +58,12 @@ class BetaDpoLoss : public PairwiseLoss<BetaDpoLoss, BetaDpoOptions> {
     needs.whole_step = needs.running_mean = true;
     return needs;
   }
+  GradientExceptions gradient_exceptions() const { return {.stops_part = true}; }
 
+  static LossProperties properties() {
+    return {
+        .log_ratios_only = true, .difference_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {.name = "beta_dpo",
             .aliases = {},

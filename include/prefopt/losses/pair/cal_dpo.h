@@ -46,6 +46,7 @@ class CalDpoLoss : public PairwiseLoss<CalDpoLoss, CalDpoOptions> {
 
   CalibratedLink link() const { return {1 / (2 * options_.beta)}; }
 
+  static LossProperties properties() { return {.log_ratios_only = true, .non_negative = true}; }
   static LossInfo info() {
     return {.name = "cal_dpo",
             .aliases = {},

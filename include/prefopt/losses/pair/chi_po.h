@@ -53,6 +53,9 @@ class ChiPoLoss : public PairwiseLoss<ChiPoLoss, ChiPoOptions> {
 
   ClippedLogisticLink link() const { return {options_.beta, options_.clip}; }
 
+  static LossProperties properties() {
+    return {.log_ratios_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {.name = "chi_po",
             .aliases = {},

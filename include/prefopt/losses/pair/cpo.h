@@ -61,6 +61,7 @@ class CpoLoss : public PairwiseLoss<CpoLoss, CpoOptions> {
     return {.weight = options_.alpha, .reduction = options_.reduction};
   }
 
+  static LossProperties properties() { return {.non_negative = true, .monotone = true}; }
   static LossInfo info() {
     return {.name = "cpo",
             .aliases = {},

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "prefopt/losses/pairwise_loss.h"
+#include "prefopt/losses/loss_base.h"
+#include "prefopt/losses/regularizer.h"
 
 namespace prefopt {
 
@@ -45,6 +46,7 @@ class DftLoss : public LossBase<DftLoss, DftOptions> {
     return needs;
   }
 
+  static LossProperties properties() { return {.non_negative = true, .monotone = true}; }
   static LossInfo info() {
     return {.name = "dft",
             .aliases = {},

@@ -61,6 +61,9 @@ class DiscopopLoss : public PairwiseLoss<DiscopopLoss, DiscopopOptions> {
 
   DiscopopLink link() const { return {options_.beta, options_.tau}; }
 
+  static LossProperties properties() {
+    return {.log_ratios_only = true, .difference_only = true, .non_negative = true};
+  }
   static LossInfo info() {
     return {.name = "discopop",
             .aliases = {},

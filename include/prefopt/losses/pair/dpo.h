@@ -36,6 +36,10 @@ class DpoLoss : public PairwiseLoss<DpoLoss, DpoOptions> {
     return {options_.beta, 1 - options_.label_smoothing, options_.label_smoothing};
   }
 
+  static LossProperties properties() {
+    return {
+        .log_ratios_only = true, .difference_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {.name = "dpo",
             .aliases = {"sigmoid", "spin", "step_dpo"},

@@ -54,6 +54,9 @@ class DpoPositiveLoss : public PairwiseLoss<DpoPositiveLoss, DpoPositiveOptions>
 
   DpoPositiveLink link() const { return {options_.beta, options_.lambda}; }
 
+  static LossProperties properties() {
+    return {.log_ratios_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {.name = "dpo_positive",
             .aliases = {"dpop"},

@@ -44,6 +44,9 @@ class ExoPairLoss : public PairwiseLoss<ExoPairLoss, ExoPairOptions> {
     return {options_.beta, std::log1p(-single), std::log(single)};
   }
 
+  static LossProperties properties() {
+    return {.log_ratios_only = true, .difference_only = true, .non_negative = true};
+  }
   static LossInfo info() {
     return {
         .name = "exo_pair",

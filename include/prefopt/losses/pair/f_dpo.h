@@ -28,6 +28,9 @@ class FDpoLoss : public PairwiseLoss<FDpoLoss, FDpoOptions> {
 
   LogisticLink link() const { return {.beta = options_.beta}; }
 
+  static LossProperties properties() {
+    return {.log_ratios_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {
         .name = "f_dpo",

@@ -28,6 +28,10 @@ class HingeLoss : public PairwiseLoss<HingeLoss, HingeOptions> {
 
   HingeLink link() const { return {.beta = options_.beta}; }
 
+  static LossProperties properties() {
+    return {
+        .log_ratios_only = true, .difference_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {.name = "hinge",
             .aliases = {},

@@ -67,7 +67,12 @@ class HypoLoss : public PairwiseLoss<HypoLoss, HypoOptions> {
     needs.samples_per_prompt = options_.num_samples;
     return needs;
   }
+  GradientExceptions gradient_exceptions() const {
+    return PairwiseLoss::gradient_exceptions() |
+           GradientExceptions{.estimated = Input::sample_logps};
+  }
 
+  static LossProperties properties() { return {.log_ratios_only = true, .difference_only = true}; }
   static LossInfo info() {
     return {.name = "hypo",
             .aliases = {},

@@ -29,6 +29,7 @@ class IpoLoss : public PairwiseLoss<IpoLoss, IpoOptions> {
 
   SquaredLink link() const { return {.target = 1 / (2 * options_.beta)}; }
 
+  static LossProperties properties() { return {.log_ratios_only = true, .non_negative = true}; }
   static LossInfo info() {
     return {.name = "ipo",
             .aliases = {},

@@ -3,7 +3,8 @@
 
 #include <utility>
 
-#include "prefopt/losses/pairwise_loss.h"
+#include "prefopt/losses/loss_base.h"
+#include "prefopt/losses/score.h"
 
 namespace prefopt {
 
@@ -81,6 +82,7 @@ class KtoLoss : public LossBase<KtoLoss, KtoOptions> {
             .whole_step = options_.estimate_kl};
   }
 
+  static LossProperties properties() { return {.log_ratios_only = true, .non_negative = true}; }
   static LossInfo info() {
     return {.name = "kto",
             .aliases = {},

@@ -36,7 +36,11 @@ class KtoPairLoss : public PairwiseLoss<KtoPairLoss, KtoPairOptions> {
     needs.whole_step = true;
     return needs;
   }
+  GradientExceptions gradient_exceptions() const { return {.stops_part = true}; }
 
+  static LossProperties properties() {
+    return {.log_ratios_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {.name = "kto_pair",
             .aliases = {},

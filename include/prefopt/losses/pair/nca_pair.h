@@ -20,6 +20,7 @@ class NcaPairLoss : public PairwiseLoss<NcaPairLoss, NcaPairOptions> {
     return {{options_.beta, 1, 0.5}, {options_.beta, 0, 0.5}};
   }
 
+  static LossProperties properties() { return {.log_ratios_only = true, .non_negative = true}; }
   static LossInfo info() {
     return {.name = "nca_pair",
             .aliases = {},

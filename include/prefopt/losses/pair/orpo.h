@@ -62,6 +62,7 @@ class OrpoLoss : public PairwiseLoss<OrpoLoss, OrpoOptions> {
   }
   double beta() const { return options_.lambda; }
 
+  static LossProperties properties() { return {.non_negative = true, .monotone = true}; }
   static LossInfo info() {
     return {.name = "orpo",
             .aliases = {},

@@ -54,6 +54,10 @@ class RDpoLoss : public PairwiseLoss<RDpoLoss, RDpoOptions> {
     return needs;
   }
 
+  static LossProperties properties() {
+    return {
+        .log_ratios_only = true, .difference_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {.name = "r_dpo",
             .aliases = {},

@@ -97,6 +97,9 @@ class RpoSquaredLoss : public RewardAwareLoss<RpoSquaredLoss, RewardDistance::kS
  public:
   using RewardAwareLoss::RewardAwareLoss;
 
+  static LossProperties properties() {
+    return {.log_ratios_only = true, .difference_only = true, .non_negative = true};
+  }
   static LossInfo info() {
     return {.name = "rpo_sq",
             .aliases = {},
@@ -112,6 +115,9 @@ class RpoForwardKlLoss : public RewardAwareLoss<RpoForwardKlLoss, RewardDistance
  public:
   using RewardAwareLoss::RewardAwareLoss;
 
+  static LossProperties properties() {
+    return {.log_ratios_only = true, .difference_only = true, .non_negative = true};
+  }
   static LossInfo info() {
     return {.name = "rpo_fwd_kl",
             .aliases = {},
@@ -127,6 +133,9 @@ class RpoBackwardKlLoss : public RewardAwareLoss<RpoBackwardKlLoss, RewardDistan
  public:
   using RewardAwareLoss::RewardAwareLoss;
 
+  static LossProperties properties() {
+    return {.log_ratios_only = true, .difference_only = true, .non_negative = true};
+  }
   static LossInfo info() {
     return {.name = "rpo_bwd_kl",
             .aliases = {},

@@ -36,6 +36,10 @@ class RobustDpoLoss : public PairwiseLoss<RobustDpoLoss, RobustDpoOptions> {
     return {options_.beta, (1 - eps) / (1 - 2 * eps), -eps / (1 - 2 * eps)};
   }
 
+  static LossProperties properties() {
+    return {
+        .log_ratios_only = true, .difference_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {
         .name = "robust_dpo",

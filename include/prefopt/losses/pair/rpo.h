@@ -53,6 +53,7 @@ class RpoLoss : public PairwiseLoss<RpoLoss, RpoOptions> {
     return {.weight = options_.eta, .reduction = options_.reduction, .baseline = options_.baseline};
   }
 
+  static LossProperties properties() { return {.non_negative = true, .monotone = true}; }
   static LossInfo info() {
     return {.name = "rpo",
             .aliases = {},

@@ -3,7 +3,8 @@
 
 #include <utility>
 
-#include "prefopt/losses/pairwise_loss.h"
+#include "prefopt/losses/loss_base.h"
+#include "prefopt/losses/regularizer.h"
 
 namespace prefopt {
 
@@ -52,6 +53,7 @@ class SftLoss : public LossBase<SftLoss, SftOptions> {
                       when(options_.use_weights, Input::weights)};
   }
 
+  static LossProperties properties() { return {.non_negative = true, .monotone = true}; }
   static LossInfo info() {
     return {.name = "sft",
             .aliases = {"nll"},

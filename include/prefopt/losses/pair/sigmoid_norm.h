@@ -33,6 +33,9 @@ class SigmoidNormLoss : public PairwiseLoss<SigmoidNormLoss, SigmoidNormOptions>
     return {options_.beta, 1 - options_.label_smoothing, options_.label_smoothing};
   }
 
+  static LossProperties properties() {
+    return {.log_ratios_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {.name = "sigmoid_norm",
             .aliases = {"dpo_norm"},

@@ -35,6 +35,7 @@ class SimpoLoss : public PairwiseLoss<SimpoLoss, SimpoOptions> {
     return {options_.beta, 1 - options_.label_smoothing, options_.label_smoothing, options_.gamma};
   }
 
+  static LossProperties properties() { return {.non_negative = true, .monotone = true}; }
   static LossInfo info() {
     return {
         .name = "simpo",

@@ -71,6 +71,7 @@ class SppoLoss : public PairwiseLoss<SppoLoss, SppoOptions> {
     return needs;
   }
 
+  static LossProperties properties() { return {.log_ratios_only = true, .non_negative = true}; }
   static LossInfo info() {
     return {.name = "sppo",
             .aliases = {"sppo_hard"},

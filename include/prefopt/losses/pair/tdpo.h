@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "prefopt/losses/pairwise_loss.h"
+#include "prefopt/losses/loss_base.h"
 
 namespace prefopt {
 
@@ -69,7 +69,14 @@ class TdpoLoss : public LossBase<TdpoLoss, TdpoOptions> {
                       InputSet{Input::chosen_seq_kl, Input::rejected_seq_kl} |
                       when(options_.use_weights, Input::weights)};
   }
+  GradientExceptions gradient_exceptions() const {
+    return {.stops_part = options_.variant == TdpoVariant::kTdpo2};
+  }
 
+  static LossProperties properties() {
+    return {
+        .log_ratios_only = true, .difference_only = true, .non_negative = true, .monotone = true};
+  }
   static LossInfo info() {
     return {.name = "tdpo",
             .aliases = {},

@@ -54,6 +54,7 @@ class TpoLoss : public PairwiseLoss<TpoLoss, TpoOptions> {
     return {.weight = options_.alpha, .reduction = options_.reduction, .baseline = Baseline::kGold};
   }
 
+  static LossProperties properties() { return {.non_negative = true, .monotone = true}; }
   static LossInfo info() {
     return {.name = "tpo",
             .aliases = {},

@@ -72,6 +72,7 @@ class VpoLoss : public PairwiseLoss<VpoLoss, VpoOptions> {
     return needs;
   }
 
+  static LossProperties properties() { return {.log_ratios_only = true}; }
   static LossInfo info() {
     return {.name = "vpo",
             .aliases = {},
