@@ -56,7 +56,7 @@ class ExponentialLoss : public PairwiseLoss<ExponentialLoss, ExponentialOptions>
             .source = "this example",
             .anchors = {{0, 0, 1}}};
   }
-  static testing::LossProperties properties() {
+  static LossProperties properties() {
     return {
         .log_ratios_only = true, .difference_only = true, .non_negative = true, .monotone = true};
   }

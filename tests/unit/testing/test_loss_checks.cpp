@@ -18,7 +18,7 @@ namespace prefopt {
 namespace {
 
 using testing::check_loss;
-using testing::LossProperties;
+using prefopt::LossProperties;
 using testing::LossReport;
 
 struct LinearOptions {
