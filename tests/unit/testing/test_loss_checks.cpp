@@ -18,7 +18,6 @@ namespace prefopt {
 namespace {
 
 using testing::check_loss;
-using prefopt::LossProperties;
 using testing::LossReport;
 
 struct LinearOptions {
