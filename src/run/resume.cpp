@@ -204,32 +204,6 @@ std::optional<ResumePoint> find_resume_point(const std::string& resume, const Ru
   return ResumePoint{checkpoint, is_in_place};
 }
 
-std::string fingerprint_of(const std::vector<TokenRow>& pairs) {
-  ContentHash hash;
-  const auto add = [&](const auto& values) {
-    const auto count = std::ssize(values);
-    hash.update(&count, sizeof count);
-    hash.update(values.data(), values.size() * sizeof(values[0]));
-  };
-  for (const TokenRow& pair : pairs) {
-    for (const auto* tokens : {&pair.prompt, &pair.chosen, &pair.rejected, &pair.gold}) {
-      add(*tokens);
-    }
-    for (const auto* weights : {&pair.chosen_weights, &pair.rejected_weights, &pair.gold_weights}) {
-      add(*weights);
-    }
-    // Only where there is one, so that runs of before have the hash that they had.
-    for (const auto* mask : {&pair.chosen_mask, &pair.rejected_mask, &pair.gold_mask}) {
-      if (!mask->empty()) add(*mask);
-    }
-    for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
-      const double value = pair.columns[static_cast<Column>(i)];
-      hash.update(&value, sizeof value);
-    }
-  }
-  return hash.hex();
-}
-
 std::string fingerprint_of(const Policy& policy) {
   ContentHash hash;
   hash.update(policy.config());

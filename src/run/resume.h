@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "core/json.h"
-#include "prefopt/data/batch.h"
 #include "prefopt/policy/policy.h"
 #include "run/run_folder.h"
 
@@ -29,8 +28,6 @@ bool resumes_here(const std::string& resume, const RunFolder& folder);
 std::optional<ResumePoint> find_resume_point(const std::string& resume, const RunFolder& folder,
                                              const Note& note);
 
-/// Content of training or held-out rows, whatever file they are from.
-std::string fingerprint_of(const std::vector<TokenRow>& pairs);
 /// Shape and weights of a model. Weights go in by their CRC-32: a start must not wait for the
 /// gigabytes of a content_hash, which is to tell models of many runs apart.
 std::string fingerprint_of(const Policy& policy);

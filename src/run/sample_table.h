@@ -2,16 +2,14 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "core/json.h"
-#include "prefopt/data/batch.h"
-#include "prefopt/data/tokenizer.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/sampling.h"
+#include "prefopt/train/row_source.h"
 
 namespace prefopt::detail {
 
@@ -24,8 +22,8 @@ class SampleTable {
     std::int64_t prompts = 0;  ///< the first distinct ones of the rows
     std::int64_t tokens = 0;   ///< of a completion, at most
   };
-  SampleTable(const std::vector<TokenRow>& held_out, std::shared_ptr<const Tokenizer> tokenizer,
-              SamplingOptions sampling, Size size);
+  /// `source` must outlive the table.
+  SampleTable(const RowSource& source, SamplingOptions sampling, Size size);
 
   struct Draw {
     /// One a prompt: `step`, `index`, `prompt`, then `policy` with `policy_tokens` and
@@ -51,7 +49,7 @@ class SampleTable {
                                    const std::vector<Tokens>& completions);
 
   std::vector<Tokens> prompts_;
-  std::shared_ptr<const Tokenizer> tokenizer_;
+  const RowSource* source_;
   SamplingOptions sampling_;
 };
 

@@ -106,6 +106,7 @@ class PREFOPT_API Decoder final : public Policy {
   /// Writes a Hugging Face folder that transformers loads, in shards above 5 GB. A config read from
   /// a folder is written back with everything it held. A model with an adapter writes that alone.
   void save(const std::string& directory) const override;
+  void load_weights(const std::string& directory) override;
   std::unique_ptr<DecodeSession> start_decoding(
       const std::vector<std::vector<std::int64_t>>& prompts) override;
 

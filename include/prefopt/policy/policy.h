@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -85,6 +86,10 @@ class PREFOPT_API Policy {
   virtual std::shared_ptr<Policy> merged_copy() const;
   /// Writes the model in its own format. Throws CheckpointError where there is none.
   virtual void save(const std::string& directory) const;
+  /// Reads the trained weights that `save` wrote into the parameters, which keep their places.
+  /// Throws CheckpointError where one is missing or differs in shape or dtype, ConfigError where
+  /// the policy cannot (the default).
+  virtual void load_weights(const std::string& directory);
   /// The default runs the whole forward anew for each token.
   virtual std::unique_ptr<DecodeSession> start_decoding(
       const std::vector<std::vector<std::int64_t>>& prompts);
@@ -92,6 +97,19 @@ class PREFOPT_API Policy {
   at::Device device() const;
   void set_requires_grad(bool on);
 };
+
+namespace detail {
+/// Writes `model.safetensors` of parameters into a folder, which is made if need be.
+PREFOPT_API void save_parameters(const std::vector<NamedParameter>& parameters,
+                                 const std::string& directory);
+/// Reads it into those that require a gradient. Throws CheckpointError, and changes nothing, where
+/// one is missing or differs in shape or dtype.
+PREFOPT_API void load_parameters(const std::vector<NamedParameter>& parameters,
+                                 const std::string& directory);
+/// The same from tensors by name, read from `where`.
+void copy_parameters(const std::vector<NamedParameter>& parameters,
+                     const std::map<std::string, at::Tensor>& values, const std::string& where);
+}  // namespace detail
 
 /// Hash over config, names, shapes, dtypes and bytes of all parameters, and the scale of an
 /// adapter: the key of cached log-probs.

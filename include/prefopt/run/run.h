@@ -15,6 +15,7 @@
 #include "prefopt/export.h"
 #include "prefopt/options.h"
 #include "prefopt/policy/moving_reference.h"
+#include "prefopt/train/row_source.h"
 #include "prefopt/train/trainer.h"
 
 namespace prefopt {
@@ -96,7 +97,7 @@ struct RunEvents {
 };
 
 struct RunResult {
-  std::shared_ptr<Decoder> policy;
+  std::shared_ptr<Policy> policy;
   std::string checkpoint;  ///< folder of the last checkpoint; empty: stopped before the first step
   std::int64_t steps = 0;  ///< done, with those before a resume
   bool stopped = false;    ///< `should_stop` ended it before its last step
@@ -128,5 +129,14 @@ struct RunResult {
 /// optimizer, CheckpointError where no checkpoint is whole.
 PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& events = {},
                                    const std::string& resume = {});
+
+/// The same for a policy, a reference (null for losses that need none) and rows of the caller's
+/// own, with all of the run's folder, resume, report and samples. `options` must leave the groups
+/// model, reference and data at their defaults (ConfigError). A resumed run needs a policy with
+/// `save` and `load_weights`, and a source that gives the rows of the saved state.
+PREFOPT_API RunResult run(const std::shared_ptr<Policy>& policy,
+                          const std::shared_ptr<Reference>& reference,
+                          const std::shared_ptr<RowSource>& source, const RunOptions& options,
+                          const RunEvents& events = {}, const std::string& resume = {});
 
 }  // namespace prefopt

@@ -18,6 +18,7 @@
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
 #include "prefopt/policy/sampling.h"
+#include "prefopt/train/metrics.h"
 
 namespace prefopt {
 
@@ -49,11 +50,6 @@ struct OptimizerOptions {
 /// that no step is spent at zero, then the schedule down to the floor at `total_steps`.
 PREFOPT_API double learning_rate_at(const OptimizerOptions& options, std::int64_t step,
                                     std::int64_t total_steps);
-
-/// Named values in a fixed order; names are TRL's (`rewards/margins`, `logps/chosen`, …).
-using Metrics = std::vector<std::pair<std::string, double>>;
-/// Throws Error for a name that is not there.
-PREFOPT_API double metric(const Metrics& metrics, std::string_view name);
 
 /// Memory that could not be had for a step or an evaluation. Says the shape of the batch, the
 /// process's peak and what to change.
