@@ -52,13 +52,10 @@ class RunSession {
 
   /// Finds the point that `resume` names. Throws ConfigError for a folder that is not the run's.
   void claim(const RunOptions& options, const std::string& resume);
-  RunResult run(const detail::ResolvedRun& resolved, const Loss& loss) {
-    return run(resolved.policy, resolved.reference, *resolved.source, resolved.options, loss,
-               resolved.companions);
-  }
+  /// `contents`: of check_same_run.
   RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Reference>& reference,
                 RowSource& source, const RunOptions& options, const Loss& loss,
-                const FolderFiles& companions);
+                const Json& contents, const FolderFiles& companions = {});
 
  private:
   /// Locks the folder, and writes or takes up the files of the run.
@@ -75,7 +72,7 @@ class RunSession {
 
 /// Hashes of rows and models, whatever paths the options name.
 Json contents_of(const RunOptions& options, const RowSource& source, const Policy& policy,
-                 Reference* reference, bool of_program) {
+                 Reference* reference) {
   Json contents = {{"train_rows", source.fingerprint()},
                    {"eval_rows", detail::fingerprint_of(source.held_out().rows)},
                    {"model", detail::fingerprint_of(policy)}};
@@ -85,9 +82,7 @@ Json contents_of(const RunOptions& options, const RowSource& source, const Polic
     contents["adapter_scale"] = weight.lora_scale;
     break;
   }
-  // A copy of the policy is known from the policy; a program may have given another model.
-  const bool is_told = !options.reference.path.empty() || of_program;
-  if (is_told && reference != nullptr && reference->policy() != nullptr) {
+  if (reference != nullptr && reference->policy() != nullptr) {
     contents["reference"] = detail::fingerprint_of(*reference->policy());
   }
   return contents;
@@ -137,7 +132,11 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   RunSession session(options.output_dir, events);
   session.claim(options, resume);
   set_threads_and_seed(options.train);
-  return session.run(detail::resolve(std::move(options), loss, session.note()), loss);
+  const auto run = detail::resolve(std::move(options), loss, session.note());
+  // A reference without a path is made from the policy.
+  Reference* const told = run.options.reference.path.empty() ? nullptr : run.reference.get();
+  return session.run(run.policy, run.reference, *run.source, run.options, loss,
+                     contents_of(run.options, *run.source, *run.policy, told), run.companions);
 }
 
 RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Reference>& reference,
@@ -155,7 +154,8 @@ RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Refer
   RunSession session(options.output_dir, events);
   session.claim(options, resume);
   set_threads_and_seed(options.train);
-  return session.run(policy, reference, *source, options, loss, {});
+  return session.run(policy, reference, *source, options, loss,
+                     contents_of(options, *source, *policy, reference.get()));
 }
 
 namespace {
@@ -177,7 +177,7 @@ void RunSession::claim(const RunOptions& options, const std::string& resume) {
 
 RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
                           const std::shared_ptr<Reference>& reference, RowSource& source,
-                          const RunOptions& options, const Loss& loss,
+                          const RunOptions& options, const Loss& loss, const Json& contents,
                           const FolderFiles& companions) {
   const std::int64_t total_steps = detail::count_steps(options.train, source.rows_an_epoch());
   std::vector<NonFiniteStep> non_finite;
@@ -201,10 +201,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
                                       {options.train.sample_prompts, options.train.sample_tokens}),
        .events = events_,
        .note = note_,
-       .identity = {{"version", kIdentityVersion},
-                    {"config", config},
-                    {"contents", contents_of(options, source, *policy, reference.get(),
-                                             companions.empty())}},
+       .identity = {{"version", kIdentityVersion}, {"config", config}, {"contents", contents}},
        .non_finite = non_finite,
        .companions = companions,
        .total_steps = total_steps});
