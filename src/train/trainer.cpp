@@ -141,7 +141,7 @@ TrainerOptions checked_options(TrainerOptions options) {
   return options;
 }
 
-/// What padding makes of a pair.
+/// The width of a pair once it is padded.
 std::int64_t width_of(const TokenPair& pair) {
   return std::ssize(pair.prompt) + std::max(std::ssize(pair.chosen), std::ssize(pair.rejected));
 }
@@ -171,6 +171,12 @@ struct Part {
   std::vector<TokenPair> rows;
   std::int64_t place;   ///< of the first among the step's
   std::int64_t number;  ///< of the first, for fresh samples: in an evaluation, among all its rows
+};
+
+/// Log-probs of some rows.
+struct Measured {
+  PairLogps logps;
+  at::Tensor reference_tokens;  ///< of Impl::tokens_of_reference
 };
 
 /// A step's rows in the order in which they are taken.
@@ -326,8 +332,8 @@ std::vector<double> numbers_of(const at::Tensor& values) {
   return {wide.const_data_ptr<double>(), wide.const_data_ptr<double>() + wide.numel()};
 }
 
-/// What `work` gives; `fail` throws where an allocation fails in it, and is told what the allocator
-/// said.
+/// Returns the result of `work`; `fail` throws where an allocation fails in it, and is told what
+/// the allocator said.
 template <class Work, class Fail>
 auto within_memory(Work&& work, Fail&& fail) {
   try {
@@ -402,28 +408,35 @@ struct Trainer::Impl {
   /// The completions of the rows' partners, under these rows' prompts.
   TokenBatch mismatched(const Part& part, const StepRows& step_rows) const;
   /// All that the loss needs of some rows, with a graph to the policy unless grad mode is off.
-  PairLogps measure(const Part& part, const StepRows& step_rows, std::int64_t step,
-                    detail::StepMetrics& metrics);
-  /// The same anew, for its graph alone: what carries a gradient and nothing else.
-  PairLogps measure_differentiable(const Part& part, std::int64_t step);
+  Measured measure(const Part& part, const StepRows& step_rows, std::int64_t step,
+                   detail::StepMetrics& metrics);
+  /// The same again, for its graph alone: the values that carry a gradient and no others.
+  PairLogps measure_differentiable(const Part& part, std::int64_t step,
+                                   const at::Tensor& reference_tokens);
   SequenceLogps policy_logps(const TokenBatch& batch, const ByProducts& by_products = {}) const {
     return sequence_logps(
         *policy, batch,
         {.by_products = by_products, .reduction = {}, .budget_bytes = options.head_budget_bytes});
   }
-  /// The prompts of `rows` as texts of their own.
+  /// The prompts of `rows` as separate texts.
   void set_prompt_logps(PairLogps& logps, const std::vector<TokenPair>& rows) const;
+  /// The reference's log-probs of each token; undefined where the loss asks for sums alone.
+  at::Tensor tokens_of_reference(const TokenBatch& batch) const;
+  /// Its sums over the sequences, of those tokens where they are known already.
+  at::Tensor sums_of_reference(const TokenBatch& batch, const SequenceLogps& current,
+                               const at::Tensor& tokens) const;
   /// Sums of log(pi/pi_ref) of each token within the loss's limits.
-  at::Tensor limited_logratios(const TokenBatch& batch, const SequenceLogps& current) const;
+  at::Tensor limited_logratios(const SequenceLogps& current,
+                               const at::Tensor& reference_tokens) const;
   /// Sums, counts and derived quantities of the policy's log-probs of `rows`.
   void set_policy_logps(PairLogps& logps, const Part& part, const TokenBatch& batch,
-                        const SequenceLogps& current) const;
+                        const SequenceLogps& current, const at::Tensor& reference_tokens) const;
   void set_samples(PairLogps& logps, const Part& part, std::int64_t step,
                    detail::StepMetrics& metrics);
   /// The loss's value counts as `share` of the metrics'.
   LossOutput evaluate(const PairLogps& logps, const std::vector<TokenPair>& rows, double share,
                       detail::StepMetrics& metrics);
-  /// For losses that see the whole step: its log-probs without a graph first, then the parts anew,
+  /// For losses that see the whole step: its log-probs without a graph first, then the parts again,
   /// each with its share of the gradient.
   void accumulate_whole(const std::vector<Part>& parts, const StepRows& step_rows,
                         const StepTotals& totals, bool train, std::int64_t step, double share,
@@ -443,10 +456,10 @@ struct Trainer::Impl {
   /// The same; where sampling meets logits that are not finite, it says of what step.
   detail::StepMetrics gradients_or_report(const std::vector<TokenPair>& pairs);
   void check_gradient(const LossOutput& out) const;
-  /// Says what the step was whose gradients are there still. A pass of its own over the rows: it is
-  /// rare and worth it.
+  /// Says what the step was whose gradients are there still. This takes a further pass over the
+  /// rows: it is rare and worth it.
   void report_non_finite(const std::vector<TokenPair>& pairs, std::int64_t step, double loss_value,
-                         double grad_norm);
+                         double grad_norm, const Metrics& metrics);
   /// Log-probs of policy and reference, without a graph and without samples.
   PairLogps plain_logps(const Part& part);
   void visit_state(detail::StateVisitor& visitor);
@@ -549,18 +562,28 @@ void Trainer::Impl::set_prompt_logps(PairLogps& logps, const std::vector<TokenPa
       logps.prompt_lens.index_add(0, at_rows, prompts.lens.to(logps.prompt_lens.options()));
 }
 
-at::Tensor Trainer::Impl::limited_logratios(const TokenBatch& batch,
-                                            const SequenceLogps& current) const {
-  const at::Tensor before = [&] {
-    const at::NoGradGuard no_grad;
-    return reference->token_logps(batch);
-  }();
-  const at::Tensor each = current.token_logps - before.to(current.token_logps.scalar_type());
+at::Tensor Trainer::Impl::tokens_of_reference(const TokenBatch& batch) const {
+  if (!needs.limits && !(needs.head_logps && needs.reference)) return {};
+  const at::NoGradGuard no_grad;
+  return reference->token_logps(batch);
+}
+
+at::Tensor Trainer::Impl::sums_of_reference(const TokenBatch& batch, const SequenceLogps& current,
+                                            const at::Tensor& tokens) const {
+  const at::NoGradGuard no_grad;
+  return tokens.defined() ? reduce_tokens(tokens, current) : reference->sequence_logps(batch);
+}
+
+at::Tensor Trainer::Impl::limited_logratios(const SequenceLogps& current,
+                                            const at::Tensor& reference_tokens) const {
+  const at::Tensor each =
+      current.token_logps - reference_tokens.to(current.token_logps.scalar_type());
   return reduce_tokens(at::clamp(each, needs.limits->low, needs.limits->high), current);
 }
 
 void Trainer::Impl::set_policy_logps(PairLogps& logps, const Part& part, const TokenBatch& batch,
-                                     const SequenceLogps& current) const {
+                                     const SequenceLogps& current,
+                                     const at::Tensor& reference_tokens) const {
   const auto rows = std::ssize(part.rows);
   const Sides sides{rows, needs.rejected};
   const auto lens = current.lens.to(current.logps.options());
@@ -584,7 +607,7 @@ void Trainer::Impl::set_policy_logps(PairLogps& logps, const Part& part, const T
     logps.chosen_confident_logps = sides.chosen(reduce_tokens(weighed, current));
   }
   if (needs.limits) {
-    const at::Tensor limited = limited_logratios(batch, current);
+    const at::Tensor limited = limited_logratios(current, reference_tokens);
     logps.chosen_limited_logratios = sides.chosen(limited);
     if (needs.rejected) logps.rejected_limited_logratios = sides.rejected(limited);
   }
@@ -596,8 +619,8 @@ void Trainer::Impl::set_policy_logps(PairLogps& logps, const Part& part, const T
   }
 }
 
-PairLogps Trainer::Impl::measure(const Part& part, const StepRows& step_rows, std::int64_t step,
-                                 detail::StepMetrics& metrics) {
+Measured Trainer::Impl::measure(const Part& part, const StepRows& step_rows, std::int64_t step,
+                                detail::StepMetrics& metrics) {
   const auto rows = std::ssize(part.rows);
   const Sides sides{rows, needs.rejected};
   const auto batch = make_pair_batch(part.rows, needs.rejected, needs.gold).to(policy->device());
@@ -605,8 +628,9 @@ PairLogps Trainer::Impl::measure(const Part& part, const StepRows& step_rows, st
                                             .mean_logit = true,
                                             .is_top1 = true,
                                             .log_sum_p_squared = needs.log_sum_p_squared});
+  const at::Tensor before = tokens_of_reference(batch);
   PairLogps logps;
-  set_policy_logps(logps, part, batch, current);
+  set_policy_logps(logps, part, batch, current, before);
   if (needs.log_sum_p_squared) {
     const auto sums = reduce_tokens(current.by_products.log_sum_p_squared, current);
     logps.chosen_log_sum_p_squared = sides.chosen(sums);
@@ -614,26 +638,23 @@ PairLogps Trainer::Impl::measure(const Part& part, const StepRows& step_rows, st
   }
   if (needs.reference) {
     const at::NoGradGuard no_grad;
-    at::Tensor before;
-    if (!needs.head_logps) {
-      before = reference->sequence_logps(batch);
-    } else {
-      const auto tokens = reference->token_logps(batch);
-      before = reduce_tokens(tokens, current);
-      const auto heads = reduce_tokens(tokens, current, head_of(batch, rows));
+    const at::Tensor sums = sums_of_reference(batch, current, before);
+    logps.ref_chosen_logps = sides.chosen(sums);
+    if (needs.rejected) logps.ref_rejected_logps = sides.rejected(sums);
+    if (needs.head_logps) {
+      const auto heads = reduce_tokens(before, current, head_of(batch, rows));
       logps.ref_chosen_head_logps = sides.chosen(heads);
       logps.ref_rejected_head_logps = sides.rejected(heads);
     }
-    logps.ref_chosen_logps = sides.chosen(before);
-    if (needs.rejected) logps.ref_rejected_logps = sides.rejected(before);
   }
   if (needs.kl_logps) {
     const at::NoGradGuard no_grad;
     const auto others = mismatched(part, step_rows);
     const SequenceLogps of_others = policy_logps(others);
+    const at::Tensor tokens = tokens_of_reference(others);
     logps.kl_logps = of_others.logps;
-    logps.ref_kl_logps = reference->sequence_logps(others);
-    if (needs.limits) logps.kl_limited_logratios = limited_logratios(others, of_others);
+    logps.ref_kl_logps = sums_of_reference(others, of_others, tokens);
+    if (needs.limits) logps.kl_limited_logratios = limited_logratios(of_others, tokens);
   }
   for (const ColumnInput& input : kColumnInputs) {
     if (needs.*input.needed) {
@@ -647,13 +668,14 @@ PairLogps Trainer::Impl::measure(const Part& part, const StepRows& step_rows, st
   } else {
     add_token_metrics(current, counts, needs.rejected, metrics);
   }
-  return logps;
+  return {std::move(logps), before};
 }
 
-PairLogps Trainer::Impl::measure_differentiable(const Part& part, std::int64_t step) {
+PairLogps Trainer::Impl::measure_differentiable(const Part& part, std::int64_t step,
+                                                const at::Tensor& reference_tokens) {
   const auto batch = make_pair_batch(part.rows, needs.rejected, needs.gold).to(policy->device());
   PairLogps logps;
-  set_policy_logps(logps, part, batch, policy_logps(batch));
+  set_policy_logps(logps, part, batch, policy_logps(batch), reference_tokens);
   if (needs.sample_source != SampleSource::kNone) {
     logps.sample_logps = policy_logps(draw_samples(part, step)).logps;
   }
@@ -704,11 +726,16 @@ LossOutput Trainer::Impl::evaluate(const PairLogps& logps, const std::vector<Tok
 void Trainer::Impl::accumulate_whole(const std::vector<Part>& parts, const StepRows& step_rows,
                                      const StepTotals& totals, bool train, std::int64_t step,
                                      double share, detail::StepMetrics& metrics) {
+  std::vector<at::Tensor> kept_tokens;
   PairLogps whole;
   {
     const at::NoGradGuard no_grad;
     std::vector<PairLogps> measured;
-    for (const Part& part : parts) measured.push_back(measure(part, step_rows, step, metrics));
+    for (const Part& part : parts) {
+      auto [logps, tokens] = measure(part, step_rows, step, metrics);
+      measured.push_back(std::move(logps));
+      kept_tokens.push_back(std::move(tokens));
+    }
     whole = joined(measured, needs);
   }
   whole.totals = totals;
@@ -723,8 +750,9 @@ void Trainer::Impl::accumulate_whole(const std::vector<Part>& parts, const StepR
   if (!train) return;
   check_gradient(out);
   out.loss.backward();
-  for (const Part& part : parts) {
-    const PairLogps again = measure_differentiable(part, step);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const Part& part = parts[i];
+    const PairLogps again = measure_differentiable(part, step, kept_tokens[i]);
     at::Tensor sum;
     for (const auto& field : kPairFields<at::Tensor>) {
       const at::Tensor& value = again.*field.value;
@@ -777,7 +805,7 @@ void Trainer::Impl::accumulate_step(const std::vector<TokenPair>& pairs, bool tr
     return;
   }
   for (const Part& part : parts) {
-    PairLogps logps = measure(part, step_rows, step, metrics);
+    PairLogps logps = measure(part, step_rows, step, metrics).logps;
     logps.totals = totals;
     logps.running = running;
     logps.running.is_frozen = !train;
@@ -848,7 +876,7 @@ detail::StepMetrics Trainer::Impl::gradients_or_report(const std::vector<TokenPa
     return gradients(pairs);
   } catch (const NonFiniteError&) {
     constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
-    report_non_finite(pairs, steps_done + 1, kUnknown, kUnknown);
+    report_non_finite(pairs, steps_done + 1, kUnknown, kUnknown, {});
     throw;
   }
 }
@@ -857,21 +885,24 @@ PairLogps Trainer::Impl::plain_logps(const Part& part) {
   const auto rows = std::ssize(part.rows);
   const Sides sides{rows, needs.rejected};
   const auto batch = make_pair_batch(part.rows, needs.rejected, needs.gold).to(policy->device());
+  const SequenceLogps current = policy_logps(batch);
+  const at::Tensor before = tokens_of_reference(batch);
   PairLogps logps;
-  set_policy_logps(logps, part, batch, policy_logps(batch));
+  set_policy_logps(logps, part, batch, current, before);
   if (needs.reference) {
-    const at::Tensor before = reference->sequence_logps(batch);
-    logps.ref_chosen_logps = sides.chosen(before);
-    if (needs.rejected) logps.ref_rejected_logps = sides.rejected(before);
+    const at::Tensor sums = sums_of_reference(batch, current, before);
+    logps.ref_chosen_logps = sides.chosen(sums);
+    if (needs.rejected) logps.ref_rejected_logps = sides.rejected(sums);
   }
   return logps;
 }
 
 void Trainer::Impl::report_non_finite(const std::vector<TokenPair>& pairs, std::int64_t step,
-                                      double loss_value, double grad_norm) {
+                                      double loss_value, double grad_norm, const Metrics& metrics) {
   if (!options.on_non_finite) return;
   const at::NoGradGuard no_grad;
-  NonFiniteStep report{.step = step, .loss = loss_value, .grad_norm = grad_norm, .rows = pairs};
+  NonFiniteStep report{
+      .step = step, .loss = loss_value, .grad_norm = grad_norm, .rows = pairs, .metrics = metrics};
   for (const auto& [name, value] : policy->named_parameters()) {
     if (report.weight.empty() && !is_finite(value)) report.weight = name;
     if (report.gradient.empty() && !is_finite(value.grad())) report.gradient = name;
@@ -1012,7 +1043,9 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
     return metrics;
   }
 
-  impl_->report_non_finite(pairs, number, loss, grad_norm);
+  sums.set("skipped", 1);
+  const auto skipped = sums.finish();
+  impl_->report_non_finite(pairs, number, loss, grad_norm, skipped);
   impl_->optimizer.zero_grad();
   // A run that went on after such an end is told at its next step without an update.
   if (++impl_->skipped_in_a_row >= kMaxSkipped) {
@@ -1023,8 +1056,7 @@ Metrics Trainer::step(const std::vector<TokenPair>& pairs) {
         number, bad_loss ? "loss" : "gradient norm", bad_loss ? loss : grad_norm,
         impl_->skipped_in_a_row));
   }
-  sums.set("skipped", 1);
-  return sums.finish();
+  return skipped;
 }
 
 Metrics Trainer::evaluate(const std::vector<TokenPair>& pairs) {
