@@ -118,7 +118,7 @@ void check_best_metric(const LoopOptions& options, const detail::RunRows& rows) 
                   options.best_metric));
 }
 
-/// What a run is made of, once everything is loaded.
+/// The parts of a run, once everything is loaded.
 struct RunParts {
   const RunOptions& options;
   detail::RunRows rows;
@@ -134,7 +134,7 @@ struct RunParts {
   FolderFiles companions;                  ///< files of a checkpoint next to the weights
 };
 
-/// What the metrics of an evaluation begin with in metrics.jsonl.
+/// The beginning of an evaluation's metrics in metrics.jsonl.
 constexpr std::string_view kEvalPrefix = "eval_";
 
 /// The loop of one run.
@@ -147,7 +147,7 @@ class Run {
         order_(std::ssize(parts_.rows.train), options_.seed, options_.shuffle),
         selection_(options_.best_metric, options_.keep_best, options_.patience) {}
 
-  /// Goes on where the checkpoint was saved.
+  /// Takes up the run where the checkpoint was saved.
   void load(const detail::ResumePoint& from, const Decoder& policy) {
     const std::string path = fmt::format("{}/{}", from.checkpoint, kStateFile);
     const Json state =
@@ -200,7 +200,7 @@ class Run {
     }
   }
 
-  /// Whether the evaluation of the step that the run goes on after has still to be made.
+  /// Whether the evaluation of the step after which the run is resumed has still to be made.
   bool evaluation_is_due() const { return evaluation_is_due_; }
   const detail::Selection& selection() const { return selection_; }
 
@@ -236,7 +236,7 @@ class Run {
       record(*before_training_);
       first_evaluation_ = last_evaluation_ = before_training_->metrics;
       before_training_.reset();
-      // What the evaluation has cost is not lost with a name that it does not have.
+      // A name that it does not have does not lose the work of the evaluation.
       if (!detail::find_metric(first_evaluation_, best_name())) save();
       check_name(first_evaluation_);
     }
@@ -269,16 +269,20 @@ class Run {
     const Stopwatch watch;
     const std::int64_t before = steps_done();
     const at::Tensor generator = generator_state();
+    Metrics metrics;
     try {
-      last_step_ = parts_.trainer.step(batch);
+      metrics = parts_.trainer.step(batch);
     } catch (const NonFiniteError& error) {
       // It counts as a step where the trainer has counted it.
-      if (steps_done() == before) {
-        set_generator_state(generator);
+      const bool is_counted = steps_done() != before;
+      if (is_counted) {
+        step_seconds_ += watch.seconds();
+        add_step(numbers, parts_.non_finite.back().metrics);
       } else {
-        count_step();
+        set_generator_state(generator);
       }
       const std::string bundle = write_bundle(numbers, /*ends_the_run=*/true);
+      if (is_counted) log_step();
       throw NonFiniteError(bundle.empty() ? error.what()
                                           : fmt::format("{}; see {}", error.what(), bundle));
     } catch (...) {
@@ -287,14 +291,9 @@ class Run {
       throw;
     }
     step_seconds_ += watch.seconds();
-    count_step();
+    add_step(numbers, metrics);
     const bool is_skipped = detail::find_metric(last_step_, "skipped").has_value();
     if (!is_skipped) last_update_ = steps_done();
-    const auto cut = std::count_if(numbers.begin(), numbers.end(), [&](std::int64_t number) {
-      return parts_.rows.train_cut[static_cast<std::size_t>(number)];
-    });
-    add_truncated(last_step_, cut, std::ssize(numbers));
-    window_.add(last_step_, parts_.trainer.step_counts());
     const std::string bundle = write_bundle(numbers, /*ends_the_run=*/false);
     if (is_skipped) {
       parts_.note(fmt::format("step {}: loss or gradient is not finite, its update is skipped{}",
@@ -302,7 +301,17 @@ class Run {
     }
   }
 
-  /// The trainer has taken a step.
+  /// Counts a step that the trainer has taken on these rows.
+  void add_step(const std::vector<std::int64_t>& numbers, Metrics metrics) {
+    count_step();
+    const auto cut = std::count_if(numbers.begin(), numbers.end(), [&](std::int64_t number) {
+      return parts_.rows.train_cut[static_cast<std::size_t>(number)];
+    });
+    add_truncated(metrics, cut, std::ssize(numbers));
+    last_step_ = std::move(metrics);
+    window_.add(last_step_, parts_.trainer.step_counts());
+  }
+
   void count_step() {
     const std::int64_t step = steps_done();
     position_ += options_.batch_size;
@@ -600,7 +609,7 @@ class Run {
   bool is_resumed_ = false;
   std::pair<std::int64_t, std::string> saved_ = {-1, ""};  // newest checkpoint: step, folder
   Stopwatch clock_;
-  double seconds_before_ = 0;  // of the processes that this one goes on from
+  double seconds_before_ = 0;  // of the processes before this one
   double tokens_logged_ = 0;
   double step_seconds_ = 0;
 };
@@ -683,7 +692,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
 
   std::shared_ptr<Reference> reference;
   if (needs.reference || needs.sample_source == SampleSource::kReference) {
-    // What weighs tokens needs each.
+    // Whoever weighs tokens needs each.
     const bool by_token = needs.head_logps || needs.limits ||
                           detail::has_token_weights(rows.train) ||
                           detail::has_token_weights(rows.eval);
@@ -738,7 +747,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   // Once more: another run may have come and gone while this one loaded its model.
   if (!is_here || !was_locked) folder.check_new();
   const bool is_in_place = from && from->is_in_place;
-  const std::int64_t start = is_in_place ? trainer.steps_done() : 0;
+  const std::int64_t start = trainer.steps_done();
   if (is_in_place) {
     run.go_on_from(
         folder.resume(config, detail::environment(), start, run.evaluation_is_due(), note));
@@ -752,10 +761,11 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
     // Of RUN/checkpoints/step-N; a checkpoint that was copied out of its run says nothing of it.
     const auto parent = std::filesystem::path(from ? from->checkpoint : "").parent_path();
     if (parent.filename() == "checkpoints") {
-      run.count_from(detail::seconds_by(parent.parent_path().string(), trainer.steps_done()));
+      run.count_from(detail::seconds_by(parent.parent_path().string(), start));
     }
   }
-  log.start(config, facts, start, run.evaluation_is_due());
+  log.start(config, facts, is_in_place ? std::optional(start) : std::nullopt,
+            run.evaluation_is_due());
 
   RunResult result;
   result.policy = policy;
