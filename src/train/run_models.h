@@ -24,7 +24,7 @@ ParameterCount count_parameters(const Decoder& policy);
 /// fresh model; `tokenizer` of the options becomes its name, and stays empty where there is none.
 std::shared_ptr<const Tokenizer> open_run_tokenizer(ModelOptions& options);
 
-/// What a checkpoint holds next to the weights, so that it can be used without naming anything: the
+/// Files of a checkpoint next to the weights, so that it can be used without naming anything: the
 /// tokenizer, the chat format where one was used or chosen, and, of a whole model, all end tokens.
 FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
                           const Tokenizer& tokenizer, std::int64_t message_rows);
@@ -40,7 +40,7 @@ void set_checkpointing(LoopOptions& options, std::int64_t rows, Decoder& policy,
 /// Throws ConfigError for options that exclude each other.
 void check_reference(const ReferenceOptions& options);
 
-/// What the options describe, of `policy` as it is before training where they name no other model.
+/// The reference of the options, of `policy` before training where they name no other model.
 /// Throws ConfigError for one with another vocabulary.
 std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,
                                           const ModelOptions& model, const Decoder& policy,

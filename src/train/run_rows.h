@@ -30,7 +30,7 @@ bool has_token_weights(const std::vector<TokenPair>& pairs);
 /// Tokens of the largest micro-batch that the rows can make.
 std::int64_t most_tokens(const std::vector<TokenPair>& pairs, const LoopOptions& options);
 
-/// Which pair stands at a position of the endless stream of epochs. A pure function of seed and
+/// The order of pairs in the endless stream of epochs. A pure function of seed and
 /// position: the generators and distributions used are the same on every platform.
 class PairOrder {
  public:

@@ -14,7 +14,7 @@ namespace prefopt::detail {
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
-/// What a `visit_state` function talks to. It lists all that steps change once, and saving and
+/// The listener of a `visit_state` function, which lists all that steps change once, and saving and
 /// loading both follow that list, so that neither can leave out what the other has.
 class StateVisitor {
  public:

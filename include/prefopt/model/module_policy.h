@@ -19,8 +19,8 @@ namespace prefopt {
 /// [S, T, vocab]; modules that derive from torch::nn::Cloneable can serve as a reference.
 ///
 /// The module is put into evaluation mode, as by TRL's `disable_dropout`: a policy that differs
-/// from one call to the next is none that two passes of a step, or a reference, could be compared
-/// with. `forward` throws ConfigError where it was put back into training mode.
+/// from one call to the next could not be compared between two passes of a step, or with a
+/// reference. `forward` throws ConfigError where it was put back into training mode.
 template <class Module>
 class ModulePolicy final : public Policy {
  public:

@@ -18,7 +18,7 @@ struct NamedParameter {
   at::Tensor value;
 };
 
-/// What a model gives for a batch: hidden states in front of the output head, or, from models that
+/// The outcome of a batch: hidden states in front of the output head, or, from models that
 /// cannot be opened, logits. Exactly one is defined.
 struct PolicyOutput {
   at::Tensor hidden;  ///< [S, T, hidden]
@@ -70,7 +70,7 @@ class PREFOPT_API Policy {
   virtual OutputHead head() const { return {}; }
   virtual std::int64_t vocab_size() const = 0;
   virtual std::vector<NamedParameter> named_parameters() const = 0;
-  /// What shapes the results besides the parameters (heads, rotary base, …), as text.
+  /// All that shapes the results besides the parameters (heads, rotary base, …), as text.
   virtual std::string config() const { return {}; }
   /// A frozen copy that shares nothing with this one. Throws ConfigError where it cannot be made.
   virtual std::shared_ptr<Policy> frozen_copy() const;
@@ -81,7 +81,7 @@ class PREFOPT_API Policy {
   virtual std::shared_ptr<Policy> merged_copy() const;
   /// Writes the model in its own format. Throws CheckpointError where there is none.
   virtual void save(const std::string& directory) const;
-  /// The default runs the whole forward anew for each token.
+  /// The default runs the whole forward again for each token.
   virtual std::unique_ptr<DecodeSession> start_decoding(
       const std::vector<std::vector<std::int64_t>>& prompts);
 
