@@ -34,7 +34,7 @@ void add_adapter(const ModelOptions& options, Decoder& policy) {
 std::shared_ptr<Decoder> present_policy(const ReferenceOptions& options, const ModelOptions& model,
                                         const Decoder& policy) {
   if (options.moving) return policy.merged_decoder();
-  // A fresh adapter changes nothing yet, so the model without it needs no memory of its own.
+  // A fresh adapter changes nothing yet, so the model without it needs no further memory.
   const bool is_fresh_adapter = policy.adapter() && model.adapter.empty();
   return is_fresh_adapter && options.dtype.empty() ? policy.without_adapter()
                                                    : policy.frozen_decoder();
@@ -54,7 +54,7 @@ FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
                           const Tokenizer& tokenizer, std::int64_t message_rows) {
   const std::string& asked = options.data.chat_format;
   const std::string format = chat_format_for_rows(asked, tokenizer);
-  // What nobody chose and nothing used is not worth remembering.
+  // A format that nobody chose and nothing used is not worth remembering.
   const bool chosen =
       asked != "auto" || !tokenizer.chat_format().empty() || !tokenizer.chat_template().empty();
   const bool remembers = format != "auto" && (chosen || message_rows > 0);

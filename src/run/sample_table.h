@@ -13,9 +13,9 @@
 
 namespace prefopt::detail {
 
-/// What the policy, and once the reference, make of a few held-out prompts: lines of samples.jsonl.
+/// Completions of a few held-out prompts by the policy, and once by the reference: samples.jsonl.
 /// Each draw uses the same random numbers, which are nobody else's: samples differ by the policy
-/// alone, and training goes on as if there were none.
+/// alone, and training continues as if there were none.
 class SampleTable {
  public:
   struct Size {

@@ -51,7 +51,7 @@ struct DecoderOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
-/// What the layers keep from the forward for the backward pass; the rest is computed again. Results
+/// The tensors that layers keep for the backward pass; the rest is computed again. Results
 /// are the same to the last bit.
 enum class Checkpointing {
   kNone,       ///< all but norms and products of gate and up
@@ -121,7 +121,7 @@ class PREFOPT_API Decoder final : public Policy {
 
   /// Of forward_packed.
   void set_checkpointing(Checkpointing checkpointing);
-  /// What forward_packed keeps for the backward pass of a stream of `rows` tokens.
+  /// Returns the bytes that forward_packed keeps for a backward pass over `rows` tokens.
   std::int64_t activation_bytes(std::int64_t rows, Checkpointing checkpointing) const;
 
   /// Freezes the weights and adds an adapter that changes nothing yet: A uniform as PEFT's, from

@@ -20,7 +20,7 @@ struct NamedParameter {
   at::Tensor value;
 };
 
-/// What a model gives for a batch: hidden states in front of the output head, or, from models that
+/// The outcome of a batch: hidden states in front of the output head, or, from models that
 /// cannot be opened, logits. Exactly one is defined.
 struct PolicyOutput {
   at::Tensor hidden;  ///< [S, T, hidden]
@@ -72,7 +72,7 @@ class PREFOPT_API Policy {
   virtual OutputHead head() const { return {}; }
   virtual std::int64_t vocab_size() const = 0;
   virtual std::vector<NamedParameter> named_parameters() const = 0;
-  /// What shapes the results besides the parameters (heads, rotary base, …), as text.
+  /// All that shapes the results besides the parameters (heads, rotary base, …), as text.
   virtual std::string config() const { return {}; }
   /// Throws DataError, led by `where`, for a sequence that is too long for the model. The default:
   /// none is.
@@ -90,7 +90,7 @@ class PREFOPT_API Policy {
   /// Throws CheckpointError where one is missing or differs in shape or dtype, ConfigError where
   /// the policy cannot (the default).
   virtual void load_weights(const std::string& directory);
-  /// The default runs the whole forward anew for each token.
+  /// The default runs the whole forward again for each token.
   virtual std::unique_ptr<DecodeSession> start_decoding(
       const std::vector<std::vector<std::int64_t>>& prompts);
 

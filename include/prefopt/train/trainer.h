@@ -26,7 +26,7 @@ enum class Schedule { kConstant, kLinear, kCosine };
 
 enum class StateDtype { kParameter, kBFloat16 };
 
-/// What bfloat16 and float16 weights are trained by: float32 copies that steps change, or
+/// How bfloat16 and float16 weights are trained: by float32 copies that steps change, or
 /// themselves by stochastic rounding.
 enum class Masters { kFloat32, kStochastic };
 
@@ -58,7 +58,7 @@ class PREFOPT_API OutOfMemoryError : public Error {
   using Error::Error;
 };
 
-/// What made a step skip its update: its rows measured anew.
+/// The reason why a step skipped its update: its rows, measured again.
 struct NonFiniteStep {
   std::int64_t step = 0;  ///< counted from 1
   double loss = 0;
@@ -70,6 +70,8 @@ struct NonFiniteStep {
   std::vector<std::int64_t> offending = {};
   std::string weight = {};    ///< first parameter that is not finite itself; empty: none
   std::string gradient = {};  ///< first parameter whose gradient is not finite; empty: none
+  /// Those that Trainer::step gives, with `skipped`; none where the step broke off before its loss.
+  Metrics metrics = {};
 };
 
 struct TrainerOptions {
@@ -90,10 +92,10 @@ struct TrainerOptions {
   std::shared_ptr<Ranks> ranks = {};  ///< that train together; null: this process alone
 };
 
-/// What the rows of a loss must have.
+/// Returns what the rows of a loss must have.
 PREFOPT_API RowNeeds row_needs(const LossRequirements& needs);
 
-/// What a loss keeps from step to step: a running mean (see `LossRequirements::running_mean`).
+/// The state of a loss from step to step: a running mean (see `LossRequirements::running_mean`).
 struct LossState {
   double mean = 0;
   double count = 0;
