@@ -683,7 +683,7 @@ TEST_CASE("the margin of labelled rows in a window is that of its two means", "[
 }
 
 TEST_CASE("a window of labelled rows has the margin of a step with all of them", "[run]") {
-  std::vector<TokenPair> rows = pairs();
+  std::vector<TokenRow> rows = pairs();
   // One desirable row in front, none behind: as many values of the one side as steps with margins.
   for (std::size_t i = 0; i < rows.size(); ++i) rows[i].columns[Column::kLabel] = i == 0 ? 1 : 0;
   const auto policy = std::make_shared<BigramPolicy>(3);
