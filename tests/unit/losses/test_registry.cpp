@@ -250,6 +250,27 @@ TEST_CASE("keys of two trainers, and keys that TRL does not read", "[losses]") {
         R"(loss: expected a key 'type' that names a loss, got {"ld_alpha":0.5})");
 }
 
+TEST_CASE("a value that a loss refuses is named as TRL names it", "[losses]") {
+  const auto check = [](const char* config, const std::string& text) {
+    CHECK_THROWS_TEXT(make_loss(config), ConfigError, text);
+  };
+  check(R"({"loss_type": "simpo", "simpo_gamma": -0.2})",
+        "CPOTrainer simpo: expected simpo_gamma >= 0, got -0.2");
+  check(R"({"loss_type": "simpo", "cpo_alpha": 0, "simpo_gamma": -0.2})",
+        "CPOTrainer simpo: expected simpo_gamma >= 0, got -0.2");
+  check(R"({"loss_type": "robust", "label_smoothing": 0.5})",
+        "DPOTrainer robust: expected label_smoothing in [0, 0.5), got 0.5" + kSmoothingReason);
+  check(R"({"trainer": "CPOTrainer", "label_smoothing": 0.5})",
+        "CPOTrainer sigmoid: expected label_smoothing in [0, 0.5), got 0.5" + kSmoothingReason);
+  check(R"({"trainer": "ORPOTrainer", "beta": -1})",
+        "ORPOTrainer orpo: expected beta > 0, got -1" + kBetaReason);
+  check(R"({"loss_type": "tpo-l", "tpo_l_gamma": "much"})",
+        "TPOTrainer tpo-l: expected tpo_l_gamma to be a number, got \"much\"");
+  // Ours are named as we name them.
+  check(R"({"loss_type": "simpo", "gamma": -0.2})", "cpo: expected gamma >= 0, got -0.2");
+  check(R"({"loss_type": "vpo", "beta": -1})", "vpo: expected beta > 0, got -1" + kBetaReason);
+}
+
 TEST_CASE("a preset is a loss with some of its options set", "[losses]") {
   check_translation(R"({"type": "tpo-l"})",
                     {{"type", "tpo"}, {"gamma", 0.5}, {"length_normalized", true}});
