@@ -151,9 +151,16 @@ class RowEncoder {
     if (!row_.gold.empty()) {
       encode_completion(row_.gold, row_.gold_parts, pair.gold, pair.gold_mask);
     }
-    if (spells_control_) result_.defects.push_back(RowDefect::kControlToken);
-    if (begins_) result_.defects.push_back(RowDefect::kGivenBegin);
-    if (ends_) result_.defects.push_back(RowDefect::kGivenEnd);
+    add_defects();
+  }
+
+  void encode_prompt_alone() {
+    if (row_.tokenized) {
+      result_.pair.prompt = row_.prompt_ids;
+      return;
+    }
+    encode_prompt();
+    add_defects();
   }
 
  private:
@@ -162,6 +169,12 @@ class RowEncoder {
     std::string text;
     TextParts parts;
   };
+
+  void add_defects() {
+    if (spells_control_) result_.defects.push_back(RowDefect::kControlToken);
+    if (begins_) result_.defects.push_back(RowDefect::kGivenBegin);
+    if (ends_) result_.defects.push_back(RowDefect::kGivenEnd);
+  }
 
   bool is_bare() const { return row_.end_of_turn.empty(); }
   bool splits() const { return options_.special_tokens_in_text == SpecialTokens::kSplit; }
@@ -708,6 +721,22 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
   return result;
 }
 
+PreparedRow prepare_prompt(const PreferenceRow& row, const Tokenizer& tokenizer,
+                           const DataOptions& options) {
+  PreparedRow result;
+  for (const RowRemark remark : row.remarks) result.defects.push_back(defect_of(remark));
+  RowEncoder(row, tokenizer, options, result).encode_prompt_alone();
+  result.from_messages = row.from_messages;
+  return result;
+}
+
+std::string refusal_of(RowDefect defect, const DataOptions& options, std::string_view where) {
+  return fmt::format("{}: expected a usable row, got one with '{}'; the option {} = {}", where,
+                     defect_name(defect), policy_for(defect, options).option,
+                     defect == RowDefect::kControlToken ? "'split' takes it as text"
+                                                        : "'drop' leaves such rows out");
+}
+
 void prepare_file(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
                   const RowNeeds* needs, std::int64_t context_length,
                   const std::function<void(std::int64_t line, PreparedRow row)>& take) {
@@ -742,7 +771,8 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
 }
 
 void read_prompts(const std::string& path, const DataOptions& options,
-                  const std::function<void(const PreferenceRow& row)>& take) {
+                  const std::function<void(const PreferenceRow& row)>& take,
+                  std::map<std::string, std::int64_t>* unread) {
   const RowLayout layout(options.columns);
   std::uint64_t found = 0;
   std::string first;
@@ -751,11 +781,17 @@ void read_prompts(const std::string& path, const DataOptions& options,
     const std::string where = row_place(path, number);
     RowTrace trace;
     try {
-      take(parse_line(text, where, options, {.layout = layout, .prompt_alone = true}, trace));
+      PreferenceRow row =
+          parse_line(text, where, options, {.layout = layout, .prompt_alone = true}, trace);
+      row.line = number;
+      check_unread(trace.unread, options, where);
+      take(row);
     } catch (const LineError& error) {
       throw DataError(error.what());
     }
-    check_unread(trace.unread, options, where);
+    for (const UnreadColumn& column : trace.unread) {
+      if (unread != nullptr) ++(*unread)[column.name];
+    }
     found |= trace.found;
     return true;
   });
