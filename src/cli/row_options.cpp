@@ -111,8 +111,7 @@ DataOptions row_options(const RowArguments& arguments, const std::string& chat_f
   options.max_length = 0;
   options.unusable = RowPolicy::kError;
   options.identical = RowPolicy::kKeep;
-  // Of a prompt's row the completions may be those that call tools.
-  options.tool_calls = part == RowPart::kAll ? RowPolicy::kError : RowPolicy::kKeep;
+  options.tool_calls = RowPolicy::kError;
   options.chat_format = chat_format;
   put_remembered(memory, part, options);
   put_given(arguments.options, part, options);

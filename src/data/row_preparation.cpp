@@ -543,6 +543,24 @@ std::vector<PreparedRow> prepare_lines(const std::string& path, const std::vecto
   return rows;
 }
 
+/// The columns of the mapping that hold completions or say something of them, as bits.
+std::uint64_t columns_of_completions(const RowLayout& layout) {
+  constexpr std::array<std::string_view, 4> kTexts = {"chosen", "rejected", "gold", "completion"};
+  constexpr std::array<std::string_view, 2> kScores = {"score_chosen", "score_rejected"};
+  const auto is_among = [](const auto& names, std::string_view name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  std::uint64_t bits = 0;
+  const auto& mapping = layout.mapping();
+  for (std::size_t i = 0; i < mapping.size(); ++i) {
+    const std::string& field = mapping[i].first;
+    const bool is_of_completions =
+        is_among(kTexts, field) || is_among(kScores, field) || is_among(kColumnKeys, field);
+    if (is_of_completions) bits |= std::uint64_t{1} << i;
+  }
+  return bits;
+}
+
 /// `found`: the columns of the mapping that any row had. `row` is one of the rows.
 void check_mapping(const RowLayout& layout, std::uint64_t found, const std::string& path,
                    const std::string& row) {
@@ -774,7 +792,7 @@ void read_prompts(const std::string& path, const DataOptions& options,
                   const std::function<void(const PreferenceRow& row)>& take,
                   std::map<std::string, std::int64_t>* unread) {
   const RowLayout layout(options.columns);
-  std::uint64_t found = 0;
+  std::uint64_t found = columns_of_completions(layout);
   std::string first;
   read_rows(path, [&](std::int64_t number, std::string_view text) {
     if (first.empty()) first = text;

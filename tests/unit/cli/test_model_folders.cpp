@@ -244,6 +244,14 @@ TEST_CASE("prefopt: models that tokenize otherwise are not compared", "[cli]") {
                          ", but by its own tokenizer " + difference + "\n") != std::string::npos);
   }
 
+  // Ids alone have no text that could differ.
+  const std::string bare = models.folder.file("bare"), ids = models.folder.file("ids.jsonl");
+  Decoder::load(models.model)->save(bare);
+  write_text(ids, R"({"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8]})");
+  CHECK(run_cli({"grad", "--model", bare, "--ref", other, "--data", ids, "--loss",
+                 R"({"type": "dpo"})"})
+            .code == 0);
+
   models.config["reference"] = {{"path", other}};
   const CliResult trained = models.train();
   CHECK(trained.code == 2);

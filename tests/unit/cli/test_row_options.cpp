@@ -105,6 +105,21 @@ TEST_CASE("prefopt: rows are read as the run of the model did, unasked", "[cli]"
   CHECK(read_text(out + "/prefopt.json") == read_text(scene.checkpoint() + "/prefopt.json"));
 }
 
+TEST_CASE("prefopt generate: remembered columns of completions may be missing", "[cli]") {
+  const RowScene scene(
+      json{{"columns", {{"prompt", "frage"}, {"chosen", "gut"}, {"rejected", "schlecht"}}}},
+      R"({"frage": "ab", "gut": "cd", "schlecht": "e"})");
+  write_text(scene.rows, R"({"frage": "xy"})");
+  const CliResult result = scene.run("generate", {"--max-new-tokens", "1", "--json"});
+  CHECK(json::parse(result.out)["prompt"] == "xy");
+  write_text(scene.rows, R"({"gut": "xy"})");
+  CHECK(run_cli(scene.command("generate")).code != 0);
+  write_text(scene.rows, R"({"frage": "xy"})");
+  check_cli_refused(
+      scene.command("score", {"--columns", R"({"prompt": "frage", "chosen": "gut"})"}), 3,
+      scene.rows + ":1: expected the column 'gut' of data.columns.chosen, got a row without it");
+}
+
 TEST_CASE("prefopt: rows are as by default where nothing is remembered", "[cli]") {
   const RowScene scene;
   CHECK(scene.run("score").err == "");
