@@ -138,7 +138,7 @@ TEST_CASE("prefopt: a checkpoint is used as its model was, unasked", "[cli]") {
   CHECK(evaluated({}) == evaluated({"--chat-format", "alpaca"}));
   CHECK(evaluated({}) != evaluated({"--chat-format", "chatml"}));
 
-  // The next stage goes on with both, and so does an export.
+  // The next stage and an export take both over.
   models.config["model"]["path"] = last;
   models.config["data"].erase("chat_format");
   models.config["output_dir"] = models.folder.file("second");

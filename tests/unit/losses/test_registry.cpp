@@ -196,7 +196,7 @@ TEST_CASE("names and keys say whose config it is", "[losses]") {
   // TRL's limit.
   check_translation(R"({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1})",
                     {{"divergence", "reverse_kl"}});
-  // Losses and options of ours beside TRL's.
+  // Losses and options of ours among TRL's.
   check_translation(R"({"loss_type": "vpo", "alpha": 0.3})",
                     {{"type", "vpo"}, {"alpha", 0.3}, {"beta", 0.1}});
   check_translation(R"({"loss_type": "ipo", "tau": 0.3, "use_weights": true})",
