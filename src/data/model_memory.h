@@ -9,7 +9,7 @@
 
 namespace prefopt::detail {
 
-/// What a run leaves for those that use its model, in `prefopt.json` next to the weights.
+/// Choices of a run for those that use its model, in `prefopt.json` next to the weights.
 struct ModelMemory {
   std::string tokenizer;    ///< "byte", or empty: the files of the folder say
   std::string chat_format;  ///< empty: nothing is remembered
@@ -18,8 +18,8 @@ struct ModelMemory {
 
 inline constexpr std::string_view kMemoryFile = "prefopt.json";
 
-/// Options of DataOptions that do not say how a row is read: where rows are, and what has a place
-/// of its own in the memory.
+/// Options of DataOptions that do not say how a row is read: where rows are, and what the memory
+/// has in another place.
 inline constexpr std::string_view kNotOfRows[] = {
     "train", "eval", "eval_fraction", "max_rows", "leak", "token_cache", "chat_format"};
 

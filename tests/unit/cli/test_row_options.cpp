@@ -92,7 +92,7 @@ TEST_CASE("prefopt: rows are read as the run of the model did, unasked", "[cli]"
   CHECK(shown["prompt"]["ids"] == json({'a', 'b'}));
   CHECK(shown["chosen"]["ids"] == json({'c', 'd'}));
 
-  // What the command line says goes first, and an export remembers as much.
+  // The command line goes first, and an export remembers as much.
   const CliResult overridden = scene.run("score", {"--data-options", R"({"add_eos": true})"});
   CHECK(chosen_length(overridden) == 3);
   CHECK(overridden.err == scene.remark(R"(add_bos = false, columns = {"prompt":"frage"})"));
