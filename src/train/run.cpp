@@ -696,6 +696,10 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
     const bool by_token = needs.head_logps || needs.limits ||
                           detail::has_token_weights(rows.train) ||
                           detail::has_token_weights(rows.eval);
+    if (!options.model.tokenizer.empty()) {
+      detail::check_reference_tokens(options.reference, *tokenizer, !given.model.tokenizer.empty(),
+                                     note);
+    }
     reference = detail::make_reference(options.reference, options.model, *policy,
                                        by_token ? CacheLevel::kToken : CacheLevel::kSequence);
   }

@@ -11,6 +11,8 @@
 #include <utility>
 
 #include "data/chat_writer.h"
+#include "data/model_memory.h"
+#include "data/tokenizer_difference.h"
 #include "math/wide_gradient.h"
 #include "prefopt/error.h"
 #include "prefopt/model/end_tokens.h"
@@ -64,8 +66,8 @@ FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
   const bool chosen =
       asked != "auto" || !tokenizer.chat_format().empty() || !tokenizer.chat_template().empty();
   const bool remembers = format != "auto" && (chosen || message_rows > 0);
-  FolderFiles files =
-      model_companions(options.model.tokenizer, options.model.path, remembers ? format : "");
+  FolderFiles files = model_companions(options.model.tokenizer, options.model.path,
+                                       remembers ? format : "", row_memory(options.data));
   if (policy.adapter()) return files;
   const std::string generation =
       generation_config_with(policy, end_tokens(policy, tokenizer, remembers ? format : "plain"));
@@ -138,6 +140,21 @@ void check_reference(const ReferenceOptions& options) {
         "reference: expected kind 'frozen' where moving is true, got 'cached'; a cache holds "
         "log-probs of one model");
   }
+}
+
+void check_reference_tokens(const ReferenceOptions& options, const Tokenizer& tokenizer, bool named,
+                            const Note& note) {
+  if (options.path.empty()) return;
+  const std::string difference = tokenizer_difference(tokenizer, options.path);
+  if (difference.empty()) return;
+  if (named) {
+    return note(fmt::format("reference: gets the tokens of {}, but by its own tokenizer {}",
+                            tokenizer.name(), difference));
+  }
+  throw ConfigError(fmt::format(
+      "reference.path: expected a model that tokenizes as {} does, got {}, by which {}; "
+      "model.tokenizer names one for both",
+      tokenizer.name(), options.path, difference));
 }
 
 std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,

@@ -25,7 +25,8 @@ ParameterCount count_parameters(const Decoder& policy);
 std::shared_ptr<const Tokenizer> open_run_tokenizer(ModelOptions& options);
 
 /// Files of a checkpoint next to the weights, so that it can be used without naming anything: the
-/// tokenizer, the chat format where one was used or chosen, and, of a whole model, all end tokens.
+/// tokenizer, how rows were read, the chat format where one was used or chosen, and, of a whole
+/// model, all end tokens.
 FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
                           const Tokenizer& tokenizer, std::int64_t message_rows);
 
@@ -39,6 +40,11 @@ void set_checkpointing(LoopOptions& options, std::int64_t rows, Decoder& policy,
 
 /// Throws ConfigError for options that exclude each other.
 void check_reference(const ReferenceOptions& options);
+
+/// Throws ConfigError where the reference's own tokenizer gives texts other tokens than the run's,
+/// which both models get; only notes it if the config named that one (`named`).
+void check_reference_tokens(const ReferenceOptions& options, const Tokenizer& tokenizer, bool named,
+                            const Note& note);
 
 /// The reference of the options, of `policy` before training where they name no other model.
 /// Throws ConfigError for one with another vocabulary.

@@ -28,7 +28,7 @@ struct LogRatioLimits {
   bool operator==(const LogRatioLimits&) const = default;
 };
 
-/// What a loss must be given, besides the chosen log-probs (`BasicPairLogps` says what each is).
+/// The inputs of a loss, apart from the chosen log-probs (`BasicPairLogps` says what each is).
 struct LossRequirements {
   bool reference = true;
   bool rejected = true;
@@ -77,7 +77,7 @@ struct LossElsewhere {
   std::string difference = {};  ///< empty: none known
 };
 
-/// What the registry, the documentation and the contract tests know of a loss.
+/// Facts of a loss for the registry, the documentation and the contract tests.
 struct LossInfo {
   std::string name = {};
   std::vector<std::string> aliases = {};  ///< names in TRL and elsewhere

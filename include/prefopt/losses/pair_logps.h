@@ -45,7 +45,7 @@ struct RunningMean {
   bool is_frozen = false;  ///< in an evaluation: no value changes the mean, which begins at 0
 };
 
-/// What a loss sees: sums over completion tokens (never the prompt) of log-probs, in nats, or any
+/// The view of a loss: sums over completion tokens (never the prompt) of log-probs, in nats, or any
 /// other scores in their place (a diffusion model's, a verifier's). All are [batch] but the
 /// samples; a loss looks only at what its requirements name.
 /// `T` is at::Tensor in training and Eigen::ArrayXd in the exact lab.
@@ -86,7 +86,7 @@ struct BasicPairLogps {
   T ref_sample_logps;  ///< [batch * samples_per_prompt]
   T sample_lens;       ///< [batch * samples_per_prompt]
 
-  RunningMean<T> running;  ///< as it stands before this step
+  RunningMean<T> running;  ///< as it is before this step
   StepTotals totals;
 };
 
@@ -125,7 +125,7 @@ struct BasicLossOutput {
   T logged_rejected_logps;
   std::vector<BasicLossTerm<T>> terms;
   ScalarOf<T> kl = {};     ///< KTO's z0, nats, for the metrics; undefined: the loss has none
-  RunningMean<T> running;  ///< as it stands after this step
+  RunningMean<T> running;  ///< as it is after this step
 };
 
 /// `loss` carries the gradient into the log-probs it was computed from: `out.loss.backward()`.
