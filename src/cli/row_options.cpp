@@ -112,6 +112,8 @@ DataOptions row_options(const RowArguments& arguments, const std::string& chat_f
   options.unusable = RowPolicy::kError;
   options.identical = RowPolicy::kKeep;
   options.tool_calls = RowPolicy::kError;
+  options.reasoning = RowPolicy::kError;
+  options.different_prompts = RowPolicy::kError;
   options.chat_format = chat_format;
   put_remembered(memory, part, options);
   put_given(arguments.options, part, options);

@@ -227,6 +227,15 @@ TEST_CASE("prefopt data check: what a loss needs", "[cli]") {
   CHECK(cli_json({"data", "check", "--data", file, "--json"})["train"]["labelled"] == 1);
   CHECK(run_cli({"data", "check", "--data", file, "--loss", R"({"type": "kto"})"}).code == 0);
   CHECK(run_cli({"data", "check", "--data", file, "--loss", R"({"type": "dpo"})"}).code == 3);
+
+  // A conversation with a label could be meant for two losses.
+  put(file,
+      R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], )"
+      R"("label": true})");
+  const std::string assumed = "1 conversation with a label read as a prompt and its last answer";
+  CHECK(run_cli({"data", "check", "--data", file}).out.find(assumed) != std::string::npos);
+  CHECK(run_cli({"data", "check", "--data", file, "--loss", R"({"type": "sft"})"})
+            .out.find(assumed) == std::string::npos);
 }
 
 TEST_CASE("prefopt train: leaks are settled and said before the first step", "[cli]") {

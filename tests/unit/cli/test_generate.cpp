@@ -48,7 +48,7 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
   CHECK(greedy[0] == greedy[1]);
   CHECK(greedy[0] == greedy[2]);
 
-  write_text(file, R"([{"frage": "ab", "question": "ab"}, {"frage": "ab"}])");
+  write_text(file, R"([{"frage": "ab", "question": "cd"}, {"frage": "ab"}])");
   CHECK(greedy_of({"--columns", R"({"prompt": "frage"})", "--unused", "note"}) ==
         std::vector<json>{greedy[0], greedy[0]});
   check_cli_refused({"generate", "--model", kPolicy, "--tokenizer", "byte", "--data", file,
