@@ -128,17 +128,11 @@ class Loader {
   }
 
   bool keeps(RowDefect defect, std::int64_t line) {
-    const auto [policy, option, value] = detail::policy_for(defect, options_);
-    const std::string_view name = detail::defect_name(defect);
-    switch (policy) {
+    switch (detail::policy_for(defect, options_).policy) {
       case RowPolicy::kError:
-        throw DataError(
-            fmt::format("{}: expected a usable row, got one with '{}'; the option {} = {}",
-                        detail::row_place(path_, line), name, option,
-                        defect == RowDefect::kControlToken ? "'split' takes it as text"
-                                                           : "'drop' leaves such rows out"));
+        throw DataError(detail::refusal_of(defect, options_, detail::row_place(path_, line)));
       case RowPolicy::kDrop:
-        drop(name, line);
+        drop(detail::defect_name(defect), line);
         return false;
       case RowPolicy::kKeep:
         break;
@@ -209,12 +203,19 @@ void DataOptions::fields(FieldVisitor& v) {
   v.choice(
       {"repeated_prompt", "completions that begin with their prompt; remove: it is taken once"},
       repeated_prompt, {"remove", "keep", "drop", "error"});
+  v.choice({"different_prompts",
+            "completions that answer different questions, or under different system texts"},
+           different_prompts, policies);
   v.choice({"prefix_answer", "pairs in which one answer begins the other"}, prefix_answer,
            policies);
   v.choice({"tool_calls",
             "messages with tool calls, tools or their results, for which no chat format has a "
             "text; keep: calls and tools are left out"},
            tool_calls, policies);
+  v.choice({"reasoning",
+            "messages with reasoning beside their content, for which no chat format has a text; "
+            "keep: it is left out"},
+           reasoning, policies);
   v.choice({"system_turn", "system messages in a chat format that has no turn for them"},
            system_turn, policies);
   v.choice({"special_tokens_in_text",

@@ -19,6 +19,7 @@ namespace prefopt {
 struct Message {
   std::string role;
   std::string content;
+  bool counts = true;  ///< in the loss; false: the file leaves the turn out of training
 };
 
 /// The chat format "dialogue" of `prefopt/data/chat.h`: `\n\nHuman: …\n\nAssistant: …`, the form of
@@ -66,16 +67,19 @@ struct TextRange {
 /// Origin of the bytes of a text that was made of messages.
 struct TextParts {
   std::vector<TextRange> contents = {};  ///< of messages, in order; the format wrote the rest
+  std::vector<TextRange> answers = {};   ///< those of them that are the assistant's
   /// The parts that count in the loss, in order; none: all of a completion.
   std::vector<TextRange> counted = {};
 };
 
 /// Something about a row that reading it settled and that DataOptions have a policy for.
 enum class RowRemark {
-  kEndsWithUser,    ///< turns after the assistant's last one
-  kRepeatedPrompt,  ///< a completion that begins with the prompt
-  kToolCalls,       ///< calls or tools that the chat format has no text for
-  kSystemTurn,      ///< a system message in a format without a system turn
+  kEndsWithUser,      ///< turns after the assistant's last one
+  kRepeatedPrompt,    ///< a completion that begins with the prompt
+  kDifferentPrompts,  ///< completions that begin with other questions or system texts
+  kToolCalls,         ///< calls or tools that the chat format has no text for
+  kReasoning,         ///< reasoning beside a content, likewise
+  kSystemTurn,        ///< a system message in a format without a system turn
 };
 
 /// A row after its form was recognized: text, or token ids used as they are.
@@ -110,7 +114,8 @@ struct PreferenceRow {
 /// assistant's turn, the completion up to the end of its last one. Of {messages} the prompt is what
 /// comes before the assistant's first answer. Options are otherwise the defaults of DataOptions:
 /// the assistant's turns count, each with its end of turn; turns after its last one are left out;
-/// a prompt that the completions begin with is taken once. Throws DataError, led by `where`, and
+/// a prompt that the completions begin with is taken once. Completions of a prompt whose last turn
+/// is the assistant's continue that turn. Throws DataError, led by `where`, and
 /// ConfigError for an unknown format.
 PREFOPT_API PreferenceRow parse_row(std::string_view json, std::string_view where,
                                     std::string_view chat_format = "dialogue");

@@ -142,15 +142,18 @@ using FolderFiles = std::map<std::string, std::string>;
 
 /// Files that make a folder's tokenizer the one that make_tokenizer gives for `name`, for
 /// `transformers` too: copies of those in its folder; from a GGUF file `tokenizer.json` and
-/// `tokenizer_config.json` made of its vocabulary. `prefopt.json` remembers the byte tokenizer and
-/// `chat_format`, unless that is empty. An empty name gives at most that one.
+/// `tokenizer_config.json` made of its vocabulary. `prefopt.json` remembers the byte tokenizer,
+/// `chat_format` and `row_options`, a JSON object of options of DataOptions that say how rows are
+/// read, unless these are empty. An empty name gives at most that one.
 PREFOPT_API FolderFiles tokenizer_files(const std::string& name,
-                                        const std::string& chat_format = {});
+                                        const std::string& chat_format = {},
+                                        const std::string& row_options = {});
 
 /// tokenizer_files of `tokenizer`; where that is empty, copies of what `model` has, if it is a
 /// folder: a model whose tokenizer is not read here keeps it.
 PREFOPT_API FolderFiles model_companions(const std::string& tokenizer, const std::string& model,
-                                         const std::string& chat_format = {});
+                                         const std::string& chat_format = {},
+                                         const std::string& row_options = {});
 
 /// Writes each file into `folder`, which is made if need be. Throws CheckpointError.
 PREFOPT_API void write_files(const FolderFiles& files, const std::string& folder);

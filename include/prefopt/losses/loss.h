@@ -98,7 +98,7 @@ struct LossElsewhere {
   std::string difference = {};  ///< empty: none known
 };
 
-/// What the registry, the documentation and the contract tests know of a loss.
+/// Facts of a loss for the registry, the documentation and the contract tests.
 struct LossInfo {
   std::string name = {};
   std::vector<std::string> aliases = {};  ///< names in TRL and elsewhere

@@ -24,7 +24,7 @@ struct MixOptions {
 ///   sum_k weight_k loss_k
 /// TRL's `loss_type` list with `loss_weights`. The default is MPO (2411.10442) as TRL writes it;
 /// the paper's quality term is bco_pair with `running_delta` and its generation term sft with
-/// `reduction` sequence_mean. A term `sft` beside terms for labelled rows imitates the desirable
+/// `reduction` sequence_mean. A term `sft` among terms for labelled rows imitates the desirable
 /// ones. Derivatives and rewards: the weighted sum of the terms' derivatives; the rewards of the
 /// first term that has some.
 class PREFOPT_API MixLoss {

@@ -32,7 +32,7 @@ enum class MarginOf {
   kLogGap,  ///< its logarithm (ODPO, 2402.10571)
 };
 
-/// What a row of the data may say about its pair, and WPO's weights. All of it is detached.
+/// Values of a pair that the data may have, and WPO's weights. All of it is detached.
 struct PairOptions {
   double margin_scale = 0;
   MarginOf margin_of = MarginOf::kGap;
@@ -53,7 +53,7 @@ inline constexpr double kLeastRewardGap = 1e-12;
 namespace detail {
 /// Throws ConfigError for a margin in a loss that has no difference to take it from.
 PREFOPT_API void refuse_margin(double margin_scale, const std::string& name);
-/// What beta delta is to exceed, in units of the score; undefined: 0.
+/// The gap that beta delta is to exceed, in units of the score; undefined: 0.
 template <class T>
 T pair_margins(const PairOptions& options, const BasicPairLogps<T>& in, double beta) {
   if (options.margin_scale == 0) return T();
@@ -169,7 +169,7 @@ PREFOPT_API void check_link_option(DeltaLinkKind kind, const char* option, doubl
 PREFOPT_API void check_reduction(Reduction reduction, double weight, const std::string& name);
 }  // namespace detail
 
-/// The options of a pairwise loss that has none of its own.
+/// The options of a pairwise loss that has beta alone.
 struct BetaOptions {
   double beta = 0.1;
   ScoreOptions score = {};

@@ -11,7 +11,7 @@
 #include "prefopt/math/functions.h"
 #include "prefopt/options.h"
 
-// Regularizers: terms beside the link that look at one side of a pair or at fresh samples. Each
+// Regularizers: terms added to the link that look at one side of a pair or at fresh samples. Each
 // adds its per-pair value to `losses` and the derivatives of their sum to the grad_*. Values are
 // scaled so that the mean over the pairs of the whole step is the term itself.
 namespace prefopt {
@@ -139,7 +139,7 @@ struct NllRegularizer {
   }
 };
 
-/// Which completions stand for the calibration policy of VPO.
+/// Completions in place of the calibration policy of VPO.
 enum class Calibration { kChosen, kRejected, kSamples };
 
 /// weight * mean over calibration completions of (log pi - log pi_ref) (VPO, 2405.19320 eqs. 11,

@@ -158,7 +158,7 @@ struct Score {
     return weighted(side.ref_logps, side.ref_head_logps, tail);
   }
 
-  /// What a score is of: a difference of two models, or the log-probs of one.
+  /// The argument of a score: a difference of two models, or the log-probs of one.
   template <class T>
   T logratio(const BasicSideLogps<T>& side) const {
     if (options.humanline.humanline) return side.limited_logratios;
@@ -224,7 +224,7 @@ PREFOPT_API void check_shaped(const ScoreOptions& options, double alpha, std::st
 }  // namespace detail
 
 /// Throws ConfigError, led by `where`, for options from which no score follows, or that do nothing
-/// beside the others. `of_difference`:
+/// with the others. `of_difference`:
 /// the loss depends on s_w - s_l alone, so that the normalizer of a divergence cancels.
 PREFOPT_API Score make_score(const ScoreOptions& options, std::string_view where,
                              bool of_difference = true);

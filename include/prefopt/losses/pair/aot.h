@@ -22,8 +22,8 @@ struct AotOptions {
 };
 
 namespace detail {
-/// The logistic loss of two lists' quantiles, and its slopes in both. Losses stand at the rows that
-/// the first list came from.
+/// The logistic loss of two lists' quantiles, and its slopes in both. Losses are put at the rows
+/// that the first list came from.
 template <class T>
 struct QuantileLoss {
   T losses;
