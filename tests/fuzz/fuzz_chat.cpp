@@ -40,6 +40,17 @@ json to_json(const std::vector<Message>& messages) {
   return list;
 }
 
+// The conversation of a row: an answer after an answer continues it, or repeats its beginning.
+std::vector<Message> conversation_of(std::vector<Message> messages) {
+  const Message last = messages.back();
+  Message& before = messages[messages.size() - 2];
+  if (before.role != "assistant" || last.role != "assistant") return messages;
+  const bool repeats = !before.content.empty() && last.content.starts_with(before.content);
+  before.content = repeats ? last.content : before.content + last.content;
+  messages.pop_back();
+  return messages;
+}
+
 // A row is cut from the text that the format makes of the whole conversation.
 void check_row(std::string_view format, const std::vector<Message>& messages) {
   const json last = to_json({messages.back()});
@@ -50,7 +61,8 @@ void check_row(std::string_view format, const std::vector<Message>& messages) {
   accepts(kPlace, [&] {
     const PreferenceRow read = parse_row(text, kPlace, format);
     expect(read.chosen == read.rejected, "equal messages that became different texts");
-    expect(format_chat(format, messages, false).starts_with(read.prompt + read.chosen),
+    expect(format_chat(format, conversation_of(messages), false)
+               .starts_with(read.prompt + read.chosen),
            "a row that is not the text of its conversation");
   });
 }

@@ -411,9 +411,12 @@ TEST_CASE("prefopt generate: messages are written in the model's format", "[cli]
   CHECK(prompts({"--message", "Hi", "--message", "[a,b]"}) ==
         std::vector<std::string>{"<|im_start|>user\nHi" + opening,
                                  "<|im_start|>user\n[a,b]" + opening});
-  CHECK(prompts({"--message", "", "--system", "Be brief"}) ==
-        std::vector<std::string>{"<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\n" +
+  CHECK(prompts({"--message", "Hi", "--system", "Be brief"}) ==
+        std::vector<std::string>{"<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nHi" +
                                  opening});
+  check_cli_refused({"generate", "--model", models.model, "--message", ""}, 3,
+                    "--message: expected a prompt whose last turn has a text, got an empty turn of "
+                    "the user");
   CHECK(prompts({"--message", "Hi", "--chat-format", "plain"}) ==
         std::vector<std::string>{"Hi\n\n"});
   CHECK(prompts({"--prompt", "Hi", "--prompt", " "}) == std::vector<std::string>{"Hi", " "});
