@@ -25,17 +25,13 @@ struct Knowledge {
 ///   L(theta) = sum_i weight_i loss(pair_i; log pi_theta)
 /// with its exact gradient.
 ///
-/// - Where something is defined token by token, an action counts as one token: overlaps of LD-DPO,
-///   WPO's sums of squares, TDPO's KL.
-/// - Terms on fresh samples (HyPO, VPO) are expectations over the policy, or the calibration
-/// policy:
-///   the loss of one sample, weighted by its probability. The gradient of HyPO's KL is then exact.
-/// - Unpaired losses (KTO, BCO) see the two sides of a pair as rows of half its weight, and the
-/// next
-///   row's action as the completion of another row.
-/// - Running means are those of a first step.
-/// - Parts that a loss detaches (KTO's z0, WPO's weights) are held fixed in the gradient, as in
-///   training.
+/// Token by token, an action counts as one token (overlaps of LD-DPO, WPO's sums of squares, TDPO's
+/// KL). Terms on fresh samples (HyPO, VPO) are expectations over the policy, or the calibration
+/// policy: the loss of one sample, weighted by its probability, so that the gradient of HyPO's KL
+/// is exact. Unpaired losses (KTO, BCO) see the two sides of a pair as rows of half its weight, and
+/// the next row's action as the completion of another row. Running means are those of a first step.
+/// Parts that a loss detaches (KTO's z0, WPO's weights) are held fixed in the gradient, as in
+/// training.
 class PREFOPT_API Objective {
  public:
   struct Evaluation {
