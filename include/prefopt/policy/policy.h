@@ -94,7 +94,7 @@ class PREFOPT_API Policy {
   void set_requires_grad(bool on);
 };
 
-/// Returns a hash of config, names, shapes, dtypes and bytes of all parameters, and the scale of an
+/// Hash over config, names, shapes, dtypes and bytes of all parameters, and the scale of an
 /// adapter: the key of cached log-probs.
 PREFOPT_API std::string content_hash(const Policy& policy);
 
