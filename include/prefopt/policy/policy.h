@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -84,9 +85,13 @@ class PREFOPT_API Policy {
   /// Returns a frozen model of the merged weights. It owns those that are trained and may share the
   /// others with this policy. The default is frozen_copy().
   virtual std::shared_ptr<Policy> merged_copy() const;
-  /// Writes the model in its own format. Throws CheckpointError where there is none.
+  /// Writes the model in its own format. Throws CheckpointError if it has none.
   virtual void save(const std::string& directory) const;
-  /// The default runs the whole forward anew for each token.
+  /// Reads the trained weights that `save` wrote into the parameters, which keep their places.
+  /// Throws CheckpointError where one is missing or differs in shape or dtype, ConfigError where
+  /// the policy cannot (the default).
+  virtual void load_weights(const std::string& directory);
+  /// The default runs the whole forward again for each token.
   virtual std::unique_ptr<DecodeSession> start_decoding(
       const std::vector<std::vector<std::int64_t>>& prompts);
 
@@ -94,8 +99,21 @@ class PREFOPT_API Policy {
   void set_requires_grad(bool on);
 };
 
-/// Hash over config, names, shapes, dtypes and bytes of all parameters, and the scale of an
-/// adapter: the key of cached log-probs.
+namespace detail {
+/// Writes `model.safetensors` of parameters into a folder, which is made if need be.
+PREFOPT_API void save_parameters(const std::vector<NamedParameter>& parameters,
+                                 const std::string& directory);
+/// Reads it into those that require a gradient. Throws CheckpointError, and changes nothing, where
+/// one is missing or differs in shape or dtype.
+PREFOPT_API void load_parameters(const std::vector<NamedParameter>& parameters,
+                                 const std::string& directory);
+/// The same from tensors by name, read from `where`.
+void copy_parameters(const std::vector<NamedParameter>& parameters,
+                     const std::map<std::string, at::Tensor>& values, const std::string& where);
+}  // namespace detail
+
+/// Returns a hash over config, names, shapes, dtypes and bytes of all parameters, and the scale of
+/// an adapter: the key of cached log-probs.
 PREFOPT_API std::string content_hash(const Policy& policy);
 
 }  // namespace prefopt

@@ -31,6 +31,8 @@ class PREFOPT_API Reference {
   /// All that `after_step` changes, by name, for a checkpoint: not copies, and who resumes writes
   /// into them. The default: nothing.
   virtual std::vector<std::pair<std::string, at::Tensor>> state() const;
+  /// Writes down what the reference keeps on disk. The default: nothing.
+  virtual void flush() {}
   /// The model behind it, for fresh samples; null where there is none.
   virtual Policy* policy() { return nullptr; }
 };
@@ -55,7 +57,7 @@ class PREFOPT_API CachedReference final : public Reference {
   at::Tensor token_logps(const TokenBatch& batch) override;
   Policy* policy() override;
 
-  void flush();
+  void flush() override;
   const std::string& path() const;
   std::int64_t hits() const;
   std::int64_t misses() const;
