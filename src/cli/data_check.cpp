@@ -175,6 +175,11 @@ class Report {
     out_ << fmt::format("{}: {} of {} can be used\n", purpose, rows.usable,
                         counted(rows.rows, "row"));
     print_kinds(rows);
+    if (rows.assumed_labelled > 0) {
+      line("remark", fmt::format("{} with a label read as a prompt and its last answer, as for "
+                                 "'kto'; --loss says what they are for",
+                                 counted(rows.assumed_labelled, "conversation")));
+    }
     for (const DefectRows& defect : rows.defects) {
       line(defect.policy == RowPolicy::kKeep ? "remark" : "refused",
            fmt::format("{}: {} ({} = '{}'; {})",
@@ -390,6 +395,7 @@ Json to_json(const DataCheck& check, const RowsCheck& rows) {
           {"refused", rows.refused()},
           {"pairs", rows.pairs},
           {"labelled", rows.labelled},
+          {"assumed_labelled", rows.assumed_labelled},
           {"desirable", rows.desirable},
           {"defects", std::move(defects)},
           {"read_columns", rows.read},

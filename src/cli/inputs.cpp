@@ -80,6 +80,8 @@ std::vector<TokenRow> read_pairs(const std::string& path, const Tokenizer& token
   options.identical = RowPolicy::kKeep;
   options.long_prompt = RowPolicy::kKeep;
   options.tool_calls = RowPolicy::kError;
+  options.reasoning = RowPolicy::kError;
+  options.different_prompts = RowPolicy::kError;
   options.chat_format = chat_format;
   read_columns(columns, options);
   Dataset dataset = load_dataset(path, tokenizer, options, needs);

@@ -9,9 +9,9 @@
 
 #include "core/hash.h"
 #include "core/text.h"
-#include "core/utf8.h"
 #include "data/chat_writer.h"
 #include "data/defect_line.h"
+#include "data/row_words.h"
 #include "data/template_text.h"
 #include "prefopt/error.h"
 
@@ -122,6 +122,10 @@ bool is_blank(std::string_view text) {
   return text.find_last_not_of(" \t\r\n") == std::string_view::npos;
 }
 
+bool contains_text(std::string_view text, std::string_view part) {
+  return text.find(part) != std::string_view::npos;
+}
+
 const ChatDefinition& definition_of(std::string_view format, std::string_view where) {
   for (const ChatDefinition& definition : kDefinitions) {
     if (definition.name == format) return definition;
@@ -130,24 +134,6 @@ const ChatDefinition& definition_of(std::string_view format, std::string_view wh
   throw ConfigError(fmt::format("{}: expected a chat format among {}, got '{}'{}", where,
                                 fmt::join(names, ", "), format,
                                 detail::did_you_mean(format, names)));
-}
-
-// As Python's str.strip(), which Jinja's trim is: White_Space and the four separators of ASCII.
-std::string_view trimmed(std::string_view text) {
-  const auto is_space = [](char32_t code) {
-    return detail::is_white_space(code) || (code >= 0x1C && code <= 0x1F);
-  };
-  std::size_t begin = text.size();
-  std::size_t end = 0;
-  for (std::size_t at = 0; at < text.size();) {
-    const detail::Utf8Character character = detail::utf8_character(text, at);
-    if (!is_space(character.code)) {
-      begin = std::min(begin, at);
-      end = at + character.length;
-    }
-    at += character.length;
-  }
-  return begin < end ? text.substr(begin, end - begin) : std::string_view();
 }
 
 }  // namespace
@@ -196,7 +182,18 @@ std::string ChatWriter::opening_of(std::string_view role) const {
 }
 
 std::string_view ChatWriter::content(const Message& message) const {
-  return definition().trimmed ? trimmed(message.content) : std::string_view(message.content);
+  return definition().trimmed ? stripped(message.content) : std::string_view(message.content);
+}
+
+std::string_view ChatWriter::begun_content(const Message& message) const {
+  const bool trims = definition().trimmed;
+  return trims ? stripped_before(message.content) : std::string_view(message.content);
+}
+
+std::string_view ChatWriter::continued_content(const Message& begun, const Message& message) const {
+  if (begun_content(begun).empty()) return content(message);
+  const bool trims = definition().trimmed;
+  return trims ? stripped_after(message.content) : std::string_view(message.content);
 }
 
 std::string_view ChatWriter::before_content(const Message& message) const {
@@ -237,6 +234,27 @@ std::string ChatWriter::text(const std::vector<Message>& messages, bool open_ass
   for (const Message& message : messages) text += opening_of(message.role) + body(message);
   if (open_assistant_turn) text += opening_of("assistant");
   return text;
+}
+
+bool is_dialogue(std::string_view text) {
+  return std::any_of(kDefinitions.begin(), kDefinitions.end(), [&](const ChatDefinition& known) {
+    return !known.user.empty() && contains_text(text, stripped(known.user)) &&
+           contains_text(text, stripped(known.assistant));
+  });
+}
+
+bool part_in_question(std::string_view a, std::string_view b) {
+  const auto apart = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
+  const std::string_view shared = a.substr(0, static_cast<std::size_t>(apart.first - a.begin()));
+  for (const ChatDefinition& definition : kDefinitions) {
+    const std::string_view answer = stripped(definition.assistant);
+    if (answer.empty() || !contains_text(a, answer) || !contains_text(b, answer)) continue;
+    const std::size_t answered = shared.rfind(answer);
+    const std::size_t asked = shared.rfind(stripped(definition.user));
+    return answered == std::string_view::npos ||
+           (asked != std::string_view::npos && asked > answered);
+  }
+  return false;
 }
 
 std::vector<std::string_view> ends_of_turns() {

@@ -45,6 +45,10 @@ class ChatWriter {
   /// between_turns().
   std::string_view before_content(const Message& message) const;
   std::string_view content(const Message& message) const;
+  /// The content of a turn that is not at its end, and that of `message`, which continues it: as
+  /// the content of both in one, so that white space between them stays.
+  std::string_view begun_content(const Message& message) const;
+  std::string_view continued_content(const Message& begun, const Message& message) const;
   /// What body() ends with after the end of the turn: the start of the next one.
   std::string_view between_turns() const;
   std::string_view end_of_turn() const;
@@ -57,6 +61,13 @@ class ChatWriter {
   const ChatDefinition* definition_;  ///< null for "auto"
   std::string where_;
 };
+
+/// Whether a text has turns of a person and of an assistant in one of the formats.
+bool is_dialogue(std::string_view text);
+
+/// Whether two texts of one format part before the assistant speaks: in a person's turn, or before
+/// any turn. False where they are no dialogues.
+bool part_in_question(std::string_view a, std::string_view b);
 
 /// Of all formats: the texts that end a turn, each once.
 std::vector<std::string_view> ends_of_turns();

@@ -5,16 +5,19 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <utility>
 
 #include "data/line_error.h"
+#include "data/row_words.h"
 
 namespace prefopt::detail {
 namespace {
 
+/// Outer white space makes no other message.
 bool is_same(const Message& a, const Message& b) {
-  return a.role == b.role && a.content == b.content;
+  return a.role == b.role && stripped(a.content) == stripped(b.content);
 }
 
 bool is_answer(const Message& message) { return message.role == "assistant"; }
@@ -25,22 +28,49 @@ class PartsWriter {
   explicit PartsWriter(const ChatWriter& chat) : chat_(chat) {}
 
   void write(std::string_view text) { text_ += text; }
+  std::size_t size() const { return text_.size(); }
+  bool counts_some() const { return !parts_.counted.empty(); }
 
   /// The content and the end of the turn, without what stands between turns.
   void write_turn(const Message& message, bool counts) {
     const std::size_t begin = text_.size();
     text_ += chat_.before_content(message);
-    const std::size_t content = text_.size();
-    text_ += chat_.content(message);
-    if (text_.size() > content) parts_.contents.push_back({content, text_.size()});
+    write_content(chat_.content(message), is_answer(message));
     text_ += chat_.end_of_turn();
-    if (counts) parts_.counted.push_back({begin, text_.size()});
+    if (counts) count_from(begin);
   }
 
   void write_opened_turn(const Message& message) {
     write(chat_.opening_of(message.role));
     write_turn(message, false);
     write(chat_.between_turns());
+  }
+
+  /// A turn that the completions continue.
+  void write_begun_turn(const Message& message) {
+    write(chat_.opening_of(message.role));
+    const std::string_view content = chat_.begun_content(message);
+    if (!content.empty()) write(chat_.before_content(message));
+    write_content(content, is_answer(message));
+  }
+
+  /// What continues it, up to the end of the turn.
+  void write_continuation(const Message& begun, const Message& message, bool counts) {
+    const std::size_t begin = text_.size();
+    if (chat_.begun_content(begun).empty()) write(chat_.before_content(message));
+    write_content(chat_.continued_content(begun, message), is_answer(message));
+    text_ += chat_.end_of_turn();
+    if (counts) count_from(begin);
+  }
+
+  /// The text from there on counts.
+  void count_from(std::size_t begin) {
+    auto& counted = parts_.counted;
+    if (!counted.empty() && counted.back().end == begin) {
+      counted.back().end = text_.size();
+    } else {
+      counted.push_back({begin, text_.size()});
+    }
   }
 
   void take(std::string& text, TextParts& parts) {
@@ -53,6 +83,14 @@ class PartsWriter {
   }
 
  private:
+  void write_content(std::string_view content, bool is_of_assistant) {
+    if (content.empty()) return;
+    const TextRange range{text_.size(), text_.size() + content.size()};
+    text_ += content;
+    parts_.contents.push_back(range);
+    if (is_of_assistant) parts_.answers.push_back(range);
+  }
+
   const ChatWriter& chat_;
   std::string text_;
   TextParts parts_;
@@ -70,6 +108,10 @@ class RowWriter {
     if (has_prompt) take_repeats(talk);
     for (Messages* completion : completions_of(talk)) leave_out_end(*completion);
     if (!has_prompt) share_beginning(talk);
+    check_question(talk.prompt);
+    note_questions(talk);
+    continues_ = has_prompt && continues(talk);
+    if (continues_) take_beginning(talk);
     return write(talk);
   }
 
@@ -79,6 +121,7 @@ class RowWriter {
     chat_.check_system(messages, rules_.where);
     row_.has_rejected = false;
     const Conversation talk = split(std::move(messages));
+    check_question(talk.prompt);
     if (rules_.loss_on != LossOn::kAll) return write(talk);
 
     row_.end_of_turn = chat_.end_of_turn();
@@ -135,39 +178,114 @@ class RowWriter {
     return 0;
   }
 
-  /// System messages that `completion` has before all of `prompt`.
-  static std::size_t systems_before(const Messages& prompt, const Messages& completion) {
-    std::size_t count = 0;
-    while (count < completion.size() && completion[count].role == "system") ++count;
-    const bool follows =
-        completion.size() >= count + prompt.size() &&
-        std::equal(prompt.begin(), prompt.end(),
-                   completion.begin() + static_cast<std::ptrdiff_t>(count), is_same);
-    return follows ? count : 0;
+  /// A model that is asked nothing has nothing to answer.
+  void check_question(const Messages& prompt) const {
+    if (prompt.empty() || prompt.back().role != "user") return;
+    if (stripped(prompt.back().content).empty()) {
+      fail("a prompt whose last turn has a text", "an empty turn of the user");
+    }
+  }
+
+  /// Messages that `completion` has before all of `prompt`; none where it does not hold it.
+  static std::optional<std::size_t> before_prompt(const Messages& prompt,
+                                                  const Messages& completion) {
+    const auto place =
+        std::search(completion.begin(), completion.end(), prompt.begin(), prompt.end(), is_same);
+    if (place == completion.end()) return std::nullopt;
+    return static_cast<std::size_t>(place - completion.begin());
+  }
+
+  /// Whether a completion begins with what only a prompt can hold at this place.
+  static bool begins_before(const Messages& prompt, const Messages& completion) {
+    const std::string& role = completion.front().role;
+    return role == "system" || (role == "user" && prompt.back().role == "user");
+  }
+
+  /// A system message or earlier turns that the completions alone have belong before the prompt
+  /// that they repeat. Completions that begin with their answer have no say in it.
+  void complete_prompt(Conversation& talk) {
+    const Messages* fullest = nullptr;
+    std::size_t before = 0;
+    for (const Messages* completion : completions_of(talk)) {
+      if (!begins_before(talk.prompt, *completion)) continue;
+      const auto place = before_prompt(talk.prompt, *completion);
+      if (!place) return;
+      if (fullest == nullptr) {
+        fullest = completion;
+        before = *place;
+        continue;
+      }
+      const auto end = completion->begin() + static_cast<std::ptrdiff_t>(*place);
+      if (*place != before || !std::equal(completion->begin(), end, fullest->begin(), is_same)) {
+        return;
+      }
+    }
+    if (before == 0) return;
+    talk.prompt.insert(talk.prompt.begin(), fullest->begin(),
+                       fullest->begin() + static_cast<std::ptrdiff_t>(before));
   }
 
   void take_repeats(Conversation& talk) {
-    const auto completions = completions_of(talk);
-    // A system message that the completions alone have belongs before the prompt they repeat.
-    const std::size_t systems = systems_before(talk.prompt, talk.chosen);
-    const auto count = static_cast<std::ptrdiff_t>(systems);
-    const auto has_them = [&](const Messages* completion) {
-      return systems_before(talk.prompt, *completion) == systems &&
-             std::equal(completion->begin(), completion->begin() + count, talk.chosen.begin(),
-                        is_same);
-    };
-    if (systems > 0 && rules_.removes_repeats &&
-        std::all_of(completions.begin(), completions.end(), has_them)) {
-      talk.prompt.insert(talk.prompt.begin(), talk.chosen.begin(), talk.chosen.begin() + count);
-    }
-    for (Messages* completion : completions) {
+    if (rules_.removes_repeats) complete_prompt(talk);
+    for (Messages* completion : completions_of(talk)) {
       const std::size_t known = repeated(talk.prompt, *completion);
-      if (known == 0) continue;
-      add_remark(row_, RowRemark::kRepeatedPrompt);
-      if (!rules_.removes_repeats) continue;
-      if (known == completion->size()) fail("a completion beyond the prompt", "the prompt alone");
-      completion->erase(completion->begin(),
-                        completion->begin() + static_cast<std::ptrdiff_t>(known));
+      const bool holds_prompt = begins_before(talk.prompt, *completion) &&
+                                before_prompt(talk.prompt, *completion).has_value();
+      if (known > 0 || (holds_prompt && !rules_.removes_repeats)) {
+        add_remark(row_, RowRemark::kRepeatedPrompt);
+        if (!rules_.removes_repeats) continue;
+        if (known == completion->size()) fail("a completion beyond the prompt", "the prompt alone");
+        completion->erase(completion->begin(),
+                          completion->begin() + static_cast<std::ptrdiff_t>(known));
+      }
+      if (!begins_before(talk.prompt, *completion)) continue;
+      fail("completions that follow their prompt",
+           completion->front().role == "system" ? "one that begins with a system turn"
+                                                : "one that begins with another turn of the user");
+    }
+  }
+
+  /// Whether the completions continue the turn that the prompt ends with.
+  bool continues(Conversation& talk) const {
+    if (!is_answer(talk.prompt.back())) return false;
+    const auto completions = completions_of(talk);
+    const auto answers =
+        std::count_if(completions.begin(), completions.end(),
+                      [](const Messages* completion) { return is_answer(completion->front()); });
+    if (answers != 0 && answers != std::ssize(completions)) {
+      fail("completions that begin with one role after a turn of the assistant", "two roles");
+    }
+    return answers != 0;
+  }
+
+  /// A turn that is continued may be in the completions from its beginning again.
+  void take_beginning(Conversation& talk) {
+    const std::string& begun = talk.prompt.back().content;
+    const auto completions = completions_of(talk);
+    const auto repeats = [&](const Messages* completion) {
+      return after_prompt(completion->front().content, begun).has_value();
+    };
+    const bool all = std::all_of(completions.begin(), completions.end(), repeats);
+    if (!all && !(repeats(&talk.chosen) && is_telling(begun))) return;
+    add_remark(row_, RowRemark::kRepeatedPrompt);
+    if (!rules_.removes_repeats) return;
+    for (Messages* completion : completions) {
+      std::string& content = completion->front().content;
+      if (const auto rest = after_prompt(content, begun)) content = std::string(*rest);
+    }
+  }
+
+  /// Completions that begin with turns of others answer those.
+  void note_questions(Conversation& talk) {
+    const auto asked = [](const Messages& completion) {
+      return std::find_if(completion.begin(), completion.end(), is_answer);
+    };
+    const Messages& chosen = talk.chosen;
+    for (const Messages* completion : completions_of(talk)) {
+      if (!std::equal(chosen.begin(), asked(chosen), completion->begin(), asked(*completion),
+                      is_same)) {
+        add_remark(row_, RowRemark::kDifferentPrompts);
+      }
     }
   }
 
@@ -186,9 +304,13 @@ class RowWriter {
 
   Conversation split(Messages messages) const {
     if (rules_.loss_on == LossOn::kAll) return {.prompt = {}, .chosen = std::move(messages)};
-    const auto first = rules_.loss_on == LossOn::kLast
-                           ? messages.end() - 1
-                           : std::find_if(messages.begin(), messages.end(), is_answer);
+    const auto first =
+        rules_.loss_on == LossOn::kLast
+            ? messages.end() - 1
+            : std::find_if(messages.begin(), messages.end(), [](const Message& message) {
+                return is_answer(message) && message.counts;
+              });
+    if (first == messages.end()) fail(kCounting, "one without");
     return {.prompt = Messages(messages.begin(), first), .chosen = Messages(first, messages.end())};
   }
 
@@ -203,12 +325,18 @@ class RowWriter {
     };
     const bool may_open =
         is_answer(talk.chosen.front()) || (talk.prompt.empty() && !row_.end_of_turn.empty());
-    opens_ = may_open && begins_alike(talk.rejected) && begins_alike(talk.gold);
+    opens_ = !continues_ && may_open && begins_alike(talk.rejected) && begins_alike(talk.gold);
     PartsWriter prompt(chat_);
     if (!talk.prompt.empty() || opens_) {
       prompt.write(chat_.opening(talk.prompt.empty() ? talk.chosen.front() : talk.prompt.front()));
     }
-    for (const Message& message : talk.prompt) prompt.write_opened_turn(message);
+    for (const Message& message : talk.prompt) {
+      if (continues_ && &message == &talk.prompt.back()) {
+        prompt.write_begun_turn(message);
+      } else {
+        prompt.write_opened_turn(message);
+      }
+    }
     if (opens_) prompt.write(chat_.opening_of(role));
     prompt.take(row_.prompt, row_.prompt_parts);
 
@@ -227,26 +355,51 @@ class RowWriter {
     chat_.check_system(all, rules_.where);
     PartsWriter writer(chat_);
     if (prompt.empty() && !opens_) writer.write(chat_.opening(messages.front()));
-    if (!opens_) writer.write(chat_.opening_of(messages.front().role));
-    write_turns(messages, writer);
+    if (!opens_ && !continues_) writer.write(chat_.opening_of(messages.front().role));
+    write_turns(messages, writer, continues_ ? &prompt.back() : nullptr);
     writer.take(text, parts);
   }
 
-  /// All of the turns but what opens the first, up to the end of the last.
-  void write_turns(const Messages& messages, PartsWriter& text) const {
-    for (std::size_t i = 0; i < messages.size(); ++i) {
-      const bool is_last = i + 1 == messages.size();
-      if (i > 0) text.write(chat_.opening_of(messages[i].role));
-      text.write_turn(messages[i], rules_.loss_on != LossOn::kAll && is_answer(messages[i]) &&
-                                       (rules_.loss_on == LossOn::kAssistant || is_last));
-      if (!is_last) text.write(chat_.between_turns());
-    }
+  /// Whether a turn counts apart from others. An empty one would only teach to end at once.
+  bool counts(const Messages& messages, std::size_t i) const {
+    const Message& message = messages[i];
+    const bool is_last = i + 1 == messages.size();
+    return rules_.loss_on != LossOn::kAll && is_answer(message) && message.counts &&
+           (rules_.loss_on == LossOn::kAssistant || is_last) &&
+           (messages.size() == 1 || !chat_.content(message).empty());
   }
+
+  /// All of the turns but what opens the first, up to the end of the last. `begun`: the turn that
+  /// the first one continues, or null.
+  void write_turns(const Messages& messages, PartsWriter& text,
+                   const Message* begun = nullptr) const {
+    const bool leaves_out =
+        rules_.loss_on == LossOn::kAll &&
+        !std::all_of(messages.begin(), messages.end(), [](const Message& m) { return m.counts; });
+    for (std::size_t i = 0; i < messages.size(); ++i) {
+      const std::size_t begin = text.size();
+      if (i > 0) text.write(chat_.opening_of(messages[i].role));
+      if (i == 0 && begun != nullptr) {
+        text.write_continuation(*begun, messages[i], counts(messages, i));
+      } else {
+        text.write_turn(messages[i], counts(messages, i));
+      }
+      if (i + 1 < messages.size()) text.write(chat_.between_turns());
+      if (leaves_out && messages[i].counts) text.count_from(begin);
+    }
+    // Where no part is said to count, all of them do.
+    const bool counts_parts = rules_.loss_on != LossOn::kAll || leaves_out;
+    if (counts_parts && !text.counts_some()) fail(kCounting, "one without");
+  }
+
+  static constexpr std::string_view kCounting =
+      "a turn of the assistant that counts in each completion";
 
   const ConversationRules& rules_;
   const ChatWriter& chat_;
   PreferenceRow row_;
-  bool opens_ = false;  ///< the prompt opens the first turn of the completions
+  bool opens_ = false;      ///< the prompt opens the first turn of the completions
+  bool continues_ = false;  ///< the completions continue the last turn of the prompt
 };
 
 }  // namespace

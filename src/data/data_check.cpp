@@ -96,6 +96,7 @@ class Checker {
 
     ++check_.usable;
     check_.message_rows += row.from_messages ? 1 : 0;
+    check_.assumed_labelled += row.assumes_label ? 1 : 0;
     count_lengths(row);
     count_kind(row.pair);
     count_cuts(row, place);

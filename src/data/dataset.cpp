@@ -209,12 +209,19 @@ void DataOptions::fields(FieldVisitor& v) {
   v.choice(
       {"repeated_prompt", "completions that begin with their prompt; remove: it is taken once"},
       repeated_prompt, {"remove", "keep", "drop", "error"});
+  v.choice({"different_prompts",
+            "completions that answer different questions, or under different system texts"},
+           different_prompts, policies);
   v.choice({"prefix_answer", "pairs in which one answer begins the other"}, prefix_answer,
            policies);
   v.choice({"tool_calls",
             "messages with tool calls, tools or their results, for which no chat format has a "
             "text; keep: calls and tools are left out"},
            tool_calls, policies);
+  v.choice({"reasoning",
+            "messages with reasoning beside their content, for which no chat format has a text; "
+            "keep: it is left out"},
+           reasoning, policies);
   v.choice({"system_turn", "system messages in a chat format that has no turn for them"},
            system_turn, policies);
   v.choice({"special_tokens_in_text",

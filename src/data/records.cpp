@@ -18,6 +18,7 @@
 #include "data/chat_writer.h"
 #include "data/conversation.h"
 #include "data/line_error.h"
+#include "data/row_words.h"
 #include "prefopt/error.h"
 #include "prefopt/options.h"
 
@@ -59,26 +60,10 @@ std::string_view kind_of(const Turns& turns) {
   return std::holds_alternative<std::string>(turns) ? "text" : "a list of messages";
 }
 
-std::size_t count_words(std::string_view text) {
-  std::size_t words = 0;
-  bool in_word = false;
-  for (std::size_t at = 0; at < text.size();) {
-    const detail::Utf8Character character = detail::utf8_character(text, at);
-    const bool is_space = detail::is_white_space(character.code);
-    words += !is_space && !in_word ? 1 : 0;
-    in_word = !is_space;
-    at += character.length;
-  }
-  return words;
-}
-
 /// Whether a text that begins with `prompt` repeats it, and not by chance: an answer to "No" may
 /// well begin with it.
 bool repeats(std::string_view text, std::string_view prompt) {
-  constexpr std::size_t kTellingWords = 3;
-  constexpr std::size_t kTellingBytes = 16;
-  return text.starts_with(prompt) &&
-         (prompt.size() >= kTellingBytes || count_words(prompt) >= kTellingWords);
+  return detail::is_telling(prompt) && detail::after_prompt(text, prompt).has_value();
 }
 
 class RowReader {
@@ -105,7 +90,7 @@ class RowReader {
     if (has("chosen") || has("rejected")) return preference_row();
     if (has("completion")) return completion_row();
     if (has("messages")) {
-      return with_tools(detail::whole_conversation_row(messages("messages"), rules_));
+      return with_remarks(detail::whole_conversation_row(messages("messages"), rules_));
     }
     if (has("text")) return whole_row(text("text"));
     fail_missing("expected a key 'chosen', 'completion', 'messages' or 'text', got {}",
@@ -241,6 +226,12 @@ class RowReader {
                                                       : message_field(message, "content", key);
   }
 
+  /// Whether the file leaves the message out of training, as RowLayout::canonical says it.
+  static bool is_left_out(const RowJson& message) {
+    const auto found = message.find("train");
+    return found != message.end() && *found == false;
+  }
+
   Messages messages(std::string_view key) const {
     const RowJson& list = at(key);
     if (!list.is_array()) {
@@ -253,7 +244,10 @@ class RowReader {
         fail("expected each message of '{}' to be an object, got {}", key,
              detail::json_type_name(message));
       }
-      result.push_back({message_field(message, "role", key), content_of(message, key)});
+      result.push_back({.role = message_field(message, "role", key),
+                        .content = content_of(message, key),
+                        .counts = !is_left_out(message)});
+      reasons_ |= holds_some(message, "reasoning_content");
       const std::string& role = result.back().role;
       if (ChatWriter::is_tool_role(role)) {
         calls_tools_ = true;
@@ -392,7 +386,7 @@ class RowReader {
       row.rejected = rejected_text;
       if (gold) row.gold = std::get<std::string>(*gold);
       // A rejected answer that alone repeats the prompt may be rejected for that.
-      if (repeats(row.chosen, row.prompt) && repeats(row.rejected, row.prompt)) {
+      if (repeats(row.chosen, row.prompt)) {
         take_once(row, {&row.chosen, &row.rejected, &row.gold});
       }
       return row;
@@ -403,16 +397,17 @@ class RowReader {
     if (prompt && std::holds_alternative<Messages>(*prompt)) {
       talk.prompt = std::get<Messages>(*prompt);
       if (gold) talk.gold = std::get<Messages>(*gold);
-      return with_tools(detail::conversation_row(std::move(talk), rules_));
+      return with_remarks(detail::conversation_row(std::move(talk), rules_));
     }
-    return with_tools(detail::conversation_row(std::move(talk), rules_));
+    return with_remarks(detail::conversation_row(std::move(talk), rules_));
   }
 
   /// Removes the prompt from the completions that begin with it, if the options say so.
   void take_once(PreferenceRow& row, std::initializer_list<std::string*> completions) const {
     detail::add_remark(row, RowRemark::kRepeatedPrompt);
+    if (!removes_repeats_) return;
     for (std::string* text : completions) {
-      if (removes_repeats_ && text->starts_with(row.prompt)) text->erase(0, row.prompt.size());
+      if (const auto rest = detail::after_prompt(*text, row.prompt)) *text = std::string(*rest);
     }
   }
 
@@ -425,7 +420,7 @@ class RowReader {
     }
     PreferenceRow row;
     if (const auto* list = std::get_if<Messages>(&completion)) {
-      row = with_tools(detail::conversation_row(
+      row = with_remarks(detail::conversation_row(
           {.prompt = std::get<Messages>(prompt), .chosen = *list}, rules_));
     } else {
       row.prompt = std::get<std::string>(prompt);
@@ -444,10 +439,11 @@ class RowReader {
     return row;
   }
 
-  PreferenceRow with_tools(PreferenceRow row) const {
+  PreferenceRow with_remarks(PreferenceRow row) const {
     if (calls_tools_ || holds_some(row_, "tools")) {
       detail::add_remark(row, RowRemark::kToolCalls);
     }
+    if (reasons_) detail::add_remark(row, RowRemark::kReasoning);
     return row;
   }
 
@@ -457,6 +453,9 @@ class RowReader {
     row.prompt = chosen.substr(0, end);
     row.chosen = chosen.substr(end);
     row.rejected = rejected.substr(end);
+    if (detail::part_in_question(chosen, rejected)) {
+      detail::add_remark(row, RowRemark::kDifferentPrompts);
+    }
     return row;
   }
 
@@ -484,7 +483,9 @@ class RowReader {
   const detail::LineReading& reading_;
   bool removes_repeats_;
   detail::ConversationRules rules_;
-  mutable bool calls_tools_ = false;  ///< a message that was read calls tools or is from one
+  // Of the messages that were read:
+  mutable bool calls_tools_ = false;  ///< one calls tools or is from one
+  mutable bool reasons_ = false;      ///< one has reasoning beside its content
 };
 
 }  // namespace

@@ -13,7 +13,9 @@
 
 #include "core/json_text.h"
 #include "core/text.h"
+#include "data/chat_writer.h"
 #include "data/line_error.h"
+#include "data/row_words.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -68,17 +70,29 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 18> kKnownRo
      {"tool_response", "tool"}}};
 
 /// Columns that hold a part of what a model is asked, by their names.
-constexpr std::array<std::string_view, 31> kPromptColumns{
-    "prompt",    "prompts",      "system",  "system_prompt", "system_message", "instruction",
-    "input",     "instructions", "inputs",  "question",      "questions",      "query",
-    "problem",   "user_prompt",  "context", "contexts",      "history",        "passage",
-    "document",  "documents",    "tools",   "functions",     "user_message",   "image",
-    "images",    "video",        "videos",  "audio",         "audios",         "function_call",
-    "tool_calls"};
+constexpr std::array<std::string_view, 42> kPromptColumns{
+    "prompt",      "prompts",       "system",       "system_prompt", "system_message",
+    "instruction", "input",         "instructions", "inputs",        "question",
+    "questions",   "query",         "problem",      "context",       "contexts",
+    "history",     "passage",       "passages",     "passage_text",  "document",
+    "documents",   "document_text", "article",      "articles",      "article_text",
+    "post",        "body",          "dialogue",     "dialog",        "transcript",
+    "tools",       "functions",     "user_message", "image",         "images",
+    "video",       "videos",        "audio",        "audios",        "function_call",
+    "tool_calls",  "background"};
+
+/// Columns that hold an answer, by their names.
+constexpr std::array<std::string_view, 14> kAnswerColumns{
+    "output",      "outputs", "response",          "responses", "answer",   "answers", "completion",
+    "completions", "target",  "rejected_response", "reply",     "solution", "chosen",  "assistant"};
 
 /// Keys of a message that are read, or that say nothing of its text.
 constexpr std::array<std::string_view, 8> kMessageKeys{
     "role", "content", "tool_calls", "tool_call_id", "name", "function_call", "weight", "id"};
+
+/// Keys of a message with what was thought before its content was said.
+constexpr std::array<std::string_view, 5> kReasoningKeys{"reasoning_content", "reasoning",
+                                                         "thinking", "thought", "thoughts"};
 
 // Where the prompt of a row may come from.
 constexpr unsigned kFromPrompt = 1, kFromQuestion = 2, kFromInstruction = 4, kFromInput = 8,
@@ -86,9 +100,9 @@ constexpr unsigned kFromPrompt = 1, kFromQuestion = 2, kFromInstruction = 4, kFr
 // The columns that may answer it.
 constexpr unsigned kPairOfAnswers = 1, kPreferredOutput = 2, kResponses = 4, kHumanRefs = 8,
                    kRanked = 16, kOneCompletion = 32, kOneOutput = 64, kWholeTurns = 128,
-                   kWholeText = 256, kAnyAnswers = 511;
+                   kWholeText = 256, kReplacedAnswer = 512, kAnyAnswers = 1023;
 constexpr unsigned kPairLayouts =
-    kPairOfAnswers | kPreferredOutput | kResponses | kHumanRefs | kRanked;
+    kPairOfAnswers | kPreferredOutput | kResponses | kHumanRefs | kRanked | kReplacedAnswer;
 
 struct Preset {
   std::string_view name;
@@ -101,7 +115,7 @@ constexpr std::array<Preset, 8> kPresets{{
      "question, and chosen and rejected or response"},
     {"alpaca", kFromInstruction, kPairOfAnswers | kOneOutput,
      "instruction or input, and output or chosen and rejected"},
-    {"sharegpt", kFromTurns, kPairOfAnswers | kWholeTurns,
+    {"sharegpt", kFromTurns, kPairOfAnswers | kReplacedAnswer | kWholeTurns,
      "conversations, for pairs with chosen and rejected"},
     {"openai", kFromInput, kPreferredOutput | kWholeTurns,
      "input.messages, preferred_output and non_preferred_output, or messages"},
@@ -128,6 +142,8 @@ std::string_view answers_text(unsigned answers) {
       return "'completion'";
     case kOneOutput:
       return "an instruction or question with its answer (alpaca, orca)";
+    case kReplacedAnswer:
+      return "'rejected_response' beside another answer (ms-swift)";
     case kWholeTurns:
       return "a whole conversation (messages, sharegpt)";
     default:
@@ -138,13 +154,6 @@ std::string_view answers_text(unsigned answers) {
 template <class Names>
 bool is_among(const Names& names, std::string_view name) {
   return std::find(std::begin(names), std::end(names), name) != std::end(names);
-}
-
-std::string_view stripped(std::string_view text) {
-  constexpr std::string_view kSpace = " \t\r\n\f\v";
-  const std::size_t begin = text.find_first_not_of(kSpace);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(kSpace) - begin + 1);
 }
 
 bool is_blank_text(const RowJson& value) {
@@ -205,36 +214,33 @@ bool asks_first(const RowJson& list) {
   return role == "system" || role == "user";
 }
 
-bool is_of_word(char c) {
-  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-}
-
-/// Whether `part` is in `text`, and not within a word.
-bool holds_apart(std::string_view text, std::string_view part) {
-  if (part.empty()) return true;
-  for (std::size_t at = text.find(part); at != std::string_view::npos;
-       at = text.find(part, at + 1)) {
-    const std::size_t end = at + part.size();
-    const bool begins = at == 0 || !is_of_word(text[at - 1]) || !is_of_word(part.front());
-    const bool ends = end == text.size() || !is_of_word(text[end]) || !is_of_word(part.back());
-    if (begins && ends) return true;
-  }
-  return false;
+bool is_prompt_column(std::string_view key) {
+  const std::string name = lower_case(key);
+  return is_among(kPromptColumns, name) || name.ends_with("_prompt");
 }
 
 /// Whether `text`, a prompt that was given twice, is in the turns before the answer: as one of
-/// them, as a part of one, or as all of them written out.
+/// them, as a part of one, or as all of them written out with nothing else.
 bool is_repeated(std::string_view text, const RowJson& list) {
   text = stripped(text);
+  std::string rest(text);
   bool holds_all = true;
   for (const RowJson& message : list) {
     const std::string_view content = content_of(message);
-    if (content == text) return true;
-    if (text_at(message, "role") == "assistant") continue;
-    holds_all &= holds_apart(text, content);
-    if (2 * text.size() >= content.size() && holds_apart(content, text)) return true;
+    const bool is_asked = text_at(message, "role") != "assistant";
+    if (is_asked && content == text) return true;
+    if (is_asked && 2 * text.size() >= content.size() &&
+        find_apart(content, text) != std::string_view::npos) {
+      return true;
+    }
+    const std::size_t place = find_apart(rest, content);
+    if (place != std::string_view::npos) {
+      rest.replace(place, content.size(), "\n");
+    } else {
+      holds_all &= !is_asked;
+    }
   }
-  return holds_all;
+  return holds_all && is_of_labels(rest);
 }
 
 /// One row on its way to the canonical keys.
@@ -457,11 +463,20 @@ class RowForm {
     RowJson role = take(layout_.role_keys());
     RowJson content = take(layout_.content_keys());
     for (const auto& [key, value] : message.items()) {
-      if (!is_among(kMessageKeys, key) && holds_text(value)) note_unread(path + "[]." + key, key);
+      const bool is_known = is_among(kMessageKeys, key) || is_among(kReasoningKeys, key);
+      if (!is_known && holds_text(value)) note_unread(path + "[]." + key, key);
     }
-    if (role.is_string() && layout_.role_of(role.get<std::string>()) == "assistant") {
-      check_trained(message, path);
-    }
+    const bool is_answer =
+        role.is_string() && layout_.role_of(role.get<std::string>()) == "assistant";
+    const bool is_trained = trains(message, path, is_answer);
+    const bool reasons =
+        std::any_of(kReasoningKeys.begin(), kReasoningKeys.end(), [&](std::string_view key) {
+          const auto found = message.find(std::string(key));
+          return found != message.end() && holds_text(*found);
+        });
+    for (const std::string_view key : kReasoningKeys) message.erase(std::string(key));
+    if (reasons) message["reasoning_content"] = "…";
+    if (!is_trained) message["train"] = false;
     const bool calls = message.contains("tool_calls") || message.contains("function_call");
     if (role.is_string()) {
       const auto name = role.get<std::string>();
@@ -485,16 +500,23 @@ class RowForm {
     return message;
   }
 
-  /// Throws LineError for a turn that its file leaves out of training, which nothing here does.
-  void check_trained(const RowJson& message, const std::string& path) const {
-    for (const std::string_view key : {"weight", "train", "training"}) {
-      const auto found = message.find(std::string(key));
+  /// Whether the file wants the turn to be trained on. Takes the keys that say so out of it. Throws
+  /// LineError for an answer that counts by half.
+  bool trains(RowJson& message, const std::string& path, bool is_answer) const {
+    bool all = true;
+    for (const char* key : {"weight", "train", "training"}) {
+      const auto found = message.find(key);
       if (found == message.end() || !(found->is_number() || found->is_boolean())) continue;
-      const bool is_trained = found->is_boolean() ? found->get<bool>() : found->get<double>() == 1;
-      if (is_trained) continue;
-      fail(LineDefect::kMalformed, "expected messages of '{}' that all train, got {} {}", path, key,
-           shown_json(*found));
+      const double weight =
+          found->is_boolean() ? static_cast<double>(found->get<bool>()) : found->get<double>();
+      if (is_answer && weight != 0 && weight != 1) {
+        fail(LineDefect::kMalformed, "expected '{}' of messages in '{}' to be 0 or 1, got {}", key,
+             path, shown_json(*found));
+      }
+      all &= weight != 0;
+      message.erase(key);
     }
+    return all;
   }
 
   /// Messages as a list, texts and everything else as they are.
@@ -507,7 +529,7 @@ class RowForm {
   }
 
   Found find_turns() const {
-    const Found first = find("messages", {"messages", "conversations", "conversation"});
+    const Found first = conversation();
     if (!first || layout_.maps("messages")) return first;
     for (const char* name : {"conversations", "conversation"}) {
       const Found other = foreign(name);
@@ -542,9 +564,19 @@ class RowForm {
            });
   }
 
+  /// Whether a column asks what one of outputs() answers.
+  bool has_question() const {
+    return find("question") || find("instruction") ||
+           (find("input") && find("input").value->is_string());
+  }
+
+  Found conversation() const {
+    return find("messages", {"messages", "conversations", "conversation"});
+  }
+
   std::vector<std::string> outputs() const {
-    const bool is_asked = find("question") || find("instruction") ||
-                          (find("input") && find("input").value->is_string());
+    const Found talk = conversation();
+    const bool is_asked = has_question() || (talk && talk.value->is_structured());
     std::vector<std::string> names;
     for (const char* name : {"output", "response", "answer"}) {
       if (is_asked && foreign(name)) names.emplace_back(name);
@@ -592,8 +624,12 @@ class RowForm {
     if (has_ranks()) found |= kRanked;
     if (find("completion")) found |= kOneCompletion;
     if (!outputs().empty()) found |= kOneOutput;
-    const Found conversation = find("messages", {"messages", "conversations", "conversation"});
-    if (conversation) found |= kWholeTurns;
+    const Found talk = conversation();
+    const bool is_answered = talk && !last_answer(*talk.value).is_discarded();
+    if (foreign("rejected_response") && (is_answered || !outputs().empty())) {
+      found |= kReplacedAnswer;
+    }
+    if (talk) found |= kWholeTurns;
     if (find("text")) found |= kWholeText;
     found &= allowed_answers();
     if (const unsigned pairs = found & kPairLayouts; pairs != 0) {
@@ -605,8 +641,12 @@ class RowForm {
       if ((found & kOneCompletion) != 0 && outputs().front() == "output") {
         fail_ambiguous(kOneCompletion, kOneOutput);
       }
-      if ((found & kWholeTurns) != 0 && ends_with_answer(*conversation.value)) {
-        fail_ambiguous(kOneOutput, kWholeTurns);
+      if ((found & kWholeTurns) != 0 && is_answered) {
+        if (!says_again(outputs().front(), talk)) {
+          if (has_question()) fail_ambiguous(kOneOutput, kWholeTurns);
+          fail_two_answers(fmt::format("that of '{}'", talk.path), outputs().front());
+        }
+        found &= ~kOneOutput;
       }
     }
     for (const unsigned answers : {kOneCompletion, kOneOutput, kWholeTurns, kWholeText}) {
@@ -615,15 +655,36 @@ class RowForm {
     return 0;
   }
 
-  bool ends_with_answer(const RowJson& list) const {
-    if (!list.is_array() || list.empty() || !list.back().is_object()) return false;
-    for (const std::string& key : layout_.role_keys()) {
-      const auto role = list.back().find(key);
-      if (role != list.back().end() && role->is_string()) {
-        return layout_.role_of(role->get<std::string>()) == "assistant";
+  /// The content of the assistant's turn at the end of a conversation, discarded where another's
+  /// turn is there.
+  RowJson last_answer(const RowJson& list) const {
+    RowJson none(RowJson::value_t::discarded);
+    if (!list.is_array() || list.empty() || !list.back().is_object()) return none;
+    const auto of_first = [&](const std::vector<std::string>& keys) {
+      for (const std::string& key : keys) {
+        const auto found = list.back().find(key);
+        if (found != list.back().end() && !found->is_null()) return *found;
       }
-    }
-    return false;
+      return none;
+    };
+    const RowJson role = of_first(layout_.role_keys());
+    if (!role.is_string() || layout_.role_of(role.get<std::string>()) != "assistant") return none;
+    const RowJson content = of_first(layout_.content_keys());
+    return content.is_discarded() ? RowJson() : content;
+  }
+
+  /// Whether a column has the text that the conversation ends with.
+  bool says_again(const std::string& name, const Found& talk) const {
+    const RowJson answer = last_answer(*talk.value);
+    const Found column = foreign(name.c_str());
+    return answer.is_string() && column && column.value->is_string() &&
+           stripped(answer.get_ref<const std::string&>()) ==
+               stripped(column.value->get_ref<const std::string&>());
+  }
+
+  [[noreturn]] void fail_two_answers(const std::string& first, const std::string& second) const {
+    fail(LineDefect::kMalformed, "expected one answer, got {} and '{}'; name one in data.columns",
+         first, second);
   }
 
   // --- Prompts
@@ -687,7 +748,8 @@ class RowForm {
                                                                  : std::string_view()) == last;
     });
     if (!is_answer && !is_left_out(answers)) {
-      unread_turns_ = found.path;
+      unread_turns_ = std::move(source);
+      unread_turns_->value.erase(unread_turns_->value.size() - 1);
       return std::nullopt;
     }
     source.value.erase(source.value.size() - 1);
@@ -821,6 +883,8 @@ class RowForm {
         return read_answers({given("completion"), given("gold")}, allowed, false);
       case kOneOutput:
         return read_output(allowed);
+      case kReplacedAnswer:
+        return read_replaced(allowed);
       case kWholeTurns:
         return read_turns(allowed);
       case kWholeText:
@@ -878,15 +942,37 @@ class RowForm {
                  allowed, true);
   }
 
-  void read_output(unsigned allowed) {
+  std::string only_output() const {
     const auto names = outputs();
-    if (names.size() > 1) {
-      fail(LineDefect::kMalformed,
-           "expected one answer, got '{}' and '{}'; name one in data.columns", names[0], names[1]);
+    if (names.size() > 1) fail_two_answers(fmt::format("'{}'", names[0]), names[1]);
+    return names.front();
+  }
+
+  void read_output(unsigned allowed) {
+    read_answers({taken("completion", only_output().c_str())}, allowed, true);
+  }
+
+  /// The rejected answer takes the place of another one, which may be the conversation's last turn.
+  void read_replaced(unsigned allowed) {
+    const Found talk = find_turns();
+    const bool is_answered = talk && !last_answer(*talk.value).is_discarded();
+    Answer rejected = taken("rejected", "rejected_response");
+    if (!is_answered) {
+      return read_answers({taken("chosen", only_output().c_str()), std::move(rejected)}, allowed,
+                          true);
     }
-    Answer answer = taken("completion", names.front().c_str());
-    answer.key = "completion";
-    read_answers({std::move(answer)}, allowed, true);
+    settle_outputs(talk);
+    const RowJson list = turns(*talk.value, talk.path);
+    read_answers({{"chosen", talk.path, RowJson::array({list.back()})}, std::move(rejected)},
+                 allowed, true);
+  }
+
+  /// Answers next to a conversation that has one: no other text is lost.
+  void settle_outputs(const Found& talk) {
+    for (const std::string& name : outputs()) {
+      if (!says_again(name, talk)) fail_two_answers(fmt::format("that of '{}'", talk.path), name);
+      used_.insert(name);
+    }
   }
 
   /// A prompt and what answers it. `is_chat`: plain texts are turns of a conversation.
@@ -910,14 +996,17 @@ class RowForm {
         });
     if (is_said_again) {
       settle_rest(candidates, kNoSource, own->value);
+      settle_unread_turns(own->value);
     } else if (!candidates.empty()) {
       check_source(candidates.front());
       settle_rest(candidates, 0, as_list(candidates.front()));
+      settle_unread_turns(as_list(candidates.front()));
       use_paths(candidates.front());
       source = std::move(candidates.front());
     } else if (own == answers.end()) {
       if (is_chat || preset_ != nullptr) fail_without_prompt(answers.front().path);
-      if (!unread_turns_.empty()) doubtful_.insert(unread_turns_);
+      lacks_prompt_ = !is_of_dialogues(answers);
+      settle_unread_turns(RowJson::array());
     }
     if (source && source->value.is_array()) is_chat = true;
     if (source && source->value.is_string()) {
@@ -927,6 +1016,7 @@ class RowForm {
       const RowJson earlier = earlier_turns();
       if (!earlier.empty() || is_chat) {
         is_chat = true;
+        if (is_blank_text(source->value)) fail_blank(source->paths.front());
         RowJson list = earlier;
         list.push_back(message_of("user", source->value.get<std::string>()));
         source->value = std::move(list);
@@ -962,9 +1052,27 @@ class RowForm {
       fail(LineDefect::kMalformed, "expected '{}' to be text, got {}", path,
            json_type_name(source.value));
     }
-    if (is_blank_text(source.value)) {
-      fail(LineDefect::kMalformed, "expected '{}' to have a text, got none", source.paths.front());
+    if (is_blank_text(source.value)) fail_blank(source.paths.front());
+  }
+
+  [[noreturn]] void fail_blank(const std::string& path) const {
+    fail(LineDefect::kMalformed, "expected '{}' to have a text, got none", path);
+  }
+
+  /// Text that holds turns of a known form, and so its question.
+  static bool is_of_dialogues(const std::vector<Answer>& answers) {
+    return std::all_of(answers.begin(), answers.end(), [](const Answer& answer) {
+      return answer.value.is_string() && is_dialogue(answer.value.get_ref<const std::string&>());
+    });
+  }
+
+  /// A conversation with another answer than the row's: its turns may be the prompt that is meant.
+  void settle_unread_turns(const RowJson& prompt) {
+    if (!unread_turns_ ||
+        (!unread_turns_->value.empty() && is_beginning(unread_turns_->value, prompt))) {
+      return;
     }
+    doubtful_.insert(unread_turns_->paths.begin(), unread_turns_->paths.end());
   }
 
   [[noreturn]] void fail_without_prompt(const std::string& answer) const {
@@ -992,23 +1100,47 @@ class RowForm {
       put_system(list);
       put_tools();
     }
+    note_answers_beside(found, list);
     const Found label = find("label", {"label", "kto_tag"});
-    const bool has_answer =
-        list.is_array() && list.size() > 1 && role_at(list, /*last=*/true) == "assistant";
-    const bool is_labelled = use_ == RowUse::kLabelled || (use_ == RowUse::kAny && has_answer &&
-                                                           label && is_label(*label.value));
-    if (!is_labelled || !list.is_array()) {
+    const std::size_t answer = list.is_array() ? last_answer_place(list) : 0;
+    const bool assumes_label =
+        use_ == RowUse::kAny && answer > 0 && label && is_label(*label.value);
+    trace_.assumes_label = assumes_label;
+    if (!list.is_array() || (use_ != RowUse::kLabelled && !assumes_label)) {
       out_["messages"] = std::move(list);
       return;
     }
-    if (!has_answer) {
+    if (answer == 0 || text_at(list[answer - 1], "role") == "assistant") {
       fail(LineDefect::kMalformed,
            "expected '{}' to end with the assistant's answer to another turn, got {}", found.path,
-           list.size() < 2 ? "fewer turns" : "another role at its end");
+           list.size() < 2 ? "fewer turns"
+           : answer == 0   ? "another role at its end"
+                           : "two of its turns");
     }
-    out_["completion"] = RowJson::array({list.back()});
-    list.erase(list.size() - 1);
+    // What follows the answer is the reader's to leave out, and to name.
+    const auto place = list.begin() + static_cast<std::ptrdiff_t>(answer);
+    out_["completion"] = RowJson(RowJson::array_t(place, list.end()));
+    list.erase(place, list.end());
     out_["prompt"] = std::move(list);
+  }
+
+  /// 0 where no turn of the assistant follows another one.
+  static std::size_t last_answer_place(const RowJson& list) {
+    std::size_t place = list.size();
+    while (place > 1 && text_at(list[place - 1], "role") != "assistant") --place;
+    return place > 1 ? place - 1 : 0;
+  }
+
+  /// An answer that the conversation has already is no loss. Where it waits for one, a column that
+  /// nothing reads may be that.
+  void note_answers_beside(const Found& talk, const RowJson& list) {
+    const bool waits = role_at(list, /*last=*/true) != "assistant";
+    for (const std::string_view name : kAnswerColumns) {
+      const std::string column(name);
+      if (!foreign(column.c_str())) continue;
+      if (says_again(column, talk)) used_.insert(column);
+      if (waits) doubtful_.insert(column);
+    }
   }
 
   static bool is_label(const RowJson& value) {
@@ -1054,8 +1186,51 @@ class RowForm {
         std::any_of(trace_.unread.begin(), trace_.unread.end(),
                     [&](const UnreadColumn& column) { return column.name == name; });
     if (is_known) return;
-    trace_.unread.push_back(
-        {name, doubtful_.contains(name) || is_among(kPromptColumns, lower_case(key))});
+    trace_.unread.push_back({name, doubtful_.contains(name) || is_prompt_column(key)});
+  }
+
+  /// The texts that hold what the model is asked; of pairs without a prompt, both of the answers.
+  std::vector<const RowJson*> asking_texts() const {
+    for (const char* key : {"prompt", "messages", "text"}) {
+      if (const auto found = out_.find(key); found != out_.end()) return {&*found};
+    }
+    std::vector<const RowJson*> texts;
+    for (const char* key : {"chosen", "rejected"}) {
+      if (const auto found = out_.find(key); found != out_.end()) texts.push_back(&*found);
+    }
+    return texts;
+  }
+
+  /// Whether a text is in what the model is asked, so that it is not lost.
+  bool is_asked_again(std::string_view text) const {
+    text = stripped(text);
+    const auto holds = [&](std::string_view other) {
+      return stripped(other) == text ||
+             (is_telling(text) && find_apart(other, text) != std::string_view::npos);
+    };
+    const auto texts = asking_texts();
+    return !texts.empty() && std::all_of(texts.begin(), texts.end(), [&](const RowJson* value) {
+      if (value->is_string()) return holds(value->get_ref<const std::string&>());
+      return value->is_array() &&
+             std::any_of(value->begin(), value->end(), [&](const RowJson& message) {
+               return text_at(message, "role") != "assistant" && holds(content_of(message));
+             });
+    });
+  }
+
+  /// Whether a text could be the prompt that the row seems to lack.
+  bool could_be_prompt(const RowJson& value) const {
+    if (!lacks_prompt_ || !value.is_string()) return false;
+    const auto texts = asking_texts();
+    const bool has_words = count_words(value.get_ref<const std::string&>()) >= 3;
+    if (has_words || texts.size() < 2 || !texts[0]->is_string() || !texts[1]->is_string()) {
+      return true;
+    }
+    const auto& a = texts[0]->get_ref<const std::string&>();
+    const auto& b = texts[1]->get_ref<const std::string&>();
+    const auto shared = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
+    return !is_telling(
+        std::string_view(a).substr(0, static_cast<std::size_t>(shared.first - a.begin())));
   }
 
   void note_unread_of(const RowJson& object, const std::string& prefix) {
@@ -1066,7 +1241,11 @@ class RowForm {
       if (value.is_object() && inner != used_.end() && inner->starts_with(path + ".")) {
         note_unread_of(value, path + ".");
       } else if (holds_text(value)) {
-        note_unread(path, key);
+        const bool is_doubtful = doubtful_.contains(path) || could_be_prompt(value);
+        if (is_doubtful) doubtful_.insert(path);
+        const bool is_lost = !value.is_string() || !(is_doubtful || is_prompt_column(key)) ||
+                             !is_asked_again(value.get_ref<const std::string&>());
+        if (is_lost) note_unread(path, key);
       }
     }
   }
@@ -1126,7 +1305,8 @@ class RowForm {
   std::set<std::string, std::less<>> taken_;  // columns of the mapping
   std::set<std::string> used_;                // columns that the row is made of
   std::set<std::string> doubtful_;            // columns that could be the prompt, and are not read
-  std::string unread_turns_;                  // a conversation with an answer of its own
+  std::optional<Source> unread_turns_;        // before an answer of their own
+  bool lacks_prompt_ = false;                 // but for what the answers begin with alike
   RowJson out_ = RowJson::object();
   bool is_unknown_ = false;
 };

@@ -26,14 +26,16 @@ struct RowTrace {
   std::vector<UnreadColumn> unread;
   std::vector<std::string> read;  ///< columns that the texts are made of
   std::uint64_t found = 0;        ///< bit i: the row has the column of mapping()[i]
+  bool assumes_label = false;     ///< RowUse::kAny read a conversation as kLabelled
 };
 
 /// The part of a row that is wanted.
 enum class RowUse {
-  kAny,       ///< not known: a conversation with a label is read as kLabelled
-  kWhole,     ///< all of it
-  kLabelled,  ///< a prompt and one completion with a label: a conversation is cut before its end
-  kPrompt,    ///< the prompt alone: completions may be missing
+  kAny,    ///< not known: a conversation with a label is read as kLabelled
+  kWhole,  ///< all of it
+  /// A prompt and one completion with a label: a conversation is cut before its last answer.
+  kLabelled,
+  kPrompt,  ///< the prompt alone: completions may be missing
 };
 
 /// What `data.columns` says: a preset's name, or the columns of fields. Everything else is
@@ -48,7 +50,8 @@ class RowLayout {
   /// those of kColumnKeys, all of its other columns left as they are. Texts stay texts where the
   /// row is plain text, else there are lists of {role, content, …}: a question, an instruction or a
   /// system text make a conversation. A null is an absent key. A row of no known layout is left as
-  /// it is. Throws LineError, led by `where`.
+  /// it is. A message that its file leaves out of training has "train": false, one that holds
+  /// reasoning has "reasoning_content". Throws LineError, led by `where`.
   SortedJson canonical(SortedJson row, std::string_view where, RowUse use, RowTrace& trace) const;
 
   /// The column that the mapping gives for each field that it names.

@@ -119,12 +119,21 @@ RowDefect defect_of(RowRemark remark) {
       return RowDefect::kEndsWithUser;
     case RowRemark::kRepeatedPrompt:
       return RowDefect::kRepeatedPrompt;
+    case RowRemark::kDifferentPrompts:
+      return RowDefect::kDifferentPrompts;
     case RowRemark::kToolCalls:
       return RowDefect::kToolCalls;
+    case RowRemark::kReasoning:
+      return RowDefect::kReasoning;
     case RowRemark::kSystemTurn:
       break;
   }
   return RowDefect::kSystemTurn;
+}
+
+/// Whether a remark is about what the completions hold, not about the prompt.
+bool is_of_completions(RowRemark remark) {
+  return remark == RowRemark::kEndsWithUser || remark == RowRemark::kRepeatedPrompt;
 }
 
 std::string_view without_end_space(std::string_view text) {
@@ -282,7 +291,7 @@ class RowEncoder {
     const auto move = [&](std::size_t& place) {
       place = place >= end ? place - (end - begin) : std::min(place, begin);
     };
-    for (auto* ranges : {&text.parts.contents, &text.parts.counted}) {
+    for (auto* ranges : {&text.parts.contents, &text.parts.answers, &text.parts.counted}) {
       for (TextRange& range : *ranges) {
         move(range.begin);
         move(range.end);
@@ -294,25 +303,40 @@ class RowEncoder {
   Text noted(Text text, bool is_completion) {
     std::size_t own = text.text.size();  // without an end that takes the place of the usual one
     if (row_.from_messages && !is_bare() && !splits()) {
-      for (std::size_t i = text.parts.contents.size(); i > 0; --i) {
-        const TextRange content = text.parts.contents[i - 1];
-        const auto given = given_end(
-            std::string_view(text.text).substr(content.begin, content.end - content.begin));
-        if (!given) continue;
-        erase(text, content.begin + given->begin, content.end);
-        ends_ = true;
-      }
+      for (std::size_t i = text.parts.answers.size(); i > 0; --i) erase_ends(text, i - 1);
       own = text.text.size();
     } else if (is_completion && is_bare() && options_.add_eos && !splits()) {
-      if (const auto given = given_end(text.text)) {
-        erase(text, given->end, text.text.size());
-        own = given->begin;
-        result_.ends.add(given->id);
-        ends_ = true;
-      }
+      own = keep_one_end(text);
     }
     note_control(text, own);
     return text;
+  }
+
+  /// An answer ends where its turn does. In other turns such a token ends nothing.
+  void erase_ends(Text& text, std::size_t answer) {
+    while (true) {
+      const TextRange content = text.parts.answers[answer];
+      const auto given =
+          given_end(std::string_view(text.text).substr(content.begin, content.end - content.begin));
+      if (!given) return;
+      erase(text, content.begin + given->begin, content.end);
+      ends_ = true;
+    }
+  }
+
+  /// Returns where the one begins that is left.
+  std::size_t keep_one_end(Text& text) {
+    auto given = given_end(text.text);
+    if (!given) return text.text.size();
+    erase(text, given->end, text.text.size());
+    result_.ends.add(given->id);
+    ends_ = true;
+    std::size_t begin = given->begin;
+    while ((given = given_end(std::string_view(text.text).substr(0, begin)))) {
+      erase(text, given->begin, begin);
+      begin = given->begin;
+    }
+    return begin;
   }
 
   void note_control(const Text& text, std::size_t end) {
@@ -515,6 +539,7 @@ PreparedRow prepare_line(const std::string& path, const Line& line, const Tokeni
   result.unread = std::move(trace.unread);
   result.read = std::move(trace.read);
   result.found = trace.found;
+  result.assumes_label = trace.assumes_label;
   return result;
 }
 
@@ -549,6 +574,20 @@ void check_mapping(const RowLayout& layout, std::uint64_t found, const std::stri
   }
 }
 
+/// Throws DataError for what a prompt has that the policies do not keep: nothing else may become of
+/// a row that is answered.
+void check_prompt(const PreferenceRow& row, const DataOptions& options, std::string_view where) {
+  for (const RowRemark remark : row.remarks) {
+    if (is_of_completions(remark)) continue;
+    const RowDefect defect = defect_of(remark);
+    const AppliedPolicy applied = policy_for(defect, options);
+    if (applied.policy == RowPolicy::kKeep) continue;
+    throw DataError(
+        fmt::format("{}: expected a usable prompt, got one with '{}'; the option {} = '{}'", where,
+                    defect_name(defect), applied.option, applied.value));
+  }
+}
+
 }  // namespace
 
 std::string_view defect_name(RowDefect defect) {
@@ -580,6 +619,10 @@ std::string_view defect_name(RowDefect defect) {
       return "conversation that ends with the user";
     case RowDefect::kRepeatedPrompt:
       return "completion that begins with the prompt";
+    case RowDefect::kDifferentPrompts:
+      return "completions of different prompts";
+    case RowDefect::kReasoning:
+      return "reasoning, for which the chat format has no text";
     case RowDefect::kToolCalls:
     case RowDefect::kToolTurn:
       return "tool_calls or tools, for which the chat format has no text";
@@ -633,8 +676,12 @@ AppliedPolicy policy_for(RowDefect defect, const DataOptions& options) {
       return applied(options.ends_with_user, "ends_with_user");
     case RowDefect::kRepeatedPrompt:
       return of_repeated_prompt(options.repeated_prompt);
+    case RowDefect::kDifferentPrompts:
+      return applied(options.different_prompts, "different_prompts");
     case RowDefect::kToolCalls:
       return applied(options.tool_calls, "tool_calls");
+    case RowDefect::kReasoning:
+      return applied(options.reasoning, "reasoning");
     case RowDefect::kSystemTurn:
       return applied(options.system_turn, "system_turn");
     case RowDefect::kControlToken:
@@ -750,12 +797,15 @@ void read_prompts(const std::string& path, const DataOptions& options,
     if (first.empty()) first = text;
     const std::string where = row_place(path, number);
     RowTrace trace;
+    PreferenceRow row;
     try {
-      take(parse_line(text, where, options, {.layout = layout, .prompt_alone = true}, trace));
+      row = parse_line(text, where, options, {.layout = layout, .prompt_alone = true}, trace);
     } catch (const LineError& error) {
       throw DataError(error.what());
     }
     check_unread(trace.unread, options, where);
+    check_prompt(row, options, where);
+    take(row);
     found |= trace.found;
     return true;
   });

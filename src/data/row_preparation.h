@@ -33,8 +33,10 @@ enum class RowDefect {
   kUnreadColumn,  ///< of a prompt
   kEndsWithUser,
   kRepeatedPrompt,
+  kDifferentPrompts,
   kToolCalls,
   kToolTurn,  ///< of a role that the format has no turn for
+  kReasoning,
   kSystemTurn,
   kControlToken,  ///< spelled in a message, or in any text where the option speaks of all
   kGivenBegin,    ///< the begin token in the text, so that none was added
@@ -91,6 +93,7 @@ struct PreparedRow {
   Cuts cuts;
   EndIds ends;
   bool from_messages = false;     ///< written in the chat format
+  bool assumes_label = false;     ///< as in RowTrace
   std::int64_t ended_before = 0;  ///< of chosen and rejected, how many did before the budgets
 };
 
@@ -113,8 +116,9 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
 
 /// The rows of a file for their prompts: completions may be missing, and a conversation is taken up
 /// to its last answer. `chat_format` of the options is what chat_format_for_rows gives. Throws
-/// DataError for a row that cannot be read, whatever the policies, and for a column of a prompt
-/// that nothing reads; ConfigError as prepare_file.
+/// DataError for a row that cannot be read, whatever the policies, for one with a defect of its
+/// prompt that the options do not keep, and for a column of a prompt that nothing reads;
+/// ConfigError as prepare_file.
 void read_prompts(const std::string& path, const DataOptions& options,
                   const std::function<void(const PreferenceRow& row)>& take);
 

@@ -75,6 +75,9 @@ struct RowsCheck {
   std::int64_t labelled = 0;      ///< of one completion and a label
   std::int64_t desirable = 0;     ///< of them, with the label 1
   std::int64_t message_rows = 0;  ///< of messages, which were written in a chat format
+  /// Conversations with a label that were read as a prompt and its last answer, as no `needs` say
+  /// that all of their answers are wanted.
+  std::int64_t assumed_labelled = 0;
   std::vector<DefectRows> defects = {};
   LengthSummary prompt = {}, chosen = {}, rejected = {};  ///< before the budgets
   std::int64_t truncated_prompts = 0;

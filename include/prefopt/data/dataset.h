@@ -83,14 +83,19 @@ struct DataOptions {
   /// A conversation whose last turn is not the assistant's; keep: turns after the assistant's last
   /// one are left out, unless `loss_on` is kAll.
   RowPolicy ends_with_user = RowPolicy::kKeep;
-  /// Of text: both completions of a pair begin with a prompt of at least 3 words or 16 bytes. Of
-  /// messages: a completion begins with those of the prompt, or with its last ones.
+  /// Of text: the completion, in a pair the chosen one, begins with a prompt of at least 3 words or
+  /// 16 bytes. Of messages: a completion begins with those of the prompt, or with its last ones.
+  /// Outer white space makes no difference.
   RepeatedPrompt repeated_prompt = RepeatedPrompt::kRemove;
+  /// Completions that answer different questions, or under different system texts.
+  RowPolicy different_prompts = RowPolicy::kDrop;
   RowPolicy prefix_answer = RowPolicy::kKeep;  ///< one answer is the other's beginning, in tokens
   /// Calls, tools and their results, for which no chat format here has a text; keep: calls and
   /// tools are left out, as by a template without support for them; results are turns of their role
   /// if the format writes any role.
   RowPolicy tool_calls = RowPolicy::kDrop;
+  /// `reasoning_content` of messages, likewise; keep: it is left out.
+  RowPolicy reasoning = RowPolicy::kDrop;
   /// A system message in a format without a system turn; keep: its text is put first.
   RowPolicy system_turn = RowPolicy::kKeep;
   /// In messages; for rows in text, which may be rendered templates, only kSplit and kError apply.

@@ -19,6 +19,7 @@ namespace prefopt {
 struct Message {
   std::string role;
   std::string content;
+  bool counts = true;  ///< in the loss; false: the file leaves the turn out of training
 };
 
 /// The chat format "dialogue" of `prefopt/data/chat.h`: `\n\nHuman: …\n\nAssistant: …`, the form of
@@ -66,16 +67,19 @@ struct TextRange {
 /// Origin of the bytes of a text that was made from messages.
 struct TextParts {
   std::vector<TextRange> contents = {};  ///< of messages, in order; the format wrote the rest
+  std::vector<TextRange> answers = {};   ///< those of them that are the assistant's
   /// The parts that count in the loss, in order; none: all of a completion.
   std::vector<TextRange> counted = {};
 };
 
 /// A fact about a row that was settled by reading it and for which DataOptions have a policy.
 enum class RowRemark {
-  kEndsWithUser,    ///< turns after the assistant's last one
-  kRepeatedPrompt,  ///< a completion that begins with the prompt
-  kToolCalls,       ///< calls or tools without a text in the chat format
-  kSystemTurn,      ///< a system message in a format without a system turn
+  kEndsWithUser,      ///< turns after the assistant's last one
+  kRepeatedPrompt,    ///< a completion that begins with the prompt
+  kDifferentPrompts,  ///< completions that begin with other questions or system texts
+  kToolCalls,         ///< calls or tools without a text in the chat format
+  kReasoning,         ///< reasoning next to a content, likewise
+  kSystemTurn,        ///< a system message in a format without a system turn
 };
 
 /// A row after its form was recognized: text, or token ids used as they are.

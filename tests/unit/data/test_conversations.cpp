@@ -172,7 +172,9 @@ TEST_CASE("only the assistant's turns of a completion count", "[data]") {
   CHECK(pair.rejected_mask.empty());
 
   // Pairs that part at the person's turn: what the persons say is read, not learned.
-  pair = only(pair_row("", list({"u A", "a B"}), list({"u C", "a D"})), chatml());
+  options = chatml();
+  options.different_prompts = RowPolicy::kKeep;
+  pair = only(pair_row("", list({"u A", "a B"}), list({"u C", "a D"})), options);
   CHECK(spelled(pair.prompt) == kUser);
   CHECK(marked(pair.chosen, pair.chosen_mask) == "A" + kNext + kAnswer + "[B" + kStop + "]");
   CHECK(marked(pair.rejected, pair.rejected_mask) == "C" + kNext + kAnswer + "[D" + kStop + "]");
@@ -286,6 +288,22 @@ TEST_CASE("a completion that repeats its prompt has it once", "[data]") {
                      {.rejected = false})
                     .chosen) == " time</s>");
 
+  // With other white space around it, or in the chosen answer alone.
+  CHECK(chosen_of(pair_row(list({"u Sky?"}), list({"u Sky?\\n", "a blue"}),
+                           list({"u  Sky?", "a red"}))) == expected);
+  CHECK(chosen_of(text_row("Q: Sky? A: ", "Q: Sky? A:blue", "Q: Sky? A: red")) ==
+        "<s>Q: Sky? A: |blue</s>|red</s>");
+  CHECK(chosen_of(text_row("\\nQ: Sky? A:", "Q: Sky? A: blue", " Q: Sky? A:\\nred")) ==
+        "<s>\nQ: Sky? A:| blue</s>|\nred</s>");
+  CHECK(chosen_of(text_row("Why is the sky blue?", "Why is the sky blue? Rayleigh.", " Paint.")) ==
+        "<s>Why is the sky blue?| Rayleigh.</s>| Paint.</s>");
+  // A system message or earlier turns in the completions that repeat the prompt.
+  CHECK(chosen_of(pair_row(list({"u Sky?"}), list({"s Be kind", "u Sky?", "a blue"}),
+                           list({"a red"}))) == system + expected);
+  CHECK(chosen_of(pair_row(list({"u Sky?"}), list({"u Hi", "a Yes?", "u Sky?", "a blue"}),
+                           list({"u Hi", "a Yes?", "u Sky?", "a red"}))) ==
+        kUser + "Hi" + kNext + kAnswer + "Yes?" + kNext + expected);
+
   // Not by chance, and not where one answer is bad because it repeats the question.
   CHECK(defects(text_row("No", "No, thanks", "Not now"), options) == Strings{"1 usable"});
   CHECK(defects(text_row("Why is the sky blue?", "Rayleigh.", "Why is the sky blue? Ask."),
@@ -307,6 +325,180 @@ TEST_CASE("a completion that repeats its prompt has it once", "[data]") {
       defects(pair_row(R"("Sea?")", list({"u Sky?", "a blue"}), list({"u Sky?", "a red"})),
               chatml()) ==
       Strings{"'prompt', a column of prompts, is read by nothing (unused = error), 1", "0 usable"});
+}
+
+TEST_CASE("completions that cannot follow their prompt are named", "[data]") {
+  const std::string name = "expected completions that follow their prompt (unusable = drop), 1";
+  for (const std::string& row :
+       {pair_row(list({"u Sky?"}), list({"s Be kind", "a blue"}), list({"a red"})),
+        pair_row(list({"s Be kind", "u Sky?"}), list({"s Be rude", "u Sky?", "a blue"}),
+                 list({"s Be rude", "u Sky?", "a red"})),
+        pair_row(list({"u Sky?"}), list({"s Be kind", "u Sky?", "a blue"}),
+                 list({"s Be rude", "u Sky?", "a red"})),
+        pair_row(list({"u Sky?"}), list({"u Sea?", "a blue"}), list({"u Sea?", "a red"})),
+        pair_row(list({"u A", "a B", "u C"}), list({"u A", "a X", "u C", "a D"}),
+                 list({"u A", "a X", "u C", "a E"}))}) {
+    INFO(row);
+    CHECK(defects(row, chatml()) == Strings{name, "0 usable"});
+  }
+  // After an answer, a person may speak.
+  CHECK(defects(pair_row(list({"u A", "a B"}), list({"u C", "a D"}), list({"u C", "a E"})),
+                chatml()) == Strings{"1 usable"});
+}
+
+TEST_CASE("completions continue the answer that the prompt ends with", "[data]") {
+  const auto parts = [](const std::string& row, const std::string& format) {
+    const PreferenceRow read = parse_row(row, "row", format);
+    return read.prompt + "|" + read.chosen + "|" + read.rejected;
+  };
+  const std::string row = pair_row(list({"u Sky?", "a It is "}), list({"a blue. "}),
+                                   list({"a red.", "u Sure?", "a No."}));
+  const std::string more = "\n" + kUser + "Sure?" + kNext + kAnswer + "No." + kStop;
+  CHECK(parts(row, "chatml") ==
+        kUser + "Sky?" + kNext + kAnswer + "It is |blue. " + kStop + "|red." + kStop + more);
+  CHECK(parts(row, "dialogue") ==
+        "\n\nHuman: Sky?\n\nAssistant: It is |blue. |red.\n\nHuman: Sure?\n\nAssistant: No.");
+  // A template that trims takes the white space around the whole turn, not from within it.
+  const std::string head = "<|start_header_id|>", tail = "<|end_header_id|>\n\n";
+  CHECK(parts(pair_row(list({"u Sky?", "a  It is "}), list({"a blue. "}), list({"a  red."})),
+              "llama3") == "<|begin_of_text|>" + head + "user" + tail + "Sky?<|eot_id|>" + head +
+                               "assistant" + tail + "It is |blue.<|eot_id|>| red.<|eot_id|>");
+  // Nothing was said yet: the answer as ever.
+  CHECK(parts(pair_row(list({"u Sky?", "a "}), list({"a blue"}), list({"a red"})), "dialogue") ==
+        "\n\nHuman: Sky?\n\nAssistant:| blue| red");
+  // What counts is the continuation with its end.
+  const TokenPair pair = only(row, chatml());
+  CHECK(pair.chosen_mask.empty());
+  CHECK(marked(pair.rejected, pair.rejected_mask) ==
+        "[red." + kStop + "]\n" + kUser + "Sure?" + kNext + kAnswer + "[No." + kStop + "]");
+
+  // The beginning again.
+  const std::string again = "completion that begins with the prompt (repeated_prompt = remove), 1";
+  for (const std::string& whole :
+       {pair_row(list({"u Sky?", "a It is"}), list({"a It is blue"}), list({"a It is red"})),
+        pair_row(list({"u Sky?", "a It is"}), list({"u Sky?", "a It is", "a  blue"}),
+                 list({"a  red"}))}) {
+    INFO(whole);
+    CHECK(defects(whole, chatml()) == Strings{again, "1 usable"});
+    CHECK(parts(whole, "chatml") ==
+          kUser + "Sky?" + kNext + kAnswer + "It is| blue" + kStop + "| red" + kStop);
+  }
+  // A completion that answers and one that asks.
+  CHECK(defects(pair_row(list({"u A", "a B"}), list({"a C"}), list({"u D", "a E"})), chatml()) ==
+        Strings{"expected completions that begin with one role after a turn of the assistant "
+                "(unusable = drop), 1",
+                "0 usable"});
+  // Two answers in a row of a whole conversation are two turns.
+  CHECK(parts(pair_row("", list({"u A", "a B", "a C"}), list({"u A", "a B", "a D"})), "chatml") ==
+        kUser + "A" + kNext + kAnswer + "B" + kNext + kAnswer + "|C" + kStop + "|D" + kStop);
+}
+
+TEST_CASE("completions of different prompts are named", "[data]") {
+  const std::string name = "completions of different prompts (different_prompts = ";
+  const Strings refused = {name + "drop), 1", "0 usable"};
+  for (const std::string& row :
+       {pair_row("", list({"u Sky?", "a blue"}), list({"u Sea?", "a blue too"})),
+        pair_row("", list({"s Be kind", "u Sky?", "a blue"}),
+                 list({"s Be rude", "u Sky?", "a no"})),
+        pair_row("", list({"s Be kind", "u Sky?", "a blue"}), list({"u Sky?", "a no"})),
+        pair_row("", list({"u Hi", "a Hi", "u Sky?", "a blue"}),
+                 list({"u Hi", "a Hi", "u Sea?", "a grey"})),
+        pair_row(list({"u Hi", "a Hi"}), list({"u Sky?", "a blue"}), list({"u Sea?", "a grey"}))}) {
+    INFO(row);
+    CHECK(defects(row, chatml()) == refused);
+  }
+  // Dialogues and rendered templates in text.
+  const auto talks = [](const std::string& first, const std::string& second) {
+    return pair_row("", '"' + first + '"', '"' + second + '"');
+  };
+  CHECK(defects(talks("\\n\\nHuman: Sky?\\n\\nAssistant: blue",
+                      "\\n\\nHuman: Sea?\\n\\nAssistant: grey"),
+                {}) == refused);
+  CHECK(defects(talks("<|im_start|>user\\nSky?<|im_end|>\\n<|im_start|>assistant\\nblue",
+                      "<|im_start|>user\\nSea?<|im_end|>\\n<|im_start|>assistant\\ngrey"),
+                {}) == refused);
+  const Strings fine = {"1 usable"};
+  CHECK(defects(talks("\\n\\nHuman: Sky?\\n\\nAssistant: blue",
+                      "\\n\\nHuman: Sky?\\n\\nAssistant: grey"),
+                {}) == fine);
+  CHECK(defects(pair_row("", list({"u Sky?", "a blue"}), list({"u Sky? ", "a grey"})), chatml()) ==
+        fine);
+  CHECK(defects(pair_row("", list({"u Sky?", "a a", "u b", "a c"}), list({"u Sky?", "a d"})),
+                chatml()) == fine);
+  DataOptions options = chatml();
+  options.different_prompts = RowPolicy::kKeep;
+  CHECK(defects(pair_row("", list({"u Sky?", "a blue"}), list({"u Sea?", "a grey"})), options) ==
+        Strings{name + "keep), 1", "1 usable"});
+}
+
+TEST_CASE("a prompt without a question is named", "[data]") {
+  const Strings refused = {"expected a prompt whose last turn has a text (unusable = drop), 1",
+                           "0 usable"};
+  CHECK(defects(pair_row(list({"s Be kind", "u  "}), list({"a blue"}), list({"a red"})),
+                chatml()) == refused);
+  CHECK(defects(R"({"messages": )" + list({"u ", "a blue"}) + "}", chatml()) == refused);
+}
+
+TEST_CASE("empty turns and turns that the file leaves out do not count", "[data]") {
+  const RowNeeds one{.rejected = false};
+  const auto talk = [](const Strings& marks) {
+    std::string turns;
+    for (const std::string& mark : marks) {
+      turns += (turns.empty() ? "" : ", ") + message("user", "Q") + R"(, {"role": "assistant", )" +
+               mark + "}";
+    }
+    return R"({"messages": [)" + turns + "]}";
+  };
+  const auto counted = [&](const std::string& row, const DataOptions& options) {
+    const TokenPair pair = only(row, options, one);
+    return marked(pair.chosen, pair.chosen_mask);
+  };
+  const std::string turn = "\n" + kUser + "Q" + kNext + kAnswer;
+  const std::string a = R"("content": "A")", b = R"("content": "B")", empty = R"("content": "")";
+  CHECK(counted(talk({empty, a}), chatml()) == kStop + turn + "[A" + kStop + "]");
+  CHECK(counted(talk({a, b + R"(, "weight": 0)"}), chatml()) ==
+        "[A" + kStop + "]" + turn + "B" + kStop);
+  CHECK(counted(talk({a, b + R"(, "train": false)", a + R"(, "weight": 1)"}), chatml()) ==
+        "[A" + kStop + "]" + turn + "B" + kStop + turn + "[A" + kStop + "]");
+  // What comes before the first turn that counts is the prompt.
+  CHECK(counted(talk({a + R"(, "weight": 0)", b}), chatml()) == "[B" + kStop + "]");
+  DataOptions options = chatml();
+  options.loss_on = LossOn::kAll;
+  CHECK(counted(talk({a + R"(, "training": false)", b}), options) ==
+        "[Q" + kNext + "]" + kAnswer + "A" + kNext + "[" + kUser + "Q" + kNext + kAnswer + "B" +
+            kStop + "]");
+
+  const Strings refused = {
+      "expected a turn of the assistant that counts in each completion (unusable = drop), 1",
+      "0 usable"};
+  CHECK(defects(talk({a + R"(, "weight": 0)"}), chatml()) == refused);
+  CHECK(defects(talk({empty, empty}), chatml()) == refused);
+  options.loss_on = LossOn::kLast;
+  CHECK(defects(talk({a, b + R"(, "weight": 0)"}), options) == refused);
+  CHECK(defects(talk({a + R"(, "weight": 0.5)"}), chatml()) ==
+        Strings{"expected 'weight' of messages in 'messages' to be 0 or 1 (unusable = drop), 1",
+                "0 usable"});
+  // One empty turn alone is the defect that it was.
+  CHECK(defects(talk({empty}), chatml()) ==
+        Strings{"empty completion (unusable = drop), 1", "0 usable"});
+}
+
+TEST_CASE("reasoning beside a content is never dropped in silence", "[data]") {
+  const std::string name = "reasoning, for which the chat format has no text (reasoning = ";
+  const auto row = [](const std::string& more) {
+    return R"({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", )" + more +
+           R"("content": "A"}]})";
+  };
+  for (const char* key : {"reasoning_content", "thinking"}) {
+    CHECK(defects(row(std::string("\"") + key + R"(": "Hm.", )"), chatml()) ==
+          Strings{name + "drop), 1", "0 usable"});
+  }
+  CHECK(defects(row(R"("reasoning_content": "", )"), chatml()) == Strings{"1 usable"});
+  DataOptions options = chatml();
+  options.reasoning = RowPolicy::kKeep;
+  const std::string given = row(R"("reasoning_content": "Hm.", )");
+  CHECK(defects(given, options) == Strings{name + "keep), 1", "1 usable"});
+  CHECK(spelled(only(given, options, {.rejected = false}).chosen) == "A" + kStop);
 }
 
 TEST_CASE("one answer that begins the other is named", "[data]") {
@@ -446,13 +638,26 @@ TEST_CASE("a text has one begin token and one end token", "[data]") {
   CHECK(spelled(only(text_row("Sky?", " a</s> b", " c"), {}).chosen) == " a</s> b</s>");
 
   // Messages: the format ends the turn, once.
-  const std::string row =
-      pair_row(list({"u Sky?<|im_end|>"}), list({"a blue<|im_end|>\\n"}), list({"a red</s>"}));
+  const std::string row = pair_row(list({"u Hi", "a Hello<|im_end|>", "u Sky?"}),
+                                   list({"a blue<|im_end|>\\n"}), list({"a red</s></s>"}));
   CHECK(defects(row, chatml()) == Strings{end, "1 usable"});
   pair = only(row, chatml());
-  CHECK(spelled(pair.prompt) == kUser + "Sky?" + kNext + kAnswer);
+  CHECK(spelled(pair.prompt) ==
+        kUser + "Hi" + kNext + kAnswer + "Hello" + kNext + kUser + "Sky?" + kNext + kAnswer);
   CHECK(spelled(pair.chosen) == "blue" + kStop);
   CHECK(spelled(pair.rejected) == "red" + kStop);
+  DataOptions strict = chatml();
+  strict.special_tokens_in_text = SpecialTokens::kError;
+  CHECK(defects(row, strict) == Strings{end, "1 usable"});
+  // At the end of what others say it ends nothing, and is one more token that the text spells.
+  const std::string theirs = pair_row(list({"u Sky?<|im_end|>"}), list({"a blue"}), list({"a no"}));
+  CHECK(
+      defects(theirs, strict) ==
+      Strings{"control token spelled in the text (special_tokens_in_text = error), 1", "0 usable"});
+  CHECK(spelled(only(theirs, chatml()).prompt) == kUser + "Sky?<|im_end|>" + kNext + kAnswer);
+  // Doubled ends of a text are one.
+  CHECK(spelled(only(text_row("Sky?", " blue</s></s>\\n", " red<|im_end|></s>"), {}).chosen) ==
+        " blue</s>");
   pair = only(pair_row(list({"u Sky?"}), list({"a blue</s>"}), list({"a red"})), {});
   CHECK(spelled(pair.chosen) == " blue</s>");
 }

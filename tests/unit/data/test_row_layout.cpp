@@ -759,15 +759,182 @@ TEST_CASE("the prompt of a row alone", "[data]") {
                         "names, got no row that has it; did you mean 'prompt'?");
 }
 
-TEST_CASE("a turn that its file leaves out of training is refused", "[data]") {
-  const auto row = [](const std::string& mark) {
-    return R"({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a")" +
-           mark + "}]}";
-  };
-  for (const std::string mark : {R"(, "weight": 0)", R"(, "train": false)", R"(, "weight": 0.5)"}) {
-    CHECK_THROWS_AS(parse_row(row(mark), "f:1", "chatml"), DataError);
+TEST_CASE("an answer in a column of its own follows the conversation", "[data]") {
+  const json talk = json::array({shared("human", "A"), shared("gpt", "B"), shared("human", "C")});
+  const json answered_talk = json::array({message("user", "A"), message("assistant", "B")});
+  const Texts expected = {asked(turn("user", "A") + turn("assistant", "B") + turn("user", "C")),
+                          answered("D"), ""};
+  for (const char* column : {"output", "response", "answer", "completion"}) {
+    check_row({{"conversations", talk}, {column, "D"}}, expected, "{}", kOne);
   }
-  CHECK_NOTHROW(parse_row(row(R"(, "weight": 1)"), "f:1", "chatml"));
+  check_row({{"messages", talk}, {"response", message("assistant", "D")}}, expected, "{}", kOne);
+  check_row({{"messages", talk}, {"response", "D"}, {"label", 1}}, expected, "{}", kLabelledOne);
+  check_row({{"messages", talk}, {"target", "D"}}, expected, R"({"completion": "target"})", kOne);
+  // One that the conversation ends with is the same one, another is one too many.
+  check_row({{"messages", answered_talk}, {"response", "B "}},
+            {asked(turn("user", "A")), answered("B"), ""}, "{}", kOne);
+  const std::string two =
+      "expected one answer, got that of 'messages' and 'response'; name one in data.columns";
+  CHECK(refusal_of(json{{"messages", answered_talk}, {"response", "Z"}}.dump(), chat_options(),
+                   kOne) == two);
+  check_row({{"messages", answered_talk}, {"response", "Z"}},
+            {asked(turn("user", "A")), answered("B"), ""}, R"({"messages": "messages"})", kOne);
+  // A column that may be the answer which a conversation waits for, and is not read.
+  CHECK(refusal_of(json{{"messages", talk}, {"target", "D"}}.dump(), chat_options(), kOne) ==
+        unread("target"));
+  CHECK(refusal_of(json{{"messages", talk}, {"response", "D"}}.dump(),
+                   chat_options(R"({"messages": "messages"})"), kOne) == unread("response"));
+  // A pair whose conversation is another one than the prompt.
+  CHECK(refusal_of(pair_row({{"prompt", "Q?"}, {"messages", answered_talk}}).dump()) ==
+        unread("messages"));
+}
+
+TEST_CASE("a rejected answer may stand beside the chosen one", "[data]") {
+  const json talk = json::array({message("user", "A"), message("assistant", "B"),
+                                 message("user", "C"), message("assistant", "D")});
+  const Texts expected = {asked(turn("user", "A") + turn("assistant", "B") + turn("user", "C")),
+                          answered("D"), answered("E")};
+  check_row({{"messages", talk}, {"rejected_response", "E"}}, expected);
+  check_row({{"messages", talk}, {"rejected_response", "E"}}, expected, "\"sharegpt\"");
+  check_row({{"messages", talk}, {"rejected_response", message("assistant", "E")}}, expected);
+  json open = talk;
+  open.erase(3);
+  check_row({{"messages", open}, {"response", "D"}, {"rejected_response", "E"}}, expected);
+  check_row({{"system", "S"}, {"question", "C"}, {"answer", "D"}, {"rejected_response", "E"}},
+            {asked(turn("system", "S") + turn("user", "C")), answered("D"), answered("E")});
+  CHECK(
+      refusal_of(json{{"messages", talk}, {"response", "Z"}, {"rejected_response", "E"}}.dump()) ==
+      "expected one answer, got that of 'messages' and 'response'; name one in data.columns");
+  CHECK(refusal_of(json{{"messages", open}, {"rejected_response", "E"}}.dump(), chat_options(),
+                   kOne) == unread("rejected_response"));
+}
+
+TEST_CASE("a prompt that says more than the messages is not said twice", "[data]") {
+  const auto lists = [](const std::string& prompt) {
+    const json ask = message("user", "Where is the bus?");
+    return json{{"prompt", prompt},
+                {"chosen", json::array({ask, message("assistant", "Here")})},
+                {"rejected", json::array({ask, message("assistant", "Gone")})}};
+  };
+  for (const char* more : {"Talk like a pirate. Where is the bus?", "Where is the bus? Be brief.",
+                           "User: Where is the bus? Now!\nmore", "\u6771 Where is the bus?"}) {
+    CHECK(refusal_of(lists(more).dump()) == unread("prompt"));
+  }
+  const Texts pair = {asked(turn("user", "Where is the bus?")), answered("Here"), answered("Gone")};
+  for (const char* same :
+       {" Where is the bus?\n", "Human: Where is the bus?\n\nAssistant:", "is the bus?",
+        "<|im_start|>user\nWhere is the bus?<|im_end|>\n<|im_start|>assistant\n",
+        "<s>[INST] Where is the bus? [/INST]", "Q\uFF1AWhere is the bus?"}) {
+    INFO(same);
+    check_row(lists(same), pair);
+  }
+  // The answer alone is not the prompt.
+  CHECK(refusal_of(lists("Here").dump()) == unread("prompt"));
+}
+
+TEST_CASE("a text that could be the prompt that pairs lack is an error by its name", "[data]") {
+  const json alike = {{"chosen", "The sky is blue."}, {"rejected", "The sky is grey."}};
+  const auto with = [](json row, const std::string& column, const std::string& text) {
+    row[column] = text;
+    return row.dump();
+  };
+  for (const char* column : {"post", "article", "title", "text", "headline", "first_prompt"}) {
+    CHECK(refusal_of(with(alike, column, "What is over us?")) == unread(column));
+    CHECK(refusal_of(with(pair_row({}), column, "Weather?")) == unread(column));
+  }
+  const json lists = {{"chosen", message("assistant", "blue")},
+                      {"rejected", message("assistant", "grey")}};
+  CHECK(refusal_of(with(lists, "post", "Sky?")) == unread("post"));
+  // A word beside a beginning of some words, or any text beside dialogues, is a remark.
+  const json dialogues = {{"chosen", "\n\nHuman: Sky?\n\nAssistant: blue"},
+                          {"rejected", "\n\nHuman: Sky?\n\nAssistant: grey"}};
+  CHECK(load_rows(with(alike, "source", "web"), chat_options()).report.unread.at("source") == 1);
+  CHECK(load_rows(with(dialogues, "title", "All about the sky"), chat_options())
+            .report.unread.at("title") == 1);
+  // A context is an error beside a prompt too, unless the prompt has it.
+  for (const char* column : {"article", "post", "dialogue", "document_text", "Negative_Prompt"}) {
+    const json row = pair_row({{"prompt", "Sum it up: The bus came at noon."}});
+    CHECK(refusal_of(with(row, column, "Rain fell.")) == unread(column));
+    CHECK(load_rows(with(row, column, "The bus came at noon."), chat_options())
+              .report.unread.empty());
+    CHECK(load_rows(with(row, "title", "Rain fell."), chat_options()).report.unread.size() == 1);
+  }
+}
+
+TEST_CASE("a blank prompt is no turn", "[data]") {
+  const std::string blank = "expected 'prompt' to have a text, got none";
+  CHECK(refusal_of(pair_row({{"system", "S"}, {"prompt", ""}}).dump()) == blank);
+  CHECK(refusal_of(json{{"prompt", " \n"},
+                        {"chosen", message("assistant", "yes")},
+                        {"rejected", message("assistant", "no")}}
+                       .dump()) == blank);
+  CHECK(refusal_of(pair_row({{"prompt", json::array({message("user", "")})}}).dump()) ==
+        "expected a prompt whose last turn has a text, got an empty turn of the user");
+}
+
+TEST_CASE("a labelled conversation may go on after its last answer", "[data]") {
+  const json row = {{"messages", json::array({message("user", "A"), message("assistant", "B"),
+                                              message("user", "thanks")})},
+                    {"label", false}};
+  check_row(row, {asked(turn("user", "A")), answered("B"), ""}, "{}", kLabelledOne);
+  DataOptions options = chat_options();
+  CHECK(load_rows(row.dump(), options, kLabelledOne).report.kept_with.size() == 1);
+  options.ends_with_user = RowPolicy::kError;
+  CHECK(refusal_of(row.dump(), options, kLabelledOne).find("ends with the user") !=
+        std::string::npos);
+  CHECK(refusal_of(json{{"messages", json::array({message("user", "A"), message("assistant", "B"),
+                                                  message("assistant", "C")})},
+                        {"label", 1}}
+                       .dump(),
+                   chat_options(), kLabelledOne) ==
+        "expected 'messages' to end with the assistant's answer to another turn, got two of its "
+        "turns");
+
+  // Without a loss a label makes it one completion, which is said.
+  const TempDir dir;
+  put(dir.file("rows.jsonl"), row.dump());
+  DataCheckOptions checking{.data = chat_options()};
+  CHECK(check_data({dir.file("rows.jsonl")}, {}, small_tokenizer(), checking)
+            .train.assumed_labelled == 1);
+  checking.needs = kLabelledOne;
+  CHECK(check_data({dir.file("rows.jsonl")}, {}, small_tokenizer(), checking)
+            .train.assumed_labelled == 0);
+}
+
+TEST_CASE("prompts that the policies do not keep are not answered", "[data]") {
+  const TempDir dir;
+  const std::string path = dir.file("f");
+  const json call = {{"role", "assistant"},
+                     {"content", nullptr},
+                     {"tool_calls", json::array({{{"function", {{"name", "f"}}}}})}};
+  const json ask = message("user", "Q?");
+  const auto read = [&](const json& row, const DataOptions& options = chat_options()) {
+    put(path, row.dump());
+    std::vector<std::string> prompts;
+    detail::read_prompts(path, options,
+                         [&](const PreferenceRow& found) { prompts.push_back(found.prompt); });
+    return prompts;
+  };
+  const auto refused = [&](const json& row, const std::string& defect) {
+    CHECK_THROWS_TEXT(read(row), DataError,
+                      path + ":1: expected a usable prompt, got one with '" + defect);
+  };
+  const std::string tools =
+      "tool_calls or tools, for which the chat format has no text'; the option tool_calls = 'drop'";
+  const json calling = {{"messages", json::array({ask, call, ask})}};
+  refused(calling, tools);
+  refused({{"prompt", json::array({ask})}, {"tools", json::array({{{"name", "f"}}})}}, tools);
+  refused({{"chosen", json::array({ask, message("assistant", "A")})},
+           {"rejected", json::array({message("user", "Other?"), message("assistant", "A")})}},
+          "completions of different prompts'; the option different_prompts = 'drop'");
+  DataOptions keep = chat_options();
+  keep.tool_calls = RowPolicy::kKeep;
+  CHECK(read(calling, keep).size() == 1);
+  // What the completions have does not matter here.
+  CHECK(read({{"messages", json::array({ask, message("assistant", "A"), ask})}}).size() == 1);
+  // A prompt that ends with the assistant is continued.
+  CHECK(read({{"prompt", json::array({ask, message("assistant", "It")})}}) ==
+        std::vector<std::string>{asked(turn("user", "Q?")) + "It"});
 }
 
 }  // namespace prefopt
