@@ -45,6 +45,11 @@ struct ColumnArguments {
   std::string unused;   ///< data.unused; empty: error
 };
 
+/// How the rows of a file are read.
+struct RowArguments : ColumnArguments {
+  std::string options;  ///< data options of a run, JSON or @FILE; empty: those that it remembers
+};
+
 /// A model on disk.
 struct ModelArguments {
   std::string model;    ///< Hugging Face folder or GGUF file
@@ -52,7 +57,7 @@ struct ModelArguments {
   std::string dtype = "keep";
   std::string tokenizer;  ///< empty: the adapter's or the model's own
   std::string chat_format = "auto";
-  ColumnArguments columns;
+  RowArguments rows;
 };
 
 struct DataCheckArguments {
@@ -61,13 +66,13 @@ struct DataCheckArguments {
   std::string tokenizer;  ///< empty: the model's own, byte without a model
   std::string chat_format;
   ColumnArguments columns;
-  std::string options = "{}";  ///< data options of a run, JSON, or @FILE that holds them
-  std::string loss;            ///< whose needs are checked, JSON or @FILE; empty: none
+  std::string options;  ///< data options of a run, JSON or @FILE; empty: those of the model's run
+  std::string loss;     ///< whose needs are checked, JSON or @FILE; empty: none
   std::optional<std::int64_t> max_prompt_length, max_completion_length, max_length;
   bool json = false;
 };
 /// Throws DataError after the report where rows would be refused.
-void run_data_check(const DataCheckArguments& arguments, std::ostream& out);
+void run_data_check(const DataCheckArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct ScoreArguments : ModelArguments {
   std::string data;
@@ -118,7 +123,7 @@ struct EvalArguments {
   std::string dtype = "keep";
   std::string tokenizer;  ///< empty: the reference's own, else that of the models
   std::string chat_format = "auto";
-  ColumnArguments columns;
+  RowArguments rows;
   std::vector<std::string> end_tokens;  ///< ids, or texts of one token; none: see end_tokens()
   std::optional<double> beta;           ///< none: the loss's, else 0.1
   std::string loss;                     ///< to be evaluated, JSON or @FILE; empty: none

@@ -28,9 +28,12 @@ namespace {
 using detail::counted;
 using detail::Json;
 
-DataCheckOptions read_options(const DataCheckArguments& arguments) {
+DataCheckOptions read_options(const DataCheckArguments& arguments, std::ostream& err) {
   DataCheckOptions options;
-  options.data = options_from_json<DataOptions>(read_json_argument(arguments.options), "--options");
+  options.data =
+      arguments.options.empty()
+          ? noted_run_options(detail::remembered_rows({arguments.model}), err)
+          : options_from_json<DataOptions>(read_json_argument(arguments.options), "--options");
   if (!arguments.chat_format.empty()) options.data.chat_format = arguments.chat_format;
   read_columns(arguments.columns, options.data);
   if (arguments.max_prompt_length) options.data.max_prompt_length = *arguments.max_prompt_length;
@@ -449,8 +452,8 @@ Json to_json(const DataCheck& check, const Tokenizer& tokenizer, std::int64_t co
 
 }  // namespace
 
-void run_data_check(const DataCheckArguments& arguments, std::ostream& out) {
-  DataCheckOptions options = read_options(arguments);
+void run_data_check(const DataCheckArguments& arguments, std::ostream& out, std::ostream& err) {
+  DataCheckOptions options = read_options(arguments, err);
   options.context_length = known_context(arguments.model);
   const bool names_none = arguments.model.empty() && arguments.tokenizer.empty();
   const auto tokenizer = open_tokenizer(names_none ? "byte" : arguments.tokenizer, arguments.model);

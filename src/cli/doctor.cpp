@@ -315,7 +315,7 @@ Finding tokenizer_file(const ModelArguments& arguments, const Decoder& model) {
 Finding data_file(const std::string& path, const ModelArguments& arguments, const Decoder* model) {
   const bool is_named = !arguments.model.empty() || !arguments.tokenizer.empty();
   const auto tokenizer = is_named ? load_tokenizer(arguments) : make_tokenizer("byte");
-  DataOptions options;
+  DataOptions options = run_options(row_memory(arguments));
   options.unusable = RowPolicy::kError;
   options.identical = RowPolicy::kKeep;
   options.chat_format = arguments.chat_format;

@@ -127,6 +127,11 @@ class Evaluator {
       if (name.empty()) name = find_tokenizer(model);
     }
     tokenizer_ = open_tokenizer(name, arguments_.reference);
+    const bool named = !arguments_.tokenizer.empty();
+    if (named) check_same_tokens(*tokenizer_, arguments_.reference, named, err_);
+    for (const std::string& model : arguments_.models) {
+      check_same_tokens(*tokenizer_, model, named, err_);
+    }
     // Whoever judges reads text, which a model of ids alone has not.
     if (name.empty() && judge_) tokenizer_->encode("");
     chat_format_ = arguments_.chat_format;
@@ -157,7 +162,32 @@ class Evaluator {
     }
     needs.rejected = true;
     needs.context_length = reference_->options().max_position_embeddings;
-    return read_pairs(arguments_.data, *tokenizer_, chat_format_, needs, arguments_.columns, err_);
+    const RowMemory memory = choose_memory();
+    return read_pairs(arguments_.data, *tokenizer_,
+                      noted_row_options(arguments_.rows, chat_format_, memory, RowPart::kAll, err_),
+                      needs, memory, err_)
+        .pairs;
+  }
+
+  DataOptions rows_of(const RowMemory& memory) const {
+    return row_options(arguments_.rows, chat_format_, memory, RowPart::kAll);
+  }
+
+  /// That of the models' runs, which have to have read rows alike, else of the reference's.
+  RowMemory choose_memory() const {
+    RowMemory chosen;
+    for (const std::string& model : arguments_.models) {
+      RowMemory memory = detail::remembered_rows({model});
+      if (memory.options.empty()) continue;
+      if (chosen.options.empty()) chosen = memory;
+      const std::string other = differing_options(rows_of(memory), rows_of(chosen));
+      if (other.empty()) continue;
+      throw ConfigError(fmt::format(
+          "--model: expected models whose runs read rows alike, got {} for {} and {} for {}; say "
+          "it with --data-options",
+          differing_options(rows_of(chosen), rows_of(memory)), chosen.folder, other, model));
+    }
+    return chosen.options.empty() ? detail::remembered_rows({arguments_.reference}) : chosen;
   }
 
   /// A PEFT folder is an adapter of the reference.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What `prefopt eval` found, as a table, as JSON and as a picture.
+// The findings of `prefopt eval` as a table, as JSON and as a picture.
 
 #include <optional>
 #include <string>

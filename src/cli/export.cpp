@@ -30,11 +30,12 @@ std::shared_ptr<const Tokenizer> open_if_known(const ExportArguments& arguments,
   }
 }
 
-// What transformers, and the next command, want next to the weights.
+// The files that transformers, and the next command, want next to the weights.
 FolderFiles companions_of(const ExportArguments& arguments, const Decoder& model,
                           std::ostream& err) {
   const auto tokenizer = open_if_known(arguments, err);
-  if (!tokenizer) return model_companions("", arguments.model);
+  const std::string rows = row_memory(arguments).options;
+  if (!tokenizer) return model_companions("", arguments.model, "", rows);
   const std::string source = arguments.tokenizer.empty()
                                  ? find_tokenizer(arguments.model, arguments.adapter)
                                  : arguments.tokenizer;
@@ -45,7 +46,7 @@ FolderFiles companions_of(const ExportArguments& arguments, const Decoder& model
   const std::string format = arguments.chat_format == "auto"
                                  ? tokenizer->chat_format()
                                  : resolve_chat_format(arguments.chat_format, *tokenizer);
-  FolderFiles files = model_companions(source, arguments.model, format);
+  FolderFiles files = model_companions(source, arguments.model, format, rows);
   const std::string generation = generation_config_with(
       model, end_tokens(model, *tokenizer, format.empty() ? "plain" : format));
   if (!generation.empty()) files["generation_config.json"] = generation;

@@ -3,13 +3,14 @@
 
 #include <algorithm>
 #include <ostream>
+#include <utility>
 
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "core/json.h"
 #include "data/chat_writer.h"
+#include "data/conversation.h"
 #include "data/row_preparation.h"
-#include "prefopt/data/chat.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/records.h"
 #include "prefopt/data/tokenizer.h"
@@ -21,81 +22,106 @@ namespace prefopt::cli {
 namespace {
 
 using detail::Json;
+using detail::RowDefect;
 
 struct Prompt {
   std::string text;
   std::vector<std::int64_t> ids;
 };
 
-Prompt from_text(std::string text, const Tokenizer& tokenizer, bool with_bos = true) {
-  Prompt prompt{.text = std::move(text), .ids = {}};
-  const auto ids = tokenizer.encode(prompt.text);
-  // Not a second time where the text spells it.
-  const bool begins = !ids.empty() && ids.front() == tokenizer.bos_id();
-  if (with_bos && !begins && tokenizer.bos_id() >= 0) prompt.ids.push_back(tokenizer.bos_id());
-  prompt.ids.insert(prompt.ids.end(), ids.begin(), ids.end());
-  return prompt;
-}
-
-Prompt from_ids(std::vector<std::int64_t> ids, const Tokenizer& tokenizer) {
-  return {.text = tokenizer.decode(ids), .ids = std::move(ids)};
-}
-
-/// Reads prompts of rows and writes messages in the chat format.
+/// Reads prompts and makes tokens of them as of those of rows to train on.
 class PromptReader {
  public:
-  PromptReader(const GenerateArguments& arguments, const Tokenizer& tokenizer)
-      : arguments_(arguments),
-        tokenizer_(tokenizer),
-        format_(detail::chat_format_for_rows(arguments.chat_format, tokenizer)) {}
-
-  std::vector<Prompt> read() {
-    std::vector<Prompt> prompts;
-    for (const std::string& text : arguments_.prompts) {
-      prompts.push_back(from_text(text, tokenizer_));
-    }
-    for (const std::string& text : arguments_.messages) prompts.push_back(from_message(text));
-    if (!arguments_.data.empty()) read_rows(prompts);
-    return prompts;
+  PromptReader(const GenerateArguments& arguments, const Tokenizer& tokenizer, DataOptions options,
+               std::ostream& err)
+      : arguments_(arguments), tokenizer_(tokenizer), options_(std::move(options)), err_(err) {
+    options_.chat_format = detail::chat_format_for_rows(arguments.chat_format, tokenizer);
   }
 
-  /// A remark on the chat format; else empty.
-  std::string note() const {
-    return detail::chat_format_note(arguments_.chat_format, tokenizer_, message_rows_);
+  std::vector<Prompt> read() {
+    for (const std::string& text : arguments_.prompts) take_text(text);
+    for (const std::string& text : arguments_.messages) take_message(text);
+    if (!arguments_.data.empty()) read_rows();
+    const std::string note =
+        detail::chat_format_note(arguments_.chat_format, tokenizer_, message_rows_);
+    if (!note.empty()) err_ << "prefopt: " << note << '\n';
+    return std::move(prompts_);
   }
 
  private:
-  void read_rows(std::vector<Prompt>& prompts) {
-    DataOptions options;
-    options.chat_format = format_;
-    read_columns(arguments_.columns, options);
-    detail::read_prompts(arguments_.data, options, [&](const PreferenceRow& row) {
-      message_rows_ += row.from_messages ? 1 : 0;
-      // A chat format writes its begin token itself.
-      prompts.push_back(
-          row.tokenized ? from_ids(row.prompt_ids, tokenizer_)
-                        : from_text(row.prompt, tokenizer_, /*with_bos=*/row.end_of_turn.empty()));
-    });
-    if (prompts.empty()) throw DataError(arguments_.data + ": expected at least one row, got none");
+  void read_rows() {
+    detail::read_prompts(
+        arguments_.data, options_,
+        [&](const PreferenceRow& row) {
+          ++report_.rows_read;
+          take(row, detail::row_place(arguments_.data, row.line));
+        },
+        &report_.unread);
+    if (const std::string summary = report_.summary(); !summary.empty()) err_ << summary << '\n';
+    if (prompts_.empty()) {
+      throw DataError(arguments_.data + ": expected at least one row, got none");
+    }
   }
 
-  Prompt from_message(const std::string& text) {
-    std::vector<Message> messages;
+  void take_text(const std::string& text) {
+    PreferenceRow row;
+    row.prompt = text;
+    take(row, "--prompt");
+  }
+
+  void take_message(const std::string& text) {
+    constexpr std::string_view kWhere = "--message";
+    const detail::ChatWriter chat(options_.chat_format, kWhere);
+    detail::Messages messages;
     if (arguments_.system) messages.push_back({.role = "system", .content = *arguments_.system});
     messages.push_back({.role = "user", .content = text});
-    ++message_rows_;
-    const detail::ChatWriter chat(format_, "--message");
     if (arguments_.system && !chat.has_system_turn()) {
       throw ConfigError(fmt::format(
           "--system: expected a chat format that has a turn for it, got '{}'", chat.name()));
     }
-    return from_text(chat.text(messages, /*open_assistant_turn=*/true, "--message"), tokenizer_,
-                     /*with_bos=*/chat.end_of_turn().empty());
+    const detail::ConversationRules rules{
+        .chat = chat, .where = kWhere, .loss_on = options_.loss_on, .removes_repeats = false};
+    take(detail::conversation_row(
+             {.prompt = messages, .chosen = {{.role = "assistant", .content = ""}}}, rules),
+         std::string(kWhere));
+  }
+
+  void take(const PreferenceRow& row, const std::string& where) {
+    const detail::PreparedRow prepared = detail::prepare_prompt(row, tokenizer_, options_);
+    for (const RowDefect defect : prepared.defects) {
+      if (!is_used(defect, row, where)) return;
+    }
+    message_rows_ += row.from_messages ? 1 : 0;
+    const std::vector<std::int64_t>& ids = prepared.pair.prompt;
+    prompts_.push_back({row.tokenized ? tokenizer_.decode(ids) : row.prompt, ids});
+  }
+
+  /// Heeds what the options say of a row with the defect.
+  bool is_used(RowDefect defect, const PreferenceRow& row, const std::string& where) {
+    // Of completions, which nothing is made of here.
+    if (defect == RowDefect::kEndsWithUser) return true;
+    const auto [policy, option, value] = detail::policy_for(defect, options_);
+    const std::string name(detail::defect_name(defect));
+    if (policy == RowPolicy::kError) throw DataError(detail::refusal_of(defect, options_, where));
+    if (policy == RowPolicy::kDrop) {
+      report_.dropped[name].push_back(row.line);
+      return false;
+    }
+    if (defect == RowDefect::kRepeatedPrompt) return true;  // likewise
+    if (row.line > 0) {
+      report_.kept_with[name].push_back(row.line);
+    } else {
+      err_ << fmt::format("prefopt: {}: {} ({} = '{}')\n", where, name, option, value);
+    }
+    return true;
   }
 
   const GenerateArguments& arguments_;
   const Tokenizer& tokenizer_;
-  std::string format_;
+  DataOptions options_;
+  std::ostream& err_;
+  std::vector<Prompt> prompts_;
+  RowReport report_;
   std::int64_t message_rows_ = 0;
 };
 
@@ -130,9 +156,12 @@ void run_generate(const GenerateArguments& arguments, std::ostream& out, std::os
   options =
       with_end_tokens(options, arguments.end_tokens, *policy, *tokenizer, arguments.chat_format);
 
-  PromptReader reader(arguments, *tokenizer);
-  const auto prompts = reader.read();
-  if (const std::string note = reader.note(); !note.empty()) err << "prefopt: " << note << '\n';
+  const auto prompts =
+      PromptReader(arguments, *tokenizer,
+                   noted_row_options(arguments.rows, arguments.chat_format, row_memory(arguments),
+                                     RowPart::kPrompts, err),
+                   err)
+          .read();
   const auto samples = static_cast<std::size_t>(arguments.samples);
   const std::size_t total = prompts.size() * samples;
   // In parts, so that a long file needs no more memory than a short one; first_index makes the

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <ostream>
+#include <utility>
 
 #include "cli/commands.h"
 #include "cli/inputs.h"
@@ -30,12 +31,27 @@ void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& e
   const auto policy = load_model(arguments, err);
   std::shared_ptr<Reference> reference;
   if (!arguments.reference.empty()) {
-    reference = make_frozen_reference(Decoder::load(arguments.reference, arguments.dtype));
+    const bool named = !arguments.tokenizer.empty();
+    // Ids without a tokenizer are compared with nothing.
+    if (named || !find_tokenizer(arguments.model, arguments.adapter).empty()) {
+      check_same_tokens(*tokenizer, arguments.reference, named, err);
+    }
+    auto frozen = Decoder::load(arguments.reference, arguments.dtype);
+    if (frozen->vocab_size() != policy->vocab_size()) {
+      throw ConfigError(fmt::format(
+          "--ref: expected a model with the policy's vocabulary of {} tokens, got {} with {}",
+          policy->vocab_size(), arguments.reference, frozen->vocab_size()));
+    }
+    reference = make_frozen_reference(std::move(frozen));
   }
   RowNeeds of_rows = row_needs(needs);
   of_rows.context_length = policy->options().max_position_embeddings;
-  const auto pairs = read_pairs(arguments.data, *tokenizer, arguments.chat_format, of_rows,
-                                arguments.columns, err);
+  const RowMemory memory = row_memory(arguments);
+  const auto pairs = read_pairs(arguments.data, *tokenizer,
+                                noted_row_options(arguments.rows, arguments.chat_format, memory,
+                                                  RowPart::kAll, err),
+                                of_rows, memory, err)
+                         .pairs;
   detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
   detail::check_row_lengths(pairs, *policy, arguments.data);
 

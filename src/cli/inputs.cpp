@@ -9,9 +9,8 @@
 #include <utility>
 
 #include "core/file.h"
-#include "core/json.h"
-#include "data/row_layout.h"
 #include "data/row_preparation.h"
+#include "data/tokenizer_difference.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/decoder/end_tokens.h"
 #include "prefopt/error.h"
@@ -69,50 +68,39 @@ std::string read_json_argument(const std::string& argument) {
 
 Loss read_loss(const std::string& argument) { return make_loss(read_json_argument(argument)); }
 
-std::vector<TokenRow> read_pairs(const std::string& path, const Tokenizer& tokenizer,
-                                 const std::string& chat_format, const RowNeeds& needs,
-                                 const ColumnArguments& columns, std::ostream& err) {
-  DataOptions options;
-  options.max_prompt_length = 0;
-  options.max_completion_length = 0;
-  options.max_length = 0;
-  options.unusable = RowPolicy::kError;
-  options.identical = RowPolicy::kKeep;
-  options.long_prompt = RowPolicy::kKeep;
-  options.tool_calls = RowPolicy::kError;
-  options.reasoning = RowPolicy::kError;
-  options.different_prompts = RowPolicy::kError;
-  options.chat_format = chat_format;
-  read_columns(columns, options);
+RowMemory row_memory(const ModelArguments& arguments) {
+  return detail::remembered_rows({arguments.adapter, arguments.model});
+}
+
+Dataset read_pairs(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
+                   const RowNeeds& needs, const RowMemory& memory, std::ostream& err) {
   Dataset dataset = load_dataset(path, tokenizer, options, needs);
-  if (const std::string& note = dataset.report.chat_note; !note.empty()) {
-    err << "prefopt: " << path << ": " << note << '\n';
+  RowReport& report = dataset.report;
+  for (const std::string* note : {&report.chat_note, &report.cut_note}) {
+    if (!note->empty()) err << "prefopt: " << path << ": " << *note << '\n';
   }
   // Whether a row is worth training on is not asked here.
   for (const auto defect : {detail::RowDefect::kPrefixAnswer, detail::RowDefect::kIdentical,
                             detail::RowDefect::kDuplicate}) {
-    dataset.report.kept_with.erase(std::string(detail::defect_name(defect)));
+    report.kept_with.erase(std::string(detail::defect_name(defect)));
   }
-  if (const std::string summary = dataset.report.summary(); !summary.empty()) {
-    err << summary << '\n';
-  }
-  return std::move(dataset.pairs);
+  if (const std::string summary = report.summary(); !summary.empty()) err << summary << '\n';
+  note_uncut(dataset.pairs, memory, options, err);
+  return dataset;
 }
 
-void read_columns(const ColumnArguments& arguments, DataOptions& options) {
-  if (!arguments.columns.empty()) {
-    const std::string given = read_json_argument(arguments.columns);
-    options.columns = given.find_first_of("{\"") == std::string::npos
-                          ? detail::dump_json(detail::Json(given))
-                          : given;
-    detail::RowLayout(options.columns, "--columns");
+void check_same_tokens(const Tokenizer& tokenizer, const std::string& model, bool named,
+                       std::ostream& err) {
+  const std::string difference = detail::tokenizer_difference(tokenizer, model);
+  if (difference.empty()) return;
+  if (!named) {
+    throw ConfigError(fmt::format(
+        "{}: expected a model that tokenizes as {} does, got one by which {}; --tokenizer names "
+        "one for both",
+        model, tokenizer.name(), difference));
   }
-  if (arguments.unused.empty()) return;
-  if (arguments.unused != "error" && arguments.unused != "note") {
-    throw ConfigError(fmt::format("--unused: expected 'error' or 'note', got '{}'",
-                                  detail::shown_text(arguments.unused)));
-  }
-  options.unused = arguments.unused == "note" ? UnusedColumns::kNote : UnusedColumns::kError;
+  err << fmt::format("prefopt: {} gets the tokens of {}, but by its own tokenizer {}\n", model,
+                     tokenizer.name(), difference);
 }
 
 std::vector<double> values(const at::Tensor& tensor) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What several commands read in the same way.
+// Inputs that several commands read in the same way.
 
 #include <ATen/core/Tensor.h>
 
@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cli/commands.h"
-#include "prefopt/data/batch.h"
+#include "cli/row_options.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/decoder/decoder.h"
@@ -36,15 +36,18 @@ std::string read_json_argument(const std::string& argument);
 /// `argument` is a loss config, or @FILE that holds one.
 Loss read_loss(const std::string& argument);
 
-/// Every row of the file, whole and in its order: a row that cannot be used is an error and none is
-/// truncated, so that results can be matched with rows by position. What there is to say of rows
-/// goes to `err`.
-std::vector<TokenRow> read_pairs(const std::string& path, const Tokenizer& tokenizer,
-                                 const std::string& chat_format, const RowNeeds& needs,
-                                 const ColumnArguments& columns, std::ostream& err);
+/// The memory of the adapter's run, else of the model's.
+RowMemory row_memory(const ModelArguments& arguments);
 
-/// Puts what was given of them into the options of rows. Throws ConfigError.
-void read_columns(const ColumnArguments& arguments, DataOptions& options);
+/// The rows of the file in their order, as noted_row_options has them. What there is to say of rows
+/// goes to `err`.
+Dataset read_pairs(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
+                   const RowNeeds& needs, const RowMemory& memory, std::ostream& err);
+
+/// Throws ConfigError where `model` brings a tokenizer that gives texts other tokens than
+/// `tokenizer`, whose tokens both models get; only says so if the user named that one (`named`).
+void check_same_tokens(const Tokenizer& tokenizer, const std::string& model, bool named,
+                       std::ostream& err);
 
 /// Elements in row-major order, as float64.
 std::vector<double> values(const at::Tensor& tensor);

@@ -30,8 +30,8 @@ struct Key {
   bool is_length() const { return kind == InputKind::kCount; }
 };
 
-/// `chosen_logps` of `chosen_lens`.
-std::string completion_of(std::string_view lens) {
+/// Returns `chosen_logps` of `chosen_lens`.
+std::string logps_of(std::string_view lens) {
   return std::string(lens.substr(0, lens.rfind("_lens"))) + "_logps";
 }
 
@@ -40,8 +40,8 @@ std::vector<Key> make_keys() {
   for (const InputInfo& info : kInputs) {
     if (info.key.empty()) continue;
     const bool is_length = info.kind == InputKind::kCount;
-    keys.push_back({info.key, is_length ? completion_of(info.name) : std::string(info.name),
-                    info.kind, info.of == InputOf::kSample});
+    keys.push_back({info.key, is_length ? logps_of(info.name) : std::string(info.name), info.kind,
+                    info.of == InputOf::kSample});
   }
   // Rows of one completion have names for it that do not call it chosen.
   keys.push_back({"completion_logps", "chosen_logps", InputKind::kLogps});
@@ -127,7 +127,7 @@ std::vector<CompletionLogps> read_samples(const Json& value, std::string_view wh
   return samples;
 }
 
-// A length given beside the log-probs.
+// A length given with the log-probs.
 void set_length(CompletionLogps& completion, const Json& value, std::string_view where) {
   constexpr std::uint64_t kMostTokens = std::uint64_t{1} << 53;  // a double counts so far
   const auto given = value.is_number_unsigned() ? value.get<std::uint64_t>() : 0;
@@ -157,7 +157,7 @@ double read_number(const Json& value, const Range& range, std::string_view where
   throw DataError(fmt::format("{}: expected {}, got {}", where, expected, shown(value)));
 }
 
-/// The line in which a row stands, while it is read.
+/// The line of a row, while it is read.
 class RowReader {
  public:
   RowReader(std::string_view text, std::int64_t line, std::string where)
@@ -234,7 +234,7 @@ class RowReader {
     }
   }
 
-  /// The one of its keys under which the field stands in this row.
+  /// The one of its keys under which this row has the field.
   std::string_view key_here(std::string_view field) const {
     const std::string_view unpaired = row_key(field, true);
     return object_.contains(unpaired) ? unpaired : row_key(field, false);

@@ -28,7 +28,7 @@ struct LogpsRow {
 };
 
 /// The key of a file that holds `field` of a PairLogps, as `label` holds `labels`. Rows without a
-/// partner have names of their own for what stands in the chosen place.
+/// partner have other names for what is in the chosen place.
 std::string_view row_key(std::string_view field, bool unpaired);
 
 /// At least one row. Throws DataError, led by `PATH:LINE`, for what is not finite log-probs; tokens

@@ -56,7 +56,7 @@ std::vector<std::string> inputs_of(const LossRequirements& needs) {
   return names;
 }
 
-/// What a loss reads besides where an option has another value than by default.
+/// Further inputs of a loss, where an option has another value than by default.
 struct FurtherInputs {
   std::string setting;  ///< as in `use_weights`, `weighting = unaligned` or `ld_alpha other than 1`
   std::vector<std::string> inputs;
@@ -111,7 +111,7 @@ std::vector<FurtherInputs> further_inputs(const LossEntry& entry) {
 /// A value that a loss takes for an option.
 struct AcceptedValue {
   Json value;
-  std::string with;  ///< the setting of another option that it needs beside it; empty: none
+  std::string with;  ///< the setting of another option that it needs; empty: none
 };
 
 /// Values that show whether an option can have others than its default: all of a choice or a flag,
@@ -128,7 +128,7 @@ std::vector<Json> probes(const FieldDoc& option) {
   return values;
 }
 
-/// Whether a loss takes a value, by itself or beside one other setting.
+/// Whether a loss takes a value, by itself or with one other setting.
 std::optional<AcceptedValue> accepted(const LossEntry& entry, const std::string& option,
                                       const Json& value) {
   if (needs_with(entry, {{option, value}})) return AcceptedValue{value, ""};

@@ -137,6 +137,15 @@ void add_columns(CLI::App& command, ColumnArguments& arguments) {
       ->type_name("error|note");
 }
 
+void add_rows(CLI::App& command, RowArguments& arguments) {
+  add_columns(command, arguments);
+  command
+      .add_option("--data-options", arguments.options,
+                  "data options of a run, such as {\"loss_on\": \"last\"}; default: those of the "
+                  "run that made the model, without any that cut, drop or refuse rows")
+      ->type_name("JSON|@FILE");
+}
+
 void add_end_tokens(CLI::App& command, std::vector<std::string>& names) {
   command
       .add_option("--end-tokens,--eos-id", names,
@@ -198,8 +207,10 @@ CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
                       "tokens; 0: no limit");
   command->add_option("--max-length", arguments.max_length, "tokens of a row; 0: no limit");
   command
-      ->add_option("--options", arguments.options,
-                   "data options of a run, such as {\"duplicate\": \"drop\"}")
+      ->add_option(
+          "--options,--data-options", arguments.options,
+          "data options of a run, such as {\"duplicate\": \"drop\"}; default: those of the "
+          "run that made the model")
       ->type_name("JSON|@FILE");
   command->add_option("--loss", arguments.loss, "loss that the rows have to fit")
       ->type_name("JSON|@FILE");
@@ -212,7 +223,7 @@ CLI::App* add_score(CLI::App& app, ScoreArguments& arguments, std::string& devic
   auto* command =
       app.add_subcommand("score", "Print log-probs of chosen and rejected, one line per row");
   add_model(*command, arguments, device);
-  add_columns(*command, arguments.columns);
+  add_rows(*command, arguments.rows);
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
   command->add_flag("--per-token", arguments.per_token,
                     "also the log-prob of each token, without the weights that sums may have");
@@ -233,7 +244,7 @@ CLI::App* add_grad(CLI::App& app, GradArguments& arguments, std::string& device)
   auto* command =
       app.add_subcommand("grad", "Evaluate a loss and its gradient through a model, on one batch");
   add_model(*command, arguments, device);
-  add_columns(*command, arguments.columns);
+  add_rows(*command, arguments.rows);
   command->add_option("--ref", arguments.reference, "reference, for losses that need one")
       ->type_name("DIR");
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
@@ -254,7 +265,7 @@ CLI::App* add_losses(CLI::App& app, LossesArguments& arguments) {
 CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments, std::string& device) {
   auto* command = app.add_subcommand("generate", "Sample completions");
   add_model(*command, arguments, device);
-  add_columns(*command, arguments.columns);
+  add_rows(*command, arguments.rows);
   command->add_option("--prompt", arguments.prompts, "text to continue; repeatable")
       ->type_name("TEXT")
       ->allow_extra_args(false);
@@ -325,7 +336,7 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device)
       ->type_name("DIR");
   command->add_flag("--json", arguments.json, "print JSON");
   add_device(*command, device);
-  add_columns(*command, arguments.columns);
+  add_rows(*command, arguments.rows);
   return command;
 }
 
@@ -383,9 +394,10 @@ CLI::App* add_lab(CLI::App& app, LabArguments& arguments) {
 }
 
 /// Runs `print` with a stream whose text comes to stdout without control characters, also where it
-/// throws. `for_programs`: JSON has no such characters but in texts, which it may not change.
+/// throws. `for_programs`: JSON has no such characters but in texts, which it may not change,
+/// unless a terminal is what reads it.
 void print_table(bool for_programs, const std::function<void(std::ostream&)>& print) {
-  if (for_programs) return print(std::cout);
+  if (for_programs && ::isatty(STDOUT_FILENO) == 0) return print(std::cout);
   struct Table {
     std::ostringstream text;
     ~Table() { std::cout << detail::printable(text.str(), /*keep_lines=*/true); }
@@ -393,9 +405,10 @@ void print_table(bool for_programs, const std::function<void(std::ostream&)>& pr
   print(table.text);
 }
 
-/// Passes lines on to stderr without control characters, each when it is whole or flushed.
+/// Passes lines on to a stream without control characters, each when it is whole or flushed.
 class PrintableLines final : public std::streambuf {
  public:
+  explicit PrintableLines(std::ostream& stream) : stream_(stream) {}
   ~PrintableLines() override { PrintableLines::sync(); }
 
  private:
@@ -406,12 +419,22 @@ class PrintableLines final : public std::streambuf {
     return c;
   }
   int sync() override {
-    std::cerr << detail::printable(std::exchange(line_, {}), /*keep_lines=*/true) << std::flush;
-    return std::cerr ? 0 : -1;
+    stream_ << detail::printable(std::exchange(line_, {}), /*keep_lines=*/true) << std::flush;
+    return stream_ ? 0 : -1;
   }
 
+  std::ostream& stream_;
   std::string line_;
 };
+
+/// Runs `print` with stdout, which comes to a terminal line by line without control characters:
+/// what a model says may hold any.
+void print_lines(const std::function<void(std::ostream&)>& print) {
+  if (::isatty(STDOUT_FILENO) == 0) return print(std::cout);
+  PrintableLines lines(std::cout);
+  std::ostream out(&lines);
+  print(out);
+}
 
 /// Where the drive has no links, `last` and `best` of a run's checkpoints are files.
 void follow_links(const std::vector<std::string*>& paths) {
@@ -463,7 +486,7 @@ int run(int argc, char** argv) {
   TokenizeArguments tokenize;
   LabArguments lab;
   train.terminal_width = terminal_width(STDERR_FILENO);
-  PrintableLines lines;
+  PrintableLines lines(std::cerr);
   std::ostream remarks(&lines);
 
   const std::vector<std::pair<CLI::App*, std::function<void()>>> commands{
@@ -475,19 +498,22 @@ int run(int argc, char** argv) {
       {add_report(app, report), [&] { run_report(report, std::cout); }},
       {add_data_check(app, data_check),
        [&] {
-         print_table(data_check.json, [&](std::ostream& out) { run_data_check(data_check, out); });
+         print_table(data_check.json,
+                     [&](std::ostream& out) { run_data_check(data_check, out, remarks); });
        }},
       {add_score(app, score, device), [&] { run_score(score, std::cout, remarks); }},
       {add_loss(app, loss), [&] { run_loss(loss, std::cout); }},
       {add_grad(app, grad, device), [&] { run_grad(grad, std::cout, remarks); }},
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
-      {add_generate(app, generate, device), [&] { run_generate(generate, std::cout, remarks); }},
+      {add_generate(app, generate, device),
+       [&] { print_lines([&](std::ostream& out) { run_generate(generate, out, remarks); }); }},
       {add_eval(app, eval, device),
        [&] { print_table(eval.json, [&](std::ostream& out) { run_eval(eval, out, remarks); }); }},
       {add_export(app, exported, device), [&] { run_export(exported, remarks); }},
       {add_doctor(app, doctor),
        [&] { print_table(doctor.json, [&](std::ostream& out) { run_doctor(doctor, out); }); }},
-      {add_tokenize(app, tokenize), [&] { run_tokenize(tokenize, std::cout); }},
+      {add_tokenize(app, tokenize),
+       [&] { print_lines([&](std::ostream& out) { run_tokenize(tokenize, out); }); }},
       {add_lab(app, lab), [&] { run_lab(lab, std::cout, std::cerr); }},
   };
   try {

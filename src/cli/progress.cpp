@@ -16,7 +16,7 @@ namespace {
 
 constexpr std::int64_t kPlainLines = 20;
 
-// What a person watches, under short names.
+// The metrics that a person watches, under short names.
 constexpr std::pair<const char*, const char*> kWatched[] = {
     {"loss", "loss"}, {"rewards/margins", "margin"}, {"rewards/accuracies", "accuracy"}};
 
@@ -61,7 +61,7 @@ void Progress::step(std::int64_t step, std::int64_t total, const Metrics& metric
   if (!live && !due) return;
 
   const double done = static_cast<double>(step - steps_before_);
-  // In a run that goes on, steps here are taken to have as many tokens as those before.
+  // In a resumed run, steps here are taken to have as many tokens as those before.
   const double tokens = metric(metrics, "num_tokens") / static_cast<double>(step) * done;
   const double speed = tokens / clock_.seconds();
   const double left = clock_.seconds() / done * static_cast<double>(total - step);

@@ -16,7 +16,7 @@ namespace prefopt::cli {
 /// Time spent in steps, without what lies between them.
 class StepClock {
  public:
-  /// What has passed since the last call belongs to something else.
+  /// The time since the last call belongs to something else.
   void skip() { lap(); }
   void count_step() { seconds_ += lap(); }
   /// Seconds since the last call of any of these.
@@ -44,7 +44,7 @@ class Progress {
   void note(const std::string& line);
   void step(std::int64_t step, std::int64_t total, const Metrics& metrics);
   void evaluation(std::int64_t step, const Metrics& metrics);
-  /// Leaves the cursor on a line of its own.
+  /// Leaves the cursor on an empty line.
   void finish();
 
  private:
@@ -55,7 +55,7 @@ class Progress {
   std::size_t terminal_width_;
   bool quiet_;
   StepClock clock_;
-  std::int64_t steps_before_ = -1;  ///< those of a run that goes on; the clock has not seen them
+  std::int64_t steps_before_ = -1;  ///< those of a resumed run; the clock has not seen them
   std::size_t live_width_ = 0;      ///< of the text under the cursor; 0: none
 };
 

@@ -42,9 +42,12 @@ void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream&
   }
   const auto tokenizer = load_tokenizer(arguments);
   const auto policy = load_model(arguments, err);
-  const auto pairs = read_pairs(arguments.data, *tokenizer, arguments.chat_format,
-                                {.context_length = policy->options().max_position_embeddings},
-                                arguments.columns, err);
+  const RowMemory memory = row_memory(arguments);
+  const Dataset dataset = read_pairs(
+      arguments.data, *tokenizer,
+      noted_row_options(arguments.rows, arguments.chat_format, memory, RowPart::kAll, err),
+      {.context_length = policy->options().max_position_embeddings}, memory, err);
+  const std::vector<TokenRow>& pairs = dataset.pairs;
   detail::check_token_range(pairs, policy->vocab_size(), arguments.data);
   detail::check_row_lengths(pairs, *policy, arguments.data);
 
@@ -69,6 +72,8 @@ void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream&
                 {"rejected_logps", sums[rejected]},
                 {"chosen_len", tokens[i].size()},
                 {"rejected_len", tokens[rejected].size()}};
+      // Where rows were dropped, as asked, their place says no longer which is which.
+      if (!dataset.report.dropped.empty()) line["line"] = dataset.lines[begin + i];
       if (arguments.per_token) {
         line["chosen_token_logps"] = tokens[i];
         line["rejected_token_logps"] = tokens[rejected];

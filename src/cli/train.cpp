@@ -153,7 +153,7 @@ void dry_run(RunOptions options, std::ostream& out, std::ostream& err) {
       << fmt::format("time to finish: about {}\n", duration(total_seconds));
 }
 
-/// What a run that was stopped has to say.
+/// The last words of a run that was stopped.
 std::string stop_sentence(const RunResult& result) {
   return result.checkpoint.empty()
              ? "stopped before the first step; nothing was saved"

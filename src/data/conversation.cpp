@@ -366,7 +366,7 @@ class RowWriter {
     const bool is_last = i + 1 == messages.size();
     return rules_.loss_on != LossOn::kAll && is_answer(message) && message.counts &&
            (rules_.loss_on == LossOn::kAssistant || is_last) &&
-           (messages.size() == 1 || !chat_.content(message).empty());
+           (messages.size() == 1 || !stripped(message.content).empty());
   }
 
   /// All of the turns but what opens the first, up to the end of the last. `begun`: the turn that

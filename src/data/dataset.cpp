@@ -128,17 +128,11 @@ class Loader {
   }
 
   bool keeps(RowDefect defect, std::int64_t line) {
-    const auto [policy, option, value] = detail::policy_for(defect, options_);
-    const std::string_view name = detail::defect_name(defect);
-    switch (policy) {
+    switch (detail::policy_for(defect, options_).policy) {
       case RowPolicy::kError:
-        throw DataError(
-            fmt::format("{}: expected a usable row, got one with '{}'; the option {} = {}",
-                        detail::row_place(path_, line), name, option,
-                        defect == RowDefect::kControlToken ? "'split' takes it as text"
-                                                           : "'drop' leaves such rows out"));
+        throw DataError(detail::refusal_of(defect, options_, detail::row_place(path_, line)));
       case RowPolicy::kDrop:
-        drop(name, line);
+        drop(detail::defect_name(defect), line);
         return false;
       case RowPolicy::kKeep:
         break;

@@ -3,16 +3,25 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
+
+#include "prefopt/data/dataset.h"
 
 namespace prefopt::detail {
 
-/// What a run leaves for those that use its model, in `prefopt.json` next to the weights.
+/// Choices of a run for those that use its model, in `prefopt.json` next to the weights.
 struct ModelMemory {
   std::string tokenizer;    ///< "byte", or empty: the files of the folder say
   std::string chat_format;  ///< empty: nothing is remembered
+  std::string data;         ///< the run's row_memory(); empty: nothing is remembered
 };
 
 inline constexpr std::string_view kMemoryFile = "prefopt.json";
+
+/// Options of DataOptions that do not say how a row is read: where rows are, and what the memory
+/// has in another place.
+inline constexpr std::string_view kNotOfRows[] = {
+    "train", "eval", "eval_fraction", "max_rows", "leak", "token_cache", "chat_format"};
 
 /// Empty where the folder has no such file. Throws CheckpointError, which names file and field, for
 /// one that is damaged.
@@ -20,5 +29,17 @@ ModelMemory read_memory(const std::string& folder);
 
 /// The file's text.
 std::string written_memory(const ModelMemory& memory);
+
+/// A JSON object of all options that say how rows become tokens and which of them are used.
+std::string row_memory(const DataOptions& options);
+
+/// The options of rows that a folder remembers.
+struct RowMemory {
+  std::string folder;
+  std::string options;  ///< as of row_memory(); empty: nothing is remembered
+};
+
+/// That of the first folder that has some. Paths of files and empty ones are passed over.
+RowMemory remembered_rows(const std::vector<std::string>& folders);
 
 }  // namespace prefopt::detail

@@ -160,9 +160,16 @@ class RowEncoder {
     if (!row_.gold.empty()) {
       encode_completion(row_.gold, row_.gold_parts, pair.gold, pair.gold_mask);
     }
-    if (spells_control_) result_.defects.push_back(RowDefect::kControlToken);
-    if (begins_) result_.defects.push_back(RowDefect::kGivenBegin);
-    if (ends_) result_.defects.push_back(RowDefect::kGivenEnd);
+    add_defects();
+  }
+
+  void encode_prompt_alone() {
+    if (row_.tokenized) {
+      result_.pair.prompt = row_.prompt_ids;
+      return;
+    }
+    encode_prompt();
+    add_defects();
   }
 
  private:
@@ -171,6 +178,12 @@ class RowEncoder {
     std::string text;
     TextParts parts;
   };
+
+  void add_defects() {
+    if (spells_control_) result_.defects.push_back(RowDefect::kControlToken);
+    if (begins_) result_.defects.push_back(RowDefect::kGivenBegin);
+    if (ends_) result_.defects.push_back(RowDefect::kGivenEnd);
+  }
 
   bool is_bare() const { return row_.end_of_turn.empty(); }
   bool splits() const { return options_.special_tokens_in_text == SpecialTokens::kSplit; }
@@ -555,6 +568,24 @@ std::vector<PreparedRow> prepare_lines(const std::string& path, const std::vecto
   return rows;
 }
 
+/// The columns of the mapping that hold completions or say something of them, as bits.
+std::uint64_t columns_of_completions(const RowLayout& layout) {
+  constexpr std::array<std::string_view, 4> kTexts = {"chosen", "rejected", "gold", "completion"};
+  constexpr std::array<std::string_view, 2> kScores = {"score_chosen", "score_rejected"};
+  const auto is_among = [](const auto& names, std::string_view name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  std::uint64_t bits = 0;
+  const auto& mapping = layout.mapping();
+  for (std::size_t i = 0; i < mapping.size(); ++i) {
+    const std::string& field = mapping[i].first;
+    const bool is_of_completions =
+        is_among(kTexts, field) || is_among(kScores, field) || is_among(kColumnKeys, field);
+    if (is_of_completions) bits |= std::uint64_t{1} << i;
+  }
+  return bits;
+}
+
 /// `found`: the columns of the mapping that any row had. `row` is one of the rows.
 void check_mapping(const RowLayout& layout, std::uint64_t found, const std::string& path,
                    const std::string& row) {
@@ -755,6 +786,22 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
   return result;
 }
 
+PreparedRow prepare_prompt(const PreferenceRow& row, const Tokenizer& tokenizer,
+                           const DataOptions& options) {
+  PreparedRow result;
+  for (const RowRemark remark : row.remarks) result.defects.push_back(defect_of(remark));
+  RowEncoder(row, tokenizer, options, result).encode_prompt_alone();
+  result.from_messages = row.from_messages;
+  return result;
+}
+
+std::string refusal_of(RowDefect defect, const DataOptions& options, std::string_view where) {
+  return fmt::format("{}: expected a usable row, got one with '{}'; the option {} = {}", where,
+                     defect_name(defect), policy_for(defect, options).option,
+                     defect == RowDefect::kControlToken ? "'split' takes it as text"
+                                                        : "'drop' leaves such rows out");
+}
+
 void prepare_file(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
                   const RowNeeds* needs, std::int64_t context_length,
                   const std::function<void(std::int64_t line, PreparedRow row)>& take) {
@@ -789,9 +836,10 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
 }
 
 void read_prompts(const std::string& path, const DataOptions& options,
-                  const std::function<void(const PreferenceRow& row)>& take) {
+                  const std::function<void(const PreferenceRow& row)>& take,
+                  std::map<std::string, std::int64_t>* unread) {
   const RowLayout layout(options.columns);
-  std::uint64_t found = 0;
+  std::uint64_t found = columns_of_completions(layout);
   std::string first;
   read_rows(path, [&](std::int64_t number, std::string_view text) {
     if (first.empty()) first = text;
@@ -803,9 +851,13 @@ void read_prompts(const std::string& path, const DataOptions& options,
     } catch (const LineError& error) {
       throw DataError(error.what());
     }
+    row.line = number;
     check_unread(trace.unread, options, where);
     check_prompt(row, options, where);
     take(row);
+    for (const UnreadColumn& column : trace.unread) {
+      if (unread != nullptr) ++(*unread)[column.name];
+    }
     found |= trace.found;
     return true;
   });

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -106,7 +107,14 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                         const DataOptions& options, const RowNeeds* needs,
                         std::int64_t context_length);
 
-/// The same from each line of a file that is not blank, up to max_rows of them: calls `take` with
+/// Tokens of the prompt alone, whole, and the defects that reading and encoding it show.
+PreparedRow prepare_prompt(const PreferenceRow& row, const Tokenizer& tokenizer,
+                           const DataOptions& options);
+
+/// The sentence that refuses a row for a defect whose policy is kError.
+std::string refusal_of(RowDefect defect, const DataOptions& options, std::string_view where);
+
+/// prepare_row for each line of a file that is not blank, up to max_rows of them: calls `take` with
 /// the rows in their order, while they are prepared in parts on LibTorch's threads. `chat_format`
 /// of the options is what chat_format_for_rows gives. Throws ConfigError for a mapping of columns
 /// that names one that no row has.
@@ -114,13 +122,15 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
                   const RowNeeds* needs, std::int64_t context_length,
                   const std::function<void(std::int64_t line, PreparedRow row)>& take);
 
-/// The rows of a file for their prompts: completions may be missing, and a conversation is taken up
-/// to its last answer. `chat_format` of the options is what chat_format_for_rows gives. Throws
+/// The rows of a file for their prompts, with their lines: completions may be missing, and a
+/// conversation is taken up to its last answer. `chat_format` of the options is what
+/// chat_format_for_rows gives. `unread`, if any, counts the columns that nothing reads. Throws
 /// DataError for a row that cannot be read, whatever the policies, for one with a defect of its
 /// prompt that the options do not keep, and for a column of a prompt that nothing reads;
 /// ConfigError as prepare_file.
 void read_prompts(const std::string& path, const DataOptions& options,
-                  const std::function<void(const PreferenceRow& row)>& take);
+                  const std::function<void(const PreferenceRow& row)>& take,
+                  std::map<std::string, std::int64_t>* unread = nullptr);
 
 /// A refusal without the place and what was found there: rows with one defect share it.
 std::string refusal_reason(const std::string& refusal, const std::string& path, std::int64_t line);

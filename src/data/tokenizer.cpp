@@ -275,7 +275,8 @@ std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& name, const s
   return tokenizer;
 }
 
-FolderFiles tokenizer_files(const std::string& name, const std::string& chat_format) {
+FolderFiles tokenizer_files(const std::string& name, const std::string& chat_format,
+                            const std::string& row_options) {
   FolderFiles files;
   const auto take = [&](const fs::path& from, std::string_view as) {
     files[std::string(as)] = detail::read_file<CheckpointError>(from.string());
@@ -295,17 +296,18 @@ FolderFiles tokenizer_files(const std::string& name, const std::string& chat_for
     }
     bytes = !is_there(main) && is_folder(path) && detail::read_memory(name).tokenizer == "byte";
   }
-  const detail::ModelMemory memory{.tokenizer = bytes ? "byte" : "", .chat_format = chat_format};
-  if (bytes || !chat_format.empty()) {
+  const detail::ModelMemory memory{
+      .tokenizer = bytes ? "byte" : "", .chat_format = chat_format, .data = row_options};
+  if (bytes || !chat_format.empty() || !row_options.empty()) {
     files[std::string(detail::kMemoryFile)] = detail::written_memory(memory);
   }
   return files;
 }
 
 FolderFiles model_companions(const std::string& tokenizer, const std::string& model,
-                             const std::string& chat_format) {
+                             const std::string& chat_format, const std::string& row_options) {
   const bool copies = tokenizer.empty() && is_folder(model);
-  return tokenizer_files(copies ? model : tokenizer, chat_format);
+  return tokenizer_files(copies ? model : tokenizer, chat_format, row_options);
 }
 
 void write_files(const FolderFiles& files, const std::string& folder) {

@@ -21,7 +21,7 @@ std::string shape_text(const at::Tensor& tensor) {
   return fmt::format("[{}]", fmt::join(tensor.sizes().begin(), tensor.sizes().end(), ", "));
 }
 
-// What every tensor of a PairLogps has to agree with: chosen_logps.
+// Every tensor of a PairLogps has to agree with chosen_logps.
 struct Expected {
   const std::string& loss;
   const at::Tensor& like;

@@ -60,7 +60,7 @@ constexpr AmbiguousName kAmbiguous[] = {
      "robust DPO (arXiv:2403.00409) and length-regularized R-DPO (arXiv:2403.19159) both go by it"},
 };
 
-/// Sets the options that a preset's name stands for.
+/// Sets the options that a preset's name means.
 void apply_preset(Json& config, const LossEntry& entry) {
   const std::string name = config["type"].get<std::string>();
   const auto& presets = entry.info.presets;

@@ -143,8 +143,9 @@ const TrlTrainer& deduced_trainer(const Json& config, const Json& types, bool ha
   return *left.front();
 }
 
-/// What TRL reads for one loss of a list, for TRL's losses and for ours.
+/// One loss of a list, TRL's or ours, and the keys that TRL reads for it.
 struct Term {
+  std::string name;  ///< as the config has it
   Json config;
   std::vector<std::string_view> reads, ignores;
   const LossEntry* entry = nullptr;
@@ -152,7 +153,7 @@ struct Term {
 };
 
 Term term_of(const TrlTrainer& trainer, const std::string& type) {
-  Term term;
+  Term term{.name = type, .config = {}, .reads = {}, .ignores = {}};
   if (const TrlLoss* known = trainer.loss(type)) {
     term.config = parse_json<ConfigError>(known->config, "loss");
     term.reads = known->reads;
@@ -196,6 +197,7 @@ class TrlOptions {
     for (Term& term : terms_) {
       set_keys(term);
       if (trainer_.finish != nullptr) trainer_.finish(term.config);
+      check_values(term);
       all.push_back(std::move(term.config));
     }
     return all;
@@ -273,6 +275,34 @@ class TrlOptions {
       if (is_ours) continue;
       term.config[std::string(key.option)] =
           given != given_.end() ? *given : parse_json<ConfigError>(key.fallback, "loss");
+    }
+  }
+
+  /// Refuses a value under TRL's name for it; what else is wrong is for the loss to say.
+  void check_values(const Term& term) const {
+    const LossEntry& entry = find_loss(term.config["type"].get<std::string>());
+    Json options = term.config;
+    options.erase("type");
+    try {
+      entry.make(dump_json(options));
+    } catch (const ConfigError& error) {
+      for (const std::string_view name : term.reads) {
+        if (given_.contains(name)) rethrow_in_terms_of(*trainer_.key(name), term, entry, error);
+      }
+    }
+  }
+
+  /// If it is the option of `key` that is not as expected.
+  void rethrow_in_terms_of(const TrlKey& key, const Term& term, const LossEntry& entry,
+                           const ConfigError& error) const {
+    const std::string_view text = error.what();
+    for (const std::string_view option : {key.option, key.name}) {
+      const std::string head = fmt::format("{}: expected {} ", entry.info.name, option);
+      if (!text.starts_with(head)) continue;
+      throw ConfigError(fmt::format(
+          "{}: expected {} {}",
+          term.is_ours ? entry.info.name : fmt::format("{} {}", trainer_.name, term.name), key.name,
+          text.substr(head.size())));
     }
   }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
+#include <type_traits>
 
 #include "prefopt/error.h"
 
@@ -14,8 +15,13 @@ namespace {
 
 using TrlNames = std::vector<std::string_view>;
 
+template <class T>
+void add(std::vector<T>& rows, std::initializer_list<std::type_identity_t<T>> more) {
+  rows.insert(rows.end(), more);
+}
+
 TrlNames with(TrlNames names, std::initializer_list<std::string_view> more) {
-  names.insert(names.end(), more);
+  add(names, more);
   return names;
 }
 
@@ -36,7 +42,7 @@ void finish_dpo(Json& loss) {
   }
 }
 
-// Without an NLL, SimPO and AlphaPO are losses of their own here.
+// Without an NLL, SimPO and AlphaPO are other types here.
 void finish_cpo(Json& loss) {
   const bool of_means = loss.value("length_normalized", false) && !loss.contains("link");
   if (!of_means || loss["alpha"] != 0) return;
@@ -97,28 +103,38 @@ TrlTrainer kto_trainer() {
                      {"apo_zero_unpaired", R"({"type": "apo_zero_unpaired"})", all}}};
 }
 
+/// Keys and losses that CPOTrainer and TPOTrainer have alike: `type` with each link. The logistic
+/// ones read `smoothed`, the others `all`.
+TrlTrainer link_trainer(std::string_view type, std::string_view beta, const TrlNames& all,
+                        const TrlNames& smoothed) {
+  const auto config = [&](std::string_view more) {
+    return fmt::format(R"({{"type": "{}"{}}})", type, more);
+  };
+  return {.keys = {{"beta", "beta", beta}, {"label_smoothing", "label_smoothing", "0"}},
+          .losses = {{"sigmoid", config(""), smoothed},
+                     {type, config(""), smoothed},
+                     {"hinge", config(R"(, "link": "hinge")"), all},
+                     {"ipo", config(R"(, "link": "ipo", "length_normalized": true)"), all}}};
+}
+
 TrlTrainer cpo_trainer() {
   const TrlNames all = {"beta", "cpo_alpha", "alpha"};
   const TrlNames smoothed = with(all, {"label_smoothing"});
-  return {.name = "CPOTrainer",
-          .config_name = "CPOConfig",
-          .keys = {{"beta", "beta", "0.1"},
-                   {"label_smoothing", "label_smoothing", "0"},
-                   {"cpo_alpha", "alpha", "1"},
-                   {"simpo_gamma", "gamma", "0.5"},
-                   {"alpha", "reward_alpha", "0"}},
-          .losses = {{"sigmoid", R"({"type": "cpo"})", smoothed},
-                     {"cpo", R"({"type": "cpo"})", smoothed},
-                     {"hinge", R"({"type": "cpo", "link": "hinge"})", all},
-                     {"ipo", R"({"type": "cpo", "link": "ipo", "length_normalized": true})", all},
-                     {"simpo", R"({"type": "cpo", "length_normalized": true})",
-                      with(smoothed, {"simpo_gamma"})},
-                     // TRL sets cpo_alpha to 0, whatever it was.
-                     {"alphapo",
-                      R"({"type": "cpo", "length_normalized": true, "alpha": 0})",
-                      {"beta", "alpha", "label_smoothing", "simpo_gamma"},
-                      {"cpo_alpha"}}},
-          .finish = finish_cpo};
+  TrlTrainer trainer = link_trainer("cpo", "0.1", all, smoothed);
+  trainer.name = "CPOTrainer";
+  trainer.config_name = "CPOConfig";
+  add(trainer.keys, {{"cpo_alpha", "alpha", "1"},
+                     {"simpo_gamma", "gamma", "0.5"},
+                     {"alpha", "reward_alpha", "0"}});
+  add(trainer.losses,
+      {{"simpo", R"({"type": "cpo", "length_normalized": true})", with(smoothed, {"simpo_gamma"})},
+       // TRL sets cpo_alpha to 0, whatever it was.
+       {"alphapo",
+        R"({"type": "cpo", "length_normalized": true, "alpha": 0})",
+        {"beta", "alpha", "label_smoothing", "simpo_gamma"},
+        {"cpo_alpha"}}});
+  trainer.finish = finish_cpo;
+  return trainer;
 }
 
 TrlTrainer orpo_trainer() {
@@ -131,18 +147,13 @@ TrlTrainer orpo_trainer() {
 TrlTrainer tpo_trainer() {
   const TrlNames all = {"beta", "tpo_alpha"};
   const TrlNames smoothed = with(all, {"label_smoothing"});
-  return {.name = "TPOTrainer",
-          .config_name = "TPOConfig",
-          .keys = {{"beta", "beta", "0.01"},
-                   {"label_smoothing", "label_smoothing", "0"},
-                   {"tpo_alpha", "alpha", "1"},
-                   {"tpo_l_gamma", "gamma", "0.5"}},
-          .losses = {{"sigmoid", R"({"type": "tpo"})", smoothed},
-                     {"tpo", R"({"type": "tpo"})", smoothed},
-                     {"hinge", R"({"type": "tpo", "link": "hinge"})", all},
-                     {"ipo", R"({"type": "tpo", "link": "ipo", "length_normalized": true})", all},
-                     {"tpo-l", R"({"type": "tpo", "length_normalized": true})",
-                      with(smoothed, {"tpo_l_gamma"})}}};
+  TrlTrainer trainer = link_trainer("tpo", "0.01", all, smoothed);
+  trainer.name = "TPOTrainer";
+  trainer.config_name = "TPOConfig";
+  add(trainer.keys, {{"tpo_alpha", "alpha", "1"}, {"tpo_l_gamma", "gamma", "0.5"}});
+  add(trainer.losses, {{"tpo-l", R"({"type": "tpo", "length_normalized": true})",
+                        with(smoothed, {"tpo_l_gamma"})}});
+  return trainer;
 }
 
 template <class Row>

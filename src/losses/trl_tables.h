@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -13,14 +14,14 @@ struct TrlKey {
   std::string_view name;
   std::string_view option;    ///< ours that it sets
   std::string_view fallback;  ///< TRL's default, as JSON
-  /// TRL applies it to all losses of a list, so that one without it cannot stand there.
+  /// TRL applies it to all losses of a list, so that none may be without it.
   bool for_all = false;
 };
 
 /// One `loss_type` of a trainer.
 struct TrlLoss {
   std::string_view name;
-  std::string_view config;              ///< ours, as JSON: the type and what the name stands for
+  std::string config;                   ///< ours, as JSON: the type and the options of the name
   std::vector<std::string_view> reads;  ///< keys
   std::vector<std::string_view> ignores = {};  ///< keys that TRL lets be anything
 };

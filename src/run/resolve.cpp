@@ -12,6 +12,8 @@
 
 #include "core/file.h"
 #include "data/chat_writer.h"
+#include "data/model_memory.h"
+#include "data/tokenizer_difference.h"
 #include "decoder/decoder_files.h"
 #include "policy/token_range.h"
 #include "prefopt/decoder/end_tokens.h"
@@ -58,8 +60,8 @@ FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
   const bool chosen =
       asked != "auto" || !tokenizer.chat_format().empty() || !tokenizer.chat_template().empty();
   const bool remembers = format != "auto" && (chosen || message_rows > 0);
-  FolderFiles files =
-      model_companions(options.model.tokenizer, options.model.path, remembers ? format : "");
+  FolderFiles files = model_companions(options.model.tokenizer, options.model.path,
+                                       remembers ? format : "", row_memory(options.data));
   if (policy.adapter()) return files;
   const std::string generation =
       generation_config_with(policy, end_tokens(policy, tokenizer, remembers ? format : "plain"));
@@ -124,6 +126,23 @@ void set_checkpointing(LoopOptions& options, std::int64_t rows, Decoder& policy,
   constexpr std::array<std::string_view, 3> kNames{"none", "selective", "full"};
   note(fmt::format("checkpointing: {}, up to {:.0f} MiB kept for {} tokens", kNames[level],
                    mib(kLevels[level]), rows));
+}
+
+/// Throws ConfigError where the reference's own tokenizer gives texts other tokens than the run's,
+/// which both models get; only notes it if the config named that one (`named`).
+void check_reference_tokens(const ReferenceOptions& options, const Tokenizer& tokenizer, bool named,
+                            const Note& note) {
+  if (options.path.empty()) return;
+  const std::string difference = tokenizer_difference(tokenizer, options.path);
+  if (difference.empty()) return;
+  if (named) {
+    return note(fmt::format("reference: gets the tokens of {}, but by its own tokenizer {}",
+                            tokenizer.name(), difference));
+  }
+  throw ConfigError(fmt::format(
+      "reference.path: expected a model that tokenizes as {} does, got {}, by which {}; "
+      "model.tokenizer names one for both",
+      tokenizer.name(), options.path, difference));
 }
 
 std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,
@@ -197,6 +216,7 @@ std::int64_t count_steps(const LoopOptions& options, std::int64_t rows_an_epoch)
 
 ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note) {
   const LossRequirements needs = loss.requirements();
+  const bool is_named = !options.model.tokenizer.empty();
   for (std::string* path : {&options.model.path, &options.model.adapter, &options.model.tokenizer,
                             &options.reference.path}) {
     *path = followed(*path);
@@ -227,6 +247,9 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note) {
     // Whoever weighs tokens needs each.
     const bool by_token = needs.has(Input::ref_chosen_overlap_logps) || needs.limits ||
                           has_token_weights(rows.train) || has_token_weights(rows.eval);
+    if (!options.model.tokenizer.empty()) {
+      check_reference_tokens(options.reference, *tokenizer, is_named, note);
+    }
     reference = make_reference(options.reference, options.model, *policy,
                                by_token ? CacheLevel::kToken : CacheLevel::kSequence);
   }

@@ -43,6 +43,7 @@ void read_rows(std::string_view bytes) {
   other.loss_on = LossOn::kLast;
   other.repeated_prompt = RepeatedPrompt::kKeep;
   other.tool_calls = other.ends_with_user = RowPolicy::kKeep;
+  other.reasoning = other.different_prompts = RowPolicy::kKeep;
   other.chat_format = "plain";
   for (const RowNeeds& needs : {RowNeeds{}, RowNeeds{.rejected = false}}) {
     for (const DataOptions& options : {strict, lenient, mapped, other}) {

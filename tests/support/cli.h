@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,13 @@ inline nlohmann::json cli_json(const std::vector<std::string>& arguments) {
   INFO(result.err);
   REQUIRE(result.code == 0);
   return nlohmann::json::parse(result.out);
+}
+
+inline std::vector<nlohmann::json> json_lines(const std::string& text) {
+  std::vector<nlohmann::json> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
 }
 
 /// Checks that the command fails with one sentence and nothing on stdout.

@@ -7,7 +7,7 @@
 namespace prefopt::testing_support {
 
 /// Forks a process that runs the command `prefopt` on demand, each time in a fork of itself, which
-/// has LibTorch loaded: a program of its own takes half a second of a processor for that. To be
+/// has LibTorch loaded: another program takes half a second of a processor for that. To be
 /// called before there are threads.
 void start_command_server();
 

@@ -15,6 +15,7 @@
 
 #include "support/catch.h"
 #include "support/run_scene.h"
+#include "support/small_decoder.h"
 #include "support/temp_dir.h"
 #include "support/text_files.h"
 #include "support/wait.h"
@@ -75,13 +76,7 @@ class Config {
   explicit Config(const std::string& run, std::int64_t steps) : run_(scene_.file(run)) {
     json_ = {{"output_dir", run_},
              {"loss", {{"type", "dpo"}}},
-             {"model",
-              {{"decoder",
-                {{"hidden_size", 16},
-                 {"intermediate_size", 32},
-                 {"num_hidden_layers", 1},
-                 {"num_attention_heads", 2},
-                 {"num_key_value_heads", 1}}}}},
+             {"model", {{"decoder", small_decoder()}}},
              {"data", {{"train", scene_.file("pairs.jsonl")}}},
              {"optimizer", {{"schedule", "constant"}}},
              {"train", {{"steps", steps}, {"batch_size", 4}, {"threads", 1}}}};

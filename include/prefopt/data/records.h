@@ -114,8 +114,8 @@ struct PreferenceRow {
 /// completion up to the end of its last one. The prompt of {messages} ends before the assistant's
 /// first answer. Options are otherwise the defaults of DataOptions: the assistant's turns count,
 /// each with its end of turn; turns after its last one are left out; a prompt that the completions
-/// begin with is taken once. Throws DataError, led by `where`, and ConfigError for an unknown
-/// format.
+/// begin with is taken once. Completions of a prompt whose last turn is the assistant's continue
+/// that turn. Throws DataError, led by `where`, and ConfigError for an unknown format.
 PREFOPT_API PreferenceRow parse_row(std::string_view json, std::string_view where,
                                     std::string_view chat_format = "dialogue");
 

@@ -142,15 +142,18 @@ using FolderFiles = std::map<std::string, std::string>;
 
 /// Returns the files that make a folder's tokenizer the one of `name`, for make_tokenizer and for
 /// `transformers`: copies of those in its folder; from a GGUF file `tokenizer.json` and
-/// `tokenizer_config.json` made from its vocabulary. `prefopt.json` records the byte tokenizer and
-/// `chat_format`, unless that is empty. An empty name gives at most that one.
+/// `tokenizer_config.json` made from its vocabulary. `prefopt.json` records the byte tokenizer,
+/// `chat_format` and `row_options` (a JSON object of the DataOptions for reading rows), unless they
+/// are empty. An empty name gives at most that one.
 PREFOPT_API FolderFiles tokenizer_files(const std::string& name,
-                                        const std::string& chat_format = {});
+                                        const std::string& chat_format = {},
+                                        const std::string& row_options = {});
 
 /// Returns tokenizer_files of `tokenizer`; if that is empty, copies of the files of `model`, if it
 /// is a folder: a model whose tokenizer is not read here keeps it.
 PREFOPT_API FolderFiles model_companions(const std::string& tokenizer, const std::string& model,
-                                         const std::string& chat_format = {});
+                                         const std::string& chat_format = {},
+                                         const std::string& row_options = {});
 
 /// Writes each file into `folder`, which is created if necessary. Throws CheckpointError.
 PREFOPT_API void write_files(const FolderFiles& files, const std::string& folder);

@@ -4,6 +4,7 @@
 #include "support/catch.h"
 #include "support/cli.h"
 #include "support/files.h"
+#include "support/small_decoder.h"
 #include "support/temp_dir.h"
 
 namespace prefopt::testing_support {
@@ -121,15 +122,10 @@ TEST_CASE("prefopt data check and score: rows longer than the model's context", 
   const TempDir folder;
   const std::string file = folder.file("rows.jsonl");
   put(file, R"({"prompt": "0123456789", "chosen": "abcd", "rejected": "x"})");
+  json decoder = small_decoder();
+  decoder["max_position_embeddings"] = 12;
   const json config = {{"output_dir", folder.file("run")},
-                       {"model",
-                        {{"decoder",
-                          {{"hidden_size", 16},
-                           {"intermediate_size", 32},
-                           {"num_hidden_layers", 1},
-                           {"num_attention_heads", 2},
-                           {"num_key_value_heads", 1},
-                           {"max_position_embeddings", 12}}}}},
+                       {"model", {{"decoder", decoder}}},
                        {"data", {{"train", file}}},
                        {"train", {{"steps", 1}, {"batch_size", 1}, {"threads", 1}}}};
   put(folder.file("run.json"), config.dump());
@@ -231,6 +227,15 @@ TEST_CASE("prefopt data check: what a loss needs", "[cli]") {
   CHECK(cli_json({"data", "check", "--data", file, "--json"})["train"]["labelled"] == 1);
   CHECK(run_cli({"data", "check", "--data", file, "--loss", R"({"type": "kto"})"}).code == 0);
   CHECK(run_cli({"data", "check", "--data", file, "--loss", R"({"type": "dpo"})"}).code == 3);
+
+  // A conversation with a label could be meant for two losses.
+  put(file,
+      R"({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], )"
+      R"("label": true})");
+  const std::string assumed = "1 conversation with a label read as a prompt and its last answer";
+  CHECK(run_cli({"data", "check", "--data", file}).out.find(assumed) != std::string::npos);
+  CHECK(run_cli({"data", "check", "--data", file, "--loss", R"({"type": "sft"})"})
+            .out.find(assumed) == std::string::npos);
 }
 
 TEST_CASE("prefopt train: leaks are settled and said before the first step", "[cli]") {
@@ -240,13 +245,7 @@ TEST_CASE("prefopt train: leaks are settled and said before the first step", "[c
   put(eval, R"({"prompt": "ab", "chosen": "zz", "rejected": "y"})");
   const auto run_with = [&](const std::string& policy) {
     const json config = {{"output_dir", folder.file("run")},
-                         {"model",
-                          {{"decoder",
-                            {{"hidden_size", 16},
-                             {"intermediate_size", 32},
-                             {"num_hidden_layers", 1},
-                             {"num_attention_heads", 2},
-                             {"num_key_value_heads", 1}}}}},
+                         {"model", {{"decoder", small_decoder()}}},
                          {"data", {{"train", train}, {"eval", eval}, {"leak", policy}}},
                          {"train", {{"steps", 1}, {"batch_size", 1}, {"threads", 1}}}};
     put(folder.file("run.json"), config.dump());

@@ -6,13 +6,12 @@
 #include "support/cli.h"
 #include "support/files.h"
 #include "support/temp_dir.h"
+#include "support/tiny_llama.h"
 
 namespace prefopt::testing_support {
 namespace {
 
 using nlohmann::json;
-
-const std::string kModel = PREFOPT_TEST_DATA_DIR "/tiny-llama/policy";
 
 /// The finding about what begins with `subject`.
 json finding(const json& report, const std::string& subject) {
@@ -27,7 +26,7 @@ TEST_CASE("prefopt doctor: a machine that is well", "[cli]") {
   const TempDir folder;
   put(folder.file("rows.jsonl"), R"({"prompt": "a", "chosen": "b", "rejected": "c"})");
   const std::string out = folder.file("runs");
-  const json report = cli_json({"doctor", "--model", kModel, "--tokenizer", "byte", "--data",
+  const json report = cli_json({"doctor", "--model", kPolicy, "--tokenizer", "byte", "--data",
                                 folder.file("rows.jsonl"), "--out", out, "--json"});
   for (const std::string subject : {"processor", "CUDA", "threads", "LibTorch", "memory"}) {
     CAPTURE(subject);
@@ -44,7 +43,7 @@ TEST_CASE("prefopt doctor: a machine that is well", "[cli]") {
   CHECK(finding(report, "data")["found"] ==
         "1 rows that can be used; `prefopt data check` says more");
 
-  const json bare = cli_json({"doctor", "--model", kModel, "--out", out, "--json"});
+  const json bare = cli_json({"doctor", "--model", kPolicy, "--out", out, "--json"});
   CHECK(finding(bare, "tokenizer")["status"] == "warning");
 
   const CliResult text = run_cli({"doctor", "--out", out});

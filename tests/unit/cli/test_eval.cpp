@@ -7,16 +7,12 @@
 #include "support/cli.h"
 #include "support/files.h"
 #include "support/temp_dir.h"
+#include "support/tiny_llama.h"
 
 namespace prefopt::testing_support {
 namespace {
 
 using nlohmann::json;
-
-const std::string kFolder = PREFOPT_TEST_DATA_DIR "/tiny-llama/";
-const std::string kPolicy = kFolder + "policy";
-const std::string kReference = kFolder + "reference";
-const std::string kPairs = kFolder + "pairs.jsonl";
 
 double sum(const json& list) {
   double total = 0;
@@ -26,9 +22,8 @@ double sum(const json& list) {
 
 /// Margins of the pairs, from token log-probs that transformers gave.
 std::vector<double> margins(double beta) {
-  const json expected = json::parse(bytes_of(kFolder + "expected.json"));
   std::vector<double> list;
-  for (const json& pair : expected["pairs"]) {
+  for (const json& pair : tiny_llama()["pairs"]) {
     list.push_back(beta * (sum(pair["chosen_logps"]) - sum(pair["ref_chosen_logps"]) -
                            sum(pair["rejected_logps"]) + sum(pair["ref_rejected_logps"])));
   }

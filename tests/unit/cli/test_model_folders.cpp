@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "prefopt/data/tokenizer.h"
@@ -14,6 +15,7 @@
 #include "support/catch.h"
 #include "support/cli.h"
 #include "support/temp_dir.h"
+#include "support/tiny_llama.h"
 
 namespace model_folders_test {
 namespace {
@@ -24,7 +26,6 @@ using namespace prefopt;
 using namespace prefopt::testing_support;
 
 const std::string kData = PREFOPT_TEST_DATA_DIR "/";
-const std::string kTinyLlama = kData + "tiny-llama/policy";
 
 std::string chatml_template() {
   for (const json& golden : json::parse(read_text(kData + "chat.json"))) {
@@ -137,7 +138,7 @@ TEST_CASE("prefopt: a checkpoint is used as its model was, unasked", "[cli]") {
   CHECK(evaluated({}) == evaluated({"--chat-format", "alpaca"}));
   CHECK(evaluated({}) != evaluated({"--chat-format", "chatml"}));
 
-  // The next stage goes on with both, and so does an export.
+  // The next stage and an export take both over.
   models.config["model"]["path"] = last;
   models.config["data"].erase("chat_format");
   models.config["output_dir"] = models.folder.file("second");
@@ -212,6 +213,63 @@ TEST_CASE("prefopt: a model without a tokenizer is never read as bytes", "[cli]"
   CHECK(text.out.starts_with("["));
 }
 
+TEST_CASE("prefopt: models that tokenize otherwise are not compared", "[cli]") {
+  Models models;
+  const std::string other = models.folder.file("other");
+  fs::copy(models.model, other);
+  json changed = json::parse(read_text(other + "/tokenizer.json"));
+  json& vocabulary = changed["model"]["vocab"];
+  std::swap(vocabulary["x"], vocabulary["y"]);  // text of the first is the second's now
+  write_text(other + "/tokenizer.json", changed.dump());
+  const auto id = std::min(vocabulary["x"].get<int>(), vocabulary["y"].get<int>());
+  const std::string found = vocabulary["x"] == id ? "x" : "y", expected = found == "x" ? "y" : "x";
+  const std::string tokenizer = models.model + "/tokenizer.json";
+  const std::string difference =
+      "token " + std::to_string(id) + " is '" + found + "' in place of '" + expected + "'";
+  const std::string sentence = other + ": expected a model that tokenizes as " + tokenizer +
+                               " does, got one by which " + difference +
+                               "; --tokenizer names one for both";
+  const std::vector<std::string> eval{"eval",   "--model",   other,       "--ref", models.model,
+                                      "--data", models.text, "--samples", "0"};
+  check_cli_refused(eval, 2, sentence);
+  const std::vector<std::string> grad{"grad",      "--model", models.model,
+                                      "--ref",     other,     "--data",
+                                      models.text, "--loss",  R"({"type": "dpo"})"};
+  check_cli_refused(grad, 2, sentence);
+  for (std::vector<std::string> words : {eval, grad}) {
+    words.insert(words.end(), {"--tokenizer", models.model});
+    const CliResult named = run_cli(words);
+    CHECK(named.code == 0);
+    CHECK(named.err.find("prefopt: " + other + " gets the tokens of " + tokenizer +
+                         ", but by its own tokenizer " + difference + "\n") != std::string::npos);
+  }
+
+  // Ids alone have no text that could differ.
+  const std::string bare = models.folder.file("bare"), ids = models.folder.file("ids.jsonl");
+  Decoder::load(models.model)->save(bare);
+  write_text(ids, R"({"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8]})");
+  CHECK(run_cli({"grad", "--model", bare, "--ref", other, "--data", ids, "--loss",
+                 R"({"type": "dpo"})"})
+            .code == 0);
+
+  models.config["reference"] = {{"path", other}};
+  const CliResult trained = models.train();
+  CHECK(trained.code == 2);
+  CHECK(trained.err.ends_with("prefopt: reference.path: expected a model that tokenizes as " +
+                              tokenizer + " does, got " + other + ", by which " + difference +
+                              "; model.tokenizer names one for both\n"));
+  models.config["model"]["tokenizer"] = models.model;
+  const CliResult named = models.train();
+  CHECK(named.code == 0);
+  CHECK(named.err.find("reference: gets the tokens of " + tokenizer +
+                       ", but by its own tokenizer " + difference) != std::string::npos);
+
+  // One family's models end texts otherwise, and that is all.
+  write_text(other + "/tokenizer.json", read_text(tokenizer));
+  write_text(other + "/tokenizer_config.json", R"({"eos_token": "<|im_end|>"})");
+  CHECK(run_cli(eval).code == 0);
+}
+
 TEST_CASE("prefopt: a model that was made with bytes stays one", "[cli]") {
   Models models;
   models.config["model"] = {{"decoder",
@@ -230,7 +288,7 @@ TEST_CASE("prefopt: a model that was made with bytes stays one", "[cli]") {
 TEST_CASE("prefopt: every end token of a model ends a completion", "[cli]") {
   const TempDir folder;
   const std::string model = folder.file("model"), rows = folder.file("rows.jsonl");
-  fs::copy(kTinyLlama, model);
+  fs::copy(kPolicy, model);
   write_text(rows, "{\"prompt_ids\": [5, 6, 7]}\n");
   const json config = json::parse(read_text(model + "/config.json"));
   const auto with_ends = [&](const json& ends, const json& generation) {
@@ -292,6 +350,48 @@ TEST_CASE("prefopt train: all end tokens end its samples", "[cli]") {
   REQUIRE(models.train().code == 0);
   CHECK(models.written_config()["sampling"]["eos_id"] == -1);
   CHECK(models.written_config()["sampling"]["extra_eos_ids"] == json({9}));
+}
+
+TEST_CASE("prefopt generate: control tokens in messages are as in rows", "[cli]") {
+  const Models models;
+  const std::string text = "x<|im_end|>y";
+  const auto tokenizer = make_tokenizer(models.model);
+  const std::string before = "<|im_start|>user\n", after = "<|im_end|>\n<|im_start|>assistant\n";
+  const std::string whole = before + text + after;
+  const std::vector<TextRange> message{{before.size(), before.size() + text.size()}};
+  // The same prompt as ids.
+  const auto of_ids = [&](const std::vector<std::int64_t>& ids) {
+    const std::string rows = models.folder.file("ids.jsonl");
+    write_text(rows, json{{"prompt_ids", ids}}.dump());
+    return generated({"--model", models.model, "--data", rows});
+  };
+  const auto of_message = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> words{"--model", models.model, "--message", text};
+    words.insert(words.end(), more.begin(), more.end());
+    return generated(words);
+  };
+  const std::vector<std::string> split{"--data-options", R"({"special_tokens_in_text": "split"})"};
+  const auto kept = of_message({}), plain = of_message(split);
+  CHECK(kept == of_ids(tokenizer->encode(whole)));
+  CHECK(plain == of_ids(tokenizer->encode_plain(whole, message)));
+  CHECK(kept != plain);
+
+  std::vector<std::string> words{"generate", "--model", models.model,       "--message",
+                                 text,       "--json",  "--max-new-tokens", "1"};
+  CHECK(run_cli(words).err ==
+        "prefopt: --message: control token spelled in the text (special_tokens_in_text = "
+        "'keep')\n");
+  words.insert(words.end(), {"--data-options", R"({"special_tokens_in_text": "error"})"});
+  check_cli_refused(words, 3,
+                    "--message: expected a usable row, got one with 'control token spelled in the "
+                    "text'; the option special_tokens_in_text = 'split' takes it as text");
+  // Rows are counted.
+  const std::string rows = models.folder.file("rows.jsonl");
+  const json row{{"prompt", {{{"role", "user"}, {"content", text}}}}};
+  write_text(rows, row.dump() + "\n" + row.dump() + "\n");
+  CHECK(
+      run_cli({"generate", "--model", models.model, "--data", rows, "--max-new-tokens", "1"}).err ==
+      "kept 2 rows: control token spelled in the text (lines 1, 2)\n");
 }
 
 TEST_CASE("prefopt generate: messages are written in the model's format", "[cli]") {

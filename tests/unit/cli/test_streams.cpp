@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
+#include <poll.h>
 #include <sys/resource.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "core/json.h"
+#include "core/text.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/policy/sampling.h"
@@ -17,14 +22,13 @@
 #include "support/catch.h"
 #include "support/cli.h"
 #include "support/process.h"
+#include "support/tiny_llama.h"
 
 namespace prefopt {
 namespace {
 
 namespace fs = std::filesystem;
 using namespace testing_support;
-
-const std::string kTinyFolder = PREFOPT_TEST_DATA_DIR "/tiny-llama/";
 
 /// In the child: makes these streams pipes that nobody reads.
 std::function<void()> unread(const std::vector<int>& streams) {
@@ -117,7 +121,7 @@ TEST_CASE("prefopt: control characters of files do not reach the terminal", "[cl
   const TempDir folder;
   const std::string escape = "\x1b]0;owned\x07";
   const std::string model = folder.file("model");
-  fs::copy(kTinyFolder + "policy", model);
+  fs::copy(kPolicy, model);
   Json config = Json::parse(read_text(model + "/config.json"));
   config[escape + "\u009b31m"] = 1;
   write_text(model + "/config.json", config.dump());
@@ -142,6 +146,60 @@ TEST_CASE("prefopt: control characters of files do not reach the terminal", "[cl
   check_quiet(run_cli({"losses", escape}).err);
 }
 
+/// A terminal that shows what it gets as it is.
+class RawTerminal {
+ public:
+  RawTerminal() : screen_(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC)) {
+    REQUIRE((screen_ >= 0 && ::grantpt(screen_) == 0 && ::unlockpt(screen_) == 0));
+    line_ = ::open(::ptsname(screen_), O_RDWR | O_NOCTTY | O_CLOEXEC);
+    termios settings{};
+    REQUIRE(::tcgetattr(line_, &settings) == 0);
+    ::cfmakeraw(&settings);
+    REQUIRE(::tcsetattr(line_, TCSANOW, &settings) == 0);
+  }
+  RawTerminal(const RawTerminal&) = delete;
+  RawTerminal& operator=(const RawTerminal&) = delete;
+  ~RawTerminal() {
+    ::close(line_);
+    ::close(screen_);
+  }
+
+  std::string path() const { return ::ptsname(screen_); }
+
+  /// Its text of `size` bytes, less where no more comes.
+  std::string text(std::size_t size) const {
+    std::string text;
+    pollfd ready{screen_, POLLIN, 0};
+    while (text.size() < size && ::poll(&ready, 1, /*milliseconds=*/5000) == 1) {
+      char part[4096];
+      const ssize_t count = ::read(screen_, part, sizeof part);
+      if (count <= 0) break;
+      text.append(part, static_cast<std::size_t>(count));
+    }
+    return text;
+  }
+
+ private:
+  int screen_, line_;
+};
+
+TEST_CASE("prefopt generate: control characters of a model do not reach the terminal", "[cli]") {
+  for (const bool as_json : {false, true}) {
+    std::vector<std::string> words{"generate", "--model",          kPolicy, "--tokenizer",
+                                   "byte",     "--prompt",         "ab",    "--end-tokens",
+                                   "-1",       "--max-new-tokens", "200"};
+    if (as_json) words.push_back("--json");
+    const std::string raw = run_cli(words).out;
+    const auto is_control = [](char c) { return c >= 0 && c < 0x20 && c != '\n' && c != '\t'; };
+    CHECK((as_json || std::any_of(raw.begin(), raw.end(), is_control)));
+    const RawTerminal terminal;
+    const TempDir folder;
+    CHECK(run_on_command_server(words, terminal.path(), folder.file("err")) == 0);
+    const std::string shown = detail::printable(raw, /*keep_lines=*/true);
+    CHECK(terminal.text(shown.size()) == shown);
+  }
+}
+
 TEST_CASE("prefopt train: --set gives an option that is a text what is written", "[cli]") {
   const Config config("run", 3);
   const auto printed = cli_json(config.train(
@@ -164,8 +222,8 @@ TEST_CASE("prefopt eval: the judge's group ends with the command, however that e
   const TempDir folder;
   const std::string file = folder.file("id");
   const Process process(
-      {"eval", "--model", kTinyFolder + "policy", "--ref", kTinyFolder + "reference", "--data",
-       kTinyFolder + "pairs.jsonl", "--samples", "1", "--max-new-tokens", "2", "--judge",
+      {"eval", "--model", kPolicy, "--ref", kReference, "--data", kPairs, "--samples", "1",
+       "--max-new-tokens", "2", "--judge",
        "sleep 100 & echo $! >" + file + ".new; mv " + file + ".new " + file + "; exec sleep 100"});
   REQUIRE(comes_true([&] { return fs::exists(file); }));
   const pid_t id = std::stoi(read_text(file));
@@ -189,9 +247,9 @@ TEST_CASE("prefopt eval: the reference is sampled in parts, with the same result
   const std::string questions = folder.file("questions");
   cli_json({"eval",
             "--model",
-            kTinyFolder + "policy",
+            kPolicy,
             "--ref",
-            kTinyFolder + "reference",
+            kReference,
             "--data",
             folder.file("rows.jsonl"),
             "--prompts",
@@ -210,7 +268,7 @@ TEST_CASE("prefopt eval: the reference is sampled in parts, with the same result
             "--judge",
             "while read -r line; do printf \"%s\\n\" \"$line\" >>" + questions +
                 "; echo \"{\\\"winner\\\": \\\"tie\\\"}\"; done"});
-  const auto reference = Decoder::load(kTinyFolder + "reference", "keep");
+  const auto reference = Decoder::load(kReference, "keep");
   SamplingOptions sampling;
   sampling.max_new_tokens = 4;
   sampling.seed = 4;  // the next one to the policy's

@@ -367,7 +367,7 @@ TEST_CASE("completions continue the answer that the prompt ends with", "[data]")
   CHECK(parts(pair_row(list({"u Sky?", "a "}), list({"a blue"}), list({"a red"})), "dialogue") ==
         "\n\nHuman: Sky?\n\nAssistant:| blue| red");
   // What counts is the continuation with its end.
-  const TokenPair pair = only(row, chatml());
+  const TokenRow pair = only(row, chatml());
   CHECK(pair.chosen_mask.empty());
   CHECK(marked(pair.rejected, pair.rejected_mask) ==
         "[red." + kStop + "]\n" + kUser + "Sure?" + kNext + kAnswer + "[No." + kStop + "]");
@@ -405,7 +405,8 @@ TEST_CASE("completions of different prompts are named", "[data]") {
                  list({"u Hi", "a Hi", "u Sea?", "a grey"})),
         pair_row(list({"u Hi", "a Hi"}), list({"u Sky?", "a blue"}), list({"u Sea?", "a grey"}))}) {
     INFO(row);
-    CHECK(defects(row, chatml()) == refused);
+    const Strings found = defects(row, chatml());
+    CHECK(Strings{found.front(), found.back()} == refused);
   }
   // Dialogues and rendered templates in text.
   const auto talks = [](const std::string& first, const std::string& second) {
@@ -450,7 +451,7 @@ TEST_CASE("empty turns and turns that the file leaves out do not count", "[data]
     return R"({"messages": [)" + turns + "]}";
   };
   const auto counted = [&](const std::string& row, const DataOptions& options) {
-    const TokenPair pair = only(row, options, one);
+    const TokenRow pair = only(row, options, one);
     return marked(pair.chosen, pair.chosen_mask);
   };
   const std::string turn = "\n" + kUser + "Q" + kNext + kAnswer;

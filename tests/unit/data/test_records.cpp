@@ -258,9 +258,11 @@ TEST_CASE("rows of another shape are refused by name", "[data]") {
        "expected a role 'system', 'user' or 'assistant' in 'messages', got 'judge'"},
       {R"({"prompt": [{"role": "user", "content": "a"}],
            "completion": [{"role": "system", "content": "b"}]})",
+       "expected completions that follow their prompt, got one that begins with a system turn"},
+      {R"({"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]})",
        "expected a turn of the assistant in each completion, got one without"},
-      {R"({"prompt": [{"role": "user", "content": "a"}],
-           "completion": [{"role": "system", "content": "b"}, {"role": "assistant", "content": "c"}]})",
+      {R"({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"},
+                        {"role": "assistant", "content": "c"}]})",
        "expected the role 'system' in the first message only, got it in message 2"},
 
       {R"({"prompt_ids": "1", "chosen_ids": [2], "rejected_ids": [3]})",

@@ -87,6 +87,8 @@ TEST_CASE("a folder's tokenizer is copied with all that speaks of it", "[data]")
         "{\n  \"chat_format\": \"chatml\"\n}\n");
   CHECK(tokenizer_files("byte").at("prefopt.json") == "{\n  \"tokenizer\": \"byte\"\n}\n");
   CHECK(tokenizer_files("").empty());
+  CHECK(tokenizer_files("", "", R"({"add_bos": false})").at("prefopt.json") ==
+        "{\n  \"data\": {\n    \"add_bos\": false\n  }\n}\n");
 
   // What is not read here is copied all the same.
   std::filesystem::remove(from + "/tokenizer.json");
@@ -159,7 +161,17 @@ TEST_CASE("a damaged prefopt.json is refused by field", "[data]") {
   refuse("[]", "an object, got list");
   refuse(R"({"tokenizer": "bpe"})", R"(tokenizer to be 'byte', got "bpe")");
   refuse(R"({"chat_format": 1})", "chat_format to be text, got 1");
-  refuse(R"({"more": "x"})", "the fields tokenizer and chat_format only, got 'more'");
+  refuse(R"({"more": "x"})", "the fields tokenizer, chat_format and data only, got 'more'");
+  const auto refuse_data = [&](const std::string& data, const std::string& sentence) {
+    write_text(path, R"({"data": )" + data + "}");
+    CHECK_THROWS_TEXT(make_tokenizer(dir.path()), CheckpointError,
+                      path + ": data: expected " + sentence);
+  };
+  refuse_data("[]", "an object of options, got []");
+  refuse_data(R"({"loss_on": "first"})",
+              "loss_on to be one of 'assistant', 'last', 'all', got 'first'");
+  refuse_data(R"({"of_tomorrow": 1})", "a known option, got 'of_tomorrow'");
+  refuse_data(R"({"train": "rows.jsonl"})", "options that say how rows are read, got 'train'");
   write_text(path, R"({"tokenizer": "byte", "chat_format": "of_tomorrow"})");
   CHECK_THROWS_AS(resolve_chat_format("auto", *make_tokenizer(dir.path())), ConfigError);
 }

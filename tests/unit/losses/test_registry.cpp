@@ -196,7 +196,7 @@ TEST_CASE("names and keys say whose config it is", "[losses]") {
   // TRL's limit.
   check_translation(R"({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1})",
                     {{"divergence", "reverse_kl"}});
-  // Losses and options of ours beside TRL's.
+  // Losses and options of ours among TRL's.
   check_translation(R"({"loss_type": "vpo", "alpha": 0.3})",
                     {{"type", "vpo"}, {"alpha", 0.3}, {"beta", 0.1}});
   check_translation(R"({"loss_type": "ipo", "tau": 0.3, "use_weights": true})",
@@ -248,6 +248,27 @@ TEST_CASE("keys of two trainers, and keys that TRL does not read", "[losses]") {
   // Keys that losses of ours have too say nothing of TRL.
   check(R"({"ld_alpha": 0.5})",
         R"(loss: expected a key 'type' that names a loss, got {"ld_alpha":0.5})");
+}
+
+TEST_CASE("a value that a loss refuses is named as TRL names it", "[losses]") {
+  const auto check = [](const char* config, const std::string& text) {
+    CHECK_THROWS_TEXT(make_loss(config), ConfigError, text);
+  };
+  check(R"({"loss_type": "simpo", "simpo_gamma": -0.2})",
+        "CPOTrainer simpo: expected simpo_gamma >= 0, got -0.2");
+  check(R"({"loss_type": "simpo", "cpo_alpha": 0, "simpo_gamma": -0.2})",
+        "CPOTrainer simpo: expected simpo_gamma >= 0, got -0.2");
+  check(R"({"loss_type": "robust", "label_smoothing": 0.5})",
+        "DPOTrainer robust: expected label_smoothing in [0, 0.5), got 0.5" + kSmoothingReason);
+  check(R"({"trainer": "CPOTrainer", "label_smoothing": 0.5})",
+        "CPOTrainer sigmoid: expected label_smoothing in [0, 0.5), got 0.5" + kSmoothingReason);
+  check(R"({"trainer": "ORPOTrainer", "beta": -1})",
+        "ORPOTrainer orpo: expected beta > 0, got -1" + kBetaReason);
+  check(R"({"loss_type": "tpo-l", "tpo_l_gamma": "much"})",
+        "TPOTrainer tpo-l: expected tpo_l_gamma to be a number, got \"much\"");
+  // Ours are named as we name them.
+  check(R"({"loss_type": "simpo", "gamma": -0.2})", "cpo: expected gamma >= 0, got -0.2");
+  check(R"({"loss_type": "vpo", "beta": -1})", "vpo: expected beta > 0, got -1" + kBetaReason);
 }
 
 TEST_CASE("a preset is a loss with some of its options set", "[losses]") {

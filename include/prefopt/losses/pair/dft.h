@@ -2,6 +2,7 @@
 #pragma once
 
 #include "prefopt/losses/loss_base.h"
+#include "prefopt/losses/pair/sft.h"
 #include "prefopt/losses/regularizer.h"
 
 namespace prefopt {
@@ -10,10 +11,7 @@ struct DftOptions {
   Reduction reduction = Reduction::kTokenMean;
   bool use_weights = false;
 
-  void fields(FieldVisitor& v) {
-    reduction_field(v, reduction);
-    v.flag({"use_weights", "multiply each row's loss by the given weights"}, use_weights);
-  }
+  void fields(FieldVisitor& v) { detail::imitation_fields(v, reduction, use_weights); }
 };
 
 /// Dynamic fine-tuning (DFT, 2508.05629): sft with each token weighted by the policy's own
@@ -32,18 +30,12 @@ class DftLoss : public LossBase<DftLoss, DftOptions> {
     const double pairs = step_pairs(in);
     BasicLossOutput<T> out;
     nll().add_to(out, in, pairs);
-    if (options_.use_weights) {
-      out.losses = out.losses * in.weights;
-      out.grad_confident = out.grad_confident * in.weights;
-    }
+    if (options_.use_weights) detail::weigh_rows(out, out.grad_confident, in.weights);
     finish(out, pairs);
     return out;
   }
   LossRequirements requirements() const {
-    LossRequirements needs{.inputs =
-                               Input::chosen_logps | when(options_.use_weights, Input::weights)};
-    nll().add_needs(needs);
-    return needs;
+    return detail::imitation_needs(nll(), options_.use_weights);
   }
 
   static LossProperties properties() { return {.non_negative = true, .monotone = true}; }

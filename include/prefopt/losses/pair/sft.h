@@ -1,12 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <utility>
-
 #include "prefopt/losses/loss_base.h"
 #include "prefopt/losses/regularizer.h"
 
 namespace prefopt {
+
+namespace detail {
+
+/// The options of losses that imitate one completion.
+inline void imitation_fields(FieldVisitor& v, Reduction& reduction, bool& use_weights) {
+  reduction_field(v, reduction);
+  v.flag({"use_weights", "multiply each row's loss by the given weights"}, use_weights);
+}
+
+/// Each row's loss, and its slope `gradient`, times its weight.
+template <class T>
+void weigh_rows(BasicLossOutput<T>& out, T& gradient, const T& weights) {
+  out.losses = out.losses * weights;
+  gradient = gradient * weights;
+}
+
+inline LossRequirements imitation_needs(const NllRegularizer& nll, bool use_weights) {
+  LossRequirements needs{.inputs = Input::chosen_logps | when(use_weights, Input::weights)};
+  nll.add_needs(needs);
+  return needs;
+}
+
+}  // namespace detail
 
 struct SftOptions {
   Reduction reduction = Reduction::kTokenMean;
@@ -14,8 +35,7 @@ struct SftOptions {
   bool use_labels = false;
 
   void fields(FieldVisitor& v) {
-    reduction_field(v, reduction);
-    v.flag({"use_weights", "multiply each row's loss by the given weights"}, use_weights);
+    detail::imitation_fields(v, reduction, use_weights);
     v.flag({"use_labels",
             "rows are labelled, and the desirable ones are imitated; set in a mix with "
             "such losses"},
@@ -36,21 +56,16 @@ class SftLoss : public LossBase<SftLoss, SftOptions> {
   BasicLossOutput<T> formula(const BasicPairLogps<T>& in) const {
     const double pairs = step_pairs(in);
     BasicLossOutput<T> out;
-    NllRegularizer{.weight = 1, .reduction = options_.reduction}.add_to(out, in, pairs);
-    for (const auto& [used, weights] :
-         {std::pair{options_.use_weights, &in.weights}, {options_.use_labels, &in.labels}}) {
-      if (!used) continue;
-      out.losses = out.losses * *weights;
-      out.grad_chosen = out.grad_chosen * *weights;
-    }
+    nll().add_to(out, in, pairs);
+    if (options_.use_weights) detail::weigh_rows(out, out.grad_chosen, in.weights);
+    if (options_.use_labels) detail::weigh_rows(out, out.grad_chosen, in.labels);
     finish(out, pairs);
     return out;
   }
   LossRequirements requirements() const {
-    return {.inputs = Input::chosen_logps |
-                      when(options_.reduction != Reduction::kSum, Input::chosen_lens) |
-                      when(options_.use_labels, Input::labels) |
-                      when(options_.use_weights, Input::weights)};
+    LossRequirements needs = detail::imitation_needs(nll(), options_.use_weights);
+    needs.inputs |= when(options_.use_labels, Input::labels);
+    return needs;
   }
 
   static LossProperties properties() { return {.non_negative = true, .monotone = true}; }
@@ -63,6 +78,9 @@ class SftLoss : public LossBase<SftLoss, SftOptions> {
             .when_to_use = "Before preference training, or as a part of a mix.",
             .elsewhere = {{"TRL", "sft", "mean over the micro-batch"}}};
   }
+
+ private:
+  NllRegularizer nll() const { return {.weight = 1, .reduction = options_.reduction}; }
 };
 
 }  // namespace prefopt

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "support/catch.h"
+#include "support/cli.h"
+#include "support/temp_dir.h"
+#include "support/tiny_llama.h"
+
+namespace prefopt::testing_support {
+namespace {
+
+using nlohmann::json;
+
+TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
+  const auto generate = [](const std::string& seed) {
+    return json_lines(
+        run_cli({"generate", "--model", kPolicy, "--tokenizer", "byte", "--prompt", "ab",
+                 "--samples", "2", "--max-new-tokens", "5", "--seed", seed, "--json"})
+            .out);
+  };
+  const auto lines = generate("1");
+  REQUIRE(lines.size() == 2);
+  CHECK(lines[0].at("prompt") == "ab");
+  CHECK(lines[0].at("ids").size() <= 5);
+  CHECK(lines[0].at("ids") != lines[1].at("ids"));
+  CHECK(generate("1") == lines);
+  CHECK(generate("2") != lines);
+
+  const TempDir folder;
+  const std::string file = folder.file("prompts.jsonl");
+  write_text(file, R"({"prompt": "ab"})"
+                   "\n"
+                   R"({"prompt_ids": [256, 97, 98]})"
+                   "\n"
+                   R"({"prompt": "ab", "chosen": "c", "rejected": "d"})"
+                   "\n");
+  const auto greedy_of = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {
+        "generate",      "--model", kPolicy,  "--tokenizer",      "byte", "--data", file,
+        "--temperature", "0",       "--json", "--max-new-tokens", "3"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return json_lines(run_cli(arguments).out);
+  };
+  const auto greedy = greedy_of({});
+  REQUIRE(greedy.size() == 3);
+  CHECK(greedy[0] == greedy[1]);
+  CHECK(greedy[0] == greedy[2]);
+
+  write_text(file, R"([{"frage": "ab", "question": "cd"}, {"frage": "ab"}])");
+  CHECK(greedy_of({"--columns", R"({"prompt": "frage"})", "--unused", "note"}) ==
+        std::vector<json>{greedy[0], greedy[0]});
+  check_cli_refused({"generate", "--model", kPolicy, "--tokenizer", "byte", "--data", file,
+                     "--columns", R"({"prompt": "frage"})"},
+                    3,
+                    file +
+                        ":1: expected every column of a prompt to be read, got 'question', which "
+                        "nothing reads; name what it is in data.columns, or leave it out with "
+                        "data.unused = 'note'");
+  check_cli_refused({"generate", "--model", kPolicy, "--tokenizer", "byte", "--data", file,
+                     "--columns", "sharegtp"},
+                    2,
+                    "--columns: expected the columns of fields or one of orca, alpaca, sharegpt, "
+                    "openai, pku, shp, ultrafeedback, completions, got 'sharegtp'; did you mean "
+                    "'sharegpt'?");
+
+  check_cli_refused({"generate", "--model", kPolicy}, 2,
+                    "generate: expected one of --prompt, --message and --data, got none");
+  check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--data", file}, 2,
+                    "generate: expected one of --prompt, --message and --data, got several");
+  check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--temperature", "-1"}, 2,
+                    "generate: expected temperature >= 0, got -1");
+}
+
+}  // namespace
+}  // namespace prefopt::testing_support

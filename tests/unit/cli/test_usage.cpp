@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <filesystem>
+#include <string>
+
+#include "support/catch.h"
+#include "support/cli.h"
+#include "support/temp_dir.h"
+#include "support/tiny_llama.h"
+
+namespace prefopt::testing_support {
+namespace {
+
+using nlohmann::json;
+
+TEST_CASE("prefopt: help, version and usage", "[cli]") {
+  CHECK(run_cli({"--version"}).out == "prefopt 0.1.0\n");
+  for (const std::string command : {"train", "score", "loss", "grad", "losses", "generate"}) {
+    const CliResult help = run_cli({command, "--help"});
+    CHECK(help.code == 0);
+    CHECK(help.out.find("Usage: ") != std::string::npos);
+    CHECK(help.err == "");
+  }
+  check_cli_refused({}, 2, "A subcommand is required; see prefopt --help");
+  check_cli_refused({"train"}, 2, "--config is required; see prefopt train --help");
+  check_cli_refused({"losses", "--jsno"}, 2,
+                    "The following argument was not expected: --jsno; see prefopt losses --help");
+  check_cli_refused({"score", "--model", kPolicy, "--data", kPairs, "--device", "cuda"}, 2,
+                    "--device: expected cpu, got cuda; this build computes on the CPU");
+  check_cli_refused({"score", "--model", kPolicy, "--data", kPairs, "--batch", "0"}, 2,
+                    "--batch: expected at least 1, got 0");
+}
+
+TEST_CASE("prefopt: model files that cannot be used", "[cli]") {
+  const TempDir folder;
+  std::filesystem::copy(kPolicy, folder.file("model"));
+  const std::string weights = folder.file("model/model.safetensors");
+  std::filesystem::permissions(weights, std::filesystem::perms::owner_all);
+  std::filesystem::resize_file(weights, std::filesystem::file_size(weights) / 2);
+  check_cli_refused({"score", "--model", folder.file("model"), "--data", kPairs}, 4,
+                    weights +
+                        ": tensor 'model.layers.0.self_attn.k_proj.weight': expected data_offsets "
+                        "within 388476 bytes of data, got [385536, 393728]");
+
+  std::filesystem::remove(weights);
+  check_cli_refused({"score", "--model", folder.file("model"), "--data", kPairs}, 4,
+                    weights + ": expected a readable file, got No such file or directory");
+}
+
+TEST_CASE("prefopt: chat formats are named", "[cli]") {
+  check_cli_refused(
+      {"score", "--model", kPolicy, "--data", kPairs, "--chat-format", "chatmml"}, 2,
+      "chat_format: expected a chat format among chatml, smollm2, qwen2, qwen2.5, llama3, "
+      "zephyr, alpaca, plain, dialogue, got 'chatmml'; did you mean 'chatml'?");
+}
+
+}  // namespace
+}  // namespace prefopt::testing_support
