@@ -55,7 +55,7 @@ std::vector<Column> columns_of(const Table& table) {
        }},
       {"peak MiB",
        [](const Row& r) { return r.peak_bytes ? mib(*r.peak_bytes) : std::string("n/a"); }},
-      {"besides results",
+      {"without results",
        [](const Row& r) {
          if (!r.peak_bytes || r.contender.result_bytes == 0) return std::string();
          return mib(std::max<std::int64_t>(0, *r.peak_bytes - r.contender.result_bytes));

@@ -8,13 +8,13 @@
 
 namespace prefopt {
 
-/// Base of everything prefopt throws. The text is one sentence: `where: expected X, got Y; hint`.
+/// Base of all exceptions of prefopt. The text is one sentence: `where: expected X, got Y; hint`.
 class PREFOPT_API Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-/// An option, a key or a combination of them that cannot be meant.
+/// An invalid option, key or combination of options.
 class PREFOPT_API ConfigError : public Error {
  public:
   using Error::Error;

@@ -24,7 +24,7 @@ struct Range {
   double max = std::numeric_limits<double>::infinity();
   bool min_open = false;
   bool max_open = false;
-  std::string_view reason = {};  ///< why other values are none; ends the error's text
+  std::string_view reason = {};  ///< why other values are rejected; ends the error message
 
   static constexpr Range any() { return {}; }
   static constexpr Range above(double low) { return {.min = low, .min_open = true}; }
@@ -53,7 +53,7 @@ struct Field {
   std::vector<std::string_view> aliases = {};
 };
 
-/// What a struct's `fields()` talks to.
+/// Visitor of the options that a struct's `fields()` lists.
 class PREFOPT_API FieldVisitor {
  public:
   virtual ~FieldVisitor() = default;

@@ -99,7 +99,7 @@ void check_device(const std::string& device) {
 }
 
 void add_device(CLI::App& command, std::string& device) {
-  command.add_option("--device", device, "where to compute; this build has cpu")
+  command.add_option("--device", device, "device to compute on; this build has cpu")
       ->capture_default_str();
 }
 
@@ -128,12 +128,12 @@ void add_model(CLI::App& command, ModelArguments& arguments, std::string& device
 void add_columns(CLI::App& command, ColumnArguments& arguments) {
   command
       .add_option("--columns", arguments.columns,
-                  "what the columns of the rows are: orca, alpaca, sharegpt, openai, pku, shp, "
+                  "layout of the rows: orca, alpaca, sharegpt, openai, pku, shp, "
                   "ultrafeedback, completions, or {\"field\": \"column\"}")
       ->type_name("NAME|JSON|@FILE");
   command
       .add_option("--unused", arguments.unused,
-                  "columns of prompts that nothing reads: error (the default) or note")
+                  "prompt columns that nothing reads: error (the default) or note")
       ->type_name("error|note");
 }
 
@@ -142,7 +142,7 @@ void add_rows(CLI::App& command, RowArguments& arguments) {
   command
       .add_option("--data-options", arguments.options,
                   "data options of a run, such as {\"loss_on\": \"last\"}; default: those of the "
-                  "run that made the model, but what cuts, drops or refuses rows")
+                  "run that made the model, without any that cut, drop or refuse rows")
       ->type_name("JSON|@FILE");
 }
 
@@ -156,17 +156,17 @@ void add_end_tokens(CLI::App& command, std::vector<std::string>& names) {
 }
 
 CLI::App* add_train(CLI::App& app, TrainArguments& arguments, std::string& device) {
-  auto* command = app.add_subcommand("train", "One training run into a run folder");
+  auto* command = app.add_subcommand("train", "Train one run into a run folder");
   command->add_option("--config", arguments.config, "options of the run, JSON")
       ->type_name("FILE")
       ->required();
-  command->add_option("--set", arguments.sets, "overrides one option, as in loss.beta=0.2")
+  command->add_option("--set", arguments.sets, "override one option, as in loss.beta=0.2")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
   command
       ->add_option("--resume", arguments.resume,
-                   "continue a run folder or a checkpoint; auto: from output_dir, if a run is "
-                   "there")
+                   "resume from a run folder or a checkpoint; auto: from output_dir, if it holds "
+                   "a run")
       ->type_name("auto|PATH");
   command->add_flag("--print-config", arguments.print_config, "print all options and stop");
   command
@@ -179,20 +179,20 @@ CLI::App* add_train(CLI::App& app, TrainArguments& arguments, std::string& devic
 }
 
 CLI::App* add_report(CLI::App& app, ReportArguments& arguments) {
-  auto* command = app.add_subcommand("report", "Writes report.html of a run folder again");
+  auto* command = app.add_subcommand("report", "Regenerate report.html of a run folder");
   command->add_option("run", arguments.run, "run folder")->type_name("RUN_DIR")->required();
-  command->add_flag("--print", arguments.print, "print the page instead, and write nothing");
+  command->add_flag("--print", arguments.print, "print the page and write nothing");
   return command;
 }
 
 CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
-  auto* data = app.add_subcommand("data", "Files of preference rows");
+  auto* data = app.add_subcommand("data", "Inspect files of preference rows");
   data->require_subcommand(1);
-  auto* command = data->add_subcommand(
-      "check", "What is in the rows and what is wrong with them, before a run");
+  auto* command =
+      data->add_subcommand("check", "Check rows before a run: counts, lengths, defects, leaks");
   command->add_option("--data", arguments.data, "rows to train on")->type_name("FILE")->required();
   command->add_option("--eval", arguments.eval, "held-out rows")->type_name("FILE");
-  command->add_option("--model", arguments.model, "model whose tokenizer is taken")
+  command->add_option("--model", arguments.model, "model whose tokenizer is used")
       ->type_name("PATH");
   command->add_option(
       "--tokenizer", arguments.tokenizer,
@@ -212,15 +212,16 @@ CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
           "data options of a run, such as {\"duplicate\": \"drop\"}; default: those of the "
           "run that made the model")
       ->type_name("JSON|@FILE");
-  command->add_option("--loss", arguments.loss, "loss whose needs the rows have to meet")
+  command->add_option("--loss", arguments.loss, "loss that the rows have to fit")
       ->type_name("JSON|@FILE");
-  command->add_flag("--json", arguments.json, "for programs");
+  command->add_flag("--json", arguments.json, "print JSON");
   add_columns(*command, arguments.columns);
   return command;
 }
 
 CLI::App* add_score(CLI::App& app, ScoreArguments& arguments, std::string& device) {
-  auto* command = app.add_subcommand("score", "Log-probs of chosen and rejected, one line a row");
+  auto* command =
+      app.add_subcommand("score", "Print log-probs of chosen and rejected, one line per row");
   add_model(*command, arguments, device);
   add_rows(*command, arguments.rows);
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
@@ -231,7 +232,7 @@ CLI::App* add_score(CLI::App& app, ScoreArguments& arguments, std::string& devic
 }
 
 CLI::App* add_loss(CLI::App& app, LossArguments& arguments) {
-  auto* command = app.add_subcommand("loss", "A loss and its gradient on given log-probs");
+  auto* command = app.add_subcommand("loss", "Evaluate a loss and its gradient on given log-probs");
   command->add_option("--loss", arguments.loss, "loss config")->type_name("JSON|@FILE")->required();
   command->add_option("--logps", arguments.logps, "rows of log-probs")
       ->type_name("FILE")
@@ -240,7 +241,8 @@ CLI::App* add_loss(CLI::App& app, LossArguments& arguments) {
 }
 
 CLI::App* add_grad(CLI::App& app, GradArguments& arguments, std::string& device) {
-  auto* command = app.add_subcommand("grad", "A loss and its gradient through a model, one batch");
+  auto* command =
+      app.add_subcommand("grad", "Evaluate a loss and its gradient through a model, on one batch");
   add_model(*command, arguments, device);
   add_rows(*command, arguments.rows);
   command->add_option("--ref", arguments.reference, "reference, for losses that need one")
@@ -254,28 +256,27 @@ CLI::App* add_grad(CLI::App& app, GradArguments& arguments, std::string& device)
 }
 
 CLI::App* add_losses(CLI::App& app, LossesArguments& arguments) {
-  auto* command = app.add_subcommand("losses", "What losses there are, with options and sources");
+  auto* command = app.add_subcommand("losses", "List losses with options and sources");
   command->add_option("name", arguments.name, "one loss, by name or alias");
-  command->add_flag("--json", arguments.json, "for programs");
+  command->add_flag("--json", arguments.json, "print JSON");
   return command;
 }
 
 CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments, std::string& device) {
-  auto* command = app.add_subcommand("generate", "Samples completions");
+  auto* command = app.add_subcommand("generate", "Sample completions");
   add_model(*command, arguments, device);
   add_rows(*command, arguments.rows);
-  command->add_option("--prompt", arguments.prompts, "text to continue; again for another")
+  command->add_option("--prompt", arguments.prompts, "text to continue; repeatable")
       ->type_name("TEXT")
       ->allow_extra_args(false);
   command
-      ->add_option("--message", arguments.messages,
-                   "what a user says, in the chat format; again for another conversation")
+      ->add_option("--message", arguments.messages, "user's message in the chat format; repeatable")
       ->type_name("TEXT")
       ->allow_extra_args(false);
   command->add_option("--system", arguments.system, "system message before each --message")
       ->type_name("TEXT");
   command->add_option("--data", arguments.data, "rows with a prompt")->type_name("FILE");
-  command->add_option("--samples", arguments.samples, "completions a prompt")
+  command->add_option("--samples", arguments.samples, "completions per prompt")
       ->capture_default_str();
   command->add_option("--max-new-tokens", arguments.max_new_tokens)->capture_default_str();
   add_end_tokens(*command, arguments.end_tokens);
@@ -288,7 +289,7 @@ CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments, std::string&
 }
 
 CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device) {
-  auto* command = app.add_subcommand("eval", "Models side by side against a reference, on pairs");
+  auto* command = app.add_subcommand("eval", "Compare models with a reference, on pairs");
   command
       ->add_option("--model", arguments.models,
                    "Hugging Face folders or GGUF files, or PEFT folders of adapters of the "
@@ -314,7 +315,7 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device)
                       "loss's, else 0.1");
   command->add_option("--loss", arguments.loss, "loss to evaluate too")->type_name("JSON|@FILE");
   command->add_option("--batch", arguments.batch, "pairs at a time")->capture_default_str();
-  command->add_option("--samples", arguments.samples, "fresh completions a prompt; 0: none")
+  command->add_option("--samples", arguments.samples, "fresh completions per prompt; 0: none")
       ->capture_default_str();
   command->add_option("--prompts", arguments.prompts, "prompts to sample for; 0: all")
       ->capture_default_str();
@@ -323,33 +324,32 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device)
   command->add_option("--seed", arguments.seed)->capture_default_str();
   command
       ->add_option("--judge", arguments.judge,
-                   "program that says which of two completions is better, by lines of JSON")
+                   "program that picks the better of two completions, by lines of JSON")
       ->type_name("COMMAND");
   command
       ->add_option("--reward", arguments.reward,
-                   "controlled_task, or a program that gives a completion a number")
+                   "controlled_task, or a program that scores a completion")
       ->type_name("NAME|COMMAND");
   command->add_option("--judge-timeout", arguments.judge_timeout, "seconds an answer may take")
       ->capture_default_str();
   command->add_option("--out", arguments.out, "folder for evaluation.json and reliability.svg")
       ->type_name("DIR");
-  command->add_flag("--json", arguments.json, "for programs");
+  command->add_flag("--json", arguments.json, "print JSON");
   add_device(*command, device);
   add_rows(*command, arguments.rows);
   return command;
 }
 
 CLI::App* add_export(CLI::App& app, ExportArguments& arguments, std::string& device) {
-  auto* command =
-      app.add_subcommand("export", "A Hugging Face folder of a model, its adapter merged");
+  auto* command = app.add_subcommand(
+      "export", "Write a Hugging Face folder of a model with its adapter merged");
   add_model(*command, arguments, device);
   command->add_option("--out", arguments.out, "folder to write")->type_name("DIR")->required();
   return command;
 }
 
 CLI::App* add_doctor(CLI::App& app, DoctorArguments& arguments) {
-  auto* command =
-      app.add_subcommand("doctor", "What this machine and these files are fit for, before a run");
+  auto* command = app.add_subcommand("doctor", "Check machine, model and data before a run");
   command->add_option("--model", arguments.model, "model to open")->type_name("PATH");
   command->add_option("--adapter", arguments.adapter, "PEFT folder of a low-rank adapter")
       ->type_name("DIR");
@@ -357,15 +357,16 @@ CLI::App* add_doctor(CLI::App& app, DoctorArguments& arguments) {
   command->add_option("--chat-format", arguments.chat_format, "text that messages become")
       ->capture_default_str();
   command->add_option("--data", arguments.data, "rows to read")->type_name("FILE");
-  command->add_option("--out", arguments.out, "folder for runs, whose speed is measured")
+  command->add_option("--out", arguments.out, "folder for runs; its speed is measured")
       ->type_name("DIR")
       ->capture_default_str();
-  command->add_flag("--json", arguments.json, "for programs");
+  command->add_flag("--json", arguments.json, "print JSON");
   return command;
 }
 
 CLI::App* add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
-  auto* command = app.add_subcommand("tokenize", "Token ids of texts, one line of JSON a text");
+  auto* command =
+      app.add_subcommand("tokenize", "Print token ids of texts, one line of JSON per text");
   command
       ->add_option("--tokenizer", arguments.tokenizer,
                    "byte, a tokenizer.json, a folder that holds one or a GGUF file")
@@ -377,15 +378,15 @@ CLI::App* add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
 }
 
 CLI::App* add_lab(CLI::App& app, LabArguments& arguments) {
-  auto* command = app.add_subcommand("lab", "Claims of the papers, measured with exact policies");
-  command->add_option("name", arguments.name, "an experiment, or all; none: the list of them");
+  auto* command = app.add_subcommand("lab", "Measure claims of the papers with exact policies");
+  command->add_option("name", arguments.name, "an experiment, or all; without a name: list them");
   command->add_flag("--quick", arguments.quick, "fewer points and seeds: all in minutes");
   command->add_option("--out", arguments.out, "folder for CSV and SVG files")
       ->type_name("DIR")
       ->capture_default_str();
   command
       ->add_option("--seeds", arguments.seeds,
-                   "instances behind an interval; 0: as many as is usual for the experiment")
+                   "instances per interval; 0: the default of the experiment")
       ->capture_default_str();
   command->add_option("--first-seed", arguments.first_seed, "number of the first instance")
       ->capture_default_str();

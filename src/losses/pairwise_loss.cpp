@@ -8,7 +8,8 @@
 namespace prefopt {
 
 void PairOptions::fields(FieldVisitor& v) {
-  v.real({"margin_scale", "times the given reward gap, in reward units, is taken off beta * delta"},
+  v.real({"margin_scale",
+          "times the given reward gap, in reward units, is subtracted from beta * delta"},
          margin_scale, Range::at_least(0));
   v.choice({"margin_of", "margin_scale multiplies the gap, or its logarithm (ODPO)"}, margin_of,
            {"gap", "log_gap"});

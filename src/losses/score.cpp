@@ -20,9 +20,8 @@ constexpr std::string_view kRatioReason =
 }  // namespace
 
 void ScoreOptions::fields(FieldVisitor& v) {
-  v.choice(
-      {"divergence", "f-divergence that takes the place of the KL term", {"f_divergence_type"}},
-      divergence, kDivergences);
+  v.choice({"divergence", "f-divergence that replaces the KL term", {"f_divergence_type"}},
+           divergence, kDivergences);
   v.real({"divergence_alpha",
           "a of alpha_divergence; the paper's alpha is 1 - a",
           {"f_alpha_divergence_coef"}},
@@ -30,7 +29,7 @@ void ScoreOptions::fields(FieldVisitor& v) {
   v.real({"divergence_gamma", "gamma of chi_squared_mix"}, gamma, Range::at_least(0));
   v.flag({"length_normalized", "divide each score by its completion's tokens"}, length_normalized);
   v.flag({"reference_free", "scores from the policy's log-probs alone"}, reference_free);
-  v.real({"ld_alpha", "weight of the tokens beyond the shorter completion (LD-DPO); 1: as others"},
+  v.real({"ld_alpha", "weight of the tokens beyond the shorter completion (LD-DPO); 1: full"},
          ld_alpha, Range::between(0, 1));
   v.flag({"ld_policy_only", "ld_alpha for the policy, not for the reference"}, ld_policy_only);
   humanline.fields(v);

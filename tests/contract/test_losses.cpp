@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What every registered loss must keep, checked by looping the registry: a new loss is covered
-// unasked, and fails here until it has an oracle in support/loss_oracle.cpp.
+// Properties of every registered loss, checked by looping the registry. A new loss is covered by
+// its line in src/losses/builtin_types.h, and fails here until its formula is written once more in
+// support/loss_oracle_preference.cpp; docs/extending.md leads through it.
 
 #include <algorithm>
 #include <map>

@@ -108,6 +108,11 @@ inline ExactPairLogps random_pairs(int batch, int samples_per_prompt, unsigned s
   in.chosen_confident_logps = in.chosen_logps * uniform(0.1, 0.9);
   in.prompt_logps = draw(batch, -30);
   in.prompt_lens = lengths(batch);
+  for (const auto& field : kPairFields<Eigen::ArrayXd>) {
+    Eigen::ArrayXd& x = in.*field.value;
+    if (x.size() > 0) continue;  // the rest is for inputs that are new
+    x = field.neutral + draw(field.per_sample() ? batch * samples_per_prompt : batch, 0).tanh() / 2;
+  }
   return in;
 }
 

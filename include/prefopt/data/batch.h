@@ -25,12 +25,12 @@ struct TokenRow {
   TokenMask chosen_mask = {}, rejected_mask = {}, gold_mask = {};
 };
 
-/// How many tokens of a completion count.
+/// Returns how many tokens of a completion count.
 PREFOPT_API std::int64_t counted_tokens(std::span<const std::int64_t> completion,
                                         std::span<const std::uint8_t> mask);
 
-/// Sequences with the same prompt. In the stream stand first the tokens that all of them begin
-/// with, then what is left of each, sequence after sequence.
+/// Sequences with the same prompt. The stream holds the tokens that all of them begin with first,
+/// then the rest of each, sequence after sequence.
 struct PackedGroup {
   std::int64_t begin = 0;   ///< first row of the group
   std::int64_t shared = 0;  ///< rows of the common beginning
@@ -44,8 +44,8 @@ struct PackedTokens {
   std::vector<PackedGroup> groups;
   at::Tensor input_ids;  ///< [N] int64
   at::Tensor positions;  ///< [N] int64: place of a token in its own sequence
-  /// [R] int64: the row that predicts a completion token, and that token. A pair of both stands
-  /// here once, however many sequences share it.
+  /// [R] int64: the row that predicts a completion token, and that token. A pair of both is listed
+  /// once, however many sequences share it.
   at::Tensor rows, targets;
   /// [tokens] int64: index into `rows` of each completion token that counts, sequence after
   /// sequence.
@@ -54,15 +54,15 @@ struct PackedTokens {
 
 /// Right-padded sequences. `S` sequences of at most `T` tokens.
 struct TokenBatch {
-  at::Tensor input_ids;        ///< [S, T] int64; padding holds 0, which no result depends on
+  at::Tensor input_ids;        ///< [S, T] int64; padding is 0, and no result depends on it
   at::Tensor attention_mask;   ///< [S, T] bool, true on real tokens
   at::Tensor completion_mask;  ///< [S, T] bool, true on completion tokens that count
-  /// [S] int64 on the CPU, so that counts never need a device sync: tokens that count.
+  /// [S] int64 on the CPU, so that counts never need a device sync: the tokens that count.
   at::Tensor completion_lens;
-  /// [tokens] float64: what each completion token's log-prob counts in a sum, sequence after
+  /// [tokens] float64: the factor of each completion token's log-prob in a sum, sequence after
   /// sequence; undefined: 1 each.
   at::Tensor token_weights = {};
-  /// The same tokens for policies that take streams; null: there is the padded form only.
+  /// The same tokens for policies that take streams; null: only the padded form exists.
   std::shared_ptr<const PackedTokens> packed = nullptr;
 
   std::int64_t sequences() const { return input_ids.size(0); }
@@ -77,17 +77,17 @@ struct TokenSequence {
   std::span<const std::uint8_t> mask = {};  ///< which of them count; empty: all
 };
 
-/// Throws ShapeError for an empty list, an empty prompt (nothing predicts the first token), an
-/// empty completion, one of which no token counts, or weights or a mask that are not one a token of
-/// it.
+/// Lays out sequences as a batch. Throws ShapeError for an empty list, an empty prompt (nothing
+/// predicts the first token), an empty completion, one without a token that counts, or weights or a
+/// mask of another length than it.
 PREFOPT_API TokenBatch make_batch(const std::vector<TokenSequence>& sequences);
 
 /// Returns some sequences of a CPU batch, laid out again. Throws DeviceError for another device.
 PREFOPT_API TokenBatch select_sequences(const TokenBatch& batch,
                                         const std::vector<std::int64_t>& sequences);
 
-/// Chosen sequences of all pairs first, then the rejected ones (when `with_rejected`), then the
-/// gold ones (when `with_gold`).
+/// Returns the chosen sequences of all pairs, then the rejected ones (when `with_rejected`), then
+/// the gold ones (when `with_gold`).
 PREFOPT_API TokenBatch make_pair_batch(const std::vector<TokenRow>& pairs,
                                        bool with_rejected = true, bool with_gold = false);
 

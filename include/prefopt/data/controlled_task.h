@@ -21,7 +21,7 @@ namespace prefopt {
 /// and is `-scale` for a response that is empty or holds anything but letters.
 struct ControlledTaskOptions {
   double reward_scale = 4;
-  double flip_rate = 0;           ///< probability that a preference label is turned around
+  double flip_rate = 0;           ///< probability that a preference label is flipped
   double prompt_affinity = 0.35;  ///< chance that a letter of a base response comes from the prompt
   std::int64_t seed = 0;
 
@@ -33,15 +33,15 @@ class PREFOPT_API ControlledTask {
   explicit ControlledTask(ControlledTaskOptions options = {});
 
   std::string sample_prompt();
-  /// A response of the base distribution: three to nine letters.
+  /// Draws a response from the base distribution: three to nine letters.
   std::string sample_response(std::string_view prompt);
   double reward(std::string_view prompt, std::string_view response) const;
-  /// True if `first` is preferred: Bradley-Terry with the reward, then flipped with `flip_rate`.
+  /// Draws whether `first` is preferred: Bradley-Terry by the reward, then flipped by `flip_rate`.
   bool prefers_first(std::string_view prompt, std::string_view first, std::string_view second);
 
-  /// `{"prompt", "completion"}` rows.
+  /// Writes `{"prompt", "completion"}` rows.
   void write_sft(const std::string& path, std::int64_t rows);
-  /// `{"prompt", "chosen", "rejected"}` rows.
+  /// Writes `{"prompt", "chosen", "rejected"}` rows.
   void write_preferences(const std::string& path, std::int64_t rows);
 
  private:

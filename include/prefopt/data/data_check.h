@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What is in files of preference rows, before a run trains on them.
+// The content of files of preference rows, checked before a run trains on them.
 
 #include <cstddef>
 #include <cstdint>
@@ -22,7 +22,7 @@ struct RowPlace {
   std::int64_t line = 0;  ///< 1-based
 };
 
-/// Rows with one defect, and what the options do with them.
+/// Rows with one defect, and the policy that the options have for them.
 struct DefectRows {
   std::string defect;  ///< as RowReport names it
   std::string option;  ///< of DataOptions, which decides
@@ -31,7 +31,7 @@ struct DefectRows {
   std::vector<RowPlace> rows;
 };
 
-/// Token counts: order statistics are those of the sorted list, the q-th part being its element
+/// Token counts. Order statistics are those of the sorted list, the q-th part being its element
 /// ceil(q · count), from 1.
 struct LengthSummary {
   std::int64_t count = 0;
@@ -46,14 +46,14 @@ struct LengthSummary {
 
 PREFOPT_API LengthSummary summarize_lengths(std::vector<std::int64_t> lengths);
 
-/// Completions, and how many end in the token that ends them: before and after the budgets.
+/// Completions, and how many of them end in their end token: before and after the budgets.
 struct EndTokens {
   std::int64_t completions = 0;
   std::int64_t ended = 0;
   std::int64_t ended_after = 0;
 };
 
-/// Tokens that go through a model for the pairs, by what stands in its stream once.
+/// Tokens that go through a model for the pairs, by the part of a stream that is shared.
 struct PrefixSharing {
   std::int64_t apart = 0;        ///< 2 P + C + R: each sequence by itself
   std::int64_t prompt_once = 0;  ///< P + C + R
@@ -66,8 +66,8 @@ struct ShownRow {
   TokenRow pair;  ///< after the budgets
 };
 
-/// Rows of one purpose, from one or several files. All but `rows` and `defects` is of the rows that
-/// can be used: those that no policy of the options drops or takes for an error.
+/// Rows of one purpose, from one or several files. All but `rows` and `defects` is about the rows
+/// that can be used: those that no policy of the options drops or refuses.
 struct RowsCheck {
   std::int64_t rows = 0;  ///< that were read
   std::int64_t usable = 0;
@@ -86,7 +86,7 @@ struct RowsCheck {
   std::vector<RowPlace> truncated = {};
   EndTokens end_tokens = {};
   std::int64_t completion_tokens = 0;  ///< after the budgets
-  std::int64_t counted_tokens = 0;     ///< of them, those that the loss counts
+  std::int64_t counted_tokens = 0;     ///< those among them that count in the loss
   PrefixSharing sharing = {};
   std::int64_t prompts = 0;         ///< that differ
   std::int64_t shared_prompts = 0;  ///< rows whose prompt an earlier one has
@@ -95,7 +95,7 @@ struct RowsCheck {
   std::map<std::string, std::int64_t> read = {};  ///< columns that texts are made of, and rows
   std::vector<ShownRow> shown = {};               ///< the first that can be used
 
-  /// Rows that the options drop or take for an error.
+  /// Returns how many rows the options drop or refuse.
   std::int64_t refused() const { return rows - usable; }
 };
 
@@ -107,8 +107,8 @@ struct LeakedRow {
 
 struct DataCheckOptions {
   DataOptions data = {};  ///< budgets, policies and format; files and eval_fraction do not count
-  std::optional<RowNeeds> needs = {};  ///< what a loss wants of each row; none: what the rows have
-  std::int64_t context_length = 0;     ///< tokens that the model is made for; 0: not known
+  std::optional<RowNeeds> needs = {};  ///< of a loss; none: whatever the rows have
+  std::int64_t context_length = 0;     ///< tokens of the model's context; 0: not known
   std::size_t shown_rows = 3;
 };
 
@@ -118,16 +118,16 @@ struct DataCheck {
   std::vector<LeakedRow> leaks;
   RowPolicy leak_policy = RowPolicy::kKeep;
   std::string chat_format = {};  ///< of messages; "auto": rows of messages would be an error
-  std::string chat_note = {};    ///< what there is to say of that format; else empty
+  std::string chat_note = {};    ///< a note on that format, or empty
 
-  /// Rows that a run with these options would not take.
+  /// Returns how many rows a run with these options would not take.
   PREFOPT_API std::int64_t refused() const;
 };
 
-/// Reads all files to their end, whatever is wrong with their rows: a policy `error` is reported,
+/// Reads all files to their end, whatever the defects of their rows: a policy `error` is reported,
 /// not thrown. Equal rows are found across the files of one purpose. Throws DataError for a file
-/// that cannot be read or holds no row, and ConfigError as load_dataset does, for a column of the
-/// options that no row has among others.
+/// that cannot be read or holds no row, and ConfigError as load_dataset does, for instance for a
+/// column of the options that no row has.
 PREFOPT_API DataCheck check_data(const std::vector<std::string>& train,
                                  const std::vector<std::string>& held_out,
                                  const Tokenizer& tokenizer, const DataCheckOptions& options = {});

@@ -18,10 +18,10 @@
 
 namespace prefopt {
 
-/// What to do with a row that cannot be used as it is.
+/// The treatment of rows with a defect.
 enum class RowPolicy { kError, kDrop, kKeep };
 
-/// The same of one defect, or what the option `unusable` says.
+/// The same for one defect, or that of the option `unusable`.
 enum class DefectPolicy { kUnusable, kError, kDrop, kKeep };
 
 /// The policy for a known prompt column that nothing reads.
@@ -46,15 +46,15 @@ enum class SpecialTokens {
 
 /// The part of a row over `max_length` that is kept.
 enum class Truncation {
-  kKeepEnd,    ///< the prompt gives way first and keeps its end
+  kKeepEnd,    ///< the prompt is shortened first and keeps its end
   kKeepStart,  ///< TRL's: the first `max_length` tokens of prompt and completion
 };
 
 /// The fate of the end token of a completion that was cut.
 enum class EndOfCut {
-  kDrop,  ///< as in TRL: it goes with what it ended
+  kDrop,  ///< as in TRL: it goes with the text that it ended
   kKeep,  ///< it takes the place of the last token that is left
-  kMask,  ///< likewise, and does not count
+  kMask,  ///< likewise, but does not count
 };
 
 struct DataOptions {
@@ -70,8 +70,8 @@ struct DataOptions {
   bool add_bos = true;  ///< a prompt that begins with it in text gets none
   bool add_eos = true;  ///< a completion that ends in one, or in an end of turn, gets none
   LossOn loss_on = LossOn::kAssistant;  ///< of rows of messages
-  /// No JSON, a wrong type, an empty prompt, and the three defects that follow unless their own
-  /// option says something else: nothing of such a row can be kept.
+  /// Malformed rows (invalid JSON, wrong type, empty prompt, …), and the three defects that follow
+  /// unless their option is set otherwise. Never kept.
   RowPolicy unusable = RowPolicy::kDrop;
   DefectPolicy missing_key = DefectPolicy::kUnusable;   ///< never kKeep
   DefectPolicy invalid_utf8 = DefectPolicy::kUnusable;  ///< keep: such bytes become U+FFFD
@@ -80,8 +80,8 @@ struct DataOptions {
   RowPolicy identical = RowPolicy::kDrop;    ///< chosen equals rejected
   RowPolicy long_prompt = RowPolicy::kKeep;  ///< longer than its budget: keep means truncate
   RowPolicy duplicate = RowPolicy::kKeep;    ///< equal to an earlier row of its file
-  /// A conversation whose last turn is not the assistant's; keep: what follows the assistant's last
-  /// turn is left out, unless `loss_on` is kAll.
+  /// A conversation whose last turn is not the assistant's; keep: turns after the assistant's last
+  /// one are left out, unless `loss_on` is kAll.
   RowPolicy ends_with_user = RowPolicy::kKeep;
   /// Of text: the completion, in a pair the chosen one, begins with a prompt of at least 3 words or
   /// 16 bytes. Of messages: a completion begins with those of the prompt, or with its last ones.
@@ -91,30 +91,30 @@ struct DataOptions {
   RowPolicy different_prompts = RowPolicy::kDrop;
   RowPolicy prefix_answer = RowPolicy::kKeep;  ///< one answer is the other's beginning, in tokens
   /// Calls, tools and their results, for which no chat format here has a text; keep: calls and
-  /// tools are left out as by a template that does not know them, results are turns of their role
-  /// where the format writes any role.
+  /// tools are left out, as by a template without support for them; results are turns of their role
+  /// if the format writes any role.
   RowPolicy tool_calls = RowPolicy::kDrop;
   /// `reasoning_content` of messages, likewise; keep: it is left out.
   RowPolicy reasoning = RowPolicy::kDrop;
-  /// A system message where the format has no system turn; keep: its text comes first.
+  /// A system message in a format without a system turn; keep: its text is put first.
   RowPolicy system_turn = RowPolicy::kKeep;
-  /// In messages; rows in text, which may be rendered templates, heed kSplit and kError alone.
+  /// In messages; for rows in text, which may be rendered templates, only kSplit and kError apply.
   SpecialTokens special_tokens_in_text = SpecialTokens::kKeep;
   RowPolicy long_context = RowPolicy::kKeep;  ///< longer than the model's context
-  /// A training row whose prompt is one of the held-out rows too; drop: it does not train.
+  /// A training row whose prompt is also held out; drop: it does not train.
   RowPolicy leak = RowPolicy::kKeep;
-  /// How messages become text: a format of `prefopt/data/chat.h`, or "auto", for which
-  /// resolve_chat_format decides. A template that is not known is an error where messages are read.
+  /// Format in which messages become text: a name of `prefopt/data/chat.h`, or "auto", for which
+  /// resolve_chat_format decides. An unknown template is an error when messages are read.
   std::string chat_format = "auto";
   /// JSON: the name of a layout ("orca", "alpaca", "sharegpt", "openai", "pku", "shp",
   /// "ultrafeedback", "completions"), or an object {field: column} whose columns may be dotted
   /// paths; fields: prompt, system, instruction, input, question, history, chosen, rejected, gold,
   /// completion, messages, text, tools and the numbers of a row; role_key, content_key; and the
-  /// names of roles, one or a list: user, assistant, system_role, tool_role. What it does not name
-  /// is recognized by its keys.
+  /// names of roles, one or a list: user, assistant, system_role, tool_role. Anything else is
+  /// recognized by its keys.
   std::string columns = "{}";
   UnusedColumns unused = UnusedColumns::kError;
-  /// Folder that keeps tokenized files, so that a later run need not tokenize; empty: none.
+  /// Folder for tokenized files, so that a later run need not tokenize; empty: none.
   std::string token_cache = {};
 
   PREFOPT_API void fields(FieldVisitor& v);
@@ -131,23 +131,23 @@ struct RowReport {
   std::map<std::string, std::vector<std::int64_t>> dropped;
   std::map<std::string, std::vector<std::int64_t>> kept_with;
   std::int64_t message_rows = 0;  ///< rows of messages, which were written in a chat format
-  std::string chat_note = {};     ///< what there is to say of that format; else empty
-  std::string cache_note = {};    ///< what there is to say of the token cache; else empty
-  /// The losses of cut rows under these options; empty where none is cut.
+  std::string chat_note = {};     ///< a note on that format, or empty
+  std::string cache_note = {};    ///< a note on the token cache, or empty
+  /// Note on the tokens that cut rows lose under these options; empty if none is cut.
   std::string cut_note = {};
 
-  /// One line a defect: count, reason and the first line numbers. Empty when nothing is to say.
+  /// Returns one line per defect: count, reason and the first line numbers. Empty if there is none.
   PREFOPT_API std::string summary() const;
 };
 
-/// What a loss wants of each row.
+/// The parts of a row that a loss needs.
 struct RowNeeds {
   bool rejected = true;
   bool gold = false;
   std::vector<Column> columns = {};
-  std::int64_t context_length = 0;  ///< tokens that the model is made for; 0: not known
+  std::int64_t context_length = 0;  ///< tokens of the model's context; 0: not known
 
-  /// Rows with one completion and a label.
+  /// Returns whether rows have one completion and a label.
   bool unpaired() const {
     return std::find(columns.begin(), columns.end(), Column::kLabel) != columns.end();
   }
@@ -165,29 +165,29 @@ struct Dataset {
 PREFOPT_API void for_each_line(const std::string& path,
                                const std::function<void(std::int64_t, std::string_view)>& row);
 
-/// Token ids of one row under the budgets. Prompt and completions are tokenized apart, so that the
-/// boundary is one between tokens; ids given in the row are used as they are. The prompt gives way
-/// first and keeps its begin token and its end, down to one token, or with Truncation::kKeepStart
-/// the row keeps its first tokens. In a chat format the end of the turn is the end token, and
-/// `add_bos` and `add_eos` add nothing to what the format writes. What is cut is counted in
-/// `report`. Throws ConfigError where the end of a turn is no single token of the tokenizer.
+/// Returns the token ids of one row under the budgets. Prompt and completions are tokenized
+/// separately, so that the boundary is between tokens; ids given in the row are used unchanged. The
+/// prompt is shortened first and keeps its begin token and its end, down to one token; with
+/// Truncation::kKeepStart the row keeps its first tokens. In a chat format the end of the turn is
+/// the end token, and `add_bos` and `add_eos` add nothing to the format's text. Cuts are counted in
+/// `report`. Throws ConfigError if the end of a turn is not a single token of the tokenizer.
 PREFOPT_API TokenRow tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                                   const DataOptions& options, RowReport& report);
 
-/// Rows that lack what is needed are unusable (named as such); completions that are not needed are
-/// left out. Unpaired rows must not have a rejected completion. Rows are tokenized on LibTorch's
-/// threads; the result does not depend on their number. With `token_cache`, the result is kept
-/// under a hash of the file's content, the tokenizer and the options; what is damaged there is made
-/// anew, and a cache that cannot be written is done without, which the report says. The file is one
-/// of lines or a JSON array of objects. Throws ConfigError where the file holds pairs for an
-/// unpaired loss or single completions for a pairwise one or where `columns` names a column that no
-/// row has, and DataError where a policy says so, where no row can be used or where a row has a
-/// column of a prompt that nothing reads (`unused`).
+/// Loads the rows of a file of lines or a JSON array of objects. Rows that lack a needed part are
+/// unusable (and named as such); completions that are not needed are left out. Unpaired rows must
+/// not have a rejected completion. Rows are tokenized on LibTorch's threads; the result does not
+/// depend on their number. With `token_cache`, the result is kept under a hash of the file's
+/// content, the tokenizer and the options; a damaged entry is replaced, and a cache that cannot be
+/// written is skipped, with a note in the report. Throws ConfigError if the file holds pairs for an
+/// unpaired loss or single completions for a pairwise one, or if `columns` names a column that no
+/// row has, and DataError if a policy asks for it, if no row can be used, or if a row has a prompt
+/// column that nothing reads (`unused`).
 PREFOPT_API Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                                  const DataOptions& options, const RowNeeds& needs = {});
 
-/// {training, held out}: the last `eval_fraction` of the pairs is held out, at least one pair and
-/// never all of them, where there are two or more. Throws ConfigError outside of [0, 1).
+/// Returns {training, held out}: the last `eval_fraction` of the pairs is held out, at least one
+/// pair and never all of them, if there are two or more. Throws ConfigError outside of [0, 1).
 PREFOPT_API std::pair<std::vector<TokenRow>, std::vector<TokenRow>> split_dataset(
     std::vector<TokenRow> pairs, double eval_fraction);
 

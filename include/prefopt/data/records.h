@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Preference rows as they stand in a file, before tokenization.
+// Preference rows as a file holds them, before tokenization.
 
 #include <array>
 #include <cstddef>
@@ -27,7 +27,7 @@ struct Message {
 PREFOPT_API std::string format_dialogue(const std::vector<Message>& messages,
                                         bool open_assistant_turn);
 
-/// Numbers that a row may carry besides its texts.
+/// Numbers that a row may carry in addition to its texts.
 enum class Column {
   kLabel,            ///< `label`, 1 or 0 (true or false): whether a single completion is desirable
   kMargin,           ///< `margin`, or `score_chosen` - `score_rejected`: given reward gap
@@ -40,7 +40,7 @@ enum class Column {
 inline constexpr std::array<std::string_view, 6> kColumnKeys = {
     "label", "margin", "weight", "label_prob", "chosen_win_rate", "rejected_win_rate"};
 
-/// A value for each Column; NaN where the row has none.
+/// A value for each Column; NaN if the row has none.
 class RowColumns {
  public:
   RowColumns() { values_.fill(std::numeric_limits<double>::quiet_NaN()); }
@@ -52,11 +52,11 @@ class RowColumns {
   std::array<double, kColumnKeys.size()> values_;
 };
 
-/// What the log-prob of each token of a completion counts in its sum; empty: 1 each.
+/// Factor of each token's log-prob in the sum of a completion; empty: 1 each.
 using TokenWeights = std::vector<double>;
 
-/// 1 for each token of a completion that counts, 0 for one that is only read, as those of a
-/// person's turn are: neither in sums nor in lengths nor in means. Empty: all count.
+/// 1 for each token of a completion that counts, 0 for one that is only context, such as those of a
+/// user's turn: it enters no sum, length or mean. Empty: all count.
 using TokenMask = std::vector<std::uint8_t>;
 
 /// Bytes [begin, end) of a text.
@@ -64,7 +64,7 @@ struct TextRange {
   std::size_t begin = 0, end = 0;
 };
 
-/// Origin of the bytes of a text that was made of messages.
+/// Origin of the bytes of a text that was made from messages.
 struct TextParts {
   std::vector<TextRange> contents = {};  ///< of messages, in order; the format wrote the rest
   std::vector<TextRange> answers = {};   ///< those of them that are the assistant's
@@ -72,13 +72,13 @@ struct TextParts {
   std::vector<TextRange> counted = {};
 };
 
-/// Something about a row that reading it settled and that DataOptions have a policy for.
+/// A fact about a row that was settled by reading it and for which DataOptions have a policy.
 enum class RowRemark {
   kEndsWithUser,      ///< turns after the assistant's last one
   kRepeatedPrompt,    ///< a completion that begins with the prompt
   kDifferentPrompts,  ///< completions that begin with other questions or system texts
-  kToolCalls,         ///< calls or tools that the chat format has no text for
-  kReasoning,         ///< reasoning beside a content, likewise
+  kToolCalls,         ///< calls or tools without a text in the chat format
+  kReasoning,         ///< reasoning next to a content, likewise
   kSystemTurn,        ///< a system message in a format without a system turn
 };
 
@@ -92,31 +92,30 @@ struct PreferenceRow {
   RowColumns columns = {};
   bool tokenized = false;    ///< the `_ids` hold the row
   bool has_rejected = true;  ///< false for SFT rows (`prompt` + `completion`, `text`, `messages`)
-  /// What ends the completions, one token: the row came from messages in a chat format, whose text
-  /// holds begin and end tokens of its own. Empty: the tokenizer's are put around the text.
+  /// Text that ends the completions, one token: the row came from messages in a chat format, whose
+  /// text holds its own begin and end tokens. Empty: the tokenizer's are put around the text.
   std::string end_of_turn;
   std::int64_t line = 0;       ///< 1-based line in its file
-  bool from_messages = false;  ///< the `_parts` say what of the texts is whose
+  bool from_messages = false;  ///< the `_parts` say which part of the texts is whose
   TextParts prompt_parts, chosen_parts, rejected_parts, gold_parts;
   std::vector<RowRemark> remarks;  ///< each once
 };
 
 /// Reads one JSON object. Forms: {prompt, chosen, rejected} as text; {chosen, rejected} with an
 /// implicit prompt (for hh-rlhf dialogues up to the last "\n\nAssistant:", else the common text);
-/// the same with lists of {role, content}; {prompt_ids, chosen_ids, rejected_ids};
-/// {prompt, completion}, {prompt_ids, completion_ids}, {text}, {messages} for SFT, and with `label`
-/// for unpaired losses. A row may have the keys of `Column`, and beside `prompt` a third completion
-/// `gold` (or `gold_ids`). Beside ids stand `chosen_token_weights`, `rejected_token_weights`,
-/// `completion_token_weights` and `gold_token_weights`: a number of at least 0 for each of them. A
-/// sum of log-probs is then the weighted one, for policy and reference. Likewise
-/// `chosen_token_mask` and so on, 1 or 0 (true or false): which tokens count at all. Messages
-/// become text in the given format of `prefopt/data/chat.h`: the prompt with the opening of the
-/// assistant's turn, the completion up to the end of its last one. Of {messages} the prompt is what
-/// comes before the assistant's first answer. Options are otherwise the defaults of DataOptions:
-/// the assistant's turns count, each with its end of turn; turns after its last one are left out;
-/// a prompt that the completions begin with is taken once. Completions of a prompt whose last turn
-/// is the assistant's continue that turn. Throws DataError, led by `where`, and
-/// ConfigError for an unknown format.
+/// the same with lists of {role, content}; {prompt_ids, chosen_ids, rejected_ids}; {prompt,
+/// completion}, {prompt_ids, completion_ids}, {text}, {messages} for SFT, and with `label` for
+/// unpaired losses. A row may have the keys of `Column`, and next to `prompt` a third completion
+/// `gold` (or `gold_ids`). Rows of ids may have `chosen_token_weights`, `rejected_token_weights`,
+/// `completion_token_weights` and `gold_token_weights`: a number of at least 0 for each id. A sum
+/// of log-probs is then the weighted one, for policy and reference. Likewise `chosen_token_mask`
+/// and so on, 1 or 0 (true or false): which tokens count at all. Messages become text in the given
+/// format of `prefopt/data/chat.h`: the prompt with the opening of the assistant's turn, the
+/// completion up to the end of its last one. The prompt of {messages} ends before the assistant's
+/// first answer. Options are otherwise the defaults of DataOptions: the assistant's turns count,
+/// each with its end of turn; turns after its last one are left out; a prompt that the completions
+/// begin with is taken once. Completions of a prompt whose last turn is the assistant's continue
+/// that turn. Throws DataError, led by `where`, and ConfigError for an unknown format.
 PREFOPT_API PreferenceRow parse_row(std::string_view json, std::string_view where,
                                     std::string_view chat_format = "dialogue");
 

@@ -15,37 +15,37 @@
 
 namespace prefopt {
 
-/// Safe to use from several threads at a time.
+/// A tokenizer, safe to use from several threads at a time.
 class PREFOPT_API Tokenizer {
  public:
   virtual ~Tokenizer() = default;
   virtual std::string name() const = 0;
-  /// Token ids of `text`, without begin or end tokens.
+  /// Returns the token ids of `text`, without begin or end tokens.
   virtual std::vector<std::int64_t> encode(std::string_view text) const = 0;
-  /// The same, where a text within `plain`, ranges in order that do not overlap, becomes no control
-  /// token, whatever it spells.
+  /// Returns the same, except that text within `plain`, ranges in order that do not overlap,
+  /// becomes no control token, whatever it spells.
   virtual std::vector<std::int64_t> encode_plain(std::string_view text,
                                                  std::span<const TextRange> plain) const;
-  /// The first control token that `text` spells, or -1. Control tokens are the special ones, which
-  /// decode() leaves out, and other added ones that are written `<|…|>`.
+  /// Returns the first control token that `text` spells, or -1. Control tokens are the special
+  /// ones, which decode() leaves out, and other added ones that are written `<|…|>`.
   virtual std::int64_t find_control(std::string_view text) const;
-  /// The text that spells a token, begin, end and padding tokens too.
+  /// Returns the text that spells a token, also for begin, end and padding tokens.
   virtual std::string spelling(std::int64_t id) const;
-  /// Text of `ids`; begin, end and padding tokens are left out.
+  /// Returns the text of `ids`; begin, end and padding tokens are left out.
   virtual std::string decode(const std::vector<std::int64_t>& ids) const = 0;
   virtual std::int64_t vocab_size() const = 0;
-  /// The token that goes before a text; -1 where the tokenizer puts none there.
+  /// Returns the token that is put before a text, or -1.
   virtual std::int64_t bos_id() const = 0;
-  virtual std::int64_t eos_id() const = 0;  ///< -1 where there is none
-  virtual std::int64_t pad_id() const = 0;  ///< -1 where there is none
-  /// The model's own chat template, in Jinja; empty where there is none.
+  virtual std::int64_t eos_id() const = 0;  ///< -1: no such token
+  virtual std::int64_t pad_id() const = 0;  ///< -1: no such token
+  /// Returns the model's own chat template, in Jinja, or an empty text.
   virtual std::string chat_template() const { return {}; }
-  /// The chat format that the run which made the model used; empty where none is remembered.
+  /// Returns the chat format of the run that made the model; empty if not recorded.
   virtual std::string chat_format() const { return {}; }
-  /// Equal for tokenizers that give equal tokens: a key for what is kept on disk.
+  /// Returns a key for caches on disk, equal for tokenizers that give equal tokens.
   virtual std::string fingerprint() const { return name(); }
 
-  /// encode() of each text, on LibTorch's threads; the same whatever their number.
+  /// Returns encode() of each text, on LibTorch's threads; the same for any number of them.
   std::vector<std::vector<std::int64_t>> encode_batch(
       std::span<const std::string_view> texts) const;
 };
@@ -63,99 +63,99 @@ class PREFOPT_API ByteTokenizer final : public Tokenizer {
   std::int64_t pad_id() const override { return 258; }
 };
 
-/// A token that is looked for in the text before anything else is done to it.
+/// A token that is searched for in the text before anything else is done to it.
 struct AddedToken {
   std::string content = {};
   std::int64_t id = -1;
   bool special = false;     ///< left out by decode()
-  bool normalized = false;  ///< looked for after normalization
-  bool strip_left = false;  ///< takes the white space before it along
+  bool normalized = false;  ///< searched for after normalization
+  bool strip_left = false;  ///< includes the white space before it
   bool strip_right = false;
 };
 
 /// One step of cutting a text into words, between which nothing merges.
 struct WordSplit {
   std::string pattern = {};       ///< regular expression; empty: the text stays whole
-  bool matches_only = false;      ///< what lies between the matches is dropped, else a word too
-  bool add_prefix_space = false;  ///< before the cut, where the text does not begin with one
+  bool matches_only = false;      ///< text between matches is dropped; else it is a word
+  bool add_prefix_space = false;  ///< before the cut, unless the text begins with one
 };
 
-/// All that a byte-level BPE tokenizer consists of, wherever it was stored. Tokens are written in
-/// GPT-2's alphabet, in which each byte is a printable character.
+/// All parts of a byte-level BPE tokenizer, however it was stored. Tokens are written in GPT-2's
+/// alphabet, in which each byte is a printable character.
 struct BpeVocabulary {
   std::vector<std::string> tokens;                          ///< by id; an empty one is a gap
   std::vector<std::pair<std::string, std::string>> merges;  ///< in order of rank
   std::vector<AddedToken> added;
   std::vector<WordSplit> splits;
-  bool nfc = false;            ///< Unicode's normalization form C comes first
+  bool nfc = false;            ///< normalize to Unicode's form C first
   bool ignore_merges = false;  ///< a word that is a token becomes that token
-  /// Stands for bytes that are no token; -1: they are dropped, as by the package `tokenizers`.
+  /// Token for bytes without a token; -1: they are dropped, as by the package `tokenizers`.
   std::int64_t unknown_id = -1;
   bool fuse_unknown = false;   ///< unknown bytes in a row become one token
-  std::int64_t bos_id = -1;    ///< -1 too where texts begin without it
+  std::int64_t bos_id = -1;    ///< -1 also if texts begin without it
   std::int64_t begin_id = -1;  ///< the begin token, whether texts begin with it or not
   std::int64_t eos_id = -1;
   std::int64_t pad_id = -1;
   std::string chat_template;
 };
 
-/// The cuts of a pre-tokenizer under the name that GGUF files (`tokenizer.ggml.pre`) give it:
-/// "gpt-2", "smollm" (GPT-2's with each digit alone), "llama-bpe", "llama3" or "llama-v3" (Llama
-/// 3), "qwen2". Throws CheckpointError, led by `where`, for another one.
+/// Returns the cuts of a pre-tokenizer by its name in GGUF files (`tokenizer.ggml.pre`): "gpt-2",
+/// "smollm" (GPT-2's with single digits), "llama-bpe", "llama3" or "llama-v3" (Llama 3), "qwen2".
+/// Throws CheckpointError, led by `where`, for another one.
 PREFOPT_API std::vector<WordSplit> named_word_splits(std::string_view name, std::string_view where);
 
-/// Byte-level BPE, token for token as in the package `tokenizers`. Text that looks like an added
-/// token, special or not, becomes that token. Bytes that are no UTF-8 become U+FFFD first, cut as
-/// Python's `errors="replace"` does. decode() drops special tokens and ids that are none, and
-/// gives back any UTF-8 text that encode() was given, but for NFC, `strip_left` and `strip_right`;
-/// bytes of ids that form no UTF-8 become U+FFFD. Throws CheckpointError, led by `name`, for a
-/// vocabulary that is none.
+/// Returns byte-level BPE, token for token as in the package `tokenizers`. Text that looks like an
+/// added token, special or not, becomes that token. Invalid UTF-8 becomes U+FFFD first, cut as
+/// Python's `errors="replace"` does. decode() drops special tokens and unknown ids, and returns any
+/// UTF-8 text that encode() was given, but for NFC, `strip_left` and `strip_right`; bytes of ids
+/// that form no UTF-8 become U+FFFD. Throws CheckpointError, prefixed with `name`, if the
+/// vocabulary is invalid.
 PREFOPT_API std::shared_ptr<const Tokenizer> make_bpe_tokenizer(BpeVocabulary vocabulary,
                                                                 std::string name);
 
-/// "byte"; the path of a Hugging Face `tokenizer.json`, of a folder that holds one, or of a GGUF
-/// file (`.gguf`) with byte-level BPE in its metadata.
-/// `tokenizer_config.json` and `chat_template.jinja` beside it give the begin, end and padding
-/// token and the chat template. `truncation` and `padding` in the file are left to DataOptions.
-/// Throws ConfigError for an unknown name and CheckpointError, which names file and field, for
-/// a file that is damaged or holds what would change tokens and is not known here.
+/// Opens "byte", or the path of a Hugging Face `tokenizer.json`, of a folder that holds one, or of
+/// a GGUF file (`.gguf`) with byte-level BPE in its metadata. `tokenizer_config.json` and
+/// `chat_template.jinja` next to it give the begin, end and padding token and the chat template.
+/// `truncation` and `padding` in the file are left to DataOptions. Throws ConfigError for an
+/// unknown name and CheckpointError, which names file and field, for a file that is damaged or has
+/// an unknown feature that would change tokens.
 PREFOPT_API std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name);
 
-/// What make_tokenizer takes for a model folder or file: itself if it has a tokenizer, "byte" for a
-/// model that was made with it (its `prefopt.json` says so, or its vocabulary is 259). Throws
-/// ConfigError, with the way out, for any other model: its tokens are not known.
+/// Returns the name for make_tokenizer of a model folder or file: itself if it has a tokenizer,
+/// "byte" for a model that was made with it (by its `prefopt.json`, or its vocabulary of 259).
+/// Throws ConfigError, with the way out, for any other model: its tokens are not known.
 PREFOPT_API std::string tokenizer_of_model(const std::string& model);
 
-/// make_tokenizer(name), or where `name` is empty the tokenizer of the adapter's folder, else of
-/// the model, with the chat format that the run which made them remembers. A model that brings no
-/// tokenizer gets one that knows ids alone: encode() throws the ConfigError of tokenizer_of_model,
-/// and decode() shows ids, as in "[5][7]".
+/// Returns make_tokenizer(name), or if `name` is empty the tokenizer of the adapter's folder, else
+/// of the model, with the chat format of the run that made them. A model without a tokenizer gets
+/// one for ids alone: encode() throws the ConfigError of tokenizer_of_model, and decode() shows
+/// ids, as in "[5][7]".
 PREFOPT_API std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& name,
                                                             const std::string& model,
                                                             const std::string& adapter = {});
 
-/// The same choice by name, for make_tokenizer; empty where the model brings none.
+/// Returns the same choice by name, for make_tokenizer; empty if the model has no tokenizer.
 PREFOPT_API std::string find_tokenizer(const std::string& model, const std::string& adapter = {});
 
 /// Contents of files by name.
 using FolderFiles = std::map<std::string, std::string>;
 
-/// Files that make a folder's tokenizer the one that make_tokenizer gives for `name`, for
-/// `transformers` too: copies of those in its folder; from a GGUF file `tokenizer.json` and
-/// `tokenizer_config.json` made of its vocabulary. `prefopt.json` remembers the byte tokenizer,
-/// `chat_format` and `row_options`, a JSON object of options of DataOptions that say how rows are
-/// read, unless these are empty. An empty name gives at most that one.
+/// Returns the files that make a folder's tokenizer the one of `name`, for make_tokenizer and for
+/// `transformers`: copies of those in its folder; from a GGUF file `tokenizer.json` and
+/// `tokenizer_config.json` made from its vocabulary. `prefopt.json` records the byte tokenizer,
+/// `chat_format` and `row_options` (a JSON object of the DataOptions for reading rows), unless they
+/// are empty. An empty name gives at most that one.
 PREFOPT_API FolderFiles tokenizer_files(const std::string& name,
                                         const std::string& chat_format = {},
                                         const std::string& row_options = {});
 
-/// tokenizer_files of `tokenizer`; where that is empty, copies of what `model` has, if it is a
-/// folder: a model whose tokenizer is not read here keeps it.
+/// Returns tokenizer_files of `tokenizer`; if that is empty, copies of the files of `model`, if it
+/// is a folder: a model whose tokenizer is not read here keeps it.
 PREFOPT_API FolderFiles model_companions(const std::string& tokenizer, const std::string& model,
                                          const std::string& chat_format = {},
                                          const std::string& row_options = {});
 
-/// Writes each file into `folder`, which is made if need be. Throws CheckpointError.
+/// Writes each file into `folder`, which is created if necessary. Throws CheckpointError.
 PREFOPT_API void write_files(const FolderFiles& files, const std::string& folder);
 
 }  // namespace prefopt

@@ -15,10 +15,10 @@ struct ReliabilityBin {
   double high = 0;
   std::int64_t count = 0;
   double confidence = 0;  ///< mean
-  Estimate accuracy;      ///< share that is right, Wilson's interval
+  Estimate accuracy;      ///< share that is correct, Wilson's interval
 };
 
-/// How far the probabilities that a model gives to preferences are those that come true.
+/// How well predicted preference probabilities match observed frequencies.
 struct CalibrationCurve {
   std::vector<ReliabilityBin> bins;  ///< those that hold a pair, of equal width over [1/2, 1]
   double expected_error = 0;  ///< ECE (1706.04599, eq. 5): Σ count / n · |accuracy − confidence|
@@ -27,9 +27,10 @@ struct CalibrationCurve {
   double brier_score = 0;     ///< mean of (1 − p)²
 };
 
-/// `probabilities` are those that the model gives to what was preferred, p = σ(margin), each in
-/// [0, 1]. Its confidence is max(p, 1 − p), and it is right where p > 1/2, half right at p = 1/2.
-/// Throws DataError for an empty list or a value outside, ConfigError for less than one bin.
+/// Measures calibration. `probabilities` are those of the preferred completions, p = σ(margin),
+/// each in [0, 1]. The confidence is max(p, 1 − p); the prediction is correct if p > 1/2, half
+/// correct at p = 1/2. Throws DataError for an empty list or a value outside, ConfigError for fewer
+/// than one bin.
 PREFOPT_API CalibrationCurve calibrate(const std::vector<double>& probabilities,
                                        std::int64_t bins = 10);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Who wins: a policy's completions against a reference's, by a reward or by a program.
+// Contests of a policy's completions with a reference's, decided by a reward or a program.
 
 #include <cstdint>
 #include <functional>
@@ -17,7 +17,7 @@ namespace prefopt {
 
 enum class Verdict { kFirst, kSecond, kTie };
 
-/// Says which of two completions of a prompt is the better one.
+/// Decides which of two completions of a prompt is the better one.
 class PREFOPT_API Judge {
  public:
   virtual ~Judge() = default;
@@ -27,7 +27,8 @@ class PREFOPT_API Judge {
 
 using Reward = std::function<double(const std::string& prompt, const std::string& completion)>;
 
-/// The completion with the higher reward wins. Throws DataError for a reward that is not finite.
+/// Returns a judge that prefers the higher reward. It throws DataError for a reward that is not
+/// finite.
 PREFOPT_API std::unique_ptr<Judge> make_reward_judge(Reward reward);
 
 struct JudgeProgram {
@@ -36,16 +37,16 @@ struct JudgeProgram {
   double timeout = 60;               ///< seconds that an answer may take
 };
 
-/// A program that gets a line of JSON, {"prompt": …, "a": …, "b": …}, and answers it by one,
-/// {"winner": "a"}, "b" or "tie". It is started here, and ends at the end of its input. Throws
-/// ConfigError where it cannot be started, and DataError, in `compare`, where it ends, lets an
-/// answer wait for longer than `timeout`, or answers something else; it is not asked again then.
+/// Starts a program that reads lines of JSON, {"prompt": …, "a": …, "b": …}, and answers each with
+/// a line {"winner": "a"}, "b" or "tie"; it ends at the end of its input. Throws ConfigError if it
+/// cannot be started. `compare` throws DataError if the program ends, takes longer than `timeout`
+/// or gives another answer; it is not asked again.
 PREFOPT_API std::unique_ptr<Judge> make_program_judge(const JudgeProgram& program);
 
-/// The same for a program that gets {"prompt": …, "completion": …} and answers {"reward": number}.
+/// Starts a program that reads {"prompt": …, "completion": …} and answers {"reward": number}.
 PREFOPT_API Reward make_program_reward(const JudgeProgram& program);
 
-/// What a policy and a reference made of one prompt.
+/// One prompt and its completions by policy and reference.
 struct Contest {
   std::string prompt, policy, reference;
 };
@@ -54,14 +55,14 @@ struct ContestResult {
   Estimate win_rate;  ///< of the policy: mean over the prompts of win 1, tie 1/2; Wilson's interval
   std::int64_t contests = 0;
   std::int64_t wins = 0, ties = 0, losses = 0;
-  /// Contests whose two verdicts contradict each other: one order says the policy, the other the
+  /// Contests whose two verdicts contradict each other: one order favours the policy, the other the
   /// reference. They count as ties.
   std::int64_t inconsistent = 0;
 };
 
-/// Asks the judge about each contest twice, in both orders, so that a liking for one place cancels:
-/// a contest is won where the two verdicts together speak for the policy, and tied where they are
-/// even. Equal completions are a tie, without a question. Throws DataError for no contest.
+/// Asks the judge about each contest twice, in both orders, so that a bias for one position
+/// cancels: a contest is won if the two verdicts together favour the policy, and tied if they are
+/// even. Equal completions are a tie, without a question. Throws DataError for no contests.
 PREFOPT_API ContestResult judge_contests(Judge& judge, const std::vector<Contest>& contests);
 
 }  // namespace prefopt

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What a policy thinks of pairs, against a reference.
+// A policy's preferences between completions of pairs, against a reference's.
 
 #include <cstdint>
 #include <vector>
@@ -20,12 +20,12 @@ struct PairSums {
   double rejected = 0;
 };
 
-/// Of each pair, `batch_size` at a time. Throws what sequence_logps throws, DataError for tokens
-/// outside of the vocabulary and NonFiniteError, which names the pair.
+/// Returns the sums of each pair, computed `batch_size` pairs at a time. Throws what sequence_logps
+/// throws, DataError for tokens outside the vocabulary and NonFiniteError, which names the pair.
 PREFOPT_API std::vector<PairSums> pair_sums(Policy& policy, const std::vector<TokenRow>& pairs,
                                             std::int64_t batch_size = 8);
 
-/// A rate among some of the pairs; the rate is NaN where there are none.
+/// A rate among some of the pairs; NaN if there are none.
 struct PartialRate {
   std::int64_t pairs = 0;
   Estimate rate;
@@ -37,11 +37,11 @@ struct PreferenceEvaluation {
   Estimate accuracy;      ///< share of pairs with a margin above 0; Wilson's interval
   Estimate margin;        ///< mean of β δ, bootstrap
   Estimate chosen_reward, rejected_reward;  ///< mean of β (log π − log π_ref), bootstrap
-  /// Of the probability σ(β δ) that the chosen completion is the better one (2305.18290, eq. 6).
+  /// Of σ(β δ), the probability that the chosen completion is the better one (2305.18290, eq. 6).
   CalibrationCurve calibration;
   /// Of margin and difference of lengths, chosen − rejected, in tokens.
   Estimate length_correlation;
-  /// Accuracy where the chosen completion has fewer, as many and more tokens than the rejected.
+  /// Accuracy on pairs whose chosen completion has fewer, as many and more tokens.
   PartialRate shorter, as_long, longer;
 };
 
@@ -51,8 +51,9 @@ struct PreferenceOptions {
   std::uint64_t seed = 0;  ///< of the bootstrap
 };
 
-/// δ = (log π(y_w) − log π_ref(y_w)) − (log π(y_l) − log π_ref(y_l)). Throws ShapeError unless the
-/// lists are of one length, ConfigError for a beta that is not above 0, DataError for no pairs.
+/// Evaluates δ = (log π(y_w) − log π_ref(y_w)) − (log π(y_l) − log π_ref(y_l)). Throws ShapeError
+/// unless the lists have one length, ConfigError for a beta that is not above 0, DataError for no
+/// pairs.
 PREFOPT_API PreferenceEvaluation evaluate_preferences(const std::vector<TokenRow>& pairs,
                                                       const std::vector<PairSums>& policy,
                                                       const std::vector<PairSums>& reference,

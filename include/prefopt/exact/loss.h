@@ -11,9 +11,9 @@
 
 namespace prefopt::exact {
 
-/// Any loss of the registry on arrays of float64, by its config. A loss that comes with the library
-/// runs its own template on Eigen arrays; a mix, and a loss that a user registered, run on float64
-/// tensors made of the arrays.
+/// Any registered loss on arrays of float64, by its config. A loss that comes with the library runs
+/// its template on Eigen arrays; a mix, and a loss that a user registered, run on float64 tensors
+/// made from the arrays.
 class PREFOPT_API ExactLoss {
  public:
   /// Throws ConfigError as make_loss does.
@@ -24,10 +24,10 @@ class PREFOPT_API ExactLoss {
 
   const LossRequirements& requirements() const { return requirements_; }
   const std::string& name() const { return name_; }
-  /// `{"type": …, every option}`
+  /// Returns `{"type": …, every option}`.
   const std::string& config() const { return config_; }
 
-  /// What evaluate() does for one loss.
+  /// The implementation of evaluate() for one loss.
   class Evaluator {
    public:
     virtual ~Evaluator() = default;

@@ -13,7 +13,7 @@
 
 namespace prefopt::exact {
 
-/// What some losses ask for beside pairs and a reference. Empty: not known.
+/// Facts that some losses need in addition to pairs and a reference. Empty: not known.
 struct Knowledge {
   Table lens = {};                              ///< tokens of each action; empty: 1
   Table rewards = {};                           ///< for margins, and whose best action is the gold
@@ -21,22 +21,17 @@ struct Knowledge {
   Table calibration = {};  ///< log-probs of VPO's calibration policy; empty: the reference's
 };
 
-/// A loss of the registry as a function of a policy's parameters:
+/// A registered loss as a function of a policy's parameters:
 ///   L(theta) = sum_i weight_i loss(pair_i; log pi_theta)
 /// with its exact gradient.
 ///
-/// - An action counts as one token in what is defined token by token: heads of LD-DPO, WPO's sums
-/// of
-///   squares, TDPO's KL.
-/// - Terms on fresh samples (HyPO, VPO) are expectations over the policy, or the calibration
-/// policy:
-///   the loss of one sample, weighted by its probability. The gradient of HyPO's KL is then the
-///   KL's own.
-/// - Unpaired losses (KTO, BCO) see the two sides of a pair as rows of half its weight, and the
-/// next
-///   row's action as the completion of another row.
-/// - Running means are those of a first step.
-/// - What a loss detaches (KTO's z0, WPO's weights) is held fixed in the gradient, as in training.
+/// Token by token, an action counts as one token (overlaps of LD-DPO, WPO's sums of squares, TDPO's
+/// KL). Terms on fresh samples (HyPO, VPO) are expectations over the policy, or the calibration
+/// policy: the loss of one sample, weighted by its probability, so that the gradient of HyPO's KL
+/// is exact. Unpaired losses (KTO, BCO) see the two sides of a pair as rows of half its weight, and
+/// the next row's action as the completion of another row. Running means are those of a first step.
+/// Parts that a loss detaches (KTO's z0, WPO's weights) are held fixed in the gradient, as in
+/// training.
 class PREFOPT_API Objective {
  public:
   struct Evaluation {
@@ -52,7 +47,7 @@ class PREFOPT_API Objective {
 
   Evaluation evaluate(const Eigen::VectorXd& theta) const;
 
-  /// Central differences of the exact gradient, of fourth order, made symmetric.
+  /// Returns central differences of the exact gradient, of fourth order, made symmetric.
   Eigen::MatrixXd hessian(const Eigen::VectorXd& theta) const;
 
   const SoftmaxPolicy& policy() const { return policy_; }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Losses on Eigen: `loss.evaluate(ExactPairLogps{…})` runs the very formulas that train on tensors,
+// Losses on Eigen: `loss.evaluate(ExactPairLogps{…})` runs the same formulas that train on tensors,
 // in float64 and without LibTorch's dispatcher.
 
 #include <Eigen/Core>

@@ -21,20 +21,20 @@ struct Pairs {
   Index size() const { return weights.size(); }
 };
 
-/// A behaviour policy on a part of the actions: `logps` where `covered` is not 0, renormalized, and
-/// -inf elsewhere. Throws ShapeError for tables that differ in shape, ConfigError for a prompt with
-/// fewer than two covered actions.
+/// Returns a behaviour policy on some of the actions: `logps` where `covered` is not 0,
+/// renormalized, and -inf elsewhere. Throws ShapeError for tables that differ in shape, ConfigError
+/// for a prompt with fewer than two covered actions.
 PREFOPT_API Table covering(const Table& logps, const Table& covered);
 
-/// The exact distribution of a pair: a prompt, two different actions of `behaviour` (log-probs),
-/// and the label. Every ordered pair that can occur is a row. Throws ShapeError for tables that
-/// differ in shape.
+/// Returns the exact distribution of a pair: a prompt, two different actions of `behaviour`
+/// (log-probs), and the label. Every possible ordered pair is a row. Throws ShapeError for tables
+/// that differ in shape.
 PREFOPT_API Pairs population(const Table& behaviour, const Preferences& preferences);
 
-/// `count` draws from it, each of weight 1 / count. Throws ConfigError for a count below 1.
+/// Returns `count` draws from it, each of weight 1 / count. Throws ConfigError for a count below 1.
 PREFOPT_API Pairs sample(const Pairs& population, Index count, Random& random);
 
-/// Equal rows as one, with the sum of their weights: the same objective, sooner computed.
+/// Merges equal rows and adds up their weights: the same objective in less time.
 PREFOPT_API Pairs merged(const Pairs& pairs);
 
 }  // namespace prefopt::exact

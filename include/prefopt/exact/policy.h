@@ -17,22 +17,23 @@ using Table = Eigen::ArrayXXd;
 /// so that theta = 0 is the softmax of `base`, most often the reference.
 class PREFOPT_API SoftmaxPolicy {
  public:
-  /// A parameter for each action of each prompt: theta is the columns of a table one after the
-  /// other. Throws ShapeError for an empty base, ConfigError for one that is not finite.
+  /// Returns a policy with a parameter for each action of each prompt: theta is the columns of a
+  /// table one after the other. Throws ShapeError for an empty base, ConfigError for one that is
+  /// not finite.
   static SoftmaxPolicy tabular(const Table& base);
 
-  /// `features` [actions * prompts, d]: phi(x, y) is row `actions * x + y`. Throws ShapeError for
-  /// another number of rows, or none of columns.
+  /// Returns a policy of `features` [actions * prompts, d]: phi(x, y) is row `actions * x + y`.
+  /// Throws ShapeError for another number of rows, or no columns.
   static SoftmaxPolicy log_linear(const Table& base, Eigen::MatrixXd features);
 
   Index actions() const { return base_.rows(); }
   Index prompts() const { return base_.cols(); }
   Index parameters() const { return tabular_ ? base_.size() : features_.cols(); }
 
-  /// [actions, prompts] log pi_theta. Throws ShapeError for a theta of another length.
+  /// Returns [actions, prompts] log pi_theta. Throws ShapeError for a theta of another length.
   Table logps(const Eigen::VectorXd& theta) const;
 
-  /// Gradient in theta of a function of the log-probs, from its derivatives in them at `logps`:
+  /// Returns the gradient in theta of a function of the log-probs, from its derivatives at `logps`:
   ///   sum_xy d(y, x) (phi(x, y) - E_pi phi(x, .))
   Eigen::VectorXd pullback(const Table& logps, const Table& d_logps) const;
 

@@ -18,13 +18,13 @@ class PREFOPT_API Preferences {
   /// The better action always wins; equal ones win half the time.
   static Preferences deterministic(const Table& rewards);
 
-  /// A matrix [actions, actions] a prompt with P(a beats b) at (a, b), which no reward need
-  /// explain. Throws ShapeError for matrices that are not square and of one size, ConfigError for a
-  /// value outside [0, 1] or where P(a, b) + P(b, a) is not 1.
+  /// Takes a matrix [actions, actions] for each prompt with P(a beats b) at (a, b); it need not
+  /// come from rewards. Throws ShapeError for matrices that are not square and of one size,
+  /// ConfigError for a value outside [0, 1] or where P(a, b) + P(b, a) is not 1.
   static Preferences general(std::vector<Eigen::MatrixXd> probabilities);
 
-  /// Labels that are wrong at a rate: (1 - 2 rate) P + rate. Throws ConfigError unless
-  /// 0 <= rate < 1/2.
+  /// Returns the preferences under labels that are wrong at a rate: (1 - 2 rate) P + rate. Throws
+  /// ConfigError unless 0 <= rate < 1/2.
   Preferences flipped(double rate) const;
 
   double operator()(Index prompt, Index a, Index b) const {

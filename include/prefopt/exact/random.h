@@ -9,8 +9,8 @@
 
 namespace prefopt::exact {
 
-/// Random numbers that are the same on every platform for one seed, which those of <random>'s
-/// distributions are not.
+/// Random numbers that are the same on every platform for one seed, unlike those of <random>'s
+/// distributions.
 class PREFOPT_API Random {
  public:
   explicit Random(std::uint64_t seed);
@@ -18,7 +18,7 @@ class PREFOPT_API Random {
   double uniform();                        ///< in [0, 1)
   double normal();                         ///< mean 0, variance 1 (Box and Muller 1958)
   Eigen::Index below(Eigen::Index count);  ///< one of 0 … count - 1
-  /// i with probability proportional to weights[i] >= 0, of which one at least is positive.
+  /// Returns i with probability proportional to weights[i] >= 0, at least one of them positive.
   Eigen::Index index(const Eigen::ArrayXd& weights);
   Eigen::ArrayXXd normals(Eigen::Index rows, Eigen::Index columns);
 

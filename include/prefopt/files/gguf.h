@@ -24,37 +24,37 @@ struct GgufTensor {
 
 /// A GGUF file of version 2 or 3, little-endian, memory-mapped. Every count, length and offset is
 /// checked against the file before anything is allocated; CheckpointError names file and byte
-/// offset. The file must not be cut while it or one of its tensors is in use.
+/// offset. The file must not be truncated while it or one of its tensors is in use.
 ///
-/// Metadata has one getter a kind of value, which throws CheckpointError where the key is absent or
-/// holds another kind. Texts are bytes: nothing says that a token is UTF-8. Lists of lists are
+/// Metadata has one getter for each kind of value, which throws CheckpointError if the key is
+/// absent or holds another kind. Texts are bytes: tokens need not be UTF-8. Lists of lists are
 /// checked and have no getter. Copies share the mapping.
 class PREFOPT_API GgufFile {
  public:
   static GgufFile open(const std::string& path);
 
   const std::string& path() const;
-  /// In the order of the file.
+  /// Returns the keys of the metadata in the order of the file.
   const std::vector<std::string>& keys() const;
   bool has(std::string_view key) const;
 
   std::string text(std::string_view key) const;
-  /// Any integer type; a value of 2^63 or more is refused.
+  /// Returns a value of any integer type; 2^63 and more is refused.
   std::int64_t integer(std::string_view key) const;
-  /// float32 or float64.
+  /// Returns a float32 or float64 value.
   double real(std::string_view key) const;
   bool flag(std::string_view key) const;
   std::vector<std::string> texts(std::string_view key) const;
   std::vector<std::int64_t> integers(std::string_view key) const;
   std::vector<double> reals(std::string_view key) const;
 
-  /// In the order of the file.
+  /// Returns the tensors in the order of the file.
   const std::vector<GgufTensor>& tensors() const;
-  /// Null where there is none of that name.
+  /// Returns null if there is no tensor of that name.
   const GgufTensor* find_tensor(std::string_view name) const;
   /// Decodes F64, F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K through float32
-  /// to `dtype`, a floating one, on all threads; CheckpointError names any other type. Where the
-  /// file holds `dtype` itself, the tensor is a view of the mapping: private, so that writing to it
+  /// to `dtype`, a floating one, on all threads; CheckpointError names any other type. If the file
+  /// holds `dtype` itself, the tensor is a view of the mapping, which is private: writing to it
   /// never reaches the file.
   at::Tensor tensor(std::string_view name, at::ScalarType dtype = at::kFloat) const;
 

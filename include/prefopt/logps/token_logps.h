@@ -11,8 +11,8 @@
 
 namespace prefopt {
 
-/// How a model's raw output u becomes a logit: z = softcap · tanh(scale · u / softcap) /
-/// temperature, or scale · u / temperature where softcap is 0. Gemma-2 has a softcap (2408.00118,
+/// Map from a model's raw output u to a logit: z = softcap · tanh(scale · u / softcap) /
+/// temperature, or scale · u / temperature if softcap is 0. Gemma-2 has a softcap (2408.00118,
 /// section 2), the Granite and Cohere families a scale.
 struct LogitTransform {
   double scale = 1;
@@ -31,7 +31,7 @@ struct ByProducts {
   static constexpr ByProducts all() { return {true, true, true, true, true}; }
 };
 
-/// The values that were asked for; the rest is undefined.
+/// The by-products that were requested; the others are undefined.
 struct TokenByProducts {
   at::Tensor logsumexp;          ///< [rows] log Σ exp(z), nats
   at::Tensor entropy;            ///< [rows] −Σ p log p, nats
@@ -49,22 +49,22 @@ struct TokenLogpsOptions {
   ByProducts by_products;
   LogitTransform transform;
   /// [rows] bool. Rows outside of it cost nothing: their log-prob and by-products are 0, their
-  /// target is not looked at, and they have no gradient. Undefined: all rows.
+  /// target is not read, and they have no gradient. Undefined: all rows.
   at::Tensor mask;
   /// Of the log-probs: float32 or float64. By default float64 for float64 logits, else float32.
   std::optional<at::ScalarType> dtype;
-  /// Lets the backward pass write the gradient over the logits, so that it needs no memory of its
-  /// own. Only for logits that nothing else needs (a second backward, or another function that
-  /// saved them, then fails with autograd's own error), and not for a leaf.
+  /// Lets the backward pass write the gradient over the logits, so that it needs no extra memory.
+  /// Only for logits that nothing else needs (a second backward, or another function that saved
+  /// them, then fails with autograd's error), and not for a leaf.
   bool overwrite_logits = false;
 };
 
-/// log softmax(z)[target] = z[target] − logsumexp(z), where z is `logits` after the transform.
-/// Gradient with respect to z: onehot(target) − softmax(z).
+/// Returns log softmax(z)[target] = z[target] − logsumexp(z), where z is `logits` after the
+/// transform. Gradient with respect to z: onehot(target) − softmax(z).
 ///
 /// logits [rows, vocab] float32, float64, bfloat16 or float16; targets [rows] int64 in [0, vocab).
-/// Sums and exponentials in float32 (float64 for float64), each row's result in float64 until it is
-/// rounded once. First-order: a second derivative is refused.
+/// Sums and exponentials are in float32 (float64 for float64), each row's result in float64 until
+/// it is rounded once. First-order: a second derivative is refused.
 ///
 /// Throws ConfigError, ShapeError, DtypeError, DeviceError, DataError (a target out of range).
 PREFOPT_API TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
@@ -77,10 +77,10 @@ enum class HeadPath {
   kForwardOnly,  ///< nothing needs a gradient: 1 GEMM, no logits kept
   kFrozenHead,   ///< only hidden needs one: 2 GEMMs, its gradient is built in the forward pass
   kKeepLogits,   ///< 3 GEMMs: logits of the whole vocabulary are kept for the backward pass
-  kRecompute,    ///< up to 4 GEMMs: keeps what the budget allows, computes the rest again
+  kRecompute,    ///< up to 4 GEMMs: keeps what the budget allows, recomputes the rest
 };
 
-/// "automatic", "forward_only", "frozen_head", "keep_logits", "recompute".
+/// Returns "automatic", "forward_only", "frozen_head", "keep_logits" or "recompute".
 PREFOPT_API std::string to_string(HeadPath path);
 
 struct LinearTokenLogpsOptions {
@@ -89,13 +89,13 @@ struct LinearTokenLogpsOptions {
   at::Tensor bias;                      ///< [vocab], added to hidden · weightᵀ; undefined: none
   at::Tensor mask;                      ///< as in TokenLogpsOptions
   std::optional<at::ScalarType> dtype;  ///< as in TokenLogpsOptions
-  /// Memory that the two passes may take on top of their inputs, log-probs and returned gradients.
+  /// Memory that both passes may take in addition to inputs, log-probs and returned gradients.
   std::int64_t budget_bytes = std::int64_t{1} << 30;
   HeadPath path = HeadPath::kAutomatic;
 };
 
-/// token_logps of logits = hidden · weightᵀ + bias, without the logits standing in memory unless
-/// that is cheapest and the budget allows it.
+/// Returns token_logps of logits = hidden · weightᵀ + bias, without holding the logits in memory
+/// unless that is cheapest and the budget allows it.
 ///
 /// hidden [rows, H], weight [vocab, H], bias [vocab], each float32, bfloat16 or float16, or all
 /// float64; targets [rows] int64. Low precisions are widened tile by tile and multiplied in
@@ -107,7 +107,7 @@ PREFOPT_API TokenLogps linear_token_logps(const at::Tensor& hidden, const at::Te
                                           const at::Tensor& targets,
                                           const LinearTokenLogpsOptions& options = {});
 
-/// The work of a call of linear_token_logps.
+/// The work of one call of linear_token_logps.
 struct HeadWork {
   std::int64_t rows = 0;
   std::int64_t hidden_size = 0;
@@ -118,21 +118,21 @@ struct HeadWork {
   bool weight_grad = false;  ///< of weight or bias
 };
 
-/// How linear_token_logps does it on a CPU.
+/// The way in which linear_token_logps does it on a CPU.
 struct HeadPlan {
   HeadPath path = HeadPath::kAutomatic;  ///< never kAutomatic in a result
   std::int64_t kept_vocab = 0;  ///< vocabulary rows whose logits wait for the backward pass
   std::int64_t tile_vocab = 0;  ///< vocabulary rows of one tile
   std::int64_t tile_rows = 0;   ///< token rows of one tile
   bool packs_once = false;      ///< hidden states stay packed during a pass
-  std::int64_t bytes = 0;       ///< peak on top of inputs, log-probs and returned gradients
+  std::int64_t bytes = 0;       ///< peak without inputs, log-probs and returned gradients
   double gemms = 0;             ///< of forward and backward together
 
-  /// "keep_logits: 3.00 GEMMs, 91.4 MiB, tiles of 2048 x 384".
+  /// Returns a line such as "keep_logits: 3.00 GEMMs, 91.4 MiB, tiles of 2048 x 384".
   std::string text() const;
 };
 
-/// The plan that linear_token_logps follows. Throws ConfigError as it does.
+/// Returns the plan that linear_token_logps follows. Throws ConfigError in the same cases.
 PREFOPT_API HeadPlan plan_head(const HeadWork& work,
                                std::int64_t budget_bytes = std::int64_t{1} << 30,
                                HeadPath path = HeadPath::kAutomatic);

@@ -7,7 +7,7 @@
 #include <initializer_list>
 #include <string_view>
 
-/// The arrays that a loss may ask for, one line each; everything that handles them (the structs in
+/// The arrays that a loss may ask for, one line each. Everything that handles them (the structs in
 /// pair_logps.h, the trainer, the command, the checks, the documentation) is made from these lines.
 ///
 ///   PLAIN(name, kind, of, key, neutral, meaning)
@@ -15,7 +15,7 @@
 ///
 /// `name` is the member of PairLogps and the enumerator of Input, `gradient` the member of
 /// LossOutput with the derivative, `kind` an InputKind and `of` an InputOf. `key` is the name in a
-/// row of `prefopt loss`, empty for what is made from lists of token log-probs. `neutral` is the
+/// row of `prefopt loss`, empty for inputs made from lists of token log-probs. `neutral` is the
 /// value for the anchors of a loss: five-token completions with log-prob -10 under both models.
 #define PREFOPT_LOSS_INPUTS(PLAIN, DIFFERENTIABLE)                                                  \
   DIFFERENTIABLE(chosen_logps, grad_chosen, kLogps, kChosen, "chosen_logps", -10,                   \
@@ -86,20 +86,20 @@ enum class Input : std::uint8_t {
 #undef PREFOPT_ENUMERATOR
 };
 
-/// Where the numbers of an input come from.
+/// The source of an input's numbers.
 enum class InputKind : std::uint8_t {
-  kLogps,           ///< the policy's log-probs of the tokens that it is of
+  kLogps,           ///< the policy's log-probs of the tokens of InputOf
   kReferenceLogps,  ///< the reference's
   kByProduct,       ///< another sum over those tokens of the policy's distributions
   kComparison,      ///< a sum that needs both models
-  kCount,           ///< how many tokens
+  kCount,           ///< a number of tokens
   kLabel,           ///< given by the data row: 1 or 0
   kNumber,          ///< given by the data row
   kWeight,          ///< given by the data row, at least 0
   kProbability,     ///< given by the data row, from 0 to 1
 };
 
-/// The tokens that an input is of.
+/// The tokens that an input is about.
 enum class InputOf : std::uint8_t {
   kChosen,
   kRejected,
@@ -107,7 +107,7 @@ enum class InputOf : std::uint8_t {
   kPrompt,
   kOther,   ///< another row's completion under this row's prompt
   kSample,  ///< fresh samples: [batch * samples_per_prompt] in place of [batch]
-  kRow,     ///< none: of the row as a whole
+  kRow,     ///< the row as a whole, no tokens
 };
 
 /// One line of the table.
@@ -142,16 +142,16 @@ class InputSet {
   }
 
   constexpr bool has(Input input) const { return (bits_ & bit(input)) != 0; }
-  /// Whether the sets have an input in common.
+  /// Returns whether the sets have an input in common.
   constexpr bool has_any(InputSet other) const { return (bits_ & other.bits_) != 0; }
-  /// Whether any input of `kind` is in the set.
+  /// Returns whether any input of `kind` is in the set.
   constexpr bool has(InputKind kind) const {
     for (const InputInfo& info : kInputs) {
       if (info.kind == kind && has(info.input)) return true;
     }
     return false;
   }
-  /// Whether any input of these tokens is in the set.
+  /// Returns whether any input of these tokens is in the set.
   constexpr bool has(InputOf of) const {
     for (const InputInfo& info : kInputs) {
       if (info.of == of && has(info.input)) return true;
@@ -179,7 +179,7 @@ class InputSet {
   std::uint64_t bits_ = 0;
 };
 
-/// Returns `inputs` where `condition` holds, else the empty set.
+/// Returns `inputs` if `condition` holds, else the empty set.
 constexpr InputSet when(bool condition, InputSet inputs) { return condition ? inputs : InputSet(); }
 
 /// The policy's log-probs of a pair, and the reference's.
@@ -187,7 +187,7 @@ inline constexpr InputSet kPairLogps = {Input::chosen_logps, Input::rejected_log
 inline constexpr InputSet kPairReferenceLogps = {Input::ref_chosen_logps,
                                                  Input::ref_rejected_logps};
 inline constexpr InputSet kPairLens = {Input::chosen_lens, Input::rejected_lens};
-/// Of fresh samples, under both models.
+/// The log-probs of fresh samples under both models.
 inline constexpr InputSet kSampleLogps = {Input::sample_logps, Input::ref_sample_logps};
 
 }  // namespace prefopt

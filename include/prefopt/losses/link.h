@@ -3,7 +3,7 @@
 
 #include "prefopt/math/functions.h"
 
-// Links, value and derivative side by side: from scores (nats) to a per-pair loss. `T` is float,
+// Links, each with value and derivative: from scores (nats) to a per-pair loss. `T` is float,
 // double, an Eigen array or a tensor. A link of the difference has value(delta) and
 // derivative(delta) with delta = s_w - s_l. A link of both sides has value(w, l) and slopes(w, l).
 namespace prefopt {
@@ -92,7 +92,7 @@ struct BernoulliKlLink {
   }
 };
 
-/// Which link a DeltaLink is.
+/// The links that a DeltaLink can be.
 enum class DeltaLinkKind { kSigmoid, kHinge, kIpo };
 
 /// One of three links, chosen when the loss is built: the logistic one with z = beta delta - gamma

@@ -18,7 +18,7 @@
 
 namespace prefopt {
 
-/// Who draws the fresh samples of a loss.
+/// The model that draws the fresh samples of a loss.
 enum class SampleSource { kNone, kPolicy, kReference };
 
 /// Limits of log(pi/pi_ref) of one token, nats (humanline, 2509.24207).
@@ -29,32 +29,31 @@ struct LogRatioLimits {
   bool operator==(const LogRatioLimits&) const = default;
 };
 
-/// What a loss must be given; by default that of a pairwise loss with a reference.
+/// The inputs of a loss; by default those of a pairwise loss with a reference.
 struct LossRequirements {
   InputSet inputs = kPairLogps | kPairReferenceLogps;
   std::optional<LogRatioLimits> limits = {};  ///< of the limited log-ratios among `inputs`
-  /// The loss mixes the rows of an optimizer step with each other, so it must see all of them in
-  /// one call.
+  /// The loss mixes the rows of an optimizer step, so it must see all of them in one call.
   bool whole_step = false;
   bool running_mean = false;  ///< `running` of the output goes into the next step's input
   SampleSource sample_source = SampleSource::kNone;
   std::int64_t samples_per_prompt = 0;
 
   constexpr bool has(Input input) const { return inputs.has(input); }
-  /// Whether a reference model is needed.
+  /// Returns whether a reference model is needed.
   constexpr bool reference() const {
     return inputs.has(InputKind::kReferenceLogps) || inputs.has(InputKind::kComparison);
   }
-  /// Whether rows are pairs, with a rejected completion.
+  /// Returns whether rows are pairs, with a rejected completion.
   constexpr bool rejected() const { return inputs.has(InputOf::kRejected); }
-  /// Whether rows have a third completion.
+  /// Returns whether rows have a third completion.
   constexpr bool gold() const { return inputs.has(InputOf::kGold); }
-  /// Whether rows are unpaired: one completion and a label.
+  /// Returns whether rows are unpaired: one completion and a label.
   constexpr bool labels() const { return inputs.has(Input::labels); }
 };
 
-/// Facts about a loss with its default options, beyond what holds for every loss; the checks of
-/// testing/loss_checks.h try them.
+/// Facts about a loss with its default options, beyond those of every loss; testing/loss_checks.h
+/// checks them.
 struct LossProperties {
   /// A completion counts through log pi - log pi_ref alone: a constant on both changes nothing.
   bool log_ratios_only = false;
@@ -65,7 +64,7 @@ struct LossProperties {
   bool monotone = false;
 };
 
-/// Where the gradient of a loss is meant to differ from the derivative of its value.
+/// Intended differences between the gradient of a loss and the derivative of its value.
 struct GradientExceptions {
   bool stops_part = false;  ///< a part of the value (a weight, a running mean) takes no gradient
   InputSet estimated = {};  ///< inputs whose gradient is an estimate by the score function
@@ -75,8 +74,8 @@ struct GradientExceptions {
   }
 };
 
-/// Known value of a loss with its default options on one pair of five-token completions whose
-/// reference log-probs are -10; fresh samples, a completion of another row, a third one and the
+/// A known value of a loss with its default options, on one pair of five-token completions whose
+/// reference log-probs are -10. Fresh samples, a completion of another row, a third one and the
 /// prompt have that log-prob as well, the label is 1, sequence KLs and margins are 0.
 struct LossAnchor {
   double chosen_logratio;
@@ -87,8 +86,7 @@ struct LossAnchor {
 /// A name for a loss with some of its options set.
 struct LossPreset {
   std::string name;
-  std::string
-      options;  ///< a JSON object; its numbers are defaults, the rest is what the name means
+  std::string options;  ///< a JSON object; its numbers are defaults, the rest is fixed by the name
 };
 
 /// The same loss in another library.
@@ -98,7 +96,7 @@ struct LossElsewhere {
   std::string difference = {};  ///< empty: none known
 };
 
-/// Facts of a loss for the registry, the documentation and the contract tests.
+/// Facts about a loss for the registry, the documentation and the contract tests.
 struct LossInfo {
   std::string name = {};
   std::vector<std::string> aliases = {};  ///< names in TRL and elsewhere
@@ -139,7 +137,7 @@ class PREFOPT_API Loss {
   LossProperties properties() const { return self_->properties(); }
   GradientExceptions gradient_exceptions() const { return self_->gradient_exceptions(); }
   LossInfo info() const { return self_->info(); }
-  /// `{"type": …, every option}`; make_loss gives an equal loss back.
+  /// Returns `{"type": …, every option}`, from which make_loss builds an equal loss.
   std::string config() const { return self_->config(); }
 
  private:

@@ -22,22 +22,22 @@ PREFOPT_API void refuse_idle(bool is_set, std::string_view where, std::string_vi
                              std::string_view reason);
 }  // namespace detail
 
-/// Pairs to divide by: those of the step, or this batch's where no totals were given.
+/// Returns the pairs to divide by: those of the step, or this batch's without totals.
 template <class T>
 double step_pairs(const BasicPairLogps<T>& in) {
   return in.totals.pairs > 0 ? in.totals.pairs : static_cast<double>(math::length(in.chosen_logps));
 }
 
 namespace detail {
-/// sum += part, where nothing yet is zero.
+/// Adds `part` to `sum`, which is 0 if undefined.
 template <class T>
 void add_to(T& sum, const T& part) {
   sum = math::defined(sum) ? T(sum + part) : part;
 }
 }  // namespace detail
 
-/// From sums over pairs to the step's mean: `losses` and the gradients of their sum become `loss`
-/// and its gradients.
+/// Turns sums over pairs into the step's mean: `losses` and the gradients of their sum become
+/// `loss` and its gradients.
 template <class T>
 void finish(BasicLossOutput<T>& out, double pairs) {
   out.loss = math::sum(out.losses) / pairs;
@@ -48,25 +48,26 @@ void finish(BasicLossOutput<T>& out, double pairs) {
   }
 }
 
-/// Of `beta`, and of `lambda` in orpo.
+/// The range of `beta`, and of `lambda` in orpo.
 inline constexpr Range kBetaRange = Range::above(0).because(
     "it scales what separates chosen from rejected, and only a positive scale prefers the chosen");
-/// Of `label_smoothing`, except in exo_pair, which cannot do without some.
+/// The range of `label_smoothing`, except in exo_pair, which needs some.
 inline constexpr Range kLabelSmoothingRange = Range::half_open(0, 0.5).because(
     "with one half of the labels wrong they say nothing, with more the opposite");
 
 namespace detail {
-/// Shapes, dtypes, devices of `logps` against what the loss needs; detached float tensors back.
+/// Checks shapes, dtypes and devices of `logps` against the needs of the loss; returns detached
+/// float tensors.
 PREFOPT_API PairLogps checked_inputs(const PairLogps& logps, const LossRequirements& needs,
                                      const std::string& name);
-/// Throws ShapeError where `length` is not `expected`.
+/// Throws ShapeError if `length` is not `expected`.
 PREFOPT_API void check_length(std::int64_t length, std::int64_t expected, std::string_view field,
                               const std::string& name);
-/// Throws ShapeError where a loss that must see the whole step sees `pairs` of it.
+/// Throws ShapeError if a loss that must see the whole step sees only `pairs` of it.
 PREFOPT_API void check_whole_step(std::int64_t pairs, const StepTotals& totals,
                                   const LossRequirements& needs, const std::string& name);
 
-/// The lengths of all arrays that a loss needs.
+/// Checks the lengths of all arrays that a loss needs.
 template <class T>
 void check_lengths(const BasicPairLogps<T>& in, const LossRequirements& needs,
                    const std::string& name) {
@@ -83,7 +84,7 @@ void check_lengths(const BasicPairLogps<T>& in, const LossRequirements& needs,
 /// Ties `out.loss` to the log-probs it came from, with out.grad_* as its derivatives.
 PREFOPT_API void attach_gradient(LossOutput& out, const PairLogps& logps);
 
-/// Grad mode off for a scope, without LibTorch's header for it.
+/// Turns grad mode off for a scope, without LibTorch's header for it.
 class PREFOPT_API NoGrad {
  public:
   NoGrad();
@@ -120,7 +121,7 @@ class LossBase {
   }
   LossOutput operator()(const PairLogps& logps) const { return forward(logps); }
 
-  /// The same formula on another array type (exact/pair_logps.h). Throws ShapeError.
+  /// Evaluates the formula on another array type (exact/pair_logps.h). Throws ShapeError.
   template <class T>
   BasicLossOutput<T> evaluate(const BasicPairLogps<T>& in) const {
     detail::check_lengths(in, self().requirements(), Derived::info().name);

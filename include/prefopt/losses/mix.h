@@ -24,9 +24,9 @@ struct MixOptions {
 ///   sum_k weight_k loss_k
 /// TRL's `loss_type` list with `loss_weights`. The default is MPO (2411.10442) as TRL writes it;
 /// the paper's quality term is bco_pair with `running_delta` and its generation term sft with
-/// `reduction` sequence_mean. A term `sft` among terms for labelled rows imitates the desirable
-/// ones. Derivatives and rewards: the weighted sum of the terms' derivatives; the rewards of the
-/// first term that has some.
+/// `reduction` sequence_mean. Next to terms for labelled rows, a term `sft` imitates the desirable
+/// ones. Derivatives are the weighted sum of those of the terms; rewards are those of the first
+/// term that has some.
 class PREFOPT_API MixLoss {
  public:
   using Options = MixOptions;
@@ -48,7 +48,7 @@ class PREFOPT_API MixLoss {
   struct Term {
     double weight;
     Loss loss;
-    std::string name;  ///< of the summand in the metrics: the loss's, numbered from the second on
+    std::string name;  ///< in the metrics: the loss's name, numbered from the second term on
   };
 
   MixOptions options_;

@@ -9,8 +9,8 @@
 
 namespace prefopt {
 
-/// One input of a loss with its members: for everything that treats inputs alike (checks,
-/// gradients, cutting a step up and putting it together).
+/// One input of a loss with its members, for code that treats all inputs alike (checks, gradients,
+/// cutting a step up and joining it).
 template <class T>
 struct PairField : InputInfo {
   T BasicPairLogps<T>::*value;
@@ -19,11 +19,11 @@ struct PairField : InputInfo {
   constexpr bool needed(const LossRequirements& needs) const {
     return needs.inputs.has(this->input);
   }
-  /// Whether it is [batch * samples_per_prompt] in place of [batch].
+  /// Returns whether it is [batch * samples_per_prompt] in place of [batch].
   constexpr bool per_sample() const { return this->of == InputOf::kSample; }
-  /// Whether any floating dtype or int64 is taken, not the one of chosen_logps alone.
+  /// Returns whether any floating dtype or int64 is accepted, not only that of chosen_logps.
   constexpr bool is_number() const { return this->kind == InputKind::kCount || this->is_column(); }
-  /// Whether the data row gives it.
+  /// Returns whether the data row gives it.
   constexpr bool is_column() const {
     return this->kind == InputKind::kLabel || this->kind == InputKind::kNumber ||
            this->kind == InputKind::kWeight || this->kind == InputKind::kProbability;

@@ -20,7 +20,7 @@ struct StepTotals {
   double chosen_tokens = 0;
   double rejected_tokens = 0;
   double gold_tokens = 0;
-  double prompt_tokens = 0;  ///< those that the prompt's first token leads to
+  double prompt_tokens = 0;  ///< without the first, which nothing predicts
 };
 
 namespace detail {
@@ -38,17 +38,17 @@ struct ScalarOf<at::Tensor> {
 template <class T>
 using ScalarOf = typename detail::ScalarOf<T>::type;
 
-/// A mean over everything that was seen since training began.
+/// A mean over all values since training began.
 template <class T>
 struct RunningMean {
-  ScalarOf<T> mean = {};  ///< not looked at while `count` is 0
+  ScalarOf<T> mean = {};  ///< not read while `count` is 0
   double count = 0;
-  bool is_frozen = false;  ///< in an evaluation: no value changes the mean, which begins at 0
+  bool is_frozen = false;  ///< in an evaluation: no value changes the mean, which starts at 0
 };
 
 /// The inputs of a loss: sums over completion tokens (never the prompt) of log-probs, in nats, or
-/// any other scores in their place (a diffusion model's, a verifier's). All are [batch] but the
-/// samples; a loss reads only those that its requirements name, and inputs.h says what each is.
+/// any other scores in their place (a diffusion model's, a verifier's). All but the samples are
+/// [batch]; a loss reads only those that its requirements name. inputs.h has the meaning of each.
 /// `T` is at::Tensor in training and Eigen::ArrayXd in the exact lab.
 template <class T>
 struct BasicPairLogps {
@@ -56,7 +56,7 @@ struct BasicPairLogps {
   PREFOPT_LOSS_INPUTS(PREFOPT_MEMBER, PREFOPT_MEMBER)
 #undef PREFOPT_MEMBER
 
-  /// Fresh samples of each row, those of one row side by side.
+  /// Fresh samples of each row; those of one row are contiguous.
   std::int64_t samples_per_prompt = 0;
   RunningMean<T> running;  ///< before this step
   StepTotals totals;
@@ -82,14 +82,14 @@ struct BasicLossOutput {
   PREFOPT_LOSS_INPUTS(PREFOPT_NO_MEMBER, PREFOPT_GRADIENT)
 #undef PREFOPT_NO_MEMBER
 #undef PREFOPT_GRADIENT
-  /// [batch] what the metrics call rewards, without gradient: beta (log pi - log pi_ref), of a loss
-  /// without a reference beta log pi, a token where it looks at means, and beta r of that where it
-  /// shapes them (AlphaPO); of tdpo beta (log pi - log pi_ref + D)
+  /// [batch] the rewards of the metrics, without gradient: beta (log pi - log pi_ref); for a loss
+  /// without a reference beta log pi, per token if it uses means, and beta r of that if it shapes
+  /// them (AlphaPO); for tdpo beta (log pi - log pi_ref + D)
   T chosen_rewards;
   T rejected_rewards;
   T margins;  ///< chosen_rewards - rejected_rewards
-  /// [batch] what the metrics call logps where that is not the sum: a token where a loss without a
-  /// reference looks at means, tails weighted by ld_alpha; no gradient
+  /// [batch] the logps of the metrics if they are not the sum: per token for a loss without a
+  /// reference that uses means, tails weighted by ld_alpha; no gradient
   T logged_chosen_logps;
   T logged_rejected_logps;
   std::vector<BasicLossTerm<T>> terms;

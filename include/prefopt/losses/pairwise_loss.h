@@ -18,8 +18,8 @@
 
 namespace prefopt {
 
-/// How likely the current policy is to write both completions of a pair, as a weight of the pair
-/// (WPO, 2406.11827): e^(mean token log pi(y_w)) * e^(mean token log pi(y_l)), without gradient.
+/// A weight of a pair: the likelihood of both completions under the current policy (WPO,
+/// 2406.11827), e^(mean token log pi(y_w)) * e^(mean token log pi(y_l)), without gradient.
 enum class Weighting {
   kNone,
   kUnaligned,         ///< as above
@@ -32,7 +32,7 @@ enum class MarginOf {
   kLogGap,  ///< its logarithm (ODPO, 2402.10571)
 };
 
-/// Values of a pair that the data may have, and WPO's weights. All of it is detached.
+/// Facts that a data row may give about its pair, and WPO's weights. All of it is detached.
 struct PairOptions {
   double margin_scale = 0;
   MarginOf margin_of = MarginOf::kGap;
@@ -46,14 +46,14 @@ struct PairOptions {
   PREFOPT_API void check(std::string_view where) const;
 };
 
-/// A reward gap of less counts as so much where its logarithm is taken: a pair whose scores are
-/// equal, or contradict its order, has next to no weight.
+/// Lower limit of a reward gap whose logarithm is taken: a pair whose scores are equal, or
+/// contradict its order, has next to no weight.
 inline constexpr double kLeastRewardGap = 1e-12;
 
 namespace detail {
-/// Throws ConfigError for a margin in a loss that has no difference to take it from.
+/// Throws ConfigError for a margin in a loss without a difference.
 PREFOPT_API void refuse_margin(double margin_scale, const std::string& name);
-/// The gap that beta delta is to exceed, in units of the score; undefined: 0.
+/// Returns the margin that delta should exceed, in units of the score; undefined: 0.
 template <class T>
 T pair_margins(const PairOptions& options, const BasicPairLogps<T>& in, double beta) {
   if (options.margin_scale == 0) return T();
@@ -64,7 +64,7 @@ T pair_margins(const PairOptions& options, const BasicPairLogps<T>& in, double b
   return scale * in.margins;
 }
 
-/// The weight of each pair; undefined: 1.
+/// Returns the weight of each pair; undefined: 1.
 template <class T>
 T pair_weights(const PairOptions& options, const BasicPairLogps<T>& in) {
   T weights = options.use_weights ? in.weights : T();
@@ -74,14 +74,14 @@ T pair_weights(const PairOptions& options, const BasicPairLogps<T>& in) {
     likelihood = likelihood - in.chosen_log_sum_p_squared / in.chosen_lens -
                  in.rejected_log_sum_p_squared / in.rejected_lens;
   }
-  // In the exponent, where weights far below 1 lose nothing.
+  // In the exponent, so that weights far below 1 keep their digits.
   if (options.clamp_weighting) likelihood = -math::relu(T(-likelihood));
   const T factor = math::tame_exp_slope(likelihood);
   return math::defined(weights) ? T(weights * factor) : factor;
 }
 
-/// Adds what the slopes of the sum of `losses` in both scores make of the policy's log-probs, and
-/// what the metrics say of the two sides.
+/// Sets the gradients of the policy's log-probs from the slopes of the sum of `losses` in both
+/// scores, and the values of both sides for the metrics.
 template <class T>
 void set_sides(BasicLossOutput<T>& out, const BasicSlopes<T>& slopes, const BasicSideScore<T>& w,
                const BasicSideScore<T>& l) {
@@ -106,10 +106,10 @@ void set_rewards(BasicLossOutput<T>& out, double beta, const BasicSideScore<T>& 
   out.margins = out.chosen_rewards - out.rejected_rewards;
 }
 
-/// The inputs that scores ask for.
+/// Returns the inputs that scores need.
 PREFOPT_API LossRequirements score_needs(const ScoreOptions& score);
 
-/// Whether a link looks at each side by itself.
+/// A link that takes each side by itself.
 template <class Link, class T>
 concept LinkOfSides = requires(const Link& link, const T& x) {
   link.slopes(x, x);
@@ -134,8 +134,8 @@ PairValue<T> pair_value(const Link& link, const T& w, const T& l, const T& margi
   }
 }
 
-/// The link of the pair with the other label: of a link that knows more of the pair than its
-/// scores, its swapped().
+/// Returns the link of the pair with the other label: its swapped(), if the link knows more of the
+/// pair than its scores.
 template <class Link>
 Link of_swapped_labels(const Link& link) {
   if constexpr (requires { link.swapped(); }) {
@@ -145,7 +145,8 @@ Link of_swapped_labels(const Link& link) {
   }
 }
 
-/// The expectation over which completion is the better one: with probability p the given one.
+/// Returns the expectation over which completion is the better one: with probability p the given
+/// one.
 template <class T, class Link>
 PairValue<T> expected_pair_value(const Link& link, const T& w, const T& l, const T& margin,
                                  const T& p) {
@@ -158,18 +159,18 @@ PairValue<T> expected_pair_value(const Link& link, const T& w, const T& l, const
 }
 }  // namespace detail
 
-/// The option that chooses a DeltaLink.
+/// Lists the option that chooses a DeltaLink.
 PREFOPT_API void delta_link_field(FieldVisitor& v, DeltaLinkKind& kind);
 
 namespace detail {
-/// Throws ConfigError for an option, off 0, that only the sigmoid link has.
+/// Throws ConfigError for an option other than 0 that only the sigmoid link has.
 PREFOPT_API void check_link_option(DeltaLinkKind kind, const char* option, double value,
                                    const std::string& name);
-/// Throws ConfigError for the option `reduction`, off its default, of a term of weight 0.
+/// Throws ConfigError for a `reduction` other than the default in a term of weight 0.
 PREFOPT_API void check_reduction(Reduction reduction, double weight, const std::string& name);
 }  // namespace detail
 
-/// The options of a pairwise loss that has beta alone.
+/// The options of a pairwise loss without further ones.
 struct BetaOptions {
   double beta = 0.1;
   ScoreOptions score = {};
@@ -182,16 +183,17 @@ struct BetaOptions {
   }
 };
 
-/// score x link + regularizer:
+/// link(score(chosen) - score(rejected)) + regularizer:
 ///   loss = 1/pairs * sum_i [ weight_i link(s_w - s_l - margin) + regularizer_i ]
 /// with the scores of losses/score.h; or link(s_w, s_l), for a link of both sides. `margin` is
 /// `margin_scale` times the given reward gap or its logarithm, over beta (ODPO, 2402.10571). With
-/// `use_label_probs` a pair counts as p times itself and 1 - p times itself with the labels
-/// swapped; where a loss has a margin gamma, both orders are to exceed it, whereas
-/// `label_smoothing` mirrors the loss as it is (TRL's), so that p is not a label_smoothing of 1 - p
-/// there. `Derived` says link() or link(inputs) and, where they differ from the defaults here,
-/// score(), regularizer() and beta(); its options have `score` and `pair`. A link that depends on a
-/// mean over the steps carries it as `running`, which goes into the output.
+/// `use_label_probs` a pair counts as p times itself and 1 - p times itself with swapped labels. If
+/// a loss has a margin gamma, both orders should exceed it, whereas `label_smoothing` mirrors the
+/// unchanged loss (as in TRL), so that p is then not a label_smoothing of 1 - p.
+///
+/// `Derived` defines link() or link(inputs) and, if they differ from the defaults here, score(),
+/// regularizer() and beta(); its options have `score` and `pair`. A link that depends on a mean
+/// over the steps carries it as `running`, which goes into the output.
 template <class Derived, class OptionsType>
 class PairwiseLoss : public LossBase<Derived, OptionsType> {
  public:

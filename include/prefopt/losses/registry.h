@@ -21,17 +21,17 @@ struct LossEntry {
 };
 
 /// Builds a loss from `{"type": NAME, options…}`, NAME that of a loss, an alias or a preset. TRL's
-/// form `{"trainer": "CPOTrainer", "loss_type": NAME or list, options…}` gives the loss that
-/// TRL 1.16 trains with these, by TRL's defaults; without `trainer` the keys decide whose they are.
+/// form `{"trainer": "CPOTrainer", "loss_type": NAME or list, options…}` gives the loss that TRL
+/// 1.16 trains with these, by TRL's defaults; without `trainer` the keys decide on the trainer.
 /// Throws ConfigError for an unknown type or key, naming the nearest known one, and for keys of two
 /// trainers.
 PREFOPT_API Loss make_loss(std::string_view config_json);
 
-/// Names in the order of registration.
+/// Returns the names in the order of registration.
 PREFOPT_API std::vector<std::string> registered_losses();
-/// By name, alias or name of a preset; throws ConfigError naming the nearest known one.
+/// Finds a loss by name, alias or preset. Throws ConfigError naming the nearest known one.
 PREFOPT_API const LossEntry& find_loss(std::string_view name);
-/// Throws ConfigError if the name or an alias is taken.
+/// Registers a loss. Throws ConfigError if the name or an alias is taken.
 PREFOPT_API void register_loss(LossEntry entry);
 
 template <class L>

@@ -11,19 +11,19 @@
 #include "prefopt/math/functions.h"
 #include "prefopt/options.h"
 
-// Regularizers: terms added to the link that look at one side of a pair or at fresh samples. Each
-// adds its per-pair value to `losses` and the derivatives of their sum to the grad_*. Values are
-// scaled so that the mean over the pairs of the whole step is the term itself.
+// Regularizers: terms in addition to the link, on one side of a pair or on fresh samples. Each adds
+// its per-pair value to `losses` and the derivatives of their sum to the grad_*. Values are scaled
+// so that the mean over the pairs of the whole step is the term itself.
 namespace prefopt {
 
-/// How token log-probs of one completion set become one number.
+/// The way in which token log-probs of a set of completions become one number.
 enum class Reduction {
   kTokenMean,     ///< sum over all tokens of the step / number of those tokens
   kSequenceMean,  ///< mean over pairs of (sequence sum / sequence length)
   kSum,           ///< mean over pairs of the sequence sum
 };
 
-/// The option that chooses a Reduction.
+/// Lists the option that chooses a Reduction.
 PREFOPT_API void reduction_field(FieldVisitor& v, Reduction& reduction);
 
 /// No regularizer.
@@ -34,7 +34,7 @@ struct NoRegularizer {
   void add_to(BasicLossOutput<T>&, const BasicPairLogps<T>&, double /*pairs*/) const {}
 };
 
-/// Whose likelihood the NLL regularizer keeps up.
+/// The completion whose likelihood the NLL regularizer keeps up.
 enum class Baseline {
   kChosen,
   kRejected,
@@ -44,8 +44,8 @@ enum class Baseline {
 
 /// weight * negative log-likelihood of the baseline completion (RPO, 2405.16436 eq. 4.8, where
 /// weight = eta beta and the reduction is kSum; kSequenceMean is 2404.19733 v3 eq. 1). With
-/// `with_prompt` the prompt's tokens are imitated as well, and count in what a mean divides by.
-/// Nothing at weight 0.
+/// `with_prompt` the prompt's tokens are imitated as well, and count in the divisor of a mean. No
+/// term at weight 0.
 struct NllRegularizer {
   static constexpr const char* kName = "nll";
   double weight = 1;
@@ -139,7 +139,7 @@ struct NllRegularizer {
   }
 };
 
-/// Completions in place of the calibration policy of VPO.
+/// The completions that represent the calibration policy of VPO.
 enum class Calibration { kChosen, kRejected, kSamples };
 
 /// weight * mean over calibration completions of (log pi - log pi_ref) (VPO, 2405.19320 eqs. 11,
@@ -174,12 +174,12 @@ struct ValueIncentive {
   }
 };
 
-/// weight * KL(pi || pi_ref) on fresh samples y ~ pi (HyPO, 2406.01462). The value is
-/// the Monte-Carlo estimate, mean of log pi/pi_ref. Its derivative is not the derivative of that
+/// weight * KL(pi || pi_ref) on fresh samples y ~ pi (HyPO, 2406.01462). The value is the
+/// Monte-Carlo estimate, the mean of log pi/pi_ref. Its gradient is not the derivative of that
 /// value but the score-function estimate of the KL's gradient,
 ///   mean of stop(log pi/pi_ref - baseline) * d log pi,
 /// with the mean of the other samples of the prompt as the baseline (none for a single sample).
-/// That is unbiased; `clip` and `token_mean` are not, and the value is never clipped. Nothing at
+/// That is unbiased; with `clip` and `token_mean` it is not. The value is never clipped. No term at
 /// weight 0.
 struct OnPolicyKl {
   static constexpr const char* kName = "kl";

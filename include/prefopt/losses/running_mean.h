@@ -6,14 +6,14 @@
 
 namespace prefopt {
 
-/// The running mean as it is before a value that does not count; 0 before the first that does.
+/// Returns the running mean unchanged, for a value that does not count; 0 before the first value.
 template <class T>
 RunningMean<T> frozen_mean(const RunningMean<T>& before, const prefopt::ScalarOf<T>& like) {
   if (before.count > 0) return before;
   return {prefopt::ScalarOf<T>(0 * like), 0, true};
 }
 
-/// The running mean after `count` more values of the given sum.
+/// Returns the running mean after `count` more values of the given sum.
 template <class T>
 RunningMean<T> updated(const RunningMean<T>& before, const ScalarOf<T>& sum, double count) {
   if (before.is_frozen) return frozen_mean<T>(before, sum);
@@ -22,7 +22,7 @@ RunningMean<T> updated(const RunningMean<T>& before, const ScalarOf<T>& sum, dou
   return {ScalarOf<T>(before.mean * (before.count / all) + sum / all), all};
 }
 
-/// An exponential average that starts at 0: momentum * before + (1 - momentum) * value.
+/// Returns an exponential average that starts at 0: momentum * before + (1 - momentum) * value.
 template <class T>
 RunningMean<T> blended(const RunningMean<T>& before, const ScalarOf<T>& value, double momentum) {
   if (before.is_frozen) return frozen_mean<T>(before, value);

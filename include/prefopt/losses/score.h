@@ -24,14 +24,14 @@ enum class Divergence {
   kTotalVariation,
 };
 
-/// Humanline (2509.24207): log(pi/pi_ref) of each token counts within limits alone.
+/// Humanline (2509.24207): log(pi/pi_ref) of each token is limited.
 struct HumanlineOptions {
   bool humanline = false;
   double log_epsilon_p = -1;
   double log_epsilon_r = 1.5;
 
   PREFOPT_API void fields(FieldVisitor& v);
-  /// Unset unless `humanline`. Throws ConfigError, led by `where`, for limits that nothing reads.
+  /// Returns no limits unless `humanline`. Throws ConfigError, led by `where`, for unused limits.
   PREFOPT_API std::optional<LogRatioLimits> limits(std::string_view where) const;
 };
 
@@ -77,8 +77,8 @@ template <class T>
 struct BasicSideScore {
   T logratio;   ///< [batch] Delta, nats
   T score;      ///< [batch] s
-  T reward;     ///< [batch] what beta makes a reward of
-  T logged;     ///< [batch] what the metrics call logps; undefined: the sum
+  T reward;     ///< [batch] times beta: the reward
+  T logged;     ///< [batch] the logps of the metrics; undefined: the sum
   T d_logps;    ///< [batch] d score / d logps; undefined with humanline
   T d_head;     ///< [batch] d score / d head_logps; undefined where ld_alpha is 1
   T d_limited;  ///< [batch] d score / d limited_logratios; undefined without humanline
@@ -86,23 +86,23 @@ struct BasicSideScore {
 
 /// Score s of a completion from its log-probs, in nats:
 ///   Delta = lp - lp_ref        (reference_free: Delta = lp)
-///   s = f'(e^Delta), over the completion's tokens where `length_normalized`
-/// with the f' of the divergence f that takes the place of the KL term, up to a constant that
-/// cancels in s_w - s_l (f-DPO, 2309.16240; chi_squared_mix as in chi-PO, 2407.13399, whose own
-/// score has gamma = 1; jeffrey from f(u) = (u - 1) log u):
+///   s = f'(e^Delta), over the completion's tokens if `length_normalized`
+/// with the f' of the divergence f that replaces the KL term, up to a constant that cancels in s_w
+/// - s_l (f-DPO, 2309.16240; chi_squared_mix as in chi-PO, 2407.13399, whose score has gamma = 1;
+/// jeffrey from f(u) = (u - 1) log u):
 ///   reverse_kl        Delta                             slope 1
 ///   forward_kl        1 - e^-Delta                            e^-Delta
 ///   js_divergence     log 2 + log sigmoid(Delta)              sigmoid(-Delta)
 ///   alpha_divergence  (e^((a-1) Delta) - 1) / (a-1)           e^((a-1) Delta)
 ///   jeffrey           Delta + 1 - e^-Delta                    1 + e^-Delta
 ///   chi_squared_mix   Delta + gamma e^Delta                   1 + gamma e^Delta
-/// `alpha` is TRL's f_alpha_divergence_coef; the paper's alpha is 1 - a, in (0, 1); its limit at
-/// a = 1 is reverse_kl. Exponentials go on as their tangent beyond the limit of math/functions.h,
-/// so scores and slopes are finite for any |Delta| up to 1e4, and the slope does not vanish where
-/// the formula's does not.
+/// `alpha` is TRL's f_alpha_divergence_coef; the paper's alpha is 1 - a, in (0, 1); its limit at a
+/// = 1 is reverse_kl. Exponentials continue as their tangent beyond the limit of math/functions.h,
+/// so that scores and slopes are finite for any |Delta| up to 1e4, and the slope vanishes only
+/// where that of the formula does.
 ///
-/// With ld_alpha below 1, lp counts the tokens beyond min(n_w, n_l) only so much (LD-DPO,
-/// 2409.06411): lp = head + ld_alpha (full - head). The reference does as well, as in TRL, unless
+/// With ld_alpha below 1, tokens beyond min(n_w, n_l) have that weight in lp (LD-DPO, 2409.06411):
+/// lp = overlap + ld_alpha (full - overlap). The same holds for the reference, as in TRL, unless
 /// `ld_policy_only`, as in LLaMA-Factory and TRL up to 0.26.
 ///
 /// With `humanline` (2509.24207) Delta is the sum over tokens of log(pi/pi_ref) within
@@ -147,7 +147,7 @@ struct Score {
     }
   }
 
-  /// Log-probs of a side under the policy and under the reference, tails weighted.
+  /// Returns the log-probs of a side under the policy, and under the reference; tails are weighted.
   template <class T>
   T policy(const BasicSideLogps<T>& side) const {
     return weighted(side.logps, side.head_logps, options.ld_alpha);
@@ -158,7 +158,7 @@ struct Score {
     return weighted(side.ref_logps, side.ref_head_logps, tail);
   }
 
-  /// The argument of a score: a difference of two models, or the log-probs of one.
+  /// Returns the argument of the score: a difference of two models, or the log-probs of one.
   template <class T>
   T logratio(const BasicSideLogps<T>& side) const {
     if (options.humanline.humanline) return side.limited_logratios;
@@ -197,8 +197,8 @@ struct Score {
 };
 
 /// A score s as AlphaPO's reward (2501.03884), r = (1 - e^(-alpha s)) / alpha; at alpha 0 its
-/// limit, s itself. Slope: e^(-alpha s) times that of s. Exponentials go on as their tangent as in
-/// Score.
+/// limit, s itself. Slope: e^(-alpha s) times that of s. Exponentials continue as their tangent, as
+/// in Score.
 struct ShapedScore {
   Score score = {};
   double alpha = 0;
@@ -223,9 +223,9 @@ namespace detail {
 PREFOPT_API void check_shaped(const ScoreOptions& options, double alpha, std::string_view where);
 }  // namespace detail
 
-/// Throws ConfigError, led by `where`, for options from which no score follows, or that do nothing
-/// with the others. `of_difference`:
-/// the loss depends on s_w - s_l alone, so that the normalizer of a divergence cancels.
+/// Throws ConfigError, led by `where`, for options that give no score, or have no effect with the
+/// others. `of_difference`: the loss depends on s_w - s_l alone, so that the normalizer of a
+/// divergence cancels.
 PREFOPT_API Score make_score(const ScoreOptions& options, std::string_view where,
                              bool of_difference = true);
 

@@ -14,12 +14,12 @@
 
 namespace prefopt::math {
 
-/// Beyond this argument e^x continues as its tangent, so that arguments up to 1e4 give finite
+/// Argument above which e^x continues as its tangent, so that arguments up to 1e4 give finite
 /// values (and finite squares of them) and a gradient that neither vanishes nor overflows.
 inline constexpr double kExpLimitFloat = 30;
 inline constexpr double kExpLimitDouble = 300;
 
-/// Closer than this to log 1, the log-odds of a probability continue as their tangent.
+/// Distance from log 1 within which the log-odds of a probability continue as their tangent.
 inline constexpr double kCertaintyFloat = 1e-5;
 inline constexpr double kCertaintyDouble = 1e-10;
 
@@ -57,13 +57,13 @@ struct Functions<T> {
   static T log_odds_slope(T x) { return -1 / std::expm1(std::min(x, -kCertainty)); }
 };
 
-/// log(1 / (1 + e^-x)), without overflow at either end.
+/// Returns log(1 / (1 + e^-x)), without overflow at either end.
 template <class T>
 T log_sigmoid(const T& x) {
   return Functions<T>::log_sigmoid(x);
 }
 
-/// 1 / (1 + e^-x)
+/// Returns 1 / (1 + e^-x).
 template <class T>
 T sigmoid(const T& x) {
   return Functions<T>::sigmoid(x);
@@ -74,49 +74,49 @@ T square(const T& x) {
   return Functions<T>::square(x);
 }
 
-/// `value` in the shape of `like`.
+/// Returns `value` in the shape of `like`.
 template <class T>
 T constant(const T& like, double value) {
   return Functions<T>::constant(like, value);
 }
 
-/// e^x - 1, continued as its tangent above the limit.
+/// Returns e^x - 1, continued as its tangent above the limit.
 template <class T>
 T tame_expm1(const T& x) {
   return Functions<T>::tame_expm1(x);
 }
 
-/// Derivative of tame_expm1: e^min(x, limit).
+/// Returns the derivative of tame_expm1, e^min(x, limit).
 template <class T>
 T tame_exp_slope(const T& x) {
   return Functions<T>::tame_exp_slope(x);
 }
 
-/// max(x, 0)
+/// Returns max(x, 0).
 template <class T>
 T relu(const T& x) {
   return Functions<T>::relu(x);
 }
 
-/// 1 where x > 0, else 0: the derivative of relu.
+/// Returns 1 where x > 0, else 0: the derivative of relu.
 template <class T>
 T is_positive(const T& x) {
   return Functions<T>::is_positive(x);
 }
 
-/// log max(x, least), for numbers without a gradient.
+/// Returns log max(x, least), for numbers without a gradient.
 template <class T>
 T log_at_least(const T& x, double least) {
   return Functions<T>::log_at_least(x, least);
 }
 
-/// log(p / (1 - p)) of x = log p < 0, continued as its tangent close to 0 and beyond.
+/// Returns log(p / (1 - p)) of x = log p < 0, continued as its tangent close to 0 and beyond.
 template <class T>
 T log_odds(const T& x) {
   return Functions<T>::log_odds(x);
 }
 
-/// Derivative of log_odds: 1 / (1 - e^x).
+/// Returns the derivative of log_odds, 1 / (1 - e^x).
 template <class T>
 T log_odds_slope(const T& x) {
   return Functions<T>::log_odds_slope(x);
@@ -124,7 +124,7 @@ T log_odds_slope(const T& x) {
 
 // The rest exists for arrays only.
 
-/// Whether `x` holds anything.
+/// Returns whether `x` holds a value.
 template <class T>
 bool defined(const T& x) {
   return Functions<T>::defined(x);
@@ -135,13 +135,13 @@ std::int64_t length(const T& x) {
   return Functions<T>::length(x);
 }
 
-/// A double, or a zero-dimensional tensor (no device sync).
+/// Returns a double, or a zero-dimensional tensor (no device sync).
 template <class T>
 auto sum(const T& x) {
   return Functions<T>::sum(x);
 }
 
-/// `value` as what sum() returns.
+/// Returns `value` in the type of sum().
 template <class T>
 auto scalar_like(const T& like, double value) {
   return Functions<T>::scalar_like(like, value);
@@ -153,31 +153,31 @@ T clamp(const T& x, double limit) {
   return Functions<T>::clamp(x, limit);
 }
 
-/// Sums of consecutive groups: [n * size] -> [n].
+/// Returns the sums of consecutive groups: [n * size] -> [n].
 template <class T>
 T group_sum(const T& x, std::int64_t size) {
   return Functions<T>::group_sum(x, size);
 }
 
-/// Each value `size` times side by side: [n] -> [n * size].
+/// Repeats each value `size` times in a row: [n] -> [n * size].
 template <class T>
 T spread(const T& x, std::int64_t size) {
   return Functions<T>::spread(x, size);
 }
 
-/// Places of the values in ascending order; equal ones keep their order.
+/// Returns the places of the values in ascending order; equal ones keep their order.
 template <class T>
 T sort_order(const T& x) {
   return Functions<T>::sort_order(x);
 }
 
-/// x[order[i]] at i.
+/// Returns x[order[i]] at i.
 template <class T>
 T take(const T& x, const T& order) {
   return Functions<T>::take(x, order);
 }
 
-/// x[i] at order[i], which undoes `take`.
+/// Returns x[i] at order[i], which undoes `take`.
 template <class T>
 T put_back(const T& x, const T& order) {
   return Functions<T>::put_back(x, order);

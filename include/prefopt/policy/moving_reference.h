@@ -15,14 +15,14 @@
 
 namespace prefopt {
 
-/// The outcome of an update of the reference's weights r, with those of the policy, θ.
+/// The reference's weights r after an update, with those of the policy, θ.
 enum class MovingRule {
   kSoft,  ///< r + alpha (θ - r): TR-DPO (2404.09656); every step, the plain moving average (EMA)
   kHard,  ///< θ (TR-DPO)
   kBema,  ///< a moving average corrected for its lag (2508.00180)
 };
 
-/// Names and defaults of TRL; those of BEMA belong to kBema alone.
+/// Names and defaults are TRL's; those of BEMA apply to kBema alone.
 struct MovingReferenceOptions {
   MovingRule rule = MovingRule::kSoft;
   double alpha = 0.6;  ///< of kSoft
@@ -42,18 +42,17 @@ struct MovingReferenceOptions {
 ///   m = m + β_t (θ_t - m), r = m + α_t (θ_t - θ_τ), m = θ_τ at first,
 ///   β_t = max((ρ + γ t)^-κ, min_ema_multiplier), α_t = (ρ + γ t)^-η
 /// θ_τ is the policy after step τ; if that step had no update, after the next one that had. Weights
-/// that the policy does not train stay as they are. Those changed by an adapter move as whole
-/// matrices, since the mean of two adapters is not their matrices' mean.
+/// that the policy does not train stay unchanged. Those changed by an adapter move as whole
+/// matrices, since the mean of two adapters is not the mean of their matrices.
 ///
-/// Arithmetic in float32, or in float64 for such weights. Narrower weights are a rounded copy of
+/// Arithmetic is in float32, or in float64 for such weights. Narrower weights are a rounded copy of
 /// averages in float32, so that no small step is lost. An update between equal weights changes no
 /// bit.
 class PREFOPT_API MovingReference final : public Reference {
  public:
-  /// Starts as the policy is now, from its merged_copy(): with a fresh adapter as the model
-  /// without.
+  /// Starts from the policy's present merged_copy(): with a fresh adapter, the model without it.
   explicit MovingReference(const Policy& policy, const MovingReferenceOptions& options = {});
-  /// Starts as `start`, whose weights are written to; they may be of another dtype than the
+  /// Starts from `start`, whose weights are overwritten; they may be of another dtype than the
   /// policy's. Throws ConfigError if it lacks a trained weight or shares one with the policy.
   MovingReference(std::shared_ptr<Policy> start, const Policy& policy,
                   const MovingReferenceOptions& options = {});
@@ -66,8 +65,8 @@ class PREFOPT_API MovingReference final : public Reference {
   void after_step(const Policy& policy, std::int64_t step) override;
 
   std::vector<std::pair<std::string, at::Tensor>> state() const override;
-  /// Goes on from the state of a reference with the same policy and options. Throws CheckpointError
-  /// for another one, and changes nothing then.
+  /// Continues from the state of a reference with the same policy and options. Throws
+  /// CheckpointError for another one, and changes nothing then.
   void load_state(const std::vector<std::pair<std::string, at::Tensor>>& saved);
 
  private:

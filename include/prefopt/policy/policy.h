@@ -20,8 +20,8 @@ struct NamedParameter {
   at::Tensor value;
 };
 
-/// The outcome of a batch: hidden states in front of the output head, or, from models that
-/// cannot be opened, logits. Exactly one is defined.
+/// The output of a model for a batch: hidden states in front of the output head, or logits if the
+/// head is not accessible. Exactly one is defined.
 struct PolicyOutput {
   at::Tensor hidden;  ///< [S, T, hidden]
   at::Tensor logits;  ///< [S, T, vocab]
@@ -38,53 +38,54 @@ struct TrainedWeight {
   at::Tensor lora_a = {}, lora_b = {};  ///< undefined: no adapter
   double lora_scale = 0;
 
-  /// weight + lora_scale · lora_b lora_a in the adapter's dtype, without a graph; the weight itself
-  /// where there is no adapter.
+  /// Returns weight + lora_scale · lora_b lora_a in the adapter's dtype, without a graph; the
+  /// weight itself without an adapter.
   PREFOPT_API at::Tensor merged() const;
 };
 
-/// Token-by-token decoding of several prompts with whatever state the model keeps between calls.
+/// Token-by-token decoding of several prompts, with the state that the model keeps between calls.
 class PREFOPT_API DecodeSession {
  public:
   virtual ~DecodeSession() = default;
-  /// Logits [S, vocab] after the prompts.
+  /// Returns logits [S, vocab] after the prompts.
   virtual at::Tensor prefill() = 0;
-  /// Appends one token to each sequence; logits [S, vocab] after it.
+  /// Appends one token to each sequence and returns logits [S, vocab] after it.
   virtual at::Tensor append(const at::Tensor& tokens) = 0;
-  /// Goes on with these sequences only, named by their ascending places among those it has now: S
-  /// becomes their number, and the others cost nothing any more.
+  /// Keeps only the sequences at these ascending indices; S becomes their count, and the others
+  /// cost nothing from then on.
   virtual void keep(const std::vector<std::int64_t>& sequences) = 0;
 };
 
-/// All that the library asks of a model.
+/// The interface of a model.
 class PREFOPT_API Policy {
  public:
   virtual ~Policy() = default;
 
   /// Position t of the result sees tokens 0..t of its sequence only.
   virtual PolicyOutput forward(const TokenBatch& batch) = 0;
-  /// Whether `forward_packed` may be called.
+  /// Returns whether `forward_packed` may be called.
   virtual bool packs() const { return false; }
-  /// Hidden states [R, hidden] of the stream's `rows`, equal to those of `forward`: a row sees the
-  /// rows before it in its own sequence only, wherever they stand. Throws ConfigError unless the
-  /// policy packs.
+  /// Returns hidden states [R, hidden] of the stream's `rows`, equal to those of `forward`: a row
+  /// sees the rows before it in its own sequence only, wherever the stream holds them. Throws
+  /// ConfigError unless the policy packs.
   virtual at::Tensor forward_packed(const PackedTokens& tokens);
   virtual OutputHead head() const { return {}; }
   virtual std::int64_t vocab_size() const = 0;
   virtual std::vector<NamedParameter> named_parameters() const = 0;
-  /// All that shapes the results besides the parameters (heads, rotary base, …), as text.
+  /// Returns the settings that determine results in addition to the parameters (attention heads,
+  /// rotary base, …), as text.
   virtual std::string config() const { return {}; }
   /// Throws DataError, led by `where`, for a sequence that is too long for the model. The default:
-  /// none is.
+  /// no sequence is.
   virtual void check_length(std::int64_t tokens, std::string_view where) const;
-  /// A frozen copy that shares nothing with this one. Throws ConfigError where it cannot be made.
+  /// Returns a frozen copy that shares nothing with this one. Throws ConfigError if impossible.
   virtual std::shared_ptr<Policy> frozen_copy() const;
-  /// The default: the parameters that require a gradient.
+  /// Returns the weights that training changes. The default: parameters that require a gradient.
   virtual std::vector<TrainedWeight> trained_weights() const;
-  /// A frozen model of the merged weights. It owns those that are trained and may share the others
-  /// with this policy. The default is frozen_copy().
+  /// Returns a frozen model of the merged weights. It owns those that are trained and may share the
+  /// others with this policy. The default is frozen_copy().
   virtual std::shared_ptr<Policy> merged_copy() const;
-  /// Writes the model in its own format. Throws CheckpointError where there is none.
+  /// Writes the model in its own format. Throws CheckpointError if it has none.
   virtual void save(const std::string& directory) const;
   /// Reads the trained weights that `save` wrote into the parameters, which keep their places.
   /// Throws CheckpointError where one is missing or differs in shape or dtype, ConfigError where
@@ -111,8 +112,8 @@ void copy_parameters(const std::vector<NamedParameter>& parameters,
                      const std::map<std::string, at::Tensor>& values, const std::string& where);
 }  // namespace detail
 
-/// Hash over config, names, shapes, dtypes and bytes of all parameters, and the scale of an
-/// adapter: the key of cached log-probs.
+/// Returns a hash over config, names, shapes, dtypes and bytes of all parameters, and the scale of
+/// an adapter: the key of cached log-probs.
 PREFOPT_API std::string content_hash(const Policy& policy);
 
 }  // namespace prefopt

@@ -15,18 +15,18 @@
 
 namespace prefopt {
 
-/// Where reference log-probs come from. Results never carry a gradient.
+/// The source of reference log-probs. Results never carry a gradient.
 class PREFOPT_API Reference {
  public:
   virtual ~Reference() = default;
-  /// [S] float64: sums over the completion tokens of each sequence, nats, with the batch's
-  /// token_weights as factors where it has some.
+  /// Returns [S] float64: sums over the completion tokens of each sequence, nats, with the batch's
+  /// token_weights, if any, as factors.
   virtual at::Tensor sequence_logps(const TokenBatch& batch) = 0;
-  /// [rows] float32 or float64: one value a completion token, sequence after sequence, without
-  /// weights.
+  /// Returns [rows] float32 or float64: one value per completion token, sequence after sequence,
+  /// without weights.
   virtual at::Tensor token_logps(const TokenBatch& batch) = 0;
-  /// For references that move: the trainer calls it after each update of the policy. `step` counts
-  /// optimizer steps from 1; one without an update counts too, but makes no call.
+  /// Moves the reference; the trainer calls it after each update of the policy. `step` counts
+  /// optimizer steps from 1; a step without an update counts too, but makes no call.
   virtual void after_step(const Policy& policy, std::int64_t step);
   /// All that `after_step` changes, by name, for a checkpoint: not copies, and who resumes writes
   /// into them. The default: nothing.
@@ -37,15 +37,15 @@ class PREFOPT_API Reference {
   virtual Policy* policy() { return nullptr; }
 };
 
-/// A frozen policy; usually `policy.frozen_copy()`.
+/// Returns a reference from a frozen policy, usually `policy.frozen_copy()`.
 PREFOPT_API std::shared_ptr<Reference> make_frozen_reference(std::shared_ptr<Policy> policy);
 
 enum class CacheLevel { kSequence, kToken };
 
 /// Log-probs on disk in `directory`, in one safetensors file keyed by the model's content and the
-/// level. A sequence that is not there is computed by `inner` and added; no file of another model
-/// is ever read. `flush` writes what is new (to a file that it then renames); so does the
-/// destructor. Of two processes on one folder, the last to flush is the one whose entries stay.
+/// level. A missing sequence is computed by `inner` and added; nothing is ever taken from a file of
+/// another model. `flush` writes new entries (to a temporary file, then renamed); the destructor
+/// too. Of two processes on one folder, the last to flush keeps its entries.
 class PREFOPT_API CachedReference final : public Reference {
  public:
   CachedReference(std::shared_ptr<Policy> inner, std::string directory,

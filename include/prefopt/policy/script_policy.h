@@ -21,7 +21,7 @@ class PREFOPT_API ScriptPolicy final : public Policy {
   PolicyOutput forward(const TokenBatch& batch) override;
   std::int64_t vocab_size() const override;
   std::vector<NamedParameter> named_parameters() const override;
-  /// Hash of the file.
+  /// Returns a hash of the file.
   std::string config() const override;
   std::shared_ptr<Policy> frozen_copy() const override;
   void save(const std::string& path) const override;

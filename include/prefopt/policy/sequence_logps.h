@@ -12,8 +12,8 @@
 
 namespace prefopt {
 
-/// How a sequence's token log-probs become one number: Σ_t w_t logp_t, or its mean Σ_t w_t logp_t /
-/// n. The batch's token_weights, where it has some, are a further factor of w_t.
+/// The way in which a sequence's token log-probs become one number: Σ_t w_t logp_t, or its mean Σ_t
+/// w_t logp_t / n. The batch's token_weights, if any, are a further factor of w_t.
 struct SequenceReduction {
   bool mean = false;
   /// LD-DPO (2409.06411): w_t = tail_weight for the tokens from overlap_lens on, else 1.
@@ -29,23 +29,24 @@ struct SequenceLogpsOptions {
   HeadPath path = HeadPath::kAutomatic;
 };
 
-/// Log-probs of the completions of a batch. Prompt and padding rows never reach the output head of
-/// a policy that gives hidden states.
+/// Log-probs of the completions of a batch. Prompt and padding positions never reach the output
+/// head of a policy that gives hidden states.
 struct SequenceLogps {
   at::Tensor logps;            ///< [S] float64: reduced over completion tokens, nats
   at::Tensor lens;             ///< [S] int64: completion token counts
-  at::Tensor token_logps;      ///< [rows] one a completion token, sequence after sequence
+  at::Tensor token_logps;      ///< [rows] one per completion token, sequence after sequence
   at::Tensor row_to_sequence;  ///< [rows] int64
   at::Tensor token_weights;    ///< [rows] float64, the batch's; undefined: 1 each
   TokenByProducts by_products;
 };
 
-/// One number a sequence from values of its completion tokens, in the layout of `sequences`: sums
-/// in float64, with the weights of `reduction` and of the batch.
+/// Returns one number per sequence from values of its completion tokens, in the layout of
+/// `sequences`: sums in float64, with the weights of `reduction` and of the batch.
 PREFOPT_API at::Tensor reduce_tokens(const at::Tensor& token_values, const SequenceLogps& sequences,
                                      const SequenceReduction& reduction = {});
 
-/// Keeps the graph unless grad mode is off. Throws what token_logps and linear_token_logps throw.
+/// Scores the completions of a batch. Keeps the graph unless grad mode is off. Throws what
+/// token_logps and linear_token_logps throw.
 PREFOPT_API SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
                                          const SequenceLogpsOptions& options = {});
 

@@ -12,13 +12,13 @@
 #include "prefopt/losses/loss.h"
 #include "prefopt/losses/pair_logps.h"
 
-// Checks for the tests of whoever writes a loss. They need no test framework:
+// Checks for your own losses. They need no test framework:
 //   CHECK(prefopt::testing::check_loss(MyLoss()).text() == "");
 namespace prefopt::testing {
 
-/// What was expected and what came instead, in one sentence that names the loss, the batch and the
-/// seed, as in "gradient of rejected_logps at row 2: expected -0.0312 by finite differences, got
-/// 0.0312 (loss 'my_loss', batch of 4, seed 7)".
+/// A failed check, in one sentence that names the loss, the batch and the seed, as in "gradient of
+/// rejected_logps at row 2: expected -0.0312 by finite differences, got 0.0312 (loss 'my_loss',
+/// batch of 4, seed 7)".
 struct Failure {
   std::string check;  ///< the name of the check, as check_loss lists them
   std::string text;
@@ -28,7 +28,7 @@ struct LossReport {
   std::vector<Failure> failures = {};
 
   bool ok() const { return failures.empty(); }
-  /// One failure a line; empty if there is none.
+  /// Returns one failure per line; empty if there is none.
   PREFOPT_API std::string text() const;
 };
 
@@ -48,9 +48,9 @@ struct LossCheckOptions {
   double tolerance = 1e-6;  ///< of differences, relative; rounding of the loss is added to it
 };
 
-/// Random float64 inputs, those that `needs` names and no others. Policy log-probs lie uniformly
-/// within `spread` nats of the reference's and are negative; completions have 1 to 30 tokens. The
-/// same numbers on every machine.
+/// Returns random float64 inputs, those that `needs` names and no others. Policy log-probs lie
+/// uniformly within `spread` nats of the reference's and are negative; completions have 1 to 30
+/// tokens. The same numbers on every machine.
 PREFOPT_API PairLogps random_pair_logps(const LossRequirements& needs, std::int64_t batch,
                                         std::uint64_t seed, double spread = 3);
 

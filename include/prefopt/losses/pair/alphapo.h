@@ -18,7 +18,7 @@ struct AlphapoOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "scale of the reward"}, beta, kBetaRange);
-    v.real({"gamma", "margin that the scaled difference is to exceed", {"simpo_gamma"}}, gamma,
+    v.real({"gamma", "margin that the scaled difference should exceed", {"simpo_gamma"}}, gamma,
            Range::at_least(0));
     v.real({"alpha", "shape of the reward; simpo is its limit at 0"}, alpha, Range::any());
     v.real({"label_smoothing", "assumed share of wrong labels"}, label_smoothing,
@@ -58,7 +58,7 @@ class AlphapoLoss : public PairwiseLoss<AlphapoLoss, AlphapoOptions> {
         .formula = "-logsigmoid(beta*(r_w - r_l) - gamma), r = (1 - exp(-alpha*lp/n))/alpha",
         .source = "arXiv:2501.03884",
         .anchors = {{0, 0, 0.8259394198788436}, {5, 5, 0.8259394198788436}},
-        .when_to_use = "As simpo, with a say in how fast likelihoods may fall.",
+        .when_to_use = "As simpo, with control over how fast likelihoods may fall.",
         .elsewhere = {
             {"TRL", "CPOTrainer alphapo, simpo with alpha",
              "beta 0.1, gamma 0.5 and alpha 0 by default, where it is simpo; simpo adds cpo_alpha "

@@ -22,8 +22,8 @@ struct AotOptions {
 };
 
 namespace detail {
-/// The logistic loss of two lists' quantiles, and its slopes in both. Losses are put at the rows
-/// that the first list came from.
+/// The logistic loss of two lists' quantiles, and its slopes in both. Losses are in the order of
+/// the rows of the first list.
 template <class T>
 struct QuantileLoss {
   T losses;
@@ -42,7 +42,7 @@ QuantileLoss<T> quantile_loss(const AotOptions& options, const T& first, const T
           math::put_back(T(-slope), second_order)};
 }
 
-/// The loss and its gradient, from the slopes in both scores and the scores themselves.
+/// Returns the loss and its gradient, from the slopes in both scores and the scores themselves.
 template <class T>
 BasicLossOutput<T> transport_output(const BasicPairLogps<T>& in, const AotOptions& options,
                                     const T& losses, const BasicSlopes<T>& slopes,
@@ -62,14 +62,14 @@ inline LossRequirements transport_needs(const ScoreOptions& score) {
 }
 }  // namespace detail
 
-/// Alignment by optimal transport, paired (2406.05882): the margins of the policy shall dominate
+/// Alignment by optimal transport, paired (2406.05882): the margins of the policy should dominate
 /// those of the reference, quantile by quantile of the whole step,
 ///   delta'_k = sort(lp_w - lp_l)_k - sort(ref_w - ref_l)_k
 ///   -(1 - eps) log sigmoid(beta delta'_k) - eps log sigmoid(-beta delta'_k)
 /// where lp and ref are divided by their token counts if `length_normalized`, and count their tails
 /// by `ld_alpha`. [batch] log-probs in nats; the batch is the whole optimizer step. Derivative: the
-/// logistic one, at the row that holds the k-th margin. At policy = reference: log 2. No weights of
-/// rows: a quantile of one list belongs to no row of the other.
+/// logistic one, at the row that holds the k-th margin. At policy = reference: log 2. Rows have no
+/// weights: a quantile of one list belongs to no row of the other.
 class AotLoss : public LossBase<AotLoss, AotOptions> {
  public:
   /// Throws ConfigError for a score that is not a log-ratio.
@@ -115,18 +115,18 @@ class AotLoss : public LossBase<AotLoss, AotOptions> {
             .formula = "dpo's loss of sort(lp_w - lp_l) - sort(ref_w - ref_l)",
             .source = "arXiv:2406.05882",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
-            .when_to_use = "Large steps, and the distribution of margins matters more than each.",
+            .when_to_use = "Large steps, where the distribution of margins matters more than each.",
             .elsewhere = {{"TRL", "aot", "sorts each micro-batch by itself"}}};
   }
 };
 
-/// The unpaired form: chosen and rejected scores are sorted apart,
+/// The unpaired form: chosen and rejected scores are sorted separately,
 ///   delta'_k = sort(s_w)_k - sort(s_l)_k
-/// so that which rejected completion belongs to which chosen one does not matter.
+/// so that it does not matter which rejected completion belongs to which chosen one.
 class AotUnpairedLoss : public LossBase<AotUnpairedLoss, AotOptions> {
  public:
-  /// Throws ConfigError for a divergence other than the reverse KL: its normalizer is the prompt's,
-  /// and quantiles come of different prompts.
+  /// Throws ConfigError for a divergence other than the reverse KL: its normalizer is that of the
+  /// prompt, and quantiles come from different prompts.
   explicit AotUnpairedLoss(AotOptions options = {}) : LossBase(std::move(options)) {
     (void)make_score(options_.score, "aot_unpaired", false);
   }

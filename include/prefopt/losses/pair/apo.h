@@ -30,7 +30,7 @@ class ApoZeroLoss : public PairwiseLoss<ApoZeroLoss, ApoOptions> {
             .formula = "1 - sigmoid(beta*w) + sigmoid(beta*l)",
             .source = "arXiv:2408.06266 eq. 7",
             .anchors = {{0, 0, 1}, {10, 10, 1}},
-            .when_to_use = "The chosen completions are better than what the policy writes.",
+            .when_to_use = "The chosen completions are better than the policy's own.",
             .elsewhere = {{"TRL", "apo_zero"}}};
   }
 };
@@ -71,7 +71,7 @@ class ApoDownLoss : public PairwiseLoss<ApoDownLoss, ApoOptions> {
             .formula = "sigmoid(beta*w) + 1 - sigmoid(beta*(w - l))",
             .source = "arXiv:2408.06266 eq. 8",
             .anchors = {{0, 0, 1}, {10, 10, 1.2310585786300049}},
-            .when_to_use = "The policy already writes better than the chosen completions.",
+            .when_to_use = "The policy's own completions are better than the chosen ones.",
             .elsewhere = {{"TRL", "apo_down"}}};
   }
 };

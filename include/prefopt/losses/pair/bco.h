@@ -19,11 +19,11 @@ struct BcoOptions {
 
 /// Binary classifier optimization (2404.04656), on rows of one completion and a label:
 ///   desirable: -log sigmoid(beta Delta - m), undesirable: -log sigmoid(-(beta Delta - m))
-/// m = mean of all rewards beta Delta seen so far, those of this step among them, no gradient: all
-/// rows alike, as in TRL, so that it leans to the label that has more rows.
-/// The paper's weights for a shift between the prompts of both labels come as a column.
-/// [batch] log-probs in nats; the batch is the whole optimizer step. Derivative in Delta: beta
-/// (sigmoid(beta Delta - m) - label). At beta Delta = m: log 2.
+/// m = mean of all rewards beta Delta so far, including those of this step, without gradient: all
+/// rows count alike, as in TRL, so that it leans towards the label with more rows. The paper's
+/// weights for a shift between the prompts of both labels are given as a column. [batch] log-probs
+/// in nats; the batch is the whole optimizer step. Derivative in Delta: beta (sigmoid(beta Delta -
+/// m) - label). At beta Delta = m: log 2.
 class BcoLoss : public LossBase<BcoLoss, BcoOptions> {
  public:
   using LossBase::LossBase;
@@ -61,7 +61,7 @@ class BcoLoss : public LossBase<BcoLoss, BcoOptions> {
             .formula = "-logsigmoid(+-(beta*Delta - m))",
             .source = "arXiv:2404.04656",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.69314718055994531}},
-            .when_to_use = "Thumbs up or down, in particular many of one kind.",
+            .when_to_use = "Thumbs up or down, in particular with many of one kind.",
             .elsewhere = {{"TRL up to 1.10", "BCOTrainer", "fits the density ratios itself"}}};
   }
 };

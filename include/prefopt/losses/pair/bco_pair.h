@@ -6,7 +6,7 @@
 
 namespace prefopt {
 
-/// -log sigmoid(beta w - m) - log sigmoid(-(beta l - m)), with `running` to hand on.
+/// -log sigmoid(beta w - m) - log sigmoid(-(beta l - m)), which passes `running` on.
 template <class T>
 struct BcoPairLink {
   double beta = 0.1;
@@ -39,9 +39,9 @@ struct BcoPairOptions {
 
 /// Binary classifier optimization on pairs (2404.04656), w and l the log-ratios of the two sides:
 ///   -log sigmoid(beta w - m) - log sigmoid(-(beta l - m))
-/// m = 0, or with `running_delta` the mean of all rewards beta w, beta l seen so far, those of this
-/// step among them, without gradient. [batch] log-probs in nats. Derivative in w: -beta
-/// sigmoid(m - beta w), in l: beta sigmoid(beta l - m). At w = l = 0, m = 0: 2 log 2.
+/// m = 0, or with `running_delta` the mean of all rewards beta w, beta l so far, including those of
+/// this step, without gradient. [batch] log-probs in nats. Derivative in w: -beta sigmoid(m - beta
+/// w), in l: beta sigmoid(beta l - m). At w = l = 0, m = 0: 2 log 2.
 class BcoPairLoss : public PairwiseLoss<BcoPairLoss, BcoPairOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;
@@ -73,16 +73,16 @@ class BcoPairLoss : public PairwiseLoss<BcoPairLoss, BcoPairOptions> {
     return {.log_ratios_only = true, .non_negative = true, .monotone = true};
   }
   static LossInfo info() {
-    return {
-        .name = "bco_pair",
-        .aliases = {},
-        .formula = "-logsigmoid(beta*w - m) - logsigmoid(-(beta*l - m))",
-        .source = "arXiv:2404.04656",
-        .anchors = {{0, 0, 1.3862943611198906}, {10, -10, 0.62652337503644564}},
-        .when_to_use = "Absolute quality counts besides the order; often as a small part of a mix.",
-        .elsewhere = {{"TRL", "bco_pair", "m = 0"},
-                      {"TRL up to 0.26, ms-swift", "bco_pair", "running_delta"},
-                      {"LLaMA-Factory", "bco", "running_delta, counted by forward passes"}}};
+    return {.name = "bco_pair",
+            .aliases = {},
+            .formula = "-logsigmoid(beta*w - m) - logsigmoid(-(beta*l - m))",
+            .source = "arXiv:2404.04656",
+            .anchors = {{0, 0, 1.3862943611198906}, {10, -10, 0.62652337503644564}},
+            .when_to_use =
+                "Absolute quality matters as well as the order; often a small part of a mix.",
+            .elsewhere = {{"TRL", "bco_pair", "m = 0"},
+                          {"TRL up to 0.26, ms-swift", "bco_pair", "running_delta"},
+                          {"LLaMA-Factory", "bco", "running_delta, counted by forward passes"}}};
   }
 };
 

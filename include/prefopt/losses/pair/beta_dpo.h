@@ -6,7 +6,7 @@
 
 namespace prefopt {
 
-/// The logistic link with a beta of the step, and the average to hand on.
+/// The logistic link with the beta of the step, and the average that it passes on.
 template <class T>
 struct StepBetaLink {
   ScalarOf<T> beta = {};
@@ -25,7 +25,8 @@ struct BetaDpoOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the KL penalty of a step of average gap"}, beta, kBetaRange);
-    v.real({"alpha", "how much beta follows the gap of the step"}, alpha, Range::at_least(0));
+    v.real({"alpha", "strength with which beta follows the gap of the step"}, alpha,
+           Range::at_least(0));
     v.real({"momentum", "of the moving average of the gap"}, momentum, Range::half_open(0, 1));
     score.fields(v);
     pair.fields(v);
@@ -35,9 +36,9 @@ struct BetaDpoOptions {
 /// beta-DPO with a beta for each step (2407.08639):
 ///   -log sigmoid(beta_step delta), beta_step = max(1e-3, beta (1 + alpha (mean delta - M)))
 ///   M <- momentum M + (1 - momentum) mean delta, starting at 0, before it is used
-/// all without gradient, and means over the whole optimizer step. [batch] log-probs in nats.
-/// Derivative in delta: -beta_step sigmoid(-beta_step delta). At delta = 0: log 2. The filter of
-/// pairs that the authors combine it with is left to the data.
+/// all without gradient, with means over the whole optimizer step. [batch] log-probs in nats.
+/// Derivative in delta: -beta_step sigmoid(-beta_step delta). At delta = 0: log 2. The authors'
+/// filter of pairs is left to the data.
 class BetaDpoLoss : public PairwiseLoss<BetaDpoLoss, BetaDpoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;

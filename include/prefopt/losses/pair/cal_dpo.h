@@ -29,7 +29,7 @@ struct CalDpoOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"beta",
-            "rewards beta w, beta l are drawn to +-1/2; 0.001 in the authors' runs (+-500 nats)"},
+            "rewards beta w, beta l are pulled to +-1/2; 0.001 in the authors' runs (+-500 nats)"},
            beta, kBetaRange);
     score.fields(v);
     pair.fields(v);
@@ -53,7 +53,7 @@ class CalDpoLoss : public PairwiseLoss<CalDpoLoss, CalDpoOptions> {
             .formula = "-logsigmoid(w - l) + (w - 1/(2 beta))^2 + (l + 1/(2 beta))^2",
             .source = "arXiv:2412.14516 eq. 10",
             .anchors = {{0, 0, 50.693147180559945}, {5, -5, 4.5398899216870535e-05}},
-            .when_to_use = "Rewards shall mean something by themselves, and w must not fall.",
+            .when_to_use = "Rewards should have an absolute meaning, and w must not fall.",
             .elsewhere = {{"Cal-DPO authors' code", "", "half of the squares"}}};
   }
 };

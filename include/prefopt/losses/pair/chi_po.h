@@ -6,7 +6,7 @@
 namespace prefopt {
 
 /// -log sigmoid(z), z = beta delta limited to [-2 limit, 2 limit]; 0: no limit.
-/// Derivative: -beta sigmoid(-z) inside of the limits, 0 outside.
+/// Derivative: -beta sigmoid(-z) within the limits, 0 outside.
 struct ClippedLogisticLink {
   double beta = 0.1;
   double limit = 0;
@@ -34,7 +34,7 @@ struct ChiPoOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the mixed chi-squared penalty"}, beta, kBetaRange);
-    v.real({"clip", "largest reward R: beta * delta is limited to [-2R, 2R]; 0: not"}, clip,
+    v.real({"clip", "largest reward R: beta * delta is limited to [-2R, 2R]; 0: no limit"}, clip,
            Range::at_least(0));
     score.fields(v);
     pair.fields(v);
@@ -43,10 +43,10 @@ struct ChiPoOptions {
 
 /// chi-PO (2407.13399 algorithm 1): DPO with the link of the mixed chi-squared divergence,
 ///   -log sigmoid(clip(beta (s_w - s_l), [-2R, 2R])), s = Delta + gamma e^Delta
-/// [batch] log-probs in nats. Derivative in Delta_w: -beta sigmoid(-z) (1 + gamma e^Delta_w) inside
-/// of the limits, else 0. At Delta_w = Delta_l: log 2. Its pessimism keeps the policy near the data
-/// under single-policy coverage. The paper's gamma multiplies the logarithm instead: its beta is
-/// our beta gamma, its gamma our 1 / gamma.
+/// [batch] log-probs in nats. Derivative in Delta_w: -beta sigmoid(-z) (1 + gamma e^Delta_w) within
+/// the limits, else 0. At Delta_w = Delta_l: log 2. Its pessimism keeps the policy near the data
+/// under single-policy coverage. In the paper gamma multiplies the logarithm instead: its beta is
+/// beta gamma here, its gamma 1 / gamma.
 class ChiPoLoss : public PairwiseLoss<ChiPoLoss, ChiPoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;
@@ -62,7 +62,7 @@ class ChiPoLoss : public PairwiseLoss<ChiPoLoss, ChiPoOptions> {
             .formula = "-logsigmoid(clip(beta*(s_w - s_l), +-2R)), s = Delta + gamma*exp(Delta)",
             .source = "arXiv:2407.13399 algorithm 1",
             .anchors = {{0, 0, 0.69314718055994531}, {20, 0, 0.12692801104297249}},
-            .when_to_use = "Data that cover only part of what the policy may write.",
+            .when_to_use = "Data that cover only a part of the possible completions.",
             .elsewhere = {}};
   }
 };

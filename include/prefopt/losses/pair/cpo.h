@@ -22,7 +22,7 @@ struct CpoOptions {
     v.real({"beta", "scale of the log-prob difference"}, beta, kBetaRange);
     v.real({"alpha", "weight of the chosen completion's NLL", {"cpo_alpha"}}, alpha,
            Range::at_least(0));
-    v.real({"gamma", "margin that beta * delta is to exceed, for link = sigmoid", {"simpo_gamma"}},
+    v.real({"gamma", "margin that beta * delta should exceed, for link = sigmoid", {"simpo_gamma"}},
            gamma, Range::at_least(0));
     v.real({"reward_alpha", "shape of AlphaPO's reward; at 0 the log-prob itself"}, reward_alpha,
            Range::any());
@@ -39,13 +39,13 @@ struct CpoOptions {
 ///   -log sigmoid(beta (r_w - r_l) - gamma) + alpha NLL(y_w), r = lp
 /// or the hinge or squared link in place of the first term. With `length_normalized`, r = lp/n, and
 /// it is SimPO (gamma > 0) with an NLL. With `reward_alpha` a other than 0, r = (1 - e^(-a lp))/a,
-/// AlphaPO's shape (2501.03884), of lp/n where `length_normalized`. [batch] log-probs in nats;
-/// lengths needed for means and for the NLL unless `reduction` is sum. Derivative in lp_w: the
-/// link's times that of r, e^(-a lp) (over n), less alpha times the reduction's share. At lp_w =
-/// lp_l: log(1 + e^gamma) + alpha NLL. Rewards are beta r.
+/// AlphaPO's shape (2501.03884), of lp/n if `length_normalized`. [batch] log-probs in nats; lengths
+/// needed for means and for the NLL unless `reduction` is sum. Derivative in lp_w: the link's times
+/// that of r, e^(-a lp) (over n), less alpha times the reduction's share. At lp_w = lp_l: log(1 +
+/// e^gamma) + alpha NLL. Rewards are beta r.
 class CpoLoss : public PairwiseLoss<CpoLoss, CpoOptions> {
  public:
-  /// Throws ConfigError for gamma or label_smoothing with a link that has none.
+  /// Throws ConfigError for gamma or label_smoothing with a link without them.
   explicit CpoLoss(CpoOptions options = {}) : PairwiseLoss(std::move(options)) {
     detail::check_link_option(options_.link, "gamma", options_.gamma, "cpo");
     detail::check_link_option(options_.link, "label_smoothing", options_.label_smoothing, "cpo");

@@ -14,13 +14,13 @@ struct DftOptions {
   void fields(FieldVisitor& v) { detail::imitation_fields(v, reduction, use_weights); }
 };
 
-/// Dynamic fine-tuning (DFT, 2508.05629): sft in which each token counts by the policy's own
+/// Dynamic fine-tuning (DFT, 2508.05629): sft with each token weighted by the policy's own
 /// probability of it, without gradient,
 ///   -sum over tokens of stop(pi_t) log pi_t / number of tokens of the step
 /// [batch] sums over the chosen completion's tokens. Derivative in log pi_t: -pi_t times the
-/// reduction's share, so that a token the policy holds for impossible pulls no harder than others:
-/// sft's pull on the probability itself, 1/pi_t, is evened out. No reference, no rejected
-/// completion, no rewards. At five tokens of probability e^-2 each: 2 e^-2.
+/// reduction's share, so that a token that is nearly impossible under the policy pulls no harder
+/// than others: sft's factor 1/pi_t cancels. No reference, no rejected completion, no rewards. At
+/// five tokens of probability e^-2 each: 2 e^-2.
 class DftLoss : public LossBase<DftLoss, DftOptions> {
  public:
   using LossBase::LossBase;
@@ -45,7 +45,7 @@ class DftLoss : public LossBase<DftLoss, DftOptions> {
             .formula = "-sum(stop(pi_t) * log(pi_t)) / number of chosen tokens",
             .source = "arXiv:2508.05629",
             .anchors = {{0, 0, 0.2706705664732254}, {5, 0, 0.36787944117144233}},
-            .when_to_use = "In place of sft, where the policy shall not bend to unlikely tokens.",
+            .when_to_use = "In place of sft, if the policy should not follow unlikely tokens.",
             .elsewhere = {{"TRL", "SFTTrainer dft"}}};
   }
 

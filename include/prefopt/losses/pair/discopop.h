@@ -44,14 +44,14 @@ struct DiscopopOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
-    v.real({"tau", "width of the change from logistic to exponential", {"discopop_tau"}}, tau,
+    v.real({"tau", "width of the transition from logistic to exponential", {"discopop_tau"}}, tau,
            Range::above(0));
     score.fields(v);
     pair.fields(v);
   }
 };
 
-/// DiscoPOP, the log-ratio modulated loss that a language model found (2406.08414 eq. 5):
+/// DiscoPOP, the log-ratio modulated loss found by a language model (2406.08414 eq. 5):
 ///   (1 - g)(-log sigmoid(z)) + g e^-z, z = beta delta, g = sigmoid(z / tau)
 /// [batch] log-probs in nats. Derivative: see DiscopopLink. At delta = 0: (log 2 + 1)/2. Logistic
 /// where z is below 0, exponential above; not convex in between.
@@ -70,8 +70,7 @@ class DiscopopLoss : public PairwiseLoss<DiscopopLoss, DiscopopOptions> {
             .formula = "(1-g)(-logsigmoid(z)) + g exp(-z), z = beta*delta, g = sigmoid(z/tau)",
             .source = "arXiv:2406.08414 eq. 5",
             .anchors = {{0, 0, 0.84657359027997264}, {3, 3, 0.84657359027997264}},
-            .when_to_use =
-                "A loss that was found by search; not convex, so with a small learning rate.",
+            .when_to_use = "Found by search; not convex, so use a small learning rate.",
             .elsewhere = {{"TRL", "discopop"}}};
   }
 };

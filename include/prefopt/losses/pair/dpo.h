@@ -24,7 +24,7 @@ struct DpoOptions {
 /// ericmitchell.ai/cdpo.pdf):
 ///   -(1 - eps) log sigmoid(beta delta) - eps log sigmoid(-beta delta)
 /// [batch] log-probs in nats. Derivative in delta: beta (sigmoid(beta delta) - (1 - eps)).
-/// ODPO (2402.10571) takes log of the given reward gap off beta delta (`margin_of`): the preset
+/// ODPO (2402.10571) subtracts log of the given reward gap from beta delta (`margin_of`): preset
 /// `odpo`. SPIN (2401.01335) is this loss on completions of an earlier policy as the rejected ones,
 /// and Step-DPO (2406.18629) on single reasoning steps as completions. At delta = 0: log 2. As beta
 /// delta grows: eps beta delta; as it falls: -(1 - eps) beta delta.

@@ -16,12 +16,11 @@ struct ExoPairOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
-    v.real({"label_smoothing", "share of wrong labels, which the target keeps off certainty"},
+    v.real({"label_smoothing", "share of wrong labels; keeps the target away from certainty"},
            label_smoothing,
            Range{.min = 0, .max = 0.5, .min_open = true, .max_open = true}.because(
                "the loss has log(label_smoothing), and from one half on labels say nothing"));
-    v.flag({"trl_constants", "log(eps) and log(1 - eps) in float32, as TRL has them"},
-           trl_constants);
+    v.flag({"trl_constants", "log(eps) and log(1 - eps) in float32, as in TRL"}, trl_constants);
     score.fields(v);
     pair.fields(v);
   }

@@ -38,7 +38,7 @@ class HingeLoss : public PairwiseLoss<HingeLoss, HingeOptions> {
             .formula = "max(0, 1 - beta*delta)",
             .source = "arXiv:2305.10425, arXiv:2309.06657",
             .anchors = {{0, 0, 1}, {5, 0, 0.5}, {20, 0, 0}},
-            .when_to_use = "Clean pairs of which the well separated ones shall be left alone.",
+            .when_to_use = "Clean pairs, of which well separated ones should be left alone.",
             .elsewhere = {{"TRL", "hinge"}, {"LLaMA-Factory", "hinge"}}};
   }
 };

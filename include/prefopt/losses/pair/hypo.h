@@ -21,7 +21,7 @@ struct HypoOptions {
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the offline KL penalty"}, beta, kBetaRange);
     v.real({"lambda", "weight of the on-policy KL"}, lambda, Range::at_least(0));
-    v.integer({"num_samples", "fresh samples a prompt"}, num_samples, Range::at_least(1));
+    v.integer({"num_samples", "fresh samples per prompt"}, num_samples, Range::at_least(1));
     v.real({"clip", "limit on |log pi/pi_ref| in the KL's gradient; 0: none"}, clip,
            Range::at_least(0));
     v.flag({"token_mean", "divide each sample's log-ratio by its length"}, token_mean);
@@ -37,7 +37,7 @@ struct HypoOptions {
 /// Value: mean log pi/pi_ref over the samples. Gradient: mean of
 ///   stop(log pi/pi_ref - baseline) d log pi,
 /// baseline = mean of the prompt's other samples (none for a single one): unbiased for y ~ pi
-/// itself, so the trainer refuses other sampling than temperature 1. `clip` and `token_mean` trade
+/// itself, so the trainer refuses sampling except at temperature 1. `clip` and `token_mean` trade
 /// that for less variance. [batch] log-probs in nats, samples [batch * num_samples]. At Delta = 0
 /// everywhere: log 2.
 class HypoLoss : public PairwiseLoss<HypoLoss, HypoOptions> {
@@ -80,7 +80,7 @@ class HypoLoss : public PairwiseLoss<HypoLoss, HypoOptions> {
             .source = "arXiv:2406.01462",
             .anchors = {{0, 0, 0.69314718055994531}, {10, 0, 0.31326168751822284}},
             .when_to_use =
-                "Offline pairs that cover little, where sampling from the policy is affordable."};
+                "Offline pairs with little coverage, if sampling from the policy is affordable."};
   }
 };
 

@@ -47,7 +47,7 @@ class KtoPairLoss : public PairwiseLoss<KtoPairLoss, KtoPairOptions> {
             .formula = "1 - sigmoid(beta*(w - z_l)) + 1 - sigmoid(beta*(z_w - l))",
             .source = "arXiv:2402.01306 v1",
             .anchors = {{0, 0, 1}, {10, 10, 1}},
-            .when_to_use = "KTO where pairs are at hand; kto itself needs no partner.",
+            .when_to_use = "KTO for data of pairs; kto itself needs no partner.",
             .elsewhere = {
                 {"TRL before 0.9", "kto_pair", "half of it, gradient through z"},
                 {"PaddleNLP, SPPO authors' code", "kto_pair", "half of it, gradient through z"}}};

@@ -10,7 +10,7 @@ using NcaPairOptions = BetaOptions;
 /// Noise contrastive alignment on pairs (2402.05369), w and l the log-ratios of the two sides:
 ///   -log sigmoid(beta w) - log sigmoid(-beta w) / 2 - log sigmoid(-beta l) / 2
 /// [batch] log-probs in nats. Derivative in w: beta (sigmoid(beta w)/2 - sigmoid(-beta w)), in l:
-/// beta sigmoid(beta l)/2. At w = l = 0: 2 log 2. The chosen log-ratio alone has an optimum,
+/// beta sigmoid(beta l)/2. At w = l = 0: 2 log 2. The chosen log-ratio has its own optimum,
 /// beta w = log 2, so its likelihood does not fall.
 class NcaPairLoss : public PairwiseLoss<NcaPairLoss, NcaPairOptions> {
  public:

@@ -44,8 +44,7 @@ struct OrpoOptions {
 /// [batch] log-probs in nats, lengths in tokens. Derivative in a_w of the second term: -lambda
 /// sigmoid(-z)/(1 - e^a_w). At a_w = a_l: NLL + lambda log 2. With `nll_over_prompt` the NLL is
 /// that of prompt and completion, as in TRL and the authors' code; the paper's is the completion's.
-/// Closer to a = 0 than
-/// math/functions.h says, o continues as its tangent.
+/// Close to a = 0 (see math/functions.h), o continues as its tangent.
 class OrpoLoss : public PairwiseLoss<OrpoLoss, OrpoOptions> {
  public:
   explicit OrpoLoss(OrpoOptions options = {}) : PairwiseLoss(std::move(options)) {

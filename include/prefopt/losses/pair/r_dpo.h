@@ -25,7 +25,7 @@ struct RDpoOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
-    v.real({"alpha", "reward that a token costs"}, alpha, Range::at_least(0));
+    v.real({"alpha", "cost of a token, in reward"}, alpha, Range::at_least(0));
     v.real({"label_smoothing", "assumed share of wrong labels"}, label_smoothing,
            kLabelSmoothingRange);
     score.fields(v);
@@ -33,11 +33,11 @@ struct RDpoOptions {
   }
 };
 
-/// Length-regularized DPO (R-DPO, 2403.19159): rewards less alpha a token,
+/// Length-regularized DPO (R-DPO, 2403.19159): rewards less alpha per token,
 ///   -(1 - eps) log sigmoid(z) - eps log sigmoid(-z), z = beta delta + alpha (n_w - n_l)
 /// [batch] log-probs in nats, lengths in tokens. Derivative in delta: dpo's. At delta = 0 and equal
-/// lengths: log 2. A chosen completion that is longer needs less of a gap, since its reward paid
-/// for its length already.
+/// lengths: log 2. A longer chosen completion needs a smaller gap, since its reward has already
+/// paid for its length.
 class RDpoLoss : public PairwiseLoss<RDpoLoss, RDpoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;

@@ -66,8 +66,8 @@ struct RewardAwareOptions {
 ///   rpo_fwd_kl: KL(Bernoulli(sigmoid(z)) || Bernoulli(sigmoid(g)))
 ///   rpo_bwd_kl: KL(Bernoulli(sigmoid(g)) || Bernoulli(sigmoid(z)))
 /// [batch] log-probs in nats. Derivatives in delta: 2 beta (z - g); beta s(1 - s)(z - g), s =
-/// sigmoid(z); beta (sigmoid(z) - sigmoid(g)). At z = g: 0. `margin_scale` is refused: the margins
-/// are in the loss already. Not the RPO of 2405.16436, which is the loss `rpo`.
+/// sigmoid(z); beta (sigmoid(z) - sigmoid(g)). At z = g: 0. `margin_scale` is refused: the loss has
+/// the margins already. Not the RPO of 2405.16436, which is the loss `rpo`.
 template <class Derived, RewardDistance kDistance>
 class RewardAwareLoss : public PairwiseLoss<Derived, RewardAwareOptions> {
   using Base = PairwiseLoss<Derived, RewardAwareOptions>;
@@ -106,7 +106,7 @@ class RpoSquaredLoss : public RewardAwareLoss<RpoSquaredLoss, RewardDistance::kS
             .formula = "(beta*delta - eta*gap)^2",
             .source = "arXiv:2406.11704",
             .anchors = {{0, 0, 0}, {10, 0, 1}},
-            .when_to_use = "A reward model's scores are at hand and can be trusted as they are.",
+            .when_to_use = "A reward model's scores are available and can be trusted as given.",
             .elsewhere = {{"NeMo-Aligner", "rpo_sq"}}};
   }
 };
@@ -142,7 +142,7 @@ class RpoBackwardKlLoss : public RewardAwareLoss<RpoBackwardKlLoss, RewardDistan
             .formula = "KL(Bernoulli(sigmoid(eta*gap)) || Bernoulli(sigmoid(beta*delta)))",
             .source = "arXiv:2406.11704",
             .anchors = {{0, 0, 0}, {10, 10, 0}},
-            .when_to_use = "A reward model says how much better the chosen completion is.",
+            .when_to_use = "A reward model tells how much better the chosen completion is.",
             .elsewhere = {{"NeMo-Aligner", "rpo_bwd_kl"}}};
   }
 };

@@ -21,7 +21,7 @@ struct RpoOptions {
     v.real({"eta", "weight of the baseline's NLL: the paper's eta * beta", {"rpo_alpha"}}, eta,
            Range::at_least(0));
     reduction_field(v, reduction);
-    v.choice({"baseline", "completion whose NLL it is"}, baseline, {"chosen", "rejected"});
+    v.choice({"baseline", "completion of the NLL"}, baseline, {"chosen", "rejected"});
     v.real({"label_smoothing", "assumed share of wrong labels (conservative DPO)"}, label_smoothing,
            kLabelSmoothingRange);
     score.fields(v);
@@ -29,14 +29,14 @@ struct RpoOptions {
   }
 };
 
-/// Regularized preference optimization (2405.16436 eq. 4.8 with reduction sum and the paper's
-/// eta * beta as eta; `sequence_mean` is 2404.19733 v3 eq. 1; `token_mean` is TRL's sigmoid + sft):
+/// Regularized preference optimization (2405.16436 eq. 4.8 with reduction sum and the paper's eta *
+/// beta as eta; `sequence_mean` is 2404.19733 v3 eq. 1; `token_mean` is TRL's sigmoid + sft):
 ///   dpo + eta * NLL(baseline completion)
-/// where the NLL is an adversarial regularizer that keeps the baseline likely; the paper's
-/// experiments take the chosen completion for it. [batch] log-probs in nats; lengths needed unless
-/// `reduction` is sum. Derivative in the baseline's logps: dpo's minus eta times the reduction's
-/// share of the sequence. At delta = 0: log 2 + eta * NLL. Not reward-aware preference optimization
-/// (2406.11704), which goes by RPO as well and is rpo_sq and its kin here.
+/// where the NLL is an adversarial regularizer that keeps the baseline likely, in the paper's
+/// experiments the chosen completion. [batch] log-probs in nats; lengths needed unless `reduction`
+/// is sum. Derivative in the baseline's logps: dpo's minus eta times the reduction's share of the
+/// sequence. At delta = 0: log 2 + eta * NLL. Not reward-aware preference optimization
+/// (2406.11704), also called RPO, which is rpo_sq, rpo_fwd_kl and rpo_bwd_kl here.
 class RpoLoss : public PairwiseLoss<RpoLoss, RpoOptions> {
  public:
   /// Throws ConfigError for options of an NLL that has weight 0.

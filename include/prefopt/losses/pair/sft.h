@@ -45,9 +45,9 @@ struct SftOptions {
 
 /// Supervised fine-tuning on the chosen completions: their negative log-likelihood, by default the
 /// mean over all completion tokens of the step (TRL's `sft`). No reference, no rejected completion,
-/// no rewards. Weights do not count in what a mean divides by, and of labelled rows (`use_labels`,
-/// the weight is the label) all do. Derivative in chosen_logps: minus
-/// the reduction's share of the sequence, times its weight.
+/// no rewards. A mean divides by all tokens, whatever their weight, also those of labelled rows
+/// (`use_labels`: the weight is the label). Derivative in chosen_logps: minus the reduction's share
+/// of the sequence, times its weight.
 class SftLoss : public LossBase<SftLoss, SftOptions> {
  public:
   using LossBase::LossBase;

@@ -12,7 +12,7 @@ struct SigmoidNormOptions {
   PairOptions pair = {};
 
   void fields(FieldVisitor& v) {
-    v.real({"beta", "strength of the KL penalty a token"}, beta, kBetaRange);
+    v.real({"beta", "strength of the KL penalty per token"}, beta, kBetaRange);
     v.real({"label_smoothing", "assumed share of wrong labels"}, label_smoothing,
            kLabelSmoothingRange);
     score.fields(v);
@@ -44,7 +44,7 @@ class SigmoidNormLoss : public PairwiseLoss<SigmoidNormLoss, SigmoidNormOptions>
             .anchors = {{0, 0, 0.69314718055994531}, {50, 0, 0.31326168751822284}},
             .when_to_use = "Completions of very different lengths.",
             .elsewhere = {{"TRL", "sigmoid_norm"},
-                          {"open-instruct", "dpo_norm", "beta 5; rewards are a token's"}}};
+                          {"open-instruct", "dpo_norm", "beta 5; rewards per token"}}};
   }
 };
 

@@ -14,7 +14,7 @@ struct SimpoOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"beta", "scale of the mean token log-prob"}, beta, kBetaRange);
-    v.real({"gamma", "margin that beta * delta is to exceed", {"simpo_gamma"}}, gamma,
+    v.real({"gamma", "margin that beta * delta should exceed", {"simpo_gamma"}}, gamma,
            Range::at_least(0));
     v.real({"label_smoothing", "assumed share of wrong labels"}, label_smoothing,
            kLabelSmoothingRange);

@@ -78,7 +78,7 @@ class SppoLoss : public PairwiseLoss<SppoLoss, SppoOptions> {
             .formula = "(w - (P_w - 1/2)/beta)^2 + (l - (P_l - 1/2)/beta)^2",
             .source = "arXiv:2405.00675 eq. 4.7",
             .anchors = {{0, 0, 50}, {5, -5, 0}},
-            .when_to_use = "Self-play with a preference model whose win rates are at hand.",
+            .when_to_use = "Self-play with a preference model that gives win rates.",
             .elsewhere = {{"TRL", "sppo_hard", "without win rates"},
                           {"Liger", "sppo_hard", "without win rates"},
                           {"SPPO authors' code", "sppo", "half of the sum"}}};

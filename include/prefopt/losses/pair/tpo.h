@@ -21,7 +21,7 @@ struct TpoOptions {
     v.real({"beta", "scale of the log-prob difference"}, beta, kBetaRange);
     v.real({"alpha", "weight of the gold completion's NLL", {"tpo_alpha"}}, alpha,
            Range::at_least(0));
-    v.real({"gamma", "margin that beta * delta is to exceed (TPO-L)", {"tpo_l_gamma"}}, gamma,
+    v.real({"gamma", "margin that beta * delta should exceed (TPO-L)", {"tpo_l_gamma"}}, gamma,
            Range::at_least(0));
     delta_link_field(v, link);
     v.real({"label_smoothing", "assumed share of wrong labels, for link = sigmoid"},
@@ -40,7 +40,7 @@ struct TpoOptions {
 /// reduction's share in gold_logps. At lp_w = lp_l: log(1 + e^gamma) + alpha NLL.
 class TpoLoss : public PairwiseLoss<TpoLoss, TpoOptions> {
  public:
-  /// Throws ConfigError for gamma or label_smoothing with a link that has none.
+  /// Throws ConfigError for gamma or label_smoothing with a link without them.
   explicit TpoLoss(TpoOptions options = {}) : PairwiseLoss(std::move(options)) {
     detail::check_link_option(options_.link, "gamma", options_.gamma, "tpo");
     detail::check_link_option(options_.link, "label_smoothing", options_.label_smoothing, "tpo");
@@ -61,7 +61,7 @@ class TpoLoss : public PairwiseLoss<TpoLoss, TpoOptions> {
             .formula = "-logsigmoid(beta*(lp_w - lp_l) - gamma) + alpha*NLL(y_gold)",
             .source = "arXiv:2405.16681",
             .anchors = {{0, 0, 2.6931471805599453}, {100, 0, 2.3132616875182228}},
-            .when_to_use = "A gold answer besides two ranked ones, in one stage.",
+            .when_to_use = "A gold answer in addition to two ranked ones, in one stage.",
             .elsewhere = {{"TRL", "TPOTrainer sigmoid, hinge, ipo, tpo-l",
                            "tpo-l is length_normalized with gamma, ipo is length_normalized"}},
             .presets = {{"tpo-l", R"({"length_normalized": true, "gamma": 0.5})"}}};

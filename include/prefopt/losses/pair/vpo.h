@@ -32,7 +32,7 @@ struct VpoOptions {
               "completions the value is calibrated on; samples: fresh ones of the "
               "reference"},
              calibration, {"chosen", "rejected", "samples"});
-    v.integer({"num_samples", "fresh samples a prompt, for calibration = samples"}, num_samples,
+    v.integer({"num_samples", "fresh samples per prompt, for calibration = samples"}, num_samples,
               Range::at_least(1));
     score.fields(v);
     pair.fields(v);
@@ -45,7 +45,7 @@ struct VpoOptions {
 /// At Delta_w = Delta_l = 0: log 2.
 class VpoLoss : public PairwiseLoss<VpoLoss, VpoOptions> {
  public:
-  /// Throws ConfigError for options that nothing reads.
+  /// Throws ConfigError for unused options.
   explicit VpoLoss(VpoOptions options = {}) : PairwiseLoss(std::move(options)) {
     const VpoOptions usual;
     detail::refuse_idle(
@@ -74,12 +74,13 @@ class VpoLoss : public PairwiseLoss<VpoLoss, VpoOptions> {
 
   static LossProperties properties() { return {.log_ratios_only = true}; }
   static LossInfo info() {
-    return {.name = "vpo",
-            .aliases = {},
-            .formula = "dpo + sign * alpha * beta * mean(log pi - log pi_ref)",
-            .source = "arXiv:2405.19320",
-            .anchors = {{0, 0, 0.69314718055994531}, {10, 10, 0.59314718055994531}},
-            .when_to_use = "Online rounds that shall explore, or offline data that cover little."};
+    return {
+        .name = "vpo",
+        .aliases = {},
+        .formula = "dpo + sign * alpha * beta * mean(log pi - log pi_ref)",
+        .source = "arXiv:2405.19320",
+        .anchors = {{0, 0, 0.69314718055994531}, {10, 10, 0.59314718055994531}},
+        .when_to_use = "Online rounds that should explore, or offline data with little coverage."};
   }
 };
 
