@@ -92,7 +92,7 @@ struct Network {
 at::Tensor copy_of(const at::Tensor& weight);
 
 /// What `hidden_states` is made of.
-at::Tensor rotate(const at::Tensor& x, const Rotary& rotary);  // x [S, heads, T, head_dim]
+at::Tensor apply_rope(const at::Tensor& x, const Rotary& rotary);  // x [S, heads, T, head_dim]
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 at::Tensor linear(const at::Tensor& rows, const Linear& map, double lora_scale);
 /// x + silu(gate(n)) · up(n) through down, with n the normed x.
@@ -162,9 +162,10 @@ at::Tensor Network::hidden_states(const at::Tensor& ids, const at::Tensor& posit
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const Layer& layer = layers[i];
     const at::Tensor normed = rms_norm(x, layer.input_norm, eps);
-    const at::Tensor attended = attend(
-        i, rotate(heads(normed, layer.query, layer.query_norm), rotary),
-        rotate(heads(normed, layer.key, layer.key_norm), rotary), heads(normed, layer.value, {}));
+    const at::Tensor attended =
+        attend(i, apply_rope(heads(normed, layer.query, layer.query_norm), rotary),
+               apply_rope(heads(normed, layer.key, layer.key_norm), rotary),
+               heads(normed, layer.value, {}));
     x = x +
         linear(attended.transpose(1, 2).reshape({count * length, -1}), layer.output, lora_scale);
     x = add_feed_forward(x, layer, eps, lora_scale);

@@ -153,8 +153,8 @@ class LayerPass {
         rstd = std::move(of_heads.rstd);
         result = std::move(of_heads.value);
       }
-      // The norm's backward pass wants what came before the turn, and has it in `raw`.
-      turn_(result, rotary);
+      // In place: the norm's backward pass uses the values in `raw`.
+      apply_rope_(result, rotary);
       return result;
     };
     a_.query = heads(queries_of(normed.value), layer_.query, layer_.query_norm, plan_.query_rotary,
@@ -204,7 +204,7 @@ class LayerPass {
                                const at::Tensor& norm, const at::Tensor& raw,
                                const at::Tensor& rstd, at::Tensor& norm_grad) {
       at::Tensor back = heads;
-      turn_back_(back, rotary);
+      apply_rope_backward_(back, rotary);
       if (norm.defined()) norm_backward_(back, raw, rstd, norm, wanted(norm, norm_grad));
       return back.flatten(1);
     };

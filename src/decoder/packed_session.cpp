@@ -301,12 +301,12 @@ class PackedSession final : public DecodeSession {
         {{layer.query, query}, {layer.key, key}, {layer.value, {rows.value(0), stride}}});
     norm_heads(layer.query_norm, network_.options.num_attention_heads, query, rows.count);
     norm_heads(layer.key_norm, kv_heads(), key, rows.count);
-    cpu::rotate<T>({.rows = rows.count,
-                    .heads = network_.options.num_attention_heads + kv_heads(),
-                    .head_dim = head_dim(),
-                    .x = query,
-                    .cos = {rotary.cos.const_data_ptr<T>(), half},
-                    .sin = {rotary.sin.const_data_ptr<T>(), half}});
+    cpu::apply_rope_<T>({.rows = rows.count,
+                         .heads = network_.options.num_attention_heads + kv_heads(),
+                         .head_dim = head_dim(),
+                         .x = query,
+                         .cos = {rotary.cos.const_data_ptr<T>(), half},
+                         .sin = {rotary.sin.const_data_ptr<T>(), half}});
   }
 
   /// What follows attention.
