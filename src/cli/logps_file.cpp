@@ -30,8 +30,8 @@ struct Key {
   bool is_length() const { return kind == InputKind::kCount; }
 };
 
-/// `chosen_logps` of `chosen_lens`.
-std::string completion_of(std::string_view lens) {
+/// Returns `chosen_logps` of `chosen_lens`.
+std::string logps_of(std::string_view lens) {
   return std::string(lens.substr(0, lens.rfind("_lens"))) + "_logps";
 }
 
@@ -40,7 +40,7 @@ std::vector<Key> make_keys() {
   for (const InputInfo& info : kInputs) {
     if (info.key.empty()) continue;
     const bool is_length = info.kind == InputKind::kCount;
-    keys.push_back({info.key, is_length ? completion_of(info.name) : std::string(info.name),
+    keys.push_back({info.key, is_length ? logps_of(info.name) : std::string(info.name),
                     info.kind, info.of == InputOf::kSample});
   }
   // Rows of one completion have names for it that do not call it chosen.

@@ -28,7 +28,7 @@ class Descriptor {
   int fd_;
 };
 
-/// What `errno` says.
+/// Returns the words for `errno`.
 inline std::string last_error() { return std::generic_category().message(errno); }
 
 }  // namespace prefopt::detail

@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
+#include <ctime>
 #include <filesystem>
 #include <optional>
 #include <system_error>
@@ -63,6 +64,8 @@ std::string letters_of(std::uint64_t number, std::size_t count) {
   return letters;
 }
 
+constexpr mode_t kPermissions = 0777;
+
 // The letters that go with the random ones, by which a name is known as one made here.
 std::string check_letters(std::string_view name, std::string_view random) {
   std::uint64_t hash = 0;
@@ -84,9 +87,16 @@ std::string name_beside(const std::string& path) {
   return fmt::format("{}.{}{}", path, random, check_letters(name, random));
 }
 
+// Whether nobody has written to a file for a day.
+bool is_old(const struct stat& status) {
+  constexpr std::time_t kDay = 24 * 3600;
+  return status.st_mtime < std::time(nullptr) - kDay;
+}
+
 // Whether a file `name`.`letters` is one that was to become `name`. Those of the first version are
-// known less surely, as mkostemp made them: letters that nobody types, for their owner alone.
-bool was_to_become(std::string_view name, std::string_view letters, mode_t permissions) {
+// known less surely, as mkostemp made them: letters that nobody types, for their owner alone. It
+// did not lock them either, so that only their age says that nobody writes them.
+bool was_to_become(std::string_view name, std::string_view letters, const struct stat& status) {
   if (letters.size() != kLettersBeside) return false;
   const std::string_view random = letters.substr(0, kRandomLetters);
   if (letters.substr(kRandomLetters) == check_letters(name, random)) return true;
@@ -94,12 +104,11 @@ bool was_to_become(std::string_view name, std::string_view letters, mode_t permi
   const auto is_lower = [](char c) { return c >= 'a' && c <= 'z'; };
   const auto is_any = [&](char c) { return is_upper(c) || is_lower(c) || (c >= '0' && c <= '9'); };
   constexpr mode_t kForOwner = 0600;
-  return permissions == kForOwner && std::all_of(letters.begin(), letters.end(), is_any) &&
+  return (status.st_mode & kPermissions) == kForOwner && is_old(status) &&
+         std::all_of(letters.begin(), letters.end(), is_any) &&
          std::any_of(letters.begin() + 1, letters.end(), is_upper) &&
          std::any_of(letters.begin(), letters.end(), is_lower);
 }
-
-constexpr mode_t kPermissions = 0777;
 
 // Those of the file that is to be replaced; none where there is no such file.
 std::optional<mode_t> permissions_of(const std::string& path) {
@@ -108,8 +117,8 @@ std::optional<mode_t> permissions_of(const std::string& path) {
   return status.st_mode & kPermissions;
 }
 
-// A file next to `path`, under a name of its own because another process may write here too, that
-// is gone at the end of its scope unless it was moved to its place. It is locked while it is
+// A file next to `path`, under another name than a second process that writes here has, that is
+// gone at the end of its scope unless it was moved to its place. It is locked while it is
 // written, so that what a killed process left can be told from it.
 class FileBeside {
  public:
@@ -139,7 +148,10 @@ class FileBeside {
   int fd() const { return fd_; }
 
   bool move_to(const std::string& path) {
-    if (!take_permissions() || !sync_file(fd_) || !close_once(std::exchange(fd_, -1)) ||
+    // Shares the lock, which so lasts until the file has its name.
+    const Descriptor lock(::fcntl(fd_, F_DUPFD_CLOEXEC, 0));
+    if (lock.get() < 0 || !take_permissions() || !sync_file(fd_) ||
+        !close_once(std::exchange(fd_, -1)) ||
         system_calls().rename(name_.c_str(), path.c_str()) != 0) {
       return false;
     }
@@ -173,7 +185,7 @@ class FileBeside {
   bool there_ = false;
 };
 
-// What drives that cannot sync a folder, and folders that may be written but not read, answer. The
+// Errors of drives that cannot sync a folder, and of folders that may be written but not read. The
 // rename is done by then, and there is no other way to make it last.
 bool cannot_sync_folders(int error) {
   return error == EINVAL || error == EACCES || error == EPERM || error == ENOTSUP ||
@@ -190,7 +202,7 @@ std::string try_sync_parent(const std::string& path) {
   return try_sync_folder(std::filesystem::path(path).parent_path());
 }
 
-// What drives without symbolic links answer, as exFAT and some network drives.
+// Errors of drives without symbolic links, as exFAT and some network drives.
 bool has_no_links(int error) {
   return error == EPERM || error == ENOTSUP || error == EOPNOTSUPP || error == ENOSYS ||
          error == EINVAL || error == EACCES;
@@ -306,11 +318,10 @@ void remove_unfinished_files(const std::string& folder,
     struct stat status {};
     if (file.get() < 0 || ::fstat(file.get(), &status) != 0) continue;
     // Whoever writes it holds its lock.
-    const bool is_left =
-        S_ISREG(status.st_mode) &&
-        was_to_become(std::string_view(name).substr(0, dot), std::string_view(name).substr(dot + 1),
-                      status.st_mode & kPermissions) &&
-        ::flock(file.get(), LOCK_EX | LOCK_NB) == 0;
+    const bool is_left = S_ISREG(status.st_mode) &&
+                         was_to_become(std::string_view(name).substr(0, dot),
+                                       std::string_view(name).substr(dot + 1), status) &&
+                         ::flock(file.get(), LOCK_EX | LOCK_NB) == 0;
     if (is_left) ::unlink(at->path().c_str());
   }
 }

@@ -15,7 +15,7 @@ inline constexpr std::int64_t kMostReadBytes = std::int64_t{4} << 30;
 /// Empty on success, else why it failed. Files only, of at most kMostReadBytes; `bytes` is
 /// replaced.
 std::string try_read_file(const std::string& path, std::string& bytes);
-/// Written beside `path`, fsynced, renamed over it, parent fsynced. Empty on success.
+/// Written next to `path`, fsynced, renamed over it, parent fsynced. Empty on success.
 std::string try_write_file(const std::string& path, std::string_view bytes);
 /// The same for `part(0)`, …, `part(count - 1)` one after the other; each has to last until the
 /// next is asked for.

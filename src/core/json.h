@@ -21,7 +21,7 @@ using SortedJson = nlohmann::json;
 /// Keys that an object of a parsed Json may have.
 inline constexpr std::size_t kMaxOrderedKeys = 10'000;
 
-/// What parse_json_or_throw throws: the defect without the place.
+/// Thrown by parse_json_or_throw: the defect without the place.
 struct JsonDefect : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

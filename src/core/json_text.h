@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What programs write that is no JSON, found in the text before it is parsed.
+// Texts of programs that are no JSON, found in the text before it is parsed.
 
 #include <cstddef>
 #include <string>
@@ -10,7 +10,7 @@
 namespace prefopt::detail {
 
 /// Puts NaN, Infinity and -Infinity, which Python's json writes bare, into quotes, led by `mark`,
-/// so that they get past a parser. `mark` is written as it stands between quotes of JSON.
+/// so that they get past a parser. `mark` is written as it is between quotes of JSON.
 std::string quote_non_finite(std::string_view json, std::string_view mark = "");
 
 /// Offset of the first escape `\uXXXX` that is one half of a surrogate pair without the other, or

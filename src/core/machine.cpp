@@ -28,7 +28,7 @@ std::string_view trimmed(std::string_view text) {
   return text.substr(first, text.find_last_not_of(" \t\n") - first + 1);
 }
 
-/// What follows `key` and a colon in the first line that begins with it.
+/// Returns the text after `key` and a colon in the first line that begins with it.
 std::string_view value_of(std::string_view text, std::string_view key) {
   while (!text.empty()) {
     const auto end = std::min(text.find('\n'), text.size());

@@ -7,8 +7,8 @@
 
 namespace prefopt::detail {
 
-/// What this process may use of the machine, as far as the system says. A control group, as
-/// containers have one, may allow less than the machine has.
+/// The part of the machine that this process may use, as far as the system says. A control group,
+/// as containers have one, may allow less than the machine has.
 struct Machine {
   std::string processor = {};                        ///< the maker's name of it
   std::int64_t cores = 0;                            ///< that the process may be run on
@@ -24,7 +24,7 @@ struct Machine {
   std::int64_t usable_cores() const;
 };
 
-/// `root` stands before the paths that are read, for tests.
+/// `root` leads the paths that are read, for tests.
 Machine read_machine(const std::string& root = "");
 
 }  // namespace prefopt::detail

@@ -26,7 +26,7 @@ std::string allocation_failure(const std::exception& error) {
   const std::string_view text = of_torch->what_without_backtrace();
   const std::string_view line = text.substr(0, text.find('\n'));
   if (dynamic_cast<const c10::OutOfMemoryError*>(of_torch) != nullptr) return std::string(line);
-  // The CPU allocator has no exception class of its own.
+  // The CPU allocator has no class of exceptions.
   const auto memory = line.find("can't allocate memory");
   return memory == std::string_view::npos ? "" : std::string(line.substr(memory));
 }

@@ -10,7 +10,7 @@ namespace prefopt::detail {
 /// The most that this process ever held in memory, bytes.
 std::int64_t peak_memory_bytes();
 
-/// What the allocator said, where `error` is an allocation that failed; else empty.
+/// Returns the words of the allocator, where `error` is an allocation that failed; else empty.
 std::string allocation_failure(const std::exception& error);
 
 }  // namespace prefopt::detail

@@ -64,7 +64,7 @@ class Pool {
       sizes_.emplace(block.data, block.size);
       return block.data;
     }
-    // What was kept did not serve this time, so as much of it goes, the oldest first.
+    // The kept blocks did not serve this time, so as much of them goes, the oldest first.
     release(size);
     // Room for all blocks, so that giving one back cannot fail.
     free_.reserve(sizes_.size() + free_.size() + 1);

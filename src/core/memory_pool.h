@@ -22,7 +22,7 @@ std::unique_ptr<void, PoolDeleter> take_from_pool(std::int64_t bytes);
 /// An uninitialized tensor of the CPU in such memory.
 at::Tensor empty_from_pool(at::IntArrayRef shape, at::ScalarType dtype);
 
-/// What a block takes of which `bytes` are touched: whole pages.
+/// Returns the size of a block of which `bytes` are touched: whole pages.
 std::int64_t block_bytes(std::int64_t bytes);
 
 /// Bytes that wait in the pool.

@@ -11,7 +11,7 @@ namespace prefopt {
 namespace {
 
 #if defined(__SANITIZE_THREAD__)
-/// What comes before all parts of a loop and what comes after, said to the thread sanitizer, which
+/// The order of all parts of a loop and the code around it, told to the thread sanitizer, which
 /// cannot see it in LibTorch's OpenMP. Two addresses, or parts would be ordered among themselves.
 class Order {
  public:

@@ -58,7 +58,7 @@ struct Connection {
   }
 };
 
-/// What posix_spawn wants to know, freed at the end of its scope.
+/// The arguments of posix_spawn, freed at the end of its scope.
 class SpawnOptions {
  public:
   explicit SpawnOptions(int connection) {
@@ -67,7 +67,7 @@ class SpawnOptions {
     ::posix_spawn_file_actions_adddup2(&actions_, connection, STDOUT_FILENO);
     ::posix_spawnattr_init(&attributes_);
     ::posix_spawnattr_setpgroup(&attributes_, 0);
-    // What this process ignores, a program would ignore as well.
+    // Signals that this process ignores, a program would ignore as well.
     sigset_t defaults;
     ::sigemptyset(&defaults);
     for (const int number : {SIGPIPE, SIGCHLD, SIGXFSZ}) ::sigaddset(&defaults, number);

@@ -12,13 +12,13 @@
 
 namespace prefopt::detail {
 
-/// What a LineProcess throws: what came in place of an answer, as `none within 2 s`.
+/// Thrown by a LineProcess: what came in place of an answer, as `none within 2 s`.
 struct ProcessFailure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 /// A program that answers each line on its stdin by a line on its stdout. Its stderr is that of
-/// this process. It runs in a process group of its own, which ends with this object, whether the
+/// this process. It runs in its own process group, which ends with this object, whether the
 /// program itself has ended before or not. Where SIGCHLD is ignored the system does not say how a
 /// program ended, and of a group whose program has ended nothing more is known.
 class LineProcess {

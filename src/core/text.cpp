@@ -66,7 +66,7 @@ std::string printable(std::string_view text, bool keep_lines) {
 
 std::string nearest(std::string_view name, const std::vector<std::string_view>& candidates) {
   std::string best;
-  // What people type from memory is often the start of a name: better than nothing.
+  // People often type the start of a name from memory: better than nothing.
   constexpr std::size_t kPrefix = 1000;
   std::size_t best_distance = kPrefix + 1;
   for (std::string_view candidate : candidates) {

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <utility>
 
@@ -284,6 +285,19 @@ at::ScalarType parse_dtype(std::string_view name) {
   if (name == "float16") return at::kHalf;
   throw ConfigError(
       fmt::format("dtype: expected 'float32', 'float64', 'bfloat16' or 'float16', got '{}'", name));
+}
+
+void Decoder::load_weights(const std::string& directory) {
+  std::shared_ptr<Decoder> saved;
+  if (adapter()) {
+    saved = without_adapter();
+    saved->load_adapter(directory);
+  } else {
+    saved = Decoder::load(directory);
+  }
+  std::map<std::string, at::Tensor> values;
+  for (const auto& [name, value] : saved->named_parameters()) values[name] = value;
+  detail::copy_parameters(named_parameters(), values, directory);
 }
 
 }  // namespace prefopt

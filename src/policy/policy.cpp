@@ -9,12 +9,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "core/hash.h"
+#include "math/wide_gradient.h"
 #include "policy/decoding.h"
 #include "policy/output_head.h"
 #include "prefopt/error.h"
+#include "prefopt/files/safetensors.h"
 
 namespace prefopt {
 namespace {
@@ -163,6 +167,11 @@ std::vector<TrainedWeight> Policy::trained_weights() const {
 
 std::shared_ptr<Policy> Policy::merged_copy() const { return frozen_copy(); }
 
+void Policy::load_weights(const std::string& directory) {
+  throw ConfigError(fmt::format(
+      "{}: expected a policy that reads its weights, got one without load_weights", directory));
+}
+
 void Policy::save(const std::string& directory) const {
   throw CheckpointError(directory +
                         ": expected a policy with a format of its own, got one that "
@@ -183,6 +192,45 @@ at::Device Policy::device() const {
 void Policy::set_requires_grad(bool on) {
   for (auto& parameter : named_parameters()) parameter.value.requires_grad_(on);
 }
+
+namespace detail {
+
+void save_parameters(const std::vector<NamedParameter>& parameters, const std::string& directory) {
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  SafetensorsFile file;
+  for (const auto& [name, value] : parameters) file.tensors.emplace_back(name, value.detach());
+  write_safetensors(directory + "/model.safetensors", file);
+}
+
+void load_parameters(const std::vector<NamedParameter>& parameters, const std::string& directory) {
+  const std::string path = directory + "/model.safetensors";
+  const SafetensorsFile file = read_safetensors(path);
+  copy_parameters(parameters, {file.tensors.begin(), file.tensors.end()}, path);
+}
+
+void copy_parameters(const std::vector<NamedParameter>& parameters,
+                     const std::map<std::string, at::Tensor>& values, const std::string& where) {
+  const at::NoGradGuard no_grad;
+  std::vector<std::pair<at::Tensor, at::Tensor>> copies;
+  for (const auto& [name, own] : parameters) {
+    if (!own.requires_grad()) continue;
+    const auto found = values.find(name);
+    const at::Tensor value = found == values.end() ? at::Tensor() : found->second;
+    // Narrow weights are saved as their masters.
+    if (!value.defined() || value.sizes() != own.sizes() ||
+        !(value.scalar_type() == own.scalar_type() ||
+          (is_narrow(own.scalar_type()) && value.scalar_type() == at::kFloat))) {
+      throw CheckpointError(
+          fmt::format("{}: expected weight '{}' as the run's model has it, got {}", where, name,
+                      value.defined() ? "another shape or dtype" : "none"));
+    }
+    copies.emplace_back(own, value);
+  }
+  for (const auto& [own, value] : copies) own.copy_(value);
+}
+
+}  // namespace detail
 
 std::string content_hash(const Policy& policy) {
   detail::ContentHash hash;

@@ -50,7 +50,7 @@ std::string run_name(const RunRecord& record) {
 
 std::string notes_html(const RunRecord& record) {
   std::string items;
-  std::set<std::string> said;  // a run that goes on says much of what it said at its start
+  std::set<std::string> said;  // a resumed run says much of what it said at its start
   for (const Json& note : record.notes) {
     if (!said.insert(text_at(note, "note")).second) continue;
     const auto step = number_at(note, "step");
@@ -81,7 +81,7 @@ std::string repeat_command(const RunRecord& record) {
   while (output.size() > 1 && output.ends_with('/')) output.pop_back();
   std::string command = "prefopt train --config " + shell_word(output + "/config.json") +
                         " --set " + shell_word("output_dir=" + output + "-again");
-  // What "all there are" meant is part of the result.
+  // The number that "all there are" meant is part of the result.
   if (const auto threads = number_at(record.environment, "threads")) {
     command += fmt::format(" --set train.threads={:.0f}", *threads);
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What the parts of report.html are made with.
+// Pieces that the parts of report.html are made with.
 
 #include <string>
 #include <string_view>

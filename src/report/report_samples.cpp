@@ -22,7 +22,7 @@ std::string shown(std::string_view text) {
   return escape_html(text.substr(begin, text.find_last_not_of(kBlank) + 1 - begin));
 }
 
-/// One completion in a column of its own.
+/// One completion as a column.
 std::string completion_html(std::string_view title, std::string_view css, const Json& line,
                             const std::string& key) {
   const auto tokens = number_at(line, key + "_tokens");

@@ -47,7 +47,7 @@ JsonLines read_json_lines(const std::string& path);
 
 /// The number under `key`, NaN for null; nothing where there is something else.
 std::optional<double> number_at(const Json& object, std::string_view key);
-/// What stands under `key` as text: the text itself, else JSON; empty where there is nothing.
+/// Returns the value under `key` as text: itself, else JSON; empty where there is nothing.
 std::string text_at(const Json& object, std::string_view key);
 /// The object under `key`, else an empty one.
 const Json& object_at(const Json& object, std::string_view key);

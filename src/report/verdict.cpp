@@ -21,7 +21,7 @@ std::string percent(const Estimate& interval) {
   return fmt::format("95 % interval {:.1f} to {:.1f} %", 100 * interval.low, 100 * interval.high);
 }
 
-/// What was lost of the policy's hold on the chosen completions; empty where that is little.
+/// The loss of the policy's hold on the chosen completions, in words; empty where it is little.
 std::string price_of(const RunRecord& record) {
   constexpr double kMuch = 0.1;
   const auto tokens = change_of(record.evaluations, "mean_token_accuracy");

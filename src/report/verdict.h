@@ -10,7 +10,7 @@
 
 namespace prefopt::detail {
 
-/// What a run's figures say, in words.
+/// The meaning of a run's figures, in words.
 struct Verdict {
   enum class Outcome { kBetter, kUnclear, kWorse, kUnknown };
 

@@ -87,7 +87,7 @@ void check_file(const std::string& path, const Json& entry) {
   }
 }
 
-/// A folder that is removed in part is none: the manifest goes first. Empty on success.
+/// A folder that is removed in part is no checkpoint: the manifest goes first. Empty on success.
 std::string try_remove(const std::string& folder) {
   std::error_code error;
   fs::remove(fmt::format("{}/{}", folder, kManifest), error);

@@ -30,7 +30,7 @@ class CheckpointStore {
 
   std::string folder_of(std::int64_t step) const;
 
-  /// `write` puts the files into a folder beside, which then gets its manifest and its place, and
+  /// `write` puts the files into another folder, which then gets its manifest and its place, and
   /// `last` names it. Throws CheckpointError where the disk does not take it.
   std::string commit(std::int64_t step,
                      const std::function<void(const std::string& folder)>& write) const;

@@ -25,7 +25,7 @@
 namespace prefopt::detail {
 namespace {
 
-/// What the distribution calls itself; empty where it does not say.
+/// The distribution's name for itself; empty where it does not say.
 std::string distribution_name() {
   constexpr std::string_view kKey = "PRETTY_NAME=";
   std::string text;

@@ -5,7 +5,7 @@
 
 namespace prefopt::detail {
 
-/// What a result may depend on besides the config, for env.json: versions of prefopt, LibTorch and
+/// All that may decide a result besides the config, for env.json: versions of prefopt, LibTorch and
 /// the compiler, threads, processor, memory, system, and the command with its folder and time. What
 /// this system does not tell is left out.
 Json environment();

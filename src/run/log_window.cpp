@@ -15,16 +15,6 @@ constexpr std::string_view kSkipped = "skipped";
 /// Metrics that say where a run is, not how a step went.
 bool is_position(std::string_view name) { return name == "learning_rate" || name == "num_tokens"; }
 
-// Steps of labelled rows have unequal numbers of either side, so that a mean of their margins is
-// not the margin of the means.
-void set_margins(Metrics& mean) {
-  const auto chosen = find_metric(mean, "rewards/chosen");
-  const auto rejected = find_metric(mean, "rewards/rejected");
-  const auto margins = std::find_if(
-      mean.begin(), mean.end(), [](const auto& item) { return item.first == "rewards/margins"; });
-  if (margins != mean.end() && chosen && rejected) margins->second = *chosen - *rejected;
-}
-
 }  // namespace
 
 void LogWindow::add(const Metrics& metrics, const Metrics& counts) {
@@ -35,6 +25,7 @@ void LogWindow::add(const Metrics& metrics, const Metrics& counts) {
     return;
   }
   for (const auto& [name, value] : metrics) {
+    if (name == kMargins && !find_metric(counts, name)) continue;  // the difference of two means
     auto sum = std::find_if(sums_.begin(), sums_.end(),
                             [&, &name = name](const Sum& known) { return known.name == name; });
     if (sum == sums_.end()) sum = sums_.insert(sums_.end(), Sum{.name = name});
@@ -55,15 +46,9 @@ Metrics LogWindow::mean() const {
     const auto now = is_position(sum.name) ? find_metric(last_, sum.name) : std::nullopt;
     mean.emplace_back(sum.name, now.value_or(sum.value / sum.weight));
   }
-  if (weight_of("rewards/margins") != weight_of("rewards/chosen")) set_margins(mean);
+  add_margins(mean);
   if (skipped_ > 0) mean.emplace_back(kSkipped, static_cast<double>(skipped_));
   return mean;
-}
-
-double LogWindow::weight_of(std::string_view name) const {
-  const auto sum = std::find_if(sums_.begin(), sums_.end(),
-                                [&](const Sum& known) { return known.name == name; });
-  return sum == sums_.end() ? 0 : sum->weight;
 }
 
 Json LogWindow::state() const {

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -18,7 +17,8 @@ namespace prefopt::detail {
 /// are the last ones, and `skipped` counts the steps without an update.
 class LogWindow {
  public:
-  /// `counts`: of Trainer::step_counts; what is not among them has weight 1.
+  /// `counts`: of Trainer::step_counts; a metric that is not among them has weight 1, but for the
+  /// margins of unpaired rows, which are those of the two means.
   void add(const Metrics& metrics, const Metrics& counts);
   std::int64_t steps() const { return steps_; }
   Metrics mean() const;
@@ -35,9 +35,6 @@ class LogWindow {
     double value = 0;
     double weight = 0;
   };
-
-  /// 0 where there is no such metric.
-  double weight_of(std::string_view name) const;
 
   std::int64_t steps_ = 0;
   std::int64_t skipped_ = 0;

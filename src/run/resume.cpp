@@ -85,9 +85,15 @@ constexpr std::array<std::string_view, 20> kHarmless = {"output_dir",
 constexpr std::array<std::string_view, 4> kRounding = {
     "train.threads", "train.micro_batch_size", "train.micro_batch_tokens", "train.checkpointing"};
 
-/// Each number, text or list under its path, `a.b`.
+/// A list of objects, as of the terms of a mix.
+bool is_list_of_objects(const Json& value) {
+  return value.is_array() && !value.empty() &&
+         std::all_of(value.begin(), value.end(), [](const Json& item) { return item.is_object(); });
+}
+
+/// Each number, text or plain list under its path, `a.b` or `a.0.b`.
 void flatten(const Json& value, const std::string& path, std::map<std::string, std::string>& flat) {
-  if (!value.is_object()) {
+  if (!value.is_object() && !is_list_of_objects(value)) {
     flat[path] = dump_json(value);
     return;
   }
@@ -129,26 +135,39 @@ bool may_change_length(const Json& config) {
   return optimizer.value("schedule", Json()) == "constant";
 }
 
-/// Every option and those of the run's loss, at their defaults.
-std::map<std::string, std::string> defaults(const Json& config) {
+/// Every option but those of losses, at its default.
+std::map<std::string, std::string> defaults() {
   Json options = parse_json<ConfigError>(options_to_json(RunOptions()), "run");
-  const Json type = config.value("loss", Json::object()).value("type", Json());
-  try {
-    options["loss"] =
-        parse_json<ConfigError>(make_loss(dump_json({{"type", type}})).config(), "loss");
-  } catch (const ConfigError&) {
-    options.erase("loss");  // one that its name alone does not make
-  }
+  options.erase("loss");
   return flattened(options);
 }
 
+/// The config with the options that its loss, or a term of it, has got since it was saved, at
+/// their defaults. As it is where this version has no such loss.
+Json with_whole_loss(Json config) {
+  try {
+    const Json loss = config.value("loss", Json::object());
+    config["loss"] = parse_json<ConfigError>(make_loss(dump_json(loss)).config(), "loss");
+  } catch (const ConfigError&) {
+    // The comparison names what this version does not know.
+  }
+  return config;
+}
+
+bool draws_samples(const Json& config) {
+  const auto needs = make_loss(dump_json(config.at("loss"))).requirements();
+  return needs.sample_source != SampleSource::kNone;
+}
+
 /// The differences of two configs that matter, as "key: old -> new"; `note` hears of those that
-/// change rounding alone.
-std::vector<std::string> config_changes(const Json& before, const Json& now, const Note& note) {
+/// change rounding or the samples of evaluations alone.
+std::vector<std::string> config_changes(const Json& saved, const Json& now, const Note& note) {
+  const Json before = with_whole_loss(saved);
   const bool free_length = may_change_length(now);
+  const bool free_sampling = !draws_samples(now);
   const auto old_values = flattened(before);
   const auto new_values = flattened(now);
-  const auto usual = defaults(now);
+  const auto usual = defaults();
   std::vector<std::string> refused;
   for (const auto& [key, change] : differences(before, now)) {
     const bool is_length = key == "train.steps" || key == "train.epochs";
@@ -158,6 +177,11 @@ std::vector<std::string> config_changes(const Json& before, const Json& now, con
     if (contains(kHarmless, key) || (is_length && free_length) || is_new) continue;
     if (contains(kRounding, key)) {
       note(fmt::format("resume: {}; results may differ in their last digits", change));
+    } else if (free_sampling && key.starts_with("sampling.")) {
+      note(
+          fmt::format("resume: {}; evaluations draw other samples from here on, and estimate kl "
+                      "by them",
+                      change));
     } else {
       refused.push_back(change);
     }
@@ -202,32 +226,6 @@ std::optional<ResumePoint> find_resume_point(const std::string& resume, const Ru
   const bool is_in_place = is_same_folder(parent, folder.file("checkpoints"));
   if (!is_in_place) folder.check_new();
   return ResumePoint{checkpoint, is_in_place};
-}
-
-std::string fingerprint_of(const std::vector<TokenRow>& pairs) {
-  ContentHash hash;
-  const auto add = [&](const auto& values) {
-    const auto count = std::ssize(values);
-    hash.update(&count, sizeof count);
-    hash.update(values.data(), values.size() * sizeof(values[0]));
-  };
-  for (const TokenRow& pair : pairs) {
-    for (const auto* tokens : {&pair.prompt, &pair.chosen, &pair.rejected, &pair.gold}) {
-      add(*tokens);
-    }
-    for (const auto* weights : {&pair.chosen_weights, &pair.rejected_weights, &pair.gold_weights}) {
-      add(*weights);
-    }
-    // Only where there is one, so that runs of before have the hash that they had.
-    for (const auto* mask : {&pair.chosen_mask, &pair.rejected_mask, &pair.gold_mask}) {
-      if (!mask->empty()) add(*mask);
-    }
-    for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
-      const double value = pair.columns[static_cast<Column>(i)];
-      hash.update(&value, sizeof value);
-    }
-  }
-  return hash.hex();
 }
 
 std::string fingerprint_of(const Policy& policy) {

@@ -7,30 +7,27 @@
 #include <vector>
 
 #include "core/json.h"
-#include "prefopt/data/batch.h"
 #include "prefopt/policy/policy.h"
 #include "run/run_folder.h"
 
 namespace prefopt::detail {
 
-/// The checkpoint that a run goes on from.
+/// The checkpoint that a run is resumed from.
 struct ResumePoint {
   std::string checkpoint;
-  bool is_in_place = false;  ///< in the run's own folder, whose files go on
+  bool is_in_place = false;  ///< in the run's own folder, whose files are continued
 };
 
-/// Returns whether `resume` goes on in `folder` itself: "auto", the folder, or a checkpoint in it.
+/// Returns whether `resume` names `folder` itself: "auto", the folder, or a checkpoint in it.
 bool resumes_here(const std::string& resume, const RunFolder& folder);
 
-/// What `resume` names: "auto", the newest whole checkpoint of `folder`; a run folder, the same
-/// there; or one checkpoint. A damaged one is passed over for the one before it, which `note`
-/// hears. None: the run starts at its beginning, because `folder` has no checkpoint yet. Throws
-/// ConfigError for a path that is neither, CheckpointError where no checkpoint is whole.
+/// Returns the point that `resume` names: "auto", the newest whole checkpoint of `folder`; a run
+/// folder, the same there; or one checkpoint. A damaged one is passed over for the one before it,
+/// which `note` hears. None: the run starts at its beginning, because `folder` has no checkpoint
+/// yet. Throws ConfigError for a path that is neither, CheckpointError where none is whole.
 std::optional<ResumePoint> find_resume_point(const std::string& resume, const RunFolder& folder,
                                              const Note& note);
 
-/// Content of training or held-out rows, whatever file they are from.
-std::string fingerprint_of(const std::vector<TokenRow>& pairs);
 /// Shape and weights of a model. Weights go in by their CRC-32: a start must not wait for the
 /// gigabytes of a content_hash, which is to tell models of many runs apart.
 std::string fingerprint_of(const Policy& policy);
@@ -38,9 +35,9 @@ std::string fingerprint_of(const Policy& policy);
 /// Throws ConfigError with all that differs, "key: old -> new", if the run of `now` could not have
 /// written the state of `before`. Both are {"version": …, "config": …, "contents": …}: a number
 /// that the first version did not have, all options, and hashes of what the paths among them hold.
-/// What changes no result may differ; what changes rounding is noted. An option that `before` does
-/// not have yet, as it is of an earlier version, may have its default: what that changes shows in
-/// the contents.
+/// Those that change no result may differ; a change of rounding, or of the samples of evaluations,
+/// is noted. An option that `before` does not have yet, as it is of an earlier version, may have
+/// its default: what that changes shows in the contents.
 void check_same_run(const Json& before, const Json& now, const std::string& checkpoint,
                     const Note& note);
 

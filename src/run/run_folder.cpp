@@ -51,7 +51,7 @@ bool has_evaluation(const Json& line) {
                      [](const auto& item) { return item.key().starts_with("eval_"); });
 }
 
-/// What is left of lines of JSON up to a step, and what was not.
+/// The lines of JSON up to a step, and counts of those that were dropped.
 struct CutLines {
   std::string kept;
   std::int64_t later = 0;
@@ -213,7 +213,7 @@ std::string RunFolder::file(std::string_view name) const {
 
 void RunFolder::start(const Json& config, const Json& environment) {
   remove_unfinished();
-  // First what tells this folder from one that is none of a run.
+  // First the files that mark this folder as that of a run.
   write_descriptions(config, environment);
   make_directory<CheckpointError>(file("checkpoints"));
   write_file<CheckpointError>(file("metrics.jsonl"), "");

@@ -29,7 +29,7 @@ class RunFolder {
   std::string file(std::string_view name) const;
   /// Throws ConfigError if a run was here before, or anything that a run would write over.
   void check_new() const;
-  /// Throws ConfigError if the folder holds files and no run to go on with: neither a checkpoint
+  /// Throws ConfigError if the folder holds files and no run to resume: neither a checkpoint
   /// nor a run's config.json. Those of `spared`, paths that a run may have inside of its folder,
   /// and what a run leaves that ended before it wrote its config.json are no such files.
   void check_run_or_new(const std::vector<std::string>& spared) const;
@@ -42,14 +42,14 @@ class RunFolder {
 
   /// Writes config.json and env.json and opens an empty metrics.jsonl.
   void start(const Json& config, const Json& environment);
-  /// What the lines of metrics.jsonl say that a resumed run keeps.
+  /// Facts in the lines of metrics.jsonl that a resumed run keeps.
   struct Kept {
     double seconds = 0;             ///< that the run had taken by the last one
     std::int64_t logged_step = -1;  ///< of the last one that is no evaluation's
   };
-  /// The same for a run that goes on after `step`: lines of metrics.jsonl that are later or broken
-  /// are cut off, which `note` hears, and where `evaluation_is_due` that of this step's evaluation
-  /// as well.
+  /// The same for a run that is resumed after `step`: lines of metrics.jsonl that are later or
+  /// broken are cut off, which `note` hears, and where `evaluation_is_due` that of this step's
+  /// evaluation as well.
   Kept resume(const Json& config, const Json& environment, std::int64_t step,
               bool evaluation_is_due, const Note& note);
 
@@ -62,7 +62,7 @@ class RunFolder {
   static constexpr std::int64_t kMostNonFinite = 20;
 
   /// Writes `nonfinite/step-N` and gives its path: report.json, and in rows.jsonl the offending
-  /// rows, or all where none stands out. `row_numbers` are those of the training rows. A folder
+  /// rows, or all where none is known. `row_numbers` are those of the training rows. A folder
   /// that has kMostNonFinite of them gets none but what `ends_the_run`; else the path is empty.
   std::string write_non_finite(const NonFiniteStep& report,
                                const std::vector<std::int64_t>& row_numbers,
@@ -80,8 +80,8 @@ class RunFolder {
   AppendedFile metrics_;
 };
 
-/// What the run of `folder` had taken by `step`, as its metrics.jsonl has it; 0 where there is
-/// none.
+/// Returns the seconds that the run of `folder` had taken by `step`, as its metrics.jsonl has it; 0
+/// where there is none.
 double seconds_by(const std::string& folder, std::int64_t step);
 
 /// A number, or a text where JSON has none for it: "nan", "inf", "-inf".

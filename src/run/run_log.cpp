@@ -50,13 +50,13 @@ void RunLog::note(const std::string& line) {
   }
 }
 
-void RunLog::start(const Json& config, const Json& facts, std::int64_t step,
+void RunLog::start(const Json& config, const Json& facts, std::optional<std::int64_t> resumed,
                    bool evaluation_is_due) {
-  step_ = step;
+  step_ = resumed.value_or(0);
   facts_ = facts;
-  if (step > 0) {
-    keep_lines("notes.jsonl", step);
-    keep_lines("samples.jsonl", evaluation_is_due ? step - 1 : step);
+  if (resumed) {
+    keep_lines("notes.jsonl", step_);
+    keep_lines("samples.jsonl", evaluation_is_due ? step_ - 1 : step_);
     std::error_code ignored;  // a file that is not there has no samples
     const auto bytes = fs::file_size(file("samples.jsonl"), ignored);
     has_samples_ = !ignored && bytes > 0;
@@ -68,8 +68,8 @@ void RunLog::start(const Json& config, const Json& facts, std::int64_t step,
   }
   write_file<CheckpointError>(file("run.json"), dump_json(facts_, 2) + "\n");
   events_.emplace(file("tb"), wall_time());
-  events_->add_restart(step > 0 ? step + 1 : 0, wall_time());
-  events_->add_text(step, wall_time(), "config", indented(dump_json(config, 2)));
+  events_->add_restart(resumed ? step_ + 1 : 0, wall_time());
+  events_->add_text(step_, wall_time(), "config", indented(dump_json(config, 2)));
   started_ = true;
   for (const auto& line : early_notes_) note(line);
   early_notes_.clear();
@@ -109,7 +109,7 @@ void RunLog::stop(const std::string& reason) {
     note("stopped: " + reason);
     report();
   } catch (const Error&) {
-    // What stopped the run may be what keeps this from being written, and matters more.
+    // The reason for the end may also keep this from being written, and matters more.
   }
 }
 

@@ -14,7 +14,7 @@
 
 namespace prefopt::detail {
 
-/// What a run leaves for people beside its metrics and checkpoints: run.json, notes.jsonl,
+/// Files that a run leaves for people, next to its metrics and checkpoints: run.json, notes.jsonl,
 /// samples.jsonl, TensorBoard's events in `tb`, report.html. Throws CheckpointError where a file
 /// cannot be written.
 class RunLog {
@@ -23,10 +23,12 @@ class RunLog {
 
   /// Kept in memory until `start`, as a run that is refused leaves no folder.
   void note(const std::string& line);
-  /// `step`: where a run goes on in this folder; what samples.jsonl and TensorBoard have of later
-  /// steps is taken back, since those steps come again, and where `evaluation_is_due` the samples
-  /// of this one. 0: at its beginning, and nothing of an earlier try stays.
-  void start(const Json& config, const Json& facts, std::int64_t step, bool evaluation_is_due);
+  /// `resumed`: the step after which a run continues in this folder; what samples.jsonl and
+  /// TensorBoard have of later steps is taken back, since those steps come again, and where
+  /// `evaluation_is_due` the samples of this one. None for a run that starts at its beginning:
+  /// nothing of an earlier try stays.
+  void start(const Json& config, const Json& facts, std::optional<std::int64_t> resumed,
+             bool evaluation_is_due);
   /// Notes that follow are of this step.
   void set_step(std::int64_t step) { step_ = step; }
   /// Whether samples.jsonl holds anything yet.
@@ -37,11 +39,11 @@ class RunLog {
   void metrics(const Json& line);
   void samples(const std::vector<Json>& lines);
 
-  /// Writes report.html anew, unless reports then took more than a hundredth of the run.
+  /// Rewrites report.html, unless reports then took more than a hundredth of the run.
   void refresh_report();
-  /// The run ends here, `complete` or to go on later.
+  /// The run ends here, `complete` or to be resumed later.
   void finish(bool complete);
-  /// The run ends here, for a reason that its caller goes on to throw; so nothing is thrown here.
+  /// The run ends here, for a reason that its caller then throws; so nothing is thrown here.
   void stop(const std::string& reason);
 
  private:

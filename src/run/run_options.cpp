@@ -75,7 +75,7 @@ void LoopOptions::fields(FieldVisitor& v) {
             save_every, Range::at_least(0));
   v.integer({"keep_last", "Newest checkpoints that stay; 0: all", {"save_total_limit"}}, keep_last,
             Range::at_least(0));
-  v.integer({"keep_best", "Best evaluated checkpoints that stay beside them"}, keep_best,
+  v.integer({"keep_best", "Best evaluated checkpoints that stay as well"}, keep_best,
             Range::at_least(0));
   v.text({"best_metric",
           "What makes one the best: less of a metric that ends in loss or kl, more of any other",

@@ -5,9 +5,7 @@
 
 #include <algorithm>
 #include <functional>
-#include <limits>
 #include <numeric>
-#include <random>
 #include <set>
 #include <string>
 #include <string_view>
@@ -74,13 +72,6 @@ Dataset hold_out(Dataset& train, double fraction) {
   return held_out;
 }
 
-std::size_t below(std::uint64_t bound, std::mt19937_64& rng) {
-  const auto end = std::numeric_limits<std::uint64_t>::max() / bound * bound;
-  auto x = rng();
-  while (x >= end) x = rng();
-  return x % bound;
-}
-
 }  // namespace
 
 RunRows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const RowNeeds& needs,
@@ -123,27 +114,6 @@ std::int64_t most_tokens(const std::vector<TokenRow>& pairs, const LoopOptions& 
   return options.micro_batch_tokens > 0
              ? std::min(all, std::max(largest, options.micro_batch_tokens))
              : all;
-}
-
-PairOrder::PairOrder(std::int64_t pairs, std::int64_t seed, bool shuffle)
-    : order_(static_cast<std::size_t>(pairs)), seed_(seed), shuffle_(shuffle) {
-  std::iota(order_.begin(), order_.end(), 0);
-}
-
-std::size_t PairOrder::at(std::int64_t position) {
-  const auto pairs = std::ssize(order_);
-  if (shuffle_ && position / pairs != epoch_) permute(position / pairs);
-  return order_[static_cast<std::size_t>(position % pairs)];
-}
-
-void PairOrder::permute(std::int64_t epoch) {
-  epoch_ = epoch;
-  std::iota(order_.begin(), order_.end(), 0);
-  std::seed_seq seeds{seed_ & 0xffffffff, seed_ >> 32, epoch & 0xffffffff, epoch >> 32};
-  std::mt19937_64 rng(seeds);
-  for (auto left = order_.size(); left > 1; --left) {
-    std::swap(order_[left - 1], order_[below(left, rng)]);
-  }
 }
 
 }  // namespace prefopt::detail

@@ -30,21 +30,4 @@ bool has_token_weights(const std::vector<TokenRow>& pairs);
 /// Tokens of the largest micro-batch that the rows can make.
 std::int64_t most_tokens(const std::vector<TokenRow>& pairs, const LoopOptions& options);
 
-/// Which pair stands at a position of the endless stream of epochs. A pure function of seed and
-/// position: the generators and distributions used are the same on every platform.
-class PairOrder {
- public:
-  PairOrder(std::int64_t pairs, std::int64_t seed, bool shuffle);
-
-  std::size_t at(std::int64_t position);
-
- private:
-  void permute(std::int64_t epoch);
-
-  std::vector<std::size_t> order_;
-  std::int64_t seed_;
-  bool shuffle_;
-  std::int64_t epoch_ = -1;
-};
-
 }  // namespace prefopt::detail

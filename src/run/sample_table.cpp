@@ -12,12 +12,10 @@
 
 namespace prefopt::detail {
 
-SampleTable::SampleTable(const std::vector<TokenRow>& held_out,
-                         std::shared_ptr<const Tokenizer> tokenizer, SamplingOptions sampling,
-                         Size size)
-    : tokenizer_(std::move(tokenizer)), sampling_(std::move(sampling)) {
+SampleTable::SampleTable(const RowSource& source, SamplingOptions sampling, Size size)
+    : source_(&source), sampling_(std::move(sampling)) {
   sampling_.max_new_tokens = size.tokens;
-  for (const TokenRow& pair : held_out) {
+  for (const TokenRow& pair : source.held_out().rows) {
     if (std::ssize(prompts_) == size.prompts) break;
     const bool known = std::find(prompts_.begin(), prompts_.end(), pair.prompt) != prompts_.end();
     if (!known) prompts_.push_back(pair.prompt);
@@ -44,8 +42,7 @@ SampleTable::Draw SampleTable::draw(std::int64_t step, Policy& policy, Policy* r
     sampling.first_index += static_cast<std::int64_t>(first);
     const auto completions = sample(policy, prompts, sampling);
     for (std::size_t i = 0; i < count; ++i) {
-      Json line = {
-          {"step", step}, {"index", first + i}, {"prompt", tokenizer_->decode(prompts[i])}};
+      Json line = {{"step", step}, {"index", first + i}, {"prompt", source_->text_of(prompts[i])}};
       add_completion(line, "policy", completions[i]);
       draw.lines.push_back(std::move(line));
     }
@@ -69,7 +66,7 @@ SampleTable::Draw SampleTable::draw(std::int64_t step, Policy& policy, Policy* r
 
 void SampleTable::add_completion(Json& line, const std::string& name,
                                  const Tokens& completion) const {
-  line[name] = tokenizer_->decode(completion);
+  line[name] = source_->text_of(completion);
   line[name + "_tokens"] = completion.size();
   line[name + "_ended"] = !completion.empty() && is_end_token(completion.back(), sampling_);
 }

@@ -2,30 +2,28 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "core/json.h"
-#include "prefopt/data/batch.h"
-#include "prefopt/data/tokenizer.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/sampling.h"
+#include "prefopt/train/row_source.h"
 
 namespace prefopt::detail {
 
-/// What the policy, and once the reference, make of a few held-out prompts: lines of samples.jsonl.
+/// Completions of a few held-out prompts by the policy, and once by the reference: samples.jsonl.
 /// Each draw uses the same random numbers, which are nobody else's: samples differ by the policy
-/// alone, and training goes on as if there were none.
+/// alone, and training continues as if there were none.
 class SampleTable {
  public:
   struct Size {
     std::int64_t prompts = 0;  ///< the first distinct ones of the rows
     std::int64_t tokens = 0;   ///< of a completion, at most
   };
-  SampleTable(const std::vector<TokenRow>& held_out, std::shared_ptr<const Tokenizer> tokenizer,
-              SamplingOptions sampling, Size size);
+  /// `source` must outlive the table.
+  SampleTable(const RowSource& source, SamplingOptions sampling, Size size);
 
   struct Draw {
     /// One a prompt: `step`, `index`, `prompt`, then `policy` with `policy_tokens` and
@@ -51,7 +49,7 @@ class SampleTable {
                                    const std::vector<Tokens>& completions);
 
   std::vector<Tokens> prompts_;
-  std::shared_ptr<const Tokenizer> tokenizer_;
+  const RowSource* source_;
   SamplingOptions sampling_;
 };
 

@@ -40,11 +40,12 @@ Json Selection::state() const {
 }
 
 void Selection::load(const Json& state) {
-  best_.clear();
+  decltype(best_) best;
   for (const Json& item : state.at("best")) {
-    best_.emplace_back(item.at("step").get<std::int64_t>(), item.at("value").get<double>());
+    best.emplace_back(item.at("step").get<std::int64_t>(), item.at("value").get<double>());
   }
   since_best_ = state.at("evaluations_since_best").get<std::int64_t>();
+  best_ = std::move(best);
 }
 
 }  // namespace prefopt::detail

@@ -13,7 +13,7 @@ namespace prefopt::detail {
 
 /// A file of events that TensorBoard reads: records of TFRecord's framing (length, masked CRC-32C
 /// of it, bytes, masked CRC-32C of them), each an `Event` of tensorflow/core/util/event.proto.
-/// TensorBoard takes all files of a folder together, so a run that goes on opens another one.
+/// TensorBoard takes all files of a folder together, so a run that is resumed opens another one.
 ///
 /// Throws CheckpointError, here and below, where a record cannot be written.
 class EventFile {
@@ -28,7 +28,7 @@ class EventFile {
   void add_scalars(std::int64_t step, double wall_time, const Scalars& values);
   /// Text in Markdown, for the text tab.
   void add_text(std::int64_t step, double wall_time, std::string_view tag, std::string_view text);
-  /// What files of earlier processes say of `step` and later does not count any more.
+  /// Events of `step` and later in files of earlier processes do not count any more.
   void add_restart(std::int64_t step, double wall_time);
 
   const std::string& path() const { return path_; }

@@ -46,7 +46,7 @@ constexpr std::array kOrder = {
     std::string_view("rewards/chosen"),
     std::string_view("rewards/rejected"),
     std::string_view("rewards/accuracies"),
-    std::string_view("rewards/margins"),
+    kMargins,
     std::string_view("logps/chosen"),
     std::string_view("logps/rejected"),
     std::string_view("logits/chosen"),
@@ -62,6 +62,16 @@ constexpr std::array kOrder = {
 auto rank(std::string_view name) { return std::find(kOrder.begin(), kOrder.end(), name); }
 
 }  // namespace
+
+void add_margins(Metrics& metrics) {
+  const auto chosen = find_metric(metrics, "rewards/chosen");
+  const auto rejected = find_metric(metrics, "rewards/rejected");
+  if (!chosen || !rejected || find_metric(metrics, kMargins)) return;
+  const auto place = std::find_if(metrics.begin(), metrics.end(), [](const auto& item) {
+    return rank(item.first) > rank(kMargins);
+  });
+  metrics.emplace(place, std::string(kMargins), *chosen - *rejected);
+}
 
 StepMetrics::Sum& StepMetrics::find_or_add(std::string_view name, const at::Tensor& like) {
   for (auto& sum : sums_) {
@@ -95,12 +105,7 @@ Metrics StepMetrics::finish() const {
       ++value;
     }
   }
-  const auto chosen = find_metric(metrics, "rewards/chosen");
-  const auto rejected = find_metric(metrics, "rewards/rejected");
-  // Unpaired rows have no margin each.
-  if (chosen && rejected && !find_metric(metrics, "rewards/margins")) {
-    metrics.emplace_back("rewards/margins", *chosen - *rejected);
-  }
+  add_margins(metrics);
   for (auto& [name, value] : metrics) {
     if (std::isnan(value)) value = std::abs(value);  // the sign of a NaN says nothing
   }

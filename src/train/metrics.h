@@ -15,6 +15,12 @@ namespace prefopt::detail {
 /// Nothing for a metric that is not there.
 std::optional<double> find_metric(const Metrics& metrics, std::string_view name);
 
+constexpr std::string_view kMargins = "rewards/margins";
+
+/// Adds the margin of unpaired rows, which have none each: that of their two means. Metrics in the
+/// order of StepMetrics::finish stay in it.
+void add_margins(Metrics& metrics);
+
 /// Likelihood displacement: the chosen completions' mean log-prob, nats, fell below the
 /// reference's. A share of that keeps the rounding of a cached reference from counting as a fall.
 bool is_displaced(double chosen_logps, double ref_chosen_logps);

@@ -345,7 +345,7 @@ void Optimizer::step_narrow(const Group& group, std::size_t index, double learni
   auto generator = at::detail::createCPUGenerator(splitmix64(place) >> 32);
   for (std::int64_t begin = 0; begin < values.size(0); begin += kChunk) {
     const std::int64_t end = std::min(values.size(0), begin + kChunk);
-    // What is wide already is no copy.
+    // A wide weight is not copied.
     const auto widened = [&](const at::Tensor& all) { return all.slice(0, begin, end).to(dtype); };
     const Batch wide{.trained = {widened(values)},
                      .gradients = {widened(gradient)},

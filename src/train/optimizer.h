@@ -64,7 +64,7 @@ class Optimizer {
 
     bool has_gradient() const;
     bool is_narrow_between_steps() const;
-    /// What a step changes.
+    /// The tensor that a step changes.
     const at::Tensor& trained() const { return has_master ? master : value; }
   };
 
@@ -116,7 +116,7 @@ class WideWeights {
   WideWeights& operator=(const WideWeights&) = delete;
 
  private:
-  std::vector<std::pair<at::Tensor, at::Tensor>> narrow_;  // parameter, data of its own
+  std::vector<std::pair<at::Tensor, at::Tensor>> narrow_;  // parameter, its own data
 };
 
 }  // namespace prefopt::detail

@@ -3,6 +3,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/tensor.h>
 #include <c10/util/StringUtil.h>
 #include <fmt/format.h>
 
@@ -25,6 +26,9 @@ class Saver final : public StateVisitor {
   void real(const std::string& name, double& value) override {
     tensors.emplace_back(name, at::scalar_tensor(value, at::TensorOptions(at::kDouble)));
   }
+  void integers(const std::string& name, std::vector<std::int64_t>& values) override {
+    tensors.emplace_back(name, at::tensor(values, at::kLong));
+  }
 
   NamedTensors tensors;
 };
@@ -44,6 +48,11 @@ class Checker final : public StateVisitor {
   }
   void integer(const std::string& name, std::int64_t&) override { check(name, {}, at::kLong); }
   void real(const std::string& name, double&) override { check(name, {}, at::kDouble); }
+  void integers(const std::string& name, std::vector<std::int64_t>&) override {
+    const auto found = saved_.find(name);
+    const std::int64_t count = found == saved_.end() ? 0 : found->second.numel();
+    check(name, {count}, at::kLong);
+  }
 
   void check_nothing_left() const {
     for (const auto& [name, value] : saved_) {
@@ -89,6 +98,11 @@ class Loader final : public StateVisitor {
   }
   void real(const std::string& name, double& value) override {
     value = saved_.at(name).item<double>();
+  }
+  void integers(const std::string& name, std::vector<std::int64_t>& values) override {
+    const at::Tensor saved = saved_.at(name).contiguous();
+    const auto* first = saved.const_data_ptr<std::int64_t>();
+    values.assign(first, first + saved.numel());
   }
 
  private:

@@ -10,20 +10,11 @@
 #include <utility>
 #include <vector>
 
+#include "prefopt/train/state_visitor.h"
+
 namespace prefopt::detail {
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
-
-/// What a `visit_state` function talks to. It lists all that steps change once, and saving and
-/// loading both follow that list, so that neither can leave out what the other has.
-class StateVisitor {
- public:
-  virtual ~StateVisitor() = default;
-  /// Loading writes into the tensor, which keeps its place.
-  virtual void tensor(const std::string& name, const at::Tensor& value) = 0;
-  virtual void integer(const std::string& name, std::int64_t& value) = 0;
-  virtual void real(const std::string& name, double& value) = 0;
-};
 
 /// The state of a part, under names that begin with the part's.
 class PartOfState final : public StateVisitor {
@@ -38,6 +29,9 @@ class PartOfState final : public StateVisitor {
     whole_.integer(prefix_ + name, value);
   }
   void real(const std::string& name, double& value) override { whole_.real(prefix_ + name, value); }
+  void integers(const std::string& name, std::vector<std::int64_t>& values) override {
+    whole_.integers(prefix_ + name, values);
+  }
 
  private:
   std::string prefix_;

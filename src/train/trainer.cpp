@@ -141,11 +141,12 @@ Metrics Trainer::Impl::update(const StepPlan& plan, StepMetrics& metrics) {
     running = next_running;
     return finished;
   }
-  report_non_finite(plan, loss_value, grad_norm);
+  metrics.set("skipped", 1);
+  const Metrics skipped = metrics.finish();
+  report_non_finite(plan, loss_value, grad_norm, skipped);
   updater.drop_gradients();
   if (outcome == Updater::Outcome::kFailed) updater.fail(loss_value, grad_norm);
-  metrics.set("skipped", 1);
-  return metrics.finish();
+  return skipped;
 }
 
 // Evaluations, and gradients for checks.
@@ -202,17 +203,19 @@ void Trainer::Impl::report_failures(const StepPlan& plan, Work&& work) {
     });
   } catch (const NonFiniteError&) {
     constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
-    report_non_finite(plan, kUnknown, kUnknown);
+    report_non_finite(plan, kUnknown, kUnknown, {});
     throw;
   }
 }
 
-void Trainer::Impl::report_non_finite(const StepPlan& plan, double loss_value, double grad_norm) {
+void Trainer::Impl::report_non_finite(const StepPlan& plan, double loss_value, double grad_norm,
+                                      const Metrics& metrics) {
   if (!options.on_non_finite) return;
   NonFiniteStep report = detail::describe_non_finite(*policy, inputs, plan.rows, options);
   report.step = plan.step + 1;
   report.loss = loss_value;
   report.grad_norm = grad_norm;
+  report.metrics = metrics;
   options.on_non_finite(report);
 }
 

@@ -36,8 +36,9 @@ struct Trainer::Impl {
   void check_sampling() const;
   template <class Work>
   void report_failures(const detail::StepPlan& plan, Work&& work);
-  void report_non_finite(const detail::StepPlan& plan, double loss_value, double grad_norm);
-  void visit_state(detail::StateVisitor& visitor);
+  void report_non_finite(const detail::StepPlan& plan, double loss_value, double grad_norm,
+                         const Metrics& metrics);
+  void visit_state(StateVisitor& visitor);
   LossState loss_state() const;
   void set_loss_state(const LossState& state);
 

@@ -120,7 +120,7 @@ Trainer::Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> refe
 
 Trainer::~Trainer() = default;
 
-void Trainer::Impl::visit_state(detail::StateVisitor& visitor) {
+void Trainer::Impl::visit_state(StateVisitor& visitor) {
   updater.visit_steps(visitor);
   visitor.integer("trainer.tokens_seen", tokens_seen);
   updater.visit_skipped(visitor);
@@ -147,7 +147,7 @@ void Trainer::Impl::set_loss_state(const LossState& state) {
 }
 
 std::vector<std::pair<std::string, at::Tensor>> Trainer::state() const {
-  return detail::save_state([&](detail::StateVisitor& visitor) { impl_->visit_state(visitor); });
+  return detail::save_state([&](StateVisitor& visitor) { impl_->visit_state(visitor); });
 }
 
 void Trainer::load_state(const std::vector<std::pair<std::string, at::Tensor>>& saved) {
@@ -160,8 +160,7 @@ void Trainer::load_state(const std::vector<std::pair<std::string, at::Tensor>>& 
         "them, of a version that trained such weights themselves; start a new run whose "
         "model.path is that checkpoint");
   }
-  detail::load_state([&](detail::StateVisitor& visitor) { impl_->visit_state(visitor); }, saved,
-                     "trainer");
+  detail::load_state([&](StateVisitor& visitor) { impl_->visit_state(visitor); }, saved, "trainer");
 }
 
 void Trainer::save_policy(const std::string& directory) const {

@@ -7,18 +7,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <functional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "support/catch.h"
 #include "support/run_scene.h"
 #include "support/temp_dir.h"
 #include "support/text_files.h"
+#include "support/wait.h"
 
 namespace prefopt::testing_support {
 
@@ -43,6 +42,7 @@ class Process {
     ::_exit(127);
   }
 
+  pid_t id() const { return child_; }
   void signal(int number) const { ::kill(child_, number); }
 
   /// The exit code, or minus the signal that ended it.
@@ -57,11 +57,11 @@ class Process {
 
   /// Waits until stderr has `text`.
   void wait_for(const std::string& text) const {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    while (!std::filesystem::exists(folder_.file("err")) || err().find(text) == std::string::npos) {
-      REQUIRE(std::chrono::steady_clock::now() < end);
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
+    const auto is_said = [&] {
+      return std::filesystem::exists(folder_.file("err")) && err().find(text) != std::string::npos;
+    };
+    REQUIRE(comes_true([&] { return is_said() || !is_alive(child_); }));
+    REQUIRE(is_said());
   }
 
  private:

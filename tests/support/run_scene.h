@@ -70,6 +70,17 @@ class Scene {
     return options;
   }
 
+  /// Of a run that evaluates and saves every so many steps. One thread, as two runs are compared.
+  RunOptions evaluated(const std::string& run, const std::string& type, std::int64_t steps,
+                       std::int64_t eval_every, std::int64_t save_every) const {
+    auto options = this->options(run, type);
+    options.train.steps = steps;
+    options.train.eval_every = eval_every;
+    options.train.save_every = save_every;
+    options.train.threads = 1;
+    return options;
+  }
+
  private:
   TempDir folder_;
 };

@@ -53,7 +53,7 @@ struct DecoderOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
-/// What the layers keep from the forward for the backward pass; the rest is computed again. Results
+/// The tensors that layers keep for the backward pass; the rest is computed again. Results
 /// are the same to the last bit.
 enum class Checkpointing {
   kNone,       ///< all but norms and products of gate and up
@@ -108,6 +108,7 @@ class PREFOPT_API Decoder final : public Policy {
   /// Writes a Hugging Face folder that transformers loads, in shards above 5 GB. A config read from
   /// a folder is written back with everything it held. A model with an adapter writes that alone.
   void save(const std::string& directory) const override;
+  void load_weights(const std::string& directory) override;
   std::unique_ptr<DecodeSession> start_decoding(
       const std::vector<std::vector<std::int64_t>>& prompts) override;
 
@@ -122,7 +123,7 @@ class PREFOPT_API Decoder final : public Policy {
 
   /// Of forward_packed.
   void set_checkpointing(Checkpointing checkpointing);
-  /// What forward_packed keeps for the backward pass of a stream of `rows` tokens.
+  /// Returns the bytes that forward_packed keeps for a backward pass over `rows` tokens.
   std::int64_t activation_bytes(std::int64_t rows, Checkpointing checkpointing) const;
 
   /// Freezes the weights and adds an adapter that changes nothing yet: A uniform as PEFT's, from

@@ -27,15 +27,15 @@ struct SafetensorsFile {
 /// reaches the file; the file must not be cut while a tensor is in use.
 PREFOPT_API SafetensorsFile read_safetensors(const std::string& path);
 
-/// Written beside the target, then renamed over it. Tensors go to the CPU and become contiguous one
-/// at a time.
+/// Written next to the target, then renamed over it. Tensors go to the CPU and become contiguous
+/// one at a time.
 PREFOPT_API void write_safetensors(const std::string& path, const SafetensorsFile& file);
 
 /// Where a Hugging Face folder has its weights: `model.safetensors` or, where there is none,
 /// `model.safetensors.index.json`.
 PREFOPT_API std::string safetensors_path(const std::string& directory);
 
-/// What is there: one file, or all shards that the index names. CheckpointError where shards and
+/// Returns the files: one, or all shards that the index names. CheckpointError where shards and
 /// index do not agree.
 PREFOPT_API SafetensorsFile read_safetensors_folder(const std::string& directory);
 

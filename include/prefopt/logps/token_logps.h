@@ -31,7 +31,7 @@ struct ByProducts {
   static constexpr ByProducts all() { return {true, true, true, true, true}; }
 };
 
-/// What was asked for; the rest is undefined.
+/// The values that were asked for; the rest is undefined.
 struct TokenByProducts {
   at::Tensor logsumexp;          ///< [rows] log Σ exp(z), nats
   at::Tensor entropy;            ///< [rows] −Σ p log p, nats
@@ -89,7 +89,7 @@ struct LinearTokenLogpsOptions {
   at::Tensor bias;                      ///< [vocab], added to hidden · weightᵀ; undefined: none
   at::Tensor mask;                      ///< as in TokenLogpsOptions
   std::optional<at::ScalarType> dtype;  ///< as in TokenLogpsOptions
-  /// Memory that the two passes may take beside their inputs, log-probs and returned gradients.
+  /// Memory that the two passes may take on top of their inputs, log-probs and returned gradients.
   std::int64_t budget_bytes = std::int64_t{1} << 30;
   HeadPath path = HeadPath::kAutomatic;
 };
@@ -107,7 +107,7 @@ PREFOPT_API TokenLogps linear_token_logps(const at::Tensor& hidden, const at::Te
                                           const at::Tensor& targets,
                                           const LinearTokenLogpsOptions& options = {});
 
-/// What a call of linear_token_logps has to do.
+/// The work of a call of linear_token_logps.
 struct HeadWork {
   std::int64_t rows = 0;
   std::int64_t hidden_size = 0;
@@ -125,7 +125,7 @@ struct HeadPlan {
   std::int64_t tile_vocab = 0;  ///< vocabulary rows of one tile
   std::int64_t tile_rows = 0;   ///< token rows of one tile
   bool packs_once = false;      ///< hidden states stay packed during a pass
-  std::int64_t bytes = 0;       ///< peak beside inputs, log-probs and returned gradients
+  std::int64_t bytes = 0;       ///< peak on top of inputs, log-probs and returned gradients
   double gemms = 0;             ///< of forward and backward together
 
   /// "keep_logits: 3.00 GEMMs, 91.4 MiB, tiles of 2048 x 384".

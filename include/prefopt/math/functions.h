@@ -14,12 +14,12 @@
 
 namespace prefopt::math {
 
-/// Beyond this argument e^x goes on as its tangent, so that arguments up to 1e4 give finite values
-/// (and finite squares of them) and a gradient that neither vanishes nor overflows.
+/// Beyond this argument e^x continues as its tangent, so that arguments up to 1e4 give finite
+/// values (and finite squares of them) and a gradient that neither vanishes nor overflows.
 inline constexpr double kExpLimitFloat = 30;
 inline constexpr double kExpLimitDouble = 300;
 
-/// Closer than this to log 1, the log-odds of a probability go on as their tangent.
+/// Closer than this to log 1, the log-odds of a probability continue as their tangent.
 inline constexpr double kCertaintyFloat = 1e-5;
 inline constexpr double kCertaintyDouble = 1e-10;
 
@@ -122,7 +122,7 @@ T log_odds_slope(const T& x) {
   return Functions<T>::log_odds_slope(x);
 }
 
-// What follows exists for arrays only.
+// The rest exists for arrays only.
 
 /// Whether `x` holds anything.
 template <class T>

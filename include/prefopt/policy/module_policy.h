@@ -5,6 +5,7 @@
 #include <torch/nn/cloneable.h>
 #include <torch/nn/module.h>
 
+#include <concepts>
 #include <memory>
 #include <string>
 #include <utility>
@@ -15,12 +16,22 @@
 
 namespace prefopt {
 
-/// A torch::nn module with `at::Tensor forward(input_ids, attention_mask)` that returns logits
-/// [S, T, vocab]; modules that derive from torch::nn::Cloneable can serve as a reference.
+/// A module whose last layer can be left to the library, which then never holds all logits:
+/// `hidden(input_ids, attention_mask)` returns hidden states [S, T, H] and `head_weight()` the
+/// output head [vocab, H].
+template <class Module>
+concept HasOutputHead = requires(Module& module, const at::Tensor& tensor) {
+  { module.hidden(tensor, tensor) } -> std::convertible_to<at::Tensor>;
+  { module.head_weight() } -> std::convertible_to<at::Tensor>;
+};
+
+/// A torch::nn module as a policy: one with `at::Tensor forward(input_ids, attention_mask)` that
+/// returns logits [S, T, vocab], or one that HasOutputHead. Modules that derive from
+/// torch::nn::Cloneable can serve as a reference. Weights are saved as `model.safetensors`.
 ///
-/// The module is put into evaluation mode, as by TRL's `disable_dropout`: a policy that differs
-/// from one call to the next is none that two passes of a step, or a reference, could be compared
-/// with. `forward` throws ConfigError where it was put back into training mode.
+/// The module is put into evaluation mode, as by TRL's `disable_dropout`: two passes of a step, or
+/// policy and reference, cannot be compared if the policy differs from call to call. `forward`
+/// throws ConfigError where the module was put back into training mode.
 template <class Module>
 class ModulePolicy final : public Policy {
  public:
@@ -35,7 +46,15 @@ class ModulePolicy final : public Policy {
           "module policy: expected a module in evaluation mode, got one in training mode; dropout "
           "would make each pass another policy");
     }
-    return {.hidden = {}, .logits = module_->forward(batch.input_ids, batch.attention_mask)};
+    if constexpr (HasOutputHead<Module>) {
+      return {.hidden = module_->hidden(batch.input_ids, batch.attention_mask), .logits = {}};
+    } else {
+      return {.hidden = {}, .logits = module_->forward(batch.input_ids, batch.attention_mask)};
+    }
+  }
+  OutputHead head() const override {
+    if constexpr (HasOutputHead<Module>) return {.weight = module_->head_weight()};
+    return {};
   }
   std::int64_t vocab_size() const override { return vocab_size_; }
   std::vector<NamedParameter> named_parameters() const override {
@@ -60,6 +79,12 @@ class ModulePolicy final : public Policy {
     auto copy = std::make_shared<ModulePolicy>(std::move(module), vocab_size_);
     copy->set_requires_grad(false);
     return copy;
+  }
+  void save(const std::string& directory) const override {
+    detail::save_parameters(named_parameters(), directory);
+  }
+  void load_weights(const std::string& directory) override {
+    detail::load_parameters(named_parameters(), directory);
   }
 
  private:

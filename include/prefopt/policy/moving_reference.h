@@ -15,7 +15,7 @@
 
 namespace prefopt {
 
-/// What an update makes of the reference's weights r, with those of the policy, θ.
+/// The outcome of an update of the reference's weights r, with those of the policy, θ.
 enum class MovingRule {
   kSoft,  ///< r + alpha (θ - r): TR-DPO (2404.09656); every step, the plain moving average (EMA)
   kHard,  ///< θ (TR-DPO)

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -20,7 +21,7 @@ struct NamedParameter {
   at::Tensor value;
 };
 
-/// What a model gives for a batch: hidden states in front of the output head, or, from models that
+/// The outcome of a batch: hidden states in front of the output head, or, from models that
 /// cannot be opened, logits. Exactly one is defined.
 struct PolicyOutput {
   at::Tensor hidden;  ///< [S, T, hidden]
@@ -76,7 +77,7 @@ class PREFOPT_API Policy {
   virtual OutputHead head() const { return {}; }
   virtual std::int64_t vocab_size() const = 0;
   virtual std::vector<NamedParameter> named_parameters() const = 0;
-  /// What shapes the results besides the parameters (heads, rotary base, …), as text.
+  /// All that shapes the results besides the parameters (heads, rotary base, …), as text.
   virtual std::string config() const { return {}; }
   /// Throws DataError, led by `where`, for a sequence that is too long for the model. The default:
   /// none is.
@@ -90,13 +91,30 @@ class PREFOPT_API Policy {
   virtual std::shared_ptr<Policy> merged_copy() const;
   /// Writes the model in its own format. Throws CheckpointError where there is none.
   virtual void save(const std::string& directory) const;
-  /// The default runs the whole forward anew for each token.
+  /// Reads the trained weights that `save` wrote into the parameters, which keep their places.
+  /// Throws CheckpointError where one is missing or differs in shape or dtype, ConfigError where
+  /// the policy cannot (the default).
+  virtual void load_weights(const std::string& directory);
+  /// The default runs the whole forward again for each token.
   virtual std::unique_ptr<DecodeSession> start_decoding(
       const std::vector<std::vector<std::int64_t>>& prompts);
 
   at::Device device() const;
   void set_requires_grad(bool on);
 };
+
+namespace detail {
+/// Writes `model.safetensors` of parameters into a folder, which is made if need be.
+PREFOPT_API void save_parameters(const std::vector<NamedParameter>& parameters,
+                                 const std::string& directory);
+/// Reads it into those that require a gradient. Throws CheckpointError, and changes nothing, where
+/// one is missing or differs in shape or dtype.
+PREFOPT_API void load_parameters(const std::vector<NamedParameter>& parameters,
+                                 const std::string& directory);
+/// The same from tensors by name, read from `where`.
+void copy_parameters(const std::vector<NamedParameter>& parameters,
+                     const std::map<std::string, at::Tensor>& values, const std::string& where);
+}  // namespace detail
 
 /// Hash over config, names, shapes, dtypes and bytes of all parameters, and the scale of an
 /// adapter: the key of cached log-probs.

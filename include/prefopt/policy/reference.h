@@ -31,6 +31,8 @@ class PREFOPT_API Reference {
   /// All that `after_step` changes, by name, for a checkpoint: not copies, and who resumes writes
   /// into them. The default: nothing.
   virtual std::vector<std::pair<std::string, at::Tensor>> state() const;
+  /// Writes down what the reference keeps on disk. The default: nothing.
+  virtual void flush() {}
   /// The model behind it, for fresh samples; null where there is none.
   virtual Policy* policy() { return nullptr; }
 };
@@ -41,9 +43,9 @@ PREFOPT_API std::shared_ptr<Reference> make_frozen_reference(std::shared_ptr<Pol
 enum class CacheLevel { kSequence, kToken };
 
 /// Log-probs on disk in `directory`, in one safetensors file keyed by the model's content and the
-/// level. A sequence that is not there is computed by `inner` and added; nothing is ever taken from
-/// a file of another model. `flush` writes what is new (beside, then rename); the destructor too.
-/// Of two processes on one folder, the last to flush is the one whose entries stay.
+/// level. A sequence that is not there is computed by `inner` and added; no file of another model
+/// is ever read. `flush` writes what is new (to a file that it then renames); so does the
+/// destructor. Of two processes on one folder, the last to flush is the one whose entries stay.
 class PREFOPT_API CachedReference final : public Reference {
  public:
   CachedReference(std::shared_ptr<Policy> inner, std::string directory,
@@ -55,7 +57,7 @@ class PREFOPT_API CachedReference final : public Reference {
   at::Tensor token_logps(const TokenBatch& batch) override;
   Policy* policy() override;
 
-  void flush();
+  void flush() override;
   const std::string& path() const;
   std::int64_t hits() const;
   std::int64_t misses() const;

@@ -15,6 +15,7 @@
 #include "prefopt/export.h"
 #include "prefopt/options.h"
 #include "prefopt/policy/moving_reference.h"
+#include "prefopt/train/row_source.h"
 #include "prefopt/train/trainer.h"
 
 namespace prefopt {
@@ -63,7 +64,7 @@ struct LoopOptions {
   std::int64_t sample_tokens = 64;  ///< limit of such a completion
   std::int64_t save_every = 0;      ///< steps; 0: only the best and after the last step
   std::int64_t keep_last = 2;       ///< newest checkpoints that stay; 0: all
-  std::int64_t keep_best = 1;       ///< best checkpoints that stay beside them
+  std::int64_t keep_best = 1;       ///< best checkpoints that stay as well
   std::string best_metric = "eval_loss";  ///< less is better of `…loss` and `…kl`, else more
   std::int64_t patience = 0;  ///< evaluations without a new best that end training; 0: none do
   std::int64_t seed = 0;
@@ -86,7 +87,7 @@ struct RunOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
-/// What a caller may watch; the library itself never prints.
+/// Events that a caller may watch; the library itself never prints.
 struct RunEvents {
   std::function<void(const std::string& line)> note;  ///< set-up facts, dropped rows, warnings
   std::function<void(std::int64_t step, std::int64_t total, const Metrics&)> step;
@@ -96,7 +97,7 @@ struct RunEvents {
 };
 
 struct RunResult {
-  std::shared_ptr<Decoder> policy;
+  std::shared_ptr<Policy> policy;
   std::string checkpoint;  ///< folder of the last checkpoint; empty: stopped before the first step
   std::int64_t steps = 0;  ///< done, with those before a resume
   bool stopped = false;    ///< `should_stop` ended it before its last step
@@ -120,13 +121,22 @@ struct RunResult {
 /// leaves `checkpoints/last` on a whole one, and `checkpoints/best` is the best evaluated one.
 /// Where a std::exception ends the run, steps that were done are saved before it is thrown on.
 ///
-/// `resume`: "auto" goes on from the newest whole checkpoint in `output_dir`, or starts where there
-/// is none and the folder is new, empty or of a run with these options; a run folder or a
-/// checkpoint goes on from there, in a new `output_dir` if that is another one. With the same
+/// `resume`: "auto" continues from the newest whole checkpoint in `output_dir`, or starts where
+/// there is none and the folder is new, empty or of a run with these options; a run folder or a
+/// checkpoint continues from there, in a new `output_dir` if that is another one. With the same
 /// threads and micro-batches the rest of the run is to the last bit what it would have been without
 /// the break. Throws ConfigError with a list of all that differs for another model, data, loss or
 /// optimizer, CheckpointError where no checkpoint is whole.
 PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& events = {},
                                    const std::string& resume = {});
+
+/// The same for a policy, a reference (null for losses that need none) and rows of the caller's
+/// own, with all of the run's folder, resume, report and samples. `options` must leave the groups
+/// model, reference and data at their defaults (ConfigError). A resumed run needs a policy with
+/// `save` and `load_weights`, and a source that gives the rows of the saved state.
+PREFOPT_API RunResult run(const std::shared_ptr<Policy>& policy,
+                          const std::shared_ptr<Reference>& reference,
+                          const std::shared_ptr<RowSource>& source, const RunOptions& options,
+                          const RunEvents& events = {}, const std::string& resume = {});
 
 }  // namespace prefopt

@@ -18,6 +18,7 @@
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
 #include "prefopt/policy/sampling.h"
+#include "prefopt/train/metrics.h"
 
 namespace prefopt {
 
@@ -25,7 +26,7 @@ enum class Schedule { kConstant, kLinear, kCosine };
 
 enum class StateDtype { kParameter, kBFloat16 };
 
-/// What bfloat16 and float16 weights are trained by: float32 copies that steps change, or
+/// How bfloat16 and float16 weights are trained: by float32 copies that steps change, or
 /// themselves by stochastic rounding.
 enum class Masters { kFloat32, kStochastic };
 
@@ -50,11 +51,6 @@ struct OptimizerOptions {
 PREFOPT_API double learning_rate_at(const OptimizerOptions& options, std::int64_t step,
                                     std::int64_t total_steps);
 
-/// Named values in a fixed order; names are TRL's (`rewards/margins`, `logps/chosen`, …).
-using Metrics = std::vector<std::pair<std::string, double>>;
-/// Throws Error for a name that is not there.
-PREFOPT_API double metric(const Metrics& metrics, std::string_view name);
-
 /// Memory that could not be had for a step or an evaluation. Says the shape of the batch, the
 /// process's peak and what to change.
 class PREFOPT_API OutOfMemoryError : public Error {
@@ -62,7 +58,7 @@ class PREFOPT_API OutOfMemoryError : public Error {
   using Error::Error;
 };
 
-/// What made a step skip its update: its rows measured anew.
+/// The reason why a step skipped its update: its rows, measured again.
 struct NonFiniteStep {
   std::int64_t step = 0;  ///< counted from 1
   double loss = 0;
@@ -74,6 +70,8 @@ struct NonFiniteStep {
   std::vector<std::int64_t> offending = {};
   std::string weight = {};    ///< first parameter that is not finite itself; empty: none
   std::string gradient = {};  ///< first parameter whose gradient is not finite; empty: none
+  /// Those that Trainer::step gives, with `skipped`; none where the step broke off before its loss.
+  Metrics metrics = {};
 };
 
 struct TrainerOptions {
@@ -94,10 +92,10 @@ struct TrainerOptions {
   std::shared_ptr<Ranks> ranks = {};  ///< that train together; null: this process alone
 };
 
-/// What the rows of a loss must have.
+/// Returns what the rows of a loss must have.
 PREFOPT_API RowNeeds row_needs(const LossRequirements& needs);
 
-/// What a loss keeps from step to step: a running mean (see `LossRequirements::running_mean`).
+/// The state of a loss from step to step: a running mean (see `LossRequirements::running_mean`).
 struct LossState {
   double mean = 0;
   double count = 0;

@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -171,6 +173,19 @@ TEST_CASE("files of killed processes are removed, and nobody else's", "[core]") 
       remove_unfinished_files(folder, [](std::string_view) { return true; });
       return ::write(fd, bytes, count);
     };
+    calls->fsync = [](int fd) {
+      remove_unfinished_files(folder, [](std::string_view) { return true; });
+      return ::fsync(fd);
+    };
+    calls->close = [](int fd) {
+      const int result = ::close(fd);
+      remove_unfinished_files(folder, [](std::string_view) { return true; });
+      return result;
+    };
+    calls->rename = [](const char* from, const char* to) {
+      remove_unfinished_files(folder, [](std::string_view) { return true; });
+      return std::rename(from, to);
+    };
     write_file<CheckpointError>(dir.file("config.json"), "x");
   }
   CHECK(read_file<CheckpointError>(dir.file("config.json")) == "x");
@@ -181,15 +196,25 @@ TEST_CASE("files of killed processes are removed, and nobody else's", "[core]") 
     REQUIRE(::chmod(dir.file(name).c_str(), mode) == 0);
   };
   put(seen[0], 0644);
+  const auto age = [&](const std::string& name, std::chrono::hours by) {
+    fs::last_write_time(dir.file(name), fs::last_write_time(dir.file(name)) - by);
+  };
   put("config.json.aB3xYz", 0600);  // of the first version
+  age("config.json.aB3xYz", std::chrono::hours(25));
+  put("config.json.gH7xYz", 0600);  // which may still write
+  age("config.json.gH7xYz", std::chrono::hours(23));
   put("other.json.aB3xYz", 0600);
+  age("other.json.aB3xYz", std::chrono::hours(25));
   for (const auto* name : {"config.json.backup", "config.json.Backup", "config.json.240101",
                            "config.json.before", "config.json.aB3xY", "config.json."}) {
     put(name, 0600);
+    age(name, std::chrono::hours(25));
   }
   put("config.json.newRun", 0644);
+  age("config.json.newRun", std::chrono::hours(25));
   fs::create_directory(dir.file("config.json.cD4xYz"));
   put("config.json.eF5gHi", 0600);
+  age("config.json.eF5gHi", std::chrono::hours(25));
   const int held = ::open(dir.file("config.json.eF5gHi").c_str(), O_RDWR);
   REQUIRE(::flock(held, LOCK_EX) == 0);
   std::size_t before = 0;

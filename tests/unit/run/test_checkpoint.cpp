@@ -7,13 +7,12 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <csignal>
+#include <cstdio>
 #include <filesystem>
 #include <functional>
 #include <iostream>
 #include <random>
-#include <thread>
 
 #include "core/system_calls.h"
 #include "prefopt/error.h"
@@ -46,13 +45,13 @@ RunOptions saving_run(const Scene& scene, const std::string& run) {
 
 std::string last_of(const RunOptions& options) { return options.output_dir + "/checkpoints/last"; }
 
-/// Goes on with the run and compares its end with `expected`.
+/// Resumes the run and compares its end with `expected`.
 void check_end(const RunOptions& options, const Parts& expected) {
   const auto result = run_training(options, {}, "auto");
   CHECK(result.steps == options.train.steps);
   auto differences = differing(parts_of(result.checkpoint), expected);
-  // Of a checkpoint of the last step: its line, which failed, is written when the run goes on, with
-  // the warning that it may give.
+  // Of a checkpoint of the last step: its line, which failed, is written when the run is resumed,
+  // with the warning that it may give.
   for (const auto* late : {"unlogged", "displacement_noted"}) differences.erase(late);
   CHECK(differences.empty());
   const auto lines = untimed(options.output_dir);
@@ -220,17 +219,77 @@ int wait_for(pid_t child) {
   return status;
 }
 
+/// A moment of a process that trains: so many step events, and then so many changes of files.
+struct Moment {
+  int events = 0;
+  int changes = 0;
+};
+
+// Of the child that ends there.
+Moment to_come;
+// How often the report is written depends on the clock, so that its changes do not count.
+bool is_reporting = false;
+
+bool is_moment() { return to_come.events == 0 && !is_reporting && to_come.changes-- == 0; }
+void kill_at_moment() {
+  if (is_moment()) ::raise(SIGKILL);
+}
+
+/// Trains as far as `moment`, where it ends as by a kill from outside: the same moment on every
+/// machine, whatever else that does.
+void train_until(const Moment& moment, const RunOptions& options) {
+  to_come = moment;
+  detail::SystemCalls& calls = detail::system_calls();
+  calls.open = [](const char* path, int flags, mode_t mode) {
+    if (std::string(path).find("/report.html.") != std::string::npos) is_reporting = true;
+    kill_at_moment();
+    return ::open(path, flags, mode);
+  };
+  calls.write = [](int fd, const void* bytes, std::size_t count) {
+    const bool is_last = is_moment();
+    const ssize_t written = ::write(fd, bytes, is_last ? count / 2 : count);
+    if (is_last) ::raise(SIGKILL);
+    return written;
+  };
+  calls.rename = [](const char* from, const char* to) {
+    kill_at_moment();
+    const int result = std::rename(from, to);
+    if (std::string(to).ends_with("/report.html")) is_reporting = false;
+    return result;
+  };
+  calls.mkdir = [](const char* path, mode_t mode) {
+    kill_at_moment();
+    return ::mkdir(path, mode);
+  };
+  calls.symlink = [](const char* target, const char* path) {
+    kill_at_moment();
+    return ::symlink(target, path);
+  };
+  RunEvents events;
+  events.step = [](std::int64_t, std::int64_t, const Metrics&) {
+    if (to_come.events > 0) --to_come.events;
+  };
+  run_training(options, events, "auto");
+}
+
+/// One of a run that still has `steps` to take: in its start or after one of the steps that follow.
+/// Every start and every last step changes files more often than that.
+Moment random_moment(std::mt19937_64& rng, std::int64_t steps) {
+  constexpr std::uint64_t kMostEvents = 4;
+  constexpr std::uint64_t kChanges = 24;
+  const auto events = std::min(kMostEvents, static_cast<std::uint64_t>(steps));
+  return {static_cast<int>(rng() % (events + 1)), static_cast<int>(rng() % kChanges)};
+}
+
 void check_kills(int wanted) {
-  using Clock = std::chrono::steady_clock;
+  const NoSync no_sync;  // what is not synced outlives a process
   const Scene scene;
   auto options = saving_run(scene, "straight");
   options.train.steps = 12;
   options.train.save_every = 2;
   options.data.eval_fraction = 0.25;
   options.train.eval_every = 3;
-  const auto begin = Clock::now();
   const Parts expected = parts_of(run_training(options).checkpoint);
-  const auto duration = Clock::now() - begin;
   const auto lines = untimed(options.output_dir);
 
   std::mt19937_64 rng(20);
@@ -239,25 +298,26 @@ void check_kills(int wanted) {
   std::set<std::int64_t> steps_found;
   while (kills < wanted) {
     options.output_dir = scene.file("killed-" + std::to_string(++runs));
-    for (bool is_done = false; !is_done;) {
-      const pid_t child = start_child([&] { run_training(options, {}, "auto"); });
-      const auto share = static_cast<double>(rng() % 1000) / 1000;
-      if (kills < wanted) std::this_thread::sleep_for(duration * share);
-      if (kills < wanted) ::kill(child, SIGKILL);
-      const int status = wait_for(child);
-      is_done = WIFEXITED(status);
-      if (is_done) REQUIRE(WEXITSTATUS(status) == 0);
-      if (!is_done) ++kills;
-      if (fs::exists(last_of(options))) {
-        REQUIRE(detail::defect_of_checkpoint(last_of(options)) == "");
-        steps_found.insert(detail::step_of_checkpoint(last_of(options)));
-      }
+    std::int64_t saved = 0;
+    for (; kills < wanted && saved < options.train.steps; ++kills) {
+      const Moment moment = random_moment(rng, options.train.steps - saved);
+      INFO("kill " << kills << " of run " << runs << ", after step " << saved << ": "
+                   << moment.events << " events, " << moment.changes << " changes");
+      const int status = wait_for(start_child([&] { train_until(moment, options); }));
+      REQUIRE(WIFSIGNALED(status));
+      REQUIRE(WTERMSIG(status) == SIGKILL);
+      if (!fs::exists(last_of(options))) continue;
+      REQUIRE(detail::defect_of_checkpoint(last_of(options)) == "");
+      saved = detail::step_of_checkpoint(last_of(options));
+      steps_found.insert(saved);
     }
+    run_training(options, {}, "auto");
     CHECK(differing(parts_of(last_of(options)), expected).empty());
     CHECK(untimed(options.output_dir) == lines);
   }
-  CHECK(steps_found.size() > 1);
-  std::cout << "counted: " << kills << " survived in " << runs << " runs\n";
+  CHECK(steps_found.size() > 2);
+  std::cout << "counted: " << kills << " survived in " << runs << " runs, of checkpoints of "
+            << steps_found.size() << " steps\n";
 }
 
 TEST_CASE("runs killed at random moments end as an undisturbed one", "[run]") { check_kills(8); }
@@ -414,6 +474,14 @@ TEST_CASE("selection: the best few, and how long none was better", "[run]") {
   CHECK_FALSE(high.add(7, 0.3));
   CHECK(high.add(8, 0.6));
   CHECK(high.best_steps() == std::vector<std::int64_t>{8});
+
+  // What cannot be read leaves all as it was.
+  for (const char* broken :
+       {R"({"best": []})", R"({"best": [{"step": 9, "value": "x"}], "evaluations_since_best": 0})",
+        R"({"best": [{"step": 9, "value": 1}], "evaluations_since_best": "0"})"}) {
+    CHECK_THROWS_AS(high.load(detail::Json::parse(broken)), detail::Json::exception);
+    CHECK(high.best_steps() == std::vector<std::int64_t>{8});
+  }
 
   detail::Selection none("eval_kl", 0, 1);
   CHECK_FALSE(none.add(1, 0.5));

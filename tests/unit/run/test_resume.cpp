@@ -450,11 +450,7 @@ TEST_CASE("metrics after the checkpoint and broken lines are cut off", "[run]") 
 
 TEST_CASE("checkpoints: the newest and the best stay", "[run]") {
   const Scene scene;
-  auto options = scene.options("run", "sft");
-  options.train.steps = 12;
-  options.train.eval_every = 3;
-  options.train.save_every = 2;
-  options.train.keep_last = 2;
+  auto options = scene.evaluated("run", "sft", 12, 3, 2);
   options.train.keep_best = 2;
   options.train.best_metric = "eval_mean_token_accuracy";
   std::vector<std::pair<double, std::int64_t>> accuracies;

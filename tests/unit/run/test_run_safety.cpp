@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -69,6 +71,8 @@ TEST_CASE("the best metric's name is judged before the first step", "[run]") {
   CHECK(link_of(scene, "last") == "step-0");
   CHECK(is_named(refusal_of(options, "auto", events), "got 'eval_los'"));
   CHECK(steps == 0);
+  const auto samples = read_lines(scene.file("run/samples.jsonl"));
+  CHECK_FALSE(samples.empty());
   options.train.best_metric = "eval_loss";
   std::int64_t evaluations = 0;
   auto counting = events;
@@ -78,6 +82,10 @@ TEST_CASE("the best metric's name is judged before the first step", "[run]") {
   options.output_dir = scene.file("straight");
   CHECK(differing(parts_of(run_training(options).checkpoint), resumed).empty());
   CHECK(untimed(scene.file("run")) == untimed(scene.file("straight")));
+  const auto shown = read_lines(scene.file("run/samples.jsonl"));
+  CHECK(shown == read_lines(scene.file("straight/samples.jsonl")));
+  REQUIRE(shown.size() > samples.size());
+  CHECK(std::equal(samples.begin(), samples.end(), shown.begin()));
   // Once something was judged by it the metric stays.
   options.train.best_metric = "eval_entropy";
   CHECK(is_named(refusal_of(options, "auto"),
@@ -143,11 +151,7 @@ TEST_CASE("a run that goes on is asked for its best metric as well", "[run]") {
 TEST_CASE("a step is saved before an evaluation that is killed", "[run]") {
   const NoSync no_sync;
   const Scene scene;
-  auto options = scene.options("straight", "dpo");
-  options.train.steps = 6;
-  options.train.eval_every = 2;
-  options.train.save_every = 4;
-  options.train.threads = 1;
+  auto options = scene.evaluated("straight", "dpo", 6, 2, 4);
   const auto straight = run_training(options);
   const Parts expected = parts_of(straight.checkpoint);
 
@@ -190,11 +194,7 @@ TEST_CASE("a step is saved before an evaluation that is killed", "[run]") {
 TEST_CASE("whatever ends a run, its steps are saved", "[run]") {
   const NoSync no_sync;
   const Scene scene;
-  auto options = scene.options("straight", "dpo");
-  options.train.steps = 8;
-  options.train.eval_every = 3;
-  options.train.keep_best = 1;
-  options.train.threads = 1;
+  auto options = scene.evaluated("straight", "dpo", 8, 3, 0);
   const Parts expected = parts_of(run_training(options).checkpoint);
   const auto lines = untimed(options.output_dir);
 
@@ -250,14 +250,31 @@ TEST_CASE("a run that ends by steps without an update keeps those before", "[run
   const auto metrics = read_lines(scene.file("run/metrics.jsonl"));
   const auto skipped = std::count_if(metrics.begin(), metrics.end(),
                                      [](const Json& line) { return line.contains("skipped"); });
-  CHECK(skipped == 2);  // the third ends the run
+  CHECK(skipped == 3);  // the third ends the run
   CHECK(count_containing(notes, "loss or gradient is not finite, its update is skipped; see " +
                                     scene.file("run/nonfinite/step-")) == 2);
-  const auto steps = std::ssize(metrics) + 1;
+  const auto steps = std::ssize(metrics);
+  for (std::int64_t step = 1; step <= steps; ++step) {
+    CHECK(metrics[static_cast<std::size_t>(step - 1)]["step"] == step);
+  }
   CHECK(link_of(scene, "last") == "step-" + std::to_string(steps));
-  // Going on, the next such step ends it again, with the rows after those.
+  // Resumed, the next such step ends it again, with the rows after those.
   CHECK_THROWS_AS(run_training(options, events, "auto"), NonFiniteError);
   CHECK(fs::exists(scene.file("run/nonfinite/step-" + std::to_string(steps + 1))));
+  const auto resumed = read_lines(scene.file("run/metrics.jsonl"));
+  REQUIRE(std::ssize(resumed) == steps + 1);
+  CHECK(std::equal(metrics.begin(), metrics.end(), resumed.begin()));
+  CHECK(resumed.back()["step"] == steps + 1);
+  CHECK(resumed.back()["skipped"] == 1);
+
+  // Where no line is due, one of the steps since the last is written all the same.
+  options.output_dir = scene.file("seldom");
+  options.train.log_every = 100;
+  CHECK_THROWS_AS(run_training(options, events), NonFiniteError);
+  const auto seldom = read_lines(scene.file("seldom/metrics.jsonl"));
+  REQUIRE(seldom.size() == 1);
+  CHECK(seldom[0]["step"] == steps);
+  CHECK(seldom[0]["skipped"] == 3);
 }
 
 // ---- folders that are no run ----
@@ -368,6 +385,7 @@ TEST_CASE("a start removes what killed processes left", "[run]") {
     for (const std::string& name : *names) {
       write_text(name, "left");
       fs::permissions(name, fs::perms::owner_read | fs::perms::owner_write);
+      fs::last_write_time(name, fs::last_write_time(name) - std::chrono::hours(25));
     }
   }
   run_training(options, {}, "auto");
@@ -414,11 +432,7 @@ TEST_CASE("a run on a drive without symbolic links saves and goes on", "[run]") 
 TEST_CASE("a run that goes on from an earlier step has that step's best", "[run]") {
   const NoSync no_sync;
   const Scene scene;
-  auto options = scene.options("run", "dpo");
-  options.optimizer.schedule = Schedule::kConstant;
-  options.train.steps = 6;
-  options.train.eval_every = 2;
-  options.train.save_every = 2;
+  auto options = scene.evaluated("run", "dpo", 6, 2, 2);
   options.train.keep_last = 0;
   options.train.best_metric = "eval_num_tokens";  // the last one is always the best
   run_training(options);
@@ -602,16 +616,97 @@ TEST_CASE("a checkpoint without what the first version did not have is resumed",
             " to train on from its weights: an earlier version of prefopt saved it");
 }
 
-}  // namespace
+TEST_CASE("what came later to a term or to the samples of evaluations does not end a run",
+          "[run]") {
+  const NoSync no_sync;
+  const Scene scene;
+  auto options = scene.options("straight", "dpo");
+  options.loss = R"({"type": "mix", "terms": [{"loss": {"type": "dpo"}},
+                     {"weight": 0.5, "loss": {"type": "sft"}}]})";
+  options.train.steps = 4;
+  options.train.threads = 1;
+  options.train.save_every = 1;
+  options.train.keep_last = 0;
+  options.train.sample_prompts = 0;
+  const Parts expected = parts_of(run_training(options).checkpoint);
+  const std::string old = scene.file("old");
+  copy_changed(scene.file("straight/checkpoints/step-2"), old, [](Tensors&, Json& values) {
+    Json& config = values["identity"]["config"];
+    for (Json& term : config["loss"]["terms"]) {
+      for (const auto* key : {"label_smoothing", "humanline", "use_weights"}) {
+        term["loss"].erase(key);
+      }
+    }
+    config["sampling"].erase("extra_eos_ids");
+  });
+  options.output_dir = scene.file("run");
+  options.sampling.eos_id = 257;
+  options.sampling.extra_eos_ids = {10, 33};
+  std::vector<std::string> notes;
+  RunEvents events;
+  events.note = [&](const std::string& line) { notes.push_back(line); };
+  CHECK(differing(parts_of(run_training(options, events, old).checkpoint), expected).empty());
+  CHECK(count_containing(notes,
+                         "resume: sampling.extra_eos_ids: none -> [10,33]; evaluations draw other "
+                         "samples from here on, and estimate kl by them") == 1);
+  // Another value is refused by the name of its term.
+  options.output_dir = scene.file("other");
+  options.loss = R"({"type": "mix", "terms": [{"loss": {"type": "dpo", "label_smoothing": 0.1}},
+                     {"weight": 0.25, "loss": {"type": "sft"}}]})";
+  const std::string text = refusal_of(options, old);
+  INFO(text);
+  CHECK(is_named(text,
+                 "got loss.terms.0.loss.label_smoothing: 0.0 -> 0.1, loss.terms.1.weight: 0.5 -> "
+                 "0.25; undo that"));
+
+  // A loss that draws samples would become another one.
+  options = scene.options("drawn", "hypo");
+  options.train.steps = 1;
+  options.data.eval_fraction = 0;
+  run_training(options);
+  options.sampling.extra_eos_ids = {10};
+  options.sampling.eos_id = 257;
+  CHECK(is_named(refusal_of(options, "auto"), "got sampling.extra_eos_ids: [] -> [10]; undo"));
+}
+
 TEST_CASE("the margin of labelled rows in a window is that of its two means", "[run]") {
   detail::LogWindow window;
   window.add({{"rewards/chosen", 1}, {"rewards/rejected", 0.5}, {"rewards/margins", 0.5}},
              {{"rewards/chosen", 3}, {"rewards/rejected", 1}});
   window.add({{"rewards/chosen", 0}, {"rewards/rejected", -1}, {"rewards/margins", 1}},
              {{"rewards/chosen", 1}, {"rewards/rejected", 3}});
+  window.add({{"rewards/rejected", 3}, {"logps/chosen", -1}}, {{"rewards/rejected", 4}});
   CHECK(window.mean() == Metrics{{"rewards/chosen", 0.75},
-                                 {"rewards/rejected", -0.625},
-                                 {"rewards/margins", 1.375}});
+                                 {"rewards/rejected", 1.1875},
+                                 {"rewards/margins", -0.4375},
+                                 {"logps/chosen", -1}});
 }
+
+TEST_CASE("a window of labelled rows has the margin of a step with all of them", "[run]") {
+  std::vector<TokenRow> rows = pairs();
+  // One desirable row in front, none behind: as many values of the one side as steps with margins.
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i].columns[Column::kLabel] = i == 0 ? 1 : 0;
+  const auto policy = std::make_shared<BigramPolicy>(3);
+  const auto reference = make_frozen_reference(BigramPolicy(8).frozen_copy());
+  const auto make = [&] {
+    return Trainer(policy, reference, make_loss(R"({"type": "kto", "estimate_kl": false})"),
+                   {.optimizer = {.learning_rate = 0, .schedule = Schedule::kConstant}});
+  };
+  Trainer parts = make();
+  detail::LogWindow window;
+  for (const auto& batch :
+       {std::vector(rows.begin(), rows.begin() + 2), std::vector(rows.begin() + 2, rows.end())}) {
+    const Metrics metrics = parts.step(batch);
+    window.add(metrics, parts.step_counts());
+  }
+  const Metrics whole = make().step(rows);
+  const Metrics mean = window.mean();
+  for (const auto* name : {"rewards/chosen", "rewards/rejected", "rewards/margins"}) {
+    CAPTURE(name);
+    CHECK(metric(mean, name) == Approx(metric(whole, name)).epsilon(1e-12));
+  }
+}
+
+}  // namespace
 
 }  // namespace prefopt

@@ -274,7 +274,10 @@ TEST_CASE("one row is too few to check", "[testing]") {
 }
 
 TEST_CASE("random inputs are those that are needed", "[testing]") {
-  const LossRequirements needs{.lens = true, .gold = true, .samples_per_prompt = 3};
+  const LossRequirements needs{
+      .inputs = kPairLogps | kPairReferenceLogps | kPairLens | kSampleLogps |
+                InputSet{Input::gold_logps, Input::gold_lens, Input::sample_lens},
+      .samples_per_prompt = 3};
   const PairLogps in = testing::random_pair_logps(needs, 5, 2);
   const PairLogps again = testing::random_pair_logps(needs, 5, 2);
   const PairLogps other = testing::random_pair_logps(needs, 5, 3);

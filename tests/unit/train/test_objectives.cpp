@@ -454,6 +454,47 @@ TEST_CASE("KTO's other row goes by place in the step and has another prompt", "[
   check({1, 2, 3, 4, 5, 0});
 }
 
+/// Counts how often the policy of a reference is run.
+class CountedReference final : public Reference {
+ public:
+  at::Tensor sequence_logps(const TokenBatch& batch) override {
+    ++runs;
+    return inner_->sequence_logps(batch);
+  }
+  at::Tensor token_logps(const TokenBatch& batch) override {
+    ++runs;
+    return inner_->token_logps(batch);
+  }
+
+  int runs = 0;
+
+ private:
+  std::shared_ptr<Reference> inner_ = make_frozen_reference(std::make_shared<BigramPolicy>(8));
+};
+
+TEST_CASE("a step runs its reference once for each batch", "[train]") {
+  // Of a part of the step: its rows, and for KTO's KL their prompts with other completions.
+  const std::vector<std::pair<std::string, int>> batches_of_part = {
+      {R"({"type": "dpo"})", 1},
+      {R"({"type": "dpo", "humanline": true})", 1},
+      {R"({"type": "dpo", "ld_alpha": 0.3})", 1},
+      {R"({"type": "aot", "ld_alpha": 0.4})", 1},
+      {R"({"type": "dpo", "ld_alpha": 0.3, "reference_free": true})", 0},
+      {R"({"type": "kto", "humanline": true, "estimate_kl": false})", 1},
+      {R"({"type": "kto", "humanline": true})", 2},
+  };
+  for (const auto& [config, batches] : batches_of_part) {
+    for (const auto& [micro, parts] : {std::pair{0, 1}, std::pair{2, 3}}) {
+      CAPTURE(config, micro);
+      const auto reference = std::make_shared<CountedReference>();
+      Trainer trainer(std::make_shared<BigramPolicy>(9), reference, make_loss(config),
+                      {.optimizer = {.schedule = Schedule::kConstant}, .micro_batch_size = micro});
+      trainer.step(full_rows());
+      CHECK(reference->runs == batches * parts);
+    }
+  }
+}
+
 TEST_CASE("a loss of the whole step is evaluated in parts of a step", "[train]") {
   const std::string config = GENERATE(
       as<std::string>{}, R"({"type": "kto"})", R"({"type": "aot"})", R"({"type": "beta_dpo"})",

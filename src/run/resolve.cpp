@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "run/run_models.h"
+#include "run/resolve.h"
 
-#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
-#include <map>
 #include <string_view>
 #include <utility>
 
+#include "core/file.h"
 #include "data/chat_writer.h"
-#include "math/wide_gradient.h"
+#include "decoder/decoder_files.h"
+#include "policy/token_range.h"
 #include "prefopt/decoder/end_tokens.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/moving_reference.h"
+#include "run/run_rows.h"
 
 namespace prefopt::detail {
 namespace {
@@ -31,23 +34,14 @@ void add_adapter(const ModelOptions& options, Decoder& policy) {
 std::shared_ptr<Decoder> present_policy(const ReferenceOptions& options, const ModelOptions& model,
                                         const Decoder& policy) {
   if (options.moving) return policy.merged_decoder();
-  // A fresh adapter changes nothing yet, so the model without it needs no memory of its own.
+  // A fresh adapter changes nothing yet, so the model without it needs no further memory.
   const bool is_fresh_adapter = policy.adapter() && model.adapter.empty();
   return is_fresh_adapter && options.dtype.empty() ? policy.without_adapter()
                                                    : policy.frozen_decoder();
 }
 
-}  // namespace
-
-ParameterCount count_parameters(const Decoder& policy) {
-  ParameterCount count;
-  for (const auto& [name, value] : policy.named_parameters()) {
-    count.all += value.numel();
-    if (value.requires_grad()) count.trained += value.numel();
-  }
-  return count;
-}
-
+/// The tokenizer that the options name, else the adapter's or the model's own, else bytes for a
+/// fresh model; `tokenizer` of the options becomes its name, and stays empty where there is none.
 std::shared_ptr<const Tokenizer> open_run_tokenizer(ModelOptions& options) {
   if (options.tokenizer.empty()) {
     options.tokenizer =
@@ -60,7 +54,7 @@ FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
                           const Tokenizer& tokenizer, std::int64_t message_rows) {
   const std::string& asked = options.data.chat_format;
   const std::string format = chat_format_for_rows(asked, tokenizer);
-  // What nobody chose and nothing used is not worth remembering.
+  // A format that nobody chose and nothing used is not worth remembering.
   const bool chosen =
       asked != "auto" || !tokenizer.chat_format().empty() || !tokenizer.chat_template().empty();
   const bool remembers = format != "auto" && (chosen || message_rows > 0);
@@ -132,14 +126,6 @@ void set_checkpointing(LoopOptions& options, std::int64_t rows, Decoder& policy,
                    mib(kLevels[level]), rows));
 }
 
-void check_reference(const ReferenceOptions& options) {
-  if (options.moving && options.kind == ReferenceKind::kCached) {
-    throw ConfigError(
-        "reference: expected kind 'frozen' where moving is true, got 'cached'; a cache holds "
-        "log-probs of one model");
-  }
-}
-
 std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,
                                           const ModelOptions& model, const Decoder& policy,
                                           CacheLevel level) {
@@ -165,30 +151,96 @@ std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,
   return std::make_shared<CachedReference>(std::move(frozen), options.cache_dir, level);
 }
 
-void load_weights(const std::string& checkpoint, const Decoder& policy) {
-  std::shared_ptr<Decoder> saved;
-  if (policy.adapter()) {
-    saved = policy.without_adapter();
-    saved->load_adapter(checkpoint);
-  } else {
-    saved = Decoder::load(checkpoint);
+}  // namespace
+
+ParameterCount count_parameters(const Policy& policy) {
+  ParameterCount count;
+  for (const auto& [name, value] : policy.named_parameters()) {
+    count.all += value.numel();
+    if (value.requires_grad()) count.trained += value.numel();
   }
-  std::map<std::string, at::Tensor> values;
-  for (const auto& [name, value] : saved->named_parameters()) values[name] = value;
-  const at::NoGradGuard no_grad;
-  for (const auto& [name, own] : policy.named_parameters()) {
-    if (!own.requires_grad()) continue;
-    const at::Tensor& value = values[name];
-    // Narrow weights are saved as their masters.
-    if (!value.defined() || value.sizes() != own.sizes() ||
-        !(value.scalar_type() == own.scalar_type() ||
-          (is_narrow(own.scalar_type()) && value.scalar_type() == at::kFloat))) {
-      throw CheckpointError(
-          fmt::format("{}: expected weight '{}' as the run's model has it, got {}", checkpoint,
-                      name, value.defined() ? "another shape or dtype" : "none"));
-    }
-    own.copy_(value);
+  return count;
+}
+
+void check_reference(const ReferenceOptions& options) {
+  if (options.moving && options.kind == ReferenceKind::kCached) {
+    throw ConfigError(
+        "reference: expected kind 'frozen' where moving is true, got 'cached'; a cache holds "
+        "log-probs of one model");
   }
+}
+
+void check_evaluations(const LoopOptions& options, bool has_held_out) {
+  if (options.patience > 0 && (options.eval_every == 0 || !has_held_out)) {
+    throw ConfigError(fmt::format(
+        "train.patience: expected evaluations to count, got {}; set train.eval_every and data.eval "
+        "or data.eval_fraction",
+        options.eval_every > 0 ? "no held-out rows" : "train.eval_every 0"));
+  }
+  if (has_held_out || options.best_metric == LoopOptions().best_metric) return;
+  throw ConfigError(
+      fmt::format("train.best_metric: expected held-out rows to find '{}' of, got none; set "
+                  "data.eval or data.eval_fraction",
+                  options.best_metric));
+}
+
+std::int64_t count_steps(const LoopOptions& options, std::int64_t rows_an_epoch) {
+  if (options.steps > 0) return options.steps;
+  if (rows_an_epoch == 0) {
+    throw ConfigError(
+        "train.steps: expected a number of steps, got 0; the rows have no end that epochs count");
+  }
+  const double steps =
+      options.epochs * static_cast<double>(rows_an_epoch) / static_cast<double>(options.batch_size);
+  return std::max<std::int64_t>(1, std::llround(std::ceil(steps - 1e-9)));
+}
+
+ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note) {
+  const LossRequirements needs = loss.requirements();
+  for (std::string* path : {&options.model.path, &options.model.adapter, &options.model.tokenizer,
+                            &options.reference.path}) {
+    *path = followed(*path);
+  }
+  const auto tokenizer = open_run_tokenizer(options.model);
+  RowNeeds of_rows = row_needs(needs);
+  of_rows.context_length = options.model.path.empty()
+                               ? options.model.decoder.max_position_embeddings
+                               : context_length_of(options.model.path);
+  RunRows rows = load_rows(options.data, *tokenizer, of_rows, note);
+  check_evaluations(options.train, !rows.eval.empty());
+
+  const auto policy = make_policy(options.model, *tokenizer, note);
+  check_token_range(rows.train, policy->vocab_size(), "data.train");
+  check_token_range(rows.eval, policy->vocab_size(), "data.eval");
+  check_row_lengths(rows.train, *policy, "data.train");
+  check_row_lengths(rows.eval, *policy, "data.eval");
+  FolderFiles companions = companions_of(options, *policy, *tokenizer, rows.message_rows);
+  options.sampling =
+      with_end_tokens(options.sampling, *policy, *tokenizer, options.data.chat_format);
+  options.data.chat_format = chat_format_for_rows(options.data.chat_format, *tokenizer);
+  if (options.reference.cache_dir.empty()) {
+    options.reference.cache_dir = RunFolder(options.output_dir).file("reference-cache");
+  }
+
+  std::shared_ptr<Reference> reference;
+  if (needs.reference() || needs.sample_source == SampleSource::kReference) {
+    // Whoever weighs tokens needs each.
+    const bool by_token = needs.has(Input::ref_chosen_overlap_logps) || needs.limits ||
+                          has_token_weights(rows.train) || has_token_weights(rows.eval);
+    reference = make_reference(options.reference, options.model, *policy,
+                               by_token ? CacheLevel::kToken : CacheLevel::kSequence);
+  }
+  set_checkpointing(options.train, most_tokens(rows.train, options.train), *policy, note);
+  auto source = std::make_shared<EpochRows>(EpochData{.rows = std::move(rows.train),
+                                                      .held_out = std::move(rows.eval),
+                                                      .is_cut = std::move(rows.train_cut),
+                                                      .is_held_out_cut = std::move(rows.eval_cut),
+                                                      .tokenizer = tokenizer},
+                                            EpochOptions{.batch_size = options.train.batch_size,
+                                                         .seed = options.train.seed,
+                                                         .shuffle = options.train.shuffle});
+  return {std::move(options), policy, std::move(reference), std::move(source),
+          std::move(companions)};
 }
 
 }  // namespace prefopt::detail

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "prefopt/data/batch.h"
+#include "prefopt/export.h"
+#include "prefopt/policy/policy.h"
+#include "prefopt/train/metrics.h"
+#include "prefopt/train/state_visitor.h"
+
+namespace prefopt {
+
+/// The rows of one optimizer step, or all held-out rows.
+struct StepRows {
+  std::vector<TokenRow> rows;
+  /// Of the rows in their source, for reports of a step; empty: their places in `rows`.
+  std::vector<std::int64_t> numbers = {};
+  Metrics metrics = {};  ///< of the rows, added to those of the step or the evaluation
+};
+
+/// The source of a run's rows: a file, or whatever writes rows while the run goes.
+class PREFOPT_API RowSource {
+ public:
+  virtual ~RowSource() = default;
+
+  /// Returns the rows of the next step of `policy`: the same ones again until finish_step is
+  /// called, as a step may fail before it has changed anything.
+  virtual StepRows next(Policy& policy) = 0;
+  /// The step on the rows of `next` is done.
+  virtual void finish_step() = 0;
+  /// Rows for evaluations, the same ones each time. The default: none.
+  virtual const StepRows& held_out() const;
+  /// Rows that make one epoch; 0, the default: the rows have no end, and `train.steps` decides.
+  virtual std::int64_t rows_an_epoch() const { return 0; }
+
+  /// Visits all that `next` and `finish_step` change. A source that loads what was saved then gives
+  /// the rows that would have followed. Names of a run's own state ("step", …) are taken.
+  virtual void visit_state(StateVisitor& visitor) = 0;
+  /// A hash of what the rows are made from: a run is resumed with the same one only.
+  virtual std::string fingerprint() const { return {}; }
+  /// Returns tokens as text, for samples. The default: their ids.
+  virtual std::string text_of(const std::vector<std::int64_t>& tokens) const;
+};
+
+}  // namespace prefopt

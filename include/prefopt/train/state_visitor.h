@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "prefopt/export.h"
+
+namespace prefopt {
+
+/// Passed to a `visit_state` function, which lists all that steps change, once; saving and loading
+/// both follow that list, so that neither can leave out what the other has.
+class PREFOPT_API StateVisitor {
+ public:
+  virtual ~StateVisitor() = default;
+  /// Loading writes into the tensor, which keeps its place.
+  virtual void tensor(const std::string& name, const at::Tensor& value) = 0;
+  virtual void integer(const std::string& name, std::int64_t& value) = 0;
+  virtual void real(const std::string& name, double& value) = 0;
+  virtual void integers(const std::string& name, std::vector<std::int64_t>& values) = 0;
+};
+
+}  // namespace prefopt

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "prefopt/data/tokenizer.h"
+#include "prefopt/decoder/decoder.h"
+#include "prefopt/losses/loss.h"
+#include "prefopt/policy/reference.h"
+#include "prefopt/run/run.h"
+#include "prefopt/train/epoch_rows.h"
+#include "run/run_folder.h"
+
+namespace prefopt::detail {
+
+/// A run from files: its options with everything filled in that they leave to models and rows, and
+/// what was loaded to know it. Nothing of it changes afterwards.
+struct ResolvedRun {
+  RunOptions options;
+  std::shared_ptr<Decoder> policy;
+  std::shared_ptr<Reference> reference;  ///< null: the loss needs none
+  std::shared_ptr<EpochRows> source;
+  FolderFiles companions;  ///< files of a checkpoint next to the weights
+};
+
+/// Throws ConfigError for options that contradict each other.
+void check_reference(const ReferenceOptions& options);
+/// Throws ConfigError where evaluations are to decide something and there are none.
+void check_evaluations(const LoopOptions& options, bool has_held_out);
+
+/// Loads rows, tokenizer and models. `note` receives what was read and left out. Throws ConfigError
+/// for options that do not fit each other, models that do not fit, and as load_dataset.
+ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note);
+
+/// Returns the optimizer steps of a run. Throws ConfigError if neither options nor rows say so.
+std::int64_t count_steps(const LoopOptions& options, std::int64_t rows_an_epoch);
+
+struct ParameterCount {
+  std::int64_t all = 0;
+  std::int64_t trained = 0;
+};
+
+ParameterCount count_parameters(const Policy& policy);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/train/epoch_rows.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <utility>
+
+#include "core/hash.h"
+#include "prefopt/error.h"
+#include "train/row_fingerprint.h"
+
+namespace prefopt {
+namespace {
+
+std::size_t below(std::uint64_t bound, std::mt19937_64& rng) {
+  const auto end = std::numeric_limits<std::uint64_t>::max() / bound * bound;
+  auto x = rng();
+  while (x >= end) x = rng();
+  return x % bound;
+}
+
+/// The share of rows that budgets have shortened.
+Metrics share_cut(std::int64_t cut, std::int64_t rows) {
+  return {{"truncated", static_cast<double>(cut) / static_cast<double>(rows)}};
+}
+
+}  // namespace
+
+namespace detail {
+
+std::string fingerprint_of(const std::vector<TokenRow>& rows) {
+  ContentHash hash;
+  const auto add = [&](const auto& values) {
+    const auto count = std::ssize(values);
+    hash.update(&count, sizeof count);
+    hash.update(values.data(), values.size() * sizeof(values[0]));
+  };
+  for (const TokenRow& row : rows) {
+    for (const auto* tokens : {&row.prompt, &row.chosen, &row.rejected, &row.gold}) {
+      add(*tokens);
+    }
+    for (const auto* weights : {&row.chosen_weights, &row.rejected_weights, &row.gold_weights}) {
+      add(*weights);
+    }
+    // Only where there is one, so that runs of before have the hash that they had.
+    for (const auto* mask : {&row.chosen_mask, &row.rejected_mask, &row.gold_mask}) {
+      if (!mask->empty()) add(*mask);
+    }
+    for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
+      const double value = row.columns[static_cast<Column>(i)];
+      hash.update(&value, sizeof value);
+    }
+  }
+  return hash.hex();
+}
+
+}  // namespace detail
+
+const StepRows& RowSource::held_out() const {
+  static const StepRows none;
+  return none;
+}
+
+std::string RowSource::text_of(const std::vector<std::int64_t>& tokens) const {
+  return fmt::format("{}", fmt::join(tokens, " "));
+}
+
+EpochRows::EpochRows(EpochData data, const EpochOptions& options)
+    : data_(std::move(data)), options_(options), order_(data_.rows.size()) {
+  if (data_.rows.empty()) throw ConfigError("epoch rows: expected at least one row, got none");
+  if (options_.batch_size < 1) {
+    throw ConfigError(fmt::format("epoch rows: expected a batch_size of at least 1, got {}",
+                                  options_.batch_size));
+  }
+  data_.is_cut.resize(data_.rows.size());
+  std::iota(order_.begin(), order_.end(), 0);
+  held_out_.rows = std::move(data_.held_out);
+  if (held_out_.rows.empty()) return;
+  const auto& cut = data_.is_held_out_cut;
+  held_out_.metrics =
+      share_cut(std::count(cut.begin(), cut.end(), true), std::ssize(held_out_.rows));
+}
+
+StepRows EpochRows::next(Policy& /*policy*/) {
+  StepRows step{.rows = {}, .numbers = next_numbers()};
+  std::int64_t cut = 0;
+  for (const std::int64_t number : step.numbers) {
+    step.rows.push_back(data_.rows[static_cast<std::size_t>(number)]);
+    cut += data_.is_cut[static_cast<std::size_t>(number)] ? 1 : 0;
+  }
+  step.metrics = share_cut(cut, std::ssize(step.rows));
+  return step;
+}
+
+void EpochRows::finish_step() { position_ += options_.batch_size; }
+
+std::int64_t EpochRows::rows_an_epoch() const { return std::ssize(data_.rows); }
+
+void EpochRows::visit_state(StateVisitor& visitor) {
+  visitor.integer("position", position_);
+  const bool is_position = position_ >= 0;
+  const auto expected = is_position ? next_numbers() : std::vector<std::int64_t>();
+  std::vector<std::int64_t> numbers = expected;
+  visitor.integers("next_rows", numbers);
+  if (!is_position || numbers != expected) {
+    throw CheckpointError(fmt::format(
+        "expected next_rows to be what the order of rows has at position {}, got others",
+        position_));
+  }
+}
+
+std::string EpochRows::fingerprint() const { return detail::fingerprint_of(data_.rows); }
+
+std::string EpochRows::text_of(const std::vector<std::int64_t>& tokens) const {
+  return data_.tokenizer ? data_.tokenizer->decode(tokens) : RowSource::text_of(tokens);
+}
+
+std::vector<std::int64_t> EpochRows::next_numbers() {
+  std::vector<std::int64_t> numbers;
+  for (auto place = position_; place < position_ + options_.batch_size; ++place) {
+    numbers.push_back(static_cast<std::int64_t>(at(place)));
+  }
+  return numbers;
+}
+
+std::size_t EpochRows::at(std::int64_t position) {
+  const auto rows = std::ssize(order_);
+  if (options_.shuffle && position / rows != epoch_) permute(position / rows);
+  return order_[static_cast<std::size_t>(position % rows)];
+}
+
+void EpochRows::permute(std::int64_t epoch) {
+  epoch_ = epoch;
+  std::iota(order_.begin(), order_.end(), 0);
+  std::seed_seq seeds{options_.seed & 0xffffffff, options_.seed >> 32, epoch & 0xffffffff,
+                      epoch >> 32};
+  std::mt19937_64 rng(seeds);
+  for (auto left = order_.size(); left > 1; --left) {
+    std::swap(order_[left - 1], order_[below(left, rng)]);
+  }
+}
+
+}  // namespace prefopt
