@@ -58,6 +58,10 @@ class PREFOPT_API FieldVisitor {
  public:
   virtual ~FieldVisitor() = default;
 
+  /// Whether the visitor writes values down. `fields` may skip an option added later where it is as
+  /// before, so that the text and its hash stay what they were.
+  virtual bool writes() const { return false; }
+
   virtual void real(const Field& field, double& value, Range range) = 0;
   virtual void integer(const Field& field, std::int64_t& value, Range range) = 0;
   virtual void flag(const Field& field, bool& value) = 0;

@@ -211,6 +211,7 @@ class Reader final : public FieldVisitor {
 
 class Writer final : public FieldVisitor {
  public:
+  bool writes() const override { return true; }
   void real(const Field& field, double& value, Range) override { put(field, value); }
   void integer(const Field& field, std::int64_t& value, Range) override { put(field, value); }
   void flag(const Field& field, bool& value) override { put(field, value); }

@@ -20,6 +20,7 @@
 #include "decoder/decoder_config.h"
 #include "decoder/decoder_files.h"
 #include "decoder/decoder_impl.h"
+#include "decoder/families/family.h"
 #include "decoder/network.h"
 #include "decoder/packed_layer.h"
 #include "decoder/packed_session.h"
@@ -35,10 +36,26 @@ using detail::Network;
 Decoder::Decoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Decoder::~Decoder() = default;
 
+namespace {
+
+// A network without weights. All executors must compute the model: it may be trained in one and
+// sampled from in another.
+Network network_of(DecoderOptions options, std::string_view where) {
+  Network network;
+  network.spec = detail::family_named(options.family, where).spec(options);
+  detail::check_padded_spec(network.spec, where);
+  detail::check_packed_spec(network.spec, where);
+  detail::check_session_spec(network.spec, where);
+  network.layers.resize(static_cast<std::size_t>(options.num_hidden_layers));
+  network.options = std::move(options);
+  return network;
+}
+
+}  // namespace
+
 Decoder::Decoder(DecoderOptions options) : impl_(std::make_unique<Impl>()) {
   Network& network = impl_->network;
-  network.options = detail::checked_decoder_options(options, "decoder");
-  network.layers.resize(static_cast<std::size_t>(network.options.num_hidden_layers));
+  network = network_of(detail::checked_decoder_options(std::move(options), "decoder"), "decoder");
   network.for_each_weight(
       [&](const std::string& name, at::Tensor& weight, const std::vector<std::int64_t>& shape) {
         const bool is_matrix = shape.size() == 2;
@@ -61,13 +78,16 @@ std::shared_ptr<Decoder> Decoder::load(const std::string& path, std::string_view
   impl->source = path;
   impl->load_note = reader.note();
   Network& network = impl->network;
-  network.options = reader.config().options;
-  network.layers.resize(static_cast<std::size_t>(network.options.num_hidden_layers));
+  try {
+    network = network_of(reader.config().options, path);
+  } catch (const ConfigError& error) {
+    throw CheckpointError(error.what());
+  }
   network.for_each_weight(
       [&](const std::string& name, at::Tensor& weight, const std::vector<std::int64_t>& shape) {
         weight = reader.take(name, shape);
       });
-  reader.check_nothing_left(network.options.tie_word_embeddings ? network.embedding : at::Tensor(),
+  reader.check_nothing_left(network.spec.tied_head ? network.embedding : at::Tensor(),
                             "model.embed_tokens.weight");
   std::shared_ptr<Decoder> decoder(new Decoder(std::move(impl)));
   decoder->set_requires_grad(true);
@@ -136,9 +156,9 @@ PolicyOutput Decoder::forward(const TokenBatch& batch) {
   const at::Tensor hidden = network.hidden_states(
       ids, positions,
       [&](std::size_t, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-        return at::scaled_dot_product_attention(q, detail::repeat_heads(k, groups),
-                                                detail::repeat_heads(v, groups), /*attn_mask=*/{},
-                                                /*dropout_p=*/0.0, /*is_causal=*/true);
+        return at::scaled_dot_product_attention(
+            q, detail::repeat_heads(k, groups), detail::repeat_heads(v, groups), /*attn_mask=*/{},
+            /*dropout_p=*/0.0, /*is_causal=*/true, network.spec.layer.query_scale);
       });
   return {.hidden = hidden.view({ids.size(0), ids.size(1), -1}), .logits = {}};
 }
@@ -157,10 +177,11 @@ at::Tensor Decoder::forward_packed(const PackedTokens& tokens) {
   const auto scored = detail::StreamPlan::make(network, tokens, impl_->checkpointing, true);
   const auto dtype = detail::at_least_float32(network.embedding.scalar_type());
   at::Tensor x = detail::widened_rows(network.embedding, tokens.input_ids, dtype);
+  if (network.spec.embedding_scale != 1) x = x * network.spec.embedding_scale;
   for (const detail::Layer& layer : network.layers) {
     x = detail::packed_layer(x, layer, &layer == &network.layers.back() ? scored : all);
   }
-  x = detail::rms_norm(x, detail::widened(network.norm, dtype), network.options.rms_norm_eps);
+  x = detail::rms_norm(x, detail::widened(network.norm, dtype), network.spec.layer.norm_eps);
   return x.index_select(0, places_among_scored(tokens));
 }
 
@@ -168,14 +189,16 @@ std::int64_t Decoder::activation_bytes(std::int64_t rows, Checkpointing checkpoi
   const Network& network = impl_->network;
   const auto dtype = detail::at_least_float32(network.embedding.scalar_type());
   return rows * network.options.num_hidden_layers *
-         detail::kept_bytes_per_row(network.options, checkpointing, dtype);
+         detail::kept_bytes_per_row(network, checkpointing, dtype);
 }
 
 void Decoder::set_checkpointing(Checkpointing checkpointing) {
   impl_->checkpointing = checkpointing;
 }
 
-OutputHead Decoder::head() const { return {.weight = impl_->network.head()}; }
+OutputHead Decoder::head() const {
+  return {.weight = impl_->network.head(), .bias = {}, .transform = impl_->network.spec.logits};
+}
 
 std::int64_t Decoder::vocab_size() const { return impl_->network.options.vocab_size; }
 
@@ -191,7 +214,13 @@ std::vector<NamedParameter> Decoder::named_parameters() const {
   return parameters;
 }
 
-std::string Decoder::config() const { return options_to_json(impl_->network.options); }
+std::string Decoder::config() const {
+  DecoderOptions options = impl_->network.options;
+  const auto& traits = detail::family_named(options.family, "decoder").traits;
+  // Hashes from before the family was stored are those of its options.
+  if (traits.told_by_options) options.family = DecoderOptions().family;
+  return options_to_json(options);
+}
 
 std::shared_ptr<Policy> Decoder::frozen_copy() const { return frozen_decoder(); }
 
@@ -207,8 +236,10 @@ std::shared_ptr<Decoder> Decoder::frozen_decoder() const {
 
 void Decoder::save(const std::string& directory) const {
   if (impl_->adapter) return save_adapter(directory);
-  detail::write_decoder(directory, named_parameters(), impl_->metadata, impl_->config,
-                        impl_->generation);
+  const detail::Family& family = detail::family_named(options().family, "decoder");
+  std::vector<NamedParameter> weights = named_parameters();
+  for (NamedParameter& weight : weights) weight.name = detail::name_in_file(family, weight.name);
+  detail::write_decoder(directory, weights, impl_->metadata, impl_->config, impl_->generation);
 }
 
 std::unique_ptr<DecodeSession> Decoder::start_decoding(
@@ -228,7 +259,7 @@ std::string Decoder::generation_config() const {
 }
 
 void Decoder::check_length(std::int64_t tokens, std::string_view where) const {
-  const std::int64_t window = impl_->network.options.sliding_window;
+  const std::int64_t window = impl_->network.spec.layer.window;
   if (window == 0 || tokens <= window) return;
   throw DataError(fmt::format(
       "{}: expected at most {} tokens, the model's sliding_window, got {}; longer rows need an "

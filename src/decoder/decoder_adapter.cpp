@@ -23,6 +23,7 @@
 #include "decoder/decoder_config.h"
 #include "decoder/decoder_impl.h"
 #include "decoder/network.h"
+#include "decoder/strict_config.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/files/safetensors.h"
@@ -86,43 +87,36 @@ void remove_adapter(detail::Network& network) {
 
 // How PEFT began the adapter says nothing of what it is now, unless the weights under it were
 // changed as well: then it fits these and no others.
-void check_initialization(const Json& value, const std::string& path) {
-  if (value.is_boolean() || value.is_null()) return;
+void check_initialization(const detail::StrictConfig& config) {
+  const Json* value = config.find("init_lora_weights");
+  if (!value || value->is_boolean()) return;
   constexpr std::array kPlain = std::to_array<std::string_view>({"gaussian", "eva", "orthogonal"});
-  if (value.is_string() && contains(kPlain, value.get<std::string>())) return;
+  if (value->is_string() && contains(kPlain, value->get<std::string>())) return;
   throw CheckpointError(fmt::format(
       "{}: expected init_lora_weights that leave the model's weights as they are, got {}; convert "
       "the adapter in PEFT (save_pretrained with path_initial_model_for_weight_conversion), or "
       "merge it there",
-      path, detail::shown_json(value)));
+      config.path(), detail::shown_json(*value)));
 }
 
 LoraOptions read_adapter_config(const std::string& path) {
   const Json json =
       detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(path), path);
-  const auto fail = [&](std::string_view expected, std::string_view got) {
-    throw CheckpointError(fmt::format("{}: expected {}, got {}", path, expected, got));
-  };
-  if (!json.is_object()) fail("an object", detail::json_type_name(json));
-  if (!json.contains("peft_type") || json["peft_type"] != "LORA") {
-    fail(R"(peft_type to be "LORA")",
-         json.contains("peft_type") ? detail::shown_json(json["peft_type"]) : "none");
+  const detail::StrictConfig config(json, path);
+  const Json* kind = config.find("peft_type");
+  if (!kind || *kind != "LORA") {
+    config.fail(R"(peft_type to be "LORA")", kind ? detail::shown_json(*kind) : "none");
+  }
+  config.check({.understood = {"r", "lora_alpha", "use_rslora", "target_modules", "peft_type"},
+                .harmless = kAdapterHarmless,
+                .required = {{"bias", "none"}}});
+  check_initialization(config);
+  for (const char* name : {"r", "lora_alpha", "target_modules"}) {
+    if (!config.names(name)) config.fail(name, "none");
   }
   Json known = Json::object();
-  for (const auto& [name, value] : json.items()) {
-    if (name == "init_lora_weights") check_initialization(value, path);
-    if (name == "r" || name == "lora_alpha" || name == "use_rslora" || name == "target_modules") {
-      known[name] = value;
-    } else if (name == "bias" && value != "none") {
-      fail(R"(bias to be "none")", detail::shown_json(value));
-    } else if (name != "peft_type" && name != "bias" && !contains(kAdapterHarmless, name) &&
-               !detail::says_nothing(value)) {
-      fail("fields that this decoder understands",
-           fmt::format("'{}': {}", name, detail::shown_json(value)));
-    }
-  }
-  for (const char* name : {"r", "lora_alpha", "target_modules"}) {
-    if (!known.contains(name)) fail(name, "none");
+  for (const char* name : {"r", "lora_alpha", "use_rslora", "target_modules"}) {
+    if (config.names(name)) known[name] = json[name];
   }
   try {
     return checked_adapter(options_from_json<LoraOptions>(known.dump(), path), path);

@@ -6,18 +6,25 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
-#include <limits>
 #include <optional>
 #include <string_view>
 #include <system_error>
+#include <vector>
 
 #include "core/file.h"
 #include "core/text.h"
+#include "decoder/families/family.h"
+#include "decoder/strict_config.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
 
 void DecoderOptions::fields(FieldVisitor& v) {
+  // Texts from before the family was stored lack it, and are the same without it.
+  if (!v.writes() || !detail::is_family_implied(*this)) {
+    v.text({"family", "model_type of Hugging Face's config.json; by default what the rest implies"},
+           family);
+  }
   const Range size = Range::between(1, detail::kMaxDecoderSize);
   const Range token = Range::between(-1, detail::kMaxDecoderSize);
   v.integer({"vocab_size", "number of token ids"}, vocab_size, size);
@@ -55,24 +62,6 @@ void DecoderOptions::fields(FieldVisitor& v) {
 
 namespace prefopt::detail {
 namespace {
-
-// What the model types of transformers differ in.
-struct Family {
-  std::string_view model_type;
-  std::string_view architecture;
-  /// Of query, key and value without being asked; a field `attention_bias` is about the output
-  /// projection, too.
-  bool fixed_bias;
-  bool has_bias_field;
-  bool qk_norm;
-  /// `sliding_window` is read only where `use_sliding_window` is true.
-  bool window_is_optional;
-};
-
-constexpr Family kLlama{"llama", "LlamaForCausalLM", false, true, false, false};
-constexpr Family kMistral{"mistral", "MistralForCausalLM", false, false, false, false};
-constexpr Family kQwen2{"qwen2", "Qwen2ForCausalLM", true, false, false, true};
-constexpr Family kQwen3{"qwen3", "Qwen3ForCausalLM", false, true, true, true};
 
 // Read below, by name.
 constexpr std::array kUnderstood = std::to_array<std::string_view>({
@@ -181,15 +170,9 @@ constexpr std::array kHarmless = std::to_array<std::string_view>({
     "use_return_dict",
 });
 
-// Fields that would change results: only the value that leaves them as this decoder computes is
-// taken. Null means the same.
-struct Required {
-  std::string_view name;
-  Json value;
-};
-
-const std::vector<Required>& required_values() {
-  static const std::vector<Required> kRequired = {
+// Only the value that leaves results as this decoder computes them is taken.
+std::vector<RequiredValue> required_values() {
+  return {
       {"hidden_act", "silu"},
       {"mlp_bias", false},
       {"pretraining_tp", 1},
@@ -220,279 +203,156 @@ const std::vector<Required>& required_values() {
       {"normalize_attention_scores", true},
       {"add_final_layer_norm", true},
   };
-  return kRequired;
 }
 
-// One id or a list of at least one, each read by `read`.
-template <class Read>
-std::vector<std::int64_t> token_list(const Json& given, const Read& read) {
-  std::vector<std::int64_t> ids;
-  constexpr std::size_t kMost = 1024;
-  if (!given.is_array() || given.empty() || given.size() > kMost) return {read(given)};
-  for (const Json& id : given) {
-    const std::int64_t value = read(id);
-    if (std::find(ids.begin(), ids.end(), value) == ids.end()) ids.push_back(value);
+KnownFields known_fields(const Family& family) {
+  KnownFields known{
+      .understood = family.understood(), .harmless = kHarmless, .required = family.required()};
+  const std::vector<RequiredValue> own = known.required;
+  for (const RequiredValue& field : required_values()) {
+    const auto is_it = [&](const RequiredValue& other) { return other.name == field.name; };
+    if (contains(known.understood, field.name)) continue;
+    if (std::none_of(own.begin(), own.end(), is_it)) known.required.push_back(field);
   }
-  return ids;
+  known.understood.insert(known.understood.end(), kUnderstood.begin(), kUnderstood.end());
+  return known;
 }
 
-class ConfigReader {
- public:
-  ConfigReader(const Json& json, const std::string& path) : json_(json), path_(path) {
-    if (!json.is_object()) fail("an object", json_type_name(json));
+const Family& read_family(const StrictConfig& config) {
+  const Json* type = config.find("model_type");
+  const Family* family =
+      type && type->is_string() ? find_family(type->get<std::string>()) : nullptr;
+  if (!family) {
+    std::vector<std::string_view> names;
+    for (const Family* known : families()) names.push_back(known->traits.model_type);
+    config.fail("model_type to be " + list_names(names, '"'), type ? shown_json(*type) : "none");
   }
-
-  DecoderOptions read() const {
-    const Family& family = read_family();
-    check_names();
-    check_required_values();
-    DecoderOptions options;
-    options.vocab_size = size("vocab_size");
-    options.hidden_size = size("hidden_size");
-    options.intermediate_size = size("intermediate_size");
-    options.num_hidden_layers = size("num_hidden_layers");
-    options.num_attention_heads = size("num_attention_heads");
-    // Where a field is absent, transformers' default holds.
-    options.num_key_value_heads = size("num_key_value_heads", options.num_attention_heads);
-    options.head_dim = size("head_dim", family.qk_norm ? 128 : 0);
-    options.max_position_embeddings = size("max_position_embeddings", 2048);
-    options.rms_norm_eps = number("rms_norm_eps", 1e-6);
-    options.initializer_range = number("initializer_range", 0.02);
-    options.tie_word_embeddings = flag("tie_word_embeddings", false);
-    options.sliding_window = read_window(family);
-    read_attention(family, options);
-    read_rope(options);
-    options.bos_token_id = token("bos_token_id");
-    options.pad_token_id = token("pad_token_id");
-    options.extra_eos_token_ids = tokens("eos_token_id");
-    if (!options.extra_eos_token_ids.empty()) {
-      options.eos_token_id = options.extra_eos_token_ids.front();
-      options.extra_eos_token_ids.erase(options.extra_eos_token_ids.begin());
-    }
-    return options;
+  if (family->traits.needs_key_value_heads && !config.find("num_key_value_heads")) {
+    config.fail("num_key_value_heads", "none");
   }
+  return *family;
+}
 
- private:
-  const Family& read_family() const {
-    const Json* type = find("model_type");
-    for (const Family* family : {&kLlama, &kMistral, &kQwen2, &kQwen3}) {
-      if (!type || *type != family->model_type) continue;
-      // Only Llama has as many key-value heads as heads by default.
-      if (family != &kLlama && !find("num_key_value_heads")) fail("num_key_value_heads", "none");
-      return *family;
-    }
-    fail(R"(model_type to be "llama", "mistral", "qwen2" or "qwen3")",
-         type ? shown_json(*type) : "none");
-  }
+struct RopeScaling {
+  double factor = 1;
+  double low = 1;
+  double high = 4;
+  std::int64_t original = 8192;
 
-  void check_names() const {
-    for (const auto& item : json_.items()) {
-      const auto is_it = [&](const Required& field) { return field.name == item.key(); };
-      if (!contains(kUnderstood, item.key()) && !contains(kHarmless, item.key()) &&
-          std::none_of(required_values().begin(), required_values().end(), is_it) &&
-          !says_nothing(item.value())) {
-        fail("fields that this decoder understands",
-             fmt::format("'{}': {}", item.key(), shown_json(item.value())));
-      }
-    }
-  }
-
-  void check_required_values() const {
-    for (const auto& [name, value] : required_values()) {
-      const Json* given = find(name);
-      if (given && *given != value) {
-        fail(fmt::format("{} to be {}", name, shown_json(value)), shown_json(*given));
-      }
-    }
-  }
-
-  // 0 where every layer sees all. A window of some layers is taken for one of all: no sequence may
-  // be longer, and up to there both are the same.
-  std::int64_t read_window(const Family& family) const {
-    constexpr std::int64_t kMistralDefault = 4096;
-    bool windowed = !family.window_is_optional || flag("use_sliding_window", false);
-    if (const Json* types = find("layer_types")) {
-      const auto is = [](std::string_view name) {
-        return [name](const Json& type) { return type == name; };
-      };
-      const auto is_known = [](const Json& type) {
-        return type == "full_attention" || type == "sliding_attention";
-      };
-      if (!types->is_array() || !std::all_of(types->begin(), types->end(), is_known)) {
-        fail(R"(layer_types to hold "full_attention" and "sliding_attention" only)",
-             shown_json(*types));
-      }
-      const bool slides = std::any_of(types->begin(), types->end(), is("sliding_attention"));
-      if (slides && !find("sliding_window")) {
-        fail("sliding_window with layer_types of sliding_attention", "none");
-      }
-      windowed = windowed || slides;
-    }
-    const bool is_set = json_.contains("sliding_window");
-    if (!windowed) return 0;
-    if (!is_set && &family == &kMistral) return kMistralDefault;
-    return find("sliding_window") ? size("sliding_window") : 0;
-  }
-
-  void read_attention(const Family& family, DecoderOptions& options) const {
-    options.qk_norm = family.qk_norm;
-    options.attention_bias = flag("attention_bias", family.fixed_bias);
-    options.attention_output_bias = family.has_bias_field && options.attention_bias;
-    if (!family.has_bias_field && options.attention_bias != family.fixed_bias) {
-      fail(fmt::format("attention_bias to be {} in {}", family.fixed_bias, family.model_type),
-           shown_json(*find("attention_bias")));
-    }
-  }
-
-  // transformers 5 writes `rope_parameters`; before, `rope_theta` and `rope_scaling`.
-  void read_rope(DecoderOptions& options) const {
-    std::optional<double> theta;
-    if (find("rope_theta")) theta = number("rope_theta", 0);
-    std::optional<RopeScaling> scaling;
-    for (const char* name : {"rope_scaling", "rope_parameters"}) {
-      const Json* group = find(name);
-      if (!group) continue;
-      if (!group->is_object()) fail(fmt::format("{} to be an object", name), shown_json(*group));
-      const RopeScaling given = read_rope_scaling(name, *group);
-      if (scaling.value_or(given) != given) {
-        fail("rope_parameters that agree with rope_scaling", shown_json(*group));
-      }
-      scaling = given;
-      if (const auto base = group->find("rope_theta"); base != group->end()) {
-        if (theta.value_or(base->get<double>()) != base->get<double>()) {
-          fail(fmt::format("one rope_theta, {}", *theta), shown_json(*base));
-        }
-        theta = base->get<double>();
-      }
-    }
-    options.rope_theta = theta.value_or(10000);
-    if (!scaling) return;
-    options.rope_scaling_factor = scaling->factor;
-    options.rope_low_freq_factor = scaling->low;
-    options.rope_high_freq_factor = scaling->high;
-    options.rope_original_max_position_embeddings = scaling->original;
-  }
-
-  struct RopeScaling {
-    double factor = 1;
-    double low = 1;
-    double high = 4;
-    std::int64_t original = 8192;
-
-    bool operator==(const RopeScaling&) const = default;
-  };
-
-  RopeScaling read_rope_scaling(const char* name, const Json& group) const {
-    const auto type_at = group.find(group.contains("rope_type") ? "rope_type" : "type");
-    Json type = type_at == group.end() || type_at->is_null() ? Json("default") : *type_at;
-    const auto factor_at = group.find("factor");
-    // A linear stretch by 1 is none.
-    const bool is_none = type == "linear" && factor_at != group.end() && *factor_at == 1;
-    if (is_none) type = "default";
-    const bool llama3 = type == "llama3";
-    if (!llama3 && type != "default") {
-      fail(fmt::format(R"({} of rope_type "default" or "llama3")", name), shown_json(group));
-    }
-    RopeScaling scaling;
-    std::size_t scaling_fields = 0;
-    for (const auto& item : group.items()) {
-      const Json& value = item.value();
-      const auto is = [&](const char* field) { return item.key() == field && value.is_number(); };
-      if (value.is_null()) continue;
-      const bool is_type = item.key() == "rope_type" || item.key() == "type";
-      if (is_type && (value == type || (is_none && value == "linear"))) continue;
-      // Read by no type but those that stretch.
-      if (!llama3 && (is("original_max_position_embeddings") || (is("factor") && value == 1))) {
-        continue;
-      }
-      if (is("rope_theta") || (is("partial_rotary_factor") && value == 1)) continue;
-      ++scaling_fields;
-      if (llama3 && is("factor")) {
-        scaling.factor = value.get<double>();
-      } else if (llama3 && is("low_freq_factor")) {
-        scaling.low = value.get<double>();
-      } else if (llama3 && is("high_freq_factor")) {
-        scaling.high = value.get<double>();
-      } else if (llama3 && is("original_max_position_embeddings")) {
-        scaling.original = whole("original_max_position_embeddings", value);
-      } else {
-        fail(fmt::format("{} of rope_type {} without {}", name, shown_json(type), item.key()),
-             shown_json(group));
-      }
-    }
-    if (llama3 && scaling_fields != 4) {
-      fail(fmt::format("{} with factor, low_freq_factor, high_freq_factor and "
-                       "original_max_position_embeddings",
-                       name),
-           shown_json(group));
-    }
-    return scaling;
-  }
-
-  std::int64_t token(const char* name) const {
-    const Json* given = find(name);
-    return given ? whole(name, *given) : -1;
-  }
-
-  std::vector<std::int64_t> tokens(const char* name) const {
-    const Json* given = find(name);
-    const auto read = [&](const Json& id) {
-      const std::int64_t value = whole(name, id);
-      const bool fits = value >= (given->is_array() ? 0 : -1) && value <= kMaxDecoderSize;
-      if (!fits) fail(fmt::format("{} in [0, {}]", name, kMaxDecoderSize), shown_json(*given));
-      return value;
-    };
-    return given ? token_list(*given, read) : std::vector<std::int64_t>();
-  }
-
-  std::int64_t size(const char* name, std::optional<std::int64_t> absent = {}) const {
-    const Json* given = find(name);
-    if (!given && absent) return *absent;
-    if (!given) fail(name, "none");
-    const std::int64_t value = whole(name, *given);
-    if (value < 1) fail(fmt::format("{} of at least 1", name), shown_json(*given));
-    if (value > kMaxDecoderSize) {
-      fail(fmt::format("{} of at most {}", name, kMaxDecoderSize), shown_json(*given));
-    }
-    return value;
-  }
-
-  double number(const char* name, double absent) const {
-    const Json* given = find(name);
-    if (!given) return absent;
-    if (!given->is_number()) fail(fmt::format("{} to be a number", name), shown_json(*given));
-    return given->get<double>();
-  }
-
-  bool flag(const char* name, bool absent) const {
-    const Json* given = find(name);
-    if (!given) return absent;
-    if (!given->is_boolean()) fail(fmt::format("{} to be true or false", name), shown_json(*given));
-    return given->get<bool>();
-  }
-
-  std::int64_t whole(const char* name, const Json& given) const {
-    const bool fits = given.is_number_integer() &&
-                      !(given.is_number_unsigned() &&
-                        given.get<std::uint64_t>() >
-                            static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()));
-    if (!fits) fail(fmt::format("{} to be a whole number", name), shown_json(given));
-    return given.get<std::int64_t>();
-  }
-
-  // Null is what transformers writes for "not set".
-  const Json* find(std::string_view name) const {
-    const auto at = json_.find(std::string(name));
-    return at == json_.end() || at->is_null() ? nullptr : &*at;
-  }
-
-  [[noreturn]] void fail(std::string_view expected, std::string_view got) const {
-    throw CheckpointError(fmt::format("{}: expected {}, got {}", path_, expected, got));
-  }
-
-  const Json& json_;
-  const std::string& path_;
+  bool operator==(const RopeScaling&) const = default;
 };
+
+RopeScaling read_rope_scaling(const StrictConfig& config, const char* name, const Json& group) {
+  const auto type_at = group.find(group.contains("rope_type") ? "rope_type" : "type");
+  Json type = type_at == group.end() || type_at->is_null() ? Json("default") : *type_at;
+  const auto factor_at = group.find("factor");
+  // A linear stretch by 1 is none.
+  const bool is_none = type == "linear" && factor_at != group.end() && *factor_at == 1;
+  if (is_none) type = "default";
+  const bool llama3 = type == "llama3";
+  if (!llama3 && type != "default") {
+    config.fail(fmt::format(R"({} of rope_type "default" or "llama3")", name), shown_json(group));
+  }
+  RopeScaling scaling;
+  std::size_t scaling_fields = 0;
+  for (const auto& item : group.items()) {
+    const Json& value = item.value();
+    const auto is = [&](const char* field) { return item.key() == field && value.is_number(); };
+    if (value.is_null()) continue;
+    const bool is_type = item.key() == "rope_type" || item.key() == "type";
+    if (is_type && (value == type || (is_none && value == "linear"))) continue;
+    // Read by no type but those that stretch.
+    if (!llama3 && (is("original_max_position_embeddings") || (is("factor") && value == 1))) {
+      continue;
+    }
+    if (is("rope_theta") || (is("partial_rotary_factor") && value == 1)) continue;
+    ++scaling_fields;
+    if (llama3 && is("factor")) {
+      scaling.factor = value.get<double>();
+    } else if (llama3 && is("low_freq_factor")) {
+      scaling.low = value.get<double>();
+    } else if (llama3 && is("high_freq_factor")) {
+      scaling.high = value.get<double>();
+    } else if (llama3 && is("original_max_position_embeddings")) {
+      scaling.original = config.whole("original_max_position_embeddings", value);
+    } else {
+      config.fail(fmt::format("{} of rope_type {} without {}", name, shown_json(type), item.key()),
+                  shown_json(group));
+    }
+  }
+  if (llama3 && scaling_fields != 4) {
+    config.fail(fmt::format("{} with factor, low_freq_factor, high_freq_factor and "
+                            "original_max_position_embeddings",
+                            name),
+                shown_json(group));
+  }
+  return scaling;
+}
+
+// transformers 5 writes `rope_parameters`; before, `rope_theta` and `rope_scaling`.
+void read_rope(const StrictConfig& config, double default_theta, DecoderOptions& options) {
+  std::optional<double> theta;
+  if (config.find("rope_theta")) theta = config.number("rope_theta", 0);
+  std::optional<RopeScaling> scaling;
+  for (const char* name : {"rope_scaling", "rope_parameters"}) {
+    const Json* group = config.find(name);
+    if (!group) continue;
+    if (!group->is_object()) {
+      config.fail(fmt::format("{} to be an object", name), shown_json(*group));
+    }
+    const RopeScaling given = read_rope_scaling(config, name, *group);
+    if (scaling.value_or(given) != given) {
+      config.fail("rope_parameters that agree with rope_scaling", shown_json(*group));
+    }
+    scaling = given;
+    if (const auto base = group->find("rope_theta"); base != group->end()) {
+      if (theta.value_or(base->get<double>()) != base->get<double>()) {
+        config.fail(fmt::format("one rope_theta, {}", *theta), shown_json(*base));
+      }
+      theta = base->get<double>();
+    }
+  }
+  options.rope_theta = theta.value_or(default_theta);
+  if (!scaling) return;
+  options.rope_scaling_factor = scaling->factor;
+  options.rope_low_freq_factor = scaling->low;
+  options.rope_high_freq_factor = scaling->high;
+  options.rope_original_max_position_embeddings = scaling->original;
+}
+
+void read_sizes(const StrictConfig& config, const FamilyTraits& traits, DecoderOptions& options) {
+  options.vocab_size = config.size("vocab_size");
+  options.hidden_size = config.size("hidden_size");
+  options.intermediate_size = config.size("intermediate_size");
+  options.num_hidden_layers = config.size("num_hidden_layers");
+  options.num_attention_heads = config.size("num_attention_heads");
+  options.num_key_value_heads = config.size("num_key_value_heads", options.num_attention_heads);
+  options.head_dim = config.size("head_dim", traits.head_dim);
+  options.max_position_embeddings =
+      config.size("max_position_embeddings", traits.max_position_embeddings);
+}
+
+DecoderOptions read_options(const StrictConfig& config) {
+  const Family& family = read_family(config);
+  const FamilyTraits& traits = family.traits;
+  config.check(known_fields(family));
+  DecoderOptions options;
+  options.family = traits.model_type;
+  read_sizes(config, traits, options);
+  options.rms_norm_eps = config.number("rms_norm_eps", traits.rms_norm_eps);
+  options.initializer_range = config.number("initializer_range", 0.02);
+  options.tie_word_embeddings = config.flag("tie_word_embeddings", traits.tie_word_embeddings);
+  family.read(config, options);
+  read_rope(config, traits.rope_theta, options);
+  options.bos_token_id = config.token("bos_token_id");
+  options.pad_token_id = config.token("pad_token_id");
+  options.extra_eos_token_ids = config.tokens("eos_token_id");
+  if (!options.extra_eos_token_ids.empty()) {
+    options.eos_token_id = options.extra_eos_token_ids.front();
+    options.extra_eos_token_ids.erase(options.extra_eos_token_ids.begin());
+  }
+  return options;
+}
 
 Json token_or_null(std::int64_t id) { return id < 0 ? Json(nullptr) : Json(id); }
 
@@ -557,12 +417,6 @@ void check_attention(const DecoderOptions& options, std::string_view where) {
   }
 }
 
-const Family& family_of(const DecoderOptions& options) {
-  if (options.qk_norm) return kQwen3;
-  if (options.attention_bias && !options.attention_output_bias) return kQwen2;
-  return options.sliding_window > 0 && !options.attention_bias ? kMistral : kLlama;
-}
-
 Json rope_parameters(const DecoderOptions& options) {
   if (options.rope_scaling_factor == 1) {
     return {{"rope_theta", options.rope_theta}, {"rope_type", "default"}};
@@ -600,12 +454,8 @@ DecoderOptions checked_decoder_options(DecoderOptions options, std::string_view 
                     "pairs of numbers",
                     where, options.head_dim));
   }
+  options.family = family_of(options, where).traits.model_type;
   return options;
-}
-
-bool says_nothing(const Json& value) {
-  return value.is_null() || value == false || value == "" ||
-         (value.is_structured() && value.empty());
 }
 
 std::vector<std::int64_t> end_tokens_of(const DecoderOptions& options) {
@@ -622,7 +472,7 @@ DecoderConfig read_decoder_config(const std::string& path) {
   DecoderConfig config;
   config.json = parse_json<CheckpointError>(read_file<CheckpointError>(path), path);
   try {
-    config.options = checked_decoder_options(ConfigReader(config.json, path).read(), path);
+    config.options = checked_decoder_options(read_options(StrictConfig(config.json, path)), path);
   } catch (const ConfigError& error) {
     throw CheckpointError(error.what());
   }
@@ -638,9 +488,9 @@ Json make_generation_config(const DecoderOptions& options) {
 }
 
 Json make_decoder_config(const DecoderOptions& options) {
-  const Family& family = family_of(options);
+  const Family& family = family_named(options.family, "decoder");
   Json config{
-      {"architectures", Json::array({family.architecture})},
+      {"architectures", Json::array({family.traits.architecture})},
       {"attention_dropout", 0.0},
       {"bos_token_id", token_or_null(options.bos_token_id)},
       {"eos_token_id", tokens_or_null(end_tokens_of(options))},
@@ -650,7 +500,7 @@ Json make_decoder_config(const DecoderOptions& options) {
       {"initializer_range", options.initializer_range},
       {"intermediate_size", options.intermediate_size},
       {"max_position_embeddings", options.max_position_embeddings},
-      {"model_type", family.model_type},
+      {"model_type", family.traits.model_type},
       {"num_attention_heads", options.num_attention_heads},
       {"num_hidden_layers", options.num_hidden_layers},
       {"num_key_value_heads", options.num_key_value_heads},
@@ -665,19 +515,7 @@ Json make_decoder_config(const DecoderOptions& options) {
       {"vocab_size", options.vocab_size},
   };
   if (options.rope_scaling_factor != 1) config["rope_scaling"] = rope_parameters(options);
-  if (family.has_bias_field) config["attention_bias"] = options.attention_bias;
-  if (family.window_is_optional) {
-    config["use_sliding_window"] = options.sliding_window > 0;
-    if (options.sliding_window > 0) {
-      config["sliding_window"] = options.sliding_window;
-      config["max_window_layers"] = 0;
-    }
-  } else if (&family == &kMistral) {
-    config["sliding_window"] = options.sliding_window;
-  } else {
-    config["mlp_bias"] = false;
-    config["pretraining_tp"] = 1;
-  }
+  family.write(options, config);
   return config;
 }
 

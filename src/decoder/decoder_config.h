@@ -8,12 +8,10 @@
 #include <vector>
 
 #include "core/json.h"
+#include "decoder/strict_config.h"
 #include "prefopt/decoder/decoder.h"
 
 namespace prefopt::detail {
-
-/// Far above any model, and low enough that products of two sizes fit in 64 bits.
-inline constexpr std::int64_t kMaxDecoderSize = std::int64_t{1} << 30;
 
 /// A `config.json`: what the decoder needs of it, and all that it holds.
 struct DecoderConfig {
@@ -32,18 +30,14 @@ Json make_generation_config(const DecoderOptions& options);
 /// All end tokens that `options` name, each once, `eos_token_id` first.
 std::vector<std::int64_t> end_tokens_of(const DecoderOptions& options);
 
-/// A config that transformers loads: of Qwen3, Qwen2 or Llama, whichever fits norms and biases.
+/// Returns a config that transformers loads, of the family that checked options name.
 Json make_decoder_config(const DecoderOptions& options);
-
-/// Whether a field that is not known here holds what stands for "not set" or "not used": null,
-/// false, or an empty text, list or object.
-bool says_nothing(const Json& value);
 
 /// Names the dtype of the weights where `config` does so already.
 void set_config_dtype(Json& config, at::ScalarType dtype);
 
-/// Fills in `head_dim`. Throws ConfigError, led by `where`, for values out of range or sizes that
-/// do not fit each other.
+/// Fills in `head_dim` and settles the family. Throws ConfigError, led by `where`, for values out
+/// of range, sizes that do not fit each other, or options that the family does not have.
 DecoderOptions checked_decoder_options(DecoderOptions options, std::string_view where);
 
 }  // namespace prefopt::detail

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "core/file.h"
+#include "decoder/families/family.h"
 #include "decoder/gguf_decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/files/gguf.h"
@@ -57,9 +58,13 @@ void DecoderReader::open_folder(const std::string& directory) {
   path_ = safetensors_path(directory);
   model_ = "config.json's model";
   metadata_ = std::move(file.metadata);
+  const Family& family = family_named(config_.options.family, path_);
   for (auto& [name, tensor] : file.tensors) {
-    left_.emplace(name, Stored{tensor.sizes().vec(), [tensor = tensor] { return tensor; },
-                               tensor.scalar_type()});
+    const std::string here = name_from_file(family, name);
+    // Of two names of one tensor the second is left over, and refused.
+    left_.emplace(
+        left_.contains(here) ? name : here,
+        Stored{tensor.sizes().vec(), [tensor = tensor] { return tensor; }, tensor.scalar_type()});
   }
   if (!dtype_) choose_dtypes();
 }

@@ -9,8 +9,11 @@
 #include <cmath>
 #include <cstdint>
 #include <numbers>
+#include <vector>
 
 #include "core/text.h"
+#include "decoder/families/family.h"
+#include "decoder/gguf_fields.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -33,26 +36,30 @@ constexpr std::array kGgufUnderstood = std::to_array<std::string_view>({
     "rope.freq_base",
 });
 
-// Says of what the weights were made, not what to compute.
+// Notes on how the weights were made.
 constexpr std::array kGgufHarmless = std::to_array<std::string_view>({
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
     "tensor_data_layout",
 });
 
-// Would change results: only the value that leaves them as the decoder computes is taken.
-struct GgufRequired {
-  std::string_view name;
-  Json value;
-};
-
-const std::vector<GgufRequired>& gguf_required_values() {
-  static const std::vector<GgufRequired> kRequired = {
+// Only the value that leaves results as this decoder computes them is taken.
+std::vector<RequiredValue> gguf_required_values() {
+  return {
       {"attention.causal", true},       {"expert_count", 0},          {"expert_used_count", 0},
       {"rope.scale_linear", 1.0},       {"rope.scaling.factor", 1.0}, {"rope.scaling.type", "none"},
       {"use_parallel_residual", false},
   };
-  return kRequired;
+}
+
+KnownFields known_gguf_fields(const Family& family) {
+  KnownFields known{.understood = family.gguf_understood(),
+                    .harmless = kGgufHarmless,
+                    .required = gguf_required_values()};
+  std::erase_if(known.required,
+                [&](const RequiredValue& field) { return contains(known.understood, field.name); });
+  known.understood.insert(known.understood.end(), kGgufUnderstood.begin(), kGgufUnderstood.end());
+  return known;
 }
 
 struct PartName {
@@ -97,13 +104,6 @@ LayerTensor split_layer_name(std::string_view name) {
           .suffix = name.substr(suffix_at + 1)};
 }
 
-// What a float32 of a file was written for: 1e-05 and not 9.99999974737875e-06.
-double shortest(double value) {
-  const auto narrow = static_cast<float>(value);
-  if (!std::isfinite(narrow) || static_cast<double>(narrow) != value) return value;
-  return Json::parse(fmt::format("{}", narrow)).get<double>();
-}
-
 // What Llama 3's scaling divides frequency theta^(-2 index / head_dim) by.
 double llama3_divisor(const DecoderOptions& options, std::int64_t index) {
   const double frequency = std::pow(options.rope_theta, -2.0 * static_cast<double>(index) /
@@ -118,162 +118,136 @@ double llama3_divisor(const DecoderOptions& options, std::int64_t index) {
   return 1 / ((1 - share) / options.rope_scaling_factor + share);
 }
 
-class GgufConfigReader {
- public:
-  explicit GgufConfigReader(const GgufFile& file)
-      : file_(file), architecture_(file.text("general.architecture")) {}
-
-  DecoderOptions read() const {
-    check_kind();
-    check_keys();
-    check_required_values();
-    DecoderOptions options;
-    options.num_hidden_layers = integer("block_count");
-    options.max_position_embeddings = integer("context_length");
-    options.hidden_size = integer("embedding_length");
-    options.intermediate_size = integer("feed_forward_length");
-    options.num_attention_heads = integer("attention.head_count");
-    options.num_key_value_heads = has("attention.head_count_kv")
-                                      ? integer("attention.head_count_kv")
-                                      : options.num_attention_heads;
-    options.head_dim = has("attention.key_length") ? integer("attention.key_length") : 0;
-    options.rms_norm_eps = real("attention.layer_norm_rms_epsilon");
-    options.rope_theta = has("rope.freq_base") ? real("rope.freq_base") : 10000;
-    options.vocab_size = embedding_rows();
-    options.tie_word_embeddings = file_.find_tensor("output.weight") == nullptr;
-    options.attention_bias = architecture_ == "qwen2" || file_.find_tensor("blk.0.attn_q.bias");
-    options.attention_output_bias = file_.find_tensor("blk.0.attn_output.bias") != nullptr;
-    options.qk_norm = architecture_ == "qwen3";
-    options.bos_token_id = token("tokenizer.ggml.bos_token_id");
-    options.eos_token_id = token("tokenizer.ggml.eos_token_id");
-    options.pad_token_id = token("tokenizer.ggml.padding_token_id");
-    // The ends of a turn and of a message.
-    for (const char* name : {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
-      if (const std::int64_t id = token(name); id >= 0) options.extra_eos_token_ids.push_back(id);
+const Family& read_gguf_family(const GgufFields& fields) {
+  const Family* family = find_gguf_family(fields.architecture());
+  if (!family) {
+    std::vector<std::string_view> names;
+    for (const Family* known : families()) {
+      if (!known->traits.gguf.empty()) names.push_back(known->traits.gguf);
     }
-    if (has("attention.sliding_window")) {
-      options.sliding_window = integer("attention.sliding_window");
-      if (options.sliding_window < 0 || options.sliding_window > kMaxDecoderSize) {
-        fail(fmt::format("{} in [0, {}]", key("attention.sliding_window"), kMaxDecoderSize),
-             fmt::format("{}", options.sliding_window));
-      }
-    }
-    options = checked_decoder_options(options, file_.path());
-    check_head_dim(options);
-    read_rope_factors(options);
-    return checked_decoder_options(options, file_.path());
+    fields.fail("general.architecture to be " + list_names(names, '\''),
+                "'" + fields.architecture() + "'");
   }
-
- private:
-  void check_kind() const {
-    constexpr std::array<std::string_view, 3> kArchitectures{"llama", "qwen2", "qwen3"};
-    if (!contains(kArchitectures, architecture_)) {
-      fail("general.architecture to be 'llama', 'qwen2' or 'qwen3'", "'" + architecture_ + "'");
-    }
-    if (file_.has("general.type") && file_.text("general.type") != "model") {
-      fail("general.type to be 'model'", "'" + file_.text("general.type") + "'");
-    }
-    if (file_.has("split.count") && file_.integer("split.count") > 1) {
-      fail("a model in one file", fmt::format("split.count {}", file_.integer("split.count")));
-    }
+  const GgufFile& file = fields.file();
+  if (file.has("general.type") && file.text("general.type") != "model") {
+    fields.fail("general.type to be 'model'", "'" + file.text("general.type") + "'");
   }
-
-  // What other prefixes lead is about the tokenizer, or notes.
-  void check_keys() const {
-    const std::string prefix = architecture_ + ".";
-    for (const std::string& key : file_.keys()) {
-      if (!key.starts_with(prefix)) continue;
-      const std::string_view name = std::string_view(key).substr(prefix.size());
-      const auto is_it = [&](const GgufRequired& field) { return field.name == name; };
-      if (!contains(kGgufUnderstood, name) && !contains(kGgufHarmless, name) &&
-          std::none_of(gguf_required_values().begin(), gguf_required_values().end(), is_it)) {
-        fail("metadata that this decoder understands", "'" + key + "'");
-      }
-    }
+  if (file.has("split.count") && file.integer("split.count") > 1) {
+    fields.fail("a model in one file", fmt::format("split.count {}", file.integer("split.count")));
   }
+  return *family;
+}
 
-  void check_required_values() const {
-    for (const auto& [name, value] : gguf_required_values()) {
-      if (!has(name)) continue;
-      const Json given = json_like(value, key(name));
-      if (given != value) {
-        fail(fmt::format("{} to be {}", key(name), shown_json(value)), shown_json(given));
-      }
-    }
+std::int64_t embedding_rows(const GgufFields& fields) {
+  const GgufTensor* embedding = fields.file().find_tensor("token_embd.weight");
+  if (!embedding || embedding->shape.size() != 2) {
+    fields.fail("tensor 'token_embd.weight' of two dimensions",
+                embedding ? c10::str(at::IntArrayRef(embedding->shape)) : "none of that name");
   }
-
-  Json json_like(const Json& value, const std::string& key) const {
-    if (value.is_boolean()) return file_.flag(key);
-    if (value.is_string()) return file_.text(key);
-    if (value.is_number_float()) return file_.real(key);
-    return file_.integer(key);
+  const std::int64_t rows = embedding->shape[0];
+  if (fields.has("vocab_size") && fields.integer("vocab_size") != rows) {
+    fields.fail(
+        fmt::format("{} to be the rows of 'token_embd.weight', {}", fields.key("vocab_size"), rows),
+        fmt::format("{}", fields.integer("vocab_size")));
   }
+  return rows;
+}
 
-  std::int64_t embedding_rows() const {
-    const GgufTensor* embedding = file_.find_tensor("token_embd.weight");
-    if (!embedding || embedding->shape.size() != 2) {
-      fail("tensor 'token_embd.weight' of two dimensions",
-           embedding ? c10::str(at::IntArrayRef(embedding->shape)) : "none of that name");
-    }
-    const std::int64_t rows = embedding->shape[0];
-    if (has("vocab_size") && integer("vocab_size") != rows) {
-      fail(fmt::format("{} to be the rows of 'token_embd.weight', {}", key("vocab_size"), rows),
-           fmt::format("{}", integer("vocab_size")));
-    }
-    return rows;
+void read_gguf_sizes(const GgufFields& fields, DecoderOptions& options) {
+  options.num_hidden_layers = fields.integer("block_count");
+  options.max_position_embeddings = fields.integer("context_length");
+  options.hidden_size = fields.integer("embedding_length");
+  options.intermediate_size = fields.integer("feed_forward_length");
+  options.num_attention_heads = fields.integer("attention.head_count");
+  options.num_key_value_heads = fields.has("attention.head_count_kv")
+                                    ? fields.integer("attention.head_count_kv")
+                                    : options.num_attention_heads;
+  options.head_dim =
+      fields.has("attention.key_length") ? fields.integer("attention.key_length") : 0;
+  options.rms_norm_eps = fields.real("attention.layer_norm_rms_epsilon");
+  options.rope_theta = fields.has("rope.freq_base") ? fields.real("rope.freq_base") : 10000;
+  options.vocab_size = embedding_rows(fields);
+}
+
+// The file's tensors tell what is part of the model.
+void read_gguf_parts(const GgufFile& file, DecoderOptions& options) {
+  options.tie_word_embeddings = file.find_tensor("output.weight") == nullptr;
+  options.attention_bias = file.find_tensor("blk.0.attn_q.bias") != nullptr;
+  options.attention_output_bias = file.find_tensor("blk.0.attn_output.bias") != nullptr;
+}
+
+void read_gguf_tokens(const GgufFile& file, DecoderOptions& options) {
+  const auto token = [&](std::string_view key) { return file.has(key) ? file.integer(key) : -1; };
+  options.bos_token_id = token("tokenizer.ggml.bos_token_id");
+  options.eos_token_id = token("tokenizer.ggml.eos_token_id");
+  options.pad_token_id = token("tokenizer.ggml.padding_token_id");
+  // The ends of a turn and of a message.
+  for (const char* name : {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"}) {
+    if (const std::int64_t id = token(name); id >= 0) options.extra_eos_token_ids.push_back(id);
   }
+}
 
-  void check_head_dim(const DecoderOptions& options) const {
-    for (const char* name : {"attention.value_length", "rope.dimension_count"}) {
-      if (has(name) && integer(name) != options.head_dim) {
-        fail(fmt::format("{} to be the width of a head, {}", key(name), options.head_dim),
-             fmt::format("{}", integer(name)));
-      }
+void read_gguf_window(const GgufFields& fields, DecoderOptions& options) {
+  constexpr std::string_view kName = "attention.sliding_window";
+  if (!fields.has(kName)) return;
+  options.sliding_window = fields.integer(kName);
+  if (options.sliding_window >= 0 && options.sliding_window <= kMaxDecoderSize) return;
+  fields.fail(fmt::format("{} in [0, {}]", fields.key(kName), kMaxDecoderSize),
+              fmt::format("{}", options.sliding_window));
+}
+
+void check_gguf_head_dim(const GgufFields& fields, std::int64_t head_dim) {
+  for (const char* name : {"attention.value_length", "rope.dimension_count"}) {
+    if (!fields.has(name) || fields.integer(name) == head_dim) continue;
+    fields.fail(fmt::format("{} to be the width of a head, {}", fields.key(name), head_dim),
+                fmt::format("{}", fields.integer(name)));
+  }
+}
+
+// The file has the divisors and not the numbers that they were made of; those are Llama 3's, but
+// for the factor, or unknown here.
+void read_rope_factors(const GgufFields& fields, DecoderOptions& options) {
+  const GgufTensor* found = fields.file().find_tensor(kGgufRopeFactors);
+  if (!found) return;
+  const std::int64_t count = options.head_dim / 2;
+  if (found->shape != std::vector<std::int64_t>{count}) {
+    fields.fail(fmt::format("tensor '{}' of shape [{}]", kGgufRopeFactors, count),
+                c10::str(at::IntArrayRef(found->shape)));
+  }
+  const at::Tensor divisors = fields.file().tensor(kGgufRopeFactors, at::kDouble);
+  const auto* given = divisors.const_data_ptr<double>();
+  options.rope_scaling_factor = shortest(given[count - 1]);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const double expected = llama3_divisor(options, i);
+    if (!(std::abs(given[i] - expected) <= 1e-4 * expected)) {
+      fields.fail(
+          fmt::format("tensor '{}' to be Llama 3's scaling by {} over 8192 tokens, {} at {}",
+                      kGgufRopeFactors, options.rope_scaling_factor, expected, i),
+          fmt::format("{}", given[i]));
     }
   }
+}
 
-  // The file has the divisors and not the numbers that they were made of; those are Llama 3's, but
-  // for the factor, or unknown here.
-  void read_rope_factors(DecoderOptions& options) const {
-    const GgufTensor* found = file_.find_tensor(kGgufRopeFactors);
-    if (!found) return;
-    const std::int64_t count = options.head_dim / 2;
-    if (found->shape != std::vector<std::int64_t>{count}) {
-      fail(fmt::format("tensor '{}' of shape [{}]", kGgufRopeFactors, count),
-           c10::str(at::IntArrayRef(found->shape)));
-    }
-    const at::Tensor divisors = file_.tensor(kGgufRopeFactors, at::kDouble);
-    const auto* given = divisors.const_data_ptr<double>();
-    options.rope_scaling_factor = shortest(given[count - 1]);
-    for (std::int64_t i = 0; i < count; ++i) {
-      const double expected = llama3_divisor(options, i);
-      if (!(std::abs(given[i] - expected) <= 1e-4 * expected)) {
-        fail(fmt::format("tensor '{}' to be Llama 3's scaling by {} over 8192 tokens, {} at {}",
-                         kGgufRopeFactors, options.rope_scaling_factor, expected, i),
-             fmt::format("{}", given[i]));
-      }
-    }
-  }
+DecoderOptions read_gguf_options(const GgufFile& file) {
+  const GgufFields fields(file);
+  const Family& family = read_gguf_family(fields);
+  fields.check(known_gguf_fields(family));
+  DecoderOptions options;
+  options.family = family.traits.model_type;
+  read_gguf_sizes(fields, options);
+  read_gguf_parts(file, options);
+  family.read_gguf(fields, options);
+  read_gguf_tokens(file, options);
+  read_gguf_window(fields, options);
+  options = checked_decoder_options(options, file.path());
+  check_gguf_head_dim(fields, options.head_dim);
+  read_rope_factors(fields, options);
+  return checked_decoder_options(options, file.path());
+}
 
-  std::int64_t token(std::string_view key) const {
-    return file_.has(key) ? file_.integer(key) : -1;
-  }
-
-  std::string key(std::string_view name) const { return fmt::format("{}.{}", architecture_, name); }
-  bool has(std::string_view name) const { return file_.has(key(name)); }
-  std::int64_t integer(std::string_view name) const { return file_.integer(key(name)); }
-  double real(std::string_view name) const { return shortest(file_.real(key(name))); }
-
-  [[noreturn]] void fail(std::string_view expected, std::string_view got) const {
-    throw CheckpointError(fmt::format("{}: expected {}, got {}", file_.path(), expected, got));
-  }
-
-  const GgufFile& file_;
-  std::string architecture_;
-};
-
-// llama.cpp turns neighbours where Hugging Face turns halves, and its converter reorders the rows
-// of each head for that: row 2 i + j of the file's head is row j head_dim / 2 + i.
+// For some families llama.cpp rotates neighbours where Hugging Face rotates halves, and its
+// converter reorders the rows of each head for that: row 2 i + j of the file's head is row j
+// head_dim / 2 + i.
 at::Tensor halves_from_pairs(const at::Tensor& weight, std::int64_t heads) {
   return weight.view({heads, weight.size(0) / heads / 2, 2, -1}).transpose(1, 2).reshape_as(weight);
 }
@@ -282,7 +256,7 @@ at::Tensor halves_from_pairs(const at::Tensor& weight, std::int64_t heads) {
 
 DecoderConfig read_gguf_config(const GgufFile& file) {
   try {
-    DecoderOptions options = GgufConfigReader(file).read();
+    DecoderOptions options = read_gguf_options(file);
     const std::vector<std::int64_t> ends = end_tokens_of(options);
     if (!ends.empty()) {
       options.eos_token_id = ends.front();
@@ -310,7 +284,8 @@ std::string hugging_face_name(std::string_view gguf_name) {
 at::Tensor read_gguf_weight(const GgufFile& file, const std::string& gguf_name,
                             const DecoderOptions& options, at::ScalarType dtype) {
   at::Tensor weight = file.tensor(gguf_name, dtype);
-  if (file.text("general.architecture") != "llama") return weight;
+  const Family* family = find_gguf_family(file.text("general.architecture"));
+  if (!family || !family->traits.gguf_neighbours) return weight;
   const std::string_view part = split_layer_name(gguf_name).part;
   if (part == "attn_q") return halves_from_pairs(weight, options.num_attention_heads);
   if (part == "attn_k") return halves_from_pairs(weight, options.num_key_value_heads);

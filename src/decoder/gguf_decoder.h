@@ -16,8 +16,8 @@ namespace prefopt::detail {
 /// Divisors of the rotary frequencies, the form that Llama 3's scaling has in GGUF.
 inline constexpr std::string_view kGgufRopeFactors = "rope_freqs.weight";
 
-/// Of the architectures llama (Mistral's, too), qwen2 and qwen3. Throws CheckpointError for another
-/// one and, by name, for metadata of the architecture that would change results.
+/// Returns the config of a model of the families that have a GGUF architecture. Throws
+/// CheckpointError for another one and, by name, for metadata that would change results.
 DecoderConfig read_gguf_config(const GgufFile& file);
 
 /// Hugging Face's name of a decoder's tensor; empty for any other.

@@ -58,7 +58,7 @@ std::int64_t width_of(const at::Tensor& x) { return x.size(-1); }
 std::int64_t count_of(const at::Tensor& x) { return x.numel() / x.size(-1); }
 
 template <class T>
-void turn(at::Tensor& x, const Rotary& rotary, bool back) {
+void rope(at::Tensor& x, const Rotary& rotary, bool backward) {
   const std::int64_t stride = x.size(1) * x.size(2);
   const std::int64_t half = x.size(2) / 2;
   const cpu::Rotary<T> work{.rows = x.size(0),
@@ -67,7 +67,7 @@ void turn(at::Tensor& x, const Rotary& rotary, bool back) {
                             .x = mutable_rows_of<T>(x, stride),
                             .cos = rows_of<T>(rotary.cos, half),
                             .sin = rows_of<T>(rotary.sin, half)};
-  back ? cpu::rotate_back(work) : cpu::rotate(work);
+  backward ? cpu::apply_rope_backward_(work) : cpu::apply_rope_(work);
 }
 
 }  // namespace
@@ -186,12 +186,12 @@ at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x, const at:
   return {};
 }
 
-void turn_(at::Tensor& x, const Rotary& rotary) {
-  with_type_of(x, [&](auto number) { turn<decltype(number)>(x, rotary, false); });
+void apply_rope_(at::Tensor& x, const Rotary& rotary) {
+  with_type_of(x, [&](auto number) { rope<decltype(number)>(x, rotary, false); });
 }
 
-void turn_back_(at::Tensor& x, const Rotary& rotary) {
-  with_type_of(x, [&](auto number) { turn<decltype(number)>(x, rotary, true); });
+void apply_rope_backward_(at::Tensor& x, const Rotary& rotary) {
+  with_type_of(x, [&](auto number) { rope<decltype(number)>(x, rotary, true); });
 }
 
 }  // namespace prefopt::detail

@@ -43,8 +43,9 @@ void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Ten
 /// gradᵀ x as the gradient of `weight`, settled: a wide one takes the product as it comes.
 at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight);
 
-/// Turns x [rows, heads, head_dim] by the angles of its rows, in place.
-void turn_(at::Tensor& x, const Rotary& rotary);
-void turn_back_(at::Tensor& x, const Rotary& rotary);
+/// Rotates x [rows, heads, head_dim] by the angles of its rows, in place; backward, the gradient of
+/// the result into that of x.
+void apply_rope_(at::Tensor& x, const Rotary& rotary);
+void apply_rope_backward_(at::Tensor& x, const Rotary& rotary);
 
 }  // namespace prefopt::detail

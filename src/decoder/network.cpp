@@ -47,8 +47,12 @@ Rotary Network::rotary_at(const at::Tensor& positions, at::ScalarType dtype) con
   return {angles.cos().to(dtype), angles.sin().to(dtype)};
 }
 
-// Dimension i turns with dimension i + head_dim / 2.
-at::Tensor rotate(const at::Tensor& x, const Rotary& rotary) {
+void check_padded_spec(const ModelSpec& spec, std::string_view where) {
+  refuse_unsupported(spec, {}, "the padded forward", where);
+}
+
+// Dimension i is rotated with dimension i + head_dim / 2.
+at::Tensor apply_rope(const at::Tensor& x, const Rotary& rotary) {
   const auto halves = x.to(rotary.cos.scalar_type()).chunk(2, -1);
   return at::cat({halves[0] * rotary.cos - halves[1] * rotary.sin,
                   halves[1] * rotary.cos + halves[0] * rotary.sin},

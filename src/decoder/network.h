@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "decoder/layer_spec.h"
 #include "math/wide_gradient.h"
 #include "prefopt/data/batch.h"
 #include "prefopt/decoder/decoder.h"
@@ -62,13 +63,14 @@ struct Rotary {
 };
 
 struct Network {
-  DecoderOptions options;
+  DecoderOptions options;  ///< of these, executors read sizes and rotary frequencies
+  ModelSpec spec;
   at::Tensor embedding, norm, lm_head;
   std::vector<Layer> layers;
   double lora_scale = 0;
 
   std::int64_t groups() const { return options.num_attention_heads / options.num_key_value_heads; }
-  const at::Tensor& head() const { return options.tie_word_embeddings ? embedding : lm_head; }
+  const at::Tensor& head() const { return spec.tied_head ? embedding : lm_head; }
 
   /// Calls `visit(name, tensor, shape)` for each weight of the model, in transformers' order.
   template <class Visit>
@@ -88,11 +90,14 @@ struct Network {
                            Attend&& attend) const;
 };
 
+/// Throws ConfigError, led by `where`, for a spec that hidden_states does not compute.
+void check_padded_spec(const ModelSpec& spec, std::string_view where);
+
 /// On a CPU in large pages, which the layers read through fewer misses.
 at::Tensor copy_of(const at::Tensor& weight);
 
 /// What `hidden_states` is made of.
-at::Tensor rotate(const at::Tensor& x, const Rotary& rotary);  // x [S, heads, T, head_dim]
+at::Tensor apply_rope(const at::Tensor& x, const Rotary& rotary);  // x [S, heads, T, head_dim]
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 at::Tensor linear(const at::Tensor& rows, const Linear& map, double lora_scale);
 /// x + silu(gate(n)) · up(n) through down, with n the normed x.
@@ -107,16 +112,17 @@ void Network::for_each_linear(std::size_t index, Visit&& visit) {
   const std::int64_t queries = options.num_attention_heads * options.head_dim;
   const std::int64_t keys = options.num_key_value_heads * options.head_dim;
   const std::int64_t wide = options.intermediate_size;
-  const bool bias = options.attention_bias;
+  const bool bias = spec.layer.attention_bias;
+  const bool mlp_bias = spec.layer.mlp_bias;
   Layer& layer = layers[index];
   visit(LinearPlace{"self_attn.q_proj", hidden, queries, bias}, layer.query);
   visit(LinearPlace{"self_attn.k_proj", hidden, keys, bias}, layer.key);
   visit(LinearPlace{"self_attn.v_proj", hidden, keys, bias}, layer.value);
-  visit(LinearPlace{"self_attn.o_proj", queries, hidden, options.attention_output_bias},
+  visit(LinearPlace{"self_attn.o_proj", queries, hidden, spec.layer.attention_output_bias},
         layer.output);
-  visit(LinearPlace{"mlp.gate_proj", hidden, wide, false}, layer.gate);
-  visit(LinearPlace{"mlp.up_proj", hidden, wide, false}, layer.up);
-  visit(LinearPlace{"mlp.down_proj", wide, hidden, false}, layer.down);
+  visit(LinearPlace{"mlp.gate_proj", hidden, wide, mlp_bias}, layer.gate);
+  visit(LinearPlace{"mlp.up_proj", hidden, wide, mlp_bias}, layer.up);
+  visit(LinearPlace{"mlp.down_proj", wide, hidden, mlp_bias}, layer.down);
 }
 
 template <class Visit>
@@ -133,7 +139,7 @@ void Network::for_each_weight(Visit&& visit) {
       visit(name(place.name) + ".weight", map.weight, Shape{place.out, place.in});
       if (place.has_bias) visit(name(place.name) + ".bias", map.bias, Shape{place.out});
     });
-    if (options.qk_norm) {
+    if (spec.layer.query_key_norm) {
       visit(name("self_attn.q_norm.weight"), layers[i].query_norm, Shape{options.head_dim});
       visit(name("self_attn.k_norm.weight"), layers[i].key_norm, Shape{options.head_dim});
     }
@@ -141,7 +147,7 @@ void Network::for_each_weight(Visit&& visit) {
     visit(name("post_attention_layernorm.weight"), layers[i].post_attention_norm, by_hidden);
   }
   visit(std::string("model.norm.weight"), norm, by_hidden);
-  if (!options.tie_word_embeddings) visit(std::string("lm_head.weight"), lm_head, vocab_by_hidden);
+  if (!spec.tied_head) visit(std::string("lm_head.weight"), lm_head, vocab_by_hidden);
 }
 
 template <class Attend>
@@ -149,7 +155,7 @@ at::Tensor Network::hidden_states(const at::Tensor& ids, const at::Tensor& posit
                                   Attend&& attend) const {
   const std::int64_t count = ids.size(0);
   const std::int64_t length = ids.size(1);
-  const double eps = options.rms_norm_eps;
+  const double eps = spec.layer.norm_eps;
   Rotary rotary = rotary_at(positions, at_least_float32(embedding.scalar_type()));
   rotary = {rotary.cos.unsqueeze(1), rotary.sin.unsqueeze(1)};
   const auto heads = [&](const at::Tensor& rows, const Linear& map, const at::Tensor& head_norm) {
@@ -159,12 +165,14 @@ at::Tensor Network::hidden_states(const at::Tensor& ids, const at::Tensor& posit
   };
   // Rows of all tokens: two-dimensional products take the same path with and without gradient.
   at::Tensor x = embed(embedding, ids.reshape(-1));
+  if (spec.embedding_scale != 1) x = x * spec.embedding_scale;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const Layer& layer = layers[i];
     const at::Tensor normed = rms_norm(x, layer.input_norm, eps);
-    const at::Tensor attended = attend(
-        i, rotate(heads(normed, layer.query, layer.query_norm), rotary),
-        rotate(heads(normed, layer.key, layer.key_norm), rotary), heads(normed, layer.value, {}));
+    const at::Tensor attended =
+        attend(i, apply_rope(heads(normed, layer.query, layer.query_norm), rotary),
+               apply_rope(heads(normed, layer.key, layer.key_norm), rotary),
+               heads(normed, layer.value, {}));
     x = x +
         linear(attended.transpose(1, 2).reshape({count * length, -1}), layer.output, lora_scale);
     x = add_feed_forward(x, layer, eps, lora_scale);

@@ -6,7 +6,6 @@
 #include <ATen/ops/tensor.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <cmath>
 #include <utility>
 
 #include "decoder/layer_math.h"
@@ -130,10 +129,10 @@ class LayerPass {
   }
 
  private:
-  double eps() const { return plan_.options.rms_norm_eps; }
+  double eps() const { return plan_.spec.norm_eps; }
 
   at::Tensor split(const at::Tensor& rows) const {
-    return rows.view({rows.size(0), -1, plan_.options.head_dim});
+    return rows.view({rows.size(0), -1, plan_.head_dim});
   }
 
   at::Tensor queries_of(const at::Tensor& rows) const {
@@ -153,8 +152,8 @@ class LayerPass {
         rstd = std::move(of_heads.rstd);
         result = std::move(of_heads.value);
       }
-      // The norm's backward pass wants what came before the turn, and has it in `raw`.
-      turn_(result, rotary);
+      // In place: the norm's backward pass uses the values in `raw`.
+      apply_rope_(result, rotary);
       return result;
     };
     a_.query = heads(queries_of(normed.value), layer_.query, layer_.query_norm, plan_.query_rotary,
@@ -162,7 +161,7 @@ class LayerPass {
     a_.key =
         heads(normed.value, layer_.key, layer_.key_norm, plan_.key_rotary, a_.key_raw, a_.key_rstd);
     a_.value = split(linear_forward(normed.value, layer_.value, scale));
-    a_.attention = tree_attention(a_.query, a_.key, a_.value, plan_.blocks, attention_scale());
+    a_.attention = tree_attention(a_.query, a_.key, a_.value, plan_.blocks, plan_.spec.query_scale);
   }
 
   void project() {
@@ -199,12 +198,12 @@ class LayerPass {
                             gradients.output);
     AttentionGradients of =
         tree_attention_backward(attended_grad.view(a_.attention.output.sizes()), a_.query, a_.key,
-                                a_.value, a_.attention, plan_.blocks, attention_scale());
+                                a_.value, a_.attention, plan_.blocks, plan_.spec.query_scale);
     const auto rows_back = [&](const at::Tensor& heads, const Rotary& rotary,
                                const at::Tensor& norm, const at::Tensor& raw,
                                const at::Tensor& rstd, at::Tensor& norm_grad) {
       at::Tensor back = heads;
-      turn_back_(back, rotary);
+      apply_rope_backward_(back, rotary);
       if (norm.defined()) norm_backward_(back, raw, rstd, norm, wanted(norm, norm_grad));
       return back.flatten(1);
     };
@@ -229,10 +228,6 @@ class LayerPass {
     norm_backward_(normed_grad, x_, a_.input_rstd, layer_.input_norm,
                    wanted(layer_.input_norm, gradients.input_norm));
     return normed_grad;
-  }
-
-  double attention_scale() const {
-    return 1 / std::sqrt(static_cast<double>(plan_.options.head_dim));
   }
 
   const StreamPlan& plan_;
@@ -329,7 +324,8 @@ class PackedLayer : public torch::autograd::Function<PackedLayer> {
 c10::intrusive_ptr<StreamPlan> StreamPlan::make(const Network& network, const PackedTokens& tokens,
                                                 Checkpointing checkpointing, bool scored_only) {
   auto plan = c10::make_intrusive<StreamPlan>();
-  plan->options = network.options;
+  plan->spec = network.spec.layer;
+  plan->head_dim = network.options.head_dim;
   plan->lora_scale = network.lora_scale;
   plan->checkpointing = checkpointing;
   const auto dtype = at_least_float32(network.embedding.scalar_type());
@@ -375,14 +371,20 @@ at::Tensor packed_layer(const at::Tensor& x, const Layer& layer,
   return PackedLayer::apply(x, at::TensorList(defined.tensors), defined.places, plan);
 }
 
-std::int64_t kept_bytes_per_row(const DecoderOptions& options, Checkpointing checkpointing,
+void check_packed_spec(const ModelSpec& spec, std::string_view where) {
+  refuse_unsupported(spec, {}, "the packed forward", where);
+}
+
+std::int64_t kept_bytes_per_row(const Network& network, Checkpointing checkpointing,
                                 at::ScalarType dtype) {
+  const DecoderOptions& options = network.options;
   const std::int64_t queries = options.num_attention_heads * options.head_dim;
   const std::int64_t keys = options.num_key_value_heads * options.head_dim;
   std::int64_t numbers = options.hidden_size;
   if (checkpointing != Checkpointing::kFull) {
     numbers += options.hidden_size + 2 * queries + 2 * keys + options.num_attention_heads + 2;
-    if (options.qk_norm) numbers += queries + keys + options.num_attention_heads * 2;
+    if (network.spec.layer.query_key_norm)
+      numbers += queries + keys + options.num_attention_heads * 2;
   }
   if (checkpointing == Checkpointing::kNone) numbers += 2 * options.intermediate_size;
   return numbers * static_cast<std::int64_t>(c10::elementSize(dtype));

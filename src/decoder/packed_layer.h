@@ -8,6 +8,7 @@
 #include <ATen/core/ivalue.h>
 
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 #include "decoder/network.h"
@@ -19,7 +20,8 @@ namespace prefopt::detail {
 
 /// What the layers of one forward have in common.
 struct StreamPlan : torch::CustomClassHolder {
-  DecoderOptions options;
+  LayerSpec spec;
+  std::int64_t head_dim = 0;
   double lora_scale = 0;
   Checkpointing checkpointing = Checkpointing::kNone;
   Rotary key_rotary, query_rotary;  ///< [N, head_dim / 2], [M, head_dim / 2]
@@ -37,8 +39,11 @@ struct StreamPlan : torch::CustomClassHolder {
 at::Tensor packed_layer(const at::Tensor& x, const Layer& layer,
                         const c10::intrusive_ptr<StreamPlan>& plan);
 
+/// Throws ConfigError, led by `where`, for a spec that packed_layer does not compute.
+void check_packed_spec(const ModelSpec& spec, std::string_view where);
+
 /// Bytes that a layer keeps for the backward pass, for each row.
-std::int64_t kept_bytes_per_row(const DecoderOptions& options, Checkpointing checkpointing,
+std::int64_t kept_bytes_per_row(const Network& network, Checkpointing checkpointing,
                                 at::ScalarType dtype);
 
 }  // namespace prefopt::detail

@@ -10,7 +10,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <initializer_list>
 #include <map>
 #include <span>
@@ -22,6 +21,7 @@
 #include "kernels/cpu/query_attention.h"
 #include "kernels/cpu/thin_linear.h"
 #include "policy/decoding.h"
+#include "policy/output_head.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -208,18 +208,20 @@ class PackedSession final : public DecodeSession {
   std::int64_t head_dim() const { return network_.options.head_dim; }
   std::int64_t kv_heads() const { return network_.options.num_key_value_heads; }
   std::int64_t key_width() const { return kv_heads() * head_dim(); }
-  double scale() const { return 1 / std::sqrt(static_cast<double>(head_dim())); }
+  double scale() const { return spec().query_scale; }
+  const LayerSpec& spec() const { return network_.spec.layer; }
   static at::TensorOptions like() { return at::TensorOptions(kDtype<T>); }
 
   // --- the arithmetic of a layer, on rows wherever they belong ---------------------------------
 
   void embed(const at::Tensor& ids, Rows<T>& rows) const {
-    const at::Tensor x = at::embedding(network_.embedding, ids).to(kDtype<T>);
+    at::Tensor x = at::embedding(network_.embedding, ids).to(kDtype<T>);
+    if (const double scale = network_.spec.embedding_scale; scale != 1) x = x * scale;
     std::copy_n(x.const_data_ptr<T>(), x.numel(), rows.x.data());
   }
 
   void check_window(const std::vector<std::int64_t>& positions) const {
-    const std::int64_t window = network_.options.sliding_window;
+    const std::int64_t window = spec().window;
     const std::int64_t last = *std::max_element(positions.begin(), positions.end());
     if (window == 0 || last < window) return;
     throw DataError(fmt::format(
@@ -236,7 +238,7 @@ class PackedSession final : public DecodeSession {
     cpu::rms_norm<T>({.shape = {.rows = rows.count, .width = rows.hidden},
                       .x = {rows.x.data(), rows.hidden},
                       .weight = weight.const_data_ptr<T>(),
-                      .eps = network_.options.rms_norm_eps,
+                      .eps = spec().norm_eps,
                       .y = {rows.normed.data(), rows.hidden}});
   }
 
@@ -246,7 +248,7 @@ class PackedSession final : public DecodeSession {
     cpu::rms_norm<T>({.shape = {.rows = count, .groups = heads, .width = head_dim()},
                       .x = x,
                       .weight = weight.const_data_ptr<T>(),
-                      .eps = network_.options.rms_norm_eps,
+                      .eps = spec().norm_eps,
                       .y = x});
   }
 
@@ -301,12 +303,12 @@ class PackedSession final : public DecodeSession {
         {{layer.query, query}, {layer.key, key}, {layer.value, {rows.value(0), stride}}});
     norm_heads(layer.query_norm, network_.options.num_attention_heads, query, rows.count);
     norm_heads(layer.key_norm, kv_heads(), key, rows.count);
-    cpu::rotate<T>({.rows = rows.count,
-                    .heads = network_.options.num_attention_heads + kv_heads(),
-                    .head_dim = head_dim(),
-                    .x = query,
-                    .cos = {rotary.cos.const_data_ptr<T>(), half},
-                    .sin = {rotary.sin.const_data_ptr<T>(), half}});
+    cpu::apply_rope_<T>({.rows = rows.count,
+                         .heads = network_.options.num_attention_heads + kv_heads(),
+                         .head_dim = head_dim(),
+                         .x = query,
+                         .cos = {rotary.cos.const_data_ptr<T>(), half},
+                         .sin = {rotary.sin.const_data_ptr<T>(), half}});
   }
 
   /// What follows attention.
@@ -327,6 +329,7 @@ class PackedSession final : public DecodeSession {
     head.weight = network_.head();
     map({rows.normed.data(), rows.hidden}, rows.count,
         {{head, {logits.mutable_data_ptr<T>(), vocab_size()}}});
+    transform_logits_(logits, network_.spec.logits);
   }
 
   void attend(const std::vector<cpu::QueryTask<T>>& tasks) const {
@@ -487,6 +490,10 @@ class PackedSession final : public DecodeSession {
 };
 
 }  // namespace
+
+void check_session_spec(const ModelSpec& spec, std::string_view where) {
+  refuse_unsupported(spec, {}, "decoding", where);
+}
 
 std::unique_ptr<DecodeSession> make_packed_session(
     const Network& network, const std::vector<std::vector<std::int64_t>>& prompts) {

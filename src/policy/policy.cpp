@@ -4,7 +4,6 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/index.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
 #include <fmt/format.h>
@@ -17,6 +16,7 @@
 #include "core/hash.h"
 #include "math/wide_gradient.h"
 #include "policy/decoding.h"
+#include "policy/output_head.h"
 #include "prefopt/error.h"
 #include "prefopt/files/safetensors.h"
 
@@ -72,7 +72,7 @@ class FullForwardSession final : public DecodeSession {
     const at::Tensor& states = output.hidden.defined() ? output.hidden : output.logits;
     const at::Tensor rows = at::index(
         states, {at::arange(count, at::TensorOptions(at::kLong).device(device)), last.to(device)});
-    return output.hidden.defined() ? at::mm(rows, policy_.head().weight.t()) : rows;
+    return output.hidden.defined() ? detail::logits_of(policy_.head(), rows) : rows;
   }
 
   Policy& policy_;

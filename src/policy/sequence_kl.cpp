@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "math/wide_gradient.h"
+#include "policy/output_head.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -31,12 +32,12 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 /// Logits a chunk; its bytes are eight times that.
 constexpr std::int64_t kChunkLogits = std::int64_t{1} << 22;
 
-/// What gives one row of logits for each completion token.
+/// One row of logits for each completion token, or what they are made of.
 struct CompletionRows {
-  at::Tensor rows;    ///< hidden states, or logits where there is no `weight`
-  at::Tensor weight;  ///< [vocab, hidden]
+  at::Tensor rows;  ///< hidden states, or logits where the head has no weight
+  OutputHead head;
 
-  std::int64_t vocab() const { return weight.defined() ? weight.size(0) : rows.size(1); }
+  std::int64_t vocab() const { return head.weight.defined() ? head.weight.size(0) : rows.size(1); }
 };
 
 /// Positions that predict a completion token, in a flat index over [S, T].
@@ -49,32 +50,55 @@ at::Tensor predicting_rows(const TokenBatch& batch) {
 CompletionRows completion_rows(Policy& policy, const TokenBatch& batch) {
   if (batch.packed && policy.packs()) {
     return {policy.forward_packed(*batch.packed).index_select(0, batch.packed->token_rows),
-            policy.head().weight};
+            policy.head()};
   }
   const PolicyOutput output = policy.forward(batch);
   const bool has_hidden = output.hidden.defined();
   const at::Tensor& all = has_hidden ? output.hidden : output.logits;
   return {all.reshape({-1, all.size(2)}).index_select(0, predicting_rows(batch)),
-          has_hidden ? policy.head().weight : at::Tensor()};
+          has_hidden ? policy.head() : OutputHead()};
 }
 
 at::ScalarType working_dtype(const at::Tensor& rows) {
   return rows.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-/// Logits -> KL, a chunk of rows at a time. What comes after the logits is float64.
+/// Log-probs of a chunk of rows, and the derivative of their logits by the raw outputs.
+struct RowLogps {
+  at::Tensor logps;  ///< float64
+  at::Tensor slope;  ///< undefined: 1
+};
+
+RowLogps logps_of(const CompletionRows& from, at::ScalarType dtype, std::int64_t first,
+                  std::int64_t size) {
+  const auto& [weight, bias, transform] = from.head;
+  at::Tensor logits = from.rows.narrow(0, first, size).to(dtype);
+  if (!weight.defined()) return {at::log_softmax(logits.to(at::kDouble), 1), {}};
+  logits = logits.mm(weight.to(dtype).t());
+  if (bias.defined()) logits.add_(bias.to(dtype));
+  detail::transform_logits_(logits, transform);
+  return {
+      at::log_softmax(logits.to(at::kDouble), 1),
+      detail::is_neutral(transform) ? at::Tensor() : detail::transform_slope(logits, transform)};
+}
+
+/// Logits -> KL, a chunk of rows at a time. All that comes after the logits is float64.
 class RowKl : public torch::autograd::Function<RowKl> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& rows,
-                            const std::optional<at::Tensor>& weight, const at::Tensor& ref_rows,
-                            const std::optional<at::Tensor>& ref_weight) {
-    const at::Tensor head = weight.value_or(at::Tensor());
-    const at::Tensor ref_head = ref_weight.value_or(at::Tensor());
-    context->save_for_backward({rows, head, ref_rows, ref_head});
+                            const std::optional<at::Tensor>& weight,
+                            const std::optional<at::Tensor>& bias, const LogitTransform& transform,
+                            const CompletionRows& reference) {
+    const CompletionRows ours{
+        rows, {weight.value_or(at::Tensor()), bias.value_or(at::Tensor()), transform}};
+    context->save_for_backward({rows, ours.head.weight, ours.head.bias, reference.rows,
+                                reference.head.weight, reference.head.bias});
+    context->saved_data["transform"] = numbers_of(transform);
+    context->saved_data["reference transform"] = numbers_of(reference.head.transform);
     std::vector<at::Tensor> parts{at::zeros({0}, rows.options().dtype(at::kDouble))};
-    for_each_chunk(rows, head, ref_rows, ref_head,
-                   [&](std::int64_t, const at::Tensor& logps, const at::Tensor& ref_logps) {
-                     const at::Tensor terms = ref_logps.exp() * (ref_logps - logps);
+    for_each_chunk(ours, reference,
+                   [&](std::int64_t, const RowLogps& of, const at::Tensor& ref_logps) {
+                     const at::Tensor terms = ref_logps.exp() * (ref_logps - of.logps);
                      // 0 (-inf - x) of a token that the reference never says is 0, not NaN.
                      parts.push_back(terms.masked_fill(ref_logps.eq(-kInfinity), 0).sum(1));
                    });
@@ -83,45 +107,52 @@ class RowKl : public torch::autograd::Function<RowKl> {
 
   static variable_list backward(AutogradContext* context, variable_list outer) {
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor& rows = saved[0];
-    const at::Tensor& head = saved[1];
-    at::Tensor d_rows = at::zeros_like(rows);
-    at::Tensor d_head;
-    const at::ScalarType dtype = working_dtype(rows);
-    const bool head_grad = head.defined() && context->needs_input_grad(1);
-    if (head_grad) d_head = at::zeros(head.sizes(), head.options().dtype(dtype));
-    for_each_chunk(rows, head, saved[2], saved[3],
-                   [&](std::int64_t first, const at::Tensor& logps, const at::Tensor& ref_logps) {
-                     const std::int64_t size = logps.size(0);
+    const auto transform = [&](const char* name) {
+      const std::vector<double> numbers = context->saved_data[name].toDoubleVector();
+      return LogitTransform{numbers[0], numbers[1], numbers[2]};
+    };
+    const CompletionRows ours{saved[0], {saved[1], saved[2], transform("transform")}};
+    const CompletionRows theirs{saved[3], {saved[4], saved[5], transform("reference transform")}};
+    const at::Tensor& head = ours.head.weight;
+    const at::Tensor& bias = ours.head.bias;
+    at::Tensor d_rows = at::zeros_like(ours.rows);
+    at::Tensor d_head, d_bias;
+    const at::ScalarType dtype = working_dtype(ours.rows);
+    const auto sum_like = [&](const at::Tensor& tensor) {
+      return at::zeros(tensor.sizes(), tensor.options().dtype(dtype));
+    };
+    if (head.defined() && context->needs_input_grad(1)) d_head = sum_like(head);
+    if (bias.defined() && context->needs_input_grad(2)) d_bias = sum_like(bias);
+    for_each_chunk(ours, theirs,
+                   [&](std::int64_t first, const RowLogps& of, const at::Tensor& ref_logps) {
+                     const std::int64_t size = of.logps.size(0);
                      const at::Tensor scale = outer[0].narrow(0, first, size).unsqueeze(1);
-                     const at::Tensor d_logits =
-                         ((logps.exp() - ref_logps.exp()) * scale).to(dtype);
-                     at::Tensor target = d_rows.narrow(0, first, size);
-                     target.copy_(head.defined() ? d_logits.mm(head.to(dtype)) : d_logits);
-                     if (head_grad) {
-                       d_head.addmm_(d_logits.t(), rows.narrow(0, first, size).to(dtype));
+                     at::Tensor d_logits = ((of.logps.exp() - ref_logps.exp()) * scale).to(dtype);
+                     if (of.slope.defined()) d_logits = d_logits * of.slope;
+                     d_rows.narrow(0, first, size)
+                         .copy_(head.defined() ? d_logits.mm(head.to(dtype)) : d_logits);
+                     if (d_head.defined()) {
+                       d_head.addmm_(d_logits.t(), ours.rows.narrow(0, first, size).to(dtype));
                      }
+                     if (d_bias.defined()) d_bias.add_(d_logits.sum(0));
                    });
-    return {d_rows, detail::settled_gradient(head, d_head), at::Tensor(), at::Tensor()};
+    return {d_rows, detail::settled_gradient(head, d_head), detail::settled_gradient(bias, d_bias),
+            at::Tensor(), at::Tensor()};
   }
 
  private:
+  static std::vector<double> numbers_of(const LogitTransform& transform) {
+    return {transform.scale, transform.softcap, transform.temperature};
+  }
+
   template <class Use>
-  static void for_each_chunk(const at::Tensor& rows, const at::Tensor& head,
-                             const at::Tensor& ref_rows, const at::Tensor& ref_head, Use use) {
+  static void for_each_chunk(const CompletionRows& ours, const CompletionRows& theirs, Use use) {
     const at::NoGradGuard no_grad;
-    const at::ScalarType dtype = working_dtype(rows);
-    const std::int64_t vocab = CompletionRows{rows, head}.vocab();
-    const std::int64_t chunk = std::max<std::int64_t>(kChunkLogits / vocab, 1);
-    const auto logps = [&](const at::Tensor& from, const at::Tensor& weight, std::int64_t first,
-                           std::int64_t size) {
-      at::Tensor part = from.narrow(0, first, size).to(dtype);
-      if (weight.defined()) part = part.mm(weight.to(dtype).t());
-      return at::log_softmax(part.to(at::kDouble), 1);
-    };
-    for (std::int64_t first = 0; first < rows.size(0); first += chunk) {
-      const std::int64_t size = std::min(chunk, rows.size(0) - first);
-      use(first, logps(rows, head, first, size), logps(ref_rows, ref_head, first, size));
+    const at::ScalarType dtype = working_dtype(ours.rows);
+    const std::int64_t chunk = std::max<std::int64_t>(kChunkLogits / ours.vocab(), 1);
+    for (std::int64_t first = 0; first < ours.rows.size(0); first += chunk) {
+      const std::int64_t size = std::min(chunk, ours.rows.size(0) - first);
+      use(first, logps_of(ours, dtype, first, size), logps_of(theirs, dtype, first, size).logps);
     }
   }
 };
@@ -142,8 +173,8 @@ at::Tensor sequence_kl(Policy& policy, Policy& reference, const TokenBatch& batc
     throw ShapeError(fmt::format("sequence_kl: expected a reference with {} tokens, got {}",
                                  ours.vocab(), theirs.vocab()));
   }
-  at::Tensor kl =
-      RowKl::apply(ours.rows, if_defined(ours.weight), theirs.rows, if_defined(theirs.weight));
+  at::Tensor kl = RowKl::apply(ours.rows, if_defined(ours.head.weight), if_defined(ours.head.bias),
+                               ours.head.transform, theirs);
   if (batch.token_weights.defined()) kl = kl * batch.token_weights.to(kl.device());
   const at::Tensor lens = batch.completion_lens.to(kl.device());
   return at::zeros({batch.sequences()}, kl.options())

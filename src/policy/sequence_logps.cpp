@@ -106,18 +106,20 @@ TokenLogps selected(TokenLogps tokens, const at::Tensor& rows) {
 // Log-probs of the completion tokens of `batch`, sequence after sequence.
 TokenLogps completion_logps(Policy& policy, const TokenBatch& batch,
                             const SequenceLogpsOptions& options, const at::Tensor& rows) {
-  const LinearTokenLogpsOptions head{.by_products = options.by_products,
-                                     .transform = {},
-                                     .bias = {},
-                                     .mask = {},
-                                     .dtype = std::nullopt,
-                                     .budget_bytes = options.budget_bytes,
-                                     .path = options.path};
+  const auto of_hidden = [&](const at::Tensor& hidden, const at::Tensor& targets) {
+    const OutputHead head = policy.head();
+    return linear_token_logps(hidden, head.weight, targets,
+                              {.by_products = options.by_products,
+                               .transform = head.transform,
+                               .bias = head.bias,
+                               .mask = {},
+                               .dtype = std::nullopt,
+                               .budget_bytes = options.budget_bytes,
+                               .path = options.path});
+  };
   if (batch.packed && policy.packs()) {
     const PackedTokens& packed = *batch.packed;
-    return selected(linear_token_logps(policy.forward_packed(packed), policy.head().weight,
-                                       packed.targets, head),
-                    packed.token_rows);
+    return selected(of_hidden(policy.forward_packed(packed), packed.targets), packed.token_rows);
   }
   const at::Tensor targets = batch.input_ids.reshape(-1).index_select(0, rows + 1);
   const PolicyOutput output = policy.forward(batch);
@@ -128,8 +130,7 @@ TokenLogps completion_logps(Policy& policy, const TokenBatch& batch,
   // Logits that a policy gives are read where they stand; hidden states are gathered, since the
   // head multiplies whole tiles of them.
   if (output.hidden.defined()) {
-    return linear_token_logps(rows_of(output.hidden, batch, "hidden").index_select(0, rows),
-                              policy.head().weight, targets, head);
+    return of_hidden(rows_of(output.hidden, batch, "hidden").index_select(0, rows), targets);
   }
   const at::Tensor logits = rows_of(output.logits, batch, "logits");
   const at::Tensor row_targets =

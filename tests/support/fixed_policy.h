@@ -16,16 +16,19 @@ namespace prefopt::testing_support {
 class FixedPolicy final : public Policy {
  public:
   FixedPolicy(PolicyOutput output, at::Tensor weight, std::int64_t vocab_size)
-      : output_(std::move(output)), weight_(std::move(weight)), vocab_size_(vocab_size) {}
+      : output_(std::move(output)), vocab_size_(vocab_size) {
+    output_head.weight = std::move(weight);
+  }
 
   PolicyOutput forward(const TokenBatch&) override { return output_; }
-  OutputHead head() const override { return {weight_}; }
+  OutputHead head() const override { return output_head; }
   std::int64_t vocab_size() const override { return vocab_size_; }
   std::vector<NamedParameter> named_parameters() const override { return {}; }
 
+  OutputHead output_head;
+
  private:
   PolicyOutput output_;
-  at::Tensor weight_;
   std::int64_t vocab_size_;
 };
 

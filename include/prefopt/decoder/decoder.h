@@ -16,9 +16,11 @@
 
 namespace prefopt {
 
-/// Shape of a decoder of the Llama and Qwen families, under the names of Hugging Face's
-/// `config.json` where it has one.
+/// Family and shape of a decoder, under the names of Hugging Face's `config.json` where it has one.
 struct DecoderOptions {
+  /// Hugging Face's model_type: "llama", "mistral", "qwen2" or "qwen3". Fresh models of "llama"
+  /// with norms or biases of another family become of that.
+  std::string family = "llama";
   std::int64_t vocab_size = 259;
   std::int64_t hidden_size = 256;
   std::int64_t intermediate_size = 688;

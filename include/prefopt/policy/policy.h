@@ -12,6 +12,7 @@
 
 #include "prefopt/data/batch.h"
 #include "prefopt/export.h"
+#include "prefopt/logps/token_logps.h"
 
 namespace prefopt {
 
@@ -27,8 +28,12 @@ struct PolicyOutput {
   at::Tensor logits;  ///< [S, T, vocab]
 };
 
+/// The map from hidden states to logits: transform(weight · hidden + bias). Logits that a policy
+/// gives, in a batch or while decoding, have gone through it.
 struct OutputHead {
-  at::Tensor weight;  ///< [vocab, hidden]; undefined for a policy that gives logits
+  at::Tensor weight = {};  ///< [vocab, hidden]; undefined for a policy that gives logits
+  at::Tensor bias = {};    ///< [vocab]; undefined: none
+  LogitTransform transform = {};
 };
 
 /// A weight that training changes, by itself or through an adapter (2106.09685).

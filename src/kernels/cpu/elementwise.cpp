@@ -200,7 +200,7 @@ void swiglu_rows_backward(const SwigluBackward<T>& work, std::int64_t first, std
 }
 
 template <class T, bool kBack>
-void rotate_rows(const Rotary<T>& rotary, std::int64_t first, std::int64_t last) {
+void rope_rows(const Rotary<T>& rotary, std::int64_t first, std::int64_t last) {
   const std::int64_t half = rotary.head_dim / 2;
   for (std::int64_t row = first; row < last; ++row) {
     const T* cos = rotary.cos[row];
@@ -222,26 +222,27 @@ void rotate_rows(const Rotary<T>& rotary, std::int64_t first, std::int64_t last)
 }
 
 // A name for each type: what is exported to the dispatcher cannot be a template.
-#define PREFOPT_KERNELS(T, suffix)                                                            \
-  void norm_##suffix(const RmsNorm<T>& norm, std::int64_t first, std::int64_t last) {         \
-    norm_rows(norm, first, last);                                                             \
-  }                                                                                           \
-  void norm_backward_##suffix(const RmsNormBackward<T>& norm, std::int64_t first,             \
-                              std::int64_t last, T* dw) {                                     \
-    norm_rows_backward(norm, first, last, dw);                                                \
-  }                                                                                           \
-  void swiglu_##suffix(const Swiglu<T>& work, std::int64_t first, std::int64_t last) {        \
-    swiglu_rows(work, first, last);                                                           \
-  }                                                                                           \
-  void swiglu_backward_##suffix(const SwigluBackward<T>& work, std::int64_t first,            \
-                                std::int64_t last) {                                          \
-    swiglu_rows_backward(work, first, last);                                                  \
-  }                                                                                           \
-  void rotate_##suffix(const Rotary<T>& rotary, std::int64_t first, std::int64_t last) {      \
-    rotate_rows<T, false>(rotary, first, last);                                               \
-  }                                                                                           \
-  void rotate_back_##suffix(const Rotary<T>& rotary, std::int64_t first, std::int64_t last) { \
-    rotate_rows<T, true>(rotary, first, last);                                                \
+#define PREFOPT_KERNELS(T, suffix)                                                           \
+  void norm_##suffix(const RmsNorm<T>& norm, std::int64_t first, std::int64_t last) {        \
+    norm_rows(norm, first, last);                                                            \
+  }                                                                                          \
+  void norm_backward_##suffix(const RmsNormBackward<T>& norm, std::int64_t first,            \
+                              std::int64_t last, T* dw) {                                    \
+    norm_rows_backward(norm, first, last, dw);                                               \
+  }                                                                                          \
+  void swiglu_##suffix(const Swiglu<T>& work, std::int64_t first, std::int64_t last) {       \
+    swiglu_rows(work, first, last);                                                          \
+  }                                                                                          \
+  void swiglu_backward_##suffix(const SwigluBackward<T>& work, std::int64_t first,           \
+                                std::int64_t last) {                                         \
+    swiglu_rows_backward(work, first, last);                                                 \
+  }                                                                                          \
+  void apply_rope_##suffix(const Rotary<T>& rotary, std::int64_t first, std::int64_t last) { \
+    rope_rows<T, false>(rotary, first, last);                                                \
+  }                                                                                          \
+  void apply_rope_backward_##suffix(const Rotary<T>& rotary, std::int64_t first,             \
+                                    std::int64_t last) {                                     \
+    rope_rows<T, true>(rotary, first, last);                                                 \
   }
 
 PREFOPT_KERNELS(float, float)
@@ -305,49 +306,49 @@ void norm_backward_by_chunks(const RmsNormBackward<T>& norm, Kernel kernel) {
 
 }  // namespace
 
-#define PREFOPT_KERNELS(T, suffix)                                               \
-  HWY_EXPORT(norm_##suffix);                                                     \
-  HWY_EXPORT(norm_backward_##suffix);                                            \
-  HWY_EXPORT(swiglu_##suffix);                                                   \
-  HWY_EXPORT(swiglu_backward_##suffix);                                          \
-  HWY_EXPORT(rotate_##suffix);                                                   \
-  HWY_EXPORT(rotate_back_##suffix);                                              \
-  template <>                                                                    \
-  void rms_norm(const RmsNorm<T>& norm) {                                        \
-    for_rows(norm.shape.rows, norm.shape.groups* norm.shape.width,               \
-             [&](std::int64_t first, std::int64_t last) {                        \
-               HWY_DYNAMIC_DISPATCH(norm_##suffix)(norm, first, last);           \
-             });                                                                 \
-  }                                                                              \
-  template <>                                                                    \
-  void rms_norm_backward(const RmsNormBackward<T>& norm) {                       \
-    norm_backward_by_chunks(norm, HWY_DYNAMIC_DISPATCH(norm_backward_##suffix)); \
-  }                                                                              \
-  template <>                                                                    \
-  void swiglu(const Swiglu<T>& work) {                                           \
-    for_rows(work.rows, work.width, [&](std::int64_t first, std::int64_t last) { \
-      HWY_DYNAMIC_DISPATCH(swiglu_##suffix)(work, first, last);                  \
-    });                                                                          \
-  }                                                                              \
-  template <>                                                                    \
-  void swiglu_backward(const SwigluBackward<T>& work) {                          \
-    for_rows(work.rows, work.width, [&](std::int64_t first, std::int64_t last) { \
-      HWY_DYNAMIC_DISPATCH(swiglu_backward_##suffix)(work, first, last);         \
-    });                                                                          \
-  }                                                                              \
-  template <>                                                                    \
-  void rotate(const Rotary<T>& rotary) {                                         \
-    for_rows(rotary.rows, rotary.heads* rotary.head_dim,                         \
-             [&](std::int64_t first, std::int64_t last) {                        \
-               HWY_DYNAMIC_DISPATCH(rotate_##suffix)(rotary, first, last);       \
-             });                                                                 \
-  }                                                                              \
-  template <>                                                                    \
-  void rotate_back(const Rotary<T>& rotary) {                                    \
-    for_rows(rotary.rows, rotary.heads* rotary.head_dim,                         \
-             [&](std::int64_t first, std::int64_t last) {                        \
-               HWY_DYNAMIC_DISPATCH(rotate_back_##suffix)(rotary, first, last);  \
-             });                                                                 \
+#define PREFOPT_KERNELS(T, suffix)                                                      \
+  HWY_EXPORT(norm_##suffix);                                                            \
+  HWY_EXPORT(norm_backward_##suffix);                                                   \
+  HWY_EXPORT(swiglu_##suffix);                                                          \
+  HWY_EXPORT(swiglu_backward_##suffix);                                                 \
+  HWY_EXPORT(apply_rope_##suffix);                                                      \
+  HWY_EXPORT(apply_rope_backward_##suffix);                                             \
+  template <>                                                                           \
+  void rms_norm(const RmsNorm<T>& norm) {                                               \
+    for_rows(norm.shape.rows, norm.shape.groups* norm.shape.width,                      \
+             [&](std::int64_t first, std::int64_t last) {                               \
+               HWY_DYNAMIC_DISPATCH(norm_##suffix)(norm, first, last);                  \
+             });                                                                        \
+  }                                                                                     \
+  template <>                                                                           \
+  void rms_norm_backward(const RmsNormBackward<T>& norm) {                              \
+    norm_backward_by_chunks(norm, HWY_DYNAMIC_DISPATCH(norm_backward_##suffix));        \
+  }                                                                                     \
+  template <>                                                                           \
+  void swiglu(const Swiglu<T>& work) {                                                  \
+    for_rows(work.rows, work.width, [&](std::int64_t first, std::int64_t last) {        \
+      HWY_DYNAMIC_DISPATCH(swiglu_##suffix)(work, first, last);                         \
+    });                                                                                 \
+  }                                                                                     \
+  template <>                                                                           \
+  void swiglu_backward(const SwigluBackward<T>& work) {                                 \
+    for_rows(work.rows, work.width, [&](std::int64_t first, std::int64_t last) {        \
+      HWY_DYNAMIC_DISPATCH(swiglu_backward_##suffix)(work, first, last);                \
+    });                                                                                 \
+  }                                                                                     \
+  template <>                                                                           \
+  void apply_rope_(const Rotary<T>& rotary) {                                           \
+    for_rows(rotary.rows, rotary.heads* rotary.head_dim,                                \
+             [&](std::int64_t first, std::int64_t last) {                               \
+               HWY_DYNAMIC_DISPATCH(apply_rope_##suffix)(rotary, first, last);          \
+             });                                                                        \
+  }                                                                                     \
+  template <>                                                                           \
+  void apply_rope_backward_(const Rotary<T>& rotary) {                                  \
+    for_rows(rotary.rows, rotary.heads* rotary.head_dim,                                \
+             [&](std::int64_t first, std::int64_t last) {                               \
+               HWY_DYNAMIC_DISPATCH(apply_rope_backward_##suffix)(rotary, first, last); \
+             });                                                                        \
   }
 
 PREFOPT_KERNELS(float, float)

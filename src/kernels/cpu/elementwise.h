@@ -73,10 +73,11 @@ struct SwigluBackward {
 template <class T>
 void swiglu_backward(const SwigluBackward<T>& work);
 
-/// Turns heads in place: with D = head_dim / 2, and c, s the cosine and sine [rows, D] of a row,
+/// Rotary positions (RoPE) of heads, in place: with D = head_dim / 2, and c, s the cosine and sine
+/// [rows, D] of a row,
 ///   x_i ← c_i x_i − s_i x_{i+D},  x_{i+D} ← c_i x_{i+D} + s_i x_i  for i < D.
-/// Queries and keys that lie side by side are turned in one call. The gradient of a turn is the
-/// turn by minus the angle.
+/// Queries and keys that lie side by side are rotated in one call. Backward is the rotation by
+/// minus the angle.
 template <class T>
 struct Rotary {
   std::int64_t rows, heads, head_dim;
@@ -84,8 +85,8 @@ struct Rotary {
   Rows<const T> cos, sin;
 };
 template <class T>
-void rotate(const Rotary<T>& rotary);
+void apply_rope_(const Rotary<T>& rotary);
 template <class T>
-void rotate_back(const Rotary<T>& rotary);
+void apply_rope_backward_(const Rotary<T>& rotary);
 
 }  // namespace prefopt::kernels::cpu

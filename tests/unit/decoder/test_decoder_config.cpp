@@ -124,8 +124,78 @@ TEST_CASE("decoder config: a window that is used", "[decoder]") {
   const json written = json::parse(detail::make_decoder_config(options).dump());
   CHECK(written["model_type"] == "mistral");
   CHECK(read(written).sliding_window == 512);
+  options.family = "llama";
   options.attention_bias = true;
+  options = detail::checked_decoder_options(options, "test");
   CHECK(read(json::parse(detail::make_decoder_config(options).dump())).sliding_window == 512);
+
+  // And Mistral without a window as Mistral.
+  json config_without = sizes();
+  config_without["model_type"] = "mistral";
+  const json rewritten = json::parse(detail::make_decoder_config(read(config_without)).dump());
+  CHECK(rewritten["model_type"] == "mistral");
+  CHECK(rewritten["sliding_window"].is_null());
+  CHECK(read(rewritten).sliding_window == 0);
+}
+
+TEST_CASE("decoder config: the family is stored", "[decoder]") {
+  json config = sizes();
+  for (const char* type : {"llama", "mistral", "qwen2", "qwen3"}) {
+    config["model_type"] = type;
+    CHECK(read(config).family == type);
+  }
+  const auto stored = [](auto&& change) {
+    DecoderOptions options{.hidden_size = 16, .num_attention_heads = 4, .num_key_value_heads = 2};
+    change(options);
+    return detail::checked_decoder_options(options, "test").family;
+  };
+  CHECK(stored([](DecoderOptions&) {}) == "llama");
+  CHECK(stored([](DecoderOptions& o) { o.qk_norm = true; }) == "qwen3");
+  CHECK(stored([](DecoderOptions& o) { o.attention_bias = true; }) == "qwen2");
+  CHECK(stored([](DecoderOptions& o) { o.sliding_window = 9; }) == "mistral");
+  CHECK(stored([](DecoderOptions& o) { o.family = "mistral"; }) == "mistral");
+  CHECK_THROWS_TEXT(stored([](DecoderOptions& o) { o.family = "qwen2"; }), ConfigError,
+                    "test: expected options that the family 'qwen2' has, got attention_bias false");
+  CHECK_THROWS_TEXT(stored([](DecoderOptions& o) { o.family = "qwen"; }), ConfigError,
+                    "test: expected family to be 'llama', 'mistral', 'qwen2' or 'qwen3', got "
+                    "'qwen'; did you mean 'qwen2'?");
+}
+
+TEST_CASE("decoder config: texts and hashes from before the family was stored", "[decoder]") {
+  const DecoderOptions options{.vocab_size = 5,
+                               .hidden_size = 8,
+                               .intermediate_size = 6,
+                               .num_hidden_layers = 1,
+                               .num_attention_heads = 2,
+                               .num_key_value_heads = 1};
+  const auto made = [&](const std::string& family, bool qk_norm = false) {
+    DecoderOptions changed = options;
+    changed.family = family;
+    changed.qk_norm = qk_norm;
+    torch::manual_seed(1);
+    return Decoder(changed);
+  };
+  const std::string text =
+      R"({"vocab_size":5,"hidden_size":8,"intermediate_size":6,"num_hidden_layers":1,)"
+      R"("num_attention_heads":2,"num_key_value_heads":1,"head_dim":4,)"
+      R"("max_position_embeddings":2048,"rms_norm_eps":1e-05,"rope_theta":10000.0,)"
+      R"("rope_scaling_factor":1.0,"rope_low_freq_factor":1.0,"rope_high_freq_factor":4.0,)"
+      R"("rope_original_max_position_embeddings":8192,"attention_bias":false,)"
+      R"("attention_output_bias":false,"qk_norm":false,"tie_word_embeddings":true,)"
+      R"("initializer_range":0.02,"bos_token_id":-1,"eos_token_id":-1,"pad_token_id":-1})";
+  CHECK(made("llama").config() == text);
+  CHECK(options_to_json(made("llama").options()) == text);
+  CHECK(made("mistral").config() == text);
+  CHECK(content_hash(made("mistral")) == content_hash(made("llama")));
+  CHECK(made("qwen3", true).config() == made("llama", true).config());
+
+  // An option that the others do not imply is kept.
+  CHECK(options_from_json<DecoderOptions>(text, "test").family == "llama");
+  const std::string named = options_to_json(made("mistral").options());
+  CHECK(json::parse(named)["family"] == "mistral");
+  CHECK(options_from_json<DecoderOptions>(named, "test").family == "mistral");
+  const std::string implied = options_to_json(made("qwen3", true).options());
+  CHECK_FALSE(json::parse(implied).contains("family"));
 }
 
 TEST_CASE("decoder config: Llama 3's rotary scaling", "[decoder]") {

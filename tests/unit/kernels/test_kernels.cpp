@@ -384,11 +384,12 @@ void check_rotary(std::int64_t rows, std::int64_t heads, std::int64_t head_dim) 
     };
   };
   Matrix<T> forward = x, back = x;
-  rotate<T>({rows, heads, head_dim, forward.view(), turn.cos.view(), turn.sin.view()});
-  rotate_back<T>({rows, heads, head_dim, back.view(), turn.cos.view(), turn.sin.view()});
+  apply_rope_<T>({rows, heads, head_dim, forward.view(), turn.cos.view(), turn.sin.view()});
+  apply_rope_backward_<T>({rows, heads, head_dim, back.view(), turn.cos.view(), turn.sin.view()});
   CHECK(error(forward, turned(1)) <= 2 * kUlps<T>);
   CHECK(error(back, turned(-1)) <= 2 * kUlps<T>);
-  rotate_back<T>({rows, heads, head_dim, forward.view(), turn.cos.view(), turn.sin.view()});
+  apply_rope_backward_<T>(
+      {rows, heads, head_dim, forward.view(), turn.cos.view(), turn.sin.view()});
   CHECK(error(forward, [&](std::int64_t i, std::int64_t j) { return x(i, j); }) <= 4 * kUlps<T>);
 }
 
@@ -659,7 +660,7 @@ TEST_CASE("kernels: the number of threads changes no bit", "[kernels]") {
                             .dg = g.view(),
                             .du = u.view()});
     const Turn<float> turn(rows, 32);
-    rotate<float>({rows, 5, 32, turned.view(), turn.cos.view(), turn.sin.view()});
+    apply_rope_<float>({rows, 5, 32, turned.view(), turn.cos.view(), turn.sin.view()});
     return std::vector{h.data, g.data, u.data, turned.data};
   });
 }

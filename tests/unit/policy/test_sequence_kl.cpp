@@ -54,6 +54,28 @@ TEST_CASE("sequence_kl equals the formula, value and gradients", "[policy]") {
     CHECK(at::allclose(got[0], wanted[0], 1e-12, 1e-14));
     CHECK(at::allclose(got[1], wanted[1], 1e-12, 1e-14));
   }
+  SECTION("from a head with a bias and a transform, on both sides") {
+    const at::Tensor hidden = random_normal({2, 4, 3}, at::kDouble, 3).requires_grad_(true);
+    const at::Tensor weight = random_normal({5, 3}, at::kDouble, 4).requires_grad_(true);
+    const at::Tensor bias = random_normal({5}, at::kDouble, 5).requires_grad_(true);
+    const auto [scale, softcap, temperature] =
+        GENERATE(LogitTransform{0.7, 1.5, 0.8}, LogitTransform{2, 0, 1.3});
+    FixedPolicy policy({.hidden = hidden, .logits = {}}, weight, 5);
+    policy.output_head.bias = bias;
+    policy.output_head.transform = {scale, softcap, temperature};
+    const at::Tensor theirs = random_normal({2, 4, 3}, at::kDouble, 6);
+    FixedPolicy other({.hidden = theirs, .logits = {}}, weight.detach(), 5);
+    other.output_head.transform = {.scale = 0.5, .softcap = 2};
+    const at::Tensor raw = scale * (hidden.matmul(weight.t()) + bias);
+    const at::Tensor logits = (softcap == 0 ? raw : softcap * (raw / softcap).tanh()) / temperature;
+    const at::Tensor kl = sequence_kl(policy, other, batch);
+    const at::Tensor expected =
+        dense_kl(logits, 2 * (0.25 * theirs.matmul(weight.detach().t())).tanh());
+    CHECK(at::allclose(kl, expected, 1e-12, 1e-14));
+    const auto got = torch::autograd::grad({kl}, {hidden, weight, bias}, {upstream});
+    const auto wanted = torch::autograd::grad({expected}, {hidden, weight, bias}, {upstream});
+    for (std::size_t i = 0; i < 3; ++i) CHECK(at::allclose(got[i], wanted[i], 1e-12, 1e-14));
+  }
 }
 
 TEST_CASE("sequence_kl on a packed stream equals that of padded sequences", "[policy]") {

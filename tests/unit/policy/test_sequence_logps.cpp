@@ -161,4 +161,28 @@ TEST_CASE("sequence_logps: tokens may count more or less than others", "[policy]
                     "sequence_logps: expected token_weights of dtype Double, got Float");
 }
 
+TEST_CASE("sequence_logps: the head's bias and transform", "[policy]") {
+  const TokenBatch batch = small_batch();
+  const at::Tensor hidden = random_normal({2, 4, 3}, at::kDouble, 3).requires_grad_(true);
+  const at::Tensor weight = random_normal({5, 3}, at::kDouble, 4).requires_grad_(true);
+  const at::Tensor bias = random_normal({5}, at::kDouble, 5).requires_grad_(true);
+  FixedPolicy policy({.hidden = hidden, .logits = {}}, weight, 5);
+  policy.output_head.bias = bias;
+  policy.output_head.transform = {.scale = 0.7, .softcap = 1.5, .temperature = 0.8};
+  const at::Tensor logits = 1.5 * (0.7 * (hidden.matmul(weight.t()) + bias) / 1.5).tanh() / 0.8;
+  FixedPolicy opened({.hidden = {}, .logits = logits}, {}, 5);
+  const at::Tensor got = sequence_logps(policy, batch).logps;
+  const at::Tensor expected = sequence_logps(opened, batch).logps;
+  CHECK(at::allclose(got, expected, 1e-12, 1e-14));
+  const at::Tensor upstream = at::tensor({0.3, -1.7}, at::kDouble);
+  const auto of = torch::autograd::grad({got}, {hidden, weight, bias}, {upstream});
+  const auto wanted = torch::autograd::grad({expected}, {hidden, weight, bias}, {upstream});
+  for (std::size_t i = 0; i < 3; ++i) CHECK(at::allclose(of[i], wanted[i], 1e-12, 1e-14));
+
+  // Decoding without a cache gives the same logits: the prompts are as long as small_batch's.
+  const at::NoGradGuard no_grad;
+  const at::Tensor next = policy.start_decoding({{4, 1, 2, 3}, {0, 1}})->prefill();
+  CHECK(at::allclose(next, at::stack({logits[0][3], logits[1][1]}), 1e-12, 1e-14));
+}
+
 }  // namespace prefopt

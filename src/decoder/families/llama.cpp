@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "decoder/families/family.h"
+
+namespace prefopt::detail {
+namespace {
+
+/// Llama 1 to 3 (2302.13971, 2407.21783), and what took over its form: SmolLM, TinyLlama, Yi.
+class Llama final : public Family {
+ public:
+  Llama()
+      : Family({.model_type = "llama",
+                .architecture = "LlamaForCausalLM",
+                .gguf = "llama",
+                .gguf_neighbours = true,
+                .told_by_options = true,
+                .needs_key_value_heads = false}) {}
+
+  std::string misfit(const DecoderOptions& options) const override {
+    return first_misfit(
+        {{"qk_norm", options.qk_norm, false},
+         {"attention_output_bias", options.attention_output_bias, options.attention_bias}});
+  }
+
+  void read(const StrictConfig& config, DecoderOptions& options) const override {
+    options.sliding_window = read_window(config, /*used=*/true);
+    options.attention_bias = config.flag("attention_bias", false);
+    options.attention_output_bias = options.attention_bias;
+  }
+
+  void write(const DecoderOptions& options, Json& config) const override {
+    config["attention_bias"] = options.attention_bias;
+    config["mlp_bias"] = false;
+    config["pretraining_tp"] = 1;
+  }
+};
+
+}  // namespace
+
+const Family& llama_family() {
+  static const Llama family;
+  return family;
+}
+
+}  // namespace prefopt::detail
