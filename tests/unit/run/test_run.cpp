@@ -443,7 +443,9 @@ TEST_CASE("a run with an adapter trains it alone and leaves a PEFT folder", "[ru
   CHECK(first_loss == std::log(2.0));
   CHECK(metric(result.last_step, "loss") != std::log(2.0));
   CHECK(count_containing(notes, "of them trained") == 1);
-  CHECK(content_hash(*result.policy->without_adapter()) == content_hash(*Decoder::load(model)));
+  const auto policy = std::dynamic_pointer_cast<Decoder>(result.policy);
+  REQUIRE(policy != nullptr);
+  CHECK(content_hash(*policy->without_adapter()) == content_hash(*Decoder::load(model)));
 
   CHECK_FALSE(fs::exists(result.checkpoint + "/model.safetensors"));
   const auto again = Decoder::load(model);

@@ -8,6 +8,7 @@
 #include "prefopt/error.h"
 #include "prefopt/report/report.h"
 #include "prefopt/run/run.h"
+#include "prefopt/train/epoch_rows.h"
 #include "run/environment.h"
 #include "run/run_log.h"
 #include "run/sample_table.h"
@@ -232,9 +233,16 @@ TEST_CASE("a run that fails says so in its folder", "[run]") {
 
 // ---- Its parts ----
 
+EpochRows source_of(std::vector<TokenRow> held_out) {
+  return EpochRows({.rows = pairs(),
+                    .held_out = std::move(held_out),
+                    .tokenizer = std::make_shared<ByteTokenizer>()},
+                   {});
+}
+
 SampleTable table_of(std::int64_t prompts, SamplingOptions sampling) {
-  return SampleTable(pairs(), std::make_shared<ByteTokenizer>(), std::move(sampling),
-                     {.prompts = prompts, .tokens = 6});
+  static const EpochRows source = source_of(pairs());
+  return SampleTable(source, std::move(sampling), {.prompts = prompts, .tokens = 6});
 }
 
 TEST_CASE("the KL of samples is summed exactly along them", "[run]") {
@@ -281,7 +289,8 @@ TEST_CASE("a prompt is sampled once, however many rows have it", "[run]") {
   BigramPolicy policy(1);
   auto rows = pairs();
   rows.insert(rows.begin(), rows.front());
-  const SampleTable table(rows, std::make_shared<ByteTokenizer>(), {}, {.prompts = 9, .tokens = 1});
+  const EpochRows source = source_of(rows);
+  const SampleTable table(source, {}, {.prompts = 9, .tokens = 1});
   CHECK(table.draw(0, policy, nullptr, true).lines.size() == pairs().size());
 }
 
@@ -313,8 +322,8 @@ TEST_CASE("many prompts are sampled in parts, with the same result", "[run]") {
     rows.push_back({.prompt = prompts.back(), .chosen = {1}, .rejected = {2}});
   }
   const SamplingOptions sampling{.max_new_tokens = 5, .eos_id = 4, .seed = 7};
-  const SampleTable table(rows, std::make_shared<ByteTokenizer>(), sampling,
-                          {.prompts = 40, .tokens = 5});
+  const EpochRows source = source_of(rows);
+  const SampleTable table(source, sampling, {.prompts = 40, .tokens = 5});
   const auto draw = table.draw(0, policy, &reference, true);
   CHECK(policy.most <= 16);
   CHECK(reference.most <= 16);

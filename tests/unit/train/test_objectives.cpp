@@ -301,7 +301,8 @@ TEST_CASE("a running mean goes from step to step, and with a checkpoint", "[trai
   };
   const auto policy = std::make_shared<BigramPolicy>(9);
   const auto rewards = [&](const BigramPolicy& of) {
-    const ExactPairLogps in = exact_inputs(of, *reference, rows, {.rejected = false}, of);
+    const ExactPairLogps in = exact_inputs(
+        of, *reference, rows, {.inputs = {Input::chosen_logps, Input::ref_chosen_logps}}, of);
     return Eigen::ArrayXd(0.5 * (in.chosen_logps - in.ref_chosen_logps));
   };
   const auto trainer = trainer_for(policy);
@@ -343,7 +344,9 @@ TEST_CASE("metrics of unpaired rows are split by their label, as TRL's", "[train
   Trainer trainer(policy, make_frozen_reference(reference), make_loss(json{{"type", type}}.dump()),
                   options);
   const Metrics metrics = trainer.evaluate(rows);
-  const ExactPairLogps in = exact_inputs(*policy, *reference, rows, {.rejected = false}, *policy);
+  const ExactPairLogps in =
+      exact_inputs(*policy, *reference, rows,
+                   {.inputs = {Input::chosen_logps, Input::ref_chosen_logps}}, *policy);
   const Eigen::ArrayXd rewards = 0.1 * (in.chosen_logps - in.ref_chosen_logps);
 
   struct Sums {
@@ -533,7 +536,9 @@ TEST_CASE("a frozen running mean begins at 0", "[train]") {
   const auto policy = std::make_shared<BigramPolicy>(9);
   const auto reference = std::make_shared<BigramPolicy>(8);
   Trainer trainer(policy, make_frozen_reference(reference), make_loss(R"({"type": "bco"})"), {});
-  const ExactPairLogps in = exact_inputs(*policy, *reference, rows, {.rejected = false}, *policy);
+  const ExactPairLogps in =
+      exact_inputs(*policy, *reference, rows,
+                   {.inputs = {Input::chosen_logps, Input::ref_chosen_logps}}, *policy);
   double expected = 0;
   for (Eigen::Index i = 0; i < 5; ++i) {
     const double reward = 0.1 * (in.chosen_logps[i] - in.ref_chosen_logps[i]);

@@ -30,7 +30,7 @@ at::Tensor leaf(const at::Tensor& value) { return value.clone().requires_grad_(t
 /// A part of an optimizer's state, such as "master.w"; undefined: it has none of that name.
 at::Tensor state_of(detail::Optimizer& optimizer, const std::string& name) {
   const auto all =
-      detail::save_state([&](detail::StateVisitor& visitor) { optimizer.visit_state(visitor); });
+      detail::save_state([&](StateVisitor& visitor) { optimizer.visit_state(visitor); });
   for (const auto& [found, value] : all) {
     if (found == name) return value;
   }
@@ -272,9 +272,8 @@ TEST_CASE("optimizer: draws and masters are those of an optimizer that was never
   const at::Tensor second = leaf(first.detach());
   detail::Optimizer after({{"value", second}}, options);
   detail::load_state(
-      [&](detail::StateVisitor& visitor) { after.visit_state(visitor); },
-      detail::save_state([&](detail::StateVisitor& visitor) { before.visit_state(visitor); }),
-      "optimizer");
+      [&](StateVisitor& visitor) { after.visit_state(visitor); },
+      detail::save_state([&](StateVisitor& visitor) { before.visit_state(visitor); }), "optimizer");
   take_steps(after, second, 4, 7);
   CHECK(second.detach().equal(straight.detach()));
   for (const char* part : {"master.value", "mean.value", "square.value"}) {
