@@ -18,8 +18,8 @@ namespace prefopt {
 
 /// Family and shape of a decoder, under the names of Hugging Face's `config.json` where it has one.
 struct DecoderOptions {
-  /// Hugging Face's model_type: "llama", "mistral", "qwen2" or "qwen3". Fresh models of "llama"
-  /// with norms or biases of another family become of that.
+  /// Hugging Face's model_type: "llama", "mistral", "qwen2" or "qwen3". A fresh "llama" with
+  /// norms or biases of another family becomes a model of that family.
   std::string family = "llama";
   std::int64_t vocab_size = 259;
   std::int64_t hidden_size = 256;

@@ -18,11 +18,11 @@
 
 namespace prefopt::detail {
 
-/// What a family's files are called and leave unsaid.
+/// Names in a family's files, and defaults for the fields that they leave out.
 struct FamilyTraits {
   std::string_view model_type;    ///< in config.json, and the name in DecoderOptions
   std::string_view architecture;  ///< in config.json
-  std::string_view gguf = {};     ///< `general.architecture`; empty: none of its own
+  std::string_view gguf = {};     ///< `general.architecture`; empty: it has none
   /// In GGUF files, rows of query and key heads are in llama.cpp's order: neighbours are rotated.
   bool gguf_neighbours = false;
   /// Whether config.json has a place for a sliding window.
@@ -56,9 +56,9 @@ class Family {
   virtual std::string misfit(const DecoderOptions& options) const = 0;
   virtual ModelSpec spec(const DecoderOptions& options) const { return plain_spec(options); }
 
-  /// Reads what is the family's own; fields that families share are in `options` already.
+  /// Reads the fields that families do not share; the others are in `options` already.
   virtual void read(const StrictConfig& config, DecoderOptions& options) const = 0;
-  /// Adds what is the family's own to a config.json.
+  /// Adds the fields that families do not share to a config.json.
   virtual void write(const DecoderOptions& options, Json& config) const = 0;
   virtual void read_gguf(const GgufFields&, DecoderOptions&) const {}
 
@@ -94,7 +94,7 @@ std::string list_names(const std::vector<std::string_view>& names, char quote);
 std::string name_in_file(const Family& family, std::string name);
 std::string name_from_file(const Family& family, std::string name);
 
-// --- what families have in common --------------------------------------------------------------
+// --- shared by families ------------------------------------------------------------------------
 
 /// An option that a family has with one value only.
 struct FlagRule {
