@@ -70,8 +70,8 @@ TEST_CASE("prefopt losses: what each loss needs and looks like", "[cli]") {
   CHECK(has({{"setting", "weighting = unaligned"}, {"inputs", {"chosen_lens", "rejected_lens"}}}));
   CHECK(has({{"setting", "ld_alpha other than 1"},
              {"inputs",
-              {"chosen_head_logps", "rejected_head_logps", "ref_chosen_head_logps",
-               "ref_rejected_head_logps"}}}));
+              {"chosen_overlap_logps", "rejected_overlap_logps", "ref_chosen_overlap_logps",
+               "ref_rejected_overlap_logps"}}}));
   for (const json& point : dpo.at("curve")) {
     const double z = 0.1 * point[0].get<double>();
     check_close(point[1], -std::log(sigmoid(z)), 1e-14);
