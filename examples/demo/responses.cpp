@@ -5,7 +5,6 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
 #include <string_view>
@@ -73,38 +72,28 @@ Prompts Responder::read_prompts(const std::string& path) const {
   return prompts;
 }
 
-Response Responder::judge(const Prompt& prompt, std::vector<std::int64_t> ids) const {
+Response Responder::judge(const Prompt& prompt, Rollout rollout) const {
   Response response;
-  response.text = tokenizer_->decode(ids);
-  response.ended = !ids.empty() && is_end_token(ids.back(), sampling_);
+  response.text = tokenizer_->decode(rollout.completion);
+  response.ended = rollout.ended;
   response.terms = reward_terms(prompt.text, response.text, response.ended);
   response.reward = response.terms.total();
-  response.ids = std::move(ids);
+  response.ids = std::move(rollout.completion);
   return response;
 }
 
 Responses Responder::respond(Policy& policy, std::span<const Prompt> prompts, std::int64_t samples,
                              std::int64_t seed, const Progress& progress) {
-  constexpr std::size_t kAtOnce = 64;
   const auto start = std::chrono::steady_clock::now();
-  const auto each = static_cast<std::size_t>(samples);
-  const std::size_t total = prompts.size() * each;
-  SamplingOptions sampling = sampling_;
-  sampling.seed = seed;
+  std::vector<std::vector<std::int64_t>> ids;
+  for (const Prompt& prompt : prompts) ids.push_back(prompt.ids);
+  RolloutOptions options{.samples_per_prompt = samples, .sampling = sampling_};
+  options.sampling.seed = seed;
   Responses responses(prompts.size());
-  for (std::size_t first = 0; first < total; first += kAtOnce) {
-    std::vector<std::vector<std::int64_t>> part;
-    for (std::size_t i = first; i < std::min(first + kAtOnce, total); ++i) {
-      part.push_back(prompts[i / each].ids);
-    }
-    sampling.first_index = static_cast<std::int64_t>(first);
-    auto completions = sample(policy, part, sampling);
-    for (std::size_t i = 0; i < completions.size(); ++i) {
-      const std::size_t prompt = (first + i) / each;
-      speed_.tokens += static_cast<double>(completions[i].size());
-      responses[prompt].push_back(judge(prompts[prompt], std::move(completions[i])));
-    }
-    progress(first + part.size(), total);
+  for (Rollout& rollout : draw_rollouts(policy, ids, options, progress)) {
+    const auto prompt = static_cast<std::size_t>(rollout.group);
+    speed_.tokens += static_cast<double>(rollout.completion.size());
+    responses[prompt].push_back(judge(prompts[prompt], std::move(rollout)));
   }
   speed_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return responses;
@@ -120,15 +109,15 @@ Divergence Responder::divergence(Policy& policy, Policy& reference, std::span<co
   sampling.seed = seed;
   std::vector<std::vector<std::int64_t>> ids;
   for (const Prompt& prompt : prompts) ids.push_back(prompt.ids);
-  const Samples samples = sample_with_logps(policy, ids, sampling);
+  const std::vector<Rollout> rollouts = draw_rollouts(policy, ids, {.sampling = sampling});
 
   std::vector<TokenSequence> sequences;
   double policy_logps = 0;
   double tokens = 0;
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    sequences.push_back({ids[i], samples.completions[i]});
-    for (const double logp : samples.token_logps[i]) policy_logps += logp;
-    tokens += static_cast<double>(samples.completions[i].size());
+  for (const Rollout& rollout : rollouts) {
+    sequences.push_back({rollout.prompt, rollout.completion});
+    for (const double logp : rollout.token_logps) policy_logps += logp;
+    tokens += static_cast<double>(rollout.completion.size());
   }
   const double reference_logps =
       sequence_logps(reference, make_batch(sequences)).logps.sum().item<double>();

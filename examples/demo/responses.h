@@ -10,6 +10,7 @@
 
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/decoder/decoder.h"
+#include "prefopt/online/rollout.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/sampling.h"
 #include "reward.h"
@@ -53,7 +54,7 @@ struct Divergence {
 /// What lies between texts and a model: tokenizer, chat format, sampling, reward.
 class Responder {
  public:
-  using Progress = std::function<void(std::size_t done, std::size_t total)>;
+  using Progress = prefopt::RolloutProgress;
 
   /// `tokenizer`: what make_tokenizer takes.
   Responder(const std::string& tokenizer, std::string chat_format,
@@ -82,7 +83,7 @@ class Responder {
 
  private:
   Prompt make_prompt(std::string text) const;
-  Response judge(const Prompt& prompt, std::vector<std::int64_t> ids) const;
+  Response judge(const Prompt& prompt, prefopt::Rollout rollout) const;
 
   std::string tokenizer_name_;
   std::shared_ptr<const prefopt::Tokenizer> tokenizer_;

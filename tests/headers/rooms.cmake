@@ -3,7 +3,7 @@ cmake_minimum_required(VERSION 3.25)
 # Rooms of include/prefopt and src, from the lowest to the highest: a room includes only rooms that
 # come before it, so no two of them include each other. docs/architecture.md draws them.
 set(rooms
-  core math kernels files dist logps losses exact testing data policy evaluation decoder
+  core math kernels files dist logps losses exact testing data policy evaluation online decoder
   train report run lab cli)
 
 set(faults "")
@@ -40,6 +40,15 @@ endforeach()
 foreach(room IN LISTS rooms)
   if(NOT room IN_LIST seen)
     list(APPEND faults "rooms.cmake: expected a folder '${room}', got none")
+  endif()
+endforeach()
+
+# The step and the run stay files that are read at a sitting.
+foreach(source src/train/trainer.cpp src/run/run.cpp)
+  file(STRINGS "${SOURCE_DIR}/${source}" lines)
+  list(LENGTH lines count)
+  if(count GREATER_EQUAL 300)
+    list(APPEND faults "${source}: expected less than 300 lines, got ${count}")
   endif()
 endforeach()
 

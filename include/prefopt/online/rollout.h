@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "prefopt/export.h"
+#include "prefopt/policy/policy.h"
+#include "prefopt/policy/sampling.h"
+
+namespace prefopt {
+
+/// A completion that a policy wrote.
+struct Rollout {
+  std::vector<std::int64_t> prompt, completion;
+  std::vector<double> token_logps = {};  ///< of the sampler, one a token of the completion, nats
+  bool ended = false;                    ///< whether the last token is an end token
+  std::vector<double> rewards = {};      ///< empty until it is rated
+  std::int64_t group = 0;                ///< the same for all rollouts of one prompt
+  /// The tokens that the policy chose, where a program wrote others between them; empty: all.
+  std::vector<std::uint8_t> acted = {};
+};
+
+struct RolloutOptions {
+  std::int64_t samples_per_prompt = 1;
+  /// Rollout k of prompt i draws with (seed, first_index + i · samples_per_prompt + k), however the
+  /// prompts are cut into calls.
+  SamplingOptions sampling = {};
+  std::int64_t at_once =
+      64;  ///< rollouts that are decoded together; bounds memory, changes nothing
+};
+
+/// Called after each part of the rollouts.
+using RolloutProgress = std::function<void(std::size_t done, std::size_t total)>;
+
+/// Draws completions of each prompt, those of one prompt side by side; `group` is the place of the
+/// prompt. Throws ConfigError for numbers below 1, and what `sample` throws.
+PREFOPT_API std::vector<Rollout> draw_rollouts(
+    Policy& policy, const std::vector<std::vector<std::int64_t>>& prompts,
+    const RolloutOptions& options, const RolloutProgress& progress = {});
+
+}  // namespace prefopt
