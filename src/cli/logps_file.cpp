@@ -67,7 +67,7 @@ Range range_of(InputKind kind) {
 
 /// Pairs of fields whose numbers belong to the same tokens: the policy's log-probs, and others that
 /// a row gives of them.
-std::vector<std::pair<std::string_view, std::string_view>> fields_of_same_tokens() {
+std::vector<std::pair<std::string_view, std::string_view>> make_fields_of_same_tokens() {
   std::vector<std::pair<std::string_view, std::string_view>> pairs;
   for (const InputInfo& logps : kInputs) {
     if (logps.kind != InputKind::kLogps || logps.key.empty()) continue;
@@ -81,6 +81,11 @@ std::vector<std::pair<std::string_view, std::string_view>> fields_of_same_tokens
     }
   }
   return pairs;
+}
+
+const std::vector<std::pair<std::string_view, std::string_view>>& fields_of_same_tokens() {
+  static const auto fields = make_fields_of_same_tokens();
+  return fields;
 }
 
 const std::vector<std::string_view> kNonFiniteNames{"NaN", "-Infinity", "Infinity"};

@@ -34,7 +34,9 @@ bool is_confident(std::string_view field) { return field.ends_with("_confident_l
 
 /// Whether a file has a field as the log-probs of other fields alone.
 bool is_derived(std::string_view field) {
-  return is_length(field) || is_overlap(field) || is_limited(field) || is_confident(field);
+  return std::any_of(kInputs.begin(), kInputs.end(), [&](const InputInfo& info) {
+    return info.name == field && (info.key.empty() || info.kind == InputKind::kCount);
+  });
 }
 
 /// `chosen_logps` of `chosen_lens`, `chosen_overlap_logps` and the like.

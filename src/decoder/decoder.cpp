@@ -26,6 +26,7 @@
 #include "decoder/packed_session.h"
 #include "math/wide_gradient.h"
 #include "policy/decoding.h"
+#include "policy/parameters.h"
 #include "prefopt/error.h"
 
 namespace prefopt {

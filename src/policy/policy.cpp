@@ -17,6 +17,7 @@
 #include "math/wide_gradient.h"
 #include "policy/decoding.h"
 #include "policy/output_head.h"
+#include "policy/parameters.h"
 #include "prefopt/error.h"
 #include "prefopt/files/safetensors.h"
 
@@ -207,6 +208,17 @@ void load_parameters(const std::vector<NamedParameter>& parameters, const std::s
   const std::string path = directory + "/model.safetensors";
   const SafetensorsFile file = read_safetensors(path);
   copy_parameters(parameters, {file.tensors.begin(), file.tensors.end()}, path);
+}
+
+std::string hash_of(const std::vector<NamedParameter>& tensors) {
+  ContentHash hash;
+  for (const auto& [name, value] : tensors) {
+    const at::Tensor here = value.detach().cpu().contiguous();
+    hash.update(
+        fmt::format("{} {} {}\n", name, c10::str(here.sizes()), c10::toString(here.scalar_type())));
+    hash.update(here.const_data_ptr(), here.nbytes());
+  }
+  return hash.hex();
 }
 
 void copy_parameters(const std::vector<NamedParameter>& parameters,

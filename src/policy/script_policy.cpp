@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <filesystem>
+#include <map>
 #include <memory>
 #include <sstream>
 #include <string_view>
@@ -19,6 +21,7 @@
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/mapped_file.h"
+#include "policy/parameters.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -146,7 +149,16 @@ void ScriptPolicy::save(const std::string& path) const {
     throw CheckpointError(
         fmt::format("{}: expected a module that can be saved, got: {}", path, reason(error)));
   }
-  detail::write_file<CheckpointError>(path, stream.str());
+  std::error_code ignored;
+  const bool is_folder = std::filesystem::is_directory(path, ignored);
+  detail::write_file<CheckpointError>(is_folder ? path + "/model.pt" : path, stream.str());
+}
+
+void ScriptPolicy::load_weights(const std::string& directory) {
+  const auto saved = load(directory + "/model.pt", impl_->vocab_size);
+  std::map<std::string, at::Tensor> values;
+  for (const auto& [name, value] : saved->named_parameters()) values[name] = value;
+  detail::copy_parameters(named_parameters(), values, directory);
 }
 
 }  // namespace prefopt

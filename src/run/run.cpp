@@ -52,10 +52,11 @@ class RunSession {
 
   /// Finds the point that `resume` names. Throws ConfigError for a folder that is not the run's.
   void claim(const RunOptions& options, const std::string& resume);
-  /// `contents`: of check_same_run.
+  /// `contents`: of check_same_run. `companions`: of a run from files; null: of a program's own
+  /// policy and rows, of which the options say nothing.
   RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Reference>& reference,
                 RowSource& source, const RunOptions& options, const Loss& loss,
-                const Json& contents, const FolderFiles& companions = {});
+                const Json& contents, const FolderFiles* companions = nullptr);
 
  private:
   /// Locks the folder, and writes or takes up the files of the run.
@@ -70,15 +71,16 @@ class RunSession {
   bool is_here_ = false;  ///< whether the run is resumed in its own folder
 };
 
-/// Hashes of rows and models, whatever paths the options name.
-Json contents_of(const RunOptions& options, const RowSource& source, const Policy& policy,
-                 Reference* reference) {
+/// Hashes of rows and models, whatever paths the options name. The scale of an adapter is among
+/// them `with_scale`: where no option holds it.
+Json contents_of(const RowSource& source, const Policy& policy, Reference* reference,
+                 bool with_scale) {
   Json contents = {{"train_rows", source.fingerprint()},
                    {"eval_rows", detail::fingerprint_of(source.held_out().rows)},
                    {"model", detail::fingerprint_of(policy)}};
-  // The scale of an adapter is in none of its matrices, and that of a file in no option.
+  // It is in none of the adapter's matrices.
   for (const TrainedWeight& weight : policy.trained_weights()) {
-    if (options.model.adapter.empty() || !weight.lora_a.defined()) continue;
+    if (!with_scale || !weight.lora_a.defined()) continue;
     contents["adapter_scale"] = weight.lora_scale;
     break;
   }
@@ -119,6 +121,46 @@ void check_program_options(const RunOptions& options) {
   check("model", options_to_json(options.model), options_to_json(ModelOptions()));
   check("reference", options_to_json(options.reference), options_to_json(ReferenceOptions()));
   check("data", options_to_json(options.data), options_to_json(DataOptions()));
+  LoopOptions idle;
+  const auto check_idle = [](std::string_view name, bool is_set) {
+    if (!is_set) return;
+    throw ConfigError(fmt::format(
+        "train.{}: expected its default where a program gives policy and rows, which it would not "
+        "reach, got another value",
+        name));
+  };
+  check_idle("shuffle", options.train.shuffle != idle.shuffle);
+  check_idle("checkpointing", options.train.checkpointing != idle.checkpointing);
+  check_idle("activation_budget_mib",
+             options.train.activation_budget_mib != idle.activation_budget_mib);
+}
+
+/// Throws ConfigError for a loss that draws samples which nothing would end.
+void check_end_of_samples(const Loss& loss, const SamplingOptions& sampling) {
+  const bool has_end = sampling.eos_id >= 0 || !sampling.extra_eos_ids.empty();
+  if (loss.requirements().sample_source == SampleSource::kNone || has_end) return;
+  throw ConfigError(fmt::format(
+      "sampling.eos_id: expected the model's end token for samples of '{}', got none; a program "
+      "that gives the policy says it",
+      loss.info().name));
+}
+
+/// Saves the policy once and reads it back, so that a run does not find out at its end that it
+/// cannot be saved or resumed. Throws what `save` throws; `note` receives why it cannot be resumed.
+void try_saving(Policy& policy, const std::string& folder, const Note& note) {
+  const std::string trial = folder + ".trial";
+  std::error_code ignored;
+  std::filesystem::create_directories(trial, ignored);
+  try {
+    policy.save(trial);
+    policy.load_weights(trial);
+  } catch (const ConfigError& error) {
+    note(fmt::format("resume: this run cannot be resumed: {}", error.what()));
+  } catch (...) {
+    std::filesystem::remove_all(trial, ignored);
+    throw;
+  }
+  std::filesystem::remove_all(trial, ignored);
 }
 
 }  // namespace
@@ -135,8 +177,10 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   const auto run = detail::resolve(std::move(options), loss, session.note());
   // A reference without a path is made from the policy.
   Reference* const told = run.options.reference.path.empty() ? nullptr : run.reference.get();
-  return session.run(run.policy, run.reference, *run.source, run.options, loss,
-                     contents_of(run.options, *run.source, *run.policy, told), run.companions);
+  return session.run(
+      run.policy, run.reference, *run.source, run.options, loss,
+      contents_of(*run.source, *run.policy, told, !run.options.model.adapter.empty()),
+      &run.companions);
 }
 
 RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Reference>& reference,
@@ -151,11 +195,13 @@ RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Refer
   detail::check_evaluations(options.train, !held_out.empty());
   detail::check_token_range(held_out, policy->vocab_size(), "held-out rows");
   detail::check_row_lengths(held_out, *policy, "held-out rows");
+  check_end_of_samples(loss, options.sampling);
   RunSession session(options.output_dir, events);
   session.claim(options, resume);
   set_threads_and_seed(options.train);
+  try_saving(*policy, options.output_dir, session.note());
   return session.run(policy, reference, *source, options, loss,
-                     contents_of(options, *source, *policy, reference.get()));
+                     contents_of(*source, *policy, reference.get(), /*with_scale=*/true));
 }
 
 namespace {
@@ -178,12 +224,15 @@ void RunSession::claim(const RunOptions& options, const std::string& resume) {
 RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
                           const std::shared_ptr<Reference>& reference, RowSource& source,
                           const RunOptions& options, const Loss& loss, const Json& contents,
-                          const FolderFiles& companions) {
+                          const FolderFiles* companions) {
   const std::int64_t total_steps = detail::count_steps(options.train, source.rows_an_epoch());
   std::vector<NonFiniteStep> non_finite;
   Trainer trainer(policy, reference, loss, trainer_options(options, total_steps, non_finite));
 
-  const Json config = detail::parse_json<ConfigError>(options_to_json(options), "run");
+  Json config = detail::parse_json<ConfigError>(options_to_json(options), "run");
+  for (const char* group : {"model", "reference", "data"}) {
+    if (companions == nullptr) config[group] = Json::object();
+  }
   const auto size = detail::count_parameters(*policy);
   const Json facts = {{"train_rows", source.rows_an_epoch()},
                       {"eval_rows", source.held_out().rows.size()},
@@ -203,7 +252,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
        .note = note_,
        .identity = {{"version", kIdentityVersion}, {"config", config}, {"contents", contents}},
        .non_finite = non_finite,
-       .companions = companions,
+       .companions = companions == nullptr ? FolderFiles() : *companions,
        .total_steps = total_steps});
   if (from_) loop.load(*from_);
   loop.evaluate_first();

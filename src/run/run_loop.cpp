@@ -75,12 +75,15 @@ void RunLoop::take_step() {
 }
 
 void RunLoop::take_update() {
-  const StepRows rows = parts_.source.next(parts_.trainer.policy());
-  const Stopwatch watch;
   const std::int64_t before = steps_done();
   const at::Tensor generator = generator_state();
+  StepRows rows;
+  Stopwatch watch;
   Metrics metrics;
   try {
+    rows = parts_.source.next(parts_.trainer.policy());
+    check_rows(rows);
+    watch = {};
     metrics = parts_.trainer.step(rows.rows);
   } catch (const NonFiniteError& error) {
     // It counts as a step where the trainer has counted it.
@@ -111,10 +114,30 @@ void RunLoop::take_update() {
   }
 }
 
+/// Throws ConfigError for rows that the run would tell wrongly of.
+void RunLoop::check_rows(const StepRows& rows) const {
+  if (!rows.numbers.empty() && rows.numbers.size() != rows.rows.size()) {
+    throw ConfigError(fmt::format("row source: expected as many numbers as rows, got {} and {}",
+                                  rows.numbers.size(), rows.rows.size()));
+  }
+  if (parts_.source.rows_an_epoch() > 0 && std::ssize(rows.rows) != options().batch_size) {
+    throw ConfigError(
+        fmt::format("train.batch_size: expected the rows that a step of the source has, {}, got {}",
+                    rows.rows.size(), options().batch_size));
+  }
+}
+
 /// Counts a step that the trainer has taken on these rows.
 void RunLoop::add_step(const StepRows& rows, Metrics metrics) {
   const std::int64_t step = steps_done();
+  is_torn_ = true;  // until the rows have moved on as well
   parts_.source.finish_step();
+  is_torn_ = false;
+  for (const auto& [name, value] : rows.metrics) {
+    if (name != "skipped" && !find_metric(metrics, name)) continue;
+    throw ConfigError(fmt::format(
+        "row source: expected metrics that a step does not have itself, got '{}'", name));
+  }
   const bool eval_due = options().eval_every > 0 && step % options().eval_every == 0;
   state_.evaluation_is_due = !held_out().empty() && (eval_due || step == parts_.total_steps);
   parts_.log.set_step(step);
@@ -151,6 +174,7 @@ bool RunLoop::is_done() const {
 // Evaluations.
 
 void RunLoop::evaluate_first() {
+  saved_run().check_names();
   if (held_out().empty() || is_done()) return;
   if (!is_resumed_) {
     if (asked_to_stop()) return;

@@ -2,6 +2,7 @@
 #include "run/run_state.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -82,10 +83,13 @@ class SourceLoader final : public StateVisitor {
 
   void tensor(const std::string& name, const at::Tensor& value) override {
     const auto found = tensors_.find(fmt::format("{}{}", kSource, name));
-    if (found == tensors_.end() || found->second.sizes() != value.sizes()) {
-      throw CheckpointError(fmt::format("expected tensor '{}{}' of the row source, got {}", kSource,
-                                        name, found == tensors_.end() ? "none" : "another shape"));
+    if (found == tensors_.end() || found->second.sizes() != value.sizes() ||
+        found->second.scalar_type() != value.scalar_type()) {
+      throw CheckpointError(
+          fmt::format("expected tensor '{}{}' of the row source, got {}", kSource, name,
+                      found == tensors_.end() ? "none" : "another shape or dtype"));
     }
+    const at::NoGradGuard no_grad;
     value.copy_(found->second);
   }
   void integer(const std::string& name, std::int64_t& value) override {
@@ -129,6 +133,11 @@ void set_generator_state(const at::Tensor& state) {
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   const std::scoped_lock lock(generator.mutex());
   generator.set_state(state);
+}
+
+void SavedRun::check_names() const {
+  SourceSaver of_source(nullptr);
+  source.visit_state(of_source);
 }
 
 void SavedRun::write(const std::string& folder) const {

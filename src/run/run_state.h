@@ -31,6 +31,8 @@ struct SavedRun {
   RowSource& source;
   const Json& identity;  ///< of check_same_run
 
+  /// Throws Error for a row source whose state has names of the run's.
+  void check_names() const;
   void write(const std::string& folder) const;
   /// Returns training_state.json, unread but for its identity. Throws CheckpointError.
   static Json read_values(const std::string& checkpoint);

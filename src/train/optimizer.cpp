@@ -123,7 +123,7 @@ Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const Optimi
     : options_(options) {
   groups_[0].weight_decay = options.weight_decay;
   for (const auto& [name, value] : parameters) {
-    if (!value.requires_grad()) continue;
+    if (!value.requires_grad() || has(value)) continue;  // once, under however many names
     const bool is_narrow = detail::is_narrow(value.scalar_type());
     const auto state_dtype = options.state_dtype == StateDtype::kBFloat16 ? at::kBFloat16
                              : is_narrow                                  ? at::kFloat
@@ -138,6 +138,13 @@ Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const Optimi
     if (is_narrow) narrow_numbers_ += (value.numel() + 15) / 16 * 16;
     groups_[value.dim() >= 2 ? 0 : 1].parameters.push_back(std::move(parameter));
   }
+}
+
+bool Optimizer::has(const at::Tensor& value) const {
+  return std::any_of(groups_.begin(), groups_.end(), [&](const Group& group) {
+    return std::any_of(group.parameters.begin(), group.parameters.end(),
+                       [&](const Parameter& known) { return known.value.is_same(value); });
+  });
 }
 
 bool Optimizer::empty() const {

@@ -79,6 +79,7 @@ class Optimizer {
     void add(const Parameter& parameter);
   };
 
+  bool has(const at::Tensor& value) const;
   /// A narrow parameter's part of a buffer.
   static at::Tensor part_of(const at::Tensor& buffer, const Parameter& parameter);
   /// Memory for a parameter's state, where there is none yet.

@@ -8,12 +8,15 @@
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros_like.h>
+#include <fmt/format.h>
 
 #include <array>
 #include <span>
 #include <utility>
 
 #include "core/random.h"
+#include "prefopt/error.h"
+#include "prefopt/losses/pair_fields.h"
 #include "prefopt/policy/sampling.h"
 #include "prefopt/policy/sequence_kl.h"
 #include "train/loss_metrics.h"
@@ -106,12 +109,23 @@ PairLogps StepInputs::measure(Part& part, const StepPlan& plan, StepMetrics& met
   if (needs_.has(Input::kl_logps)) set_kl_logps(logps, part, plan);
   set_columns(logps, part.rows);
   if (needs_.sample_source != SampleSource::kNone) set_samples(logps, part, plan.step, metrics);
+  check_provided(logps);
   if (needs_.labels()) {
     add_label_token_metrics(current, logps.labels, part.counts, metrics);
   } else {
     add_token_metrics(current, part.counts, needs_.rejected(), metrics);
   }
   return logps;
+}
+
+void StepInputs::check_provided(const PairLogps& logps) const {
+  for (const auto& field : kPairFields<at::Tensor>) {
+    if (!field.needed(needs_) || (logps.*field.value).defined()) continue;
+    throw ConfigError(fmt::format(
+        "trainer: expected inputs that come with the others a loss asks for, got {} alone; both "
+        "sides, both models, and sample_source with samples belong together",
+        field.name));
+  }
 }
 
 PairLogps StepInputs::measure_differentiable(Part& part) const {

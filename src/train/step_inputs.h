@@ -46,6 +46,9 @@ class StepInputs {
   at::Tensor limited_logratios(const at::Tensor& reference_token_logps,
                                const SequenceLogps& current) const;
 
+  /// Throws ConfigError for an input that no provider has set.
+  void check_provided(const PairLogps& logps) const;
+
   // Providers: each sets the inputs of one kind that the loss needs.
   void set_policy_logps(PairLogps& logps, Part& part, const TokenBatch& batch,
                         const SequenceLogps& current) const;

@@ -44,6 +44,12 @@ struct Part {
   // Kept for the second pass of a loss that sees the whole step.
   std::optional<TokenBatch> samples = {};
   at::Tensor reference_token_logps = {};
+
+  /// Drops them.
+  void release() {
+    samples.reset();
+    reference_token_logps.reset();
+  }
 };
 
 /// A step of training, or a part of an evaluation: its micro-batches, and totals over all of them

@@ -29,25 +29,26 @@ Metrics Trainer::step(const std::vector<TokenRow>& rows) {
   metrics.set("learning_rate", my.updater.next_learning_rate());
   my.updater.begin_step();             // gradients are zero
   StepPlan plan = my.plan_step(rows);  // micro-batches, totals over the step and all ranks
-  my.backward(plan, metrics);          // for each part: inputs, loss, backward, metrics
-  return my.update(plan, metrics);     // sum over ranks, clip, AdamW, reference
+  my.report_failures(plan, [&] {
+    my.backward(plan, metrics);  // for each part: inputs, loss, backward, metrics
+  });
+  return my.update(plan, metrics);  // sum over ranks, clip, AdamW, reference
 }
 
 void Trainer::Impl::backward(StepPlan& plan, StepMetrics& metrics) {
   const at::AutoGradMode grad_mode(true);
   next_running = running;
-  report_failures(plan, [&] {
-    if (sees_whole_step(plan)) {
-      backward_whole(plan, metrics);
-      return;
-    }
+  if (sees_whole_step(plan)) {
+    backward_whole(plan, metrics);
+  } else {
     for (Part& part : plan.parts) {
       PairLogps logps = inputs.measure(part, plan, metrics);
       const LossOutput out = evaluate(logps, plan, part.counts, metrics);
       check_gradient(out);
       out.loss.backward();
+      part.release();
     }
-  });
+  }
   finish_metrics(plan.counts, /*trains=*/true, metrics);
 }
 
@@ -81,7 +82,10 @@ bool Trainer::Impl::sees_whole_step(const StepPlan& plan) const {
 PairLogps Trainer::Impl::measure_whole(StepPlan& plan, StepMetrics& metrics) {
   const at::NoGradGuard no_grad;
   std::vector<PairLogps> measured;
-  for (Part& part : plan.parts) measured.push_back(inputs.measure(part, plan, metrics));
+  for (Part& part : plan.parts) {
+    measured.push_back(inputs.measure(part, plan, metrics));
+    if (!plan.trains) part.release();
+  }
   PairLogps whole;
   whole.samples_per_prompt = measured.front().samples_per_prompt;
   for (const auto& field : kPairFields<at::Tensor>) {
@@ -168,6 +172,7 @@ Metrics Trainer::evaluate(const std::vector<TokenRow>& rows) {
           for (Part& part : plan.parts) {
             PairLogps logps = my.inputs.measure(part, plan, metrics);
             my.evaluate(logps, plan, part.counts, metrics);
+            part.release();
           }
         }
       },

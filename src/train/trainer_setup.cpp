@@ -35,6 +35,11 @@ void Trainer::Impl::check_gradient(const LossOutput& out) const {
 
 void Trainer::Impl::check_needs() const {
   const std::string name = loss.info().name;
+  if (ranks->size() > 1) {
+    throw ConfigError(fmt::format(
+        "trainer: expected ranks of one process, got {}; several do not train together yet",
+        ranks->size()));
+  }
   if (needs.running_mean && !needs.whole_step) {
     throw ConfigError(
         fmt::format("{}: expected whole_step in the requirements of a loss with running_mean, got "

@@ -35,8 +35,10 @@ concept HasOutputHead = requires(Module& module, const at::Tensor& tensor) {
 template <class Module>
 class ModulePolicy final : public Policy {
  public:
-  ModulePolicy(std::shared_ptr<Module> module, std::int64_t vocab_size)
-      : module_(std::move(module)), vocab_size_(vocab_size) {
+  /// `config` tells modules apart that have the same parameters: a run is resumed, and log-probs
+  /// are taken from a cache, with the same one only.
+  ModulePolicy(std::shared_ptr<Module> module, std::int64_t vocab_size, std::string config = {})
+      : module_(std::move(module)), vocab_size_(vocab_size), config_(std::move(config)) {
     module_->eval();
   }
 
@@ -57,6 +59,11 @@ class ModulePolicy final : public Policy {
     return {};
   }
   std::int64_t vocab_size() const override { return vocab_size_; }
+  /// The constructor's text, and a hash of the module's buffers.
+  std::string config() const override {
+    const std::vector<NamedParameter> of_buffers = buffers();
+    return of_buffers.empty() ? config_ : config_ + "\nbuffers " + detail::hash_of(of_buffers);
+  }
   std::vector<NamedParameter> named_parameters() const override {
     std::vector<NamedParameter> parameters;
     for (const auto& item : module_->named_parameters()) {
@@ -76,20 +83,30 @@ class ModulePolicy final : public Policy {
           "module policy: expected a module that derives from torch::nn::Cloneable, got one that "
           "cannot be copied");
     }
-    auto copy = std::make_shared<ModulePolicy>(std::move(module), vocab_size_);
+    auto copy = std::make_shared<ModulePolicy>(std::move(module), vocab_size_, config_);
     copy->set_requires_grad(false);
     return copy;
   }
   void save(const std::string& directory) const override {
-    detail::save_parameters(named_parameters(), directory);
+    std::vector<NamedParameter> tensors = named_parameters();
+    const std::vector<NamedParameter> of_buffers = buffers();
+    tensors.insert(tensors.end(), of_buffers.begin(), of_buffers.end());
+    detail::save_parameters(tensors, directory);
   }
   void load_weights(const std::string& directory) override {
     detail::load_parameters(named_parameters(), directory);
   }
 
  private:
+  std::vector<NamedParameter> buffers() const {
+    std::vector<NamedParameter> tensors;
+    for (const auto& item : module_->named_buffers()) tensors.push_back({item.key(), item.value()});
+    return tensors;
+  }
+
   std::shared_ptr<Module> module_;
   std::int64_t vocab_size_;
+  std::string config_;
 };
 
 }  // namespace prefopt

@@ -4,7 +4,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -112,9 +111,8 @@ PREFOPT_API void save_parameters(const std::vector<NamedParameter>& parameters,
 /// one is missing or differs in shape or dtype.
 PREFOPT_API void load_parameters(const std::vector<NamedParameter>& parameters,
                                  const std::string& directory);
-/// The same from tensors by name, read from `where`.
-void copy_parameters(const std::vector<NamedParameter>& parameters,
-                     const std::map<std::string, at::Tensor>& values, const std::string& where);
+/// A hash of names and values.
+PREFOPT_API std::string hash_of(const std::vector<NamedParameter>& tensors);
 }  // namespace detail
 
 /// Returns a hash over config, names, shapes, dtypes and bytes of all parameters, and the scale of

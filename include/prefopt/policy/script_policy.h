@@ -24,7 +24,10 @@ class PREFOPT_API ScriptPolicy final : public Policy {
   /// Returns a hash of the file.
   std::string config() const override;
   std::shared_ptr<Policy> frozen_copy() const override;
+  /// Writes a TorchScript file, `model.pt` in a folder that is there.
   void save(const std::string& path) const override;
+  /// Reads `model.pt` of a folder.
+  void load_weights(const std::string& directory) override;
 
  private:
   struct Impl;

@@ -133,7 +133,11 @@ PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& e
 /// The same for a policy, a reference (null for losses that need none) and rows of the caller's
 /// own, with all of the run's folder, resume, report and samples. `options` must leave the groups
 /// model, reference and data at their defaults (ConfigError). A resumed run needs a policy with
-/// `save` and `load_weights`, and a source that gives the rows of the saved state.
+/// `save` and `load_weights`, which is tried at the start, and a source that gives the rows of the
+/// saved state; policy and reference must begin with the same weights as the first time, so a model
+/// with random weights needs its own seed. End tokens are those of `options.sampling` alone: a loss
+/// that draws samples is refused without one. `options.train.batch_size` must be the rows of a step
+/// of a source with epochs, and options that only files reach must have their defaults.
 PREFOPT_API RunResult run(const std::shared_ptr<Policy>& policy,
                           const std::shared_ptr<Reference>& reference,
                           const std::shared_ptr<RowSource>& source, const RunOptions& options,

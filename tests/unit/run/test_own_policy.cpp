@@ -4,8 +4,11 @@
 #include <torch/nn/modules/embedding.h>
 #include <torch/nn/modules/linear.h>
 
+#include <algorithm>
 #include <filesystem>
 
+#include "prefopt/files/safetensors.h"
+#include "prefopt/losses/registry.h"
 #include "prefopt/policy/module_policy.h"
 #include "prefopt/run/run.h"
 #include "prefopt/train/epoch_rows.h"
@@ -215,8 +218,25 @@ TEST_CASE("a row source of a program's own is resumed with its state", "[run]") 
 
 TEST_CASE("a run is resumed with its own rows, model and reference only", "[run]") {
   const TempDir folder;
-  growing_run(folder.file("run"), {}, 3);
-  CHECK_THROWS_AS(growing_run(folder.file("run"), "auto", 1000, own_source()), ConfigError);
+  const std::string name = folder.file("run");
+  const auto refusal = [&](std::shared_ptr<Policy> policy, std::shared_ptr<Policy> reference,
+                           std::shared_ptr<RowSource> source) {
+    try {
+      run(policy, make_frozen_reference(reference), source, own_options(name), {}, "auto");
+    } catch (const ConfigError& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing thrown");
+  };
+  growing_run(name, {}, 3);
+  const auto same = [] { return own_policy<AverageModel>(); };
+  const auto rows = [] { return std::make_shared<GrowingRows>(); };
+  const auto names = [](const std::string& text, const std::string& key) {
+    return text.find(key + ": ") != std::string::npos;
+  };
+  CHECK(names(refusal(same(), same()->frozen_copy(), own_source()), "train_rows"));
+  CHECK(names(refusal(own_policy<AverageModel>(4), same()->frozen_copy(), rows()), "model"));
+  CHECK(names(refusal(same(), own_policy<AverageModel>(4)->frozen_copy(), rows()), "reference"));
 }
 
 TEST_CASE("rows without an end need a number of steps", "[run]") {
@@ -254,6 +274,109 @@ TEST_CASE("what a program gives twice is refused", "[run]") {
   CHECK_THROWS_TEXT(
       run(policy, reference, std::make_shared<RudeRows>(), own_options(folder.file("rude"))), Error,
       "row source: expected names that a run does not have for its own state, got 'step'");
+}
+
+/// Rows whose numbers or metrics are not those of a step.
+class WrongRows final : public RowSource {
+ public:
+  explicit WrongRows(bool of_numbers) : of_numbers_(of_numbers) {}
+
+  StepRows next(Policy& /*policy*/) override {
+    StepRows step{.rows = own_rows()};
+    if (of_numbers_) {
+      step.numbers = {1};
+    } else {
+      step.metrics = {{"loss", 0}};
+    }
+    return step;
+  }
+  void finish_step() override {}
+  void visit_state(StateVisitor& /*visitor*/) override {}
+
+ private:
+  bool of_numbers_;
+};
+
+TEST_CASE("rows that a run would tell wrongly of are refused", "[run]") {
+  const TempDir folder;
+  const auto policy = own_policy<AverageModel>();
+  const auto reference = make_frozen_reference(policy->frozen_copy());
+  const auto options = [&](const char* name) { return own_options(folder.file(name)); };
+  CHECK_THROWS_TEXT(run(policy, reference, std::make_shared<WrongRows>(true), options("numbers")),
+                    ConfigError, "row source: expected as many numbers as rows, got 1 and 6");
+  CHECK_THROWS_TEXT(run(policy, reference, std::make_shared<WrongRows>(false), options("metrics")),
+                    ConfigError,
+                    "row source: expected metrics that a step does not have itself, got 'loss'");
+  auto other = options("rows");
+  other.train.batch_size = 2;
+  CHECK_THROWS_TEXT(run(policy, reference, own_source(), other), ConfigError,
+                    "train.batch_size: expected the rows that a step of the source has, 3, got 2");
+  other = options("idle");
+  other.train.shuffle = false;
+  CHECK_THROWS_TEXT(run(policy, reference, own_source(), other), ConfigError,
+                    "train.shuffle: expected its default where a program gives policy and rows, "
+                    "which it would not reach, got another value");
+  other = options("samples");
+  other.loss = R"({"type": "hypo"})";
+  CHECK_THROWS_TEXT(run(policy, reference, own_source(), other), ConfigError,
+                    "sampling.eos_id: expected the model's end token for samples of 'hypo', got "
+                    "none; a program that gives the policy says it");
+}
+
+TEST_CASE("a policy that cannot be saved is refused before the first step", "[run]") {
+  const TempDir folder;
+  const auto policy = std::make_shared<BigramPolicy>(1);
+  bool has_stepped = false;
+  RunEvents events;
+  events.step = [&](std::int64_t, std::int64_t, const Metrics&) { has_stepped = true; };
+  auto source = std::make_shared<EpochRows>(
+      EpochData{.rows = {{.prompt = {1}, .chosen = {2, 4}, .rejected = {3}}}},
+      EpochOptions{.batch_size = 3});
+  CHECK_THROWS_AS(run(policy, make_frozen_reference(policy->frozen_copy()), source,
+                      own_options(folder.file("run")), events),
+                  CheckpointError);
+  CHECK_FALSE(has_stepped);
+  CHECK_FALSE(fs::exists(folder.file("run.trial")));
+}
+
+/// Two names for one parameter, and a table that is no parameter.
+class TiedModel : public torch::nn::Cloneable<TiedModel> {
+ public:
+  TiedModel() { reset(); }
+  void reset() override {
+    weight = register_parameter("weight", at::ones({kOwnVocab, kOwnVocab}));
+    again = register_parameter("again", weight);
+    table = register_buffer("table", at::zeros({kOwnVocab}));
+  }
+  at::Tensor forward(const at::Tensor& ids, const at::Tensor& /*mask*/) {
+    return at::embedding(again, ids) + table;
+  }
+  at::Tensor weight, again, table;
+};
+
+TEST_CASE("a parameter with two names is stepped once", "[run]") {
+  const auto module = std::make_shared<TiedModel>();
+  auto policy = std::make_shared<ModulePolicy<TiedModel>>(module, kOwnVocab);
+  Trainer trainer(
+      policy, nullptr, make_loss(R"({"type": "sft"})"),
+      {.optimizer = {.learning_rate = 0.5, .max_grad_norm = 0, .schedule = Schedule::kConstant}});
+  trainer.step(own_rows());
+  // The first AdamW step is the learning rate against the sign of the gradient.
+  const at::Tensor moved = (module->weight.detach() - 1).abs();
+  CHECK(moved.max().item<double>() == Approx(0.5).epsilon(1e-4));
+}
+
+TEST_CASE("buffers are part of a module", "[run]") {
+  const TempDir folder;
+  const auto module = std::make_shared<TiedModel>();
+  const ModulePolicy<TiedModel> policy(module, kOwnVocab, "tied");
+  const std::string before = content_hash(policy);
+  module->table.add_(1);
+  CHECK(content_hash(policy) != before);
+  policy.save(folder.file("model"));
+  const auto saved = read_safetensors(folder.file("model/model.safetensors")).tensors;
+  CHECK(std::any_of(saved.begin(), saved.end(),
+                    [](const auto& item) { return item.first == "table"; }));
 }
 
 TEST_CASE("a policy that cannot read its weights cannot be resumed", "[run]") {
