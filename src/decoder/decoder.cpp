@@ -120,7 +120,7 @@ std::int64_t longest_in(const PackedTokens& tokens) {
   return longest;
 }
 
-// Where the stream's `rows` stand among those that the last layer goes on with.
+// The places of the stream's `rows` among those that the last layer keeps.
 at::Tensor places_among_scored(const PackedTokens& tokens) {
   std::vector<std::int64_t> place_of(static_cast<std::size_t>(tokens.input_ids.size(0)), -1);
   std::int64_t place = 0;
@@ -153,7 +153,7 @@ PolicyOutput Decoder::forward(const TokenBatch& batch) {
 
   const at::Tensor positions = at::arange(ids.size(1), ids.options()).unsqueeze(0);
   const std::int64_t groups = network.groups();
-  // Padding stands on the right, where the causal mask hides it from every real token.
+  // Padding is on the right, where the causal mask hides it from every real token.
   const at::Tensor hidden = network.hidden_states(
       ids, positions,
       [&](std::size_t, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {

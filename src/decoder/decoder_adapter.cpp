@@ -278,7 +278,7 @@ void Decoder::load_adapter(const std::string& given) {
   SafetensorsFile file = read_safetensors(path);
   std::map<std::string, at::Tensor> left;
   for (auto& [name, tensor] : file.tensors) left.emplace(name, std::move(tensor));
-  // On handles of its own, so that this model keeps no half of a foreign adapter.
+  // On separate handles, so that this model keeps no half of a foreign adapter.
   Decoder probe(std::make_unique<Impl>(*impl_));
   probe.place_adapter(options);
   probe.for_each_adapter_weight([&](const std::string& name, at::Tensor& weight) {

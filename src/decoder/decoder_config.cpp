@@ -246,7 +246,7 @@ RopeScaling read_rope_scaling(const StrictConfig& config, const char* name, cons
   const auto type_at = group.find(group.contains("rope_type") ? "rope_type" : "type");
   Json type = type_at == group.end() || type_at->is_null() ? Json("default") : *type_at;
   const auto factor_at = group.find("factor");
-  // A linear stretch by 1 is none.
+  // A linear stretch by 1 changes nothing.
   const bool is_none = type == "linear" && factor_at != group.end() && *factor_at == 1;
   if (is_none) type = "default";
   const bool llama3 = type == "llama3";

@@ -80,7 +80,7 @@ void DecoderReader::choose_dtypes() {
   for (const auto& [dtype, count] : matrices) {
     matrix_dtype_ = c10::promoteTypes(matrix_dtype_, dtype);
   }
-  // What the layers compute in holds every vector.
+  // The dtype that the layers compute in holds every vector.
   if (vectors.contains(at::kDouble)) matrix_dtype_ = at::kDouble;
   const auto names = [](const std::map<at::ScalarType, std::int64_t>& counts) {
     std::vector<std::string> parts;
@@ -121,7 +121,7 @@ void DecoderReader::open_gguf(const std::string& path) {
 at::Tensor DecoderReader::take(const std::string& name, const std::vector<std::int64_t>& shape) {
   const auto at = left_.find(name);
   if (at == left_.end()) {
-    // Only a config with a head of its own asks for it.
+    // Only a config with its own output head asks for it.
     const std::string_view hint =
         name == "lm_head.weight"
             ? "; tie_word_embeddings in config.json is not true, which asks for a head of its own"

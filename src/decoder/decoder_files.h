@@ -28,14 +28,14 @@ class DecoderReader {
   const DecoderConfig& config() const { return config_; }
   /// Of the safetensors files, to be written back.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  /// What there is to say of a folder with several dtypes; else empty.
+  /// A remark on a folder with several dtypes; else empty.
   const std::string& note() const { return note_; }
 
   /// The weight of this name (Hugging Face's) and shape, once.
   at::Tensor take(const std::string& name, const std::vector<std::int64_t>& shape);
 
   /// Rotary frequencies are computed, and a tied head may be written twice; nothing else may be
-  /// left over. `embedding` is undefined for a model with a head of its own.
+  /// left over. `embedding` is undefined for a model with its own output head.
   void check_nothing_left(const at::Tensor& embedding, const std::string& embedding_name);
 
  private:

@@ -86,7 +86,7 @@ constexpr std::array kModelParts = std::to_array<PartName>({
     {"output.weight", "lm_head.weight"},
 });
 
-// "attn_q" of "blk.12.attn_q.weight", with what stands before and behind; empty where there is no
+// "attn_q" of "blk.12.attn_q.weight", with the parts before and behind it; empty where there is no
 // such form.
 struct LayerTensor {
   std::string_view layer, part, suffix;
@@ -104,7 +104,7 @@ LayerTensor split_layer_name(std::string_view name) {
           .suffix = name.substr(suffix_at + 1)};
 }
 
-// What Llama 3's scaling divides frequency theta^(-2 index / head_dim) by.
+// Returns the number by which Llama 3's scaling divides frequency theta^(-2 index / head_dim).
 double llama3_divisor(const DecoderOptions& options, std::int64_t index) {
   const double frequency = std::pow(options.rope_theta, -2.0 * static_cast<double>(index) /
                                                             static_cast<double>(options.head_dim));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What ggml calls the parts of a decoder, and where it keeps them otherwise than Hugging Face.
+// The names of a decoder's parts in ggml, and where it keeps them otherwise than Hugging Face.
 
 #include <ATen/core/Tensor.h>
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What a layer does beside attention, on dense float32 or float64 tensors of the CPU. Nothing is
-// recorded for autograd, and the number of threads changes no bit.
+// The arithmetic of a layer apart from attention, on dense float32 or float64 tensors of the CPU.
+// Nothing is recorded for autograd, and the number of threads changes no bit.
 
 #include <ATen/core/Tensor.h>
 

@@ -96,7 +96,7 @@ void check_padded_spec(const ModelSpec& spec, std::string_view where);
 /// On a CPU in large pages, which the layers read through fewer misses.
 at::Tensor copy_of(const at::Tensor& weight);
 
-/// What `hidden_states` is made of.
+/// The parts of `hidden_states`.
 at::Tensor apply_rope(const at::Tensor& x, const Rotary& rotary);  // x [S, heads, T, head_dim]
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 at::Tensor linear(const at::Tensor& rows, const Linear& map, double lora_scale);

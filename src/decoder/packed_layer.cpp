@@ -72,7 +72,7 @@ void linear_backward(const at::Tensor& grad, const at::Tensor& x, const Linear& 
   linear_backward_weights(grad, x, map, lora_scale, gradients);
 }
 
-/// What the forward pass computes on its way. Tensors that the backward pass does not find are
+/// Intermediate values of the forward pass. Tensors that the backward pass does not find are
 /// computed again.
 struct Activations {
   at::Tensor input_rstd;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A decoder layer over one packed stream, with a backward pass of its own: it keeps little for it,
+// A decoder layer over one packed stream, with its own backward pass: it keeps little for it,
 // shares common beginnings, and leaves out rows that nothing asks for.
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,7 @@
 
 namespace prefopt::detail {
 
-/// What the layers of one forward have in common.
+/// The common part of the layers of one forward pass.
 struct StreamPlan : torch::CustomClassHolder {
   LayerSpec spec;
   std::int64_t head_dim = 0;

@@ -45,7 +45,7 @@ struct Prompt {
   std::int64_t length() const { return std::ssize(tokens); }
 };
 
-/// A sequence that goes on. What it said stands in a slot of its own.
+/// An unfinished sequence and the cache slot of its generated tokens.
 struct Live {
   std::size_t prompt;
   std::int64_t slot;
@@ -58,7 +58,7 @@ struct Cache {
   at::Tensor own;  ///< [slots, kv_heads, capacity, D]
 };
 
-/// What the layers compute of some rows.
+/// Values of the layers for some rows.
 template <class T>
 struct Rows {
   Rows(const DecoderOptions& options, std::int64_t rows)
@@ -311,7 +311,7 @@ class PackedSession final : public DecodeSession {
                          .sin = {rotary.sin.const_data_ptr<T>(), half}});
   }
 
-  /// What follows attention.
+  /// The rest of a layer, after attention.
   void finish(const Layer& layer, Rows<T>& rows) const {
     const std::int64_t both = 2 * rows.wide;
     const cpu::Rows<T> x{rows.x.data(), rows.hidden};
@@ -459,7 +459,7 @@ class PackedSession final : public DecodeSession {
     return tasks;
   }
 
-  /// Makes room for `length` tokens of each sequence that goes on; slots of the others are let go.
+  /// Makes room for `length` tokens of each unfinished sequence; slots of the others are freed.
   void reserve(std::int64_t length) {
     if (length <= capacity_) return;
     const std::int64_t capacity = std::max(length, std::max(kFirstCapacity, 2 * capacity_));

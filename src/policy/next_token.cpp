@@ -97,7 +97,7 @@ double sum_of(const std::vector<double>& numbers) {
   return std::accumulate(numbers.begin(), numbers.end(), 0.0);
 }
 
-/// What the next token is drawn from: a row of logits after temperature, top-k and top-p.
+/// The distribution of the next token: a row of logits after temperature, top-k and top-p.
 template <class T>
 class NextToken {
  public:

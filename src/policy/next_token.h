@@ -16,7 +16,7 @@ namespace prefopt::detail {
 std::vector<std::int64_t> draw_tokens(const at::Tensor& logits, const SamplingOptions& options,
                                       std::span<const double> shares);
 
-/// What draw_tokens draws from: [S, vocab] float32.
+/// The probabilities that draw_tokens draws from: [S, vocab] float32.
 at::Tensor token_probabilities(const at::Tensor& logits, const SamplingOptions& options);
 
 }  // namespace prefopt::detail

@@ -67,7 +67,7 @@ std::string key_of(const TokenBatch& batch, std::int64_t s) {
   return hash.hex();
 }
 
-// What the disk knows of one sequence. `tokens` stays empty at sequence level.
+// The entry of one sequence on disk. `tokens` stays empty at sequence level.
 struct CacheEntry {
   double sum;
   std::vector<double> tokens;

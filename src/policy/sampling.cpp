@@ -78,7 +78,7 @@ void check_end_tokens(const SamplingOptions& options, std::int64_t vocab_size) {
   }
 }
 
-/// One call of sample: what was drawn so far, and for whom the session goes on.
+/// One call of sample: what was drawn so far, and which sequences are unfinished.
 class Sampler {
  public:
   Sampler(std::size_t prompts, const SamplingOptions& options, bool with_logps)
@@ -92,7 +92,7 @@ class Sampler {
     }
   }
 
-  /// Draws a token for each sequence that goes on, from its row of the logits.
+  /// Draws a token for each unfinished sequence, from its row of the logits.
   void draw(const at::Tensor& logits) {
     std::vector<double> shares;
     for (const std::size_t i : live_) shares.push_back(uniform(streams_[i]));
@@ -105,7 +105,7 @@ class Sampler {
 
   /// Lets go of the sequences whose last token is an end token. Returns the places of the others
   /// among the sequences so far.
-  std::vector<std::int64_t> let_ended_go() {
+  std::vector<std::int64_t> drop_finished() {
     std::vector<std::int64_t> places, tokens;
     std::vector<std::size_t> live;
     for (std::size_t row = 0; row < live_.size(); ++row) {
@@ -156,7 +156,7 @@ Samples run(Policy& policy, const std::vector<std::vector<std::int64_t>>& prompt
   for (std::int64_t step = 1;; ++step) {
     sampler.draw(logits);
     if (step == options.max_new_tokens) break;
-    const std::vector<std::int64_t> places = sampler.let_ended_go();
+    const std::vector<std::int64_t> places = sampler.drop_finished();
     if (places.empty()) break;
     if (std::ssize(places) < sequences) session->keep(places);
     sequences = std::ssize(places);

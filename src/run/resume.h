@@ -23,7 +23,7 @@ bool resumes_here(const std::string& resume, const RunFolder& folder);
 
 /// Returns the point that `resume` names: "auto", the newest whole checkpoint of `folder`; a run
 /// folder, the same there; or one checkpoint. A damaged one is passed over for the one before it,
-/// which `note` hears. None: the run starts at its beginning, because `folder` has no checkpoint
+/// which `note` is told. None: the run starts at its beginning, because `folder` has no checkpoint
 /// yet. Throws ConfigError for a path that is neither, CheckpointError where none is whole.
 std::optional<ResumePoint> find_resume_point(const std::string& resume, const RunFolder& folder,
                                              const Note& note);
