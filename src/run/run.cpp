@@ -17,6 +17,7 @@
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
 #include "run/environment.h"
+#include "run/program_parts.h"
 #include "run/resolve.h"
 #include "run/resume.h"
 #include "run/run_folder.h"
@@ -109,60 +110,6 @@ void set_threads_and_seed(const LoopOptions& options) {
   at::manual_seed(static_cast<std::uint64_t>(options.seed));
 }
 
-/// Throws ConfigError for options of models and rows where a program gives those.
-void check_program_options(const RunOptions& options) {
-  const auto check = [](std::string_view group, const std::string& given,
-                        const std::string& usual) {
-    if (given == usual) return;
-    throw ConfigError(fmt::format(
-        "{}: expected no options where a program gives policy, reference and rows, got {}", group,
-        given));
-  };
-  check("model", options_to_json(options.model), options_to_json(ModelOptions()));
-  check("reference", options_to_json(options.reference), options_to_json(ReferenceOptions()));
-  check("data", options_to_json(options.data), options_to_json(DataOptions()));
-  LoopOptions idle;
-  const auto check_idle = [](std::string_view name, bool is_set) {
-    if (!is_set) return;
-    throw ConfigError(fmt::format(
-        "train.{}: expected its default where a program gives policy and rows, which it would not "
-        "reach, got another value",
-        name));
-  };
-  check_idle("shuffle", options.train.shuffle != idle.shuffle);
-  check_idle("checkpointing", options.train.checkpointing != idle.checkpointing);
-  check_idle("activation_budget_mib",
-             options.train.activation_budget_mib != idle.activation_budget_mib);
-}
-
-/// Throws ConfigError for a loss that draws samples which nothing would end.
-void check_end_of_samples(const Loss& loss, const SamplingOptions& sampling) {
-  const bool has_end = sampling.eos_id >= 0 || !sampling.extra_eos_ids.empty();
-  if (loss.requirements().sample_source == SampleSource::kNone || has_end) return;
-  throw ConfigError(fmt::format(
-      "sampling.eos_id: expected the model's end token for samples of '{}', got none; a program "
-      "that gives the policy says it",
-      loss.info().name));
-}
-
-/// Saves the policy once and reads it back, so that a run does not find out at its end that it
-/// cannot be saved or resumed. Throws what `save` throws; `note` receives why it cannot be resumed.
-void try_saving(Policy& policy, const std::string& folder, const Note& note) {
-  const std::string trial = folder + ".trial";
-  std::error_code ignored;
-  std::filesystem::create_directories(trial, ignored);
-  try {
-    policy.save(trial);
-    policy.load_weights(trial);
-  } catch (const ConfigError& error) {
-    note(fmt::format("resume: this run cannot be resumed: {}", error.what()));
-  } catch (...) {
-    std::filesystem::remove_all(trial, ignored);
-    throw;
-  }
-  std::filesystem::remove_all(trial, ignored);
-}
-
 }  // namespace
 
 RunResult run_training(const RunOptions& given, const RunEvents& events,
@@ -188,18 +135,18 @@ RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Refer
               const RunEvents& events, const std::string& resume) {
   if (!policy || !source) throw ConfigError("run: expected a policy and a row source, got null");
   RunOptions options = checked(given, "run");
-  check_program_options(options);
+  detail::check_program_options(options);
   const Loss loss = make_loss(options.loss);
   options.loss = loss.config();
   const auto& held_out = source->held_out().rows;
   detail::check_evaluations(options.train, !held_out.empty());
   detail::check_token_range(held_out, policy->vocab_size(), "held-out rows");
   detail::check_row_lengths(held_out, *policy, "held-out rows");
-  check_end_of_samples(loss, options.sampling);
+  detail::check_end_of_samples(loss, options.sampling);
   RunSession session(options.output_dir, events);
   session.claim(options, resume);
   set_threads_and_seed(options.train);
-  try_saving(*policy, options.output_dir, session.note());
+  detail::try_saving(*policy, options.output_dir, session.note());
   return session.run(policy, reference, *source, options, loss,
                      contents_of(*source, *policy, reference.get(), /*with_scale=*/true));
 }

@@ -17,6 +17,7 @@
 #include "core/text.h"
 #include "prefopt/error.h"
 #include "prefopt/files/safetensors.h"
+#include "run/run_folder.h"
 #include "train/metrics.h"
 
 namespace prefopt::detail {

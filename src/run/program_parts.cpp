@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "run/program_parts.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <string_view>
+#include <system_error>
+
+#include "prefopt/error.h"
+
+namespace prefopt::detail {
+
+void check_program_options(const RunOptions& options) {
+  const auto check = [](std::string_view group, const std::string& given,
+                        const std::string& usual) {
+    if (given == usual) return;
+    throw ConfigError(fmt::format(
+        "{}: expected no options where a program gives policy, reference and rows, got {}", group,
+        given));
+  };
+  check("model", options_to_json(options.model), options_to_json(ModelOptions()));
+  check("reference", options_to_json(options.reference), options_to_json(ReferenceOptions()));
+  check("data", options_to_json(options.data), options_to_json(DataOptions()));
+  LoopOptions idle;
+  const auto check_idle = [](std::string_view name, bool is_set) {
+    if (!is_set) return;
+    throw ConfigError(fmt::format(
+        "train.{}: expected its default where a program gives policy and rows, which it would not "
+        "reach, got another value",
+        name));
+  };
+  check_idle("shuffle", options.train.shuffle != idle.shuffle);
+  check_idle("checkpointing", options.train.checkpointing != idle.checkpointing);
+  check_idle("activation_budget_mib",
+             options.train.activation_budget_mib != idle.activation_budget_mib);
+}
+
+void check_end_of_samples(const Loss& loss, const SamplingOptions& sampling) {
+  const bool has_end = sampling.eos_id >= 0 || !sampling.extra_eos_ids.empty();
+  if (loss.requirements().sample_source == SampleSource::kNone || has_end) return;
+  throw ConfigError(fmt::format(
+      "sampling.eos_id: expected the model's end token for samples of '{}', got none; a program "
+      "that gives the policy says it",
+      loss.info().name));
+}
+
+void try_saving(Policy& policy, const std::string& folder, const Note& note) {
+  const std::string trial = folder + ".trial";
+  std::error_code ignored;
+  std::filesystem::create_directories(trial, ignored);
+  try {
+    policy.save(trial);
+    policy.load_weights(trial);
+  } catch (const ConfigError& error) {
+    note(fmt::format("resume: this run cannot be resumed: {}", error.what()));
+  } catch (...) {
+    std::filesystem::remove_all(trial, ignored);
+    throw;
+  }
+  std::filesystem::remove_all(trial, ignored);
+}
+
+}  // namespace prefopt::detail
