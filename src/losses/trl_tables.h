@@ -29,8 +29,8 @@ struct TrlLoss {
 /// A trainer of TRL 1.16. Its config may hold these keys, `loss_type`, and of a trainer that takes
 /// lists `loss_weights`.
 struct TrlTrainer {
-  std::string_view name;
-  std::string_view config_name;
+  std::string_view name = {};
+  std::string_view config_name = {};
   std::vector<TrlKey> keys;
   std::vector<TrlLoss> losses;  ///< the first is the default
   bool takes_lists = false;
