@@ -210,14 +210,24 @@ void load_parameters(const std::vector<NamedParameter>& parameters, const std::s
   copy_parameters(parameters, {file.tensors.begin(), file.tensors.end()}, path);
 }
 
+namespace {
+
+// Lengths lead every part, so that no two lists can feed the same bytes.
+void add_tensors(ContentHash& hash, const std::vector<NamedParameter>& tensors) {
+  for (const auto& [name, value] : tensors) {
+    const at::Tensor bytes = value.detach().cpu().contiguous();
+    hash.update(fmt::format("{} {} {} {} {}\n", name.size(), name,
+                            c10::toString(bytes.scalar_type()), c10::str(bytes.sizes()),
+                            bytes.nbytes()));
+    hash.update(bytes.const_data_ptr(), bytes.nbytes());
+  }
+}
+
+}  // namespace
+
 std::string hash_of(const std::vector<NamedParameter>& tensors) {
   ContentHash hash;
-  for (const auto& [name, value] : tensors) {
-    const at::Tensor here = value.detach().cpu().contiguous();
-    hash.update(
-        fmt::format("{} {} {}\n", name, c10::str(here.sizes()), c10::toString(here.scalar_type())));
-    hash.update(here.const_data_ptr(), here.nbytes());
-  }
+  add_tensors(hash, tensors);
   return hash.hex();
 }
 
@@ -246,16 +256,9 @@ void copy_parameters(const std::vector<NamedParameter>& parameters,
 
 std::string content_hash(const Policy& policy) {
   detail::ContentHash hash;
-  // Lengths lead every part, so that no two models can feed the same bytes.
   const std::string config = policy.config();
   hash.update(fmt::format("{} {}", config.size(), config));
-  for (const auto& [name, value] : policy.named_parameters()) {
-    const at::Tensor bytes = value.detach().cpu().contiguous();
-    hash.update(fmt::format("{} {} {} {} {}\n", name.size(), name,
-                            c10::toString(bytes.scalar_type()), c10::str(bytes.sizes()),
-                            bytes.nbytes()));
-    hash.update(bytes.const_data_ptr(), bytes.nbytes());
-  }
+  detail::add_tensors(hash, policy.named_parameters());
   // The scale of an adapter is in none of its matrices.
   for (const TrainedWeight& weight : policy.trained_weights()) {
     if (!weight.lora_a.defined()) continue;

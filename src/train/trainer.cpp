@@ -54,8 +54,11 @@ void Trainer::Impl::backward(StepPlan& plan, StepMetrics& metrics) {
 
 StepPlan Trainer::Impl::plan_step(const std::vector<TokenRow>& rows) const {
   check_rows(rows);
-  const detail::Planner planner{needs, options, !policy->packs(), *ranks};
-  return planner.plan_step(rows, updater.steps_done());
+  return planner().plan_step(rows, updater.steps_done());
+}
+
+detail::Planner Trainer::Impl::planner() const {
+  return {needs, options, !policy->packs(), *ranks};
 }
 
 LossOutput Trainer::Impl::evaluate(PairLogps& logps, const StepPlan& plan,
@@ -159,11 +162,10 @@ Metrics Trainer::evaluate(const std::vector<TokenRow>& rows) {
   Impl& my = *impl_;
   my.check_rows(rows);
   const at::AutoGradMode grad_mode(false);
-  const detail::Planner planner{my.needs, my.options, !my.policy->packs(), *my.ranks};
   StepMetrics metrics;
   detail::with_memory(
       [&] {
-        for (StepPlan& plan : planner.plan_evaluation(rows)) {
+        for (StepPlan& plan : my.planner().plan_evaluation(rows)) {
           if (my.sees_whole_step(plan)) {
             PairLogps whole = my.measure_whole(plan, metrics);
             my.evaluate(whole, plan, plan.counts, metrics);

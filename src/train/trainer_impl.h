@@ -20,6 +20,7 @@ struct Trainer::Impl {
        TrainerOptions options_);
 
   detail::StepPlan plan_step(const std::vector<TokenRow>& rows) const;
+  detail::Planner planner() const;
   void backward(detail::StepPlan& plan, detail::StepMetrics& metrics);
   void backward_whole(detail::StepPlan& plan, detail::StepMetrics& metrics);
   LossOutput evaluate(PairLogps& logps, const detail::StepPlan& plan,
