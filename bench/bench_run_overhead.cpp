@@ -64,10 +64,10 @@ Times run(const Arguments& a, const std::string& name, std::int64_t save_every) 
   options.model.path = a.model;
   options.model.decoder = {.hidden_size = 256, .intermediate_size = 688, .num_hidden_layers = 6};
   options.data.train = a.folder + "/rows.jsonl";
-  options.train.steps = a.steps;
-  options.train.batch_size = a.pairs;
-  options.train.save_every = save_every;
-  options.train.threads = a.threads;
+  options.batch.steps = a.steps;
+  options.batch.rows = a.pairs;
+  options.checkpoint.every = save_every;
+  options.machine.threads = a.threads;
   Times times;
   Clock::time_point mark;
   const auto lap = [&] {

@@ -35,7 +35,7 @@ struct ExponentialLink {
 
   template <class T>
   T value(const T& delta) const {
-    return math::tame_expm1(T(-beta * delta)) + 1;
+    return math::capped_expm1(T(-beta * delta)) + 1;
   }
   template <class T>
   T derivative(const T& delta) const {

@@ -89,10 +89,10 @@ int main(int argc, char** argv) {
   RunOptions options;
   options.output_dir = argv[1];
   options.optimizer = {.learning_rate = 1e-2, .schedule = Schedule::kConstant};
-  options.train.steps = argc > 2 ? std::atoi(argv[2]) : 30;
-  options.train.batch_size = 4;
-  options.train.save_every = 10;
-  options.train.eval_every = 10;
+  options.batch.steps = argc > 2 ? std::atoi(argv[2]) : 30;
+  options.batch.rows = 4;
+  options.checkpoint.every = 10;
+  options.evaluate.every = 10;
   RunEvents events;
   events.step = [](std::int64_t step, std::int64_t total, const Metrics& metrics) {
     if (step % 10 == 0)
@@ -102,8 +102,8 @@ int main(int argc, char** argv) {
   const auto policy =
       std::make_shared<ModulePolicy<TinyTransformer>>(std::make_shared<TinyTransformer>(), kVocab);
   const auto reference = make_frozen_reference(policy->frozen_copy());
-  const auto source = std::make_shared<EpochRows>(
-      std::move(data), EpochOptions{.batch_size = options.train.batch_size});
+  const auto source =
+      std::make_shared<EpochRows>(std::move(data), EpochOptions{.batch_size = options.batch.rows});
   const RunResult result = run(policy, reference, source, options, events, "auto");
   fmt::print("margin on held-out rows: {:.3f} before, {:.3f} after; see {}/report.html\n",
              metric(result.first_evaluation, "rewards/margins"),

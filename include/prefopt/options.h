@@ -46,7 +46,8 @@ struct Range {
   }
 };
 
-/// Name, one line of documentation, and the names other frameworks use for the same option.
+/// Name, one line of documentation, and the names other frameworks use for the same option. An
+/// alias with a dot, `group.option`, is a former place of the option, from the top.
 struct Field {
   std::string_view name;
   std::string_view doc;
@@ -109,6 +110,12 @@ struct FieldDoc {
 /// duplicate key, a wrong type or a value out of range. Keys that are absent keep their value.
 PREFOPT_API void read_fields(const FieldList& fields, std::string_view json,
                              std::string_view where);
+/// Returns `json` with the values of former places at the present ones; `moves` receives a line for
+/// each, "train.steps is now batch.steps". Throws ConfigError, led by `where`, for a value that
+/// both places have, or a key that the former group never had.
+PREFOPT_API std::string move_former_fields(const FieldList& fields, std::string_view json,
+                                           std::string_view where,
+                                           std::vector<std::string>* moves = nullptr);
 /// Throws ConfigError if a value is out of its range.
 PREFOPT_API void check_fields(const FieldList& fields, std::string_view where);
 PREFOPT_API std::string write_fields(const FieldList& fields, int indent = -1);
@@ -119,6 +126,13 @@ T options_from_json(std::string_view json, std::string_view where) {
   T options;
   read_fields([&](FieldVisitor& v) { options.fields(v); }, json, where);
   return options;
+}
+
+template <OptionStruct T>
+std::string move_former_options(std::string_view json, std::string_view where,
+                                std::vector<std::string>* moves = nullptr) {
+  T options;
+  return move_former_fields([&](FieldVisitor& v) { options.fields(v); }, json, where, moves);
 }
 
 template <OptionStruct T>

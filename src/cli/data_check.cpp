@@ -47,13 +47,13 @@ DataCheckOptions read_options(const DataCheckArguments& arguments, std::ostream&
   return options;
 }
 
-std::string_view policy_name(RowPolicy policy) {
+std::string_view policy_name(RowAction policy) {
   switch (policy) {
-    case RowPolicy::kError:
+    case RowAction::kError:
       return "error";
-    case RowPolicy::kDrop:
+    case RowAction::kDrop:
       return "drop";
-    case RowPolicy::kKeep:
+    case RowAction::kKeep:
       break;
   }
   return "keep";
@@ -184,7 +184,7 @@ class Report {
                                  counted(rows.assumed_labelled, "conversation")));
     }
     for (const DefectRows& defect : rows.defects) {
-      line(defect.policy == RowPolicy::kKeep ? "remark" : "refused",
+      line(defect.policy == RowAction::kKeep ? "remark" : "refused",
            fmt::format("{}: {} ({} = '{}'; {})",
                        counted(static_cast<std::int64_t>(defect.rows.size()), "row"), defect.defect,
                        defect.option, defect.value, places(defect.rows)));
@@ -293,7 +293,7 @@ class Report {
     if (check_.leaks.empty()) return;
     std::vector<RowPlace> rows;
     for (const LeakedRow& row : check_.leaks) rows.push_back(row.train);
-    line(check_.leak_policy == RowPolicy::kKeep ? "remark" : "refused",
+    line(check_.leak_policy == RowAction::kKeep ? "remark" : "refused",
          fmt::format("{} (leak = '{}'; {})", counted(std::ssize(rows), "row"),
                      policy_name(check_.leak_policy), places(rows)));
   }

@@ -109,12 +109,13 @@ Finding threads(const detail::Machine& machine) {
   if (used > cores) {
     finding.status = Status::kWarning;
     finding.advice = fmt::format(
-        "more threads than cores wait for each other: set train.threads "
+        "more threads than cores wait for each other: set machine.threads "
         "or OMP_NUM_THREADS to {}",
         cores);
   } else if (2 * used < cores) {
     finding.status = Status::kWarning;
-    finding.advice = fmt::format("set train.threads or OMP_NUM_THREADS to {} for all cores", cores);
+    finding.advice =
+        fmt::format("set machine.threads or OMP_NUM_THREADS to {} for all cores", cores);
   }
   return finding;
 }
@@ -136,11 +137,10 @@ Finding memory(const detail::Machine& machine) {
         fmt::format(", {} is the limit of the control group", gibibytes(*machine.memory_limit));
   }
   const bool is_little = *usable < kLittle;
-  return {
-      .subject = "memory",
-      .status = is_little ? Status::kWarning : Status::kOk,
-      .found = found,
-      .advice = is_little ? "a smaller train.micro_batch_tokens or model.use_lora take less" : ""};
+  return {.subject = "memory",
+          .status = is_little ? Status::kWarning : Status::kOk,
+          .found = found,
+          .advice = is_little ? "a smaller batch.micro_tokens or model.use_lora take less" : ""};
 }
 
 /// Hidden states and a head whose log-probs and gradients are computed twice.
@@ -316,8 +316,8 @@ Finding data_file(const std::string& path, const ModelArguments& arguments, cons
   const bool is_named = !arguments.model.empty() || !arguments.tokenizer.empty();
   const auto tokenizer = is_named ? load_tokenizer(arguments) : make_tokenizer("byte");
   DataOptions options = run_options(row_memory(arguments));
-  options.unusable = RowPolicy::kError;
-  options.identical = RowPolicy::kKeep;
+  options.unusable = RowAction::kError;
+  options.identical = RowAction::kKeep;
   options.chat_format = arguments.chat_format;
   RowNeeds needs;
   needs.rejected = false;  // of pairs and of single completions

@@ -102,8 +102,8 @@ class PromptReader {
     if (defect == RowDefect::kEndsWithUser) return true;
     const auto [policy, option, value] = detail::policy_for(defect, options_);
     const std::string name(detail::defect_name(defect));
-    if (policy == RowPolicy::kError) throw DataError(detail::refusal_of(defect, options_, where));
-    if (policy == RowPolicy::kDrop) {
+    if (policy == RowAction::kError) throw DataError(detail::refusal_of(defect, options_, where));
+    if (policy == RowAction::kDrop) {
       report_.dropped[name].push_back(row.line);
       return false;
     }

@@ -270,7 +270,7 @@ Json as_json(const LossEntry& entry) {
                        {"options", detail::parse_json<ConfigError>(preset.options, preset.name)}});
   }
   Json elsewhere = Json::array();
-  for (const LossElsewhere& other : info.elsewhere) {
+  for (const OtherImplementation& other : info.elsewhere) {
     elsewhere.push_back(
         {{"library", other.library}, {"name", other.name}, {"difference", other.difference}});
   }
@@ -293,7 +293,7 @@ Json as_json(const LossEntry& entry) {
           {"curve", curve_of(loss)}};
 }
 
-std::string in_words(const LossElsewhere& other) {
+std::string in_words(const OtherImplementation& other) {
   std::string text = other.library;
   if (!other.name.empty()) text += ": " + other.name;
   if (!other.difference.empty()) text += " (" + other.difference + ")";
@@ -316,7 +316,7 @@ void print_entry(const LossEntry& entry, std::ostream& out) {
     facts.push_back({"", fmt::format("{}: {}", further.setting, joined(further.inputs))});
   }
   for (const auto& condition : conditions_of(needs)) facts.push_back({"needs", condition});
-  for (const LossElsewhere& other : info.elsewhere) {
+  for (const OtherImplementation& other : info.elsewhere) {
     facts.push_back({"elsewhere", in_words(other)});
   }
   for (const LossAnchor& anchor : info.anchors) {

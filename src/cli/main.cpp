@@ -49,7 +49,7 @@ int fail(ExitCode code, std::string_view what) {
 
 int fail_out_of_memory(std::string_view what) {
   return fail(kOutOfMemory,
-              fmt::format("out of memory: {}; smaller train.micro_batch_size, data.max_length or "
+              fmt::format("out of memory: {}; smaller batch.micro_rows, data.max_length or "
                           "model help",
                           what));
 }
@@ -92,18 +92,7 @@ int exit_code_of(const std::function<void()>& command, bool is_summary) {
   }
 }
 
-void check_device(const std::string& device) {
-  if (device != "cpu") {
-    throw ConfigError("--device: expected cpu, got " + device + "; this build computes on the CPU");
-  }
-}
-
-void add_device(CLI::App& command, std::string& device) {
-  command.add_option("--device", device, "device to compute on; this build has cpu")
-      ->capture_default_str();
-}
-
-void add_model(CLI::App& command, ModelArguments& arguments, std::string& device) {
+void add_model(CLI::App& command, ModelArguments& arguments) {
   command
       .add_option("--model", arguments.model,
                   "Hugging Face folder or GGUF file of a Llama-family model")
@@ -122,7 +111,6 @@ void add_model(CLI::App& command, ModelArguments& arguments, std::string& device
           "text that messages become, or auto: that of the run that made the model, else of "
           "the tokenizer's template, else dialogue")
       ->capture_default_str();
-  add_device(command, device);
 }
 
 void add_columns(CLI::App& command, ColumnArguments& arguments) {
@@ -155,7 +143,7 @@ void add_end_tokens(CLI::App& command, std::vector<std::string>& names) {
       ->allow_extra_args(false);
 }
 
-CLI::App* add_train(CLI::App& app, TrainArguments& arguments, std::string& device) {
+CLI::App* add_train(CLI::App& app, TrainArguments& arguments) {
   auto* command = app.add_subcommand("train", "Train one run into a run folder");
   command->add_option("--config", arguments.config, "options of the run, JSON")
       ->type_name("FILE")
@@ -174,7 +162,6 @@ CLI::App* add_train(CLI::App& app, TrainArguments& arguments, std::string& devic
                  "take one step, print memory and speed, keep nothing")
       ->excludes("--resume");
   command->add_flag("--quiet", arguments.quiet, "no progress; remarks about the data stay");
-  add_device(*command, device);
   return command;
 }
 
@@ -219,10 +206,10 @@ CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
   return command;
 }
 
-CLI::App* add_score(CLI::App& app, ScoreArguments& arguments, std::string& device) {
+CLI::App* add_score(CLI::App& app, ScoreArguments& arguments) {
   auto* command =
       app.add_subcommand("score", "Print log-probs of chosen and rejected, one line per row");
-  add_model(*command, arguments, device);
+  add_model(*command, arguments);
   add_rows(*command, arguments.rows);
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
   command->add_flag("--per-token", arguments.per_token,
@@ -240,10 +227,10 @@ CLI::App* add_loss(CLI::App& app, LossArguments& arguments) {
   return command;
 }
 
-CLI::App* add_grad(CLI::App& app, GradArguments& arguments, std::string& device) {
+CLI::App* add_grad(CLI::App& app, GradArguments& arguments) {
   auto* command =
       app.add_subcommand("grad", "Evaluate a loss and its gradient through a model, on one batch");
-  add_model(*command, arguments, device);
+  add_model(*command, arguments);
   add_rows(*command, arguments.rows);
   command->add_option("--ref", arguments.reference, "reference, for losses that need one")
       ->type_name("DIR");
@@ -262,9 +249,9 @@ CLI::App* add_losses(CLI::App& app, LossesArguments& arguments) {
   return command;
 }
 
-CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments, std::string& device) {
+CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments) {
   auto* command = app.add_subcommand("generate", "Sample completions");
-  add_model(*command, arguments, device);
+  add_model(*command, arguments);
   add_rows(*command, arguments.rows);
   command->add_option("--prompt", arguments.prompts, "text to continue; repeatable")
       ->type_name("TEXT")
@@ -288,7 +275,7 @@ CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments, std::string&
   return command;
 }
 
-CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device) {
+CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
   auto* command = app.add_subcommand("eval", "Compare models with a reference, on pairs");
   command
       ->add_option("--model", arguments.models,
@@ -335,15 +322,14 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments, std::string& device)
   command->add_option("--out", arguments.out, "folder for evaluation.json and reliability.svg")
       ->type_name("DIR");
   command->add_flag("--json", arguments.json, "print JSON");
-  add_device(*command, device);
   add_rows(*command, arguments.rows);
   return command;
 }
 
-CLI::App* add_export(CLI::App& app, ExportArguments& arguments, std::string& device) {
+CLI::App* add_export(CLI::App& app, ExportArguments& arguments) {
   auto* command = app.add_subcommand(
       "export", "Write a Hugging Face folder of a model with its adapter merged");
-  add_model(*command, arguments, device);
+  add_model(*command, arguments);
   command->add_option("--out", arguments.out, "folder to write")->type_name("DIR")->required();
   return command;
 }
@@ -471,7 +457,6 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", "prefopt " PREFOPT_VERSION_STRING);
   app.require_subcommand(1);
 
-  std::string device = "cpu";
   TrainArguments train;
   ReportArguments report;
   DataCheckArguments data_check;
@@ -490,7 +475,7 @@ int run(int argc, char** argv) {
   std::ostream remarks(&lines);
 
   const std::vector<std::pair<CLI::App*, std::function<void()>>> commands{
-      {add_train(app, train, device),
+      {add_train(app, train),
        [&] {
          print_table(train.print_config,
                      [&](std::ostream& out) { run_train(train, out, std::cerr); });
@@ -501,15 +486,15 @@ int run(int argc, char** argv) {
          print_table(data_check.json,
                      [&](std::ostream& out) { run_data_check(data_check, out, remarks); });
        }},
-      {add_score(app, score, device), [&] { run_score(score, std::cout, remarks); }},
+      {add_score(app, score), [&] { run_score(score, std::cout, remarks); }},
       {add_loss(app, loss), [&] { run_loss(loss, std::cout); }},
-      {add_grad(app, grad, device), [&] { run_grad(grad, std::cout, remarks); }},
+      {add_grad(app, grad), [&] { run_grad(grad, std::cout, remarks); }},
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
-      {add_generate(app, generate, device),
+      {add_generate(app, generate),
        [&] { print_lines([&](std::ostream& out) { run_generate(generate, out, remarks); }); }},
-      {add_eval(app, eval, device),
+      {add_eval(app, eval),
        [&] { print_table(eval.json, [&](std::ostream& out) { run_eval(eval, out, remarks); }); }},
-      {add_export(app, exported, device), [&] { run_export(exported, remarks); }},
+      {add_export(app, exported), [&] { run_export(exported, remarks); }},
       {add_doctor(app, doctor),
        [&] { print_table(doctor.json, [&](std::ostream& out) { run_doctor(doctor, out); }); }},
       {add_tokenize(app, tokenize),
@@ -537,7 +522,6 @@ int run(int argc, char** argv) {
   return exit_code_of(
       [&] {
         if (const auto limit = detail::simd_limit_of_environment()) detail::hold_simd(*limit);
-        check_device(device);
         for (const auto& [command, run_command] : commands) {
           if (command->parsed()) run_command();
         }

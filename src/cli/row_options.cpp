@@ -109,11 +109,11 @@ DataOptions row_options(const RowArguments& arguments, const std::string& chat_f
   options.max_prompt_length = 0;
   options.max_completion_length = 0;
   options.max_length = 0;
-  options.unusable = RowPolicy::kError;
-  options.identical = RowPolicy::kKeep;
-  options.tool_calls = RowPolicy::kError;
-  options.reasoning = RowPolicy::kError;
-  options.different_prompts = RowPolicy::kError;
+  options.unusable = RowAction::kError;
+  options.identical = RowAction::kKeep;
+  options.tool_calls = RowAction::kError;
+  options.reasoning = RowAction::kError;
+  options.different_prompts = RowAction::kError;
   options.chat_format = chat_format;
   put_remembered(memory, part, options);
   put_given(arguments.options, part, options);

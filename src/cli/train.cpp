@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <stdlib.h>  // NOLINT(modernize-deprecated-headers): mkdtemp is POSIX, not in <cstdlib>
 
 #include <algorithm>
@@ -28,13 +29,29 @@ namespace {
 
 using detail::Json;
 
-/// Whether the option of this path, by its name or an alias, is a text.
+const std::vector<FieldDoc>& run_options() {
+  static const std::vector<FieldDoc> kOptions = describe_options<RunOptions>();
+  return kOptions;
+}
+
+/// Returns where the option of a former place is now; any other path as it is.
+std::string present_place(const std::string& path) {
+  for (const FieldDoc& option : run_options()) {
+    const bool was_there =
+        path.find('.') != std::string::npos &&
+        std::find(option.aliases.begin(), option.aliases.end(), path) != option.aliases.end();
+    if (was_there) return option.name;
+  }
+  return path;
+}
+
+/// Returns whether the option of this path, by its name or an alias, is a text.
 bool is_text_option(const std::string& path) {
   const auto dot = path.rfind('.');
   const std::string group = dot == std::string::npos ? "" : path.substr(0, dot + 1);
   const std::string last = path.substr(group.size());
-  static const std::vector<FieldDoc> kOptions = describe_options<RunOptions>();
-  return std::any_of(kOptions.begin(), kOptions.end(), [&](const FieldDoc& option) {
+  const auto& options = run_options();
+  return std::any_of(options.begin(), options.end(), [&](const FieldDoc& option) {
     if (option.type != "text" || !option.name.starts_with(group)) return false;
     const std::string name = option.name.substr(group.size());
     if (name.find('.') != std::string::npos) return false;
@@ -58,7 +75,7 @@ void apply_set(const std::string& set, Json& config) {
   if (equals == std::string::npos || equals == 0) {
     throw ConfigError(fmt::format("--set: expected KEY=VALUE, got '{}'", set));
   }
-  const std::string path = set.substr(0, equals);
+  const std::string path = present_place(set.substr(0, equals));
   const std::string where = "--set " + path;
   Json* object = &config;
   std::size_t begin = 0;
@@ -76,13 +93,12 @@ void apply_set(const std::string& set, Json& config) {
   (*object)[path.substr(begin)] = set_value(path, set.substr(equals + 1), where);
 }
 
-RunOptions read_options(const TrainArguments& arguments) {
-  Json config = detail::parse_json<ConfigError>(detail::read_file<ConfigError>(arguments.config),
-                                                arguments.config);
-  if (!config.is_object()) {
-    throw ConfigError(fmt::format("{}: expected an object of options, got {}", arguments.config,
-                                  detail::shown_json(config)));
-  }
+/// `moves` receives what stands in a former place.
+RunOptions read_options(const TrainArguments& arguments, std::vector<std::string>& moves) {
+  Json config = detail::parse_json<ConfigError>(
+      move_former_options<RunOptions>(detail::read_file<ConfigError>(arguments.config),
+                                      arguments.config, &moves),
+      arguments.config);
   for (const std::string& set : arguments.sets) apply_set(set, config);
   const std::string_view with_sets = arguments.sets.empty() ? "" : " with --set";
   return options_from_json<RunOptions>(detail::dump_json(config),
@@ -142,11 +158,11 @@ void dry_run(RunOptions options, std::ostream& out, std::ostream& err) {
     // Every run has a first step, and it ends here.
   }
 
-  const std::int64_t every = options.train.eval_every;
+  const std::int64_t every = options.evaluate.every;
   const std::int64_t evaluations = 2 + (every > 0 ? (steps - 1) / every : 0);
   const double total_seconds = static_cast<double>(steps) * clock.seconds() +
                                static_cast<double>(evaluations) * evaluation_seconds;
-  out << fmt::format("steps: {} of {} pairs\n", steps, options.train.batch_size)
+  out << fmt::format("steps: {} of {} pairs\n", steps, options.batch.rows)
       << fmt::format("first step: {:.0f} tokens in {:.3f} s, {:.0f} tokens/s\n", tokens,
                      clock.seconds(), tokens / clock.seconds())
       << fmt::format("peak memory: {} MiB\n", detail::peak_memory_bytes() >> 20)
@@ -177,7 +193,10 @@ void print_summary(const RunOptions& options, const RunResult& result, std::ostr
 }  // namespace
 
 void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream& err) {
-  RunOptions options = read_options(arguments);
+  std::vector<std::string> moves;
+  RunOptions options = read_options(arguments, moves);
+  const std::string moved = moves.empty() ? "" : fmt::format("config: {}", fmt::join(moves, ", "));
+  if (!moved.empty() && (arguments.print_config || arguments.dry_run)) err << moved << '\n';
   if (arguments.print_config) {
     options.loss = make_loss(options.loss).config();
     out << options_to_json(options, 2) << '\n';
@@ -186,6 +205,7 @@ void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream&
   if (arguments.dry_run) return dry_run(options, out, err);
 
   Progress progress(err, arguments.terminal_width, arguments.quiet);
+  if (!moved.empty()) progress.note(moved);
   RunEvents events;
   events.note = [&](const std::string& line) { progress.note(line); };
   events.step = [&](std::int64_t step, std::int64_t total, const Metrics& metrics) {

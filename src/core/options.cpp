@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <utility>
 
 #include "core/json.h"
@@ -81,6 +82,95 @@ class Checker final : public FieldVisitor {
  private:
   std::string where_;
   std::vector<std::string> outer_;
+};
+
+// Moves values from the former places of options, which are aliases with a dot (`train.steps`), to
+// the present ones.
+class Mover final : public FieldVisitor {
+ public:
+  Mover(Json& object, std::string_view where) : object_(object), where_(where) {}
+
+  void real(const Field& field, double&, Range) override { move(field); }
+  void integer(const Field& field, std::int64_t&, Range) override { move(field); }
+  void flag(const Field& field, bool&) override { move(field); }
+  void text(const Field& field, std::string&) override { move(field); }
+  void texts(const Field& field, std::vector<std::string>&) override { move(field); }
+  void index(const Field& field, std::size_t&, const std::vector<std::string_view>&) override {
+    move(field);
+  }
+  void json(const Field& field, std::string&) override { move(field); }
+  void begin_group(const Field& field) override { groups_.emplace_back(field.name); }
+  void end_group() override {
+    if (groups_.size() == 1) present_.push_back(groups_.front());
+    groups_.pop_back();
+  }
+
+  /// After all fields: a former group that no option moved out of as a whole is a mistake.
+  void finish() {
+    for (const auto& [group, keys] : former_) {
+      const auto found = object_.find(group);
+      const bool is_present = std::find(present_.begin(), present_.end(), group) != present_.end();
+      if (found == object_.end() || is_present) continue;
+      if (!found->empty()) {
+        const std::string key = found->begin().key();
+        throw ConfigError(fmt::format(
+            "{}.{}: expected a known option, got '{}'{}", where_, group, detail::shown_text(key),
+            detail::did_you_mean(key, std::vector<std::string_view>(keys.begin(), keys.end()))));
+      }
+      object_.erase(group);
+    }
+  }
+
+  std::vector<std::string> moves;
+
+ private:
+  void move(const Field& field) {
+    for (std::string_view alias : field.aliases) {
+      const auto dot = alias.find('.');
+      if (dot != std::string_view::npos) move(field, alias.substr(0, dot), alias.substr(dot + 1));
+    }
+  }
+
+  void move(const Field& field, std::string_view group, std::string_view key) {
+    former_[std::string(group)].emplace_back(key);
+    const auto found = object_.find(std::string(group));
+    if (found == object_.end()) return;
+    require_object(group, *found);
+    const auto value = found->find(std::string(key));
+    if (value == found->end()) return;
+    const Json moved = std::move(*value);
+    found->erase(value);
+
+    Json* place = &object_;
+    std::string path;
+    for (const std::string& name : groups_) {
+      place = &(*place)[name];
+      if (place->is_null()) *place = Json::object();
+      require_object(name, *place);
+      path += name + ".";
+    }
+    const auto refuse_twice = [&](std::string_view name) {
+      if (!place->contains(std::string(name))) return;
+      throw ConfigError(fmt::format("{}: expected {}{} once, got it as '{}{}' and as '{}.{}'",
+                                    where_, path, field.name, path, name, group, key));
+    };
+    refuse_twice(field.name);
+    for (std::string_view alias : field.aliases) refuse_twice(alias);
+    (*place)[std::string(field.name)] = moved;
+    moves.push_back(fmt::format("{}.{} is now {}{}", group, key, path, field.name));
+  }
+
+  void require_object(std::string_view name, const Json& value) const {
+    if (value.is_object()) return;
+    throw ConfigError(fmt::format("{}: expected {} to be an object, got {}", where_, name,
+                                  detail::shown_json(value)));
+  }
+
+  Json& object_;
+  std::string where_;
+  std::vector<std::string> groups_;
+  std::vector<std::string> present_;
+  std::map<std::string, std::vector<std::string>> former_;
 };
 
 class Reader final : public FieldVisitor {
@@ -184,7 +274,9 @@ class Reader final : public FieldVisitor {
 
   const Json* find(const Field& field) {
     std::vector<std::string_view> names{field.name};
-    names.insert(names.end(), field.aliases.begin(), field.aliases.end());
+    for (std::string_view alias : field.aliases) {
+      if (alias.find('.') == std::string_view::npos) names.push_back(alias);
+    }
     const Json* found = nullptr;
     std::string_view found_as;
     for (std::string_view name : names) {
@@ -286,14 +378,30 @@ class Describer final : public FieldVisitor {
   std::vector<std::string> prefix_;
 };
 
+Json parse_object(std::string_view json, std::string_view where) {
+  Json object = detail::parse_json<ConfigError>(json, where);
+  if (object.is_object()) return object;
+  throw ConfigError(
+      fmt::format("{}: expected an object of options, got {}", where, detail::shown_json(object)));
+}
+
 }  // namespace
 
+std::string move_former_fields(const FieldList& fields, std::string_view json,
+                               std::string_view where, std::vector<std::string>* moves) {
+  Json object = parse_object(json, where);
+  Mover mover(object, where);
+  fields(mover);
+  mover.finish();
+  if (moves != nullptr) *moves = std::move(mover.moves);
+  return detail::dump_json(object);
+}
+
 void read_fields(const FieldList& fields, std::string_view json, std::string_view where) {
-  const Json object = detail::parse_json<ConfigError>(json, where);
-  if (!object.is_object()) {
-    throw ConfigError(fmt::format("{}: expected an object of options, got {}", where,
-                                  detail::shown_json(object)));
-  }
+  Json object = parse_object(json, where);
+  Mover mover(object, where);
+  fields(mover);
+  mover.finish();
   Reader reader(object, where);
   fields(reader);
   reader.check_unknown();

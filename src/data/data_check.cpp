@@ -125,7 +125,7 @@ class Checker {
       known = check_.defects.end() - 1;
     }
     known->rows.push_back(place);
-    return applied.policy == RowPolicy::kKeep;
+    return applied.policy == RowAction::kKeep;
   }
 
   void count_lengths(const PreparedRow& row) {
@@ -222,7 +222,7 @@ LengthSummary summarize_lengths(std::vector<std::int64_t> lengths) {
 }
 
 std::int64_t DataCheck::refused() const {
-  const std::int64_t leaked = leak_policy == RowPolicy::kKeep ? 0 : std::ssize(leaks);
+  const std::int64_t leaked = leak_policy == RowAction::kKeep ? 0 : std::ssize(leaks);
   return train.refused() + held_out.refused() + leaked;
 }
 

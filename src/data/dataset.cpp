@@ -119,7 +119,7 @@ class Loader {
 
   void refuse(std::int64_t line, const PreparedRow& row) {
     const auto policy = detail::policy_for(row.defects.front(), options_).policy;
-    if (policy == RowPolicy::kError) throw DataError(row.refusal);
+    if (policy == RowAction::kError) throw DataError(row.refusal);
     drop(detail::refusal_reason(row.refusal, path_, line), line);
   }
 
@@ -129,12 +129,12 @@ class Loader {
 
   bool keeps(RowDefect defect, std::int64_t line) {
     switch (detail::policy_for(defect, options_).policy) {
-      case RowPolicy::kError:
+      case RowAction::kError:
         throw DataError(detail::refusal_of(defect, options_, detail::row_place(path_, line)));
-      case RowPolicy::kDrop:
+      case RowAction::kDrop:
         drop(detail::defect_name(defect), line);
         return false;
-      case RowPolicy::kKeep:
+      case RowAction::kKeep:
         break;
     }
     return true;

@@ -53,19 +53,19 @@ std::vector<Leak> find_leaks(const std::vector<TokenRow>& train,
   return leaks;
 }
 
-std::string settle_leaks(Dataset& train, const Dataset& held_out, RowPolicy policy,
-                         std::string_view path) {
+std::string apply_leak_policy(Dataset& train, const Dataset& held_out, RowAction policy,
+                              std::string_view path) {
   const auto leaks = find_leaks(train.pairs, held_out.pairs);
   if (leaks.empty()) return {};
   std::vector<std::int64_t> lines;
   for (const Leak& leak : leaks) lines.push_back(train.lines[leak.train]);
-  if (policy == RowPolicy::kError) {
+  if (policy == RowAction::kError) {
     throw DataError(
         fmt::format("{}:{}: expected a prompt that is not held out, got that of line {} of the "
                     "held-out rows; the option leak = 'drop' leaves such rows out of training",
                     path, lines.front(), held_out.lines[leaks.front().held_out]));
   }
-  if (policy == RowPolicy::kKeep) return detail::defect_line("kept", kReason, lines);
+  if (policy == RowAction::kKeep) return detail::defect_line("kept", kReason, lines);
   if (leaks.size() == train.pairs.size()) {
     throw DataError(
         fmt::format("{}: expected a row to train on, got none: the prompts of all {} are held out",

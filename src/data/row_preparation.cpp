@@ -24,12 +24,12 @@ namespace {
 
 using Ids = std::vector<std::int64_t>;
 
-std::string_view policy_name(RowPolicy policy) {
+std::string_view policy_name(RowAction policy) {
   constexpr std::array<std::string_view, 3> kNames = {"error", "drop", "keep"};
   return kNames[static_cast<std::size_t>(policy)];
 }
 
-AppliedPolicy applied(RowPolicy policy, std::string_view option) {
+AppliedPolicy applied(RowAction policy, std::string_view option) {
   return {policy, option, policy_name(policy)};
 }
 
@@ -37,11 +37,11 @@ AppliedPolicy or_unusable(DefectPolicy policy, std::string_view option,
                           const DataOptions& options) {
   switch (policy) {
     case DefectPolicy::kError:
-      return applied(RowPolicy::kError, option);
+      return applied(RowAction::kError, option);
     case DefectPolicy::kDrop:
-      return applied(RowPolicy::kDrop, option);
+      return applied(RowAction::kDrop, option);
     case DefectPolicy::kKeep:
-      return applied(RowPolicy::kKeep, option);
+      return applied(RowAction::kKeep, option);
     case DefectPolicy::kUnusable:
       break;
   }
@@ -52,28 +52,28 @@ AppliedPolicy of_repeated_prompt(RepeatedPrompt policy) {
   constexpr std::string_view kOption = "repeated_prompt";
   switch (policy) {
     case RepeatedPrompt::kRemove:
-      return {RowPolicy::kKeep, kOption, "remove"};
+      return {RowAction::kKeep, kOption, "remove"};
     case RepeatedPrompt::kKeep:
       break;
     case RepeatedPrompt::kDrop:
-      return applied(RowPolicy::kDrop, kOption);
+      return applied(RowAction::kDrop, kOption);
     case RepeatedPrompt::kError:
-      return applied(RowPolicy::kError, kOption);
+      return applied(RowAction::kError, kOption);
   }
-  return applied(RowPolicy::kKeep, kOption);
+  return applied(RowAction::kKeep, kOption);
 }
 
 AppliedPolicy of_special_tokens(SpecialTokens policy) {
   constexpr std::string_view kOption = "special_tokens_in_text";
   switch (policy) {
     case SpecialTokens::kSplit:
-      return {RowPolicy::kKeep, kOption, "split"};
+      return {RowAction::kKeep, kOption, "split"};
     case SpecialTokens::kError:
-      return applied(RowPolicy::kError, kOption);
+      return applied(RowAction::kError, kOption);
     case SpecialTokens::kKeep:
       break;
   }
-  return applied(RowPolicy::kKeep, kOption);
+  return applied(RowAction::kKeep, kOption);
 }
 
 RowDefect defect_of(LineDefect defect) {
@@ -518,7 +518,7 @@ PreferenceRow read_line(const std::string& path, const Line& line, const DataOpt
     if (reading.needs != nullptr) check_needs(row, *reading.needs, where);
     return row;
   };
-  const bool mends_utf8 = policy_for(RowDefect::kInvalidUtf8, options).policy == RowPolicy::kKeep &&
+  const bool mends_utf8 = policy_for(RowDefect::kInvalidUtf8, options).policy == RowAction::kKeep &&
                           (find_invalid_utf8(line.text) != std::string_view::npos ||
                            find_lone_surrogate(line.text) != std::string_view::npos);
   if (!mends_utf8) return read(line.text);
@@ -612,7 +612,7 @@ void check_prompt(const PreferenceRow& row, const DataOptions& options, std::str
     if (is_of_completions(remark)) continue;
     const RowDefect defect = defect_of(remark);
     const AppliedPolicy applied = policy_for(defect, options);
-    if (applied.policy == RowPolicy::kKeep) continue;
+    if (applied.policy == RowAction::kKeep) continue;
     throw DataError(
         fmt::format("{}: expected a usable prompt, got one with '{}'; the option {} = '{}'", where,
                     defect_name(defect), applied.option, applied.value));
@@ -684,11 +684,11 @@ AppliedPolicy policy_for(RowDefect defect, const DataOptions& options) {
     case RowDefect::kNoToken:
     case RowDefect::kNoCountedToken: {
       const AppliedPolicy given = policy_for(RowDefect::kEmptyCompletion, options);
-      if (given.policy != RowPolicy::kKeep) return given;
+      if (given.policy != RowAction::kKeep) return given;
       break;  // nothing to keep
     }
     case RowDefect::kToolTurn:
-      if (options.tool_calls != RowPolicy::kKeep) return applied(options.tool_calls, "tool_calls");
+      if (options.tool_calls != RowAction::kKeep) return applied(options.tool_calls, "tool_calls");
       break;  // likewise
     case RowDefect::kIdentical:
       return applied(options.identical, "identical");
@@ -701,8 +701,8 @@ AppliedPolicy policy_for(RowDefect defect, const DataOptions& options) {
     case RowDefect::kDuplicate:
       return applied(options.duplicate, "duplicate");
     case RowDefect::kUnreadColumn:
-      if (options.unused == UnusedColumns::kNote) return {RowPolicy::kKeep, "unused", "note"};
-      return applied(RowPolicy::kError, "unused");
+      if (options.unused == UnusedColumns::kNote) return {RowAction::kKeep, "unused", "note"};
+      return applied(RowAction::kError, "unused");
     case RowDefect::kEndsWithUser:
       return applied(options.ends_with_user, "ends_with_user");
     case RowDefect::kRepeatedPrompt:
@@ -718,9 +718,9 @@ AppliedPolicy policy_for(RowDefect defect, const DataOptions& options) {
     case RowDefect::kControlToken:
       return of_special_tokens(options.special_tokens_in_text);
     case RowDefect::kGivenBegin:
-      return {RowPolicy::kKeep, "add_bos", "true"};
+      return {RowAction::kKeep, "add_bos", "true"};
     case RowDefect::kGivenEnd:
-      return {RowPolicy::kKeep, "add_eos", "true"};
+      return {RowAction::kKeep, "add_eos", "true"};
     case RowDefect::kNotANumber:
     case RowDefect::kMalformed:
     case RowDefect::kEmptyPrompt:
@@ -743,7 +743,7 @@ void check_data_options(const DataOptions& options, std::string_view where) {
         fmt::format("{}: expected {} to be 'error' or 'drop', got 'keep'; there is nothing to keep",
                     where, option));
   };
-  if (options.unusable == RowPolicy::kKeep) throw nothing_to_keep("unusable");
+  if (options.unusable == RowAction::kKeep) throw nothing_to_keep("unusable");
   if (options.missing_key == DefectPolicy::kKeep) throw nothing_to_keep("missing_key");
   checked(options, where);
   RowLayout(options.columns, fmt::format("{}: columns", where));

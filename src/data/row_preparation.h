@@ -49,7 +49,7 @@ std::string_view defect_name(RowDefect defect);
 
 /// What the options do with a defect, and the option that says so with its value.
 struct AppliedPolicy {
-  RowPolicy policy;
+  RowAction policy;
   std::string_view option;
   std::string_view value;
 };

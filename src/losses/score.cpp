@@ -9,8 +9,7 @@ namespace prefopt {
 namespace {
 
 const std::vector<std::string_view> kDivergences{
-    "reverse_kl", "forward_kl",      "js_divergence",   "alpha_divergence",
-    "jeffrey",    "chi_squared_mix", "total_variation",
+    "reverse_kl", "forward_kl", "js_divergence", "alpha_divergence", "jeffrey", "chi_squared_mix",
 };
 
 constexpr std::string_view kRatioReason =
@@ -79,11 +78,6 @@ Score make_score(const ScoreOptions& options, std::string_view where, bool of_di
                                   kDivergences.at(static_cast<std::size_t>(options.divergence)),
                                   why));
   };
-  if (options.divergence == Divergence::kTotalVariation) {
-    throw ConfigError(
-        "score: expected a divergence whose f' can be inverted, got 'total_variation'; its f' is a "
-        "step function, so no reward follows from the policy (arXiv:2309.16240)");
-  }
   if (options.divergence == Divergence::kAlpha && options.alpha == 1) {
     throw ConfigError(fmt::format(
         "{}: expected divergence_alpha other than 1, got 1; the formula divides by a - 1, its "

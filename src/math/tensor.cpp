@@ -44,7 +44,7 @@ at::Tensor Tensors::constant(const at::Tensor& like, double value) {
   return at::full_like(like, value);
 }
 
-at::Tensor Tensors::tame_expm1(const at::Tensor& x) {
+at::Tensor Tensors::capped_expm1(const at::Tensor& x) {
   const at::Tensor low = below_exp_limit(x);
   return at::expm1(low) + at::exp(low) * (x - low);
 }

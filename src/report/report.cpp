@@ -83,7 +83,7 @@ std::string repeat_command(const RunRecord& record) {
                         " --set " + shell_word("output_dir=" + output + "-again");
   // The number that "all there are" meant is part of the result.
   if (const auto threads = number_at(record.environment, "threads")) {
-    command += fmt::format(" --set train.threads={:.0f}", *threads);
+    command += fmt::format(" --set machine.threads={:.0f}", *threads);
   }
   return command;
 }

@@ -152,13 +152,18 @@ std::string optimizer_html(const RunRecord& record) {
   return html;
 }
 
+/// Returns the rows of a step, which runs of an earlier version kept in another place.
+std::optional<double> rows_of_step(const Json& config) {
+  const auto rows = number_at(object_at(config, "batch"), "rows");
+  return rows ? rows : number_at(object_at(config, "train"), "batch_size");
+}
+
 std::string length_html(const RunRecord& record) {
-  const Json& train = object_at(record.config, "train");
   std::string html = number_html(record.last_step());
   const auto total = number_at(record.facts, "total_steps");
   if (total && *total > record.last_step()) html += fmt::format(" of {:.0f}", *total);
   html += " steps";
-  const auto batch = number_at(train, "batch_size");
+  const auto batch = rows_of_step(record.config);
   if (batch) html += fmt::format(" of {:.0f} rows", *batch);
   const auto rows = number_at(record.facts, "train_rows");
   if (batch && rows && *rows > 0) {

@@ -22,18 +22,18 @@ void check_program_options(const RunOptions& options) {
   check("model", options_to_json(options.model), options_to_json(ModelOptions()));
   check("reference", options_to_json(options.reference), options_to_json(ReferenceOptions()));
   check("data", options_to_json(options.data), options_to_json(DataOptions()));
-  LoopOptions idle;
+  const RunOptions idle;
   const auto check_idle = [](std::string_view name, bool is_set) {
     if (!is_set) return;
-    throw ConfigError(fmt::format(
-        "train.{}: expected its default where a program gives policy and rows, which it would not "
-        "reach, got another value",
-        name));
+    throw ConfigError(
+        fmt::format("{}: expected its default where a program gives policy and rows, which it "
+                    "would not reach, got another value",
+                    name));
   };
-  check_idle("shuffle", options.train.shuffle != idle.shuffle);
-  check_idle("checkpointing", options.train.checkpointing != idle.checkpointing);
-  check_idle("activation_budget_mib",
-             options.train.activation_budget_mib != idle.activation_budget_mib);
+  check_idle("batch.shuffle", options.batch.shuffle != idle.batch.shuffle);
+  check_idle("machine.checkpointing", options.machine.checkpointing != idle.machine.checkpointing);
+  check_idle("machine.activation_budget_mib",
+             options.machine.activation_budget_mib != idle.machine.activation_budget_mib);
 }
 
 void check_end_of_samples(const Loss& loss, const SamplingOptions& sampling) {

@@ -106,7 +106,8 @@ std::shared_ptr<Decoder> make_policy(ModelOptions& options, const Tokenizer& tok
   return policy;
 }
 
-void set_checkpointing(LoopOptions& options, std::int64_t rows, Decoder& policy, const Note& note) {
+void set_checkpointing(MachineOptions& options, std::int64_t rows, Decoder& policy,
+                       const Note& note) {
   constexpr std::array kLevels{Checkpointing::kNone, Checkpointing::kSelective,
                                Checkpointing::kFull};
   constexpr std::array kChoices{CheckpointingChoice::kNone, CheckpointingChoice::kSelective,
@@ -189,28 +190,29 @@ void check_reference(const ReferenceOptions& options) {
   }
 }
 
-void check_evaluations(const LoopOptions& options, bool has_held_out) {
-  if (options.patience > 0 && (options.eval_every == 0 || !has_held_out)) {
-    throw ConfigError(fmt::format(
-        "train.patience: expected evaluations to count, got {}; set train.eval_every and data.eval "
-        "or data.eval_fraction",
-        options.eval_every > 0 ? "no held-out rows" : "train.eval_every 0"));
+void check_evaluations(const EvaluateOptions& options, bool has_held_out) {
+  if (options.patience > 0 && (options.every == 0 || !has_held_out)) {
+    throw ConfigError(
+        fmt::format("evaluate.patience: expected evaluations to count, got {}; set evaluate.every "
+                    "and data.eval "
+                    "or data.eval_fraction",
+                    options.every > 0 ? "no held-out rows" : "evaluate.every 0"));
   }
-  if (has_held_out || options.best_metric == LoopOptions().best_metric) return;
+  if (has_held_out || options.best_metric == EvaluateOptions().best_metric) return;
   throw ConfigError(
-      fmt::format("train.best_metric: expected held-out rows to find '{}' of, got none; set "
+      fmt::format("evaluate.best_metric: expected held-out rows to find '{}' of, got none; set "
                   "data.eval or data.eval_fraction",
                   options.best_metric));
 }
 
-std::int64_t count_steps(const LoopOptions& options, std::int64_t rows_an_epoch) {
+std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch) {
   if (options.steps > 0) return options.steps;
   if (rows_an_epoch == 0) {
     throw ConfigError(
-        "train.steps: expected a number of steps, got 0; the rows have no end that epochs count");
+        "batch.steps: expected a number of steps, got 0; the rows have no end that epochs count");
   }
   const double steps =
-      options.epochs * static_cast<double>(rows_an_epoch) / static_cast<double>(options.batch_size);
+      options.epochs * static_cast<double>(rows_an_epoch) / static_cast<double>(options.rows);
   return std::max<std::int64_t>(1, std::llround(std::ceil(steps - 1e-9)));
 }
 
@@ -227,7 +229,7 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note) {
                                ? options.model.decoder.max_position_embeddings
                                : context_length_of(options.model.path);
   RunRows rows = load_rows(options.data, *tokenizer, of_rows, note);
-  check_evaluations(options.train, !rows.eval.empty());
+  check_evaluations(options.evaluate, !rows.eval.empty());
 
   const auto policy = make_policy(options.model, *tokenizer, note);
   check_token_range(rows.train, policy->vocab_size(), "data.train");
@@ -253,15 +255,15 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note) {
     reference = make_reference(options.reference, options.model, *policy,
                                by_token ? CacheLevel::kToken : CacheLevel::kSequence);
   }
-  set_checkpointing(options.train, most_tokens(rows.train, options.train), *policy, note);
+  set_checkpointing(options.machine, most_tokens(rows.train, options.batch), *policy, note);
   auto source = std::make_shared<EpochRows>(EpochData{.rows = std::move(rows.train),
                                                       .held_out = std::move(rows.eval),
                                                       .is_cut = std::move(rows.train_cut),
                                                       .is_held_out_cut = std::move(rows.eval_cut),
                                                       .tokenizer = tokenizer},
-                                            EpochOptions{.batch_size = options.train.batch_size,
-                                                         .seed = options.train.seed,
-                                                         .shuffle = options.train.shuffle});
+                                            EpochOptions{.batch_size = options.batch.rows,
+                                                         .seed = options.seed,
+                                                         .shuffle = options.batch.shuffle});
   return {std::move(options), policy, std::move(reference), std::move(source),
           std::move(companions)};
 }

@@ -28,14 +28,14 @@ struct ResolvedRun {
 /// Throws ConfigError for options that contradict each other.
 void check_reference(const ReferenceOptions& options);
 /// Throws ConfigError where evaluations are to decide something and there are none.
-void check_evaluations(const LoopOptions& options, bool has_held_out);
+void check_evaluations(const EvaluateOptions& options, bool has_held_out);
 
 /// Loads rows, tokenizer and models. `note` receives what was read and left out. Throws ConfigError
 /// for options that do not fit each other, models that do not fit, and as load_dataset.
 ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note);
 
 /// Returns the optimizer steps of a run. Throws ConfigError if neither options nor rows say so.
-std::int64_t count_steps(const LoopOptions& options, std::int64_t rows_an_epoch);
+std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch);
 
 struct ParameterCount {
   std::int64_t all = 0;

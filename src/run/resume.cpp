@@ -70,20 +70,20 @@ constexpr std::array<std::string_view, 20> kHarmless = {"output_dir",
                                                         "data.eval",
                                                         "data.chat_format",
                                                         "data.token_cache",
-                                                        "train.log_every",
-                                                        "train.eval_every",
-                                                        "train.save_every",
-                                                        "train.keep_last",
-                                                        "train.keep_best",
-                                                        "train.patience",
-                                                        "train.head_budget_mib",
-                                                        "train.activation_budget_mib",
-                                                        "train.sample_prompts",
-                                                        "train.sample_tokens"};
+                                                        "evaluate.log_every",
+                                                        "evaluate.every",
+                                                        "evaluate.patience",
+                                                        "evaluate.sample_prompts",
+                                                        "evaluate.sample_tokens",
+                                                        "checkpoint.every",
+                                                        "checkpoint.keep_last",
+                                                        "checkpoint.keep_best",
+                                                        "machine.head_budget_mib",
+                                                        "machine.activation_budget_mib"};
 
 /// Options that decide in which order numbers are added up.
-constexpr std::array<std::string_view, 4> kRounding = {
-    "train.threads", "train.micro_batch_size", "train.micro_batch_tokens", "train.checkpointing"};
+constexpr std::array<std::string_view, 4> kRounding = {"machine.threads", "machine.checkpointing",
+                                                       "batch.micro_rows", "batch.micro_tokens"};
 
 /// A list of objects, as of the terms of a mix.
 bool is_list_of_objects(const Json& value) {
@@ -162,7 +162,7 @@ bool draws_samples(const Json& config) {
 /// The differences of two configs that matter, as "key: old -> new"; `note` hears of those that
 /// change rounding or the samples of evaluations alone.
 std::vector<std::string> config_changes(const Json& saved, const Json& now, const Note& note) {
-  const Json before = with_whole_loss(saved);
+  const Json before = with_whole_loss(with_present_places(saved));
   const bool free_length = may_change_length(now);
   const bool free_sampling = !draws_samples(now);
   const auto old_values = flattened(before);
@@ -170,7 +170,7 @@ std::vector<std::string> config_changes(const Json& saved, const Json& now, cons
   const auto usual = defaults();
   std::vector<std::string> refused;
   for (const auto& [key, change] : differences(before, now)) {
-    const bool is_length = key == "train.steps" || key == "train.epochs";
+    const bool is_length = key == "batch.steps" || key == "batch.epochs";
     const bool has_contents = key.starts_with("data.") || key.starts_with("model.decoder.");
     const bool is_default = usual.contains(key) && usual.at(key) == value_or_none(new_values, key);
     const bool is_new = !old_values.contains(key) && (has_contents || is_default);
@@ -190,6 +190,15 @@ std::vector<std::string> config_changes(const Json& saved, const Json& now, cons
 }
 
 }  // namespace
+
+Json with_present_places(const Json& config) {
+  try {
+    return parse_json<ConfigError>(
+        move_former_options<RunOptions>(dump_json(config), "config.json"), "config.json");
+  } catch (const ConfigError&) {
+    return config;
+  }
+}
 
 bool resumes_here(const std::string& resume, const RunFolder& folder) {
   if (resume == "auto" || is_same_folder(resume, folder.path())) return true;

@@ -32,6 +32,10 @@ std::optional<ResumePoint> find_resume_point(const std::string& resume, const Ru
 /// gigabytes of a content_hash, which is to tell models of many runs apart.
 std::string fingerprint_of(const Policy& policy);
 
+/// Returns the config with its options where this version has them; as it is where it has some that
+/// this version does not know.
+Json with_present_places(const Json& config);
+
 /// Throws ConfigError with all that differs, "key: old -> new", if the run of `now` could not have
 /// written the state of `before`. Both are {"version": …, "config": …, "contents": …}: a number
 /// that the first version did not have, all options, and hashes of what the paths among them hold.

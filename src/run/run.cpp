@@ -93,20 +93,21 @@ Json contents_of(const RowSource& source, const Policy& policy, Reference* refer
 
 TrainerOptions trainer_options(const RunOptions& options, std::int64_t total_steps,
                                std::vector<NonFiniteStep>& non_finite) {
-  const auto micro = options.train.micro_batch_size;
+  const auto micro = options.batch.micro_rows;
   return {.optimizer = options.optimizer,
           .total_steps = total_steps,
           // An evaluation is cut as well, or it would take more memory than a step.
-          .micro_batch_size = micro > 0 ? micro : options.train.batch_size,
-          .micro_batch_tokens = options.train.micro_batch_tokens,
-          .evaluation_batch_size = options.train.batch_size,
-          .head_budget_bytes = options.train.head_budget_mib << 20,
+          .micro_batch_size = micro > 0 ? micro : options.batch.rows,
+          .micro_batch_tokens = options.batch.micro_tokens,
+          .evaluation_batch_size = options.batch.rows,
+          .head_budget_bytes = options.machine.head_budget_mib << 20,
           .sampling = options.sampling,
           .on_non_finite = [&](const NonFiniteStep& step) { non_finite.push_back(step); }};
 }
 
-void set_threads_and_seed(const LoopOptions& options) {
-  if (options.threads > 0) at::set_num_threads(static_cast<int>(options.threads));
+void set_threads_and_seed(const RunOptions& options) {
+  const auto threads = static_cast<int>(options.machine.threads);
+  if (threads > 0) at::set_num_threads(threads);
   at::manual_seed(static_cast<std::uint64_t>(options.seed));
 }
 
@@ -120,7 +121,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   options.loss = loss.config();
   RunSession session(options.output_dir, events);
   session.claim(options, resume);
-  set_threads_and_seed(options.train);
+  set_threads_and_seed(options);
   const auto run = detail::resolve(std::move(options), loss, session.note());
   // A reference without a path is made from the policy.
   Reference* const told = run.options.reference.path.empty() ? nullptr : run.reference.get();
@@ -139,13 +140,13 @@ RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Refer
   const Loss loss = make_loss(options.loss);
   options.loss = loss.config();
   const auto& held_out = source->held_out().rows;
-  detail::check_evaluations(options.train, !held_out.empty());
+  detail::check_evaluations(options.evaluate, !held_out.empty());
   detail::check_token_range(held_out, policy->vocab_size(), "held-out rows");
   detail::check_row_lengths(held_out, *policy, "held-out rows");
   detail::check_end_of_samples(loss, options.sampling);
   RunSession session(options.output_dir, events);
   session.claim(options, resume);
-  set_threads_and_seed(options.train);
+  set_threads_and_seed(options);
   detail::try_saving(*policy, options.output_dir, session.note());
   return session.run(policy, reference, *source, options, loss,
                      contents_of(*source, *policy, reference.get(), /*with_scale=*/true));
@@ -172,7 +173,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
                           const std::shared_ptr<Reference>& reference, RowSource& source,
                           const RunOptions& options, const Loss& loss, const Json& contents,
                           const FolderFiles* companions) {
-  const std::int64_t total_steps = detail::count_steps(options.train, source.rows_an_epoch());
+  const std::int64_t total_steps = detail::count_steps(options.batch, source.rows_an_epoch());
   std::vector<NonFiniteStep> non_finite;
   Trainer trainer(policy, reference, loss, trainer_options(options, total_steps, non_finite));
 
@@ -193,8 +194,9 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
        .reference = reference.get(),
        .folder = folder_,
        .log = log_,
-       .samples = detail::SampleTable(source, options.sampling,
-                                      {options.train.sample_prompts, options.train.sample_tokens}),
+       .samples =
+           detail::SampleTable(source, options.sampling,
+                               {options.evaluate.sample_prompts, options.evaluate.sample_tokens}),
        .events = events_,
        .note = note_,
        .identity = {{"version", kIdentityVersion}, {"config", config}, {"contents", contents}},

@@ -30,10 +30,10 @@ bool is_run_file(std::string_view name) {
   return std::find(kRunFiles.begin(), kRunFiles.end(), name) != kRunFiles.end();
 }
 
-/// Whether a config.json is one that a run wrote: with all of its groups, and options that there
-/// are.
+/// Returns why a config.json is not one that a run wrote, with groups and options that this version
+/// knows; empty: it is one.
 std::string defect_of_config(const Json& config) {
-  for (const char* group : {"loss", "model", "data", "optimizer", "train"}) {
+  for (const char* group : {"loss", "model", "data", "optimizer"}) {
     if (!config.is_object() || !config.value(group, Json()).is_object()) {
       return fmt::format("it has no object '{}'", group);
     }

@@ -25,8 +25,8 @@ void add_all(Metrics& metrics, const Metrics& more) {
 
 RunLoop::RunLoop(LoopParts parts)
     : parts_(std::move(parts)),
-      state_{.selection =
-                 Selection(options().best_metric, options().keep_best, options().patience)} {}
+      state_{.selection = Selection(options().evaluate.best_metric, options().checkpoint.keep_best,
+                                    options().evaluate.patience)} {}
 
 // The loop, in order of use.
 
@@ -68,7 +68,7 @@ void RunLoop::take_step() {
   const std::int64_t step = steps_done();
   if (parts_.events.step) parts_.events.step(step, parts_.total_steps, state_.last_step);
   if (log_is_due()) log_step();
-  const bool save_due = options().save_every > 0 && step % options().save_every == 0;
+  const bool save_due = options().checkpoint.every > 0 && step % options().checkpoint.every == 0;
   // Before an evaluation, which may fail or be killed for its memory.
   if (save_due || (step == parts_.total_steps && state_.evaluation_is_due)) save();
   if (state_.evaluation_is_due) evaluate_and_judge();
@@ -120,10 +120,10 @@ void RunLoop::check_rows(const StepRows& rows) const {
     throw ConfigError(fmt::format("row source: expected as many numbers as rows, got {} and {}",
                                   rows.numbers.size(), rows.rows.size()));
   }
-  if (parts_.source.rows_an_epoch() > 0 && std::ssize(rows.rows) != options().batch_size) {
+  if (parts_.source.rows_an_epoch() > 0 && std::ssize(rows.rows) != options().batch.rows) {
     throw ConfigError(
-        fmt::format("train.batch_size: expected the rows that a step of the source has, {}, got {}",
-                    rows.rows.size(), options().batch_size));
+        fmt::format("batch.rows: expected the rows that a step of the source has, {}, got {}",
+                    rows.rows.size(), options().batch.rows));
   }
 }
 
@@ -138,7 +138,7 @@ void RunLoop::add_step(const StepRows& rows, Metrics metrics) {
     throw ConfigError(fmt::format(
         "row source: expected metrics that a step does not have itself, got '{}'", name));
   }
-  const bool eval_due = options().eval_every > 0 && step % options().eval_every == 0;
+  const bool eval_due = options().evaluate.every > 0 && step % options().evaluate.every == 0;
   state_.evaluation_is_due = !held_out().empty() && (eval_due || step == parts_.total_steps);
   parts_.log.set_step(step);
   add_all(metrics, rows.metrics);
@@ -228,7 +228,7 @@ void RunLoop::record(const Evaluation& evaluation) {
 
 /// The metric that the best checkpoint is found by, as evaluations have it.
 std::string_view RunLoop::best_name() const {
-  std::string_view name = options().best_metric;
+  std::string_view name = options().evaluate.best_metric;
   if (name.starts_with(kEvalPrefix)) name.remove_prefix(kEvalPrefix.size());
   return name;
 }
@@ -238,9 +238,10 @@ void RunLoop::check_name(const Metrics& metrics) const {
   std::vector<std::string> names;
   for (const auto& item : metrics) names.push_back(fmt::format("{}{}", kEvalPrefix, item.first));
   throw ConfigError(fmt::format(
-      "train.best_metric: expected a metric of an evaluation, got '{}'{}{}; there are {}",
-      options().best_metric, did_you_mean(options().best_metric, {names.begin(), names.end()}),
-      best_name() == "kl" ? "; it takes a reference, train.sample_prompts above 0, and samples "
+      "evaluate.best_metric: expected a metric of an evaluation, got '{}'{}{}; there are {}",
+      options().evaluate.best_metric,
+      did_you_mean(options().evaluate.best_metric, {names.begin(), names.end()}),
+      best_name() == "kl" ? "; it takes a reference, evaluate.sample_prompts above 0, and samples "
                             "with temperature 1, top_k 0 and top_p 1"
                           : "",
       fmt::join(names, ", ")));
@@ -255,7 +256,7 @@ Policy* RunLoop::reference_model() const {
 bool RunLoop::log_is_due() const {
   const std::int64_t step = steps_done();
   return state_.window.steps() > 0 &&
-         (step % options().log_every == 0 || step == parts_.total_steps);
+         (step % options().evaluate.log_every == 0 || step == parts_.total_steps);
 }
 
 void RunLoop::log_step() {
@@ -280,7 +281,7 @@ void RunLoop::append(const Json& line) {
 Json RunLoop::metrics_line(const Metrics& metrics, std::string_view prefix) const {
   Json line = {{"step", steps_done()}};
   if (const auto rows = parts_.source.rows_an_epoch(); rows > 0) {
-    const auto seen = static_cast<double>(steps_done() * options().batch_size);
+    const auto seen = static_cast<double>(steps_done() * options().batch.rows);
     line["epoch"] = seen / static_cast<double>(rows);
   }
   for (const auto& [name, value] : metrics) line[fmt::format("{}{}", prefix, name)] = value;
@@ -306,9 +307,10 @@ void RunLoop::load(const ResumePoint& from) {
   Json values = SavedRun::read_values(from.checkpoint);
   try {
     Json before = values.at("identity");
+    before.at("config") = with_present_places(before.at("config"));
     // Nothing was judged by the metric yet.
     if (values.at("step") == 0) {
-      before.at("config").at("train")["best_metric"] = options().best_metric;
+      before.at("config").at("evaluate")["best_metric"] = options().evaluate.best_metric;
     }
     check_same_run(before, parts_.identity, from.checkpoint, parts_.note);
     parts_.trainer.policy().load_weights(from.checkpoint);
@@ -320,7 +322,7 @@ void RunLoop::load(const ResumePoint& from) {
                     from.checkpoint, error.what()));
   }
   if (state_.evaluation_is_due) saved_run().load_evaluation(from.checkpoint);
-  parts_.note(fmt::format("resume: goes on after step {} of {}, from {}", steps_done(),
+  parts_.note(fmt::format("resume: continues after step {} of {}, from {}", steps_done(),
                           parts_.total_steps, from.checkpoint));
   is_resumed_ = true;
   first_step_ = last_update_ = steps_done();
@@ -354,7 +356,7 @@ void RunLoop::link_and_prune() {
   const CheckpointStore& store = parts_.folder.checkpoints();
   const auto best = state_.selection.best_steps();
   if (!best.empty() && best.front() == saved_.first) store.link("best", best.front());
-  store.prune(saved_.first, options().keep_last, {best.begin(), best.end()});
+  store.prune(saved_.first, options().checkpoint.keep_last, {best.begin(), best.end()});
 }
 
 /// Keeps what an error would lose: all updates since the last checkpoint. Older checkpoints stay,

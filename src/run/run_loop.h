@@ -106,7 +106,7 @@ class RunLoop {
   void save_after_failure();
   SavedRun saved_run() { return {state_, parts_.trainer, parts_.source, parts_.identity}; }
 
-  const LoopOptions& options() const { return parts_.options.train; }
+  const RunOptions& options() const { return parts_.options; }
   const std::vector<TokenRow>& held_out() const { return parts_.source.held_out().rows; }
   std::int64_t steps_done() const { return parts_.trainer.steps_done(); }
   bool is_done() const;

@@ -34,66 +34,89 @@ void ReferenceOptions::fields(FieldVisitor& v) {
   v.group({"update", "How it moves, where moving is true"}, update);
 }
 
-void LoopOptions::fields(FieldVisitor& v) {
-  v.integer({"steps", "Optimizer steps; 0: `epochs` decides", {"max_steps"}}, steps,
-            Range::between(0, 1e9));
-  v.real({"epochs", "Passes over the training rows, where `steps` is 0", {"num_train_epochs"}},
+// An alias with a dot is a former place of the option, from the top of the config.
+
+void BatchOptions::fields(FieldVisitor& v) {
+  v.integer({"steps",
+             "Optimizer steps; 0: `epochs` decides",
+             {"max_steps", "train.steps", "train.max_steps"}},
+            steps, Range::between(0, 1e9));
+  v.real({"epochs",
+          "Passes over the training rows, where `steps` is 0",
+          {"num_train_epochs", "train.epochs", "train.num_train_epochs"}},
          epochs, Range{.min = 0, .max = 1e6, .min_open = true});
-  v.integer({"batch_size",
-             "Pairs an optimizer step; the last one of an epoch is filled up from the "
-             "next epoch"},
-            batch_size, Range::between(1, 1e6));
-  v.integer({"micro_batch_size", "Pairs at a time, without effect on results; 0: the whole step"},
-            micro_batch_size, Range::at_least(0));
-  v.integer({"micro_batch_tokens",
-             "Tokens at a time, without effect on results, at least one pair; 0: no limit"},
-            micro_batch_tokens, Range::at_least(0));
-  v.integer(
-      {"head_budget_mib",
-       "Memory in MiB that the output head may take for logits that wait for the backward pass, "
-       "without effect on results"},
-      head_budget_mib, Range::between(1, 1e9));
-  v.choice({"checkpointing",
-            "What layers compute again in the backward pass, without effect on results: nothing "
-            "that costs, gate and up of the feed-forward part, or all"},
-           checkpointing, {"auto", "none", "selective", "full"});
-  v.integer(
-      {"activation_budget_mib",
-       "Memory in MiB that the layers of a micro-batch may keep, where checkpointing is auto"},
-      activation_budget_mib, Range::between(1, 1e9));
-  v.integer({"eval_every",
+  v.integer({"rows",
+             "Rows an optimizer step; the last one of an epoch is filled up from the next epoch",
+             {"train.batch_size"}},
+            rows, Range::between(1, 1e6));
+  v.integer({"micro_rows",
+             "Rows at a time, without effect on results; 0: the whole step",
+             {"train.micro_batch_size"}},
+            micro_rows, Range::at_least(0));
+  v.integer({"micro_tokens",
+             "Tokens at a time, without effect on results, at least one row; 0: no limit",
+             {"train.micro_batch_tokens"}},
+            micro_tokens, Range::at_least(0));
+  v.flag({"shuffle", "A new order of the rows each epoch", {"train.shuffle"}}, shuffle);
+}
+
+void EvaluateOptions::fields(FieldVisitor& v) {
+  v.integer({"every",
              "Steps between evaluations; 0: only before the first and after the last",
-             {"eval_steps"}},
-            eval_every, Range::at_least(0));
+             {"eval_steps", "train.eval_every", "train.eval_steps"}},
+            every, Range::at_least(0));
   v.integer({"log_every",
              "Steps between lines of metrics.jsonl, which are means over them",
-             {"logging_steps"}},
+             {"logging_steps", "train.log_every", "train.logging_steps"}},
             log_every, Range::at_least(1));
-  v.integer({"save_every",
-             "Steps between checkpoints; 0: only the best and after the last step",
-             {"save_steps"}},
-            save_every, Range::at_least(0));
-  v.integer({"keep_last", "Newest checkpoints that stay; 0: all", {"save_total_limit"}}, keep_last,
-            Range::at_least(0));
-  v.integer({"keep_best", "Best evaluated checkpoints that stay as well"}, keep_best,
-            Range::at_least(0));
   v.text({"best_metric",
-          "What makes one the best: less of a metric that ends in loss or kl, more of any other",
-          {"metric_for_best_model"}},
+          "Metric that finds the best: less of one that ends in loss or kl, more of any other",
+          {"metric_for_best_model", "train.best_metric", "train.metric_for_best_model"}},
          best_metric);
   v.integer({"patience",
              "Evaluations without a new best that end training; 0: none do",
-             {"early_stopping_patience"}},
+             {"early_stopping_patience", "train.patience", "train.early_stopping_patience"}},
             patience, Range::at_least(0));
   v.integer({"sample_prompts",
              "Held-out prompts that the policy completes at each evaluation, for samples.jsonl and "
-             "the report, as `sampling` says; 0: none"},
+             "the report, as `sampling` says; 0: none",
+             {"train.sample_prompts"}},
             sample_prompts, Range::between(0, 1e4));
-  v.integer({"sample_tokens", "Tokens of such a completion at most"}, sample_tokens,
-            Range::between(1, 1e6));
-  v.integer({"seed", "Seed of fresh weights and of the order of rows"}, seed, Range::at_least(0));
-  v.integer({"threads", "CPU threads; 0: LibTorch's default"}, threads, Range::between(0, 4096));
-  v.flag({"shuffle", "A new order of the rows each epoch"}, shuffle);
+  v.integer({"sample_tokens", "Tokens of such a completion at most", {"train.sample_tokens"}},
+            sample_tokens, Range::between(1, 1e6));
+}
+
+void CheckpointOptions::fields(FieldVisitor& v) {
+  v.integer({"every",
+             "Steps between checkpoints; 0: only the best and after the last step",
+             {"save_steps", "train.save_every", "train.save_steps"}},
+            every, Range::at_least(0));
+  v.integer({"keep_last",
+             "Newest checkpoints that stay; 0: all",
+             {"save_total_limit", "train.keep_last", "train.save_total_limit"}},
+            keep_last, Range::at_least(0));
+  v.integer({"keep_best", "Best evaluated checkpoints that stay as well", {"train.keep_best"}},
+            keep_best, Range::at_least(0));
+}
+
+void MachineOptions::fields(FieldVisitor& v) {
+  v.integer({"threads", "CPU threads; 0: LibTorch's default", {"train.threads"}}, threads,
+            Range::between(0, 4096));
+  v.integer(
+      {"head_budget_mib",
+       "Memory in MiB that the output head may take for logits that wait for the backward pass, "
+       "without effect on results",
+       {"train.head_budget_mib"}},
+      head_budget_mib, Range::between(1, 1e9));
+  v.choice({"checkpointing",
+            "Activations that layers recompute in the backward pass, without effect on results: "
+            "none, gate and up of the feed-forward part, or all",
+            {"train.checkpointing"}},
+           checkpointing, {"auto", "none", "selective", "full"});
+  v.integer({"activation_budget_mib",
+             "Memory in MiB that the layers of a micro-batch may keep, where checkpointing is auto",
+             {"train.activation_budget_mib"}},
+            activation_budget_mib, Range::between(1, 1e9));
 }
 
 void RunOptions::fields(FieldVisitor& v) {
@@ -102,12 +125,17 @@ void RunOptions::fields(FieldVisitor& v) {
   v.group({"model", "The policy"}, model);
   v.group({"reference", "The reference, for losses that need one"}, reference);
   v.group({"data", "Rows"}, data);
+  v.group({"batch", "Steps and the rows of each"}, batch);
   v.group({"optimizer", "AdamW and its learning rate"}, optimizer);
-  v.group({"train", "Steps, batches, evaluations"}, train);
+  v.group({"evaluate", "Evaluations, metrics, samples and early stopping"}, evaluate);
+  v.group({"checkpoint", "When checkpoints are saved, and which stay"}, checkpoint);
   v.group({"sampling",
            "Fresh samples, for losses that draw them; without end tokens: those of the model, the "
            "tokenizer and the chat format"},
           sampling);
+  v.group({"machine", "Threads and memory, without effect on results but for rounding"}, machine);
+  v.integer({"seed", "Seed of fresh weights, of the order of rows and of samples", {"train.seed"}},
+            seed, Range::at_least(0));
 }
 
 }  // namespace prefopt

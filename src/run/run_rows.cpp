@@ -88,7 +88,7 @@ RunRows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const 
                        train.pairs.size()));
     }
   }
-  const auto leaks = settle_leaks(train, held_out, options.leak, options.train);
+  const auto leaks = apply_leak_policy(train, held_out, options.leak, options.train);
   if (!leaks.empty()) note("data.train: " + leaks);
   auto train_cut = cut_rows(train, train.report);
   auto eval_cut = cut_rows(held_out, options.eval.empty() ? train.report : held_out.report);
@@ -103,17 +103,15 @@ bool has_token_weights(const std::vector<TokenRow>& pairs) {
   });
 }
 
-std::int64_t most_tokens(const std::vector<TokenRow>& pairs, const LoopOptions& options) {
+std::int64_t most_tokens(const std::vector<TokenRow>& pairs, const BatchOptions& options) {
   std::vector<std::int64_t> sizes;
   for (const auto& pair : pairs) sizes.push_back(tokens_of(pair));
   std::sort(sizes.begin(), sizes.end(), std::greater<>());
-  const auto micro = options.micro_batch_size > 0 ? options.micro_batch_size : options.batch_size;
+  const auto micro = options.micro_rows > 0 ? options.micro_rows : options.rows;
   const auto count = std::min(std::ssize(sizes), micro);
   const std::int64_t largest = sizes.front();
   const std::int64_t all = std::accumulate(sizes.begin(), sizes.begin() + count, std::int64_t{0});
-  return options.micro_batch_tokens > 0
-             ? std::min(all, std::max(largest, options.micro_batch_tokens))
-             : all;
+  return options.micro_tokens > 0 ? std::min(all, std::max(largest, options.micro_tokens)) : all;
 }
 
 }  // namespace prefopt::detail

@@ -21,13 +21,13 @@ struct RunRows {
 
 /// Of the files that the options name, held-out rows taken from the training rows where there is no
 /// file of them. `note` hears what was read and what was left out. Throws ConfigError without a
-/// file, else as load_dataset and settle_leaks.
+/// file, else as load_dataset and apply_leak_policy.
 RunRows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const RowNeeds& needs,
                   const Note& note);
 
 bool has_token_weights(const std::vector<TokenRow>& pairs);
 
 /// Tokens of the largest micro-batch that the rows can make.
-std::int64_t most_tokens(const std::vector<TokenRow>& pairs, const LoopOptions& options);
+std::int64_t most_tokens(const std::vector<TokenRow>& pairs, const BatchOptions& options);
 
 }  // namespace prefopt::detail

@@ -39,8 +39,8 @@ void throw_no_memory_for_rows(const std::string& where, const std::vector<TokenR
   }
   throw OutOfMemoryError(fmt::format(
       "{}: expected memory for {} pairs in micro-batches of up to {} pairs and {} tokens, got '{}' "
-      "at a peak of {} MiB; lower train.micro_batch_tokens or data.max_length, or set "
-      "train.checkpointing to full",
+      "at a peak of {} MiB; lower batch.micro_tokens or data.max_length, or set "
+      "machine.checkpointing to full",
       where, rows.size(), most_rows, most_tokens, why, peak_memory_bytes() >> 20));
 }
 

@@ -32,7 +32,7 @@ void read_rows(std::string_view bytes) {
   const MemoryFile file(bytes);
   const DataOptions strict{.max_length = kMaxLength};
   DataOptions lenient = strict;
-  lenient.unusable = lenient.identical = lenient.long_prompt = RowPolicy::kDrop;
+  lenient.unusable = lenient.identical = lenient.long_prompt = RowAction::kDrop;
   lenient.unused = UnusedColumns::kNote;
   DataOptions mapped = lenient;
   mapped.invalid_utf8 = DefectPolicy::kKeep;
@@ -42,8 +42,8 @@ void read_rows(std::string_view bytes) {
   other.end_of_cut = EndOfCut::kMask;
   other.loss_on = LossOn::kLast;
   other.repeated_prompt = RepeatedPrompt::kKeep;
-  other.tool_calls = other.ends_with_user = RowPolicy::kKeep;
-  other.reasoning = other.different_prompts = RowPolicy::kKeep;
+  other.tool_calls = other.ends_with_user = RowAction::kKeep;
+  other.reasoning = other.different_prompts = RowAction::kKeep;
   other.chat_format = "plain";
   for (const RowNeeds& needs : {RowNeeds{}, RowNeeds{.rejected = false}}) {
     for (const DataOptions& options : {strict, lenient, mapped, other}) {

@@ -73,7 +73,7 @@ Real per_token(const json& config, const Side& side, int row, Real x) {
 }
 
 Real policy(const json& config, const Side& side, int row) {
-  return tail_weighted(config, side.logps, side.head_logps, row);
+  return tail_weighted(config, side.logps, side.overlap_logps, row);
 }
 
 Real reference(const json& config, const Side& side, int row) {

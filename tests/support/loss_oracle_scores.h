@@ -17,7 +17,7 @@ inline Real number(const nlohmann::json& config, const char* name) {
 struct Side {
   const Eigen::ArrayXd& logps;
   const Eigen::ArrayXd& ref_logps;
-  const Eigen::ArrayXd& head_logps;
+  const Eigen::ArrayXd& overlap_logps;
   const Eigen::ArrayXd& ref_head_logps;
   const Eigen::ArrayXd& lens;
   const Eigen::ArrayXd& limited_logratios;

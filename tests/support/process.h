@@ -79,7 +79,8 @@ class Config {
              {"model", {{"decoder", small_decoder()}}},
              {"data", {{"train", scene_.file("pairs.jsonl")}}},
              {"optimizer", {{"schedule", "constant"}}},
-             {"train", {{"steps", steps}, {"batch_size", 4}, {"threads", 1}}}};
+             {"batch", {{"steps", steps}, {"rows", 4}}},
+             {"machine", {{"threads", 1}}}};
     write_text(scene_.file("run.json"), json_.dump());
   }
 

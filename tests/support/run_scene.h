@@ -63,9 +63,9 @@ class Scene {
     options.data.train = file(type == "sft" ? "sft.jsonl" : "pairs.jsonl");
     options.data.eval_fraction = 0.25;
     options.optimizer.learning_rate = 1e-2;
-    options.train.steps = 3;
-    options.train.batch_size = 4;
-    options.train.seed = 1;
+    options.batch.steps = 3;
+    options.batch.rows = 4;
+    options.seed = 1;
     options.sampling.max_new_tokens = 4;
     return options;
   }
@@ -74,10 +74,10 @@ class Scene {
   RunOptions evaluated(const std::string& run, const std::string& type, std::int64_t steps,
                        std::int64_t eval_every, std::int64_t save_every) const {
     auto options = this->options(run, type);
-    options.train.steps = steps;
-    options.train.eval_every = eval_every;
-    options.train.save_every = save_every;
-    options.train.threads = 1;
+    options.batch.steps = steps;
+    options.evaluate.every = eval_every;
+    options.checkpoint.every = save_every;
+    options.machine.threads = 1;
     return options;
   }
 

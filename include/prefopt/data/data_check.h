@@ -27,7 +27,7 @@ struct DefectRows {
   std::string defect;  ///< as RowReport names it
   std::string option;  ///< of DataOptions, which decides
   std::string value;   ///< of that option
-  RowPolicy policy = RowPolicy::kKeep;
+  RowAction policy = RowAction::kKeep;
   std::vector<RowPlace> rows;
 };
 
@@ -116,7 +116,7 @@ struct DataCheck {
   std::vector<std::string> files;  ///< those of `train`, then those of `held_out`
   RowsCheck train, held_out;
   std::vector<LeakedRow> leaks;
-  RowPolicy leak_policy = RowPolicy::kKeep;
+  RowAction leak_policy = RowAction::kKeep;
   std::string chat_format = {};  ///< of messages; "auto": rows of messages would be an error
   std::string chat_note = {};    ///< a note on that format, or empty
 

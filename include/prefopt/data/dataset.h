@@ -19,7 +19,7 @@
 namespace prefopt {
 
 /// The treatment of rows with a defect.
-enum class RowPolicy { kError, kDrop, kKeep };
+enum class RowAction { kError, kDrop, kKeep };
 
 /// The same for one defect, or that of the option `unusable`.
 enum class DefectPolicy { kUnusable, kError, kDrop, kKeep };
@@ -72,37 +72,37 @@ struct DataOptions {
   LossOn loss_on = LossOn::kAssistant;  ///< of rows of messages
   /// Malformed rows (invalid JSON, wrong type, empty prompt, …), and the three defects that follow
   /// unless their option is set otherwise. Never kept.
-  RowPolicy unusable = RowPolicy::kDrop;
+  RowAction unusable = RowAction::kDrop;
   DefectPolicy missing_key = DefectPolicy::kUnusable;   ///< never kKeep
   DefectPolicy invalid_utf8 = DefectPolicy::kUnusable;  ///< keep: such bytes become U+FFFD
   /// keep: trained to end at once; a completion without even an end token stays unusable.
   DefectPolicy empty_completion = DefectPolicy::kUnusable;
-  RowPolicy identical = RowPolicy::kDrop;    ///< chosen equals rejected
-  RowPolicy long_prompt = RowPolicy::kKeep;  ///< longer than its budget: keep means truncate
-  RowPolicy duplicate = RowPolicy::kKeep;    ///< equal to an earlier row of its file
+  RowAction identical = RowAction::kDrop;    ///< chosen equals rejected
+  RowAction long_prompt = RowAction::kKeep;  ///< longer than its budget: keep means truncate
+  RowAction duplicate = RowAction::kKeep;    ///< equal to an earlier row of its file
   /// A conversation whose last turn is not the assistant's; keep: turns after the assistant's last
   /// one are left out, unless `loss_on` is kAll.
-  RowPolicy ends_with_user = RowPolicy::kKeep;
+  RowAction ends_with_user = RowAction::kKeep;
   /// Of text: the completion, in a pair the chosen one, begins with a prompt of at least 3 words or
   /// 16 bytes. Of messages: a completion begins with those of the prompt, or with its last ones.
   /// Outer white space makes no difference.
   RepeatedPrompt repeated_prompt = RepeatedPrompt::kRemove;
   /// Completions that answer different questions, or under different system texts.
-  RowPolicy different_prompts = RowPolicy::kDrop;
-  RowPolicy prefix_answer = RowPolicy::kKeep;  ///< one answer is the other's beginning, in tokens
+  RowAction different_prompts = RowAction::kDrop;
+  RowAction prefix_answer = RowAction::kKeep;  ///< one answer is the other's beginning, in tokens
   /// Calls, tools and their results, for which no chat format here has a text; keep: calls and
   /// tools are left out, as by a template without support for them; results are turns of their role
   /// if the format writes any role.
-  RowPolicy tool_calls = RowPolicy::kDrop;
+  RowAction tool_calls = RowAction::kDrop;
   /// `reasoning_content` of messages, likewise; keep: it is left out.
-  RowPolicy reasoning = RowPolicy::kDrop;
+  RowAction reasoning = RowAction::kDrop;
   /// A system message in a format without a system turn; keep: its text is put first.
-  RowPolicy system_turn = RowPolicy::kKeep;
+  RowAction system_turn = RowAction::kKeep;
   /// In messages; for rows in text, which may be rendered templates, only kSplit and kError apply.
   SpecialTokens special_tokens_in_text = SpecialTokens::kKeep;
-  RowPolicy long_context = RowPolicy::kKeep;  ///< longer than the model's context
+  RowAction long_context = RowAction::kKeep;  ///< longer than the model's context
   /// A training row whose prompt is also held out; drop: it does not train.
-  RowPolicy leak = RowPolicy::kKeep;
+  RowAction leak = RowAction::kKeep;
   /// Format in which messages become text: a name of `prefopt/data/chat.h`, or "auto", for which
   /// resolve_chat_format decides. An unknown template is an error when messages are read.
   std::string chat_format = "auto";

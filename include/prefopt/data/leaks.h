@@ -25,7 +25,7 @@ PREFOPT_API std::vector<Leak> find_leaks(const std::vector<TokenRow>& train,
 /// Applies `policy` to the leaks of `train`, whose file is `path`: kDrop removes them. Returns a
 /// line for the user, as RowReport::summary does; empty if there are none. Throws DataError for
 /// kError, and for kDrop if no pair would be left.
-PREFOPT_API std::string settle_leaks(Dataset& train, const Dataset& held_out, RowPolicy policy,
-                                     std::string_view path);
+PREFOPT_API std::string apply_leak_policy(Dataset& train, const Dataset& held_out, RowAction policy,
+                                          std::string_view path);
 
 }  // namespace prefopt

@@ -90,7 +90,7 @@ struct LossPreset {
 };
 
 /// The same loss in another library.
-struct LossElsewhere {
+struct OtherImplementation {
   std::string library;
   std::string name;
   std::string difference = {};  ///< empty: none known
@@ -103,8 +103,8 @@ struct LossInfo {
   std::string formula = {};
   std::string source = {};  ///< arXiv id and equation
   std::vector<LossAnchor> anchors = {};
-  std::string when_to_use = {};               ///< one or two sentences
-  std::vector<LossElsewhere> elsewhere = {};  ///< other libraries that have it
+  std::string when_to_use = {};                     ///< one or two sentences
+  std::vector<OtherImplementation> elsewhere = {};  ///< other libraries that have it
   std::vector<LossPreset> presets = {};
 };
 

@@ -90,8 +90,8 @@ void set_sides(BasicLossOutput<T>& out, const BasicSlopes<T>& slopes, const Basi
   };
   set(out.grad_chosen, slopes.chosen, w.d_logps);
   set(out.grad_rejected, slopes.rejected, l.d_logps);
-  set(out.grad_chosen_overlap, slopes.chosen, w.d_head);
-  set(out.grad_rejected_overlap, slopes.rejected, l.d_head);
+  set(out.grad_chosen_overlap, slopes.chosen, w.d_overlap);
+  set(out.grad_rejected_overlap, slopes.rejected, l.d_overlap);
   set(out.grad_chosen_limited, slopes.chosen, w.d_limited);
   set(out.grad_rejected_limited, slopes.rejected, l.d_limited);
   out.logged_chosen_logps = w.logged;

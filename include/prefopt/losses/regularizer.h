@@ -35,7 +35,7 @@ struct NoRegularizer {
 };
 
 /// The completion whose likelihood the NLL regularizer keeps up.
-enum class Baseline {
+enum class NllTarget {
   kChosen,
   kRejected,
   kGold,
@@ -50,7 +50,7 @@ struct NllRegularizer {
   static constexpr const char* kName = "nll";
   double weight = 1;
   Reduction reduction = Reduction::kTokenMean;
-  Baseline baseline = Baseline::kChosen;
+  NllTarget baseline = NllTarget::kChosen;
   bool with_prompt = false;
 
   void add_needs(LossRequirements& needs) const {
@@ -84,11 +84,11 @@ struct NllRegularizer {
  private:
   constexpr Input imitated() const {
     switch (baseline) {
-      case Baseline::kGold:
+      case NllTarget::kGold:
         return Input::gold_logps;
-      case Baseline::kRejected:
+      case NllTarget::kRejected:
         return Input::rejected_logps;
-      case Baseline::kConfident:
+      case NllTarget::kConfident:
         return Input::chosen_confident_logps;
       default:
         return Input::chosen_logps;
@@ -96,9 +96,9 @@ struct NllRegularizer {
   }
   constexpr Input lens() const {
     switch (baseline) {
-      case Baseline::kGold:
+      case NllTarget::kGold:
         return Input::gold_lens;
-      case Baseline::kRejected:
+      case NllTarget::kRejected:
         return Input::rejected_lens;
       default:
         return Input::chosen_lens;
@@ -126,11 +126,11 @@ struct NllRegularizer {
   template <class T>
   Completion<T> completion(const BasicPairLogps<T>& in, BasicLossOutput<T>& out) const {
     switch (baseline) {
-      case Baseline::kGold:
+      case NllTarget::kGold:
         return {in.gold_logps, in.gold_lens, in.totals.gold_tokens, out.grad_gold};
-      case Baseline::kRejected:
+      case NllTarget::kRejected:
         return {in.rejected_logps, in.rejected_lens, in.totals.rejected_tokens, out.grad_rejected};
-      case Baseline::kConfident:
+      case NllTarget::kConfident:
         return {in.chosen_confident_logps, in.chosen_lens, in.totals.chosen_tokens,
                 out.grad_confident};
       default:

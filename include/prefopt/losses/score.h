@@ -21,7 +21,6 @@ enum class Divergence {
   kAlpha,
   kJeffrey,
   kChiSquaredMix,
-  kTotalVariation,
 };
 
 /// Humanline (2509.24207): log(pi/pi_ref) of each token is limited.
@@ -53,7 +52,7 @@ template <class T>
 struct BasicSideLogps {
   const T& logps;
   const T& ref_logps;
-  const T& head_logps;
+  const T& overlap_logps;
   const T& ref_head_logps;
   const T& lens;
   const T& limited_logratios;
@@ -80,7 +79,7 @@ struct BasicSideScore {
   T reward;     ///< [batch] times beta: the reward
   T logged;     ///< [batch] the logps of the metrics; undefined: the sum
   T d_logps;    ///< [batch] d score / d logps; undefined with humanline
-  T d_head;     ///< [batch] d score / d head_logps; undefined where ld_alpha is 1
+  T d_overlap;  ///< [batch] d score / d overlap_logps; undefined where ld_alpha is 1
   T d_limited;  ///< [batch] d score / d limited_logratios; undefined without humanline
 };
 
@@ -115,15 +114,15 @@ struct Score {
   T value(const T& delta) const {
     switch (options.divergence) {
       case Divergence::kForwardKl:
-        return -math::tame_expm1(T(-delta));
+        return -math::capped_expm1(T(-delta));
       case Divergence::kJensenShannon:
         return std::numbers::ln2 + math::log_sigmoid(delta);
       case Divergence::kAlpha:
-        return math::tame_expm1(T((options.alpha - 1) * delta)) / (options.alpha - 1);
+        return math::capped_expm1(T((options.alpha - 1) * delta)) / (options.alpha - 1);
       case Divergence::kJeffrey:
-        return delta - math::tame_expm1(T(-delta));
+        return delta - math::capped_expm1(T(-delta));
       case Divergence::kChiSquaredMix:
-        return delta + options.gamma * (math::tame_expm1(delta) + 1);
+        return delta + options.gamma * (math::capped_expm1(delta) + 1);
       default:
         return delta;
     }
@@ -150,7 +149,7 @@ struct Score {
   /// Returns the log-probs of a side under the policy, and under the reference; tails are weighted.
   template <class T>
   T policy(const BasicSideLogps<T>& side) const {
-    return weighted(side.logps, side.head_logps, options.ld_alpha);
+    return weighted(side.logps, side.overlap_logps, options.ld_alpha);
   }
   template <class T>
   T reference(const BasicSideLogps<T>& side) const {
@@ -185,7 +184,7 @@ struct Score {
       return result;
     }
     result.d_logps = options.ld_alpha * slope;
-    if (options.ld_alpha != 1) result.d_head = (1 - options.ld_alpha) * slope;
+    if (options.ld_alpha != 1) result.d_overlap = (1 - options.ld_alpha) * slope;
     return result;
   }
 
@@ -209,9 +208,9 @@ struct ShapedScore {
     if (alpha == 0) return result;
     const T exponent = -alpha * result.score;
     const T slope = math::tame_exp_slope(exponent);
-    result.score = -math::tame_expm1(exponent) / alpha;
+    result.score = -math::capped_expm1(exponent) / alpha;
     result.reward = result.score;
-    for (T* part : {&result.d_logps, &result.d_head, &result.d_limited}) {
+    for (T* part : {&result.d_logps, &result.d_overlap, &result.d_limited}) {
       if (math::defined(*part)) *part = *part * slope;
     }
     return result;

@@ -21,7 +21,7 @@ struct Functions<Eigen::ArrayXd> {
   static Array constant(const Array& like, double value) {
     return Array::Constant(like.size(), value);
   }
-  static Array tame_expm1(const Array& x) { return x.unaryExpr(&Scalar::tame_expm1); }
+  static Array capped_expm1(const Array& x) { return x.unaryExpr(&Scalar::capped_expm1); }
   static Array tame_exp_slope(const Array& x) { return x.unaryExpr(&Scalar::tame_exp_slope); }
 
   static Array relu(const Array& x) { return x.max(0); }

@@ -40,7 +40,7 @@ struct Functions<T> {
   }
   static T square(T x) { return x * x; }
   static T constant(T /*like*/, double value) { return static_cast<T>(value); }
-  static T tame_expm1(T x) {
+  static T capped_expm1(T x) {
     const T low = std::min(x, kExpLimit);
     return std::expm1(low) + std::exp(low) * (x - low);
   }
@@ -82,11 +82,11 @@ T constant(const T& like, double value) {
 
 /// Returns e^x - 1, continued as its tangent above the limit.
 template <class T>
-T tame_expm1(const T& x) {
-  return Functions<T>::tame_expm1(x);
+T capped_expm1(const T& x) {
+  return Functions<T>::capped_expm1(x);
 }
 
-/// Returns the derivative of tame_expm1, e^min(x, limit).
+/// Returns the derivative of capped_expm1, e^min(x, limit).
 template <class T>
 T tame_exp_slope(const T& x) {
   return Functions<T>::tame_exp_slope(x);

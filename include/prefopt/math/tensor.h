@@ -25,7 +25,7 @@ struct PREFOPT_API Functions<at::Tensor> {
   static at::Tensor sigmoid(const at::Tensor& x);
   static at::Tensor square(const at::Tensor& x);
   static at::Tensor constant(const at::Tensor& like, double value);
-  static at::Tensor tame_expm1(const at::Tensor& x);
+  static at::Tensor capped_expm1(const at::Tensor& x);
   static at::Tensor tame_exp_slope(const at::Tensor& x);
   static at::Tensor relu(const at::Tensor& x);
   static at::Tensor is_positive(const at::Tensor& x);

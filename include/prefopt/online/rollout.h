@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "prefopt/export.h"
@@ -21,6 +22,8 @@ struct Rollout {
   std::int64_t group = 0;                ///< the same for all rollouts of one prompt
   /// The tokens that the policy chose, where a program wrote others between them; empty: all.
   std::vector<std::uint8_t> acted = {};
+  std::int64_t source = 0;                  ///< place of its source in the list of sources
+  std::string prompt_text = {}, text = {};  ///< for feedback, without end tokens
 };
 
 struct RolloutOptions {

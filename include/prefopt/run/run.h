@@ -48,28 +48,43 @@ struct ReferenceOptions {
 /// Automatic: as little is computed again as `activation_budget_mib` allows.
 enum class CheckpointingChoice { kAutomatic, kNone, kSelective, kFull };
 
-struct LoopOptions {
+struct BatchOptions {
   std::int64_t steps = 0;  ///< 0: `epochs` decides
   double epochs = 1;
-  /// Pairs an optimizer step. The last step of an epoch is filled up from the next epoch's order.
-  std::int64_t batch_size = 16;
-  std::int64_t micro_batch_size = 0;    ///< 0: the whole step at once
-  std::int64_t micro_batch_tokens = 0;  ///< tokens at a time; 0: no limit
+  /// Rows an optimizer step. The last step of an epoch is filled up from the next epoch's order.
+  std::int64_t rows = 16;
+  std::int64_t micro_rows = 0;    ///< rows at a time; 0: the whole step at once
+  std::int64_t micro_tokens = 0;  ///< tokens at a time; 0: no limit
+  bool shuffle = true;
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+struct EvaluateOptions {
+  std::int64_t every = 0;  ///< steps; 0: only before the first and after the last step
+  std::int64_t log_every = 1;
+  std::string best_metric = "eval_loss";  ///< less is better of `…loss` and `…kl`, else more
+  std::int64_t patience = 0;  ///< evaluations without a new best that end training; 0: none do
+  std::int64_t sample_prompts = 4;  ///< held-out prompts completed at each evaluation; 0: none
+  std::int64_t sample_tokens = 64;  ///< limit of such a completion
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+struct CheckpointOptions {
+  std::int64_t every = 0;      ///< steps; 0: only the best and after the last step
+  std::int64_t keep_last = 2;  ///< newest checkpoints that stay; 0: all
+  std::int64_t keep_best = 1;  ///< best checkpoints that stay as well
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// How the machine is used, without effect on results but for rounding.
+struct MachineOptions {
+  std::int64_t threads = 0;  ///< 0: LibTorch's default
   std::int64_t head_budget_mib = 1024;
   CheckpointingChoice checkpointing = CheckpointingChoice::kAutomatic;
   std::int64_t activation_budget_mib = 4096;
-  std::int64_t eval_every = 0;  ///< steps; 0: only before the first and after the last step
-  std::int64_t log_every = 1;
-  std::int64_t sample_prompts = 4;  ///< held-out prompts completed at each evaluation; 0: none
-  std::int64_t sample_tokens = 64;  ///< limit of such a completion
-  std::int64_t save_every = 0;      ///< steps; 0: only the best and after the last step
-  std::int64_t keep_last = 2;       ///< newest checkpoints that stay; 0: all
-  std::int64_t keep_best = 1;       ///< best checkpoints that stay as well
-  std::string best_metric = "eval_loss";  ///< less is better of `…loss` and `…kl`, else more
-  std::int64_t patience = 0;  ///< evaluations without a new best that end training; 0: none do
-  std::int64_t seed = 0;
-  std::int64_t threads = 0;  ///< 0: LibTorch's default
-  bool shuffle = true;
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -80,9 +95,13 @@ struct RunOptions {
   ModelOptions model = {};
   ReferenceOptions reference = {};
   DataOptions data = {};
+  BatchOptions batch = {};
   OptimizerOptions optimizer = {};
-  LoopOptions train = {};
+  EvaluateOptions evaluate = {};
+  CheckpointOptions checkpoint = {};
   SamplingOptions sampling = {};  ///< without end tokens: those of end_tokens()
+  MachineOptions machine = {};
+  std::int64_t seed = 0;  ///< of fresh weights, of the order of rows and of samples
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -136,7 +155,7 @@ PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& e
 /// `save` and `load_weights`, which is tried at the start, and a source that gives the rows of the
 /// saved state; policy and reference must begin with the same weights as the first time, so a model
 /// with random weights needs its own seed. End tokens are those of `options.sampling` alone: a loss
-/// that draws samples is refused without one. `options.train.batch_size` must be the rows of a step
+/// that draws samples is refused without one. `options.batch.rows` must be the rows of a step
 /// of a source with epochs, and options that only files reach must have their defaults.
 PREFOPT_API RunResult run(const std::shared_ptr<Policy>& policy,
                           const std::shared_ptr<Reference>& reference,

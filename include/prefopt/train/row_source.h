@@ -33,7 +33,7 @@ class PREFOPT_API RowSource {
   virtual void finish_step() = 0;
   /// Rows for evaluations, the same ones each time. The default: none.
   virtual const StepRows& held_out() const;
-  /// Rows that make one epoch; 0, the default: the rows have no end, and `train.steps` decides.
+  /// Rows that make one epoch; 0, the default: the rows have no end, and `batch.steps` decides.
   virtual std::int64_t rows_an_epoch() const { return 0; }
 
   /// Visits all that `next` and `finish_step` change. A source that loads what was saved then gives

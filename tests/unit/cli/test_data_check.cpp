@@ -127,7 +127,8 @@ TEST_CASE("prefopt data check and score: rows longer than the model's context", 
   const json config = {{"output_dir", folder.file("run")},
                        {"model", {{"decoder", decoder}}},
                        {"data", {{"train", file}}},
-                       {"train", {{"steps", 1}, {"batch_size", 1}, {"threads", 1}}}};
+                       {"batch", {{"steps", 1}, {"rows", 1}}},
+                       {"machine", {{"threads", 1}}}};
   put(folder.file("run.json"), config.dump());
   const CliResult trained = run_cli({"train", "--config", folder.file("run.json")});
   CHECK(trained.code == 0);
@@ -247,7 +248,8 @@ TEST_CASE("prefopt train: leaks are settled and said before the first step", "[c
     const json config = {{"output_dir", folder.file("run")},
                          {"model", {{"decoder", small_decoder()}}},
                          {"data", {{"train", train}, {"eval", eval}, {"leak", policy}}},
-                         {"train", {{"steps", 1}, {"batch_size", 1}, {"threads", 1}}}};
+                         {"batch", {{"steps", 1}, {"rows", 1}}},
+                         {"machine", {{"threads", 1}}}};
     put(folder.file("run.json"), config.dump());
     return run_cli({"train", "--config", folder.file("run.json"), "--dry-run"});
   };

@@ -86,7 +86,8 @@ TEST_CASE("prefopt eval: an adapter of the reference", "[cli]") {
                        {"loss", {{"type", "dpo"}}},
                        {"model", {{"path", kReference}, {"use_lora", true}, {"lora", {{"r", 2}}}}},
                        {"data", {{"train", kPairs}}},
-                       {"train", {{"steps", 2}, {"batch_size", 2}, {"threads", 1}}},
+                       {"batch", {{"steps", 2}, {"rows", 2}}},
+                       {"machine", {{"threads", 1}}},
                        {"optimizer", {{"learning_rate", 0.01}}}};
   put(folder.file("run.json"), config.dump());
   REQUIRE(run_cli({"train", "--config", folder.file("run.json"), "--quiet"}).code == 0);

@@ -66,7 +66,8 @@ class Models {
               {"loss", {{"type", "dpo"}}},
               {"model", {{"path", model}}},
               {"data", {{"train", messages}, {"eval_fraction", 0.25}}},
-              {"train", {{"steps", 1}, {"batch_size", 2}, {"threads", 1}}},
+              {"batch", {{"steps", 1}, {"rows", 2}}},
+              {"machine", {{"threads", 1}}},
               {"sampling", {{"max_new_tokens", 3}}}};
   }
 

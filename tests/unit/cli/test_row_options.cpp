@@ -24,11 +24,9 @@ class RowScene {
   explicit RowScene(json data = json::object(), const std::string& row = kPair) {
     write_text(rows, row + "\n");
     data["train"] = rows;
-    const json config = {{"output_dir", folder.file("run")},
-                         {"loss", {{"type", "dpo"}}},
-                         {"model", {{"decoder", small_decoder()}}},
-                         {"data", data},
-                         {"train", {{"steps", 1}, {"batch_size", 1}, {"threads", 1}}}};
+    const json config = {{"output_dir", folder.file("run")},        {"loss", {{"type", "dpo"}}},
+                         {"model", {{"decoder", small_decoder()}}}, {"data", data},
+                         {"batch", {{"steps", 1}, {"rows", 1}}},    {"machine", {{"threads", 1}}}};
     write_text(folder.file("run.json"), config.dump());
     const CliResult result = run_cli({"train", "--config", folder.file("run.json"), "--quiet"});
     INFO(result.err);

@@ -109,7 +109,7 @@ TEST_CASE("prefopt train: a model that is cut short meanwhile is named as the re
   REQUIRE(Process(config.train()).wait() == 0);
   const std::string base = config.run() + "/checkpoints/step-1";
   const Process process(
-      config.train({"--set", "output_dir=" + config.file("adapter"), "--set", "train.steps=1000000",
+      config.train({"--set", "output_dir=" + config.file("adapter"), "--set", "batch.steps=1000000",
                     "--set", "model={\"path\": \"" + base + "\", \"use_lora\": true}"}));
   process.wait_for("step 1/1000000");
   fs::resize_file(base + "/model.safetensors", 0);
@@ -205,7 +205,7 @@ TEST_CASE("prefopt train: --set gives an option that is a text what is written",
   const auto printed = cli_json(config.train(
       {"--set", "output_dir=2024", "--set", "data.train=true", "--set", "data.eval=null", "--set",
        "model.path=1e3", "--set", "model.tokenizer=\"byte\"", "--set", "model.dtype=[1]", "--set",
-       "train.steps=7", "--set", "loss.beta=0.25", "--set", "train.shuffle=false",
+       "batch.steps=7", "--set", "loss.beta=0.25", "--set", "batch.shuffle=false",
        "--print-config"}));
   CHECK(printed["output_dir"] == "2024");
   CHECK(printed["data"]["train"] == "true");
@@ -213,8 +213,8 @@ TEST_CASE("prefopt train: --set gives an option that is a text what is written",
   CHECK(printed["model"]["path"] == "1e3");
   CHECK(printed["model"]["tokenizer"] == "byte");
   CHECK(printed["model"]["dtype"] == "[1]");
-  CHECK(printed["train"]["steps"] == 7);
-  CHECK(printed["train"]["shuffle"] == false);
+  CHECK(printed["batch"]["steps"] == 7);
+  CHECK(printed["batch"]["shuffle"] == false);
   CHECK(printed["loss"]["beta"] == 0.25);
 }
 

@@ -29,7 +29,8 @@ class TrainingSetup {
               {"loss", {{"type", "dpo"}}},
               {"model", {{"decoder", small_decoder()}}},
               {"data", {{"train", folder.file("rows.jsonl")}, {"eval_fraction", 0.25}}},
-              {"train", {{"steps", 3}, {"batch_size", 4}, {"threads", 1}}}};
+              {"batch", {{"steps", 3}, {"rows", 4}}},
+              {"machine", {{"threads", 1}}}};
   }
 
   std::string config_path() const {
@@ -84,15 +85,42 @@ TEST_CASE("prefopt train: quiet, dry and printed runs", "[cli]") {
   SECTION("--print-config shows every option and what --set made of them") {
     const json config =
         cli_json({"train", "--config", setup.config_path(), "--set", "loss.beta=0.25", "--set",
-                  "train.steps=7", "--set", "data.eval=held out.jsonl", "--print-config"});
+                  "batch.steps=7", "--set", "data.eval=held out.jsonl", "--print-config"});
     CHECK(config.at("loss").at("type") == "dpo");
     CHECK(config.at("loss").at("beta") == 0.25);
-    CHECK(config.at("train").at("steps") == 7);
-    CHECK(config.at("train").at("batch_size") == 4);
+    CHECK(config.at("batch").at("steps") == 7);
+    CHECK(config.at("batch").at("rows") == 4);
     CHECK(config.at("data").at("eval") == "held out.jsonl");
     CHECK(config.at("optimizer").contains("learning_rate"));
     CHECK_FALSE(std::filesystem::exists(setup.folder.file("run")));
   }
+}
+
+TEST_CASE("prefopt train: former places of options are read and named", "[cli]") {
+  TrainingSetup setup;
+  setup.config.erase("batch");
+  setup.config["train"] = {{"steps", 3}, {"batch_size", 4}, {"eval_every", 2}, {"seed", 5}};
+  const CliResult printed =
+      run_cli({"train", "--config", setup.config_path(), "--set", "train.steps=7", "--set",
+               "checkpoint.every=2", "--set", "train.micro_batch_size=1", "--print-config"});
+  REQUIRE(printed.code == 0);
+  CHECK(printed.err ==
+        "config: train.steps is now batch.steps, train.batch_size is now batch.rows, "
+        "train.eval_every is now evaluate.every, train.seed is now seed\n");
+  const json config = json::parse(printed.out);
+  CHECK_FALSE(config.contains("train"));
+  CHECK(config.at("batch").at("steps") == 7);
+  CHECK(config.at("batch").at("rows") == 4);
+  CHECK(config.at("batch").at("micro_rows") == 1);
+  CHECK(config.at("evaluate").at("every") == 2);
+  CHECK(config.at("checkpoint").at("every") == 2);
+  CHECK(config.at("seed") == 5);
+  // All of them, at their former places, make what they make at the present ones.
+  const CliResult run = run_cli({"train", "--config", setup.config_path()});
+  CHECK(run.code == 0);
+  const std::string note = "config: train.steps is now batch.steps";
+  CHECK(run.err.find(note) == run.err.rfind(note));
+  CHECK(run.err.find(note) != std::string::npos);
 }
 
 TEST_CASE("prefopt train: configurations that cannot be meant", "[cli]") {
@@ -105,8 +133,8 @@ TEST_CASE("prefopt train: configurations that cannot be meant", "[cli]") {
   refused("train.stpes=3", path +
                                " with --set: config.train: expected a known option, got 'stpes'; "
                                "did you mean 'steps'?");
-  refused("train.steps=many", path +
-                                  " with --set: config.train: expected steps to be a whole "
+  refused("batch.steps=many", path +
+                                  " with --set: config.batch: expected steps to be a whole "
                                   "number, got \"many\"");
   refused("steps", "--set: expected KEY=VALUE, got 'steps'");
   refused("output_dir.x=1", "--set output_dir.x: expected output_dir to be an object, got \"" +

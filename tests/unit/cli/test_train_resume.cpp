@@ -38,10 +38,10 @@ TEST_CASE("prefopt train: a signal saves, and the run goes on in another process
                                 ", which " + config.run() + "/checkpoints/" + last +
                                 " holds; --resume auto goes on\n"));
 
-  const std::string total = "train.steps=" + std::to_string(steps + 3);
+  const std::string total = "batch.steps=" + std::to_string(steps + 3);
   const Process resumed(config.train({"--set", total, "--resume", "auto"}));
   CHECK(resumed.wait() == 0);
-  CHECK(resumed.err().find("resume: goes on after step " + last.substr(5)) != std::string::npos);
+  CHECK(resumed.err().find("resume: continues after step " + last.substr(5)) != std::string::npos);
   const Process straight(
       config.train({"--set", total, "--set", "output_dir=" + config.file("straight")}));
   CHECK(straight.wait() == 0);
@@ -92,7 +92,7 @@ TEST_CASE("prefopt train: each kind of failure has its exit code", "[cli]") {
   CHECK(code_of({"--resume", "auto"}).first == 4);
   const auto [non_finite, said] =
       code_of({"--set", "output_dir=" + config.file("5"), "--set", "optimizer.learning_rate=1e38",
-               "--set", "train.steps=20"});
+               "--set", "batch.steps=20"});
   INFO(said);
   CHECK(non_finite == 5);
   CHECK(said.find("; see " + config.file("5/nonfinite/step-")) != std::string::npos);
@@ -100,14 +100,14 @@ TEST_CASE("prefopt train: each kind of failure has its exit code", "[cli]") {
     WARN("SKIP: exit code 6, for a sanitizer has no memory limit");
     return;
   }
-  const auto [memory, why] = code_of(
-      {"--set", "output_dir=" + config.file("6"), "--set", "train.batch_size=20000", "--set",
-       "model.decoder.intermediate_size=8192", "--set", "train.checkpointing=none"},
-      [] {
-        constexpr rlim_t kBytes = rlim_t{4} << 30;
-        const rlimit limit{kBytes, kBytes};
-        ::setrlimit(RLIMIT_AS, &limit);
-      });
+  const auto [memory, why] =
+      code_of({"--set", "output_dir=" + config.file("6"), "--set", "batch.rows=20000", "--set",
+               "model.decoder.intermediate_size=8192", "--set", "machine.checkpointing=none"},
+              [] {
+                constexpr rlim_t kBytes = rlim_t{4} << 30;
+                const rlimit limit{kBytes, kBytes};
+                ::setrlimit(RLIMIT_AS, &limit);
+              });
   INFO(why);
   CHECK(memory == 6);
   CHECK(why.find("step 1: expected memory for 20000 pairs in micro-batches of up to ") !=

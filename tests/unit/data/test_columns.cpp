@@ -67,7 +67,7 @@ TEST_CASE("columns out of their range are refused by name", "[data]") {
   const auto refused = [](Column column, const std::string& more, const std::string& text) {
     const Rows rows(pair_with(more));
     const RowNeeds needs{.columns = {column}};
-    CHECK_THROWS_TEXT(rows.load(needs, {.unusable = RowPolicy::kError}), DataError,
+    CHECK_THROWS_TEXT(rows.load(needs, {.unusable = RowAction::kError}), DataError,
                       rows.path + ":1: " + text);
     // Nothing that does not read the column minds.
     CHECK(std::isnan(rows.load({}).pairs.at(0).columns[column]));
@@ -76,7 +76,7 @@ TEST_CASE("columns out of their range are refused by name", "[data]") {
     const auto name = fmt::format("\"{}\"", more.find("score_chosen") != std::string::npos
                                                 ? "score_chosen"
                                                 : kColumnKeys[static_cast<std::size_t>(column)]);
-    const DataOptions mapped{.unusable = RowPolicy::kError,
+    const DataOptions mapped{.unusable = RowAction::kError,
                              .columns = "{" + name + ": " + name + "}"};
     CHECK_THROWS_TEXT(rows.load({}, mapped), DataError, rows.path + ":1: " + text);
   };
@@ -94,7 +94,7 @@ TEST_CASE("columns out of their range are refused by name", "[data]") {
 
   const Rows label(R"({"prompt": "a", "completion": "b", "label": 0.5})"
                    "\n");
-  CHECK_THROWS_TEXT(label.load(kUnpaired, {.unusable = RowPolicy::kError}), DataError,
+  CHECK_THROWS_TEXT(label.load(kUnpaired, {.unusable = RowAction::kError}), DataError,
                     label.path + ":1: expected 'label' to be true, false, 1 or 0, got 0.5");
 }
 
@@ -229,7 +229,7 @@ TEST_CASE("rows that differ in the weights of their tokens are no duplicates", "
   const std::string row = R"({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3])";
   const Rows rows(row + "}\n" + row + R"(, "chosen_token_weights": [2]})" + "\n" + row +
                   R"(, "chosen_token_weights": [2]})");
-  CHECK(rows.load({}, {.duplicate = RowPolicy::kDrop}).pairs.size() == 2);
+  CHECK(rows.load({}, {.duplicate = RowAction::kDrop}).pairs.size() == 2);
 }
 
 }  // namespace prefopt

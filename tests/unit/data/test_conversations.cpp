@@ -173,7 +173,7 @@ TEST_CASE("only the assistant's turns of a completion count", "[data]") {
 
   // Pairs that part at the person's turn: what the persons say is read, not learned.
   options = chatml();
-  options.different_prompts = RowPolicy::kKeep;
+  options.different_prompts = RowAction::kKeep;
   pair = only(pair_row("", list({"u A", "a B"}), list({"u C", "a D"})), options);
   CHECK(spelled(pair.prompt) == kUser);
   CHECK(marked(pair.chosen, pair.chosen_mask) == "A" + kNext + kAnswer + "[B" + kStop + "]");
@@ -242,9 +242,9 @@ TEST_CASE("a conversation that ends with the user is named", "[data]") {
   CHECK(spelled(pair.chosen) == "blue" + kStop);
   CHECK(pair.chosen_mask.empty());
 
-  options.ends_with_user = RowPolicy::kDrop;
+  options.ends_with_user = RowAction::kDrop;
   CHECK(defects(row, options) == Strings{name + "drop), 1", "0 usable"});
-  options.ends_with_user = RowPolicy::kKeep;
+  options.ends_with_user = RowAction::kKeep;
   options.loss_on = LossOn::kAll;
   CHECK(spelled(only(row, options).chosen) == "blue" + kNext + kUser + "thanks" + kStop);
 
@@ -427,7 +427,7 @@ TEST_CASE("completions of different prompts are named", "[data]") {
   CHECK(defects(pair_row("", list({"u Sky?", "a a", "u b", "a c"}), list({"u Sky?", "a d"})),
                 chatml()) == fine);
   DataOptions options = chatml();
-  options.different_prompts = RowPolicy::kKeep;
+  options.different_prompts = RowAction::kKeep;
   CHECK(defects(pair_row("", list({"u Sky?", "a blue"}), list({"u Sea?", "a grey"})), options) ==
         Strings{name + "keep), 1", "1 usable"});
 }
@@ -496,7 +496,7 @@ TEST_CASE("reasoning beside a content is never dropped in silence", "[data]") {
   }
   CHECK(defects(row(R"("reasoning_content": "", )"), chatml()) == Strings{"1 usable"});
   DataOptions options = chatml();
-  options.reasoning = RowPolicy::kKeep;
+  options.reasoning = RowAction::kKeep;
   const std::string given = row(R"("reasoning_content": "Hm.", )");
   CHECK(defects(given, options) == Strings{name + "keep), 1", "1 usable"});
   CHECK(spelled(only(given, options, {.rejected = false}).chosen) == "A" + kStop);
@@ -509,7 +509,7 @@ TEST_CASE("one answer that begins the other is named", "[data]") {
         Strings{"one answer begins the other (prefix_answer = keep), 1", "1 usable"});
   CHECK(defects(text_row("Sky?", " blue, mostly", " blue"), options)[0].starts_with("one answer"));
   CHECK(defects(text_row("Sky?", " blue", " blush"), options) == Strings{"1 usable"});
-  options.prefix_answer = RowPolicy::kDrop;
+  options.prefix_answer = RowAction::kDrop;
   CHECK(defects(row, options).back() == "0 usable");
 }
 
@@ -541,7 +541,7 @@ TEST_CASE("tools are never dropped in silence", "[data]") {
   }
 
   // Kept: as templates that do not know them do, a turn of any role included.
-  options.tool_calls = RowPolicy::kKeep;
+  options.tool_calls = RowAction::kKeep;
   const std::string whole = rows("", "[" + asked + "," + call + "," + message("tool", "42") + "]");
   CHECK(defects(whole, options) == Strings{name + "keep), 1", "1 usable"});
   CHECK(spelled(only(whole, options).prompt) ==
@@ -558,7 +558,7 @@ TEST_CASE("a system turn in a format without one is named", "[data]") {
   CHECK(defects(row, {}) == Strings{"system turn, which the chat format has not (system_turn = "
                                     "keep), 1",
                                     "1 usable"});
-  CHECK(defects(row, {.system_turn = RowPolicy::kDrop}).back() == "0 usable");
+  CHECK(defects(row, {.system_turn = RowAction::kDrop}).back() == "0 usable");
   CHECK(defects(row, chatml()) == Strings{"1 usable"});
 }
 
@@ -669,7 +669,7 @@ TEST_CASE("rows longer than the model's context are counted", "[data]") {
   const std::string name = "longer than the model's context (long_context = ";
   CHECK(defects(rows, {}, 11) == Strings{"2 usable"});
   CHECK(defects(rows, {}, 10) == Strings{name + "keep), 1", "2 usable"});
-  CHECK(defects(rows, {.long_context = RowPolicy::kDrop}, 10) ==
+  CHECK(defects(rows, {.long_context = RowAction::kDrop}, 10) ==
         Strings{name + "drop), 1", "1 usable"});
   // After the budgets: these keep all rows within it.
   CHECK(defects(rows, {.max_length = 10}, 10) ==

@@ -74,9 +74,9 @@ TEST_CASE("data check: a policy for each defect", "[data]") {
   options.data.missing_key = DefectPolicy::kError;
   options.data.invalid_utf8 = DefectPolicy::kKeep;
   options.data.empty_completion = DefectPolicy::kKeep;
-  options.data.identical = RowPolicy::kKeep;
-  options.data.duplicate = RowPolicy::kDrop;
-  options.data.long_prompt = RowPolicy::kError;
+  options.data.identical = RowAction::kKeep;
+  options.data.duplicate = RowAction::kDrop;
+  options.data.long_prompt = RowAction::kError;
   options.data.max_prompt_length = 10;
   const RowsCheck check = check_rows(kRows, options).train;
   CHECK(check.refused() == 4);
@@ -186,7 +186,7 @@ TEST_CASE("data check: several files and leaks between purposes", "[data]") {
   CHECK(check.leaks[1].held_out.line == 2);
   CHECK(check.leaks[1].whole_row);
   CHECK(check.refused() == 0);
-  options.data.leak = RowPolicy::kDrop;
+  options.data.leak = RowAction::kDrop;
   CHECK(
       check_data({folder.file("a"), folder.file("b")}, {folder.file("c")}, ByteTokenizer(), options)
           .refused() == 2);

@@ -275,9 +275,9 @@ TEST_CASE("policy error stops at the first such row", "[data]") {
   const std::string good = R"({"prompt": "a", "chosen": "b", "rejected": "c"})"
                            "\n";
   const DataOptions strict = {.max_prompt_length = 3,
-                              .unusable = RowPolicy::kError,
-                              .identical = RowPolicy::kError,
-                              .long_prompt = RowPolicy::kError};
+                              .unusable = RowAction::kError,
+                              .identical = RowAction::kError,
+                              .long_prompt = RowAction::kError};
   const auto check = [&](std::string_view row, std::string_view text) {
     const RowFile file(good + std::string(row));
     CHECK_THROWS_TEXT(file.load(strict), DataError, file.path() + ":2: " + std::string(text));
@@ -305,8 +305,8 @@ TEST_CASE("policies drop and keep", "[data]") {
   SECTION("keep") {
     const Dataset dataset = file.load({.max_prompt_length = 3,
                                        .max_completion_length = 4,
-                                       .identical = RowPolicy::kKeep,
-                                       .long_prompt = RowPolicy::kKeep});
+                                       .identical = RowAction::kKeep,
+                                       .long_prompt = RowAction::kKeep});
     CHECK(shown(dataset.pairs) ==
           std::vector<std::string>{"<a|b>|c>", "<a|b>|b>", "<bc|bcde|c>", "<bc|b>|b>"});
     CHECK(dataset.report.summary() ==
@@ -316,8 +316,8 @@ TEST_CASE("policies drop and keep", "[data]") {
   SECTION("drop") {
     const Dataset dataset = file.load({.max_prompt_length = 3,
                                        .max_completion_length = 4,
-                                       .identical = RowPolicy::kDrop,
-                                       .long_prompt = RowPolicy::kDrop});
+                                       .identical = RowAction::kDrop,
+                                       .long_prompt = RowAction::kDrop});
     CHECK(shown(dataset.pairs) == std::vector<std::string>{"<a|b>|c>"});
     // What was cut in a dropped row is not counted.
     CHECK(dataset.report.summary() ==
@@ -326,13 +326,13 @@ TEST_CASE("policies drop and keep", "[data]") {
   }
   SECTION("a kept defect of a row that another defect drops is not reported as kept") {
     const Dataset dataset = file.load(
-        {.max_prompt_length = 3, .identical = RowPolicy::kKeep, .long_prompt = RowPolicy::kDrop});
+        {.max_prompt_length = 3, .identical = RowAction::kKeep, .long_prompt = RowAction::kDrop});
     CHECK(dataset.report.kept_with == std::map<std::string, Ids>{{"chosen equals rejected", {2}}});
     CHECK(dataset.report.dropped == std::map<std::string, Ids>{{"long prompt", {3, 4}}});
   }
   SECTION("the total budget makes a prompt long as well") {
     const Dataset dataset =
-        file.load({.max_prompt_length = 0, .max_length = 8, .long_prompt = RowPolicy::kDrop});
+        file.load({.max_prompt_length = 0, .max_length = 8, .long_prompt = RowAction::kDrop});
     CHECK(dataset.report.dropped ==
           std::map<std::string, Ids>{{"chosen equals rejected", {2, 4}}, {"long prompt", {3}}});
   }
@@ -413,7 +413,7 @@ TEST_CASE("a file without a usable row is refused with its reasons", "[data]") {
 
 TEST_CASE("data options are checked", "[data]") {
   const RowFile file(R"({"prompt": "a", "chosen": "b", "rejected": "c"})");
-  CHECK_THROWS_TEXT(file.load({.unusable = RowPolicy::kKeep}), ConfigError,
+  CHECK_THROWS_TEXT(file.load({.unusable = RowAction::kKeep}), ConfigError,
                     "load_dataset: expected unusable to be 'error' or 'drop', got 'keep'; there is "
                     "nothing to keep");
   CHECK_THROWS_TEXT(file.load({.max_length = 1}), ConfigError,
@@ -448,10 +448,10 @@ TEST_CASE("data options are checked", "[data]") {
   CHECK(options.loss_on == LossOn::kLast);
   CHECK(options.repeated_prompt == RepeatedPrompt::kKeep);
   CHECK(options.special_tokens_in_text == SpecialTokens::kSplit);
-  CHECK(options.long_context == RowPolicy::kError);
-  CHECK(options.unusable == RowPolicy::kError);
-  CHECK(options.identical == RowPolicy::kKeep);
-  CHECK(options.long_prompt == RowPolicy::kDrop);
+  CHECK(options.long_context == RowAction::kError);
+  CHECK(options.unusable == RowAction::kError);
+  CHECK(options.identical == RowAction::kKeep);
+  CHECK(options.long_prompt == RowAction::kDrop);
 }
 
 TEST_CASE("a defect has a policy of its own, or that of unusable rows", "[data]") {
@@ -463,7 +463,7 @@ TEST_CASE("a defect has a policy of its own, or that of unusable rows", "[data]"
 {"prompt": "a", "chosen": "b"}
 {"prompt": "a", "chosen": "b", "rejected": "c"}
 )");
-  const Dataset kept = file.load({.unusable = RowPolicy::kError,
+  const Dataset kept = file.load({.unusable = RowAction::kError,
                                   .missing_key = DefectPolicy::kDrop,
                                   .invalid_utf8 = DefectPolicy::kKeep,
                                   .empty_completion = DefectPolicy::kKeep});
@@ -477,7 +477,7 @@ TEST_CASE("a defect has a policy of its own, or that of unusable rows", "[data]"
         "kept 1 row: invalid UTF-8 (line 3)\n"
         "kept 1 row: same as an earlier row (line 5)");
 
-  const Dataset once = file.load({.duplicate = RowPolicy::kDrop});
+  const Dataset once = file.load({.duplicate = RowAction::kDrop});
   CHECK(once.lines == Ids{1});
   CHECK(once.report.dropped.at("same as an earlier row") == Ids{5});
 
@@ -491,7 +491,7 @@ TEST_CASE("a defect has a policy of its own, or that of unusable rows", "[data]"
           ":3: expected UTF-8 text, got the byte 0xff at offset 27");
   refused({.missing_key = DefectPolicy::kError},
           ":4: expected a key 'rejected', got {chosen, prompt}");
-  refused({.duplicate = RowPolicy::kError},
+  refused({.duplicate = RowAction::kError},
           ":5: expected a usable row, got one with 'same as an earlier row'; the option duplicate "
           "= 'drop' leaves such rows out");
 }
@@ -591,7 +591,7 @@ TEST_CASE("a dataset does not depend on the number of threads", "[data]") {
   const Dataset four = file.load();
   std::string error;
   try {
-    file.load({.unusable = RowPolicy::kError});
+    file.load({.unusable = RowAction::kError});
   } catch (const DataError& thrown) {
     error = thrown.what();
   }

@@ -53,12 +53,12 @@ TEST_CASE("a column that differs makes another row", "[data]") {
 
 TEST_CASE("leaks are kept, dropped or refused, and said", "[data]") {
   Dataset kept = training();
-  CHECK(settle_leaks(kept, held_out(), RowPolicy::kKeep, "t.jsonl") ==
+  CHECK(apply_leak_policy(kept, held_out(), RowAction::kKeep, "t.jsonl") ==
         "kept 4 rows: prompt of a held-out row (lines 1, 4, 8, 9)");
   CHECK(kept.pairs.size() == 5);
 
   Dataset dropped = training();
-  CHECK(settle_leaks(dropped, held_out(), RowPolicy::kDrop, "t.jsonl") ==
+  CHECK(apply_leak_policy(dropped, held_out(), RowAction::kDrop, "t.jsonl") ==
         "dropped 4 rows: prompt of a held-out row (lines 1, 4, 8, 9)");
   REQUIRE(dropped.pairs.size() == 1);
   CHECK(dropped.pairs[0].prompt == Ids{1, 1});
@@ -66,13 +66,13 @@ TEST_CASE("leaks are kept, dropped or refused, and said", "[data]") {
 
   Dataset refused = training();
   CHECK_THROWS_TEXT(
-      settle_leaks(refused, held_out(), RowPolicy::kError, "t.jsonl"), DataError,
+      apply_leak_policy(refused, held_out(), RowAction::kError, "t.jsonl"), DataError,
       "t.jsonl:1: expected a prompt that is not held out, got that of line 6 of the held-out rows; "
       "the option leak = 'drop' leaves such rows out of training");
-  CHECK_THROWS_TEXT(settle_leaks(refused, training(), RowPolicy::kDrop, "t.jsonl"), DataError,
+  CHECK_THROWS_TEXT(apply_leak_policy(refused, training(), RowAction::kDrop, "t.jsonl"), DataError,
                     "t.jsonl: expected a row to train on, got none: the prompts of all 5 are held "
                     "out");
-  CHECK(settle_leaks(refused, {}, RowPolicy::kError, "t.jsonl") == "");
+  CHECK(apply_leak_policy(refused, {}, RowAction::kError, "t.jsonl") == "");
 }
 
 }  // namespace

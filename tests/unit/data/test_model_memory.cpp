@@ -21,7 +21,7 @@ TEST_CASE("what says how rows are read is remembered, all of it", "[data]") {
   DataOptions options;
   options.train = "rows.jsonl";
   options.chat_format = "zephyr";
-  options.leak = RowPolicy::kDrop;
+  options.leak = RowAction::kDrop;
   options.loss_on = LossOn::kLast;
   options.columns = R"({"prompt": "q"})";
   const json memory = json::parse(detail::row_memory(options));

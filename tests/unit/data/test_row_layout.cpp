@@ -69,8 +69,8 @@ struct Texts {
 DataOptions chat_options(const std::string& columns = "{}") {
   return {.max_prompt_length = 0,
           .max_length = 0,
-          .unusable = RowPolicy::kError,
-          .identical = RowPolicy::kError,
+          .unusable = RowAction::kError,
+          .identical = RowAction::kError,
           .chat_format = "chatml",
           .columns = columns};
 }
@@ -248,7 +248,7 @@ TEST_CASE("rows of UltraFeedback: lists that repeat the prompt, scores", "[data]
   const Dataset scored = load_rows(lines_of(rows),
                                    [] {
                                      DataOptions options = chat_options();
-                                     options.unusable = RowPolicy::kDrop;
+                                     options.unusable = RowAction::kDrop;
                                      return options;
                                    }(),
                                    {.columns = {Column::kMargin}});
@@ -485,7 +485,7 @@ TEST_CASE("a prompt column that nothing reads is an error by its name", "[data]"
     CHECK(refusal_of(row.dump(), chat_options(), needs) == unread(column));
     DataOptions lenient = chat_options();
     lenient.unused = UnusedColumns::kNote;
-    lenient.unusable = RowPolicy::kDrop;  // without it, a prompt may be empty
+    lenient.unusable = RowAction::kDrop;  // without it, a prompt may be empty
     const std::string other = needs.rejected ? R"({"prompt": "p", "chosen": "c", "rejected": "d"})"
                                              : R"({"prompt": "p", "completion": "x"})";
     const Dataset noted = load_rows(row.dump() + "\n" + other, lenient, needs);
@@ -653,7 +653,7 @@ TEST_CASE("calls of functions are turns of the assistant", "[data]") {
   CHECK(refusal_of(talk(call).dump(), chat_options(), kOne).find("tool_calls or tools") !=
         std::string::npos);
   DataOptions keep = chat_options();
-  keep.tool_calls = RowPolicy::kKeep;
+  keep.tool_calls = RowAction::kKeep;
   const TokenRow pair = load_rows(talk(call).dump(), keep, kOne).pairs.at(0);
   CHECK(spelled_by(pair.prompt) == asked(turn("user", "Q")));
   CHECK(spelled_by(pair.chosen) ==
@@ -677,7 +677,7 @@ TEST_CASE("NaN and Infinity are a defect of what is read, and no other", "[data]
   CHECK(dataset.report.summary().empty());
   CHECK(spelled_by(dataset.pairs.at(0).chosen).starts_with("Infinity \" NaN"));
   DataOptions dropping = chat_options();
-  dropping.unusable = RowPolicy::kDrop;
+  dropping.unusable = RowAction::kDrop;
   CHECK(
       load_rows(unread_ones + "\n" + R"({"prompt": NaN, "chosen": "a", "rejected": "b"})", dropping)
           .report.summary() ==
@@ -879,7 +879,7 @@ TEST_CASE("a labelled conversation may go on after its last answer", "[data]") {
   check_row(row, {asked(turn("user", "A")), answered("B"), ""}, "{}", kLabelledOne);
   DataOptions options = chat_options();
   CHECK(load_rows(row.dump(), options, kLabelledOne).report.kept_with.size() == 1);
-  options.ends_with_user = RowPolicy::kError;
+  options.ends_with_user = RowAction::kError;
   CHECK(refusal_of(row.dump(), options, kLabelledOne).find("ends with the user") !=
         std::string::npos);
   CHECK(refusal_of(json{{"messages", json::array({message("user", "A"), message("assistant", "B"),
@@ -928,7 +928,7 @@ TEST_CASE("prompts that the policies do not keep are not answered", "[data]") {
            {"rejected", json::array({message("user", "Other?"), message("assistant", "A")})}},
           "completions of different prompts'; the option different_prompts = 'drop'");
   DataOptions keep = chat_options();
-  keep.tool_calls = RowPolicy::kKeep;
+  keep.tool_calls = RowAction::kKeep;
   CHECK(read(calling, keep).size() == 1);
   // What the completions have does not matter here.
   CHECK(read({{"messages", json::array({ask, message("assistant", "A"), ask})}}).size() == 1);

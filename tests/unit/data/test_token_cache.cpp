@@ -33,7 +33,7 @@ class CachedRows {
     write(kRows);
     options.token_cache = dir.file("cache");
     options.max_length = 8;
-    options.identical = RowPolicy::kKeep;
+    options.identical = RowAction::kKeep;
   }
   void write(const std::string& rows) const { std::ofstream(dir.file("rows")) << rows; }
   Dataset load() const { return load_dataset(dir.file("rows"), ByteTokenizer(), options); }
@@ -153,7 +153,7 @@ TEST_CASE("a cache that cannot be written is done without", "[data]") {
   CHECK(made.report.rows_kept == 3);
   CHECK(made.report.cache_note.starts_with("no tokens are kept in " + rows.options.token_cache));
   CHECK(made.report.cache_note.ends_with(" (Not a directory)"));
-  rows.options.unusable = RowPolicy::kError;
+  rows.options.unusable = RowAction::kError;
   CHECK_THROWS_AS(rows.load(), DataError);
 }
 

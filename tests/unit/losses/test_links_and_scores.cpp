@@ -110,13 +110,6 @@ TEST_CASE("exponential scores continue as their tangent", "[losses]") {
   CHECK(chi.value(302.0) == Approx(0.5 * 3 * std::exp(300.0)));
 }
 
-TEST_CASE("total variation is refused with the reason", "[losses]") {
-  CHECK_THROWS_TEXT(
-      FDpoLoss({.score = {.divergence = Divergence::kTotalVariation}}), ConfigError,
-      "score: expected a divergence whose f' can be inverted, got 'total_variation'; its f' is a "
-      "step function, so no reward follows from the policy (arXiv:2309.16240)");
-}
-
 TEST_CASE("rDPO is unbiased under flipped labels", "[losses]") {
   const double eps = 0.3;
   const RobustDpoLoss robust({.beta = 0.5, .label_smoothing = eps});

@@ -103,7 +103,7 @@ class Folder {
       {"reference", {{"kind", "frozen"}, {"path", ""}}},
       {"data", {{"train", "pairs.jsonl"}, {"eval", ""}}},
       {"optimizer", {{"learning_rate", 0.001}, {"schedule", "linear"}, {"warmup_steps", 5}}},
-      {"train", {{"batch_size", 16}}},
+      {"batch", {{"rows", 16}}},
       {"sampling", {{"temperature", 1}}}};
 };
 
@@ -169,7 +169,7 @@ TEST_CASE("a report says what was trained on what and how it went", "[report]") 
            "<li>data.train: dropped 3 rows</li>\n<li>Step 3: a warning</li>\n</ul>",
            "<code>/home/me/my runs</code>",
            "prefopt train --config &#39;runs/a b/config.json&#39; --set &#39;output_dir=runs/a "
-           "b-again&#39; --set train.threads=2",
+           "b-again&#39; --set machine.threads=2",
            "/opt/bin/prefopt train --set &#39;a=it&#39;\\&#39;&#39;s&#39;",
            "Quick CPU × 4",
            "started 2026-01-02T03:04:05Z",

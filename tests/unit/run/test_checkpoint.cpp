@@ -37,8 +37,8 @@ RunOptions saving_run(const Scene& scene, const std::string& run) {
   auto options = scene.options(run, "dpo");
   options.model.decoder.hidden_size = 8;
   options.model.decoder.intermediate_size = 8;
-  options.train.threads = 1;
-  options.train.save_every = 1;
+  options.machine.threads = 1;
+  options.checkpoint.every = 1;
   options.data.eval_fraction = 0;
   return options;
 }
@@ -48,14 +48,14 @@ std::string last_of(const RunOptions& options) { return options.output_dir + "/c
 /// Resumes the run and compares its end with `expected`.
 void check_end(const RunOptions& options, const Parts& expected) {
   const auto result = run_training(options, {}, "auto");
-  CHECK(result.steps == options.train.steps);
+  CHECK(result.steps == options.batch.steps);
   auto differences = differing(parts_of(result.checkpoint), expected);
   // Of a checkpoint of the last step: its line, which failed, is written when the run is resumed,
   // with the warning that it may give.
   for (const auto* late : {"unlogged", "displacement_noted"}) differences.erase(late);
   CHECK(differences.empty());
   const auto lines = untimed(options.output_dir);
-  CHECK(std::ssize(lines) == options.train.steps);
+  CHECK(std::ssize(lines) == options.batch.steps);
   run_training(options, {}, "auto");
   CHECK(untimed(options.output_dir) == lines);  // once
 }
@@ -178,7 +178,7 @@ TEST_CASE("whatever call fails, the last checkpoint is whole and one step is los
   const NoSync no_sync;
   const Scene scene;
   auto options = saving_run(scene, "straight");
-  options.train.steps = 2;
+  options.batch.steps = 2;
   const Parts expected = parts_of(run_training(options).checkpoint);
   std::int64_t tried = 0;
   for (const Fault& fault : faults()) {
@@ -202,7 +202,7 @@ TEST_CASE("whatever call fails, the last checkpoint is whole and one step is los
         CHECK(detail::defect_of_checkpoint(last_of(options)) == "");
         saved = detail::step_of_checkpoint(last_of(options));
       }
-      CHECK(steps - saved <= options.train.save_every);
+      CHECK(steps - saved <= options.checkpoint.every);
       // Each kind in each place of a checkpoint; all of them would take as long again.
       constexpr int kEnds = 3;
       if (nth % kEnds == 1) check_end(options, expected);
@@ -285,10 +285,10 @@ void check_kills(int wanted) {
   const NoSync no_sync;  // what is not synced outlives a process
   const Scene scene;
   auto options = saving_run(scene, "straight");
-  options.train.steps = 12;
-  options.train.save_every = 2;
+  options.batch.steps = 12;
+  options.checkpoint.every = 2;
   options.data.eval_fraction = 0.25;
-  options.train.eval_every = 3;
+  options.evaluate.every = 3;
   const Parts expected = parts_of(run_training(options).checkpoint);
   const auto lines = untimed(options.output_dir);
 
@@ -299,8 +299,8 @@ void check_kills(int wanted) {
   while (kills < wanted) {
     options.output_dir = scene.file("killed-" + std::to_string(++runs));
     std::int64_t saved = 0;
-    for (; kills < wanted && saved < options.train.steps; ++kills) {
-      const Moment moment = random_moment(rng, options.train.steps - saved);
+    for (; kills < wanted && saved < options.batch.steps; ++kills) {
+      const Moment moment = random_moment(rng, options.batch.steps - saved);
       INFO("kill " << kills << " of run " << runs << ", after step " << saved << ": "
                    << moment.events << " events, " << moment.changes << " changes");
       const int status = wait_for(start_child([&] { train_until(moment, options); }));
@@ -409,7 +409,7 @@ TEST_CASE("a damaged checkpoint is passed over for the one before it", "[run]") 
     const auto result = run_training(options, events, "auto");
     CHECK(count_containing(notes, "checkpoint step-3 is damaged and passed over: " + third + "/" +
                                       damage.said) == 1);
-    CHECK(count_containing(notes, "resume: goes on after step 2 of 3, from ") == 1);
+    CHECK(count_containing(notes, "resume: continues after step 2 of 3, from ") == 1);
     CHECK(differing(parts_of(result.checkpoint), expected).empty());
   }
   std::cout << "counted: " << damages.size() << " kinds of damage passed over\n";
@@ -429,7 +429,7 @@ TEST_CASE("a damaged checkpoint is passed over for the one before it", "[run]") 
 TEST_CASE("a checkpoint that is named is taken or refused, not replaced", "[run]") {
   const Scene scene;
   auto options = saving_run(scene, "run");
-  options.train.keep_last = 0;
+  options.checkpoint.keep_last = 0;
   const Parts expected = parts_of(run_training(options).checkpoint);
   const std::string first = scene.file("run/checkpoints/step-1");
   check_end(options, expected);

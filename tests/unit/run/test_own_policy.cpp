@@ -89,11 +89,11 @@ RunOptions own_options(const std::string& folder) {
   RunOptions options;
   options.output_dir = folder;
   options.optimizer = {.learning_rate = 1e-2, .schedule = Schedule::kConstant};
-  options.train.steps = 6;
-  options.train.batch_size = 3;
-  options.train.micro_batch_size = 2;
-  options.train.eval_every = 2;
-  options.train.save_every = 2;
+  options.batch.steps = 6;
+  options.batch.rows = 3;
+  options.batch.micro_rows = 2;
+  options.evaluate.every = 2;
+  options.checkpoint.every = 2;
   options.sampling.max_new_tokens = 3;
   return options;
 }
@@ -242,13 +242,13 @@ TEST_CASE("a run is resumed with its own rows, model and reference only", "[run]
 TEST_CASE("rows without an end need a number of steps", "[run]") {
   const TempDir folder;
   auto options = own_options(folder.file("run"));
-  options.train.steps = 0;
+  options.batch.steps = 0;
   const auto policy = own_policy<AverageModel>();
   CHECK_THROWS_TEXT(
       run(policy, make_frozen_reference(policy->frozen_copy()), std::make_shared<GrowingRows>(),
           options),
       ConfigError,
-      "train.steps: expected a number of steps, got 0; the rows have no end that epochs count");
+      "batch.steps: expected a number of steps, got 0; the rows have no end that epochs count");
 }
 
 /// A source whose number has the name of a run's.
@@ -308,13 +308,13 @@ TEST_CASE("rows that a run would tell wrongly of are refused", "[run]") {
                     ConfigError,
                     "row source: expected metrics that a step does not have itself, got 'loss'");
   auto other = options("rows");
-  other.train.batch_size = 2;
+  other.batch.rows = 2;
   CHECK_THROWS_TEXT(run(policy, reference, own_source(), other), ConfigError,
-                    "train.batch_size: expected the rows that a step of the source has, 3, got 2");
+                    "batch.rows: expected the rows that a step of the source has, 3, got 2");
   other = options("idle");
-  other.train.shuffle = false;
+  other.batch.shuffle = false;
   CHECK_THROWS_TEXT(run(policy, reference, own_source(), other), ConfigError,
-                    "train.shuffle: expected its default where a program gives policy and rows, "
+                    "batch.shuffle: expected its default where a program gives policy and rows, "
                     "which it would not reach, got another value");
   other = options("samples");
   other.loss = R"({"type": "hypo"})";

@@ -60,12 +60,12 @@ constexpr std::int64_t kSteps = 40;
 /// 18 rows in steps of 4, cut in two: step 9 ends an epoch, others span two.
 RunOptions long_run(const Scene& scene, const std::string& run, const std::string& type) {
   auto options = scene.options(run, type);
-  options.train.steps = kSteps;
-  options.train.micro_batch_size = 2;
-  options.train.eval_every = 4;
-  options.train.keep_last = 0;
-  options.train.keep_best = 2;
-  options.train.threads = 1;
+  options.batch.steps = kSteps;
+  options.batch.micro_rows = 2;
+  options.evaluate.every = 4;
+  options.checkpoint.keep_last = 0;
+  options.checkpoint.keep_best = 2;
+  options.machine.threads = 1;
   return options;
 }
 
@@ -136,8 +136,8 @@ void check_resumes(std::int64_t steps, const std::vector<std::int64_t>& stops) {
     const auto name = [&](const std::string& suffix) { return std::string(c.name) + suffix; };
     auto options = long_run(scene, name(""), "dpo");
     c.change(options);
-    options.train.steps = steps;
-    options.train.save_every = 1;
+    options.batch.steps = steps;
+    options.checkpoint.every = 1;
     const auto straight = run_training(options, drawing());
     const Parts expected = parts_of(straight.checkpoint);
     parts += expected.size();
@@ -145,7 +145,7 @@ void check_resumes(std::int64_t steps, const std::vector<std::int64_t>& stops) {
       INFO("after step " << stop);
       auto rest = options;
       rest.output_dir = scene.file(name(" from " + std::to_string(stop)));
-      rest.train.save_every = 0;
+      rest.checkpoint.every = 0;
       const auto from = scene.file(name("/checkpoints/step-" + std::to_string(stop)));
       const auto result = run_training(rest, drawing(), from);
       CHECK(result.steps == steps);
@@ -176,7 +176,7 @@ TEST_CASE("a run that was stopped, or died inside of a step, goes on in its fold
   const auto straight = run_training(options);
   auto broken = options;
   broken.output_dir = scene.file("broken");
-  broken.train.save_every = 5;
+  broken.checkpoint.every = 5;
 
   RunEvents events;
   std::int64_t steps = 0;
@@ -203,7 +203,7 @@ TEST_CASE("a run that was stopped, or died inside of a step, goes on in its fold
   };
   CHECK_THROWS_AS(run_training(broken, events, "auto"), Killed);
   WatchedLoss::before = nullptr;
-  CHECK(count_containing(notes, "resume: goes on after step 7 of 40, from ") == 1);
+  CHECK(count_containing(notes, "resume: continues after step 7 of 40, from ") == 1);
   CHECK(fs::read_symlink(scene.file("broken/checkpoints/last")) == "step-20");
 
   notes.clear();
@@ -229,11 +229,11 @@ TEST_CASE("without any one part of its state a run ends otherwise", "[run]") {
   options.reference.moving = true;
   options.reference.update = {.alpha = 0.5, .update_steps = 2};
   options.reference.dtype = "bfloat16";
-  options.train.steps = 9;
-  options.train.eval_every = 2;
-  options.train.patience = 100;
-  options.train.keep_best = 100;
-  options.train.save_every = 1;
+  options.batch.steps = 9;
+  options.evaluate.every = 2;
+  options.evaluate.patience = 100;
+  options.checkpoint.keep_best = 100;
+  options.checkpoint.every = 1;
   const auto straight = run_training(options, drawing());
   const Parts expected = parts_of(straight.checkpoint);
   const std::string saved = scene.file("straight/checkpoints/step-7");
@@ -246,7 +246,7 @@ TEST_CASE("without any one part of its state a run ends otherwise", "[run]") {
     copy_changed(saved, copy, change);
     auto rest = options;
     rest.output_dir = copy + "-run";
-    rest.train.save_every = 0;
+    rest.checkpoint.every = 0;
     try {
       const auto result = run_training(rest, drawing(), copy);
       return !differing(parts_of(result.checkpoint), expected).empty();
@@ -354,7 +354,7 @@ TEST_CASE("a trainer's state fits its own kind only", "[run]") {
 TEST_CASE("a run with other options or contents is not gone on with", "[run]") {
   const Scene scene;
   auto options = scene.options("run", "dpo");
-  options.train.threads = 1;
+  options.machine.threads = 1;
   run_training(options);
   const std::string saved = scene.file("run/checkpoints/step-3");
   const auto refusal = [&](const std::function<void(RunOptions&)>& change) {
@@ -375,8 +375,8 @@ TEST_CASE("a run with other options or contents is not gone on with", "[run]") {
           o.optimizer.learning_rate = 0.5;
           o.loss = R"({"type": "dpo", "beta": 0.2})";
         }) == refused("loss.beta: 0.1 -> 0.2, optimizer.learning_rate: 0.01 -> 0.5"));
-  CHECK(refusal([](RunOptions& o) { o.train.steps = 4; }) == refused("train.steps: 3 -> 4"));
-  CHECK(refusal([](RunOptions& o) { o.train.seed = 2; }).find("train.seed: 1 -> 2, model: ") !=
+  CHECK(refusal([](RunOptions& o) { o.batch.steps = 4; }) == refused("batch.steps: 3 -> 4"));
+  CHECK(refusal([](RunOptions& o) { o.seed = 2; }).find("seed: 1 -> 2, model: ") !=
         std::string::npos);
   CHECK(refusal([](RunOptions& o) {
           o.model.decoder.num_hidden_layers = 2;
@@ -393,12 +393,12 @@ TEST_CASE("what changes no result may change when a run goes on", "[run]") {
   const Scene scene;
   auto options = scene.options("run", "dpo");
   options.optimizer.schedule = Schedule::kConstant;
-  options.train.threads = 1;
+  options.machine.threads = 1;
   run_training(options);
-  options.train.steps = 5;
-  options.train.log_every = 2;
-  options.train.save_every = 1;
-  options.train.micro_batch_size = 2;
+  options.batch.steps = 5;
+  options.evaluate.log_every = 2;
+  options.checkpoint.every = 1;
+  options.batch.micro_rows = 2;
   fs::copy(scene.file("pairs.jsonl"), scene.file("moved.jsonl"));
   options.data.train = scene.file("moved.jsonl");
   std::vector<std::string> notes;
@@ -406,9 +406,9 @@ TEST_CASE("what changes no result may change when a run goes on", "[run]") {
   events.note = [&](const std::string& line) { notes.push_back(line); };
   CHECK(run_training(options, events, "auto").steps == 5);
   CHECK(count_containing(notes,
-                         "resume: train.micro_batch_size: 0 -> 2; results may differ in "
+                         "resume: batch.micro_rows: 0 -> 2; results may differ in "
                          "their last digits") == 1);
-  CHECK(Json::parse(read_text(scene.file("run/config.json")))["train"]["steps"] == 5);
+  CHECK(Json::parse(read_text(scene.file("run/config.json")))["batch"]["steps"] == 5);
 }
 
 TEST_CASE("metrics after the checkpoint and broken lines are cut off", "[run]") {
@@ -430,12 +430,12 @@ TEST_CASE("metrics after the checkpoint and broken lines are cut off", "[run]") 
 
   // Time goes on from what the lines say.
   write_text(path, read_text(path) + "{\"step\": 3, \"seconds\": 1000}\n");
-  options.train.steps = 4;
+  options.batch.steps = 4;
   run_training(options, {}, "auto");
   CHECK(read_lines(path).back()["seconds"].get<double>() >= 1000);
 
   // In another folder too.
-  options.train.steps = 5;
+  options.batch.steps = 5;
   options.output_dir = scene.file("copy");
   run_training(options, {}, scene.file("run"));
   CHECK(read_lines(scene.file("copy/metrics.jsonl")).back()["seconds"].get<double>() >= 1000);
@@ -451,8 +451,8 @@ TEST_CASE("metrics after the checkpoint and broken lines are cut off", "[run]") 
 TEST_CASE("checkpoints: the newest and the best stay", "[run]") {
   const Scene scene;
   auto options = scene.evaluated("run", "sft", 12, 3, 2);
-  options.train.keep_best = 2;
-  options.train.best_metric = "eval_mean_token_accuracy";
+  options.checkpoint.keep_best = 2;
+  options.evaluate.best_metric = "eval_mean_token_accuracy";
   std::vector<std::pair<double, std::int64_t>> accuracies;
   RunEvents events;
   events.evaluation = [&](std::int64_t step, const Metrics& metrics) {
@@ -478,9 +478,9 @@ TEST_CASE("training ends when patience does, also over a break", "[run]") {
   auto options = scene.options("run", "dpo");
   options.optimizer.learning_rate = 0;  // every evaluation is as the first
   options.optimizer.schedule = Schedule::kConstant;
-  options.train.steps = 30;
-  options.train.eval_every = 2;
-  options.train.patience = 3;
+  options.batch.steps = 30;
+  options.evaluate.every = 2;
+  options.evaluate.patience = 3;
   RunEvents events;
   std::int64_t steps = 0;
   events.step = [&](std::int64_t step, std::int64_t, const Metrics&) { steps = step; };
@@ -495,18 +495,18 @@ TEST_CASE("training ends when patience does, also over a break", "[run]") {
   options.output_dir = scene.file("other");
   options.data.eval_fraction = 0;
   CHECK_THROWS_TEXT(run_training(options), ConfigError,
-                    "train.patience: expected evaluations to count, got no held-out rows; set "
-                    "train.eval_every and data.eval or data.eval_fraction");
-  options.train.eval_every = 0;
+                    "evaluate.patience: expected evaluations to count, got no held-out rows; set "
+                    "evaluate.every and data.eval or data.eval_fraction");
+  options.evaluate.every = 0;
   CHECK_THROWS_TEXT(run_training(options), ConfigError,
-                    "train.patience: expected evaluations to count, got train.eval_every 0; set "
-                    "train.eval_every and data.eval or data.eval_fraction");
+                    "evaluate.patience: expected evaluations to count, got evaluate.every 0; set "
+                    "evaluate.every and data.eval or data.eval_fraction");
 }
 
 TEST_CASE("what a step without an update was is written down", "[run]") {
   const Scene scene;
   auto sft = scene.options("sft", "sft");
-  sft.train.steps = 1;
+  sft.batch.steps = 1;
   const std::string folder = run_training(sft).checkpoint;
   auto model = read_safetensors(folder + "/model.safetensors");
   for (auto& [name, value] : model.tensors) {
@@ -567,7 +567,7 @@ TEST_CASE("memory that cannot be had is said with the batch it was for", "[run]"
   const Scene scene;
   auto options = scene.options("run", "watched_dpo");
   options.data.eval_fraction = 0;
-  options.train.micro_batch_size = 3;
+  options.batch.micro_rows = 3;
   WatchedLoss::before = [] { throw std::bad_alloc(); };
   std::string text;
   try {
@@ -582,8 +582,8 @@ TEST_CASE("memory that cannot be had is said with the batch it was for", "[run]"
                        "and "));
   CHECK(text.find(" tokens, got 'std::bad_alloc' at a peak of ") != std::string::npos);
   CHECK(
-      text.ends_with(" MiB; lower train.micro_batch_tokens or data.max_length, or set "
-                     "train.checkpointing to full"));
+      text.ends_with(" MiB; lower batch.micro_tokens or data.max_length, or set "
+                     "machine.checkpointing to full"));
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ using namespace testing_support;
 TEST_CASE("a run leaves the folder that it promises", "[run]") {
   const Scene scene;
   auto options = scene.options("run", "dpo");
-  options.train.eval_every = 2;
+  options.evaluate.every = 2;
   std::vector<std::int64_t> steps_seen, evaluations_seen;
   RunEvents events;
   events.step = [&](std::int64_t step, std::int64_t total, const Metrics& metrics) {
@@ -93,7 +93,7 @@ TEST_CASE("equal seeds give equal metrics, bit for bit", "[run]") {
   options.output_dir = scene.file("second");
   run_training(options);
   options.output_dir = scene.file("other seed");
-  options.train.seed = 2;
+  options.seed = 2;
   run_training(options);
   CHECK(untimed(scene.file("first")) == untimed(scene.file("second")));
   CHECK(untimed(scene.file("first")) != untimed(scene.file("other seed")));
@@ -102,9 +102,9 @@ TEST_CASE("equal seeds give equal metrics, bit for bit", "[run]") {
 TEST_CASE("SFT lowers the loss on rows that it did not see", "[run]") {
   const Scene scene;
   auto options = scene.options("run", "sft");
-  options.train.steps = 30;
-  options.train.batch_size = 6;
-  options.train.log_every = 8;
+  options.batch.steps = 30;
+  options.batch.rows = 6;
+  options.evaluate.log_every = 8;
   const auto result = run_training(options);
   const double first = metric(result.first_evaluation, "loss");
   CHECK(first == Approx(std::log(259.0)).epsilon(0.02));  // fresh weights know nothing
@@ -121,10 +121,10 @@ TEST_CASE("each epoch shows every row once, and a step is never short", "[run]")
   const Scene scene;
   auto options = scene.options("run", "sft");
   options.data.eval_fraction = 0;
-  options.train.shuffle = GENERATE(false, true);
-  options.train.steps = 0;
-  options.train.epochs = 2;
-  options.train.batch_size = 16;  // 24 rows: the second of three steps spans two epochs
+  options.batch.shuffle = GENERATE(false, true);
+  options.batch.steps = 0;
+  options.batch.epochs = 2;
+  options.batch.rows = 16;  // 24 rows: the second of three steps spans two epochs
   std::vector<double> tokens;
   RunEvents events;
   events.step = [&](std::int64_t, std::int64_t total, const Metrics& metrics) {
@@ -149,7 +149,7 @@ TEST_CASE("each epoch shows every row once, and a step is never short", "[run]")
 TEST_CASE("a run starts from a checkpoint and compares with another", "[run]") {
   const Scene scene;
   auto sft = scene.options("sft", "sft");
-  sft.train.steps = 20;
+  sft.batch.steps = 20;
   const auto trained = run_training(sft);
 
   auto dpo = scene.options("dpo", "dpo");
@@ -228,7 +228,7 @@ TEST_CASE("a reference moves with the policy", "[run]") {
 TEST_CASE("a moving reference starts as another model, in a dtype of its own", "[run]") {
   const Scene scene;
   auto other = scene.options("other", "sft");
-  other.train.seed = 2;
+  other.seed = 2;
   const std::string start = run_training(other).checkpoint;
   const auto evaluations = [&](const std::string& name, const std::string& dtype) {
     auto options = scene.options(name, "dpo");
@@ -294,8 +294,8 @@ TEST_CASE("a run that cannot be meant is refused and leaves no folder", "[run]")
   const auto good = scene.options("run", "dpo");
 
   auto options = good;
-  options.train.batch_size = 0;
-  refuse(options, ConfigError(""), "run.train: expected batch_size in [1, 1000000], got 0");
+  options.batch.rows = 0;
+  refuse(options, ConfigError(""), "run.batch: expected rows in [1, 1000000], got 0");
 
   options = good;
   options.model.decoder.vocab_size = 258;
@@ -389,9 +389,9 @@ TEST_CASE("the share of rows that the budgets shortened is a metric", "[run]") {
   auto options = scene.options("run", "dpo");
   options.data.max_prompt_length = 16;
   options.data.eval_fraction = 0.5;  // rows 4 to 7, of which 4 is cut
-  options.train.steps = 2;
-  options.train.batch_size = 2;
-  options.train.shuffle = false;
+  options.batch.steps = 2;
+  options.batch.rows = 2;
+  options.batch.shuffle = false;
   run_training(options);
   const auto lines = read_lines(scene.file("run") + "/metrics.jsonl");
   REQUIRE(lines.size() == 4);
@@ -402,7 +402,7 @@ TEST_CASE("the share of rows that the budgets shortened is a metric", "[run]") {
 
 TEST_CASE("a run config takes the names of other trainers and refuses typos", "[run]") {
   const auto options = options_from_json<RunOptions>(
-      R"({"train": {"max_steps": 7, "num_train_epochs": 2, "logging_steps": 5},
+      R"({"batch": {"max_steps": 7, "num_train_epochs": 2}, "evaluate": {"logging_steps": 5},
           "model": {"model_name_or_path": "m"}, "reference": {"kind": "cached"}})",
       "run.json");
   const auto moving = options_from_json<RunOptions>(
@@ -410,9 +410,9 @@ TEST_CASE("a run config takes the names of other trainers and refuses typos", "[
       "run.json");
   CHECK(moving.reference.moving);
   CHECK(moving.reference.update.update_steps == 3);
-  CHECK(options.train.steps == 7);
-  CHECK(options.train.epochs == 2);
-  CHECK(options.train.log_every == 5);
+  CHECK(options.batch.steps == 7);
+  CHECK(options.batch.epochs == 2);
+  CHECK(options.evaluate.log_every == 5);
   CHECK(options.model.path == "m");
   CHECK(options.reference.kind == ReferenceKind::kCached);
   CHECK_THROWS_TEXT(
@@ -425,7 +425,7 @@ TEST_CASE("a run config takes the names of other trainers and refuses typos", "[
 TEST_CASE("a run with an adapter trains it alone and leaves a PEFT folder", "[run]") {
   const Scene scene;
   auto base = scene.options("base", "sft");
-  base.train.steps = 1;
+  base.batch.steps = 1;
   const std::string model = run_training(base).checkpoint;
 
   auto options = scene.options("lora", "dpo");
@@ -456,7 +456,7 @@ TEST_CASE("a run with an adapter trains it alone and leaves a PEFT folder", "[ru
   auto more = scene.options("more", "dpo");
   more.model.path = model;
   more.model.adapter = result.checkpoint;
-  more.train.steps = 1;
+  more.batch.steps = 1;
   CHECK(metric(run_training(more).last_step, "loss") == std::log(2.0));
 }
 
@@ -466,11 +466,11 @@ TEST_CASE("checkpointing follows the budget and changes no number", "[run]") {
     auto options = scene.options(name, "dpo");
     options.model.decoder.hidden_size = hidden;
     options.model.decoder.intermediate_size = 256 * hidden;
-    options.train.checkpointing = choice;
-    options.train.activation_budget_mib = 1;
+    options.machine.checkpointing = choice;
+    options.machine.activation_budget_mib = 1;
     run_training(options);
     const auto config = Json::parse(read_text(options.output_dir + "/config.json"));
-    return std::pair(config["train"]["checkpointing"].get<std::string>(),
+    return std::pair(config["machine"]["checkpointing"].get<std::string>(),
                      untimed(options.output_dir));
   };
   const auto none = run("none", CheckpointingChoice::kNone, 16);

@@ -69,9 +69,9 @@ std::map<std::string, float> scalars_of_metrics(const std::string& run) {
 TEST_CASE("a run folder holds notes, samples, TensorBoard's events and a report", "[run]") {
   const Scene scene;
   auto options = scene.options("run", "dpo");
-  options.train.eval_every = 2;
-  options.train.sample_prompts = 3;
-  options.train.sample_tokens = 5;
+  options.evaluate.every = 2;
+  options.evaluate.sample_prompts = 3;
+  options.evaluate.sample_tokens = 5;
   std::vector<std::string> notes;
   RunEvents events;
   events.note = [&](const std::string& line) { notes.push_back(line); };
@@ -136,8 +136,8 @@ TEST_CASE("samples leave training as it was", "[run]") {
   const auto type = GENERATE(as<std::string>{}, "dpo", "hypo", "sft");
   const auto weights = [&](const std::string& name, std::int64_t prompts) {
     auto options = scene.options(name, type);
-    options.train.eval_every = 1;
-    options.train.sample_prompts = prompts;
+    options.evaluate.every = 1;
+    options.evaluate.sample_prompts = prompts;
     const auto result = run_training(options);
     auto lines = untimed(options.output_dir);
     // HyPO has a KL of its own, which has to stay.
@@ -168,7 +168,7 @@ TEST_CASE("a run that goes on leaves the logs of one that never stopped", "[run]
   const Scene scene;
   const auto options = [&](const std::string& name) {
     auto chosen = scene.options(name, "dpo");
-    chosen.train.eval_every = 1;
+    chosen.evaluate.every = 1;
     return chosen;
   };
   run_training(options("straight"));
@@ -199,7 +199,7 @@ TEST_CASE("a run that goes on leaves the logs of one that never stopped", "[run]
   bool says_so = false;
   for (const auto& line : read_lines(run + "/notes.jsonl")) {
     says_so =
-        says_so || line["note"].get<std::string>().starts_with("resume: goes on after step 2");
+        says_so || line["note"].get<std::string>().starts_with("resume: continues after step 2");
   }
   CHECK(says_so);
 }
@@ -224,7 +224,7 @@ TEST_CASE("a run that fails says so in its folder", "[run]") {
   auto options = scene.options("run", "dpo");
   options.optimizer.learning_rate = 1e30;
   options.optimizer.max_grad_norm = 0;
-  options.train.steps = 20;
+  options.batch.steps = 20;
   CHECK_THROWS_AS(run_training(options), NonFiniteError);
   const auto notes = read_lines(options.output_dir + "/notes.jsonl");
   CHECK(notes.back()["note"].get<std::string>().starts_with("stopped: step "));

@@ -59,11 +59,11 @@ TEST_CASE("the best metric's name is judged before the first step", "[run]") {
   RunEvents events;
   events.step = [&](std::int64_t, std::int64_t, const Metrics&) { ++steps; };
   auto options = scene.options("run", "dpo");
-  options.train.best_metric = "eval_los";
-  options.train.threads = 1;
+  options.evaluate.best_metric = "eval_los";
+  options.machine.threads = 1;
   std::string text = refusal_of(options, "", events);
   CHECK(text.starts_with(
-      "train.best_metric: expected a metric of an evaluation, got 'eval_los'; did you mean "
+      "evaluate.best_metric: expected a metric of an evaluation, got 'eval_los'; did you mean "
       "'eval_loss'?; there are eval_loss, "));
   CHECK(is_named(text, "eval_rewards/accuracies, "));
   CHECK(steps == 0);
@@ -73,7 +73,7 @@ TEST_CASE("the best metric's name is judged before the first step", "[run]") {
   CHECK(steps == 0);
   const auto samples = read_lines(scene.file("run/samples.jsonl"));
   CHECK_FALSE(samples.empty());
-  options.train.best_metric = "eval_loss";
+  options.evaluate.best_metric = "eval_loss";
   std::int64_t evaluations = 0;
   auto counting = events;
   counting.evaluation = [&](std::int64_t, const Metrics&) { ++evaluations; };
@@ -87,32 +87,32 @@ TEST_CASE("the best metric's name is judged before the first step", "[run]") {
   REQUIRE(shown.size() > samples.size());
   CHECK(std::equal(samples.begin(), samples.end(), shown.begin()));
   // Once something was judged by it the metric stays.
-  options.train.best_metric = "eval_entropy";
+  options.evaluate.best_metric = "eval_entropy";
   CHECK(is_named(refusal_of(options, "auto"),
-                 "train.best_metric: \"eval_loss\" -> \"eval_entropy\""));
+                 "evaluate.best_metric: \"eval_loss\" -> \"eval_entropy\""));
 
   // Each that only some runs have.
   steps = 0;
   std::int64_t runs = 0;
   const auto refused = [&](RunOptions other, const std::string& name) {
     other.output_dir = scene.file("refused-" + std::to_string(++runs));
-    other.train.best_metric = name;
+    other.evaluate.best_metric = name;
     return refusal_of(other, "", events);
   };
   options = scene.options("run", "dpo");
-  options.train.sample_prompts = 0;
-  CHECK(is_named(refused(options, "eval_kl"), "train.sample_prompts above 0"));
-  options.train.sample_prompts = 2;
+  options.evaluate.sample_prompts = 0;
+  CHECK(is_named(refused(options, "eval_kl"), "evaluate.sample_prompts above 0"));
+  options.evaluate.sample_prompts = 2;
   options.sampling.top_k = 3;
-  CHECK(is_named(refused(options, "eval_kl"), "train.sample_prompts above 0"));
+  CHECK(is_named(refused(options, "eval_kl"), "evaluate.sample_prompts above 0"));
   CHECK(is_named(refused(scene.options("run", "sft"), "eval_rewards/margins"),
                  "got 'eval_rewards/margins'; there are eval_loss"));
   for (const std::string of_training : {"eval_grad_norm", "learning_rate", "eval_", ""}) {
-    CHECK(is_named(refused(options, of_training), "train.best_metric: expected a metric"));
+    CHECK(is_named(refused(options, of_training), "evaluate.best_metric: expected a metric"));
   }
   options.data.eval_fraction = 0;
   CHECK(refused(options, "eval_rewards/margins") ==
-        "train.best_metric: expected held-out rows to find 'eval_rewards/margins' of, got none; "
+        "evaluate.best_metric: expected held-out rows to find 'eval_rewards/margins' of, got none; "
         "set data.eval or data.eval_fraction");
   CHECK_FALSE(fs::exists(scene.file("refused-" + std::to_string(runs))));
   CHECK(steps == 0);
@@ -120,8 +120,8 @@ TEST_CASE("the best metric's name is judged before the first step", "[run]") {
   // Those that are there, by either form of the name.
   for (const std::string good : {"eval_kl", "rewards/margins", "eval_truncated"}) {
     auto right = scene.options("good-" + std::to_string(good.size()), "dpo");
-    right.train.steps = 1;
-    right.train.best_metric = good;
+    right.batch.steps = 1;
+    right.evaluate.best_metric = good;
     CHECK(refusal_of(right) == "(taken)");
   }
 }
@@ -131,17 +131,17 @@ TEST_CASE("a run that goes on is asked for its best metric as well", "[run]") {
   const Scene scene;
   auto options = scene.options("run", "dpo");
   options.optimizer.schedule = Schedule::kConstant;
-  options.train.best_metric = "eval_kl";
-  options.train.steps = 2;
+  options.evaluate.best_metric = "eval_kl";
+  options.batch.steps = 2;
   run_training(options);
-  options.train.steps = 4;
-  options.train.sample_prompts = 0;
+  options.batch.steps = 4;
+  options.evaluate.sample_prompts = 0;
   std::int64_t steps = 0;
   RunEvents events;
   events.step = [&](std::int64_t, std::int64_t, const Metrics&) { ++steps; };
-  CHECK(is_named(refusal_of(options, "auto", events), "train.sample_prompts above 0"));
+  CHECK(is_named(refusal_of(options, "auto", events), "evaluate.sample_prompts above 0"));
   CHECK(steps == 0);
-  options.train.sample_prompts = 1;
+  options.evaluate.sample_prompts = 1;
   CHECK(refusal_of(options, "auto", events) == "(taken)");
   CHECK(steps == 2);
 }
@@ -237,8 +237,8 @@ TEST_CASE("a run that ends by steps without an update keeps those before", "[run
   const NoSync no_sync;
   const Scene scene;
   auto options = scene.options("run", "sft");
-  options.train.steps = 20;
-  options.train.batch_size = 1;
+  options.batch.steps = 20;
+  options.batch.rows = 1;
   options.data.eval_fraction = 0;
   options.optimizer.schedule = Schedule::kConstant;
   options.optimizer.max_grad_norm = 0;
@@ -269,7 +269,7 @@ TEST_CASE("a run that ends by steps without an update keeps those before", "[run
 
   // Where no line is due, one of the steps since the last is written all the same.
   options.output_dir = scene.file("seldom");
-  options.train.log_every = 100;
+  options.evaluate.log_every = 100;
   CHECK_THROWS_AS(run_training(options, events), NonFiniteError);
   const auto seldom = read_lines(scene.file("seldom/metrics.jsonl"));
   REQUIRE(seldom.size() == 1);
@@ -283,7 +283,7 @@ TEST_CASE("a run goes on only in a folder that is its own", "[run]") {
   const NoSync no_sync;
   const Scene scene;
   auto options = scene.options("run", "dpo");
-  options.train.steps = 1;
+  options.batch.steps = 1;
   const std::string folder = scene.file("run");
   const auto contents = [&] {
     std::map<std::string, std::string> files;
@@ -347,7 +347,7 @@ TEST_CASE("a run without a checkpoint starts again with its own options only", "
   const NoSync no_sync;
   const Scene scene;
   auto options = scene.options("run", "dpo");
-  options.train.steps = 2;
+  options.batch.steps = 2;
   RunEvents events;
   events.step = [](std::int64_t, std::int64_t, const Metrics&) { throw 1; };  // as if killed
   CHECK_THROWS_AS(run_training(options, events), int);
@@ -359,7 +359,7 @@ TEST_CASE("a run without a checkpoint starts again with its own options only", "
   CHECK(text.ends_with("; undo that, or choose another output_dir"));
   CHECK(read_text(scene.file("run/config.json")) == config);
   other = options;
-  other.train.save_every = 1;  // changes no result
+  other.checkpoint.every = 1;  // changes no result
   CHECK(run_training(other, {}, "auto").steps == 2);
 }
 
@@ -369,7 +369,7 @@ TEST_CASE("a start removes what killed processes left", "[run]") {
   const NoSync no_sync;
   const Scene scene;
   auto options = scene.options("run", "dpo");
-  options.train.steps = 1;
+  options.batch.steps = 1;
   options.reference.kind = ReferenceKind::kCached;
   options.reference.cache_dir = scene.file("references");
   options.data.token_cache = scene.file("tokens");
@@ -398,8 +398,8 @@ TEST_CASE("a run on a drive without symbolic links saves and goes on", "[run]") 
   const Scene scene;
   auto options = scene.options("run", "dpo");
   options.optimizer.schedule = Schedule::kConstant;
-  options.train.steps = 3;
-  options.train.save_every = 1;
+  options.batch.steps = 3;
+  options.checkpoint.every = 1;
   InjectedCalls calls;
   calls->symlink = [](const char*, const char*) {
     errno = EPERM;
@@ -408,14 +408,14 @@ TEST_CASE("a run on a drive without symbolic links saves and goes on", "[run]") 
   CHECK(run_training(options).steps == 3);
   const std::string last = scene.file("run/checkpoints/last");
   CHECK(fs::is_regular_file(fs::symlink_status(last)));
-  options.train.steps = 4;
+  options.batch.steps = 4;
   std::vector<std::string> notes;
   RunEvents events;
   events.note = [&](const std::string& line) { notes.push_back(line); };
   CHECK(run_training(options, events, "auto").steps == 4);
-  CHECK(count_containing(notes, "resume: goes on after step 3 of 4") == 1);
+  CHECK(count_containing(notes, "resume: continues after step 3 of 4") == 1);
   // By its name, in another folder and in the same.
-  options.train.steps = 5;
+  options.batch.steps = 5;
   auto copy = options;
   copy.output_dir = scene.file("copy");
   CHECK(run_training(copy, {}, last).steps == 5);
@@ -425,7 +425,7 @@ TEST_CASE("a run on a drive without symbolic links saves and goes on", "[run]") 
   auto tuned = scene.options("tuned", "sft");
   tuned.model.path = last;
   tuned.model.decoder = {};
-  tuned.train.steps = 1;
+  tuned.batch.steps = 1;
   CHECK(run_training(tuned).steps == 1);
 }
 
@@ -433,8 +433,8 @@ TEST_CASE("a run that goes on from an earlier step has that step's best", "[run]
   const NoSync no_sync;
   const Scene scene;
   auto options = scene.evaluated("run", "dpo", 6, 2, 2);
-  options.train.keep_last = 0;
-  options.train.best_metric = "eval_num_tokens";  // the last one is always the best
+  options.checkpoint.keep_last = 0;
+  options.evaluate.best_metric = "eval_num_tokens";  // the last one is always the best
   run_training(options);
   REQUIRE(link_of(scene, "best") == "step-6");
   fs::remove(scene.file("run/checkpoints/step-6/model.safetensors"));
@@ -451,14 +451,14 @@ TEST_CASE("a line of metrics is the mean of the steps since the last one", "[run
   const NoSync no_sync;
   const Scene scene;
   auto options = scene.options("each", "dpo");
-  options.train.steps = 7;
+  options.batch.steps = 7;
   options.data.eval_fraction = 0;
-  options.train.threads = 1;
+  options.machine.threads = 1;
   run_training(options);
   const auto each = untimed(scene.file("each"));
   REQUIRE(each.size() == 7);
   options.output_dir = scene.file("three");
-  options.train.log_every = 3;
+  options.evaluate.log_every = 3;
   run_training(options);
   const auto three = untimed(scene.file("three"));
   REQUIRE(three.size() == 3);  // steps 3, 6 and 7
@@ -586,10 +586,10 @@ TEST_CASE("a checkpoint without what the first version did not have is resumed",
   const NoSync no_sync;
   const Scene scene;
   auto options = scene.options("straight", "dpo");
-  options.train.steps = 4;
-  options.train.threads = 1;
-  options.train.save_every = 1;
-  options.train.keep_last = 0;
+  options.batch.steps = 4;
+  options.machine.threads = 1;
+  options.checkpoint.every = 1;
+  options.checkpoint.keep_last = 0;
   const Parts expected = parts_of(run_training(options).checkpoint);
   // As it was then: without a version, and without options that came later.
   const auto age = [](Json& values) {
@@ -623,11 +623,11 @@ TEST_CASE("what came later to a term or to the samples of evaluations does not e
   auto options = scene.options("straight", "dpo");
   options.loss = R"({"type": "mix", "terms": [{"loss": {"type": "dpo"}},
                      {"weight": 0.5, "loss": {"type": "sft"}}]})";
-  options.train.steps = 4;
-  options.train.threads = 1;
-  options.train.save_every = 1;
-  options.train.keep_last = 0;
-  options.train.sample_prompts = 0;
+  options.batch.steps = 4;
+  options.machine.threads = 1;
+  options.checkpoint.every = 1;
+  options.checkpoint.keep_last = 0;
+  options.evaluate.sample_prompts = 0;
   const Parts expected = parts_of(run_training(options).checkpoint);
   const std::string old = scene.file("old");
   copy_changed(scene.file("straight/checkpoints/step-2"), old, [](Tensors&, Json& values) {
@@ -661,7 +661,7 @@ TEST_CASE("what came later to a term or to the samples of evaluations does not e
 
   // A loss that draws samples would become another one.
   options = scene.options("drawn", "hypo");
-  options.train.steps = 1;
+  options.batch.steps = 1;
   options.data.eval_fraction = 0;
   run_training(options);
   options.sampling.extra_eos_ids = {10};

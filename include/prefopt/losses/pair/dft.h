@@ -51,7 +51,7 @@ class DftLoss : public LossBase<DftLoss, DftOptions> {
 
  private:
   NllRegularizer nll() const {
-    return {.weight = 1, .reduction = options_.reduction, .baseline = Baseline::kConfident};
+    return {.weight = 1, .reduction = options_.reduction, .baseline = NllTarget::kConfident};
   }
 };
 

@@ -32,7 +32,7 @@ struct DiscopopLink {
   // e^-z, as its tangent where that would overflow.
   template <class T>
   static T exponential(const T& z) {
-    return 1 + math::tame_expm1(T(-z));
+    return 1 + math::capped_expm1(T(-z));
   }
 };
 

@@ -11,7 +11,7 @@ struct RpoOptions {
   double beta = 0.1;
   double eta = 1;
   Reduction reduction = Reduction::kTokenMean;
-  Baseline baseline = Baseline::kChosen;
+  NllTarget baseline = NllTarget::kChosen;
   double label_smoothing = 0;
   ScoreOptions score = {};
   PairOptions pair = {};
@@ -42,7 +42,7 @@ class RpoLoss : public PairwiseLoss<RpoLoss, RpoOptions> {
   /// Throws ConfigError for options of an NLL that has weight 0.
   explicit RpoLoss(RpoOptions options = {}) : PairwiseLoss(std::move(options)) {
     detail::check_reduction(options_.reduction, options_.eta, "rpo");
-    detail::refuse_idle(options_.baseline != Baseline::kChosen && options_.eta == 0, "rpo",
+    detail::refuse_idle(options_.baseline != NllTarget::kChosen && options_.eta == 0, "rpo",
                         "baseline", "its NLL has weight 0");
   }
 

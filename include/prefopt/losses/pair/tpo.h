@@ -51,7 +51,8 @@ class TpoLoss : public PairwiseLoss<TpoLoss, TpoOptions> {
     return {options_.link, options_.beta, options_.label_smoothing, options_.gamma};
   }
   NllRegularizer regularizer() const {
-    return {.weight = options_.alpha, .reduction = options_.reduction, .baseline = Baseline::kGold};
+    return {
+        .weight = options_.alpha, .reduction = options_.reduction, .baseline = NllTarget::kGold};
   }
 
   static LossProperties properties() { return {.non_negative = true, .monotone = true}; }
