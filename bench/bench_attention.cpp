@@ -71,7 +71,7 @@ Shape trees(std::int64_t groups, std::int64_t prompt, const std::vector<std::int
   return shape;
 }
 
-/// The next token of sequences that share a prompt and have said `past` tokens of at most `most`.
+/// Returns the next token of sequences with one prompt and `past` of at most `most` own tokens.
 Shape decoding(std::int64_t sequences, std::int64_t prompt, std::int64_t past, std::int64_t most) {
   Shape shape;
   shape.name = fmt::format("decoding {} x ({} + {})", sequences, prompt, past);

@@ -184,7 +184,7 @@ void run(const Arguments& a, Clock::time_point start) {
     policy->add_adapter({.r = a.lora_rank, .lora_alpha = 2.0 * static_cast<double>(a.lora_rank)});
     base = policy->without_adapter();
   } else {
-    // The reference stays where it is mapped; what is trained stands in memory of its own.
+    // The reference stays where it is mapped; trained weights get their own memory.
     const auto trained = policy->frozen_decoder();
     policy->set_requires_grad(false);
     trained->set_requires_grad(true);

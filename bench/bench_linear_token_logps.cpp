@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// From hidden states to log-probs (targets K3 to K6): prefopt against the head that stands in
-// memory, and against the bare products.
+// From hidden states to log-probs (targets K3 to K6): prefopt against the head that keeps its
+// logits in memory, and against the bare products.
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
@@ -202,7 +202,7 @@ Task task_of(const char* part, std::string title, const Head& head, std::string 
 
 // --- the bare products ------------------------------------------------------------------------
 
-/// hidden · weightᵀ, Z · weight, Zᵀ · hidden, each into memory of its own.
+/// hidden · weightᵀ, Z · weight, Zᵀ · hidden, each into its own memory.
 Contender three_mm(const Head& head, const at::Tensor& z, std::string name) {
   const at::Tensor x = head.hidden.detach().to(z.scalar_type());
   const at::Tensor w = head.weight.detach().to(z.scalar_type());
@@ -217,7 +217,7 @@ Contender three_mm(const Head& head, const at::Tensor& z, std::string name) {
           .work = flops(3, x.size(0), x.size(1), w.size(0))};
 }
 
-/// The same into memory that is there already, where a caller keeps it between steps.
+/// Returns the same into memory that is there already, where a caller keeps it between steps.
 Contender three_mm_reused(const Head& head, const at::Tensor& z) {
   const at::Tensor x = head.hidden.detach(), w = head.weight.detach();
   at::Tensor logits = at::zeros_like(z), hidden_grad = at::zeros_like(x),
@@ -233,8 +233,8 @@ Contender three_mm_reused(const Head& head, const at::Tensor& z) {
           .work = flops(3, x.size(0), x.size(1), w.size(0))};
 }
 
-/// A forward pass of tiles of 2,048 vocabulary rows, transposed as prefopt's are, from at::mm: the
-/// products alone, or with an online softmax of LibTorch's operators.
+/// Runs a forward pass of tiles of 2,048 vocabulary rows, transposed as prefopt's are, from
+/// at::mm: the products alone, or with an online softmax of LibTorch's operators.
 at::Tensor tiled_mm(const Head& head, const at::Tensor& buffer, bool with_softmax) {
   const at::NoGradGuard no_grad;
   const at::Tensor x = head.hidden.detach(), w = head.weight.detach();

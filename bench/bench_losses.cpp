@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a loss itself costs, of the log-probs and back to them: every registered one, beside the
+// The cost of a loss itself, from the log-probs and back to them: every registered one, next to the
 // output head of the smallest step that there is, completions of one token. A real step is longer
 // by the model's layers, the reference and all further tokens.
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What it saves to send the beginning that chosen and rejected share through the model once (target
+// The gain from sending the beginning that chosen and rejected share through the model once (target
 // S3), and how a step grows with pairs, lengths and vocabulary (target S6). Random tokens through a
 // decoder of SmolLM2-135M's shape with random weights; log-probs and all gradients.
 

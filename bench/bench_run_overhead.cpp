@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a run does besides its steps: metrics.jsonl, TensorBoard, notes, state of the log, and
+// The work of a run apart from its steps: metrics.jsonl, TensorBoard, notes, state of the log, and
 // checkpoints. Each step is timed from the moment at which the run asks whether to stop until it
 // reports the step; the rest, up to the next question, is what a bare loop over Trainer::step would
 // not pay. Evaluations, samples and the report are work that a config asks for, and left out.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A loss of one's own: written as a link, checked, registered, and used by name like any other.
+// A custom loss: written as a link, checked, registered, and used by name like any other.
 // Here an exponential loss, e^(-beta delta), the link of AdaBoost.
 
 #include <fmt/format.h>

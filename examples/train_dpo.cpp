@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Offline DPO with a training loop of one's own:
+// Offline DPO with a hand-written training loop:
 //   train_dpo MODEL_DIR PAIRS.jsonl OUT_DIR [STEPS]
 // Without arguments it makes a tiny model and a file of pairs and trains on those.
 

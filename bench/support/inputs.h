@@ -29,8 +29,8 @@ struct PairLens {
   std::int64_t padded_rows = 0;
 };
 
-/// A JSON file of [prompt, chosen, rejected] token counts, cut into batches of `pairs` in its
-/// order.
+/// Reads a JSON file of [prompt, chosen, rejected] token counts, cut into batches of `pairs` in
+/// its order.
 std::vector<PairLens> read_lengths(const std::string& path, std::int64_t pairs);
 PairLens equal_lengths(std::int64_t pairs, std::int64_t prompt, std::int64_t chosen,
                        std::int64_t rejected);

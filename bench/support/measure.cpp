@@ -23,7 +23,7 @@
 namespace prefopt::bench {
 namespace {
 
-// A field of /proc/self/status, which has them in kB.
+// Returns a field of /proc/self/status, which has them in kB.
 std::optional<std::int64_t> status_bytes(std::string_view field) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {

@@ -15,7 +15,7 @@ struct Contender {
   std::function<void()> run;
   double work = 0;  ///< flops or bytes that the task needs, whoever does it; 0: no rate is shown
   std::int64_t result_bytes = 0;  ///< log-probs and gradients that it returns
-  std::int64_t plan_bytes = 0;    ///< what it says it needs beside them; 0: it does not say
+  std::int64_t plan_bytes = 0;    ///< what it says it needs in addition; 0: it does not say
 };
 
 class Timing {
@@ -37,8 +37,8 @@ class Timing {
 std::vector<Timing> time_interleaved(const std::vector<Contender>& contenders, int repeat,
                                      int warmup, const std::function<void()>& prepare);
 
-/// How far the resident memory of this process rises during `run`. Only on Linux, and where the
-/// process may reset its high-water mark.
+/// Returns how far the resident memory of this process rises during `run`. Only on Linux, and where
+/// the process may reset its high-water mark.
 std::optional<std::int64_t> peak_memory(const std::function<void()>& run);
 
 struct Machine {

@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
-// What the results have to be, in float64 from the definitions, without autograd and a few rows at
+// The expected results, in float64 from the definitions, without autograd and a few rows at
 // a time.
 namespace prefopt::bench {
 

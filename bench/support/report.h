@@ -15,7 +15,7 @@
 
 namespace prefopt::bench {
 
-/// What all benchmarks let the caller choose.
+/// The options of all benchmarks.
 struct Options {
   std::vector<std::int64_t> rows;
   std::vector<std::int64_t> vocab;
@@ -41,7 +41,7 @@ struct Task {
   std::int64_t rows = 0;
   std::int64_t vocab = 0;   ///< 0: it has none
   std::int64_t hidden = 0;  ///< 0: it has none
-  std::int64_t out = 0;     ///< of a linear layer, whose input is `hidden` wide; 0: it is none
+  std::int64_t out = 0;     ///< of a linear layer, whose input is `hidden` wide; 0: it is not one
   std::string unit;         ///< of the rate: "GB/s" or "GFLOP/s"
   std::string base;         ///< the contender that the ratios are relative to
 };
@@ -84,8 +84,8 @@ class Report {
   Table measure(Task task, std::vector<Contender> contenders,
                 const std::function<void()>& prepare = {});
 
-  /// The same without the peaks of memory, and nothing is printed: for a benchmark of many small
-  /// tasks that prints a table of its own.
+  /// Measures the same without the peaks of memory and without printing, for a benchmark of many
+  /// small tasks that prints its own table.
   Table measure_quietly(Task task, std::vector<Contender> contenders);
 
   /// A target of the specification. Nothing where `value` could not be measured.

@@ -10,7 +10,7 @@
 
 namespace demo {
 
-/// What fresh samples of a policy on held-out prompts are worth.
+/// The worth of fresh samples of a policy on held-out prompts.
 struct Judgement {
   double reward = 0;
   double reward_error = 0;  ///< standard error of the mean

@@ -59,8 +59,8 @@ class PREFOPT_API FieldVisitor {
  public:
   virtual ~FieldVisitor() = default;
 
-  /// Whether the visitor writes values down. `fields` may skip an option added later where it is as
-  /// before, so that the text and its hash stay what they were.
+  /// Returns whether the visitor writes values. `fields` may then skip a later option at its old
+  /// behaviour, so that the text and its hash stay the same.
   virtual bool writes() const { return false; }
 
   virtual void real(const Field& field, double& value, Range range) = 0;
@@ -71,12 +71,12 @@ class PREFOPT_API FieldVisitor {
   /// `value` is an index into `names`.
   virtual void index(const Field& field, std::size_t& value,
                      const std::vector<std::string_view>& names) = 0;
-  /// A JSON value kept as its text, for parts that are parsed elsewhere.
+  /// Visits a JSON value kept as its text, for parts that are parsed elsewhere.
   virtual void json(const Field& field, std::string& value) = 0;
   virtual void begin_group(const Field& field) = 0;
   virtual void end_group() = 0;
 
-  /// An enumeration whose enumerators are 0, 1, … in the order of `names`.
+  /// Visits an enumeration whose enumerators are 0, 1, … in the order of `names`.
   template <class Enum>
   void choice(const Field& field, Enum& value, const std::vector<std::string_view>& names) {
     auto chosen = static_cast<std::size_t>(value);
@@ -84,7 +84,7 @@ class PREFOPT_API FieldVisitor {
     value = static_cast<Enum>(chosen);
   }
 
-  /// A nested options struct.
+  /// Visits a nested options struct.
   template <class Options>
   void group(const Field& field, Options& options) {
     begin_group(field);
@@ -141,7 +141,7 @@ T checked(T options, std::string_view where) {
   return options;
 }
 
-/// All options with their present values, as a JSON object.
+/// Returns all options with their present values, as a JSON object.
 template <OptionStruct T>
 std::string options_to_json(T options, int indent = -1) {
   return write_fields([&](FieldVisitor& v) { options.fields(v); }, indent);

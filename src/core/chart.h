@@ -27,9 +27,9 @@ struct Chart {
   double width = 680, height = 360;
 };
 
-/// A standing-alone SVG: axes with ticks, a legend below where there is more than one series. Text
-/// is escaped; colours are readable on white and on black, and series beyond the eight colours are
-/// dashed. Throws ShapeError for a series whose arrays differ in length.
+/// Returns a standalone SVG: axes with ticks, a legend below where there is more than one
+/// series. Text is escaped; colours are readable on white and on black, and series beyond the eight
+/// colours are dashed. Throws ShapeError for a series whose arrays differ in length.
 std::string to_svg(const Chart& chart);
 
 }  // namespace prefopt::detail

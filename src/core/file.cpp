@@ -66,7 +66,7 @@ std::string letters_of(std::uint64_t number, std::size_t count) {
 
 constexpr mode_t kPermissions = 0777;
 
-// The letters that go with the random ones, by which a name is known as one made here.
+// Returns the letters that go with the random ones, by which a name is known as one made here.
 std::string check_letters(std::string_view name, std::string_view random) {
   std::uint64_t hash = 0;
   for (const std::string_view part : {name, random}) {
@@ -75,7 +75,7 @@ std::string check_letters(std::string_view name, std::string_view random) {
   return letters_of(hash, kLettersBeside - kRandomLetters);
 }
 
-// The name of a file next to `path` that becomes it: `path`, a dot and six letters.
+// Returns the name of a file next to `path` that becomes it: `path`, a dot and six letters.
 std::string name_beside(const std::string& path) {
   static std::atomic<std::uint64_t> calls{0};
   const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
@@ -87,15 +87,15 @@ std::string name_beside(const std::string& path) {
   return fmt::format("{}.{}{}", path, random, check_letters(name, random));
 }
 
-// Whether nobody has written to a file for a day.
+// Returns whether nobody has written to a file for a day.
 bool is_old(const struct stat& status) {
   constexpr std::time_t kDay = 24 * 3600;
   return status.st_mtime < std::time(nullptr) - kDay;
 }
 
-// Whether a file `name`.`letters` is one that was to become `name`. Those of the first version are
-// known less surely, as mkostemp made them: letters that nobody types, for their owner alone. It
-// did not lock them either, so that only their age says that nobody writes them.
+// Returns whether a file `name`.`letters` is one that was to become `name`. Those of the first
+// version are known less surely, as mkostemp made them: letters that nobody types, for their owner
+// alone. It did not lock them either, so that only their age says that nobody writes them.
 bool was_to_become(std::string_view name, std::string_view letters, const struct stat& status) {
   if (letters.size() != kLettersBeside) return false;
   const std::string_view random = letters.substr(0, kRandomLetters);
@@ -208,7 +208,7 @@ bool has_no_links(int error) {
          error == EINVAL || error == EACCES;
 }
 
-// The name in a link or in the small file that takes its place; empty for anything else.
+// Returns the name in a link or in the small file that takes its place; empty for anything else.
 std::string target_of(const std::string& path) {
   namespace fs = std::filesystem;
   std::error_code error;

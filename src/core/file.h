@@ -17,8 +17,8 @@ inline constexpr std::int64_t kMostReadBytes = std::int64_t{4} << 30;
 std::string try_read_file(const std::string& path, std::string& bytes);
 /// Written next to `path`, fsynced, renamed over it, parent fsynced. Empty on success.
 std::string try_write_file(const std::string& path, std::string_view bytes);
-/// The same for `part(0)`, …, `part(count - 1)` one after the other; each has to last until the
-/// next is asked for.
+/// Does the same for `part(0)`, …, `part(count - 1)` one after the other; each has to last until
+/// the next is asked for.
 std::string try_write_parts(const std::string& path, std::size_t count,
                             const std::function<std::string_view(std::size_t)>& part);
 
@@ -36,7 +36,7 @@ std::string link_target(const std::string& path);
 std::string followed(const std::string& path);
 
 /// Removes files NAME.XXXXXX that a killed process left in `folder` while it wrote NAME, of the
-/// names that `is_ours` takes. What a living process writes, or what cannot be removed, stays.
+/// names that `is_ours` takes. Files that a living process writes, or that cannot be removed, stay.
 void remove_unfinished_files(const std::string& folder,
                              const std::function<bool(std::string_view name)>& is_ours);
 

@@ -6,7 +6,7 @@
 
 namespace prefopt::detail {
 
-/// `text` for HTML or SVG, between tags or in a quoted attribute. What is no UTF-8 becomes U+FFFD;
+/// Escapes `text` for HTML or SVG, between tags or in a quoted attribute. Bad UTF-8 becomes U+FFFD;
 /// control characters but tab and line feed become their pictures (␀), as a page may not hold them.
 std::string escape_html(std::string_view text);
 

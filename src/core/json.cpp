@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kMaxDepth = 64;
 
-// The part of the parser's message after its exception id and position.
+// Returns the part of the parser's message after its exception id and position.
 std::string short_reason(const nlohmann::json::exception& error) {
   std::string text = error.what();
   if (const auto id_end = text.find("] "); id_end != std::string::npos) text.erase(0, id_end + 2);

@@ -63,7 +63,7 @@ std::int64_t allowed_cores() {
   return std::max(1U, std::thread::hardware_concurrency());
 }
 
-/// A file of the control group that this process is in, of version 2 of their interface.
+/// Returns the content of a file of this process's control group, version 2 of the interface.
 std::string group_file(const std::string& root, std::string_view name) {
   const std::string groups = content_of(root + "/proc/self/cgroup");
   const std::string base = root + "/sys/fs/cgroup";

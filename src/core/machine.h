@@ -18,7 +18,7 @@ struct Machine {
   std::optional<std::int64_t> memory_limit = {};     ///< bytes, of its control group
   std::optional<std::int64_t> memory_in_group = {};  ///< bytes, used of the limit
 
-  /// The least of what the machine and the control group still have.
+  /// Returns the least of what the machine and the control group still have.
   std::optional<std::int64_t> usable_memory() const;
   /// Cores at once, rounded up.
   std::int64_t usable_cores() const;

@@ -41,8 +41,8 @@ std::shared_ptr<MappedFile> map_file(const std::string& path) {
   return file;
 }
 
-/// The contiguous tensor at byte `offset`, which the caller has checked against the file. A view
-/// that keeps the mapping alive, or a copy where elements would not be aligned.
+/// Returns the contiguous tensor at byte `offset`, which the caller has checked against the file. A
+/// view that keeps the mapping alive, or a copy where elements would not be aligned.
 at::Tensor tensor_in_file(const std::shared_ptr<MappedFile>& file, std::uint64_t offset,
                           at::IntArrayRef shape, at::ScalarType dtype);
 

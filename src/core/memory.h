@@ -7,7 +7,7 @@
 
 namespace prefopt::detail {
 
-/// The most that this process ever held in memory, bytes.
+/// Returns the most that this process ever held in memory, bytes.
 std::int64_t peak_memory_bytes();
 
 /// Returns the words of the allocator, where `error` is an allocation that failed; else empty.

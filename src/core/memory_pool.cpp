@@ -26,7 +26,7 @@ constexpr std::size_t kLargePage = std::size_t{2} << 20;
 constexpr std::size_t kLeastPooled = std::size_t{1} << 20;
 
 /// Sizes in steps of an eighth to a quarter, so that batches of slightly different lengths fit the
-/// same block. What of it is not touched takes no memory.
+/// same block. Pages that are never touched take no memory.
 std::size_t rounded(std::int64_t bytes) {
   const auto size = std::max<std::size_t>(static_cast<std::size_t>(bytes), kCacheLine);
   const std::size_t step = std::max(std::bit_floor(size) / 4, kCacheLine);
@@ -34,7 +34,7 @@ std::size_t rounded(std::int64_t bytes) {
   return (size + alignment - 1) / alignment * alignment;
 }
 
-/// A block of `size`, of which `bytes` are wanted now.
+/// Returns a block of `size`, of which `bytes` are wanted now.
 void* allocate(std::size_t size, std::size_t bytes) {
   void* data = std::aligned_alloc(size < kLargePage ? kCacheLine : kLargePage, size);
   if (data == nullptr) throw std::bad_alloc();

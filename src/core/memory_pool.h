@@ -19,7 +19,7 @@ struct PoolDeleter {
 /// KiB, 10 in those of 2 MiB that large blocks are made of. Throws std::bad_alloc.
 std::unique_ptr<void, PoolDeleter> take_from_pool(std::int64_t bytes);
 
-/// An uninitialized tensor of the CPU in such memory.
+/// Returns an uninitialized tensor of the CPU in such memory.
 at::Tensor empty_from_pool(at::IntArrayRef shape, at::ScalarType dtype);
 
 /// Returns the size of a block of which `bytes` are touched: whole pages.

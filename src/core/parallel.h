@@ -13,7 +13,7 @@ namespace prefopt {
 void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain,
                   c10::function_ref<void(std::int64_t, std::int64_t)> f);
 
-/// The number of LibTorch's threads.
+/// Returns the number of LibTorch's threads.
 std::int64_t thread_count();
 
 }  // namespace prefopt

@@ -39,7 +39,7 @@ constexpr std::array<SimdNames, 3> kSimdNames{{
 const SimdNames& names_of(SimdLimit limit) { return kSimdNames[static_cast<std::size_t>(limit)]; }
 
 #if HWY_ARCH_X86
-/// The bit of the best of Highway's targets within a limit; better ones have lower bits.
+/// Returns the bit of the best of Highway's targets within a limit; better ones have lower bits.
 std::int64_t best_target(SimdLimit limit) {
   switch (limit) {
     case SimdLimit::kAvx512:

@@ -9,11 +9,11 @@ namespace prefopt::detail {
 /// x86-64 machines that have the instructions compute the same bits, whatever else they have.
 enum class SimdLimit { kScalar, kAvx2, kAvx512 };
 
-/// The limit that the environment asks for in PREFOPT_SIMD: scalar, avx2 or avx512. Throws
+/// Returns the limit that the environment asks for in PREFOPT_SIMD: scalar, avx2 or avx512. Throws
 /// ConfigError for another word.
 std::optional<SimdLimit> simd_limit_of_environment();
 
-/// Whether this is an x86-64 machine with the instructions.
+/// Returns whether this is an x86-64 machine with the instructions.
 bool has_simd(SimdLimit limit);
 
 /// Holds the library's kernels, ATen, MKL and oneDNN to `limit`, in this process and in those that

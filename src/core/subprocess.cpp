@@ -120,7 +120,7 @@ LineProcess::LineProcess(const std::vector<std::string>& command) {
 }
 
 LineProcess::~LineProcess() {
-  // The end of its input is what a program of good manners ends at.
+  // A well-behaved program ends at the end of its input.
   ::close(socket_);
   constexpr milliseconds kPatience{200};
   constexpr milliseconds kShort{50};

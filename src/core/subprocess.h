@@ -36,10 +36,10 @@ class LineProcess {
   void send_some(std::string_view& rest);
   void receive_some();
   std::string end_of_process();
-  /// Whether the program ends within this time. It is not reaped: its group keeps its number.
+  /// Returns whether the program ends in this time. Does not reap it: its group keeps its number.
   bool has_exited(std::chrono::milliseconds limit);
 
-  /// How the program ended, as waitid tells it.
+  /// The end of the program, as waitid reports it.
   struct End {
     bool is_known = false;
     bool by_signal = false;

@@ -22,7 +22,7 @@ std::string printable(std::string_view text, bool keep_lines = false);
 /// Appends the picture of a control character below 0x20 or of 0x7f.
 void append_picture(unsigned char control, std::string& out);
 
-/// The candidate within a third of its length in edits; "" when nothing is near.
+/// Returns the candidate within a third of its length in edits; "" when nothing is near.
 std::string nearest(std::string_view name, const std::vector<std::string_view>& candidates);
 
 /// "; did you mean 'x'?" or "".

@@ -13,7 +13,7 @@ struct Utf8Character {
   bool valid = false;
 };
 
-/// The character at `at`, which has to lie in `text`.
+/// Returns the character at `at`, which has to lie in `text`.
 Utf8Character utf8_character(std::string_view text, std::size_t at);
 
 /// Offset of the first byte that is no UTF-8, or npos.

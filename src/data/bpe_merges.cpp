@@ -22,7 +22,7 @@ BpeMerges::BpeMerges(std::size_t count) {
   shift_ = 64 - std::countr_zero(size);
 }
 
-// Where `pair` is or would be: at most half of the slots are taken.
+// Returns where `pair` is or would be: at most half of the slots are taken.
 std::size_t BpeMerges::slot_of(std::uint64_t pair) const {
   // Fibonacci hashing: the upper bits of a product by 2^64 over the golden ratio.
   std::size_t at = (pair * 0x9E3779B97F4A7C15ULL) >> shift_;

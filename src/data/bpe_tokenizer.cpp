@@ -57,7 +57,7 @@ class ByteAlphabet {
     }
   }
 
-  /// The bytes that `token` stands for; false where a character of it is no byte.
+  /// Sets the bytes that `token` spells; returns false if a character of it is no byte.
   bool bytes_of(std::string_view token, std::string& bytes) const {
     bytes.clear();
     for (std::size_t at = 0; at < token.size();) {
@@ -74,19 +74,19 @@ class ByteAlphabet {
   std::array<int, 0x100 + 68> byte_of_;
 };
 
-/// Whether a text that spells the token, and is only text, does harm.
+/// Returns whether text that merely spells the token does harm.
 bool is_control(const AddedToken& token) {
   return token.special || (token.content.starts_with("<|") && token.content.ends_with("|>"));
 }
 
-/// Whether [begin, end) shares a byte with one of `ranges`, which are in order.
+/// Returns whether [begin, end) shares a byte with one of `ranges`, which are in order.
 bool overlaps(std::span<const TextRange> ranges, std::size_t begin, std::size_t end) {
   const auto at = std::partition_point(ranges.begin(), ranges.end(),
                                        [&](const TextRange& range) { return range.end <= begin; });
   return at != ranges.end() && at->begin < end;
 }
 
-/// The same ranges of `map(text)`, in which a beginning of `text` becomes one of the result.
+/// Returns the same ranges of `map(text)`; a beginning of `text` becomes one of the result.
 template <class Map>
 std::vector<TextRange> mapped(std::span<const TextRange> ranges, std::string_view text,
                               const Map& map) {
@@ -98,7 +98,7 @@ std::vector<TextRange> mapped(std::span<const TextRange> ranges, std::string_vie
   return result;
 }
 
-/// The parts of `ranges` that lie in [begin, end), counted from `begin`.
+/// Returns the parts of `ranges` that lie in [begin, end), counted from `begin`.
 std::vector<TextRange> within(std::span<const TextRange> ranges, std::size_t begin,
                               std::size_t end) {
   std::vector<TextRange> result;
@@ -212,7 +212,7 @@ class WordCache {
   std::vector<Entry> entries_;
 };
 
-/// What one thread needs to encode.
+/// The buffers and caches that one thread needs to encode.
 struct Workspace {
   WordCache cache;
   detail::SplitPattern::Scratch match;
@@ -406,7 +406,7 @@ class BpeTokenizer final : public Tokenizer {
     throw CheckpointError(fmt::format("{}: expected {}", name_, expected));
   }
 
-  // --- What the constructor makes of the vocabulary
+  // --- Construction from the vocabulary
 
   void check_sizes() const {
     const auto check = [&](std::size_t count, std::string_view what) {
@@ -453,7 +453,7 @@ class BpeTokenizer final : public Tokenizer {
         whole_words_.emplace(bytes_[id], index.find(token));
     }
     check_id(vocabulary_.unknown_id, "the unknown token");
-    // A token that is added only has an id of its own.
+    // A token that is only an added one has its own id.
     const std::size_t limit =
         std::min(bytes_.size() + vocabulary_.added.size() + kMaxGaps, kMaxTokens);
     for (const AddedToken& added : vocabulary_.added) {

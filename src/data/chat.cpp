@@ -17,7 +17,7 @@
 
 namespace prefopt {
 
-/// What opens a turn of each role, what ends all of them, and what is special to the format.
+/// The text that opens a turn of each role, the one that ends all of them, and special rules.
 struct detail::ChatDefinition {
   std::string_view name;
   std::string_view system, user, assistant;

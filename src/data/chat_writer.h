@@ -23,33 +23,33 @@ class ChatWriter {
 
   std::string_view name() const;
 
-  /// False for roles other than system, user and assistant.
+  /// Returns false for roles other than system, user and assistant.
   static bool knows_role(std::string_view role);
-  /// The roles that results of tools have.
+  /// Returns whether results of tools have this role.
   static bool is_tool_role(std::string_view role);
-  /// Whether the format's template writes a turn of any role under its name.
+  /// Returns whether the format's template writes a turn of any role under its name.
   bool writes_any_role() const;
   bool has_system_turn() const;
 
-  /// All of it. Throws DataError, led by `where`, for a role that does not fit.
+  /// Returns the whole text. Throws DataError, led by `where`, for a role that does not fit.
   std::string text(const std::vector<Message>& messages, bool open_assistant_turn,
                    std::string_view where) const;
 
-  /// What stands before the first turn.
+  /// Returns the text before the first turn.
   std::string opening(const Message& first) const;
   /// `role` is a known one, or any where writes_any_role().
   std::string opening_of(std::string_view role) const;
-  /// The content and what ends the turn.
+  /// Returns the content and what ends the turn.
   std::string body(const Message& message) const;
-  /// The parts of body(): what stands before the content, the content, end_of_turn() and
+  /// The parts of body(): the text before the content, the content, end_of_turn() and
   /// between_turns().
   std::string_view before_content(const Message& message) const;
   std::string_view content(const Message& message) const;
-  /// The content of a turn that is not at its end, and that of `message`, which continues it: as
-  /// the content of both in one, so that white space between them stays.
+  /// Returns the content of a turn that is not at its end, and that of `message`, which continues
+  /// it: as the content of both in one, so that white space between them stays.
   std::string_view begun_content(const Message& message) const;
   std::string_view continued_content(const Message& begun, const Message& message) const;
-  /// What body() ends with after the end of the turn: the start of the next one.
+  /// Returns the end of body() after the end of the turn: the start of the next one.
   std::string_view between_turns() const;
   std::string_view end_of_turn() const;
   /// Throws DataError, led by `where`, for a system message that comes later and may not.
@@ -62,21 +62,21 @@ class ChatWriter {
   std::string where_;
 };
 
-/// Whether a text has turns of a person and of an assistant in one of the formats.
+/// Returns whether a text has turns of a person and of an assistant in one of the formats.
 bool is_dialogue(std::string_view text);
 
-/// Whether two texts of one format part before the assistant speaks: in a person's turn, or before
-/// any turn. False where they are no dialogues.
+/// Returns whether two texts of one format differ before the assistant speaks: in a person's turn,
+/// or before any turn. False where they are no dialogues.
 bool part_in_question(std::string_view a, std::string_view b);
 
-/// Of all formats: the texts that end a turn, each once.
+/// Returns the texts that end a turn in any format, each once.
 std::vector<std::string_view> ends_of_turns();
 
-/// resolve_chat_format, but "auto" where the tokenizer's template is not known.
+/// Returns resolve_chat_format, but "auto" where the tokenizer's template is not known.
 std::string chat_format_for_rows(std::string_view format, const Tokenizer& tokenizer);
 
-/// The remark that `rows` rows of messages were written in a format that nothing named; empty where
-/// something did.
+/// Returns the remark that `rows` rows of messages were written in a format that nothing named;
+/// empty where something did.
 std::string chat_format_note(std::string_view asked, const Tokenizer& tokenizer, std::int64_t rows);
 
 }  // namespace prefopt::detail

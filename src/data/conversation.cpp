@@ -31,7 +31,7 @@ class PartsWriter {
   std::size_t size() const { return text_.size(); }
   bool counts_some() const { return !parts_.counted.empty(); }
 
-  /// The content and the end of the turn, without what stands between turns.
+  /// Writes the content and the end of the turn, without the text between turns.
   void write_turn(const Message& message, bool counts) {
     const std::size_t begin = text_.size();
     text_ += chat_.before_content(message);
@@ -46,7 +46,7 @@ class PartsWriter {
     write(chat_.between_turns());
   }
 
-  /// A turn that the completions continue.
+  /// Writes a turn that the completions continue.
   void write_begun_turn(const Message& message) {
     write(chat_.opening_of(message.role));
     const std::string_view content = chat_.begun_content(message);
@@ -54,7 +54,7 @@ class PartsWriter {
     write_content(content, is_answer(message));
   }
 
-  /// What continues it, up to the end of the turn.
+  /// Writes what continues it, up to the end of the turn.
   void write_continuation(const Message& begun, const Message& message, bool counts) {
     const std::size_t begin = text_.size();
     if (chat_.begun_content(begun).empty()) write(chat_.before_content(message));
@@ -63,7 +63,7 @@ class PartsWriter {
     if (counts) count_from(begin);
   }
 
-  /// The text from there on counts.
+  /// Makes the text from there on count.
   void count_from(std::size_t begin) {
     auto& counted = parts_.counted;
     if (!counted.empty() && counted.back().end == begin) {
@@ -169,7 +169,7 @@ class RowWriter {
     if (messages.empty()) fail("a turn of the assistant in each completion", "one without");
   }
 
-  /// How many messages of `completion` the end of `prompt` has already.
+  /// Returns how many messages of `completion` the end of `prompt` has already.
   static std::size_t repeated(const Messages& prompt, const Messages& completion) {
     for (std::size_t count = std::min(prompt.size(), completion.size()); count > 0; --count) {
       const auto tail = prompt.end() - static_cast<std::ptrdiff_t>(count);
@@ -186,7 +186,7 @@ class RowWriter {
     }
   }
 
-  /// Messages that `completion` has before all of `prompt`; none where it does not hold it.
+  /// Counts the messages of `completion` before all of `prompt`; none if it lacks that.
   static std::optional<std::size_t> before_prompt(const Messages& prompt,
                                                   const Messages& completion) {
     const auto place =
@@ -195,7 +195,7 @@ class RowWriter {
     return static_cast<std::size_t>(place - completion.begin());
   }
 
-  /// Whether a completion begins with what only a prompt can hold at this place.
+  /// Returns whether a completion begins with what only a prompt can hold at this place.
   static bool begins_before(const Messages& prompt, const Messages& completion) {
     const std::string& role = completion.front().role;
     return role == "system" || (role == "user" && prompt.back().role == "user");
@@ -245,7 +245,7 @@ class RowWriter {
     }
   }
 
-  /// Whether the completions continue the turn that the prompt ends with.
+  /// Returns whether the completions continue the turn that the prompt ends with.
   bool continues(Conversation& talk) const {
     if (!is_answer(talk.prompt.back())) return false;
     const auto completions = completions_of(talk);
@@ -317,7 +317,7 @@ class RowWriter {
   PreferenceRow write(const Conversation& talk) {
     row_.end_of_turn = chat_.end_of_turn();
     row_.from_messages = true;
-    // Completions that go on with the person's turn differ from there on. Without a prompt, though,
+    // Completions that continue the person's turn differ from there on. Without a prompt, though,
     // nothing else would predict their first token, where the format has tokens to begin with.
     const std::string& role = talk.chosen.front().role;
     const auto begins_alike = [&](const std::optional<Messages>& completion) {
@@ -360,7 +360,7 @@ class RowWriter {
     writer.take(text, parts);
   }
 
-  /// Whether a turn counts apart from others. An empty one would only teach to end at once.
+  /// Returns whether a turn counts apart from others. An empty one would only teach to end at once.
   bool counts(const Messages& messages, std::size_t i) const {
     const Message& message = messages[i];
     const bool is_last = i + 1 == messages.size();
@@ -369,8 +369,8 @@ class RowWriter {
            (messages.size() == 1 || !stripped(message.content).empty());
   }
 
-  /// All of the turns but what opens the first, up to the end of the last. `begun`: the turn that
-  /// the first one continues, or null.
+  /// Writes all of the turns but what opens the first, up to the end of the last. `begun`: the turn
+  /// that the first one continues, or null.
   void write_turns(const Messages& messages, PartsWriter& text,
                    const Message* begun = nullptr) const {
     const bool leaves_out =

@@ -29,12 +29,12 @@ struct Conversation {
   std::optional<Messages> rejected = {}, gold = {};
 };
 
-/// The row's texts, their parts and remarks. Throws LineError for completions without a turn that
-/// counts and for a system message where the format may not have one.
+/// Returns the row's texts, their parts and remarks. Throws LineError for completions without a
+/// turn that counts and for a system message where the format may not have one.
 PreferenceRow conversation_row(Conversation conversation, const ConversationRules& rules);
 
-/// The same of {messages}: the prompt is what comes before the first answer that counts, or with
-/// LossOn::kAll the opening of the first turn, where the format has tokens for it.
+/// Returns the same of {messages}: the prompt is what comes before the first answer that counts, or
+/// with LossOn::kAll the opening of the first turn, where the format has tokens for it.
 PreferenceRow whole_conversation_row(Messages messages, const ConversationRules& rules);
 
 /// Adds a remark that the row does not have yet.

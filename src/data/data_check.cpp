@@ -110,7 +110,7 @@ class Checker {
     prompts_.add(pairs_.size() - 1);
   }
 
-  /// Whether the policy keeps the row.
+  /// Records the defect and returns whether its policy keeps the row.
   bool count(RowDefect defect, const std::string& name, RowPlace place) {
     const detail::AppliedPolicy applied = detail::policy_for(defect, options_.data);
     auto known = std::find_if(check_.defects.begin(), check_.defects.end(), [&](const auto& rows) {

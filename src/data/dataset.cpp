@@ -32,7 +32,7 @@ void count_cuts(const detail::Cuts& cuts, std::int64_t line, RowReport& report) 
   if (cuts.prompt || cuts.completions > 0) report.truncated_lines.push_back(line);
 }
 
-/// The losses of rows that are cut.
+/// Returns the note on what cut rows lose.
 std::string note_of_cuts(const DataOptions& options) {
   const bool keeps_end = options.truncation == Truncation::kKeepEnd;
   const auto of_end = [&]() -> std::pair<std::string_view, std::string_view> {

@@ -11,7 +11,7 @@
 
 namespace prefopt::detail {
 
-/// Why a line gives no row.
+/// The reason why a line gives no row.
 enum class LineDefect {
   kMalformed,
   kMissingKey,

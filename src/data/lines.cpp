@@ -72,11 +72,11 @@ class RowCutter {
   RowCutter(const RowCutter&) = delete;
   RowCutter& operator=(const RowCutter&) = delete;
 
-  /// False where no more rows are wanted.
+  /// Returns false if no more rows are wanted.
   virtual bool feed(std::string_view block) = 0;
   /// After the last block.
   virtual void finish() = 0;
-  /// The last whole line.
+  /// Returns the last whole line.
   virtual std::int64_t line() const = 0;
 
  protected:
@@ -173,7 +173,7 @@ class ElementCutter final : public RowCutter {
 
   static bool is_space(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
 
-  /// Whether a character outside of elements is the first of one.
+  /// Returns whether a character outside of elements is the first of one.
   bool begin_element(char c) {
     switch (state_) {
       case State::kBefore:
@@ -201,8 +201,8 @@ class ElementCutter final : public RowCutter {
     return true;
   }
 
-  /// Whether `c` is the last character of the element. One that follows the last of a number or a
-  /// text changes the state instead.
+  /// Returns whether `c` is the last character of the element. One that follows the last of a
+  /// number or a text changes the state instead.
   bool ends_with(char c) {
     if (in_text_) {
       in_text_ = is_escaped_ || c != '"';
@@ -288,7 +288,7 @@ void check_kind_of_file(const std::string& path, std::string_view head) {
 
 enum class FileForm { kUnknown, kLines, kArray, kObjects };
 
-/// How the rows lie in a file, as far as its beginning tells.
+/// Returns how the rows lie in a file, as far as its beginning tells.
 FileForm form_of(std::string_view head, bool is_all) {
   constexpr std::string_view kSpace = " \t\r\n";
   constexpr std::size_t kMostHead = std::size_t{1} << 20;

@@ -8,7 +8,7 @@
 
 namespace prefopt::detail {
 
-/// for_each_line that stops where `row` returns false; what follows is then not read or checked.
+/// Works as for_each_line, but stops when `row` returns false and leaves the rest unread.
 void read_lines(const std::string& path,
                 const std::function<bool(std::int64_t, std::string_view)>& row);
 

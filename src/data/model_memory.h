@@ -27,10 +27,10 @@ inline constexpr std::string_view kNotOfRows[] = {
 /// one that is damaged.
 ModelMemory read_memory(const std::string& folder);
 
-/// The file's text.
+/// Returns the file's text.
 std::string written_memory(const ModelMemory& memory);
 
-/// A JSON object of all options that say how rows become tokens and which of them are used.
+/// Returns a JSON object of all options that say how rows become tokens and which of them are used.
 std::string row_memory(const DataOptions& options);
 
 /// The options of rows that a folder remembers.
@@ -39,7 +39,7 @@ struct RowMemory {
   std::string options;  ///< as of row_memory(); empty: nothing is remembered
 };
 
-/// That of the first folder that has some. Paths of files and empty ones are passed over.
+/// Returns that of the first folder that has one. Skips paths of files and empty ones.
 RowMemory remembered_rows(const std::vector<std::string>& folders);
 
 }  // namespace prefopt::detail

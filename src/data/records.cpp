@@ -29,7 +29,7 @@ using RowJson = detail::SortedJson;  // a row may have any number of keys
 
 constexpr std::string_view kAssistantTurn = "\n\nAssistant:";
 
-// The start of the character that holds `at`.
+// Returns the start of the character that holds `at`.
 std::size_t character_start(std::string_view text, std::size_t at) {
   while (at > 0 && at < text.size() && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
   return at;
@@ -60,8 +60,8 @@ std::string_view kind_of(const Turns& turns) {
   return std::holds_alternative<std::string>(turns) ? "text" : "a list of messages";
 }
 
-/// Whether a text that begins with `prompt` repeats it, and not by chance: an answer to "No" may
-/// well begin with it.
+/// Returns whether a text that begins with `prompt` repeats it, and not by chance: an answer to
+/// "No" may well begin with it.
 bool repeats(std::string_view text, std::string_view prompt) {
   return detail::is_telling(prompt) && detail::after_prompt(text, prompt).has_value();
 }
@@ -119,7 +119,7 @@ class RowReader {
     return x;
   }
 
-  /// Whether something reads the column, so that it has to be right.
+  /// Returns whether something reads the column, so that it has to be right.
   bool is_read(Column column) const {
     const std::string_view key = kColumnKeys[static_cast<std::size_t>(column)];
     const auto& layout = reading_.layout;
@@ -179,7 +179,7 @@ class RowReader {
 
   bool has(const char* key) const { return row_.contains(key); }
 
-  /// A key with something in it.
+  /// Returns whether the key has something in it.
   static bool holds_some(const RowJson& object, const char* key) {
     const auto found = object.find(key);
     if (found == object.end() || found->is_null()) return false;
@@ -215,7 +215,7 @@ class RowReader {
     return found->get<std::string>();
   }
 
-  /// Calls of tools need no text beside them.
+  /// Tool calls need no text next to them.
   std::string content_of(const RowJson& message, std::string_view key) const {
     if (!holds_some(message, "tool_calls") && !holds_some(message, "function_call")) {
       return message_field(message, "content", key);
@@ -226,7 +226,7 @@ class RowReader {
                                                       : message_field(message, "content", key);
   }
 
-  /// Whether the file leaves the message out of training, as RowLayout::canonical says it.
+  /// Returns whether the file leaves the message out of training, as RowLayout::canonical says it.
   static bool is_left_out(const RowJson& message) {
     const auto found = message.find("train");
     return found != message.end() && *found == false;
@@ -485,7 +485,7 @@ class RowReader {
   detail::ConversationRules rules_;
   // Of the messages that were read:
   mutable bool calls_tools_ = false;  ///< one calls tools or is from one
-  mutable bool reasons_ = false;      ///< one has reasoning beside its content
+  mutable bool reasons_ = false;      ///< one has reasoning next to its content
 };
 
 }  // namespace

@@ -88,7 +88,7 @@ inline constexpr std::array<Preset, 8> kPresets{{
 /// As errors name the columns that answer.
 std::string_view answers_text(unsigned answers);
 
-/// Whether a column holds a part of what a model is asked, by its name.
+/// Returns whether a column holds a part of what a model is asked, by its name.
 bool is_prompt_column(std::string_view key);
 
 std::vector<std::string_view> preset_names();

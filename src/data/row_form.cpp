@@ -56,7 +56,7 @@ class RowForm : private RowRecognition {
 
   // --- Prompts
 
-  /// `instruction` and `input`, which follows on a line of its own, as LLaMA-Factory has it.
+  /// `instruction` and `input`, which follows on its own line, as LLaMA-Factory has it.
   std::optional<Source> instruction_source() const {
     Source source;
     std::string text;
@@ -101,8 +101,8 @@ class RowForm : private RowRecognition {
     return list_source(at_path("input.messages"));
   }
 
-  /// A conversation that waits for an answer. Where it ends with one of `answers`, that is left
-  /// out.
+  /// Returns a conversation that waits for an answer. Where it ends with one of `answers`, that is
+  /// left out.
   std::optional<Source> turns_source(const std::vector<Answer>& answers) {
     const FoundColumn found = find_turns();
     if (!found || !found.value->is_structured()) return std::nullopt;
@@ -123,7 +123,7 @@ class RowForm : private RowRecognition {
     return source;
   }
 
-  /// Whether there is a prompt alone, with an answer that stands for any.
+  /// Returns whether there is a prompt alone, with a placeholder for the answer.
   bool is_left_out(const std::vector<Answer>& answers) const {
     return use_ == RowUse::kPrompt && answers.size() == 1 && answers.front().path.empty();
   }
@@ -170,7 +170,7 @@ class RowForm : private RowRecognition {
            std::equal(turns.begin(), turns.end(), list.begin());
   }
 
-  /// The turns before the question: messages, or [question, answer] pairs.
+  /// Returns the turns before the question: messages, or [question, answer] pairs.
   SortedJson earlier_turns() {
     const FoundColumn history = find("history");
     SortedJson list = SortedJson::array();
@@ -261,7 +261,7 @@ class RowForm : private RowRecognition {
     }
   }
 
-  /// An answer under a key that records.cpp knows; without a value where the row has none.
+  /// Returns an answer under a key that records.cpp knows; without a value where the row has none.
   Answer given(const char* key) {
     const FoundColumn found = find(key);
     if (!found) return {key, key, SortedJson(SortedJson::value_t::discarded)};
@@ -485,7 +485,7 @@ class RowForm : private RowRecognition {
            : answer == 0   ? "another role at its end"
                            : "two of its turns");
     }
-    // What follows the answer is the reader's to leave out, and to name.
+    // The reader drops and names what follows the answer.
     const auto place = list.begin() + static_cast<std::ptrdiff_t>(answer);
     out_["completion"] = SortedJson(SortedJson::array_t(place, list.end()));
     list.erase(place, list.end());
@@ -560,7 +560,7 @@ class RowForm : private RowRecognition {
                         doubtful_, trace_);
     trace_.read.assign(used_.begin(), used_.end());
     if (is_of_tokens) {
-      // Texts stand there for people: the ids are the row.
+      // The texts are for people only: the ids are the row.
       for (UnreadColumn& column : trace_.unread) column.is_prompt = false;
     }
     put_numbers();
@@ -595,7 +595,7 @@ class RowForm : private RowRecognition {
 
   static constexpr std::size_t kNoSource = static_cast<std::size_t>(-1);
 
-  std::optional<Source> unread_turns_;  // before an answer of their own
+  std::optional<Source> unread_turns_;  // before their own answer
   bool lacks_prompt_ = false;           // but for what the answers begin with alike
   SortedJson out_ = SortedJson::object();
   bool is_unknown_ = false;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Small questions to the values of a row.
+// Small queries of the values of a row.
 
 #include <algorithm>
 #include <iterator>
@@ -19,7 +19,7 @@ bool is_among(const Names& names, std::string_view name) {
 
 bool is_blank_text(const SortedJson& value);
 bool holds_non_finite(const SortedJson& value);
-/// Whether there is a text that is not blank in it.
+/// Returns whether the value holds a text that is not blank.
 bool holds_text(const SortedJson& value);
 
 /// Of ASCII.
@@ -29,7 +29,7 @@ void erase_nulls(SortedJson& object);
 SortedJson message_of(std::string_view role, std::string_view content);
 /// Empty where there is no text.
 std::string_view text_at(const SortedJson& message, const char* key);
-/// The role of a list's last or first message.
+/// Returns the role of a list's last or first message.
 std::string_view role_at(const SortedJson& list, bool last);
 /// Without outer white space.
 std::string_view content_of(const SortedJson& message);

@@ -38,7 +38,7 @@ enum class RowUse {
   kPrompt,  ///< the prompt alone: completions may be missing
 };
 
-/// What `data.columns` says: a preset's name, or the columns of fields. Everything else is
+/// The content of `data.columns`: a preset's name, or the columns of fields. Everything else is
 /// recognized by its keys.
 class RowLayout {
  public:
@@ -46,19 +46,19 @@ class RowLayout {
   /// wrong type.
   explicit RowLayout(std::string_view columns = "{}", std::string_view where = "data.columns");
 
-  /// The row under the keys prompt, chosen, rejected, gold, completion, messages, text, tools and
-  /// those of kColumnKeys, all of its other columns left as they are. Texts stay texts where the
-  /// row is plain text, else there are lists of {role, content, …}: a question, an instruction or a
-  /// system text make a conversation. A null is an absent key. A row of no known layout is left as
-  /// it is. A message that its file leaves out of training has "train": false, one that holds
-  /// reasoning has "reasoning_content". Throws LineError, led by `where`.
+  /// Returns the row under the keys prompt, chosen, rejected, gold, completion, messages, text,
+  /// tools and those of kColumnKeys, all of its other columns left as they are. Texts stay texts
+  /// where the row is plain text, else there are lists of {role, content, …}: a question, an
+  /// instruction or a system text make a conversation. A null is an absent key. A row of no known
+  /// layout is left as it is. A message that its file leaves out of training has "train": false,
+  /// one that holds reasoning has "reasoning_content". Throws LineError, led by `where`.
   SortedJson canonical(SortedJson row, std::string_view where, RowUse use, RowTrace& trace) const;
 
-  /// The column that the mapping gives for each field that it names.
+  /// Returns the column that the mapping gives for each field that it names.
   const std::vector<std::pair<std::string, std::string>>& mapping() const { return mapping_; }
   bool maps(std::string_view field) const;
 
-  /// Of a role in a file: user, assistant, system or tool; as it is where it is none of them.
+  /// Returns user, assistant, system or tool for a role in a file; any other role unchanged.
   std::string role_of(std::string_view name) const;
   const std::vector<std::string>& role_keys() const { return role_keys_; }
   const std::vector<std::string>& content_keys() const { return content_keys_; }
@@ -73,8 +73,8 @@ class RowLayout {
   std::map<std::string, std::string, std::less<>> roles_;  // as the mapping spells them
 };
 
-/// The object of a line. NaN and infinities, which Python's json writes bare, become numbers that
-/// are not finite. Throws LineError, led by `where`.
+/// Returns the object of a line. NaN and infinities, which Python's json writes bare, become
+/// numbers that are not finite. Throws LineError, led by `where`.
 SortedJson parse_line_json(std::string_view json, std::string_view where);
 
 }  // namespace prefopt::detail

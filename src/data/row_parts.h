@@ -20,7 +20,7 @@
 
 namespace prefopt::detail {
 
-/// A column, or what a dotted path leads to; without a value where there is none.
+/// A column, or what a dotted path leads to; without a value if there is none.
 struct FoundColumn {
   std::string path;
   const SortedJson* value = nullptr;
@@ -43,12 +43,12 @@ class RowParts {
 
   FoundColumn at_path(const std::string& path) const;
   void find_mapped();
-  /// A pair in an object of its own, the only one of the row.
+  /// Finds a pair in its own object, the only one of the row.
   void find_nested();
-  /// The column of a field: the one of the mapping, else the first of these names.
+  /// Returns the column of a field: the one of the mapping, else the first of these names.
   FoundColumn find(std::string_view field, std::initializer_list<const char*> names) const;
   FoundColumn find(const char* name) const { return find(name, {name}); }
-  /// A column that no field names.
+  /// Returns a column that no field names.
   FoundColumn foreign(const char* name) const;
   const SortedJson& needed(const char* name);
   bool maps_any(std::initializer_list<std::string_view> fields) const;
@@ -58,8 +58,8 @@ class RowParts {
   /// {"name": …, "arguments": …} as text, or a list of such, of a turn that calls functions.
   SortedJson called_functions(const std::string& text, const std::string& path) const;
   SortedJson message(const SortedJson& given, const std::string& path);
-  /// Whether the file wants the turn to be trained on. Takes the keys that say so out of it. Throws
-  /// LineError for an answer that counts by half.
+  /// Returns whether the file wants the turn to be trained on. Removes the keys that say so. Throws
+  /// LineError for an answer that counts in part.
   bool trains(SortedJson& message, const std::string& path, bool is_answer) const;
   /// Messages as a list, texts and everything else as they are.
   SortedJson turns(const SortedJson& value, const std::string& path);

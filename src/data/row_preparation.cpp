@@ -131,7 +131,7 @@ RowDefect defect_of(RowRemark remark) {
   return RowDefect::kSystemTurn;
 }
 
-/// Whether a remark is about what the completions hold, not about the prompt.
+/// Returns whether a remark is about what the completions hold, not about the prompt.
 bool is_of_completions(RowRemark remark) {
   return remark == RowRemark::kEndsWithUser || remark == RowRemark::kRepeatedPrompt;
 }
@@ -173,7 +173,7 @@ class RowEncoder {
   }
 
  private:
-  /// A text and what of it is whose.
+  /// A text and the owners of its parts.
   struct Text {
     std::string text;
     TextParts parts;
@@ -255,7 +255,7 @@ class RowEncoder {
     if (counted.empty()) mask.clear();
   }
 
-  /// The ranges in which control tokens are plain text.
+  /// Returns the ranges in which control tokens are plain text.
   std::vector<TextRange> plain_of(const Text& text) const {
     if (!splits()) return {};
     if (row_.from_messages) return text.parts.contents;
@@ -277,7 +277,7 @@ class RowEncoder {
     std::int64_t id;
   };
 
-  /// The token that ends `text`, but for white space, if its spelling does.
+  /// Returns the token that ends `text`, but for white space, if its spelling does.
   std::optional<GivenEnd> given_end(std::string_view text) const {
     const std::string_view trimmed = without_end_space(text);
     const std::int64_t eos = tokenizer_.eos_id();
@@ -298,7 +298,7 @@ class RowEncoder {
     return std::nullopt;
   }
 
-  /// Takes bytes away and moves what follows.
+  /// Removes bytes and moves up the rest.
   static void erase(Text& text, std::size_t begin, std::size_t end) {
     text.text.erase(begin, end - begin);
     const auto move = [&](std::size_t& place) {
@@ -312,7 +312,7 @@ class RowEncoder {
     }
   }
 
-  /// Takes down what the text spells and leaves out an end that another one follows.
+  /// Notes the control tokens of the text and drops an end that another one follows.
   Text noted(Text text, bool is_completion) {
     std::size_t own = text.text.size();  // without an end that takes the place of the usual one
     if (row_.from_messages && !is_bare() && !splits()) {
@@ -337,7 +337,7 @@ class RowEncoder {
     }
   }
 
-  /// Returns where the one begins that is left.
+  /// Returns the place of the one that is left.
   std::size_t keep_one_end(Text& text) {
     auto given = given_end(text.text);
     if (!given) return text.text.size();
@@ -398,7 +398,7 @@ void cut_to(std::vector<T>& values, std::size_t limit, bool keeps_last) {
   if (keeps_last) values.back() = last;
 }
 
-/// Gives the number of tokens that went.
+/// Returns the number of tokens cut.
 std::int64_t cut_completion(Completion completion, std::size_t limit, const EndIds& ends,
                             EndOfCut end_of_cut) {
   if (completion.ids.size() <= limit) return 0;
@@ -456,13 +456,13 @@ Cuts apply_budgets(TokenRow& pair, const EndIds& ends, std::int64_t bos_id,
   return cuts;
 }
 
-/// Whether `a`, without the token that ends it, begins `b`.
+/// Returns whether `a`, without the token that ends it, begins `b`.
 bool begins(const Ids& a, const Ids& b, const EndIds& ends) {
   const std::ptrdiff_t size = std::ssize(a) - (ends.end(a) ? 1 : 0);
   return size > 0 && size < std::ssize(b) && std::equal(a.begin(), a.begin() + size, b.begin());
 }
 
-/// What the tokens of a row show.
+/// Finds the defects that the tokens of a row show.
 void find_defects(const RowNeeds& needs, std::int64_t context_length, PreparedRow& row) {
   const TokenRow& pair = row.pair;
   const auto any_completion = [&](const auto& holds) {
@@ -568,7 +568,7 @@ std::vector<PreparedRow> prepare_lines(const std::string& path, const std::vecto
   return rows;
 }
 
-/// The columns of the mapping that hold completions or say something of them, as bits.
+/// Returns the columns of the mapping that hold completions or say something of them, as bits.
 std::uint64_t columns_of_completions(const RowLayout& layout) {
   constexpr std::array<std::string_view, 4> kTexts = {"chosen", "rejected", "gold", "completion"};
   constexpr std::array<std::string_view, 2> kScores = {"score_chosen", "score_rejected"};
@@ -605,8 +605,8 @@ void check_mapping(const RowLayout& layout, std::uint64_t found, const std::stri
   }
 }
 
-/// Throws DataError for what a prompt has that the policies do not keep: nothing else may become of
-/// a row that is answered.
+/// Throws DataError for a defect of the prompt that the policies do not keep: a row to be answered
+/// can be neither dropped nor changed.
 void check_prompt(const PreferenceRow& row, const DataOptions& options, std::string_view where) {
   for (const RowRemark remark : row.remarks) {
     if (is_of_completions(remark)) continue;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What can be done to a row apart from the others: from a line to token ids under the budgets, and
-// what is wrong with it.
+// The preparation of a row by itself: from a line to token ids under the budgets, with its
+// defects.
 
 #include <cstdint>
 #include <exception>
@@ -44,10 +44,10 @@ enum class RowDefect {
   kGivenEnd,
 };
 
-/// As reports name it.
+/// Returns the name in reports.
 std::string_view defect_name(RowDefect defect);
 
-/// What the options do with a defect, and the option that says so with its value.
+/// The policy of the options for a defect, and the option that sets it with its value.
 struct AppliedPolicy {
   RowAction policy;
   std::string_view option;
@@ -55,7 +55,7 @@ struct AppliedPolicy {
 };
 AppliedPolicy policy_for(RowDefect defect, const DataOptions& options);
 
-/// What the budgets took away.
+/// Counts of what the budgets cut.
 struct Cuts {
   bool prompt = false;
   std::int64_t completions = 0;
@@ -71,7 +71,7 @@ struct TokenCounts {
 /// Tokens that end a completion.
 class EndIds {
  public:
-  void add(std::int64_t id);  ///< -1 is none
+  void add(std::int64_t id);  ///< -1: ignored
   bool has(std::int64_t id) const;
   bool end(const std::vector<std::int64_t>& completion) const {
     return !completion.empty() && has(completion.back());
@@ -111,7 +111,7 @@ PreparedRow prepare_row(const PreferenceRow& row, const Tokenizer& tokenizer,
 PreparedRow prepare_prompt(const PreferenceRow& row, const Tokenizer& tokenizer,
                            const DataOptions& options);
 
-/// The sentence that refuses a row for a defect whose policy is kError.
+/// Returns the sentence that refuses a row for a defect whose policy is kError.
 std::string refusal_of(RowDefect defect, const DataOptions& options, std::string_view where);
 
 /// prepare_row for each line of a file that is not blank, up to max_rows of them: calls `take` with
@@ -132,7 +132,7 @@ void read_prompts(const std::string& path, const DataOptions& options,
                   const std::function<void(const PreferenceRow& row)>& take,
                   std::map<std::string, std::int64_t>* unread = nullptr);
 
-/// A refusal without the place and what was found there: rows with one defect share it.
+/// Returns a refusal without the place and what was found there: rows with one defect share it.
 std::string refusal_reason(const std::string& refusal, const std::string& path, std::int64_t line);
 
 /// `PATH:LINE`.

@@ -11,7 +11,7 @@
 namespace prefopt::detail {
 namespace {
 
-/// The texts that hold what the model is asked; of pairs without a prompt, both of the answers.
+/// Returns the texts with what the model is asked; of pairs without a prompt, both answers.
 std::vector<const SortedJson*> asking_texts(const SortedJson& texts_of_row) {
   for (const char* key : {"prompt", "messages", "text"}) {
     if (const auto found = texts_of_row.find(key); found != texts_of_row.end()) return {&*found};
@@ -24,7 +24,7 @@ std::vector<const SortedJson*> asking_texts(const SortedJson& texts_of_row) {
   return texts;
 }
 
-/// Whether a text is in what the model is asked, so that it is not lost.
+/// Returns whether a text is in what the model is asked, so that it is not lost.
 bool is_asked_again(std::string_view text, const ReadRow& read) {
   text = stripped(text);
   const auto holds = [&](std::string_view other) {
@@ -41,7 +41,7 @@ bool is_asked_again(std::string_view text, const ReadRow& read) {
   });
 }
 
-/// Whether a text could be the prompt that the row seems to lack.
+/// Returns whether a text could be the prompt that the row seems to lack.
 bool could_be_prompt(const SortedJson& value, const ReadRow& read) {
   if (!read.lacks_prompt || !value.is_string()) return false;
   const auto texts = asking_texts(read.texts);

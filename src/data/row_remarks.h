@@ -12,8 +12,8 @@
 
 namespace prefopt::detail {
 
-/// Whether `text`, a prompt that was given twice, is in the turns before the answer: as one of
-/// them, as a part of one, or as all of them written out with nothing else.
+/// Returns whether `text`, a prompt that was given twice, is in the turns before the answer: as one
+/// of them, as a part of one, or as all of them written out with nothing else.
 bool is_repeated(std::string_view text, const SortedJson& list);
 
 struct ReadRow {

@@ -20,7 +20,7 @@ class SplitPattern {
   /// Throws CheckpointError, led by `where`, for anything else and for what matches the empty text.
   SplitPattern(std::string_view pattern, std::string_view where);
 
-  /// What a thread needs to match; one serves all patterns.
+  /// The memory that a thread needs to match; one serves all patterns.
   class Scratch {
    public:
     Scratch();
@@ -36,8 +36,8 @@ class SplitPattern {
   struct Match {
     std::size_t begin, end;
   };
-  /// The first match that begins at `from` or later. `text` has to be UTF-8. Throws DataError
-  /// where PCRE2's limits end the search.
+  /// Returns the first match that begins at `from` or later. `text` has to be UTF-8. Throws
+  /// DataError where PCRE2's limits end the search.
   std::optional<Match> find(std::string_view text, std::size_t from, Scratch& scratch) const;
 
  private:

@@ -37,8 +37,8 @@ std::string hash_of(std::string_view bytes) {
   return hash.hex();
 }
 
-/// The hash of a file's bytes, in blocks: of a mapped file that becomes shorter meanwhile nothing
-/// could be read any more.
+/// Returns the hash of a file's bytes, read in blocks: a mapped file that is truncated meanwhile
+/// could not be read.
 std::string hash_of_file(const std::string& path) {
   const auto fail = [&](std::string_view got) {
     throw DataError(fmt::format("{}: expected a readable file, got {}", path, got));
@@ -61,7 +61,7 @@ std::string hash_of_file(const std::string& path) {
   }
 }
 
-// Where the rows and the cache lie and what is held out of them changes no token.
+// Returns a key without the places of rows and cache and the held-out part: they change no token.
 std::string key_of(const std::string& rows_hash, const Tokenizer& tokenizer, DataOptions options,
                    const RowNeeds& needs) {
   options.train.clear();
@@ -120,7 +120,7 @@ class Reader {
     std::memcpy(&value, take(sizeof value).data(), sizeof value);
     return value;
   }
-  /// A number of things that take at least `bytes` each.
+  /// Reads a number of things that take at least `bytes` each.
   std::size_t count(std::size_t bytes) {
     const std::int64_t value = number();
     if (value < 0 || static_cast<std::uint64_t>(value) > bytes_.size() / bytes) throw Damage();
@@ -254,7 +254,7 @@ TokenCache::TokenCache(const std::string& folder, const std::string& rows,
 
 Dataset TokenCache::get_or_make(const std::function<Dataset()>& make) const {
   remove_unfinished_files(folder_, [](std::string_view name) { return name.ends_with(".tokens"); });
-  std::string ignored_why;  // the first time there is none
+  std::string ignored_why;  // no file the first time
   const auto found = MappedFile::try_open(path_, ignored_why);
   if (found) {
     if (auto kept = from_bytes(found->bytes())) {
@@ -269,7 +269,7 @@ Dataset TokenCache::get_or_make(const std::function<Dataset()>& make) const {
         fmt::format("no tokens are kept: {} changed while it was read", rows_);
     return dataset;
   }
-  std::error_code ignored;  // writing says what is wrong with the folder
+  std::error_code ignored;  // writing reports what is wrong with the folder
   fs::create_directories(folder_, ignored);
   if (const auto why = try_write_file(path_, to_bytes(dataset)); !why.empty()) {
     dataset.report.cache_note = fmt::format("no tokens are kept in {} ({})", path_, why);

@@ -17,9 +17,9 @@ class TokenCache {
   TokenCache(const std::string& folder, const std::string& rows, const Tokenizer& tokenizer,
              const DataOptions& options, const RowNeeds& needs);
 
-  /// What is kept, else what `make` gives, which is then kept. A damaged file is made anew and a
-  /// folder that cannot be written is done without, as are rows that changed while they were read:
-  /// cache_note of the report says so.
+  /// Returns what is kept, else what `make` gives, which is then kept. Replaces a damaged file, and
+  /// keeps nothing if the folder cannot be written or the rows changed while they were read: see
+  /// cache_note of the report.
   Dataset get_or_make(const std::function<Dataset()>& make) const;
 
  private:

@@ -62,7 +62,7 @@ TokenFacts facts_of_gguf(const std::string& path) {
           .pad_id = id("padding")};
 }
 
-// What is wrong with a config.json is for the model's reader to say.
+// Defects of a config.json are left to the model's reader.
 TokenFacts facts_of_folder(const std::string& folder) {
   std::string text;
   if (!detail::try_read_file(folder + "/config.json", text).empty()) return {};
@@ -166,7 +166,7 @@ std::string remembered_chat_format(const std::string& folder) {
   return folder.empty() || !is_folder(folder) ? "" : detail::read_memory(folder).chat_format;
 }
 
-/// The tokenizer that a folder or file brings; empty: none.
+/// Returns the tokenizer that a folder or file brings; empty: none.
 std::string own_tokenizer(const std::string& path) {
   if (is_gguf(path)) return detail::has_tokenizer(GgufFile::open(path)) ? path : "";
   if (is_there(fs::path(path) / kTokenizerFile)) return path;

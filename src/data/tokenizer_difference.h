@@ -12,7 +12,7 @@ namespace prefopt::detail {
 /// differ: models of one family have one vocabulary and several of these.
 std::string tokenizer_difference(const Tokenizer& a, const Tokenizer& b);
 
-/// The same of `tokenizer` and that of `model`; empty where the model brings none.
+/// Returns the same of `tokenizer` and that of `model`; empty where the model brings none.
 std::string tokenizer_difference(const Tokenizer& tokenizer, const std::string& model);
 
 }  // namespace prefopt::detail

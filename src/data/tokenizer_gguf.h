@@ -29,12 +29,12 @@ struct GgufVocabulary {
 /// Throws CheckpointError, which names file and key.
 GgufVocabulary read_gguf_vocabulary(const GgufFile& file);
 
-/// What transformers' `tokenizer.json` of the same model says, which includes what the name of the
-/// pre-tokenizer implies: NFC for "qwen2"; ignore_merges and, as in llama.cpp, a begin token for
-/// "llama-bpe". Throws CheckpointError, led by `where`, which names the key.
+/// Returns the content of transformers' `tokenizer.json` of the same model, including what the name
+/// of the pre-tokenizer implies: NFC for "qwen2"; ignore_merges and, as in llama.cpp, a begin token
+/// for "llama-bpe". Throws CheckpointError, led by `where`, which names the key.
 BpeVocabulary bpe_vocabulary(GgufVocabulary gguf, std::string_view where);
 
-/// Whether the file has a tokenizer at all.
+/// Returns whether the file has a tokenizer at all.
 bool has_tokenizer(const GgufFile& file);
 
 }  // namespace prefopt::detail

@@ -102,7 +102,7 @@ class Node {
   std::string file_, field_;
 };
 
-/// null, or the empty value that stands for "not used".
+/// Expects null, or the empty value that means "not used".
 void expect_unused(const Node& node) {
   const bool unused = node.is_null() || (node.is_text() && node.text().empty()) ||
                       (node.json().is_number() && node.json().get<double>() == 0);
@@ -330,7 +330,7 @@ void read_post_processor(const Node& node, Ends& ends) {
 
 // --- tokenizer_config.json
 
-/// "<s>" or {"content": "<s>", …}; empty where there is none.
+/// Reads "<s>" or {"content": "<s>", …}; empty if there is none.
 std::string token_text(const Node& node) {
   if (node.is_null()) return "";
   return node.is_text() ? node.text() : node.member("content").text();

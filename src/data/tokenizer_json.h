@@ -7,7 +7,7 @@
 
 namespace prefopt::detail {
 
-/// Reads a Hugging Face `tokenizer.json` and what its folder says beside it; see make_tokenizer.
+/// Reads a Hugging Face `tokenizer.json` and the settings next to it; see make_tokenizer.
 BpeVocabulary read_tokenizer_json(const std::string& path);
 
 }  // namespace prefopt::detail

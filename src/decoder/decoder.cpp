@@ -39,8 +39,8 @@ Decoder::~Decoder() = default;
 
 namespace {
 
-// A network without weights. All executors must compute the model: it may be trained in one and
-// sampled from in another.
+// Returns a network without weights. All executors must compute the model: it may be trained in one
+// and sampled from in another.
 Network network_of(DecoderOptions options, std::string_view where) {
   Network network;
   network.spec = detail::family_named(options.family, where).spec(options);
@@ -120,7 +120,7 @@ std::int64_t longest_in(const PackedTokens& tokens) {
   return longest;
 }
 
-// The places of the stream's `rows` among those that the last layer keeps.
+// Returns the places of the stream's `rows` among those that the last layer keeps.
 at::Tensor places_among_scored(const PackedTokens& tokens) {
   std::vector<std::int64_t> place_of(static_cast<std::size_t>(tokens.input_ids.size(0)), -1);
   std::int64_t place = 0;

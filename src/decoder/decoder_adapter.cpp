@@ -85,8 +85,8 @@ void remove_adapter(detail::Network& network) {
   network.lora_scale = 0;
 }
 
-// How PEFT began the adapter says nothing of what it is now, unless the weights under it were
-// changed as well: then it fits these and no others.
+// PEFT's initialization is irrelevant afterwards, unless it changed the weights under the adapter
+// as well: then the adapter fits these and no others.
 void check_initialization(const detail::StrictConfig& config) {
   const Json* value = config.find("init_lora_weights");
   if (!value || value->is_boolean()) return;

@@ -24,7 +24,7 @@ struct DecoderConfig {
 /// CheckpointError, led by the path.
 DecoderConfig read_decoder_config(const std::string& path);
 
-/// The `generation_config.json` of a model that ends in these tokens.
+/// Returns the `generation_config.json` of a model that ends in these tokens.
 Json make_generation_config(const DecoderOptions& options);
 
 /// All end tokens that `options` name, each once, `eos_token_id` first.

@@ -28,10 +28,10 @@ class DecoderReader {
   const DecoderConfig& config() const { return config_; }
   /// Of the safetensors files, to be written back.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  /// A remark on a folder with several dtypes; else empty.
+  /// Returns a remark on a folder with several dtypes; else empty.
   const std::string& note() const { return note_; }
 
-  /// The weight of this name (Hugging Face's) and shape, once.
+  /// Returns the weight of this name (Hugging Face's) and shape, once.
   at::Tensor take(const std::string& name, const std::vector<std::int64_t>& shape);
 
   /// Rotary frequencies are computed, and a tied head may be written twice; nothing else may be
@@ -62,8 +62,8 @@ class DecoderReader {
   std::map<std::string, Stored> left_;
 };
 
-/// The context that a model in a folder or a `.gguf` file is made for, in tokens, from its config
-/// alone. Throws CheckpointError as loading the model does.
+/// Returns the context that a model in a folder or a `.gguf` file is made for, in tokens, from its
+/// config alone. Throws CheckpointError as loading the model does.
 std::int64_t context_length_of(const std::string& path);
 
 /// Writes `config.json`, which names the dtype of the weights, `generation_config.json` unless that

@@ -23,7 +23,7 @@ DecoderConfig read_gguf_config(const GgufFile& file);
 /// Hugging Face's name of a decoder's tensor; empty for any other.
 std::string hugging_face_name(std::string_view gguf_name);
 
-/// A tensor of the file as Hugging Face arranges it; its shape must be the one that `options` give.
+/// Returns a tensor of the file in Hugging Face's layout; its shape must be that of `options`.
 at::Tensor read_gguf_weight(const GgufFile& file, const std::string& gguf_name,
                             const DecoderOptions& options, at::ScalarType dtype);
 

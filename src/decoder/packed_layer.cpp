@@ -21,7 +21,7 @@ at::Tensor wide(const at::Tensor& tensor, const at::Tensor& like) {
   return tensor.to(like.scalar_type());
 }
 
-// The map of `x`, added to `residual` where that is defined.
+// Returns the map of `x`, added to `residual` where that is defined.
 at::Tensor linear_forward(const at::Tensor& x, const Linear& map, double lora_scale,
                           const at::Tensor& residual = {}) {
   at::Tensor result = product(x, map.weight, residual);
@@ -33,7 +33,7 @@ at::Tensor linear_forward(const at::Tensor& x, const Linear& map, double lora_sc
   return result;
 }
 
-// Of a weight that is trained: where its gradient goes.
+// Returns where a trained weight's gradient goes; null for a frozen one.
 at::Tensor* wanted(const at::Tensor& weight, at::Tensor& gradient) {
   return weight.requires_grad() ? &gradient : nullptr;
 }
@@ -65,7 +65,7 @@ void linear_backward_weights(const at::Tensor& grad, const at::Tensor& x, const 
   gradients.lora_a = weight_product(low_grad, x, map.lora_a);
 }
 
-// Both; the input's gradient is added to `*of_input` unless that is null.
+// Computes both; the input's gradient is added to `*of_input` unless that is null.
 void linear_backward(const at::Tensor& grad, const at::Tensor& x, const Linear& map,
                      double lora_scale, Linear& gradients, at::Tensor* of_input) {
   if (of_input != nullptr) add_input_gradient(grad, map, lora_scale, *of_input);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A decoder layer over one packed stream, with its own backward pass: it keeps little for it,
-// shares common beginnings, and leaves out rows that nothing asks for.
+// A decoder layer over one packed stream, with its own backward pass: it keeps little memory,
+// shares common beginnings, and skips rows that nothing needs.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
@@ -26,9 +26,9 @@ struct StreamPlan : torch::CustomClassHolder {
   Checkpointing checkpointing = Checkpointing::kNone;
   Rotary key_rotary, query_rotary;  ///< [N, head_dim / 2], [M, head_dim / 2]
   std::vector<AttentionBlock> blocks;
-  at::Tensor query_rows;  ///< [M] int64: the rows that go on; undefined: all N
+  at::Tensor query_rows;  ///< [M] int64: the rows that continue; undefined: all N
 
-  /// `scored_only`: the layer's result is asked for where completion tokens are predicted, so the
+  /// `scored_only`: the layer's result is needed where completion tokens are predicted, so the
   /// other rows give keys and values only.
   static c10::intrusive_ptr<StreamPlan> make(const Network& network, const PackedTokens& tokens,
                                              Checkpointing checkpointing, bool scored_only);

@@ -51,7 +51,7 @@ struct Live {
   std::int64_t slot;
 };
 
-/// Keys or values of a layer by heads, so that one head's stand one after the other.
+/// Keys or values of a layer by heads, so that one head's are contiguous.
 struct Cache {
   at::Tensor
       prompts;     ///< of each prompt, from begin · kv_heads · head_dim on: [kv_heads, length, D]
@@ -365,7 +365,7 @@ class PackedSession final : public DecodeSession {
       if (i + 1 < network_.layers.size()) {
         attend_prompts(blocks, rows);
       } else {
-        // Nobody asks what the other rows would become.
+        // Only the last row of each prompt is needed from here on.
         rows.select(last);
         attend(last_tasks(prompts, caches_[i], rows));
       }
@@ -402,7 +402,7 @@ class PackedSession final : public DecodeSession {
                 rows.attended.data());
   }
 
-  /// The last token of each prompt; row i is that of prompt i.
+  /// Returns the last token of each prompt; row i is that of prompt i.
   std::vector<cpu::QueryTask<T>> last_tasks(std::span<const Prompt> prompts,
                                             const LayerCache& cache, const Rows<T>& rows) const {
     std::vector<cpu::QueryTask<T>> tasks;
@@ -424,9 +424,9 @@ class PackedSession final : public DecodeSession {
             .output = rows.attended.data() + row * rows.queries + of_head};
   }
 
-  // --- what sequences said ---------------------------------------------------------------------
+  // --- generated tokens ------------------------------------------------------------------------
 
-  /// Where the tokens of a sequence begin.
+  /// Returns where the tokens of a sequence begin.
   std::int64_t own_begin(const Live& live, std::int64_t head) const {
     return (live.slot * kv_heads() + head) * capacity_ * head_dim();
   }
@@ -485,7 +485,7 @@ class PackedSession final : public DecodeSession {
   std::vector<Live> live_;
   std::vector<LayerCache> caches_;
   bool filled_ = false;
-  std::int64_t length_ = 0;  ///< tokens that each sequence said and the model saw
+  std::int64_t length_ = 0;  ///< generated tokens of each sequence that the model saw
   std::int64_t capacity_ = 0;
 };
 

@@ -60,9 +60,9 @@ class StrictConfig : public StrictFile {
   /// required ones.
   void check(const KnownFields& known) const;
 
-  /// Returns null where there is none.
+  /// Returns null if there is none.
   const Json* find(std::string_view name) const;
-  /// Whether the name is there, be it with null.
+  /// Returns whether the name is there, be it with null.
   bool names(std::string_view name) const { return json_.contains(std::string(name)); }
 
   /// In [1, kMaxDecoderSize].
@@ -77,8 +77,8 @@ class StrictConfig : public StrictFile {
   const Json& json_;
 };
 
-/// Whether a field that is not known holds what means "not set" or "not used": null, false, or an
-/// empty text, list or object.
+/// Returns whether a field that is not known has a value for "not set" or "not used": null, false,
+/// or an empty text, list or object.
 bool says_nothing(const Json& value);
 
 /// One id or a list of at least one, each read by `read`, each once.

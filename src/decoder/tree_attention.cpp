@@ -130,8 +130,8 @@ struct HeadTask {
   }
 };
 
-/// A long block is cut among threads, but into few parts: in the backward pass each of them has
-/// gradients of all keys that it sees.
+/// Cuts a long block among threads, but into few parts: in the backward pass each of them
+/// has gradients of all keys that it sees.
 std::int64_t queries_of_task(std::int64_t length) {
   constexpr std::int64_t kLeast = 192;
   constexpr std::int64_t kMostTasks = 4;

@@ -8,11 +8,11 @@
 
 namespace prefopt {
 
-/// Queries [query, query + length) of the query stream stand at rows [key, key + length) of the key
+/// Queries [query, query + length) of the query stream are rows [key, key + length) of the key
 /// stream. They see all of keys [prefix, prefix + prefix_length), all of the `past` keys right
 /// before their own, [key - past, key), and, causally, their own. Sequences that share a prompt are
 /// the prompt's block and one block each whose prefix is the prompt's rows; a step of decoding is a
-/// block of length 1 a sequence, whose past is what the sequence said so far.
+/// block of length 1 a sequence, whose past is what the sequence generated so far.
 struct AttentionBlock {
   std::int64_t query = 0, key = 0, length = 0, prefix = 0, prefix_length = 0, past = 0;
 };
@@ -26,7 +26,7 @@ struct AttentionResult {
 ///   s_ij = scale · q_i · k_j,  l_i = log Σ_j e^(s_ij),  o_i = Σ_j e^(s_ij − l_i) v_j
 /// over the keys j that query i sees. query is [Nq, heads, head_dim]; key and value are
 /// [Nk, kv_heads, head_dim], and head h uses the kv head h / (heads / kv_heads). All are float32 or
-/// float64 on the CPU; rows may stand apart (views of a fused buffer), what is in a row may not.
+/// float64 on the CPU; rows may lie apart (views of a fused buffer), the numbers of a row may not.
 /// Each query is in exactly one block. Results do not depend on the number of threads. Throws
 /// ShapeError, DtypeError and DeviceError. Nothing is recorded for autograd.
 AttentionResult tree_attention(const at::Tensor& query, const at::Tensor& key,
@@ -38,8 +38,8 @@ struct AttentionGradients {
 };
 
 /// Gradients of Σ grad_output · output. `forward` is what tree_attention returned for the inputs.
-/// Keys that nobody sees get zeros. Beside the results it takes memory for gradients of all keys
-/// that each block sees, up to four times for long blocks.
+/// Keys that nobody sees get zeros. In addition to the results it takes memory for gradients of all
+/// keys that each block sees, up to four times for long blocks.
 AttentionGradients tree_attention_backward(const at::Tensor& grad_output, const at::Tensor& query,
                                            const at::Tensor& key, const at::Tensor& value,
                                            const AttentionResult& forward,

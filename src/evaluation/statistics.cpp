@@ -17,7 +17,7 @@ double mean_of(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
-/// The limit of the bootstrap for many values: the mean's normal distribution.
+/// Returns the limit of the bootstrap for many values: the mean's normal distribution.
 Estimate normal_mean(const std::vector<double>& values) {
   const double mean = mean_of(values);
   double squares = 0;

@@ -42,7 +42,7 @@ std::string options_of(const Loss& loss) {
   return detail::dump_json(config);
 }
 
-/// Where `loss` is an `L` whose formula is a template.
+/// Sets `evaluator` and returns true if `loss` is an `L` whose formula is a template.
 template <class L>
 bool take(const Loss& loss, std::shared_ptr<const Evaluator>& evaluator) {
   if constexpr (requires(const L& l, const ExactPairLogps& in) { l.evaluate(in); }) {

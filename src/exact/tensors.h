@@ -6,10 +6,10 @@
 
 namespace prefopt::exact {
 
-/// The arrays as float64 tensors over the same memory, which has to outlive them.
+/// Returns the arrays as float64 tensors over the same memory, which has to outlive them.
 PairLogps as_tensors(const ExactPairLogps& in);
 
-/// A copy as arrays.
+/// Returns a copy as arrays.
 ExactLossOutput as_arrays(const LossOutput& out);
 
 }  // namespace prefopt::exact

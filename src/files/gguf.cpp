@@ -27,7 +27,7 @@ constexpr std::uint64_t kMaxNameBytes = 65535;  // of a key, by the format
 constexpr std::uint32_t kMaxGgufRank = 4;       // of ggml
 constexpr std::uint64_t kDefaultAlignment = 32;
 constexpr int kMaxNesting = 8;
-// What one of these takes in a file at least.
+// The fewest bytes that one of these takes in a file.
 constexpr std::uint64_t kMinEntryBytes = 8 + 1 + 4 + 1;
 constexpr std::uint64_t kMinTensorBytes = 8 + 1 + 4 + 4 + 8;
 
@@ -120,7 +120,7 @@ class Cursor {
     return static_cast<Kind>(number_of_kind);
   }
 
-  // A number of things that take at least `least` bytes each.
+  // Reads a number of things that take at least `least` bytes each.
   std::uint64_t count(std::string_view what, std::uint64_t least) {
     const std::uint64_t begin = at_;
     const auto given = number<std::uint64_t>(fmt::format("number of {}", what));
@@ -195,7 +195,7 @@ struct Contents {
   Cursor cursor(std::uint64_t at = 0) const { return {mapping->bytes(), path, at}; }
 };
 
-// One value as a T; false where a value of this kind is none.
+// Reads one value as a T; returns false if the kind does not fit.
 bool read_as(Cursor& cursor, Kind kind, std::int64_t& value) {
   switch (kind) {
     case Kind::kUint8:

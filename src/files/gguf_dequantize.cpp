@@ -101,8 +101,8 @@ struct Part {
   float scale, offset;
 };
 
-// The 12 bytes: 4 low scales, 4 low offsets, both with 2 bits of the upper four on top, then the
-// other 4 bits of the upper scales and offsets.
+// Reads the 12 bytes: 4 low scales, 4 low offsets, both with 2 bits of the upper four on top,
+// then the other 4 bits of the upper scales and offsets.
 Part part_at(const std::uint8_t* block, int part) {
   const std::uint8_t* packed = block + 4;
   int scale = 0;

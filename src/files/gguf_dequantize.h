@@ -9,7 +9,7 @@
 
 namespace prefopt::detail {
 
-/// How ggml stores `values` numbers in `bytes` bytes.
+/// An encoding of ggml: `values` numbers in `bytes` bytes.
 struct GgufEncoding {
   std::uint32_t id;
   std::string_view name;
@@ -21,7 +21,7 @@ struct GgufEncoding {
   void (*decode)(const std::uint8_t* block, float* values) = nullptr;
 };
 
-/// Null for a number that stands for no encoding known here. Some are known by name and size only.
+/// Returns null for the number of an unknown encoding. Some are known by name and size only.
 const GgufEncoding* find_gguf_encoding(std::uint32_t id);
 
 /// Whole blocks to a contiguous tensor of a floating `dtype`, in parallel. `encoding.decode` is

@@ -13,11 +13,11 @@ using namespace exact;
 using Eigen::VectorXd;
 
 constexpr Index kPrompts = 4, kActions = 8, kFeatures = 10;
-constexpr double kUncovered = -2;  ///< reward that an action without pairs gets beside the rest
+constexpr double kUncovered = -2;  ///< reward that an action without pairs gets in addition
 constexpr double kStep = 0.05;
 constexpr int kMostSteps = 300;
 
-/// The first actions of each prompt, which come in no order.
+/// Returns the first actions of each prompt, which come in no order.
 Table first_actions(double share) {
   Table covered = Table::Zero(kActions, kPrompts);
   const auto count = static_cast<Index>(std::lround(share * kActions));

@@ -42,7 +42,7 @@ struct Path {
 /// loss that stops before a distance keeps its last policy there.
 Path follow(const Task& task, const std::string& config, const std::vector<double>& distances);
 
-/// The most reward above the reference's at each distance: the policy ref e^(r / beta) / Z.
+/// Returns the most reward above the reference's at each distance: the policy ref e^(r / beta) / Z.
 std::vector<double> most_rewards(const Task& task, const std::vector<double>& distances);
 
 }  // namespace prefopt::lab

@@ -11,7 +11,7 @@
 #include "lab/statistics.h"
 
 // An experiment of the lab: a claim of a paper, measured with exact policies. To add one, write
-// `Report name(const Settings&)` in a file of its own, declare it in experiments.h and add its line
+// `Report name(const Settings&)` in its own file, declare it in experiments.h and add its line
 // to the list in experiments.cpp; the command, the files and the tests follow.
 namespace prefopt::lab {
 

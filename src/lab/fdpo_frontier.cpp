@@ -24,7 +24,7 @@ using namespace exact;
 constexpr Index kActions = 8, kPrompts = 2;
 const std::vector<double> kBetas{0.1, 0.2, 0.4, 0.8, 1.6};
 constexpr std::size_t kStrong =
-    3;  ///< so many of them are small beside the rewards, as the paper's
+    3;  ///< so many of them are small next to the rewards, as the paper's
 
 struct Divergence {
   std::string name, options;
@@ -43,8 +43,8 @@ enum Measure : std::size_t { kReward, kEntropy, kReverseKl, kCalibration, kExces
 const std::vector<std::string> kMeasureNames{"reward", "entropy", "kl", "calibration_error",
                                              "reward_above_reverse_kl_frontier"};
 
-/// How far the probability of the likeliest action is from what it is under the reference, which
-/// counts as the truth.
+/// Returns how far the probability of the likeliest action is from what it is under the reference,
+/// which counts as the truth.
 double calibration_error(const Table& logps, const Table& ref) {
   double sum = 0;
   for (Index x = 0; x < logps.cols(); ++x) {
@@ -108,7 +108,7 @@ Report fdpo_frontier(const Settings& settings) {
   }
   report.pictures = {{"fdpo-frontier", std::move(frontier)}};
 
-  // How often two divergences stand in the paper's order, over a range of beta.
+  // Returns how often two divergences are in the paper's order, over a range of beta.
   const auto in_order = [&](Measure measure, std::size_t first, std::size_t second,
                             std::size_t from = 0, std::size_t to = kStrong) {
     const double sign = measure == kReward ? 1 : -1;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Reward against distance from the reference for every loss of the registry, on one task with 400
-// clean Bradley-Terry pairs of all actions, beside the most that any policy can have. What
-// 2305.18290 shows beside PPO for DPO. Control: DPO on labels that say nothing.
+// clean Bradley-Terry pairs of all actions, with the most that any policy can have. 2305.18290 does
+// the same for DPO and PPO. Control: DPO on labels that say nothing.
 
 #include <algorithm>
 

@@ -5,7 +5,7 @@
 
 namespace prefopt::lab {
 
-/// How long networks are trained: a brief training is too short for some of the claims.
+/// The length of training: a brief one is too short for some of the claims.
 enum class Length { kWhole, kBrief };
 
 Report neural_noise(const Settings& settings, Length length);

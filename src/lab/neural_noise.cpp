@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // 2403.00409 with a transformer: on labels flipped at a known rate DPO tends to another policy, so
-// that more pairs stop to help, where rDPO's gap goes on to fall. The same pairs go to a network
+// that more pairs stop helping, where rDPO's gap keeps falling. The same pairs go to a network
 // and, with the network's own reference, to the log-linear class that holds the optimum. Gaps are
 // of the policy given that it answers with a string. Control: without flips DPO's gap does not
 // stop.

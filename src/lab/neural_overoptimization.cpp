@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // 2405.16436 with a transformer: with few pairs of a part of the strings, DPO's true reward rises
-// and then falls as training goes on, and the chosen become less likely; RPO's do not. The same
+// and then falls as training continues, and the chosen become less likely; RPO's do not. The same
 // pairs go to a network and, with the network's own reference, to the log-linear class that holds
 // the optimum. Strings without data are worse than their letters promise. Controls: strings without
 // data that are as good as they look; pairs of all strings, new ones at every step. In an open
-// language, where most answers are no string and no pair speaks of them, it is looked at where the
+// language, where most answers are no string and no pair speaks of them, it shows where the
 // probability goes.
 
 #include <fmt/format.h>
@@ -59,7 +59,7 @@ enum : std::size_t {
   kDpoOpenAll
 };
 
-/// Steps after which a policy is looked at.
+/// Returns the steps after which a policy is measured.
 std::vector<int> checkpoints(Length length) {
   constexpr int kSteps = 1024, kBriefSteps = 512;
   std::vector<int> steps{0};

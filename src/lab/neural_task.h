@@ -22,9 +22,9 @@ namespace prefopt::lab {
 inline constexpr exact::Index kPrompts = 4, kLetters = 4;
 inline constexpr exact::Index kStrings = kLetters * kLetters;
 
-/// What a network can answer. In a closed language every two letters are an answer and nothing else
-/// is, as for a table. An open one has an end token, and with it answers that end too early or too
-/// late: anything else.
+/// The answers that a network can give. In a closed language every two letters are an answer and
+/// nothing else is, as for a table. An open one has an end token, and with it answers that end too
+/// early or too late: anything else.
 enum class Language { kClosed, kOpen };
 
 inline constexpr std::int64_t kEnd = kLetters;  ///< in an open language
@@ -36,9 +36,9 @@ Language language_of(const Policy& policy);
 exact::Table covered_strings();
 exact::Table all_strings();
 
-/// What a seed decides: letters have values by prompt and place, of which the first letter's is the
-/// least, so that strings that are not covered promise more than those that are. A string has the
-/// sum of its two, less a disappointment where it is not covered.
+/// The task that a seed decides: letters have values by prompt and place, of which the first
+/// letter's is the least, so that strings that are not covered promise more than those that are. A
+/// string has the sum of its two, less a disappointment where it is not covered.
 struct NeuralTask {
   NeuralTask(std::uint64_t seed, double disappointment);
 
@@ -47,7 +47,7 @@ struct NeuralTask {
 };
 
 /// Two letters, which are not the same: attention over one letter alone gives the same however
-/// often it stands there, so that a network could not tell the first letter's place from the
+/// often it occurs, so that a network could not tell the first letter's place from the
 /// second's.
 std::vector<std::int64_t> prompt_tokens(exact::Index prompt);
 /// In an open language with the end token.
@@ -55,7 +55,7 @@ std::vector<std::int64_t> string_tokens(exact::Index string, Language language);
 /// Throws ShapeError for weights that are not all the same: rows have none.
 std::vector<TokenRow> token_pairs(const exact::Pairs& pairs, Language language);
 
-/// What a policy answers with: as it is, and as far as it is a string. Pairs compare strings with
+/// A policy's distribution of answers: as it is, and given a string. Pairs compare strings with
 /// strings, so the second is what they fix, and what a table can be compared with.
 struct Answers {
   /// [kStrings + 1, kPrompts] log-probs: of each string, then of anything else.
@@ -70,15 +70,15 @@ Answers answers(Policy& policy);
 /// Rewards of outcomes: anything else is as good as the prompt's worst string.
 exact::Table with_anything_else(const exact::Table& rewards);
 
-/// What the log-linear class over `features` answers at the least of the loss.
+/// Returns the answers of the log-linear class over `features` at the minimum of the loss.
 exact::Table best_table(const std::string& loss, const exact::Table& ref,
                         const Eigen::MatrixXd& features, const exact::Pairs& pairs);
 
-/// A small transformer with weights of the seed, the same however many threads there are.
+/// Returns a small transformer with weights of the seed, the same however many threads there are.
 std::shared_ptr<Decoder> fresh_network(Language language, std::uint64_t seed);
 
-/// One that was trained by likelihood on strings drawn from `target` [kStrings, kPrompts]. It has
-/// learned that up to some error, so that its own strings() are the reference of tables too.
+/// Returns one that was trained by likelihood on strings drawn from `target` [kStrings, kPrompts].
+/// It has learned that up to some error, so that its own strings() are the reference of tables too.
 std::shared_ptr<Decoder> supervised_network(Language language, const exact::Table& target,
                                             std::uint64_t seed);
 
@@ -90,7 +90,7 @@ struct NeuralTraining {
   exact::Index batch = 0;  ///< pairs a step, drawn by their weights; 0: all rows at every step
 };
 
-/// Where the pairs of a seed are drawn from, alike for network and table.
+/// Returns the generator of the pairs of a seed, the same for network and table.
 exact::Random pair_random(std::uint64_t seed);
 
 /// Trains a copy of `reference` with the library's Trainer. `seen(step, network)` is called before

@@ -86,8 +86,8 @@ struct World {
 constexpr std::size_t kMeasures = 3;
 const std::vector<std::string> kMeasureNames{"error", "reward_gap", "regularized_gap"};
 
-/// The error in the covariance's norm, the gap in reward (of either sign), and that in regularized
-/// reward.
+/// Returns the error in the covariance's norm, the gap in reward (of either sign), and that in
+/// regularized reward.
 std::vector<double> measure(const World& world, const Pairs& pairs, const std::string& loss) {
   const SoftmaxPolicy policy = SoftmaxPolicy::log_linear(world.ref, world.features);
   const Objective objective(ExactLoss(loss), policy, world.ref, pairs);

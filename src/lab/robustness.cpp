@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What wrong labels, partial coverage and labels that favour length do to each loss of the
+// The effect of wrong labels, partial coverage and labels that favour length on each loss of the
 // registry, at equal distance from the reference: tables for choosing one.
 
 #include <fmt/format.h>

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // 2405.16436: with few pairs that cover a part of the actions, the true reward of DPO rises and
-// then falls as training goes on, and the chosen actions become less likely; RPO's term of their
+// then falls as training continues, and the chosen actions become less likely; RPO's term of their
 // likelihood, the adversarial regularizer, prevents both. Log-linear policies under plain gradient
 // descent. The reference seldom takes the actions without data; they are worse than the features
-// that the data speak of let expect, by a feature of their own, so that the class holds the
+// that the data cover suggest, by their own feature, so that the class holds the
 // optimum. Controls: actions without data that are as good as they look; many pairs that cover all
 // actions.
 

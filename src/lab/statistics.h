@@ -15,7 +15,7 @@ struct Estimate {
   double high = 0;
 };
 
-/// A number that nothing was sampled for.
+/// Returns a number that nothing was sampled for.
 inline Estimate exactly(double value) { return {value, value, value}; }
 
 /// Instances of an experiment: a seed decides all that one draws.
@@ -35,17 +35,17 @@ BySeed for_each_seed(SeedRange seeds, const std::function<std::vector<double>(in
 Estimate bootstrap(std::size_t seeds,
                    const std::function<double(const std::vector<std::size_t>&)>& statistic);
 
-/// The mean over seeds of a column of for_each_seed's result.
+/// Returns the mean over seeds of a column of for_each_seed's result.
 Estimate mean(const BySeed& by_seed, std::size_t column);
 
-/// The same of a column less another, seed by seed.
+/// Returns the same of a column less another, seed by seed.
 Estimate mean_difference(const BySeed& by_seed, std::size_t column, std::size_t less);
 
-/// The mean over seeds of (a.first − a.second) − (b.first − b.second), columns all of them.
+/// Returns the mean over seeds of (a.first − a.second) − (b.first − b.second), columns all of them.
 Estimate difference_of_differences(const BySeed& by_seed, std::pair<std::size_t, std::size_t> a,
                                    std::pair<std::size_t, std::size_t> b);
 
-/// The mean over seeds of one column over that of another.
+/// Returns the mean over seeds of one column over that of another.
 Estimate mean_ratio(const BySeed& by_seed, std::size_t column, std::size_t over);
 
 /// Of columns [first, first + points), over all seeds.
@@ -58,7 +58,7 @@ std::vector<double> mean_curve(const BySeed& by_seed, const std::vector<std::siz
 /// Slope of the least-squares line through the points.
 double slope(const std::vector<double>& xs, const std::vector<double>& ys);
 
-/// The exponent k of y ~ x^k, from root mean squares over seeds: y at xs[i] is column
+/// Returns the exponent k of y ~ x^k, from root mean squares over seeds: y at xs[i] is column
 /// `first_column + i`.
 Estimate exponent(const BySeed& by_seed, std::size_t first_column, const std::vector<double>& xs);
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // 2405.19320: with a sign of +1 VPO explores. Each round draws a pair, labels it, and fits all
-// pairs so far; regret is what the rounds' policies lack of the optimal KL-regularized reward. The
-// paper bounds it by sqrt(T). With a sign of -1 VPO is cautious; the gap of its policy is bounded
-// by 1 / sqrt(N). Tabular policies of a bandit whose best and worst actions the reference seldom
-// takes. Rewards are bounded, as the paper assumes: without that, optimism has no optimum. One
-// action of a pair comes from the policy, the other from the reference. Control: both from the
+// pairs so far; regret is what the rounds' policies lose against the optimal KL-regularized reward.
+// The paper bounds it by sqrt(T). With a sign of -1 VPO is cautious; the gap of its policy is
+// bounded by 1 / sqrt(N). Tabular policies of a bandit whose best and worst actions the reference
+// seldom takes. Rewards are bounded, as the paper assumes: without that, optimism has no optimum.
+// One action of a pair comes from the policy, the other from the reference. Control: both from the
 // policy, which soon takes one action alone, and learns nothing from pairs of it.
 
 #include <fmt/format.h>
@@ -27,7 +27,7 @@ constexpr Index kActions = 6;
 constexpr double kBeta = 0.3;
 constexpr double kMostReward = 1;
 constexpr double kRareLogit = -5;
-constexpr double kWeight = 0.5;  ///< of the incentive, beside the sum over pairs
+constexpr double kWeight = 0.5;  ///< of the incentive, next to the sum over pairs
 constexpr int kInnerSteps = 20;
 const std::vector<double> kCounts{50, 200, 800, 3200};
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operators in plain ATen: for devices without kernels of their own, where token_logps may
-// still have one, and what the kernels are tested against.
+// The operators in plain ATen: for devices without their own kernels, where token_logps may still
+// have one, and the reference for tests of the kernels.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>

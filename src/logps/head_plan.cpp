@@ -29,7 +29,7 @@ std::int64_t padded(std::int64_t columns, bool float64) {
                  : kernels::cpu::PackedMatrix<float>::padded(columns);
 }
 
-/// What the passes allocate, as they do in kernels/cpu/head.cpp.
+/// The memory that the passes allocate, as in kernels/cpu/head.cpp.
 class Memory {
  public:
   Memory(const HeadWork& work, const HeadPlan& plan)
@@ -56,7 +56,7 @@ class Memory {
   }
 
  private:
-  /// A buffer of `count` numbers.
+  /// Returns a buffer of `count` numbers.
   std::int64_t block(std::int64_t count) const { return block_bytes(count * size_); }
   std::int64_t hidden() const { return block(work_.rows * work_.hidden_size); }
   std::int64_t weight_tile() const { return block(plan_.tile_vocab * work_.hidden_size); }
@@ -97,8 +97,8 @@ class Memory {
   std::int64_t size_, stride_, row_tiles_;
 };
 
-// The largest tiles, halved until the plan with `kept_vocab` fits the budget or they are the
-// smallest.
+// Returns the largest tiles, halved until the plan with `kept_vocab` fits the budget or they are
+// the smallest.
 HeadPlan tiled_plan(const HeadWork& work, HeadPath path, std::int64_t kept_vocab,
                     std::int64_t budget_bytes) {
   HeadPlan plan;

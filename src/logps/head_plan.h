@@ -11,8 +11,8 @@ namespace prefopt {
 /// the logits of a few hundred tokens fit a second-level cache.
 inline constexpr std::int64_t kBlockVocab = 96;
 
-/// The path to take, or ConfigError where the gradients that are needed do not allow the wanted
-/// one.
+/// Returns the path to take, or ConfigError where the gradients that are needed do not allow the
+/// wanted one.
 HeadPath checked_path(const HeadWork& work, HeadPath wanted);
 
 }  // namespace prefopt

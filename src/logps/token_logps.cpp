@@ -52,7 +52,7 @@ void check_same_device(const at::Tensor& tensor, const at::Tensor& rows, std::st
   }
 }
 
-/// `ignores`: kIgnoredTarget may stand for a row that is left out.
+/// `ignores`: kIgnoredTarget may mark a row that is left out.
 void check_targets(const at::Tensor& targets, const at::Tensor& rows, std::int64_t vocab_size,
                    bool ignores, std::string_view where) {
   if (targets.scalar_type() != at::kLong) {
@@ -116,7 +116,7 @@ void refuse_second_derivative(std::string_view where) {
   }
 }
 
-/// Memory of its own, so that a caller may change one result in place.
+/// Returns a separate copy, so that a caller may change one result in place.
 at::Tensor copy_of(const at::Tensor& statistic, at::ScalarType dtype) {
   return statistic.to(dtype, /*non_blocking=*/false, /*copy=*/true);
 }
@@ -134,7 +134,7 @@ struct Signature<Result (*)(Arguments...)> {
   using Type = Result(Arguments...);
 };
 
-/// The operator of the tensors' device, below autograd.
+/// Returns the operator of the tensors' device, below autograd.
 template <class Function, class... Arguments>
 auto call(const char* name, Function, const Arguments&... arguments) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -392,7 +392,7 @@ TORCH_LIBRARY(prefopt, library) {
       "int budget_bytes) -> (Tensor, Tensor, Tensor)");
 }
 
-// Here and not beside the kernels, so that a static library brings them along.
+// Here and not next to the kernels, so that a static library includes them.
 TORCH_LIBRARY_IMPL(prefopt, CPU, library) {
   library.impl("_token_logps", kCpuLogps.token_logps);
   library.impl("_token_logps_backward", kCpuLogps.token_logps_backward);

@@ -35,7 +35,7 @@ void check_term(const Json& term) {
   }
 }
 
-/// The needs of two losses on the same rows together.
+/// Returns the needs of two losses on the same rows together.
 LossRequirements joined(const LossRequirements& a, const LossRequirements& b) {
   if (a.labels() != b.labels()) {
     throw ConfigError(
@@ -67,7 +67,7 @@ LossRequirements joined(const LossRequirements& a, const LossRequirements& b) {
           .samples_per_prompt = sampled.samples_per_prompt};
 }
 
-/// The losses of all terms. An sft on labelled rows follows their labels.
+/// Returns the losses of all terms. An sft on labelled rows follows their labels.
 std::vector<Loss> losses_of(const Json& terms) {
   std::vector<Loss> losses;
   for (const Json& term : terms) {

@@ -40,7 +40,7 @@ void erase_nulls(Json& config) {
   }
 }
 
-/// The trainer or config class that a config names.
+/// Returns the trainer or config class that a config names.
 const TrlTrainer& named_trainer(const Json& given) {
   std::vector<std::string_view> names;
   for (const TrlTrainer& trainer : trl_trainers()) {
@@ -256,7 +256,7 @@ class TrlOptions {
     terms_.front().config[name] = value;  // the loss knows the nearest name
   }
 
-  /// Whether a loss that is not TRL's has the option, whatever TRL calls so.
+  /// Returns whether a loss that is not TRL's has the option, whatever TRL calls so.
   bool is_of_our_loss(const std::string& name) const {
     return std::any_of(terms_.begin(), terms_.end(), [&](const Term& term) {
       return term.is_ours && has_option(*term.entry, name);
@@ -292,7 +292,7 @@ class TrlOptions {
     }
   }
 
-  /// If it is the option of `key` that is not as expected.
+  /// Rethrows if the option of `key` is the one that is not as expected.
   void rethrow_in_terms_of(const TrlKey& key, const Term& term, const LossEntry& entry,
                            const ConfigError& error) const {
     const std::string_view text = error.what();
@@ -306,7 +306,7 @@ class TrlOptions {
     }
   }
 
-  /// Whether a config has an option under any of its names.
+  /// Returns whether a config has an option under any of its names.
   static bool says(const Term& term, std::string_view name) {
     if (term.config.contains(name)) return true;
     const auto& options = term.entry->options;
@@ -335,8 +335,8 @@ void check_types(const Json& given, const Json& types, const Json& weights) {
       shown_json(given), shown_json(weights)));
 }
 
-/// Whether a config without a type says by its keys that it is TRL's: one that a single trainer
-/// has, and no two losses of ours.
+/// Returns whether a config without a type says by its keys that it is TRL's: one that a single
+/// trainer has, and no two losses of ours.
 bool has_telling_key(const Json& config) {
   for (const auto& [key, value] : config.items()) {
     const Clue clue =

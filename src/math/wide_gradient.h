@@ -9,7 +9,7 @@
 
 namespace prefopt::detail {
 
-/// Whether numbers of this dtype hold too few digits for sums over training: bfloat16, float16.
+/// Returns whether this dtype holds too few digits for sums over training: bfloat16, float16.
 bool is_narrow(at::ScalarType dtype);
 
 /// Returns float64 for float64, else float32: the dtype in which sums are made.

@@ -11,18 +11,18 @@
 
 namespace prefopt::detail {
 
-/// DataError for an id outside the vocabulary. On the CPU only: elsewhere the check would stop the
-/// device, and the embedding kernel makes it anyway.
+/// Throws DataError for an id outside the vocabulary. On the CPU only: elsewhere the check would
+/// stop the device, and the embedding kernel makes it anyway.
 void check_token_ids(const at::Tensor& ids, std::int64_t vocab_size, std::string_view where);
 
-/// ShapeError for no or an empty prompt, DataError for an id outside the vocabulary.
+/// Throws ShapeError for no or an empty prompt, DataError for an id outside the vocabulary.
 void check_prompts(const std::vector<std::vector<std::int64_t>>& prompts, std::int64_t vocab_size);
 
 /// `tokens` must be [sequences] int64.
 void check_appended_tokens(const at::Tensor& tokens, std::int64_t sequences,
                            std::int64_t vocab_size);
 
-/// ShapeError for none, DataError for places that do not ascend or are not below `sequences`.
+/// Throws ShapeError for none, DataError for places not ascending or not below `sequences`.
 void check_kept(const std::vector<std::int64_t>& kept, std::int64_t sequences);
 
 }  // namespace prefopt::detail

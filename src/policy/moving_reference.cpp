@@ -74,7 +74,7 @@ MovingWeight moving_weight(const std::string& name, const at::Tensor& value, Mov
   return {name, value, at::zeros_like(value, wide), at::zeros_like(value, wide)};
 }
 
-/// The weights of `start` that are to follow the policy's.
+/// Returns the weights of `start` that are to follow the policy's.
 std::vector<MovingWeight> moving_weights(const Policy& start, const Policy& policy,
                                          MovingRule rule) {
   std::map<std::string, at::Tensor> values;
@@ -114,7 +114,7 @@ struct MovingReference::Impl {
   std::size_t trained = 0;                        // with each name of a tied weight
   at::Tensor started = at::zeros({}, at::kLong);  // of kBema: whether θ_τ is known
 
-  /// The policy's weights in the order of `weights`.
+  /// Returns the policy's weights in the order of `weights`.
   std::vector<TrainedWeight> matching(const Policy& policy) const {
     std::map<std::string, TrainedWeight> given;
     for (auto& weight : policy.trained_weights()) given[weight.name] = std::move(weight);

@@ -31,7 +31,7 @@ bool is_more_likely(const Candidate<T>& a, const Candidate<T>& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
-// The `count` highest logits, in any order.
+// Returns the `count` highest logits, in any order.
 template <class T>
 std::vector<Candidate<T>> most_likely(const T* logits, std::int64_t size, std::int64_t count) {
   std::vector<Candidate<T>> best;
@@ -78,8 +78,8 @@ void keep_mass(std::vector<Candidate<T>>& candidates, double mass) {
   candidates.resize(static_cast<std::size_t>(end));
 }
 
-// The place of the first weight whose cumulative sum exceeds `target`; rounding may leave none,
-// then the last one that is not 0.
+// Returns the place of the first weight whose cumulative sum exceeds `target`; rounding may leave
+// none, then the last one that is not 0.
 template <class T>
 std::int64_t place_of(const T* weights, std::int64_t size, double target) {
   double cumulative = 0;
@@ -103,9 +103,9 @@ class NextToken {
  public:
   NextToken(const T* logits, std::int64_t size, const SamplingOptions& options);
 
-  /// The row's highest logit, or NaN. Where it is not finite there is no distribution.
+  /// Returns the row's highest logit, or NaN. Where it is not finite there is no distribution.
   T highest() const { return highest_; }
-  /// The first token whose cumulative probability exceeds `share`, in [0, 1).
+  /// Returns the first token whose cumulative probability exceeds `share`, in [0, 1).
   std::int64_t draw(double share) const;
   /// Fills a row [size].
   void write_probabilities(float* out) const;

@@ -11,12 +11,12 @@
 
 namespace prefopt::detail {
 
-/// The next token of each row of `logits` [S, vocab], float32 or float64, dense, on the CPU; row i
-/// draws with shares[i]. Throws NonFiniteError for a row without a distribution.
+/// Returns the next token of each row of `logits` [S, vocab], float32 or float64, dense, on the
+/// CPU; row i draws with shares[i]. Throws NonFiniteError for a row without a distribution.
 std::vector<std::int64_t> draw_tokens(const at::Tensor& logits, const SamplingOptions& options,
                                       std::span<const double> shares);
 
-/// The probabilities that draw_tokens draws from: [S, vocab] float32.
+/// Returns the probabilities that draw_tokens draws from: [S, vocab] float32.
 at::Tensor token_probabilities(const at::Tensor& logits, const SamplingOptions& options);
 
 }  // namespace prefopt::detail

@@ -103,7 +103,7 @@ class Sampler {
     }
   }
 
-  /// Lets go of the sequences whose last token is an end token. Returns the places of the others
+  /// Drops the sequences whose last token is an end token. Returns the places of the others
   /// among the sequences so far.
   std::vector<std::int64_t> drop_finished() {
     std::vector<std::int64_t> places, tokens;

@@ -88,7 +88,7 @@ std::shared_ptr<ScriptPolicy> ScriptPolicy::load(const std::string& path, std::i
   }
   impl->module.eval();  // dropout would make each pass another policy
   const auto forward = impl->module.find_method("forward");
-  // Two besides self.
+  // Two in addition to self.
   if (!forward || forward->function().getSchema().arguments().size() != 3) {
     throw CheckpointError(path +
                           ": expected a module with forward(input_ids, attention_mask), got "

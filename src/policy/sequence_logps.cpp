@@ -62,7 +62,7 @@ at::Tensor rows_of(const at::Tensor& output, const TokenBatch& batch, std::strin
   return output.reshape({sizes[0] * sizes[1], output.size(2)});
 }
 
-// The weight of each row by its place, or undefined where all are 1.
+// Returns the weight of each row by its place, or undefined where all are 1.
 at::Tensor tail_weights(const SequenceReduction& reduction, const SequenceLogps& sequences) {
   if (!reduction.overlap_lens.defined()) return {};
   const at::Tensor& lens = sequences.lens;
@@ -82,7 +82,7 @@ at::Tensor tail_weights(const SequenceReduction& reduction, const SequenceLogps&
       .masked_fill_(place.ge(end), reduction.tail_weight);
 }
 
-// The weight of each row, or undefined where all are 1.
+// Returns the weight of each row, or undefined where all are 1.
 at::Tensor row_weights(const SequenceReduction& reduction, const SequenceLogps& sequences) {
   const at::Tensor of_tail = tail_weights(reduction, sequences);
   const at::Tensor& given = sequences.token_weights;
@@ -127,7 +127,7 @@ TokenLogps completion_logps(Policy& policy, const TokenBatch& batch,
     throw ShapeError(fmt::format("sequence_logps: expected hidden or logits of the policy, got {}",
                                  output.hidden.defined() ? "both" : "neither"));
   }
-  // Logits that a policy gives are read where they stand; hidden states are gathered, since the
+  // Logits that a policy gives are read in place; hidden states are gathered, since the
   // head multiplies whole tiles of them.
   if (output.hidden.defined()) {
     return of_hidden(rows_of(output.hidden, batch, "hidden").index_select(0, rows), targets);

@@ -93,7 +93,7 @@ std::string topic_figure(const RunRecord& record, const Topic& topic) {
   return chart.series.empty() ? "" : figure(std::move(chart), topic.caption);
 }
 
-/// The gain of the policy's log-probs of the completions on the reference's.
+/// Returns the gain of the policy's log-probs of the completions on the reference's.
 std::string likelihood_figure(const RunRecord& record) {
   const bool held_out = record.evaluations.contains("logps/ref_chosen");
   const Curves& curves = held_out ? record.evaluations : record.train;

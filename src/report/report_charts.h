@@ -7,7 +7,7 @@
 
 namespace prefopt::detail {
 
-/// The curves of a run as HTML figures with captions; what a run does not have is left out.
+/// Returns the curves of a run as HTML figures with captions; what a run does not have is left out.
 std::string charts_html(const RunRecord& record);
 
 /// At most `most` points: means over neighbours, of the values that are finite.

@@ -17,7 +17,7 @@ std::string percent_html(double rate);
 std::string duration_html(double seconds);
 std::string code_html(std::string_view text);
 std::string heading_html(std::string_view text);
-/// The text under `key`, escaped; empty where there is none.
+/// Returns the text under `key`, escaped; empty where there is none.
 std::string text_html(const Json& object, std::string_view key);
 
 /// A table of names and HTML; what is empty is left out, and so is an empty table.

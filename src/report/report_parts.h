@@ -15,7 +15,7 @@ std::string loss_type(const RunRecord& record);
 /// Policy, reference, data, loss, optimizer and length of the run.
 std::string subject_html(const RunRecord& record);
 
-/// The verdict with its warnings, and the figures that a reader looks for first.
+/// Returns the verdict with its warnings, and the figures that a reader looks for first.
 std::string verdict_html(const RunRecord& record);
 /// First and last evaluation side by side.
 std::string evaluations_html(const RunRecord& record);

@@ -24,7 +24,7 @@ bool exists(const std::string& path) {
   return fs::exists(path, ignored);
 }
 
-/// Calls `row` for each line that holds a JSON object; gives what is wrong with the others.
+/// Calls `row` for each line that holds a JSON object; returns what is wrong with the others.
 std::string for_each_object(const std::string& path, const std::function<void(Json)>& row) {
   constexpr std::size_t kNamed = 5;
   std::vector<std::int64_t> bad;
@@ -64,7 +64,7 @@ Json read_object(const std::string& path, std::string& defect) {
   return Json::object();
 }
 
-/// A step that comes again, after a run went on from an earlier one, replaces what was there.
+/// A step that comes again, after a run resumed from an earlier one, replaces what was there.
 void add_point(Curve& curve, double step, double value) {
   while (!curve.steps.empty() && curve.steps.back() >= step) {
     curve.steps.pop_back();

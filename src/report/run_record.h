@@ -21,7 +21,7 @@ struct Curve {
 /// By the metric's name, without `eval_`.
 using Curves = std::map<std::string, Curve, std::less<>>;
 
-/// A run folder as it was found. Files that are missing or damaged leave gaps, which are said.
+/// A run folder as it was found. Files that are missing or damaged leave gaps, which are reported.
 struct RunRecord {
   std::string folder;
   Json config, environment, facts;  ///< objects, empty where there is no such file
@@ -31,7 +31,7 @@ struct RunRecord {
   double seconds = 0;  ///< of the last line of metrics
 
   double last_step() const;
-  /// How many times the run was evaluated.
+  /// Returns how many times the run was evaluated.
   std::size_t count_evaluations() const;
 };
 
@@ -42,14 +42,14 @@ struct JsonLines {
   std::vector<Json> lines;  ///< objects only
   std::string defect;       ///< what cannot be read, or ""
 };
-/// Lenient: what is no JSON object is left out and said. A file that is not there has no lines.
+/// Lenient: lines that are no JSON object are skipped and reported. A missing file has no lines.
 JsonLines read_json_lines(const std::string& path);
 
-/// The number under `key`, NaN for null; nothing where there is something else.
+/// Returns the number under `key`, NaN for null; nothing where there is something else.
 std::optional<double> number_at(const Json& object, std::string_view key);
 /// Returns the value under `key` as text: itself, else JSON; empty where there is nothing.
 std::string text_at(const Json& object, std::string_view key);
-/// The object under `key`, else an empty one.
+/// Returns the object under `key`, else an empty one.
 const Json& object_at(const Json& object, std::string_view key);
 
 }  // namespace prefopt::detail

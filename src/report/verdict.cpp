@@ -21,7 +21,7 @@ std::string percent(const Estimate& interval) {
   return fmt::format("95 % interval {:.1f} to {:.1f} %", 100 * interval.low, 100 * interval.high);
 }
 
-/// The loss of the policy's hold on the chosen completions, in words; empty where it is little.
+/// Returns what the policy lost of its hold on the chosen completions, in words; empty if little.
 std::string price_of(const RunRecord& record) {
   constexpr double kMuch = 0.1;
   const auto tokens = change_of(record.evaluations, "mean_token_accuracy");

@@ -33,7 +33,7 @@ struct Change {
 /// Nothing where the curve is not there.
 std::optional<Change> change_of(const Curves& curves, std::string_view name);
 
-/// The policy was its own reference at first: all margins are zero, and no pair counts as won.
+/// Returns whether the policy began as its reference: all margins zero, no pair counted as won.
 bool began_as_reference(const RunRecord& record);
 
 /// Held-out rows, where run.json says so.

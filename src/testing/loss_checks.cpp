@@ -44,7 +44,7 @@ double item(const at::Tensor& x, std::int64_t i) { return x[i].item<double>(); }
 
 std::string number(double x) { return fmt::format("{:.6g}", x + 0.0); }  // no -0
 
-// The first place where a and b differ by more than `relative` of the largest of b, or -1.
+// Returns the first place where a and b differ by more than `relative` of the largest of b, or -1.
 std::int64_t first_difference(const at::Tensor& a, const at::Tensor& b, double relative,
                               double absolute = 0) {
   const double allowed = relative * b.detach().abs().max().item<double>() + absolute;
@@ -343,7 +343,7 @@ class LossChecker {
     for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
       const PairLogps given = to_dtype(in, dtype);
       if (!check_finite_at(given, "rows of all kinds", dtype)) continue;
-      // Rows that are a step of their own, where the others do not even out their means.
+      // Rows that are their own step, where the others do not even out their means.
       for (std::int64_t i = 0; needs_.whole_step && i < rows; ++i) {
         const std::string where = fmt::format("log-ratios {} and {}", chosen[i], rejected[i]);
         if (!check_finite_at(take_rows(given, {i}), where, dtype)) break;

@@ -41,7 +41,7 @@ class Draws {
   std::mt19937_64 engine_;
 };
 
-// The part of a sum that belongs to the first min(n, other) tokens.
+// Returns the part of a sum that belongs to the first min(n, other) tokens.
 at::Tensor head(const at::Tensor& logps, const at::Tensor& lens, const at::Tensor& other_lens) {
   return logps * (at::minimum(lens, other_lens).to(at::kDouble) / lens);
 }

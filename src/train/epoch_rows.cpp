@@ -24,7 +24,7 @@ std::size_t below(std::uint64_t bound, std::mt19937_64& rng) {
   return x % bound;
 }
 
-/// The share of rows that budgets have shortened.
+/// Returns the share of rows that budgets have shortened.
 Metrics share_cut(std::int64_t cut, std::int64_t rows) {
   return {{"truncated", static_cast<double>(cut) / static_cast<double>(rows)}};
 }

@@ -19,7 +19,7 @@ namespace prefopt::detail {
 /// decay acts on matrices and not on vectors: norm weights and biases have no scale to shrink.
 ///
 /// Gradients of bfloat16 and float16 parameters are added up in float32 (math/wide_gradient.h), in
-/// one buffer for all. What is trained is a float32 master of each, in another one buffer, and the
+/// one buffer for all. Steps change a float32 master of each, in another buffer for all, and the
 /// parameter is its rounded value; or, by `Masters::kStochastic`, the parameter itself.
 class Optimizer {
  public:
@@ -43,7 +43,7 @@ class Optimizer {
   /// Takes the gradients times `factor`. A parameter that got no gradient since `zero_grad` stays
   /// as it is.
   void step(double learning_rate, double factor = 1);
-  /// All that steps change besides the parameters; the draws of narrow state follow from it.
+  /// Visits all that steps change but the parameters; the draws of narrow state follow from it.
   void visit_state(StateVisitor& visitor);
 
  private:
@@ -64,7 +64,7 @@ class Optimizer {
 
     bool has_gradient() const;
     bool is_narrow_between_steps() const;
-    /// The tensor that a step changes.
+    /// Returns the tensor that a step changes.
     const at::Tensor& trained() const { return has_master ? master : value; }
   };
 
@@ -80,12 +80,12 @@ class Optimizer {
   };
 
   bool has(const at::Tensor& value) const;
-  /// A narrow parameter's part of a buffer.
+  /// Returns a narrow parameter's part of a buffer.
   static at::Tensor part_of(const at::Tensor& buffer, const Parameter& parameter);
-  /// Memory for a parameter's state, where there is none yet.
+  /// Takes memory for a parameter's state, if it has none yet.
   void reserve_state(Parameter& parameter);
-  /// A parameter's state, where there is none yet: zeros, and the master; whether there was none.
-  /// It is made when it is first needed, so that a run starts sooner.
+  /// Makes a parameter's state, if it has none yet: zeros, and the master. Returns whether it had
+  /// none. Called when the state is first needed, so that a run starts sooner.
   bool make_state(Parameter& parameter);
   /// Takes what others have written into a parameter into its master.
   static void refresh_master(Parameter& parameter);
@@ -108,7 +108,7 @@ class Optimizer {
 };
 
 /// While it lives, the parameters of a policy are their masters, in float32, and other narrow ones
-/// their own value in float32; nothing is another where no parameter has a master.
+/// their own value in float32; without masters nothing changes.
 class WideWeights {
  public:
   WideWeights(Optimizer& optimizer, const std::vector<NamedParameter>& parameters);

@@ -8,7 +8,7 @@
 
 namespace prefopt::detail {
 
-/// A hash of the content of rows, whatever file they are from.
+/// Returns a hash of the content of rows, whatever file they are from.
 std::string fingerprint_of(const std::vector<TokenRow>& rows);
 
 }  // namespace prefopt::detail

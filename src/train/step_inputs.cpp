@@ -24,7 +24,7 @@
 namespace prefopt {
 namespace {
 
-/// Where an input finds its column of the data.
+/// The column of the data that an input comes from.
 struct ColumnInput {
   Input input;
   Column column;
@@ -84,7 +84,7 @@ struct Sides {
   }
 };
 
-/// The sum over the first min(n_w, n_l) tokens of each side.
+/// Returns the sum over the first min(n_w, n_l) tokens of each side.
 SequenceReduction overlap_of(const TokenBatch& batch, std::int64_t rows) {
   const at::Tensor& lens = batch.completion_lens;
   const at::Tensor shorter = at::minimum(lens.narrow(0, 0, rows), lens.narrow(0, rows, rows));

@@ -67,7 +67,7 @@ struct StepPlan {
 /// All evaluations draw the same samples, so that they differ by the policy alone.
 inline constexpr std::int64_t kEvaluation = -1;
 
-/// How rows become plans.
+/// A maker of plans from rows.
 struct Planner {
   const LossRequirements& needs;
   const TrainerOptions& options;
@@ -75,7 +75,7 @@ struct Planner {
   Ranks& ranks;
 
   StepPlan plan_step(const std::vector<TokenRow>& rows, std::int64_t step) const;
-  /// A loss that sees whole steps gets `evaluation_batch_size` rows a plan, other losses all.
+  /// Makes plans of `evaluation_batch_size` rows for a loss that sees whole steps, else one of all.
   std::vector<StepPlan> plan_evaluation(const std::vector<TokenRow>& rows) const;
 
  private:

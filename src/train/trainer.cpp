@@ -81,7 +81,7 @@ bool Trainer::Impl::sees_whole_step(const StepPlan& plan) const {
   return needs.whole_step && (plan.parts.size() > 1 || ranks->size() > 1);
 }
 
-/// The inputs of the whole step, measured without a graph.
+/// Returns the inputs of the whole step, measured without a graph.
 PairLogps Trainer::Impl::measure_whole(StepPlan& plan, StepMetrics& metrics) {
   const at::NoGradGuard no_grad;
   std::vector<PairLogps> measured;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What a checkpoint says, part by part, and copies of it that lack one.
+// The contents of a checkpoint, part by part, and copies of it that lack one.
 
 #include <filesystem>
 #include <functional>

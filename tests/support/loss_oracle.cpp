@@ -64,7 +64,7 @@ OracleResult sampled_kl(const json& config, const ExactPairLogps& in) {
   return {lambda * mean(kl), gradient};
 }
 
-// What a loss adds to its preference.
+// The terms that a loss adds to its preference.
 OracleResult regularizer(const json& config, const ExactPairLogps& in) {
   const std::string type = config.at("type");
   if (type == "rpo") {

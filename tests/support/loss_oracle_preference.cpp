@@ -246,7 +246,7 @@ OfScores find_of_scores(const std::string& type) {
   return found == kAll.end() ? nullptr : found->second;
 }
 
-// What is added to delta, in units of the score.
+// The addend of delta, in units of the score.
 Real offset(const Pairs& pairs, int row) {
   const json& config = pairs.config;
   const ExactPairLogps& in = pairs.in;

@@ -18,7 +18,7 @@ inline constexpr bool kLimitsMemory = true;
 #endif
 
 /// While this lives the process gets at most 256 MiB more: whoever trusts a size that a bad file
-/// names runs into it. Sanitizers reserve addresses of their own and are left alone.
+/// names runs into it. Sanitizers reserve their own addresses and are left alone.
 class MemoryLimit {
  public:
   MemoryLimit() {

@@ -24,8 +24,8 @@ class SimdTarget {
   SimdTarget& operator=(const SimdTarget&) = delete;
 };
 
-/// What the kernels are compiled for and this machine has: AVX-512 and AVX2 where it has them, and
-/// always the scalar fallback.
+/// The targets that the kernels are compiled for and this machine has: AVX-512 and AVX2 where it
+/// has them, and always the scalar fallback.
 inline std::vector<std::int64_t> simd_targets() {
   std::vector<std::int64_t> targets;
   for (const std::int64_t target : {HWY_AVX3, HWY_AVX2}) {

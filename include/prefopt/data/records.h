@@ -22,8 +22,8 @@ struct Message {
   bool counts = true;  ///< in the loss; false: the file leaves the turn out of training
 };
 
-/// The chat format "dialogue" of `prefopt/data/chat.h`: `\n\nHuman: …\n\nAssistant: …`, the form of
-/// hh-rlhf.
+/// Returns the text in the chat format "dialogue" of `prefopt/data/chat.h`, the form of hh-rlhf:
+/// `\n\nHuman: …\n\nAssistant: …`.
 PREFOPT_API std::string format_dialogue(const std::vector<Message>& messages,
                                         bool open_assistant_turn);
 
@@ -87,7 +87,7 @@ struct PreferenceRow {
   std::string prompt, chosen, rejected;
   std::string gold;  ///< `gold`: a third completion; empty where there is none
   std::vector<std::int64_t> prompt_ids, chosen_ids, rejected_ids, gold_ids;
-  TokenWeights chosen_weights, rejected_weights, gold_weights;  ///< one a token of the `_ids`
+  TokenWeights chosen_weights, rejected_weights, gold_weights;  ///< one per token of the `_ids`
   TokenMask chosen_mask, rejected_mask, gold_mask;              ///< likewise
   RowColumns columns = {};
   bool tokenized = false;    ///< the `_ids` hold the row

@@ -79,7 +79,7 @@ struct LoraOptions {
 /// Face's names.
 class PREFOPT_API Decoder final : public Policy {
  public:
-  /// Fresh weights, N(0, initializer_range^2), from LibTorch's default generator.
+  /// Draws fresh weights, N(0, initializer_range^2), from LibTorch's default generator.
   explicit Decoder(DecoderOptions options);
   ~Decoder() override;
 
@@ -92,7 +92,7 @@ class PREFOPT_API Decoder final : public Policy {
   static std::shared_ptr<Decoder> load(const std::string& path, std::string_view dtype = "keep");
 
   PolicyOutput forward(const TokenBatch& batch) override;
-  /// On the CPU. Activations are at least float32 there, whatever the dtype of the weights.
+  /// Returns true on the CPU, where activations are at least float32 for any dtype of the weights.
   bool packs() const override;
   at::Tensor forward_packed(const PackedTokens& tokens) override;
   OutputHead head() const override;
@@ -113,15 +113,15 @@ class PREFOPT_API Decoder final : public Policy {
       const std::vector<std::vector<std::int64_t>>& prompts) override;
 
   const DecoderOptions& options() const;
-  /// A remark on how the weights were read; else empty.
+  /// Returns a remark on how the weights were read; else empty.
   const std::string& load_note() const;
-  /// The text of `generation_config.json`: the folder's, or that which a GGUF file amounts to;
-  /// empty where there is none. save() writes it.
+  /// Returns the text of `generation_config.json`: the folder's, or the equivalent of a GGUF file's
+  /// metadata; empty if there is none. save() writes it.
   std::string generation_config() const;
   /// Throws DataError, led by `where`, for sequences that the sliding window does not hold.
   void check_length(std::int64_t tokens, std::string_view where) const override;
 
-  /// Of forward_packed.
+  /// Sets the checkpointing of forward_packed.
   void set_checkpointing(Checkpointing checkpointing);
   /// Returns the bytes that forward_packed keeps for a backward pass over `rows` tokens.
   std::int64_t activation_bytes(std::int64_t rows, Checkpointing checkpointing) const;
@@ -133,10 +133,10 @@ class PREFOPT_API Decoder final : public Policy {
   const std::optional<LoraOptions>& adapter() const;
   /// Adds the adapter to the weights and removes it.
   void merge_adapter();
-  /// The model without its adapter, sharing the frozen weights: the reference of a policy that
-  /// trains an adapter. Throws ConfigError if there is none.
+  /// Returns the model without its adapter, sharing the frozen weights: the reference of a policy
+  /// that trains an adapter. Throws ConfigError if there is none.
   std::shared_ptr<Decoder> without_adapter() const;
-  /// `adapter_config.json`, which names the path that the model was loaded from, and
+  /// Writes `adapter_config.json`, which names the path that the model was loaded from, and
   /// `adapter_model.safetensors`, as PEFT writes and reads them.
   void save_adapter(const std::string& directory) const;
   /// Freezes the weights and adds the adapter of a folder. Throws CheckpointError for one that is
@@ -157,7 +157,7 @@ class PREFOPT_API Decoder final : public Policy {
   std::unique_ptr<Impl> impl_;
 };
 
-/// "float32", "float64", "bfloat16" or "float16"; throws ConfigError for another name.
+/// Parses "float32", "float64", "bfloat16" or "float16"; throws ConfigError for another name.
 PREFOPT_API at::ScalarType parse_dtype(std::string_view name);
 
 }  // namespace prefopt

@@ -59,7 +59,7 @@ class ModulePolicy final : public Policy {
     return {};
   }
   std::int64_t vocab_size() const override { return vocab_size_; }
-  /// The constructor's text, and a hash of the module's buffers.
+  /// Returns the constructor's text, and a hash of the module's buffers.
   std::string config() const override {
     const std::vector<NamedParameter> of_buffers = buffers();
     return of_buffers.empty() ? config_ : config_ + "\nbuffers " + detail::hash_of(of_buffers);

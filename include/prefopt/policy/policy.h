@@ -92,8 +92,8 @@ class PREFOPT_API Policy {
   /// Writes the model in its own format. Throws CheckpointError if it has none.
   virtual void save(const std::string& directory) const;
   /// Reads the trained weights that `save` wrote into the parameters, which keep their places.
-  /// Throws CheckpointError where one is missing or differs in shape or dtype, ConfigError where
-  /// the policy cannot (the default).
+  /// Throws CheckpointError if one is missing or differs in shape or dtype, ConfigError if the
+  /// policy cannot (the default).
   virtual void load_weights(const std::string& directory);
   /// The default runs the whole forward again for each token.
   virtual std::unique_ptr<DecodeSession> start_decoding(
@@ -104,14 +104,14 @@ class PREFOPT_API Policy {
 };
 
 namespace detail {
-/// Writes `model.safetensors` of parameters into a folder, which is made if need be.
+/// Writes `model.safetensors` of parameters into a folder, which is created if necessary.
 PREFOPT_API void save_parameters(const std::vector<NamedParameter>& parameters,
                                  const std::string& directory);
 /// Reads it into those that require a gradient. Throws CheckpointError, and changes nothing, where
 /// one is missing or differs in shape or dtype.
 PREFOPT_API void load_parameters(const std::vector<NamedParameter>& parameters,
                                  const std::string& directory);
-/// A hash of names and values.
+/// Returns a hash of names and values.
 PREFOPT_API std::string hash_of(const std::vector<NamedParameter>& tensors);
 }  // namespace detail
 

@@ -28,12 +28,12 @@ class PREFOPT_API Reference {
   /// Moves the reference; the trainer calls it after each update of the policy. `step` counts
   /// optimizer steps from 1; a step without an update counts too, but makes no call.
   virtual void after_step(const Policy& policy, std::int64_t step);
-  /// All that `after_step` changes, by name, for a checkpoint: not copies, and who resumes writes
+  /// Returns all that `after_step` changes, by name, for a checkpoint: not copies; resuming writes
   /// into them. The default: nothing.
   virtual std::vector<std::pair<std::string, at::Tensor>> state() const;
-  /// Writes down what the reference keeps on disk. The default: nothing.
+  /// Writes to disk what the reference keeps there. The default: nothing.
   virtual void flush() {}
-  /// The model behind it, for fresh samples; null where there is none.
+  /// Returns the model behind it, for fresh samples; null if there is none.
   virtual Policy* policy() { return nullptr; }
 };
 

@@ -73,7 +73,7 @@ PREFOPT_API PairLogps random_pair_logps(const LossRequirements& needs, std::int6
 /// An exception is a failure of its check. Of each input, the first failure is reported.
 PREFOPT_API LossReport check_loss(const Loss& loss, const LossCheckOptions& options = {});
 
-/// The same for a loss that declares its properties: `static LossProperties properties()`.
+/// Runs the same for a loss that declares its properties: `static LossProperties properties()`.
 template <class L>
 requires requires {
   { L::properties() } -> std::same_as<LossProperties>;

@@ -14,7 +14,7 @@
 namespace prefopt {
 
 struct EpochOptions {
-  std::int64_t batch_size = 16;  ///< rows a step; the last of an epoch takes some of the next one's
+  std::int64_t batch_size = 16;  ///< rows per step; the last of an epoch takes some of the next
   std::int64_t seed = 0;         ///< of the order
   bool shuffle = true;           ///< a new order each epoch
 };

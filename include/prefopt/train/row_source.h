@@ -21,7 +21,7 @@ struct StepRows {
   Metrics metrics = {};  ///< of the rows, added to those of the step or the evaluation
 };
 
-/// The source of a run's rows: a file, or whatever writes rows while the run goes.
+/// The source of a run's rows: a file, or whatever makes rows during the run.
 class PREFOPT_API RowSource {
  public:
   virtual ~RowSource() = default;
@@ -29,17 +29,17 @@ class PREFOPT_API RowSource {
   /// Returns the rows of the next step of `policy`: the same ones again until finish_step is
   /// called, as a step may fail before it has changed anything.
   virtual StepRows next(Policy& policy) = 0;
-  /// The step on the rows of `next` is done.
+  /// Called after the step on the rows of `next`.
   virtual void finish_step() = 0;
-  /// Rows for evaluations, the same ones each time. The default: none.
+  /// Returns the rows for evaluations, the same ones each time. The default: none.
   virtual const StepRows& held_out() const;
-  /// Rows that make one epoch; 0, the default: the rows have no end, and `batch.steps` decides.
+  /// Returns the rows of one epoch; 0, the default: rows have no end, and `batch.steps` decides.
   virtual std::int64_t rows_an_epoch() const { return 0; }
 
   /// Visits all that `next` and `finish_step` change. A source that loads what was saved then gives
   /// the rows that would have followed. Names of a run's own state ("step", …) are taken.
   virtual void visit_state(StateVisitor& visitor) = 0;
-  /// A hash of what the rows are made from: a run is resumed with the same one only.
+  /// Returns a hash of what the rows are made from: a run is resumed with the same one only.
   virtual std::string fingerprint() const { return {}; }
   /// Returns tokens as text, for samples. The default: their ids.
   virtual std::string text_of(const std::vector<std::int64_t>& tokens) const;

@@ -16,7 +16,7 @@ namespace prefopt {
 class PREFOPT_API StateVisitor {
  public:
   virtual ~StateVisitor() = default;
-  /// Loading writes into the tensor, which keeps its place.
+  /// Visits a tensor. Loading writes into it in place.
   virtual void tensor(const std::string& name, const at::Tensor& value) = 0;
   virtual void integer(const std::string& name, std::int64_t& value) = 0;
   virtual void real(const std::string& name, double& value) = 0;

@@ -26,8 +26,8 @@ enum class Schedule { kConstant, kLinear, kCosine };
 
 enum class StateDtype { kParameter, kBFloat16 };
 
-/// How bfloat16 and float16 weights are trained: by float32 copies that steps change, or
-/// themselves by stochastic rounding.
+/// The training of bfloat16 and float16 weights: through float32 copies that steps change, or
+/// directly by stochastic rounding.
 enum class Masters { kFloat32, kStochastic };
 
 struct OptimizerOptions {
@@ -46,31 +46,31 @@ struct OptimizerOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
-/// Learning rate of a step counted from 0: (step + 1) / warmup_steps of the peak in the warmup, so
-/// that no step is spent at zero, then the schedule down to the floor at `total_steps`.
+/// Returns the learning rate of a step counted from 0: (step + 1) / warmup_steps of the peak in the
+/// warmup, so that no step is spent at zero, then the schedule down to the floor at `total_steps`.
 PREFOPT_API double learning_rate_at(const OptimizerOptions& options, std::int64_t step,
                                     std::int64_t total_steps);
 
-/// Memory that could not be had for a step or an evaluation. Says the shape of the batch, the
-/// process's peak and what to change.
+/// Thrown when a step or evaluation runs out of memory. Gives the shape of the batch, the process's
+/// peak memory and what to change.
 class PREFOPT_API OutOfMemoryError : public Error {
  public:
   using Error::Error;
 };
 
-/// The reason why a step skipped its update: its rows, measured again.
+/// Diagnostics of a skipped step: its rows, re-scored.
 struct NonFiniteStep {
   std::int64_t step = 0;  ///< counted from 1
   double loss = 0;
   double grad_norm = 0;
   std::vector<TokenRow> rows = {};  ///< all rows of the step, in the order in which it took them
-  /// One value a row under the names of PairLogps (`chosen_logps`, `ref_chosen_logps`, …).
+  /// One value per row under the names of PairLogps (`chosen_logps`, `ref_chosen_logps`, …).
   std::vector<std::pair<std::string, std::vector<double>>> logps = {};
   /// Places in `rows` of those with a value that is not finite; empty: they all have finite ones.
   std::vector<std::int64_t> offending = {};
   std::string weight = {};    ///< first parameter that is not finite itself; empty: none
   std::string gradient = {};  ///< first parameter whose gradient is not finite; empty: none
-  /// Those that Trainer::step gives, with `skipped`; none where the step broke off before its loss.
+  /// Those that Trainer::step gives, with `skipped`; none if the step failed before its loss.
   Metrics metrics = {};
 };
 
@@ -81,8 +81,8 @@ struct TrainerOptions {
   /// Tokens at a time, of prompts and completions together, at least one pair; 0: no limit.
   std::int64_t micro_batch_tokens = 0;
   /// Rows of an evaluation that a loss with `whole_step` sees at once: those of a step, or its
-  /// value is of another problem than in training; a single row left over joins those before it.
-  /// The loss is the mean of theirs, by rows. 0: all.
+  /// value answers another problem than training does; a single row left over joins those before
+  /// it. The loss is the mean of theirs, by rows. 0: all.
   std::int64_t evaluation_batch_size = 0;
   /// Of the output head, see linear_token_logps: changes memory and speed, never results.
   std::int64_t head_budget_bytes = std::int64_t{1} << 30;
@@ -109,31 +109,31 @@ class PREFOPT_API Trainer {
           TrainerOptions options);
   ~Trainer();
 
-  /// One optimizer step over `pairs`, in micro-batches whose sum is exactly the whole. A non-finite
-  /// loss or gradient skips the update; the third in a row throws NonFiniteError. Memory that
-  /// cannot be had throws OutOfMemoryError.
+  /// Takes one optimizer step over `pairs`, in micro-batches whose sum is exactly the whole. A
+  /// non-finite loss or gradient skips the update; the third in a row throws NonFiniteError. Throws
+  /// OutOfMemoryError if memory runs out.
   Metrics step(const std::vector<TokenRow>& pairs);
-  /// Loss and metrics without an update; keys without the `eval_` prefix. Fresh samples are drawn
-  /// with the same seed each time, so that evaluations differ by the policy alone. A running mean
-  /// stays that of the training rows.
+  /// Returns loss and metrics without an update; keys without the `eval_` prefix. Fresh samples are
+  /// drawn with the same seed each time, so that evaluations differ by the policy alone. A running
+  /// mean stays that of the training rows.
   Metrics evaluate(const std::vector<TokenRow>& pairs);
-  /// Gradients of one step left in the parameters' `grad`, float32 for those of bfloat16 and
-  /// float16, no update; for checks.
+  /// Leaves the gradients of one step in the parameters' `grad`, float32 for those of bfloat16 and
+  /// float16, without an update; for checks.
   Metrics accumulate_gradients(const std::vector<TokenRow>& pairs);
 
   /// Writes the policy as its `save` does, with the float32 masters of bfloat16 and float16 weights
   /// in place of the rounded ones, and other such weights widened next to them.
   void save_policy(const std::string& directory) const;
-  /// All that steps change besides the policy's weights, by name, for a checkpoint: counts of
-  /// steps, tokens and skipped updates, AdamW's means, squares and counts, float32 masters, the
-  /// loss's running mean, the reference's state. Not copies. A step after `load_state` is to the
-  /// last bit the one that would have followed `state`, given the policy's weights.
+  /// Returns all that steps change in addition to the policy's weights, by name, for a checkpoint:
+  /// counts of steps, tokens and skipped updates, AdamW's means, squares and counts, float32
+  /// masters, the loss's running mean, the reference's state. Not copies. A step after `load_state`
+  /// is to the last bit the one that would have followed `state`, given the policy's weights.
   std::vector<std::pair<std::string, at::Tensor>> state() const;
   /// Throws CheckpointError for the state of another policy, loss, reference or optimizer, and
   /// changes nothing then.
   void load_state(const std::vector<std::pair<std::string, at::Tensor>>& saved);
 
-  /// The running mean alone; part of `state`.
+  /// Returns the running mean alone; part of `state`.
   LossState loss_state() const;
   void set_loss_state(const LossState& state);
 

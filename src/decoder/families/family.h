@@ -78,13 +78,13 @@ const std::vector<const Family*>& families();
 const Family* find_family(std::string_view model_type);
 /// Throws ConfigError, led by `where`, if there is none.
 const Family& family_named(std::string_view model_type, std::string_view where);
-/// The same for `general.architecture`.
+/// Returns the same for `general.architecture`.
 const Family* find_gguf_family(std::string_view architecture);
 
 /// Returns the family that options name; in place of "llama" the first one, told by options, that
 /// has them. Throws ConfigError, led by `where`, if the family named does not have them.
 const Family& family_of(const DecoderOptions& options, std::string_view where);
-/// Whether `options.family` follows from the other options.
+/// Returns whether `options.family` follows from the other options.
 bool is_family_implied(const DecoderOptions& options);
 
 /// Names in quotes, as "'llama', 'qwen2' or 'qwen3'".

@@ -41,7 +41,7 @@ std::int64_t lanes_of() {
 
 // --- products ---------------------------------------------------------------------------------
 
-// Vectors and rows of a block of c in registers, beside a row of b and an element of a.
+// Vectors and rows of a block of c in registers, next to a row of b and an element of a.
 #if HWY_TARGET <= HWY_AVX3
 constexpr int kVectors = 4;
 template <int kN>
@@ -63,7 +63,7 @@ struct Depth {
   std::int64_t begin, end;
 };
 
-// What the rows first to last, both included, are summed over.
+// The depth that the rows first to last, both included, are summed over.
 using DepthOf = c10::function_ref<Depth(std::int64_t first, std::int64_t last)>;
 
 template <class T, int kM, int kN>
@@ -167,7 +167,7 @@ struct QueryTile {
   std::int64_t first, count, lanes;
   std::int64_t groups, seen_by_all;
 
-  // How many keys, from the first on, query r of the tile sees, and the last of them all.
+  // Returns how many keys, from the first on, query r of the tile sees, and the last of them all.
   std::int64_t visible_to(std::int64_t r) const { return seen_by_all + (first + r) / groups + 1; }
   std::int64_t visible() const { return visible_to(count - 1); }
   // Lanes below this do not see the key.
@@ -191,7 +191,7 @@ HWY_INLINE void prefetch_row(const T* row, std::int64_t size) {
   for (std::int64_t k = 0; k < size; k += kLine) hwy::Prefetch(row + k);
 }
 
-// What take_rows will read for the tile after this one.
+// Prefetches what take_rows will read for the tile after this one.
 template <class T>
 void prefetch_next_rows(const QueryTile& tile, HeadRows<const T> source, const AttentionTask& task,
                         std::int64_t dim) {

@@ -38,7 +38,7 @@ struct AttentionShape {
 /// Numbers of a head in buffers: `dim` and zeros up to a multiple of every vector.
 std::int64_t padded_dim(std::int64_t dim);
 
-/// What a thread needs beside inputs and results.
+/// The buffers of a thread, in addition to inputs and results.
 template <class T>
 class AttentionWorkspace {
  public:
@@ -76,7 +76,7 @@ struct AttentionBackward {
   T *grad_key, *grad_value;
 };
 
-/// Online softmax over tiles of the scores, which stand as [keys, queries]: a SIMD lane is a query
+/// Online softmax over tiles of the scores, stored as [keys, queries]: a SIMD lane is a query
 /// of one of the heads. Single-threaded; results do not depend on how tasks are shared out.
 template <class T>
 void attention_forward(const AttentionTask& task, const AttentionShape& shape,

@@ -5,11 +5,11 @@
 
 #include "kernels/cpu/rows.h"
 
-// What a decoder layer does beside its products and its attention, forward and backward, in float
-// and double. All of it runs on LibTorch's threads, and their number changes no bit of a result.
+// A decoder layer's arithmetic apart from products and attention, forward and backward, in float
+// and double. It runs on LibTorch's threads, and their number changes no bit of a result.
 namespace prefopt::kernels::cpu {
 
-/// Rows of `groups` parts of `width` numbers, one after the other, each with a norm of its own: a
+/// Rows of `groups` parts of `width` numbers, one after the other, each with its own norm: a
 /// hidden state is one part, the queries of a token are a part a head.
 struct NormShape {
   std::int64_t rows;
@@ -62,7 +62,7 @@ template <class T>
 void swiglu(const Swiglu<T>& work);
 
 /// With σ = 1 / (1 + e^−g): dg = dh u σ (1 + g (1 − σ)), du = dh g σ, and h = g σ u once more. Each
-/// result may stand in place of an input.
+/// result may overwrite an input.
 template <class T>
 struct SwigluBackward {
   std::int64_t rows, width;

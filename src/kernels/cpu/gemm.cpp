@@ -64,8 +64,8 @@ HWY_INLINE void multiply_registers(StridedMatrix<T> a, std::int64_t depth, const
     left += a.column_stride;
     b += kN * lanes;
   }
-  // What is there, a residual say, is added at the end, once for each part of the depth: in a sum
-  // that began with it each term would be rounded to its size.
+  // The present value, a residual say, is added at the end, once for each part of the depth: in a
+  // sum that began with it each term would be rounded to its size.
   HWY_UNROLL(8)
   for (int i = 0; i < kM; ++i) {
     HWY_UNROLL(3)

@@ -78,7 +78,7 @@ class PackedRows {
 
   std::int64_t blocks() const { return (rows_ + block_rows_ - 1) / block_rows_; }
   std::int64_t block_rows() const { return block_rows_; }
-  /// The numbers from block to block.
+  /// Returns the numbers from block to block.
   std::int64_t block_stride() const { return max_depth_ * block_rows_; }
   const T* block(std::int64_t b) const { return buffer_.data() + b * block_stride(); }
 
@@ -87,7 +87,7 @@ class PackedRows {
   std::int64_t max_depth_, rows_, block_rows_;
 };
 
-/// Where a product goes. Columns up to `columns` of each row are written, the rest is left alone.
+/// The target of a product. Columns up to `columns` of each row are written, the rest is kept.
 template <class T>
 struct ProductTarget {
   T* data;
@@ -109,7 +109,7 @@ void multiply(const PackedRows<T>& a, std::int64_t first_block, std::int64_t row
               std::int64_t depth, const PackedMatrix<T>& b, std::int64_t first, std::int64_t last,
               ProductTarget<T> c);
 
-/// The size of the parts of `size`, equal but for the last one and none above `most`; 0 of 0.
+/// Returns the size of equal parts of `size`, but for the last one, none above `most`; 0 for 0.
 inline std::int64_t part_size(std::int64_t size, std::int64_t most) {
   const std::int64_t parts = std::max<std::int64_t>(1, (size + most - 1) / most);
   return (size + parts - 1) / parts;

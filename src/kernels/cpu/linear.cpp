@@ -26,7 +26,7 @@ Range part(std::int64_t index, std::int64_t step, std::int64_t size) {
 
 std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-/// How a result [rows, columns] is cut into the tasks that the threads share: by the panels of the
+/// The cut of a result [rows, columns] into the tasks that the threads share: by the panels of the
 /// right factor, and by rows as well where panels are few. A panel is packed again for each part of
 /// the rows, hence large ones.
 struct Cut {

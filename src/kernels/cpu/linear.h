@@ -6,8 +6,8 @@
 #include "kernels/cpu/rows.h"
 
 // The three products of a linear layer with weight W [out, in] on N rows, on LibTorch's threads,
-// whose number changes no bit of a result. T is float or double; a weight may also be bfloat16
-// beside float rows: it is widened as it is read. With `accumulate` a product is added to what is
+// whose number changes no bit of a result. T is float or double; a weight may also be bfloat16 next
+// to float rows: it is widened as it is read. With `accumulate` a product is added to what is
 // there. Results may not overlap inputs.
 namespace prefopt::kernels::cpu {
 

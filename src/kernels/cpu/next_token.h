@@ -5,7 +5,7 @@
 
 namespace prefopt::kernels::cpu {
 
-/// The highest of a row of logits; NaN where the row has one.
+/// Returns the highest of a row of logits; NaN where the row has one.
 template <class T>
 T highest_logit(const T* row, std::int64_t size);
 

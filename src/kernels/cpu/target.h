@@ -5,8 +5,8 @@
 
 namespace prefopt::kernels::cpu {
 
-/// The instructions that the kernels run with on this machine, by Highway's name: AVX3_ZEN4, AVX3,
-/// AVX2, …
+/// Returns the instructions that the kernels run with on this machine, by Highway's name:
+/// AVX3_ZEN4, AVX3, AVX2, …
 std::string simd_target();
 
 }  // namespace prefopt::kernels::cpu

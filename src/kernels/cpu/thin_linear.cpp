@@ -149,7 +149,7 @@ void widen(const c10::Half* source, std::int64_t size, float* out) {
   HWY_DYNAMIC_DISPATCH(widen_half)(source, size, out);
 }
 
-// What a thread needs for its tasks.
+// The buffers that a thread needs for its tasks.
 template <class T>
 class Workplace {
  public:

@@ -32,8 +32,8 @@ inline constexpr A kLog2E = static_cast<A>(1.4426950408889634);
 
 PREFOPT_HOST_DEVICE double exp2_of(double x) { return std::exp2(x); }
 
-/// On a device the unit for it alone: off by 2^-22, and what std::exp2 does beside costs more than
-/// to read the logit.
+/// On GPUs, the hardware `ex2` unit (error 2^-22): the fix-ups of std::exp2 cost more than loading
+/// the logit.
 PREFOPT_HOST_DEVICE float exp2_of(float x) {
 #ifdef __CUDA_ARCH__
   float result;
@@ -172,8 +172,8 @@ PREFOPT_HOST_DEVICE void rebase(State& state, A shift) {
   state.shift = shift;
 }
 
-/// Adds logits and their sum, which come apart for logits that stand for nothing: -inf in z, 0 in
-/// the sum.
+/// Adds logits and their sum, given separately for excluded logits: they are -inf in z and 0 in the
+/// sum.
 template <class State, class A, int n>
 PREFOPT_HOST_DEVICE void push(State& state, const A (&z)[n], A sum_of_z) {
   A top = z[0];
@@ -189,7 +189,7 @@ PREFOPT_HOST_DEVICE void push(State& state, const A (&z)[n], A sum_of_z) {
   state.take(y, powers, sum_of_z);
 }
 
-/// Makes the logits whose bit is not set in `present` stand for nothing; the sum of the others.
+/// Excludes the logits whose bit is not set in `present`; returns the sum of the others.
 template <class A, int n>
 PREFOPT_HOST_DEVICE A mask(A (&z)[n], unsigned present) {
   A addends[n];

@@ -3,8 +3,8 @@
 
 namespace prefopt::kernels {
 
-/// What the kernels of every device write of a row of logits: row k of a float64 tensor
-/// [kFewStatistics or kAllStatistics, rows] holds statistic k.
+/// The statistics of a row of logits, as the kernels of every device write them: row k of a float64
+/// tensor [kFewStatistics or kAllStatistics, rows] holds statistic k.
 enum Statistic {
   kLogp,           // z[target] - logsumexp
   kLogsumexp,      // log sum exp z

@@ -158,7 +158,7 @@ TEST_CASE("where there are no symbolic links a small file takes their place", "[
 
 TEST_CASE("files of killed processes are removed, and nobody else's", "[core]") {
   const TempDir dir;
-  // What is there while a file is written: its name is taken as a killed process would leave it.
+  // The folder while a file is written: its name is taken as a killed process would leave it.
   static std::vector<std::string> seen;
   seen.clear();
   static std::string folder;

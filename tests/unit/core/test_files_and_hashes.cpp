@@ -78,7 +78,7 @@ TEST_CASE("a lock ends with its process, however that ends", "[core]") {
   Holder holder(dir.file("lock"));
   REQUIRE(holder.has_begun());
   CHECK(FolderLock(dir.file("lock")).holder() == "process " + std::to_string(holder.id()));
-  // What stands there is for people, and anybody may have written it.
+  // The text is for people, and anybody may have written it.
   std::ofstream(dir.file("lock")) << "<b>\n";
   CHECK(FolderLock(dir.file("lock")).holder() == "another process");
   holder.kill();
@@ -120,7 +120,7 @@ TEST_CASE("files are written whole or not at all", "[core]") {
                         ": expected a readable file, got 1099511627776 bytes or more, where "
                         "4294967296 are the limit");
   std::filesystem::remove(sparse);
-  // A target that cannot be replaced keeps what it held and leaves nothing beside it.
+  // A target that cannot be replaced keeps what it held and leaves nothing next to it.
   std::filesystem::create_directory(dir.file("folder"));
   CHECK_THROWS_TEXT(write_file<CheckpointError>(dir.file("folder"), "abc"), CheckpointError,
                     dir.file("folder") + ": expected to write 3 bytes, got Is a directory");

@@ -12,7 +12,7 @@ namespace {
 using testing_support::put;
 using testing_support::TempDir;
 
-/// Files of the system, below a folder of their own.
+/// Files of the system, below their own folder.
 class System {
  public:
   System() {

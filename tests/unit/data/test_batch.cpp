@@ -163,7 +163,7 @@ TEST_CASE("a batch moves to a device but keeps its counts on the CPU", "[data]")
 
 TEST_CASE("a batch is also one stream in which equal beginnings stand once", "[data]") {
   // Rows of the first group: 1 2 5 | 7, then what is left of rejected: 6 3 (and 9, which predicts
-  // nothing). The second sequence of prompt {8} stands alone.
+  // nothing). The second sequence of prompt {8} is alone.
   const std::vector<TokenRow> pairs = {
       {.prompt = {1, 2}, .chosen = {5, 7, 4}, .rejected = {5, 6, 3, 9}},
       {.prompt = {8}, .chosen = {2}, .rejected = {2, 3}}};

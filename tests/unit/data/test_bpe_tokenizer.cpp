@@ -114,7 +114,7 @@ TEST_CASE("equal pairs in a row merge from the left", "[data]") {
 
 TEST_CASE("bytes without a token are dropped or unknown", "[data]") {
   BpeVocabulary vocabulary = small_vocabulary();
-  // What is left of the word merges as if it had stood together.
+  // The rest of the word merges as if it had been contiguous.
   CHECK(make_bpe_tokenizer(vocabulary, "small")->encode("abxxc") == Ids{7});
   vocabulary.tokens.push_back("<unk>");
   vocabulary.unknown_id = 9;

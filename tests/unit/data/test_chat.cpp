@@ -83,7 +83,7 @@ TEST_CASE("rows of messages are cut between the opening and the answer", "[data]
   CHECK(bare.prompt ==
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>assistant\n");
   CHECK(bare.chosen == "Yes<|im_end|>");
-  // Answers that go on into other turns keep what stands between the turns.
+  // Answers that continue into other turns keep the text between the turns.
   const PreferenceRow longer = parse(R"({"prompt": [)" + user + R"(], "chosen": [)" + yes + "," +
                                          user + "," + yes + R"(], "rejected": [)" + no + "]}",
                                      "zephyr");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What rows mean: whose turns count, what is named as a defect, and where texts begin and end.
+// The meaning of rows: whose turns count, what is named as a defect, and where texts begin and end.
 
 #include <algorithm>
 #include <array>
@@ -28,7 +28,7 @@ using Strings = std::vector<std::string>;
 
 constexpr std::int64_t kBegin = 256, kEnd = 257, kTurn = 258, kTurnEnd = 259;
 
-// GPT-2's alphabet, so that each byte is the token of its own number.
+// GPT-2's alphabet, so that each byte is the token of its number.
 std::string letter_of(unsigned byte) {
   unsigned code = byte;
   if (!((byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD))) {
@@ -70,7 +70,7 @@ std::string spelled(const Ids& ids) {
   return text;
 }
 
-// What counts between brackets; all of it where there is no mask.
+// The counted text in brackets; all of it if there is no mask.
 std::string marked(const Ids& ids, const TokenMask& mask) {
   std::string text;
   bool counts = false;
@@ -366,7 +366,7 @@ TEST_CASE("completions continue the answer that the prompt ends with", "[data]")
   // Nothing was said yet: the answer as ever.
   CHECK(parts(pair_row(list({"u Sky?", "a "}), list({"a blue"}), list({"a red"})), "dialogue") ==
         "\n\nHuman: Sky?\n\nAssistant:| blue| red");
-  // What counts is the continuation with its end.
+  // Only the continuation with its end counts.
   const TokenRow pair = only(row, chatml());
   CHECK(pair.chosen_mask.empty());
   CHECK(marked(pair.rejected, pair.rejected_mask) ==
@@ -461,7 +461,7 @@ TEST_CASE("empty turns and turns that the file leaves out do not count", "[data]
         "[A" + kStop + "]" + turn + "B" + kStop);
   CHECK(counted(talk({a, b + R"(, "train": false)", a + R"(, "weight": 1)"}), chatml()) ==
         "[A" + kStop + "]" + turn + "B" + kStop + turn + "[A" + kStop + "]");
-  // What comes before the first turn that counts is the prompt.
+  // The prompt is all that comes before the first turn that counts.
   CHECK(counted(talk({a + R"(, "weight": 0)", b}), chatml()) == "[B" + kStop + "]");
   DataOptions options = chatml();
   options.loss_on = LossOn::kAll;

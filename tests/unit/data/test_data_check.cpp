@@ -126,7 +126,7 @@ TEST_CASE("data check: truncation and the end tokens it takes are counted", "[da
   CHECK(check.end_tokens.ended_after == 5);
   options.data.end_of_cut = EndOfCut::kKeep;
   CHECK(check_rows(kRows, options).train.end_tokens.ended_after == 8);
-  CHECK(check.prompt.max == 11);  // as it stands in the file
+  CHECK(check.prompt.max == 11);  // as it is in the file
 
   // Ids are taken as they are: 257 is the end token, and the first completion has none.
   const RowsCheck ids =

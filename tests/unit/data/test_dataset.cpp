@@ -319,7 +319,7 @@ TEST_CASE("policies drop and keep", "[data]") {
                                        .identical = RowAction::kDrop,
                                        .long_prompt = RowAction::kDrop});
     CHECK(shown(dataset.pairs) == std::vector<std::string>{"<a|b>|c>"});
-    // What was cut in a dropped row is not counted.
+    // Cuts in a dropped row are not counted.
     CHECK(dataset.report.summary() ==
           "dropped 2 rows: chosen equals rejected (lines 2, 4)\n"
           "dropped 1 row: long prompt (line 3)");

@@ -155,7 +155,7 @@ TEST_CASE("rows of Orca: system, question, chosen, rejected", "[data]") {
   std::vector<json> rows;
   std::vector<Texts> expected;
   for (int i = 0; i < kRowsOfALayout; ++i) {
-    const bool has_system = i % 3 != 0;  // an empty system text is none
+    const bool has_system = i % 3 != 0;  // an empty system text does not count
     rows.push_back({{"system", has_system ? said("Be like", i) : ""},
                     {"question", said("What is", i)},
                     {"chosen", said("The answer is", i)},
@@ -495,7 +495,7 @@ TEST_CASE("a prompt column that nothing reads is an error by its name", "[data]"
   }
   CHECK_THROWS_TEXT(parse_row(R"({"query": "Q", "chosen": "a", "rejected": "b"})", "f:1"),
                     DataError, "f:1: " + unread("query"));
-  // What is blank, a number or said twice is no text that is lost.
+  // Blank text, numbers and repeated text are no loss.
   for (const json& more : {json{{"context", " "}}, json{{"context", 3}}, json{{"query", nullptr}},
                            json{{"question", "Q?"}}, json{{"images", json::array()}}}) {
     json row = pair_row({{"prompt", "Q?"}});
@@ -845,13 +845,13 @@ TEST_CASE("a text that could be the prompt that pairs lack is an error by its na
   const json lists = {{"chosen", message("assistant", "blue")},
                       {"rejected", message("assistant", "grey")}};
   CHECK(refusal_of(with(lists, "post", "Sky?")) == unread("post"));
-  // A word beside a beginning of some words, or any text beside dialogues, is a remark.
+  // A word next to a beginning of some words, or any text next to dialogues, is a remark.
   const json dialogues = {{"chosen", "\n\nHuman: Sky?\n\nAssistant: blue"},
                           {"rejected", "\n\nHuman: Sky?\n\nAssistant: grey"}};
   CHECK(load_rows(with(alike, "source", "web"), chat_options()).report.unread.at("source") == 1);
   CHECK(load_rows(with(dialogues, "title", "All about the sky"), chat_options())
             .report.unread.at("title") == 1);
-  // A context is an error beside a prompt too, unless the prompt has it.
+  // A context is an error next to a prompt too, unless the prompt has it.
   for (const char* column : {"article", "post", "dialogue", "document_text", "Negative_Prompt"}) {
     const json row = pair_row({{"prompt", "Sum it up: The bus came at noon."}});
     CHECK(refusal_of(with(row, column, "Rain fell.")) == unread(column));
@@ -930,7 +930,7 @@ TEST_CASE("prompts that the policies do not keep are not answered", "[data]") {
   DataOptions keep = chat_options();
   keep.tool_calls = RowAction::kKeep;
   CHECK(read(calling, keep).size() == 1);
-  // What the completions have does not matter here.
+  // The completions do not matter here.
   CHECK(read({{"messages", json::array({ask, message("assistant", "A"), ask})}}).size() == 1);
   // A prompt that ends with the assistant is continued.
   CHECK(read({{"prompt", json::array({ask, message("assistant", "It")})}}) ==

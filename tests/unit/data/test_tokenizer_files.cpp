@@ -90,7 +90,7 @@ TEST_CASE("a folder's tokenizer is copied with all that speaks of it", "[data]")
   CHECK(tokenizer_files("", "", R"({"add_bos": false})").at("prefopt.json") ==
         "{\n  \"data\": {\n    \"add_bos\": false\n  }\n}\n");
 
-  // What is not read here is copied all the same.
+  // Files that are not read here are copied as well.
   std::filesystem::remove(from + "/tokenizer.json");
   CHECK(model_companions("", from).contains("tokenizer.model"));
   CHECK(model_companions("", dir.file("m.gguf")).empty());
@@ -201,7 +201,7 @@ TEST_CASE("auto is the format of the run, of the template, or dialogue", "[data]
   CHECK_FALSE(ends("chatml").empty());
   write_files(tokenizer_files(model, "alpaca"), model);
   CHECK(resolved() == "alpaca");
-  // What remembers a format is the tokenizer otherwise.
+  // A tokenizer that remembers a format is the same otherwise.
   const auto bare = make_tokenizer(model + "/tokenizer.json");
   const auto remembering = make_tokenizer(model);
   const std::string text = "a<|im_end|>";

@@ -370,7 +370,7 @@ TEST_CASE("decoder: a session with a cache gives the logits of whole forwards", 
     got = session->append(next);
     CHECK_FALSE(got.requires_grad());
   }
-  // Prefill starts anew.
+  // Prefill starts again.
   CHECK((session->prefill()[1] - logits_of(*decoder, {9})[-1]).abs().max().item<double>() <
         tolerance);
 }

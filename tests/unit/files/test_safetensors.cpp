@@ -190,7 +190,7 @@ TEST_CASE("safetensors: every dtype comes back bit for bit", "[files]") {
     CHECK(bytes_of(back) == bytes_of(tensor));
   }
 
-  // What was read is in the order of the data, and writing it again gives the same file.
+  // The result is in the order of the data, and writing it again gives the same file.
   write_safetensors(dir.file("again.safetensors"), read);
   CHECK(bytes_of(dir.file("again.safetensors")) == bytes_of(path));
 }
@@ -237,7 +237,7 @@ TEST_CASE("safetensors: broken files are refused by name and place", "[files]") 
     CHECK_THROWS_TEXT(read_safetensors(path), CheckpointError, path + text);
   }
   testing_support::report_count("bad safetensors files refused", broken_files().size());
-  // What is just within the limits.
+  // Just within the limits.
   put(path, with_entry(R"({"dtype":"F32","shape":[1,1,1,1,1,1,1,2],"data_offsets":[0,8]})"));
   CHECK(read_safetensors(path).tensors.at(0).second.dim() == 8);
 }

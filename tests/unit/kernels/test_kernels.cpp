@@ -22,7 +22,7 @@ using prefopt::testing_support::simd_name;
 using prefopt::testing_support::simd_targets;
 using prefopt::testing_support::SimdTarget;
 
-// What stands between the rows of a matrix, where no kernel may write.
+// The number between the rows of a matrix, where no kernel may write.
 constexpr double kGap = 7;
 
 /// Rows that lie a little apart.

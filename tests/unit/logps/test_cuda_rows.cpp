@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CUDA kernels do with a row, run on the CPU in the order of blocks, warps and lanes.
+// The work of the CUDA kernels on a row, run on the CPU in the order of blocks, warps and lanes.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -345,7 +345,7 @@ TEST_CASE("cuda rows: sums keep their digits in a thread of many logits", "[logp
 }
 
 TEST_CASE("cuda rows: a sure token keeps its digits", "[logps]") {
-  // 1 - p is near 1e-14, which logp keeps, and near 1e-8, which is left of it in float64 beside a
+  // 1 - p is near 1e-14, which logp keeps, and near 1e-8, which is left of it in float64 next to a
   // logsumexp of 25.
   for (const double sure : {40.0, 25.0}) {
     std::vector<double> row = random_row(1000, 1, 41);

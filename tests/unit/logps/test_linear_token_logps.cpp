@@ -388,7 +388,7 @@ TEST_CASE("linear_token_logps: only the gradients that are asked for", "[logps]"
   const LinearTokenLogpsOptions options = options_of(c, in, HeadPath::kAutomatic);
   const Result all = run(in, options);
   const at::Tensor logps = linear_token_logps(in.hidden, in.weight, in.targets, options).logps;
-  // What is frozen after the forward pass changes nothing.
+  // Freezing after the forward pass changes nothing.
   in.weight.requires_grad_(false);
   const at::Tensor of_hidden = torch::autograd::grad({logps}, {in.hidden}, {in.cotangent})[0];
   CHECK(at::equal(of_hidden, all.grads[0]));

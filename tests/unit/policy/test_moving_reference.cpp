@@ -48,7 +48,7 @@ std::shared_ptr<TablePolicy> table_policy(double value, bool tied = false) {
       torch::full({3, 3}, value, torch::kDouble).requires_grad_(true), tied);
 }
 
-/// What all numbers of a TablePolicy's table are.
+/// The value of all numbers of a TablePolicy's table.
 double value_of(MovingReference& reference) {
   const at::Tensor table = reference.policy()->named_parameters().front().value;
   REQUIRE(table.eq(table[0][0]).all().item<bool>());

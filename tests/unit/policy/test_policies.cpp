@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What every policy has, and the adapters for models that were written elsewhere.
+// The interface of every policy, and the adapters for models that were written elsewhere.
 
 #include <torch/csrc/jit/api/module.h>
 

@@ -300,7 +300,7 @@ TEST_CASE("sample_with_logps: log-probs are those of sequence_logps", "[policy]"
   for (const auto& [dtype, tolerance] : tolerances) {
     for (const auto& [name, decoder] : variants(dtype)) {
       INFO(name << ", " << c10::toString(dtype));
-      // What shapes the draws leaves the log-probs alone.
+      // Options that shape the draws leave the log-probs alone.
       const SamplingOptions options{
           .max_new_tokens = 10, .temperature = 0.7, .top_k = 9, .eos_id = 4, .seed = 5};
       const Samples samples = sample_with_logps(*decoder, prompts, options);

@@ -111,7 +111,7 @@ TEST_CASE("bad configurations are refused by option", "[run]") {
   }
   testing_support::report_count("bad configurations refused",
                                 bad_runs().size() + bad_losses().size());
-  // What is just within the limits: 64 levels, of which the outermost is the run.
+  // Just within the limits: 64 levels, of which the outermost is the run.
   CHECK_NOTHROW(options_from_json<RunOptions>(R"({"loss": )" + nested(63) + "}", "run"));
   CHECK_NOTHROW(options_from_json<RunOptions>(R"({"loss": )" + many_keys(10'000) + "}", "run"));
 }

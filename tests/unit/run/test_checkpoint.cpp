@@ -475,7 +475,7 @@ TEST_CASE("selection: the best few, and how long none was better", "[run]") {
   CHECK(high.add(8, 0.6));
   CHECK(high.best_steps() == std::vector<std::int64_t>{8});
 
-  // What cannot be read leaves all as it was.
+  // A state that cannot be read leaves all as it was.
   for (const char* broken :
        {R"({"best": []})", R"({"best": [{"step": 9, "value": "x"}], "evaluations_since_best": 0})",
         R"({"best": [{"step": 9, "value": 1}], "evaluations_since_best": "0"})"}) {

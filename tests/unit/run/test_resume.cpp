@@ -213,7 +213,7 @@ TEST_CASE("a run that was stopped, or died inside of a step, goes on in its fold
   CHECK(differing(parts_of(result.checkpoint), parts_of(straight.checkpoint)).empty());
   CHECK(untimed(scene.file("broken")) == untimed(scene.file("straight")));
 
-  // What is done stays done.
+  // Finished steps stay finished.
   const auto again = run_training(broken, {}, scene.file("broken"));
   CHECK(again.checkpoint == result.checkpoint);
   CHECK(again.last_evaluation == straight.last_evaluation);
@@ -240,7 +240,7 @@ TEST_CASE("without any one part of its state a run ends otherwise", "[run]") {
   const auto start = read_safetensors(scene.file("straight/checkpoints/step-1/model.safetensors"));
 
   int copies = 0;
-  // Whether the run that goes on from the changed checkpoint is refused or ends otherwise.
+  // Whether the run that resumes from the changed checkpoint is refused or ends otherwise.
   const auto is_noticed = [&](const std::function<void(Tensors&, Json&)>& change) {
     const auto copy = scene.file("changed-" + std::to_string(++copies));
     copy_changed(saved, copy, change);
@@ -276,7 +276,7 @@ TEST_CASE("without any one part of its state a run ends otherwise", "[run]") {
               }
               value = fresh;
             }
-          }) == (name != "trainer.skipped_in_a_row"));  // has a test of its own
+          }) == (name != "trainer.skipped_in_a_row"));  // has its own test
     // And a checkpoint that does not have it at all is refused.
     CHECK(is_noticed([&](Tensors& tensors, Json&) {
       std::erase_if(tensors, [&](const auto& item) { return item.first == name; });
@@ -428,7 +428,7 @@ TEST_CASE("metrics after the checkpoint and broken lines are cut off", "[run]") 
   CHECK(count_containing(notes, "metrics.jsonl: 1 broken lines are cut off") == 1);
   CHECK(untimed(scene.file("run")) == before);
 
-  // Time goes on from what the lines say.
+  // Time continues from the value in the lines.
   write_text(path, read_text(path) + "{\"step\": 3, \"seconds\": 1000}\n");
   options.batch.steps = 4;
   run_training(options, {}, "auto");

@@ -140,7 +140,7 @@ TEST_CASE("samples leave training as it was", "[run]") {
     options.evaluate.sample_prompts = prompts;
     const auto result = run_training(options);
     auto lines = untimed(options.output_dir);
-    // HyPO has a KL of its own, which has to stay.
+    // HyPO has its own KL, which has to stay.
     if (type != "hypo") {
       for (auto& line : lines) line.erase("eval_kl");
     }

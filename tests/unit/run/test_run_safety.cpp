@@ -177,7 +177,7 @@ TEST_CASE("a step is saved before an evaluation that is killed", "[run]") {
     CHECK(fs::read_symlink(options.output_dir + "/checkpoints/best") ==
           fs::read_symlink(scene.file("straight/checkpoints/best")));
   }
-  // What the evaluation said is kept with the checkpoint; damaged, it is made again.
+  // The result of the evaluation is kept with the checkpoint; damaged, it is made again.
   const std::string kept = straight.checkpoint + "/evaluation.json";
   CHECK(fs::exists(kept));
   options.output_dir = scene.file("straight");
@@ -605,7 +605,7 @@ TEST_CASE("a checkpoint without what the first version did not have is resumed",
   options.output_dir = scene.file("run");
   const auto result = run_training(options, {}, scene.file("old"));
   CHECK(differing(parts_of(result.checkpoint), expected).empty());
-  // What such an option changes is refused by name.
+  // A change by such an option is refused by name.
   options.output_dir = scene.file("other");
   options.optimizer.state_dtype = StateDtype::kBFloat16;
   CHECK(refusal_of(options, scene.file("old")) ==

@@ -325,7 +325,7 @@ TEST_CASE("a loss of several terms reports each, and they add up", "[train]") {
   CHECK(sum == Approx(metric(metrics, "loss")).epsilon(1e-12));
 }
 
-/// What the last forward of a SampleProbe was given; a loss has no other way to tell.
+/// The inputs of the last forward of a SampleProbe; a loss has no other way to tell.
 PairLogps probed;
 
 struct ProbeOptions {
@@ -412,7 +412,7 @@ TEST_CASE("samples differ between steps and pairs, and agree between cuts", "[tr
   CHECK(torch::allclose(whole.slice(0, 4, 8), draw(2, 1), 0, 1e-12));
 }
 
-/// A bigram policy beside a parameter whose means no machine has memory for.
+/// A bigram policy next to a parameter whose means no machine has memory for.
 class VastPolicy final : public Policy {
  public:
   explicit VastPolicy(std::shared_ptr<BigramPolicy> inner) : inner_(std::move(inner)) {}
@@ -490,7 +490,7 @@ TEST_CASE("a non-finite loss skips the update, the third in a row stops", "[trai
     CHECK_FALSE(policy->table().grad().defined());
   }
 
-  policy->poisoned = false;  // one good step and the count starts anew
+  policy->poisoned = false;  // one good step and the count starts again
   const auto good = trainer.step(pairs());
   CHECK(names(good).count("skipped") == 0);
   CHECK_FALSE(torch::equal(policy->table().detach(), table));
@@ -730,7 +730,7 @@ TEST_CASE("cuts change no gradient of bfloat16 and float16 weights", "[train]") 
   const auto error = [&](std::int64_t micro) {
     return ((gradient_of(policy, loss, micro) - exact).norm() / exact.norm()).item<double>();
   };
-  // What remains is the rounding of float32 sums.
+  // The remainder is the rounding of float32 sums.
   for (const std::int64_t micro : {0, 1, 5}) CHECK(error(micro) < 5e-6);
 }
 

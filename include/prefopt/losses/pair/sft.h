@@ -8,13 +8,13 @@ namespace prefopt {
 
 namespace detail {
 
-/// The options of losses that imitate one completion.
+/// Lists the options of losses that imitate one completion.
 inline void imitation_fields(FieldVisitor& v, Reduction& reduction, bool& use_weights) {
   reduction_field(v, reduction);
   v.flag({"use_weights", "multiply each row's loss by the given weights"}, use_weights);
 }
 
-/// Each row's loss, and its slope `gradient`, times its weight.
+/// Multiplies each row's loss, and its slope `gradient`, by its weight.
 template <class T>
 void weigh_rows(BasicLossOutput<T>& out, T& gradient, const T& weights) {
   out.losses = out.losses * weights;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output head in tiles of the vocabulary. A tile of logits stands as [vocabulary rows, tokens]:
-// the large factor is then read as it lies, and a SIMD lane of the softmax is a token.
+// The output head in tiles of the vocabulary. A tile of logits is stored as [vocabulary rows,
+// tokens]: the large factor is then read in place, and a SIMD lane of the softmax is a token.
 #include "logps/kernels/cpu/head.h"
 
 #include <ATen/ops/from_blob.h>
@@ -92,8 +92,8 @@ class PackedHidden {
   std::vector<std::size_t> held_;
 };
 
-/// What both passes share: the inputs in the type that is computed in, and the way from parts of
-/// the vocabulary and of the tokens to a block of logits.
+/// The common part of both passes: the inputs in the type that is computed in, and the way from
+/// parts of the vocabulary and of the tokens to a block of logits.
 template <class T>
 struct Head {
   Head(const HeadInputs& inputs, const HeadPlan& plan)
@@ -125,7 +125,7 @@ struct Head {
     return empty_from_pool(rows.sizes(), kDtype<T>).copy_(rows);
   }
 
-  /// Where the logits of a part of a vocabulary tile stand.
+  /// Returns the place of the logits of a part of a vocabulary tile.
   LogitBlock<T> in_tile(Range part, Range vocab, std::size_t token_tile) {
     return {tile.data() + (part.begin - vocab.begin) * stride, part.size(),
             columns.of(token_tile).padded_columns(), stride};
@@ -179,7 +179,7 @@ PackedMatrix<T> pack_weight(const at::Tensor& rows, PackedMatrix<T> matrix) {
   return matrix;
 }
 
-/// A column [n, 1] of numbers that stay where they are.
+/// Returns a column [n, 1] of numbers that stay where they are.
 template <class T>
 at::Tensor column_of(std::vector<T>& values) {
   return at::from_blob(values.data(), {static_cast<std::int64_t>(values.size()), 1}, kDtype<T>);

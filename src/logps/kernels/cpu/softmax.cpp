@@ -195,7 +195,7 @@ ChunkSum<T> chunk_sum(const T* z, std::int64_t size, T guess, const char* next) 
   return {sum, hn::GetLane(hn::MaxOfLanes(d, max))};
 }
 
-// What only by-products need; exp is taken once more, which keeps the common pass short.
+// Sums that only by-products need; computing exp again keeps the common pass short.
 template <class T>
 void add_chunk_moments(const T* z, std::int64_t size, T max, RowMoments& moments) {
   const hn::ScalableTag<T> d;

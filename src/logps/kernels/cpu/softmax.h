@@ -8,7 +8,7 @@
 
 namespace prefopt::kernels::cpu {
 
-/// z = softcap · tanh(scale · u / softcap) / temperature; softcap 0 is none.
+/// z = softcap · tanh(scale · u / softcap) / temperature; softcap 0: no cap.
 struct LogitMap {
   double scale = 1;
   double softcap = 0;
@@ -33,7 +33,7 @@ double logsumexp_of(const RowMoments& moments);
 /// Makes the sums relative to `max`, which is at least their own; returns what they were scaled by.
 double rescale(RowMoments& moments, double max);
 
-/// A float64 tensor [kFewStatistics or kAllStatistics, rows], see statistics.h.
+/// Returns a float64 tensor [kFewStatistics or kAllStatistics, rows], see statistics.h.
 at::Tensor statistics_of(const std::vector<RowMoments>& rows, std::int64_t vocab_size, bool all);
 
 /// Moments of the row of `size` raw logits; the last three only if `all`. Element is float, double,
@@ -49,8 +49,8 @@ void row_gradient(const Element* row, std::int64_t size, std::int64_t target, co
                   double logsumexp, double coefficient, Element* gradient);
 
 /// A block of logits as the head's product leaves it: a row a vocabulary entry, a column a token,
-/// so that a SIMD lane is a token. Columns stand for themselves up to the padding, a multiple of a
-/// vector.
+/// so that a SIMD lane is a token. Columns are independent, also those of the padding to a multiple
+/// of a vector.
 template <class T>
 struct LogitBlock {
   T* data;

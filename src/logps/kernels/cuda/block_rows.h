@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What the threads of a block, or of a cluster of blocks, do with one row of logits. Everything
+// The work of the threads of a block, or of a cluster of blocks, on one row of logits. Everything
 // goes through a Context, so that tests run the same arithmetic in the same order on a CPU; on a
 // device Context::each is a plain call and PerThread a register. A context has
 //
@@ -50,7 +50,7 @@ struct Thread {
 template <class Element>
 using Accumulate = std::conditional_t<std::is_same_v<Element, double>, double, float>;
 
-/// What one load or store moves.
+/// The elements that one load or store moves.
 template <class Element>
 struct alignas(16) Unit {
   static constexpr int kWidth = 16 / static_cast<int>(sizeof(Element));
@@ -116,7 +116,7 @@ class Share {
   PREFOPT_HOST_DEVICE bool has_target(int unit) const { return unit == target_; }
   PREFOPT_HOST_DEVICE int lane_of_target() const { return lane_of_target_; }
 
-  /// A bit for each element of the unit that belongs to the row.
+  /// Returns a bit for each element of the unit that belongs to the row.
   PREFOPT_HOST_DEVICE unsigned present(int unit) const {
     if (is_whole(unit)) return kAll;
     const std::int64_t first = position(unit), left = size_ - first;
@@ -360,7 +360,7 @@ struct Plan {
   bool staged;
 };
 
-/// Shared memory beside the stage.
+/// Shared memory in addition to the stage.
 constexpr std::int64_t kScratchBytes = sizeof(Scratch<SoftmaxMoments<double>>);
 constexpr std::int64_t kUnitBytes = 16;
 /// The most threads of a block as it is launched. More would get fewer registers.

@@ -12,8 +12,8 @@
 #include "logps/kernels/cuda/row_logps.h"
 #include "prefopt/error.h"
 
-/// What a linker asks for that is to take this file out of a static library: nothing else refers to
-/// the registrations in it. See src/CMakeLists.txt.
+/// The symbol by which a linker takes this file out of a static library: nothing else refers to the
+/// registrations in it. See src/CMakeLists.txt.
 extern "C" const int prefopt_cuda_operators = 1;
 
 namespace prefopt {

@@ -183,7 +183,7 @@ cudaError_t limits_of(const void* kernel, DeviceLimits& limits) {
   if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
   if (error != cudaSuccess) return error;
   limits.shared_bytes = shared_bytes;
-  // What the kernel was compiled for: code for older devices knows no clusters, wherever it runs.
+  // Depends on the compiled target: code for older devices has no clusters, wherever it runs.
   limits.clusters = attributes.ptxVersion >= 90;
   return cudaSuccess;
 }
