@@ -17,8 +17,12 @@ namespace {
 constexpr std::int64_t kPlainLines = 20;
 
 // The metrics that a person watches, under short names.
-constexpr std::pair<const char*, const char*> kWatched[] = {
-    {"loss", "loss"}, {"rewards/margins", "margin"}, {"rewards/accuracies", "accuracy"}};
+constexpr std::pair<const char*, const char*> kWatched[] = {{"loss", "loss"},
+                                                            {"rewards/margins", "margin"},
+                                                            {"rewards/accuracies", "accuracy"},
+                                                            {"samples/reward", "reward"},
+                                                            {"reward", "reward"},
+                                                            {"win_rate", "win rate"}};
 
 std::string watched(const Metrics& metrics) {
   std::string text;
@@ -79,6 +83,12 @@ void Progress::step(std::int64_t step, std::int64_t total, const Metrics& metric
 void Progress::evaluation(std::int64_t step, const Metrics& metrics) {
   clock_.skip();
   if (!quiet_) print(fmt::format("evaluation at step {}{}", step, watched(metrics)));
+}
+
+void Progress::phase(std::string_view name, std::int64_t done, std::int64_t total) {
+  clock_.skip();
+  if (quiet_ || terminal_width_ == 0) return;
+  rewrite(name == "training" ? std::string(name) : fmt::format("{} {}/{}", name, done, total));
 }
 
 void Progress::finish() {

@@ -44,6 +44,8 @@ class Progress {
   void note(const std::string& line);
   void step(std::int64_t step, std::int64_t total, const Metrics& metrics);
   void evaluation(std::int64_t step, const Metrics& metrics);
+  /// Of a round, before its steps.
+  void phase(std::string_view name, std::int64_t done, std::int64_t total);
   /// Leaves the cursor on an empty line.
   void finish();
 

@@ -214,6 +214,9 @@ void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream&
   events.evaluation = [&](std::int64_t step, const Metrics& metrics) {
     progress.evaluation(step, metrics);
   };
+  events.phase = [&](std::string_view name, std::int64_t done, std::int64_t total) {
+    progress.phase(name, done, total);
+  };
   const StopSignal signal;
   events.should_stop = [&] { return signal.has_come(); };
   const RunResult result = run_training(options, events, arguments.resume);

@@ -156,6 +156,7 @@ std::string page(const RunRecord& record) {
   if (const auto charts = charts_html(record); !charts.empty()) {
     html += heading_html("Over the steps") + charts;
   }
+  html += rounds_html(record);
   html += samples_html(record);
   html += notes_html(record);
   html += how_to_repeat(record);

@@ -39,6 +39,10 @@ constexpr Topic kTopics[] = {
      "The band is a 95 % interval."},
     {"kl", "KL to the reference", "nats a completion",
      "How far the policy has moved from its reference, by completions that it wrote itself."},
+    {"reward", "Reward", "reward", "Mean over completions of held-out prompts, after penalties."},
+    {"win_rate", "Win rate against the first policy", "share of prompts",
+     "Share of held-out prompts whose completion is better than that of the policy before "
+     "training; a tie counts half."},
     {"mean_token_accuracy", "Token accuracy", "share of tokens",
      "Share of the chosen completions' tokens that the policy holds the most likely ones."},
     {"grad_norm", "Gradient norm", "norm", "Before clipping."},

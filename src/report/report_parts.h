@@ -21,5 +21,7 @@ std::string verdict_html(const RunRecord& record);
 std::string evaluations_html(const RunRecord& record);
 /// Prompts with completions from before and after.
 std::string samples_html(const RunRecord& record);
+/// Rounds of a policy that writes its own rows: curves, and the last completions.
+std::string rounds_html(const RunRecord& record);
 
 }  // namespace prefopt::detail

@@ -129,7 +129,8 @@ RunRecord read_run(const std::string& folder) {
   say("metrics.jsonl",
       for_each_object(file("metrics.jsonl"), [&](const Json& line) { add_metrics(line, record); }));
   for (const auto& [name, lines] :
-       {std::pair("samples.jsonl", &record.samples), std::pair("notes.jsonl", &record.notes)}) {
+       {std::pair("samples.jsonl", &record.samples), std::pair("rounds.jsonl", &record.rounds),
+        std::pair("notes.jsonl", &record.notes)}) {
     auto read = read_json_lines(file(name));
     *lines = std::move(read.lines);
     say(name, read.defect);

@@ -26,7 +26,7 @@ struct RunRecord {
   std::string folder;
   Json config, environment, facts;  ///< objects, empty where there is no such file
   Curves train, evaluations;
-  std::vector<Json> samples, notes;
+  std::vector<Json> samples, rounds, notes;
   std::vector<std::string> gaps;
   double seconds = 0;  ///< of the last line of metrics
 

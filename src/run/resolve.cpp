@@ -19,6 +19,8 @@
 #include "prefopt/decoder/end_tokens.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/moving_reference.h"
+#include "prefopt/train/epoch_rows.h"
+#include "run/online_run.h"
 #include "run/run_rows.h"
 
 namespace prefopt::detail {
@@ -35,7 +37,7 @@ void add_adapter(const ModelOptions& options, Decoder& policy) {
 /// The policy as it is now.
 std::shared_ptr<Decoder> present_policy(const ReferenceOptions& options, const ModelOptions& model,
                                         const Decoder& policy) {
-  if (options.moving) return policy.merged_decoder();
+  if (options.moving || options.rule != ReferenceRule::kFixed) return policy.merged_decoder();
   // A fresh adapter changes nothing yet, so the model without it needs no further memory.
   const bool is_fresh_adapter = policy.adapter() && model.adapter.empty();
   return is_fresh_adapter && options.dtype.empty() ? policy.without_adapter()
@@ -146,29 +148,59 @@ void check_reference_tokens(const ReferenceOptions& options, const Tokenizer& to
       tokenizer.name(), options.path, difference));
 }
 
-std::shared_ptr<Reference> make_reference(const ReferenceOptions& options,
-                                          const ModelOptions& model, const Decoder& policy,
-                                          CacheLevel level) {
-  const auto dtype = options.dtype.empty() ? model.dtype : options.dtype;
-  std::shared_ptr<Policy> frozen;
+std::shared_ptr<Policy> make_frozen(const ReferenceOptions& options, const ModelOptions& model,
+                                    const Decoder& policy) {
   if (options.path.empty()) {
     const auto copy = present_policy(options, model, policy);
     if (!options.dtype.empty()) copy->to(parse_dtype(options.dtype));
-    frozen = copy;
-  } else {
-    frozen = Decoder::load(options.path, dtype);
-    if (frozen->vocab_size() != policy.vocab_size()) {
-      throw ConfigError(
-          fmt::format("reference.path: expected a model with the policy's vocabulary "
-                      "of {} tokens, got {} with {}",
-                      policy.vocab_size(), options.path, frozen->vocab_size()));
-    }
+    return copy;
+  }
+  const auto dtype = options.dtype.empty() ? model.dtype : options.dtype;
+  auto frozen = Decoder::load(options.path, dtype);
+  if (frozen->vocab_size() != policy.vocab_size()) {
+    throw ConfigError(
+        fmt::format("reference.path: expected a model with the policy's vocabulary "
+                    "of {} tokens, got {} with {}",
+                    policy.vocab_size(), options.path, frozen->vocab_size()));
+  }
+  return frozen;
+}
+
+RoundReference make_reference(const RunOptions& run, const Decoder& policy, CacheLevel level) {
+  const ReferenceOptions& options = run.reference;
+  auto frozen = make_frozen(options, run.model, policy);
+  if (options.rule != ReferenceRule::kFixed) {
+    return follow(options, std::move(frozen), policy, run.seed);
   }
   if (options.moving) {
-    return std::make_shared<MovingReference>(std::move(frozen), policy, options.update);
+    return {std::make_shared<MovingReference>(std::move(frozen), policy, options.update)};
   }
-  if (options.kind == ReferenceKind::kFrozen) return make_frozen_reference(std::move(frozen));
-  return std::make_shared<CachedReference>(std::move(frozen), options.cache_dir, level);
+  if (options.kind == ReferenceKind::kFrozen) return {make_frozen_reference(std::move(frozen))};
+  return {std::make_shared<CachedReference>(std::move(frozen), options.cache_dir, level)};
+}
+
+/// Returns the model behind a reference, which stays alive with it.
+std::shared_ptr<Policy> borrowed_model(const std::shared_ptr<Reference>& reference) {
+  return {reference, reference->policy()};
+}
+
+/// Returns the tokens of the largest micro-batch that rounds can make: each prompt once, and all
+/// completions at their longest.
+std::int64_t most_online_tokens(const OnlinePrompts& prompts,
+                                const std::vector<SourceOptions>& sources,
+                                const RunOptions& options) {
+  std::int64_t prompt = 0;
+  for (const OnlinePrompt& item : prompts.train) {
+    prompt = std::max(prompt, std::ssize(item.ids) + 2 * std::ssize(item.completion));
+  }
+  std::int64_t completion = 0;
+  for (const SourceOptions& source : sources) {
+    completion = std::max(completion, source.sampling.max_new_tokens);
+  }
+  const auto micro = options.batch.micro_rows > 0 ? options.batch.micro_rows : options.batch.rows;
+  const std::int64_t all = micro * (prompt + 2 * completion);
+  const std::int64_t limit = options.batch.micro_tokens;
+  return limit > 0 ? std::min(all, std::max(limit, prompt + 2 * completion)) : all;
 }
 
 }  // namespace
@@ -216,8 +248,10 @@ std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch
   return std::max<std::int64_t>(1, std::llround(std::ceil(steps - 1e-9)));
 }
 
-ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note) {
+ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& events,
+                    const Note& note) {
   const LossRequirements needs = loss.requirements();
+  const bool is_online = options.online.is_online();
   const bool is_named = !options.model.tokenizer.empty();
   for (std::string* path : {&options.model.path, &options.model.adapter, &options.model.tokenizer,
                             &options.reference.path}) {
@@ -228,8 +262,16 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note) {
   of_rows.context_length = options.model.path.empty()
                                ? options.model.decoder.max_position_embeddings
                                : context_length_of(options.model.path);
-  RunRows rows = load_rows(options.data, *tokenizer, of_rows, note);
-  check_evaluations(options.evaluate, !rows.eval.empty());
+  RunRows rows;
+  OnlinePrompts prompts;
+  if (is_online) {
+    prompts = load_online_prompts(
+        options, parse_sources(options.online.sources, options.sampling, "online.sources"),
+        *tokenizer, note);
+  } else {
+    rows = load_rows(options.data, *tokenizer, of_rows, note);
+  }
+  check_evaluations(options.evaluate, !rows.eval.empty() || !prompts.held_out.empty());
 
   const auto policy = make_policy(options.model, *tokenizer, note);
   check_token_range(rows.train, policy->vocab_size(), "data.train");
@@ -244,7 +286,7 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note) {
     options.reference.cache_dir = RunFolder(options.output_dir).file("reference-cache");
   }
 
-  std::shared_ptr<Reference> reference;
+  RoundReference reference;
   if (needs.reference() || needs.sample_source == SampleSource::kReference) {
     // Whoever weighs tokens needs each.
     const bool by_token = needs.has(Input::ref_chosen_overlap_logps) || needs.limits ||
@@ -252,20 +294,45 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note) {
     if (!options.model.tokenizer.empty()) {
       check_reference_tokens(options.reference, *tokenizer, is_named, note);
     }
-    reference = make_reference(options.reference, options.model, *policy,
-                               by_token ? CacheLevel::kToken : CacheLevel::kSequence);
+    reference =
+        make_reference(options, *policy, by_token ? CacheLevel::kToken : CacheLevel::kSequence);
+  } else if (options.reference.rule != ReferenceRule::kFixed) {
+    throw ConfigError(fmt::format(
+        "reference.rule: expected 'fixed' for '{}', which has no reference, got another rule",
+        loss.info().name));
   }
-  set_checkpointing(options.machine, most_tokens(rows.train, options.batch), *policy, note);
-  auto source = std::make_shared<EpochRows>(EpochData{.rows = std::move(rows.train),
-                                                      .held_out = std::move(rows.eval),
-                                                      .is_cut = std::move(rows.train_cut),
-                                                      .is_held_out_cut = std::move(rows.eval_cut),
-                                                      .tokenizer = tokenizer},
-                                            EpochOptions{.batch_size = options.batch.rows,
-                                                         .seed = options.seed,
-                                                         .shuffle = options.batch.shuffle});
-  return {std::move(options), policy, std::move(reference), std::move(source),
-          std::move(companions)};
+  ResolvedRun run{.options = {},
+                  .policy = policy,
+                  .reference = reference.reference,
+                  .source = nullptr,
+                  .companions = std::move(companions)};
+  if (is_online) {
+    auto sources = parse_sources(options.online.sources, options.sampling, "online.sources");
+    set_checkpointing(options.machine, most_online_tokens(prompts, sources, options), *policy,
+                      note);
+    std::shared_ptr<Policy> initial;
+    if (needs_initial(options.online, sources)) {
+      const bool has_it = reference.reference && options.reference.rule == ReferenceRule::kFixed &&
+                          !options.reference.moving;
+      initial = has_it ? borrowed_model(reference.reference)
+                       : make_frozen(options.reference, options.model, *policy);
+    }
+    run.source =
+        make_online_rows(options, std::move(prompts), std::move(sources), tokenizer, *policy,
+                         std::move(initial), needs, reference, events, note, run.planned_steps);
+  } else {
+    set_checkpointing(options.machine, most_tokens(rows.train, options.batch), *policy, note);
+    run.source = std::make_shared<EpochRows>(EpochData{.rows = std::move(rows.train),
+                                                       .held_out = std::move(rows.eval),
+                                                       .is_cut = std::move(rows.train_cut),
+                                                       .is_held_out_cut = std::move(rows.eval_cut),
+                                                       .tokenizer = tokenizer},
+                                             EpochOptions{.batch_size = options.batch.rows,
+                                                          .seed = options.seed,
+                                                          .shuffle = options.batch.shuffle});
+  }
+  run.options = std::move(options);
+  return run;
 }
 
 }  // namespace prefopt::detail

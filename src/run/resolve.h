@@ -10,7 +10,7 @@
 #include "prefopt/losses/loss.h"
 #include "prefopt/policy/reference.h"
 #include "prefopt/run/run.h"
-#include "prefopt/train/epoch_rows.h"
+#include "prefopt/train/row_source.h"
 #include "run/run_folder.h"
 
 namespace prefopt::detail {
@@ -21,8 +21,9 @@ struct ResolvedRun {
   RunOptions options;
   std::shared_ptr<Decoder> policy;
   std::shared_ptr<Reference> reference;  ///< null: the loss needs none
-  std::shared_ptr<EpochRows> source;
-  FolderFiles companions;  ///< files of a checkpoint next to the weights
+  std::shared_ptr<RowSource> source;
+  std::int64_t planned_steps = 0;  ///< most steps of a source without epochs; 0: it has epochs
+  FolderFiles companions;          ///< files of a checkpoint next to the weights
 };
 
 /// Throws ConfigError for options that contradict each other.
@@ -30,9 +31,11 @@ void check_reference(const ReferenceOptions& options);
 /// Throws ConfigError where evaluations are to decide something and there are none.
 void check_evaluations(const EvaluateOptions& options, bool has_held_out);
 
-/// Loads rows, tokenizer and models. `note` receives what was read and left out. Throws ConfigError
+/// Loads rows, tokenizer and models. `note` receives what was read and left out, `events` the
+/// phases of rounds. Throws ConfigError
 /// for options that do not fit each other, models that do not fit, and as load_dataset.
-ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note);
+ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& events,
+                    const Note& note);
 
 /// Returns the optimizer steps of a run. Throws ConfigError if neither options nor rows say so.
 std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch);

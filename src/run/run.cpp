@@ -53,11 +53,13 @@ class RunSession {
 
   /// Finds the point that `resume` names. Throws ConfigError for a folder that is not the run's.
   void claim(const RunOptions& options, const std::string& resume);
-  /// `contents`: of check_same_run. `companions`: of a run from files; null: of a program's own
+  /// `contents`: of check_same_run. `planned_steps`: the most steps of a source of rounds; 0:
+  /// options and epochs say how many. `companions`: of a run from files; null: of a program's own
   /// policy and rows, of which the options say nothing.
   RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Reference>& reference,
                 RowSource& source, const RunOptions& options, const Loss& loss,
-                const Json& contents, const FolderFiles* companions = nullptr);
+                const Json& contents, std::int64_t planned_steps,
+                const FolderFiles* companions = nullptr);
 
  private:
   /// Locks the folder, and writes or takes up the files of the run.
@@ -117,18 +119,19 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
                        const std::string& resume) {
   RunOptions options = checked(given, "run");
   detail::check_reference(options.reference);
+  detail::check_reference_rule(options.reference, options.online.is_online());
   const Loss loss = make_loss(options.loss);
   options.loss = loss.config();
   RunSession session(options.output_dir, events);
   session.claim(options, resume);
   set_threads_and_seed(options);
-  const auto run = detail::resolve(std::move(options), loss, session.note());
+  const auto run = detail::resolve(std::move(options), loss, events, session.note());
   // A reference without a path is made from the policy.
   Reference* const told = run.options.reference.path.empty() ? nullptr : run.reference.get();
   return session.run(
       run.policy, run.reference, *run.source, run.options, loss,
       contents_of(*run.source, *run.policy, told, !run.options.model.adapter.empty()),
-      &run.companions);
+      run.planned_steps, &run.companions);
 }
 
 RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Reference>& reference,
@@ -149,7 +152,8 @@ RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Refer
   set_threads_and_seed(options);
   detail::try_saving(*policy, options.output_dir, session.note());
   return session.run(policy, reference, *source, options, loss,
-                     contents_of(*source, *policy, reference.get(), /*with_scale=*/true));
+                     contents_of(*source, *policy, reference.get(), /*with_scale=*/true),
+                     /*planned_steps=*/0);
 }
 
 namespace {
@@ -172,8 +176,10 @@ void RunSession::claim(const RunOptions& options, const std::string& resume) {
 RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
                           const std::shared_ptr<Reference>& reference, RowSource& source,
                           const RunOptions& options, const Loss& loss, const Json& contents,
-                          const FolderFiles* companions) {
-  const std::int64_t total_steps = detail::count_steps(options.batch, source.rows_an_epoch());
+                          std::int64_t planned_steps, const FolderFiles* companions) {
+  const std::int64_t total_steps = planned_steps > 0
+                                       ? planned_steps
+                                       : detail::count_steps(options.batch, source.rows_an_epoch());
   std::vector<NonFiniteStep> non_finite;
   Trainer trainer(policy, reference, loss, trainer_options(options, total_steps, non_finite));
 

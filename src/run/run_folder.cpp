@@ -22,9 +22,9 @@ namespace {
 namespace fs = std::filesystem;
 
 /// All that a run writes over, or removes, in its folder.
-constexpr std::array<std::string_view, 10> kRunFiles = {
-    "config.json",   "env.json",    "run.json", "metrics.jsonl", "notes.jsonl",
-    "samples.jsonl", "report.html", "tb",       "checkpoints",   "nonfinite"};
+constexpr std::array<std::string_view, 11> kRunFiles = {
+    "config.json",  "env.json",    "run.json", "metrics.jsonl", "notes.jsonl", "samples.jsonl",
+    "rounds.jsonl", "report.html", "tb",       "checkpoints",   "nonfinite"};
 
 bool is_run_file(std::string_view name) {
   return std::find(kRunFiles.begin(), kRunFiles.end(), name) != kRunFiles.end();

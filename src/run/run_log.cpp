@@ -57,11 +57,12 @@ void RunLog::start(const Json& config, const Json& facts, std::optional<std::int
   if (resumed) {
     keep_lines("notes.jsonl", step_);
     keep_lines("samples.jsonl", evaluation_is_due ? step_ - 1 : step_);
+    keep_lines("rounds.jsonl", step_);
     std::error_code ignored;  // a file that is not there has no samples
     const auto bytes = fs::file_size(file("samples.jsonl"), ignored);
     has_samples_ = !ignored && bytes > 0;
   } else {
-    for (const auto* name : {"notes.jsonl", "samples.jsonl", "report.html"}) {
+    for (const auto* name : {"notes.jsonl", "samples.jsonl", "rounds.jsonl", "report.html"}) {
       std::error_code ignored;  // what cannot be removed cannot be written to either
       fs::remove(file(name), ignored);
     }
@@ -92,6 +93,12 @@ void RunLog::metrics(const Json& line) {
 void RunLog::samples(const std::vector<Json>& lines) {
   for (const Json& line : lines) append("samples.jsonl", line);
   has_samples_ = has_samples_ || !lines.empty();
+}
+
+void RunLog::round(std::int64_t step, const std::string& record) {
+  Json line = parse_json<CheckpointError>(record, "round");
+  line["step"] = step;
+  append("rounds.jsonl", line);
 }
 
 void RunLog::refresh_report() {

@@ -38,6 +38,8 @@ class RunLog {
   /// Hugging Face's trainers name them.
   void metrics(const Json& line);
   void samples(const std::vector<Json>& lines);
+  /// A line of rounds.jsonl: what is known of the round that begins with this step.
+  void round(std::int64_t step, const std::string& record);
 
   /// Rewrites report.html, unless reports then took more than a hundredth of the run.
   void refresh_report();

@@ -70,7 +70,7 @@ void RunLoop::take_step() {
   if (log_is_due()) log_step();
   const bool save_due = options().checkpoint.every > 0 && step % options().checkpoint.every == 0;
   // Before an evaluation, which may fail or be killed for its memory.
-  if (save_due || (step == parts_.total_steps && state_.evaluation_is_due)) save();
+  if (save_due || (is_done() && state_.evaluation_is_due)) save();
   if (state_.evaluation_is_due) evaluate_and_judge();
 }
 
@@ -83,6 +83,7 @@ void RunLoop::take_update() {
   try {
     rows = parts_.source.next(parts_.trainer.policy());
     check_rows(rows);
+    if (rows.restarts_optimizer) parts_.trainer.restart_optimizer();
     watch = {};
     metrics = parts_.trainer.step(rows.rows);
   } catch (const NonFiniteError& error) {
@@ -138,9 +139,12 @@ void RunLoop::add_step(const StepRows& rows, Metrics metrics) {
     throw ConfigError(fmt::format(
         "row source: expected metrics that a step does not have itself, got '{}'", name));
   }
-  const bool eval_due = options().evaluate.every > 0 && step % options().evaluate.every == 0;
-  state_.evaluation_is_due = !held_out().empty() && (eval_due || step == parts_.total_steps);
+  const std::int64_t every = options().evaluate.every;
+  const bool eval_due = every > 0 ? step % every == 0 : rows.ends_round;
+  const bool is_last = step == parts_.total_steps || parts_.source.is_done();
+  state_.evaluation_is_due = parts_.source.evaluates() && (eval_due || is_last);
   parts_.log.set_step(step);
+  if (!rows.round.empty()) parts_.log.round(step, rows.round);
   add_all(metrics, rows.metrics);
   state_.last_step = std::move(metrics);
   state_.window.add(state_.last_step, parts_.trainer.step_counts());
@@ -168,21 +172,22 @@ std::string RunLoop::write_bundle(const StepRows& rows, bool ends_the_run) {
 }
 
 bool RunLoop::is_done() const {
-  return steps_done() >= parts_.total_steps || state_.selection.is_exhausted();
+  return steps_done() >= parts_.total_steps || parts_.source.is_done() ||
+         state_.selection.is_exhausted();
 }
 
 // Evaluations.
 
 void RunLoop::evaluate_first() {
   saved_run().check_names();
-  if (held_out().empty() || is_done()) return;
+  if (!parts_.source.evaluates() || is_done()) return;
   if (!is_resumed_) {
     if (asked_to_stop()) return;
     before_training_ = measure();
   } else if (state_.first_evaluation.empty() ||
              (best_name() == "kl" && !parts_.samples.gives_kl(reference_model()))) {
     // The run may have had samples so far.
-    check_name(parts_.trainer.evaluate(held_out()));
+    check_name(measure_loss());
   } else {
     check_name(state_.first_evaluation);
   }
@@ -205,9 +210,19 @@ void RunLoop::evaluate_and_judge() {
   }
 }
 
+/// Returns the loss of held-out rows, where there are any, and what the source measures.
+Metrics RunLoop::measure_loss() {
+  Metrics metrics;
+  if (!held_out().empty()) {
+    metrics = parts_.trainer.evaluate(held_out());
+    add_all(metrics, parts_.source.held_out().metrics);
+  }
+  add_all(metrics, parts_.source.evaluate(parts_.trainer.policy()));
+  return metrics;
+}
+
 RunLoop::Evaluation RunLoop::measure() {
-  Evaluation result{.metrics = parts_.trainer.evaluate(held_out()), .samples = {}};
-  add_all(result.metrics, parts_.source.held_out().metrics);
+  Evaluation result{.metrics = measure_loss(), .samples = {}};
   // Completions of the policy as it is now, and the KL that they show where the loss gives none.
   auto draw = parts_.samples.draw(steps_done(), parts_.trainer.policy(), reference_model(),
                                   !parts_.log.has_samples());
@@ -255,8 +270,8 @@ Policy* RunLoop::reference_model() const {
 
 bool RunLoop::log_is_due() const {
   const std::int64_t step = steps_done();
-  return state_.window.steps() > 0 &&
-         (step % options().evaluate.log_every == 0 || step == parts_.total_steps);
+  return state_.window.steps() > 0 && (step % options().evaluate.log_every == 0 ||
+                                       step == parts_.total_steps || parts_.source.is_done());
 }
 
 void RunLoop::log_step() {
@@ -270,7 +285,7 @@ void RunLoop::log_step() {
   parts_.log.metrics(line);
   tokens_logged_ = tokens;
   step_seconds_ = 0;
-  if (held_out().empty()) watch_displacement(metrics);
+  if (!parts_.source.evaluates()) watch_displacement(metrics);
 }
 
 void RunLoop::append(const Json& line) {

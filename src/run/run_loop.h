@@ -88,6 +88,7 @@ class RunLoop {
   void add_step(const StepRows& rows, Metrics metrics);
   std::string write_bundle(const StepRows& rows, bool ends_the_run);
 
+  Metrics measure_loss();
   Evaluation measure();
   void record(const Evaluation& evaluation);
   void evaluate_and_judge();

@@ -26,6 +26,19 @@ void ModelOptions::fields(FieldVisitor& v) {
 void ReferenceOptions::fields(FieldVisitor& v) {
   v.choice({"kind", "A frozen model, or its log-probs from a cache on disk"}, kind,
            {"frozen", "cached"});
+  const bool is_fixed = rule == ReferenceRule::kFixed;
+  if (!v.writes() || !is_fixed) {
+    v.choice({"rule",
+              "How it follows the policy: not, as at the start of each round, as a moving average, "
+              "as a weighted sum of log-probs with the first, or as a random past one"},
+             rule, {"fixed", "last", "ema", "combined", "random_past"});
+    v.real({"decay", "Decay of the moving average, where rule is ema"}, decay,
+           Range::half_open(0, 1));
+    v.real({"initial_weight", "Weight of the policy before training, where rule is combined"},
+           initial_weight, Range::between(0, 1));
+    v.integer({"keep", "Past policies to draw from, where rule is random_past"}, keep,
+              Range::between(1, 1000));
+  }
   v.text({"path", "Hugging Face folder; empty: the policy as it was before training"}, path);
   v.text({"dtype", "What the weights are kept in, as model.dtype; empty: the policy's"}, dtype);
   v.text({"cache_dir", "Folder of the cache; empty: `reference-cache` in the run folder"},
@@ -125,6 +138,9 @@ void RunOptions::fields(FieldVisitor& v) {
   v.group({"model", "The policy"}, model);
   v.group({"reference", "The reference, for losses that need one"}, reference);
   v.group({"data", "Rows"}, data);
+  if (!v.writes() || online.is_online()) {
+    v.group({"online", "Rows that the policy writes, in place of those of `data`"}, online);
+  }
   v.group({"batch", "Steps and the rows of each"}, batch);
   v.group({"optimizer", "AdamW and its learning rate"}, optimizer);
   v.group({"evaluate", "Evaluations, metrics, samples and early stopping"}, evaluate);

@@ -93,6 +93,14 @@ class SourceLoader final : public StateVisitor {
     const at::NoGradGuard no_grad;
     value.copy_(found->second);
   }
+  void array(const std::string& name, at::Tensor& value) override {
+    const auto found = tensors_.find(fmt::format("{}{}", kSource, name));
+    if (found == tensors_.end() || found->second.scalar_type() != value.scalar_type()) {
+      throw CheckpointError(fmt::format("expected tensor '{}{}' of the row source, got {}", kSource,
+                                        name, found == tensors_.end() ? "none" : "another dtype"));
+    }
+    value = found->second.clone();
+  }
   void integer(const std::string& name, std::int64_t& value) override {
     value = values_.at(name).get<std::int64_t>();
   }

@@ -15,10 +15,10 @@ namespace prefopt::detail {
 SampleTable::SampleTable(const RowSource& source, SamplingOptions sampling, Size size)
     : source_(&source), sampling_(std::move(sampling)) {
   sampling_.max_new_tokens = size.tokens;
-  for (const TokenRow& pair : source.held_out().rows) {
+  for (const Tokens& prompt : source.sample_prompts()) {
     if (std::ssize(prompts_) == size.prompts) break;
-    const bool known = std::find(prompts_.begin(), prompts_.end(), pair.prompt) != prompts_.end();
-    if (!known) prompts_.push_back(pair.prompt);
+    const bool known = std::find(prompts_.begin(), prompts_.end(), prompt) != prompts_.end();
+    if (!known) prompts_.push_back(prompt);
   }
 }
 

@@ -12,6 +12,7 @@
 
 #include "core/hash.h"
 #include "prefopt/error.h"
+#include "train/epoch_order.h"
 #include "train/row_fingerprint.h"
 
 namespace prefopt {
@@ -32,6 +33,15 @@ Metrics share_cut(std::int64_t cut, std::int64_t rows) {
 }  // namespace
 
 namespace detail {
+
+std::vector<std::size_t> shuffled_order(std::size_t count, std::int64_t seed, std::int64_t epoch) {
+  std::vector<std::size_t> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  std::seed_seq seeds{seed & 0xffffffff, seed >> 32, epoch & 0xffffffff, epoch >> 32};
+  std::mt19937_64 rng(seeds);
+  for (auto left = count; left > 1; --left) std::swap(order[left - 1], order[below(left, rng)]);
+  return order;
+}
 
 std::string fingerprint_of(const std::vector<TokenRow>& rows) {
   ContentHash hash;
@@ -68,6 +78,14 @@ const StepRows& RowSource::held_out() const {
 
 std::string RowSource::text_of(const std::vector<std::int64_t>& tokens) const {
   return fmt::format("{}", fmt::join(tokens, " "));
+}
+
+Metrics RowSource::evaluate(Policy& /*policy*/) { return {}; }
+
+std::vector<std::vector<std::int64_t>> RowSource::sample_prompts() const {
+  std::vector<std::vector<std::int64_t>> prompts;
+  for (const TokenRow& row : held_out().rows) prompts.push_back(row.prompt);
+  return prompts;
 }
 
 EpochRows::EpochRows(EpochData data, const EpochOptions& options)
@@ -136,13 +154,7 @@ std::size_t EpochRows::at(std::int64_t position) {
 
 void EpochRows::permute(std::int64_t epoch) {
   epoch_ = epoch;
-  std::iota(order_.begin(), order_.end(), 0);
-  std::seed_seq seeds{options_.seed & 0xffffffff, options_.seed >> 32, epoch & 0xffffffff,
-                      epoch >> 32};
-  std::mt19937_64 rng(seeds);
-  for (auto left = order_.size(); left > 1; --left) {
-    std::swap(order_[left - 1], order_[below(left, rng)]);
-  }
+  order_ = detail::shuffled_order(order_.size(), options_.seed, epoch);
 }
 
 }  // namespace prefopt

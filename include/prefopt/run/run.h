@@ -13,6 +13,7 @@
 #include "prefopt/data/dataset.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/export.h"
+#include "prefopt/online/online_options.h"
 #include "prefopt/options.h"
 #include "prefopt/policy/moving_reference.h"
 #include "prefopt/train/row_source.h"
@@ -34,8 +35,21 @@ struct ModelOptions {
 
 enum class ReferenceKind { kFrozen, kCached };
 
+/// How the reference follows the policy.
+enum class ReferenceRule {
+  kFixed,
+  kLast,        ///< the policy at the start of each round
+  kEma,         ///< the moving average of the policy's weights, after each step
+  kCombined,    ///< initial_weight log π_0 + (1 - initial_weight) log π_t (INPO, 2407.00617)
+  kRandomPast,  ///< in each round a random one of the policies at starts of rounds (SePPO)
+};
+
 struct ReferenceOptions {
   ReferenceKind kind = ReferenceKind::kFrozen;
+  ReferenceRule rule = ReferenceRule::kFixed;
+  double decay = 0.999;         ///< of kEma
+  double initial_weight = 0.5;  ///< of kCombined: the paper's τ/η
+  std::int64_t keep = 8;        ///< of kRandomPast: policies to draw from
   std::string path = {};       ///< Hugging Face folder; empty: the policy as it was before training
   std::string dtype = {};      ///< empty: the policy's
   std::string cache_dir = {};  ///< empty: `reference-cache` in the run folder
@@ -99,6 +113,7 @@ struct RunOptions {
   OptimizerOptions optimizer = {};
   EvaluateOptions evaluate = {};
   CheckpointOptions checkpoint = {};
+  OnlineOptions online = {};      ///< rows that the policy writes, in place of those of `data`
   SamplingOptions sampling = {};  ///< without end tokens: those of end_tokens()
   MachineOptions machine = {};
   std::int64_t seed = 0;  ///< of fresh weights, of the order of rows and of samples
@@ -111,6 +126,8 @@ struct RunEvents {
   std::function<void(const std::string& line)> note;  ///< set-up facts, dropped rows, warnings
   std::function<void(std::int64_t step, std::int64_t total, const Metrics&)> step;
   std::function<void(std::int64_t step, const Metrics&)> evaluation;
+  /// Of a policy that writes its own rows: "sampling" or "rating", and the prompts done.
+  std::function<void(std::string_view phase, std::int64_t done, std::int64_t total)> phase;
   /// Asked before each step; true saves and ends the run, which can be resumed.
   std::function<bool()> should_stop;
 };

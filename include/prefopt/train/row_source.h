@@ -18,7 +18,10 @@ struct StepRows {
   std::vector<TokenRow> rows;
   /// Of the rows in their source, for reports of a step; empty: their places in `rows`.
   std::vector<std::int64_t> numbers = {};
-  Metrics metrics = {};  ///< of the rows, added to those of the step or the evaluation
+  Metrics metrics = {};             ///< of the rows, added to those of the step or the evaluation
+  std::string round = {};           ///< JSON about the round that these rows begin; empty: none
+  bool ends_round = false;          ///< an evaluation is due after them, where none is counted
+  bool restarts_optimizer = false;  ///< its means begin at zero before them
 };
 
 /// The source of a run's rows: a file, or whatever makes rows during the run.
@@ -35,6 +38,16 @@ class PREFOPT_API RowSource {
   virtual const StepRows& held_out() const;
   /// Returns the rows of one epoch; 0, the default: rows have no end, and `batch.steps` decides.
   virtual std::int64_t rows_an_epoch() const { return 0; }
+
+  /// Returns whether no further rows follow, however many steps were planned.
+  virtual bool is_done() const { return false; }
+
+  /// Returns whether evaluations have a result: rows held out, or `evaluate`.
+  virtual bool evaluates() const { return !held_out().rows.empty(); }
+  /// Measures the policy in ways of the source, in addition to the loss of held-out rows.
+  virtual Metrics evaluate(Policy& policy);
+  /// Returns prompts for samples. The default: those of the held-out rows.
+  virtual std::vector<std::vector<std::int64_t>> sample_prompts() const;
 
   /// Visits all that `next` and `finish_step` change. A source that loads what was saved then gives
   /// the rows that would have followed. Names of a run's own state ("step", …) are taken.

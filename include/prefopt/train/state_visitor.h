@@ -18,6 +18,8 @@ class PREFOPT_API StateVisitor {
   virtual ~StateVisitor() = default;
   /// Visits a tensor. Loading writes into it in place.
   virtual void tensor(const std::string& name, const at::Tensor& value) = 0;
+  /// A tensor whose shape steps change: a row source's loading puts another one in its place.
+  virtual void array(const std::string& name, at::Tensor& value) { tensor(name, value); }
   virtual void integer(const std::string& name, std::int64_t& value) = 0;
   virtual void real(const std::string& name, double& value) = 0;
   virtual void integers(const std::string& name, std::vector<std::int64_t>& values) = 0;

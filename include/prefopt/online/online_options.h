@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "prefopt/export.h"
+#include "prefopt/online/feedback.h"
+#include "prefopt/options.h"
+#include "prefopt/policy/sampling.h"
+
+namespace prefopt {
+
+/// The writer of completions.
+enum class SourceKind {
+  kPolicy,     ///< the policy at the start of the round
+  kReference,  ///< the policy before training
+  kLast,       ///< the policy at the start of the round before
+  kPast,       ///< a random one of the newest `keep` policies at starts of rounds
+  kEma,        ///< the moving average of the policy's weights, updated after each step
+  kMixture,    ///< the geometric mixture of policy and reference, token by token
+  kData,       ///< a column of the prompt file
+  kProgram,    ///< a program that answers {"prompt": …} with {"completion": …}
+};
+
+/// A prefix that another source writes: PPO++, AggreVaTeD (2306.11816).
+struct RollInOptions {
+  std::string from = {};   ///< name of that source; empty: no prefix
+  double probability = 1;  ///< that a completion has one
+};
+
+struct SourceOptions {
+  SourceKind from = SourceKind::kPolicy;
+  std::string name = {};  ///< for selections and roll-ins; empty: that of `from`
+  std::int64_t n = 1;     ///< completions of each prompt; 0: for roll-ins alone
+  SamplingOptions sampling = {};
+  double weight = 0.5;                    ///< of the reference in a mixture
+  double decay = 0.999;                   ///< of the moving average
+  std::int64_t keep = 8;                  ///< past policies
+  std::string column = "gold";            ///< of the prompt file
+  std::vector<std::string> command = {};  ///< the program and its arguments
+  double timeout = 60;                    ///< seconds to its answer
+  RollInOptions roll_in = {};
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// The policy whose weights a round's training starts from.
+enum class RoundStart { kPolicy, kInitial };
+
+struct RoundOptions {
+  std::int64_t rounds = 1;
+  std::int64_t prompts = 0;  ///< of a round; 0: all of the file
+  std::int64_t steps = 0;    ///< of a round, over equal parts of its rows; 0: `epochs` decides
+  double epochs = 1;         ///< passes over the rows of a round, in steps of batch.rows
+  RoundStart start = RoundStart::kPolicy;
+  bool restart_optimizer = false;  ///< AdamW's means begin at zero in each round
+  /// α of the outer step θ ← θ + α (θ − θ_previous) between rounds, see extrapolate_weights.
+  double extrapolate = 0;
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// Rows of earlier rounds that are trained on again.
+struct ReplayOptions {
+  double share = 0;         ///< of the rows of the round before
+  double decay = 1;         ///< factor of the share for each further round
+  std::int64_t rounds = 0;  ///< how many rounds back; 0: all
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// The group `online` of a run whose policy writes its own rows.
+struct OnlineOptions {
+  std::string prompts = {};       ///< JSONL; empty: the run is not online
+  std::string eval_prompts = {};  ///< JSONL; empty: `eval_fraction` of the prompts
+  double eval_fraction = 0;
+  std::string sources = R"([{"from": "policy", "n": 2}])";  ///< a list of SourceOptions as JSON
+  FeedbackOptions feedback = {};
+  std::string select = R"({"type": "pair"})";  ///< of make_selection
+  RoundOptions rounds = {};
+  ReplayOptions replay = {};
+  std::int64_t at_once = 64;  ///< completions that are decoded together, without effect on results
+
+  PREFOPT_API void fields(FieldVisitor& v);
+  bool is_online() const { return !prompts.empty(); }
+};
+
+/// Returns the sources of a list in JSON, with `sampling` where they leave it out and names that
+/// differ. Throws ConfigError, led by `where`, for an unknown option, one that the kind of source
+/// does not use, two sources of one name, or a roll-in from no other source.
+PREFOPT_API std::vector<SourceOptions> parse_sources(std::string_view json,
+                                                     const SamplingOptions& sampling,
+                                                     std::string_view where);
+
+}  // namespace prefopt

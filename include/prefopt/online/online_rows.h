@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "prefopt/data/tokenizer.h"
+#include "prefopt/export.h"
+#include "prefopt/losses/loss.h"
+#include "prefopt/online/online_options.h"
+#include "prefopt/online/preference.h"
+#include "prefopt/online/rollout.h"
+#include "prefopt/online/selection.h"
+#include "prefopt/policy/policy.h"
+#include "prefopt/policy/sampling.h"
+#include "prefopt/train/row_source.h"
+
+namespace prefopt {
+
+/// A prompt that waits for completions, and the one that the data has for it.
+struct OnlinePrompt {
+  std::vector<std::int64_t> ids;
+  std::string text;
+  std::vector<std::int64_t> completion = {};  ///< of a source `data`
+};
+
+/// A program's completions of prompts, for sources of that kind.
+using CompletionProgram =
+    std::function<std::vector<std::string>(const std::vector<std::string>& prompts)>;
+
+/// Everything that rounds are made from.
+struct OnlineParts {
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::vector<OnlinePrompt> prompts, eval_prompts = {};
+  std::vector<SourceOptions> sources;
+  std::vector<CompletionProgram> programs = {};  ///< one a source; empty but for programs
+  std::shared_ptr<Preference> feedback = {};     ///< null: the selection asks nothing
+  RaterOptions rater = {};
+  std::shared_ptr<Selection> selection;
+  LossRequirements needs = {};           ///< of the loss; a column that it does not read is refused
+  std::shared_ptr<Policy> initial = {};  ///< the policy before training, for sources and contests
+  SamplingOptions sampling = {};         ///< of evaluations
+  /// Moves the reference at the start of a round; empty: it does not move by rounds.
+  std::function<void(Policy& policy, std::int64_t round)> start_round = {};
+  /// Receives the phase of a round, "sampling" or "rating", and how much of it is done.
+  std::function<void(std::string_view phase, std::int64_t done, std::int64_t total)> progress = {};
+  std::function<void(const std::string& line)> note = {};
+};
+
+struct OnlineRowsOptions {
+  RoundOptions rounds = {};
+  ReplayOptions replay = {};
+  std::int64_t batch_rows = 16;
+  std::int64_t at_once = 64;
+  std::int64_t seed = 0;
+};
+
+/// Rows that the policy writes, round after round: draw completions of prompts from the sources,
+/// rate them, select rows, train on them. A draw depends on (seed, round, prompt, source, index)
+/// alone, a selection on (seed, round, prompt).
+///
+/// Throws DataError for three rounds without a row in a row.
+class PREFOPT_API OnlineRows final : public RowSource {
+ public:
+  /// Throws ConfigError for no prompts, more prompts a round than there are, a part that sources or
+  /// selection need and that is missing, or sampling that the selection cannot weigh. `policy` is
+  /// the one that will be trained.
+  OnlineRows(OnlineParts parts, const OnlineRowsOptions& options, const Policy& policy);
+  ~OnlineRows() override;
+
+  StepRows next(Policy& policy) override;
+  void finish_step() override;
+  bool is_done() const override;
+  bool evaluates() const override;
+  /// Returns mean reward or win rates on the held-out prompts, against the policy before training
+  /// and the one at the start of the round.
+  Metrics evaluate(Policy& policy) override;
+  std::vector<std::vector<std::int64_t>> sample_prompts() const override;
+  void visit_state(StateVisitor& visitor) override;
+  std::string fingerprint() const override;
+  std::string text_of(const std::vector<std::int64_t>& tokens) const override;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Returns the most steps that a run of these rounds takes, for its schedule: what each prompt of a
+/// round gives at most is `rows_a_prompt`.
+PREFOPT_API std::int64_t most_steps(const RoundOptions& rounds, std::int64_t prompts,
+                                    std::int64_t rows_a_prompt, std::int64_t batch_rows);
+
+}  // namespace prefopt

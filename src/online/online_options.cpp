@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/online/online_options.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "core/json.h"
+#include "core/text.h"
+#include "prefopt/error.h"
+
+namespace prefopt {
+namespace {
+
+constexpr std::array<std::string_view, 8> kSourceNames = {"policy", "reference", "last", "past",
+                                                          "ema",    "mixture",   "data", "program"};
+
+bool writes_tokens(SourceKind kind) {
+  return kind != SourceKind::kData && kind != SourceKind::kProgram;
+}
+
+/// The options that only some kinds of source use.
+void check_used(const SourceOptions& source, const Json& given, std::string_view where) {
+  struct Use {
+    std::string_view option;
+    bool is_used;
+  };
+  const SourceKind kind = source.from;
+  const bool writes = writes_tokens(kind);
+  const std::array uses = {Use{"weight", kind == SourceKind::kMixture},
+                           Use{"decay", kind == SourceKind::kEma},
+                           Use{"keep", kind == SourceKind::kPast},
+                           Use{"column", kind == SourceKind::kData},
+                           Use{"command", kind == SourceKind::kProgram},
+                           Use{"timeout", kind == SourceKind::kProgram},
+                           Use{"roll_in", writes},
+                           Use{"temperature", writes},
+                           Use{"top_k", writes},
+                           Use{"top_p", writes},
+                           Use{"max_new_tokens", kind != SourceKind::kData}};
+  for (const Use& use : uses) {
+    if (use.is_used || !given.contains(std::string(use.option))) continue;
+    throw ConfigError(fmt::format("{}: expected no {} where from is '{}', which does not use it",
+                                  where, use.option, kSourceNames[static_cast<std::size_t>(kind)]));
+  }
+  if (kind == SourceKind::kProgram && source.command.empty()) {
+    throw ConfigError(
+        fmt::format("{}: expected a command where from is 'program', got none", where));
+  }
+}
+
+void check_names(const std::vector<SourceOptions>& sources, std::string_view where) {
+  const auto count = [&](const std::string& name) {
+    return std::count_if(sources.begin(), sources.end(),
+                         [&](const SourceOptions& source) { return source.name == name; });
+  };
+  for (const SourceOptions& source : sources) {
+    if (count(source.name) > 1) {
+      throw ConfigError(
+          fmt::format("{}: expected a name of each source, got '{}' twice", where, source.name));
+    }
+    const std::string& guide = source.roll_in.from;
+    if (guide.empty()) continue;
+    const auto found =
+        std::find_if(sources.begin(), sources.end(), [&](const SourceOptions& other) {
+          return other.name == guide && writes_tokens(other.from) && other.roll_in.from.empty();
+        });
+    if (found == sources.end() || guide == source.name) {
+      throw ConfigError(fmt::format(
+          "{}: expected roll_in.from of '{}' to name another source that a model writes, got '{}'",
+          where, source.name, guide));
+    }
+  }
+}
+
+}  // namespace
+
+void SourceOptions::fields(FieldVisitor& v) {
+  v.choice({"from", "Writer of the completions"}, from, {kSourceNames.begin(), kSourceNames.end()});
+  v.text({"name", "Name for selections and roll-ins; empty: that of `from`"}, name);
+  v.integer({"n", "Completions of each prompt; 0: for roll-ins alone"}, n, Range::between(0, 4096));
+  sampling.fields(v);
+  v.real({"weight", "Weight of the reference in a mixture", {"mixture_coef"}}, weight,
+         Range::between(0, 1));
+  v.real({"decay", "Decay of the moving average of the weights"}, decay, Range::half_open(0, 1));
+  v.integer({"keep", "Past policies to draw from"}, keep, Range::between(1, 1000));
+  v.text({"column", "Column of the prompt file that holds the completion"}, column);
+  v.texts({"command", "Program and arguments that write the completion"}, command);
+  v.real({"timeout", "Seconds that the program's answer may take"}, timeout,
+         Range{.min = 0, .max = 86400, .min_open = true});
+  v.begin_group({"roll_in", "A prefix that another source writes; its tokens do not train"});
+  v.text({"from", "Name of that source; empty: no prefix"}, roll_in.from);
+  v.real({"probability", "Probability that a completion has such a prefix"}, roll_in.probability,
+         Range::between(0, 1));
+  v.end_group();
+}
+
+void RoundOptions::fields(FieldVisitor& v) {
+  v.integer({"rounds", "Rounds of drawing, rating and training"}, rounds, Range::between(1, 1e9));
+  v.integer({"prompts", "Prompts of a round; 0: all of the file"}, prompts, Range::between(0, 1e9));
+  v.integer({"steps", "Steps of a round over equal parts of its rows; 0: `epochs` decides"}, steps,
+            Range::between(0, 1e9));
+  v.real({"epochs", "Passes over the rows of a round, in steps of batch.rows"}, epochs,
+         Range{.min = 0, .max = 1e6, .min_open = true});
+  v.choice({"start", "Weights that a round's training starts from"}, start, {"policy", "initial"});
+  v.flag({"restart_optimizer", "The optimizer's means begin at zero in each round"},
+         restart_optimizer);
+  v.real({"extrapolate",
+          "alpha of the outer step theta + alpha (theta - theta_previous) between rounds"},
+         extrapolate, Range::half_open(0, 1));
+}
+
+void ReplayOptions::fields(FieldVisitor& v) {
+  v.real({"share", "Share of the rows of the round before that is trained on again"}, share,
+         Range::between(0, 1));
+  v.real({"decay", "Factor of that share for each further round"}, decay, Range::between(0, 1));
+  v.integer({"rounds", "Rounds back; 0: all"}, rounds, Range::between(0, 1e9));
+}
+
+void OnlineOptions::fields(FieldVisitor& v) {
+  v.text({"prompts", "JSONL file of prompts; empty: rows come from `data`"}, prompts);
+  v.text({"eval_prompts", "JSONL file of held-out prompts"}, eval_prompts);
+  v.real({"eval_fraction", "Share of the prompts, at the end of the file, that is held out"},
+         eval_fraction, Range::half_open(0, 1));
+  v.json({"sources", "Writers of completions: [{\"from\": \"policy\", \"n\": 2}]"}, sources);
+  v.group({"feedback", "Rewards or comparisons of completions"}, feedback);
+  v.json({"select", "How completions become rows: {\"type\": \"pair\"}"}, select);
+  v.group({"rounds", "Rounds of drawing, rating and training"}, rounds);
+  v.group({"replay", "Rows of earlier rounds that are trained on again"}, replay);
+  v.integer({"at_once", "Completions that are decoded together, without effect on results"},
+            at_once, Range::between(1, 65536));
+}
+
+std::vector<SourceOptions> parse_sources(std::string_view json, const SamplingOptions& sampling,
+                                         std::string_view where) {
+  const auto list = detail::parse_json<ConfigError>(json, where);
+  if (!list.is_array() || list.empty()) {
+    throw ConfigError(
+        fmt::format("{}: expected a list of sources, got {}", where, detail::shown_json(list)));
+  }
+  std::vector<SourceOptions> sources;
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const std::string place = fmt::format("{}[{}]", where, i);
+    SourceOptions source;
+    source.sampling = sampling;
+    read_fields([&](FieldVisitor& v) { source.fields(v); }, detail::dump_json(list[i]), place);
+    check_used(source, list[i], place);
+    if (source.name.empty()) {
+      source.name = kSourceNames[static_cast<std::size_t>(source.from)];
+    }
+    sources.push_back(std::move(source));
+  }
+  check_names(sources, where);
+  const bool draws = std::any_of(sources.begin(), sources.end(),
+                                 [](const SourceOptions& source) { return source.n > 0; });
+  if (!draws) {
+    throw ConfigError(fmt::format("{}: expected a source with n above 0, got none", where));
+  }
+  return sources;
+}
+
+}  // namespace prefopt

@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/online/online_rows.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <future>
+#include <utility>
+
+#include "core/hash.h"
+#include "core/json.h"
+#include "online/draw_seed.h"
+#include "online/rated_prompts.h"
+#include "online/rollout_writer.h"
+#include "online/row_store.h"
+#include "online/source_models.h"
+#include "prefopt/error.h"
+#include "train/epoch_order.h"
+
+namespace prefopt {
+
+using detail::draw_seed;
+
+namespace {
+
+/// Rounds without a row that end a run.
+constexpr std::int64_t kMostEmptyRounds = 3;
+
+/// Prompts of a round whose completions its record shows.
+constexpr std::size_t kShownPrompts = 4;
+
+bool follows_policy(const SamplingOptions& options) {
+  return options.temperature == 1 && options.top_k == 0 && options.top_p == 1;
+}
+
+void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
+  const auto count = std::ssize(parts.prompts);
+  if (count == 0) throw ConfigError("online.prompts: expected at least one prompt, got none");
+  if (options.rounds.prompts > count) {
+    throw ConfigError(
+        fmt::format("online.rounds.prompts: expected at most the {} prompts of the file, got {}",
+                    count, options.rounds.prompts));
+  }
+  if (parts.selection->questions() != Questions::kNone && !parts.feedback) {
+    throw ConfigError(
+        "online.feedback: expected a reward, a judge or a program for a selection that asks, got "
+        "none");
+  }
+  for (const SourceOptions& source : parts.sources) {
+    const bool is_own = source.from != SourceKind::kPolicy || follows_policy(source.sampling);
+    if (parts.selection->needs_own_distribution() && !is_own) {
+      throw ConfigError(fmt::format(
+          "online.sources: expected temperature 1, top_k 0 and top_p 1 of '{}' for a selection "
+          "that weighs completions by the policy's own distribution, got temperature {}, top_k {}, "
+          "top_p {}",
+          source.name, source.sampling.temperature, source.sampling.top_k, source.sampling.top_p));
+    }
+  }
+}
+
+/// The numbers of a record.
+Metrics metrics_of(const detail::Json& record) {
+  Metrics metrics;
+  for (const auto& [name, value] : record.items()) {
+    if (value.is_number()) metrics.emplace_back(name, value.get<double>());
+  }
+  return metrics;
+}
+
+}  // namespace
+
+struct OnlineRows::Impl {
+  Impl(OnlineParts given, const OnlineRowsOptions& of, const Policy& policy)
+      : parts(std::move(given)),
+        options(of),
+        models(parts.sources, policy, parts.initial),
+        writer(parts, models, options.at_once, options.seed) {
+    const RoundOptions& rounds = options.rounds;
+    if (rounds.extrapolate > 0) previous.emplace(policy);
+    if (rounds.start == RoundStart::kInitial) initial.emplace(policy);
+    prompts_a_round = rounds.prompts > 0 ? rounds.prompts : std::ssize(parts.prompts);
+  }
+
+  // A round.
+  void start_round(Policy& policy);
+  void prepare(Policy& policy);
+  std::vector<const OnlinePrompt*> prompts_of(std::int64_t number) const;
+  detail::RatedPrompts draw(Policy& policy);
+  void plan_steps();
+  void describe(const detail::RatedPrompts& rated, std::int64_t empty);
+
+  // Its steps.
+  std::int64_t rows_of_step(std::int64_t of) const;
+  StepRows step_rows() const;
+
+  Metrics contests(Policy& policy);
+  void restore_round();
+  void visit(StateVisitor& visitor);
+
+  OnlineParts parts;
+  OnlineRowsOptions options;
+  detail::SourceModels models;
+  detail::RolloutWriter writer;
+  detail::RowStore store;
+  std::optional<WeightSnapshot> previous;  ///< after the training of the round before
+  std::optional<WeightSnapshot> initial;
+  std::int64_t prompts_a_round = 0;
+  std::int64_t round = 0;      ///< that was drawn last, counted from 1
+  std::int64_t prepared = 0;   ///< round that weights and references are ready for
+  std::int64_t step = 0;       ///< of the round, done
+  std::int64_t steps = 0;      ///< of the round
+  std::int64_t empty = 0;      ///< rounds without a row, just before
+  std::vector<TokenRow> rows;  ///< of the round, with replayed ones
+  std::string record;          ///< JSON about the round: its metrics and some completions
+  Metrics metrics;             ///< of `record`
+  Policy* trained = nullptr;   ///< that the present step trains
+  std::vector<Rollout> first;  ///< the initial policy's completions of held-out prompts
+};
+
+// A round.
+
+void OnlineRows::Impl::start_round(Policy& policy) {
+  while (true) {
+    prepare(policy);
+    const detail::RatedPrompts rated = draw(policy);
+    round = prepared;
+    step = 0;
+    store.add(rated.rows(), round, options.replay);
+    if (options.rounds.start == RoundStart::kInitial) initial->restore(policy);
+    empty = rated.rows().empty() ? empty + 1 : 0;
+    describe(rated, empty);
+    if (empty == 0) break;
+    if (parts.note) parts.note(fmt::format("round {}: no rows, it is skipped", round));
+    if (empty == kMostEmptyRounds || round == options.rounds.rounds) {
+      throw DataError(fmt::format(
+          "online: expected rows of a round, got none in {} rounds one after the other ({})", empty,
+          rated.summary()));
+    }
+  }
+  plan_steps();
+}
+
+/// Makes weights and reference ready for the next round, once, though drawing may fail after it.
+void OnlineRows::Impl::prepare(Policy& policy) {
+  if (prepared > round) return;
+  const bool has_trained = round > 0;
+  if (previous && has_trained) {
+    WeightSnapshot trained(policy);
+    extrapolate_weights(policy, *previous, options.rounds.extrapolate);
+    std::swap(*previous, trained);
+  }
+  if (parts.start_round) parts.start_round(policy, round + 1);
+  models.start_round(policy);
+  prepared = round + 1;
+}
+
+std::vector<const OnlinePrompt*> OnlineRows::Impl::prompts_of(std::int64_t number) const {
+  const auto count = std::ssize(parts.prompts);
+  std::vector<const OnlinePrompt*> chosen;
+  std::vector<std::size_t> order;
+  std::int64_t pass = -1;
+  for (auto at = (number - 1) * prompts_a_round; at < number * prompts_a_round; ++at) {
+    if (at / count != pass) {
+      pass = at / count;
+      order = detail::shuffled_order(parts.prompts.size(),
+                                     draw_seed(options.seed, {detail::kPromptDraws}), pass);
+    }
+    chosen.push_back(&parts.prompts[order[static_cast<std::size_t>(at % count)]]);
+  }
+  return chosen;
+}
+
+/// Rates the completions of some prompts while those of the next ones are drawn.
+detail::RatedPrompts OnlineRows::Impl::draw(Policy& policy) {
+  const std::int64_t number = prepared;
+  const auto prompts = prompts_of(number);
+  std::int64_t each = 0;
+  for (const SourceOptions& source : parts.sources) each += source.n;
+  const auto part = std::max<std::int64_t>(1, options.at_once / each);
+  const auto report = [&](std::string_view phase, std::int64_t done) {
+    if (parts.progress) parts.progress(phase, done, std::ssize(prompts));
+  };
+  detail::RatedPrompts all;
+  std::future<detail::RatedPrompts> rating;
+  const auto collect = [&] {
+    if (rating.valid()) all.append(rating.get());
+  };
+  report("sampling", 0);
+  for (std::int64_t first = 0; first < std::ssize(prompts); first += part) {
+    const auto last = std::min(first + part, std::ssize(prompts));
+    auto rollouts =
+        writer.write(policy, {prompts.begin() + first, prompts.begin() + last}, number, first);
+    report("sampling", last);
+    collect();
+    rating = std::async(std::launch::async,
+                        [this, number, first, moved = std::move(rollouts)]() mutable {
+                          return detail::rate(parts, std::move(moved), options.seed, number, first);
+                        });
+  }
+  report("rating", 0);
+  collect();
+  report("training", 0);
+  return all;
+}
+
+void OnlineRows::Impl::plan_steps() {
+  rows = store.pick(round, options.replay, options.seed);
+  const RoundOptions& of = options.rounds;
+  const auto count = std::ssize(rows);
+  steps = of.steps > 0
+              ? std::min(of.steps, count)
+              : static_cast<std::int64_t>(std::ceil(of.epochs * static_cast<double>(count) /
+                                                        static_cast<double>(options.batch_rows) -
+                                                    1e-9));
+  steps = std::max<std::int64_t>(1, steps);
+}
+
+void OnlineRows::Impl::describe(const detail::RatedPrompts& rated, std::int64_t empty_rounds) {
+  detail::Json line = {{"round", round}, {"rounds/empty", empty_rounds}};
+  for (const auto& [name, value] : rated.metrics()) line[name] = value;
+  if (parts.feedback) line["judge/inconsistent"] = parts.feedback->inconsistent();
+  line["samples"] = rated.samples(kShownPrompts, parts.sources);
+  record = detail::dump_json(line);
+  metrics = metrics_of(line);
+}
+
+/// Makes what follows from the saved state: the rows of the round and their metrics.
+void OnlineRows::Impl::restore_round() {
+  if (round == 0) return;
+  const std::int64_t planned = steps;
+  plan_steps();
+  if (steps != planned || step < 0 || step > steps) {
+    throw CheckpointError(fmt::format(
+        "expected round_step of the {} steps of a round, got step {} of {}", steps, step, planned));
+  }
+  metrics = metrics_of(detail::parse_json<CheckpointError>(record, "round_record"));
+}
+
+// Its steps.
+
+std::int64_t OnlineRows::Impl::rows_of_step(std::int64_t of) const {
+  return std::ssize(rows) * of / steps;
+}
+
+StepRows OnlineRows::Impl::step_rows() const {
+  const auto count = std::ssize(rows);
+  const bool in_parts = options.rounds.steps > 0;
+  const std::int64_t begin = in_parts ? rows_of_step(step) : step * options.batch_rows;
+  const std::int64_t end = in_parts ? rows_of_step(step + 1) : begin + options.batch_rows;
+  const double all = options.rounds.epochs * static_cast<double>(count);
+  const std::int64_t limit = in_parts ? count : std::max<std::int64_t>(1, std::llround(all));
+  StepRows result;
+  std::vector<std::size_t> order;
+  std::int64_t pass = -1;
+  for (std::int64_t at = begin; at < std::min(end, limit); ++at) {
+    if (at / count != pass) {
+      pass = at / count;
+      order = detail::shuffled_order(rows.size(),
+                                     draw_seed(options.seed, {detail::kOrderDraws, round}), pass);
+    }
+    const std::size_t number = order[static_cast<std::size_t>(at % count)];
+    result.rows.push_back(rows[number]);
+    result.numbers.push_back(static_cast<std::int64_t>(number));
+  }
+  result.metrics = metrics;
+  if (step == 0) result.round = record;
+  result.ends_round = step + 1 == steps;
+  result.restarts_optimizer = step == 0 && round > 1 && options.rounds.restart_optimizer;
+  return result;
+}
+
+/// Compares with the policy before training and the one before the present round.
+Metrics OnlineRows::Impl::contests(Policy& policy) {
+  if (parts.eval_prompts.empty() || !parts.feedback) return {};
+  SamplingOptions sampling = parts.sampling;
+  sampling.seed = draw_seed(options.seed, {detail::kEvaluationDraws});
+  const auto write = [&](Policy& model) {
+    return detail::completions_of(model, parts, sampling, options.at_once);
+  };
+  const std::vector<Rollout> ours = write(policy);
+  if (parts.initial && first.empty()) first = write(*parts.initial);
+  return detail::contest_metrics(parts, ours, first);
+}
+
+void OnlineRows::Impl::visit(StateVisitor& visitor) {
+  visitor.integer("round", round);
+  visitor.integer("prepared_round", prepared);
+  visitor.integer("round_step", step);
+  visitor.integer("round_steps", steps);
+  visitor.integer("empty_rounds", empty);
+  store.visit_state(visitor);
+  models.visit_state(visitor);
+  if (previous) {
+    for (const auto& [name, value] : previous->state()) visitor.tensor("previous." + name, value);
+  }
+  std::vector<std::int64_t> bytes(record.begin(), record.end());
+  visitor.integers("round_record", bytes);
+  record.assign(bytes.begin(), bytes.end());
+  restore_round();
+}
+
+OnlineRows::OnlineRows(OnlineParts parts, const OnlineRowsOptions& options, const Policy& policy) {
+  check_parts(parts, options);
+  impl_ = std::make_unique<Impl>(std::move(parts), options, policy);
+}
+
+OnlineRows::~OnlineRows() = default;
+
+StepRows OnlineRows::next(Policy& policy) {
+  Impl& of = *impl_;
+  of.trained = &policy;
+  if (of.round == 0 || of.step == of.steps) of.start_round(policy);
+  return of.step_rows();
+}
+
+void OnlineRows::finish_step() {
+  ++impl_->step;
+  impl_->models.finish_step(*impl_->trained);
+}
+
+bool OnlineRows::is_done() const {
+  return impl_->round == impl_->options.rounds.rounds && impl_->step == impl_->steps;
+}
+
+bool OnlineRows::evaluates() const { return !impl_->parts.eval_prompts.empty(); }
+
+Metrics OnlineRows::evaluate(Policy& policy) { return impl_->contests(policy); }
+
+std::vector<std::vector<std::int64_t>> OnlineRows::sample_prompts() const {
+  std::vector<std::vector<std::int64_t>> prompts;
+  for (const OnlinePrompt& prompt : impl_->parts.eval_prompts) prompts.push_back(prompt.ids);
+  return prompts;
+}
+
+void OnlineRows::visit_state(StateVisitor& visitor) { impl_->visit(visitor); }
+
+std::string OnlineRows::fingerprint() const {
+  detail::ContentHash hash;
+  for (const auto* prompts : {&impl_->parts.prompts, &impl_->parts.eval_prompts}) {
+    for (const OnlinePrompt& prompt : *prompts) {
+      for (const auto* tokens : {&prompt.ids, &prompt.completion}) {
+        const auto count = std::ssize(*tokens);
+        hash.update(&count, sizeof count);
+        hash.update(tokens->data(), tokens->size() * sizeof(std::int64_t));
+      }
+    }
+  }
+  return hash.hex();
+}
+
+std::string OnlineRows::text_of(const std::vector<std::int64_t>& tokens) const {
+  return impl_->parts.tokenizer->decode(tokens);
+}
+
+std::int64_t most_steps(const RoundOptions& rounds, std::int64_t prompts,
+                        std::int64_t rows_a_prompt, std::int64_t batch_rows) {
+  if (rounds.steps > 0) return rounds.rounds * rounds.steps;
+  const double rows = rounds.epochs * static_cast<double>(prompts * rows_a_prompt);
+  const auto steps =
+      static_cast<std::int64_t>(std::ceil(rows / static_cast<double>(batch_rows) - 1e-9));
+  return rounds.rounds * std::max<std::int64_t>(1, steps);
+}
+
+}  // namespace prefopt

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "online/rated_prompts.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <iterator>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "online/draw_seed.h"
+#include "prefopt/error.h"
+#include "prefopt/online/feedback.h"
+
+namespace prefopt::detail {
+namespace {
+
+/// A column of a row, and the loss's input that reads it.
+struct ColumnUse {
+  Column column;
+  Input input;
+  std::optional<double> SelectedRow::*value;
+};
+
+constexpr std::array kColumnUses = {
+    ColumnUse{Column::kLabelProb, Input::label_probs, &SelectedRow::label_prob},
+    ColumnUse{Column::kChosenWinRate, Input::chosen_win_rates, &SelectedRow::chosen_win_rate},
+    ColumnUse{Column::kRejectedWinRate, Input::rejected_win_rates, &SelectedRow::rejected_win_rate},
+    ColumnUse{Column::kAdvantage, Input::advantages, &SelectedRow::advantage},
+    ColumnUse{Column::kWeight, Input::weights, &SelectedRow::weight}};
+
+void set_columns(const SelectedRow& selected, InputSet inputs, TokenRow& row) {
+  for (const ColumnUse& use : kColumnUses) {
+    const auto& value = selected.*use.value;
+    if (!value) continue;
+    if (!inputs.has(use.input)) {
+      throw ConfigError(fmt::format(
+          "online.select: expected columns that the loss reads, got '{}', which this loss does not "
+          "read; see its options in `prefopt losses`",
+          kColumnKeys[static_cast<std::size_t>(use.column)]));
+    }
+    row.columns[use.column] = *value;
+  }
+}
+
+TokenMask mask_of(const Rollout& rollout) { return rollout.acted; }
+
+bool is_of_reference(const Rollout& rollout, const std::vector<SourceOptions>& sources) {
+  return sources[static_cast<std::size_t>(rollout.source)].from == SourceKind::kReference;
+}
+
+TokenRow row_of(const SelectedRow& selected, const std::vector<Rollout>& rollouts,
+                const OnlineParts& parts) {
+  const Rollout& chosen = rollouts[static_cast<std::size_t>(selected.chosen)];
+  TokenRow row{.prompt = chosen.prompt, .chosen = chosen.completion, .rejected = {}};
+  row.chosen_mask = mask_of(chosen);
+  if (parts.needs.rejected() && selected.rejected < 0) {
+    throw ConfigError(
+        "online.select: expected pairs, as the loss compares two completions, got single "
+        "completions");
+  }
+  double side = is_of_reference(chosen, parts.sources) ? 1 : 0;
+  if (selected.rejected >= 0) {
+    const Rollout& rejected = rollouts[static_cast<std::size_t>(selected.rejected)];
+    row.rejected = rejected.completion;
+    row.rejected_mask = mask_of(rejected);
+    const bool is_other = is_of_reference(rejected, parts.sources);
+    side = is_other ? (side == 1 ? 0 : 2) : side;
+  }
+  if (parts.needs.has(Input::from_reference)) row.columns[Column::kFromReference] = side;
+  set_columns(selected, parts.needs.inputs, row);
+  return row;
+}
+
+double share(std::int64_t part, std::int64_t all) {
+  return all > 0 ? static_cast<double>(part) / static_cast<double>(all) : 0;
+}
+
+/// Sums over rollouts.
+struct Lengths {
+  std::int64_t count = 0, ended = 0, tokens = 0, rated = 0;
+  double reward = 0;
+
+  void add(const Rollout& rollout) {
+    ++count;
+    ended += rollout.ended ? 1 : 0;
+    tokens += std::ssize(rollout.completion);
+    for (const double value : rollout.rewards) {
+      if (std::isnan(value)) continue;
+      reward += value;
+      ++rated;
+    }
+  }
+
+  void write(Metrics& metrics, std::string_view prefix) const {
+    metrics.emplace_back(fmt::format("{}length", prefix), share(tokens, count));
+    metrics.emplace_back(fmt::format("{}ended", prefix), share(ended, count));
+    if (rated > 0) {
+      metrics.emplace_back(fmt::format("{}reward", prefix), reward / static_cast<double>(rated));
+    }
+  }
+};
+
+}  // namespace
+
+void RatedPrompts::append(RatedPrompts more) {
+  const auto move_all = [](auto& from, auto& to) {
+    to.insert(to.end(), std::move_iterator(from.begin()), std::move_iterator(from.end()));
+  };
+  move_all(more.rows_, rows_);
+  move_all(more.rollouts_, rollouts_);
+  move_all(more.selected_, selected_);
+  ties_ += more.ties_;
+  identical_ += more.identical_;
+  failed_ += more.failed_;
+  unusable_ += more.unusable_;
+  missing_ += more.missing_;
+  questions_ += more.questions_;
+  failures_ += more.failures_;
+}
+
+Metrics RatedPrompts::metrics() const {
+  Metrics metrics = {{"pairs/kept", static_cast<double>(rows_.size())},
+                     {"pairs/ties", static_cast<double>(ties_)},
+                     {"pairs/identical", static_cast<double>(identical_)},
+                     {"pairs/failed", static_cast<double>(failed_)},
+                     {"pairs/unusable", static_cast<double>(unusable_)},
+                     {"pairs/missing", static_cast<double>(missing_)},
+                     {"questions", static_cast<double>(questions_)},
+                     {"questions/failed", static_cast<double>(failures_)}};
+  Lengths lengths;
+  for (const auto& of_prompt : rollouts_) {
+    for (const Rollout& rollout : of_prompt) lengths.add(rollout);
+  }
+  lengths.write(metrics, "samples/");
+  return metrics;
+}
+
+Json RatedPrompts::samples(std::size_t prompts, const std::vector<SourceOptions>& sources) const {
+  Json shown = Json::array();
+  for (std::size_t i = 0; i < std::min(prompts, rollouts_.size()); ++i) {
+    const auto& of_prompt = rollouts_[i];
+    if (of_prompt.empty()) continue;
+    Json completions = Json::array();
+    for (const Rollout& rollout : of_prompt) {
+      Json completion = {{"source", sources[static_cast<std::size_t>(rollout.source)].name},
+                         {"text", rollout.text},
+                         {"tokens", rollout.completion.size()},
+                         {"ended", rollout.ended}};
+      if (!rollout.rewards.empty() && !std::isnan(rollout.rewards.front())) {
+        completion["reward"] = rollout.rewards.front();
+      }
+      completions.push_back(std::move(completion));
+    }
+    Json rows = Json::array();
+    for (const SelectedRow& row : selected_[i]) rows.push_back({row.chosen, row.rejected});
+    shown.push_back({{"prompt", of_prompt.front().prompt_text},
+                     {"completions", std::move(completions)},
+                     {"rows", std::move(rows)}});
+  }
+  return shown;
+}
+
+std::string RatedPrompts::summary() const {
+  return fmt::format("in the last one {} ties, {} identical, {} failed, {} unusable", ties_,
+                     identical_, failed_, unusable_);
+}
+
+RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> rollouts,
+                  std::int64_t seed, std::int64_t round, std::int64_t first) {
+  /// Of a selection that asks nothing.
+  class Silent final : public Preference {
+   public:
+    std::vector<double> beats(const std::vector<Comparison>& comparisons) override {
+      return std::vector<double>(comparisons.size(), std::nan(""));
+    }
+  } silent;
+  Preference& feedback = parts.feedback ? *parts.feedback : silent;
+  RatedPrompts rated;
+  rated.rollouts_ = std::move(rollouts);
+  std::vector<Rater> raters;
+  for (const auto& of_prompt : rated.rollouts_) {
+    raters.emplace_back(feedback, of_prompt, parts.rater);
+  }
+  ask(raters, parts.selection->questions());
+  for (std::size_t i = 0; i < raters.size(); ++i) {
+    exact::Random random(static_cast<std::uint64_t>(
+        draw_seed(seed, {kSelectionDraws, round, first + static_cast<std::int64_t>(i)})));
+    SelectedRows selected = parts.selection->select(raters[i], random);
+    auto& of_prompt = rated.rollouts_[i];
+    for (const SelectedRow& row : selected.rows) {
+      rated.rows_.push_back(row_of(row, of_prompt, parts));
+    }
+    if (parts.selection->questions() == Questions::kRewards) {
+      for (std::int64_t k = 0; k < raters[i].size(); ++k) {
+        of_prompt[static_cast<std::size_t>(k)].rewards = {raters[i].reward(k)};
+      }
+    }
+    rated.selected_.push_back(std::move(selected.rows));
+    rated.ties_ += selected.ties;
+    rated.identical_ += selected.identical;
+    rated.failed_ += selected.failed;
+    rated.unusable_ += selected.unusable;
+    rated.missing_ += selected.missing;
+    rated.questions_ += raters[i].counts().questions;
+    rated.failures_ += raters[i].counts().failures;
+  }
+  return rated;
+}
+
+std::vector<Rollout> completions_of(Policy& model, const OnlineParts& parts,
+                                    const SamplingOptions& sampling, std::int64_t at_once) {
+  std::vector<std::vector<std::int64_t>> prompts;
+  for (const OnlinePrompt& prompt : parts.eval_prompts) prompts.push_back(prompt.ids);
+  auto rollouts = draw_rollouts(model, prompts, {.sampling = sampling, .at_once = at_once});
+  for (std::size_t i = 0; i < rollouts.size(); ++i) {
+    auto tokens = rollouts[i].completion;
+    if (rollouts[i].ended) tokens.pop_back();
+    rollouts[i].text = parts.tokenizer->decode(tokens);
+    rollouts[i].prompt_text = parts.eval_prompts[i].text;
+  }
+  return rollouts;
+}
+
+Metrics contest_metrics(const OnlineParts& parts, const std::vector<Rollout>& ours,
+                        const std::vector<Rollout>& others) {
+  Metrics metrics;
+  Lengths lengths;
+  std::vector<std::vector<Rollout>> pairs;
+  for (std::size_t i = 0; i < ours.size(); ++i) {
+    pairs.push_back({ours[i]});
+    if (!others.empty()) pairs.back().push_back(others[i]);
+  }
+  std::vector<Rater> raters;
+  for (const auto& pair : pairs) raters.emplace_back(*parts.feedback, pair, parts.rater);
+  const bool has_rewards = parts.feedback->has_rewards();
+  ask(raters, has_rewards ? Questions::kRewards : Questions::kComparisons);
+  double wins = 0;
+  std::int64_t answered = 0;
+  for (std::size_t i = 0; i < ours.size(); ++i) {
+    Rollout rollout = ours[i];
+    if (has_rewards) rollout.rewards = {raters[i].reward(0)};
+    lengths.add(rollout);
+    if (others.empty()) continue;
+    const double p = raters[i].beats(0, 1);
+    if (std::isnan(p)) continue;
+    wins += p > 0.5 ? 1 : p == 0.5 ? 0.5 : 0;
+    ++answered;
+  }
+  lengths.write(metrics, "");
+  if (answered > 0) {
+    metrics.emplace_back("win_rate", wins / static_cast<double>(answered));
+  }
+  return metrics;
+}
+
+}  // namespace prefopt::detail

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "run/online_run.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <utility>
+
+#include "core/json.h"
+#include "data/row_preparation.h"
+#include "evaluation/json_program.h"
+#include "policy/token_range.h"
+#include "prefopt/data/prompts.h"
+#include "prefopt/error.h"
+#include "prefopt/online/feedback.h"
+#include "prefopt/policy/combined_reference.h"
+#include "prefopt/policy/moving_reference.h"
+#include "prefopt/policy/past_weights.h"
+#include "run/run_rows.h"
+
+namespace prefopt::detail {
+namespace {
+
+bool has_source(const std::vector<SourceOptions>& sources, SourceKind kind) {
+  return std::any_of(sources.begin(), sources.end(),
+                     [&](const SourceOptions& source) { return source.from == kind; });
+}
+
+const SourceOptions* data_source(const std::vector<SourceOptions>& sources) {
+  const auto found = std::find_if(sources.begin(), sources.end(), [](const SourceOptions& source) {
+    return source.from == SourceKind::kData;
+  });
+  return found == sources.end() ? nullptr : &*found;
+}
+
+std::vector<OnlinePrompt> prompts_alone(const std::string& path, const Tokenizer& tokenizer,
+                                        const DataOptions& data) {
+  std::vector<OnlinePrompt> prompts;
+  for (Prompt& prompt : load_prompts(path, tokenizer, data)) {
+    prompts.push_back({.ids = std::move(prompt.ids), .text = std::move(prompt.text)});
+  }
+  return prompts;
+}
+
+std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
+                                                   const std::string& column,
+                                                   const Tokenizer& tokenizer,
+                                                   const DataOptions& data) {
+  constexpr std::array<std::string_view, 3> kColumns = {"chosen", "rejected", "gold"};
+  if (std::find(kColumns.begin(), kColumns.end(), column) == kColumns.end()) {
+    throw ConfigError(fmt::format(
+        "online.sources: expected column 'chosen' (also of a single completion), 'rejected' or "
+        "'gold', got '{}'",
+        column));
+  }
+  const bool is_gold = column == "gold";
+  const bool is_rejected = column == "rejected";
+  const Dataset rows =
+      load_dataset(path, tokenizer, data, {.rejected = is_rejected, .gold = is_gold});
+  std::vector<OnlinePrompt> prompts;
+  for (const TokenRow& row : rows.pairs) {
+    const auto& completion = is_gold ? row.gold : is_rejected ? row.rejected : row.chosen;
+    prompts.push_back(
+        {.ids = row.prompt, .text = tokenizer.decode(row.prompt), .completion = completion});
+  }
+  return prompts;
+}
+
+/// A program that answers each prompt with a completion.
+CompletionProgram completion_program(const SourceOptions& source) {
+  const auto program = std::make_shared<JsonProgram>(
+      JudgeProgram{.command = source.command, .name = source.name, .timeout = source.timeout});
+  return [program](const std::vector<std::string>& prompts) {
+    std::vector<std::string> completions;
+    for (const std::string& prompt : prompts) {
+      const Json answer = program->ask({{"prompt", prompt}});
+      const bool is_answer = answer.is_object() && answer.size() == 1 &&
+                             answer.contains("completion") && answer["completion"].is_string();
+      if (!is_answer) program->refuse("{\"completion\": text}", answer);
+      completions.push_back(answer["completion"].get<std::string>());
+    }
+    return completions;
+  };
+}
+
+/// The most rows that a prompt gives: each completion, or each pair of two.
+std::int64_t most_rows(const std::vector<SourceOptions>& sources, bool makes_pairs) {
+  std::int64_t completions = 0;
+  for (const SourceOptions& source : sources) completions += source.n;
+  return makes_pairs ? std::max<std::int64_t>(1, completions / 2) : completions;
+}
+
+}  // namespace
+
+void check_reference_rule(const ReferenceOptions& options, bool is_online) {
+  const ReferenceOptions usual;
+  const auto refuse_unused = [&](std::string_view option, bool is_set, ReferenceRule user,
+                                 std::string_view name) {
+    if (!is_set || options.rule == user) return;
+    throw ConfigError(
+        fmt::format("reference.{}: expected its default unless rule is '{}'", option, name));
+  };
+  refuse_unused("decay", options.decay != usual.decay, ReferenceRule::kEma, "ema");
+  refuse_unused("initial_weight", options.initial_weight != usual.initial_weight,
+                ReferenceRule::kCombined, "combined");
+  refuse_unused("keep", options.keep != usual.keep, ReferenceRule::kRandomPast, "random_past");
+  if (options.rule == ReferenceRule::kFixed) return;
+  if (options.moving || options.kind == ReferenceKind::kCached) {
+    throw ConfigError(fmt::format("reference.rule: expected 'fixed' where {}, got another rule",
+                                  options.moving
+                                      ? "moving is true"
+                                      : "kind is 'cached', as a cache holds log-probs of one "
+                                        "model"));
+  }
+  if (options.rule != ReferenceRule::kEma && !is_online) {
+    throw ConfigError(
+        "reference.rule: expected 'fixed' or 'ema' in a run without rounds, got a rule of rounds; "
+        "online.prompts makes them");
+  }
+}
+
+RoundReference follow(const ReferenceOptions& options, std::shared_ptr<Policy> frozen,
+                      const Policy& policy, std::int64_t seed) {
+  const MovingReferenceOptions by_rounds{.rule = MovingRule::kHard,
+                                         .update_steps = kUpdateNowAlone};
+  switch (options.rule) {
+    case ReferenceRule::kEma:
+      return {std::make_shared<MovingReference>(
+          std::move(frozen), policy,
+          MovingReferenceOptions{.alpha = 1 - options.decay, .update_steps = 1})};
+    case ReferenceRule::kLast: {
+      const auto last = std::make_shared<MovingReference>(std::move(frozen), policy, by_rounds);
+      return {last, [last](Policy& now, std::int64_t) { last->update_now(now); }};
+    }
+    case ReferenceRule::kCombined: {
+      const auto last = std::make_shared<MovingReference>(policy.merged_copy(), policy, by_rounds);
+      const double weight = options.initial_weight;
+      const auto combined = std::make_shared<CombinedReference>(std::vector<WeightedReference>{
+          {make_frozen_reference(std::move(frozen)), weight}, {last, 1 - weight}});
+      return {combined, [last](Policy& now, std::int64_t) { last->update_now(now); }};
+    }
+    case ReferenceRule::kRandomPast: {
+      const auto past = std::make_shared<RandomPastReference>(policy, options.keep, seed);
+      return {past, [past](Policy& now, std::int64_t round) { past->start_round(now, round); }};
+    }
+    case ReferenceRule::kFixed:
+      break;
+  }
+  return {make_frozen_reference(std::move(frozen))};
+}
+
+OnlinePrompts load_online_prompts(const RunOptions& options,
+                                  const std::vector<SourceOptions>& sources,
+                                  const Tokenizer& tokenizer, const Note& note) {
+  const OnlineOptions& online = options.online;
+  if (!options.data.train.empty() || !options.data.eval.empty()) {
+    throw ConfigError(
+        fmt::format("{}: expected no rows where online.prompts gives prompts, got '{}'",
+                    options.data.train.empty() ? "data.eval" : "data.train",
+                    options.data.train.empty() ? options.data.eval : options.data.train));
+  }
+  if (!online.eval_prompts.empty() && online.eval_fraction > 0) {
+    throw ConfigError(
+        "online.eval_fraction: expected 0 where eval_prompts names a file, got another share");
+  }
+  const SourceOptions* data = data_source(sources);
+  OnlinePrompts prompts;
+  prompts.train = data == nullptr ? prompts_alone(online.prompts, tokenizer, options.data)
+                                  : prompts_with_completions(online.prompts, data->column,
+                                                             tokenizer, options.data);
+  if (!online.eval_prompts.empty()) {
+    prompts.held_out = prompts_alone(online.eval_prompts, tokenizer, options.data);
+  }
+  const auto count = static_cast<double>(prompts.train.size());
+  const auto held_out = static_cast<std::ptrdiff_t>(online.eval_fraction * count);
+  prompts.held_out.insert(prompts.held_out.end(), prompts.train.end() - held_out,
+                          prompts.train.end());
+  prompts.train.resize(prompts.train.size() - static_cast<std::size_t>(held_out));
+  note(fmt::format("online.prompts: {} prompts, {} held out", prompts.train.size(),
+                   prompts.held_out.size()));
+  return prompts;
+}
+
+bool needs_initial(const OnlineOptions& options, const std::vector<SourceOptions>& sources) {
+  return has_source(sources, SourceKind::kReference) || has_source(sources, SourceKind::kMixture) ||
+         !options.eval_prompts.empty() || options.eval_fraction > 0;
+}
+
+std::shared_ptr<OnlineRows> make_online_rows(
+    const RunOptions& options, OnlinePrompts prompts, std::vector<SourceOptions> sources,
+    const std::shared_ptr<const Tokenizer>& tokenizer, const Decoder& policy,
+    std::shared_ptr<Policy> initial, const LossRequirements& needs, const RoundReference& reference,
+    const RunEvents& events, const Note& note, std::int64_t& planned_steps) {
+  const OnlineOptions& online = options.online;
+  if (online.rounds.steps > 0 && options.batch.rows != BatchOptions().rows) {
+    throw ConfigError(fmt::format(
+        "batch.rows: expected its default where online.rounds.steps cuts the rows of a round, got "
+        "{}",
+        options.batch.rows));
+  }
+  SourceNames names;
+  OnlineParts parts;
+  for (const SourceOptions& source : sources) {
+    names.push_back(source.name);
+    parts.programs.push_back(source.from == SourceKind::kProgram ? completion_program(source)
+                                                                 : CompletionProgram());
+  }
+  for (const OnlinePrompt& prompt : prompts.train) {
+    check_token_range({{.prompt = prompt.ids, .chosen = prompt.completion, .rejected = {}}},
+                      policy.vocab_size(), "online.prompts");
+  }
+  parts.tokenizer = tokenizer;
+  parts.selection = make_selection(online.select, names);
+  if (parts.selection->questions() != Questions::kNone) {
+    parts.feedback = make_feedback(online.feedback);
+    parts.rater = rater_options(online.feedback);
+  } else if (options_to_json(online.feedback) != options_to_json(FeedbackOptions())) {
+    parts.feedback = make_feedback(online.feedback);  // for evaluations alone
+    parts.rater = rater_options(online.feedback);
+  }
+  const auto prompt_count = std::ssize(prompts.train);
+  parts.prompts = std::move(prompts.train);
+  parts.eval_prompts = std::move(prompts.held_out);
+  parts.needs = needs;
+  parts.initial = std::move(initial);
+  parts.sampling = options.sampling;
+  parts.start_round = reference.start_round;
+  parts.progress = events.phase;
+  parts.note = note;
+  planned_steps =
+      most_steps(online.rounds, online.rounds.prompts > 0 ? online.rounds.prompts : prompt_count,
+                 most_rows(sources, needs.rejected()), options.batch.rows);
+  parts.sources = std::move(sources);
+  return std::make_shared<OnlineRows>(std::move(parts),
+                                      OnlineRowsOptions{.rounds = online.rounds,
+                                                        .replay = online.replay,
+                                                        .batch_rows = options.batch.rows,
+                                                        .at_once = online.at_once,
+                                                        .seed = options.seed},
+                                      policy);
+}
+
+}  // namespace prefopt::detail
