@@ -114,8 +114,21 @@ struct GenerateArguments : ModelArguments {
   double top_p = 1;
   std::int64_t seed = 0;
   bool json = false;
+  bool candidates = false;  ///< a line a prompt, with all its completions
 };
 void run_generate(const GenerateArguments& arguments, std::ostream& out, std::ostream& err);
+
+struct PairsArguments {
+  std::string select;      ///< selection, JSON or @FILE
+  std::string candidates;  ///< path of a JSONL file
+  std::string output;      ///< empty: `out`
+  std::int64_t seed = 0;
+  double temperature = 1;  ///< of comparisons that follow from rewards
+  double missing_eos_penalty = 0, length_penalty = 0;
+  std::string unfinished = "as_judged";
+};
+/// Makes rows of completions with their feedback; counts go to `err`.
+void run_pairs(const PairsArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct EvalArguments {
   std::vector<std::string> models;  ///< model folders or files, or adapters of the reference

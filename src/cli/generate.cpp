@@ -16,6 +16,7 @@
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
+#include "prefopt/online/rollout.h"
 #include "prefopt/policy/sampling.h"
 
 namespace prefopt::cli {
@@ -125,6 +126,18 @@ class PromptReader {
   std::int64_t message_rows_ = 0;
 };
 
+void check_candidates(const GenerateArguments& arguments) {
+  if (arguments.json) {
+    throw ConfigError(
+        "--candidates: expected no --json, which prints a line per completion, got both");
+  }
+  if (arguments.temperature == 0 && arguments.samples > 1) {
+    throw ConfigError(fmt::format(
+        "--candidates: expected a temperature above 0, got 0; all {} samples would be equal",
+        arguments.samples));
+  }
+}
+
 void check(const GenerateArguments& arguments) {
   const int sources = (arguments.prompts.empty() ? 0 : 1) + (arguments.messages.empty() ? 0 : 1) +
                       (arguments.data.empty() ? 0 : 1);
@@ -138,6 +151,76 @@ void check(const GenerateArguments& arguments) {
   }
   if (arguments.samples < 1) {
     throw ConfigError(fmt::format("--samples: expected at least 1, got {}", arguments.samples));
+  }
+  if (arguments.candidates) check_candidates(arguments);
+}
+
+/// Without the end token, which a row that is trained on gets again.
+std::string text_of(const Rollout& rollout, const Tokenizer& tokenizer) {
+  std::vector<std::int64_t> ids = rollout.completion;
+  if (rollout.ended) ids.pop_back();
+  return tokenizer.decode(ids);
+}
+
+// Completions are drawn in parts, so that a long file needs no more memory than a short one;
+// first_index makes the draws those of one call.
+constexpr std::size_t kPart = 64;
+
+using Ids = std::vector<std::int64_t>;
+
+void print_completions(const GenerateArguments& arguments, Decoder& policy,
+                       const Tokenizer& tokenizer, const std::vector<Prompt>& prompts,
+                       const SamplingOptions& sampling, std::ostream& out) {
+  SamplingOptions options = sampling;
+  const auto samples = static_cast<std::size_t>(arguments.samples);
+  const std::size_t total = prompts.size() * samples;
+  for (std::size_t first = 0; first < total; first += kPart) {
+    std::vector<Ids> part;
+    for (std::size_t i = first; i < std::min(first + kPart, total); ++i) {
+      part.push_back(prompts[i / samples].ids);
+    }
+    options.first_index = static_cast<std::int64_t>(first);
+    const auto completions = sample(policy, part, options);
+    for (std::size_t i = 0; i < completions.size(); ++i) {
+      const std::string completion = tokenizer.decode(completions[i]);
+      if (arguments.json) {
+        const Json line{{"prompt", prompts[(first + i) / samples].text},
+                        {"completion", completion},
+                        {"ids", completions[i]}};
+        out << detail::dump_json(line) << '\n';
+      } else {
+        out << completion << '\n';
+      }
+    }
+  }
+}
+
+/// Draws what print_completions draws.
+void print_candidates(const GenerateArguments& arguments, Decoder& policy,
+                      const Tokenizer& tokenizer, const std::vector<Prompt>& prompts,
+                      const SamplingOptions& options, std::ostream& out) {
+  const auto samples = static_cast<std::size_t>(arguments.samples);
+  const std::size_t at_once = std::max(kPart / samples, std::size_t{1});
+  for (std::size_t first = 0; first < prompts.size(); first += at_once) {
+    const std::size_t count = std::min(at_once, prompts.size() - first);
+    std::vector<Ids> part;
+    for (std::size_t i = 0; i < count; ++i) part.push_back(prompts[first + i].ids);
+    RolloutOptions rollout_options{.samples_per_prompt = arguments.samples, .sampling = options};
+    rollout_options.sampling.first_index = static_cast<std::int64_t>(first * samples);
+    const std::vector<Rollout> rollouts = draw_rollouts(policy, part, rollout_options);
+    for (std::size_t i = 0; i < count; ++i) {
+      Json completions = Json::array(), token_logps = Json::array(), ended = Json::array();
+      for (std::size_t k = i * samples; k < (i + 1) * samples; ++k) {
+        completions.push_back(text_of(rollouts[k], tokenizer));
+        token_logps.push_back(rollouts[k].token_logps);
+        ended.push_back(rollouts[k].ended);
+      }
+      const Json line{{"prompt", prompts[first + i].text},
+                      {"completions", completions},
+                      {"token_logps", token_logps},
+                      {"ended", ended}};
+      out << detail::dump_json(line) << '\n';
+    }
   }
 }
 
@@ -162,30 +245,8 @@ void run_generate(const GenerateArguments& arguments, std::ostream& out, std::os
                                      RowPart::kPrompts, err),
                    err)
           .read();
-  const auto samples = static_cast<std::size_t>(arguments.samples);
-  const std::size_t total = prompts.size() * samples;
-  // In parts, so that a long file needs no more memory than a short one; first_index makes the
-  // draws those of one call.
-  constexpr std::size_t kPart = 64;
-  for (std::size_t first = 0; first < total; first += kPart) {
-    std::vector<std::vector<std::int64_t>> part;
-    for (std::size_t i = first; i < std::min(first + kPart, total); ++i) {
-      part.push_back(prompts[i / samples].ids);
-    }
-    options.first_index = static_cast<std::int64_t>(first);
-    const auto completions = sample(*policy, part, options);
-    for (std::size_t i = 0; i < completions.size(); ++i) {
-      const std::string completion = tokenizer->decode(completions[i]);
-      if (arguments.json) {
-        const Json line{{"prompt", prompts[(first + i) / samples].text},
-                        {"completion", completion},
-                        {"ids", completions[i]}};
-        out << detail::dump_json(line) << '\n';
-      } else {
-        out << completion << '\n';
-      }
-    }
-  }
+  const auto print = arguments.candidates ? print_candidates : print_completions;
+  print(arguments, *policy, *tokenizer, prompts, options, out);
 }
 
 }  // namespace prefopt::cli

@@ -272,6 +272,40 @@ CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments) {
   command->add_option("--top-p", arguments.top_p)->capture_default_str();
   command->add_option("--seed", arguments.seed)->capture_default_str();
   command->add_flag("--json", arguments.json, "lines of {prompt, completion, ids}");
+  command->add_flag("--candidates", arguments.candidates,
+                    "a line per prompt, {prompt, completions, token_logps, ended}, for `pairs`");
+  return command;
+}
+
+CLI::App* add_pairs(CLI::App& app, PairsArguments& arguments) {
+  auto* command = app.add_subcommand("pairs", "Make rows of completions with their feedback");
+  command->add_option("--select", arguments.select, "selection, as {\"type\": \"best_worst\"}")
+      ->type_name("JSON|@FILE")
+      ->required();
+  command
+      ->add_option("--candidates", arguments.candidates,
+                   "lines of {prompt, completions, rewards} or {prompt, completions, beats}")
+      ->type_name("FILE")
+      ->required();
+  command->add_option("--output", arguments.output, "file to write; default: print")
+      ->type_name("FILE");
+  command->add_option("--seed", arguments.seed, "of random choices")->capture_default_str();
+  command
+      ->add_option("--temperature", arguments.temperature,
+                   "T of P(i beats j) = sigmoid((reward_i - reward_j) / T); 0: the larger wins")
+      ->capture_default_str();
+  command
+      ->add_option("--missing-eos-penalty", arguments.missing_eos_penalty,
+                   "subtracted from the reward of a completion that has not `ended`")
+      ->capture_default_str();
+  command
+      ->add_option("--length-penalty", arguments.length_penalty,
+                   "subtracted from the reward for each of the `token_logps`")
+      ->capture_default_str();
+  command
+      ->add_option("--unfinished", arguments.unfinished,
+                   "completions that have not `ended`, against others: as_judged or loses")
+      ->capture_default_str();
   return command;
 }
 
@@ -465,6 +499,7 @@ int run(int argc, char** argv) {
   GradArguments grad;
   LossesArguments losses;
   GenerateArguments generate;
+  PairsArguments pairs;
   EvalArguments eval;
   ExportArguments exported;
   DoctorArguments doctor;
@@ -492,6 +527,8 @@ int run(int argc, char** argv) {
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
       {add_generate(app, generate),
        [&] { print_lines([&](std::ostream& out) { run_generate(generate, out, remarks); }); }},
+      {add_pairs(app, pairs),
+       [&] { print_lines([&](std::ostream& out) { run_pairs(pairs, out, remarks); }); }},
       {add_eval(app, eval),
        [&] { print_table(eval.json, [&](std::ostream& out) { run_eval(eval, out, remarks); }); }},
       {add_export(app, exported), [&] { run_export(exported, remarks); }},

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 #include "prefopt/exact/random.h"
 #include "prefopt/export.h"
 #include "prefopt/online/preference.h"
+#include "prefopt/options.h"
 
 namespace prefopt {
 
@@ -30,6 +32,8 @@ struct SelectedRows {
   std::int64_t ties = 0;       ///< pairs that were as good as each other
   std::int64_t identical = 0;  ///< pairs of equal token sequences
   std::int64_t failed = 0;     ///< pairs or completions without an answer
+  std::int64_t unusable = 0;   ///< completions of no token, which no row can hold
+  std::int64_t missing = 0;    ///< completions that were asked for (`n`) and are not there
 };
 
 /// The questions that a selection asks of any prompt, so that those of many prompts can be asked at
@@ -50,8 +54,28 @@ class PREFOPT_API Selection {
   virtual std::string config() const = 0;
 };
 
-/// Returns the selection that a JSON object names by `type`. Throws ConfigError for an unknown
-/// type or option.
-PREFOPT_API std::unique_ptr<Selection> make_selection(std::string_view json);
+/// Names of the sources of rollouts, `Rollout::source` is a place in it; a selection refers to a
+/// source by its name. Empty: no source has a name.
+using SourceNames = std::vector<std::string>;
+
+struct SelectionEntry {
+  std::string name = {};
+  std::string rows = {};  ///< the rows that it makes, for tables
+  std::vector<FieldDoc> options = {};
+  std::function<std::unique_ptr<Selection>(std::string_view options_json,
+                                           const SourceNames& sources)>
+      make = {};
+};
+
+/// Returns the selection that a JSON object names by `type`, with its options. Throws ConfigError
+/// for an unknown type or option, naming the nearest known one, and for a source without a place in
+/// `sources`.
+PREFOPT_API std::unique_ptr<Selection> make_selection(std::string_view json,
+                                                      const SourceNames& sources = {});
+
+/// Returns the selections in the order of registration.
+PREFOPT_API std::vector<SelectionEntry> registered_selections();
+/// Registers a selection. Throws ConfigError if the name is taken.
+PREFOPT_API void register_selection(SelectionEntry entry);
 
 }  // namespace prefopt
