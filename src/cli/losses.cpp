@@ -173,6 +173,10 @@ std::string range_in_words(const FieldDoc& option, const std::vector<AcceptedVal
 std::vector<std::string> conditions_of(const LossRequirements& needs) {
   std::vector<std::string> conditions;
   if (needs.labels()) conditions.emplace_back("rows of one completion and a label");
+  if (needs.advantages()) conditions.emplace_back("rows of one completion and its advantage");
+  if (needs.of_own_samples) {
+    conditions.emplace_back("rows whose completions are samples of the policy, at temperature 1");
+  }
   if (needs.sample_source != SampleSource::kNone) {
     const bool own = needs.sample_source == SampleSource::kPolicy;
     conditions.push_back(fmt::format("fresh samples of the {}, {} a prompt",

@@ -38,6 +38,8 @@ std::vector<TokenRow> full_rows() {
     rows[i].columns[Column::kLabelProb] = 0.95 - 0.2 * x;
     rows[i].columns[Column::kChosenWinRate] = 0.9 - 0.1 * x;
     rows[i].columns[Column::kRejectedWinRate] = 0.1 + 0.05 * x;
+    rows[i].columns[Column::kAdvantage] = 0.4 - 0.25 * x;
+    rows[i].columns[Column::kFromReference] = static_cast<double>(i % 3);
   }
   return rows;
 }
@@ -201,6 +203,13 @@ ExactPairLogps exact_inputs(const BigramPolicy& policy, const BigramPolicy& refe
   in.label_probs = given(Column::kLabelProb);
   in.chosen_win_rates = given(Column::kChosenWinRate);
   in.rejected_win_rates = given(Column::kRejectedWinRate);
+  in.advantages = given(Column::kAdvantage);
+  in.from_reference = given(Column::kFromReference);
+  in.groups = column([&](Row row, std::size_t) {  // the first row of the same prompt
+    std::size_t first = 0;
+    while (rows[first].prompt != row.prompt) ++first;
+    return first;
+  });
   return in;
 }
 
@@ -226,6 +235,11 @@ std::vector<std::string> configurations() {
            R"({"type": "aot", "ld_alpha": 0.4, "length_normalized": true})",
            R"({"type": "aot_unpaired", "reference_free": true})",
            R"({"type": "sft", "use_weights": true})",
+           R"({"type": "policy_gradient", "tau": 0.3, "kl_baseline": "group"})",
+           R"({"type": "vpo", "calibration": "reference_side", "alpha": 0.6})",
+           R"({"type": "xpo", "alpha": 0.2, "link": "ipo"})",
+           R"({"type": "dpo", "data_gradient": 0.7})",
+           R"({"type": "tdpo", "use_label_probs": true})",
            R"({"type": "dpo", "humanline": true, "log_epsilon_p": -0.4, "log_epsilon_r": 0.3})",
            R"({"type": "kto", "humanline": true, "log_epsilon_p": -0.3, "log_epsilon_r": 0.5})",
            R"({"type": "ipo", "humanline": true, "log_epsilon_p": -0.5})",
@@ -287,6 +301,35 @@ TEST_CASE("every loss gets what it asks for, and a step may be cut anyhow", "[tr
               Approx(expected[i]).epsilon(1e-6).margin(1e-7));
       }
     }
+  }
+}
+
+TEST_CASE("rows of one prompt are a group, however the step is cut", "[train]") {
+  std::vector<TokenRow> rows = full_rows();
+  rows[2].prompt = rows[4].prompt = rows[0].prompt;  // 0, 2 and 4 of one prompt, 1 and 3 alone
+  const Loss loss = make_loss(R"({"type": "policy_gradient", "tau": 0.5, "kl_baseline": "group"})");
+  const auto reference = std::make_shared<BigramPolicy>(8);
+  const BigramPolicy start(9);
+  const ExactPairLogps in = exact_inputs(start, *reference, rows, loss.requirements(), start);
+  const auto moved = [&](double by) {
+    const BigramPolicy other(start.table(), start.bias());
+    other.table()[0][1].add_(by);
+    return static_cast<double>(
+        loss_oracle(json::parse(loss.config()),
+                    exact_inputs(other, *reference, rows, loss.requirements(), start), &in)
+            ->loss);
+  };
+  const double expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+  for (const std::int64_t micro : {0, 1, 2}) {
+    CAPTURE(micro);
+    const auto policy = std::make_shared<BigramPolicy>(9);
+    Trainer trainer(policy, make_frozen_reference(reference), loss,
+                    {.optimizer = {.schedule = Schedule::kConstant}, .micro_batch_size = micro});
+    const Metrics metrics = trainer.accumulate_gradients(rows);
+    CHECK(metric(metrics, "loss") == Approx(moved(0)).epsilon(1e-12));
+    CHECK(metric(metrics, "kl") ==
+          Approx((in.chosen_logps - in.ref_chosen_logps).mean()).epsilon(1e-12));
+    CHECK(policy->table().grad()[0][1].item<double>() == Approx(expected).epsilon(1e-6));
   }
 }
 
