@@ -31,6 +31,9 @@ class PREFOPT_API Reference {
   /// All that `after_step` changes, by name, for a checkpoint: not copies, and who resumes writes
   /// into them. The default: nothing.
   virtual std::vector<std::pair<std::string, at::Tensor>> state() const;
+  /// Returns whether log-probs are those of a distribution. Otherwise they lack a constant of each
+  /// prompt, and only their differences within a prompt mean something. The default: they are.
+  virtual bool is_normalized() const { return true; }
   /// Writes down what the reference keeps on disk. The default: nothing.
   virtual void flush() {}
   /// The model behind it, for fresh samples; null where there is none.
