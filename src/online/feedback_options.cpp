@@ -50,12 +50,12 @@ void visit_list(FieldVisitor& v, const Field& field, std::vector<T>& values,
 }
 
 /// Whether an option has another value than its default, and whether the source uses it.
-struct Use {
+struct OptionUse {
   std::string_view name;
   bool is_set, is_used;
 };
 
-std::vector<std::string_view> sources(const FeedbackOptions& options) {
+std::vector<std::string_view> named_sources(const FeedbackOptions& options) {
   std::vector<std::string_view> named;
   if (!options.reward.empty()) named.emplace_back("reward");
   if (!options.judge.empty()) named.emplace_back("judge");
@@ -67,7 +67,7 @@ std::vector<std::string_view> sources(const FeedbackOptions& options) {
 std::string_view only_source(const FeedbackOptions& options) {
   constexpr std::string_view kExpected =
       "feedback: expected one of reward, judge, program and reward_model";
-  const std::vector<std::string_view> named = sources(options);
+  const std::vector<std::string_view> named = named_sources(options);
   if (named.empty()) throw ConfigError(fmt::format("{}, got none", kExpected));
   if (named.size() > 1) {
     throw ConfigError(fmt::format("{}, got {} and {}", kExpected, named[0], named[1]));
@@ -75,7 +75,7 @@ std::string_view only_source(const FeedbackOptions& options) {
   return named.front();
 }
 
-std::vector<Use> uses(const FeedbackOptions& options) {
+std::vector<OptionUse> option_uses(const FeedbackOptions& options) {
   const FeedbackOptions normal;
   const bool has_judge = !options.judge.empty();
   const bool compares = has_judge || !options.program.empty();
@@ -162,7 +162,7 @@ RaterOptions rater_options(const FeedbackOptions& options) {
 void detail::check_feedback(const FeedbackOptions& options) {
   checked(options, "feedback");
   const std::string_view source = only_source(options);
-  for (const Use& use : uses(options)) {
+  for (const OptionUse& use : option_uses(options)) {
     if (!use.is_set || use.is_used) continue;
     throw ConfigError(
         fmt::format("feedback: expected no {} with this {}, got one; it would do "

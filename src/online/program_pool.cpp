@@ -187,7 +187,7 @@ std::vector<double> ProgramPool::ask(const std::vector<std::string>& questions) 
     for (auto& other : others) other.get();
   }
   failures_ += batch.failure_count();
-  if (failures_ > max_failures_) {
+  if (batch.failure_count() > 0 && failures_ > max_failures_) {
     throw DataError(fmt::format("{}: expected {}, got {}; failure {} where max_failures is {}",
                                 workers_.front()->where(), form_.expected, batch.last_failure(),
                                 failures_, max_failures_));

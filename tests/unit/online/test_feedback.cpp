@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -304,7 +306,7 @@ TEST_CASE("a worker that is late is started again", "[online]") {
   };
   const Command always = slow("sleep 100");
   const auto some =
-      make_feedback({.reward = {always}, .timeout = 0.5, .retries = 0, .max_failures = 1});
+      make_feedback({.reward = {always}, .timeout = 2, .retries = 0, .max_failures = 1});
   const std::vector<double> rewards = rate(*some, numbered(5));
   CHECK(std::isnan(rewards[2]));
   CHECK(rewards[4] == 4);
@@ -315,7 +317,7 @@ TEST_CASE("a worker that is late is started again", "[online]") {
                         "max_failures is 0");
   const auto once =
       make_feedback({.reward = {slow("[ -e " + mark + " ] || { touch " + mark + "; sleep 100; }")},
-                     .timeout = 1,
+                     .timeout = 2,
                      .retries = 1});
   CHECK(rate(*once, numbered(5)) == first_numbers(5));
 }
