@@ -175,7 +175,7 @@ void run(const Arguments& a, Clock::time_point start) {
       make_tokenizer(a.tokenizer.empty() ? tokenizer_of_model(a.model) : a.tokenizer);
   DataOptions data;
   data.max_rows = a.steps * a.pairs;
-  data.identical = RowPolicy::kKeep;
+  data.identical = RowAction::kKeep;
   data.max_prompt_length = 0;
   const auto rows = load_dataset(a.data, *tokenizer, data).pairs;
   auto policy = Decoder::load(a.model, "float32");

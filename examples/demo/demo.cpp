@@ -2,34 +2,33 @@
 
 // Tunes a real chat model to a rule-based reward by online DPO with a low-rank adapter: in each
 // round the policy answers training prompts, the best and the worst answer to each make a pair, and
-// the pairs train it against the model without adapter. Held-out prompts then show what was gained:
-//   prefopt_demo --model MODEL [--tokenizer NAME] [--config FILE] [--prompts FILE] [--out DIR]
+// the pairs train it against the model without adapter. Held-out prompts then show the gain:
+//   prefopt_demo --model MODEL [--config FILE] [--prompts FILE] [--out DIR]
+// Started again with the same arguments, it continues from the last checkpoint in DIR.
 // Exit code 1 if the reward did not rise, beyond its confidence interval.
 
 #include <ATen/Context.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "prefopt/decoder/decoder.h"
-#include "prefopt/error.h"
-#include "prefopt/losses/registry.h"
-#include "prefopt/options.h"
-#include "prefopt/policy/reference.h"
-#include "prefopt/train/trainer.h"
+#include "prefopt/data/prompts.h"
+#include "prefopt/decoder/end_tokens.h"
+#include "prefopt/evaluation/sampled_kl.h"
+#include "prefopt/prefopt.h"
 #include "report.h"
 #include "responses.h"
+#include "rounds.h"
 #include "settings.h"
 
 namespace demo {
@@ -37,25 +36,21 @@ namespace {
 
 using namespace prefopt;
 using Json = nlohmann::ordered_json;
-namespace fs = std::filesystem;
 
 constexpr std::size_t kShown = 4;  // prompts whose responses are printed
 
 struct Arguments {
   std::string model;
-  std::string tokenizer;  // empty: the model's
   std::string config = "examples/configs/smollm2.json";
   std::string prompts = "examples/demo/prompts.jsonl";
-  std::string out = "runs/smollm2";
+  std::string out;  // empty: as the config says
 };
 
 Arguments parse(int argc, char** argv) {
   constexpr auto kUsage =
-      "usage: prefopt_demo --model MODEL [--tokenizer NAME] [--config FILE] [--prompts FILE] "
-      "[--out DIR]";
+      "usage: prefopt_demo --model MODEL [--config FILE] [--prompts FILE] [--out DIR]";
   Arguments arguments;
   const std::map<std::string, std::string*> flags{{"--model", &arguments.model},
-                                                  {"--tokenizer", &arguments.tokenizer},
                                                   {"--config", &arguments.config},
                                                   {"--prompts", &arguments.prompts},
                                                   {"--out", &arguments.out}};
@@ -67,278 +62,129 @@ Arguments parse(int argc, char** argv) {
     *flag->second = argv[i + 1];
   }
   if (arguments.model.empty()) throw ConfigError(fmt::format("{}, got no --model", kUsage));
-  if (arguments.tokenizer.empty()) arguments.tokenizer = arguments.model;
   return arguments;
 }
 
-Settings read_settings(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) throw ConfigError(path + ": expected a readable file");
+Settings read_settings(const Arguments& arguments) {
+  std::ifstream file(arguments.config);
+  if (!file) throw ConfigError(arguments.config + ": expected a readable file");
   const std::string text((std::istreambuf_iterator<char>(file)), {});
-  return options_from_json<Settings>(text, path);
+  Settings settings = options_from_json<Settings>(text, arguments.config);
+  if (!arguments.out.empty()) settings.run.output_dir = arguments.out;
+  return settings;
 }
 
-class Stopwatch {
- public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+struct Prompts {
+  std::vector<Prompt> train, held_out;
 };
 
-// One line, rewritten in place; nothing where nobody watches.
-class StatusLine {
- public:
-  void show(const std::string& text) const {
-    if (watched_) fmt::print(stderr, "\r\x1b[K{}", text);
+// Holds out the last of each four prompts in a row.
+Prompts read_prompts(const std::string& path, const Tokenizer& tokenizer,
+                     const std::string& chat_format) {
+  // The text of a prompt is what a person asks, a turn of the chat format.
+  auto all = load_prompts(path, tokenizer,
+                          {.chat_format = chat_format, .columns = R"({"question": "prompt"})"});
+  if (all.size() < 4) {
+    throw DataError(fmt::format("{}: expected at least 4 prompts, got {}", path, all.size()));
   }
-  void clear() const { show(""); }
-  Responder::Progress counter(std::string what) const {
-    return [this, what = std::move(what)](std::size_t done, std::size_t total) {
-      show(fmt::format("{}, {} of {}", what, done, total));
-    };
+  Prompts prompts;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    (i % 4 == 3 ? prompts.held_out : prompts.train).push_back(std::move(all[i]));
   }
-
- private:
-  bool watched_ = ::isatty(STDERR_FILENO) == 1;
-};
-
-// A file of the run folder, one JSON value a line.
-class JsonLines {
- public:
-  explicit JsonLines(std::string path) : path_(std::move(path)), file_(path_, std::ios::trunc) {}
-
-  void write(const Json& line) {
-    file_ << line.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
-    if (!file_) throw CheckpointError(path_ + ": expected to append a line, got an error");
-  }
-
- private:
-  std::string path_;
-  std::ofstream file_;
-};
-
-struct RankedPair {
-  const Prompt* prompt;
-  const Response* chosen;
-  const Response* rejected;
-
-  TokenRow tokens() const { return {prompt->ids, chosen->ids, rejected->ids}; }
-};
-
-// The best and the worst response to each prompt, where the reward tells them apart.
-std::vector<RankedPair> rank(std::span<const Prompt> prompts, const Responses& responses,
-                             double min_gap) {
-  std::vector<RankedPair> pairs;
-  for (std::size_t i = 0; i < prompts.size(); ++i) {
-    const auto [worst, best] = std::minmax_element(
-        responses[i].begin(), responses[i].end(),
-        [](const Response& a, const Response& b) { return a.reward < b.reward; });
-    if (best->reward - worst->reward >= min_gap) pairs.push_back({&prompts[i], &*best, &*worst});
-  }
-  return pairs;
+  return prompts;
 }
 
-// The demo once everything is loaded.
-class Demo {
- public:
-  Demo(const Settings& settings, const std::string& out, std::shared_ptr<Decoder> policy,
-       Responder responder, Prompts prompts)
-      : settings_(settings),
-        out_(out),
-        policy_(std::move(policy)),
-        reference_(policy_->without_adapter()),
-        responder_(std::move(responder)),
-        prompts_(std::move(prompts)),
-        trainer_(policy_, make_frozen_reference(reference_), make_loss(settings.loss),
-                 {.optimizer = settings.optimizer,
-                  .total_steps = settings.rounds * steps_a_round(settings),
-                  .micro_batch_tokens = settings.micro_batch_tokens}),
-        metrics_(out + "/metrics.jsonl"),
-        pairs_(out + "/pairs.jsonl") {}
+void print_step(std::int64_t step, std::int64_t total, const Metrics& metrics) {
+  fmt::print(
+      "round {}/{}: reward {:.3f} on fresh responses, {:.0f} pairs, loss {:.3f}, margin {:+.2f}, "
+      "accuracy {:.2f}\n",
+      step, total, metric(metrics, "reward"), metric(metrics, "pairs"), metric(metrics, "loss"),
+      metric(metrics, "rewards/margins"), metric(metrics, "rewards/accuracies"));
+}
 
-  Comparison run() {
-    before_ = answer_held_out("before training");
-    fmt::print("before training: reward {:.3f} on held-out prompts, {:.0f} s\n",
-               mean_reward(before_), clock_.seconds());
-    for (std::int64_t round = 0; round < settings_.rounds; ++round) train_round(round);
-    after_ = answer_held_out("after training");
-    const auto kl = responder_.divergence(*policy_, *reference_, prompts_.held_out, settings_.seed);
-    policy_->save_adapter(out_ + "/adapter");
-    write_files(tokenizer_files(responder_.tokenizer(), settings_.chat_format), out_ + "/adapter");
-    return compare(before_, after_, kl, static_cast<std::uint64_t>(settings_.seed));
-  }
+Json to_json(const Estimate& estimate) {
+  return {{"mean", estimate.mean}, {"low", estimate.low}, {"high", estimate.high}};
+}
 
-  void print(const Comparison& comparison) const {
-    const std::size_t shown = std::min(kShown, prompts_.held_out.size());
-    fmt::print("{}\n{}", side_by_side(std::span(prompts_.held_out).first(shown), before_, after_),
-               comparison_table(comparison));
-    fmt::print("{:<22} {:>8.0f} sampling, {:.0f} training\n", "tokens a second",
-               responder_.speed().per_second(), training_.per_second());
-  }
-
-  void write_results(const Comparison& c) const {
-    write_samples();
+Json to_json(const std::vector<Response>& responses) {
+  Json list = Json::array();
+  for (const Response& response : responses) {
     Json terms;
-    for (const auto& [name, before, after] : c.terms) {
-      terms[std::string(name)] = {{"before", before}, {"after", after}};
-    }
-    const Json result{
-        {"reward_before", c.reward_before},
-        {"reward_after", c.reward_after},
-        {"reward_gain", interval(c.gain)},
-        {"win_rate", interval(c.wins)},
-        {"terms", terms},
-        {"kl_per_response", c.kl.per_response},
-        {"kl_per_token", c.kl.per_token},
-        {"tokens_per_response_before", c.tokens_before},
-        {"tokens_per_response_after", c.tokens_after},
-        {"sampling_tokens_per_second", responder_.speed().per_second()},
-        {"training_tokens_per_second", training_.per_second()},
-        {"seconds", clock_.seconds()},
-    };
-    JsonLines(out_ + "/result.json").write(result);
+    for (const auto& [name, value] : response.terms.named()) terms[std::string(name)] = value;
+    list.push_back({{"text", response.text}, {"reward", response.reward()}, {"terms", terms}});
   }
+  return list;
+}
 
-  double seconds() const { return clock_.seconds(); }
-
- private:
-  static std::int64_t steps_a_round(const Settings& settings) {
-    return (settings.prompts_per_round + settings.pairs_per_step - 1) / settings.pairs_per_step;
+void write_lines(const std::string& path, const std::vector<Json>& lines) {
+  std::ofstream file(path);
+  for (const Json& line : lines) {
+    file << line.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n';
   }
+  if (!file.flush()) throw CheckpointError(path + ": expected to write lines, got an error");
+}
 
-  static Json interval(const prefopt::Estimate& estimate) {
-    return {{"mean", estimate.mean}, {"low", estimate.low}, {"high", estimate.high}};
-  }
-
-  // The same draws before and after: what differs then is the policy.
-  Responses answer_held_out(const std::string& when) {
-    auto responses =
-        responder_.respond(*policy_, prompts_.held_out, settings_.samples_per_held_out_prompt,
-                           settings_.seed, status_.counter("held-out responses " + when));
-    status_.clear();
-    return responses;
-  }
-
-  std::vector<Prompt> prompts_of(std::int64_t round) const {
-    std::vector<Prompt> prompts;
-    const auto count = static_cast<std::size_t>(settings_.prompts_per_round);
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::size_t at = static_cast<std::size_t>(round) * count + i;
-      prompts.push_back(prompts_.train[at % prompts_.train.size()]);
-    }
-    return prompts;
-  }
-
-  void train_round(std::int64_t round) {
-    const std::string name = fmt::format("round {}/{}", round + 1, settings_.rounds);
-    const auto prompts = prompts_of(round);
-    const auto responses =
-        responder_.respond(*policy_, prompts, settings_.samples_per_prompt,
-                           settings_.seed + 1 + round, status_.counter(name + ": responses"));
-    const double reward = mean_reward(responses);
-    const auto pairs = rank(prompts, responses, settings_.min_reward_gap);
-    for (const RankedPair& pair : pairs) write_pair(round, pair);
-
-    Metrics metrics;
-    const auto step = static_cast<std::size_t>(settings_.pairs_per_step);
-    for (std::size_t first = 0; first < pairs.size(); first += step) {
-      status_.show(fmt::format("{}: training, pair {} of {}", name, first, pairs.size()));
-      std::vector<TokenRow> batch;
-      for (std::size_t i = first; i < std::min(first + step, pairs.size()); ++i) {
-        batch.push_back(pairs[i].tokens());
-      }
-      metrics = train_step(batch, round, reward);
-    }
-    status_.clear();
-    fmt::print("{}: reward {:.3f} on fresh responses, {} pairs{}, {:.0f} s\n", name, reward,
-               pairs.size(), metrics.empty() ? "" : described(metrics), clock_.seconds());
-  }
-
-  static std::string described(const Metrics& metrics) {
-    return fmt::format(", loss {:.3f}, margin {:+.2f}, accuracy {:.2f}", metric(metrics, "loss"),
-                       metric(metrics, "rewards/margins"), metric(metrics, "rewards/accuracies"));
-  }
-
-  Metrics train_step(const std::vector<TokenRow>& batch, std::int64_t round, double reward) {
-    const Stopwatch watch;
-    const Metrics metrics = trainer_.step(batch);
-    training_.seconds += watch.seconds();
-    training_.tokens = metric(metrics, "num_tokens");
-    Json line{{"step", trainer_.steps_done()}, {"round", round + 1}, {"reward", reward}};
-    for (const auto& [name, value] : metrics) line[name] = value;
-    line["seconds"] = clock_.seconds();
-    metrics_.write(line);
-    return metrics;
-  }
-
-  // A row that `prefopt train` takes as well.
-  void write_pair(std::int64_t round, const RankedPair& pair) {
-    pairs_.write({{"prompt_ids", pair.prompt->ids},
-                  {"chosen_ids", pair.chosen->ids},
-                  {"rejected_ids", pair.rejected->ids},
-                  {"round", round + 1},
-                  {"prompt", pair.prompt->text},
-                  {"chosen", pair.chosen->text},
-                  {"rejected", pair.rejected->text},
-                  {"rewards", {pair.chosen->reward, pair.rejected->reward}}});
-  }
-
-  void write_samples() const {
-    JsonLines samples(out_ + "/samples.jsonl");
-    const auto described = [](const std::vector<Response>& responses) {
-      Json list = Json::array();
-      for (const Response& response : responses) {
-        Json terms;
-        for (const auto& [name, value] : response.terms.named()) terms[std::string(name)] = value;
-        list.push_back({{"text", response.text}, {"reward", response.reward}, {"terms", terms}});
-      }
-      return list;
-    };
-    for (std::size_t i = 0; i < before_.size(); ++i) {
-      samples.write({{"prompt", prompts_.held_out[i].text},
-                     {"before", described(before_[i])},
-                     {"after", described(after_[i])}});
-    }
-  }
-
-  const Settings& settings_;
-  const std::string& out_;
-  std::shared_ptr<Decoder> policy_;
-  std::shared_ptr<Decoder> reference_;
-  Responder responder_;
-  Prompts prompts_;
-  Trainer trainer_;
-  JsonLines metrics_;
-  JsonLines pairs_;
-  StatusLine status_;
-  Stopwatch clock_;
-  Speed training_;
-  Responses before_, after_;
-};
-
-int run(const Arguments& arguments) {
-  const Settings settings = read_settings(arguments.config);
-  Responder responder(arguments.tokenizer, settings.chat_format, settings.sampling);
-  Prompts prompts = responder.read_prompts(arguments.prompts);
-  at::manual_seed(static_cast<std::uint64_t>(settings.seed));
+int train(const Arguments& arguments) {
+  Settings settings = read_settings(arguments);
+  RunOptions& options = settings.run;
+  const std::string tokenizer_name = tokenizer_of_model(arguments.model);
+  const auto tokenizer = make_tokenizer(tokenizer_name);
+  const Prompts prompts = read_prompts(arguments.prompts, *tokenizer, settings.chat_format);
+  at::manual_seed(static_cast<std::uint64_t>(options.seed));  // of the adapter
   const auto policy = Decoder::load(arguments.model);
-  responder.end_with(*policy);
   policy->add_adapter(settings.lora);
-  fs::create_directories(arguments.out);
-  std::ofstream(arguments.out + "/config.json") << options_to_json(settings, 2) << '\n';
+  const auto reference = policy->without_adapter();
+  options.sampling = with_end_tokens(options.sampling, *policy, *tokenizer, settings.chat_format);
 
+  SamplingOptions sampling = options.sampling;
+  ++sampling.seed;  // other draws than those of training, and the same before and after
+  const auto answer = [&](Policy& model) {
+    return respond(
+        model, *tokenizer, prompts.held_out,
+        {.samples_per_prompt = settings.samples_per_held_out_prompt, .sampling = sampling});
+  };
   fmt::print("{}, rewarded for short, direct answers in plain prose\n", arguments.model);
   fmt::print("{} prompts to train on, {} held out\n", prompts.train.size(),
              prompts.held_out.size());
-  Demo demo(settings, arguments.out, policy, std::move(responder), std::move(prompts));
-  const Comparison comparison = demo.run();
-  demo.print(comparison);
-  demo.write_results(comparison);
-  fmt::print("\n{:.0f} s in all; adapter, metrics, pairs and samples are in {}\n", demo.seconds(),
-             arguments.out);
+  const Responses before = answer(*reference);
+  fmt::print("before training: reward {:.3f} on held-out prompts\n", mean_reward(before));
+
+  const auto rounds = std::make_shared<Rounds>(settings, prompts.train, tokenizer,
+                                               options.output_dir + "/pairs.jsonl");
+  RunEvents events;
+  events.note = [](const std::string& line) { fmt::print("{}\n", line); };
+  events.step = print_step;
+  const RunResult result =
+      run(policy, make_frozen_reference(reference), rounds, options, events, "auto");
+
+  const Responses after = answer(*policy);
+  const Comparison comparison = compare(before, after);
+  sampling.temperature = 1;  // KL is of the policy's own distribution
+  sampling.top_k = 0;
+  sampling.top_p = 1;
+  const Estimate kl = sampled_kl(*policy, *reference, ids_of(prompts.held_out), 1, sampling).kl;
+  const std::size_t shown = std::min(kShown, prompts.held_out.size());
+  fmt::print("{}\n{}", shown_responses(std::span(prompts.held_out).first(shown), before, after),
+             comparison_table(comparison, kl));
+
+  std::vector<Json> answers;
+  for (std::size_t i = 0; i < prompts.held_out.size(); ++i) {
+    answers.push_back({{"prompt", prompts.held_out[i].question},
+                       {"before", to_json(before[i])},
+                       {"after", to_json(after[i])}});
+  }
+  const std::string& out = options.output_dir;
+  write_lines(out + "/answers.jsonl", answers);
+  const Json numbers = {{"reward_before", comparison.reward_before},
+                        {"reward_after", comparison.reward_after},
+                        {"reward_gain", to_json(comparison.gain)},
+                        {"win_rate", to_json(comparison.wins)},
+                        {"kl_per_response", to_json(kl)}};
+  write_lines(out + "/result.json", {numbers});
+  policy->save_adapter(out + "/adapter");
+  write_files(tokenizer_files(tokenizer_name, settings.chat_format), out + "/adapter");
+  fmt::print("\n{:.0f} s of training; adapter, report.html, pairs and answers are in {}\n",
+             result.seconds, out);
   if (comparison.gain.low > 0) return 0;
   fmt::print(
       "the reward did not rise: the 95 % interval of its gain, {:+.3f} to {:+.3f}, reaches "
@@ -353,7 +199,7 @@ int run(const Arguments& arguments) {
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // lines appear when they are known, in a file too
   try {
-    return demo::run(demo::parse(argc, argv));
+    return demo::train(demo::parse(argc, argv));
   } catch (const std::exception& error) {
     fmt::print(stderr, "{}\n", error.what());
     return 2;

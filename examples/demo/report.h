@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstddef>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,21 +25,16 @@ struct Comparison {
   std::vector<Term> terms;
   double tokens_before = 0;  ///< a response
   double tokens_after = 0;
-  Divergence kl;
 };
 
-Comparison compare(const Responses& before, const Responses& after, const Divergence& kl,
-                   std::uint64_t seed);
+Comparison compare(const Responses& before, const Responses& after);
 
-std::string comparison_table(const Comparison& comparison);
+/// `kl`: of the policy from the reference, nats a response.
+std::string comparison_table(const Comparison& comparison, const prefopt::Estimate& kl);
 
-/// The first response to each prompt, before and after in two columns.
-std::string side_by_side(std::span<const Prompt> prompts, const Responses& before,
-                         const Responses& after);
-
-/// `text` in lines of at most `width` characters, broken between words where that is possible; its
-/// own line breaks stay.
-std::vector<std::string> wrapped(std::string_view text, std::size_t width);
+/// The first response to each of the prompts, before and after.
+std::string shown_responses(std::span<const prefopt::Prompt> prompts, const Responses& before,
+                            const Responses& after);
 
 /// Mean over all responses.
 double mean_reward(const Responses& responses);

@@ -51,13 +51,12 @@ class PromptReader {
 
  private:
   void read_rows() {
-    detail::read_prompts(
-        arguments_.data, options_,
-        [&](const PreferenceRow& row) {
-          ++report_.rows_read;
-          take(row, detail::row_place(arguments_.data, row.line));
-        },
-        &report_.unread);
+    detail::read_prompts(arguments_.data, options_,
+                         [&](const PreferenceRow& row, const detail::RowTrace& trace) {
+                           ++report_.rows_read;
+                           for (const auto& column : trace.unread) ++report_.unread[column.name];
+                           take(row, detail::row_place(arguments_.data, row.line));
+                         });
     if (const std::string summary = report_.summary(); !summary.empty()) err_ << summary << '\n';
     if (prompts_.empty()) {
       throw DataError(arguments_.data + ": expected at least one row, got none");

@@ -119,6 +119,7 @@ class RowForm : private RowRecognition {
       unread_turns_->value.erase(unread_turns_->value.size() - 1);
       return std::nullopt;
     }
+    if (is_left_out(answers)) trace_.answers.push_back(found.path);
     source.value.erase(source.value.size() - 1);
     return source;
   }
@@ -345,6 +346,9 @@ class RowForm : private RowRecognition {
   /// A prompt and what answers it. `is_chat`: plain texts are turns of a conversation.
   void read_answers(std::vector<Answer> answers, unsigned allowed, bool is_chat) {
     std::erase_if(answers, [](const Answer& answer) { return answer.value.is_discarded(); });
+    for (const Answer& answer : answers) {
+      if (!answer.path.empty()) trace_.answers.push_back(answer.path);
+    }
     const bool has_list = std::any_of(answers.begin(), answers.end(),
                                       [](const Answer& a) { return a.value.is_array(); });
     const bool has_text = std::any_of(answers.begin(), answers.end(),
@@ -518,6 +522,7 @@ class RowForm : private RowRecognition {
   void read_text(unsigned allowed) {
     const FoundColumn found = find("text");
     used_.insert(found.path);
+    trace_.answers.push_back(found.path);
     out_["text"] = *found.value;
     if (!found.value->is_string()) return;
     const std::string_view text = found.value->get_ref<const std::string&>();
@@ -555,6 +560,9 @@ class RowForm : private RowRecognition {
       for (const auto& [key, value] : row_.items()) {
         if (key.ends_with("_ids") || key.ends_with("_token_weights")) check_finite(key, value);
       }
+      for (const char* key : {"chosen_ids", "rejected_ids", "completion_ids"}) {
+        if (row_.contains(key)) trace_.answers.emplace_back(key);
+      }
     }
     note_unread_columns({.row = row_, .texts = out_, .used = used_, .lacks_prompt = lacks_prompt_},
                         doubtful_, trace_);
@@ -564,8 +572,7 @@ class RowForm : private RowRecognition {
       for (UnreadColumn& column : trace_.unread) column.is_prompt = false;
     }
     put_numbers();
-    if (is_of_tokens && use_ == RowUse::kPrompt && !row_.contains("completion_ids") &&
-        !row_.contains("chosen_ids") && !row_.contains("rejected_ids")) {
+    if (is_of_tokens && use_ == RowUse::kPrompt && trace_.answers.empty()) {
       row_["completion_ids"] = SortedJson::array();
     }
     if (!is_of_tokens) {

@@ -24,9 +24,10 @@ struct UnreadColumn {
 /// The remarks on the columns of one row.
 struct RowTrace {
   std::vector<UnreadColumn> unread;
-  std::vector<std::string> read;  ///< columns that the texts are made of
-  std::uint64_t found = 0;        ///< bit i: the row has the column of mapping()[i]
-  bool assumes_label = false;     ///< RowUse::kAny read a conversation as kLabelled
+  std::vector<std::string> read;     ///< columns that the texts are made of
+  std::vector<std::string> answers;  ///< columns with a completion
+  std::uint64_t found = 0;           ///< bit i: the row has the column of mapping()[i]
+  bool assumes_label = false;        ///< RowUse::kAny read a conversation as kLabelled
 };
 
 /// The part of a row that is wanted.

@@ -835,9 +835,9 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
   if (count > 0) check_mapping(layout, found, path, first);
 }
 
-void read_prompts(const std::string& path, const DataOptions& options,
-                  const std::function<void(const PreferenceRow& row)>& take,
-                  std::map<std::string, std::int64_t>* unread) {
+void read_prompts(
+    const std::string& path, const DataOptions& options,
+    const std::function<void(const PreferenceRow& row, const RowTrace& trace)>& take) {
   const RowLayout layout(options.columns);
   std::uint64_t found = columns_of_completions(layout);
   std::string first;
@@ -854,10 +854,7 @@ void read_prompts(const std::string& path, const DataOptions& options,
     row.line = number;
     check_unread(trace.unread, options, where);
     check_prompt(row, options, where);
-    take(row);
-    for (const UnreadColumn& column : trace.unread) {
-      if (unread != nullptr) ++(*unread)[column.name];
-    }
+    take(row, trace);
     found |= trace.found;
     return true;
   });

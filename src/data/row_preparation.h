@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
-#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -124,13 +123,11 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
 
 /// The rows of a file for their prompts, with their lines: completions may be missing, and a
 /// conversation is taken up to its last answer. `chat_format` of the options is what
-/// chat_format_for_rows gives. `unread`, if any, counts the columns that nothing reads. Throws
-/// DataError for a row that cannot be read, whatever the policies, for one with a defect of its
-/// prompt that the options do not keep, and for a column of a prompt that nothing reads;
-/// ConfigError as prepare_file.
+/// chat_format_for_rows gives. Throws DataError for a row that cannot be read, whatever the
+/// policies, for one with a defect of its prompt that the options do not keep, and for a column of
+/// a prompt that nothing reads; ConfigError as prepare_file.
 void read_prompts(const std::string& path, const DataOptions& options,
-                  const std::function<void(const PreferenceRow& row)>& take,
-                  std::map<std::string, std::int64_t>* unread = nullptr);
+                  const std::function<void(const PreferenceRow& row, const RowTrace& trace)>& take);
 
 /// Returns a refusal without the place and what was found there: rows with one defect share it.
 std::string refusal_reason(const std::string& refusal, const std::string& path, std::int64_t line);

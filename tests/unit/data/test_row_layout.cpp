@@ -723,7 +723,7 @@ TEST_CASE("the prompt of a row alone", "[data]") {
     put(dir.file("f"), row.dump());
     std::vector<PreferenceRow> rows;
     detail::read_prompts(dir.file("f"), options,
-                         [&](const PreferenceRow& read) { rows.push_back(read); });
+                         [&](const PreferenceRow& read, const auto&) { rows.push_back(read); });
     return rows.at(0);
   };
   CHECK(prompt_of({{"prompt", "ab"}}).prompt == "ab");
@@ -744,7 +744,7 @@ TEST_CASE("the prompt of a row alone", "[data]") {
   const TempDir dir;
   const auto refused = [&](const json& row, const std::string& text) {
     put(dir.file("f"), row.dump());
-    CHECK_THROWS_TEXT(detail::read_prompts(dir.file("f"), options, [](const PreferenceRow&) {}),
+    CHECK_THROWS_TEXT(detail::read_prompts(dir.file("f"), options, [](const auto&, const auto&) {}),
                       DataError, dir.file("f") + ":1: " + text);
   };
   refused({{"query", "Q?"}},
@@ -752,7 +752,7 @@ TEST_CASE("the prompt of a row alone", "[data]") {
   refused({{"prompt", "Q"}, {"context", "C"}}, unread("context"));
   put(dir.file("f"), R"([{"prompt": "a"}, {"prompt": "b"}])");
   CHECK_THROWS_TEXT(detail::read_prompts(dir.file("f"), chat_options(R"({"system": "prompts"})"),
-                                         [](const PreferenceRow&) {}),
+                                         [](const auto&, const auto&) {}),
                     ConfigError,
                     dir.file("f") +
                         ": expected a column 'prompts', which data.columns.system "
@@ -912,7 +912,7 @@ TEST_CASE("prompts that the policies do not keep are not answered", "[data]") {
     put(path, row.dump());
     std::vector<std::string> prompts;
     detail::read_prompts(path, options,
-                         [&](const PreferenceRow& found) { prompts.push_back(found.prompt); });
+                         [&](const auto& found, const auto&) { prompts.push_back(found.prompt); });
     return prompts;
   };
   const auto refused = [&](const json& row, const std::string& defect) {

@@ -16,11 +16,14 @@
 
 #include "prefopt/decoder/decoder.h"
 #include "support/catch.h"
+#include "support/files.h"
 #include "support/temp_dir.h"
 
 namespace prefopt {
 namespace {
 
+using testing_support::bytes_of;
+using testing_support::put;
 using testing_support::TempDir;
 
 struct Finished {
@@ -96,14 +99,21 @@ TEST_CASE("losses_on_eigen reaches the closed form", "[examples]") {
   CHECK(finished.exit_code == 0);
 }
 
-void write(const std::string& path, const std::string& text) { std::ofstream(path) << text; }
-
 int lines_of(const std::string& path) {
   std::ifstream file(path);
   std::string line;
   int lines = 0;
   while (std::getline(file, line)) ++lines;
   return lines;
+}
+
+/// Settings of `rounds` steps of the demo on a model of random weights.
+std::string demo_settings(int rounds) {
+  return R"({"chat_format": "dialogue", "prompts_per_round": 4, "samples_per_prompt": 4,
+             "min_reward_gap": 1e-9, "lora": {"r": 2},
+             "run": {"train": {"save_every": 1, "steps": )" +
+         std::to_string(rounds) + R"(}, "optimizer": {"schedule": "constant"},
+                     "sampling": {"max_new_tokens": 16}}})";
 }
 
 TEST_CASE("The demo trains on its own answers and keeps what it shows", "[examples]") {
@@ -115,32 +125,43 @@ TEST_CASE("The demo trains on its own answers and keeps what it shows", "[exampl
            .num_attention_heads = 4,
            .num_key_value_heads = 2})
       .save(folder.file("model"));
-  write(folder.file("config.json"), R"({"chat_format": "dialogue", "rounds": 2,
-      "prompts_per_round": 4, "samples_per_prompt": 4, "pairs_per_step": 2, "min_reward_gap": 1e-9,
-      "lora": {"r": 2}, "sampling": {"max_new_tokens": 16}})");
   std::string prompts;
   for (int i = 0; i < 8; ++i) prompts += fmt::format("{{\"prompt\": \"Question {}?\"}}\n", i);
-  write(folder.file("prompts.jsonl"), prompts);
+  put(folder.file("prompts.jsonl"), prompts);
+  const auto train = [&](int rounds, const std::string& out) {
+    put(folder.file("config.json"), demo_settings(rounds));
+    return run("prefopt_demo",
+               "--model model --config config.json --prompts prompts.jsonl --out " + out, folder);
+  };
 
-  const std::string arguments =
-      "--model model --tokenizer byte --config config.json --prompts prompts.jsonl --out out";
-  const Finished finished = run("prefopt_demo", arguments, folder);
+  const Finished finished = train(2, "out");
   INFO(finished.output);
   const int gained = count(finished.output, "the reward did not rise: ") == 0 ? 0 : 1;
   REQUIRE(finished.exit_code == gained);
   CHECK(count(finished.output, "6 prompts to train on, 2 held out") == 1);
   CHECK(count(finished.output, "round [12]/2: reward 0\\.[0-9]+ on fresh responses") == 2);
   CHECK(count(finished.output, "» Question [37]\\?") == 2);
-  CHECK(lines_of(folder.file("out/samples.jsonl")) == 2);
+  CHECK(lines_of(folder.file("out/answers.jsonl")) == 2);
   CHECK(lines_of(folder.file("out/pairs.jsonl")) >= 2);
-  CHECK(lines_of(folder.file("out/metrics.jsonl")) >= 2);
+  CHECK(lines_of(folder.file("out/metrics.jsonl")) == 2);
   CHECK(lines_of(folder.file("out/result.json")) == 1);
   Decoder::load(folder.file("model"))->load_adapter(folder.file("out/adapter"));
 
-  write(folder.file("prompts.jsonl"), "{\"prompt\": 3}\n");
-  const Finished wrong = run("prefopt_demo", arguments, folder);
+  // A run that is resumed ends as one without a break.
+  train(1, "resumed");
+  const Finished resumed = train(2, "resumed");
+  INFO(resumed.output);
+  CHECK(count(resumed.output, "resume: goes on after step 1 of 2") == 1);
+  for (const std::string file :
+       {"pairs.jsonl", "answers.jsonl", "result.json", "adapter/adapter_model.safetensors"}) {
+    INFO(file);
+    CHECK(bytes_of(folder.file("out/" + file)) == bytes_of(folder.file("resumed/" + file)));
+  }
+
+  put(folder.file("prompts.jsonl"), "{\"prompt\": 3}\n");
+  const Finished wrong = train(2, "wrong");
   CHECK(wrong.exit_code == 2);
-  CHECK(wrong.output == "prompts.jsonl:1: expected {\"prompt\": text}, got {\"prompt\": 3}\n");
+  CHECK(wrong.output == "prompts.jsonl:1: expected 'prompt' to be text, got a number\n");
 }
 
 TEST_CASE("The demo's prompts are distinct", "[examples]") {

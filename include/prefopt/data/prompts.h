@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "prefopt/data/dataset.h"
+#include "prefopt/data/tokenizer.h"
+#include "prefopt/export.h"
+
+namespace prefopt {
+
+/// A prompt that waits for completions.
+struct Prompt {
+  std::vector<std::int64_t> ids;
+  std::string text;      ///< as the model reads it, with the chat format around messages
+  std::string question;  ///< the last message that is not the assistant's; without messages `text`
+};
+
+/// Loads the prompts of a file in their order: text, messages or ids, in any layout that
+/// load_dataset reads. Prompts are whole, whatever the budgets of `options`. Throws DataError, led
+/// by file and line, for a row that is no prompt, that has a completion as well, or whose defect
+/// the options do not keep, and for a file without prompts; ConfigError as load_dataset.
+PREFOPT_API std::vector<Prompt> load_prompts(const std::string& path, const Tokenizer& tokenizer,
+                                             const DataOptions& options = {});
+
+}  // namespace prefopt
