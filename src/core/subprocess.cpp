@@ -19,6 +19,7 @@
 #include <csignal>
 #include <cstring>
 #include <ctime>
+#include <mutex>
 #include <system_error>
 #include <thread>
 
@@ -113,6 +114,9 @@ void replace_group(pid_t before, pid_t leader) {
 }  // namespace
 
 LineProcess::LineProcess(const std::vector<std::string>& command) {
+  // A program that another thread starts meanwhile would inherit the connection's other end.
+  static std::mutex one_at_a_time;
+  const std::scoped_lock lock(one_at_a_time);
   Connection connection = Connection::open();
   pid_ = SpawnOptions(connection.theirs.get()).start(command);
   socket_ = connection.ours.release();
@@ -141,10 +145,19 @@ LineProcess::~LineProcess() {
 }
 
 std::string LineProcess::ask(std::string_view line, milliseconds limit) {
+  expect_no_more();
+  send(line);
+  return receive(limit);
+}
+
+void LineProcess::expect_no_more() const {
   if (!received_.empty()) throw ProcessFailure("more than one line to a question");
+}
+
+void LineProcess::send(std::string_view line) { unsent_.append(line) += '\n'; }
+
+std::string LineProcess::receive(milliseconds limit) {
   const auto deadline = Clock::now() + limit;
-  const std::string question = std::string(line) + '\n';
-  std::string_view rest = question;
   for (;;) {
     const auto end = received_.find('\n');
     if (end != std::string::npos) {
@@ -155,7 +168,7 @@ std::string LineProcess::ask(std::string_view line, milliseconds limit) {
     if (received_.size() > kMaxAnswer) throw ProcessFailure("a line of more than 1 MiB");
     const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now());
     pollfd state{.fd = socket_, .events = POLLIN, .revents = 0};
-    if (!rest.empty()) state.events |= POLLOUT;
+    if (!unsent_.empty()) state.events |= POLLOUT;
     const int ready = ::poll(&state, 1, static_cast<int>(std::max<std::int64_t>(0, left.count())));
     if (ready < 0 && errno != EINTR) throw ProcessFailure(last_error());
     if (ready == 0) {
@@ -166,17 +179,17 @@ std::string LineProcess::ask(std::string_view line, milliseconds limit) {
     if ((state.revents & ~POLLOUT) != 0) {
       receive_some();
     } else {
-      send_some(rest);
+      send_some();
     }
   }
 }
 
-void LineProcess::send_some(std::string_view& rest) {
-  const ssize_t sent = ::send(socket_, rest.data(), rest.size(), kNoSignal);
+void LineProcess::send_some() {
+  const ssize_t sent = ::send(socket_, unsent_.data(), unsent_.size(), kNoSignal);
   if (sent >= 0) {
-    rest.remove_prefix(static_cast<std::size_t>(sent));
+    unsent_.erase(0, static_cast<std::size_t>(sent));
   } else if (errno == EPIPE || errno == ECONNRESET) {
-    throw ProcessFailure(end_of_process());
+    unsent_.clear();  // answers to earlier questions may still be there to be received
   } else if (errno != EAGAIN && errno != EINTR) {
     throw ProcessFailure(last_error());
   }

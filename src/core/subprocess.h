@@ -32,8 +32,15 @@ class LineProcess {
   /// `line` goes out with a line end, the answer comes without. An answer has at most 1 MiB.
   std::string ask(std::string_view line, std::chrono::milliseconds limit);
 
+  /// Keeps a question that `receive` sends while it waits, so that many can be under way.
+  void send(std::string_view line);
+  /// Returns the next answer, in the order of the questions.
+  std::string receive(std::chrono::milliseconds limit);
+  /// Throws where lines came in addition to the answers. For when every question has its answer.
+  void expect_no_more() const;
+
  private:
-  void send_some(std::string_view& rest);
+  void send_some();
   void receive_some();
   std::string end_of_process();
   /// Returns whether the program ends in this time. Does not reap it: its group keeps its number.
@@ -51,6 +58,7 @@ class LineProcess {
   bool exited_ = false;
   bool reaped_ = false;  ///< by the system, where SIGCHLD is ignored
   End end_;
+  std::string unsent_;
   std::string received_;  // and not yet taken
 };
 

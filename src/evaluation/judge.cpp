@@ -3,74 +3,19 @@
 
 #include <fmt/format.h>
 
-#include <chrono>
 #include <cmath>
 #include <map>
 #include <utility>
 
 #include "core/json.h"
-#include "core/subprocess.h"
+#include "evaluation/json_program.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
 namespace {
 
 using detail::Json;
-
-/// A program that answers lines of JSON.
-class JsonProgram {
- public:
-  explicit JsonProgram(const JudgeProgram& program)
-      : name_(program.name.empty() && !program.command.empty() ? program.command.front()
-                                                               : program.name),
-        limit_(limit_of(program)),
-        process_(start(program)) {}
-
-  Json ask(const Json& question) {
-    try {
-      const std::string answer = process_->ask(detail::dump_json(question), limit_);
-      return detail::parse_json<DataError>(answer, where());
-    } catch (const detail::ProcessFailure& failure) {
-      throw DataError(fmt::format("{}: expected an answer, got {}", where(), failure.what()));
-    }
-  }
-
-  [[noreturn]] void refuse(std::string_view expected, const Json& answer) const {
-    constexpr std::size_t kMaxShown = 80;
-    std::string shown = detail::dump_json(answer);
-    if (shown.size() > kMaxShown) shown = shown.substr(0, kMaxShown) + "…";
-    throw DataError(fmt::format("{}: expected {}, got {}", where(), expected, shown));
-  }
-
- private:
-  std::string where() const { return fmt::format("judge '{}'", name_); }
-
-  std::chrono::milliseconds limit_of(const JudgeProgram& program) const {
-    constexpr double kDay = 86400;
-    if (!(program.timeout > 0 && program.timeout <= kDay)) {
-      throw ConfigError(fmt::format("{}: expected a timeout above 0 and up to {} s, got {}",
-                                    where(), kDay, program.timeout));
-    }
-    return std::chrono::ceil<std::chrono::milliseconds>(
-        std::chrono::duration<double>(program.timeout));
-  }
-
-  std::unique_ptr<detail::LineProcess> start(const JudgeProgram& program) const {
-    if (program.command.empty()) {
-      throw ConfigError(fmt::format("{}: expected a program, got none", where()));
-    }
-    try {
-      return std::make_unique<detail::LineProcess>(program.command);
-    } catch (const detail::ProcessFailure& failure) {
-      throw ConfigError(
-          fmt::format("{}: expected a program that starts, got {}", where(), failure.what()));
-    }
-  }
-
-  std::string name_;
-  std::chrono::milliseconds limit_;
-  std::unique_ptr<detail::LineProcess> process_;
-};
+using detail::JsonProgram;
 
 class ProgramJudge final : public Judge {
  public:

@@ -57,6 +57,26 @@ TEST_CASE("a program's group ends with it, also where the program has ended", "[
   }
 }
 
+TEST_CASE("questions that are sent ahead have their answers in order", "[core]") {
+  auto process = shell(kEcho);
+  // More than a connection holds in either direction.
+  const std::string wide(5000, 'x');
+  for (int i = 0; i < 200; ++i) process->send(std::to_string(i) + wide);
+  for (int i = 0; i < 200; ++i) CHECK(process->receive(kLongWait) == std::to_string(i) + wide);
+  process->expect_no_more();
+
+  // What was answered before the end of the program is not lost.
+  auto short_lived = shell("read -r line; echo 1; read -r line; echo 2; exit 4");
+  for (int i = 0; i < 200; ++i) short_lived->send(wide);
+  CHECK(short_lived->receive(kLongWait) == "1");
+  CHECK(short_lived->receive(kLongWait) == "2");
+  CHECK_THROWS_AS(short_lived->receive(kLongWait), ProcessFailure);
+
+  auto talkative = shell("read -r line; printf '1\\n2\\n'; read -r line");
+  CHECK(talkative->ask("x", kLongWait) == "1");
+  CHECK_THROWS_AS(talkative->expect_no_more(), ProcessFailure);
+}
+
 TEST_CASE("a program sees the signals that its caller ignores", "[core]") {
   const auto before = ::signal(SIGPIPE, SIG_IGN);
   auto process = shell("read -r line; kill -PIPE $$; echo alive");
