@@ -49,7 +49,7 @@ class RejectionSelection final : public SelectionOf<RejectionSelection, Rejectio
   SelectedRows select(Rater& rater, exact::Random& random) const override {
     SelectedRows result;
     const Places accepted = accept(rater, random, result);
-    pair_up(rater, accepted, random, result);
+    pair_up(rater, accepted, result);
     if (options_.weights.weigh_prompts) weigh_prompt(result);
     return result;
   }
@@ -84,11 +84,11 @@ class RejectionSelection final : public SelectionOf<RejectionSelection, Rejectio
     return kept;
   }
 
-  /// Labels pairs; which of the two is asked about first is random, against position bias.
-  void pair_up(Rater& rater, Places players, exact::Random& random, SelectedRows& result) const {
+  /// The paper flips pairs at random before they are labelled, against position bias; a Rater's
+  /// answers are the same in both orders.
+  void pair_up(Rater& rater, Places players, SelectedRows& result) const {
     const auto label = [&](std::int64_t first, std::int64_t second) {
-      const bool is_flipped = random.uniform() < 0.5;
-      const double p = is_flipped ? 1 - rater.beats(second, first) : rater.beats(first, second);
+      const double p = rater.beats(first, second);
       add_labelled(rater, first, second, p, result);
       return p;
     };

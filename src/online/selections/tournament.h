@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <set>
+#include <utility>
 
 #include "online/selections/candidates.h"
 #include "online/selections/knockout.h"
@@ -27,9 +30,10 @@ class TournamentSelection final : public SelectionOf<TournamentSelection, Tourna
 
   SelectedRows select(Rater& rater, exact::Random& /*random*/) const override {
     SelectedRows result;
+    std::set<std::pair<std::int64_t, std::int64_t>> unanswered;
     const auto beats = [&](std::int64_t first, std::int64_t second) {
       const double p = rater.beats(first, second);
-      result.failed += std::isnan(p) ? 1 : 0;
+      if (std::isnan(p)) unanswered.emplace(std::min(first, second), std::max(first, second));
       return p;
     };
     const Places players = usable_places(rater, result);
@@ -44,15 +48,11 @@ class TournamentSelection final : public SelectionOf<TournamentSelection, Tourna
     while (losers.size() > 1) {
       losers = next_round(losers, play_round(losers, beats), &Match::loser);
     }
-    add_if_beats(rater, winners.front(), losers.front(), result);
+    const std::int64_t winner = winners.front(), loser = losers.front();
+    const double p = beats(winner, loser);
+    if (p >= 0.5) add_labelled(rater, winner, loser, p, result);
+    result.failed += std::ssize(unanswered);
     return result;
-  }
-
- private:
-  static void add_if_beats(Rater& rater, std::int64_t winner, std::int64_t loser,
-                           SelectedRows& result) {
-    const double p = rater.beats(winner, loser);
-    if (p >= 0.5 || std::isnan(p)) add_labelled(rater, winner, loser, p, result);
   }
 };
 

@@ -14,7 +14,8 @@ using nlohmann::json;
 
 TEST_CASE("prefopt: help, version and usage", "[cli]") {
   CHECK(run_cli({"--version"}).out == "prefopt 0.1.0\n");
-  for (const std::string command : {"train", "score", "loss", "grad", "losses", "generate"}) {
+  for (const std::string command :
+       {"train", "score", "loss", "grad", "losses", "generate", "pairs"}) {
     const CliResult help = run_cli({command, "--help"});
     CHECK(help.code == 0);
     CHECK(help.out.find("Usage: ") != std::string::npos);
