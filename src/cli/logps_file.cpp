@@ -57,7 +57,7 @@ const std::vector<Key>& known_keys() {
 
 bool is_number(InputKind kind) {
   return kind == InputKind::kNumber || kind == InputKind::kWeight ||
-         kind == InputKind::kProbability;
+         kind == InputKind::kProbability || kind == InputKind::kGroup;
 }
 
 Range range_of(InputKind kind) {
@@ -153,6 +153,12 @@ double read_label(const Json& value, std::string_view where) {
   throw DataError(fmt::format("{}: expected true, false, 1 or 0, got {}", where, shown(value)));
 }
 
+double read_side(const Json& value, std::string_view where) {
+  if (value == 0 || value == 1 || value == 2) return value.get<double>();
+  throw DataError(
+      fmt::format("{}: expected 0, 1 (chosen) or 2 (rejected), got {}", where, shown(value)));
+}
+
 double read_number(const Json& value, const Range& range, std::string_view where) {
   const double x = value.is_number() ? value.get<double>() : std::nan("");
   if (std::isfinite(x) && range.contains(x)) return x;
@@ -200,6 +206,8 @@ class RowReader {
     const std::string& field = key.field;
     if (key.kind == InputKind::kLabel) {
       row_.numbers[field] = read_label(value, at);
+    } else if (key.kind == InputKind::kSide) {
+      row_.numbers[field] = read_side(value, at);
     } else if (is_number(key.kind)) {
       row_.numbers[field] = read_number(value, range_of(key.kind), at);
     } else {

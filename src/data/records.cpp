@@ -128,9 +128,7 @@ class RowReader {
         (layout.maps("score_chosen") || layout.maps("score_rejected"))) {
       return true;
     }
-    return reading_.needs != nullptr &&
-           std::find(reading_.needs->columns.begin(), reading_.needs->columns.end(), column) !=
-               reading_.needs->columns.end();
+    return reading_.needs != nullptr && reading_.needs->has(column);
   }
 
   /// NaN where the row has none.
@@ -142,13 +140,27 @@ class RowReader {
                  ? number("score_chosen", Range::any()) - number("score_rejected", Range::any())
                  : std::numeric_limits<double>::quiet_NaN();
     }
-    const double x = number(key, column == Column::kMargin   ? Range::any()
-                                 : column == Column::kWeight ? Range::at_least(0)
-                                                             : Range::between(0, 1));
+    const double x = number(key, range_of(column));
     if (column == Column::kLabel && x > 0 && x < 1) {
       fail("expected 'label' to be true, false, 1 or 0, got {}", x);
     }
+    if (column == Column::kFromReference && x != 0 && x != 1 && x != 2) {
+      fail("expected 'from_reference' to be 0, 1 (chosen) or 2 (rejected), got {}", x);
+    }
     return x;
+  }
+
+  static Range range_of(Column column) {
+    switch (column) {
+      case Column::kMargin:
+      case Column::kAdvantage:
+      case Column::kFromReference:
+        return Range::any();
+      case Column::kWeight:
+        return Range::at_least(0);
+      default:
+        return Range::between(0, 1);
+    }
   }
 
   /// Columns that nothing reads may hold anything: what is no such number is then no value.

@@ -9,12 +9,15 @@
 
 namespace prefopt::detail {
 
-inline constexpr std::array<std::string_view, 21> kColumnFields{
-    "prompt",           "system",         "instruction", "input",  "question",
-    "history",          "chosen",         "rejected",    "gold",   "completion",
-    "messages",         "text",           "label",       "margin", "weight",
-    "score_chosen",     "score_rejected", "label_prob",  "tools",  "chosen_win_rate",
-    "rejected_win_rate"};
+inline constexpr std::array<std::string_view, 23> kColumnFields{
+    "prompt",       "system",          "instruction",
+    "input",        "question",        "history",
+    "chosen",       "rejected",        "gold",
+    "completion",   "messages",        "text",
+    "label",        "margin",          "weight",
+    "score_chosen", "score_rejected",  "label_prob",
+    "tools",        "chosen_win_rate", "rejected_win_rate",
+    "advantage",    "from_reference"};
 
 /// Fields whose column a row has to have once the mapping names it: without it, the row would be
 /// read as one of another layout.
@@ -24,9 +27,10 @@ inline constexpr std::array<std::string_view, 8> kNeededFields{
 inline constexpr std::array<std::string_view, 7> kPromptFields{
     "prompt", "system", "instruction", "input", "question", "history", "tools"};
 
-inline constexpr std::array<std::string_view, 8> kNumberFields{
-    "label",          "margin",     "weight",          "score_chosen",
-    "score_rejected", "label_prob", "chosen_win_rate", "rejected_win_rate"};
+inline constexpr std::array<std::string_view, 10> kNumberFields{
+    "label",          "margin",        "weight",          "score_chosen",
+    "score_rejected", "label_prob",    "chosen_win_rate", "rejected_win_rate",
+    "advantage",      "from_reference"};
 
 /// Columns that hold a part of what a model is asked, by their names.
 inline constexpr std::array<std::string_view, 42> kPromptColumns{

@@ -103,6 +103,9 @@ void check_needs(const PreferenceRow& row, const RowNeeds& needs, std::string_vi
   if (needs.unpaired() && row.has_rejected) {
     fail(LineDefect::kMalformed, "expected one completion and a label", "a pair");
   }
+  if (needs.has(Column::kAdvantage) && row.has_rejected) {
+    fail(LineDefect::kMalformed, "expected one completion and its advantage", "a pair");
+  }
   if (needs.gold && row.gold.empty() && row.gold_ids.empty()) {
     fail(LineDefect::kMissingKey, "expected a key 'gold'", "a row without it");
   }

@@ -29,7 +29,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // Goes up with every change of the format or of what tokenization means.
-constexpr std::string_view kMagic = "prefopt tokens 6\n";
+constexpr std::string_view kMagic = "prefopt tokens 7\n";
 
 std::string hash_of(std::string_view bytes) {
   ContentHash hash;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <utility>
 
 #include "core/json.h"
@@ -68,6 +69,11 @@ void check_known(bool known, const char* what, const ExactLoss& loss) {
 
 /// In expectation one sample says as much as several, each with the mean of the others as baseline.
 ExactLoss of_one_sample(ExactLoss loss) {
+  if (loss.requirements().has(Input::groups)) {
+    detail::Json config = detail::parse_json<ConfigError>(loss.config(), "loss");
+    config["kl_baseline"] = "none";
+    return ExactLoss(detail::dump_json(config));
+  }
   if (loss.requirements().samples_per_prompt < 2) return loss;
   detail::Json config = detail::parse_json<ConfigError>(loss.config(), "loss");
   if (!config.contains("num_samples")) {
@@ -97,6 +103,15 @@ void scatter(Table& table, const std::vector<Index>& actions, const std::vector<
   }
 }
 
+/// Probability of each action to beat one that is drawn by `logps`.
+Table win_rates(const Preferences& preferences, const Table& logps) {
+  Table rates(logps.rows(), logps.cols());
+  for (Index x = 0; x < logps.cols(); ++x) {
+    rates.col(x) = preferences.of(x) * logps.col(x).exp().matrix();
+  }
+  return rates;
+}
+
 /// values[prompts[i]] at i.
 ArrayXd spread(const Eigen::RowVectorXd& values, const std::vector<Index>& prompts) {
   return ArrayXd::NullaryExpr(static_cast<Index>(prompts.size()), [&](Index i) {
@@ -118,6 +133,8 @@ Objective::Objective(ExactLoss loss, SoftmaxPolicy policy, Table ref_logps, cons
   complete_knowledge();
   if (loss_.requirements().labels()) {
     add_sides(pairs);
+  } else if (loss_.requirements().advantages()) {
+    add_own_samples(pairs);
   } else {
     add_pairs(pairs);
   }
@@ -132,12 +149,14 @@ void Objective::complete_knowledge() {
   complete(knowledge_.lens, Table::Ones(policy_.actions(), policy_.prompts()), "lens");
   complete(knowledge_.calibration, ref_, "calibration");
   const LossRequirements& needs = loss_.requirements();
-  if (needs.has(Input::margins) || needs.gold()) {
+  const bool has_preferences = knowledge_.preferences.has_value();
+  if (needs.has(Input::margins) || needs.gold() || (needs.advantages() && !has_preferences)) {
     check_known(knowledge_.rewards.size() > 0, "rewards", loss_);
     check_table(knowledge_.rewards, policy_, "rewards");
   }
-  if (needs.has(Input::chosen_win_rates) || needs.has(Input::label_probs)) {
-    check_known(knowledge_.preferences.has_value(), "preferences", loss_);
+  if (needs.has(Input::chosen_win_rates) || needs.has(Input::label_probs) ||
+      (needs.advantages() && has_preferences)) {
+    check_known(has_preferences, "preferences", loss_);
     const Preferences& given = *knowledge_.preferences;
     if (given.prompts() != policy_.prompts() || given.actions() != policy_.actions()) {
       throw ShapeError(
@@ -154,7 +173,25 @@ void Objective::add_row(Index prompt, Index chosen, Index rejected, double weigh
   rows_.weights.push_back(weight);
 }
 
+/// All actions of the prompts that the pairs have, whose probabilities follow later.
+void Objective::add_own_samples(const Pairs& pairs) {
+  std::map<Index, double> weights;
+  for (Index i = 0; i < pairs.size(); ++i) {
+    weights[pairs.prompts[static_cast<std::size_t>(i)]] += pairs.weights[i];
+  }
+  for (const auto& [prompt, weight] : weights) {
+    for (Index action = 0; action < policy_.actions(); ++action) {
+      add_row(prompt, action, action, weight);
+      rows_.sampled.push_back(action);
+    }
+  }
+}
+
 void Objective::add_pairs(const Pairs& pairs) {
+  if (loss_.requirements().has(Input::from_reference)) {
+    check_known(!pairs.from_reference.empty(), "pairs that say which side the reference drew",
+                loss_);
+  }
   const bool samples = loss_.requirements().samples_per_prompt > 0;
   const Index rows_a_pair = samples ? policy_.actions() : 1;
   for (Index i = 0; i < pairs.size(); ++i) {
@@ -162,6 +199,7 @@ void Objective::add_pairs(const Pairs& pairs) {
     for (Index sampled = 0; sampled < rows_a_pair; ++sampled) {
       add_row(pairs.prompts[at], pairs.chosen[at], pairs.rejected[at], pairs.weights[i]);
       if (samples) rows_.sampled.push_back(sampled);
+      if (!pairs.from_reference.empty()) rows_.from_reference.push_back(pairs.from_reference[at]);
     }
   }
 }
@@ -190,6 +228,8 @@ void Objective::set_fixed_inputs() {
   fixed_.ref_rejected_overlap_logps = fixed_.ref_rejected_logps;
   const auto rows = static_cast<Index>(rows_.weights.size());
   fixed_.weights = ArrayXd::Ones(rows);
+  fixed_.from_reference = Eigen::Map<const ArrayXd>(
+      rows_.from_reference.data(), static_cast<Index>(rows_.from_reference.size()));
   // Means over tokens are over the weighted tokens of the pairs.
   const Eigen::Map<const ArrayXd> weights(rows_.weights.data(), rows);
   const double scale = static_cast<double>(rows) / weights.sum();
@@ -230,6 +270,12 @@ void Objective::set_fixed_inputs() {
   }
 }
 
+Table Objective::advantages(const Table& logps) const {
+  if (knowledge_.preferences) return win_rates(*knowledge_.preferences, logps) - 0.5;
+  const Eigen::RowVectorXd means = (logps.exp() * knowledge_.rewards).colwise().sum();
+  return knowledge_.rewards.rowwise() - means.array();
+}
+
 ExactPairLogps Objective::inputs(const Table& logps) const {
   const LossRequirements& needs = loss_.requirements();
   ExactPairLogps in = fixed_;
@@ -248,13 +294,11 @@ ExactPairLogps Objective::inputs(const Table& logps) const {
     in.chosen_seq_kl = in.rejected_seq_kl = spread(of_prompt, rows_.prompts);
   }
   if (needs.has(Input::chosen_win_rates)) {
-    Table rates(logps.rows(), logps.cols());
-    for (Index x = 0; x < logps.cols(); ++x) {
-      rates.col(x) = knowledge_.preferences->of(x) * logps.col(x).exp().matrix();
-    }
+    const Table rates = win_rates(*knowledge_.preferences, logps);
     in.chosen_win_rates = gathered(rates, rows_.chosen, rows_.prompts);
     in.rejected_win_rates = gathered(rates, rows_.rejected, rows_.prompts);
   }
+  if (needs.advantages()) in.advantages = gathered(advantages(logps), rows_.chosen, rows_.prompts);
   if (needs.has(Input::chosen_confident_logps))
     in.chosen_confident_logps = in.chosen_logps.exp() * in.chosen_logps;
   if (needs.limits) {
@@ -284,7 +328,8 @@ ArrayXd Objective::row_weights(const Table& logps) const {
   ArrayXd weights =
       Eigen::Map<const ArrayXd>(rows_.weights.data(), static_cast<Index>(rows_.weights.size()));
   if (!rows_.sampled.empty()) {
-    const bool of_policy = loss_.requirements().sample_source == SampleSource::kPolicy;
+    const LossRequirements& needs = loss_.requirements();
+    const bool of_policy = needs.of_own_samples || needs.sample_source == SampleSource::kPolicy;
     weights *=
         gathered(of_policy ? logps : knowledge_.calibration, rows_.sampled, rows_.prompts).exp();
   }

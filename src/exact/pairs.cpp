@@ -30,6 +30,11 @@ class Builder {
     pairs_.rejected.push_back(rejected);
     weights_.push_back(weight);
   }
+  /// Adds the pair at a place of `pairs`, with another weight.
+  void add(const Pairs& pairs, std::size_t at, double weight) {
+    add(pairs.prompts[at], pairs.chosen[at], pairs.rejected[at], weight);
+    if (!pairs.from_reference.empty()) pairs_.from_reference.push_back(pairs.from_reference[at]);
+  }
 
   Pairs done() {
     pairs_.weights =
@@ -84,22 +89,25 @@ Pairs sample(const Pairs& population, Index count, Random& random) {
     const auto at = std::upper_bound(sums.begin(), sums.end(), random.uniform() * sum);
     const auto row = static_cast<std::size_t>(
         std::min<std::ptrdiff_t>(at - sums.begin(), population.size() - 1));
-    rows.add(population.prompts[row], population.chosen[row], population.rejected[row],
-             1 / static_cast<double>(count));
+    rows.add(population, row, 1 / static_cast<double>(count));
   }
   return rows.done();
 }
 
 Pairs merged(const Pairs& pairs) {
-  std::map<std::tuple<Index, Index, Index>, double> weights;
+  struct Merged {
+    std::size_t first;  ///< place of one of the equal rows
+    double weight;
+  };
+  std::map<std::tuple<Index, Index, Index, int>, Merged> all;
   for (Index i = 0; i < pairs.size(); ++i) {
     const auto row = static_cast<std::size_t>(i);
-    weights[{pairs.prompts[row], pairs.chosen[row], pairs.rejected[row]}] += pairs.weights[i];
+    const int side = pairs.from_reference.empty() ? 0 : pairs.from_reference[row];
+    const std::tuple key{pairs.prompts[row], pairs.chosen[row], pairs.rejected[row], side};
+    all.emplace(key, Merged{row, 0}).first->second.weight += pairs.weights[i];
   }
   Builder rows;
-  for (const auto& [row, weight] : weights) {
-    rows.add(std::get<0>(row), std::get<1>(row), std::get<2>(row), weight);
-  }
+  for (const auto& [key, row] : all) rows.add(pairs, row.first, row.weight);
   return rows.done();
 }
 

@@ -26,10 +26,12 @@
 #include "prefopt/losses/pair/kto_pair.h"
 #include "prefopt/losses/pair/nca_pair.h"
 #include "prefopt/losses/pair/orpo.h"
+#include "prefopt/losses/pair/policy_gradient.h"
 #include "prefopt/losses/pair/r_dpo.h"
 #include "prefopt/losses/pair/reward_aware.h"
 #include "prefopt/losses/pair/robust_dpo.h"
 #include "prefopt/losses/pair/rpo.h"
+#include "prefopt/losses/pair/seppo.h"
 #include "prefopt/losses/pair/sft.h"
 #include "prefopt/losses/pair/sigmoid_norm.h"
 #include "prefopt/losses/pair/simpo.h"
@@ -37,6 +39,7 @@
 #include "prefopt/losses/pair/tdpo.h"
 #include "prefopt/losses/pair/tpo.h"
 #include "prefopt/losses/pair/vpo.h"
+#include "prefopt/losses/pair/xpo.h"
 
 namespace prefopt::detail {
 
@@ -50,6 +53,6 @@ using BuiltinLosses =
              AotUnpairedLoss, ApoZeroLoss, ApoDownLoss, DiscopopLoss, SigmoidNormLoss, SimpoLoss,
              CpoLoss, OrpoLoss, AlphapoLoss, TpoLoss, KtoLoss, KtoPairLoss, BcoLoss, RpoSquaredLoss,
              RpoForwardKlLoss, RpoBackwardKlLoss, ChiPoLoss, DpoPositiveLoss, CalDpoLoss, TdpoLoss,
-             RDpoLoss, BetaDpoLoss, MixLoss>;
+             RDpoLoss, BetaDpoLoss, XpoLoss, SeppoLoss, PolicyGradientLoss, MixLoss>;
 
 }  // namespace prefopt::detail

@@ -20,6 +20,12 @@ void PairOptions::fields(FieldVisitor& v) {
            {"none", "unaligned", "sampled_alignment"});
   v.flag({"clamp_weighting", "limit those weights to 1, as the paper's code does"},
          clamp_weighting);
+  // Added later: configs without it, and their hashes, are as they were.
+  if (!v.writes() || data_gradient != 0) {
+    v.real({"data_gradient",
+            "weight of the gradient through pairs that the policy wrote itself (PARL, SAIL)"},
+           data_gradient, Range::at_least(0));
+  }
 }
 
 void PairOptions::check(std::string_view where) const {
@@ -46,6 +52,14 @@ void delta_link_field(FieldVisitor& v, DeltaLinkKind& kind) {
 }
 
 namespace detail {
+
+void refuse_label_probs(bool use_label_probs, const std::string& name) {
+  if (!use_label_probs) return;
+  throw ConfigError(
+      fmt::format("{}: expected use_label_probs false, got true; a term of it is about the chosen "
+                  "or the rejected completion alone, which a probability leaves open",
+                  name));
+}
 
 LossRequirements score_needs(const ScoreOptions& score) {
   const HumanlineOptions& humanline = score.humanline;

@@ -56,6 +56,9 @@ struct AmbiguousName {
 };
 
 constexpr AmbiguousName kAmbiguous[] = {
+    {"sigmoid-norm", "'dpo' or 'sigmoid_norm'",
+     "RSO's sigmoid-norm (arXiv:2309.06657 eq. 8) has a reference, dpo; Tulu 3's sigmoid_norm "
+     "divides by lengths"},
     {"rdpo", "'robust_dpo' or 'r_dpo'",
      "robust DPO (arXiv:2403.00409) and length-regularized R-DPO (arXiv:2403.19159) both go by it"},
 };
@@ -86,6 +89,20 @@ void apply_preset(Json& config, const LossEntry& entry) {
   }
 }
 
+/// A probability that one completion of a pair is the better one says nothing to a loss that does
+/// not compare the two.
+void check_label_probs(const Json& config, const LossEntry& entry) {
+  constexpr std::string_view kOption = "use_label_probs";
+  const bool has_option =
+      std::any_of(entry.options.begin(), entry.options.end(),
+                  [&](const FieldDoc& option) { return option.name == kOption; });
+  if (has_option || !config.contains(kOption) || entry.info.name == "mix") return;
+  throw ConfigError(
+      fmt::format("{}: expected no key '{}', got it; the loss does not compare the two completions "
+                  "of a pair, so that the probability of their order says nothing to it",
+                  entry.info.name, kOption));
+}
+
 Registry& registry() {
   static Registry instance;
   static std::once_flag filled;
@@ -112,6 +129,7 @@ Loss make_loss(std::string_view config_json) {
   }
   const LossEntry& entry = find_loss(config["type"].get<std::string>());
   apply_preset(config, entry);
+  check_label_probs(config, entry);
   config.erase("type");
   return entry.make(detail::dump_json(config));
 }

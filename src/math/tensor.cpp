@@ -85,6 +85,11 @@ at::Tensor Tensors::spread(const at::Tensor& x, std::int64_t size) {
   return at::repeat_interleave(x, size);
 }
 
+at::Tensor Tensors::sum_of_equal(const at::Tensor& x, const at::Tensor& keys) {
+  const at::Tensor is_equal = at::eq(keys.unsqueeze(0), keys.unsqueeze(1));
+  return at::sum(is_equal * x, 1);
+}
+
 at::Tensor Tensors::sort_order(const at::Tensor& x) {
   return at::argsort(x, /*stable=*/true, /*dim=*/0, /*descending=*/false);
 }

@@ -123,7 +123,11 @@ PairLogps even_rows(const LossRequirements& needs, const at::Tensor& chosen_logr
     set(*x, 5 * one);
   }
   for (at::Tensor* x : {&in.labels, &in.weights, &in.label_probs}) set(*x, one);
-  for (at::Tensor* x : {&in.margins, &in.chosen_seq_kl, &in.rejected_seq_kl}) set(*x, 0 * one);
+  for (at::Tensor* x :
+       {&in.margins, &in.chosen_seq_kl, &in.rejected_seq_kl, &in.advantages, &in.groups}) {
+    set(*x, 0 * one);
+  }
+  set(in.from_reference, 2 * one);
   in.running = {};
   return in;
 }

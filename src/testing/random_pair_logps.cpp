@@ -72,6 +72,9 @@ PairLogps random_pair_logps(const LossRequirements& needs, std::int64_t batch, s
   in.label_probs = draw.uniform(batch, 0, 1);
   in.chosen_win_rates = draw.uniform(batch, 0.05, 0.95);
   in.rejected_win_rates = draw.uniform(batch, 0.05, 0.95);
+  in.advantages = draw.uniform(batch, -1, 1);
+  in.from_reference = draw.uniform(batch, 0, 3).floor().to(at::kLong);
+  in.groups = draw.uniform(batch, 0, static_cast<double>(batch) / 2).floor().to(at::kLong);
   in.samples_per_prompt = needs.samples_per_prompt;
   draw.completions(batch * needs.samples_per_prompt, spread, in.sample_logps, in.ref_sample_logps,
                    in.sample_lens);

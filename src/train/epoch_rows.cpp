@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -53,6 +54,9 @@ std::string fingerprint_of(const std::vector<TokenRow>& rows) {
     }
     for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
       const double value = row.columns[static_cast<Column>(i)];
+      const bool is_later = i >= static_cast<std::size_t>(Column::kAdvantage);  // than such runs
+      if (is_later && std::isnan(value)) continue;
+      if (is_later) hash.update(&i, sizeof i);
       hash.update(&value, sizeof value);
     }
   }

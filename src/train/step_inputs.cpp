@@ -39,6 +39,8 @@ constexpr std::array kColumnInputs = {
     ColumnInput{Input::chosen_win_rates, Column::kChosenWinRate, &PairLogps::chosen_win_rates},
     ColumnInput{Input::rejected_win_rates, Column::kRejectedWinRate,
                 &PairLogps::rejected_win_rates},
+    ColumnInput{Input::advantages, Column::kAdvantage, &PairLogps::advantages},
+    ColumnInput{Input::from_reference, Column::kFromReference, &PairLogps::from_reference},
 };
 
 }  // namespace
@@ -108,6 +110,7 @@ PairLogps StepInputs::measure(Part& part, const StepPlan& plan, StepMetrics& met
   if (needs_.reference()) set_reference_logps(logps, part, batch, current);
   if (needs_.has(Input::kl_logps)) set_kl_logps(logps, part, plan);
   set_columns(logps, part.rows);
+  if (needs_.has(Input::groups)) set_groups(logps, part);
   if (needs_.sample_source != SampleSource::kNone) set_samples(logps, part, plan.step, metrics);
   check_provided(logps);
   if (needs_.labels()) {
@@ -137,7 +140,8 @@ PairLogps StepInputs::measure_differentiable(Part& part) const {
 }
 
 PairLogps StepInputs::measure_logps(const std::vector<TokenRow>& rows) const {
-  Part part{.rows = rows, .partners = {}, .place = 0, .number = 0, .counts = count(rows)};
+  Part part{
+      .rows = rows, .partners = {}, .groups = {}, .place = 0, .number = 0, .counts = count(rows)};
   const TokenBatch batch = batch_of(rows);
   const SequenceLogps current = policy_logps(batch);
   PairLogps logps;
@@ -301,6 +305,11 @@ void StepInputs::set_columns(PairLogps& logps, const std::vector<TokenRow>& rows
     if (!needs_.has(input.input)) continue;
     logps.*input.value = column_of(rows, input.column, logps.chosen_logps);
   }
+}
+
+void StepInputs::set_groups(PairLogps& logps, const Part& part) {
+  const std::vector<double> numbers(part.groups.begin(), part.groups.end());
+  logps.groups = at::tensor(numbers, at::kDouble).to(logps.chosen_logps.options());
 }
 
 void StepInputs::set_samples(PairLogps& logps, Part& part, std::int64_t step,

@@ -59,6 +59,7 @@ class StepInputs {
                            const SequenceLogps& current) const;
   void set_kl_logps(PairLogps& logps, const Part& part, const StepPlan& plan) const;
   void set_columns(PairLogps& logps, const std::vector<TokenRow>& rows) const;
+  static void set_groups(PairLogps& logps, const Part& part);
   void set_samples(PairLogps& logps, Part& part, std::int64_t step, StepMetrics& metrics) const;
 
   std::shared_ptr<Policy> policy_;

@@ -4,6 +4,7 @@
 #include <ATen/ops/tensor.h>
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <utility>
 
@@ -36,6 +37,16 @@ std::vector<std::size_t> partners_of(const std::vector<TokenRow>& rows) {
     partners[row] = rows[row].prompt == rows[next].prompt ? partners[next] : next;
   }
   return partners;
+}
+
+/// Of each row the first one of its prompt.
+std::vector<std::size_t> groups_of(const std::vector<TokenRow>& rows) {
+  std::map<std::vector<std::int64_t>, std::size_t> first;
+  std::vector<std::size_t> groups;
+  for (const TokenRow& row : rows) {
+    groups.push_back(first.emplace(row.prompt, groups.size()).first->second);
+  }
+  return groups;
 }
 
 /// Consecutive rows, `size` at a time. A single row left over joins those before it: a loss of
@@ -150,6 +161,8 @@ StepPlan Planner::plan(std::vector<TokenRow> rows, std::int64_t first_number) co
   // By place in the step, whatever the order in which this policy takes the rows.
   const bool has_partners = needs.has(Input::kl_logps);
   const auto partners = has_partners ? partners_of(rows) : std::vector<std::size_t>();
+  const bool has_groups = needs.has(Input::groups);
+  const auto groups = has_groups ? groups_of(rows) : std::vector<std::size_t>();
 
   StepPlan plan;
   plan.counts = count(rows);
@@ -158,13 +171,15 @@ StepPlan Planner::plan(std::vector<TokenRow> rows, std::int64_t first_number) co
   for (auto& some : cut_micro_batches(ordered, options)) {
     Part part{.rows = std::move(some),
               .partners = {},
+              .groups = {},
               .place = place,
               .number = first_number + place,
               .counts = {}};
     part.counts = count(part.rows);
-    for (std::int64_t i = 0; has_partners && i < part.counts.rows; ++i) {
+    for (std::int64_t i = 0; i < part.counts.rows; ++i) {
       const std::size_t row = order[static_cast<std::size_t>(place + i)];
-      part.partners.push_back(partners[row]);
+      if (has_partners) part.partners.push_back(partners[row]);
+      if (has_groups) part.groups.push_back(groups[row]);
     }
     place += part.counts.rows;
     plan.parts.push_back(std::move(part));

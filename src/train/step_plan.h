@@ -36,6 +36,9 @@ struct Part {
   /// Of each row, the place in StepPlan::rows of the row whose completion a KL is estimated on
   /// under its prompt; empty where none is.
   std::vector<std::size_t> partners;
+  /// Of each row, the place in StepPlan::rows of the first row of its prompt; empty where no loss
+  /// asks.
+  std::vector<std::size_t> groups;
   std::int64_t place;  ///< of the first row in the step
   std::int64_t
       number;  ///< of the first row, for fresh samples: in an evaluation, among all its rows

@@ -39,6 +39,26 @@ Real mean_logratio(const std::string& completions, const ExactPairLogps& in) {
   return mean(in.sample_logps) - mean(in.ref_sample_logps);
 }
 
+// XPO: log pi of the completion that the reference drew.
+Real mean_logp_of_reference_side(const ExactPairLogps& in) {
+  Real total = 0;
+  for (int i = 0; i < in.from_reference.size(); ++i) {
+    if (in.from_reference[i] == 1) total += in.chosen_logps[i];
+    if (in.from_reference[i] == 2) total += in.rejected_logps[i];
+  }
+  return total / in.from_reference.size();
+}
+
+// The same of log pi - log pi_ref.
+Real mean_logratio_of_reference_side(const ExactPairLogps& in) {
+  Real total = mean_logp_of_reference_side(in);
+  for (int i = 0; i < in.from_reference.size(); ++i) {
+    if (in.from_reference[i] == 1) total -= in.ref_chosen_logps[i] / in.from_reference.size();
+    if (in.from_reference[i] == 2) total -= in.ref_rejected_logps[i] / in.from_reference.size();
+  }
+  return total;
+}
+
 // HyPO's KL on fresh samples: the value is the mean log-ratio, the gradient its score function with
 // the mean of the prompt's other samples as the baseline.
 OracleResult sampled_kl(const json& config, const ExactPairLogps& in) {
@@ -76,10 +96,12 @@ OracleResult regularizer(const json& config, const ExactPairLogps& in) {
   }
   if (type == "vpo") {
     const Real sign = config.at("mode") == "online" ? 1 : -1;
-    return {sign * number(config, "alpha") * number(config, "beta") *
-                mean_logratio(config.at("calibration"), in),
-            {}};
+    const std::string calibration = config.at("calibration");
+    const Real logratio = calibration == "reference_side" ? mean_logratio_of_reference_side(in)
+                                                          : mean_logratio(calibration, in);
+    return {sign * number(config, "alpha") * number(config, "beta") * logratio, {}};
   }
+  if (type == "xpo") return {number(config, "alpha") * mean_logp_of_reference_side(in), {}};
   if (type == "hypo") return sampled_kl(config, in);
   if (type == "cpo") {
     return {number(config, "alpha") *

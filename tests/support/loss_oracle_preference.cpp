@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/loss_oracle_scores.h"
@@ -124,6 +125,13 @@ Real with_target_margin(const Pairs& pairs, Real delta, int /*row*/) {
   return smoothed(pairs.beta() * delta - pairs.option("gamma"), pairs.label_smoothing());
 }
 
+Real of_link(const Pairs& pairs, Real delta, int row) {
+  const std::string link = pairs.config.at("link");
+  if (link == "hinge") return hinge(pairs, delta, row);
+  if (link == "ipo") return ipo(pairs, delta, row);
+  return dpo(pairs, delta, row);
+}
+
 Real cpo(const Pairs& pairs, Real delta, int row) {
   const std::string link = pairs.config.at("link");
   if (link == "hinge") return hinge(pairs, delta, row);
@@ -207,6 +215,16 @@ Real cal_dpo(const Pairs& pairs, Real w, Real l, int /*row*/) {
   return -log_sigmoid(w - l) + square(w - target) + square(l + target);
 }
 
+// SePPO (2410.05255): where the data's completion has become less likely, the other is pulled up.
+Real seppo(const Pairs& pairs, Real w, Real l, int row) {
+  const std::string flip = pairs.config.at("flip");
+  const Real anchor = pairs.frozen_w[row];
+  Real side = 1;
+  if (flip == "sign" && anchor < 0) side = -1;
+  if (flip == "indicator" && anchor <= 0) side = 0;
+  return -log_sigmoid(pairs.beta() * (w - side * l));
+}
+
 OfDelta find_of_delta(const std::string& type) {
   static const std::map<std::string, OfDelta> kAll{
       {"dpo", dpo},
@@ -215,6 +233,7 @@ OfDelta find_of_delta(const std::string& type) {
       {"rpo", dpo},
       {"vpo", dpo},
       {"hypo", dpo},
+      {"xpo", of_link},
       {"r_dpo", dpo},
       {"tdpo", dpo},
       {"robust_dpo", robust},
@@ -241,6 +260,7 @@ OfScores find_of_scores(const std::string& type) {
       {"nca_pair", nca_pair}, {"bco_pair", bco_pair}, {"sppo", sppo},
       {"apo_zero", apo_zero}, {"apo_down", apo_down}, {"orpo", orpo},
       {"kto_pair", kto_pair}, {"cal_dpo", cal_dpo},   {"dpo_positive", dpo_positive},
+      {"seppo", seppo},
   };
   const auto found = kAll.find(type);
   return found == kAll.end() ? nullptr : found->second;
@@ -298,22 +318,85 @@ Real pair_preference(const Pairs& pairs, OfDelta of_delta, OfScores of_scores, i
   const Real p = known ? 1 : pairs.in.label_probs[row];
   const Real right = of_delta ? of_delta(pairs, delta, row) : of_scores(pairs, w, l, row);
   if (known) return right;
-  // The swapped pair has the opposite reward gap.
-  ExactPairLogps swapped_in = pairs.in;
+  // The swapped pair has the opposite reward gap, and the KLs and lengths of the other side.
+  ExactPairLogps swapped_in = pairs.in, swapped_frozen = pairs.frozen;
   swapped_in.margins = -pairs.in.margins;
-  const Pairs swapped{pairs.config, swapped_in, pairs.frozen};
-  const Real wrong = of_delta ? of_delta(swapped, -delta, row) : of_scores(swapped, l, w, row);
+  std::swap(swapped_in.chosen_lens, swapped_in.rejected_lens);
+  for (ExactPairLogps* in : {&swapped_in, &swapped_frozen}) {
+    std::swap(in->chosen_seq_kl, in->rejected_seq_kl);
+  }
+  const Pairs swapped{pairs.config, swapped_in, swapped_frozen};
+  const Real wrong = of_delta ? of_delta(swapped, l - w + offset(swapped, row), row)
+                              : of_scores(swapped, l, w, row);
   return p * right + (1 - p) * wrong;
 }
 
-Real mean_over_pairs(const Pairs& pairs, OfDelta of_delta, OfScores of_scores) {
+std::vector<Real> pair_losses(const Pairs& pairs, OfDelta of_delta, OfScores of_scores) {
   std::vector<Real> losses;
   for (int i = 0; i < static_cast<int>(pairs.w.size()); ++i) {
     losses.push_back(policy_weight(pairs.config, pairs.frozen, i) *
                      column_weight(pairs.config, pairs.in, i) *
                      pair_preference(pairs, of_delta, of_scores, i));
   }
-  return mean(losses);
+  return losses;
+}
+
+// Of what lies at the frozen log-probs: each row's distance from the mean of the other rows.
+std::vector<Real> above_the_others(const std::vector<Real>& x) {
+  std::vector<Real> distances;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    Real others = 0;
+    for (std::size_t j = 0; j < x.size(); ++j) others += j == i ? 0 : x[j];
+    distances.push_back(x[i] - (x.size() > 1 ? others / static_cast<Real>(x.size() - 1) : 0));
+  }
+  return distances;
+}
+
+// A function of the log-probs whose slope at the frozen ones is the gradient through the data
+// (2406.15567), and whose value there is 0.
+Real data_term(const Pairs& pairs, OfDelta of_delta, OfScores of_scores) {
+  const Real weight = pairs.config.value("data_gradient", 0.0);
+  if (weight == 0) return 0;
+  const Pairs still{pairs.config, pairs.frozen, pairs.frozen};
+  const std::vector<Real> gains = above_the_others(pair_losses(still, of_delta, of_scores));
+  std::vector<Real> terms;
+  for (int i = 0; i < static_cast<int>(gains.size()); ++i) {
+    const Real moved = static_cast<Real>(pairs.in.chosen_logps[i]) - pairs.frozen.chosen_logps[i] +
+                       pairs.in.rejected_logps[i] - pairs.frozen.rejected_logps[i];
+    terms.push_back(weight * gains[static_cast<std::size_t>(i)] * moved);
+  }
+  return mean(terms);
+}
+
+Real mean_over_pairs(const Pairs& pairs, OfDelta of_delta, OfScores of_scores) {
+  return mean(pair_losses(pairs, of_delta, of_scores)) + data_term(pairs, of_delta, of_scores);
+}
+
+// Nash-MD-PG (2312.00886): the estimate of the regularized objective at the frozen log-probs, whose
+// slope is the score function's.
+Real policy_gradient(const json& config, const ExactPairLogps& in, const ExactPairLogps& frozen) {
+  const Real tau = number(config, "tau");
+  const auto rows = static_cast<int>(frozen.advantages.size());
+  const auto logratio = [&](int i) -> Real {
+    return tau == 0 ? 0 : static_cast<Real>(frozen.chosen_logps[i]) - frozen.ref_chosen_logps[i];
+  };
+  std::vector<Real> terms;
+  for (int i = 0; i < rows; ++i) {
+    Real others = 0, count = 0;
+    for (int j = 0; j < rows; ++j) {
+      if (config.at("kl_baseline") == "none" || j == i || frozen.groups[j] != frozen.groups[i]) {
+        continue;
+      }
+      others += logratio(j);
+      count += 1;
+    }
+    const Real baseline = count > 0 ? others / count : 0;
+    const Real moved = static_cast<Real>(in.chosen_logps[i]) - frozen.chosen_logps[i];
+    terms.push_back(column_weight(config, in, i) *
+                    (tau * logratio(i) - in.advantages[i] +
+                     (tau * (logratio(i) - baseline) - in.advantages[i]) * moved));
+  }
+  return mean(terms);
 }
 
 // Alignment by optimal transport (2406.05882): the k-th largest of one distribution against the
@@ -390,6 +473,7 @@ std::optional<Real> mean_preference(const json& config, const ExactPairLogps& in
   if (type == "aot" || type == "aot_unpaired") return aot(config, in);
   if (type == "kto") return kto(config, in, frozen);
   if (type == "bco") return bco(config, in, frozen);
+  if (type == "policy_gradient") return policy_gradient(config, in, frozen);
   const OfDelta of_delta = find_of_delta(type);
   const OfScores of_scores = find_of_scores(type);
   if (of_delta == nullptr && of_scores == nullptr) return std::nullopt;

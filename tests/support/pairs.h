@@ -101,6 +101,9 @@ inline ExactPairLogps random_pairs(int batch, int samples_per_prompt, unsigned s
   in.label_probs = uniform(0, 1);
   in.chosen_win_rates = uniform(0.05, 0.95);
   in.rejected_win_rates = uniform(0.05, 0.95);
+  in.advantages = uniform(-1, 1);
+  in.from_reference = uniform(0, 3).floor();
+  in.groups = uniform(0, batch / 2.0).floor();
   in.running = {.mean = 0.25, .count = 12};
   in.chosen_limited_logratios = draw(batch, 0);
   in.rejected_limited_logratios = draw(batch, 0);

@@ -147,10 +147,11 @@ struct RowNeeds {
   std::vector<Column> columns = {};
   std::int64_t context_length = 0;  ///< tokens of the model's context; 0: not known
 
-  /// Returns whether rows have one completion and a label.
-  bool unpaired() const {
-    return std::find(columns.begin(), columns.end(), Column::kLabel) != columns.end();
+  bool has(Column column) const {
+    return std::find(columns.begin(), columns.end(), column) != columns.end();
   }
+  /// Returns whether rows have one completion and a label.
+  bool unpaired() const { return has(Column::kLabel); }
 };
 
 struct Dataset {

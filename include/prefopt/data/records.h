@@ -35,10 +35,13 @@ enum class Column {
   kLabelProb,        ///< `label_prob`: probability that chosen is the better one
   kChosenWinRate,    ///< `chosen_win_rate`: probability that it beats one of the policy
   kRejectedWinRate,  ///< `rejected_win_rate`
+  kAdvantage,        ///< `advantage`: by how much a single completion is better than usual
+  kFromReference,    ///< `from_reference`, 0, 1 or 2: neither, chosen or rejected
 };
 
-inline constexpr std::array<std::string_view, 6> kColumnKeys = {
-    "label", "margin", "weight", "label_prob", "chosen_win_rate", "rejected_win_rate"};
+inline constexpr std::array<std::string_view, 8> kColumnKeys = {
+    "label",     "margin",        "weight", "label_prob", "chosen_win_rate", "rejected_win_rate",
+    "advantage", "from_reference"};
 
 /// A value for each Column; NaN if the row has none.
 class RowColumns {

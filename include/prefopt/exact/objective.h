@@ -29,9 +29,11 @@ struct Knowledge {
 /// KL). Terms on fresh samples (HyPO, VPO) are expectations over the policy, or the calibration
 /// policy: the loss of one sample, weighted by its probability, so that the gradient of HyPO's KL
 /// is exact. Unpaired losses (KTO, BCO) see the two sides of a pair as rows of half its weight, and
-/// the next row's action as the completion of another row. Running means are those of a first step.
-/// Parts that a loss detaches (KTO's z0, WPO's weights) are held fixed in the gradient, as in
-/// training.
+/// the next row's action as the completion of another row. policy_gradient sees all actions of the
+/// pairs' prompts, as likely as the policy draws them, with the advantage over another draw of the
+/// policy: P(y beats y') - 1/2 where preferences are known, else the reward above the policy's
+/// mean. Running means are those of a first step. Parts that a loss detaches (KTO's z0, WPO's
+/// weights) are held fixed in the gradient, as in training.
 class PREFOPT_API Objective {
  public:
   struct Evaluation {
@@ -40,8 +42,9 @@ class PREFOPT_API Objective {
   };
 
   /// Throws ShapeError for tables that do not fit, DataError for an action or prompt out of range,
-  /// ConfigError for knowledge that the loss needs and that is missing, weights that do not sum to
-  /// 1, and pairs of unequal weight for a loss that sees a step as a whole.
+  /// ConfigError for knowledge, or sides of the reference, that the loss needs and that is missing,
+  /// weights that do not sum to 1, and pairs of unequal weight for a loss that sees a step as a
+  /// whole.
   Objective(ExactLoss loss, SoftmaxPolicy policy, Table ref_logps, const Pairs& pairs,
             Knowledge knowledge = {});
 
@@ -58,13 +61,16 @@ class PREFOPT_API Objective {
     std::vector<Index> prompts, chosen, rejected;
     std::vector<Index> sampled;  ///< action of each row's one sample
     std::vector<Index> gold, mismatched;
-    std::vector<double> weights;  ///< without the probability of the sample
+    std::vector<double> weights;              ///< without the probability of the sample
+    std::vector<double> from_reference = {};  ///< of each row the side that the reference drew
   };
 
   void complete_knowledge();
   void add_row(Index prompt, Index chosen, Index rejected, double weight);
   void add_pairs(const Pairs& pairs);
   void add_sides(const Pairs& pairs);
+  void add_own_samples(const Pairs& pairs);
+  Table advantages(const Table& logps) const;
   void set_fixed_inputs();
   ExactPairLogps inputs(const Table& logps) const;
   Eigen::ArrayXd row_weights(const Table& logps) const;

@@ -17,6 +17,9 @@ namespace prefopt::exact {
 struct Pairs {
   std::vector<Index> prompts, chosen, rejected;
   Eigen::ArrayXd weights;
+  /// Of each pair the action that the reference drew: 0 neither, 1 chosen, 2 rejected; empty: not
+  /// known.
+  std::vector<int> from_reference = {};
 
   Index size() const { return weights.size(); }
 };

@@ -71,6 +71,12 @@
   PLAIN(chosen_win_rates, kProbability, kChosen, "chosen_win_rate", 0.5,                            \
         "probability that y_w beats a completion of the policy")                                    \
   PLAIN(rejected_win_rates, kProbability, kRejected, "rejected_win_rate", 0.5, "the same of y_l")   \
+  PLAIN(advantages, kNumber, kRow, "advantage", 0,                                                  \
+        "by how much the row's completion is better than one of the policy")                        \
+  PLAIN(from_reference, kSide, kRow, "from_reference", 2,                                           \
+        "the completion that the reference drew: 1 chosen, 2 rejected, 0 neither")                  \
+  PLAIN(groups, kGroup, kRow, "group", 0,                                                           \
+        "a number that rows of one prompt have in common; in training made of the prompts")         \
   DIFFERENTIABLE(sample_logps, grad_samples, kLogps, kSample, "sample_logps", -10,                  \
                  "log π of fresh samples, a list a row")                                            \
   PLAIN(ref_sample_logps, kReferenceLogps, kSample, "ref_sample_logps", -10,                        \
@@ -97,6 +103,8 @@ enum class InputKind : std::uint8_t {
   kNumber,          ///< given by the data row
   kWeight,          ///< given by the data row, at least 0
   kProbability,     ///< given by the data row, from 0 to 1
+  kSide,            ///< given by the data row: 0, 1 for chosen or 2 for rejected
+  kGroup,           ///< equal for rows of one prompt
 };
 
 /// The tokens that an input is about.

@@ -38,6 +38,10 @@ struct LossRequirements {
   bool running_mean = false;  ///< `running` of the output goes into the next step's input
   SampleSource sample_source = SampleSource::kNone;
   std::int64_t samples_per_prompt = 0;
+  /// The completions of the rows have to be samples of the policy that is trained, at temperature 1
+  /// and without top-k or top-p: the gradient is an expectation under the policy. Whoever makes the
+  /// rows has to see to it.
+  bool of_own_samples = false;
 
   constexpr bool has(Input input) const { return inputs.has(input); }
   /// Returns whether a reference model is needed.
@@ -50,6 +54,8 @@ struct LossRequirements {
   constexpr bool gold() const { return inputs.has(InputOf::kGold); }
   /// Returns whether rows are unpaired: one completion and a label.
   constexpr bool labels() const { return inputs.has(Input::labels); }
+  /// Returns whether rows are one completion and its advantage.
+  constexpr bool advantages() const { return inputs.has(Input::advantages); }
 };
 
 /// Facts about a loss with its default options, beyond those of every loss; testing/loss_checks.h
@@ -76,7 +82,8 @@ struct GradientExceptions {
 
 /// A known value of a loss with its default options, on one pair of five-token completions whose
 /// reference log-probs are -10. Fresh samples, a completion of another row, a third one and the
-/// prompt have that log-prob as well, the label is 1, sequence KLs and margins are 0.
+/// prompt have that log-prob as well, the label is 1, sequence KLs, margins and advantages are 0,
+/// and the reference drew the rejected completion.
 struct LossAnchor {
   double chosen_logratio;
   double rejected_logratio;

@@ -22,11 +22,14 @@ struct PairField : InputInfo {
   /// Returns whether it is [batch * samples_per_prompt] in place of [batch].
   constexpr bool per_sample() const { return this->of == InputOf::kSample; }
   /// Returns whether any floating dtype or int64 is accepted, not only that of chosen_logps.
-  constexpr bool is_number() const { return this->kind == InputKind::kCount || this->is_column(); }
+  constexpr bool is_number() const {
+    return this->kind == InputKind::kCount || this->kind == InputKind::kGroup || this->is_column();
+  }
   /// Returns whether the data row gives it.
   constexpr bool is_column() const {
     return this->kind == InputKind::kLabel || this->kind == InputKind::kNumber ||
-           this->kind == InputKind::kWeight || this->kind == InputKind::kProbability;
+           this->kind == InputKind::kWeight || this->kind == InputKind::kProbability ||
+           this->kind == InputKind::kSide;
   }
 };
 

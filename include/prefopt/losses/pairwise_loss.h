@@ -40,6 +40,7 @@ struct PairOptions {
   bool use_weights = false;
   Weighting weighting = Weighting::kNone;
   bool clamp_weighting = false;
+  double data_gradient = 0;  ///< weight of the DataGradient of losses/regularizer.h
 
   PREFOPT_API void fields(FieldVisitor& v);
   /// Throws ConfigError, led by `where`, for options that contradict each other or do nothing.
@@ -51,6 +52,8 @@ struct PairOptions {
 inline constexpr double kLeastRewardGap = 1e-12;
 
 namespace detail {
+/// Throws ConfigError for label probabilities next to a term on the chosen completion.
+PREFOPT_API void refuse_label_probs(bool use_label_probs, const std::string& name);
 /// Throws ConfigError for a margin in a loss without a difference.
 PREFOPT_API void refuse_margin(double margin_scale, const std::string& name);
 /// Returns the margin that delta should exceed, in units of the score; undefined: 0.
@@ -187,9 +190,11 @@ struct BetaOptions {
 ///   loss = 1/pairs * sum_i [ weight_i link(s_w - s_l - margin) + regularizer_i ]
 /// with the scores of losses/score.h; or link(s_w, s_l), for a link of both sides. `margin` is
 /// `margin_scale` times the given reward gap or its logarithm, over beta (ODPO, 2402.10571). With
-/// `use_label_probs` a pair counts as p times itself and 1 - p times itself with swapped labels. If
-/// a loss has a margin gamma, both orders should exceed it, whereas `label_smoothing` mirrors the
-/// unchanged loss (as in TRL), so that p is then not a label_smoothing of 1 - p.
+/// `use_label_probs` a pair counts as p times itself and 1 - p times itself with swapped labels:
+/// the expectation of the loss over hard labels, and of its gradient. A loss with a term on the
+/// chosen or the rejected completion alone refuses it. If a loss has a margin gamma, both orders
+/// should exceed it, whereas `label_smoothing` mirrors the unchanged loss (as in TRL), so that p is
+/// then not a label_smoothing of 1 - p.
 ///
 /// `Derived` defines link() or link(inputs) and, if they differ from the defaults here, score(),
 /// regularizer() and beta(); its options have `score` and `pair`. A link that depends on a mean
@@ -230,6 +235,7 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
     BasicLossOutput<T> out;
     out.losses = value.losses;
     detail::set_sides(out, {value.d_chosen, value.d_rejected}, w, l);
+    if (options.data_gradient != 0) DataGradient{options.data_gradient}.add_to(out, out.losses);
     const auto regularizer = loss.regularizer();
     const ScalarOf<T> preference = math::sum(out.losses) / pairs;
     regularizer.add_to(out, in, pairs);
@@ -255,11 +261,14 @@ class PairwiseLoss : public LossBase<Derived, OptionsType> {
                     when(pair.margin_scale != 0, Input::margins) |
                     when(pair.use_weights, Input::weights) |
                     when(pair.use_label_probs, Input::label_probs);
+    needs.whole_step = needs.of_own_samples = pair.data_gradient != 0;
     this->self().regularizer().add_needs(needs);
     return needs;
   }
   GradientExceptions gradient_exceptions() const {
-    return {.stops_part = this->options_.pair.weighting != Weighting::kNone};
+    const PairOptions& pair = this->options_.pair;
+    return {.stops_part = pair.weighting != Weighting::kNone,
+            .estimated = when(pair.data_gradient != 0, kPairLogps)};
   }
 
  private:

@@ -140,29 +140,49 @@ struct NllRegularizer {
 };
 
 /// The completions that represent the calibration policy of VPO.
-enum class Calibration { kChosen, kRejected, kSamples };
+enum class Calibration {
+  kChosen,
+  kRejected,
+  kSamples,
+  kReferenceSide,  ///< of each pair the one that the reference drew, if any (XPO)
+};
 
 /// weight * mean over calibration completions of (log pi - log pi_ref) (VPO, 2405.19320 eqs. 11,
-/// 16).
+/// 16), or of log pi alone (XPO, 2405.21046).
 struct ValueIncentive {
   static constexpr const char* kName = "value_incentive";
   double weight = 0;
   Calibration calibration = Calibration::kChosen;
+  bool of_policy_alone = false;  ///< without log pi_ref; on a side of the pair
 
   void add_needs(LossRequirements& needs) const {
-    needs.inputs |= calibration == Calibration::kSamples ? kSampleLogps : kPairReferenceLogps;
+    if (calibration == Calibration::kSamples) {
+      needs.inputs |= kSampleLogps;
+      return;
+    }
+    needs.inputs |= when(!of_policy_alone, kPairReferenceLogps) |
+                    when(calibration == Calibration::kReferenceSide, Input::from_reference);
   }
   template <class T>
   void add_to(BasicLossOutput<T>& out, const BasicPairLogps<T>& in, double /*pairs*/) const {
     switch (calibration) {
       case Calibration::kChosen:
-        detail::add_to(out.losses, T(weight * (in.chosen_logps - in.ref_chosen_logps)));
-        detail::add_to(out.grad_chosen, math::constant(in.chosen_logps, weight));
+        add_side(out.losses, out.grad_chosen, in.chosen_logps, in.ref_chosen_logps,
+                 math::constant(in.chosen_logps, weight));
         break;
       case Calibration::kRejected:
-        detail::add_to(out.losses, T(weight * (in.rejected_logps - in.ref_rejected_logps)));
-        detail::add_to(out.grad_rejected, math::constant(in.rejected_logps, weight));
+        add_side(out.losses, out.grad_rejected, in.rejected_logps, in.ref_rejected_logps,
+                 math::constant(in.rejected_logps, weight));
         break;
+      case Calibration::kReferenceSide: {
+        // Of f = 0, 1, 2: 0, 1, 0 and 0, 0, 1.
+        const T& f = in.from_reference;
+        add_side(out.losses, out.grad_chosen, in.chosen_logps, in.ref_chosen_logps,
+                 T(weight * f * (2 - f)));
+        add_side(out.losses, out.grad_rejected, in.rejected_logps, in.ref_rejected_logps,
+                 T(weight / 2 * f * (f - 1)));
+        break;
+      }
       case Calibration::kSamples: {
         const double each = weight / static_cast<double>(in.samples_per_prompt);
         const T logratios = in.sample_logps - in.ref_sample_logps;
@@ -171,6 +191,36 @@ struct ValueIncentive {
         break;
       }
     }
+  }
+
+ private:
+  template <class T>
+  void add_side(T& losses, T& gradient, const T& logps, const T& ref_logps, const T& slope) const {
+    detail::add_to(losses, of_policy_alone ? T(slope * logps) : T(slope * (logps - ref_logps)));
+    detail::add_to(gradient, slope);
+  }
+};
+
+/// The part of the gradient of E loss that goes through the data, where the policy writes its own
+/// pairs (PARL and SAIL, 2406.15567; the single-level form is derived here and checked against the
+/// exact gradient): for y, y' ~ pi
+///   grad E l(y, y') = E grad l + E (l - b) grad (log pi(y) + log pi(y')).
+/// Adds the second term, times `weight`, to the derivatives in both log-probs and nothing to the
+/// value, which is E l already. b is the mean of the other pairs' l, none for a single pair: the
+/// estimate is unbiased for pairs that are independent of each other and drawn at temperature 1.
+struct DataGradient {
+  double weight = 0;
+
+  /// `losses` of all pairs of the step, [batch].
+  template <class T>
+  void add_to(BasicLossOutput<T>& out, const T& losses) const {
+    const auto pairs = static_cast<double>(math::length(losses));
+    // l_i - mean of the others = n/(n-1) (l_i - mean of all).
+    const T gain = pairs > 1
+                       ? T(weight * pairs / (pairs - 1) * (losses - math::sum(losses) / pairs))
+                       : T(weight * losses);
+    detail::add_to(out.grad_chosen, gain);
+    detail::add_to(out.grad_rejected, gain);
   }
 };
 
@@ -186,7 +236,6 @@ struct OnPolicyKl {
   double weight = 0;
   double clip = 0;          ///< limit on |log pi/pi_ref| in the derivative; 0: none
   bool token_mean = false;  ///< divide each sample's log-ratio by its length
-
   void add_needs(LossRequirements& needs) const {
     if (weight == 0) return;
     needs.inputs |= kSampleLogps | when(token_mean, Input::sample_lens);

@@ -41,6 +41,9 @@ struct Functions<Eigen::ArrayXd> {
   static Array spread(const Array& x, std::int64_t size) {
     return x.transpose().replicate(size, 1).reshaped();
   }
+  static Array sum_of_equal(const Array& x, const Array& keys) {
+    return keys.unaryExpr([&](double key) { return (keys == key).select(x, 0).sum(); });
+  }
   static Array sort_order(const Array& x) {
     Array order = Array::LinSpaced(x.size(), 0, static_cast<double>(x.size() - 1));
     std::stable_sort(order.begin(), order.end(),

@@ -165,6 +165,12 @@ T spread(const T& x, std::int64_t size) {
   return Functions<T>::spread(x, size);
 }
 
+/// Returns for each row the sum of `x` over the rows with its key, itself among them.
+template <class T>
+T sum_of_equal(const T& x, const T& keys) {
+  return Functions<T>::sum_of_equal(x, keys);
+}
+
 /// Returns the places of the values in ascending order; equal ones keep their order.
 template <class T>
 T sort_order(const T& x) {

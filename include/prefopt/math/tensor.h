@@ -40,6 +40,7 @@ struct PREFOPT_API Functions<at::Tensor> {
   static at::Tensor clamp(const at::Tensor& x, double limit);
   static at::Tensor group_sum(const at::Tensor& x, std::int64_t size);
   static at::Tensor spread(const at::Tensor& x, std::int64_t size);
+  static at::Tensor sum_of_equal(const at::Tensor& x, const at::Tensor& keys);
   static at::Tensor sort_order(const at::Tensor& x);
   static at::Tensor take(const at::Tensor& x, const at::Tensor& order);
   static at::Tensor put_back(const at::Tensor& x, const at::Tensor& order);

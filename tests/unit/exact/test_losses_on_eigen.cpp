@@ -25,10 +25,12 @@
 #include "prefopt/losses/pair/kto_pair.h"
 #include "prefopt/losses/pair/nca_pair.h"
 #include "prefopt/losses/pair/orpo.h"
+#include "prefopt/losses/pair/policy_gradient.h"
 #include "prefopt/losses/pair/r_dpo.h"
 #include "prefopt/losses/pair/reward_aware.h"
 #include "prefopt/losses/pair/robust_dpo.h"
 #include "prefopt/losses/pair/rpo.h"
+#include "prefopt/losses/pair/seppo.h"
 #include "prefopt/losses/pair/sft.h"
 #include "prefopt/losses/pair/sigmoid_norm.h"
 #include "prefopt/losses/pair/simpo.h"
@@ -36,6 +38,7 @@
 #include "prefopt/losses/pair/tdpo.h"
 #include "prefopt/losses/pair/tpo.h"
 #include "prefopt/losses/pair/vpo.h"
+#include "prefopt/losses/pair/xpo.h"
 #include "support/catch.h"
 #include "support/errors.h"
 #include "support/pairs.h"
@@ -86,8 +89,8 @@ TEST_CASE("the same template runs on Eigen arrays", "[exact]") {
     check_eigen_path(RpoLoss({.reduction = reduction}));
     check_eigen_path(SftLoss({.reduction = reduction}));
   }
-  for (Calibration calibration :
-       {Calibration::kChosen, Calibration::kRejected, Calibration::kSamples}) {
+  for (Calibration calibration : {Calibration::kChosen, Calibration::kRejected,
+                                  Calibration::kSamples, Calibration::kReferenceSide}) {
     check_eigen_path(VpoLoss(
         {.calibration = calibration, .num_samples = calibration == Calibration::kSamples ? 2 : 1}));
   }
@@ -137,6 +140,15 @@ TEST_CASE("so do all other losses", "[exact]") {
   check_eigen_path(TdpoLoss({.variant = TdpoVariant::kTdpo1}));
   check_eigen_path(TdpoLoss({.use_weights = true}));
   check_eigen_path(TpoLoss());
+  check_eigen_path(TdpoLoss({.use_label_probs = true}));
+  check_eigen_path(XpoLoss({.alpha = 0.3}));
+  for (SeppoFlip flip : {SeppoFlip::kSign, SeppoFlip::kIndicator, SeppoFlip::kNone}) {
+    check_eigen_path(SeppoLoss({.flip = flip}));
+  }
+  for (KlBaseline baseline : {KlBaseline::kNone, KlBaseline::kGroup}) {
+    check_eigen_path(PolicyGradientLoss({.tau = 0.3, .kl_baseline = baseline}));
+  }
+  check_eigen_path(DpoLoss({.pair = {.data_gradient = 0.5}}));
 }
 
 TEST_CASE("arrays of unequal length are refused", "[exact]") {

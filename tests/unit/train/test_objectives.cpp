@@ -38,6 +38,8 @@ std::vector<TokenRow> full_rows() {
     rows[i].columns[Column::kLabelProb] = 0.95 - 0.2 * x;
     rows[i].columns[Column::kChosenWinRate] = 0.9 - 0.1 * x;
     rows[i].columns[Column::kRejectedWinRate] = 0.1 + 0.05 * x;
+    rows[i].columns[Column::kAdvantage] = 0.4 - 0.25 * x;
+    rows[i].columns[Column::kFromReference] = static_cast<double>(i % 3);
   }
   return rows;
 }
@@ -201,6 +203,13 @@ ExactPairLogps exact_inputs(const BigramPolicy& policy, const BigramPolicy& refe
   in.label_probs = given(Column::kLabelProb);
   in.chosen_win_rates = given(Column::kChosenWinRate);
   in.rejected_win_rates = given(Column::kRejectedWinRate);
+  in.advantages = given(Column::kAdvantage);
+  in.from_reference = given(Column::kFromReference);
+  in.groups = column([&](Row row, std::size_t) {  // the first row of the same prompt
+    std::size_t first = 0;
+    while (rows[first].prompt != row.prompt) ++first;
+    return first;
+  });
   return in;
 }
 
@@ -226,6 +235,11 @@ std::vector<std::string> configurations() {
            R"({"type": "aot", "ld_alpha": 0.4, "length_normalized": true})",
            R"({"type": "aot_unpaired", "reference_free": true})",
            R"({"type": "sft", "use_weights": true})",
+           R"({"type": "policy_gradient", "tau": 0.3, "kl_baseline": "group"})",
+           R"({"type": "vpo", "calibration": "reference_side", "alpha": 0.6})",
+           R"({"type": "xpo", "alpha": 0.2, "link": "ipo"})",
+           R"({"type": "dpo", "data_gradient": 0.7})",
+           R"({"type": "tdpo", "use_label_probs": true})",
            R"({"type": "dpo", "humanline": true, "log_epsilon_p": -0.4, "log_epsilon_r": 0.3})",
            R"({"type": "kto", "humanline": true, "log_epsilon_p": -0.3, "log_epsilon_r": 0.5})",
            R"({"type": "ipo", "humanline": true, "log_epsilon_p": -0.5})",

@@ -61,7 +61,8 @@ class BcoPairLoss : public PairwiseLoss<BcoPairLoss, BcoPairOptions> {
   }
   LossRequirements requirements() const {
     LossRequirements needs = PairwiseLoss::requirements();
-    needs.whole_step = needs.running_mean = options_.running_delta;
+    needs.running_mean = options_.running_delta;
+    needs.whole_step |= options_.running_delta;
     return needs;
   }
   GradientExceptions gradient_exceptions() const {

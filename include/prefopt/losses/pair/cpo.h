@@ -45,12 +45,14 @@ struct CpoOptions {
 /// e^gamma) + alpha NLL. Rewards are beta r.
 class CpoLoss : public PairwiseLoss<CpoLoss, CpoOptions> {
  public:
-  /// Throws ConfigError for gamma or label_smoothing with a link without them.
+  /// Throws ConfigError for gamma or label_smoothing with a link without them, and for label
+  /// probabilities with an NLL.
   explicit CpoLoss(CpoOptions options = {}) : PairwiseLoss(std::move(options)) {
     detail::check_link_option(options_.link, "gamma", options_.gamma, "cpo");
     detail::check_link_option(options_.link, "label_smoothing", options_.label_smoothing, "cpo");
     detail::check_reduction(options_.reduction, options_.alpha, "cpo");
     detail::check_shaped(options_.score, options_.reward_alpha, "cpo");
+    detail::refuse_label_probs(options_.pair.use_label_probs && options_.alpha != 0, "cpo");
   }
 
   DeltaLink link() const {

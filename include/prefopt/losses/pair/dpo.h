@@ -26,7 +26,10 @@ struct DpoOptions {
 /// [batch] log-probs in nats. Derivative in delta: beta (sigmoid(beta delta) - (1 - eps)).
 /// ODPO (2402.10571) subtracts log of the given reward gap from beta delta (`margin_of`): preset
 /// `odpo`. SPIN (2401.01335) is this loss on completions of an earlier policy as the rejected ones,
-/// and Step-DPO (2406.18629) on single reasoning steps as completions. At delta = 0: log 2. As beta
+/// and Step-DPO (2406.18629) on single reasoning steps as completions. RSO's "sigmoid-norm"
+/// (2309.06657 eq. 8, "norm" for the reference) is this loss with beta = gamma, not sigmoid_norm.
+/// DNO (2404.03715 eq. 12) is this loss with beta = eta, `use_label_probs`, and the last iterate as
+/// the reference. At delta = 0: log 2. As beta
 /// delta grows: eps beta delta; as it falls: -(1 - eps) beta delta.
 class DpoLoss : public PairwiseLoss<DpoLoss, DpoOptions> {
  public:

@@ -20,6 +20,7 @@ struct HingeOptions {
 
 /// Hinge loss (SLiC-HF, 2305.10425; with a reference as in RSO, 2309.06657):
 ///   max(0, 1 - beta delta)
+/// RSO's "hinge-norm" (eq. 10) is this loss with beta = gamma; SLiC's (eq. 9) has `reference_free`.
 /// [batch] log-probs in nats. Derivative in delta: -beta where beta delta < 1, else 0.
 /// At delta = 0: 1.
 class HingeLoss : public PairwiseLoss<HingeLoss, HingeOptions> {

@@ -23,6 +23,11 @@ struct IpoOptions {
 /// with scores divided by their token counts (`length_normalized`, as TRL) or not (the paper).
 /// [batch] log-probs in nats; lengths needed for the former. Derivative in delta: 2 (delta - 1/(2
 /// tau)). At delta = 0: 1/(4 tau^2), 25 for tau = 0.1.
+/// With `use_label_probs` it is (delta - (2p - 1)/(2 tau))^2 and a constant. INPO (2407.00617 eq.
+/// 8) is this loss with beta = eta, not length_normalized, on pairs of the policy of the round
+/// before, with the reference log pi_ref^(tau/eta) pi_before^(1 - tau/eta), unnormalized, as the
+/// normalizer cancels. On pairs of the policy itself its mean gradient is 4/tau times that of the
+/// regularized preference of the policy over itself (2403.08635).
 class IpoLoss : public PairwiseLoss<IpoLoss, IpoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;

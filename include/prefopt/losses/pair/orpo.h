@@ -53,6 +53,7 @@ class OrpoLoss : public PairwiseLoss<OrpoLoss, OrpoOptions> {
           "orpo: expected reference_free and length_normalized to be true, got false; odds are "
           "those of the mean token's probability");
     }
+    detail::refuse_label_probs(options_.pair.use_label_probs, "orpo");
   }
 
   OddsRatioLink link() const { return {options_.lambda}; }

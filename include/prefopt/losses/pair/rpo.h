@@ -39,11 +39,12 @@ struct RpoOptions {
 /// (2406.11704), also called RPO, which is rpo_sq, rpo_fwd_kl and rpo_bwd_kl here.
 class RpoLoss : public PairwiseLoss<RpoLoss, RpoOptions> {
  public:
-  /// Throws ConfigError for options of an NLL that has weight 0.
+  /// Throws ConfigError for options of an NLL that has weight 0, and label probabilities with one.
   explicit RpoLoss(RpoOptions options = {}) : PairwiseLoss(std::move(options)) {
     detail::check_reduction(options_.reduction, options_.eta, "rpo");
     detail::refuse_idle(options_.baseline != NllTarget::kChosen && options_.eta == 0, "rpo",
                         "baseline", "its NLL has weight 0");
+    detail::refuse_label_probs(options_.pair.use_label_probs && options_.eta != 0, "rpo");
   }
 
   LogisticLink link() const {

@@ -24,7 +24,8 @@ struct SigmoidNormOptions {
 ///   -(1 - eps) log sigmoid(z) - eps log sigmoid(-z), z = beta (s_w/n_w - s_l/n_l)
 /// [batch] log-probs in nats, lengths in tokens. Derivative in Delta_w: 1/n_w times dpo's at this
 /// z. At policy = reference: log 2. The scores are means over tokens, so beta is larger than dpo's
-/// (Tulu 3: 5); the reported rewards beta Delta are sums.
+/// (Tulu 3: 5); the reported rewards beta Delta are sums. RSO's "sigmoid-norm" (2309.06657 eq. 8)
+/// is another loss: dpo.
 class SigmoidNormLoss : public PairwiseLoss<SigmoidNormLoss, SigmoidNormOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;

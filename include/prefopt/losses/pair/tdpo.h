@@ -13,6 +13,7 @@ struct TdpoOptions {
   double beta = 0.1;
   double alpha = 0.5;
   TdpoVariant variant = TdpoVariant::kTdpo2;
+  bool use_label_probs = false;
   bool use_weights = false;
 
   void fields(FieldVisitor& v) {
@@ -20,6 +21,8 @@ struct TdpoOptions {
     v.real({"alpha", "weight of the sequence KLs in tdpo2"}, alpha, Range::at_least(0));
     v.choice({"variant", "tdpo1: both KLs, gradient through both; tdpo2: gradient through D_l"},
              variant, {"tdpo1", "tdpo2"});
+    v.flag({"use_label_probs", "weigh both orders of a pair by the given label_probs"},
+           use_label_probs);
     v.flag({"use_weights", "multiply each pair's loss by the given weights"}, use_weights);
   }
 };
@@ -29,7 +32,8 @@ struct TdpoOptions {
 ///   tdpo1: -log sigmoid(beta (delta - (D_l - D_w)))
 ///   tdpo2: -log sigmoid(beta (delta - alpha (D_l - stop(D_w))))
 /// [batch] log-probs and KLs in nats. Derivative in delta: -beta sigmoid(-z); in D_l: alpha beta
-/// sigmoid(-z); in D_w for tdpo1: -beta sigmoid(-z). At policy = reference: log 2.
+/// sigmoid(-z); in D_w for tdpo1: -beta sigmoid(-z). At policy = reference: log 2. With
+/// `use_label_probs` a pair counts as p times itself and 1 - p times itself with swapped labels.
 class TdpoLoss : public LossBase<TdpoLoss, TdpoOptions> {
  public:
   /// Throws ConfigError for alpha in tdpo1, which has none.
@@ -46,18 +50,31 @@ class TdpoLoss : public LossBase<TdpoLoss, TdpoOptions> {
     const T delta_w = in.chosen_logps - in.ref_chosen_logps;
     const T delta_l = in.rejected_logps - in.ref_rejected_logps;
     const T delta = delta_w - delta_l - alpha * (in.rejected_seq_kl - in.chosen_seq_kl);
+    // Slopes of the pair as it is given and with swapped labels, whose argument is -delta.
     const LogisticLink link{.beta = options_.beta};
-    T slope = link.derivative(delta);
     BasicLossOutput<T> out;
     out.losses = link.value(delta);
+    T given = link.derivative(delta), swapped = {};
+    if (options_.use_label_probs) {
+      const T& p = in.label_probs;
+      out.losses = p * out.losses + (1 - p) * link.value(T(-delta));
+      given = p * given;
+      swapped = (1 - p) * link.derivative(T(-delta));
+    }
     if (options_.use_weights) {
       out.losses = out.losses * in.weights;
-      slope = slope * in.weights;
+      given = given * in.weights;
+      if (options_.use_label_probs) swapped = swapped * in.weights;
     }
+    const T slope = options_.use_label_probs ? T(given - swapped) : given;
     out.grad_chosen = slope;
     out.grad_rejected = -slope;
-    out.grad_rejected_seq_kl = -alpha * slope;
-    if (first) out.grad_chosen_seq_kl = slope;
+    out.grad_rejected_seq_kl = -alpha * (first ? slope : given);
+    if (first) {
+      out.grad_chosen_seq_kl = slope;
+    } else if (options_.use_label_probs) {
+      out.grad_chosen_seq_kl = -alpha * swapped;  // of the completion that is then rejected
+    }
     finish(out, step_pairs(in));
     out.chosen_rewards = options_.beta * (delta_w + in.chosen_seq_kl);
     out.rejected_rewards = options_.beta * (delta_l + in.rejected_seq_kl);
@@ -67,6 +84,7 @@ class TdpoLoss : public LossBase<TdpoLoss, TdpoOptions> {
   LossRequirements requirements() const {
     return {.inputs = kPairLogps | kPairReferenceLogps |
                       InputSet{Input::chosen_seq_kl, Input::rejected_seq_kl} |
+                      when(options_.use_label_probs, Input::label_probs) |
                       when(options_.use_weights, Input::weights)};
   }
   GradientExceptions gradient_exceptions() const {

@@ -29,9 +29,9 @@ struct VpoOptions {
     v.choice({"mode", "offline: pessimism (sign -1); online: optimism (sign +1)"}, mode,
              {"offline", "online"});
     v.choice({"calibration",
-              "completions the value is calibrated on; samples: fresh ones of the "
-              "reference"},
-             calibration, {"chosen", "rejected", "samples"});
+              "completions the value is calibrated on; samples: fresh ones of the reference; "
+              "reference_side: those that it drew, by the rows' from_reference"},
+             calibration, {"chosen", "rejected", "samples", "reference_side"});
     v.integer({"num_samples", "fresh samples per prompt, for calibration = samples"}, num_samples,
               Range::at_least(1));
     score.fields(v);
@@ -42,7 +42,8 @@ struct VpoOptions {
 /// Value-incentivized preference optimization (2405.19320):
 ///   dpo + sign * alpha * beta * mean over calibration completions of (log pi - log pi_ref)
 /// [batch] log-probs in nats. Derivative: dpo's plus sign alpha beta on the calibration side.
-/// At Delta_w = Delta_l = 0: log 2.
+/// At Delta_w = Delta_l = 0: log 2. With mode online and calibration reference_side this is XPO
+/// (2405.21046) with the weight alpha beta, less the mean of log pi_ref, which has no gradient.
 class VpoLoss : public PairwiseLoss<VpoLoss, VpoOptions> {
  public:
   /// Throws ConfigError for unused options.
@@ -56,6 +57,9 @@ class VpoLoss : public PairwiseLoss<VpoLoss, VpoOptions> {
                         "the value incentive has weight 0");
     detail::refuse_idle(is_plain && options_.calibration != usual.calibration, "vpo", "calibration",
                         "the value incentive has weight 0");
+    const bool is_of_label = options_.calibration == Calibration::kChosen ||
+                             options_.calibration == Calibration::kRejected;
+    detail::refuse_label_probs(options_.pair.use_label_probs && !is_plain && is_of_label, "vpo");
   }
 
   LogisticLink link() const { return {.beta = options_.beta}; }
