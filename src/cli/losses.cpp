@@ -219,13 +219,13 @@ double sum_of(const std::vector<at::Tensor>& parts) {
 }
 
 /// [delta, loss, d loss / d delta] of the default options, at log-ratios delta/2 and -delta/2; of
-/// an unpaired row, labelled desirable or of advantage 0, at log-ratio delta.
+/// an unpaired row, labelled desirable, at log-ratio delta.
 Json curve_of(const Loss& loss) {
   constexpr int kPoints = 81;
   const LossRequirements needs = loss.requirements();
   // Log-probs alone stay below 0, where the odds of a completion end.
   const double reach = needs.reference() ? 20 : 16;
-  const double share = needs.labels() || needs.advantages() ? 1 : 0.5;
+  const double share = needs.labels() ? 1 : 0.5;
   Json curve = Json::array();
   for (int i = 0; i < kPoints; ++i) {
     const double delta = reach * (2.0 * i / (kPoints - 1) - 1);

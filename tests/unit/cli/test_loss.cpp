@@ -217,6 +217,34 @@ TEST_CASE("prefopt loss: what else a row may say", "[cli]") {
                          R"(, "chosen_win_rate": 1, "rejected_win_rate": 0.25)");
     check_close(got.at("loss"), 1 + 0.25, 1e-14);  // (2 - 0.5/0.5)^2 + (-1 + 0.25/0.5)^2
   }
+  SECTION("the side of the reference") {
+    const std::string xpo = R"({"type": "xpo", "beta": 0.5, "alpha": 0.25})";
+    const double dpo = -std::log(sigmoid(1.5));
+    check_close(run(xpo, R"(, "from_reference": 0)").at("loss"), dpo, 1e-14);
+    check_close(run(xpo, R"(, "from_reference": 1)").at("loss"), dpo - 0.25 * 3, 1e-14);
+    const json got = run(xpo, R"(, "from_reference": 2)");
+    check_close(got.at("loss"), dpo - 0.25 * 4, 1e-14);
+    check_close(got.at("grad_rejected")[0][0], 0.5 * sigmoid(-1.5) + 0.25, 1e-14);
+  }
+  SECTION("advantages of single completions") {
+    write_text(
+        file,
+        R"({"completion_logps": [-1, -2], "ref_completion_logps": [-2, -2], "advantage": 0.5,)"
+        R"( "group": 1})"
+        "\n"
+        R"({"completion_logps": -4, "ref_completion_logps": -4, "advantage": -1, "group": 1})"
+        "\n");
+    const auto of = [&](const std::string& loss) {
+      return cli_json({"loss", "--loss", loss, "--logps", file});
+    };
+    const json alone = of(R"({"type": "policy_gradient", "tau": 0.2})");
+    CHECK(alone.at("losses") == json::parse("[-0.3, 1.0]"));
+    CHECK(alone.at("grad_chosen") == json::parse("[[-0.15, -0.15], [0.5]]"));
+    CHECK(alone.at("grad_rejected").empty());
+    const json in_group = of(R"({"type": "policy_gradient", "tau": 0.2, "kl_baseline": "group"})");
+    CHECK(in_group.at("losses") == alone.at("losses"));
+    CHECK(in_group.at("grad_chosen") == json::parse("[[-0.15, -0.15], [0.4]]"));
+  }
   SECTION("a third completion") {
     const json got = run(R"({"type": "tpo", "beta": 0.5, "alpha": 3})",
                          R"(, "chosen_len": 1, "rejected_len": 1, "gold_logps": [-1, -2])");
@@ -322,6 +350,10 @@ TEST_CASE("prefopt loss: columns that cannot be used", "[cli]") {
   refused(dpo, R"(, "margin": NaN)", "margin: expected a finite number, got NaN");
   refused(dpo, R"(, "chosen_win_rate": true)",
           "chosen_win_rate: expected a number in [0, 1], got true");
+  refused(dpo, R"(, "from_reference": 3)",
+          "from_reference: expected 0, 1 (chosen) or 2 (rejected), got 3");
+  refused(dpo, R"(, "advantage": "1")", "advantage: expected a finite number, got \"1\"");
+  refused(R"({"type": "xpo"})", "", "expected from_reference, got a row without it; xpo needs it");
   refused(dpo, R"(, "wieght": 1)", "expected a known key, got 'wieght'; did you mean 'weight'?");
   refused(dpo, R"(, "gold_logps": [-1], "gold_len": 2)",
           "gold_len: expected 1, the length of the list, got 2");

@@ -42,8 +42,10 @@ std::string pair_with(const std::string& more) { return std::string(kPair) + mor
 TEST_CASE("columns are read as numbers", "[data]") {
   const PreferenceRow row = parse_row(
       pair_with(R"(, "margin": -1.5, "weight": 0, "label_prob": 0.75, "chosen_win_rate": 1,
-                   "rejected_win_rate": 0.25)"),
+                   "rejected_win_rate": 0.25, "advantage": -3.5, "from_reference": 2)"),
       "row");
+  CHECK(row.columns[Column::kAdvantage] == -3.5);
+  CHECK(row.columns[Column::kFromReference] == 2);
   CHECK(row.columns[Column::kMargin] == -1.5);
   CHECK(row.columns[Column::kWeight] == 0);
   CHECK(row.columns[Column::kLabelProb] == 0.75);
@@ -86,6 +88,10 @@ TEST_CASE("columns out of their range are refused by name", "[data]") {
           "expected 'label_prob' to be a number in [0, 1], got 1.5");
   refused(Column::kChosenWinRate, R"(, "chosen_win_rate": "high")",
           "expected 'chosen_win_rate' to be a number in [0, 1], got \"high\"");
+  refused(Column::kFromReference, R"(, "from_reference": 0.5)",
+          "expected 'from_reference' to be 0, 1 (chosen) or 2 (rejected), got 0.5");
+  refused(Column::kFromReference, R"(, "from_reference": "chosen")",
+          "expected 'from_reference' to be a number, got \"chosen\"");
   refused(Column::kMargin, R"(, "margin": [1])", "expected 'margin' to be a number, got list");
   refused(Column::kMargin, R"(, "margin": -Infinity)",
           "expected 'margin' free of NaN and Infinity (not a number), got one of them");
@@ -96,6 +102,20 @@ TEST_CASE("columns out of their range are refused by name", "[data]") {
                    "\n");
   CHECK_THROWS_TEXT(label.load(kUnpaired, {.unusable = RowAction::kError}), DataError,
                     label.path + ":1: expected 'label' to be true, false, 1 or 0, got 0.5");
+}
+
+TEST_CASE("an advantage belongs to a single completion", "[data]") {
+  const RowNeeds needs{.rejected = false, .columns = {Column::kAdvantage}};
+  const Rows rows(R"({"prompt": "a", "completion": "b", "advantage": -0.25})"
+                  "\n" +
+                  pair_with(R"(, "advantage": 1)") +
+                  R"({"prompt": "a", "completion": "b"})"
+                  "\n");
+  const Dataset dataset = rows.load(needs);
+  REQUIRE(dataset.pairs.size() == 1);
+  CHECK(dataset.pairs[0].columns[Column::kAdvantage] == -0.25);
+  CHECK(dataset.report.dropped.at("expected one completion and its advantage") == Ids{2});
+  CHECK(dataset.report.dropped.at("expected a key 'advantage'") == Ids{3});
 }
 
 TEST_CASE("a null is a column that is not there", "[data]") {

@@ -304,6 +304,35 @@ TEST_CASE("every loss gets what it asks for, and a step may be cut anyhow", "[tr
   }
 }
 
+TEST_CASE("rows of one prompt are a group, however the step is cut", "[train]") {
+  std::vector<TokenRow> rows = full_rows();
+  rows[2].prompt = rows[4].prompt = rows[0].prompt;  // 0, 2 and 4 of one prompt, 1 and 3 alone
+  const Loss loss = make_loss(R"({"type": "policy_gradient", "tau": 0.5, "kl_baseline": "group"})");
+  const auto reference = std::make_shared<BigramPolicy>(8);
+  const BigramPolicy start(9);
+  const ExactPairLogps in = exact_inputs(start, *reference, rows, loss.requirements(), start);
+  const auto moved = [&](double by) {
+    const BigramPolicy other(start.table(), start.bias());
+    other.table()[0][1].add_(by);
+    return static_cast<double>(
+        loss_oracle(json::parse(loss.config()),
+                    exact_inputs(other, *reference, rows, loss.requirements(), start), &in)
+            ->loss);
+  };
+  const double expected = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+  for (const std::int64_t micro : {0, 1, 2}) {
+    CAPTURE(micro);
+    const auto policy = std::make_shared<BigramPolicy>(9);
+    Trainer trainer(policy, make_frozen_reference(reference), loss,
+                    {.optimizer = {.schedule = Schedule::kConstant}, .micro_batch_size = micro});
+    const Metrics metrics = trainer.accumulate_gradients(rows);
+    CHECK(metric(metrics, "loss") == Approx(moved(0)).epsilon(1e-12));
+    CHECK(metric(metrics, "kl") ==
+          Approx((in.chosen_logps - in.ref_chosen_logps).mean()).epsilon(1e-12));
+    CHECK(policy->table().grad()[0][1].item<double>() == Approx(expected).epsilon(1e-6));
+  }
+}
+
 TEST_CASE("a running mean goes from step to step, and with a checkpoint", "[train]") {
   const auto rows = full_rows();
   const auto reference = std::make_shared<BigramPolicy>(8);

@@ -40,8 +40,8 @@ struct PolicyGradientOptions {
 /// mean. (TRL's Nash-MD weighs each token's gradient with the token's own lr, which is biased.)
 /// Rows have to be samples of the policy at temperature 1, and a step one update: there is no
 /// importance ratio. [batch] log-probs in nats; lr counts tokens with their weights. At lr = 0: -A.
-/// The name stands for a family: this is its member with a given advantage, no rule of clipping,
-/// sums over sequences, and the KL in the advantage.
+/// This is the member of a family with given advantages, no rule of clipping, sums over sequences,
+/// and the KL in the advantage.
 class PolicyGradientLoss : public LossBase<PolicyGradientLoss, PolicyGradientOptions> {
  public:
   /// Throws ConfigError for a baseline of no KL.
