@@ -127,7 +127,11 @@ std::vector<json> configurations() {
     all.push_back(base);
     const auto& options = find_loss(name).options;
     for (const FieldDoc& option : options) {
-      for (const json& value : values_to_try(option, base[option.name])) {
+      // A config is written without an option that was added later.
+      const json usual = base.contains(option.name) || option.type != "flag"
+                             ? base.value(option.name, json())
+                             : json::parse(option.default_value);
+      for (const json& value : values_to_try(option, usual)) {
         json changed = base;
         changed[option.name] = value;
         add(changed);

@@ -22,10 +22,10 @@ struct OracleResult {
 };
 
 /// The parts that a loss treats as constants (the factors of WPO, running means, z0 of KTO, the
-/// beta of beta-DPO, the stopped KL of TDPO, the weights of a policy gradient's log-probs) are
-/// taken from `frozen`, by default from `in` itself: with `frozen` held, differences in `in` are the
-/// gradient that the paper takes. `config` is the full config of the loss. Empty for a loss without
-/// an oracle: the contract tests treat that as a failure.
+/// beta of beta-DPO, the stopped KL of TDPO, the weights of a policy gradient) are taken from
+/// `frozen`, by default from `in` itself: with `frozen` held, differences in `in` are the gradient
+/// that the paper takes. `config` is the full config of the loss. Empty for a loss without an
+/// oracle: the contract tests treat that as a failure.
 std::optional<OracleResult> loss_oracle(const nlohmann::json& config, const ExactPairLogps& in,
                                         const ExactPairLogps* frozen = nullptr);
 

@@ -59,7 +59,9 @@ class BetaDpoLoss : public PairwiseLoss<BetaDpoLoss, BetaDpoOptions> {
     needs.whole_step = needs.running_mean = true;
     return needs;
   }
-  GradientExceptions gradient_exceptions() const { return {.stops_part = true}; }
+  GradientExceptions gradient_exceptions() const {
+    return PairwiseLoss::gradient_exceptions() | GradientExceptions{.stops_part = true};
+  }
 
   static LossProperties properties() {
     return {

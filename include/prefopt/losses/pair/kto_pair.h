@@ -36,7 +36,9 @@ class KtoPairLoss : public PairwiseLoss<KtoPairLoss, KtoPairOptions> {
     needs.whole_step = true;
     return needs;
   }
-  GradientExceptions gradient_exceptions() const { return {.stops_part = true}; }
+  GradientExceptions gradient_exceptions() const {
+    return PairwiseLoss::gradient_exceptions() | GradientExceptions{.stops_part = true};
+  }
 
   static LossProperties properties() {
     return {.log_ratios_only = true, .non_negative = true, .monotone = true};

@@ -21,8 +21,11 @@ struct TdpoOptions {
     v.real({"alpha", "weight of the sequence KLs in tdpo2"}, alpha, Range::at_least(0));
     v.choice({"variant", "tdpo1: both KLs, gradient through both; tdpo2: gradient through D_l"},
              variant, {"tdpo1", "tdpo2"});
-    v.flag({"use_label_probs", "weigh both orders of a pair by the given label_probs"},
-           use_label_probs);
+    // Added later: configs without it, and their hashes, are as they were.
+    if (!v.writes() || use_label_probs) {
+      v.flag({"use_label_probs", "weigh both orders of a pair by the given label_probs"},
+             use_label_probs);
+    }
     v.flag({"use_weights", "multiply each pair's loss by the given weights"}, use_weights);
   }
 };
