@@ -148,9 +148,13 @@ void run_generate(const GenerateArguments& arguments, std::ostream& out, std::os
                           .temperature = arguments.temperature,
                           .top_k = arguments.top_k,
                           .top_p = arguments.top_p,
-                          .seed = arguments.seed};
+                          .seed = arguments.seed,
+                          .min_new_tokens = arguments.min_new_tokens,
+                          .repetition_penalty = arguments.repetition_penalty,
+                          .stop = arguments.stop};
   options = checked(options, "generate");
   const auto tokenizer = load_tokenizer(arguments);
+  options.tokenizer = tokenizer;
   const auto policy = load_model(arguments, err);
   options =
       with_end_tokens(options, arguments.end_tokens, *policy, *tokenizer, arguments.chat_format);

@@ -266,10 +266,19 @@ CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments) {
   command->add_option("--samples", arguments.samples, "completions per prompt")
       ->capture_default_str();
   command->add_option("--max-new-tokens", arguments.max_new_tokens)->capture_default_str();
+  command->add_option("--min-new-tokens", arguments.min_new_tokens, "no end token before as many")
+      ->capture_default_str();
   add_end_tokens(*command, arguments.end_tokens);
+  command->add_option("--stop", arguments.stop, "text that ends a completion; repeatable")
+      ->type_name("TEXT")
+      ->allow_extra_args(false);
   command->add_option("--temperature", arguments.temperature, "0: greedy")->capture_default_str();
   command->add_option("--top-k", arguments.top_k, "0: off")->capture_default_str();
   command->add_option("--top-p", arguments.top_p)->capture_default_str();
+  command
+      ->add_option("--repetition-penalty", arguments.repetition_penalty,
+                   "above 1: fewer tokens that prompt or completion hold; 1: off")
+      ->capture_default_str();
   command->add_option("--seed", arguments.seed)->capture_default_str();
   command->add_flag("--json", arguments.json, "lines of {prompt, completion, ids}");
   return command;

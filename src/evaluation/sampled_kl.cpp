@@ -8,6 +8,7 @@
 #include <cmath>
 #include <utility>
 
+#include "policy/logit_rules.h"
 #include "prefopt/data/batch.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/sequence_kl.h"
@@ -27,12 +28,7 @@ void check(const std::vector<Ids>& prompts, std::int64_t samples_per_prompt,
     throw ConfigError(fmt::format("sampled_kl: expected at least one sample a prompt, got {}",
                                   samples_per_prompt));
   }
-  if (sampling.temperature != 1 || sampling.top_k != 0 || sampling.top_p != 1) {
-    throw ConfigError(
-        fmt::format("sampled_kl: expected samples of the policy itself (temperature 1, top_k 0, "
-                    "top_p 1), got temperature {}, top_k {}, top_p {}",
-                    sampling.temperature, sampling.top_k, sampling.top_p));
-  }
+  detail::check_own_distribution(sampling, "sampled_kl");
 }
 
 /// KL of each completion, summed over its tokens.
@@ -71,7 +67,7 @@ SampledKl sampled_kl(Policy& policy, Policy& reference, const std::vector<Ids>& 
     const auto kls = sequence_kls(policy, reference, part, completions);
     for (std::size_t i = 0; i < part.size(); ++i) {
       by_prompt[(first + i) / each] += kls[i] / static_cast<double>(each);
-      result.unfinished += is_end_token(completions[i].back(), sampling) ? 0 : 1;
+      result.unfinished += has_ended(completions[i], sampling) ? 0 : 1;
       result.mean_length += static_cast<double>(completions[i].size()) / static_cast<double>(total);
       result.completions.push_back(std::move(completions[i]));
     }

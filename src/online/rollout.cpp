@@ -36,7 +36,7 @@ std::vector<Rollout> draw_rollouts(Policy& policy,
     Samples drawn = sample_with_logps(policy, part, sampling);
     for (std::size_t i = first; i < last; ++i) {
       std::vector<std::int64_t>& completion = drawn.completions[i - first];
-      const bool ended = !completion.empty() && is_end_token(completion.back(), sampling);
+      const bool ended = has_ended(completion, sampling);
       rollouts.push_back({.prompt = std::move(part[i - first]),
                           .completion = std::move(completion),
                           .token_logps = std::move(drawn.token_logps[i - first]),

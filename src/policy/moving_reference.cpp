@@ -212,6 +212,15 @@ void MovingReference::after_step(const Policy& policy, std::int64_t step) {
   impl_->follow(impl_->matching(policy), step);
 }
 
+void MovingReference::update_now(const Policy& policy) {
+  if (impl_->options.rule == MovingRule::kBema) {
+    throw ConfigError(
+        "moving reference: expected the rule soft or hard for an update between steps, got bema");
+  }
+  const at::NoGradGuard no_grad;
+  impl_->mix(impl_->matching(policy));
+}
+
 std::vector<std::pair<std::string, at::Tensor>> MovingReference::state() const {
   std::vector<std::pair<std::string, at::Tensor>> tensors;
   for (const MovingWeight& weight : impl_->weights) {

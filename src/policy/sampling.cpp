@@ -15,7 +15,9 @@
 
 #include "core/json.h"
 #include "core/random.h"
+#include "policy/logit_rules.h"
 #include "policy/next_token.h"
+#include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
 #include "prefopt/logps/token_logps.h"
 
@@ -56,6 +58,17 @@ void check_end_token(std::string_view name, std::int64_t id, std::int64_t vocab_
   }
 }
 
+void check_together(const SamplingOptions& options) {
+  if (options.min_new_tokens > options.max_new_tokens) {
+    throw ConfigError(
+        fmt::format("sampling: expected min_new_tokens of at most max_new_tokens, {}, got {}",
+                    options.max_new_tokens, options.min_new_tokens));
+  }
+  for (const std::string& text : options.stop) {
+    if (text.empty()) throw ConfigError("sampling: expected texts in stop, got an empty one");
+  }
+}
+
 std::vector<std::int64_t> read_ids(const std::string& list) {
   const auto json = detail::parse_json<ConfigError>(list, "extra_eos_ids");
   const auto is_id = [](const detail::Json& id) {
@@ -78,14 +91,41 @@ void check_end_tokens(const SamplingOptions& options, std::int64_t vocab_size) {
   }
 }
 
+void check_stop_strings(const SamplingOptions& options) {
+  if (options.stop.empty()) return;
+  if (!options.tokenizer) {
+    throw ConfigError("sampling: expected a tokenizer for the texts of stop, got none");
+  }
+  for (const std::string& text : options.stop) {
+    const std::int64_t control = options.tokenizer->find_control(text);
+    if (control < 0 || !options.tokenizer->decode({control}).empty()) continue;
+    throw ConfigError(fmt::format(
+        "sampling: expected texts of stop that a completion can show, got '{}' with the special "
+        "token {}; make it an end token",
+        text, control));
+  }
+}
+
+void check_for_model(const SamplingOptions& options, const Policy& policy) {
+  checked(options, "sampling");
+  check_end_tokens(options, policy.vocab_size());
+  check_stop_strings(options);
+  if (options.min_new_tokens > 0 && options.eos_id < 0 && options.extra_eos_ids.empty()) {
+    throw ConfigError(
+        fmt::format("sampling: expected an end token for min_new_tokens {} to keep back, got none",
+                    options.min_new_tokens));
+  }
+}
+
 /// One call of sample: what was drawn so far, and which sequences are unfinished.
 class Sampler {
  public:
-  Sampler(std::size_t prompts, const SamplingOptions& options, bool with_logps)
-      : options_(options), with_logps_(with_logps) {
-    samples_.completions.resize(prompts);
-    if (with_logps) samples_.token_logps.resize(prompts);
-    for (std::size_t i = 0; i < prompts; ++i) {
+  Sampler(const std::vector<std::vector<std::int64_t>>& prompts, const SamplingOptions& options,
+          bool with_logps)
+      : options_(options), with_logps_(with_logps), rules_(prompts, options) {
+    samples_.completions.resize(prompts.size());
+    if (with_logps) samples_.token_logps.resize(prompts.size());
+    for (std::size_t i = 0; i < prompts.size(); ++i) {
       streams_.push_back(
           stream_of(options.seed, options.first_index + static_cast<std::int64_t>(i)));
       live_.push_back(i);
@@ -96,20 +136,21 @@ class Sampler {
   void draw(const at::Tensor& logits) {
     std::vector<double> shares;
     for (const std::size_t i : live_) shares.push_back(uniform(streams_[i]));
-    tokens_ = detail::draw_tokens(readable(logits), options_, shares);
+    tokens_ = detail::draw_tokens(rules_.apply(readable(logits), live_), options_, shares);
     if (with_logps_) add_logps(logits);
     for (std::size_t row = 0; row < live_.size(); ++row) {
       samples_.completions[live_[row]].push_back(tokens_[row]);
+      rules_.add_token(live_[row], tokens_[row]);
     }
   }
 
-  /// Drops the sequences whose last token is an end token. Returns the places of the others
+  /// Drops the sequences that have ended. Returns the places of the others
   /// among the sequences so far.
   std::vector<std::int64_t> drop_finished() {
     std::vector<std::int64_t> places, tokens;
     std::vector<std::size_t> live;
     for (std::size_t row = 0; row < live_.size(); ++row) {
-      if (is_end_token(tokens_[row], options_)) continue;
+      if (has_ended(samples_.completions[live_[row]], options_)) continue;
       places.push_back(static_cast<std::int64_t>(row));
       tokens.push_back(tokens_[row]);
       live.push_back(live_[row]);
@@ -137,6 +178,7 @@ class Sampler {
 
   const SamplingOptions& options_;
   bool with_logps_;
+  detail::LogitRules rules_;
   Samples samples_;
   std::vector<std::mt19937_64> streams_;
   std::vector<std::size_t> live_;     // indices of prompts
@@ -145,11 +187,10 @@ class Sampler {
 
 Samples run(Policy& policy, const std::vector<std::vector<std::int64_t>>& prompts,
             const SamplingOptions& options, bool with_logps) {
-  checked(options, "sampling");
-  check_end_tokens(options, policy.vocab_size());
+  check_for_model(options, policy);
   if (prompts.empty()) return {};
   const at::NoGradGuard no_grad;
-  Sampler sampler(prompts.size(), options, with_logps);
+  Sampler sampler(prompts, options, with_logps);
   const auto session = policy.start_decoding(prompts);
   auto sequences = std::ssize(prompts);
   at::Tensor logits = session->prefill();
@@ -180,12 +221,63 @@ void SamplingOptions::fields(FieldVisitor& v) {
   std::string list = detail::dump_json(detail::Json(extra_eos_ids));
   v.json({"extra_eos_ids", "further end tokens, a list of ids"}, list);
   extra_eos_ids = read_ids(list);
+  // Texts from before these options lack them, and are the same without them.
+  if (!v.writes() || min_new_tokens != 0) {
+    v.integer({"min_new_tokens", "no end token before as many tokens"}, min_new_tokens,
+              Range::at_least(0));
+  }
+  if (!v.writes() || repetition_penalty != 1) {
+    v.real({"repetition_penalty",
+            "divides positive logits of tokens that prompt or completion hold, multiplies others; "
+            "1: off"},
+           repetition_penalty, Range::above(0));
+  }
+  if (!v.writes() || !stop.empty()) {
+    v.texts({"stop", "texts that end a completion", {"stop_strings"}}, stop);
+  }
+  check_together(*this);
 }
 
 bool is_end_token(std::int64_t token, const SamplingOptions& options) {
   const auto& extra = options.extra_eos_ids;
   return token == options.eos_id || std::find(extra.begin(), extra.end(), token) != extra.end();
 }
+
+bool has_ended(const std::vector<std::int64_t>& completion, const SamplingOptions& options) {
+  if (completion.empty()) return false;
+  if (is_end_token(completion.back(), options)) return true;
+  if (options.stop.empty() || !options.tokenizer) return false;
+  const std::string text = options.tokenizer->decode(completion);
+  return std::any_of(options.stop.begin(), options.stop.end(),
+                     [&](const std::string& stop) { return text.find(stop) != std::string::npos; });
+}
+
+bool follows_policy(const SamplingOptions& options) {
+  return options.temperature == 1 && options.top_k == 0 && options.top_p == 1 &&
+         options.min_new_tokens == 0 && options.repetition_penalty == 1;
+}
+
+namespace detail {
+
+void check_own_distribution(const SamplingOptions& options, std::string_view where,
+                            std::string_view reason) {
+  if (follows_policy(options)) return;
+  std::string expected = "temperature 1, top_k 0, top_p 1";
+  std::string got = fmt::format("temperature {}, top_k {}, top_p {}", options.temperature,
+                                options.top_k, options.top_p);
+  if (options.min_new_tokens != 0) {
+    expected += ", min_new_tokens 0";
+    got += fmt::format(", min_new_tokens {}", options.min_new_tokens);
+  }
+  if (options.repetition_penalty != 1) {
+    expected += ", repetition_penalty 1";
+    got += fmt::format(", repetition_penalty {}", options.repetition_penalty);
+  }
+  throw ConfigError(fmt::format("{}: expected samples of the policy itself ({}), got {}{}", where,
+                                expected, got, reason));
+}
+
+}  // namespace detail
 
 at::Tensor sampling_probabilities(const at::Tensor& logits, const SamplingOptions& options) {
   checked(options, "sampling");

@@ -239,6 +239,7 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const Note& note) {
   FolderFiles companions = companions_of(options, *policy, *tokenizer, rows.message_rows);
   options.sampling =
       with_end_tokens(options.sampling, *policy, *tokenizer, options.data.chat_format);
+  options.sampling.tokenizer = tokenizer;
   options.data.chat_format = chat_format_for_rows(options.data.chat_format, *tokenizer);
   if (options.reference.cache_dir.empty()) {
     options.reference.cache_dir = RunFolder(options.output_dir).file("reference-cache");

@@ -15,6 +15,7 @@ namespace prefopt::detail {
 SampleTable::SampleTable(const RowSource& source, SamplingOptions sampling, Size size)
     : source_(&source), sampling_(std::move(sampling)) {
   sampling_.max_new_tokens = size.tokens;
+  sampling_.min_new_tokens = std::min(sampling_.min_new_tokens, size.tokens);
   for (const TokenRow& pair : source.held_out().rows) {
     if (std::ssize(prompts_) == size.prompts) break;
     const bool known = std::find(prompts_.begin(), prompts_.end(), pair.prompt) != prompts_.end();
@@ -23,8 +24,7 @@ SampleTable::SampleTable(const RowSource& source, SamplingOptions sampling, Size
 }
 
 bool SampleTable::gives_kl(const Policy* reference) const {
-  const bool are_own = sampling_.temperature == 1 && sampling_.top_k == 0 && sampling_.top_p == 1;
-  return reference != nullptr && are_own && !prompts_.empty();
+  return reference != nullptr && follows_policy(sampling_) && !prompts_.empty();
 }
 
 SampleTable::Draw SampleTable::draw(std::int64_t step, Policy& policy, Policy* reference,
@@ -68,7 +68,7 @@ void SampleTable::add_completion(Json& line, const std::string& name,
                                  const Tokens& completion) const {
   line[name] = source_->text_of(completion);
   line[name + "_tokens"] = completion.size();
-  line[name + "_ended"] = !completion.empty() && is_end_token(completion.back(), sampling_);
+  line[name + "_ended"] = has_ended(completion, sampling_);
 }
 
 std::vector<double> SampleTable::kl_of(Policy& policy, Policy& reference,

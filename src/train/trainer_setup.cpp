@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "policy/logit_rules.h"
 #include "policy/token_range.h"
 #include "prefopt/error.h"
 #include "train/trainer_impl.h"
@@ -58,19 +59,23 @@ void Trainer::Impl::check_needs() const {
         "reference's whole distribution",
         name));
   }
+  const bool compares_prompts = needs.has(Input::kl_logps) || needs.has(Input::labels) ||
+                                needs.sample_source != SampleSource::kNone;
+  if (compares_prompts && reference && !reference->is_normalized()) {
+    throw ConfigError(
+        fmt::format("{}: expected a reference with the log-probs of a distribution, got a weighted "
+                    "sum of several; its loss needs more than differences within a prompt",
+                    name));
+  }
   if (needs.sample_source != SampleSource::kNone) check_sampling();
 }
 
 void Trainer::Impl::check_sampling() const {
   const std::string name = loss.info().name;
   const SamplingOptions& sampling = checked(options.sampling, "sampling");
-  if (needs.sample_source == SampleSource::kPolicy &&
-      (sampling.temperature != 1 || sampling.top_k != 0 || sampling.top_p != 1)) {
-    throw ConfigError(
-        fmt::format("{}: expected samples of the policy itself (temperature 1, top_k 0, top_p 1), "
-                    "got temperature {}, top_k {}, top_p {}; its gradient is an expectation under "
-                    "the policy",
-                    name, sampling.temperature, sampling.top_k, sampling.top_p));
+  if (needs.sample_source == SampleSource::kPolicy) {
+    detail::check_own_distribution(sampling, name,
+                                   "; its gradient is an expectation under the policy");
   }
   if (needs.samples_per_prompt < 1) {
     throw ConfigError(fmt::format("{}: expected at least one fresh sample a prompt, got {}", name,

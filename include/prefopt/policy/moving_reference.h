@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -21,6 +22,9 @@ enum class MovingRule {
   kHard,  ///< θ (TR-DPO)
   kBema,  ///< a moving average corrected for its lag (2508.00180)
 };
+
+/// The `update_steps` of a reference that moves by `update_now` alone, such as once a round.
+inline constexpr std::int64_t kNeverUpdate = std::numeric_limits<std::int64_t>::max();
 
 /// Names and defaults are TRL's; those of BEMA apply to kBema alone.
 struct MovingReferenceOptions {
@@ -63,6 +67,10 @@ class PREFOPT_API MovingReference final : public Reference {
   Policy* policy() override;
   /// Throws ConfigError for a policy with other trained weights than the first one's.
   void after_step(const Policy& policy, std::int64_t step) override;
+  /// Updates the reference now, whatever the step: by the rule kHard it becomes the policy, which
+  /// at the start of each round is the last iterate. Throws ConfigError for kBema, which goes by
+  /// steps, and for a policy with other trained weights.
+  void update_now(const Policy& policy);
 
   std::vector<std::pair<std::string, at::Tensor>> state() const override;
   /// Continues from the state of a reference with the same policy and options. Throws

@@ -31,6 +31,9 @@ class PREFOPT_API Reference {
   /// Returns all that `after_step` changes, by name, for a checkpoint: not copies; resuming writes
   /// into them. The default: nothing.
   virtual std::vector<std::pair<std::string, at::Tensor>> state() const;
+  /// Returns whether log-probs are those of a distribution. Otherwise they lack a constant of each
+  /// prompt, and only their differences within a prompt mean something. The default: they are.
+  virtual bool is_normalized() const { return true; }
   /// Writes to disk what the reference keeps there. The default: nothing.
   virtual void flush() {}
   /// Returns the model behind it, for fresh samples; null if there is none.
