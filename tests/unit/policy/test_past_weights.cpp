@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cmath>
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <map>
 
 #include "prefopt/decoder/decoder.h"

@@ -92,8 +92,8 @@ TEST_CASE("optimizer: RMSprop is that of LibTorch", "[train]") {
     return torch::optim::RMSpropOptions(0.05).alpha(0.9).eps(1e-3).momentum(momentum).weight_decay(
         value);
   };
-  torch::optim::RMSprop of_matrix({matrix_there}, with_decay(decay));
-  torch::optim::RMSprop of_vector({vector_there}, with_decay(0));
+  torch::optim::RMSprop of_matrix(std::vector<at::Tensor>{matrix_there}, with_decay(decay));
+  torch::optim::RMSprop of_vector(std::vector<at::Tensor>{vector_there}, with_decay(0));
   for (int step = 0; step < 6; ++step) {
     optimizer.zero_grad();
     const at::Tensor gradient = (matrix.detach() * 0.3 + gradient_at(step)).detach();
