@@ -108,7 +108,7 @@ struct GenerateArguments : ModelArguments {
   std::string data;                     ///< in place of prompts and messages
   std::vector<std::string> end_tokens;  ///< ids, or texts of one token; none: see end_tokens()
   std::int64_t samples = 1;             ///< completions a prompt
-  std::vector<std::string> stop;  ///< texts that end a completion
+  std::vector<std::string> stop;        ///< texts that end a completion
   std::int64_t max_new_tokens = 64;
   std::int64_t min_new_tokens = 0;
   double temperature = 1;

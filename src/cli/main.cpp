@@ -266,8 +266,7 @@ CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments) {
   command->add_option("--samples", arguments.samples, "completions per prompt")
       ->capture_default_str();
   command->add_option("--max-new-tokens", arguments.max_new_tokens)->capture_default_str();
-  command
-      ->add_option("--min-new-tokens", arguments.min_new_tokens, "no end token before as many")
+  command->add_option("--min-new-tokens", arguments.min_new_tokens, "no end token before as many")
       ->capture_default_str();
   add_end_tokens(*command, arguments.end_tokens);
   command->add_option("--stop", arguments.stop, "text that ends a completion; repeatable")

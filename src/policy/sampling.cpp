@@ -60,9 +60,9 @@ void check_end_token(std::string_view name, std::int64_t id, std::int64_t vocab_
 
 void check_together(const SamplingOptions& options) {
   if (options.min_new_tokens > options.max_new_tokens) {
-    throw ConfigError(fmt::format(
-        "sampling: expected min_new_tokens of at most max_new_tokens, {}, got {}",
-        options.max_new_tokens, options.min_new_tokens));
+    throw ConfigError(
+        fmt::format("sampling: expected min_new_tokens of at most max_new_tokens, {}, got {}",
+                    options.max_new_tokens, options.min_new_tokens));
   }
   for (const std::string& text : options.stop) {
     if (text.empty()) throw ConfigError("sampling: expected texts in stop, got an empty one");
@@ -111,9 +111,9 @@ void check_for_model(const SamplingOptions& options, const Policy& policy) {
   check_end_tokens(options, policy.vocab_size());
   check_stop_strings(options);
   if (options.min_new_tokens > 0 && options.eos_id < 0 && options.extra_eos_ids.empty()) {
-    throw ConfigError(fmt::format(
-        "sampling: expected an end token for min_new_tokens {} to keep back, got none",
-        options.min_new_tokens));
+    throw ConfigError(
+        fmt::format("sampling: expected an end token for min_new_tokens {} to keep back, got none",
+                    options.min_new_tokens));
   }
 }
 
@@ -248,9 +248,8 @@ bool has_ended(const std::vector<std::int64_t>& completion, const SamplingOption
   if (is_end_token(completion.back(), options)) return true;
   if (options.stop.empty() || !options.tokenizer) return false;
   const std::string text = options.tokenizer->decode(completion);
-  return std::any_of(options.stop.begin(), options.stop.end(), [&](const std::string& stop) {
-    return text.find(stop) != std::string::npos;
-  });
+  return std::any_of(options.stop.begin(), options.stop.end(),
+                     [&](const std::string& stop) { return text.find(stop) != std::string::npos; });
 }
 
 bool follows_policy(const SamplingOptions& options) {

@@ -141,11 +141,18 @@ std::string optimizer_html(const RunRecord& record) {
   if (options.empty()) return {};
   const auto value = [&](std::string_view key) { return number_at(options, key).value_or(0); };
   const auto text = [&](std::string_view key) { return number_html(value(key)); };
-  std::string html = fmt::format("AdamW, learning rate {} ({}", text("learning_rate"),
+  const std::string type = text_at(options, "type");
+  const std::string_view name = type == "adafactor" ? "Adafactor"
+                                : type == "rmsprop" ? "RMSprop"
+                                                    : "AdamW";
+  std::string html = fmt::format("{}, learning rate {} ({}", name, text("learning_rate"),
                                  text_html(options, "schedule"));
   if (value("warmup_steps") > 0) html += fmt::format(", {} warm-up steps", text("warmup_steps"));
-  html += fmt::format("), betas {} and {}, weight decay {}", text("adam_beta1"), text("adam_beta2"),
-                      text("weight_decay"));
+  html += ")";
+  if (name == "AdamW") {
+    html += fmt::format(", betas {} and {}", text("adam_beta1"), text("adam_beta2"));
+  }
+  html += fmt::format(", weight decay {}", text("weight_decay"));
   if (value("max_grad_norm") > 0) {
     html += fmt::format(", gradients clipped at norm {}", text("max_grad_norm"));
   }

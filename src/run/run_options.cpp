@@ -142,7 +142,7 @@ void RunOptions::fields(FieldVisitor& v) {
     v.group({"online", "Rows that the policy writes, in place of those of `data`"}, online);
   }
   v.group({"batch", "Steps and the rows of each"}, batch);
-  v.group({"optimizer", "AdamW and its learning rate"}, optimizer);
+  v.group({"optimizer", "The optimizer and its learning rate"}, optimizer);
   v.group({"evaluate", "Evaluations, metrics, samples and early stopping"}, evaluate);
   v.group({"checkpoint", "When checkpoints are saved, and which stay"}, checkpoint);
   v.group({"sampling",

@@ -12,32 +12,93 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numbers>
 #include <optional>
+#include <string_view>
+#include <utility>
 
 #include "core/memory_pool.h"
 #include "core/random.h"
 #include "math/wide_gradient.h"
+#include "prefopt/error.h"
+#include "train/adafactor.h"
 
 namespace prefopt {
 
+namespace {
+
+/// Throws ConfigError for an option that the type of optimizer does not read.
+void refuse_unused(const OptimizerOptions& options) {
+  constexpr std::array<std::string_view, 3> kNames = {"adamw", "adafactor", "rmsprop"};
+  const auto name = kNames[static_cast<std::size_t>(options.type)];
+  const auto refuse = [&](OptimizerType type, std::string_view option, auto value, auto usual) {
+    if (options.type == type || value == usual) return;
+    throw ConfigError(
+        fmt::format("optimizer: expected {} to be {} with type {}, which has no use for it, got {}",
+                    option, usual, name, value));
+  };
+  const OptimizerOptions usual;
+  using enum OptimizerType;
+  refuse(kAdamW, "adam_beta1", options.adam_beta1, usual.adam_beta1);
+  refuse(kAdamW, "adam_beta2", options.adam_beta2, usual.adam_beta2);
+  refuse(kAdamW, "adam_epsilon", options.adam_epsilon, usual.adam_epsilon);
+  refuse(kAdafactor, "adafactor_decay", options.adafactor_decay, usual.adafactor_decay);
+  refuse(kAdafactor, "adafactor_clip", options.adafactor_clip, usual.adafactor_clip);
+  refuse(kAdafactor, "adafactor_scale_parameter", options.adafactor_scale_parameter,
+         usual.adafactor_scale_parameter);
+  refuse(kRmsprop, "rmsprop_alpha", options.rmsprop_alpha, usual.rmsprop_alpha);
+  refuse(kRmsprop, "rmsprop_epsilon", options.rmsprop_epsilon, usual.rmsprop_epsilon);
+  refuse(kRmsprop, "rmsprop_momentum", options.rmsprop_momentum, usual.rmsprop_momentum);
+  if (options.type == kAdafactor && options.state_dtype != StateDtype::kParameter) {
+    throw ConfigError(
+        "optimizer: expected state_dtype to be parameter with type adafactor, whose state is a "
+        "row and a column of each matrix, got bfloat16");
+  }
+}
+
+}  // namespace
+
 void OptimizerOptions::fields(FieldVisitor& v) {
+  // Texts from before these options lack them, and are the same without them.
+  const auto is_shown = [&](OptimizerType owner) { return !v.writes() || type == owner; };
+  if (!v.writes() || type != OptimizerType::kAdamW) {
+    v.choice({"type", "The rule of a step", {"kind"}}, type, {"adamw", "adafactor", "rmsprop"});
+  }
   v.real({"learning_rate", "Peak learning rate"}, learning_rate, Range::at_least(0));
   v.real({"adam_beta1", "AdamW: decay of the mean of gradients"}, adam_beta1,
          Range::half_open(0, 1));
   v.real({"adam_beta2", "AdamW: decay of the mean of squared gradients"}, adam_beta2,
          Range::half_open(0, 1));
   v.real({"adam_epsilon", "AdamW: added to the denominator"}, adam_epsilon, Range::at_least(0));
-  v.real({"weight_decay", "AdamW: decay of matrices; vectors have none"}, weight_decay,
-         Range::at_least(0));
+  if (is_shown(OptimizerType::kAdafactor)) {
+    v.real({"adafactor_decay", "Adafactor: 1 - t^-decay of the mean squares are kept in step t"},
+           adafactor_decay, Range::between(0, 1));
+    v.real({"adafactor_clip", "Adafactor: updates of a larger root mean square are scaled to it"},
+           adafactor_clip, Range::above(0));
+    v.flag({"adafactor_scale_parameter",
+            "Adafactor: the learning rate is relative to the root mean square of a weight"},
+           adafactor_scale_parameter);
+  }
+  if (is_shown(OptimizerType::kRmsprop)) {
+    v.real({"rmsprop_alpha", "RMSprop: decay of the mean of squared gradients"}, rmsprop_alpha,
+           Range::half_open(0, 1));
+    v.real({"rmsprop_epsilon", "RMSprop: added to the denominator"}, rmsprop_epsilon,
+           Range::at_least(0));
+    v.real({"rmsprop_momentum", "RMSprop: decay of the sum of updates; 0: none"}, rmsprop_momentum,
+           Range::half_open(0, 1));
+  }
+  v.real({"weight_decay", "Decay of matrices; vectors have none. RMSprop adds it to the gradient"},
+         weight_decay, Range::at_least(0));
   v.real({"max_grad_norm", "Gradients of a larger 2-norm are scaled down to it; 0: never"},
          max_grad_norm, Range::at_least(0));
   v.choice({"state_dtype",
-            "What AdamW's means are kept in: the parameters' dtype, at least float32, or bfloat16 "
-            "by stochastic rounding, which takes half the memory of float32"},
+            "What the means of AdamW and RMSprop are kept in: the parameters' dtype, at least "
+            "float32, or bfloat16 by stochastic rounding, which takes half the memory of float32"},
            state_dtype, {"parameter", "bfloat16"});
   v.choice({"masters",
             "What bfloat16 and float16 weights are trained by: float32 masters, or none and "
@@ -50,6 +111,7 @@ void OptimizerOptions::fields(FieldVisitor& v) {
           "Floor of the linear and cosine schedules, as a share of the peak",
           {"min_lr_rate"}},
          min_learning_rate_ratio, Range::between(0, 1));
+  refuse_unused(*this);
 }
 
 double learning_rate_at(const OptimizerOptions& options, std::int64_t step,
@@ -132,12 +194,29 @@ Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const Optimi
                         .value = value,
                         .state_dtype = state_dtype,
                         .has_master = is_narrow && options.masters == Masters::kFloat32,
-                        .offset = narrow_numbers_};
+                        .offset = narrow_numbers_,
+                        .moments = moments_of(value, options)};
     parameter.steps = at::zeros({}, value.options().dtype(at::kFloat).requires_grad(false));
     // Each begins at a cache line.
     if (is_narrow) narrow_numbers_ += (value.numel() + 15) / 16 * 16;
     groups_[value.dim() >= 2 ? 0 : 1].parameters.push_back(std::move(parameter));
   }
+}
+
+std::vector<Optimizer::Moment> Optimizer::moments_of(const at::Tensor& value,
+                                                     const OptimizerOptions& options) {
+  const std::vector<std::int64_t> sizes = value.sizes().vec();
+  if (options.type == OptimizerType::kAdamW) return {{"mean", sizes}, {"square", sizes}};
+  if (options.type == OptimizerType::kRmsprop) {
+    if (options.rmsprop_momentum == 0) return {{"square", sizes}};
+    return {{"square", sizes}, {"momentum", sizes}};
+  }
+  if (sizes.size() < 2) return {{"square", sizes}};
+  std::vector<std::int64_t> rows = sizes;
+  std::vector<std::int64_t> columns = sizes;
+  rows.pop_back();
+  columns.erase(columns.end() - 2);
+  return {{"rows", rows}, {"columns", columns}};
 }
 
 bool Optimizer::has(const at::Tensor& value) const {
@@ -230,8 +309,9 @@ void Optimizer::visit_state(StateVisitor& visitor) {
   for (Group& group : groups_) {
     for (Parameter& parameter : group.parameters) {
       make_state(parameter);
-      visitor.tensor("mean." + parameter.name, parameter.mean);
-      visitor.tensor("square." + parameter.name, parameter.square);
+      for (const Moment& moment : parameter.moments) {
+        visitor.tensor(moment.name + "." + parameter.name, moment.value);
+      }
       visitor.tensor("steps." + parameter.name, parameter.steps);
       if (!parameter.has_master) continue;
       refresh_master(parameter);
@@ -254,9 +334,11 @@ void Optimizer::Batch::add(const Parameter& parameter) {
   const at::Tensor& gradient = parameter.value.grad();
   trained.push_back(parameter.trained());
   gradients.push_back(parameter.has_master ? gradient.to(at::kFloat).contiguous() : gradient);
-  means.push_back(parameter.mean);
-  squares.push_back(parameter.square);
   steps.push_back(parameter.steps);
+  moments.resize(parameter.moments.size());
+  for (std::size_t i = 0; i < moments.size(); ++i) {
+    moments[i].push_back(parameter.moments[i].value);
+  }
 }
 
 at::Tensor Optimizer::part_of(const at::Tensor& buffer, const Parameter& parameter) {
@@ -267,9 +349,9 @@ at::Tensor Optimizer::part_of(const at::Tensor& buffer, const Parameter& paramet
 
 void Optimizer::reserve_state(Parameter& parameter) {
   const at::Tensor& value = parameter.value;
-  for (at::Tensor* state : {&parameter.mean, &parameter.square}) {
-    if (!state->defined()) {
-      *state = empty_state(value.sizes(), parameter.state_dtype, value.device());
+  for (Moment& moment : parameter.moments) {
+    if (!moment.value.defined()) {
+      moment.value = empty_state(moment.sizes, parameter.state_dtype, value.device());
     }
   }
   if (!parameter.has_master || parameter.master.defined()) return;
@@ -280,8 +362,7 @@ void Optimizer::reserve_state(Parameter& parameter) {
 bool Optimizer::make_state(Parameter& parameter) {
   if (parameter.has_state) return false;
   reserve_state(parameter);
-  parameter.mean.zero_();
-  parameter.square.zero_();
+  for (Moment& moment : parameter.moments) moment.value.zero_();
   if (parameter.has_master) {
     parameter.master.copy_(parameter.value.detach());
     parameter.rounded_version = parameter.value._version();
@@ -321,8 +402,10 @@ void Optimizer::step_group(Group& group, double learning_rate, const at::Tensor&
       refresh_master(parameter);
       with_master.push_back(&parameter);
     }
-    if (parameter.is_narrow_between_steps()) {
-      step_narrow(group, i, learning_rate, divisor);
+    if (options_.type == OptimizerType::kAdafactor) {
+      step_adafactor(group, i, learning_rate, divisor);
+    } else if (options_.type == OptimizerType::kRmsprop || parameter.is_narrow_between_steps()) {
+      step_in_chunks(group, i, learning_rate, divisor);
     } else if (is_fresh) {  // while its zeros are in the cache
       Batch alone;
       alone.add(parameter);
@@ -335,45 +418,93 @@ void Optimizer::step_group(Group& group, double learning_rate, const at::Tensor&
   for (Parameter* parameter : with_master) round_master(*parameter);
 }
 
-void Optimizer::step_narrow(const Group& group, std::size_t index, double learning_rate,
-                            const at::Tensor& divisor) {
-  const Parameter& parameter = group.parameters[index];
-  const at::Tensor trained = parameter.trained().detach();
-  const at::Tensor dense = trained.contiguous();
-  const at::Tensor values = dense.view(-1);
-  const at::Tensor gradient = parameter.value.grad().reshape(-1);
-  const at::Tensor mean = parameter.mean.view(-1);
-  const at::Tensor square = parameter.square.view(-1);
-  const auto dtype = is_narrow(trained.scalar_type()) ? at::kFloat : trained.scalar_type();
-  // Of step and parameter alone, so that a resumed run draws the same. The generator takes 32 bits.
+at::Generator Optimizer::generator_of(const Group& group, std::size_t index) const {
   const auto place = static_cast<std::uint64_t>(steps_done_) << 32 |
                      static_cast<std::uint64_t>(index) << 1 |
                      static_cast<std::uint64_t>(&group == &groups_[1]);
-  auto generator = at::detail::createCPUGenerator(splitmix64(place) >> 32);
-  for (std::int64_t begin = 0; begin < values.size(0); begin += kChunk) {
-    const std::int64_t end = std::min(values.size(0), begin + kChunk);
-    // A wide weight is not copied.
+  return at::detail::createCPUGenerator(splitmix64(place) >> 32);  // it takes 32 bits
+}
+
+void Optimizer::step_in_chunks(const Group& group, std::size_t index, double learning_rate,
+                               const at::Tensor& divisor) {
+  const Parameter& parameter = group.parameters[index];
+  const at::Tensor trained = parameter.trained().detach();
+  const at::Tensor dense = trained.contiguous();
+  const at::Tensor gradient = parameter.value.grad().reshape(-1);
+  std::vector<at::Tensor> kept;  // between steps
+  for (const Moment& moment : parameter.moments) kept.push_back(moment.value.view(-1));
+  kept.push_back(dense.view(-1));
+  const auto dtype = is_narrow(trained.scalar_type()) ? at::kFloat : trained.scalar_type();
+  auto generator = generator_of(group, index);
+  for (std::int64_t begin = 0; begin < gradient.size(0); begin += kChunk) {
+    const std::int64_t end = std::min(gradient.size(0), begin + kChunk);
+    // A wide tensor is not copied.
     const auto widened = [&](const at::Tensor& all) { return all.slice(0, begin, end).to(dtype); };
-    const Batch wide{.trained = {widened(values)},
-                     .gradients = {widened(gradient)},
-                     .means = {widened(mean)},
-                     .squares = {widened(square)},
-                     .steps = {parameter.steps}};
-    update(group, wide, learning_rate, divisor);
-    for (const auto& [all, part] : {std::pair{&mean, &wide.means[0]},
-                                    {&square, &wide.squares[0]},
-                                    {&values, &wide.trained[0]}}) {
-      if (!is_narrow(all->scalar_type())) continue;
-      at::Tensor narrow = all->slice(0, begin, end);
-      round_randomly(*part, narrow, generator);
+    std::vector<at::Tensor> wide;
+    for (const at::Tensor& all : kept) wide.push_back(widened(all));
+    Batch batch{.trained = {wide.back()},
+                .gradients = {widened(gradient)},
+                .steps = {parameter.steps},
+                .moments = {}};
+    for (std::size_t i = 0; i + 1 < wide.size(); ++i) batch.moments.push_back({wide[i]});
+    update(group, batch, learning_rate, divisor);
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      if (!is_narrow(kept[i].scalar_type())) continue;
+      at::Tensor narrow = kept[i].slice(0, begin, end);
+      round_randomly(wide[i], narrow, generator);
     }
   }
   if (!dense.is_same(trained)) trained.copy_(dense);
 }
 
+void Optimizer::step_adafactor(const Group& group, std::size_t index, double learning_rate,
+                               const at::Tensor& divisor) {
+  const Parameter& parameter = group.parameters[index];
+  const at::Tensor trained = parameter.trained().detach();
+  const at::Tensor dense = trained.contiguous();
+  AdafactorStep step{.values = dense.view(-1),
+                     .gradient = parameter.value.grad().reshape(-1),
+                     .divisor = divisor,
+                     .moments = {},
+                     .number = parameter.steps.item<double>(),
+                     .learning_rate = learning_rate,
+                     .weight_decay = group.weight_decay,
+                     .decay = options_.adafactor_decay,
+                     .clip = options_.adafactor_clip,
+                     .scale_parameter = options_.adafactor_scale_parameter};
+  for (const Moment& moment : parameter.moments) step.moments.push_back(moment.value);
+  if (step.moments.size() == 1) step.moments[0] = step.moments[0].view(-1);
+  auto generator = generator_of(group, index);
+  take_adafactor_step(step, [&](const at::Tensor& wide, at::Tensor& narrow) {
+    round_randomly(wide, narrow, generator);
+  });
+  if (!dense.is_same(trained)) trained.copy_(dense);
+}
+
+void Optimizer::update_by_rmsprop(const Group& group, const Batch& batch, double learning_rate,
+                                  const at::Tensor& divisor) const {
+  const at::Tensor& trained = batch.trained[0];
+  const at::Tensor& square = batch.moments[0][0];
+  at::Tensor gradient = batch.gradients[0];
+  if (divisor.defined()) gradient = gradient / divisor;
+  if (group.weight_decay != 0) gradient = gradient.add(trained, group.weight_decay);
+  square.mul_(options_.rmsprop_alpha).addcmul_(gradient, gradient, 1 - options_.rmsprop_alpha);
+  const at::Tensor denominator = square.sqrt().add_(options_.rmsprop_epsilon);
+  if (options_.rmsprop_momentum == 0) {
+    trained.addcdiv_(gradient, denominator, -learning_rate);
+    return;
+  }
+  const at::Tensor& momentum = batch.moments[1][0];
+  momentum.mul_(options_.rmsprop_momentum).addcdiv_(gradient, denominator);
+  trained.add_(momentum, -learning_rate);
+}
+
 void Optimizer::update(const Group& group, const Batch& batch, double learning_rate,
                        const at::Tensor& divisor) const {
-  at::_fused_adamw_(batch.trained, batch.gradients, batch.means, batch.squares,
+  if (options_.type == OptimizerType::kRmsprop) {
+    return update_by_rmsprop(group, batch, learning_rate, divisor);
+  }
+  at::_fused_adamw_(batch.trained, batch.gradients, batch.moments[0], batch.moments[1],
                     /*max_exp_avg_sqs=*/{}, batch.steps, learning_rate, options_.adam_beta1,
                     options_.adam_beta2, group.weight_decay, options_.adam_epsilon,
                     /*amsgrad=*/false, /*maximize=*/false,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
 #include <array>
@@ -15,8 +16,11 @@
 
 namespace prefopt::detail {
 
-/// AdamW (1711.05101) over the parameters that require a gradient, in one pass over memory. Weight
-/// decay acts on matrices and not on vectors: norm weights and biases have no scale to shrink.
+/// AdamW (1711.05101), Adafactor (train/adafactor.h) or RMSprop over the parameters that require a
+/// gradient; AdamW in one pass over memory. Weight decay acts on matrices and not on vectors: norm
+/// weights and biases have no scale to shrink. RMSprop is that of torch::optim, not centered:
+///   g ← g + weight_decay θ, v ← alpha v + (1 − alpha) g², u = g / (sqrt(v) + epsilon)
+///   θ ← θ − learning_rate u, or with momentum m ← momentum m + u, θ ← θ − learning_rate m
 ///
 /// Gradients of bfloat16 and float16 parameters are added up in float32 (math/wide_gradient.h), in
 /// one buffer for all. Steps change a float32 master of each, in another buffer for all, and the
@@ -49,18 +53,27 @@ class Optimizer {
  private:
   friend class WideWeights;
 
+  /// A tensor of numbers that the steps of a parameter leave: AdamW's mean and square, RMSprop's
+  /// square and momentum, Adafactor's rows and columns, or square of a vector.
+  struct Moment {
+    std::string name;
+    std::vector<std::int64_t> sizes;
+    at::Tensor value = {};
+  };
+
   struct Parameter {
     std::string name;
     at::Tensor value;
-    at::ScalarType state_dtype;  ///< of mean and square
+    at::ScalarType state_dtype;  ///< of the moments
     bool has_master;
     std::int64_t offset = 0;            ///< of a narrow one in the two buffers
     at::Tensor gradient = {};           ///< of a narrow one, in the buffer
     std::int64_t version_of_zero = 0;   ///< of the gradient, before anything was added
     at::Tensor master = {};             ///< in the buffer
     std::int64_t rounded_version = -1;  ///< of the value, where it is the master rounded
-    at::Tensor mean = {}, square = {}, steps = {};
-    bool has_state = false;  ///< whether mean, square and master hold numbers yet
+    std::vector<Moment> moments = {};
+    at::Tensor steps = {};
+    bool has_state = false;  ///< whether moments and master hold numbers yet
 
     bool has_gradient() const;
     bool is_narrow_between_steps() const;
@@ -73,11 +86,14 @@ class Optimizer {
     std::vector<Parameter> parameters;
   };
 
-  /// Tensors of one fused step.
+  /// Tensors of one step, a list each over parameters.
   struct Batch {
-    std::vector<at::Tensor> trained, gradients, means, squares, steps;
+    std::vector<at::Tensor> trained, gradients, steps;
+    std::vector<std::vector<at::Tensor>> moments;  ///< by moment first
     void add(const Parameter& parameter);
   };
+
+  static std::vector<Moment> moments_of(const at::Tensor& value, const OptimizerOptions& options);
 
   bool has(const at::Tensor& value) const;
   /// Returns a narrow parameter's part of a buffer.
@@ -94,9 +110,16 @@ class Optimizer {
   /// The divisor of a fused step is float32, too coarse for float64 gradients.
   static void scale_gradients(Group& group, double factor);
   void step_group(Group& group, double learning_rate, const at::Tensor& divisor);
+  /// Returns the generator of a parameter's draws in this step. They follow from step and parameter
+  /// alone, so that a resumed run draws the same.
+  at::Generator generator_of(const Group& group, std::size_t index) const;
   /// Widens what is narrow between steps, a chunk at a time, and rounds it at random.
-  void step_narrow(const Group& group, std::size_t index, double learning_rate,
-                   const at::Tensor& divisor);
+  void step_in_chunks(const Group& group, std::size_t index, double learning_rate,
+                      const at::Tensor& divisor);
+  void step_adafactor(const Group& group, std::size_t index, double learning_rate,
+                      const at::Tensor& divisor);
+  void update_by_rmsprop(const Group& group, const Batch& batch, double learning_rate,
+                         const at::Tensor& divisor) const;
   void update(const Group& group, const Batch& batch, double learning_rate,
               const at::Tensor& divisor) const;
 

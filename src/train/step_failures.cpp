@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string_view>
 #include <utility>
 
 #include "policy/token_range.h"
@@ -46,12 +47,16 @@ void throw_no_memory_for_rows(const std::string& where, const std::vector<TokenR
 
 void throw_no_memory_for_state(std::int64_t step, const OptimizerOptions& options,
                                const std::string& why) {
-  const bool is_narrow = options.state_dtype == StateDtype::kBFloat16;
+  const bool may_halve =
+      options.state_dtype == StateDtype::kParameter && options.type != OptimizerType::kAdafactor;
+  const std::string_view state = options.type == OptimizerType::kAdamW     ? "AdamW's means"
+                                 : options.type == OptimizerType::kRmsprop ? "RMSprop's means"
+                                                                           : "Adafactor's state";
   throw OutOfMemoryError(fmt::format(
-      "step {}: expected memory for AdamW's means of all trained parameters, got '{}' at a peak of "
-      "{} MiB; {}train an adapter (model.use_lora)",
-      step, why, peak_memory_bytes() >> 20,
-      is_narrow ? "" : "set optimizer.state_dtype to bfloat16, or "));
+      "step {}: expected memory for {} of all trained parameters, got '{}' at a peak of {} MiB; "
+      "{}train an adapter (model.use_lora)",
+      step, state, why, peak_memory_bytes() >> 20,
+      may_halve ? "set optimizer.state_dtype to bfloat16, or " : ""));
 }
 
 NonFiniteStep describe_non_finite(const Policy& policy, const StepInputs& inputs,

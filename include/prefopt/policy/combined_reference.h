@@ -25,9 +25,9 @@ struct WeightedReference {
 ///
 /// With weights that add up to 1 this is the log of a geometric mean of probabilities, up to log Z
 /// of the prompt, which is left out: the difference of two completions of a prompt does not need
-/// it, and losses that do are refused. There is no model of that distribution, so `policy()` is null:
-/// nothing can be sampled from it, and losses that ask for its whole distribution are refused, too.
-/// MixturePolicy mixes two models token by token, which is another distribution.
+/// it, and losses that do are refused. There is no model of that distribution, so `policy()` is
+/// null: nothing can be sampled from it, and losses that ask for its whole distribution are
+/// refused, too. MixturePolicy mixes two models token by token, which is another distribution.
 ///
 /// Sums are in float64. A reference of weight 0 is not asked, and weight 1 changes no bit of
 /// another one's log-probs: with weights (1, 0) the result is the first reference.

@@ -61,9 +61,9 @@ PREFOPT_API bool follows_policy(const SamplingOptions& options);
 /// costs nothing more. No gradient is kept.
 ///
 /// Throws ConfigError for an end token outside of the vocabulary, min_new_tokens without an end
-/// token, and stop strings without a tokenizer or that it never shows; ShapeError for an empty prompt,
-/// DataError for a prompt's token outside of the vocabulary, NonFiniteError for logits without a
-/// distribution.
+/// token, and stop strings without a tokenizer or that it never shows; ShapeError for an empty
+/// prompt, DataError for a prompt's token outside of the vocabulary, NonFiniteError for logits
+/// without a distribution.
 PREFOPT_API std::vector<std::vector<std::int64_t>> sample(
     Policy& policy, const std::vector<std::vector<std::int64_t>>& prompts,
     const SamplingOptions& options);

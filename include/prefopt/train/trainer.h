@@ -22,6 +22,9 @@
 
 namespace prefopt {
 
+/// AdamW (1711.05101), Adafactor (1804.04235) without momentum, or RMSprop as LibTorch has it.
+enum class OptimizerType { kAdamW, kAdafactor, kRmsprop };
+
 enum class Schedule { kConstant, kLinear, kCosine };
 
 enum class StateDtype { kParameter, kBFloat16 };
@@ -30,15 +33,25 @@ enum class StateDtype { kParameter, kBFloat16 };
 /// directly by stochastic rounding.
 enum class Masters { kFloat32, kStochastic };
 
+/// Options of another type than `type` must have their defaults.
 struct OptimizerOptions {
+  OptimizerType type = OptimizerType::kAdamW;
   double learning_rate = 1e-4;
   double adam_beta1 = 0.9;
   double adam_beta2 = 0.999;
   double adam_epsilon = 1e-8;
+  double adafactor_decay = 0.8;            ///< of step t: 1 - t^-decay is kept of the mean squares
+  double adafactor_clip = 1;               ///< largest root mean square of an update
+  bool adafactor_scale_parameter = false;  ///< the learning rate times that of the weight
+  double rmsprop_alpha = 0.99;
+  double rmsprop_epsilon = 1e-8;
+  double rmsprop_momentum = 0;  ///< 0: none, and no memory for it
+  /// Of matrices. RMSprop adds it to the gradient, the others shrink weights apart from it.
   double weight_decay = 0;
-  double max_grad_norm = 1;                         ///< 0: no clipping
-  StateDtype state_dtype = StateDtype::kParameter;  ///< of AdamW's means, at least float32
-  Masters masters = Masters::kFloat32;              ///< of bfloat16 and float16 weights
+  double max_grad_norm = 1;  ///< 0: no clipping
+  /// Of AdamW's and RMSprop's means, at least float32.
+  StateDtype state_dtype = StateDtype::kParameter;
+  Masters masters = Masters::kFloat32;  ///< of bfloat16 and float16 weights
   Schedule schedule = Schedule::kLinear;
   std::int64_t warmup_steps = 0;
   double min_learning_rate_ratio = 0;  ///< floor of linear and cosine, as a share of the peak
@@ -125,7 +138,7 @@ class PREFOPT_API Trainer {
   /// in place of the rounded ones, and other such weights widened next to them.
   void save_policy(const std::string& directory) const;
   /// Returns all that steps change in addition to the policy's weights, by name, for a checkpoint:
-  /// counts of steps, tokens and skipped updates, AdamW's means, squares and counts, float32
+  /// counts of steps, tokens and skipped updates, the optimizer's means and counts, float32
   /// masters, the loss's running mean, the reference's state. Not copies. A step after `load_state`
   /// is to the last bit the one that would have followed `state`, given the policy's weights.
   std::vector<std::pair<std::string, at::Tensor>> state() const;

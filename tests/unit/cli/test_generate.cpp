@@ -73,5 +73,36 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
                     "generate: expected temperature >= 0, got -1");
 }
 
+TEST_CASE("prefopt generate: stop strings, least length and penalty", "[cli]") {
+  const auto generate = [](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {
+        "generate", "--model",          kPolicy, "--tokenizer",   "byte", "--prompt", "ab",
+        "--json",   "--max-new-tokens", "12",    "--temperature", "0"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return json_lines(run_cli(arguments).out).at(0);
+  };
+  const auto ids = generate({}).at("ids").get<std::vector<int>>();
+  REQUIRE(ids.size() == 12);
+  // The first byte of the text that is a character by itself stops it.
+  std::size_t place = 0;
+  while (place < ids.size() && ids[place] >= 128) ++place;
+  REQUIRE(place < ids.size());
+  const std::string text(1, static_cast<char>(ids[place]));
+  const auto stopped = generate({"--stop", "no such text", "--stop", text});
+  CHECK(stopped.at("ids").size() == place + 1);
+  CHECK(stopped.at("completion").get<std::string>().ends_with(text));
+  // Its first token as the end token: held back as long as is asked.
+  const std::string end = std::to_string(ids[0]);
+  CHECK(generate({"--end-tokens", end}).at("ids").size() == 1);
+  CHECK(generate({"--end-tokens", end, "--min-new-tokens", "4"}).at("ids").size() >= 4);
+  CHECK(generate({"--repetition-penalty", "1.01"}) != generate({"--repetition-penalty", "1e6"}));
+  check_cli_refused({"generate", "--model", kPolicy, "--tokenizer", "byte", "--prompt", "a",
+                     "--min-new-tokens", "65"},
+                    2, "sampling: expected min_new_tokens of at most max_new_tokens, 64, got 65");
+  check_cli_refused(
+      {"generate", "--model", kPolicy, "--tokenizer", "byte", "--prompt", "a", "--stop", ""}, 2,
+      "sampling: expected texts in stop, got an empty one");
+}
+
 }  // namespace
 }  // namespace prefopt::testing_support

@@ -144,6 +144,27 @@ TEST_CASE("moving reference: soft and hard updates by hand", "[policy]") {
   CHECK(follow({.alpha = 1, .update_steps = 3}, path) == hard);
 }
 
+TEST_CASE("moving reference: an update between steps", "[policy]") {
+  const auto policy = table_policy(0);
+  MovingReference last(*policy, {.rule = MovingRule::kHard, .update_steps = kNeverUpdate});
+  MovingReference average(*policy, {.alpha = 0.25, .update_steps = 1});
+  policy->set(4);
+  for (std::int64_t step = 1; step <= 2; ++step) {
+    last.after_step(*policy, step);
+    average.after_step(*policy, step);
+  }
+  CHECK(value_of(last) == 0);
+  CHECK(value_of(average) == 1.75);
+  last.update_now(*policy);
+  average.update_now(*policy);
+  CHECK(value_of(last) == 4);
+  CHECK(value_of(average) == 2.3125);
+  MovingReference bema(*policy, {.rule = MovingRule::kBema});
+  CHECK_THROWS_TEXT(
+      bema.update_now(*policy), ConfigError,
+      "moving reference: expected the rule soft or hard for an update between steps, got bema");
+}
+
 TEST_CASE("moving reference: BEMA by its formula", "[policy]") {
   const MovingReferenceOptions options{.rule = MovingRule::kBema,
                                        .update_steps = 2,

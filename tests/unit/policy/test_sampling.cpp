@@ -3,6 +3,7 @@
 #include <cmath>
 #include <map>
 
+#include "prefopt/data/tokenizer.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/sampling.h"
@@ -507,10 +508,218 @@ TEST_CASE("sample: no gradient is kept and none is switched off", "[policy]") {
   CHECK(at::GradMode::is_enabled());
 }
 
+namespace {
+
+/// Draws of `sample` for one prompt, by a literal reading of transformers' logits processors: in
+/// the order RepetitionPenalty, MinNewTokensLength, then the greedy choice.
+std::vector<std::int64_t> processed_greedily(Decoder& decoder, std::vector<std::int64_t> tokens,
+                                             const SamplingOptions& options) {
+  const at::NoGradGuard no_grad;
+  std::vector<std::int64_t> drawn;
+  while (std::ssize(drawn) < options.max_new_tokens) {
+    const at::Tensor input_ids = at::tensor(tokens, at::kLong).unsqueeze(0);
+    const at::Tensor hidden = decoder
+                                  .forward({.input_ids = input_ids,
+                                            .attention_mask = at::ones_like(input_ids, at::kBool),
+                                            .completion_mask = {},
+                                            .completion_lens = {}})
+                                  .hidden;
+    at::Tensor scores = decoder.head().weight.mv(hidden[0][-1]).unsqueeze(0);
+    at::Tensor score = at::gather(scores, 1, input_ids);
+    score = at::where(score < 0, score * options.repetition_penalty,
+                      score / options.repetition_penalty);
+    scores = scores.scatter(1, input_ids, score);
+    if (std::ssize(drawn) < options.min_new_tokens) {
+      for (const std::int64_t id : options.extra_eos_ids) scores[0][id] = -INFINITY;
+      if (options.eos_id >= 0) scores[0][options.eos_id] = -INFINITY;
+    }
+    drawn.push_back(scores.argmax().item<std::int64_t>());
+    tokens.push_back(drawn.back());
+    if (is_end_token(drawn.back(), options)) break;
+  }
+  return drawn;
+}
+
+/// Text that comes after prompts of any kind: letter by letter, whatever was drawn.
+std::shared_ptr<const Tokenizer> byte_tokenizer() { return std::make_shared<ByteTokenizer>(); }
+
+/// Says the bytes of a text, one after another, however it is prompted with the first of them.
+class RecitingPolicy final : public Policy {
+ public:
+  explicit RecitingPolicy(const std::string& text) {
+    logits_ = at::zeros({vocab_size(), vocab_size()});
+    for (std::size_t i = 0; i + 1 < text.size(); ++i) {
+      logits_[static_cast<unsigned char>(text[i])][static_cast<unsigned char>(text[i + 1])] = 50;
+    }
+  }
+  PolicyOutput forward(const TokenBatch& batch) override {
+    return {.hidden = {}, .logits = torch::embedding(logits_, batch.input_ids)};
+  }
+  std::int64_t vocab_size() const override { return 259; }
+  std::vector<NamedParameter> named_parameters() const override { return {}; }
+
+ private:
+  at::Tensor logits_;
+};
+
+}  // namespace
+
+TEST_CASE("sample: penalty and least length are those of transformers", "[policy]") {
+  const double penalty = GENERATE(1.0, 1.3, 0.6);
+  const std::int64_t least = GENERATE(0, 4, 12);
+  const auto decoder = decoder_of(odd_options());
+  std::size_t longest = 0;
+  for (const std::int64_t end : {3, 8, 15}) {
+    const SamplingOptions options{.max_new_tokens = 12,
+                                  .temperature = 0,
+                                  .eos_id = end,
+                                  .extra_eos_ids = {end + 1},
+                                  .min_new_tokens = least,
+                                  .repetition_penalty = penalty};
+    const auto got = sample(*decoder, ragged_prompts(), options);
+    for (std::size_t s = 0; s < got.size(); ++s) {
+      INFO("penalty " << penalty << ", least " << least << ", prompt " << s);
+      CHECK(got[s] == processed_greedily(*decoder, ragged_prompts()[s], options));
+      CHECK(std::ssize(got[s]) >= least);
+      longest = std::max(longest, got[s].size());
+    }
+  }
+  CHECK(longest <= 12);
+}
+
+TEST_CASE("sample: a penalty acts once on each token of prompt and completion", "[policy]") {
+  // Tokens 0 and 1 are in the prompt, 1 of them twice; logits of both signs.
+  const std::vector<double> logits{1.5, -0.5, 0.25, -1};
+  MemorylessPolicy policy(at::tensor(logits, at::kDouble));
+  const SamplingOptions options{.max_new_tokens = 1, .repetition_penalty = 2};
+  const std::vector<double> penalized{0.75, -1, 0.25, -1};
+  double sum = 0;
+  for (const double logit : penalized) sum += std::exp(logit);
+  std::vector<double> counts(4, 0);
+  const Samples samples = sample_with_logps(policy, Prompts(20000, {1, 0, 1}), options);
+  for (const auto& completion : samples.completions) {
+    ++counts[static_cast<std::size_t>(completion.front())];
+  }
+  double chi_square = 0;
+  for (std::size_t i = 0; i < 4; ++i) {
+    const double mean = 20000 * std::exp(penalized[i]) / sum;
+    chi_square += (counts[i] - mean) * (counts[i] - mean) / mean;
+  }
+  CHECK(chi_square < 16.27);
+  // Log-probs are those of the policy itself all the same.
+  double whole = 0;
+  for (const double logit : logits) whole += std::exp(logit);
+  for (std::size_t s = 0; s < 50; ++s) {
+    const auto token = static_cast<std::size_t>(samples.completions[s].front());
+    CHECK(samples.token_logps[s].front() == Approx(logits[token] - std::log(whole)).epsilon(1e-12));
+  }
+}
+
+TEST_CASE("sample: rules of logits leave a sample its seed and index alone", "[policy]") {
+  const auto decoder = small_decoder();
+  const Prompts prompts{{1, 2, 3}, {4}, {5, 6, 7, 8}, {4}};
+  SamplingOptions options{
+      .max_new_tokens = 20, .eos_id = 2, .seed = 3, .min_new_tokens = 5, .repetition_penalty = 1.4};
+  const auto all = sample(*decoder, prompts, options);
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  CHECK(sample(*decoder, prompts, options) == all);
+  at::set_num_threads(threads);
+  for (std::size_t s = 0; s < prompts.size(); ++s) {
+    SamplingOptions alone = options;
+    alone.first_index = static_cast<std::int64_t>(s);
+    CHECK(sample(*decoder, {prompts[s]}, alone).front() == all[s]);
+  }
+  options.repetition_penalty = 1;
+  CHECK(sample(*decoder, prompts, options) != all);
+}
+
+TEST_CASE("sample: a stop string ends a completion with the token that completes it", "[policy]") {
+  const std::string text = "abcdefgh";
+  RecitingPolicy policy(text);
+  SamplingOptions options{.max_new_tokens = 7, .temperature = 0, .tokenizer = byte_tokenizer()};
+  const auto said = [&](const std::vector<std::string>& stop, const Prompts& prompts) {
+    options.stop = stop;
+    std::vector<std::string> texts;
+    for (const auto& completion : sample(policy, prompts, options)) {
+      texts.push_back(options.tokenizer->decode(completion));
+      CHECK(has_ended(completion, options) == (std::ssize(completion) < 7));
+    }
+    return texts;
+  };
+  const Prompts from_a{{'a'}};
+  using Texts = std::vector<std::string>;
+  CHECK(said({}, from_a) == Texts{"bcdefgh"});
+  CHECK(said({"de"}, from_a) == Texts{"bcde"});
+  CHECK(said({"b"}, from_a) == Texts{"b"});
+  CHECK(said({"fg", "cd"}, from_a) == Texts{"bcd"});
+  CHECK(said({"ed", "B"}, from_a) == Texts{"bcdefgh"});
+  // The prompt is no part of the text; others go on.
+  CHECK(said({"ab"}, from_a) == Texts{"bcdefgh"});
+  CHECK(said({"de"}, {{'a'}, {'d'}, {'c'}})[0] == "bcde");
+  CHECK(said({"de"}, {{'a'}, {'d'}, {'c'}})[2] == "de");
+  // Before the least length, too, which is about end tokens alone.
+  options.min_new_tokens = 6;
+  options.eos_id = 257;
+  CHECK(said({"de"}, from_a) == Texts{"bcde"});
+}
+
+TEST_CASE("sample: a stop string of several bytes, and a completion that ends with it",
+          "[policy]") {
+  RecitingPolicy policy("aé!");
+  const SamplingOptions options{
+      .max_new_tokens = 3, .temperature = 0, .stop = {"é"}, .tokenizer = byte_tokenizer()};
+  const auto completion = sample(policy, {{'a'}}, options).front();
+  CHECK(options.tokenizer->decode(completion) == "é");
+  CHECK(completion.size() == 2);
+  CHECK(has_ended(completion, options));
+  CHECK_FALSE(has_ended({completion[0]}, options));
+  CHECK_FALSE(has_ended({}, options));
+}
+
+TEST_CASE("sampling: options of logits and texts that contradict are refused", "[policy]") {
+  MemorylessPolicy policy(at::zeros({4}));
+  const auto refuse = [&](const SamplingOptions& options, const std::string& text) {
+    CHECK_THROWS_TEXT(sample(policy, {{1}}, options), ConfigError, "sampling: " + text);
+  };
+  refuse({.max_new_tokens = 3, .eos_id = 1, .min_new_tokens = 4},
+         "expected min_new_tokens of at most max_new_tokens, 3, got 4");
+  refuse({.min_new_tokens = -1}, "expected min_new_tokens >= 0, got -1");
+  refuse({.min_new_tokens = 2},
+         "expected an end token for min_new_tokens 2 to keep back, got none");
+  refuse({.repetition_penalty = 0}, "expected repetition_penalty > 0, got 0");
+  refuse({.stop = {"x", ""}}, "expected texts in stop, got an empty one");
+  refuse({.stop = {"x"}}, "expected a tokenizer for the texts of stop, got none");
+  CHECK_THROWS_TEXT((options_from_json<SamplingOptions>(
+                        R"({"max_new_tokens": 3, "min_new_tokens": 4})", "sampling")),
+                    ConfigError,
+                    "sampling: expected min_new_tokens of at most max_new_tokens, 3, got 4");
+}
+
+TEST_CASE("sampling: whose distribution tokens are drawn from", "[policy]") {
+  CHECK(follows_policy({}));
+  // They end a completion, and change no draw.
+  CHECK(follows_policy({.max_new_tokens = 3, .eos_id = 2, .stop = {"x"}}));
+  CHECK_FALSE(follows_policy({.temperature = 0.7}));
+  CHECK_FALSE(follows_policy({.top_k = 4}));
+  CHECK_FALSE(follows_policy({.top_p = 0.9}));
+  CHECK_FALSE(follows_policy({.min_new_tokens = 2}));
+  CHECK_FALSE(follows_policy({.repetition_penalty = 1.1}));
+}
+
 TEST_CASE("sampling: options as JSON", "[policy]") {
   CHECK(
       options_to_json(SamplingOptions{}) ==
       R"({"max_new_tokens":64,"temperature":1.0,"top_k":0,"top_p":1.0,"eos_id":-1,"seed":0,"extra_eos_ids":[]})");
+  // Later options are written where they are used.
+  const SamplingOptions all{.min_new_tokens = 2, .repetition_penalty = 1.5, .stop = {"x\n"}};
+  const std::string json = options_to_json(all);
+  CHECK(
+      json ==
+      R"({"max_new_tokens":64,"temperature":1.0,"top_k":0,"top_p":1.0,"eos_id":-1,"seed":0,"extra_eos_ids":[],"min_new_tokens":2,"repetition_penalty":1.5,"stop":["x\n"]})");
+  CHECK(options_to_json(options_from_json<SamplingOptions>(json, "sampling")) == json);
+  CHECK(options_from_json<SamplingOptions>(R"({"stop_strings": ["a"]})", "sampling").stop ==
+        std::vector<std::string>{"a"});
 }
 
 }  // namespace prefopt

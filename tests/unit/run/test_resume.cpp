@@ -114,6 +114,18 @@ const std::vector<Case>& cases() {
          o.optimizer.masters = Masters::kStochastic;
          o.optimizer.state_dtype = StateDtype::kBFloat16;
        }},
+      {"Adafactor on bfloat16 weights, rounded at random",
+       [](RunOptions& o) {
+         o.model.dtype = "bfloat16";
+         o.optimizer.masters = Masters::kStochastic;
+         o.optimizer.type = OptimizerType::kAdafactor;
+       }},
+      {"RMSprop with momentum and narrow state",
+       [](RunOptions& o) {
+         o.optimizer.type = OptimizerType::kRmsprop;
+         o.optimizer.rmsprop_momentum = 0.5;
+         o.optimizer.state_dtype = StateDtype::kBFloat16;
+       }},
   };
   return kCases;
 }

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+#include <torch/optim/rmsprop.h>
+
+#include <Eigen/Core>
 #include <cmath>
 #include <string>
 #include <vector>
 
+#include "prefopt/error.h"
 #include "support/catch.h"
+#include "support/errors.h"
 #include "train/optimizer.h"
 
 namespace prefopt {
@@ -67,6 +73,184 @@ TEST_CASE("optimizer: matrices and vectors follow AdamW's formula", "[train]") {
     CHECK(vector[2].item<double>() == Approx(of_vector.value).epsilon(1e-10));
   }
   CHECK(unused.equal(at::full({2}, 7, at::kDouble)));
+}
+
+TEST_CASE("optimizer: RMSprop is that of LibTorch", "[train]") {
+  const double momentum = GENERATE(0.0, 0.7);
+  const double decay = GENERATE(0.0, 0.2);
+  const OptimizerOptions options{.type = OptimizerType::kRmsprop,
+                                 .rmsprop_alpha = 0.9,
+                                 .rmsprop_epsilon = 1e-3,
+                                 .rmsprop_momentum = momentum,
+                                 .weight_decay = decay};
+  const at::Tensor matrix = leaf(at::linspace(-1, 2, 12, at::kDouble).view({3, 4}));
+  const at::Tensor vector = leaf(at::linspace(-1, 1, 5, at::kDouble));
+  const at::Tensor matrix_there = leaf(matrix.detach());
+  const at::Tensor vector_there = leaf(vector.detach());
+  detail::Optimizer optimizer({{"matrix", matrix}, {"vector", vector}}, options);
+  const auto with_decay = [&](double value) {
+    return torch::optim::RMSpropOptions(0.05).alpha(0.9).eps(1e-3).momentum(momentum).weight_decay(
+        value);
+  };
+  torch::optim::RMSprop of_matrix(std::vector<at::Tensor>{matrix_there}, with_decay(decay));
+  torch::optim::RMSprop of_vector(std::vector<at::Tensor>{vector_there}, with_decay(0));
+  for (int step = 0; step < 6; ++step) {
+    optimizer.zero_grad();
+    const at::Tensor gradient = (matrix.detach() * 0.3 + gradient_at(step)).detach();
+    matrix.mutable_grad() = gradient.clone();
+    vector.mutable_grad() = at::full_like(vector, gradient_at(step));
+    matrix_there.mutable_grad() = gradient * 0.25;
+    vector_there.mutable_grad() = at::full_like(vector, gradient_at(step)) * 0.25;
+    optimizer.step(0.05, 0.25);
+    of_matrix.step();
+    of_vector.step();
+    CHECK(at::allclose(matrix, matrix_there, 0, 1e-14));
+    CHECK(at::allclose(vector, vector_there, 0, 1e-14));
+  }
+  CHECK(state_of(optimizer, "momentum.matrix").defined() == (momentum > 0));
+  CHECK_FALSE(state_of(optimizer, "mean.matrix").defined());
+}
+
+TEST_CASE("optimizer: Adafactor follows its formulas", "[train]") {
+  // 1804.04235, algorithms 4 and 5, number by number; transformers' Adafactor with
+  // relative_step=False.
+  const bool scales = GENERATE(false, true);
+  const double decay = GENERATE(0.0, 0.3);
+  constexpr double kRate = 0.02, kClip = 0.8, kPower = 0.7, kFloor = 1e-30;
+  const OptimizerOptions options{.type = OptimizerType::kAdafactor,
+                                 .adafactor_decay = kPower,
+                                 .adafactor_clip = kClip,
+                                 .adafactor_scale_parameter = scales,
+                                 .weight_decay = decay};
+  constexpr int kRows = 3, kColumns = 4, kSize = 5;
+  using Matrix = Eigen::Array<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  Matrix weight = Matrix::NullaryExpr(
+      kRows, kColumns, [](Eigen::Index i, Eigen::Index j) { return 0.5 * double(i) - double(j); });
+  Eigen::ArrayXd vector_weight = Eigen::ArrayXd::LinSpaced(kSize, -1, 2);
+  Eigen::ArrayXd rows = Eigen::ArrayXd::Zero(kRows);
+  Eigen::ArrayXd columns = Eigen::ArrayXd::Zero(kColumns);
+  Eigen::ArrayXd squares = Eigen::ArrayXd::Zero(kSize);
+  const auto tensor_of = [](const auto& values, at::IntArrayRef sizes) {
+    return at::from_blob(const_cast<double*>(values.data()), sizes, at::kDouble).clone();
+  };
+  const at::Tensor matrix = leaf(tensor_of(weight, {kRows, kColumns}));
+  const at::Tensor vector = leaf(tensor_of(vector_weight, {kSize}));
+  detail::Optimizer optimizer({{"matrix", matrix}, {"vector", vector}}, options);
+  const auto rms = [](const auto& values) { return std::sqrt(values.square().mean()); };
+  const auto rate_for = [&](const auto& values) {
+    return scales ? kRate * std::max(1e-3, rms(values)) : kRate;
+  };
+  for (int t = 1; t <= 6; ++t) {
+    const Matrix gradient = Matrix::NullaryExpr(kRows, kColumns, [&](auto i, auto j) {
+      return std::sin(3.0 * t + 2.0 * double(i) + double(j)) * (t == 1 ? 5 : 0.1);
+    });
+    const Eigen::ArrayXd vector_gradient =
+        Eigen::ArrayXd::NullaryExpr(kSize, [&](auto i) { return std::cos(t + 1.5 * double(i)); });
+    optimizer.zero_grad();
+    matrix.mutable_grad() = tensor_of(gradient, {kRows, kColumns}) * 2;
+    vector.mutable_grad() = tensor_of(vector_gradient, {kSize}) * 2;
+    optimizer.step(kRate, 0.5);
+
+    const double kept = 1 - std::pow(t, -kPower);
+    const Matrix square = gradient.square() + kFloor;
+    rows = kept * rows + (1 - kept) * square.rowwise().mean();
+    columns = kept * columns + (1 - kept) * square.colwise().mean().transpose();
+    Matrix update(kRows, kColumns);
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kColumns; ++j) {
+        update(i, j) = gradient(i, j) / std::sqrt(rows[i] * columns[j] / rows.mean());
+      }
+    }
+    const double rate = rate_for(weight);
+    weight = (1 - kRate * decay) * weight - rate * update / std::max(1.0, rms(update) / kClip);
+    CHECK(at::allclose(matrix, tensor_of(weight, {kRows, kColumns}), 1e-12, 1e-14));
+
+    squares = kept * squares + (1 - kept) * (vector_gradient.square() + kFloor);
+    const Eigen::ArrayXd vector_update = vector_gradient / squares.sqrt();
+    const double vector_rate = rate_for(vector_weight);
+    vector_weight -= vector_rate * vector_update / std::max(1.0, rms(vector_update) / kClip);
+    CHECK(at::allclose(vector, tensor_of(vector_weight, {kSize}), 1e-12, 1e-14));
+  }
+  // A row and a column in place of a matrix.
+  CHECK(state_of(optimizer, "rows.matrix").sizes() == at::IntArrayRef({kRows}));
+  CHECK(state_of(optimizer, "columns.matrix").sizes() == at::IntArrayRef({kColumns}));
+  CHECK(state_of(optimizer, "square.vector").sizes() == at::IntArrayRef({kSize}));
+}
+
+TEST_CASE("optimizer: Adafactor in chunks is that of the whole, also of stacked matrices",
+          "[train]") {
+  // More numbers than are worked on at a time; the matrices of a stack are apart but for clipping.
+  const OptimizerOptions options{.type = OptimizerType::kAdafactor, .adafactor_clip = 1e9};
+  torch::manual_seed(4);
+  const at::Tensor stack = leaf(at::randn({2, 300, 1000}, at::kDouble));
+  const at::Tensor first = leaf(stack.detach()[0]);
+  detail::Optimizer of_stack({{"w", stack}}, options), of_first({{"w", first}}, options);
+  const at::Tensor vector = leaf(at::randn({300000}, at::kDouble));
+  detail::Optimizer of_vector({{"v", vector}}, options);
+  for (int step = 0; step < 2; ++step) {
+    const at::Tensor gradient = at::randn({2, 300, 1000}, at::kDouble);
+    stack.mutable_grad() = gradient;
+    first.mutable_grad() = gradient[0].clone();
+    vector.mutable_grad() = gradient[0].clone().view(-1);
+    of_stack.step(0.1);
+    of_first.step(0.1);
+    of_vector.step(0.1);
+  }
+  CHECK(at::allclose(stack[0], first, 0, 1e-12));
+  const at::Tensor rows = state_of(of_first, "rows.w");
+  CHECK(rows.mean().item<double>() ==
+        Approx(state_of(of_first, "columns.w").mean().item<double>()).epsilon(1e-12));
+  CHECK(rows.mean().item<double>() ==
+        Approx(state_of(of_vector, "square.v").mean().item<double>()).epsilon(1e-12));
+}
+
+TEST_CASE("optimizer: Adafactor scales down long updates", "[train]") {
+  // The first update of a vector has numbers ±1, whose root mean square is 1.
+  const auto moved = [](double clip) {
+    const at::Tensor vector = leaf(at::zeros({6}, at::kDouble));
+    detail::Optimizer optimizer({{"v", vector}},
+                                {.type = OptimizerType::kAdafactor, .adafactor_clip = clip});
+    vector.mutable_grad() = at::linspace(-2, 3, 6, at::kDouble);
+    optimizer.step(0.1);
+    return vector.detach().abs().max().item<double>();
+  };
+  CHECK(moved(2) == Approx(0.1).epsilon(1e-12));
+  CHECK(moved(0.5) == Approx(0.05).epsilon(1e-12));
+}
+
+TEST_CASE("optimizer: options of another type are refused", "[train]") {
+  const auto refuse = [](const OptimizerOptions& options, const std::string& text) {
+    CHECK_THROWS_TEXT(checked(options, "optimizer"), ConfigError, "optimizer: " + text);
+  };
+  using enum OptimizerType;
+  refuse({.type = kRmsprop, .adam_beta1 = 0.8},
+         "expected adam_beta1 to be 0.9 with type rmsprop, which has no use for it, got 0.8");
+  refuse({.type = kAdafactor, .adam_epsilon = 1e-6},
+         "expected adam_epsilon to be 1e-08 with type adafactor, which has no use for it, got "
+         "1e-06");
+  refuse({.rmsprop_alpha = 0.9},
+         "expected rmsprop_alpha to be 0.99 with type adamw, which has no use for it, got 0.9");
+  refuse({.adafactor_scale_parameter = true},
+         "expected adafactor_scale_parameter to be false with type adamw, which has no use for it, "
+         "got true");
+  refuse({.type = kAdafactor, .state_dtype = StateDtype::kBFloat16},
+         "expected state_dtype to be parameter with type adafactor, whose state is a row and a "
+         "column of each matrix, got bfloat16");
+  CHECK_NOTHROW(checked(OptimizerOptions{.type = kAdafactor, .adafactor_decay = 0.5}, "optimizer"));
+}
+
+TEST_CASE("optimizer: options of AdamW are written as before there were others", "[train]") {
+  const std::string json = options_to_json(OptimizerOptions{});
+  CHECK(json.find("type") == std::string::npos);
+  CHECK(json.find("rmsprop") == std::string::npos);
+  CHECK(json.find("adafactor") == std::string::npos);
+  for (const std::string_view name : {"adafactor", "rmsprop"}) {
+    const auto options = options_from_json<OptimizerOptions>(
+        fmt::format(R"({{"type": "{}", "learning_rate": 0.5}})", name), "optimizer");
+    const std::string written = options_to_json(options);
+    CHECK(written.find(fmt::format(R"("type":"{}")", name)) != std::string::npos);
+    CHECK(options_to_json(options_from_json<OptimizerOptions>(written, "optimizer")) == written);
+  }
 }
 
 TEST_CASE("optimizer: narrow state is right on average where rounding would lose it", "[train]") {
@@ -249,11 +433,17 @@ TEST_CASE("optimizer: float16 rounds at random between its own neighbours", "[tr
 }
 
 TEST_CASE("optimizer: draws and masters are those of an optimizer that was never away", "[train]") {
+  const auto type =
+      GENERATE(OptimizerType::kAdamW, OptimizerType::kAdafactor, OptimizerType::kRmsprop);
   const auto masters = GENERATE(Masters::kFloat32, Masters::kStochastic);
   const auto state_dtype = GENERATE(StateDtype::kParameter, StateDtype::kBFloat16);
-  const auto dtype = GENERATE(at::kBFloat16, at::kHalf);
-  const OptimizerOptions options{
-      .weight_decay = 0.1, .state_dtype = state_dtype, .masters = masters};
+  if (type == OptimizerType::kAdafactor && state_dtype == StateDtype::kBFloat16) return;
+  const auto dtype = GENERATE(at::kBFloat16, at::kHalf, at::kFloat);
+  const OptimizerOptions options{.type = type,
+                                 .rmsprop_momentum = type == OptimizerType::kRmsprop ? 0.5 : 0,
+                                 .weight_decay = 0.1,
+                                 .state_dtype = state_dtype,
+                                 .masters = masters};
   const auto take_steps = [](detail::Optimizer& optimizer, const at::Tensor& value, int from,
                              int to) {
     for (int step = from; step < to; ++step) {
@@ -276,11 +466,31 @@ TEST_CASE("optimizer: draws and masters are those of an optimizer that was never
       detail::save_state([&](StateVisitor& visitor) { before.visit_state(visitor); }), "optimizer");
   take_steps(after, second, 4, 7);
   CHECK(second.detach().equal(straight.detach()));
-  for (const char* part : {"master.value", "mean.value", "square.value"}) {
+  int parts = 0;
+  for (const char* part : {"master.value", "mean.value", "square.value", "momentum.value",
+                           "rows.value", "columns.value", "steps.value"}) {
     INFO(part);
     const at::Tensor expected = state_of(whole, part);
-    if (expected.defined()) CHECK(state_of(after, part).equal(expected));
+    if (!expected.defined()) continue;
+    CHECK(state_of(after, part).equal(expected));
+    ++parts;
   }
+  CHECK(parts >= 3);
+  // Without the state they are others.
+  const at::Tensor third = leaf(first.detach());
+  detail::Optimizer unloaded({{"value", third}}, options);
+  take_steps(unloaded, third, 4, 7);
+  CHECK_FALSE(third.detach().equal(straight.detach()));
+}
+
+TEST_CASE("optimizer: the state of another type is refused", "[train]") {
+  const at::Tensor value = leaf(at::ones({3, 2}));
+  detail::Optimizer adamw({{"value", value}}, {});
+  detail::Optimizer adafactor({{"value", value}}, {.type = OptimizerType::kAdafactor});
+  const auto saved = detail::save_state([&](StateVisitor& visitor) { adamw.visit_state(visitor); });
+  CHECK_THROWS_AS(detail::load_state([&](StateVisitor& visitor) { adafactor.visit_state(visitor); },
+                                     saved, "optimizer"),
+                  CheckpointError);
 }
 
 TEST_CASE("optimizer: what others write into a narrow weight reaches its master", "[train]") {

@@ -393,6 +393,12 @@ TEST_CASE("a loss over the policy's own samples refuses another distribution", "
       Trainer(policy, frozen(*policy), make_loss(R"({"type": "hypo"})"), options), ConfigError,
       "hypo: expected samples of the policy itself (temperature 1, top_k 0, top_p 1), got "
       "temperature 0.5, top_k 0, top_p 1; its gradient is an expectation under the policy");
+  options.sampling = {.repetition_penalty = 1.5};
+  CHECK_THROWS_TEXT(
+      Trainer(policy, frozen(*policy), make_loss(R"({"type": "hypo"})"), options), ConfigError,
+      "hypo: expected samples of the policy itself (temperature 1, top_k 0, top_p 1, "
+      "repetition_penalty 1), got temperature 1, top_k 0, top_p 1, repetition_penalty 1.5; its "
+      "gradient is an expectation under the policy");
 }
 
 TEST_CASE("samples differ between steps and pairs, and agree between cuts", "[train]") {
