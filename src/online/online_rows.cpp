@@ -30,10 +30,6 @@ constexpr std::int64_t kMostEmptyRounds = 3;
 /// Prompts of a round whose completions its record shows.
 constexpr std::size_t kShownPrompts = 4;
 
-bool follows_policy(const SamplingOptions& options) {
-  return options.temperature == 1 && options.top_k == 0 && options.top_p == 1;
-}
-
 void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
   const auto count = std::ssize(parts.prompts);
   if (count == 0) throw ConfigError("online.prompts: expected at least one prompt, got none");
@@ -48,13 +44,14 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
         "none");
   }
   for (const SourceOptions& source : parts.sources) {
+    const bool weighs = parts.selection->needs_own_distribution() || parts.needs.of_own_samples;
     const bool is_own = source.from != SourceKind::kPolicy || follows_policy(source.sampling);
-    if (parts.selection->needs_own_distribution() && !is_own) {
+    if (weighs && !is_own) {
       throw ConfigError(fmt::format(
-          "online.sources: expected temperature 1, top_k 0 and top_p 1 of '{}' for a selection "
-          "that weighs completions by the policy's own distribution, got temperature {}, top_k {}, "
-          "top_p {}",
-          source.name, source.sampling.temperature, source.sampling.top_k, source.sampling.top_p));
+          "online.sources: expected '{}' to draw from the policy's own distribution, as the "
+          "loss or the selection weighs completions by it, got temperature, top_k, top_p, repetition_penalty "
+          "or min_new_tokens of another one",
+          source.name));
     }
   }
 }
@@ -132,7 +129,12 @@ void OnlineRows::Impl::start_round(Policy& policy) {
     describe(rated, empty);
     if (empty == 0) break;
     if (parts.note) parts.note(fmt::format("round {}: no rows, it is skipped", round));
-    if (empty == kMostEmptyRounds || round == options.rounds.rounds) {
+    if (round == options.rounds.rounds) {
+      steps = 0;
+      rows.clear();
+      return;
+    }
+    if (empty == kMostEmptyRounds) {
       throw DataError(fmt::format(
           "online: expected rows of a round, got none in {} rounds one after the other ({})", empty,
           rated.summary()));
@@ -227,7 +229,7 @@ void OnlineRows::Impl::describe(const detail::RatedPrompts& rated, std::int64_t 
 
 /// Makes what follows from the saved state: the rows of the round and their metrics.
 void OnlineRows::Impl::restore_round() {
-  if (round == 0) return;
+  if (round == 0 || steps == 0) return;
   const std::int64_t planned = steps;
   plan_steps();
   if (steps != planned || step < 0 || step > steps) {
@@ -311,7 +313,7 @@ StepRows OnlineRows::next(Policy& policy) {
   Impl& of = *impl_;
   of.trained = &policy;
   if (of.round == 0 || of.step == of.steps) of.start_round(policy);
-  return of.step_rows();
+  return of.steps > 0 ? of.step_rows() : StepRows();
 }
 
 void OnlineRows::finish_step() {

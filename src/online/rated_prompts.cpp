@@ -18,17 +18,20 @@
 namespace prefopt::detail {
 namespace {
 
-/// A column of a row, and the loss's input that reads it.
+/// A column of a row, and the loss's input that reads it. Columns that a selection has for the sake
+/// of its choice alone may remain unread.
 struct ColumnUse {
   Column column;
   Input input;
   std::optional<double> SelectedRow::*value;
+  bool may_remain_unread = false;
 };
 
 constexpr std::array kColumnUses = {
     ColumnUse{Column::kLabelProb, Input::label_probs, &SelectedRow::label_prob},
-    ColumnUse{Column::kChosenWinRate, Input::chosen_win_rates, &SelectedRow::chosen_win_rate},
-    ColumnUse{Column::kRejectedWinRate, Input::rejected_win_rates, &SelectedRow::rejected_win_rate},
+    ColumnUse{Column::kChosenWinRate, Input::chosen_win_rates, &SelectedRow::chosen_win_rate, true},
+    ColumnUse{Column::kRejectedWinRate, Input::rejected_win_rates, &SelectedRow::rejected_win_rate,
+              true},
     ColumnUse{Column::kAdvantage, Input::advantages, &SelectedRow::advantage},
     ColumnUse{Column::kWeight, Input::weights, &SelectedRow::weight}};
 
@@ -37,6 +40,7 @@ void set_columns(const SelectedRow& selected, InputSet inputs, TokenRow& row) {
     const auto& value = selected.*use.value;
     if (!value) continue;
     if (!inputs.has(use.input)) {
+      if (use.may_remain_unread) continue;
       throw ConfigError(fmt::format(
           "online.select: expected columns that the loss reads, got '{}', which this loss does not "
           "read; see its options in `prefopt losses`",
@@ -218,7 +222,7 @@ std::vector<Rollout> completions_of(Policy& model, const OnlineParts& parts,
   auto rollouts = draw_rollouts(model, prompts, {.sampling = sampling, .at_once = at_once});
   for (std::size_t i = 0; i < rollouts.size(); ++i) {
     auto tokens = rollouts[i].completion;
-    if (rollouts[i].ended) tokens.pop_back();
+    if (!tokens.empty() && is_end_token(tokens.back(), sampling)) tokens.pop_back();
     rollouts[i].text = parts.tokenizer->decode(tokens);
     rollouts[i].prompt_text = parts.eval_prompts[i].text;
   }

@@ -147,9 +147,9 @@ std::vector<Rollout> RolloutWriter::from_program(std::int64_t place, const Promp
 void RolloutWriter::finish(Rollout& rollout, const OnlinePrompt& prompt, std::int64_t place) const {
   const SamplingOptions& options = parts_.sources[static_cast<std::size_t>(place)].sampling;
   rollout.source = place;
+  rollout.ended = has_ended(rollout.completion, options);
   auto text = rollout.completion;
-  rollout.ended = !text.empty() && is_end_token(text.back(), options);
-  if (rollout.ended) text.pop_back();
+  if (!text.empty() && is_end_token(text.back(), options)) text.pop_back();
   rollout.prompt_text = prompt.text;
   rollout.text = parts_.tokenizer->decode(text);
 }

@@ -124,7 +124,7 @@ void check_reference_rule(const ReferenceOptions& options, bool is_online) {
 RoundReference follow(const ReferenceOptions& options, std::shared_ptr<Policy> frozen,
                       const Policy& policy, std::int64_t seed) {
   const MovingReferenceOptions by_rounds{.rule = MovingRule::kHard,
-                                         .update_steps = kUpdateNowAlone};
+                                         .update_steps = kNeverUpdate};
   switch (options.rule) {
     case ReferenceRule::kEma:
       return {std::make_shared<MovingReference>(
@@ -189,7 +189,7 @@ bool needs_initial(const OnlineOptions& options, const std::vector<SourceOptions
 }
 
 std::shared_ptr<OnlineRows> make_online_rows(
-    const RunOptions& options, OnlinePrompts prompts, std::vector<SourceOptions> sources,
+    RunOptions& options, OnlinePrompts prompts, std::vector<SourceOptions> sources,
     const std::shared_ptr<const Tokenizer>& tokenizer, const Decoder& policy,
     std::shared_ptr<Policy> initial, const LossRequirements& needs, const RoundReference& reference,
     const RunEvents& events, const Note& note, std::int64_t& planned_steps) {
@@ -219,6 +219,16 @@ std::shared_ptr<OnlineRows> make_online_rows(
   } else if (options_to_json(online.feedback) != options_to_json(FeedbackOptions())) {
     parts.feedback = make_feedback(online.feedback);  // for evaluations alone
     parts.rater = rater_options(online.feedback);
+  }
+  if (!prompts.held_out.empty()) {
+    if (!parts.feedback) {
+      throw ConfigError(
+          "online.feedback: expected one that rates completions of held-out prompts, got none");
+    }
+    if (options.evaluate.best_metric == EvaluateOptions().best_metric) {
+      options.evaluate.best_metric =
+          parts.feedback->has_rewards() ? "eval_reward" : "eval_win_rate";
+    }
   }
   const auto prompt_count = std::ssize(prompts.train);
   parts.prompts = std::move(prompts.train);

@@ -40,9 +40,10 @@ OnlinePrompts load_online_prompts(const RunOptions& options,
                                   const std::vector<SourceOptions>& sources,
                                   const Tokenizer& tokenizer, const Note& note);
 
-/// Returns the source of the run's rows, and in `planned_steps` the most steps that they make.
+/// Returns the source of the run's rows, and in `planned_steps` the most steps that they make. A
+/// `best_metric` that is not set becomes the reward of held-out prompts, or else the win rate.
 std::shared_ptr<OnlineRows> make_online_rows(
-    const RunOptions& options, OnlinePrompts prompts, std::vector<SourceOptions> sources,
+    RunOptions& options, OnlinePrompts prompts, std::vector<SourceOptions> sources,
     const std::shared_ptr<const Tokenizer>& tokenizer, const Decoder& policy,
     std::shared_ptr<Policy> initial, const LossRequirements& needs, const RoundReference& reference,
     const RunEvents& events, const Note& note, std::int64_t& planned_steps);

@@ -64,7 +64,7 @@ void RunLoop::take_steps() {
 }
 
 void RunLoop::take_step() {
-  take_update();
+  if (!take_update()) return;
   const std::int64_t step = steps_done();
   if (parts_.events.step) parts_.events.step(step, parts_.total_steps, state_.last_step);
   if (log_is_due()) log_step();
@@ -74,7 +74,8 @@ void RunLoop::take_step() {
   if (state_.evaluation_is_due) evaluate_and_judge();
 }
 
-void RunLoop::take_update() {
+/// Returns false where the source has ended instead.
+bool RunLoop::take_update() {
   const std::int64_t before = steps_done();
   const at::Tensor generator = generator_state();
   StepRows rows;
@@ -82,6 +83,7 @@ void RunLoop::take_update() {
   Metrics metrics;
   try {
     rows = parts_.source.next(parts_.trainer.policy());
+    if (rows.rows.empty() && parts_.source.is_done()) return false;
     check_rows(rows);
     if (rows.restarts_optimizer) parts_.trainer.restart_optimizer();
     watch = {};
@@ -113,6 +115,7 @@ void RunLoop::take_update() {
     parts_.note(fmt::format("step {}: loss or gradient is not finite, its update is skipped{}",
                             steps_done(), bundle.empty() ? "" : "; see " + bundle));
   }
+  return true;
 }
 
 /// Throws ConfigError for rows that the run would tell wrongly of.

@@ -83,7 +83,7 @@ class RunLoop {
 
   void take_steps();
   void take_step();
-  void take_update();
+  bool take_update();
   void check_rows(const StepRows& rows) const;
   void add_step(const StepRows& rows, Metrics metrics);
   std::string write_bundle(const StepRows& rows, bool ends_the_run);

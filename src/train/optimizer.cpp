@@ -304,6 +304,16 @@ void Optimizer::step(double learning_rate, double factor) {
   }
 }
 
+void Optimizer::restart() {
+  for (Group& group : groups_) {
+    for (Parameter& parameter : group.parameters) {
+      if (!parameter.has_state) continue;
+      for (const Moment& moment : parameter.moments) moment.value.zero_();
+      parameter.steps.zero_();
+    }
+  }
+}
+
 void Optimizer::visit_state(StateVisitor& visitor) {
   visitor.integer("step", steps_done_);
   for (Group& group : groups_) {

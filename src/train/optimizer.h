@@ -47,6 +47,8 @@ class Optimizer {
   /// Takes the gradients times `factor`. A parameter that got no gradient since `zero_grad` stays
   /// as it is.
   void step(double learning_rate, double factor = 1);
+  /// Sets moments and counts of steps to zero, as before the first step; weights stay.
+  void restart();
   /// Visits all that steps change but the parameters; the draws of narrow state follow from it.
   void visit_state(StateVisitor& visitor);
 

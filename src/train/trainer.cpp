@@ -197,6 +197,8 @@ Metrics Trainer::accumulate_gradients(const std::vector<TokenRow>& rows) {
   return metrics.finish();
 }
 
+void Trainer::restart_optimizer() { impl_->updater.optimizer().restart(); }
+
 // Failures.
 
 /// Names the step where memory is short, and reports it where sampling meets logits that are not

@@ -30,7 +30,8 @@ class PREFOPT_API RowSource {
   virtual ~RowSource() = default;
 
   /// Returns the rows of the next step of `policy`: the same ones again until finish_step is
-  /// called, as a step may fail before it has changed anything.
+  /// called, as a step may fail before it has changed anything. No rows, and then `is_done`: the
+  /// source has ended without a further step.
   virtual StepRows next(Policy& policy) = 0;
   /// Called after the step on the rows of `next`.
   virtual void finish_step() = 0;

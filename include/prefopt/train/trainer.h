@@ -134,6 +134,10 @@ class PREFOPT_API Trainer {
   /// float16, without an update; for checks.
   Metrics accumulate_gradients(const std::vector<TokenRow>& pairs);
 
+  /// Sets the optimizer's moments and its counts of steps to zero, as before the first step. The
+  /// schedule of the learning rate continues.
+  void restart_optimizer();
+
   /// Writes the policy as its `save` does, with the float32 masters of bfloat16 and float16 weights
   /// in place of the rounded ones, and other such weights widened next to them.
   void save_policy(const std::string& directory) const;
