@@ -26,6 +26,12 @@ constexpr double kNoAnswer = std::numeric_limits<double>::quiet_NaN();
 const std::vector<std::string_view> kLineKeys{
     "prompt", "completions", "rewards", "beats", "token_logps", "ended", "sources", "gold_index"};
 
+std::string listed(const SourceNames& names) {
+  std::string list;
+  for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
+  return list;
+}
+
 /// The line of a prompt, while it is read.
 class LineReader {
  public:
@@ -93,10 +99,10 @@ class LineReader {
            completions.is_array() ? "an empty one" : detail::json_type_name(completions));
     }
     for (std::size_t i = 0; i < completions.size(); ++i) {
-      line_.rollouts.push_back(
-          {.ended = true,
-           .prompt_text = line_.prompt,
-           .text = text_of(completions[i], fmt::format("completions[{}]", i))});
+      Rollout& rollout = line_.rollouts.emplace_back();
+      rollout.ended = true;
+      rollout.prompt_text = line_.prompt;
+      rollout.text = text_of(completions[i], fmt::format("completions[{}]", i));
     }
   }
 
@@ -155,7 +161,7 @@ class LineReader {
     const auto found = std::find(names.begin(), names.end(), name);
     if (found != names.end()) return found - names.begin();
     const std::vector<std::string_view> known(names.begin(), names.end());
-    fail("expected 'sources[{}]' to be one of {}, got '{}'{}", i, fmt::join(names, ", "),
+    fail("expected 'sources[{}]' to be one of {}, got '{}'{}", i, listed(names),
          detail::shown_text(name), detail::did_you_mean(name, known));
   }
 
