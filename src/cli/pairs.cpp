@@ -126,7 +126,7 @@ void run_pairs(const PairsArguments& arguments, std::ostream& out, std::ostream&
   if (arguments.output.empty()) {
     out << rows;
   } else {
-    detail::write_file<ConfigError>(arguments.output, rows);
+    detail::write_file<DataError>(arguments.output, rows);
   }
   err << counts.summary() << '\n';
 }
