@@ -51,6 +51,8 @@ Estimate mean_ratio(const BySeed& by_seed, std::size_t column, std::size_t over)
 /// Of columns [first, first + points), over all seeds.
 double largest(const BySeed& by_seed, std::size_t first, std::size_t points);
 
+double smallest(const BySeed& by_seed, std::size_t first, std::size_t points);
+
 /// Means over the `seeds` of a resample of columns [first, first + points).
 std::vector<double> mean_curve(const BySeed& by_seed, const std::vector<std::size_t>& seeds,
                                std::size_t first, std::size_t points);
