@@ -93,11 +93,11 @@ std::vector<double> run_seed(int seed) {
     row.push_back(sum / kRepeats);
   }
   const Table ignorant = log_softmax(Table::Zero(kActions, 1));
-  for (const Table* teacher : {&world.expert, &ignorant}) {
+  for (const Table& teacher : {world.expert, ignorant}) {
     for (const double count : kDemonstrations) {
       std::vector<double> sums(kPairCounts.size(), 0);
       for (int i = 0; i < kRepeats; ++i) {
-        const auto part = gaps(world, cloned(*teacher, count, world.random), lambda_of(count));
+        const auto part = gaps(world, cloned(teacher, count, world.random), lambda_of(count));
         for (std::size_t k = 0; k < sums.size(); ++k) sums[k] += part[k] / kRepeats;
       }
       row.insert(row.end(), sums.begin(), sums.end());

@@ -12,6 +12,7 @@
 
 #include "lab/experiments.h"
 #include "prefopt/exact/measures.h"
+#include "prefopt/exact/random.h"
 #include "prefopt/math/functions.h"
 
 namespace prefopt::lab {
@@ -21,8 +22,8 @@ using namespace exact;
 using Eigen::ArrayXd;
 
 constexpr Index kActions = 5;
-constexpr double kBeta = 0.5, kRate = 1;
-constexpr int kSteps = 4000;
+constexpr double kBeta = 0.5, kRate = 8;
+constexpr int kSteps = 20000;
 
 struct World {
   explicit World(std::uint64_t seed)
