@@ -29,6 +29,13 @@ struct Verdict {
   bool holds = false;
 };
 
+/// Holds where the whole interval is above, or below, the limit.
+Verdict above(std::string claim, const Estimate& measured, double limit);
+Verdict below(std::string claim, const Estimate& measured, double limit);
+
+/// Holds where the value is nearer than `distance` to `middle`.
+Verdict within(std::string claim, const Estimate& measured, double middle, double distance);
+
 /// Rows of a CSV file.
 struct Data {
   using Cell = std::variant<double, std::string>;
@@ -65,6 +72,11 @@ const Experiment& find_experiment(std::string_view name);
 
 /// "holds: CLAIM: 0.51 [0.48, 0.54], expected …"
 std::string to_line(const Verdict& verdict);
+
+/// Adds a curve to the last picture, and its points to the last data, whose columns are case, x,
+/// mean, low and high.
+void add_curve(Report& report, const std::string& name, const std::vector<double>& xs,
+               const std::vector<Estimate>& ys);
 
 /// With its interval, as a part of the band.
 void add_point(detail::Series& series, double x, const Estimate& y);

@@ -2,6 +2,10 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <cmath>
+#include <cstddef>
+#include <utility>
+
 #include "lab/experiment.h"
 
 namespace prefopt::lab {
@@ -16,7 +20,25 @@ std::string to_cell(const Data::Cell& cell) {
   return quoted + '"';
 }
 
+/// With the sign of printed text.
+std::string to_limit(double limit) {
+  return limit < 0 ? fmt::format("−{:g}", -limit) : fmt::format("{:g}", limit);
+}
+
 }  // namespace
+
+Verdict above(std::string claim, const Estimate& measured, double limit) {
+  return {std::move(claim), measured, "above " + to_limit(limit), measured.low > limit};
+}
+
+Verdict below(std::string claim, const Estimate& measured, double limit) {
+  return {std::move(claim), measured, "below " + to_limit(limit), measured.high < limit};
+}
+
+Verdict within(std::string claim, const Estimate& measured, double middle, double distance) {
+  return {std::move(claim), measured, fmt::format("{} within {:g}", to_limit(middle), distance),
+          std::abs(measured.value - middle) < distance};
+}
 
 std::string to_line(const Verdict& verdict) {
   const auto& [value, low, high] = verdict.measured;
@@ -30,6 +52,16 @@ void add_point(detail::Series& series, double x, const Estimate& y) {
   series.ys.push_back(y.value);
   series.low.push_back(y.low);
   series.high.push_back(y.high);
+}
+
+void add_curve(Report& report, const std::string& name, const std::vector<double>& xs,
+               const std::vector<Estimate>& ys) {
+  detail::Series series{.name = name};
+  for (std::size_t i = 0; i < xs.size(); ++i) {
+    add_point(series, xs[i], ys[i]);
+    report.data.back().rows.push_back({name, xs[i], ys[i].value, ys[i].low, ys[i].high});
+  }
+  report.pictures.back().chart.series.push_back(std::move(series));
 }
 
 std::string to_csv(const Data& data) {

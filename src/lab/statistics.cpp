@@ -55,6 +55,23 @@ Estimate mean(const BySeed& by_seed, std::size_t column) {
   });
 }
 
+std::vector<Estimate> means(const BySeed& by_seed, std::size_t first, std::size_t points) {
+  std::vector<Estimate> result;
+  for (std::size_t i = 0; i < points; ++i) result.push_back(mean(by_seed, first + i));
+  return result;
+}
+
+Estimate median(const BySeed& by_seed, std::size_t column) {
+  return bootstrap(by_seed.size(), [&](const Seeds& seeds) {
+    std::vector<double> values;
+    for (const std::size_t seed : seeds) values.push_back(by_seed[seed][column]);
+    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    if (values.size() % 2 == 1) return *middle;
+    return (*middle + *std::max_element(values.begin(), middle)) / 2;
+  });
+}
+
 Estimate mean_difference(const BySeed& by_seed, std::size_t column, std::size_t less) {
   BySeed differences;
   for (const auto& row : by_seed) differences.push_back({row[column] - row[less]});
@@ -83,6 +100,14 @@ double largest(const BySeed& by_seed, std::size_t first, std::size_t points) {
     for (std::size_t i = 0; i < points; ++i) most = std::max(most, row[first + i]);
   }
   return most;
+}
+
+double smallest(const BySeed& by_seed, std::size_t first, std::size_t points) {
+  double least = by_seed.at(0)[first];
+  for (const auto& row : by_seed) {
+    for (std::size_t i = 0; i < points; ++i) least = std::min(least, row[first + i]);
+  }
+  return least;
 }
 
 std::vector<double> mean_curve(const BySeed& by_seed, const Seeds& seeds, std::size_t first,

@@ -38,6 +38,12 @@ Estimate bootstrap(std::size_t seeds,
 /// Returns the mean over seeds of a column of for_each_seed's result.
 Estimate mean(const BySeed& by_seed, std::size_t column);
 
+/// Returns the means of columns [first, first + points).
+std::vector<Estimate> means(const BySeed& by_seed, std::size_t first, std::size_t points);
+
+/// Returns the median over seeds of a column.
+Estimate median(const BySeed& by_seed, std::size_t column);
+
 /// Returns the same of a column less another, seed by seed.
 Estimate mean_difference(const BySeed& by_seed, std::size_t column, std::size_t less);
 
@@ -50,6 +56,9 @@ Estimate mean_ratio(const BySeed& by_seed, std::size_t column, std::size_t over)
 
 /// Of columns [first, first + points), over all seeds.
 double largest(const BySeed& by_seed, std::size_t first, std::size_t points);
+
+/// Of columns [first, first + points), over all seeds.
+double smallest(const BySeed& by_seed, std::size_t first, std::size_t points);
 
 /// Means over the `seeds` of a resample of columns [first, first + points).
 std::vector<double> mean_curve(const BySeed& by_seed, const std::vector<std::size_t>& seeds,

@@ -14,6 +14,7 @@
 #include <cmath>
 
 #include "lab/experiments.h"
+#include "lab/rare_bandit.h"
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
@@ -23,36 +24,18 @@ namespace {
 using namespace exact;
 using Eigen::VectorXd;
 
-constexpr Index kActions = 6;
-constexpr double kBeta = 0.3;
-constexpr double kMostReward = 1;
-constexpr double kRareLogit = -5;
+constexpr Index kActions = RareBandit::kActions;
+constexpr double kBeta = RareBandit::kBeta, kMostReward = RareBandit::kMostReward;
 constexpr double kWeight = 0.5;  ///< of the incentive, next to the sum over pairs
 constexpr int kInnerSteps = 20;
 const std::vector<double> kCounts{50, 200, 800, 3200};
 
-struct World {
-  explicit World(std::uint64_t seed) : random(seed), rewards(kActions, 1) {
-    for (Index y = 0; y < kActions; ++y) rewards(y, 0) = 0.6 * random.uniform() - 0.3;
-    rewards(0, 0) = kMostReward;
-    rewards(1, 0) = -kMostReward;
-    Table logits = 0.3 * random.normals(kActions, 1);
-    logits.topRows(2) = kRareLogit;
-    ref = log_softmax(logits);
-  }
-
-  std::string config(const std::string& mode, double weight, double pairs) const {
-    if (weight == 0) return fmt::format(R"({{"type": "dpo", "beta": {}}})", kBeta);
-    return fmt::format(
-        R"({{"type": "vpo", "beta": {}, "alpha": {}, "mode": "{}", "calibration": "samples"}})",
-        kBeta, weight / pairs, mode);
-  }
-
-  double gap(const Table& logps) const { return suboptimality_gap(logps, ref, rewards, kBeta); }
-
-  Random random;
-  Table ref, rewards;
-};
+std::string config(const std::string& mode, double weight, double pairs) {
+  if (weight == 0) return fmt::format(R"({{"type": "dpo", "beta": {}}})", kBeta);
+  return fmt::format(
+      R"({{"type": "vpo", "beta": {}, "alpha": {}, "mode": "{}", "calibration": "samples"}})",
+      kBeta, weight / pairs, mode);
+}
 
 /// Gradient descent among policies whose implicit rewards are bounded, from where the last round
 /// ended.
@@ -94,7 +77,7 @@ class Collected {
 enum class SecondAction { kReference, kPolicy };
 
 /// Regret summed up to each of `rounds`.
-std::vector<double> online(World world, double optimism, SecondAction second,
+std::vector<double> online(RareBandit world, double optimism, SecondAction second,
                            const std::vector<int>& rounds) {
   const Preferences preferences = Preferences::bradley_terry(world.rewards);
   const SoftmaxPolicy policy = SoftmaxPolicy::tabular(world.ref);
@@ -112,7 +95,7 @@ std::vector<double> online(World world, double optimism, SecondAction second,
     if (a == b) continue;  // says nothing
     if (world.random.uniform() >= preferences(0, a, b)) std::swap(a, b);
     collected.add(a, b);
-    const Objective objective(ExactLoss(world.config("online", optimism, round)), policy, world.ref,
+    const Objective objective(ExactLoss(config("online", optimism, round)), policy, world.ref,
                               collected.pairs());
     theta = fit(objective, theta, kInnerSteps);
   }
@@ -120,14 +103,14 @@ std::vector<double> online(World world, double optimism, SecondAction second,
 }
 
 /// Gap of the policy that is fitted to pairs of the reference, for each count.
-std::vector<double> offline(World world, double pessimism) {
+std::vector<double> offline(RareBandit world, double pessimism) {
   const SoftmaxPolicy policy = SoftmaxPolicy::tabular(world.ref);
   const Pairs law = population(world.ref, Preferences::bradley_terry(world.rewards));
   std::vector<double> gaps;
   for (const double count : kCounts) {
     const Pairs pairs = merged(sample(law, static_cast<Index>(count), world.random));
-    const Objective objective(ExactLoss(world.config("offline", pessimism, count)), policy,
-                              world.ref, pairs);
+    const Objective objective(ExactLoss(config("offline", pessimism, count)), policy, world.ref,
+                              pairs);
     gaps.push_back(
         world.gap(policy.logps(fit(objective, VectorXd::Zero(kActions), 100 * kInnerSteps))));
   }
@@ -148,7 +131,7 @@ Report vpo_regret(const Settings& settings) {
   const std::vector<int> rounds = rounds_of(settings.quick);
   const auto by_seed = for_each_seed(settings.seeds, [&](int seed) {
     std::vector<double> row;
-    const World world(static_cast<std::uint64_t>(seed));
+    const RareBandit world(static_cast<std::uint64_t>(seed));
     for (const std::vector<double>& part :
          {online(world, kWeight, SecondAction::kReference, rounds),
           online(world, 0, SecondAction::kReference, rounds),
