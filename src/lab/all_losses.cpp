@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "prefopt/exact/measures.h"
+#include "prefopt/losses/registry.h"
 
 namespace prefopt::lab {
 namespace {
@@ -58,6 +59,14 @@ class Interpolation {
 };
 
 }  // namespace
+
+std::vector<std::string> losses_of_pairs() {
+  std::vector<std::string> names = registered_losses();
+  std::erase_if(names, [](const std::string& name) {
+    return find_loss(name).make("{}").requirements().of_rewards;
+  });
+  return names;
+}
 
 Task::Task(std::uint64_t seed, const TaskOptions& options)
     : policy(SoftmaxPolicy::tabular(Table::Zero(1, 1))),

@@ -18,6 +18,10 @@ struct TaskOptions {
   double length_bias = 0;  ///< what a token adds to the reward that labels are made with
 };
 
+/// Returns the registered losses that a policy learns by from given pairs: not those of reward
+/// models.
+std::vector<std::string> losses_of_pairs();
+
 /// Four prompts of eight actions of 10 to 100 tokens, ten features that the reward is linear in and
 /// an eleventh of the actions without pairs, which costs a reward of 2; Bradley-Terry labels.
 struct Task {

@@ -8,7 +8,6 @@
 
 #include "lab/all_losses.h"
 #include "lab/experiments.h"
-#include "prefopt/losses/registry.h"
 
 namespace prefopt::lab {
 namespace {
@@ -32,7 +31,7 @@ std::vector<double> run_seed(int seed, const std::vector<std::string>& losses) {
 }  // namespace
 
 Report frontier(const Settings& settings) {
-  const std::vector<std::string> losses = registered_losses();
+  const std::vector<std::string> losses = losses_of_pairs();
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, losses); });
   std::vector<std::string> names{"the most there is"};

@@ -10,7 +10,6 @@
 
 #include "lab/all_losses.h"
 #include "lab/experiments.h"
-#include "prefopt/losses/registry.h"
 
 namespace prefopt::lab {
 namespace {
@@ -45,7 +44,7 @@ class Comparison {
  public:
   Comparison(std::vector<Level> levels, Measured measured, const Settings& settings)
       : levels_(std::move(levels)) {
-    for (const std::string& name : registered_losses()) {
+    for (const std::string& name : losses_of_pairs()) {
       contenders_.push_back({name, name == "robust_dpo" ? told_the_rate : plain});
     }
     by_seed_ = for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, measured); });

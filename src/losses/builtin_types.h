@@ -28,6 +28,7 @@
 #include "prefopt/losses/pair/orpo.h"
 #include "prefopt/losses/pair/r_dpo.h"
 #include "prefopt/losses/pair/reward_aware.h"
+#include "prefopt/losses/pair/reward_bt.h"
 #include "prefopt/losses/pair/robust_dpo.h"
 #include "prefopt/losses/pair/rpo.h"
 #include "prefopt/losses/pair/sft.h"
@@ -48,8 +49,8 @@ using BuiltinLosses =
     LossList<DpoLoss, RobustDpoLoss, FDpoLoss, IpoLoss, RpoLoss, VpoLoss, HypoLoss, SftLoss,
              DftLoss, HingeLoss, ExoPairLoss, NcaPairLoss, BcoPairLoss, SppoLoss, AotLoss,
              AotUnpairedLoss, ApoZeroLoss, ApoDownLoss, DiscopopLoss, SigmoidNormLoss, SimpoLoss,
-             CpoLoss, OrpoLoss, AlphapoLoss, TpoLoss, KtoLoss, KtoPairLoss, BcoLoss, RpoSquaredLoss,
-             RpoForwardKlLoss, RpoBackwardKlLoss, ChiPoLoss, DpoPositiveLoss, CalDpoLoss, TdpoLoss,
-             RDpoLoss, BetaDpoLoss, MixLoss>;
+             CpoLoss, OrpoLoss, AlphapoLoss, TpoLoss, RewardBtLoss, KtoLoss, KtoPairLoss, BcoLoss,
+             RpoSquaredLoss, RpoForwardKlLoss, RpoBackwardKlLoss, ChiPoLoss, DpoPositiveLoss,
+             CalDpoLoss, TdpoLoss, RDpoLoss, BetaDpoLoss, MixLoss>;
 
 }  // namespace prefopt::detail

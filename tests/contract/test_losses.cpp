@@ -90,6 +90,8 @@ const std::vector<const char*> kFurther{
     R"({"type": "chi_po", "clip": 0, "beta": 0.3})",
     R"({"type": "sppo", "soft": true, "use_weights": true})",
     R"({"type": "rpo_sq", "use_label_probs": true, "eta": 0.5})",
+    R"({"type": "reward_bt", "center_rewards_coefficient": 0.2, "margin_scale": 0.7,
+        "use_label_probs": true, "use_weights": true})",
     R"({"type": "mix", "terms": [{"weight": 0.3, "loss": {"type": "hypo", "lambda": 0.4}},
         {"loss": {"type": "tdpo", "beta": 0.3}}, {"weight": -2, "loss": {"type": "rpo_sq"}}]})",
     R"({"type": "mix", "terms": [{"weight": 2, "loss": {"type": "beta_dpo"}},

@@ -38,6 +38,8 @@ struct LossRequirements {
   bool running_mean = false;  ///< `running` of the output goes into the next step's input
   SampleSource sample_source = SampleSource::kNone;
   std::int64_t samples_per_prompt = 0;
+  /// The scores in place of log-probs are a reward model's (policy/reward_policy.h).
+  bool of_rewards = false;
 
   constexpr bool has(Input input) const { return inputs.has(input); }
   /// Returns whether a reference model is needed.
