@@ -19,6 +19,7 @@
 #include "policy/token_range.h"
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/decoder/decoder.h"
+#include "prefopt/decoder/reward_model.h"
 #include "prefopt/error.h"
 #include "prefopt/evaluation/judge.h"
 #include "prefopt/evaluation/preferences.h"
@@ -50,6 +51,35 @@ void check(const EvalArguments& arguments) {
   }
 }
 
+/// Whether all models are reward models. Throws ConfigError for some, and for options that they do
+/// not read.
+bool are_reward_models(const EvalArguments& arguments) {
+  const auto count = std::count_if(arguments.models.begin(), arguments.models.end(),
+                                   [](const std::string& path) { return is_reward_model(path); });
+  if (count == 0) {
+    if (!arguments.reference.empty()) return false;
+    throw ConfigError("--ref: expected a reference to compare language models with, got none");
+  }
+  if (count != std::ssize(arguments.models)) {
+    throw ConfigError(
+        fmt::format("--model: expected reward models alone or none, got {} of {} models", count,
+                    arguments.models.size()));
+  }
+  const auto refuse = [](std::string_view option, bool is_given) {
+    if (!is_given) return;
+    throw ConfigError(fmt::format(
+        "{}: expected no such option for reward models, which write nothing and have no reference, "
+        "got one",
+        option));
+  };
+  refuse("--ref", !arguments.reference.empty());
+  refuse("--beta", arguments.beta.has_value());
+  refuse("--judge", !arguments.judge.empty());
+  refuse("--reward", !arguments.reward.empty());
+  refuse("--end-tokens", !arguments.end_tokens.empty());
+  return true;
+}
+
 JudgeProgram program_of(const std::string& command, double timeout) {
   return {.command = {"/bin/sh", "-c", command}, .name = command, .timeout = timeout};
 }
@@ -76,8 +106,14 @@ double beta_of(const EvalArguments& arguments, const std::optional<Loss>& loss) 
 /// All that is the same for every model, and the models one after the other.
 class Evaluator {
  public:
-  Evaluator(const EvalArguments& arguments, std::ostream& err) : arguments_(arguments), err_(err) {
+  Evaluator(const EvalArguments& arguments, std::ostream& err)
+      : arguments_(arguments), err_(err), of_rewards_(are_reward_models(arguments)) {
     if (!arguments.loss.empty()) loss_ = read_loss(arguments.loss);
+    if (of_rewards_) {
+      choose_tokenizer();
+      pairs_ = read_rows();
+      return;
+    }
     beta_ = beta_of(arguments, loss_);
     // A judge that cannot be started is found before the models are loaded.
     if (!arguments.judge.empty()) {
@@ -101,12 +137,15 @@ class Evaluator {
   std::size_t pairs() const { return pairs_.size(); }
 
   ModelReport evaluate(const std::string& path) {
+    if (of_rewards_) return evaluate_rewards(path);
     const auto policy = load(path);
     ModelReport report{.model = path};
     report.preferences = evaluate_preferences(pairs_, pair_sums(*policy, pairs_, arguments_.batch),
                                               reference_sums_, {.beta = beta_, .seed = seed()});
     err_ << fmt::format("{}: {} pairs scored\n", path, pairs_.size());
-    if (loss_) report.loss = evaluate_loss(policy);
+    if (loss_) {
+      report.loss = loss_of(policy, make_frozen_reference(reference_), sampling(*policy));
+    }
     if (arguments_.samples == 0) return report;
     report.kl = sampled_kl(*policy, *reference_, prompts_, arguments_.samples, sampling(*policy));
     err_ << fmt::format("{}: {} completions sampled for {} prompts\n", path, report.kl->samples,
@@ -116,19 +155,36 @@ class Evaluator {
   }
 
  private:
+  /// Of σ(r_w − r_l), the probability that the chosen completion is the better one.
+  ModelReport evaluate_rewards(const std::string& path) const {
+    const auto model = RewardModel::load(path, arguments_.dtype);
+    const std::string& note = model->body().load_note();
+    if (!note.empty()) err_ << "prefopt: " << note << '\n';
+    detail::check_token_range(pairs_, model->vocab_size(), arguments_.data);
+    detail::check_row_lengths(pairs_, *model, arguments_.data);
+    ModelReport report{.model = path};
+    report.preferences =
+        evaluate_preferences(pairs_, pair_rewards(*model, pairs_, arguments_.batch),
+                             std::vector<PairSums>(pairs()), {.beta = beta_, .seed = seed()});
+    err_ << fmt::format("{}: {} pairs scored\n", path, pairs_.size());
+    if (loss_) report.loss = loss_of(model, nullptr, {});
+    return report;
+  }
+
   std::uint64_t seed() const { return static_cast<std::uint64_t>(arguments_.seed); }
 
   /// One for all: the reference's, or that of a model where the reference brings none. The chat
   /// format is the one that the models were made with.
   void choose_tokenizer() {
     std::string name = arguments_.tokenizer;
-    if (name.empty()) name = find_tokenizer(arguments_.reference);
+    if (name.empty() && !of_rewards_) name = find_tokenizer(arguments_.reference);
     for (const std::string& model : arguments_.models) {
       if (name.empty()) name = find_tokenizer(model);
     }
-    tokenizer_ = open_tokenizer(name, arguments_.reference);
+    tokenizer_ =
+        open_tokenizer(name, of_rewards_ ? arguments_.models.front() : arguments_.reference);
     const bool named = !arguments_.tokenizer.empty();
-    if (named) check_same_tokens(*tokenizer_, arguments_.reference, named, err_);
+    if (named && !of_rewards_) check_same_tokens(*tokenizer_, arguments_.reference, named, err_);
     for (const std::string& model : arguments_.models) {
       check_same_tokens(*tokenizer_, model, named, err_);
     }
@@ -161,7 +217,11 @@ class Evaluator {
                       loss_->info().name));
     }
     needs.rejected = true;
-    needs.context_length = reference_->options().max_position_embeddings;
+    const DecoderOptions shape =
+        of_rewards_
+            ? RewardModel::load(arguments_.models.front(), arguments_.dtype)->body().options()
+            : reference_->options();
+    needs.context_length = shape.max_position_embeddings;
     const RowMemory memory = choose_memory();
     return read_pairs(arguments_.data, *tokenizer_,
                       noted_row_options(arguments_.rows, chat_format_, memory, RowPart::kAll, err_),
@@ -187,7 +247,8 @@ class Evaluator {
           "it with --data-options",
           differing_options(rows_of(chosen), rows_of(memory)), chosen.folder, other, model));
     }
-    return chosen.options.empty() ? detail::remembered_rows({arguments_.reference}) : chosen;
+    const bool asks_reference = chosen.options.empty() && !of_rewards_;
+    return asks_reference ? detail::remembered_rows({arguments_.reference}) : chosen;
   }
 
   /// A PEFT folder is an adapter of the reference.
@@ -242,11 +303,12 @@ class Evaluator {
     return texts;
   }
 
-  double evaluate_loss(const std::shared_ptr<Decoder>& policy) const {
+  double loss_of(const std::shared_ptr<Policy>& model, std::shared_ptr<Reference> reference,
+                 const SamplingOptions& sampling) const {
     TrainerOptions options;
     options.micro_batch_size = arguments_.batch;
-    options.sampling = sampling(*policy);
-    Trainer trainer(policy, make_frozen_reference(reference_), *loss_, options);
+    options.sampling = sampling;
+    Trainer trainer(model, std::move(reference), *loss_, options);
     return metric(trainer.evaluate(pairs_), "loss");
   }
 
@@ -274,8 +336,9 @@ class Evaluator {
 
   const EvalArguments& arguments_;
   std::ostream& err_;
+  bool of_rewards_;  ///< the models are reward models; there is no reference
   std::optional<Loss> loss_;
-  double beta_ = 0;
+  double beta_ = 1;
   Reward reward_;
   std::unique_ptr<Judge> judge_;
   std::shared_ptr<const Tokenizer> tokenizer_;

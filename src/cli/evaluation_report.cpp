@@ -205,8 +205,11 @@ Json json_of(const ModelReport& model) {
 }  // namespace
 
 std::string to_table(const EvaluationReport& report) {
-  std::string text = fmt::format("{} against {}, beta {}; 95 % intervals in brackets\n",
-                                 report.data, report.reference, report.beta);
+  std::string text =
+      report.reference.empty()
+          ? fmt::format("{}, reward models; 95 % intervals in brackets\n", report.data)
+          : fmt::format("{} against {}, beta {}; 95 % intervals in brackets\n", report.data,
+                        report.reference, report.beta);
   for (std::size_t i = 0; i < report.models.size(); ++i) {
     text += fmt::format("[{}] {}\n", i + 1, report.models[i].model);
   }
@@ -222,7 +225,8 @@ std::string to_table(const EvaluationReport& report) {
 std::string to_json(const EvaluationReport& report) {
   Json models = Json::array();
   for (const ModelReport& model : report.models) models.push_back(json_of(model));
-  return detail::dump_json({{"reference", report.reference},
+  const bool of_rewards = report.reference.empty();
+  return detail::dump_json({{"reference", of_rewards ? Json() : Json(report.reference)},
                             {"data", report.data},
                             {"beta", report.beta},
                             {"models", std::move(models)}});

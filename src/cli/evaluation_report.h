@@ -23,7 +23,8 @@ struct ModelReport {
 };
 
 struct EvaluationReport {
-  std::string reference, data;
+  std::string reference;  ///< empty: the models are reward models
+  std::string data;
   double beta = 0;
   std::vector<ModelReport> models;
 };

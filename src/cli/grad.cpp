@@ -28,7 +28,15 @@ void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& e
                     loss.info().name));
   }
   const auto tokenizer = load_tokenizer(arguments);
-  const auto policy = load_model(arguments, err);
+  std::shared_ptr<Policy> policy;
+  std::shared_ptr<Decoder> layers;  // the policy, or those of a reward model
+  if (needs.of_rewards) {
+    const auto model = load_reward_model(arguments, err);
+    layers = std::shared_ptr<Decoder>(model, &model->body());
+    policy = model;
+  } else {
+    policy = layers = load_model(arguments, err);
+  }
   std::shared_ptr<Reference> reference;
   if (!arguments.reference.empty()) {
     const bool named = !arguments.tokenizer.empty();
@@ -45,7 +53,7 @@ void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& e
     reference = make_frozen_reference(std::move(frozen));
   }
   RowNeeds of_rows = row_needs(needs);
-  of_rows.context_length = policy->options().max_position_embeddings;
+  of_rows.context_length = layers->options().max_position_embeddings;
   const RowMemory memory = row_memory(arguments);
   const auto pairs = read_pairs(arguments.data, *tokenizer,
                                 noted_row_options(arguments.rows, arguments.chat_format, memory,
@@ -59,7 +67,7 @@ void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& e
   options.total_steps = 1;
   options.micro_batch_size = arguments.micro;
   options.sampling =
-      with_end_tokens(options.sampling, {}, *policy, *tokenizer, arguments.chat_format);
+      with_end_tokens(options.sampling, {}, *layers, *tokenizer, arguments.chat_format);
   options.sampling.seed = arguments.seed;
   Trainer trainer(policy, reference, loss, options);
   const Metrics metrics = trainer.accumulate_gradients(pairs);

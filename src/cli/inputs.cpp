@@ -44,6 +44,16 @@ std::shared_ptr<Decoder> load_model(const ModelArguments& arguments, std::ostrea
   return model;
 }
 
+std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments, std::ostream& err) {
+  const bool has_adapter = !arguments.adapter.empty();
+  auto model = RewardModel::load(arguments.model, arguments.dtype,
+                                 has_adapter ? ScoreHead::kFreshIfNone : ScoreHead::kRequired);
+  const std::string& note = model->body().load_note();
+  if (!note.empty()) err << "prefopt: " << note << '\n';
+  if (has_adapter) model->load_adapter(arguments.adapter);
+  return model;
+}
+
 std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments) {
   return open_tokenizer(arguments.tokenizer, arguments.model, arguments.adapter);
 }

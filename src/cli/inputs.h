@@ -15,6 +15,7 @@
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/decoder/decoder.h"
+#include "prefopt/decoder/reward_model.h"
 #include "prefopt/losses/loss.h"
 #include "prefopt/policy/sampling.h"
 
@@ -23,6 +24,8 @@ namespace prefopt::cli {
 /// The model with its adapter, where one is named. What there is to say of its weights goes to
 /// `err`.
 std::shared_ptr<Decoder> load_model(const ModelArguments& arguments, std::ostream& err);
+/// The same for a reward model. Its adapter may bring the score head.
+std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments, std::ostream& err);
 std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments);
 
 /// `options` with the end tokens that `names` lists, ids or texts of one token, or those of

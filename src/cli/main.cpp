@@ -207,8 +207,10 @@ CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
 }
 
 CLI::App* add_score(CLI::App& app, ScoreArguments& arguments) {
-  auto* command =
-      app.add_subcommand("score", "Print log-probs of chosen and rejected, one line per row");
+  auto* command = app.add_subcommand(
+      "score",
+      "Print log-probs of chosen and rejected, or rewards of a reward model, one "
+      "line per row");
   add_model(*command, arguments);
   add_rows(*command, arguments.rows);
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
@@ -319,14 +321,16 @@ CLI::App* add_pairs(CLI::App& app, PairsArguments& arguments) {
 }
 
 CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
-  auto* command = app.add_subcommand("eval", "Compare models with a reference, on pairs");
+  auto* command =
+      app.add_subcommand("eval", "Compare models with a reference, or reward models, on pairs");
   command
       ->add_option("--model", arguments.models,
                    "Hugging Face folders or GGUF files, or PEFT folders of adapters of the "
-                   "reference")
+                   "reference; or reward models")
       ->type_name("PATH")
       ->required();
-  command->add_option("--ref", arguments.reference, "reference")->type_name("PATH")->required();
+  command->add_option("--ref", arguments.reference, "reference; none for reward models")
+      ->type_name("PATH");
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
   command->add_option("--dtype", arguments.dtype, "float32, float64, bfloat16, float16 or keep")
       ->capture_default_str();

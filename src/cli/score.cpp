@@ -11,7 +11,9 @@
 #include "core/json.h"
 #include "policy/token_range.h"
 #include "prefopt/decoder/decoder.h"
+#include "prefopt/decoder/reward_model.h"
 #include "prefopt/error.h"
+#include "prefopt/evaluation/preferences.h"
 #include "prefopt/policy/sequence_logps.h"
 
 namespace prefopt::cli {
@@ -34,11 +36,41 @@ std::vector<std::vector<double>> split(const std::vector<double>& flat,
 /// The sign of a NaN says nothing.
 double unsigned_nan(double value) { return std::isnan(value) ? std::abs(value) : value; }
 
+/// A reward model's rewards, in the same form.
+void score_rewards(const ScoreArguments& arguments, std::ostream& out, std::ostream& err) {
+  if (arguments.per_token) {
+    throw ConfigError(
+        "--per-token: expected a model with log-probs, got a reward model, which scores a whole "
+        "text");
+  }
+  const auto tokenizer = load_tokenizer(arguments);
+  const auto model = load_reward_model(arguments, err);
+  const RowMemory memory = row_memory(arguments);
+  const Dataset dataset = read_pairs(
+      arguments.data, *tokenizer,
+      noted_row_options(arguments.rows, arguments.chat_format, memory, RowPart::kAll, err),
+      {.context_length = model->body().options().max_position_embeddings}, memory, err);
+  detail::check_token_range(dataset.pairs, model->vocab_size(), arguments.data);
+  detail::check_row_lengths(dataset.pairs, *model, arguments.data);
+  const std::vector<PairSums> rewards = pair_rewards(*model, dataset.pairs, arguments.batch);
+  for (std::size_t i = 0; i < rewards.size(); ++i) {
+    Json line{{"chosen_reward", rewards[i].chosen},
+              {"rejected_reward", rewards[i].rejected},
+              {"chosen_len", dataset.pairs[i].chosen.size()},
+              {"rejected_len", dataset.pairs[i].rejected.size()}};
+    if (!dataset.report.dropped.empty()) line["line"] = dataset.lines[i];
+    out << line.dump() << '\n';
+  }
+}
+
 }  // namespace
 
 void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream& err) {
   if (arguments.batch < 1) {
     throw ConfigError(fmt::format("--batch: expected at least 1, got {}", arguments.batch));
+  }
+  if (is_reward_model(arguments.model) || is_reward_model(arguments.adapter)) {
+    return score_rewards(arguments, out, err);
   }
   const auto tokenizer = load_tokenizer(arguments);
   const auto policy = load_model(arguments, err);

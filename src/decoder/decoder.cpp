@@ -72,6 +72,17 @@ std::shared_ptr<Decoder> Decoder::load(const std::string& path, std::string_view
   std::optional<at::ScalarType> wanted;
   if (dtype != "keep") wanted = parse_dtype(dtype);
   detail::DecoderReader reader(detail::followed(path), wanted);
+  if (reader.has(detail::kScoreWeight)) {
+    throw CheckpointError(fmt::format(
+        "{}: expected a language model, got a reward model, with the tensor '{}'; prefopt score "
+        "and prefopt eval read it, and the loss reward_bt trains it",
+        path, detail::kScoreWeight));
+  }
+  return read(reader, path, /*with_head=*/true);
+}
+
+std::shared_ptr<Decoder> Decoder::read(detail::DecoderReader& reader, const std::string& path,
+                                       bool with_head) {
   auto impl = std::make_unique<Impl>();
   impl->config = reader.config().json;
   impl->generation = reader.config().generation;
@@ -83,6 +94,10 @@ std::shared_ptr<Decoder> Decoder::load(const std::string& path, std::string_view
     network = network_of(reader.config().options, path);
   } catch (const ConfigError& error) {
     throw CheckpointError(error.what());
+  }
+  if (!with_head) {
+    reader.drop("lm_head.weight");
+    network.spec.tied_head = true;
   }
   network.for_each_weight(
       [&](const std::string& name, at::Tensor& weight, const std::vector<std::int64_t>& shape) {

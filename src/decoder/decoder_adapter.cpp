@@ -43,6 +43,9 @@ constexpr std::array kAdapterHarmless = std::to_array<std::string_view>(
      "inference_mode", "init_lora_weights", "lora_dropout", "megatron_core", "peft_version",
      "qalora_group_size", "revision", "task_type"});
 
+/// PEFT's name of the score head.
+constexpr const char* kAdapterScore = "base_model.model.score.weight";
+
 double scale_of(const LoraOptions& options) {
   const auto rank = static_cast<double>(options.r);
   return options.lora_alpha / (options.use_rslora ? std::sqrt(rank) : rank);
@@ -99,7 +102,13 @@ void check_initialization(const detail::StrictConfig& config) {
       config.path(), detail::shown_json(*value)));
 }
 
-LoraOptions read_adapter_config(const std::string& path) {
+// PEFT's list for all models of its task SEQ_CLS.
+bool is_score_head(const Json& modules) {
+  return modules == Json::array({"score"}) || modules == Json::array({"classifier", "score"});
+}
+
+/// `with_score`: of a reward model, whose score head may be with the adapter.
+LoraOptions read_adapter_config(const std::string& path, bool with_score) {
   const Json json =
       detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(path), path);
   const detail::StrictConfig config(json, path);
@@ -107,7 +116,11 @@ LoraOptions read_adapter_config(const std::string& path) {
   if (!kind || *kind != "LORA") {
     config.fail(R"(peft_type to be "LORA")", kind ? detail::shown_json(*kind) : "none");
   }
-  config.check({.understood = {"r", "lora_alpha", "use_rslora", "target_modules", "peft_type"},
+  std::vector<std::string_view> understood = {"r", "lora_alpha", "use_rslora", "target_modules",
+                                              "peft_type"};
+  const Json* modules = config.find("modules_to_save");
+  if (with_score && modules && is_score_head(*modules)) understood.push_back("modules_to_save");
+  config.check({.understood = std::move(understood),
                 .harmless = kAdapterHarmless,
                 .required = {{"bias", "none"}}});
   check_initialization(config);
@@ -238,7 +251,9 @@ std::shared_ptr<Decoder> Decoder::merged_decoder() const {
   return std::shared_ptr<Decoder>(new Decoder(std::move(copy)));
 }
 
-void Decoder::save_adapter(const std::string& directory) const {
+void Decoder::save_adapter(const std::string& directory) const { write_adapter(directory, {}); }
+
+void Decoder::write_adapter(const std::string& directory, const at::Tensor& score) const {
   if (!impl_->adapter) {
     throw ConfigError("decoder: expected an adapter to save, got a model without one");
   }
@@ -252,28 +267,36 @@ void Decoder::save_adapter(const std::string& directory) const {
   for_each_adapter_weight([&](const std::string& name, const at::Tensor& weight) {
     file.tensors.emplace_back(name, weight);
   });
+  if (score.defined()) file.tensors.emplace_back(kAdapterScore, score.detach());
   write_safetensors(directory + "/adapter_model.safetensors", file);
   LoraOptions options = *impl_->adapter;
   std::sort(options.target_modules.begin(), options.target_modules.end());
   const Json base = impl_->source.empty() ? Json(nullptr) : Json(impl_->source);
-  const Json config = {{"base_model_name_or_path", base},
-                       {"bias", "none"},
-                       {"fan_in_fan_out", false},
-                       {"inference_mode", true},
-                       {"lora_alpha", options.lora_alpha},
-                       {"lora_dropout", 0.0},
-                       {"peft_type", "LORA"},
-                       {"r", options.r},
-                       {"target_modules", options.target_modules},
-                       {"task_type", "CAUSAL_LM"},
-                       {"use_rslora", options.use_rslora}};
+  Json config = {{"base_model_name_or_path", base},
+                 {"bias", "none"},
+                 {"fan_in_fan_out", false},
+                 {"inference_mode", true},
+                 {"lora_alpha", options.lora_alpha},
+                 {"lora_dropout", 0.0},
+                 {"peft_type", "LORA"},
+                 {"r", options.r},
+                 {"target_modules", options.target_modules},
+                 {"task_type", "CAUSAL_LM"},
+                 {"use_rslora", options.use_rslora}};
+  if (score.defined()) {
+    config["task_type"] = "SEQ_CLS";
+    config["modules_to_save"] = Json::array({"score"});
+  }
   detail::write_file<CheckpointError>(directory + "/adapter_config.json",
                                       detail::dump_json(config, 2) + "\n");
 }
 
-void Decoder::load_adapter(const std::string& given) {
+void Decoder::load_adapter(const std::string& directory) { (void)read_adapter(directory, {}); }
+
+at::Tensor Decoder::read_adapter(const std::string& given, const at::Tensor& score) {
   const std::string directory = detail::followed(given);
-  const LoraOptions options = read_adapter_config(directory + "/adapter_config.json");
+  const LoraOptions options =
+      read_adapter_config(directory + "/adapter_config.json", score.defined());
   const std::string path = directory + "/adapter_model.safetensors";
   SafetensorsFile file = read_safetensors(path);
   std::map<std::string, at::Tensor> left;
@@ -281,7 +304,7 @@ void Decoder::load_adapter(const std::string& given) {
   // On separate handles, so that this model keeps no half of a foreign adapter.
   Decoder probe(std::make_unique<Impl>(*impl_));
   probe.place_adapter(options);
-  probe.for_each_adapter_weight([&](const std::string& name, at::Tensor& weight) {
+  const auto take = [&](const std::string& name, at::Tensor& weight) {
     const auto at = left.find(name);
     if (at == left.end()) {
       throw CheckpointError(
@@ -298,7 +321,13 @@ void Decoder::load_adapter(const std::string& given) {
     }
     weight = at->second.to(weight.options(), /*non_blocking=*/false, /*copy=*/true);
     left.erase(at);
-  });
+  };
+  probe.for_each_adapter_weight(take);
+  at::Tensor head;
+  if (score.defined() && left.contains(kAdapterScore)) {
+    head = score;
+    take(kAdapterScore, head);
+  }
   if (!left.empty()) {
     throw CheckpointError(
         fmt::format("{}: expected the tensors of adapter_config.json's targets only, got '{}'; is "
@@ -307,6 +336,7 @@ void Decoder::load_adapter(const std::string& given) {
   }
   impl_ = std::move(probe.impl_);
   train_adapter_only();
+  return head;
 }
 
 }  // namespace prefopt

@@ -519,6 +519,46 @@ Json make_decoder_config(const DecoderOptions& options) {
   return config;
 }
 
+namespace {
+
+constexpr std::string_view kCausal = "ForCausalLM";
+constexpr std::string_view kClassifier = "ForSequenceClassification";
+
+}  // namespace
+
+Json make_reward_config(Json config, const Family& family) {
+  std::string name(family.traits.architecture);
+  if (name.ends_with(kCausal)) name.resize(name.size() - kCausal.size());
+  config["architectures"] = Json::array({name + std::string(kClassifier)});
+  // transformers counts labels by their names.
+  config.erase("num_labels");
+  config["id2label"] = {{"0", "LABEL_0"}};
+  config["label2id"] = {{"LABEL_0", 0}};
+  return config;
+}
+
+void check_one_label(const DecoderConfig& config, const std::string& path) {
+  const auto fail = [&](std::string_view name, const Json& got) {
+    throw CheckpointError(
+        fmt::format("{}/config.json: expected {} of one label, the reward, got {}; a model that "
+                    "tells classes apart has no reward",
+                    path, name, shown_json(got)));
+  };
+  const Json count = config.json.value("num_labels", Json());
+  if (!count.is_null() && count != 1) fail("num_labels", count);
+  const Json names = config.json.value("id2label", Json());
+  if (!names.is_null() && !(names.is_object() && names.size() == 1)) fail("id2label", names);
+}
+
+bool names_reward_model(const std::string& path) {
+  const std::string file = path + "/config.json";
+  const Json config = parse_json<CheckpointError>(read_file<CheckpointError>(file), file);
+  if (!config.is_object()) return false;
+  const Json names = config.value("architectures", Json());
+  return names.is_array() && names.size() == 1 && names[0].is_string() &&
+         names[0].get<std::string>().ends_with(kClassifier);
+}
+
 void set_config_dtype(Json& config, at::ScalarType dtype) {
   for (const char* name : {"dtype", "torch_dtype"}) {
     const auto at = config.find(name);

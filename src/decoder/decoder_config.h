@@ -13,6 +13,8 @@
 
 namespace prefopt::detail {
 
+class Family;
+
 /// A `config.json`: what the decoder needs of it, and all that it holds.
 struct DecoderConfig {
   DecoderOptions options;
@@ -32,6 +34,19 @@ std::vector<std::int64_t> end_tokens_of(const DecoderOptions& options);
 
 /// Returns a config that transformers loads, of the family that checked options name.
 Json make_decoder_config(const DecoderOptions& options);
+
+/// The tensor of a score head.
+inline constexpr const char* kScoreWeight = "score.weight";
+
+/// Returns the config of the same model as a `…ForSequenceClassification` with one label.
+Json make_reward_config(Json config, const Family& family);
+
+/// Throws CheckpointError for a reward model's config that counts other than one label.
+void check_one_label(const DecoderConfig& config, const std::string& path);
+
+/// Whether the `config.json` of a folder names a `…ForSequenceClassification`. Throws
+/// CheckpointError where there is none.
+bool names_reward_model(const std::string& path);
 
 /// Names the dtype of the weights where `config` does so already.
 void set_config_dtype(Json& config, at::ScalarType dtype);

@@ -31,6 +31,9 @@ class DecoderReader {
   /// Returns a remark on a folder with several dtypes; else empty.
   const std::string& note() const { return note_; }
 
+  bool has(const std::string& name) const { return left_.contains(name); }
+  /// Leaves a tensor out, if it is there.
+  void drop(const std::string& name) { left_.erase(name); }
   /// Returns the weight of this name (Hugging Face's) and shape, once.
   at::Tensor take(const std::string& name, const std::vector<std::int64_t>& shape);
 

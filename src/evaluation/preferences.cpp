@@ -53,35 +53,55 @@ class RightAnswers {
 
 }  // namespace
 
-std::vector<PairSums> pair_sums(Policy& policy, const std::vector<TokenRow>& pairs,
-                                std::int64_t batch_size) {
+namespace {
+
+/// What `measure` gives for `batch_size` pairs at a time: [2 · pairs], chosen first.
+template <class Measure>
+std::vector<PairSums> measure_pairs(const Policy& policy, const std::vector<TokenRow>& pairs,
+                                    std::int64_t batch_size, std::string_view where,
+                                    std::string_view what, Measure&& measure) {
   if (batch_size < 1) {
     throw ConfigError(
-        fmt::format("pair_sums: expected a batch_size of at least 1, got {}", batch_size));
+        fmt::format("{}: expected a batch_size of at least 1, got {}", where, batch_size));
   }
-  detail::check_token_range(pairs, policy.vocab_size(), "pair_sums");
+  detail::check_token_range(pairs, policy.vocab_size(), where);
   const at::NoGradGuard no_grad;
   std::vector<PairSums> sums;
   sums.reserve(pairs.size());
   for (std::size_t first = 0; first < pairs.size(); first += static_cast<std::size_t>(batch_size)) {
     const std::size_t count = std::min(static_cast<std::size_t>(batch_size), pairs.size() - first);
     const auto begin = pairs.begin() + static_cast<std::ptrdiff_t>(first);
-    const TokenBatch batch =
-        make_pair_batch({begin, begin + static_cast<std::ptrdiff_t>(count)}).to(policy.device());
-    const at::Tensor logps = sequence_logps(policy, batch).logps.cpu().contiguous();
-    const double* value = logps.const_data_ptr<double>();
+    const at::Tensor values = measure({begin, begin + static_cast<std::ptrdiff_t>(count)});
+    const at::Tensor here = values.cpu().contiguous();
+    const double* value = here.const_data_ptr<double>();
     for (std::size_t i = 0; i < count; ++i) {
       const PairSums sum{.chosen = value[i], .rejected = value[count + i]};
       if (!std::isfinite(sum.chosen) || !std::isfinite(sum.rejected)) {
         throw NonFiniteError(fmt::format(
-            "pair_sums: expected finite log-probs, got {} and {} for pair {}; the model's weights "
-            "may be broken",
-            std::abs(sum.chosen), std::abs(sum.rejected), first + i + 1));
+            "{}: expected finite {}, got {} and {} for pair {}; the model's weights may be broken",
+            where, what, std::abs(sum.chosen), std::abs(sum.rejected), first + i + 1));
       }
       sums.push_back(sum);
     }
   }
   return sums;
+}
+
+}  // namespace
+
+std::vector<PairSums> pair_sums(Policy& policy, const std::vector<TokenRow>& pairs,
+                                std::int64_t batch_size) {
+  return measure_pairs(policy, pairs, batch_size, "pair_sums", "log-probs",
+                       [&](const std::vector<TokenRow>& part) {
+                         const TokenBatch batch = make_pair_batch(part).to(policy.device());
+                         return sequence_logps(policy, batch).logps;
+                       });
+}
+
+std::vector<PairSums> pair_rewards(RewardPolicy& model, const std::vector<TokenRow>& pairs,
+                                   std::int64_t batch_size) {
+  return measure_pairs(model, pairs, batch_size, "pair_rewards", "rewards",
+                       [&](const std::vector<TokenRow>& part) { return model.rewards(part); });
 }
 
 PreferenceEvaluation evaluate_preferences(const std::vector<TokenRow>& pairs,

@@ -64,7 +64,7 @@ std::vector<std::string> losses_of_pairs() {
   std::vector<std::string> names = registered_losses();
   std::erase_if(names, [](const std::string& name) {
     const LossRequirements needs = find_loss(name).make("{}").requirements();
-    return needs.of_own_samples || needs.has(Input::from_reference);
+    return needs.of_rewards || needs.of_own_samples || needs.has(Input::from_reference);
   });
   return names;
 }

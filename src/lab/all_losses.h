@@ -18,8 +18,8 @@ struct TaskOptions {
   double length_bias = 0;  ///< what a token adds to the reward that labels are made with
 };
 
-/// Returns the registered losses that learn from given pairs: not those of the policy's own
-/// samples.
+/// Returns the registered losses that a policy learns by from given pairs: not those of reward
+/// models, nor of the policy's own samples.
 std::vector<std::string> losses_of_pairs();
 
 /// Four prompts of eight actions of 10 to 100 tokens, ten features that the reward is linear in and

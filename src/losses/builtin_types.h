@@ -29,6 +29,7 @@
 #include "prefopt/losses/pair/policy_gradient.h"
 #include "prefopt/losses/pair/r_dpo.h"
 #include "prefopt/losses/pair/reward_aware.h"
+#include "prefopt/losses/pair/reward_bt.h"
 #include "prefopt/losses/pair/robust_dpo.h"
 #include "prefopt/losses/pair/rpo.h"
 #include "prefopt/losses/pair/seppo.h"
@@ -53,6 +54,6 @@ using BuiltinLosses =
              AotUnpairedLoss, ApoZeroLoss, ApoDownLoss, DiscopopLoss, SigmoidNormLoss, SimpoLoss,
              CpoLoss, OrpoLoss, AlphapoLoss, TpoLoss, KtoLoss, KtoPairLoss, BcoLoss, RpoSquaredLoss,
              RpoForwardKlLoss, RpoBackwardKlLoss, ChiPoLoss, DpoPositiveLoss, CalDpoLoss, TdpoLoss,
-             RDpoLoss, BetaDpoLoss, XpoLoss, SeppoLoss, PolicyGradientLoss, MixLoss>;
+             RDpoLoss, BetaDpoLoss, XpoLoss, SeppoLoss, PolicyGradientLoss, RewardBtLoss, MixLoss>;
 
 }  // namespace prefopt::detail

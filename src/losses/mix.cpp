@@ -47,6 +47,11 @@ LossRequirements joined(const LossRequirements& a, const LossRequirements& b) {
         "mix: expected terms for the same kind of rows, got one for pairs and one for single "
         "completions with an advantage");
   }
+  if (a.of_rewards != b.of_rewards) {
+    throw ConfigError(
+        "mix: expected terms for one kind of model, got one for a reward model and one for a "
+        "policy's log-probs");
+  }
   if (a.limits && b.limits && a.limits != b.limits) {
     throw ConfigError(
         "mix: expected terms with the same log_epsilon_p and log_epsilon_r of humanline, got "
@@ -70,7 +75,8 @@ LossRequirements joined(const LossRequirements& a, const LossRequirements& b) {
           .running_mean = a.running_mean || b.running_mean,
           .sample_source = sampled.sample_source,
           .samples_per_prompt = sampled.samples_per_prompt,
-          .of_own_samples = a.of_own_samples || b.of_own_samples};
+          .of_own_samples = a.of_own_samples || b.of_own_samples,
+          .of_rewards = a.of_rewards};
 }
 
 /// Returns the losses of all terms. An sft on labelled rows follows their labels.

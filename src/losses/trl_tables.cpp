@@ -156,6 +156,16 @@ TrlTrainer tpo_trainer() {
   return trainer;
 }
 
+// Of its config one key shapes the loss; it has no loss_type. A margin it takes from the rows, ours
+// is the option margin_scale.
+TrlTrainer reward_trainer() {
+  return {
+      .name = "RewardTrainer",
+      .config_name = "RewardConfig",
+      .keys = {{"center_rewards_coefficient", "center_rewards_coefficient", "0"}},
+      .losses = {{"bradley_terry", R"({"type": "reward_bt"})", {"center_rewards_coefficient"}}}};
+}
+
 template <class Row>
 const Row* find_named(const std::vector<Row>& rows, std::string_view name) {
   const auto found =
@@ -174,8 +184,8 @@ const TrlLoss* TrlTrainer::loss(std::string_view loss_name) const {
 }
 
 const std::vector<TrlTrainer>& trl_trainers() {
-  static const std::vector<TrlTrainer> trainers = {dpo_trainer(), kto_trainer(), cpo_trainer(),
-                                                   orpo_trainer(), tpo_trainer()};
+  static const std::vector<TrlTrainer> trainers = {dpo_trainer(),  kto_trainer(), cpo_trainer(),
+                                                   orpo_trainer(), tpo_trainer(), reward_trainer()};
   return trainers;
 }
 

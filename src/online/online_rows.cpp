@@ -49,7 +49,8 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
     if (weighs && !is_own) {
       throw ConfigError(fmt::format(
           "online.sources: expected '{}' to draw from the policy's own distribution, as the "
-          "loss or the selection weighs completions by it, got temperature, top_k, top_p, repetition_penalty "
+          "loss or the selection weighs completions by it, got temperature, top_k, top_p, "
+          "repetition_penalty "
           "or min_new_tokens of another one",
           source.name));
     }

@@ -9,12 +9,14 @@
 #include <utility>
 
 #include "core/json.h"
-#include "data/row_preparation.h"
+#include "data/tokenizer_difference.h"
 #include "evaluation/json_program.h"
 #include "policy/token_range.h"
 #include "prefopt/data/prompts.h"
+#include "prefopt/decoder/reward_model.h"
 #include "prefopt/error.h"
 #include "prefopt/online/feedback.h"
+#include "prefopt/online/reward_model_preference.h"
 #include "prefopt/policy/combined_reference.h"
 #include "prefopt/policy/moving_reference.h"
 #include "prefopt/policy/past_weights.h"
@@ -85,6 +87,24 @@ CompletionProgram completion_program(const SourceOptions& source) {
   };
 }
 
+/// Returns what loads reward models, which have to read the policy's tokens.
+FeedbackParts feedback_parts(const FeedbackOptions& options,
+                             const std::shared_ptr<const Tokenizer>& tokenizer) {
+  FeedbackParts parts;
+  parts.load_reward_model = [tokenizer,
+                             temperature = options.temperature](const std::string& folder) {
+    const std::string difference = tokenizer_difference(*tokenizer, folder);
+    if (!difference.empty()) {
+      throw ConfigError(fmt::format(
+          "online.feedback.reward_model: expected a model that tokenizes as {} does, got {}, by "
+          "which {}",
+          tokenizer->name(), folder, difference));
+    }
+    return make_reward_model_preference(RewardModel::load(folder), temperature);
+  };
+  return parts;
+}
+
 /// The most rows that a prompt gives: each completion, or each pair of two.
 std::int64_t most_rows(const std::vector<SourceOptions>& sources, bool makes_pairs) {
   std::int64_t completions = 0;
@@ -123,8 +143,7 @@ void check_reference_rule(const ReferenceOptions& options, bool is_online) {
 
 RoundReference follow(const ReferenceOptions& options, std::shared_ptr<Policy> frozen,
                       const Policy& policy, std::int64_t seed) {
-  const MovingReferenceOptions by_rounds{.rule = MovingRule::kHard,
-                                         .update_steps = kNeverUpdate};
+  const MovingReferenceOptions by_rounds{.rule = MovingRule::kHard, .update_steps = kNeverUpdate};
   switch (options.rule) {
     case ReferenceRule::kEma:
       return {std::make_shared<MovingReference>(
@@ -214,10 +233,11 @@ std::shared_ptr<OnlineRows> make_online_rows(
   parts.tokenizer = tokenizer;
   parts.selection = make_selection(online.select, names);
   if (parts.selection->questions() != Questions::kNone) {
-    parts.feedback = make_feedback(online.feedback);
+    parts.feedback = make_feedback(online.feedback, feedback_parts(online.feedback, tokenizer));
     parts.rater = rater_options(online.feedback);
   } else if (options_to_json(online.feedback) != options_to_json(FeedbackOptions())) {
-    parts.feedback = make_feedback(online.feedback);  // for evaluations alone
+    parts.feedback = make_feedback(
+        online.feedback, feedback_parts(online.feedback, tokenizer));  // for evaluations alone
     parts.rater = rater_options(online.feedback);
   }
   if (!prompts.held_out.empty()) {

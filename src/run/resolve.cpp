@@ -16,7 +16,9 @@
 #include "data/tokenizer_difference.h"
 #include "decoder/decoder_files.h"
 #include "policy/token_range.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/decoder/end_tokens.h"
+#include "prefopt/decoder/reward_model.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/moving_reference.h"
 #include "prefopt/train/epoch_rows.h"
@@ -26,7 +28,8 @@
 namespace prefopt::detail {
 namespace {
 
-void add_adapter(const ModelOptions& options, Decoder& policy) {
+template <class Model>
+void add_adapter(const ModelOptions& options, Model& policy) {
   if (!options.adapter.empty()) {
     policy.load_adapter(options.adapter);
   } else if (options.use_lora) {
@@ -71,41 +74,86 @@ FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
   return files;
 }
 
-std::shared_ptr<Decoder> make_policy(ModelOptions& options, const Tokenizer& tokenizer,
-                                     const Note& note) {
-  std::shared_ptr<Decoder> policy;
+/// Fills in what a fresh model's shape leaves to the tokenizer.
+void complete_shape(ModelOptions& options, const Tokenizer& tokenizer) {
+  DecoderOptions& shape = options.decoder;
+  if (shape.vocab_size < tokenizer.vocab_size()) {
+    throw ConfigError(
+        fmt::format("model.decoder.vocab_size: expected at least the {} tokens of "
+                    "the tokenizer '{}', got {}",
+                    tokenizer.vocab_size(), tokenizer.name(), shape.vocab_size));
+  }
+  if (shape.bos_token_id < 0) shape.bos_token_id = tokenizer.bos_id();
+  if (shape.eos_token_id < 0) shape.eos_token_id = tokenizer.eos_id();
+  if (shape.pad_token_id < 0) shape.pad_token_id = tokenizer.pad_id();
+  if (options.dtype == "keep") options.dtype = "float32";
+}
+
+const Decoder& layers_of(const Decoder& model) { return model; }
+const Decoder& layers_of(const RewardModel& model) { return model.body(); }
+
+std::shared_ptr<Decoder> load_model(const ModelOptions& options, const Decoder* /*kind*/) {
+  return Decoder::load(options.path, options.dtype);
+}
+std::shared_ptr<RewardModel> load_model(const ModelOptions& options, const RewardModel* /*kind*/) {
+  return RewardModel::load(options.path, options.dtype, ScoreHead::kFreshIfNone);
+}
+
+/// A `Decoder` or a `RewardModel`.
+template <class Model>
+std::shared_ptr<Model> make_model(ModelOptions& options, const Tokenizer& tokenizer,
+                                  const Note& note) {
+  std::shared_ptr<Model> model;
   if (options.path.empty()) {
-    auto& shape = options.decoder;
-    if (shape.vocab_size < tokenizer.vocab_size()) {
-      throw ConfigError(
-          fmt::format("model.decoder.vocab_size: expected at least the {} tokens of "
-                      "the tokenizer '{}', got {}",
-                      tokenizer.vocab_size(), tokenizer.name(), shape.vocab_size));
-    }
-    if (shape.bos_token_id < 0) shape.bos_token_id = tokenizer.bos_id();
-    if (shape.eos_token_id < 0) shape.eos_token_id = tokenizer.eos_id();
-    if (shape.pad_token_id < 0) shape.pad_token_id = tokenizer.pad_id();
-    if (options.dtype == "keep") options.dtype = "float32";
+    complete_shape(options, tokenizer);
     const auto dtype = parse_dtype(options.dtype);
-    policy = std::make_shared<Decoder>(shape);
-    policy->to(dtype);
+    model = std::make_shared<Model>(options.decoder);
+    model->to(dtype);
   } else {
-    policy = Decoder::load(options.path, options.dtype);
-    options.decoder = policy->options();
-    if (!policy->load_note().empty()) note("model: " + policy->load_note());
+    model = load_model(options, model.get());
+    options.decoder = layers_of(*model).options();
+    const std::string& load_note = layers_of(*model).load_note();
+    if (!load_note.empty()) note("model: " + load_note);
   }
-  add_adapter(options, *policy);
-  if (!options.path.empty() && !policy->adapter()) {
+  add_adapter(options, *model);
+  if (!options.path.empty() && !layers_of(*model).adapter()) {
     // Writing to pages that are mapped from a file copies them one by one, in the first step.
-    policy = policy->frozen_decoder();
-    policy->set_requires_grad(true);
+    model = std::dynamic_pointer_cast<Model>(model->frozen_copy());
+    model->set_requires_grad(true);
   }
-  const auto size = count_parameters(*policy);
+  const auto size = count_parameters(*model);
   note(fmt::format(
       "model: {} parameters, {}{}", size.all,
       options.path.empty() ? "fresh weights" : "from " + options.path,
       size.trained == size.all ? "" : fmt::format(", {} of them trained", size.trained)));
-  return policy;
+  return model;
+}
+
+std::shared_ptr<RewardModel> make_reward_model(ModelOptions& options, const Tokenizer& tokenizer,
+                                               const Note& note) {
+  auto model = make_model<RewardModel>(options, tokenizer, note);
+  // The files of reward models name one: transformers takes no batch without.
+  if (model->pad_token() < 0) {
+    const std::int64_t pad = tokenizer.pad_id() >= 0 ? tokenizer.pad_id() : tokenizer.eos_id();
+    if (pad >= 0) model->set_pad_token(pad);
+  }
+  if (model->has_fresh_head()) note("model: a fresh score head");
+  return model;
+}
+
+/// Throws ConfigError for rows and options that a reward model would not read.
+void check_reward_run(const RunOptions& options, const RunRows& rows) {
+  if (has_token_weights(rows.train) || has_token_weights(rows.eval)) {
+    throw ConfigError(
+        "loss: expected rows without weights of tokens for a reward model, which scores a text as "
+        "a whole, got some");
+  }
+  if (options.evaluate.sample_prompts == 0) return;
+  if (options.evaluate.sample_prompts == EvaluateOptions().sample_prompts) return;
+  throw ConfigError(
+      fmt::format("evaluate.sample_prompts: expected 0 for a reward model, which writes nothing, "
+                  "got {}",
+                  options.evaluate.sample_prompts));
 }
 
 void set_checkpointing(MachineOptions& options, std::int64_t rows, Decoder& policy,
@@ -273,7 +321,23 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
   }
   check_evaluations(options.evaluate, !rows.eval.empty() || !prompts.held_out.empty());
 
-  const auto policy = make_policy(options.model, *tokenizer, note);
+  if (is_online && needs.of_rewards) {
+    throw ConfigError(fmt::format(
+        "online.prompts: expected none for '{}', as a reward model writes nothing, got '{}'",
+        loss.info().name, options.online.prompts));
+  }
+  std::shared_ptr<Policy> trained;
+  std::shared_ptr<Decoder> policy;  // or the layers of a reward model
+  if (needs.of_rewards) {
+    check_reward_run(options, rows);
+    options.evaluate.sample_prompts = 0;
+    const auto model = make_reward_model(options.model, *tokenizer, note);
+    policy = std::shared_ptr<Decoder>(model, &model->body());
+    trained = model;
+  } else {
+    policy = make_model<Decoder>(options.model, *tokenizer, note);
+    trained = policy;
+  }
   check_token_range(rows.train, policy->vocab_size(), "data.train");
   check_token_range(rows.eval, policy->vocab_size(), "data.eval");
   check_row_lengths(rows.train, *policy, "data.train");
@@ -303,7 +367,7 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
         loss.info().name));
   }
   ResolvedRun run{.options = {},
-                  .policy = policy,
+                  .policy = trained,
                   .reference = reference.reference,
                   .source = nullptr,
                   .companions = std::move(companions)};

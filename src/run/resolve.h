@@ -6,8 +6,8 @@
 #include <string>
 
 #include "prefopt/data/tokenizer.h"
-#include "prefopt/decoder/decoder.h"
 #include "prefopt/losses/loss.h"
+#include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
 #include "prefopt/run/run.h"
 #include "prefopt/train/row_source.h"
@@ -19,7 +19,7 @@ namespace prefopt::detail {
 /// what was loaded to know it. Nothing of it changes afterwards.
 struct ResolvedRun {
   RunOptions options;
-  std::shared_ptr<Decoder> policy;
+  std::shared_ptr<Policy> policy;        ///< a Decoder, or a RewardModel for a loss of rewards
   std::shared_ptr<Reference> reference;  ///< null: the loss needs none
   std::shared_ptr<RowSource> source;
   std::int64_t planned_steps = 0;  ///< most steps of a source without epochs; 0: it has epochs

@@ -200,9 +200,10 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
        .reference = reference.get(),
        .folder = folder_,
        .log = log_,
-       .samples =
-           detail::SampleTable(source, options.sampling,
-                               {options.evaluate.sample_prompts, options.evaluate.sample_tokens}),
+       .samples = detail::SampleTable(
+           source, options.sampling,
+           {loss.requirements().of_rewards ? 0 : options.evaluate.sample_prompts,
+            options.evaluate.sample_tokens}),
        .events = events_,
        .note = note_,
        .identity = {{"version", kIdentityVersion}, {"config", config}, {"contents", contents}},

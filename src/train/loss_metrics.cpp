@@ -32,7 +32,7 @@ struct LabelSums {
   }
 };
 
-void add_pair_metrics(const PairLogps& logps, const LossOutput& out, double pairs,
+void add_pair_metrics(const PairLogps& logps, const LossOutput& out, bool has_logps, double pairs,
                       StepMetrics& metrics) {
   const auto add = [&](std::string_view name, const at::Tensor& values) {
     if (values.defined()) metrics.add_mean(name, values.sum(), pairs);
@@ -43,6 +43,7 @@ void add_pair_metrics(const PairLogps& logps, const LossOutput& out, double pair
     add("rewards/accuracies", at::gt(out.chosen_rewards, out.rejected_rewards));
   }
   add("rewards/margins", out.margins);
+  if (!has_logps) return;
   const bool are_sums = !out.logged_chosen_logps.defined();
   add("logps/chosen", are_sums ? logps.chosen_logps : out.logged_chosen_logps);
   add("logps/rejected", are_sums ? logps.rejected_logps : out.logged_rejected_logps);
@@ -106,7 +107,7 @@ void add_loss_metrics(const PairLogps& logps, const LossOutput& out, const LossR
   if (needs.labels()) {
     add_label_metrics(logps, out, counts, metrics);
   } else {
-    add_pair_metrics(logps, out, static_cast<double>(counts.rows), metrics);
+    add_pair_metrics(logps, out, !needs.of_rewards, static_cast<double>(counts.rows), metrics);
   }
 }
 

@@ -100,6 +100,12 @@ SequenceReduction overlap_of(const TokenBatch& batch, std::int64_t rows) {
 }  // namespace
 
 PairLogps StepInputs::measure(Part& part, const StepPlan& plan, StepMetrics& metrics) const {
+  if (needs_.of_rewards) {
+    PairLogps rewards = rewards_of(part.rows);
+    set_columns(rewards, part.rows);
+    check_provided(rewards);
+    return rewards;
+  }
   const bool squares = needs_.has(Input::chosen_log_sum_p_squared);
   const TokenBatch batch = batch_of(part.rows);
   const SequenceLogps current = policy_logps(
@@ -132,6 +138,7 @@ void StepInputs::check_provided(const PairLogps& logps) const {
 }
 
 PairLogps StepInputs::measure_differentiable(Part& part) const {
+  if (needs_.of_rewards) return rewards_of(part.rows);
   const TokenBatch batch = batch_of(part.rows);
   PairLogps logps;
   set_policy_logps(logps, part, batch, policy_logps(batch));
@@ -140,6 +147,7 @@ PairLogps StepInputs::measure_differentiable(Part& part) const {
 }
 
 PairLogps StepInputs::measure_logps(const std::vector<TokenRow>& rows) const {
+  if (needs_.of_rewards) return rewards_of(rows);
   Part part{
       .rows = rows, .partners = {}, .groups = {}, .place = 0, .number = 0, .counts = count(rows)};
   const TokenBatch batch = batch_of(rows);
@@ -152,6 +160,15 @@ PairLogps StepInputs::measure_logps(const std::vector<TokenRow>& rows) const {
     logps.ref_chosen_logps = sides.chosen(before);
     if (needs_.rejected()) logps.ref_rejected_logps = sides.rejected(before);
   }
+  return logps;
+}
+
+PairLogps StepInputs::rewards_of(const std::vector<TokenRow>& rows) const {
+  const at::Tensor rewards = reward_policy_->rewards(rows);
+  const Sides sides{std::ssize(rows), /*with_rejected=*/true};
+  PairLogps logps;
+  logps.chosen_logps = sides.chosen(rewards);
+  logps.rejected_logps = sides.rejected(rewards);
   return logps;
 }
 

@@ -8,6 +8,7 @@
 #include "prefopt/losses/loss.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
+#include "prefopt/policy/reward_policy.h"
 #include "prefopt/policy/sequence_logps.h"
 #include "prefopt/train/trainer.h"
 #include "train/metrics.h"
@@ -21,6 +22,7 @@ class StepInputs {
   StepInputs(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference,
              const LossRequirements& needs, const TrainerOptions& options)
       : policy_(std::move(policy)),
+        reward_policy_(dynamic_cast<RewardPolicy*>(policy_.get())),
         reference_(std::move(reference)),
         needs_(needs),
         sampling_(options.sampling),
@@ -36,6 +38,8 @@ class StepInputs {
   PairLogps measure_logps(const std::vector<TokenRow>& rows) const;
 
  private:
+  /// Rewards in place of log-probs.
+  PairLogps rewards_of(const std::vector<TokenRow>& rows) const;
   SequenceLogps policy_logps(const TokenBatch& batch, const ByProducts& by_products = {}) const;
   TokenBatch batch_of(const std::vector<TokenRow>& rows) const;
   /// Returns fresh completions of the part's prompts.
@@ -63,6 +67,7 @@ class StepInputs {
   void set_samples(PairLogps& logps, Part& part, std::int64_t step, StepMetrics& metrics) const;
 
   std::shared_ptr<Policy> policy_;
+  RewardPolicy* reward_policy_;  ///< null: the policy has log-probs
   std::shared_ptr<Reference> reference_;
   LossRequirements needs_;
   SamplingOptions sampling_;

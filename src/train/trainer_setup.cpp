@@ -11,6 +11,7 @@
 #include "policy/logit_rules.h"
 #include "policy/token_range.h"
 #include "prefopt/error.h"
+#include "prefopt/policy/reward_policy.h"
 #include "train/trainer_impl.h"
 
 namespace prefopt {
@@ -46,6 +47,13 @@ void Trainer::Impl::check_needs() const {
         fmt::format("{}: expected whole_step in the requirements of a loss with running_mean, got "
                     "false; the mean would be of the last micro-batch alone",
                     name));
+  }
+  const bool has_rewards = dynamic_cast<const RewardPolicy*>(policy.get()) != nullptr;
+  if (needs.of_rewards != has_rewards) {
+    throw ConfigError(fmt::format(
+        "{}: expected {}, got {}", name,
+        needs.of_rewards ? "a reward model (RewardPolicy)" : "a policy with log-probs",
+        has_rewards ? "a reward model; the loss reward_bt trains one" : "a policy with log-probs"));
   }
   if (needs.reference() && !reference) {
     throw ConfigError(

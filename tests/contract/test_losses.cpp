@@ -103,6 +103,8 @@ const std::vector<const char*> kFurther{
     R"({"type": "bco_pair", "running_delta": true, "data_gradient": 0.3})",
     R"({"type": "mix", "terms": [{"loss": {"type": "policy_gradient", "tau": 0.2}},
         {"weight": 0.5, "loss": {"type": "sft"}}]})",
+    R"({"type": "reward_bt", "center_rewards_coefficient": 0.2, "margin_scale": 0.7,
+        "use_label_probs": true, "use_weights": true})",
     R"({"type": "mix", "terms": [{"weight": 0.3, "loss": {"type": "hypo", "lambda": 0.4}},
         {"loss": {"type": "tdpo", "beta": 0.3}}, {"weight": -2, "loss": {"type": "rpo_sq"}}]})",
     R"({"type": "mix", "terms": [{"weight": 2, "loss": {"type": "beta_dpo"}},

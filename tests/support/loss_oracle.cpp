@@ -122,6 +122,10 @@ OracleResult regularizer(const json& config, const ExactPairLogps& in) {
                 nll(config.value("reduction", "token_mean"), in.gold_logps, in.gold_lens),
             {}};
   }
+  if (type == "reward_bt") {
+    const ArrayXd squares = (in.chosen_logps + in.rejected_logps).square();
+    return {number(config, "center_rewards_coefficient") * mean(squares), {}};
+  }
   return {0, {}};
 }
 

@@ -48,7 +48,8 @@ struct Pairs {
   std::vector<Real> frozen_l = scores(config, rejected_side(frozen));
 
   Real option(const char* name) const { return number(config, name); }
-  Real beta() const { return option("beta"); }
+  // Rewards have none.
+  Real beta() const { return config.contains("beta") ? option("beta") : 1; }
   Real label_smoothing() const { return config.value("label_smoothing", 0.0); }
 };
 
@@ -120,6 +121,9 @@ Real discopop(const Pairs& pairs, Real delta, int /*row*/) {
   const Real gate = sigmoid(z / pairs.option("tau"));
   return (1 - gate) * softplus(-z) + gate * std::exp(-z);
 }
+
+// Of rewards in place of log-probs (2307.09288 eq. 2).
+Real reward_bt(const Pairs& /*pairs*/, Real delta, int /*row*/) { return -log_sigmoid(delta); }
 
 Real with_target_margin(const Pairs& pairs, Real delta, int /*row*/) {
   return smoothed(pairs.beta() * delta - pairs.option("gamma"), pairs.label_smoothing());
@@ -239,6 +243,7 @@ OfDelta find_of_delta(const std::string& type) {
       {"robust_dpo", robust},
       {"ipo", ipo},
       {"hinge", hinge},
+      {"reward_bt", reward_bt},
       {"exo_pair", exo},
       {"discopop", discopop},
       {"simpo", with_target_margin},
@@ -274,7 +279,7 @@ Real offset(const Pairs& pairs, int row) {
   Real total = 0;
   if (const Real scale = config.value("margin_scale", 0.0); scale != 0) {
     const Real gap = in.margins[row];
-    const bool of_log = config.at("margin_of") == "log_gap";
+    const bool of_log = config.value("margin_of", "gap") == "log_gap";
     total -= scale * (of_log ? std::log(std::max<Real>(gap, 1e-12L)) : gap) / pairs.beta();
   }
   // A longer completion earned its reward by its length (2403.19159).

@@ -33,7 +33,7 @@ Real divergence_score(const json& config, Real logratio) {
 }
 
 bool reference_free(const json& config) {
-  static const std::set<std::string> kByName{"simpo", "cpo", "orpo", "alphapo", "tpo"};
+  static const std::set<std::string> kByName{"simpo", "cpo", "orpo", "alphapo", "tpo", "reward_bt"};
   return config.value("reference_free", kByName.contains(config.at("type")));
 }
 

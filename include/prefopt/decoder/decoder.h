@@ -16,6 +16,10 @@
 
 namespace prefopt {
 
+namespace detail {
+class DecoderReader;
+}
+
 /// Family and shape of a decoder, under the names of Hugging Face's `config.json` where it has one.
 struct DecoderOptions {
   /// Hugging Face's model_type: "llama", "mistral", "qwen2" or "qwen3". A fresh "llama" with
@@ -147,8 +151,18 @@ class PREFOPT_API Decoder final : public Policy {
   void to(at::ScalarType dtype);
 
  private:
+  friend class RewardModel;
+
   struct Impl;
   explicit Decoder(std::unique_ptr<Impl> impl);
+  /// Without a head, the embedding is in its place.
+  static std::shared_ptr<Decoder> read(detail::DecoderReader& reader, const std::string& path,
+                                       bool with_head);
+  /// With `score`, unless that is undefined, as the weight of a score head next to the adapter.
+  void write_adapter(const std::string& directory, const at::Tensor& score) const;
+  /// Returns the weight of the adapter's score head, of the shape of `score`; undefined where there
+  /// is none, and where `score` is, which then refuses one.
+  at::Tensor read_adapter(const std::string& directory, const at::Tensor& score);
   void place_adapter(const LoraOptions& options);
   void train_adapter_only();
   template <class Visit>

@@ -11,10 +11,11 @@
 #include "prefopt/evaluation/statistics.h"
 #include "prefopt/export.h"
 #include "prefopt/policy/policy.h"
+#include "prefopt/policy/reward_policy.h"
 
 namespace prefopt {
 
-/// Log-probs of both completions of a pair, summed over their tokens, nats.
+/// Log-probs of both completions of a pair, summed over their tokens, nats; or their rewards.
 struct PairSums {
   double chosen = 0;
   double rejected = 0;
@@ -24,6 +25,11 @@ struct PairSums {
 /// throws, DataError for tokens outside the vocabulary and NonFiniteError, which names the pair.
 PREFOPT_API std::vector<PairSums> pair_sums(Policy& policy, const std::vector<TokenRow>& pairs,
                                             std::int64_t batch_size = 8);
+
+/// Returns the rewards of both completions of each pair, as pair_sums does their log-probs.
+PREFOPT_API std::vector<PairSums> pair_rewards(RewardPolicy& model,
+                                               const std::vector<TokenRow>& pairs,
+                                               std::int64_t batch_size = 8);
 
 /// A rate among some of the pairs; NaN if there are none.
 struct PartialRate {
@@ -51,9 +57,9 @@ struct PreferenceOptions {
   std::uint64_t seed = 0;  ///< of the bootstrap
 };
 
-/// Evaluates δ = (log π(y_w) − log π_ref(y_w)) − (log π(y_l) − log π_ref(y_l)). Throws ShapeError
-/// unless the lists have one length, ConfigError for a beta that is not above 0, DataError for no
-/// pairs.
+/// Evaluates δ = (log π(y_w) − log π_ref(y_w)) − (log π(y_l) − log π_ref(y_l)); of a reward model,
+/// with zeros in place of the reference and beta 1, δ = r_w − r_l. Throws ShapeError unless the
+/// lists have one length, ConfigError for a beta that is not above 0, DataError for no pairs.
 PREFOPT_API PreferenceEvaluation evaluate_preferences(const std::vector<TokenRow>& pairs,
                                                       const std::vector<PairSums>& policy,
                                                       const std::vector<PairSums>& reference,

@@ -42,6 +42,8 @@ struct LossRequirements {
   /// and without top-k or top-p: the gradient is an expectation under the policy. Whoever makes the
   /// rows has to see to it.
   bool of_own_samples = false;
+  /// The scores in place of log-probs are a reward model's (policy/reward_policy.h).
+  bool of_rewards = false;
 
   constexpr bool has(Input input) const { return inputs.has(input); }
   /// Returns whether a reference model is needed.

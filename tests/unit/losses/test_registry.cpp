@@ -161,6 +161,19 @@ TEST_CASE("each of TRL's trainers has its own defaults", "[losses]") {
                     {{"type", "cpo"}, {"link", "hinge"}, {"length_normalized", false}});
 }
 
+TEST_CASE("TRL's RewardConfig", "[losses]") {
+  check_translation(R"({"trainer": "RewardTrainer"})",
+                    {{"type", "reward_bt"}, {"center_rewards_coefficient", 0}});
+  check_translation(R"({"center_rewards_coefficient": 0.01})",
+                    {{"type", "reward_bt"}, {"center_rewards_coefficient", 0.01}});
+  // What TRL writes for "not set", and TRL's margin of the rows.
+  check_translation(
+      R"({"trainer": "RewardConfig", "center_rewards_coefficient": null, "margin_scale": 1})",
+      {{"type", "reward_bt"}, {"center_rewards_coefficient", 0}, {"margin_scale", 1}});
+  CHECK_THROWS_TEXT(make_loss(R"({"trainer": "RewardTrainer", "beta": 0.1})"), ConfigError,
+                    "loss: expected keys of RewardTrainer, got 'beta' of");
+}
+
 TEST_CASE("names and keys say whose config it is", "[losses]") {
   check_translation(R"({"loss_type": "simpo"})",
                     {{"type", "cpo"}, {"length_normalized", true}, {"gamma", 0.5}, {"alpha", 1}});
@@ -224,8 +237,8 @@ TEST_CASE("keys of two trainers, and keys that TRL does not read", "[losses]") {
         "alphapo, got 'kto_pair'");
   check(R"({"trainer": "CPOTrainr"})",
         "loss: expected trainer to be one of DPOTrainer, DPOConfig, KTOTrainer, KTOConfig, "
-        "CPOTrainer, CPOConfig, ORPOTrainer, ORPOConfig, TPOTrainer, TPOConfig, got 'CPOTrainr'; "
-        "did you mean 'CPOTrainer'?");
+        "CPOTrainer, CPOConfig, ORPOTrainer, ORPOConfig, TPOTrainer, TPOConfig, RewardTrainer, "
+        "RewardConfig, got 'CPOTrainr'; did you mean 'CPOTrainer'?");
   check(R"({"trainer": "CPOTrainer", "loss_type": ["simpo", "sigmoid"]})",
         "loss: expected one loss_type without loss_weights, got [\"simpo\",\"sigmoid\"] with "
         "loss_weights []; CPOTrainer takes no list");

@@ -99,6 +99,15 @@ const std::vector<Case>& cases() {
          o.reference.cache_dir = o.output_dir + "-cache";
        }},
       {"adapter", [](RunOptions& o) { o.model.use_lora = true; }},
+      {"reward model",
+       [](RunOptions& o) {
+         o.loss = R"({"type": "reward_bt", "center_rewards_coefficient": 0.01})";
+       }},
+      {"adapter of a reward model",
+       [](RunOptions& o) {
+         o.loss = R"({"type": "reward_bt"})";
+         o.model.use_lora = true;
+       }},
       {"narrow optimizer state",
        [](RunOptions& o) { o.optimizer.state_dtype = StateDtype::kBFloat16; }},
       {"bfloat16 weights, cosine schedule, weight decay",

@@ -17,8 +17,7 @@ struct XpoOptions {
   void fields(FieldVisitor& v) {
     v.real({"beta", "strength of the KL penalty"}, beta, kBetaRange);
     v.real({"alpha", "weight of the optimism"}, alpha, Range::at_least(0));
-    v.choice({"link", "loss of the difference", {"loss"}}, link,
-             {"sigmoid", "hinge", "ipo"});
+    v.choice({"link", "loss of the difference", {"loss"}}, link, {"sigmoid", "hinge", "ipo"});
     score.fields(v);
     pair.fields(v);
   }

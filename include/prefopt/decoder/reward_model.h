@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "prefopt/data/tokenizer.h"
+#include "prefopt/decoder/decoder.h"
+#include "prefopt/export.h"
+#include "prefopt/policy/reward_policy.h"
+
+namespace prefopt {
+
+/// What happens to a model without a score head.
+enum class ScoreHead {
+  kRequired,     ///< it is refused
+  kFreshIfNone,  ///< it gets one, N(0, initializer_range^2) from LibTorch's default generator
+};
+
+/// A decoder with a score head in place of its output head, as transformers'
+/// `…ForSequenceClassification` with one label: the reward is w · h, with w the `score.weight`
+/// [1, hidden] and h the hidden state, after the last norm, of the last token that is not the pad
+/// token of `config.json`; where that is an end token as well, of the token before it.
+class PREFOPT_API RewardModel final : public RewardPolicy {
+ public:
+  /// Fresh weights, N(0, initializer_range^2), from LibTorch's default generator.
+  explicit RewardModel(DecoderOptions options);
+
+  /// Reads a folder as Decoder::load does, without its output head, or the folder of an adapter
+  /// with the model that its `base_model_name_or_path` names. Throws CheckpointError as Decoder
+  /// does, where `score.weight` is missing and required, and where there are several labels.
+  static std::shared_ptr<RewardModel> load(const std::string& path, std::string_view dtype = "keep",
+                                           ScoreHead head = ScoreHead::kRequired);
+
+  /// In a packed stream on a CPU, where sequences with equal prompts share them: a reward is the
+  /// same to the last bit, whatever is scored with it. Throws DataError for tokens outside the
+  /// vocabulary or too many of them.
+  at::Tensor rewards(const std::vector<TokenSequence>& sequences) override;
+  using RewardPolicy::rewards;
+  /// Returns whether `rewards` takes sequences without padding.
+  bool packs() const override;
+  std::int64_t vocab_size() const override;
+  std::vector<NamedParameter> named_parameters() const override;
+  std::string config() const override;
+  void check_length(std::int64_t tokens, std::string_view where) const override;
+  std::shared_ptr<Policy> frozen_copy() const override;
+  std::shared_ptr<RewardModel> frozen_model() const;
+  std::vector<TrainedWeight> trained_weights() const override;
+  /// Writes a Hugging Face folder that transformers loads as `…ForSequenceClassification`. A model
+  /// with an adapter writes that and the score head, as PEFT does with `modules_to_save`.
+  void save(const std::string& directory) const override;
+  void load_weights(const std::string& directory) override;
+
+  /// The layers below the head, which share this model's weights. Their output head is no part of
+  /// it.
+  Decoder& body() { return *body_; }
+  const Decoder& body() const { return *body_; }
+  /// Whether the score head began with this object.
+  bool has_fresh_head() const { return has_fresh_head_; }
+  /// -1: none, and the reward is that of the last token.
+  std::int64_t pad_token() const;
+  /// transformers takes one sequence at a time only of a model without a pad token.
+  void set_pad_token(std::int64_t id);
+
+  /// As Decoder's; the score head is trained as well.
+  void add_adapter(const LoraOptions& options);
+  /// Reads an adapter that `save` or PEFT wrote, with its score head if that is there. Throws
+  /// CheckpointError as Decoder's, and for one without a score head if this model's is fresh.
+  void load_adapter(const std::string& directory);
+  void to(at::ScalarType dtype);
+
+ private:
+  RewardModel(std::shared_ptr<Decoder> body, at::Tensor score, bool has_fresh_head);
+
+  std::shared_ptr<Decoder> body_;
+  at::Tensor score_;  ///< [1, hidden]
+  bool has_fresh_head_ = false;
+};
+
+/// Reads a reward model for texts of a policy, whose tokens it gets. Throws ConfigError where its
+/// own tokenizer gives texts other tokens than the policy's, with both names and the difference, or
+/// where it has fewer tokens; and what RewardModel::load throws.
+PREFOPT_API std::shared_ptr<RewardModel> load_reward_model(const std::string& path,
+                                                           const Tokenizer& tokenizer,
+                                                           std::string_view dtype = "keep");
+
+/// Whether a folder says that it holds a `…ForSequenceClassification` model (`config.json`) or an
+/// adapter of one (`adapter_config.json`, task SEQ_CLS); false where neither can be read, which
+/// loading the folder then explains.
+PREFOPT_API bool is_reward_model(const std::string& path);
+
+}  // namespace prefopt

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "prefopt/online/reward_model_preference.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "prefopt/error.h"
+#include "prefopt/math/functions.h"
+
+namespace prefopt {
+namespace {
+
+class RewardModelPreference final : public Preference {
+ public:
+  RewardModelPreference(std::shared_ptr<RewardPolicy> model, double temperature,
+                        std::int64_t at_once)
+      : model_(std::move(model)),
+        temperature_(temperature),
+        at_once_(static_cast<std::size_t>(at_once)) {}
+
+  std::vector<double> beats(const std::vector<Comparison>& comparisons) override {
+    std::vector<const Rollout*> sides;
+    for (const Comparison& comparison : comparisons) {
+      sides.insert(sides.end(), {comparison.first, comparison.second});
+    }
+    const std::vector<double> scores = rewards(sides);
+    std::vector<double> probabilities;
+    for (std::size_t i = 0; i < scores.size(); i += 2) {
+      probabilities.push_back(probability_of(scores[i] - scores[i + 1]));
+    }
+    return probabilities;
+  }
+
+  bool has_rewards() const override { return true; }
+
+  std::vector<double> rewards(const std::vector<const Rollout*>& rollouts) override {
+    const at::NoGradGuard no_grad;
+    std::vector<double> all;
+    for (std::size_t first = 0; first < rollouts.size(); first += at_once_) {
+      std::vector<TokenSequence> sequences;
+      for (std::size_t i = first; i < std::min(first + at_once_, rollouts.size()); ++i) {
+        sequences.push_back({.prompt = rollouts[i]->prompt, .completion = rollouts[i]->completion});
+      }
+      const at::Tensor part = model_->rewards(sequences).cpu().contiguous();
+      const auto* values = part.const_data_ptr<double>();
+      all.insert(all.end(), values, values + part.numel());
+    }
+    for (double& reward : all) {
+      if (!std::isfinite(reward)) reward = std::numeric_limits<double>::quiet_NaN();
+    }
+    return all;
+  }
+
+ private:
+  double probability_of(double difference) const {
+    if (temperature_ > 0) return math::sigmoid(difference / temperature_);
+    if (std::isnan(difference)) return difference;
+    return difference == 0 ? 0.5 : difference > 0 ? 1.0 : 0.0;
+  }
+
+  std::shared_ptr<RewardPolicy> model_;
+  double temperature_;
+  std::size_t at_once_;
+};
+
+}  // namespace
+
+std::unique_ptr<Preference> make_reward_model_preference(std::shared_ptr<RewardPolicy> model,
+                                                         double temperature, std::int64_t at_once) {
+  if (!model) throw ConfigError("reward model: expected a model, got null");
+  if (!(temperature >= 0)) {
+    throw ConfigError(
+        fmt::format("reward model: expected a temperature of at least 0, got {}", temperature));
+  }
+  if (at_once < 1) {
+    throw ConfigError(
+        fmt::format("reward model: expected at least one text at once, got {}", at_once));
+  }
+  return std::make_unique<RewardModelPreference>(std::move(model), temperature, at_once);
+}
+
+}  // namespace prefopt
