@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "core/json.h"
-#include "data/tokenizer_difference.h"
 #include "evaluation/json_program.h"
 #include "policy/token_range.h"
 #include "prefopt/data/prompts.h"
@@ -91,16 +90,9 @@ CompletionProgram completion_program(const SourceOptions& source) {
 FeedbackParts feedback_parts(const FeedbackOptions& options,
                              const std::shared_ptr<const Tokenizer>& tokenizer) {
   FeedbackParts parts;
-  parts.load_reward_model = [tokenizer,
-                             temperature = options.temperature](const std::string& folder) {
-    const std::string difference = tokenizer_difference(*tokenizer, folder);
-    if (!difference.empty()) {
-      throw ConfigError(fmt::format(
-          "online.feedback.reward_model: expected a model that tokenizes as {} does, got {}, by "
-          "which {}",
-          tokenizer->name(), folder, difference));
-    }
-    return make_reward_model_preference(RewardModel::load(folder), temperature);
+  parts.load_reward_model = [tokenizer, temperature = options.temperature](
+                                const std::string& folder) {
+    return make_reward_model_preference(load_reward_model(folder, *tokenizer), temperature);
   };
   return parts;
 }
