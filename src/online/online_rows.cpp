@@ -57,6 +57,19 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
   }
 }
 
+/// A sum of two adapters is none of the same rank, and the rounding of narrow weights is as large as
+/// a step.
+void check_extrapolation(const Policy& policy, double alpha) {
+  for (const TrainedWeight& weight : policy.trained_weights()) {
+    const bool is_adapter = weight.lora_a.defined();
+    const at::ScalarType dtype = weight.weight.scalar_type();
+    if (!is_adapter && (dtype == at::kFloat || dtype == at::kDouble)) continue;
+    throw ConfigError(fmt::format(
+        "online.rounds.extrapolate: expected 0 where the policy trains {}, got {}",
+        is_adapter ? "an adapter" : "weights of less than float32", alpha));
+  }
+}
+
 /// The numbers of a record.
 Metrics metrics_of(const detail::Json& record) {
   Metrics metrics;
@@ -75,7 +88,10 @@ struct OnlineRows::Impl {
         models(parts.sources, policy, parts.initial),
         writer(parts, models, options.at_once, options.seed) {
     const RoundOptions& rounds = options.rounds;
-    if (rounds.extrapolate > 0) previous.emplace(policy);
+    if (rounds.extrapolate > 0) {
+      check_extrapolation(policy, rounds.extrapolate);
+      previous.emplace(policy);
+    }
     if (rounds.start == RoundStart::kInitial) initial.emplace(policy);
     prompts_a_round = rounds.prompts > 0 ? rounds.prompts : std::ssize(parts.prompts);
   }

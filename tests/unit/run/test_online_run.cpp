@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs of a policy that writes its own rows: rounds, resume at each point of one, and the configs of
+// examples/configs/online.
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "prefopt/error.h"
+#include "prefopt/files/safetensors.h"
+#include "prefopt/options.h"
+#include "prefopt/run/run.h"
+#include "support/catch.h"
+#include "support/checkpoint_parts.h"
+#include "support/errors.h"
+#include "support/run_scene.h"
+
+namespace prefopt {
+namespace {
+
+namespace fs = std::filesystem;
+using testing_support::differing;
+using testing_support::Json;
+using testing_support::Parts;
+using testing_support::parts_of;
+using testing_support::read_lines;
+using testing_support::read_text;
+using testing_support::TempDir;
+
+/// A program whose answer is a hash of the question: as good as random, and always the same.
+Json hashing(const std::string& answer) {
+  return {"/bin/sh", "-c",
+          "while read -r line; do set -- $(printf %s \"$line\" | cksum); n=$(($1 % 90 + 5)); echo \"" +
+              answer + "\"; done"};
+}
+
+Json random_rewards() { return hashing(R"({\"reward\": $n})"); }
+Json random_preferences() { return hashing(R"({\"p\": 0.$n})"); }
+
+/// Prompts, and configs of short runs on them.
+class OnlineScene {
+ public:
+  OnlineScene() {
+    ControlledTask task({.seed = 3});
+    std::ofstream prompts(file("prompts.jsonl"));
+    for (int i = 0; i < 8; ++i) prompts << Json{{"prompt", task.sample_prompt()}}.dump() << '\n';
+    task.write_sft(file("rows.jsonl"), 8);
+  }
+
+  std::string file(const std::string& name) const { return folder_.file(name); }
+
+  Json config(const std::string& run) const {
+    return {{"output_dir", file(run)},
+            {"loss", {{"type", "dpo"}}},
+            {"model",
+             {{"decoder",
+               {{"hidden_size", 16},
+                {"intermediate_size", 24},
+                {"num_hidden_layers", 1},
+                {"num_attention_heads", 2},
+                {"num_key_value_heads", 1},
+                {"max_position_embeddings", 64}}}}},
+            {"online",
+             {{"prompts", file("prompts.jsonl")},
+              {"sources", {{{"from", "policy"}, {"n", 2}}}},
+              {"feedback", {{"reward", random_rewards()}}},
+              {"select", {{"type", "pair"}}},
+              {"rounds", {{"rounds", 3}, {"prompts", 4}, {"epochs", 1}}}}},
+            {"batch", {{"rows", 2}}},
+            {"optimizer", {{"learning_rate", 1e-2}}},
+            {"sampling", {{"max_new_tokens", 4}}},
+            {"checkpoint", {{"every", 1}, {"keep_last", 0}}},
+            {"machine", {{"threads", 1}}},
+            {"seed", 1}};
+  }
+
+ private:
+  TempDir folder_;
+};
+
+RunResult run_config(const Json& config, const std::string& resume = {}) {
+  return run_training(options_from_json<RunOptions>(config.dump(), "run"), {}, resume);
+}
+
+TEST_CASE("a policy writes its own pairs, round after round", "[run]") {
+  const OnlineScene scene;
+  Json config = scene.config("run");
+  config["online"]["eval_fraction"] = 0.25;
+  config["online"]["rounds"]["prompts"] = 3;
+  const RunResult result = run_config(config);
+  CHECK(result.steps == 6);  // three pairs a round, two a step
+  const auto rounds = read_lines(scene.file("run/rounds.jsonl"));
+  REQUIRE(rounds.size() == 3);
+  for (std::size_t i = 0; i < rounds.size(); ++i) {
+    CHECK(rounds[i]["round"] == i + 1);
+    CHECK(rounds[i]["step"] == 2 * i + 1);
+    CHECK(rounds[i]["pairs/kept"] == 3);
+    CHECK(rounds[i]["questions"] == 6);
+    CHECK(rounds[i]["samples"].size() == 3);
+  }
+  // An evaluation before the first round and after each.
+  std::vector<Json> evaluations;
+  for (const auto& line : read_lines(scene.file("run/metrics.jsonl"))) {
+    if (line.contains("eval_reward")) evaluations.push_back(line);
+  }
+  REQUIRE(evaluations.size() == 4);
+  CHECK(evaluations[0]["eval_win_rate"] == 0.5);  // against itself
+  CHECK(evaluations[3]["step"] == 6);
+  CHECK(Json::parse(read_text(scene.file("run/config.json")))["evaluate"]["best_metric"] ==
+        "eval_reward");
+  CHECK(read_text(scene.file("run/report.html")).find("Rounds") != std::string::npos);
+}
+
+TEST_CASE("rounds draw the same however completions are decoded together", "[run]") {
+  const OnlineScene scene;
+  for (const int at_once : {1, 3, 64}) {
+    Json config = scene.config("at-once-" + std::to_string(at_once));
+    config["online"]["at_once"] = at_once;
+    config["batch"]["micro_rows"] = at_once == 3 ? 1 : 0;
+    run_config(config);
+  }
+  const auto rounds = read_lines(scene.file("at-once-64/rounds.jsonl"));
+  CHECK(read_lines(scene.file("at-once-1/rounds.jsonl")) == rounds);
+  CHECK(rounds[0]["samples"] != rounds[1]["samples"]);
+}
+
+/// Changes of the config, one for each part of the engine that has a state.
+std::vector<std::pair<std::string, Json>> components() {
+  const Json advantage = {{"type", "advantage"}, {"by", "reward"}, {"baseline", "group"}};
+  const Json policy_gradient = {{"type", "policy_gradient"}, {"tau", 0.01}};
+  return {
+      {"plain", Json::object()},
+      {"last", {{"reference", {{"rule", "last"}}}}},
+      {"combined",
+       {{"reference", {{"rule", "combined"}, {"initial_weight", 0.3}}},
+        {"loss", {{"type", "ipo"}, {"length_normalized", false}}}}},
+      {"random-past", {{"reference", {{"rule", "random_past"}, {"keep", 2}}}}},
+      {"ema", {{"reference", {{"rule", "ema"}, {"decay", 0.7}}}}},
+      {"adapter", {{"model", {{"use_lora", true}, {"lora", {{"r", 2}}}}}}},
+      {"replay", {{"online", {{"replay", {{"share", 0.5}, {"decay", 0.5}}}}}}},
+      {"steps-of-a-round",
+       {{"online", {{"rounds", {{"steps", 2}}}}}, {"batch", {{"rows", 16}}}}},
+      {"extrapolation",
+       {{"online", {{"rounds", {{"extrapolate", 0.4}, {"restart_optimizer", true}}}}}}},
+      {"from-the-start", {{"online", {{"rounds", {{"start", "initial"}}}}}}},
+      {"sources",
+       {{"online",
+         {{"sources",
+           {{{"from", "policy"}, {"n", 2}, {"roll_in", {{"from", "mixture"}}}},
+            {{"from", "last"}},
+            {{"from", "past"}, {"keep", 2}},
+            {{"from", "ema"}, {"decay", 0.5}},
+            {{"from", "mixture"}},
+            {{"from", "reference"}}}},
+          {"select", advantage}}},
+        {"loss", policy_gradient}}},
+  };
+}
+
+TEST_CASE("a run that is resumed at any step of a round ends in the same bits", "[run]") {
+  const OnlineScene scene;
+  std::int64_t resumed = 0;
+  for (const auto& [name, change] : components()) {
+    CAPTURE(name);
+    Json config = scene.config(name);
+    config.merge_patch(change);
+    const RunResult straight = run_config(config);
+    const Parts expected = parts_of(straight.checkpoint);
+    REQUIRE(straight.steps >= 6);
+    // Both ends of a round, its middle, and the first step of the last one.
+    for (const std::int64_t step : {std::int64_t{1}, std::int64_t{2}, straight.steps - 1}) {
+      CAPTURE(step);
+      config["output_dir"] = scene.file(name + "-" + std::to_string(step));
+      const RunResult again = run_config(
+          config, scene.file(name + "/checkpoints/step-" + std::to_string(step)));
+      CHECK(again.steps == straight.steps);
+      CHECK(differing(parts_of(again.checkpoint), expected) == std::set<std::string>());
+      ++resumed;
+    }
+  }
+  testing_support::report_count("runs resumed in a round", resumed);
+}
+
+TEST_CASE("each part of the state of rounds matters", "[run]") {
+  const OnlineScene scene;
+  Json config = scene.config("straight");
+  config.merge_patch(
+      {{"online",
+        {{"rounds", {{"extrapolate", 0.4}}},
+         {"replay", {{"share", 0.5}}},
+         {"sources",
+          {{{"from", "policy"}}, {{"from", "past"}, {"keep", 2}}, {{"from", "ema"}, {"decay", 0.5}}}},
+         {"select", {{"type", "best_worst"}}}}},
+       {"reference", {{"rule", "last"}}}});
+  const RunResult straight = run_config(config);
+  const Parts expected = parts_of(straight.checkpoint);
+  const std::string from = scene.file("straight/checkpoints/step-3");
+  const auto file = read_safetensors(from + "/training_state.safetensors");
+  std::set<std::string> parts;
+  for (const auto& [tensor, value] : file.tensors) {
+    if (tensor.starts_with("source.")) parts.insert(tensor.substr(0, tensor.find('.', 7)));
+  }
+  CHECK(parts == std::set<std::string>{"source.columns", "source.ema", "source.past",
+                                       "source.previous", "source.rows"});
+  for (const std::string& part : {std::string("source.ema"), std::string("source.past"),
+                                  std::string("source.previous")}) {
+    CAPTURE(part);
+    const std::string copy = scene.file(part + "-step-3");
+    testing_support::copy_changed(from, copy, [&](auto& tensors, Json&) {
+      for (auto& [tensor, value] : tensors) {
+        if (tensor.starts_with(part) && value.is_floating_point()) value += 0.5;
+      }
+    });
+    config["output_dir"] = scene.file(part + "-again");
+    const RunResult again = run_config(config, copy);
+    CHECK(differing(parts_of(again.checkpoint), expected).contains("model.safetensors:lm_head.weight"));
+  }
+}
+
+TEST_CASE("a run whose last rounds have no rows ends with what it has", "[run]") {
+  const OnlineScene scene;
+  Json config = scene.config("run");
+  // The first four questions have answers, and the others are ties.
+  config["online"]["feedback"]["reward"] = {
+      "/bin/sh", "-c", "i=0; while read -r line; do i=$((i + 1)); "
+                       "echo \"{\\\"reward\\\": $((i > 8 ? 0 : i))}\"; done"};
+  config["online"]["rounds"]["rounds"] = 2;
+  CHECK(run_config(config).steps == 2);
+  config["output_dir"] = scene.file("empty");
+  config["online"]["feedback"]["reward"] = {"/bin/sh", "-c",
+                                            "while read -r line; do echo '{\"reward\": 0}'; done"};
+  config["online"]["rounds"]["rounds"] = 5;
+  CHECK_THROWS_TEXT(run_config(config), DataError,
+                    "online: expected rows of a round, got none in 3 rounds one after the other "
+                    "(in the last one 4 ties, 0 identical, 0 failed, 0 unusable)");
+}
+
+TEST_CASE("a judge that dies in the second round loses nothing", "[run]") {
+  const OnlineScene scene;
+  // It dies at its seventh question while a file is there.
+  const std::string mark = scene.file("mark");
+  const std::string judge = "i=0; while read -r line; do i=$((i + 1)); [ -e " + mark +
+                            " ] && [ $i -gt 6 ] && exit 1; set -- $(printf %s \"$line\" | cksum); "
+                            "echo \"{\\\"p\\\": 0.$(($1 % 90 + 5))}\"; done";
+  Json config = scene.config("straight");
+  config["online"]["feedback"] = {
+      {"judge", {"/bin/sh", "-c", judge}}, {"both_orders", false}, {"retries", 0}};
+  const Parts expected = parts_of(run_config(config).checkpoint);
+
+  config["output_dir"] = scene.file("interrupted");
+  std::ofstream(mark) << "x";
+  CHECK_THROWS_AS(run_config(config), DataError);
+  const auto lines = read_lines(scene.file("interrupted/metrics.jsonl"));
+  REQUIRE_FALSE(lines.empty());
+  CHECK(lines.back()["round"] == 1);
+  fs::remove(mark);
+  const RunResult resumed = run_config(config, "auto");
+  CHECK(differing(parts_of(resumed.checkpoint), expected) == std::set<std::string>());
+}
+
+TEST_CASE("online configs that cannot be meant are refused", "[run]") {
+  const OnlineScene scene;
+  const auto refused = [&](const Json& change, const std::string& error) {
+    CAPTURE(change.dump());
+    Json config = scene.config("refused");
+    config.merge_patch(change);
+    CHECK_THROWS_TEXT(run_config(config), Error, error);
+    CHECK_FALSE(fs::exists(scene.file("refused")));
+  };
+  refused({{"online", {{"prompts", scene.file("rows.jsonl")}}}},
+          scene.file("rows.jsonl") + ":1: expected a prompt alone, got a completion in "
+                                     "'completion'");
+  refused({{"online", {{"sources", Json::array()}}}},
+          "online.sources: expected a list of sources, got []");
+  refused({{"online", {{"sources", {{{"from", "reference"}, {"weight", 0.5}}}}}}},
+          "online.sources[0]: expected no weight where from is 'reference', which does not use it");
+  refused({{"online", {{"sources", {{{"from", "policy"}}, {{"from", "policy"}}}}}}},
+          "online.sources: expected a name of each source, got 'policy' twice");
+  refused({{"online", {{"rounds", {{"prompts", 9}}}}}},
+          "online.rounds.prompts: expected at most the 8 prompts of the file, got 9");
+  refused({{"online", {{"rounds", {{"steps", 1}}}}}},
+          "batch.rows: expected its default where online.rounds.steps cuts the rows of a round, got "
+          "2");
+  refused({{"data", {{"train", scene.file("rows.jsonl")}}}},
+          "data.train: expected no rows where online.prompts gives prompts, got '" +
+              scene.file("rows.jsonl") + "'");
+  refused({{"online", {{"select", {{"type", "pair"}, {"soft", true}}}}}},
+          "online.select: expected columns that the loss reads, got 'label_prob', which this loss "
+          "does not read; see its options in `prefopt losses`");
+  refused({{"reference", {{"rule", "ema"}, {"initial_weight", 0.2}}}},
+          "reference.initial_weight: expected its default unless rule is 'combined'");
+  refused({{"model", {{"use_lora", true}}}, {"online", {{"rounds", {{"extrapolate", 0.3}}}}}},
+          "online.rounds.extrapolate: expected 0 where the policy trains an adapter, got 0.3");
+}
+
+/// The configs of examples/configs/online, made small.
+TEST_CASE("every online config of the examples trains", "[run]") {
+  const OnlineScene scene;
+  std::int64_t configs = 0;
+  for (const auto& entry : fs::directory_iterator(PREFOPT_TEST_DATA_DIR "/../../examples/configs/online")) {
+    const std::string name = entry.path().stem().string();
+    CAPTURE(name);
+    Json config = Json::parse(read_text(entry.path().string()));
+    const Json usual = scene.config(name);
+    for (const char* group : {"output_dir", "model", "sampling", "machine"}) {
+      config[group] = usual[group];
+    }
+    Json& online = config["online"];
+    bool has_data = false;
+    for (Json& source : online["sources"]) {
+      has_data = has_data || source["from"] == "data";
+      if (source.contains("n")) source["n"] = std::min(source["n"].get<int>(), 4);
+    }
+    online["prompts"] = scene.file(has_data ? "rows.jsonl" : "prompts.jsonl");
+    if (online["select"].contains("n")) online["select"]["n"] = 1 + (online["select"]["n"] > 1);
+    if (online.contains("feedback")) {
+      if (online["feedback"].contains("reward")) online["feedback"]["reward"] = random_rewards();
+      if (online["feedback"].contains("judge")) online["feedback"]["judge"] = random_preferences();
+    }
+    online["rounds"]["rounds"] = std::min(online["rounds"]["rounds"].get<int>(), 2);
+    online["rounds"]["prompts"] = 3;
+    config["optimizer"]["learning_rate"] = 1e-3;
+    const RunResult result = run_config(config);
+    CHECK(result.steps >= 1);
+    const auto rounds = read_lines(scene.file(name + "/rounds.jsonl"));
+    REQUIRE_FALSE(rounds.empty());
+    CHECK(rounds[0]["pairs/kept"] > 0);
+    ++configs;
+  }
+  CHECK(configs >= 20);
+}
+
+}  // namespace
+}  // namespace prefopt
