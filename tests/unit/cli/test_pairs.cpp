@@ -18,14 +18,14 @@ namespace {
 using nlohmann::json;
 using IndexPairs = std::vector<std::pair<int, int>>;
 
+template <class... Lines>
+std::string lines_of(const Lines&... lines) {
+  return ((lines.dump() + "\n") + ...);
+}
+
 /// A file of candidates, and the command on it.
 class CandidatesFile {
  public:
-  explicit CandidatesFile(const std::vector<json>& lines) {
-    std::string text;
-    for (const json& line : lines) text += line.dump() + "\n";
-    write_text(path(), text);
-  }
   explicit CandidatesFile(const std::string& text) { write_text(path(), text); }
 
   std::string path() const { return folder_.file("candidates.jsonl"); }
@@ -84,7 +84,7 @@ TEST_CASE("prefopt pairs: rows of rewards, and the counts of what is left out", 
   json ties = candidates({0.4, 0.4, 0.4});
   json failed = candidates({0.5, 0.1, 0});
   failed["rewards"][2] = nullptr;
-  const CandidatesFile file({candidates({0.3, 1.2, -0.4}), ties, failed});
+  const CandidatesFile file(lines_of(candidates({0.3, 1.2, -0.4}), ties, failed));
   const CliResult result = file.run(R"({"type": "best_worst"})");
   CHECK(json_lines(result.out) == std::vector<json>{{{"prompt", "Q: "},
                                                      {"chosen", "c1"},
@@ -108,13 +108,13 @@ TEST_CASE("prefopt pairs: rows of rewards, and the counts of what is left out", 
 TEST_CASE("prefopt pairs: golden selections", "[cli]") {
   const json all = golden();
   const json& selections = all.at("selections");
-  const CandidatesFile eight({candidates(selections.at("tournament_rewards"))});
+  const CandidatesFile eight(lines_of(candidates(selections.at("tournament_rewards"))));
   CHECK(indices(eight.rows(R"({"type": "tournament"})")) == IndexPairs{{1, 5}});
-  const CandidatesFile cyclic({with_table(selections.at("tournament_cyclic_4").at("P"))});
+  const CandidatesFile cyclic(lines_of(with_table(selections.at("tournament_cyclic_4").at("P"))));
   CHECK(cyclic.rows(R"({"type": "tournament"})").empty());
 
   const json& apart = selections.at("all_pairs");
-  const CandidatesFile three({candidates(apart.at("rewards"))});
+  const CandidatesFile three(lines_of(candidates(apart.at("rewards"))));
   CHECK(indices(three.rows(json{{"type", "all_pairs"}, {"min_gap", apart.at("min_gap")}}.dump())) ==
         apart.at("pairs").get<IndexPairs>());
 
@@ -125,23 +125,28 @@ TEST_CASE("prefopt pairs: golden selections", "[cli]") {
   named["sources"] = json(std::vector<std::string>(line["completions"].size(), "policy"));
   named["sources"][prct.at("gold_index").get<std::size_t>()] = "data";
   for (const json& form : {line, named}) {
-    CHECK(indices(CandidatesFile({form}).rows(
-              R"({"type": "all_pairs", "min_score": 5, "min_gap": 2, "min_gap_own": 1})")) ==
-          prct.at("pairs").get<IndexPairs>());
+    CHECK(
+        indices(
+            CandidatesFile(lines_of(form))
+                .rows(
+                    R"({"type": "all_pairs", "min_score": 5, "min_gap": 2, "min_gap_own": 1})")) ==
+        prct.at("pairs").get<IndexPairs>());
   }
 
   const json& ended = selections.at("missing_eos");
   json cut = candidates(ended.at("rewards"));
   cut["ended"] = ended.at("ended");
-  CHECK(indices(CandidatesFile({cut}).rows(R"({"type": "pair"})",
-                                           {"--missing-eos-penalty", "1"})) == IndexPairs{{1, 0}});
-  CHECK(indices(CandidatesFile({cut}).rows(R"({"type": "pair"})")) == IndexPairs{{0, 1}});
-  CHECK(indices(CandidatesFile({cut}).rows(R"({"type": "pair"})", {"--unfinished", "loses"})) ==
+  CHECK(indices(CandidatesFile(lines_of(cut))
+                    .rows(R"({"type": "pair"})", {"--missing-eos-penalty", "1"})) ==
+        IndexPairs{{1, 0}});
+  CHECK(indices(CandidatesFile(lines_of(cut)).rows(R"({"type": "pair"})")) == IndexPairs{{0, 1}});
+  CHECK(indices(
+            CandidatesFile(lines_of(cut)).rows(R"({"type": "pair"})", {"--unfinished", "loses"})) ==
         IndexPairs{{1, 0}});
 
   const json& self_play = all.at("nash_md_advantages").at("self_play_of_3");
   const auto rows =
-      CandidatesFile({with_table(self_play.at("P"))}).rows(R"({"type": "advantage"})");
+      CandidatesFile(lines_of(with_table(self_play.at("P")))).rows(R"({"type": "advantage"})");
   REQUIRE(rows.size() == 3);
   for (std::size_t i = 0; i < 3; ++i) {
     CHECK(rows[i].at("index") == i);
@@ -152,7 +157,8 @@ TEST_CASE("prefopt pairs: golden selections", "[cli]") {
 }
 
 TEST_CASE("prefopt pairs: columns that selections set", "[cli]") {
-  const CandidatesFile file({with_table({{0.5, 0.8, 0.3}, {0.2, 0.5, 0.9}, {0.7, 0.1, 0.5}})});
+  const CandidatesFile file(
+      lines_of(with_table({{0.5, 0.8, 0.3}, {0.2, 0.5, 0.9}, {0.7, 0.1, 0.5}})));
   const auto rates = file.rows(R"({"type": "win_rates", "label_probs": true})");
   REQUIRE(rates.size() == 1);
   CHECK(rates[0].at("chosen_win_rate").get<double>() == Approx(0.55));
@@ -162,7 +168,7 @@ TEST_CASE("prefopt pairs: columns that selections set", "[cli]") {
   CHECK(file.rows(R"({"type": "pair", "soft": true})")[0].at("label_prob") == 0.8);
 
   // Comparisons of rewards: sigmoid(difference / T), or the larger wins.
-  const CandidatesFile rewards({candidates({2, 0})});
+  const CandidatesFile rewards(lines_of(candidates({2, 0})));
   const auto soft = [&](const char* temperature) {
     return rewards.rows(R"({"type": "pair", "soft": true})", {"--temperature", temperature})[0]
         .at("label_prob")
@@ -175,10 +181,10 @@ TEST_CASE("prefopt pairs: columns that selections set", "[cli]") {
 
 TEST_CASE("prefopt pairs: equal texts are one completion, with the last reward", "[cli]") {
   const json line{{"prompt", "Q"}, {"completions", {"a", "b", "a"}}, {"rewards", {0, 1, 2}}};
-  const CandidatesFile file({line});
+  const CandidatesFile file(lines_of(line));
   CHECK(indices(file.rows(R"({"type": "rejection", "beta": 0, "n": 2})")) == IndexPairs{{0, 1}});
   const json same{{"prompt", "Q"}, {"completions", {"a", "a"}}, {"rewards", {0, 0}}};
-  const CliResult none = CandidatesFile({same}).run(R"({"type": "pair"})");
+  const CliResult none = CandidatesFile(lines_of(same)).run(R"({"type": "pair"})");
   CHECK(none.out.empty());
   CHECK(none.err ==
         "prefopt: pairs: 0 rows of 1 prompts; prompts without rows 1, ties 0, identical 1, failed "
@@ -186,13 +192,15 @@ TEST_CASE("prefopt pairs: equal texts are one completion, with the last reward",
   // Nothing was written, not even an end.
   const json empty{
       {"prompt", "Q"}, {"completions", {"", "a"}}, {"rewards", {2, 1}}, {"ended", {false, true}}};
-  CHECK(CandidatesFile({empty}).run(R"({"type": "pair"})").err.find("unusable 1") !=
+  CHECK(CandidatesFile(lines_of(empty)).run(R"({"type": "pair"})").err.find("unusable 1") !=
         std::string::npos);
 }
 
 TEST_CASE("prefopt pairs: draws follow the seed and the place of the prompt", "[cli]") {
   const json line = candidates({0.3, 1.2, -0.4, 0.8, 0.1, 0.5, 0.2, 0.9});
-  const CandidatesFile file(std::vector<json>(8, line));
+  std::string text;
+  for (int prompt = 0; prompt < 8; ++prompt) text += lines_of(line);
+  const CandidatesFile file(text);
   const auto of_seed = [&](const char* seed) {
     return indices(file.rows(R"({"type": "best_random"})", {"--seed", seed}));
   };
@@ -244,7 +252,7 @@ TEST_CASE("prefopt pairs: lines that are refused", "[cli]") {
   refused(R"({"prompt": "Q", "completions": ["a", "b"], "rewards": [1, 2], "ended": [1, true]})",
           "expected 'ended[0]' to be true or false, got 1");
   refused("[1]", "expected an object, got [1]");
-  const CandidatesFile rewards({candidates({1, 0})});
+  const CandidatesFile rewards(lines_of(candidates({1, 0})));
   rewards.check_refused(pair, 3,
                         rewards.path() +
                             ":1: expected a key 'ended', which --missing-eos-penalty "
@@ -260,17 +268,17 @@ TEST_CASE("prefopt pairs: lines that are refused", "[cli]") {
 }
 
 TEST_CASE("prefopt pairs: options that are refused", "[cli]") {
-  const CandidatesFile rewards({candidates({1, 0})});
+  const CandidatesFile rewards(lines_of(candidates({1, 0})));
   rewards.check_refused(R"({"type": "pairs"})", 2,
                         "select: expected a known selection, got 'pairs'; did you mean 'pair'?");
   rewards.check_refused(R"({"type": "pair"})", 2,
                         "--unfinished: expected as_judged or loses, got 'wins'",
                         {"--unfinished", "wins"});
-  const CandidatesFile table({with_table({{0.5, 0.8}, {0.2, 0.5}})});
+  const CandidatesFile table(lines_of(with_table({{0.5, 0.8}, {0.2, 0.5}})));
   table.check_refused(
       R"({"type": "best_worst"})", 2,
       table.path() + ":1: best_worst: expected rewards of completions, got comparisons alone");
-  const CandidatesFile one({candidates({1})});
+  const CandidatesFile one(lines_of(candidates({1})));
   one.check_refused(R"({"type": "win_rates"})", 2,
                     one.path() +
                         ":1: win_rates: expected at least 2 completions of a prompt to compare "

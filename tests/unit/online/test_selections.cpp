@@ -556,7 +556,7 @@ TEST_CASE("advantages add up to 0", "[online]") {
   check_numbers(
       advantages_of(select_by_table({{0.5, 0.8}, {0.2, 0.5}}, R"({"type": "advantage"})")),
       {0.3, -0.3});
-  TablePreference unasked({{kNan}});
+  TablePreference unasked(Matrix{{kNan}});
   auto equal = make_rollouts(1);
   equal.push_back(equal.front());
   check_numbers(advantages_of(select_with(unasked, R"({"type": "advantage"})", equal)), {0, 0});
@@ -607,7 +607,7 @@ TEST_CASE("best_of keeps the best different completions", "[online]") {
 }
 
 TEST_CASE("against_data asks nothing", "[online]") {
-  TablePreference unasked({});
+  TablePreference unasked(Matrix{});
   auto rollouts = make_rollouts(4);
   rollouts[2].source = 1;
   rollouts[3] = rollouts[2];
