@@ -57,16 +57,16 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
   }
 }
 
-/// A sum of two adapters is none of the same rank, and the rounding of narrow weights is as large as
-/// a step.
+/// A sum of two adapters is none of the same rank, and the rounding of narrow weights is as large
+/// as a step.
 void check_extrapolation(const Policy& policy, double alpha) {
   for (const TrainedWeight& weight : policy.trained_weights()) {
     const bool is_adapter = weight.lora_a.defined();
     const at::ScalarType dtype = weight.weight.scalar_type();
     if (!is_adapter && (dtype == at::kFloat || dtype == at::kDouble)) continue;
-    throw ConfigError(fmt::format(
-        "online.rounds.extrapolate: expected 0 where the policy trains {}, got {}",
-        is_adapter ? "an adapter" : "weights of less than float32", alpha));
+    throw ConfigError(
+        fmt::format("online.rounds.extrapolate: expected 0 where the policy trains {}, got {}",
+                    is_adapter ? "an adapter" : "weights of less than float32", alpha));
   }
 }
 

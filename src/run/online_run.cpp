@@ -90,8 +90,8 @@ CompletionProgram completion_program(const SourceOptions& source) {
 FeedbackParts feedback_parts(const FeedbackOptions& options,
                              const std::shared_ptr<const Tokenizer>& tokenizer) {
   FeedbackParts parts;
-  parts.load_reward_model = [tokenizer, temperature = options.temperature](
-                                const std::string& folder) {
+  parts.load_reward_model = [tokenizer,
+                             temperature = options.temperature](const std::string& folder) {
     return make_reward_model_preference(load_reward_model(folder, *tokenizer), temperature);
   };
   return parts;

@@ -36,7 +36,7 @@ Command saying(const std::string& answer) { return answering("echo '" + answer +
 /// The reward is the number in the completion "n…".
 Command numbers() { return answering(R"(n=${line##*:\"n}; echo "{\"reward\": ${n%%\"*}}")"); }
 
-std::vector<Rollout> rollouts_of(const std::vector<std::string>& texts) {
+std::vector<Rollout> rollouts_of_texts(const std::vector<std::string>& texts) {
   std::vector<Rollout> rollouts;
   for (const std::string& text : texts) {
     rollouts.push_back({.prompt = {1},
@@ -51,7 +51,7 @@ std::vector<Rollout> rollouts_of(const std::vector<std::string>& texts) {
 std::vector<Rollout> numbered(int count) {
   std::vector<std::string> texts;
   for (int i = 0; i < count; ++i) texts.push_back("n" + std::to_string(i));
-  return rollouts_of(texts);
+  return rollouts_of_texts(texts);
 }
 
 std::vector<double> rate(Preference& preference, const std::vector<Rollout>& rollouts) {
@@ -158,7 +158,7 @@ TEST_CASE("the penalties of feedback are those of raters", "[online]") {
 }
 
 TEST_CASE("programs give a weighted sum of rewards", "[online]") {
-  const auto rollouts = rollouts_of({"n1", "n2.5", "n-3"});
+  const auto rollouts = rollouts_of_texts({"n1", "n2.5", "n-3"});
   FeedbackOptions options{.reward = {numbers(), saying(R"({"reward": 10})")},
                           .reward_weights = {2, -0.5},
                           .temperature = 2};
@@ -212,7 +212,7 @@ while True:
 }
 
 TEST_CASE("a judge is asked in both orders, a program in one", "[online]") {
-  const auto rollouts = rollouts_of({"good", "bad"});
+  const auto rollouts = rollouts_of_texts({"good", "bad"});
   const std::vector<Comparison> pair = {{&rollouts[0], &rollouts[1]}, {&rollouts[1], &rollouts[0]}};
   const auto verdicts = [&](const std::string& good_first, const std::string& good_second) {
     const Command command = answering("case \"$line\" in *'\"a\":\"good'*) echo '" + good_first +
@@ -242,7 +242,7 @@ TEST_CASE("a judge is asked in both orders, a program in one", "[online]") {
 }
 
 TEST_CASE("a judge and a function are preferences", "[online]") {
-  const auto rollouts = rollouts_of({"long", "ab", "ba"});
+  const auto rollouts = rollouts_of_texts({"long", "ab", "ba"});
   const std::vector<Comparison> pairs = {
       {&rollouts[0], &rollouts[1]}, {&rollouts[1], &rollouts[0]}, {&rollouts[1], &rollouts[2]}};
   const Reward length = [](const std::string&, const std::string& text) {
@@ -421,7 +421,7 @@ TEST_CASE("an ensemble is a mean, the least, or a mean less deviations", "[onlin
 
 TEST_CASE("comparisons with a baseline are log-odds rewards", "[online]") {
   // Eq. 7 of 2309.06657, and its limits.
-  const auto rollouts = rollouts_of({"likely", "never", "always", "base", "silent"});
+  const auto rollouts = rollouts_of_texts({"likely", "never", "always", "base", "silent"});
   const Command program = answering(
       "case \"$line\" in *'\"b\":\"base'*) ;; *) exit 1;; esac; case \"$line\" in *likely*) echo "
       "'{\"p\": 0.8}';; *never*) echo '{\"p\": 0}';; *always*) echo '{\"p\": 1}';; *) echo "
@@ -445,7 +445,7 @@ TEST_CASE("a judge asks a server", "[online]") {
   if (std::system("python3 -c '' 2>/dev/null") != 0) return;
   const std::filesystem::path tests = std::filesystem::path(PREFOPT_TEST_DATA_DIR).parent_path();
   ::setenv("no_proxy", "127.0.0.1", 1);
-  const auto rollouts = rollouts_of({"good", "bad"});
+  const auto rollouts = rollouts_of_texts({"good", "bad"});
   const auto asked = [&](const std::vector<std::string>& replies) {
     Command stub = {"python3", tests / "judges/stub_server.py"};
     stub.insert(stub.end(), replies.begin(), replies.end());

@@ -138,7 +138,8 @@ TEST_CASE("comparisons follow from rewards by the temperature", "[online]") {
     CHECK(rater.beats(0, 2) == 0.5);
     CHECK(rewards.questions == 3);  // each asked by itself
     // The preference by itself says the same.
-    CHECK(rewards.beats({{&rollouts[0], &rollouts[1]}}).front() == rater.beats(0, 1));
+    CHECK(rewards.beats(std::vector{Comparison{&rollouts[0], &rollouts[1]}}).front() ==
+          rater.beats(0, 1));
   }
   CHECK(compare_rewards(1e9, -1e9, 1) == 1);
   CHECK(compare_rewards(-1e9, 1e9, 1) == 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs of a policy that writes its own rows: rounds, resume at each point of one, and the configs of
-// examples/configs/online.
+// Runs of a policy that writes its own rows: rounds, resume at each point of one, and the configs
+// of examples/configs/online.
 
 #include <algorithm>
 #include <filesystem>
@@ -32,9 +32,10 @@ using testing_support::TempDir;
 
 /// A program whose answer is a hash of the question: as good as random, and always the same.
 Json hashing(const std::string& answer) {
-  return {"/bin/sh", "-c",
-          "while read -r line; do set -- $(printf %s \"$line\" | cksum); n=$(($1 % 90 + 5)); echo \"" +
-              answer + "\"; done"};
+  return {
+      "/bin/sh", "-c",
+      "while read -r line; do set -- $(printf %s \"$line\" | cksum); n=$(($1 % 90 + 5)); echo \"" +
+          answer + "\"; done"};
 }
 
 Json random_rewards() { return hashing(R"({\"reward\": $n})"); }
@@ -141,8 +142,7 @@ std::vector<std::pair<std::string, Json>> components() {
       {"ema", {{"reference", {{"rule", "ema"}, {"decay", 0.7}}}}},
       {"adapter", {{"model", {{"use_lora", true}, {"lora", {{"r", 2}}}}}}},
       {"replay", {{"online", {{"replay", {{"share", 0.5}, {"decay", 0.5}}}}}}},
-      {"steps-of-a-round",
-       {{"online", {{"rounds", {{"steps", 2}}}}}, {"batch", {{"rows", 16}}}}},
+      {"steps-of-a-round", {{"online", {{"rounds", {{"steps", 2}}}}}, {"batch", {{"rows", 16}}}}},
       {"extrapolation",
        {{"online", {{"rounds", {{"extrapolate", 0.4}, {"restart_optimizer", true}}}}}}},
       {"from-the-start", {{"online", {{"rounds", {{"start", "initial"}}}}}}},
@@ -174,8 +174,8 @@ TEST_CASE("a run that is resumed at any step of a round ends in the same bits", 
     for (const std::int64_t step : {std::int64_t{1}, std::int64_t{2}, straight.steps - 1}) {
       CAPTURE(step);
       config["output_dir"] = scene.file(name + "-" + std::to_string(step));
-      const RunResult again = run_config(
-          config, scene.file(name + "/checkpoints/step-" + std::to_string(step)));
+      const RunResult again =
+          run_config(config, scene.file(name + "/checkpoints/step-" + std::to_string(step)));
       CHECK(again.steps == straight.steps);
       CHECK(differing(parts_of(again.checkpoint), expected) == std::set<std::string>());
       ++resumed;
@@ -187,14 +187,15 @@ TEST_CASE("a run that is resumed at any step of a round ends in the same bits", 
 TEST_CASE("each part of the state of rounds matters", "[run]") {
   const OnlineScene scene;
   Json config = scene.config("straight");
-  config.merge_patch(
-      {{"online",
-        {{"rounds", {{"extrapolate", 0.4}}},
-         {"replay", {{"share", 0.5}}},
-         {"sources",
-          {{{"from", "policy"}}, {{"from", "past"}, {"keep", 2}}, {{"from", "ema"}, {"decay", 0.5}}}},
-         {"select", {{"type", "best_worst"}}}}},
-       {"reference", {{"rule", "last"}}}});
+  config.merge_patch({{"online",
+                       {{"rounds", {{"extrapolate", 0.4}}},
+                        {"replay", {{"share", 0.5}}},
+                        {"sources",
+                         {{{"from", "policy"}},
+                          {{"from", "past"}, {"keep", 2}},
+                          {{"from", "ema"}, {"decay", 0.5}}}},
+                        {"select", {{"type", "best_worst"}}}}},
+                      {"reference", {{"rule", "last"}}}});
   const RunResult straight = run_config(config);
   const Parts expected = parts_of(straight.checkpoint);
   const std::string from = scene.file("straight/checkpoints/step-3");
@@ -205,8 +206,8 @@ TEST_CASE("each part of the state of rounds matters", "[run]") {
   }
   CHECK(parts == std::set<std::string>{"source.columns", "source.ema", "source.past",
                                        "source.previous", "source.rows"});
-  for (const std::string& part : {std::string("source.ema"), std::string("source.past"),
-                                  std::string("source.previous")}) {
+  for (const std::string& part :
+       {std::string("source.ema"), std::string("source.past"), std::string("source.previous")}) {
     CAPTURE(part);
     const std::string copy = scene.file(part + "-step-3");
     testing_support::copy_changed(from, copy, [&](auto& tensors, Json&) {
@@ -216,7 +217,8 @@ TEST_CASE("each part of the state of rounds matters", "[run]") {
     });
     config["output_dir"] = scene.file(part + "-again");
     const RunResult again = run_config(config, copy);
-    CHECK(differing(parts_of(again.checkpoint), expected).contains("model.safetensors:lm_head.weight"));
+    CHECK(differing(parts_of(again.checkpoint), expected)
+              .contains("model.safetensors:lm_head.weight"));
   }
 }
 
@@ -224,9 +226,9 @@ TEST_CASE("a run whose last rounds have no rows ends with what it has", "[run]")
   const OnlineScene scene;
   Json config = scene.config("run");
   // The first four questions have answers, and the others are ties.
-  config["online"]["feedback"]["reward"] = {
-      "/bin/sh", "-c", "i=0; while read -r line; do i=$((i + 1)); "
-                       "echo \"{\\\"reward\\\": $((i > 8 ? 0 : i))}\"; done"};
+  config["online"]["feedback"]["reward"] = {"/bin/sh", "-c",
+                                            "i=0; while read -r line; do i=$((i + 1)); "
+                                            "echo \"{\\\"reward\\\": $((i > 8 ? 0 : i))}\"; done"};
   config["online"]["rounds"]["rounds"] = 2;
   CHECK(run_config(config).steps == 2);
   config["output_dir"] = scene.file("empty");
@@ -271,8 +273,9 @@ TEST_CASE("online configs that cannot be meant are refused", "[run]") {
     CHECK_FALSE(fs::exists(scene.file("refused")));
   };
   refused({{"online", {{"prompts", scene.file("rows.jsonl")}}}},
-          scene.file("rows.jsonl") + ":1: expected a prompt alone, got a completion in "
-                                     "'completion'");
+          scene.file("rows.jsonl") +
+              ":1: expected a prompt alone, got a completion in "
+              "'completion'");
   refused({{"online", {{"sources", Json::array()}}}},
           "online.sources: expected a list of sources, got []");
   refused({{"online", {{"sources", {{{"from", "reference"}, {"weight", 0.5}}}}}}},
@@ -281,9 +284,10 @@ TEST_CASE("online configs that cannot be meant are refused", "[run]") {
           "online.sources: expected a name of each source, got 'policy' twice");
   refused({{"online", {{"rounds", {{"prompts", 9}}}}}},
           "online.rounds.prompts: expected at most the 8 prompts of the file, got 9");
-  refused({{"online", {{"rounds", {{"steps", 1}}}}}},
-          "batch.rows: expected its default where online.rounds.steps cuts the rows of a round, got "
-          "2");
+  refused(
+      {{"online", {{"rounds", {{"steps", 1}}}}}},
+      "batch.rows: expected its default where online.rounds.steps cuts the rows of a round, got "
+      "2");
   refused({{"data", {{"train", scene.file("rows.jsonl")}}}},
           "data.train: expected no rows where online.prompts gives prompts, got '" +
               scene.file("rows.jsonl") + "'");
@@ -300,7 +304,8 @@ TEST_CASE("online configs that cannot be meant are refused", "[run]") {
 TEST_CASE("every online config of the examples trains", "[run]") {
   const OnlineScene scene;
   std::int64_t configs = 0;
-  for (const auto& entry : fs::directory_iterator(PREFOPT_TEST_DATA_DIR "/../../examples/configs/online")) {
+  for (const auto& entry :
+       fs::directory_iterator(PREFOPT_TEST_DATA_DIR "/../../examples/configs/online")) {
     const std::string name = entry.path().stem().string();
     CAPTURE(name);
     Json config = Json::parse(read_text(entry.path().string()));
