@@ -13,33 +13,17 @@
 #include <vector>
 
 #include "prefopt/error.h"
-#include "prefopt/math/functions.h"
 
 namespace prefopt {
 namespace {
 
-class RewardModelPreference final : public Preference {
+class RewardModelPreference final : public RewardPreference {
  public:
   RewardModelPreference(std::shared_ptr<RewardPolicy> model, double temperature,
                         std::int64_t at_once)
-      : model_(std::move(model)),
-        temperature_(temperature),
+      : RewardPreference(temperature),
+        model_(std::move(model)),
         at_once_(static_cast<std::size_t>(at_once)) {}
-
-  std::vector<double> beats(const std::vector<Comparison>& comparisons) override {
-    std::vector<const Rollout*> sides;
-    for (const Comparison& comparison : comparisons) {
-      sides.insert(sides.end(), {comparison.first, comparison.second});
-    }
-    const std::vector<double> scores = rewards(sides);
-    std::vector<double> probabilities;
-    for (std::size_t i = 0; i < scores.size(); i += 2) {
-      probabilities.push_back(probability_of(scores[i] - scores[i + 1]));
-    }
-    return probabilities;
-  }
-
-  bool has_rewards() const override { return true; }
 
   std::vector<double> rewards(const std::vector<const Rollout*>& rollouts) override {
     const at::NoGradGuard no_grad;
@@ -60,14 +44,7 @@ class RewardModelPreference final : public Preference {
   }
 
  private:
-  double probability_of(double difference) const {
-    if (temperature_ > 0) return math::sigmoid(difference / temperature_);
-    if (std::isnan(difference)) return difference;
-    return difference == 0 ? 0.5 : difference > 0 ? 1.0 : 0.0;
-  }
-
   std::shared_ptr<RewardPolicy> model_;
-  double temperature_;
   std::size_t at_once_;
 };
 

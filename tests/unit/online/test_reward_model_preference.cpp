@@ -54,6 +54,9 @@ TEST_CASE("reward model preference: rewards and what follows from them", "[onlin
   CHECK(beats[0] + beats[1] == Approx(1));
   CHECK(beats[2] == 0.5);
   CHECK(std::isnan(beats[3]));
+  // A rater makes the same of its rewards.
+  Rater rater(*preference, rollouts);
+  CHECK(rater.beats(1, 0) == beats[0]);
   const auto steps = make_reward_model_preference(model, 0)->beats(pairs);
   CHECK(steps[0] == 1);
   CHECK(steps[1] == 0);
