@@ -2,13 +2,10 @@
 
 // Each example is short, runs, and does what it says.
 
-#include <fmt/format.h>
 #include <sys/wait.h>
 
 #include <array>
 #include <cstdio>
-#include <cstdlib>
-#include <filesystem>
 #include <regex>
 #include <string>
 
