@@ -32,28 +32,38 @@ def exploitability(shares):
                for o in CIRCLE) - 0.5
 
 
+def mean(values):
+    return sum(values) / len(values)
+
+
 def read_run(folder):
-    """Returns (step, shares of the openings, exploitability) of each evaluation, and a last answer
-    of each prompt."""
-    answers = {}
+    """Returns (step, shares of the openings, KL to the first policy, exploitability) of each
+    evaluation, and the last answers."""
+    samples = {}
     for line in (pathlib.Path(folder) / "samples.jsonl").read_text(encoding="utf-8").splitlines():
         sample = json.loads(line)
-        answers.setdefault(sample["step"], []).append(sample["policy"])
-    shares = {step: shares_of(texts) for step, texts in answers.items()}
-    return [(step, of, exploitability(of)) for step, of in shares.items()], answers[max(answers)]
+        samples.setdefault(sample["step"], []).append(sample)
+    curve = []
+    for step, of_step in samples.items():
+        answers = [sample["policy"] for sample in of_step]
+        shares = shares_of(answers)
+        # Without a reference there is no KL.
+        kl = mean([sample.get("kl", float("nan")) for sample in of_step])
+        curve.append((step, shares, kl, exploitability(shares)))
+    return curve, answers
 
 
 def late_mean(curve):
-    values = [value for _, _, value in curve]
-    late = values[-max(1, round(LATE * len(values))):]
-    return sum(late) / len(late)
+    values = [value for *_, value in curve]
+    return mean(values[-max(1, round(LATE * len(values))):])
 
 
 def table(name, curve, answers):
-    text = f"\n{name}\n{'step':>5} " + " ".join(f"{o:>8}" for o in CIRCLE) + "  exploitability\n"
-    for step, shares, value in curve:
-        text += f"{step:5} " + " ".join(f"{share:7.0%} " for share in shares)
-        text += f" {value:.3f} {'█' * round(BAR * value / 0.4)}\n"
+    text = f"\n{name}\n{'step':>5} " + " ".join(f"{o:>8}" for o in CIRCLE)
+    text += f" {'KL':>8}  exploitability\n"
+    for step, shares, kl, value in curve:
+        text += f"{step:5} " + " ".join(f"{share:8.0%}" for share in shares)
+        text += f" {kl:8.2f}  {value:.3f} {'█' * round(BAR * value / 0.4)}\n"
     opened = "\n".join(f"    {answer.splitlines()[0] if answer.strip() else ''} …"
                        for answer in answers[:3])
     return text + f"  last answers:\n{opened}\n"
