@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lab/bounded_fit.h"
 
+#include <Eigen/Cholesky>
 #include <algorithm>
 #include <cmath>
-#include <numbers>
 #include <utility>
+#include <vector>
 
 #include "prefopt/exact/measures.h"
 #include "prefopt/math/functions.h"
@@ -12,6 +13,7 @@
 namespace prefopt::lab {
 
 using Eigen::ArrayXd;
+using Eigen::MatrixXd;
 using exact::Index;
 
 BoundedFit::BoundedFit(exact::Table ref, double beta, double most)
@@ -48,64 +50,84 @@ ArrayXd BoundedFit::gradient(const ArrayXd& f) const {
   return slopes;
 }
 
-/// The part of value() that moves with f_y = x; `others` is sum ref e^(f / beta) without y.
-double BoundedFit::along(const ArrayXd& f, Index y, double x, double others) const {
-  double sum = 0;
-  for (Index z = 0; z < f.size(); ++z) {
-    if (pairs_(y, z) > 0) sum -= pairs_(y, z) * math::log_sigmoid(x - f[z]);
-    if (pairs_(z, y) > 0) sum -= pairs_(z, y) * math::log_sigmoid(f[z] - x);
+/// Of the convex part of value(): pairs, and the incentive where its log-sum-exp is convex. With a
+/// concave part left out steps are those of the convex-concave procedure.
+MatrixXd BoundedFit::curvature(const ArrayXd& f) const {
+  constexpr double kDamping = 1e-9;  // flat directions go to a bound in one step
+  const Index actions = f.size();
+  MatrixXd result = MatrixXd::Zero(actions, actions);
+  for (Index w = 0; w < actions; ++w) {
+    for (Index l = 0; l < actions; ++l) {
+      if (pairs_(w, l) == 0) continue;
+      const double p = math::sigmoid(f[w] - f[l]), bend = pairs_(w, l) * p * (1 - p);
+      result(w, w) += bend;
+      result(l, l) += bend;
+      result(w, l) -= bend;
+      result(l, w) -= bend;
+    }
   }
-  const double all = incentive_.sum();
-  if (all != 0) {
-    sum += incentive_[y] * x / beta_ - all * std::log(others + std::exp(ref_(y, 0) + x / beta_));
+  if (const double convex = -incentive_.sum(); convex > 0) {
+    const Eigen::VectorXd p = logps(f).col(0).exp();
+    result += convex / (beta_ * beta_) * (MatrixXd(p.asDiagonal()) - p * p.transpose());
   }
-  return sum;
+  result.diagonal().array() += kDamping * (1 + result.diagonal().maxCoeff());
+  return result;
 }
 
-double BoundedFit::best_coordinate(const ArrayXd& f, Index y) const {
-  constexpr int kGrid = 12, kSections = 24;
-  const double others = (ref_.col(0) + f / beta_).exp().sum() - std::exp(ref_(y, 0) + f[y] / beta_);
-  const auto at = [&](double x) { return along(f, y, x, std::max(others, 0.0)); };
-  const double spacing = 2 * most_ / kGrid;
-  double best = f[y], least = at(best);
-  const double here = least;
-  for (int i = 0; i <= kGrid; ++i) {
-    const double x = -most_ + i * spacing;
-    if (const double value = at(x); value < least) {
-      best = x;
-      least = value;
-    }
+/// The Newton step of the coordinates that are not held at a bound; 0 for the others.
+ArrayXd BoundedFit::newton_step(const ArrayXd& f, const ArrayXd& slopes) const {
+  std::vector<Index> free;
+  for (Index y = 0; y < f.size(); ++y) {
+    const bool is_held = slopes[y] > 0 ? f[y] <= -most_ : f[y] >= most_;
+    if (slopes[y] != 0 && !is_held) free.push_back(y);
   }
-  double low = std::max(best - spacing, -most_), high = std::min(best + spacing, most_);
-  for (int i = 0; i < kSections; ++i) {
-    const double part = (high - low) * (std::numbers::phi - 1);
-    if (at(high - part) < at(low + part)) {
-      high = low + part;
-    } else {
-      low = high - part;
-    }
-  }
-  if (const double x = (low + high) / 2, value = at(x); value < least) {
-    best = x;
-    least = value;
-  }
-  // Flat where there are no data: stays.
-  return least < here - 1e-13 * std::max(1.0, std::abs(here)) ? best : f[y];
+  ArrayXd step = ArrayXd::Zero(f.size());
+  if (free.empty()) return step;
+  const MatrixXd part = curvature(f)(free, free);
+  step(free) = -part.ldlt().solve(slopes(free).matrix()).array();
+  return step;
 }
 
-ArrayXd BoundedFit::minimize(ArrayXd f) const {
-  constexpr int kSweeps = 50;
-  constexpr double kTolerance = 1e-5;
-  for (int sweep = 0; sweep < kSweeps; ++sweep) {
-    double moved = 0;
-    for (Index y = 0; y < f.size(); ++y) {
-      const double best = best_coordinate(f, y);
-      moved = std::max(moved, std::abs(best - f[y]));
-      f[y] = best;
+/// Projected Newton steps, each halved until it pays.
+ArrayXd BoundedFit::local_minimum(ArrayXd f) const {
+  constexpr int kSteps = 200, kHalvings = 40;
+  constexpr double kTolerance = 1e-9, kSlope = 1e-4;
+  double here = value(f);
+  for (int i = 0; i < kSteps; ++i) {
+    const ArrayXd slopes = gradient(f), step = newton_step(f, slopes);
+    ArrayXd next = f;
+    double there = here, share = 1;
+    for (int halving = 0; halving < kHalvings; ++halving, share /= 2) {
+      next = (f + share * step).max(-most_).min(most_);
+      there = value(next);
+      if (there <= here + kSlope * (slopes * (next - f)).sum()) break;
+      next = f;
     }
-    if (moved < kTolerance * most_) break;
+    if ((next - f).abs().maxCoeff() < kTolerance * most_) break;
+    f = std::move(next);
+    here = there;
   }
   return f;
+}
+
+ArrayXd BoundedFit::minimize(const ArrayXd& start) const {
+  ArrayXd best = local_minimum(start);
+  if (incentive_.sum() <= 0) return best;  // convex
+  double least = value(best);
+  for (Index y = 0; y < start.size(); ++y) {
+    for (const double bound : {-most_, most_}) {
+      ArrayXd other = best;
+      other[y] = bound;
+      other = local_minimum(std::move(other));
+      // Of minima that are as good the nearest is kept.
+      if (const double found = value(other);
+          found < least - 1e-10 * std::max(1.0, std::abs(least))) {
+        best = std::move(other);
+        least = found;
+      }
+    }
+  }
+  return best;
 }
 
 ArrayXd BoundedFit::descend(ArrayXd f, int steps, double rounds) const {

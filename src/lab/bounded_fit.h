@@ -22,9 +22,11 @@ class BoundedFit {
   void add_incentive(exact::Index action, double weight) { incentive_[action] += weight; }
   void set_incentive(Eigen::ArrayXd weights) { incentive_ = std::move(weights); }
 
-  /// Coordinate search from `f`: each coordinate in turn goes to its minimum within the bounds, by
-  /// a grid and golden sections, until none moves. Coordinates without data or incentive stay.
-  Eigen::ArrayXd minimize(Eigen::ArrayXd f) const;
+  /// Projected Newton steps within the bounds from `start`, and where the incentive makes the sum
+  /// concave in part, from there with each action at each bound; the least that was found. Actions
+  /// without data or incentive stay, and so does the mean of actions that only their differences
+  /// are known of.
+  Eigen::ArrayXd minimize(const Eigen::ArrayXd& start) const;
 
   /// Gradient descent of log-ratios from `f`, on the mean over `rounds`, cut off at the bounds.
   Eigen::ArrayXd descend(Eigen::ArrayXd f, int steps, double rounds) const;
@@ -34,8 +36,9 @@ class BoundedFit {
   exact::Table logps(const Eigen::ArrayXd& f) const;
 
  private:
-  double along(const Eigen::ArrayXd& f, exact::Index y, double x, double others) const;
-  double best_coordinate(const Eigen::ArrayXd& f, exact::Index y) const;
+  Eigen::MatrixXd curvature(const Eigen::ArrayXd& f) const;
+  Eigen::ArrayXd newton_step(const Eigen::ArrayXd& f, const Eigen::ArrayXd& slopes) const;
+  Eigen::ArrayXd local_minimum(Eigen::ArrayXd f) const;
 
   exact::Table ref_;
   double beta_, most_;

@@ -68,7 +68,7 @@ std::vector<double> gaps(World& world, const Table& clone, double lambda) {
       const bool wins = world.random.uniform() < preferences(0, a, b);
       fit.add_pair(wins ? a : b, wins ? b : a);
     }
-    f = fit.minimize(std::move(f));
+    f = fit.minimize(f);
     result.push_back(kMost - expectation(fit.logps(f), world.rewards));
   }
   return result;

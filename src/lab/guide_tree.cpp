@@ -141,7 +141,7 @@ Report guide_tree(const Settings& settings) {
   const TwoTokens guide = two_tokens(0.7, 0.9);
   const double gain = one_step_value(guide, only_bb()) - guide.value(only_bb());
   report.verdicts = {
-      within("one exact step of AggreVaTeD beside a guide worth 0.63: gain over it", exactly(gain),
+      within("one exact step of AggreVaTeD with a guide worth 0.63: gain over it", exactly(gain),
              0.27, 1e-12),
       above("on random trees it is no worse than the guide: gain, smallest",
             exactly(smallest(by_seed, mixes + 1, 1)), -1e-12),

@@ -25,6 +25,7 @@ using Eigen::ArrayXd;
 
 constexpr Index kActions = 8, kDataActions = 4;
 constexpr double kBeta = 0.1, kRate = 20;
+constexpr double kWorse = 20;  ///< nats that a worse reference has less of each data action
 constexpr int kSteps = 1000, kEvery = 100;
 
 enum class Flip { kNone, kSign, kIndicator };
@@ -78,7 +79,7 @@ std::vector<double> run_seed(int seed) {
   Table covered = Table::Zero(kActions, 1);
   covered.topRows(kDataActions) = 1;
   const World worse{.data = covering(world.data, covered).col(0),
-                    .ref = log_softmax(world.ref - 6 * covered.col(0)).col(0),
+                    .ref = log_softmax(world.ref - kWorse * covered.col(0)).col(0),
                     .start = world.start};
   const auto seppo = train(worse, Flip::kSign), spin = train(worse, Flip::kNone);
   double difference = 0;

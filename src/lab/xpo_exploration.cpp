@@ -84,7 +84,7 @@ Course explore(Bandit bandit, const Method& method, int most_rounds, bool stops_
     const bool wins = bandit.random.uniform() < preferences(0, own, other);
     if (own != other) fit.add_pair(wins ? own : other, wins ? other : own);
     fit.add_incentive(other, method.alpha);
-    f = method.fit == Fit::kExact ? fit.minimize(std::move(f))
+    f = method.fit == Fit::kExact ? fit.minimize(f)
                                   : fit.descend(std::move(f), kDescentSteps, round);
   }
   return course;
@@ -105,7 +105,7 @@ double exact_vpo_regret(RareBandit world, double weight, int rounds) {
     if (own == other) continue;
     const bool wins = world.random.uniform() < preferences(0, own, other);
     fit.add_pair(wins ? own : other, wins ? other : own);
-    f = fit.minimize(std::move(f));
+    f = fit.minimize(f);
   }
   return regret;
 }

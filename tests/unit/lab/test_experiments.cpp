@@ -22,6 +22,13 @@ const std::set<std::string> kFailing{
     "optimism saves regret: DPO's less VPO's at the end",
     "rDPO, told the rate, has more reward than DPO at the same distance",
     "length-normalized DPO is shorter than DPO: tokens",
+    "XPO, exact, draws the rarest action early: median round",
+    "the world of vpo-regret, minimized exactly: optimism saves regret",
+    "the whole gradient has more regularized reward than online DPO: by",
+    "steps of the policy alone over those of PPO++",
+    "over those of AggreVaTeD",
+    "over those of LOLS",
+    "pairs until the gap is 0.05 against N_E, where the bound says −1: exponent",
 };
 
 /// And those about networks.

@@ -64,6 +64,30 @@ TEST_CASE("lab: a bounded fit finds no less than a grid does", "[lab]") {
   }
 }
 
+// Two blocks of two actions: the incentive moves a block as a whole, which no coordinate can alone.
+TEST_CASE("lab: a bounded fit moves blocks of actions as a grid does", "[lab]") {
+  for (const double incentive : {2.0, -2.0}) {
+    BoundedFit fit(exact::log_softmax(Table{{0.5}, {0.2}, {-1.0}, {0.1}}), 0.5, 1);
+    for (int i = 0; i < 30; ++i) {
+      fit.add_pair(i % 3 == 0, i % 3 != 0);
+      fit.add_pair(2 + (i % 5 < 2), 2 + (i % 5 >= 2));
+    }
+    fit.add_incentive(1, incentive);
+    const double found = fit.value(fit.minimize(ArrayXd::Zero(4)));
+    double least = found + 1;
+    constexpr int kPoints = 16;
+    ArrayXd f(4);
+    for (int i = 0; i < kPoints * kPoints * kPoints * kPoints; ++i) {
+      for (Index y = 0, rest = i; y < 4; ++y, rest /= kPoints) {
+        f[y] = 2.0 / (kPoints - 1) * double(rest % kPoints) - 1;
+      }
+      least = std::min(least, fit.value(f));
+    }
+    CAPTURE(incentive);
+    CHECK(found < least + 1e-6);
+  }
+}
+
 TEST_CASE("lab: optimism lifts the action without data, pessimism does not", "[lab]") {
   CHECK(partial_fit(0.05).minimize(ArrayXd::Zero(3))[2] == Approx(1).margin(1e-6));
   CHECK(partial_fit(-0.05).minimize(ArrayXd::Zero(3))[2] == Approx(-1).margin(1e-6));
