@@ -57,6 +57,47 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
   }
 }
 
+/// Feedback that prefers later completions, for a rehearsal.
+class LaterIsBetter final : public Preference {
+ public:
+  explicit LaterIsBetter(bool has_rewards) : has_rewards_(has_rewards) {}
+
+  std::vector<double> beats(const std::vector<Comparison>& comparisons) override {
+    std::vector<double> answers;
+    for (const auto& [first, second] : comparisons) {
+      answers.push_back(first->completion < second->completion ? 0.1 : 0.9);
+    }
+    return answers;
+  }
+  bool has_rewards() const override { return has_rewards_; }
+  std::vector<double> rewards(const std::vector<const Rollout*>& rollouts) override {
+    std::vector<double> values;
+    for (const Rollout* rollout : rollouts) {
+      values.push_back(static_cast<double>(rollout->completion.front()));
+    }
+    return values;
+  }
+
+ private:
+  bool has_rewards_;
+};
+
+/// Makes rows of completions that nobody wrote, so that a selection that does not fit the loss is
+/// refused before anything is drawn.
+void rehearse(const OnlineParts& parts, std::int64_t seed) {
+  OnlineParts rehearsal = parts;
+  const bool has_rewards = parts.feedback && parts.feedback->has_rewards();
+  if (parts.feedback) rehearsal.feedback = std::make_shared<LaterIsBetter>(has_rewards);
+  std::vector<Rollout> rollouts;
+  for (std::int64_t place = 0; place < std::ssize(parts.sources); ++place) {
+    for (std::int64_t k = 0; k < parts.sources[static_cast<std::size_t>(place)].n; ++k) {
+      rollouts.push_back(
+          {.prompt = {0}, .completion = {std::ssize(rollouts)}, .ended = true, .source = place});
+    }
+  }
+  detail::rate(rehearsal, {std::move(rollouts)}, seed, /*round=*/1, /*first=*/0);
+}
+
 /// A sum of two adapters is none of the same rank, and the rounding of narrow weights is as large
 /// as a step.
 void check_extrapolation(const Policy& policy, double alpha) {
@@ -321,6 +362,7 @@ void OnlineRows::Impl::visit(StateVisitor& visitor) {
 
 OnlineRows::OnlineRows(OnlineParts parts, const OnlineRowsOptions& options, const Policy& policy) {
   check_parts(parts, options);
+  rehearse(parts, options.seed);
   impl_ = std::make_unique<Impl>(std::move(parts), options, policy);
 }
 

@@ -246,7 +246,7 @@ TEST_CASE("reward model: what it is not", "[decoder]") {
   check_throws_part<CheckpointError>(
       [&] { (void)RewardModel::load(dir.file("three")); },
       dir.file("three/config.json") + ": expected num_labels of one label, the reward, got 3");
-  copy_with(llama, dir.file("wide"), {});
+  copy_with(llama, dir.file("wide"), json::object());
   SafetensorsFile file = read_safetensors(llama + "/model.safetensors");
   for (auto& [name, tensor] : file.tensors) {
     if (name == "score.weight") tensor = tensor.repeat({2, 1});
@@ -273,7 +273,7 @@ TEST_CASE("reward model: what it is not", "[decoder]") {
   const auto byte = open_tokenizer("byte", "");
   check_throws_part<ConfigError>([&] { (void)load_reward_model(llama, *byte); },
                                  llama + ": expected a reward model of at least the 259 tokens");
-  copy_with(llama, dir.file("other"), {});
+  copy_with(llama, dir.file("other"), json::object());
   std::filesystem::copy(PREFOPT_TEST_DATA_DIR "/tokenizers/gpt2/tokenizer.json",
                         dir.file("other/tokenizer.json"));
   check_throws_part<ConfigError>([&] { (void)load_reward_model(dir.file("other"), *byte); },

@@ -252,7 +252,7 @@ TEST_CASE("policy_gradient with rewards ends at the regularized optimum", "[exac
   const auto end_of = [&](const char* config) {
     const SoftmaxPolicy policy = SoftmaxPolicy::tabular(reference);
     const Objective objective(ExactLoss(config), policy, reference, prompt, {.rewards = rewards});
-    return policy.logps(descend(objective, VectorXd::Zero(3), 2, 400));
+    return policy.logps(descend(objective, VectorXd::Zero(3), 2, 20000));
   };
   const Table end = end_of(R"({"type": "policy_gradient", "tau": 0.5})");
   CHECK((end - optimum(reference, rewards, 0.5)).abs().maxCoeff() < 1e-10);

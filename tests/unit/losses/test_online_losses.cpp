@@ -367,11 +367,13 @@ TEST_CASE("soft labels have the mean of loss and gradient of hard ones", "[losse
     const ExactLossOutput given = hard.evaluate(in), other = hard.evaluate(swapped(in));
     const ExactLossOutput soft = exact::ExactLoss(config.dump()).evaluate(in);
     const ArrayXd p = in.label_probs;
+    // A given gap changes its sign with the order of the pair: these losses are the same then.
+    const bool is_even = name.starts_with("rpo_");
     const auto is_mean = [&](const ArrayXd& of_soft, const ArrayXd& of_given,
                              const ArrayXd& of_other) {
       const ArrayXd mean = p * of_given + (1 - p) * of_other;
       CHECK((of_soft - mean).abs().maxCoeff() <= 1e-12 * (1 + mean.abs().maxCoeff()));
-      CHECK((of_soft - of_given).abs().maxCoeff() > 1e-6);  // the labels do matter
+      CHECK(((of_soft - of_given).abs().maxCoeff() > 1e-6) != is_even);  // the labels do matter
     };
     is_mean(soft.losses, given.losses, other.losses);
     is_mean(soft.grad_chosen, given.grad_chosen, other.grad_rejected);

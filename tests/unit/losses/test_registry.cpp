@@ -170,8 +170,10 @@ TEST_CASE("TRL's RewardConfig", "[losses]") {
   check_translation(
       R"({"trainer": "RewardConfig", "center_rewards_coefficient": null, "margin_scale": 1})",
       {{"type", "reward_bt"}, {"center_rewards_coefficient", 0}, {"margin_scale", 1}});
-  CHECK_THROWS_TEXT(make_loss(R"({"trainer": "RewardTrainer", "beta": 0.1})"), ConfigError,
-                    "loss: expected keys of RewardTrainer, got 'beta' of");
+  CHECK_THROWS_TEXT(
+      make_loss(R"({"trainer": "RewardTrainer", "beta": 0.1})"), ConfigError,
+      "loss: expected keys of RewardTrainer, got 'beta' of DPOTrainer, KTOTrainer, CPOTrainer, "
+      "ORPOTrainer, TPOTrainer");
 }
 
 TEST_CASE("names and keys say whose config it is", "[losses]") {

@@ -217,8 +217,9 @@ TEST_CASE("each part of the state of rounds matters", "[run]") {
     });
     config["output_dir"] = scene.file(part + "-again");
     const RunResult again = run_config(config, copy);
-    CHECK(differing(parts_of(again.checkpoint), expected)
-              .contains("model.safetensors:lm_head.weight"));
+    const auto changed = differing(parts_of(again.checkpoint), expected);
+    CHECK(std::any_of(changed.begin(), changed.end(),
+                      [](const auto& name) { return name.starts_with("model.safetensors:"); }));
   }
 }
 
@@ -269,13 +270,14 @@ TEST_CASE("online configs that cannot be meant are refused", "[run]") {
     CAPTURE(change.dump());
     Json config = scene.config("refused");
     config.merge_patch(change);
-    CHECK_THROWS_TEXT(run_config(config), Error, error);
+    CHECK_THROWS_TEXT(run_config(config), ConfigError, error);
     CHECK_FALSE(fs::exists(scene.file("refused")));
   };
-  refused({{"online", {{"prompts", scene.file("rows.jsonl")}}}},
-          scene.file("rows.jsonl") +
-              ":1: expected a prompt alone, got a completion in "
-              "'completion'");
+  Json rows = scene.config("refused");
+  rows["online"]["prompts"] = scene.file("rows.jsonl");
+  CHECK_THROWS_TEXT(
+      run_config(rows), DataError,
+      scene.file("rows.jsonl") + ":1: expected a prompt alone, got a completion in 'completion'");
   refused({{"online", {{"sources", Json::array()}}}},
           "online.sources: expected a list of sources, got []");
   refused({{"online", {{"sources", {{{"from", "reference"}, {"weight", 0.5}}}}}}},

@@ -210,7 +210,7 @@ TEST_CASE("optimizer: Adafactor scales down long updates", "[train]") {
     const at::Tensor vector = leaf(at::zeros({6}, at::kDouble));
     detail::Optimizer optimizer({{"v", vector}},
                                 {.type = OptimizerType::kAdafactor, .adafactor_clip = clip});
-    vector.mutable_grad() = at::linspace(-2, 3, 6, at::kDouble);
+    vector.mutable_grad() = at::linspace(1, 6, 6, at::kDouble);
     optimizer.step(0.1);
     return vector.detach().abs().max().item<double>();
   };
@@ -241,7 +241,7 @@ TEST_CASE("optimizer: options of another type are refused", "[train]") {
 
 TEST_CASE("optimizer: options of AdamW are written as before there were others", "[train]") {
   const std::string json = options_to_json(OptimizerOptions{});
-  CHECK(json.find("type") == std::string::npos);
+  CHECK(json.find("\"type\"") == std::string::npos);
   CHECK(json.find("rmsprop") == std::string::npos);
   CHECK(json.find("adafactor") == std::string::npos);
   for (const std::string_view name : {"adafactor", "rmsprop"}) {

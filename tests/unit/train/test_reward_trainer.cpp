@@ -18,6 +18,7 @@
 #include "support/errors.h"
 #include "support/pairs.h"
 #include "support/reward_models.h"
+#include "train/metrics.h"
 
 namespace prefopt {
 namespace {
@@ -55,8 +56,8 @@ TEST_CASE("reward trainer: the loss and the gradient that TRL's RewardTrainer ha
   }
   CHECK(metric(metrics, "rewards/accuracies") == Approx(right));
   CHECK(metric(metrics, "rewards/chosen") == Approx(chosen).epsilon(1e-5));
-  CHECK_FALSE(find_metric(metrics, "logps/chosen").has_value());
-  CHECK_FALSE(find_metric(metrics, "entropy").has_value());
+  CHECK_FALSE(detail::find_metric(metrics, "logps/chosen").has_value());
+  CHECK_FALSE(detail::find_metric(metrics, "entropy").has_value());
   for (const auto& [name, gradient] : gradients_of(*model)) {
     CAPTURE(name);
     CHECK(gradient.norm().item<double>() ==
