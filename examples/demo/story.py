@@ -74,7 +74,9 @@ def measure_kl(prefopt, run, config, answers):
         [prefopt, "eval", "--model", run / "checkpoints/last", "--ref", config["model"]["path"],
          "--data", rows, "--samples", "1", "--prompts", "0", "--max-new-tokens",
          str(config["sampling"]["max_new_tokens"]), "--json"],
-        check=True, stdout=subprocess.PIPE, text=True)
+        stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(done.returncode)  # it has said why
     kl = json.loads(done.stdout)["models"][0]["kl"]
     return kl["mean"], kl["low"], kl["high"]
 
