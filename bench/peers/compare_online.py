@@ -5,7 +5,8 @@
 
 An iteration draws two completions of 64 tokens of four prompts of 21 tokens, rates them by the
 length of their text and takes one step. Prints seconds an iteration, where they go, the ratios and
-peak memory; the first iteration warms up and counts in memory alone.
+peak memory; the first iteration warms up and counts in memory alone. TRL's rating is part of its
+training.
 """
 import argparse
 import json

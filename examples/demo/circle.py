@@ -4,10 +4,10 @@
 
     "feedback": {"program": ["python3", "examples/demo/circle.py"]}
 
-An answer has one of three openings, by its first six words:
+An answer has one of three openings, by its first three words:
 
-    article   the first one is "The", "A" or "An"
-    clause    any other first word, and a comma after one of the six
+    article   the first one is "The"
+    clause    any other first word, and a comma after one of the three
     bare      neither
 
 article beats clause, clause beats bare, bare beats article, with probability 0.9; equal openings
@@ -24,8 +24,8 @@ STRENGTH = 0.9
 
 
 def opening_of(answer):
-    words = answer.split()[:6]
-    if words and words[0] in ("The", "A", "An"):
+    words = answer.split()[:3]
+    if words[:1] == ["The"]:
         return "article"
     return "clause" if any(word.endswith(",") for word in words) else "bare"
 
