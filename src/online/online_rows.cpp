@@ -83,8 +83,9 @@ class LaterIsBetter final : public Preference {
 };
 
 /// Makes rows of completions that nobody wrote, so that a selection that does not fit the loss is
-/// refused before anything is drawn.
-void rehearse(const OnlineParts& parts, std::int64_t seed) {
+/// refused before anything is drawn. Returns the rows of a prompt whose completions all differ: the
+/// most that it has.
+std::int64_t rehearse(const OnlineParts& parts, std::int64_t seed) {
   OnlineParts rehearsal = parts;
   const bool has_rewards = parts.feedback && parts.feedback->has_rewards();
   if (parts.feedback) rehearsal.feedback = std::make_shared<LaterIsBetter>(has_rewards);
@@ -95,7 +96,8 @@ void rehearse(const OnlineParts& parts, std::int64_t seed) {
           {.prompt = {0}, .completion = {std::ssize(rollouts)}, .ended = true, .source = place});
     }
   }
-  detail::rate(rehearsal, {std::move(rollouts)}, seed, /*round=*/1, /*first=*/0);
+  return std::ssize(
+      detail::rate(rehearsal, {std::move(rollouts)}, seed, /*round=*/1, /*first=*/0).rows());
 }
 
 /// A sum of two adapters is none of the same rank, and the rounding of narrow weights is as large
@@ -161,16 +163,17 @@ struct OnlineRows::Impl {
   std::optional<WeightSnapshot> previous;  ///< after the training of the round before
   std::optional<WeightSnapshot> initial;
   std::int64_t prompts_a_round = 0;
-  std::int64_t round = 0;      ///< that was drawn last, counted from 1
-  std::int64_t prepared = 0;   ///< round that weights and references are ready for
-  std::int64_t step = 0;       ///< of the round, done
-  std::int64_t steps = 0;      ///< of the round
-  std::int64_t empty = 0;      ///< rounds without a row, just before
-  std::vector<TokenRow> rows;  ///< of the round, with replayed ones
-  std::string record;          ///< JSON about the round: its metrics and some completions
-  Metrics metrics;             ///< of `record`
-  Policy* trained = nullptr;   ///< that the present step trains
-  std::vector<Rollout> first;  ///< the initial policy's completions of held-out prompts
+  std::int64_t rows_a_prompt = 1;  ///< at most
+  std::int64_t round = 0;          ///< that was drawn last, counted from 1
+  std::int64_t prepared = 0;       ///< round that weights and references are ready for
+  std::int64_t step = 0;           ///< of the round, done
+  std::int64_t steps = 0;          ///< of the round
+  std::int64_t empty = 0;          ///< rounds without a row, just before
+  std::vector<TokenRow> rows;      ///< of the round, with replayed ones
+  std::string record;              ///< JSON about the round: its metrics and some completions
+  Metrics metrics;                 ///< of `record`
+  Policy* trained = nullptr;       ///< that the present step trains
+  std::vector<Rollout> first;      ///< the initial policy's completions of held-out prompts
 };
 
 // A round.
@@ -362,8 +365,9 @@ void OnlineRows::Impl::visit(StateVisitor& visitor) {
 
 OnlineRows::OnlineRows(OnlineParts parts, const OnlineRowsOptions& options, const Policy& policy) {
   check_parts(parts, options);
-  rehearse(parts, options.seed);
+  const std::int64_t rows_a_prompt = rehearse(parts, options.seed);
   impl_ = std::make_unique<Impl>(std::move(parts), options, policy);
+  impl_->rows_a_prompt = rows_a_prompt;
 }
 
 OnlineRows::~OnlineRows() = default;
@@ -414,13 +418,27 @@ std::string OnlineRows::text_of(const std::vector<std::int64_t>& tokens) const {
   return impl_->parts.tokenizer->decode(tokens);
 }
 
-std::int64_t most_steps(const RoundOptions& rounds, std::int64_t prompts,
-                        std::int64_t rows_a_prompt, std::int64_t batch_rows) {
+std::int64_t OnlineRows::most_steps() const {
+  const Impl& of = *impl_;
+  const RoundOptions& rounds = of.options.rounds;
   if (rounds.steps > 0) return rounds.rounds * rounds.steps;
-  const double rows = rounds.epochs * static_cast<double>(prompts * rows_a_prompt);
-  const auto steps =
-      static_cast<std::int64_t>(std::ceil(rows / static_cast<double>(batch_rows) - 1e-9));
-  return rounds.rounds * std::max<std::int64_t>(1, steps);
+  const ReplayOptions& replay = of.options.replay;
+  const double fresh = static_cast<double>(of.prompts_a_round * of.rows_a_prompt);
+  const auto steps_of = [&](double rows) {
+    const double all = rounds.epochs * rows / static_cast<double>(of.options.batch_rows);
+    return std::max<std::int64_t>(1, std::llround(std::ceil(all - 1e-9)));
+  };
+  if (replay.share == 0) return rounds.rounds * steps_of(fresh);
+  std::int64_t steps = 0;
+  double rows = fresh;
+  double share = replay.share;
+  for (std::int64_t round = 1; round <= rounds.rounds; ++round) {
+    steps += steps_of(rows);
+    if (replay.rounds > 0 && round > replay.rounds) continue;
+    rows += std::ceil(share * fresh);
+    share *= replay.decay;
+  }
+  return steps;
 }
 
 }  // namespace prefopt

@@ -75,6 +75,9 @@ class PREFOPT_API OnlineRows final : public RowSource {
   StepRows next(Policy& policy) override;
   void finish_step() override;
   bool is_done() const override;
+  /// Returns the most steps that the rounds take, for a schedule: those of prompts that all give as
+  /// many rows as they can.
+  std::int64_t most_steps() const;
   bool evaluates() const override;
   /// Returns mean reward or win rates on the held-out prompts, against the policy before training
   /// and the one at the start of the round.
@@ -88,10 +91,5 @@ class PREFOPT_API OnlineRows final : public RowSource {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-/// Returns the most steps that a run of these rounds takes, for its schedule: what each prompt of a
-/// round gives at most is `rows_a_prompt`.
-PREFOPT_API std::int64_t most_steps(const RoundOptions& rounds, std::int64_t prompts,
-                                    std::int64_t rows_a_prompt, std::int64_t batch_rows);
 
 }  // namespace prefopt
