@@ -56,6 +56,16 @@ bool is_of_reference(const Rollout& rollout, const std::vector<SourceOptions>& s
   return sources[static_cast<std::size_t>(rollout.source)].from == SourceKind::kReference;
 }
 
+/// Returns whether a token of each completion trains: a roll-in of no length leaves none of a
+/// completion that another source wrote.
+bool trains(const SelectedRow& row, const std::vector<Rollout>& rollouts) {
+  const auto has_token = [&](std::int64_t place) {
+    const auto& acted = rollouts[static_cast<std::size_t>(place)].acted;
+    return acted.empty() || std::find(acted.begin(), acted.end(), 1) != acted.end();
+  };
+  return has_token(row.chosen) && (row.rejected < 0 || has_token(row.rejected));
+}
+
 TokenRow row_of(const SelectedRow& selected, const std::vector<Rollout>& rollouts,
                 const OnlineParts& parts) {
   const Rollout& chosen = rollouts[static_cast<std::size_t>(selected.chosen)];
@@ -196,7 +206,11 @@ RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> ro
     SelectedRows selected = parts.selection->select(raters[i], random);
     auto& of_prompt = rated.rollouts_[i];
     for (const SelectedRow& row : selected.rows) {
-      rated.rows_.push_back(row_of(row, of_prompt, parts));
+      if (trains(row, of_prompt)) {
+        rated.rows_.push_back(row_of(row, of_prompt, parts));
+      } else {
+        ++rated.unusable_;
+      }
     }
     if (parts.selection->questions() == Questions::kRewards) {
       for (std::int64_t k = 0; k < raters[i].size(); ++k) {

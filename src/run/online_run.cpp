@@ -97,13 +97,6 @@ FeedbackParts feedback_parts(const FeedbackOptions& options,
   return parts;
 }
 
-/// The most rows that a prompt gives: each completion, or each pair of two.
-std::int64_t most_rows(const std::vector<SourceOptions>& sources, bool makes_pairs) {
-  std::int64_t completions = 0;
-  for (const SourceOptions& source : sources) completions += source.n;
-  return makes_pairs ? std::max<std::int64_t>(1, completions / 2) : completions;
-}
-
 }  // namespace
 
 void check_reference_rule(const ReferenceOptions& options, bool is_online) {
@@ -242,7 +235,6 @@ std::shared_ptr<OnlineRows> make_online_rows(
           parts.feedback->has_rewards() ? "eval_reward" : "eval_win_rate";
     }
   }
-  const auto prompt_count = std::ssize(prompts.train);
   parts.prompts = std::move(prompts.train);
   parts.eval_prompts = std::move(prompts.held_out);
   parts.needs = needs;
@@ -251,17 +243,15 @@ std::shared_ptr<OnlineRows> make_online_rows(
   parts.start_round = reference.start_round;
   parts.progress = events.phase;
   parts.note = note;
-  planned_steps =
-      most_steps(online.rounds, online.rounds.prompts > 0 ? online.rounds.prompts : prompt_count,
-                 most_rows(sources, needs.rejected()), options.batch.rows);
   parts.sources = std::move(sources);
-  return std::make_shared<OnlineRows>(std::move(parts),
-                                      OnlineRowsOptions{.rounds = online.rounds,
-                                                        .replay = online.replay,
-                                                        .batch_rows = options.batch.rows,
-                                                        .at_once = online.at_once,
-                                                        .seed = options.seed},
-                                      policy);
+  const OnlineRowsOptions rows{.rounds = online.rounds,
+                               .replay = online.replay,
+                               .batch_rows = options.batch.rows,
+                               .at_once = online.at_once,
+                               .seed = options.seed};
+  auto source = std::make_shared<OnlineRows>(std::move(parts), rows, policy);
+  planned_steps = source->most_steps();
+  return source;
 }
 
 }  // namespace prefopt::detail

@@ -95,6 +95,10 @@ TEST_CASE("a policy writes its own pairs, round after round", "[run]") {
   config["online"]["rounds"]["prompts"] = 3;
   const RunResult result = run_config(config);
   CHECK(result.steps == 6);  // three pairs a round, two a step
+  // Replayed rows make further steps: 4 rows in the first round, 6 in the second, 8 in the third.
+  Json replay = scene.config("replay");
+  replay["online"]["replay"] = {{"share", 0.5}};
+  CHECK(run_config(replay).steps == 2 + 3 + 4);
   const auto rounds = read_lines(scene.file("run/rounds.jsonl"));
   REQUIRE(rounds.size() == 3);
   for (std::size_t i = 0; i < rounds.size(); ++i) {
