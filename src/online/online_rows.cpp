@@ -43,6 +43,17 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
         "online.feedback: expected a reward, a judge or a program for a selection that asks, got "
         "none");
   }
+  if (parts.needs.of_own_samples && (options.rounds.steps != 1 || options.replay.share > 0)) {
+    throw ConfigError(
+        "online.rounds.steps: expected 1, and no replay, for a loss whose rows have to be samples "
+        "of "
+        "the policy that it changes, got another number or a replay.share");
+  }
+  if (options.rounds.extrapolate > 0 && options.rounds.rounds == 1) {
+    throw ConfigError(
+        "online.rounds.extrapolate: expected 0 with a single round, as it moves weights between "
+        "rounds, got another number");
+  }
   for (const SourceOptions& source : parts.sources) {
     const bool weighs = parts.selection->needs_own_distribution() || parts.needs.of_own_samples;
     const bool is_own = source.from != SourceKind::kPolicy || follows_policy(source.sampling);
@@ -73,7 +84,7 @@ class LaterIsBetter final : public Preference {
   std::vector<double> rewards(const std::vector<const Rollout*>& rollouts) override {
     std::vector<double> values;
     for (const Rollout* rollout : rollouts) {
-      values.push_back(static_cast<double>(rollout->completion.front()));
+      values.push_back(1e9 * static_cast<double>(1 + rollout->completion.front()));
     }
     return values;
   }
@@ -185,29 +196,28 @@ void OnlineRows::Impl::start_round(Policy& policy) {
     round = prepared;
     step = 0;
     store.add(rated.rows(), round, options.replay);
-    if (options.rounds.start == RoundStart::kInitial) initial->restore(policy);
     empty = rated.rows().empty() ? empty + 1 : 0;
     describe(rated, empty);
     if (empty == 0) break;
+    // Without steps the next call starts another round, also in a resumed run.
+    steps = 0;
+    rows.clear();
     if (parts.note) parts.note(fmt::format("round {}: no rows, it is skipped", round));
-    if (round == options.rounds.rounds) {
-      steps = 0;
-      rows.clear();
-      return;
-    }
+    if (round == options.rounds.rounds) return;
     if (empty == kMostEmptyRounds) {
       throw DataError(fmt::format(
           "online: expected rows of a round, got none in {} rounds one after the other ({})", empty,
           rated.summary()));
     }
   }
+  if (options.rounds.start == RoundStart::kInitial) initial->restore(policy);
   plan_steps();
 }
 
 /// Makes weights and reference ready for the next round, once, though drawing may fail after it.
 void OnlineRows::Impl::prepare(Policy& policy) {
   if (prepared > round) return;
-  const bool has_trained = round > 0;
+  const bool has_trained = round > 0 && empty == 0;
   if (previous && has_trained) {
     WeightSnapshot trained(policy);
     extrapolate_weights(policy, *previous, options.rounds.extrapolate);
@@ -237,6 +247,7 @@ std::vector<const OnlinePrompt*> OnlineRows::Impl::prompts_of(std::int64_t numbe
 /// Rates the completions of some prompts while those of the next ones are drawn.
 detail::RatedPrompts OnlineRows::Impl::draw(Policy& policy) {
   const std::int64_t number = prepared;
+  asked_before = parts.feedback ? parts.feedback->inconsistent() : 0;
   const auto prompts = prompts_of(number);
   std::int64_t each = 0;
   for (const SourceOptions& source : parts.sources) each += source.n;
@@ -282,7 +293,7 @@ void OnlineRows::Impl::plan_steps() {
 void OnlineRows::Impl::describe(const detail::RatedPrompts& rated, std::int64_t empty_rounds) {
   detail::Json line = {{"round", round}, {"rounds/empty", empty_rounds}};
   for (const auto& [name, value] : rated.metrics()) line[name] = value;
-  if (parts.feedback) line["judge/inconsistent"] = parts.feedback->inconsistent();
+  if (parts.feedback) line["judge/inconsistent"] = parts.feedback->inconsistent() - asked_before;
   line["samples"] = rated.samples(kShownPrompts, parts.sources);
   record = detail::dump_json(line);
   metrics = metrics_of(line);
@@ -333,7 +344,7 @@ StepRows OnlineRows::Impl::step_rows() const {
   return result;
 }
 
-/// Compares with the policy before training and the one before the present round.
+/// Compares with the policy before training.
 Metrics OnlineRows::Impl::contests(Policy& policy) {
   if (parts.eval_prompts.empty() || !parts.feedback) return {};
   SamplingOptions sampling = parts.sampling;
@@ -404,6 +415,7 @@ std::string OnlineRows::fingerprint() const {
   detail::ContentHash hash;
   for (const auto* prompts : {&impl_->parts.prompts, &impl_->parts.eval_prompts}) {
     for (const OnlinePrompt& prompt : *prompts) {
+      hash.update(prompt.completion_mask.data(), prompt.completion_mask.size());
       for (const auto* tokens : {&prompt.ids, &prompt.completion}) {
         const auto count = std::ssize(*tokens);
         hash.update(&count, sizeof count);

@@ -69,6 +69,16 @@ bool trains(const SelectedRow& row, const std::vector<Rollout>& rollouts) {
 TokenRow row_of(const SelectedRow& selected, const std::vector<Rollout>& rollouts,
                 const OnlineParts& parts) {
   const Rollout& chosen = rollouts[static_cast<std::size_t>(selected.chosen)];
+  for (const std::int64_t place : {selected.chosen, selected.rejected}) {
+    if (place < 0 || !parts.needs.of_own_samples) continue;
+    const Rollout& rollout = rollouts[static_cast<std::size_t>(place)];
+    const SourceOptions& source = parts.sources[static_cast<std::size_t>(rollout.source)];
+    if (source.from == SourceKind::kPolicy || !source.roll_in.from.empty()) continue;
+    throw ConfigError(fmt::format(
+        "online.select: expected rows that the policy wrote, as the loss is an expectation under "
+        "it, got one of the source '{}'",
+        source.name));
+  }
   TokenRow row{.prompt = chosen.prompt, .chosen = chosen.completion, .rejected = {}};
   row.chosen_mask = mask_of(chosen);
   if (parts.needs.rejected() && selected.rejected < 0) {
@@ -212,7 +222,9 @@ RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> ro
         ++rated.unusable_;
       }
     }
-    if (parts.selection->questions() == Questions::kRewards) {
+    const Questions asked = parts.selection->questions();
+    if (asked == Questions::kRewards ||
+        (asked == Questions::kComparisons && feedback.has_rewards())) {
       for (std::int64_t k = 0; k < raters[i].size(); ++k) {
         of_prompt[static_cast<std::size_t>(k)].rewards = {raters[i].reward(k)};
       }

@@ -117,7 +117,9 @@ std::vector<Rollout> RolloutWriter::from_data(std::int64_t place, const Prompts&
   std::vector<Rollout> rollouts;
   for (const OnlinePrompt* prompt : prompts) {
     for (std::int64_t i = 0; i < n; ++i) {
-      rollouts.push_back({.prompt = prompt->ids, .completion = prompt->completion});
+      rollouts.push_back({.prompt = prompt->ids,
+                          .completion = prompt->completion,
+                          .acted = prompt->completion_mask});
     }
   }
   return rollouts;

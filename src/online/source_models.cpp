@@ -73,8 +73,7 @@ void SourceModels::with_model(std::int64_t place, Policy& policy, std::int64_t r
     }
     case SourceKind::kPast: {
       const PastWeights& past = past_.at(place);
-      const BorrowedWeights weights(
-          policy, past.at(past.pick(draw_seed(seed, {kSourceDraws, place}), round)));
+      const BorrowedWeights weights(policy, past.at(past.pick(seed, round)));
       return use(policy);
     }
     case SourceKind::kEma:

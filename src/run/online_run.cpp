@@ -112,6 +112,13 @@ void check_reference_rule(const ReferenceOptions& options, bool is_online) {
                 ReferenceRule::kCombined, "combined");
   refuse_unused("keep", options.keep != usual.keep, ReferenceRule::kRandomPast, "random_past");
   if (options.rule == ReferenceRule::kFixed) return;
+  const bool forgets =
+      options.rule == ReferenceRule::kLast || options.rule == ReferenceRule::kRandomPast;
+  if (forgets && !options.path.empty()) {
+    throw ConfigError(fmt::format(
+        "reference.path: expected none where the rule makes the reference of the policy, got '{}'",
+        options.path));
+  }
   if (options.moving || options.kind == ReferenceKind::kCached) {
     throw ConfigError(fmt::format("reference.rule: expected 'fixed' where {}, got another rule",
                                   options.moving
@@ -169,6 +176,13 @@ OnlinePrompts load_online_prompts(const RunOptions& options,
     throw ConfigError(
         "online.eval_fraction: expected 0 where eval_prompts names a file, got another share");
   }
+  const auto of_data =
+      std::count_if(sources.begin(), sources.end(),
+                    [](const SourceOptions& source) { return source.from == SourceKind::kData; });
+  if (of_data > 1) {
+    throw ConfigError(
+        fmt::format("online.sources: expected at most one source 'data', got {}", of_data));
+  }
   const SourceOptions* data = data_source(sources);
   OnlinePrompts prompts;
   prompts.train = data == nullptr ? prompts_alone(online.prompts, tokenizer, options.data)
@@ -204,6 +218,17 @@ std::shared_ptr<OnlineRows> make_online_rows(
         "{}",
         options.batch.rows));
   }
+  const BatchOptions usual;
+  const auto refuse_idle = [](std::string_view option, bool is_set) {
+    if (!is_set) return;
+    throw ConfigError(fmt::format(
+        "batch.{}: expected its default where online.rounds says how long to train, got another "
+        "value",
+        option));
+  };
+  refuse_idle("steps", options.batch.steps != usual.steps);
+  refuse_idle("epochs", options.batch.epochs != usual.epochs);
+  refuse_idle("shuffle", options.batch.shuffle != usual.shuffle);
   SourceNames names;
   OnlineParts parts;
   for (const SourceOptions& source : sources) {

@@ -270,13 +270,14 @@ void check_reference(const ReferenceOptions& options) {
   }
 }
 
-void check_evaluations(const EvaluateOptions& options, bool has_held_out) {
-  if (options.patience > 0 && (options.every == 0 || !has_held_out)) {
+void check_evaluations(const EvaluateOptions& options, bool has_held_out, bool has_rounds) {
+  const bool are_regular = options.every > 0 || has_rounds;
+  if (options.patience > 0 && (!are_regular || !has_held_out)) {
     throw ConfigError(
         fmt::format("evaluate.patience: expected evaluations to count, got {}; set evaluate.every "
                     "and data.eval "
                     "or data.eval_fraction",
-                    options.every > 0 ? "no held-out rows" : "evaluate.every 0"));
+                    are_regular ? "no held-out rows" : "evaluate.every 0"));
   }
   if (has_held_out || options.best_metric == EvaluateOptions().best_metric) return;
   throw ConfigError(
@@ -319,7 +320,7 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
   } else {
     rows = load_rows(options.data, *tokenizer, of_rows, note);
   }
-  check_evaluations(options.evaluate, !rows.eval.empty() || !prompts.held_out.empty());
+  check_evaluations(options.evaluate, !rows.eval.empty() || !prompts.held_out.empty(), is_online);
 
   if (is_online && needs.of_rewards) {
     throw ConfigError(fmt::format(

@@ -29,7 +29,7 @@ struct ResolvedRun {
 /// Throws ConfigError for options that contradict each other.
 void check_reference(const ReferenceOptions& options);
 /// Throws ConfigError where evaluations are to decide something and there are none.
-void check_evaluations(const EvaluateOptions& options, bool has_held_out);
+void check_evaluations(const EvaluateOptions& options, bool has_held_out, bool has_rounds = false);
 
 /// Loads rows, tokenizer and models. `note` receives what was read and left out, `events` the
 /// phases of rounds. Throws ConfigError

@@ -144,8 +144,7 @@ void RunLoop::add_step(const StepRows& rows, Metrics metrics) {
   }
   const std::int64_t every = options().evaluate.every;
   const bool eval_due = every > 0 ? step % every == 0 : rows.ends_round;
-  const bool is_last = step == parts_.total_steps || parts_.source.is_done();
-  state_.evaluation_is_due = parts_.source.evaluates() && (eval_due || is_last);
+  state_.evaluation_is_due = parts_.source.evaluates() && (eval_due || is_last_step());
   parts_.log.set_step(step);
   if (!rows.round.empty()) parts_.log.round(step, rows.round);
   add_all(metrics, rows.metrics);
@@ -174,9 +173,11 @@ std::string RunLoop::write_bundle(const StepRows& rows, bool ends_the_run) {
   return folder;
 }
 
-bool RunLoop::is_done() const {
-  return steps_done() >= parts_.total_steps || parts_.source.is_done() ||
-         state_.selection.is_exhausted();
+bool RunLoop::is_done() const { return is_last_step() || state_.selection.is_exhausted(); }
+
+bool RunLoop::is_last_step() const {
+  const bool is_planned_end = !parts_.source.ends_itself() && steps_done() >= parts_.total_steps;
+  return is_planned_end || parts_.source.is_done();
 }
 
 // Evaluations.

@@ -111,6 +111,7 @@ class RunLoop {
   const std::vector<TokenRow>& held_out() const { return parts_.source.held_out().rows; }
   std::int64_t steps_done() const { return parts_.trainer.steps_done(); }
   bool is_done() const;
+  bool is_last_step() const;
   bool asked_to_stop() const { return parts_.events.should_stop && parts_.events.should_stop(); }
   Policy* reference_model() const;
   double seconds() const { return seconds_before_ + clock_.seconds(); }

@@ -26,6 +26,7 @@ struct OnlinePrompt {
   std::vector<std::int64_t> ids;
   std::string text;
   std::vector<std::int64_t> completion = {};  ///< of a source `data`
+  TokenMask completion_mask = {};             ///< the tokens of it that count; empty: all
 };
 
 /// A program's completions of prompts, for sources of that kind.
@@ -75,12 +76,13 @@ class PREFOPT_API OnlineRows final : public RowSource {
   StepRows next(Policy& policy) override;
   void finish_step() override;
   bool is_done() const override;
+  bool ends_itself() const override { return true; }
   /// Returns the most steps that the rounds take, for a schedule: those of prompts that all give as
   /// many rows as they can.
   std::int64_t most_steps() const;
   bool evaluates() const override;
-  /// Returns mean reward or win rates on the held-out prompts, against the policy before training
-  /// and the one at the start of the round.
+  /// Returns the mean reward on the held-out prompts, if there are rewards, the rate of wins over
+  /// the policy before training, and lengths.
   Metrics evaluate(Policy& policy) override;
   std::vector<std::vector<std::int64_t>> sample_prompts() const override;
   void visit_state(StateVisitor& visitor) override;

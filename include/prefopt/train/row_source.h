@@ -42,6 +42,8 @@ class PREFOPT_API RowSource {
 
   /// Returns whether no further rows follow, however many steps were planned.
   virtual bool is_done() const { return false; }
+  /// Returns whether `is_done` alone ends a run; the planned steps are then for its schedule.
+  virtual bool ends_itself() const { return false; }
 
   /// Returns whether evaluations have a result: rows held out, or `evaluate`.
   virtual bool evaluates() const { return !held_out().rows.empty(); }
