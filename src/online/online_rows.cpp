@@ -180,6 +180,7 @@ struct OnlineRows::Impl {
   std::int64_t step = 0;           ///< of the round, done
   std::int64_t steps = 0;          ///< of the round
   std::int64_t empty = 0;          ///< rounds without a row, just before
+  std::int64_t asked_before = 0;   ///< inconsistent answers until the round
   std::vector<TokenRow> rows;      ///< of the round, with replayed ones
   std::string record;              ///< JSON about the round: its metrics and some completions
   Metrics metrics;                 ///< of `record`
