@@ -161,7 +161,10 @@ std::vector<std::pair<std::string, Json>> components() {
             {{"from", "ema"}, {"decay", 0.5}},
             {{"from", "mixture"}},
             {{"from", "reference"}}}},
-          {"select", advantage}}},
+          {"select", {{"type", "best_worst"}}}}}}},
+      {"advantages",
+       {{"online", {{"rounds", {{"rounds", 6}, {"steps", 1}}}, {"select", advantage}}},
+        {"batch", {{"rows", 16}}},
         {"loss", policy_gradient}}},
   };
 }
@@ -194,7 +197,7 @@ TEST_CASE("each part of the state of rounds matters", "[run]") {
   const OnlineScene scene;
   Json config = scene.config("straight");
   config.merge_patch({{"online",
-                       {{"rounds", {{"extrapolate", 0.4}}},
+                       {{"rounds", {{"rounds", 5}, {"extrapolate", 0.4}}},
                         {"replay", {{"share", 0.5}}},
                         {"sources",
                          {{{"from", "policy"}},
