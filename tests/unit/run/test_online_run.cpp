@@ -201,7 +201,7 @@ TEST_CASE("each part of the state of rounds matters", "[run]") {
                         {"replay", {{"share", 0.5}}},
                         {"sources",
                          {{{"from", "policy"}},
-                          {{"from", "past"}, {"keep", 2}},
+                          {{"from", "past"}, {"keep", 4}},
                           {{"from", "ema"}, {"decay", 0.5}}}},
                         {"select", {{"type", "best_worst"}}}}},
                       {"reference", {{"rule", "last"}}}});
