@@ -154,13 +154,6 @@ void check(const GenerateArguments& arguments) {
   if (arguments.candidates) check_candidates(arguments);
 }
 
-/// Without the end token, which a row that is trained on gets again.
-std::string text_of(const Rollout& rollout, const Tokenizer& tokenizer) {
-  std::vector<std::int64_t> ids = rollout.completion;
-  if (rollout.ended) ids.pop_back();
-  return tokenizer.decode(ids);
-}
-
 // Completions are drawn in parts, so that a long file needs no more memory than a short one;
 // first_index makes the draws those of one call.
 constexpr std::size_t kPart = 64;
@@ -210,7 +203,8 @@ void print_candidates(const GenerateArguments& arguments, Decoder& policy,
     for (std::size_t i = 0; i < count; ++i) {
       Json completions = Json::array(), token_logps = Json::array(), ended = Json::array();
       for (std::size_t k = i * samples; k < (i + 1) * samples; ++k) {
-        completions.push_back(text_of(rollouts[k], tokenizer));
+        // Without the end token, which a row that is trained on gets again.
+        completions.push_back(completion_text(rollouts[k].completion, tokenizer, options));
         token_logps.push_back(rollouts[k].token_logps);
         ended.push_back(rollouts[k].ended);
       }

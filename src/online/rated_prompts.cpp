@@ -50,8 +50,6 @@ void set_columns(const SelectedRow& selected, InputSet inputs, TokenRow& row) {
   }
 }
 
-TokenMask mask_of(const Rollout& rollout) { return rollout.acted; }
-
 bool is_of_reference(const Rollout& rollout, const std::vector<SourceOptions>& sources) {
   return sources[static_cast<std::size_t>(rollout.source)].from == SourceKind::kReference;
 }
@@ -66,21 +64,23 @@ bool trains(const SelectedRow& row, const std::vector<Rollout>& rollouts) {
   return has_token(row.chosen) && (row.rejected < 0 || has_token(row.rejected));
 }
 
+/// Throws ConfigError for a completion that the policy has no part in.
+void check_own(const Rollout& rollout, const std::vector<SourceOptions>& sources) {
+  const SourceOptions& source = sources[static_cast<std::size_t>(rollout.source)];
+  if (source.from == SourceKind::kPolicy || !source.roll_in.from.empty()) return;
+  throw ConfigError(fmt::format(
+      "online.select: expected rows that the policy wrote, as the loss is an expectation under it, "
+      "got one of the source '{}'",
+      source.name));
+}
+
 TokenRow row_of(const SelectedRow& selected, const std::vector<Rollout>& rollouts,
                 const OnlineParts& parts) {
   const Rollout& chosen = rollouts[static_cast<std::size_t>(selected.chosen)];
-  for (const std::int64_t place : {selected.chosen, selected.rejected}) {
-    if (place < 0 || !parts.needs.of_own_samples) continue;
-    const Rollout& rollout = rollouts[static_cast<std::size_t>(place)];
-    const SourceOptions& source = parts.sources[static_cast<std::size_t>(rollout.source)];
-    if (source.from == SourceKind::kPolicy || !source.roll_in.from.empty()) continue;
-    throw ConfigError(fmt::format(
-        "online.select: expected rows that the policy wrote, as the loss is an expectation under "
-        "it, got one of the source '{}'",
-        source.name));
-  }
+  const bool must_be_own = parts.needs.of_own_samples;
+  if (must_be_own) check_own(chosen, parts.sources);
   TokenRow row{.prompt = chosen.prompt, .chosen = chosen.completion, .rejected = {}};
-  row.chosen_mask = mask_of(chosen);
+  row.chosen_mask = chosen.acted;
   if (parts.needs.rejected() && selected.rejected < 0) {
     throw ConfigError(
         "online.select: expected pairs, as the loss compares two completions, got single "
@@ -89,8 +89,9 @@ TokenRow row_of(const SelectedRow& selected, const std::vector<Rollout>& rollout
   double side = is_of_reference(chosen, parts.sources) ? 1 : 0;
   if (selected.rejected >= 0) {
     const Rollout& rejected = rollouts[static_cast<std::size_t>(selected.rejected)];
+    if (must_be_own) check_own(rejected, parts.sources);
     row.rejected = rejected.completion;
-    row.rejected_mask = mask_of(rejected);
+    row.rejected_mask = rejected.acted;
     const bool is_other = is_of_reference(rejected, parts.sources);
     side = is_other ? (side == 1 ? 0 : 2) : side;
   }
@@ -247,9 +248,7 @@ std::vector<Rollout> completions_of(Policy& model, const OnlineParts& parts,
   for (const OnlinePrompt& prompt : parts.eval_prompts) prompts.push_back(prompt.ids);
   auto rollouts = draw_rollouts(model, prompts, {.sampling = sampling, .at_once = at_once});
   for (std::size_t i = 0; i < rollouts.size(); ++i) {
-    auto tokens = rollouts[i].completion;
-    if (!tokens.empty() && is_end_token(tokens.back(), sampling)) tokens.pop_back();
-    rollouts[i].text = parts.tokenizer->decode(tokens);
+    rollouts[i].text = completion_text(rollouts[i].completion, *parts.tokenizer, sampling);
     rollouts[i].prompt_text = parts.eval_prompts[i].text;
   }
   return rollouts;

@@ -150,10 +150,8 @@ void RolloutWriter::finish(Rollout& rollout, const OnlinePrompt& prompt, std::in
   const SamplingOptions& options = parts_.sources[static_cast<std::size_t>(place)].sampling;
   rollout.source = place;
   rollout.ended = has_ended(rollout.completion, options);
-  auto text = rollout.completion;
-  if (!text.empty() && is_end_token(text.back(), options)) text.pop_back();
   rollout.prompt_text = prompt.text;
-  rollout.text = parts_.tokenizer->decode(text);
+  rollout.text = completion_text(rollout.completion, *parts_.tokenizer, options);
 }
 
 SamplingOptions RolloutWriter::sampling(std::int64_t place, std::int64_t round,

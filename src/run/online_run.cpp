@@ -24,11 +24,12 @@
 namespace prefopt::detail {
 namespace {
 
-bool has_source(const std::vector<SourceOptions>& sources, SourceKind kind) {
-  return std::any_of(sources.begin(), sources.end(),
-                     [&](const SourceOptions& source) { return source.from == kind; });
+std::int64_t count_sources(const std::vector<SourceOptions>& sources, SourceKind kind) {
+  return std::count_if(sources.begin(), sources.end(),
+                       [&](const SourceOptions& source) { return source.from == kind; });
 }
 
+/// Returns the source of kind `data`, null if there is no such source.
 const SourceOptions* data_source(const std::vector<SourceOptions>& sources) {
   const auto found = std::find_if(sources.begin(), sources.end(), [](const SourceOptions& source) {
     return source.from == SourceKind::kData;
@@ -63,8 +64,13 @@ std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
   std::vector<OnlinePrompt> prompts;
   for (const TokenRow& row : rows.pairs) {
     const auto& completion = is_gold ? row.gold : is_rejected ? row.rejected : row.chosen;
-    prompts.push_back(
-        {.ids = row.prompt, .text = tokenizer.decode(row.prompt), .completion = completion});
+    const TokenMask& mask = is_gold       ? row.gold_mask
+                            : is_rejected ? row.rejected_mask
+                                          : row.chosen_mask;
+    prompts.push_back({.ids = row.prompt,
+                       .text = tokenizer.decode(row.prompt),
+                       .completion = completion,
+                       .completion_mask = mask});
   }
   return prompts;
 }
@@ -176,9 +182,7 @@ OnlinePrompts load_online_prompts(const RunOptions& options,
     throw ConfigError(
         "online.eval_fraction: expected 0 where eval_prompts names a file, got another share");
   }
-  const auto of_data =
-      std::count_if(sources.begin(), sources.end(),
-                    [](const SourceOptions& source) { return source.from == SourceKind::kData; });
+  const std::int64_t of_data = count_sources(sources, SourceKind::kData);
   if (of_data > 1) {
     throw ConfigError(
         fmt::format("online.sources: expected at most one source 'data', got {}", of_data));
@@ -202,8 +206,9 @@ OnlinePrompts load_online_prompts(const RunOptions& options,
 }
 
 bool needs_initial(const OnlineOptions& options, const std::vector<SourceOptions>& sources) {
-  return has_source(sources, SourceKind::kReference) || has_source(sources, SourceKind::kMixture) ||
-         !options.eval_prompts.empty() || options.eval_fraction > 0;
+  return count_sources(sources, SourceKind::kReference) > 0 ||
+         count_sources(sources, SourceKind::kMixture) > 0 || !options.eval_prompts.empty() ||
+         options.eval_fraction > 0;
 }
 
 std::shared_ptr<OnlineRows> make_online_rows(
@@ -242,12 +247,10 @@ std::shared_ptr<OnlineRows> make_online_rows(
   }
   parts.tokenizer = tokenizer;
   parts.selection = make_selection(online.select, names);
-  if (parts.selection->questions() != Questions::kNone) {
+  // Of a selection that asks nothing, feedback is for evaluations alone.
+  const bool is_given = options_to_json(online.feedback) != options_to_json(FeedbackOptions());
+  if (is_given || parts.selection->questions() != Questions::kNone) {
     parts.feedback = make_feedback(online.feedback, feedback_parts(online.feedback, tokenizer));
-    parts.rater = rater_options(online.feedback);
-  } else if (options_to_json(online.feedback) != options_to_json(FeedbackOptions())) {
-    parts.feedback = make_feedback(
-        online.feedback, feedback_parts(online.feedback, tokenizer));  // for evaluations alone
     parts.rater = rater_options(online.feedback);
   }
   if (!prompts.held_out.empty()) {

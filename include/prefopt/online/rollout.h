@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "prefopt/data/tokenizer.h"
 #include "prefopt/export.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/sampling.h"
@@ -34,6 +35,10 @@ struct RolloutOptions {
   std::int64_t at_once =
       64;  ///< rollouts that are decoded together; bounds memory, changes nothing
 };
+
+/// Returns the text of a completion without its end token, if it has one.
+PREFOPT_API std::string completion_text(const std::vector<std::int64_t>& completion,
+                                        const Tokenizer& tokenizer, const SamplingOptions& options);
 
 /// Called after each part of the rollouts.
 using RolloutProgress = std::function<void(std::size_t done, std::size_t total)>;

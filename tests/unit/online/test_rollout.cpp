@@ -68,5 +68,14 @@ TEST_CASE("numbers of rollouts below 1 are refused", "[online]") {
                     "rollouts: expected at_once of at least 1, got 0");
 }
 
+TEST_CASE("the text of a completion lacks its end token alone", "[online]") {
+  const ByteTokenizer tokenizer;
+  const SamplingOptions options{.eos_id = 'z', .extra_eos_ids = {'y'}};
+  CHECK(completion_text({'a', 'z'}, tokenizer, options) == "a");
+  CHECK(completion_text({'a', 'y'}, tokenizer, options) == "a");
+  CHECK(completion_text({'z', 'a'}, tokenizer, options) == "za");  // a stop string may end it
+  CHECK(completion_text({}, tokenizer, options).empty());
+}
+
 }  // namespace
 }  // namespace prefopt

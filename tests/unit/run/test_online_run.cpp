@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "online/row_store.h"
 #include "prefopt/error.h"
 #include "prefopt/files/safetensors.h"
 #include "prefopt/options.h"
@@ -230,6 +232,29 @@ TEST_CASE("each part of the state of rounds matters", "[run]") {
     CHECK(std::any_of(changed.begin(), changed.end(),
                       [](const auto& name) { return name.starts_with("model.safetensors:"); }));
   }
+}
+
+TEST_CASE("the turns of a user in given completions do not train", "[run]") {
+  const OnlineScene scene;
+  const Json turn = {{"role", "user"}, {"content", "a"}};
+  const Json answer = {{"role", "assistant"}, {"content", "b"}};
+  const Json row = {{"prompt", {turn}}, {"completion", {answer, turn, answer}}};
+  std::ofstream(scene.file("turns.jsonl")) << row.dump() << '\n';
+  Json config = scene.config("run");
+  config["online"]["prompts"] = scene.file("turns.jsonl");
+  config["online"]["sources"] = {{{"from", "data"}, {"column", "chosen"}}, {{"from", "policy"}}};
+  config["online"]["select"] = {{"type", "against_data"}, {"weigh_prompts", false}};
+  config["online"].erase("feedback");
+  config["online"]["rounds"] = {{"rounds", 1}};
+  const std::string checkpoint = run_config(config).checkpoint;
+  const auto tensors = read_safetensors(checkpoint + "/training_state.safetensors").tensors;
+  const std::map<std::string, at::Tensor> state(tensors.begin(), tensors.end());
+  const auto rows = detail::unpack_rows({state.at("source.rows"), state.at("source.columns")});
+  REQUIRE(rows.size() == 1);
+  const auto& mask = rows[0].chosen_mask;
+  CHECK(mask.size() == rows[0].chosen.size());
+  CHECK(std::count(mask.begin(), mask.end(), 0) > 0);
+  CHECK(rows[0].rejected_mask.empty());
 }
 
 TEST_CASE("a run whose last rounds have no rows ends with what it has", "[run]") {
