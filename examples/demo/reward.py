@@ -28,7 +28,7 @@ FUNCTION_WORDS = set(
     "never only short should some somebody that their them they this through what when where which "
     "while with without write your".split())
 
-# What closes a quotation or a bracket may follow the mark.
+# A closing quotation mark or bracket may follow the mark.
 SENTENCE_END = r"""[.!?]["')]*"""
 
 

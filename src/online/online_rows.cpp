@@ -8,7 +8,6 @@
 #include <future>
 #include <utility>
 
-#include "core/hash.h"
 #include "core/json.h"
 #include "online/draw_seed.h"
 #include "online/rated_prompts.h"
@@ -17,6 +16,7 @@
 #include "online/source_models.h"
 #include "prefopt/error.h"
 #include "train/epoch_order.h"
+#include "train/row_fingerprint.h"
 
 namespace prefopt {
 
@@ -46,8 +46,7 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
   if (parts.needs.of_own_samples && (options.rounds.steps != 1 || options.replay.share > 0)) {
     throw ConfigError(
         "online.rounds.steps: expected 1, and no replay, for a loss whose rows have to be samples "
-        "of "
-        "the policy that it changes, got another number or a replay.share");
+        "of the policy that it changes, got another number or a replay.share");
   }
   if (options.rounds.extrapolate > 0 && options.rounds.rounds == 1) {
     throw ConfigError(
@@ -61,8 +60,7 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
       throw ConfigError(fmt::format(
           "online.sources: expected '{}' to draw from the policy's own distribution, as the "
           "loss or the selection weighs completions by it, got temperature, top_k, top_p, "
-          "repetition_penalty "
-          "or min_new_tokens of another one",
+          "repetition_penalty or min_new_tokens of another one",
           source.name));
     }
   }
@@ -97,9 +95,15 @@ class LaterIsBetter final : public Preference {
 /// refused before anything is drawn. Returns the rows of a prompt whose completions all differ: the
 /// most that it has.
 std::int64_t rehearse(const OnlineParts& parts, std::int64_t seed) {
-  OnlineParts rehearsal = parts;
-  const bool has_rewards = parts.feedback && parts.feedback->has_rewards();
-  if (parts.feedback) rehearsal.feedback = std::make_shared<LaterIsBetter>(has_rewards);
+  OnlineParts rehearsal{.tokenizer = parts.tokenizer,
+                        .prompts = {},
+                        .sources = parts.sources,
+                        .rater = parts.rater,
+                        .selection = parts.selection,
+                        .needs = parts.needs};
+  if (parts.feedback) {
+    rehearsal.feedback = std::make_shared<LaterIsBetter>(parts.feedback->has_rewards());
+  }
   std::vector<Rollout> rollouts;
   for (std::int64_t place = 0; place < std::ssize(parts.sources); ++place) {
     for (std::int64_t k = 0; k < parts.sources[static_cast<std::size_t>(place)].n; ++k) {
@@ -111,17 +115,13 @@ std::int64_t rehearse(const OnlineParts& parts, std::int64_t seed) {
       detail::rate(rehearsal, {std::move(rollouts)}, seed, /*round=*/1, /*first=*/0).rows());
 }
 
-/// A sum of two adapters is none of the same rank, and the rounding of narrow weights is as large
-/// as a step.
+/// Throws ConfigError where extrapolate_weights would, before anything is drawn.
 void check_extrapolation(const Policy& policy, double alpha) {
-  for (const TrainedWeight& weight : policy.trained_weights()) {
-    const bool is_adapter = weight.lora_a.defined();
-    const at::ScalarType dtype = weight.weight.scalar_type();
-    if (!is_adapter && (dtype == at::kFloat || dtype == at::kDouble)) continue;
-    throw ConfigError(
-        fmt::format("online.rounds.extrapolate: expected 0 where the policy trains {}, got {}",
-                    is_adapter ? "an adapter" : "weights of less than float32", alpha));
-  }
+  const auto weight = detail::find_not_extrapolable(policy);
+  if (!weight) return;
+  throw ConfigError(
+      fmt::format("online.rounds.extrapolate: expected 0 where the policy trains {}, got {}",
+                  weight->lora_a.defined() ? "an adapter" : "weights of less than float32", alpha));
 }
 
 /// The numbers of a record.
@@ -230,17 +230,10 @@ void OnlineRows::Impl::prepare(Policy& policy) {
 }
 
 std::vector<const OnlinePrompt*> OnlineRows::Impl::prompts_of(std::int64_t number) const {
-  const auto count = std::ssize(parts.prompts);
+  detail::EndlessOrder order(parts.prompts.size(), draw_seed(options.seed, {detail::kPromptDraws}));
   std::vector<const OnlinePrompt*> chosen;
-  std::vector<std::size_t> order;
-  std::int64_t pass = -1;
   for (auto at = (number - 1) * prompts_a_round; at < number * prompts_a_round; ++at) {
-    if (at / count != pass) {
-      pass = at / count;
-      order = detail::shuffled_order(parts.prompts.size(),
-                                     draw_seed(options.seed, {detail::kPromptDraws}), pass);
-    }
-    chosen.push_back(&parts.prompts[order[static_cast<std::size_t>(at % count)]]);
+    chosen.push_back(&parts.prompts[order.at(at)]);
   }
   return chosen;
 }
@@ -283,12 +276,9 @@ void OnlineRows::Impl::plan_steps() {
   rows = store.pick(round, options.replay, options.seed);
   const RoundOptions& of = options.rounds;
   const auto count = std::ssize(rows);
-  steps = of.steps > 0
-              ? std::min(of.steps, count)
-              : static_cast<std::int64_t>(std::ceil(of.epochs * static_cast<double>(count) /
-                                                        static_cast<double>(options.batch_rows) -
-                                                    1e-9));
-  steps = std::max<std::int64_t>(1, steps);
+  steps = of.steps > 0 ? std::max<std::int64_t>(1, std::min(of.steps, count))
+                       : detail::count_epoch_steps(of.epochs, static_cast<double>(count),
+                                                   options.batch_rows);
 }
 
 void OnlineRows::Impl::describe(const detail::RatedPrompts& rated, std::int64_t empty_rounds) {
@@ -326,15 +316,9 @@ StepRows OnlineRows::Impl::step_rows() const {
   const double all = options.rounds.epochs * static_cast<double>(count);
   const std::int64_t limit = in_parts ? count : std::max<std::int64_t>(1, std::llround(all));
   StepRows result;
-  std::vector<std::size_t> order;
-  std::int64_t pass = -1;
+  detail::EndlessOrder order(rows.size(), draw_seed(options.seed, {detail::kOrderDraws, round}));
   for (std::int64_t at = begin; at < std::min(end, limit); ++at) {
-    if (at / count != pass) {
-      pass = at / count;
-      order = detail::shuffled_order(rows.size(),
-                                     draw_seed(options.seed, {detail::kOrderDraws, round}), pass);
-    }
-    const std::size_t number = order[static_cast<std::size_t>(at % count)];
+    const std::size_t number = order.at(at);
     result.rows.push_back(rows[number]);
     result.numbers.push_back(static_cast<std::int64_t>(number));
   }
@@ -413,18 +397,16 @@ std::vector<std::vector<std::int64_t>> OnlineRows::sample_prompts() const {
 void OnlineRows::visit_state(StateVisitor& visitor) { impl_->visit(visitor); }
 
 std::string OnlineRows::fingerprint() const {
-  detail::ContentHash hash;
+  std::vector<TokenRow> rows;
   for (const auto* prompts : {&impl_->parts.prompts, &impl_->parts.eval_prompts}) {
     for (const OnlinePrompt& prompt : *prompts) {
-      hash.update(prompt.completion_mask.data(), prompt.completion_mask.size());
-      for (const auto* tokens : {&prompt.ids, &prompt.completion}) {
-        const auto count = std::ssize(*tokens);
-        hash.update(&count, sizeof count);
-        hash.update(tokens->data(), tokens->size() * sizeof(std::int64_t));
-      }
+      TokenRow& row = rows.emplace_back();
+      row.prompt = prompt.ids;
+      row.chosen = prompt.completion;
+      row.chosen_mask = prompt.completion_mask;
     }
   }
-  return hash.hex();
+  return detail::fingerprint_of(rows);
 }
 
 std::string OnlineRows::text_of(const std::vector<std::int64_t>& tokens) const {
@@ -438,8 +420,7 @@ std::int64_t OnlineRows::most_steps() const {
   const ReplayOptions& replay = of.options.replay;
   const double fresh = static_cast<double>(of.prompts_a_round * of.rows_a_prompt);
   const auto steps_of = [&](double rows) {
-    const double all = rounds.epochs * rows / static_cast<double>(of.options.batch_rows);
-    return std::max<std::int64_t>(1, std::llround(std::ceil(all - 1e-9)));
+    return detail::count_epoch_steps(rounds.epochs, rows, of.options.batch_rows);
   };
   if (replay.share == 0) return rounds.rounds * steps_of(fresh);
   std::int64_t steps = 0;

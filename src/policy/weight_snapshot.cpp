@@ -85,23 +85,28 @@ BorrowedWeights::BorrowedWeights(Policy& policy, const WeightSnapshot& snapshot)
 
 BorrowedWeights::~BorrowedWeights() { own_.restore(policy_); }
 
+std::optional<TrainedWeight> detail::find_not_extrapolable(const Policy& policy) {
+  for (TrainedWeight& weight : policy.trained_weights()) {
+    if (weight.lora_a.defined() || is_narrow(weight.weight.scalar_type())) return std::move(weight);
+  }
+  return std::nullopt;
+}
+
 void extrapolate_weights(Policy& policy, const WeightSnapshot& previous, double alpha) {
   if (!(alpha >= 0 && alpha < 1)) {
     throw ConfigError(fmt::format("extrapolation: expected alpha in [0, 1), got {}", alpha));
   }
-  for (const TrainedWeight& weight : policy.trained_weights()) {
-    if (weight.lora_a.defined()) {
+  if (const auto weight = detail::find_not_extrapolable(policy)) {
+    if (weight->lora_a.defined()) {
       throw ConfigError(fmt::format(
           "extrapolation: expected weights without adapters, got one of '{}'; a sum of two "
           "adapters is none of the same rank",
-          weight.name));
+          weight->name));
     }
-    if (detail::is_narrow(weight.weight.scalar_type())) {
-      throw ConfigError(fmt::format(
-          "extrapolation: expected weights of float32 or float64, got '{}' of {}; its rounding is "
-          "as large as a step",
-          weight.name, c10::toString(weight.weight.scalar_type())));
-    }
+    throw ConfigError(fmt::format(
+        "extrapolation: expected weights of float32 or float64, got '{}' of {}; its rounding is as "
+        "large as a step",
+        weight->name, c10::toString(weight->weight.scalar_type())));
   }
   const at::NoGradGuard no_grad;
   std::vector<NamedParameter> before;

@@ -24,6 +24,7 @@
 #include "prefopt/train/epoch_rows.h"
 #include "run/online_run.h"
 #include "run/run_rows.h"
+#include "train/epoch_order.h"
 
 namespace prefopt::detail {
 namespace {
@@ -292,9 +293,7 @@ std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch
     throw ConfigError(
         "batch.steps: expected a number of steps, got 0; the rows have no end that epochs count");
   }
-  const double steps =
-      options.epochs * static_cast<double>(rows_an_epoch) / static_cast<double>(options.rows);
-  return std::max<std::int64_t>(1, std::llround(std::ceil(steps - 1e-9)));
+  return count_epoch_steps(options.epochs, static_cast<double>(rows_an_epoch), options.rows);
 }
 
 ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& events,

@@ -44,6 +44,25 @@ std::vector<std::size_t> shuffled_order(std::size_t count, std::int64_t seed, st
   return order;
 }
 
+std::int64_t count_epoch_steps(double epochs, double rows, std::int64_t rows_a_step) {
+  const double steps = epochs * rows / static_cast<double>(rows_a_step);
+  return std::max<std::int64_t>(1, std::llround(std::ceil(steps - 1e-9)));
+}
+
+EndlessOrder::EndlessOrder(std::size_t count, std::int64_t seed, bool shuffles)
+    : seed_(seed), shuffles_(shuffles), order_(count) {
+  std::iota(order_.begin(), order_.end(), 0);
+}
+
+std::size_t EndlessOrder::at(std::int64_t position) {
+  const auto count = std::ssize(order_);
+  if (shuffles_ && position / count != epoch_) {
+    epoch_ = position / count;
+    order_ = shuffled_order(order_.size(), seed_, epoch_);
+  }
+  return order_[static_cast<std::size_t>(position % count)];
+}
+
 std::string fingerprint_of(const std::vector<TokenRow>& rows) {
   ContentHash hash;
   const auto add = [&](const auto& values) {
@@ -93,14 +112,16 @@ std::vector<std::vector<std::int64_t>> RowSource::sample_prompts() const {
 }
 
 EpochRows::EpochRows(EpochData data, const EpochOptions& options)
-    : data_(std::move(data)), options_(options), order_(data_.rows.size()) {
+    : data_(std::move(data)),
+      options_(options),
+      order_(std::make_shared<detail::EndlessOrder>(data_.rows.size(), options_.seed,
+                                                    options_.shuffle)) {
   if (data_.rows.empty()) throw ConfigError("epoch rows: expected at least one row, got none");
   if (options_.batch_size < 1) {
     throw ConfigError(fmt::format("epoch rows: expected a batch_size of at least 1, got {}",
                                   options_.batch_size));
   }
   data_.is_cut.resize(data_.rows.size());
-  std::iota(order_.begin(), order_.end(), 0);
   held_out_.rows = std::move(data_.held_out);
   if (held_out_.rows.empty()) return;
   const auto& cut = data_.is_held_out_cut;
@@ -145,20 +166,9 @@ std::string EpochRows::text_of(const std::vector<std::int64_t>& tokens) const {
 std::vector<std::int64_t> EpochRows::next_numbers() {
   std::vector<std::int64_t> numbers;
   for (auto place = position_; place < position_ + options_.batch_size; ++place) {
-    numbers.push_back(static_cast<std::int64_t>(at(place)));
+    numbers.push_back(static_cast<std::int64_t>(order_->at(place)));
   }
   return numbers;
-}
-
-std::size_t EpochRows::at(std::int64_t position) {
-  const auto rows = std::ssize(order_);
-  if (options_.shuffle && position / rows != epoch_) permute(position / rows);
-  return order_[static_cast<std::size_t>(position % rows)];
-}
-
-void EpochRows::permute(std::int64_t epoch) {
-  epoch_ = epoch;
-  order_ = detail::shuffled_order(order_.size(), options_.seed, epoch);
 }
 
 }  // namespace prefopt

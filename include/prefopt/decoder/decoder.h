@@ -160,8 +160,8 @@ class PREFOPT_API Decoder final : public Policy {
                                        bool with_head);
   /// With `score`, unless that is undefined, as the weight of a score head next to the adapter.
   void write_adapter(const std::string& directory, const at::Tensor& score) const;
-  /// Returns the weight of the adapter's score head, of the shape of `score`; undefined where there
-  /// is none, and where `score` is, which then refuses one.
+  /// Returns the weight of the adapter's score head, of the shape of `score`; undefined if there is
+  /// no such head. An undefined `score` refuses an adapter with one.
   at::Tensor read_adapter(const std::string& directory, const at::Tensor& score);
   void place_adapter(const LoraOptions& options);
   void train_adapter_only();

@@ -16,7 +16,7 @@
 
 namespace prefopt {
 
-/// What happens to a model without a score head.
+/// The treatment of a model without a score head.
 enum class ScoreHead {
   kRequired,     ///< it is refused
   kFreshIfNone,  ///< it gets one, N(0, initializer_range^2) from LibTorch's default generator

@@ -95,8 +95,9 @@ PREFOPT_API std::unique_ptr<Preference> make_reward_preference(Reward reward,
 PREFOPT_API std::unique_ptr<Preference> make_judge_preference(std::unique_ptr<Judge> judge,
                                                               bool both_orders = true);
 
-/// Returns Σ_k weights[k] r_k, as TRL's `reward_weights`; unlike there, no answer of one is none of
-/// the sum. Throws ConfigError for no parts, a part without rewards, or another number of weights.
+/// Returns Σ_k weights[k] r_k, as TRL's `reward_weights`; unlike there, the sum has no answer where
+/// a part has none. Throws ConfigError for no parts, a part without rewards, or another number of
+/// weights.
 PREFOPT_API std::unique_ptr<Preference> make_weighted_sum(
     std::vector<std::unique_ptr<Preference>> parts, std::vector<double> weights,
     double temperature = 1);

@@ -26,7 +26,7 @@ class PREFOPT_API RewardPolicy : public Policy {
   /// Returns [2 R]: the rewards of the chosen completions of all rows, then of the rejected ones.
   at::Tensor rewards(const std::vector<TokenRow>& rows);
 
-  // What takes log-probs: each throws ConfigError.
+  // Functions of log-probs: each throws ConfigError.
   PolicyOutput forward(const TokenBatch& batch) final;
   at::Tensor forward_packed(const PackedTokens& tokens) final;
   std::unique_ptr<DecodeSession> start_decoding(

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -54,5 +55,11 @@ class PREFOPT_API BorrowedWeights {
 /// have no limit; for adapters, as a sum of two is none of the same rank; for bfloat16 and float16
 /// weights, whose rounding is as large as a step; and for the snapshot of another policy.
 PREFOPT_API void extrapolate_weights(Policy& policy, const WeightSnapshot& previous, double alpha);
+
+namespace detail {
+/// Returns a trained weight that cannot be extrapolated: one of an adapter, or of bfloat16 or
+/// float16.
+PREFOPT_API std::optional<TrainedWeight> find_not_extrapolable(const Policy& policy);
+}  // namespace detail
 
 }  // namespace prefopt

@@ -13,6 +13,10 @@
 
 namespace prefopt {
 
+namespace detail {
+class EndlessOrder;
+}
+
 struct EpochOptions {
   std::int64_t batch_size = 16;  ///< rows per step; the last of an epoch takes some of the next
   std::int64_t seed = 0;         ///< of the order
@@ -45,15 +49,12 @@ class PREFOPT_API EpochRows final : public RowSource {
 
  private:
   std::vector<std::int64_t> next_numbers();
-  std::size_t at(std::int64_t position);
-  void permute(std::int64_t epoch);
 
   EpochData data_;
   EpochOptions options_;
   StepRows held_out_;
   std::int64_t position_ = 0;  ///< in the endless stream of epochs
-  std::vector<std::size_t> order_;
-  std::int64_t epoch_ = -1;  ///< of `order_`
+  std::shared_ptr<detail::EndlessOrder> order_;
 };
 
 }  // namespace prefopt
