@@ -82,10 +82,13 @@ struct ScoreArguments : ModelArguments {
 void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct LossArguments {
-  std::string loss;   ///< JSON, or @FILE that holds it
-  std::string logps;  ///< path of a JSONL file
+  std::string loss;      ///< JSON, or @FILE that holds it
+  std::string logps;     ///< path of a JSONL file
+  std::string rollouts;  ///< the same of an objective on tokens
 };
 void run_loss(const LossArguments& arguments, std::ostream& out);
+/// Evaluates an objective on tokens on `rollouts`.
+void run_rollout_loss(const LossArguments& arguments, std::ostream& out);
 
 struct GradArguments : ModelArguments {
   std::string reference, data;

@@ -15,6 +15,7 @@
 #include "prefopt/decoder/end_tokens.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
+#include "prefopt/objectives/token_objective.h"
 
 namespace prefopt::cli {
 namespace {
@@ -76,7 +77,15 @@ std::string read_json_argument(const std::string& argument) {
   return argument.starts_with('@') ? detail::read_file<ConfigError>(argument.substr(1)) : argument;
 }
 
-Loss read_loss(const std::string& argument) { return make_loss(read_json_argument(argument)); }
+Loss read_loss(const std::string& argument) {
+  const std::string config = read_json_argument(argument);
+  if (is_token_objective(config)) {
+    throw ConfigError(
+        "loss: expected a loss on pairs or labelled rows, got an objective on tokens, which takes "
+        "rollouts (`prefopt loss --rollouts`)");
+  }
+  return make_loss(config);
+}
 
 RowMemory row_memory(const ModelArguments& arguments) {
   return detail::remembered_rows({arguments.adapter, arguments.model});

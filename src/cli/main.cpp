@@ -223,9 +223,11 @@ CLI::App* add_score(CLI::App& app, ScoreArguments& arguments) {
 CLI::App* add_loss(CLI::App& app, LossArguments& arguments) {
   auto* command = app.add_subcommand("loss", "Evaluate a loss and its gradient on given log-probs");
   command->add_option("--loss", arguments.loss, "loss config")->type_name("JSON|@FILE")->required();
-  command->add_option("--logps", arguments.logps, "rows of log-probs")
-      ->type_name("FILE")
-      ->required();
+  auto* rows = command->add_option_group("rows")->require_option(1);
+  rows->add_option("--logps", arguments.logps, "rows of log-probs")->type_name("FILE");
+  rows->add_option("--rollouts", arguments.rollouts,
+                   "completions of a step, for an objective on tokens")
+      ->type_name("FILE");
   return command;
 }
 
@@ -535,7 +537,14 @@ int run(int argc, char** argv) {
                      [&](std::ostream& out) { run_data_check(data_check, out, remarks); });
        }},
       {add_score(app, score), [&] { run_score(score, std::cout, remarks); }},
-      {add_loss(app, loss), [&] { run_loss(loss, std::cout); }},
+      {add_loss(app, loss),
+       [&] {
+         if (loss.rollouts.empty()) {
+           run_loss(loss, std::cout);
+         } else {
+           run_rollout_loss(loss, std::cout);
+         }
+       }},
       {add_grad(app, grad), [&] { run_grad(grad, std::cout, remarks); }},
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
       {add_generate(app, generate),
