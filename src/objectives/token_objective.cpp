@@ -180,6 +180,12 @@ ObjectiveNeeds TokenObjective::needs() const {
           .ratios = rule_.info().kind != "none"};
 }
 
+bool TokenObjective::ignores_zero_advantages() const {
+  const bool has_kl = options_.kl.coefficient > 0 && options_.kl.place == KlPlace::kLoss;
+  return rule_.is_linear() && !has_kl && options_.entropy_coefficient == 0 &&
+         options_.value_loss.coefficient == 0;
+}
+
 // Advantages.
 
 StepAdvantages TokenObjective::advantages(const RolloutStep& step, double kl_coefficient) const {

@@ -176,6 +176,9 @@ class PREFOPT_API TokenObjective {
   }
 
   ObjectiveNeeds needs() const;
+  /// Returns whether completions without an advantage have neither a loss nor a gradient, so that
+  /// they need only be counted.
+  bool ignores_zero_advantages() const;
   const TokenObjectiveOptions& options() const { return options_; }
   const Advantage& advantage() const { return advantage_; }
   const TokenRule& rule() const { return rule_; }

@@ -61,6 +61,7 @@ class PREFOPT_API RuleConcept {
   virtual RuleOutputs<at::Tensor> apply(const RuleInputs<at::Tensor>& in) const = 0;
   virtual RuleOutputs<Eigen::ArrayXd> apply(const RuleInputs<Eigen::ArrayXd>& in) const = 0;
   virtual bool of_completions() const = 0;
+  virtual bool is_linear() const = 0;
   virtual PieceInfo info() const = 0;
   virtual std::string options_json() const = 0;
 };
@@ -69,7 +70,8 @@ class PREFOPT_API RuleConcept {
 /// Any rule that makes a loss of ratio, log-prob and advantage of a token, held by value. `R` has
 /// `formula(const RuleInputs<T>&) const` for any array type, `static PieceInfo info()`, and
 /// `options()` that returns an OptionStruct. `static constexpr bool kOfCompletions = true` says
-/// that its ratio is always that of the whole completion, whatever the level.
+/// that its ratio is always that of the whole completion, whatever the level; `kIsLinear = false`
+/// that a token without an advantage has a loss all the same.
 class PREFOPT_API TokenRule {
  public:
   template <class R>
@@ -84,6 +86,7 @@ class PREFOPT_API TokenRule {
     return self_->apply(in);
   }
   bool of_completions() const { return self_->of_completions(); }
+  bool is_linear() const { return self_->is_linear(); }
   PieceInfo info() const { return self_->info(); }
   /// Returns `{"kind": …, every option}`.
   std::string config() const;
@@ -102,6 +105,10 @@ class PREFOPT_API TokenRule {
     bool of_completions() const override {
       if constexpr (requires { R::kOfCompletions; }) return R::kOfCompletions;
       return false;
+    }
+    bool is_linear() const override {
+      if constexpr (requires { R::kIsLinear; }) return R::kIsLinear;
+      return true;
     }
     PieceInfo info() const override { return R::info(); }
     std::string options_json() const override { return options_to_json(rule_.options()); }

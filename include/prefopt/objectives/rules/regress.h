@@ -20,6 +20,7 @@ struct RegressOptions {
 class RegressRule : public RuleBase<RegressRule, RegressOptions> {
  public:
   using RuleBase::RuleBase;
+  static constexpr bool kIsLinear = false;
 
   template <class T>
   RuleOutputs<T> formula(const RuleInputs<T>& in) const {
