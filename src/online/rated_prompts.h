@@ -17,6 +17,8 @@ namespace prefopt::detail {
 class RatedPrompts {
  public:
   const std::vector<TokenRow>& rows() const { return rows_; }
+  /// Returns the completions of each prompt.
+  const std::vector<std::vector<Rollout>>& rollouts() const { return rollouts_; }
   void append(RatedPrompts more);
   /// Returns metrics of a round.
   Metrics metrics() const;

@@ -296,7 +296,7 @@ std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch
   return count_epoch_steps(options.epochs, static_cast<double>(rows_an_epoch), options.rows);
 }
 
-ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& events,
+ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& events,
                     const Note& note) {
   const LossRequirements needs = loss.requirements();
   const bool is_online = options.online.is_online();
@@ -324,7 +324,7 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
   if (is_online && needs.of_rewards) {
     throw ConfigError(fmt::format(
         "online.prompts: expected none for '{}', as a reward model writes nothing, got '{}'",
-        loss.info().name, options.online.prompts));
+        loss.name(), options.online.prompts));
   }
   std::shared_ptr<Policy> trained;
   std::shared_ptr<Decoder> policy;  // or the layers of a reward model
@@ -364,7 +364,7 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
   } else if (options.reference.rule != ReferenceRule::kFixed) {
     throw ConfigError(fmt::format(
         "reference.rule: expected 'fixed' for '{}', which has no reference, got another rule",
-        loss.info().name));
+        loss.name()));
   }
   ResolvedRun run{.options = {},
                   .policy = trained,

@@ -17,9 +17,9 @@
 #include "core/hash.h"
 #include "core/text.h"
 #include "prefopt/error.h"
-#include "prefopt/losses/registry.h"
 #include "prefopt/options.h"
 #include "prefopt/run/run.h"
+#include "run/run_loss.h"
 
 namespace prefopt::detail {
 namespace {
@@ -147,7 +147,7 @@ std::map<std::string, std::string> defaults() {
 Json with_whole_loss(Json config) {
   try {
     const Json loss = config.value("loss", Json::object());
-    config["loss"] = parse_json<ConfigError>(make_loss(dump_json(loss)).config(), "loss");
+    config["loss"] = parse_json<ConfigError>(RunLoss(dump_json(loss)).config(), "loss");
   } catch (const ConfigError&) {
     // The comparison names what this version does not know.
   }
@@ -156,7 +156,7 @@ Json with_whole_loss(Json config) {
 
 bool draws_samples(const Json& config) {
   if (config.contains("online")) return true;  // sources have these options where they name none
-  const auto needs = make_loss(dump_json(config.at("loss"))).requirements();
+  const auto needs = RunLoss(dump_json(config.at("loss"))).requirements();
   return needs.sample_source != SampleSource::kNone;
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,11 +12,13 @@
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
+#include "prefopt/objectives/token_objective.h"
 #include "prefopt/online/online_options.h"
 #include "prefopt/online/preference.h"
 #include "prefopt/online/rollout.h"
 #include "prefopt/online/selection.h"
 #include "prefopt/policy/policy.h"
+#include "prefopt/policy/reference.h"
 #include "prefopt/policy/sampling.h"
 #include "prefopt/train/row_source.h"
 
@@ -44,7 +47,14 @@ struct OnlineParts {
   std::shared_ptr<Selection> selection;
   LossRequirements needs = {};           ///< of the loss; a column that it does not read is refused
   std::shared_ptr<Policy> initial = {};  ///< the policy before training, for sources and contests
-  SamplingOptions sampling = {};         ///< of evaluations
+  /// Set: rows are rollouts for an objective on tokens, and the selection has no part in them.
+  std::optional<TokenObjective> objective = {};
+  std::shared_ptr<Reference> reference = {};  ///< of an objective with a KL
+  RolloutSelection rollouts = {};
+  RewardOptions reward = {};
+  double temperature = 1;               ///< of the sources of rollouts
+  std::int64_t micro_tokens = 1 << 14;  ///< tokens at a time where rollouts are scored
+  SamplingOptions sampling = {};        ///< of evaluations
   /// Moves the reference at the start of a round; empty: it does not move by rounds.
   std::function<void(Policy& policy, std::int64_t round)> start_round = {};
   /// Receives the phase of a round, "sampling" or "rating", and how much of it is done.
