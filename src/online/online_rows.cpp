@@ -355,6 +355,7 @@ void OnlineRows::Impl::visit(StateVisitor& visitor) {
   }
   std::vector<std::int64_t> bytes(record.begin(), record.end());
   visitor.integers("round_record", bytes);
+  if (!visitor.is_loading()) return;
   record.assign(bytes.begin(), bytes.end());
   restore_round();
 }

@@ -144,14 +144,17 @@ std::vector<TokenRow> RowStore::pick(std::int64_t round, const ReplayOptions& re
 void RowStore::visit_state(StateVisitor& visitor) {
   std::vector<TokenRow> rows;
   std::vector<std::int64_t> rounds;
-  for (const StoredRow& stored : rows_) {
-    rows.push_back(stored.row);
-    rounds.push_back(stored.round);
+  if (!visitor.is_loading()) {
+    for (const StoredRow& stored : rows_) {
+      rows.push_back(stored.row);
+      rounds.push_back(stored.round);
+    }
   }
   PackedRows packed = pack_rows(rows);
   visitor.array("rows", packed.integers);
   visitor.array("columns", packed.numbers);
   visitor.integers("row_rounds", rounds);
+  if (!visitor.is_loading()) return;
   rows = unpack_rows(packed);
   if (rows.size() != rounds.size()) {
     throw CheckpointError(
