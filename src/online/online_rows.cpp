@@ -10,6 +10,7 @@
 
 #include "core/json.h"
 #include "online/draw_seed.h"
+#include "online/held_out_contest.h"
 #include "online/rated_prompts.h"
 #include "online/rollout_writer.h"
 #include "online/row_store.h"
@@ -140,7 +141,8 @@ struct OnlineRows::Impl {
       : parts(std::move(given)),
         options(of),
         models(parts.sources, policy, parts.initial),
-        writer(parts, models, options.at_once, options.seed) {
+        writer(parts, models, options.at_once, options.seed),
+        contest(parts, options.at_once, options.seed) {
     const RoundOptions& rounds = options.rounds;
     if (rounds.extrapolate > 0) {
       check_extrapolation(policy, rounds.extrapolate);
@@ -162,7 +164,6 @@ struct OnlineRows::Impl {
   std::int64_t rows_of_step(std::int64_t of) const;
   StepRows step_rows() const;
 
-  Metrics contests(Policy& policy);
   void restore_round();
   void visit(StateVisitor& visitor);
 
@@ -170,6 +171,7 @@ struct OnlineRows::Impl {
   OnlineRowsOptions options;
   detail::SourceModels models;
   detail::RolloutWriter writer;
+  detail::HeldOutContest contest;
   detail::RowStore store;
   std::optional<WeightSnapshot> previous;  ///< after the training of the round before
   std::optional<WeightSnapshot> initial;
@@ -185,7 +187,6 @@ struct OnlineRows::Impl {
   std::string record;              ///< JSON about the round: its metrics and some completions
   Metrics metrics;                 ///< of `record`
   Policy* trained = nullptr;       ///< that the present step trains
-  std::vector<Rollout> first;      ///< the initial policy's completions of held-out prompts
 };
 
 // A round.
@@ -329,19 +330,6 @@ StepRows OnlineRows::Impl::step_rows() const {
   return result;
 }
 
-/// Compares with the policy before training.
-Metrics OnlineRows::Impl::contests(Policy& policy) {
-  if (parts.eval_prompts.empty() || !parts.feedback) return {};
-  SamplingOptions sampling = parts.sampling;
-  sampling.seed = draw_seed(options.seed, {detail::kEvaluationDraws});
-  const auto write = [&](Policy& model) {
-    return detail::completions_of(model, parts, sampling, options.at_once);
-  };
-  const std::vector<Rollout> ours = write(policy);
-  if (parts.initial && first.empty()) first = write(*parts.initial);
-  return detail::contest_metrics(parts, ours, first);
-}
-
 void OnlineRows::Impl::visit(StateVisitor& visitor) {
   visitor.integer("round", round);
   visitor.integer("prepared_round", prepared);
@@ -387,7 +375,9 @@ bool OnlineRows::is_done() const {
 
 bool OnlineRows::evaluates() const { return !impl_->parts.eval_prompts.empty(); }
 
-Metrics OnlineRows::evaluate(Policy& policy) { return impl_->contests(policy); }
+Metrics OnlineRows::evaluate(Policy& policy) { return impl_->contest.measure(policy); }
+
+void OnlineRows::finish_evaluation() { impl_->contest.finish(); }
 
 std::vector<std::vector<std::int64_t>> OnlineRows::sample_prompts() const {
   std::vector<std::vector<std::int64_t>> prompts;
@@ -395,7 +385,12 @@ std::vector<std::vector<std::int64_t>> OnlineRows::sample_prompts() const {
   return prompts;
 }
 
-void OnlineRows::visit_state(StateVisitor& visitor) { impl_->visit(visitor); }
+void OnlineRows::visit_state(StateVisitor& visitor) {
+  impl_->visit(visitor);
+  visit_evaluation(visitor);
+}
+
+void OnlineRows::visit_evaluation(StateVisitor& visitor) { impl_->contest.visit_state(visitor); }
 
 std::string OnlineRows::fingerprint() const {
   std::vector<TokenRow> rows;

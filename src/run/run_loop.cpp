@@ -49,6 +49,7 @@ void RunLoop::take_steps() {
   tokens_logged_ = static_cast<double>(parts_.trainer.tokens_seen());
   if (before_training_) {
     record(*before_training_);
+    parts_.source.finish_evaluation();
     state_.first_evaluation = state_.last_evaluation = before_training_->metrics;
     before_training_.reset();
     // A name that it does not have does not lose the work of the evaluation.
@@ -205,6 +206,7 @@ void RunLoop::evaluate_and_judge() {
   check_name(state_.last_evaluation);
   const bool is_among_best =
       state_.selection.add(step, *find_metric(state_.last_evaluation, best_name()));
+  parts_.source.finish_evaluation();
   state_.evaluation_is_due = false;
   if (saved_.first == step) {
     saved_run().write_evaluation(saved_.second);

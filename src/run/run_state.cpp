@@ -222,7 +222,11 @@ void SavedRun::load_values(const Json& values, const std::string& path) const {
 }
 
 void SavedRun::write_evaluation(const std::string& checkpoint) const {
+  Json of_source = Json::object();
+  SourceSaver saver(&of_source);
+  source.visit_evaluation(saver);
   const Json values = {{"step", trainer.steps_done()},
+                       {"source", of_source},
                        {"selection", state.selection.state()},
                        {"displacement_noted", state.displacement_noted},
                        {"last_evaluation", metrics_to_json(state.last_evaluation)}};
@@ -237,12 +241,18 @@ void SavedRun::load_evaluation(const std::string& checkpoint) const {
     if (values.at("step").get<std::int64_t>() != trainer.steps_done()) return;
     const bool displacement_noted = values.at("displacement_noted").get<bool>();
     Metrics last_evaluation = metrics_from_json(values.at("last_evaluation"));
-    state.selection.load(values.at("selection"));
+    Selection selection = state.selection;
+    selection.load(values.at("selection"));
+    SourceLoader loader(values.at("source"), {});
+    source.visit_evaluation(loader);
+    state.selection = std::move(selection);
     state.displacement_noted = displacement_noted;
     state.last_evaluation = std::move(last_evaluation);
     state.evaluation_is_due = false;
   } catch (const Json::exception&) {
     // A damaged one is as good as none.
+  } catch (const CheckpointError&) {
+    // The same.
   }
 }
 

@@ -81,11 +81,14 @@ class PREFOPT_API OnlineRows final : public RowSource {
   /// many rows as they can.
   std::int64_t most_steps() const;
   bool evaluates() const override;
-  /// Returns the mean reward on the held-out prompts, if there are rewards, the rate of wins over
-  /// the policy before training, and lengths.
+  /// Returns the mean reward on the held-out prompts, if there are rewards, the rates of wins over
+  /// the policy before training and over that of the evaluation before, if there was one, and
+  /// lengths.
   Metrics evaluate(Policy& policy) override;
+  void finish_evaluation() override;
   std::vector<std::vector<std::int64_t>> sample_prompts() const override;
   void visit_state(StateVisitor& visitor) override;
+  void visit_evaluation(StateVisitor& visitor) override;
   std::string fingerprint() const override;
   std::string text_of(const std::vector<std::int64_t>& tokens) const override;
 

@@ -47,14 +47,20 @@ class PREFOPT_API RowSource {
 
   /// Returns whether evaluations have a result: rows held out, or `evaluate`.
   virtual bool evaluates() const { return !held_out().rows.empty(); }
-  /// Measures the policy in ways of the source, in addition to the loss of held-out rows.
+  /// Measures the policy in ways of the source, in addition to the loss of held-out rows: the same
+  /// again until finish_evaluation is called.
   virtual Metrics evaluate(Policy& policy);
+  /// Called after an evaluation of the run, when its metrics are written.
+  virtual void finish_evaluation() {}
   /// Returns prompts for samples. The default: those of the held-out rows.
   virtual std::vector<std::vector<std::int64_t>> sample_prompts() const;
 
   /// Visits all that `next` and `finish_step` change. A source that loads what was saved then gives
   /// the rows that would have followed. Names of a run's own state ("step", …) are taken.
   virtual void visit_state(StateVisitor& visitor) = 0;
+  /// Visits all that `finish_evaluation` changes, numbers alone; `visit_state` visits it as well.
+  /// Written by itself where an evaluation comes after its step was saved.
+  virtual void visit_evaluation(StateVisitor& visitor);
   /// Returns a hash of what the rows are made from: a run is resumed with the same one only.
   virtual std::string fingerprint() const { return {}; }
   /// Returns tokens as text, for samples. The default: their ids.

@@ -117,6 +117,10 @@ TEST_CASE("a policy writes its own pairs, round after round", "[run]") {
   }
   REQUIRE(evaluations.size() == 4);
   CHECK(evaluations[0]["eval_win_rate"] == 0.5);  // against itself
+  CHECK_FALSE(evaluations[0].contains("eval_win_rate_last"));
+  // Before training, the first policy and that of the evaluation before are one.
+  CHECK(evaluations[1]["eval_win_rate_last"] == evaluations[1]["eval_win_rate"]);
+  CHECK(evaluations[2].contains("eval_win_rate_last"));
   CHECK(evaluations[3]["step"] == 6);
   CHECK(Json::parse(read_text(scene.file("run/config.json")))["evaluate"]["best_metric"] ==
         "eval_reward");
@@ -164,6 +168,9 @@ std::vector<std::pair<std::string, Json>> components() {
             {{"from", "mixture"}},
             {{"from", "reference"}}}},
           {"select", {{"type", "best_worst"}}}}}}},
+      {"evaluations",
+       {{"online", {{"eval_fraction", 0.25}, {"rounds", {{"prompts", 3}}}}},
+        {"evaluate", {{"sample_prompts", 0}}}}},
       {"advantages",
        {{"online", {{"rounds", {{"rounds", 6}, {"steps", 1}}}, {"select", advantage}}},
         {"batch", {{"rows", 16}}},
@@ -232,6 +239,34 @@ TEST_CASE("each part of the state of rounds matters", "[run]") {
     CHECK(std::any_of(changed.begin(), changed.end(),
                       [](const auto& name) { return name.starts_with("model.safetensors:"); }));
   }
+}
+
+TEST_CASE("the evaluation before is part of a checkpoint", "[run]") {
+  const OnlineScene scene;
+  Json config = scene.config("straight");
+  config["online"]["eval_fraction"] = 0.25;
+  config["online"]["rounds"]["prompts"] = 3;
+  // The first completion wins wherever the two differ.
+  config["online"]["feedback"] = {
+      {"program", {"/bin/sh", "-c", "while read -r line; do echo '{\"p\": 0.9}'; done"}}};
+  const std::string straight = run_config(config).checkpoint;
+  const auto evaluation_of = [](const std::string& checkpoint) {
+    return Json::parse(read_text(checkpoint + "/evaluation.json"));
+  };
+  const Json expected = evaluation_of(straight)["last_evaluation"];
+  CHECK(expected["win_rate_last"] > 0.5);
+  // The policy at the end of the second round, as it was evaluated after its step was saved.
+  const std::string from = scene.file("straight/checkpoints/step-4");
+  config["output_dir"] = scene.file("again");
+  CHECK(evaluation_of(run_config(config, from).checkpoint)["last_evaluation"] == expected);
+  // With the completions of the last policy in place of its own: equal ones are a tie.
+  Json changed = evaluation_of(from);
+  changed["source"] = evaluation_of(straight)["source"];
+  testing_support::write_text(from + "/evaluation.json", changed.dump());
+  config["output_dir"] = scene.file("changed");
+  const Json other = evaluation_of(run_config(config, from).checkpoint)["last_evaluation"];
+  CHECK(other["win_rate_last"] == 0.5);
+  CHECK(other["win_rate"] == expected["win_rate"]);
 }
 
 TEST_CASE("the turns of a user in given completions do not train", "[run]") {
