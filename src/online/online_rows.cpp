@@ -134,6 +134,13 @@ Metrics metrics_of(const detail::Json& record) {
   return metrics;
 }
 
+/// Why a round has no rows.
+std::string summary_of(const Metrics& metrics) {
+  const auto count = [&](std::string_view name) { return metric(metrics, name); };
+  return fmt::format("{} ties, {} identical, {} failed, {} unusable", count("pairs/ties"),
+                     count("pairs/identical"), count("pairs/failed"), count("pairs/unusable"));
+}
+
 }  // namespace
 
 struct OnlineRows::Impl {
@@ -154,6 +161,7 @@ struct OnlineRows::Impl {
 
   // A round.
   void start_round(Policy& policy);
+  bool is_stuck() const;
   void prepare(Policy& policy);
   std::vector<const OnlinePrompt*> prompts_of(std::int64_t number) const;
   detail::RatedPrompts draw(Policy& policy);
@@ -192,28 +200,37 @@ struct OnlineRows::Impl {
 // A round.
 
 void OnlineRows::Impl::start_round(Policy& policy) {
-  while (true) {
-    prepare(policy);
-    const detail::RatedPrompts rated = draw(policy);
-    round = prepared;
-    step = 0;
-    store.add(rated.rows(), round, options.replay);
-    empty = rated.rows().empty() ? empty + 1 : 0;
-    describe(rated, empty);
-    if (empty == 0) break;
+  if (is_stuck()) {
+    const std::string where =
+        empty == 1 ? "the only round ("
+                   : fmt::format("{} rounds one after the other (in the last one ", empty);
+    throw DataError(fmt::format("online: expected rows of a round, got none in {}{})", where,
+                                summary_of(metrics)));
+  }
+  prepare(policy);
+  const detail::RatedPrompts rated = draw(policy);
+  round = prepared;
+  step = 0;
+  store.add(rated.rows(), round, options.replay);
+  empty = rated.rows().empty() ? empty + 1 : 0;
+  describe(rated, empty);
+  if (empty > 0) {
     // Without steps the next call starts another round, also in a resumed run.
     steps = 0;
     rows.clear();
-    if (parts.note) parts.note(fmt::format("round {}: no rows, it is skipped", round));
-    if (round == options.rounds.rounds) return;
-    if (empty == kMostEmptyRounds) {
-      throw DataError(fmt::format(
-          "online: expected rows of a round, got none in {} rounds one after the other ({})", empty,
-          rated.summary()));
+    if (parts.note) {
+      parts.note(fmt::format("round {}: no rows ({}), it is skipped", round, summary_of(metrics)));
     }
+    return;
   }
   if (options.rounds.start == RoundStart::kInitial) initial->restore(policy);
   plan_steps();
+}
+
+/// Whether the rounds end with an error in place of a further one: too many had no row, or all.
+bool OnlineRows::Impl::is_stuck() const {
+  if (empty == 0) return false;
+  return round == options.rounds.rounds ? empty == round : empty == kMostEmptyRounds;
 }
 
 /// Makes weights and reference ready for the next round, once, though drawing may fail after it.
@@ -293,14 +310,15 @@ void OnlineRows::Impl::describe(const detail::RatedPrompts& rated, std::int64_t 
 
 /// Makes what follows from the saved state: the rows of the round and their metrics.
 void OnlineRows::Impl::restore_round() {
-  if (round == 0 || steps == 0) return;
+  if (round == 0) return;
+  metrics = metrics_of(detail::parse_json<CheckpointError>(record, "round_record"));
+  if (steps == 0) return;
   const std::int64_t planned = steps;
   plan_steps();
   if (steps != planned || step < 0 || step > steps) {
     throw CheckpointError(fmt::format(
         "expected round_step of the {} steps of a round, got step {} of {}", steps, step, planned));
   }
-  metrics = metrics_of(detail::parse_json<CheckpointError>(record, "round_record"));
 }
 
 // Its steps.
@@ -361,7 +379,7 @@ StepRows OnlineRows::next(Policy& policy) {
   Impl& of = *impl_;
   of.trained = &policy;
   if (of.round == 0 || of.step == of.steps) of.start_round(policy);
-  return of.steps > 0 ? of.step_rows() : StepRows();
+  return of.steps > 0 ? of.step_rows() : StepRows{.rows = {}, .round = of.record};
 }
 
 void OnlineRows::finish_step() {
@@ -370,7 +388,8 @@ void OnlineRows::finish_step() {
 }
 
 bool OnlineRows::is_done() const {
-  return impl_->round == impl_->options.rounds.rounds && impl_->step == impl_->steps;
+  const Impl& of = *impl_;
+  return of.round == of.options.rounds.rounds && of.step == of.steps && !of.is_stuck();
 }
 
 bool OnlineRows::evaluates() const { return !impl_->parts.eval_prompts.empty(); }

@@ -189,11 +189,6 @@ Json RatedPrompts::samples(std::size_t prompts, const std::vector<SourceOptions>
   return shown;
 }
 
-std::string RatedPrompts::summary() const {
-  return fmt::format("in the last one {} ties, {} identical, {} failed, {} unusable", ties_,
-                     identical_, failed_, unusable_);
-}
-
 RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> rollouts,
                   std::int64_t seed, std::int64_t round, std::int64_t first) {
   /// Of a selection that asks nothing.

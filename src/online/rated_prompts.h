@@ -23,8 +23,6 @@ class RatedPrompts {
   Metrics metrics() const;
   /// Returns the first prompts with their completions, for the report.
   Json samples(std::size_t prompts, const std::vector<SourceOptions>& sources) const;
-  /// Returns why there are no rows, in a few words.
-  std::string summary() const;
 
  private:
   friend RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> rollouts,

@@ -64,7 +64,8 @@ struct OnlineRowsOptions {
 /// rate them, select rows, train on them. A draw depends on (seed, round, prompt, source, index)
 /// alone, a selection on (seed, round, prompt).
 ///
-/// Throws DataError for three rounds without a row in a row.
+/// A round without a row is skipped. Three one after the other, or no other ones in the whole run,
+/// are a DataError with what became of the completions of the last one.
 class PREFOPT_API OnlineRows final : public RowSource {
  public:
   /// Throws ConfigError for no prompts, more prompts a round than there are, a part that sources or

@@ -19,7 +19,8 @@ struct StepRows {
   /// Of the rows in their source, for reports of a step; empty: their places in `rows`.
   std::vector<std::int64_t> numbers = {};
   Metrics metrics = {};             ///< of the rows, added to those of the step or the evaluation
-  std::string round = {};           ///< JSON about the round that these rows begin; empty: none
+  /// JSON about the round that these rows begin, or that has no rows; empty: none.
+  std::string round = {};
   bool ends_round = false;          ///< an evaluation is due after them, where none is counted
   bool restarts_optimizer = false;  ///< its means begin at zero before them
 };
@@ -30,8 +31,8 @@ class PREFOPT_API RowSource {
   virtual ~RowSource() = default;
 
   /// Returns the rows of the next step of `policy`: the same ones again until finish_step is
-  /// called, as a step may fail before it has changed anything. No rows, and then `is_done`: the
-  /// source has ended without a further step.
+  /// called, as a step may fail before it has changed anything. No rows: a round has ended without
+  /// a step, and `round` tells of it; the next call begins another one, unless the source is_done.
   virtual StepRows next(Policy& policy) = 0;
   /// Called after the step on the rows of `next`.
   virtual void finish_step() = 0;

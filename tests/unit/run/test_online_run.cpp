@@ -301,6 +301,41 @@ TEST_CASE("a run whose last rounds have no rows ends with what it has", "[run]")
                                             "echo \"{\\\"reward\\\": $((i > 8 ? 0 : i))}\"; done"};
   config["online"]["rounds"]["rounds"] = 2;
   CHECK(run_config(config).steps == 2);
+  const auto rounds = read_lines(scene.file("run/rounds.jsonl"));
+  REQUIRE(rounds.size() == 2);
+  CHECK(rounds[1]["round"] == 2);
+  CHECK(rounds[1]["step"] == 2);
+  CHECK(rounds[1]["pairs/kept"] == 0);
+  CHECK(rounds[1]["pairs/ties"] == 4);
+  CHECK(rounds[1]["samples"].size() == 4);
+  // The round is drawn again, and is one line again.
+  CHECK(run_config(config, "auto").steps == 2);
+  CHECK(read_lines(scene.file("run/rounds.jsonl")).size() == 2);
+
+  // The last step is evaluated, though only the empty round shows that it is the last.
+  config["output_dir"] = scene.file("evaluated");
+  config["online"]["eval_fraction"] = 0.5;
+  config["evaluate"] = {{"every", 5}, {"sample_prompts", 0}};
+  // The evaluation before training has the first four, and the first round the next eight.
+  config["online"]["feedback"]["reward"] = {
+      "/bin/sh", "-c",
+      "i=0; while read -r line; do i=$((i + 1)); "
+      "echo \"{\\\"reward\\\": $((i > 12 ? 0 : i))}\"; done"};
+  CHECK(run_config(config).steps == 2);
+  CHECK(read_lines(scene.file("evaluated/rounds.jsonl")).size() == 2);
+  const auto evaluations = [&] {
+    std::vector<Json> lines = read_lines(scene.file("evaluated/metrics.jsonl"));
+    std::erase_if(lines, [](const Json& line) { return !line.contains("eval_reward"); });
+    return lines;
+  };
+  REQUIRE(evaluations().size() == 2);
+  CHECK(evaluations()[1]["step"] == 2);
+  CHECK(run_config(config, "auto").steps == 2);
+  CHECK(evaluations().size() == 2);
+  CHECK(read_lines(scene.file("evaluated/rounds.jsonl")).size() == 2);
+  config.erase("evaluate");
+  config["online"].erase("eval_fraction");
+
   config["output_dir"] = scene.file("empty");
   config["online"]["feedback"]["reward"] = {"/bin/sh", "-c",
                                             "while read -r line; do echo '{\"reward\": 0}'; done"};
@@ -308,6 +343,14 @@ TEST_CASE("a run whose last rounds have no rows ends with what it has", "[run]")
   CHECK_THROWS_TEXT(run_config(config), DataError,
                     "online: expected rows of a round, got none in 3 rounds one after the other "
                     "(in the last one 4 ties, 0 identical, 0 failed, 0 unusable)");
+  CHECK(read_lines(scene.file("empty/rounds.jsonl")).size() == 3);
+  // A run that cannot train at all is no success either.
+  config["output_dir"] = scene.file("nothing");
+  config["online"]["rounds"]["rounds"] = 1;
+  CHECK_THROWS_TEXT(run_config(config), DataError,
+                    "online: expected rows of a round, got none in the only round (4 ties, 0 "
+                    "identical, 0 failed, 0 unusable)");
+  CHECK(read_lines(scene.file("nothing/rounds.jsonl")).size() == 1);
 }
 
 TEST_CASE("a judge that dies in the second round loses nothing", "[run]") {
