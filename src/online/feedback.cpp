@@ -359,6 +359,7 @@ std::unique_ptr<Preference> make_baseline_reward(std::unique_ptr<Preference> com
 void ask(std::span<Rater> raters, Questions questions) {
   if (questions == Questions::kRewards) Rater::ask_rewards(raters);
   if (questions == Questions::kComparisons) Rater::ask_comparisons(raters);
+  if (questions == Questions::kFirstComparison) Rater::ask_first_comparison(raters);
 }
 
 }  // namespace prefopt

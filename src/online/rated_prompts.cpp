@@ -218,12 +218,9 @@ RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> ro
         ++rated.unusable_;
       }
     }
-    const Questions asked = parts.selection->questions();
-    if (asked == Questions::kRewards ||
-        (asked == Questions::kComparisons && feedback.has_rewards())) {
-      for (std::int64_t k = 0; k < raters[i].size(); ++k) {
-        of_prompt[static_cast<std::size_t>(k)].rewards = {raters[i].reward(k)};
-      }
+    for (std::int64_t k = 0; k < raters[i].size(); ++k) {
+      if (!raters[i].has_reward(k)) continue;
+      of_prompt[static_cast<std::size_t>(k)].rewards = {raters[i].reward(k)};
     }
     rated.selected_.push_back(std::move(selected.rows));
     rated.ties_ += selected.ties;

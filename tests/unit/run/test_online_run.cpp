@@ -295,10 +295,15 @@ TEST_CASE("the turns of a user in given completions do not train", "[run]") {
 TEST_CASE("a run whose last rounds have no rows ends with what it has", "[run]") {
   const OnlineScene scene;
   Json config = scene.config("run");
-  // The first four questions have answers, and the others are ties.
-  config["online"]["feedback"]["reward"] = {"/bin/sh", "-c",
-                                            "i=0; while read -r line; do i=$((i + 1)); "
-                                            "echo \"{\\\"reward\\\": $((i > 8 ? 0 : i))}\"; done"};
+  // A program that counts its questions over all runs, and rates the first ones alone.
+  const auto rates_first = [&](const std::string& name, int most) -> Json {
+    const std::string count = scene.file(name);
+    return {"/bin/sh", "-c",
+            "while read -r line; do echo >> " + count + "; i=$(wc -l < " + count +
+                "); echo \"{\\\"reward\\\": $((i > " + std::to_string(most) +
+                " ? 0 : i))}\"; done"};
+  };
+  config["online"]["feedback"]["reward"] = rates_first("eight", 8);
   config["online"]["rounds"]["rounds"] = 2;
   CHECK(run_config(config).steps == 2);
   const auto rounds = read_lines(scene.file("run/rounds.jsonl"));
@@ -317,10 +322,7 @@ TEST_CASE("a run whose last rounds have no rows ends with what it has", "[run]")
   config["online"]["eval_fraction"] = 0.5;
   config["evaluate"] = {{"every", 5}, {"sample_prompts", 0}};
   // The evaluation before training has the first four, and the first round the next eight.
-  config["online"]["feedback"]["reward"] = {
-      "/bin/sh", "-c",
-      "i=0; while read -r line; do i=$((i + 1)); "
-      "echo \"{\\\"reward\\\": $((i > 12 ? 0 : i))}\"; done"};
+  config["online"]["feedback"]["reward"] = rates_first("twelve", 12);
   CHECK(run_config(config).steps == 2);
   CHECK(read_lines(scene.file("evaluated/rounds.jsonl")).size() == 2);
   const auto evaluations = [&] {
