@@ -172,6 +172,9 @@ struct OnlineRows::Impl {
   std::int64_t rows_of_step(std::int64_t of) const;
   StepRows step_rows() const;
 
+  void count_failures();
+  void visit_evaluation(StateVisitor& visitor);
+
   void restore_round();
   void visit(StateVisitor& visitor);
 
@@ -191,6 +194,7 @@ struct OnlineRows::Impl {
   std::int64_t steps = 0;          ///< of the round
   std::int64_t empty = 0;          ///< rounds without a row, just before
   std::int64_t asked_before = 0;   ///< inconsistent answers until the round
+  std::vector<std::int64_t> failures;  ///< of feedback, in whole rounds and evaluations
   std::vector<TokenRow> rows;      ///< of the round, with replayed ones
   std::string record;              ///< JSON about the round: its metrics and some completions
   Metrics metrics;                 ///< of `record`
@@ -214,6 +218,7 @@ void OnlineRows::Impl::start_round(Policy& policy) {
   store.add(rated.rows(), round, options.replay);
   empty = rated.rows().empty() ? empty + 1 : 0;
   describe(rated, empty);
+  count_failures();
   if (empty > 0) {
     // Without steps the next call starts another round, also in a resumed run.
     steps = 0;
@@ -308,6 +313,24 @@ void OnlineRows::Impl::describe(const detail::RatedPrompts& rated, std::int64_t 
   metrics = metrics_of(line);
 }
 
+/// The failures of a round or an evaluation count when it is through: one that is broken off is
+/// made again.
+void OnlineRows::Impl::count_failures() {
+  if (parts.feedback) failures = parts.feedback->failures();
+}
+
+void OnlineRows::Impl::visit_evaluation(StateVisitor& visitor) {
+  contest.visit_state(visitor);
+  visitor.integers("feedback_failures", failures);
+  if (!visitor.is_loading()) return;
+  const std::size_t expected = parts.feedback ? parts.feedback->failures().size() : 0;
+  if (!failures.empty() && failures.size() != expected) {
+    throw CheckpointError(fmt::format("expected feedback_failures of {} programs, got {}", expected,
+                                      failures.size()));
+  }
+  if (!failures.empty()) parts.feedback->set_failures(failures);
+}
+
 /// Makes what follows from the saved state: the rows of the round and their metrics.
 void OnlineRows::Impl::restore_round() {
   if (round == 0) return;
@@ -396,7 +419,10 @@ bool OnlineRows::evaluates() const { return !impl_->parts.eval_prompts.empty(); 
 
 Metrics OnlineRows::evaluate(Policy& policy) { return impl_->contest.measure(policy); }
 
-void OnlineRows::finish_evaluation() { impl_->contest.finish(); }
+void OnlineRows::finish_evaluation() {
+  impl_->contest.finish();
+  impl_->count_failures();
+}
 
 std::vector<std::vector<std::int64_t>> OnlineRows::sample_prompts() const {
   std::vector<std::vector<std::int64_t>> prompts;
@@ -409,7 +435,7 @@ void OnlineRows::visit_state(StateVisitor& visitor) {
   visit_evaluation(visitor);
 }
 
-void OnlineRows::visit_evaluation(StateVisitor& visitor) { impl_->contest.visit_state(visitor); }
+void OnlineRows::visit_evaluation(StateVisitor& visitor) { impl_->visit_evaluation(visitor); }
 
 std::string OnlineRows::fingerprint() const {
   std::vector<TokenRow> rows;

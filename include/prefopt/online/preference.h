@@ -34,6 +34,11 @@ class PREFOPT_API Preference {
   virtual double temperature() const { return 1; }
   /// Returns how many comparisons, so far, had one winner in one order and the other in the other.
   virtual std::int64_t inconsistent() const { return 0; }
+  /// Returns the questions without an answer that count towards a limit, so far: a number for each
+  /// program. The default: none counts.
+  virtual std::vector<std::int64_t> failures() const { return {}; }
+  /// Takes as many numbers as `failures` has, those of a run that is resumed.
+  virtual void set_failures(std::span<const std::int64_t> /*failures*/) {}
 };
 
 /// Returns P(first beats second) = σ((first − second) / temperature), the Bradley–Terry model.

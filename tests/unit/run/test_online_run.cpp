@@ -378,6 +378,32 @@ TEST_CASE("a judge that dies in the second round loses nothing", "[run]") {
   CHECK(differing(parts_of(resumed.checkpoint), expected) == std::set<std::string>());
 }
 
+TEST_CASE("failures of feedback count over all processes of a run", "[run]") {
+  const OnlineScene scene;
+  // One question of the eight of a round has no answer.
+  const std::string count = scene.file("count");
+  const std::string program = "while read -r line; do echo >> " + count + "; i=$(wc -l < " + count +
+                              "); [ $((i % 8)) = 1 ] && i=null; echo \"{\\\"reward\\\": $i}\"; done";
+  Json config = scene.config("run");
+  config["online"]["feedback"] = {{"reward", {"/bin/sh", "-c", program}}, {"max_failures", 2}};
+  const std::string third = "{\"reward\": null}; failure 3 where max_failures is 2";
+  const auto fails_by_third = [&] {
+    try {
+      run_config(config, "auto");
+    } catch (const DataError& error) {
+      return std::string(error.what()).ends_with(third);
+    }
+    return false;
+  };
+  CHECK(fails_by_third());
+  CHECK(read_lines(scene.file("run/rounds.jsonl")).size() == 2);
+  // A new process starts with the two of the rounds that are through.
+  CHECK(fails_by_third());
+  // Whoever can bear more resumes the run.
+  config["online"]["feedback"]["max_failures"] = 3;
+  CHECK(run_config(config, "auto").steps == 6);
+}
+
 TEST_CASE("online configs that cannot be meant are refused", "[run]") {
   const OnlineScene scene;
   const auto refused = [&](const Json& change, const std::string& error) {
