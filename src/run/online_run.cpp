@@ -105,7 +105,12 @@ FeedbackParts feedback_parts(const FeedbackOptions& options,
 
 }  // namespace
 
-void check_reference_rule(const ReferenceOptions& options, bool is_online) {
+void check_reference(const ReferenceOptions& options, bool is_online) {
+  if (options.moving && options.kind == ReferenceKind::kCached) {
+    throw ConfigError(
+        "reference: expected kind 'frozen' where moving is true, got 'cached'; a cache holds "
+        "log-probs of one model");
+  }
   const ReferenceOptions usual;
   const auto refuse_unused = [&](std::string_view option, bool is_set, ReferenceRule user,
                                  std::string_view name) {

@@ -263,14 +263,6 @@ ParameterCount count_parameters(const Policy& policy) {
   return count;
 }
 
-void check_reference(const ReferenceOptions& options) {
-  if (options.moving && options.kind == ReferenceKind::kCached) {
-    throw ConfigError(
-        "reference: expected kind 'frozen' where moving is true, got 'cached'; a cache holds "
-        "log-probs of one model");
-  }
-}
-
 void check_evaluations(const EvaluateOptions& options, bool has_held_out, bool has_rounds) {
   const bool are_regular = options.every > 0 || has_rounds;
   if (options.patience > 0 && (!are_regular || !has_held_out)) {
@@ -312,10 +304,10 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
                                : context_length_of(options.model.path);
   RunRows rows;
   OnlinePrompts prompts;
+  std::vector<SourceOptions> sources;
   if (is_online) {
-    prompts = load_online_prompts(
-        options, parse_sources(options.online.sources, options.sampling, "online.sources"),
-        *tokenizer, note);
+    sources = parse_sources(options.online.sources, options.sampling, "online.sources");
+    prompts = load_online_prompts(options, sources, *tokenizer, note);
   } else {
     rows = load_rows(options.data, *tokenizer, of_rows, note);
   }
@@ -372,7 +364,11 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
                   .source = nullptr,
                   .companions = std::move(companions)};
   if (is_online) {
-    auto sources = parse_sources(options.online.sources, options.sampling, "online.sources");
+    for (SourceOptions& source : sources) {
+      source.sampling = with_end_tokens(source.sampling, *policy, *tokenizer,
+                                        options.data.chat_format);
+      source.sampling.tokenizer = tokenizer;
+    }
     set_checkpointing(options.machine, most_online_tokens(prompts, sources, options), *policy,
                       note);
     std::shared_ptr<Policy> initial;

@@ -26,8 +26,6 @@ struct ResolvedRun {
   FolderFiles companions;          ///< files of a checkpoint next to the weights
 };
 
-/// Throws ConfigError for options that contradict each other.
-void check_reference(const ReferenceOptions& options);
 /// Throws ConfigError where evaluations are to decide something and there are none.
 void check_evaluations(const EvaluateOptions& options, bool has_held_out, bool has_rounds = false);
 
