@@ -265,18 +265,19 @@ ParameterCount count_parameters(const Policy& policy) {
 
 void check_evaluations(const EvaluateOptions& options, bool has_held_out, bool has_rounds) {
   const bool are_regular = options.every > 0 || has_rounds;
+  const std::string_view held_out = has_rounds ? "held-out prompts" : "held-out rows";
+  const std::string_view settings = has_rounds ? "online.eval_prompts or online.eval_fraction"
+                                               : "data.eval or data.eval_fraction";
   if (options.patience > 0 && (!are_regular || !has_held_out)) {
     throw ConfigError(
-        fmt::format("evaluate.patience: expected evaluations to count, got {}; set evaluate.every "
-                    "and data.eval "
-                    "or data.eval_fraction",
-                    are_regular ? "no held-out rows" : "evaluate.every 0"));
+        fmt::format("evaluate.patience: expected evaluations to count, got {}; set {}{}",
+                    are_regular ? fmt::format("no {}", held_out) : "evaluate.every 0",
+                    has_rounds ? "" : "evaluate.every and ", settings));
   }
   if (has_held_out || options.best_metric == EvaluateOptions().best_metric) return;
   throw ConfigError(
-      fmt::format("evaluate.best_metric: expected held-out rows to find '{}' of, got none; set "
-                  "data.eval or data.eval_fraction",
-                  options.best_metric));
+      fmt::format("evaluate.best_metric: expected {} to find '{}' of, got none; set {}", held_out,
+                  options.best_metric, settings));
 }
 
 std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch) {

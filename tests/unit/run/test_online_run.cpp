@@ -420,6 +420,12 @@ TEST_CASE("online configs that cannot be meant are refused", "[run]") {
       scene.file("rows.jsonl") + ":1: expected a prompt alone, got a completion in 'completion'");
   refused({{"online", {{"sources", Json::array()}}}},
           "online.sources: expected a list of sources, got []");
+  refused({{"evaluate", {{"patience", 2}}}},
+          "evaluate.patience: expected evaluations to count, got no held-out prompts; set "
+          "online.eval_prompts or online.eval_fraction");
+  refused({{"evaluate", {{"best_metric", "eval_reward"}}}},
+          "evaluate.best_metric: expected held-out prompts to find 'eval_reward' of, got none; set "
+          "online.eval_prompts or online.eval_fraction");
   refused({{"online", {{"sources", {{{"from", "reference"}, {"weight", 0.5}}}}}}},
           "online.sources[0]: expected no weight where from is 'reference', which does not use it");
   refused({{"online", {{"sources", {{{"from", "policy"}}, {{"from", "policy"}}}}}}},
