@@ -49,7 +49,7 @@ std::vector<OnlinePrompt> prompts_alone(const std::string& path, const Tokenizer
 std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
                                                    const std::string& column,
                                                    const Tokenizer& tokenizer,
-                                                   const DataOptions& data) {
+                                                   const DataOptions& data, const Note& note) {
   constexpr std::array<std::string_view, 3> kColumns = {"chosen", "rejected", "gold"};
   if (std::find(kColumns.begin(), kColumns.end(), column) == kColumns.end()) {
     throw ConfigError(fmt::format(
@@ -59,8 +59,8 @@ std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
   }
   const bool is_gold = column == "gold";
   const bool is_rejected = column == "rejected";
-  const Dataset rows =
-      load_dataset(path, tokenizer, data, {.rejected = is_rejected, .gold = is_gold});
+  const Dataset rows = load_noted("online.prompts", path, tokenizer, data,
+                                  {.rejected = is_rejected, .gold = is_gold}, note);
   std::vector<OnlinePrompt> prompts;
   for (const TokenRow& row : rows.pairs) {
     const auto& completion = is_gold ? row.gold : is_rejected ? row.rejected : row.chosen;
@@ -196,7 +196,7 @@ OnlinePrompts load_online_prompts(const RunOptions& options,
   OnlinePrompts prompts;
   prompts.train = data == nullptr ? prompts_alone(online.prompts, tokenizer, options.data)
                                   : prompts_with_completions(online.prompts, data->column,
-                                                             tokenizer, options.data);
+                                                             tokenizer, options.data, note);
   if (!online.eval_prompts.empty()) {
     prompts.held_out = prompts_alone(online.eval_prompts, tokenizer, options.data);
   }

@@ -336,9 +336,12 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
   check_row_lengths(rows.train, *policy, "data.train");
   check_row_lengths(rows.eval, *policy, "data.eval");
   FolderFiles companions = companions_of(options, *policy, *tokenizer, rows.message_rows);
-  options.sampling =
-      with_end_tokens(options.sampling, *policy, *tokenizer, options.data.chat_format);
-  options.sampling.tokenizer = tokenizer;
+  const auto complete = [&](SamplingOptions& sampling) {
+    sampling = with_end_tokens(sampling, *policy, *tokenizer, options.data.chat_format);
+    sampling.tokenizer = tokenizer;
+  };
+  complete(options.sampling);
+  for (SourceOptions& source : sources) complete(source.sampling);
   options.data.chat_format = chat_format_for_rows(options.data.chat_format, *tokenizer);
   if (options.reference.cache_dir.empty()) {
     options.reference.cache_dir = RunFolder(options.output_dir).file("reference-cache");
@@ -365,11 +368,6 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
                   .source = nullptr,
                   .companions = std::move(companions)};
   if (is_online) {
-    for (SourceOptions& source : sources) {
-      source.sampling = with_end_tokens(source.sampling, *policy, *tokenizer,
-                                        options.data.chat_format);
-      source.sampling.tokenizer = tokenizer;
-    }
     set_checkpointing(options.machine, most_online_tokens(prompts, sources, options), *policy,
                       note);
     std::shared_ptr<Policy> initial;

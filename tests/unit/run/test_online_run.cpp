@@ -292,6 +292,26 @@ TEST_CASE("the turns of a user in given completions do not train", "[run]") {
   CHECK(rows[0].rejected_mask.empty());
 }
 
+TEST_CASE("what becomes of given completions is noted", "[run]") {
+  const OnlineScene scene;
+  std::ofstream(scene.file("given.jsonl"))
+      << Json{{"prompt", "a"}, {"completion", "b"}}.dump() << '\n'
+      << Json{{"prompt", "c"}, {"completion", std::string(40, 'd')}}.dump() << '\n'
+      << Json{{"prompt", "e"}, {"completion", "f"}}.dump() << '\n';
+  Json config = scene.config("run");
+  config["data"] = {{"max_completion_length", 8}};
+  config["online"]["prompts"] = scene.file("given.jsonl");
+  config["online"]["sources"] = {{{"from", "data"}, {"column", "chosen"}}, {{"from", "policy"}}};
+  config["online"]["select"] = {{"type", "against_data"}, {"weigh_prompts", false}};
+  config["online"].erase("feedback");
+  config["online"]["rounds"] = {{"rounds", 1}};
+  run_config(config);
+  const std::string notes = read_text(scene.file("run/notes.jsonl"));
+  CHECK(notes.find("online.prompts: 3 of 3 rows of " + scene.file("given.jsonl") + " are used") !=
+        std::string::npos);
+  CHECK(notes.find("online.prompts: truncated") != std::string::npos);
+}
+
 TEST_CASE("a run whose last rounds have no rows ends with what it has", "[run]") {
   const OnlineScene scene;
   Json config = scene.config("run");
