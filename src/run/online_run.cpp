@@ -95,10 +95,12 @@ CompletionProgram completion_program(const SourceOptions& source) {
 /// Returns what loads reward models, which have to read the policy's tokens.
 FeedbackParts feedback_parts(const FeedbackOptions& options,
                              const std::shared_ptr<const Tokenizer>& tokenizer) {
+  constexpr std::int64_t kAtOnce = 16;
   FeedbackParts parts;
   parts.load_reward_model = [tokenizer,
                              temperature = options.temperature](const std::string& folder) {
-    return make_reward_model_preference(load_reward_model(folder, *tokenizer), temperature);
+    return make_reward_model_preference(load_reward_model(folder, *tokenizer), temperature,
+                                        kAtOnce, folder);
   };
   return parts;
 }
