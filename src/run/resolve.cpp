@@ -134,10 +134,7 @@ std::shared_ptr<RewardModel> make_reward_model(ModelOptions& options, const Toke
                                                const Note& note) {
   auto model = make_model<RewardModel>(options, tokenizer, note);
   // The files of reward models name one: transformers takes no batch without.
-  if (model->pad_token() < 0) {
-    const std::int64_t pad = tokenizer.pad_id() >= 0 ? tokenizer.pad_id() : tokenizer.eos_id();
-    if (pad >= 0) model->set_pad_token(pad);
-  }
+  model->complete_pad_token(tokenizer);
   if (model->has_fresh_head()) note("model: a fresh score head");
   return model;
 }
