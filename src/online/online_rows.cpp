@@ -10,6 +10,7 @@
 
 #include "core/json.h"
 #include "online/draw_seed.h"
+#include "online/held_out_contest.h"
 #include "online/rated_prompts.h"
 #include "online/rollout_writer.h"
 #include "online/row_store.h"
@@ -133,6 +134,13 @@ Metrics metrics_of(const detail::Json& record) {
   return metrics;
 }
 
+/// Why a round has no rows.
+std::string summary_of(const Metrics& metrics) {
+  const auto count = [&](std::string_view name) { return metric(metrics, name); };
+  return fmt::format("{} ties, {} identical, {} failed, {} unusable", count("pairs/ties"),
+                     count("pairs/identical"), count("pairs/failed"), count("pairs/unusable"));
+}
+
 }  // namespace
 
 struct OnlineRows::Impl {
@@ -140,7 +148,8 @@ struct OnlineRows::Impl {
       : parts(std::move(given)),
         options(of),
         models(parts.sources, policy, parts.initial),
-        writer(parts, models, options.at_once, options.seed) {
+        writer(parts, models, options.at_once, options.seed),
+        contest(parts, options.at_once, options.seed) {
     const RoundOptions& rounds = options.rounds;
     if (rounds.extrapolate > 0) {
       check_extrapolation(policy, rounds.extrapolate);
@@ -152,6 +161,7 @@ struct OnlineRows::Impl {
 
   // A round.
   void start_round(Policy& policy);
+  bool is_stuck() const;
   void prepare(Policy& policy);
   std::vector<const OnlinePrompt*> prompts_of(std::int64_t number) const;
   detail::RatedPrompts draw(Policy& policy);
@@ -162,7 +172,9 @@ struct OnlineRows::Impl {
   std::int64_t rows_of_step(std::int64_t of) const;
   StepRows step_rows() const;
 
-  Metrics contests(Policy& policy);
+  void count_failures();
+  void visit_evaluation(StateVisitor& visitor);
+
   void restore_round();
   void visit(StateVisitor& visitor);
 
@@ -170,6 +182,7 @@ struct OnlineRows::Impl {
   OnlineRowsOptions options;
   detail::SourceModels models;
   detail::RolloutWriter writer;
+  detail::HeldOutContest contest;
   detail::RowStore store;
   std::optional<WeightSnapshot> previous;  ///< after the training of the round before
   std::optional<WeightSnapshot> initial;
@@ -181,38 +194,48 @@ struct OnlineRows::Impl {
   std::int64_t steps = 0;          ///< of the round
   std::int64_t empty = 0;          ///< rounds without a row, just before
   std::int64_t asked_before = 0;   ///< inconsistent answers until the round
+  std::vector<std::int64_t> failures;  ///< of feedback, in whole rounds and evaluations
   std::vector<TokenRow> rows;      ///< of the round, with replayed ones
   std::string record;              ///< JSON about the round: its metrics and some completions
   Metrics metrics;                 ///< of `record`
   Policy* trained = nullptr;       ///< that the present step trains
-  std::vector<Rollout> first;      ///< the initial policy's completions of held-out prompts
 };
 
 // A round.
 
 void OnlineRows::Impl::start_round(Policy& policy) {
-  while (true) {
-    prepare(policy);
-    const detail::RatedPrompts rated = draw(policy);
-    round = prepared;
-    step = 0;
-    store.add(rated.rows(), round, options.replay);
-    empty = rated.rows().empty() ? empty + 1 : 0;
-    describe(rated, empty);
-    if (empty == 0) break;
+  if (is_stuck()) {
+    const std::string where =
+        empty == 1 ? "the only round ("
+                   : fmt::format("{} rounds one after the other (in the last one ", empty);
+    throw DataError(fmt::format("online: expected rows of a round, got none in {}{})", where,
+                                summary_of(metrics)));
+  }
+  prepare(policy);
+  const detail::RatedPrompts rated = draw(policy);
+  round = prepared;
+  step = 0;
+  store.add(rated.rows(), round, options.replay);
+  empty = rated.rows().empty() ? empty + 1 : 0;
+  describe(rated, empty);
+  count_failures();
+  if (empty > 0) {
     // Without steps the next call starts another round, also in a resumed run.
     steps = 0;
     rows.clear();
-    if (parts.note) parts.note(fmt::format("round {}: no rows, it is skipped", round));
-    if (round == options.rounds.rounds) return;
-    if (empty == kMostEmptyRounds) {
-      throw DataError(fmt::format(
-          "online: expected rows of a round, got none in {} rounds one after the other ({})", empty,
-          rated.summary()));
+    if (parts.note) {
+      parts.note(fmt::format("round {}: no rows ({}), it is skipped", round, summary_of(metrics)));
     }
+    return;
   }
   if (options.rounds.start == RoundStart::kInitial) initial->restore(policy);
   plan_steps();
+}
+
+/// Whether the rounds end with an error in place of a further one: too many had no row, or all.
+bool OnlineRows::Impl::is_stuck() const {
+  if (empty == 0) return false;
+  return round == options.rounds.rounds ? empty == round : empty == kMostEmptyRounds;
 }
 
 /// Makes weights and reference ready for the next round, once, though drawing may fail after it.
@@ -290,16 +313,35 @@ void OnlineRows::Impl::describe(const detail::RatedPrompts& rated, std::int64_t 
   metrics = metrics_of(line);
 }
 
+/// The failures of a round or an evaluation count when it is through: one that is broken off is
+/// made again.
+void OnlineRows::Impl::count_failures() {
+  if (parts.feedback) failures = parts.feedback->failures();
+}
+
+void OnlineRows::Impl::visit_evaluation(StateVisitor& visitor) {
+  contest.visit_state(visitor);
+  visitor.integers("feedback_failures", failures);
+  if (!visitor.is_loading()) return;
+  const std::size_t expected = parts.feedback ? parts.feedback->failures().size() : 0;
+  if (!failures.empty() && failures.size() != expected) {
+    throw CheckpointError(fmt::format("expected feedback_failures of {} programs, got {}", expected,
+                                      failures.size()));
+  }
+  if (!failures.empty()) parts.feedback->set_failures(failures);
+}
+
 /// Makes what follows from the saved state: the rows of the round and their metrics.
 void OnlineRows::Impl::restore_round() {
-  if (round == 0 || steps == 0) return;
+  if (round == 0) return;
+  metrics = metrics_of(detail::parse_json<CheckpointError>(record, "round_record"));
+  if (steps == 0) return;
   const std::int64_t planned = steps;
   plan_steps();
   if (steps != planned || step < 0 || step > steps) {
     throw CheckpointError(fmt::format(
         "expected round_step of the {} steps of a round, got step {} of {}", steps, step, planned));
   }
-  metrics = metrics_of(detail::parse_json<CheckpointError>(record, "round_record"));
 }
 
 // Its steps.
@@ -329,19 +371,6 @@ StepRows OnlineRows::Impl::step_rows() const {
   return result;
 }
 
-/// Compares with the policy before training.
-Metrics OnlineRows::Impl::contests(Policy& policy) {
-  if (parts.eval_prompts.empty() || !parts.feedback) return {};
-  SamplingOptions sampling = parts.sampling;
-  sampling.seed = draw_seed(options.seed, {detail::kEvaluationDraws});
-  const auto write = [&](Policy& model) {
-    return detail::completions_of(model, parts, sampling, options.at_once);
-  };
-  const std::vector<Rollout> ours = write(policy);
-  if (parts.initial && first.empty()) first = write(*parts.initial);
-  return detail::contest_metrics(parts, ours, first);
-}
-
 void OnlineRows::Impl::visit(StateVisitor& visitor) {
   visitor.integer("round", round);
   visitor.integer("prepared_round", prepared);
@@ -355,6 +384,7 @@ void OnlineRows::Impl::visit(StateVisitor& visitor) {
   }
   std::vector<std::int64_t> bytes(record.begin(), record.end());
   visitor.integers("round_record", bytes);
+  if (!visitor.is_loading()) return;
   record.assign(bytes.begin(), bytes.end());
   restore_round();
 }
@@ -372,7 +402,7 @@ StepRows OnlineRows::next(Policy& policy) {
   Impl& of = *impl_;
   of.trained = &policy;
   if (of.round == 0 || of.step == of.steps) of.start_round(policy);
-  return of.steps > 0 ? of.step_rows() : StepRows();
+  return of.steps > 0 ? of.step_rows() : StepRows{.rows = {}, .round = of.record};
 }
 
 void OnlineRows::finish_step() {
@@ -381,12 +411,18 @@ void OnlineRows::finish_step() {
 }
 
 bool OnlineRows::is_done() const {
-  return impl_->round == impl_->options.rounds.rounds && impl_->step == impl_->steps;
+  const Impl& of = *impl_;
+  return of.round == of.options.rounds.rounds && of.step == of.steps && !of.is_stuck();
 }
 
 bool OnlineRows::evaluates() const { return !impl_->parts.eval_prompts.empty(); }
 
-Metrics OnlineRows::evaluate(Policy& policy) { return impl_->contests(policy); }
+Metrics OnlineRows::evaluate(Policy& policy) { return impl_->contest.measure(policy); }
+
+void OnlineRows::finish_evaluation() {
+  impl_->contest.finish();
+  impl_->count_failures();
+}
 
 std::vector<std::vector<std::int64_t>> OnlineRows::sample_prompts() const {
   std::vector<std::vector<std::int64_t>> prompts;
@@ -394,7 +430,12 @@ std::vector<std::vector<std::int64_t>> OnlineRows::sample_prompts() const {
   return prompts;
 }
 
-void OnlineRows::visit_state(StateVisitor& visitor) { impl_->visit(visitor); }
+void OnlineRows::visit_state(StateVisitor& visitor) {
+  impl_->visit(visitor);
+  visit_evaluation(visitor);
+}
+
+void OnlineRows::visit_evaluation(StateVisitor& visitor) { impl_->visit_evaluation(visitor); }
 
 std::string OnlineRows::fingerprint() const {
   std::vector<TokenRow> rows;

@@ -173,9 +173,11 @@ std::vector<TokenRow> RowStore::pick(std::int64_t round, const ReplayOptions& re
 void RowStore::visit_state(StateVisitor& visitor, bool has_rollouts) {
   std::vector<TokenRow> rows;
   std::vector<std::int64_t> rounds;
-  for (const StoredRow& stored : rows_) {
-    rows.push_back(stored.row);
-    rounds.push_back(stored.round);
+  if (!visitor.is_loading()) {
+    for (const StoredRow& stored : rows_) {
+      rows.push_back(stored.row);
+      rounds.push_back(stored.round);
+    }
   }
   PackedRows packed = pack_rows(rows);
   visitor.array("rows", packed.integers);
@@ -187,6 +189,7 @@ void RowStore::visit_state(StateVisitor& visitor, bool has_rollouts) {
   } else {
     packed.rollout_integers = {};
   }
+  if (!visitor.is_loading()) return;
   rows = unpack_rows(packed);
   if (rows.size() != rounds.size()) {
     throw CheckpointError(

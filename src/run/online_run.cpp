@@ -49,7 +49,7 @@ std::vector<OnlinePrompt> prompts_alone(const std::string& path, const Tokenizer
 std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
                                                    const std::string& column,
                                                    const Tokenizer& tokenizer,
-                                                   const DataOptions& data) {
+                                                   const DataOptions& data, const Note& note) {
   constexpr std::array<std::string_view, 3> kColumns = {"chosen", "rejected", "gold"};
   if (std::find(kColumns.begin(), kColumns.end(), column) == kColumns.end()) {
     throw ConfigError(fmt::format(
@@ -59,8 +59,8 @@ std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
   }
   const bool is_gold = column == "gold";
   const bool is_rejected = column == "rejected";
-  const Dataset rows =
-      load_dataset(path, tokenizer, data, {.rejected = is_rejected, .gold = is_gold});
+  const Dataset rows = load_noted("online.prompts", path, tokenizer, data,
+                                  {.rejected = is_rejected, .gold = is_gold}, note);
   std::vector<OnlinePrompt> prompts;
   for (const TokenRow& row : rows.pairs) {
     const auto& completion = is_gold ? row.gold : is_rejected ? row.rejected : row.chosen;
@@ -95,17 +95,24 @@ CompletionProgram completion_program(const SourceOptions& source) {
 /// Returns what loads reward models, which have to read the policy's tokens.
 FeedbackParts feedback_parts(const FeedbackOptions& options,
                              const std::shared_ptr<const Tokenizer>& tokenizer) {
+  constexpr std::int64_t kAtOnce = 16;
   FeedbackParts parts;
   parts.load_reward_model = [tokenizer,
                              temperature = options.temperature](const std::string& folder) {
-    return make_reward_model_preference(load_reward_model(folder, *tokenizer), temperature);
+    return make_reward_model_preference(load_reward_model(folder, *tokenizer), temperature, kAtOnce,
+                                        folder);
   };
   return parts;
 }
 
 }  // namespace
 
-void check_reference_rule(const ReferenceOptions& options, bool is_online) {
+void check_reference(const ReferenceOptions& options, bool is_online) {
+  if (options.moving && options.kind == ReferenceKind::kCached) {
+    throw ConfigError(
+        "reference: expected kind 'frozen' where moving is true, got 'cached'; a cache holds "
+        "log-probs of one model");
+  }
   const ReferenceOptions usual;
   const auto refuse_unused = [&](std::string_view option, bool is_set, ReferenceRule user,
                                  std::string_view name) {
@@ -191,7 +198,7 @@ OnlinePrompts load_online_prompts(const RunOptions& options,
   OnlinePrompts prompts;
   prompts.train = data == nullptr ? prompts_alone(online.prompts, tokenizer, options.data)
                                   : prompts_with_completions(online.prompts, data->column,
-                                                             tokenizer, options.data);
+                                                             tokenizer, options.data, note);
   if (!online.eval_prompts.empty()) {
     prompts.held_out = prompts_alone(online.eval_prompts, tokenizer, options.data);
   }

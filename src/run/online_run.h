@@ -22,8 +22,8 @@ struct RoundReference {
   std::function<void(Policy& policy, std::int64_t round)> start_round = {};
 };
 
-/// Throws ConfigError for a rule and options that contradict it.
-void check_reference_rule(const ReferenceOptions& options, bool is_online);
+/// Throws ConfigError for options that contradict each other, or a rule of rounds without any.
+void check_reference(const ReferenceOptions& options, bool is_online);
 
 /// Returns the reference that follows `policy` by the rule; `frozen` is the policy before training.
 RoundReference follow(const ReferenceOptions& options, std::shared_ptr<Policy> frozen,

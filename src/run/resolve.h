@@ -27,8 +27,6 @@ struct ResolvedRun {
   double temperature = 1;          ///< of the completions of an objective on tokens
 };
 
-/// Throws ConfigError for options that contradict each other.
-void check_reference(const ReferenceOptions& options);
 /// Throws ConfigError where evaluations are to decide something and there are none.
 void check_evaluations(const EvaluateOptions& options, bool has_held_out, bool has_rounds = false);
 

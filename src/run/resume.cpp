@@ -60,7 +60,7 @@ std::optional<std::string> newest_whole(const RunFolder& folder, const Note& not
 
 /// Options that change no result: where things lie (their content has a hash), what is written
 /// when, and how long.
-constexpr std::array<std::string_view, 20> kHarmless = {"output_dir",
+constexpr std::array<std::string_view, 25> kHarmless = {"output_dir",
                                                         "model.path",
                                                         "model.adapter",
                                                         "model.tokenizer",
@@ -75,6 +75,11 @@ constexpr std::array<std::string_view, 20> kHarmless = {"output_dir",
                                                         "evaluate.patience",
                                                         "evaluate.sample_prompts",
                                                         "evaluate.sample_tokens",
+                                                        "online.at_once",
+                                                        "online.feedback.workers",
+                                                        "online.feedback.timeout",
+                                                        "online.feedback.retries",
+                                                        "online.feedback.max_failures",
                                                         "checkpoint.every",
                                                         "checkpoint.keep_last",
                                                         "checkpoint.keep_best",

@@ -120,8 +120,7 @@ void set_threads_and_seed(const RunOptions& options) {
 RunResult run_training(const RunOptions& given, const RunEvents& events,
                        const std::string& resume) {
   RunOptions options = checked(given, "run");
-  detail::check_reference(options.reference);
-  detail::check_reference_rule(options.reference, options.online.is_online());
+  detail::check_reference(options.reference, options.online.is_online());
   const detail::RunLoss loss(options.loss);
   options.loss = loss.config();
   RunSession session(options.output_dir, events);

@@ -74,7 +74,8 @@ struct OnlineRowsOptions {
 /// rate them, select rows, train on them. A draw depends on (seed, round, prompt, source, index)
 /// alone, a selection on (seed, round, prompt).
 ///
-/// Throws DataError for three rounds without a row in a row.
+/// A round without a row is skipped. Three one after the other, or no other ones in the whole run,
+/// are a DataError with what became of the completions of the last one.
 class PREFOPT_API OnlineRows final : public RowSource {
  public:
   /// Throws ConfigError for no prompts, more prompts a round than there are, a part that sources or
@@ -91,11 +92,14 @@ class PREFOPT_API OnlineRows final : public RowSource {
   /// many rows as they can.
   std::int64_t most_steps() const;
   bool evaluates() const override;
-  /// Returns the mean reward on the held-out prompts, if there are rewards, the rate of wins over
-  /// the policy before training, and lengths.
+  /// Returns the mean reward on the held-out prompts, if there are rewards, the rates of wins over
+  /// the policy before training and over that of the evaluation before, if there was one, and
+  /// lengths.
   Metrics evaluate(Policy& policy) override;
+  void finish_evaluation() override;
   std::vector<std::vector<std::int64_t>> sample_prompts() const override;
   void visit_state(StateVisitor& visitor) override;
+  void visit_evaluation(StateVisitor& visitor) override;
   std::string fingerprint() const override;
   std::string text_of(const std::vector<std::int64_t>& tokens) const override;
 
