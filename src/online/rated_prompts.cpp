@@ -147,6 +147,20 @@ void RatedPrompts::append(RatedPrompts more) {
   failures_ += more.failures_;
 }
 
+void RatedPrompts::keep_if(const std::function<bool(const std::vector<Rollout>&)>& keeps) {
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < rollouts_.size(); ++i) {
+    if (!keeps(rollouts_[i])) continue;
+    if (kept != i) {
+      rollouts_[kept] = std::move(rollouts_[i]);
+      selected_[kept] = std::move(selected_[i]);
+    }
+    ++kept;
+  }
+  rollouts_.resize(kept);
+  selected_.resize(kept);
+}
+
 Metrics RatedPrompts::metrics() const {
   Metrics metrics = {{"pairs/kept", static_cast<double>(rows_.size())},
                      {"pairs/ties", static_cast<double>(ties_)},

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -21,6 +22,8 @@ class RatedPrompts {
   /// Returns the completions of each prompt.
   const std::vector<std::vector<Rollout>>& rollouts() const { return rollouts_; }
   void append(RatedPrompts more);
+  /// Drops the prompts for which `keeps` does not hold. Not for prompts with rows.
+  void keep_if(const std::function<bool(const std::vector<Rollout>&)>& keeps);
   /// Returns metrics of a round.
   Metrics metrics() const;
   /// Returns the first prompts with their completions, for the report.

@@ -115,6 +115,16 @@ struct RolloutRows::Chosen {
   double greedy_reward;
 };
 
+std::shared_ptr<Selection> rewards_alone() {
+  class RewardsAlone final : public Selection {
+   public:
+    Questions questions() const override { return Questions::kRewards; }
+    SelectedRows select(Rater&, exact::Random&) const override { return {}; }
+    std::string config() const override { return R"({"type": "rewards"})"; }
+  };
+  return std::make_shared<RewardsAlone>();
+}
+
 bool is_greedy(const SourceOptions& source) {
   return source.from == SourceKind::kPolicy && source.sampling.temperature == 0;
 }
@@ -166,6 +176,17 @@ void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options) 
         "online.sources: expected a temperature above 0, as '{}' has no greedy baseline, got 0",
         name));
   }
+  if (!parts.feedback || !parts.feedback->has_rewards()) {
+    throw ConfigError(
+        fmt::format("online.feedback: expected rewards of completions for '{}', got {}", name,
+                    parts.feedback ? "comparisons alone" : "none"));
+  }
+  const double epochs = options.rounds.epochs;
+  if (epochs != std::floor(epochs)) {
+    throw ConfigError(fmt::format(
+        "online.rounds.epochs: expected whole passes over the rollouts for '{}', got {}", name,
+        epochs));
+  }
   const bool filters = parts.rollouts.filter != RankFilter::kNone;
   if (needs.groups && (each < 2 || filters)) {
     throw ConfigError(fmt::format(
@@ -196,6 +217,25 @@ RolloutRows::RolloutRows(const OnlineParts& parts, std::int64_t seed)
       seed_(seed),
       normalizer_(parts.reward.normalize),
       kl_coefficient_(parts.objective->options().kl.coefficient) {}
+
+std::int64_t RolloutRows::completions_a_prompt() const {
+  if (parts_.rollouts.filter != RankFilter::kNone) return 1;
+  std::int64_t count = 0;
+  for (const SourceOptions& source : parts_.sources) count += is_greedy(source) ? 0 : source.n;
+  return count;
+}
+
+double RolloutRows::success_rate(const std::vector<Rollout>& of_prompt) const {
+  double sum = 0;
+  std::int64_t rated = 0;
+  for (const std::size_t place : candidates(of_prompt, parts_)) {
+    const double reward = reward_of(of_prompt[place]);
+    if (std::isnan(reward)) continue;
+    sum += reward;
+    ++rated;
+  }
+  return rated > 0 ? std::clamp(sum / static_cast<double>(rated), 0.0, 1.0) : kNoReward;
+}
 
 bool RolloutRows::has_signal(const std::vector<Rollout>& of_prompt) const {
   double least = std::numeric_limits<double>::infinity();

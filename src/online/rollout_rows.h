@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "prefopt/data/batch.h"
 #include "prefopt/objectives/values.h"
 #include "prefopt/online/online_rows.h"
 #include "prefopt/online/rollout.h"
+#include "prefopt/online/selection.h"
 #include "prefopt/train/metrics.h"
 #include "prefopt/train/state_visitor.h"
 
@@ -18,6 +20,9 @@ using PromptRollouts = std::vector<std::vector<Rollout>>;
 
 /// Returns whether a source draws the completions that a greedy baseline takes its rewards from.
 bool is_greedy(const SourceOptions& source);
+
+/// Returns a selection that asks for rewards and makes no rows.
+std::shared_ptr<Selection> rewards_alone();
 
 /// Throws ConfigError where sources, options and objective do not fit.
 void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options);
@@ -36,6 +41,10 @@ class RolloutRows {
   /// `updates`: steps that the rows are for; of a single one the ratio is 1.
   Made make(Policy& policy, const PromptRollouts& rollouts, std::int64_t updates,
             std::int64_t round);
+  /// Returns how many completions of a prompt train, at most.
+  std::int64_t completions_a_prompt() const;
+  /// Returns the mean reward of a prompt's completions, limited to [0, 1]; NaN: nobody could say.
+  double success_rate(const std::vector<Rollout>& of_prompt) const;
   /// Returns whether a prompt's rewards are not all equal.
   bool has_signal(const std::vector<Rollout>& of_prompt) const;
   void visit_state(StateVisitor& visitor);

@@ -187,7 +187,7 @@ void RowStore::visit_state(StateVisitor& visitor, bool has_rollouts) {
     visitor.array("rollout_integers", packed.rollout_integers);
     visitor.array("rollout_numbers", packed.rollout_numbers);
   } else {
-    packed.rollout_integers = {};
+    packed.rollout_integers.reset();
   }
   if (!visitor.is_loading()) return;
   rows = unpack_rows(packed);

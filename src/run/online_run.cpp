@@ -10,6 +10,7 @@
 
 #include "core/json.h"
 #include "evaluation/json_program.h"
+#include "online/rollout_rows.h"
 #include "policy/token_range.h"
 #include "prefopt/data/prompts.h"
 #include "prefopt/decoder/reward_model.h"
@@ -105,7 +106,34 @@ FeedbackParts feedback_parts(const FeedbackOptions& options,
   return parts;
 }
 
+/// Throws ConfigError for options of rollouts without an objective on tokens, and for a selection
+/// with one.
+void check_rollout_options(const OnlineOptions& online, const RunLoss& loss) {
+  if (loss.objective() != nullptr) {
+    if (online.select == OnlineOptions().select) return;
+    throw ConfigError(fmt::format(
+        "online.select: expected its default for '{}', which takes every completion, got {}",
+        loss.name(), online.select));
+  }
+  const auto refuse = [&](std::string_view group, bool is_set) {
+    if (!is_set) return;
+    throw ConfigError(fmt::format(
+        "online.{}: expected its defaults for '{}', which is no objective on tokens of rollouts, "
+        "got others",
+        group, loss.name()));
+  };
+  refuse("rollouts", options_to_json(online.rollouts) != options_to_json(RolloutSelection()));
+  refuse("reward", options_to_json(online.reward) != options_to_json(RewardOptions()));
+}
+
 }  // namespace
+
+double rollout_temperature(const std::vector<SourceOptions>& sources) {
+  for (const SourceOptions& source : sources) {
+    if (!is_greedy(source) && source.n > 0) return source.sampling.temperature;
+  }
+  return 1;
+}
 
 void check_reference(const ReferenceOptions& options, bool is_online) {
   if (options.moving && options.kind == ReferenceKind::kCached) {
@@ -218,13 +246,18 @@ bool needs_initial(const OnlineOptions& options, const std::vector<SourceOptions
          options.eval_fraction > 0;
 }
 
-std::shared_ptr<OnlineRows> make_online_rows(
-    RunOptions& options, OnlinePrompts prompts, std::vector<SourceOptions> sources,
-    const std::shared_ptr<const Tokenizer>& tokenizer, const Decoder& policy,
-    std::shared_ptr<Policy> initial, const LossRequirements& needs, const RoundReference& reference,
-    const RunEvents& events, const Note& note, std::int64_t& planned_steps) {
+std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts prompts,
+                                             std::vector<SourceOptions> sources,
+                                             const std::shared_ptr<const Tokenizer>& tokenizer,
+                                             const Decoder& policy, std::shared_ptr<Policy> initial,
+                                             const RunLoss& loss, const RoundReference& reference,
+                                             const RunEvents& events, const Note& note,
+                                             std::int64_t& planned_steps) {
   const OnlineOptions& online = options.online;
-  if (online.rounds.steps > 0 && options.batch.rows != BatchOptions().rows) {
+  const bool has_objective = loss.objective() != nullptr;
+  check_rollout_options(online, loss);
+  const bool has_parts = has_objective || online.rounds.steps > 0;
+  if (has_parts && options.batch.rows != BatchOptions().rows) {
     throw ConfigError(fmt::format(
         "batch.rows: expected its default where online.rounds.steps cuts the rows of a round, got "
         "{}",
@@ -253,7 +286,7 @@ std::shared_ptr<OnlineRows> make_online_rows(
                       policy.vocab_size(), "online.prompts");
   }
   parts.tokenizer = tokenizer;
-  parts.selection = make_selection(online.select, names);
+  parts.selection = has_objective ? rewards_alone() : make_selection(online.select, names);
   // Of a selection that asks nothing, feedback is for evaluations alone.
   const bool is_given = options_to_json(online.feedback) != options_to_json(FeedbackOptions());
   if (is_given || parts.selection->questions() != Questions::kNone) {
@@ -272,7 +305,15 @@ std::shared_ptr<OnlineRows> make_online_rows(
   }
   parts.prompts = std::move(prompts.train);
   parts.eval_prompts = std::move(prompts.held_out);
-  parts.needs = needs;
+  parts.needs = loss.requirements();
+  if (has_objective) {
+    parts.objective = *loss.objective();
+    parts.reference = reference.reference;
+    parts.rollouts = online.rollouts;
+    parts.reward = online.reward;
+    parts.temperature = rollout_temperature(sources);
+    if (options.batch.micro_tokens > 0) parts.micro_tokens = options.batch.micro_tokens;
+  }
   parts.initial = std::move(initial);
   parts.sampling = options.sampling;
   parts.start_round = reference.start_round;

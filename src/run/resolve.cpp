@@ -309,6 +309,12 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   } else {
     rows = load_rows(options.data, *tokenizer, of_rows, note);
   }
+  if (loss.objective() != nullptr && !is_online) {
+    throw ConfigError(fmt::format(
+        "online.prompts: expected a file of prompts for '{}', which learns from completions that "
+        "the policy writes, got none",
+        loss.name()));
+  }
   check_evaluations(options.evaluate, !rows.eval.empty() || !prompts.held_out.empty(), is_online);
 
   if (is_online && needs.of_rewards) {
@@ -374,9 +380,10 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
       initial = has_it ? borrowed_model(reference.reference)
                        : make_frozen(options.reference, options.model, *policy);
     }
+    run.temperature = rollout_temperature(sources);
     run.source =
         make_online_rows(options, std::move(prompts), std::move(sources), tokenizer, *policy,
-                         std::move(initial), needs, reference, events, note, run.planned_steps);
+                         std::move(initial), loss, reference, events, note, run.planned_steps);
   } else {
     set_checkpointing(options.machine, most_tokens(rows.train, options.batch), *policy, note);
     run.source = std::make_shared<EpochRows>(EpochData{.rows = std::move(rows.train),

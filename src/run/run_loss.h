@@ -6,6 +6,7 @@
 #include <string_view>
 #include <variant>
 
+#include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
 #include "prefopt/objectives/token_objective.h"
 #include "prefopt/policy/policy.h"
@@ -16,7 +17,7 @@ namespace prefopt::detail {
 
 /// The loss of a run: one on pairs, labelled rows or rewards, or an objective on tokens of
 /// rollouts.
-class RunLoss {
+class PREFOPT_API RunLoss {
  public:
   /// Throws ConfigError as make_loss and make_token_objective.
   explicit RunLoss(std::string_view config_json);
