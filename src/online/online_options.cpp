@@ -64,12 +64,14 @@ void check_names(const std::vector<SourceOptions>& sources, std::string_view whe
     if (guide.empty()) continue;
     const auto found =
         std::find_if(sources.begin(), sources.end(), [&](const SourceOptions& other) {
-          return other.name == guide && writes_tokens(other.from) && other.roll_in.from.empty();
+          const bool has_tokens = writes_tokens(other.from) || other.from == SourceKind::kData;
+          return other.name == guide && has_tokens && other.roll_in.from.empty();
         });
     if (found == sources.end() || guide == source.name) {
-      throw ConfigError(fmt::format(
-          "{}: expected roll_in.from of '{}' to name another source that a model writes, got '{}'",
-          where, source.name, guide));
+      throw ConfigError(
+          fmt::format("{}: expected roll_in.from of '{}' to name another source that a model or "
+                      "the data write, got '{}'",
+                      where, source.name, guide));
     }
   }
 }

@@ -142,6 +142,14 @@ void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options) 
     }
     if (source.n == 0) continue;
     each += source.n;
+    // The squared loss alone is right on completions of others.
+    const bool is_own = source.from == SourceKind::kPolicy || !source.roll_in.from.empty();
+    if (!is_own && objective.rule().is_linear()) {
+      throw ConfigError(fmt::format(
+          "online.sources: expected completions of the policy for '{}', which is an expectation "
+          "under it, got those of '{}'",
+          name, source.name));
+    }
     const SamplingOptions& sampling = source.sampling;
     const bool keeps_tokens_back = sampling.top_k != 0 || sampling.top_p != 1 ||
                                    sampling.min_new_tokens != 0 || sampling.repetition_penalty != 1;
@@ -206,6 +214,9 @@ void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options) 
     throw ConfigError(
         "online.reward.scale: expected false where normalize is true, which scales as well, got "
         "true");
+  }
+  if (needs.values && !parts.value_model) {
+    throw ConfigError(fmt::format("{}: expected a value model, got null", name));
   }
   if (needs.ref_logps && !parts.reference) {
     throw ConfigError(fmt::format("{}: expected a reference, got null", name));
@@ -318,20 +329,14 @@ Eigen::ArrayXd RolloutRows::shaped_rewards(const std::vector<Chosen>& chosen) {
   return shaped;
 }
 
-/// Returns log-probs of all counted tokens of the rows, at the temperature of the sampler.
-std::vector<double> RolloutRows::score(const std::vector<TokenRow>& rows, bool of_reference,
-                                       Policy& policy) const {
+std::vector<double> RolloutRows::measure(
+    const std::vector<TokenRow>& rows,
+    const std::function<at::Tensor(const TokenBatch&)>& of_batch) const {
   const at::NoGradGuard no_grad;
   std::vector<double> all;
   for (const auto& part : cut_by_tokens(rows, parts_.micro_tokens)) {
-    const TokenBatch batch = make_pair_batch(part, /*with_rejected=*/false).to(policy.device());
-    const at::Tensor logps =
-        of_reference ? parts_.reference->tempered_token_logps(batch, parts_.temperature)
-                     : sequence_logps(
-                           policy, batch,
-                           {.by_products = {}, .reduction = {}, .temperature = parts_.temperature})
-                           .token_logps;
-    const at::Tensor wide = logps.to(at::kCPU, at::kDouble).contiguous();
+    const TokenBatch batch = make_pair_batch(part, /*with_rejected=*/false);
+    const at::Tensor wide = of_batch(batch).to(at::kCPU, at::kDouble).contiguous();
     all.insert(all.end(), wide.const_data_ptr<double>(),
                wide.const_data_ptr<double>() + wide.numel());
   }
@@ -381,13 +386,26 @@ RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollou
   };
   std::vector<double> old_logps;
   std::vector<double> ref_logps;
+  std::vector<double> values;
   if (has_kl_reward || keeps_old) {
-    old_logps = score(rows, /*of_reference=*/false, policy);
+    old_logps = measure(rows, [&](const TokenBatch& batch) {
+      return sequence_logps(policy, batch.to(policy.device()),
+                            {.by_products = {}, .reduction = {}, .temperature = parts_.temperature})
+          .token_logps;
+    });
     step.old_logps = spread(old_logps);
   }
   if (needs.ref_logps) {
-    ref_logps = score(rows, /*of_reference=*/true, policy);
+    ref_logps = measure(rows, [&](const TokenBatch& batch) {
+      return parts_.reference->tempered_token_logps(batch.to(policy.device()), parts_.temperature);
+    });
     step.ref_logps = spread(ref_logps);
+  }
+  if (needs.values) {
+    values = measure(rows, [&](const TokenBatch& batch) {
+      return parts_.value_model->token_values(batch.to(parts_.value_model->device()));
+    });
+    step.values = spread(values);
   }
   const StepAdvantages advantages = objective.advantages(step, kl_coefficient_);
 
@@ -409,6 +427,10 @@ RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollou
       columns.advantages.push_back(advantages.advantages[t]);
       if (keeps_old) columns.old_logps.push_back(old_logps[next]);
       if (needs.ref_logps) columns.ref_logps.push_back(ref_logps[next]);
+      if (options.value_loss.coefficient > 0) {
+        columns.old_values.push_back(values[next]);
+        columns.returns.push_back(advantages.returns[t]);
+      }
       if (needs.sampler_logps) {
         columns.sampler_logps.push_back(
             rollout.token_logps[static_cast<std::size_t>(t - starts[i])]);
@@ -441,6 +463,12 @@ RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollou
       kl_coefficient_ =
           adapted_kl_coefficient(kl_coefficient_, kl, options.kl.target, count, options.kl.horizon);
     }
+  }
+  if (needs.values) {
+    const double acted_tokens = step.acted.sum();
+    const Eigen::ArrayXd gaps = step.acted * (advantages.returns - step.values);
+    metrics.add("value/mean", (step.acted * step.values).sum() / acted_tokens);
+    metrics.add("value/error", std::sqrt(gaps.square().sum() / acted_tokens));
   }
   made.metrics = metrics.take();
   return made;

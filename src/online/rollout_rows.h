@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -54,8 +55,9 @@ class RolloutRows {
 
   std::vector<Chosen> choose(const PromptRollouts& rollouts, std::int64_t round) const;
   Eigen::ArrayXd shaped_rewards(const std::vector<Chosen>& chosen);
-  std::vector<double> score(const std::vector<TokenRow>& rows, bool of_reference,
-                            Policy& policy) const;
+  /// Returns numbers of all counted tokens of the rows.
+  std::vector<double> measure(const std::vector<TokenRow>& rows,
+                              const std::function<at::Tensor(const TokenBatch&)>& of_batch) const;
 
   const OnlineParts& parts_;
   std::int64_t seed_;

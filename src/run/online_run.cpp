@@ -251,6 +251,7 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
                                              const std::shared_ptr<const Tokenizer>& tokenizer,
                                              const Decoder& policy, std::shared_ptr<Policy> initial,
                                              const RunLoss& loss, const RoundReference& reference,
+                                             std::shared_ptr<RewardPolicy> value_model,
                                              const RunEvents& events, const Note& note,
                                              std::int64_t& planned_steps) {
   const OnlineOptions& online = options.online;
@@ -309,6 +310,7 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
   if (has_objective) {
     parts.objective = *loss.objective();
     parts.reference = reference.reference;
+    parts.value_model = std::move(value_model);
     parts.rollouts = online.rollouts;
     parts.reward = online.reward;
     parts.temperature = rollout_temperature(sources);

@@ -10,6 +10,7 @@
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/losses/loss.h"
 #include "prefopt/online/online_rows.h"
+#include "prefopt/policy/reward_policy.h"
 #include "prefopt/run/run.h"
 #include "run/run_folder.h"
 #include "run/run_loss.h"
@@ -48,6 +49,7 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
                                              const std::shared_ptr<const Tokenizer>& tokenizer,
                                              const Decoder& policy, std::shared_ptr<Policy> initial,
                                              const RunLoss& loss, const RoundReference& reference,
+                                             std::shared_ptr<RewardPolicy> value_model,
                                              const RunEvents& events, const Note& note,
                                              std::int64_t& planned_steps);
 

@@ -23,6 +23,7 @@ void check_program_options(const RunOptions& options) {
   check("reference", options_to_json(options.reference), options_to_json(ReferenceOptions()));
   check("data", options_to_json(options.data), options_to_json(DataOptions()));
   check("online", options_to_json(options.online), options_to_json(OnlineOptions()));
+  check("value", options_to_json(options.value), options_to_json(ValueModelOptions()));
   const RunOptions idle;
   const auto check_idle = [](std::string_view name, bool is_set) {
     if (!is_set) return;

@@ -19,6 +19,7 @@
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/decoder/end_tokens.h"
 #include "prefopt/decoder/reward_model.h"
+#include "prefopt/decoder/value_head.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/moving_reference.h"
 #include "prefopt/train/epoch_rows.h"
@@ -136,6 +137,60 @@ std::shared_ptr<RewardModel> make_reward_model(ModelOptions& options, const Toke
   // The files of reward models name one: transformers takes no batch without.
   model->complete_pad_token(tokenizer);
   if (model->has_fresh_head()) note("model: a fresh score head");
+  return model;
+}
+
+/// Throws ConfigError for options of a value model that the loss has no use for.
+void check_value_options(const ValueModelOptions& options, const RunLoss& loss) {
+  const bool is_used = loss.objective() != nullptr && loss.objective()->needs().values;
+  if (is_used || options_to_json(options) == options_to_json(ValueModelOptions())) return;
+  throw ConfigError(fmt::format(
+      "value: expected its defaults for '{}', which has no values, got others", loss.name()));
+}
+
+/// Returns the value model of an objective with values, else null.
+std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const RunLoss& loss,
+                                               const std::shared_ptr<Decoder>& policy,
+                                               const Tokenizer& tokenizer, const Note& note) {
+  const ValueModelOptions& value = options.value;
+  if (loss.objective() == nullptr || !loss.objective()->needs().values) return nullptr;
+  if (value.body == ValueBody::kPolicy) {
+    if (!value.path.empty() || value.use_lora) {
+      throw ConfigError(fmt::format(
+          "value.{}: expected its default where value.body is 'policy', got another value",
+          value.path.empty() ? "use_lora" : "path"));
+    }
+    return std::make_shared<ValueHead>(policy);
+  }
+  std::shared_ptr<RewardModel> model;
+  if (!value.path.empty()) {
+    const std::string path = followed(value.path);
+    const std::string difference = tokenizer_difference(tokenizer, path);
+    if (!difference.empty()) {
+      throw ConfigError(
+          fmt::format("value.path: expected a model that tokenizes as {} does, got {}, by which {}",
+                      tokenizer.name(), path, difference));
+    }
+    model = RewardModel::load(path, options.model.dtype, ScoreHead::kFreshIfNone);
+    if (model->vocab_size() != policy->vocab_size()) {
+      throw ConfigError(fmt::format(
+          "value.path: expected a model with the policy's vocabulary of {} tokens, got {} with {}",
+          policy->vocab_size(), path, model->vocab_size()));
+    }
+  } else if (options.model.path.empty()) {
+    model = std::make_shared<RewardModel>(options.model.decoder);
+    model->to(parse_dtype(options.model.dtype));
+  } else {
+    model = RewardModel::load(options.model.path, options.model.dtype, ScoreHead::kFreshIfNone);
+  }
+  if (value.use_lora) {
+    model->add_adapter(options.model.lora);
+  } else {
+    model = model->frozen_model();  // pages of a mapped file would be copied one by one
+    model->set_requires_grad(true);
+  }
+  const auto size = count_parameters(*model);
+  note(fmt::format("value model: {} parameters, {} of them trained", size.all, size.trained));
   return model;
 }
 
@@ -315,6 +370,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
         "the policy writes, got none",
         loss.name()));
   }
+  check_value_options(options.value, loss);
   check_evaluations(options.evaluate, !rows.eval.empty() || !prompts.held_out.empty(), is_online);
 
   if (is_online && needs.of_rewards) {
@@ -380,10 +436,12 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
       initial = has_it ? borrowed_model(reference.reference)
                        : make_frozen(options.reference, options.model, *policy);
     }
-    run.temperature = rollout_temperature(sources);
-    run.source =
-        make_online_rows(options, std::move(prompts), std::move(sources), tokenizer, *policy,
-                         std::move(initial), loss, reference, events, note, run.planned_steps);
+    run.rollouts.temperature = rollout_temperature(sources);
+    for (const SourceOptions& source : sources) run.rollouts.completions += source.n;
+    run.rollouts.value_model = make_value_model(options, loss, policy, *tokenizer, note);
+    run.source = make_online_rows(options, std::move(prompts), std::move(sources), tokenizer,
+                                  *policy, std::move(initial), loss, reference,
+                                  run.rollouts.value_model, events, note, run.planned_steps);
   } else {
     set_checkpointing(options.machine, most_tokens(rows.train, options.batch), *policy, note);
     run.source = std::make_shared<EpochRows>(EpochData{.rows = std::move(rows.train),

@@ -8,12 +8,20 @@
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
+#include "prefopt/policy/reward_policy.h"
 #include "prefopt/run/run.h"
 #include "prefopt/train/row_source.h"
 #include "run/run_folder.h"
 #include "run/run_loss.h"
 
 namespace prefopt::detail {
+
+/// Of an objective on tokens, in addition to policy and reference.
+struct RolloutTraining {
+  double temperature = 1;                          ///< of the completions
+  std::int64_t completions = 0;                    ///< of each prompt
+  std::shared_ptr<RewardPolicy> value_model = {};  ///< null: it has no values
+};
 
 /// A run from files: its options with everything filled in that they leave to models and rows, and
 /// what was loaded to know it. Nothing of it changes afterwards.
@@ -24,7 +32,7 @@ struct ResolvedRun {
   std::shared_ptr<RowSource> source;
   std::int64_t planned_steps = 0;  ///< most steps of a source without epochs; 0: it has epochs
   FolderFiles companions;          ///< files of a checkpoint next to the weights
-  double temperature = 1;          ///< of the completions of an objective on tokens
+  RolloutTraining rollouts = {};
 };
 
 /// Throws ConfigError where evaluations are to decide something and there are none.

@@ -359,7 +359,7 @@ void RunLoop::load(const ResumePoint& from) {
       before.at("config").at("evaluate")["best_metric"] = options().evaluate.best_metric;
     }
     check_same_run(before, parts_.identity, from.checkpoint, parts_.note);
-    parts_.trainer.policy().load_weights(from.checkpoint);
+    parts_.trainer.load_policy(from.checkpoint);
     saved_run().load(values, from.checkpoint);
   } catch (const Json::exception& error) {
     throw CheckpointError(

@@ -100,6 +100,18 @@ void RolloutStepLoss::check() const {
     throw ConfigError(fmt::format("{}: expected a temperature above 0, got {}", name(),
                                   parts_.options.temperature));
   }
+  const bool trains_values = objective_.options().value_loss.coefficient > 0;
+  if (trains_values != static_cast<bool>(parts_.options.value_model)) {
+    throw ConfigError(fmt::format(
+        "{}: expected {}, got {}", name(),
+        trains_values ? "a value model for its value_loss" : "no value model without a value_loss",
+        trains_values ? "null" : "one"));
+  }
+  if (parts_.options.value_pretrain_steps > 0 && !trains_values) {
+    throw ConfigError(
+        fmt::format("{}: expected value_pretrain_steps 0 without a value_loss, got {}", name(),
+                    parts_.options.value_pretrain_steps));
+  }
   if (has_kl_loss() && parts_.reference && !parts_.reference->is_normalized()) {
     throw ConfigError(
         fmt::format("{}: expected a reference with the log-probs of a distribution, got a weighted "
@@ -284,6 +296,7 @@ ObjectiveOutput RolloutStepLoss::loss_of(Part& part, const StepPlan& plan,
                  .completions = current.row_to_sequence,
                  .lens = current.lens.index_select(0, current.row_to_sequence)};
   in.completion_count = part.counts.rows;
+  if (parts_.options.value_model) in.values = parts_.options.value_model->token_values(batch);
   in.totals = plan.rollouts;
   if (has_kl_loss() && !in.ref_logps.defined()) {
     const at::NoGradGuard no_grad;

@@ -51,6 +51,9 @@ void Trainer::Impl::finish_metrics(const detail::StepCounts& counts, bool trains
 
 Metrics Trainer::Impl::update(const StepPlan& plan, StepMetrics& metrics) {
   metrics.set("grad_norm", updater.sum_gradients());
+  if (updater.value_optimizer() != nullptr) {
+    metrics.set("value/grad_norm", updater.value_grad_norm());
+  }
   const Metrics finished = metrics.finish();
   step_counts = metrics.counts();
   const double loss_value = metric(finished, "loss");
@@ -101,7 +104,10 @@ Metrics Trainer::accumulate_gradients(const std::vector<TokenRow>& rows) {
   return metrics.finish();
 }
 
-void Trainer::restart_optimizer() { impl_->updater.optimizer().restart(); }
+void Trainer::restart_optimizer() {
+  impl_->updater.optimizer().restart();
+  if (auto* const of_values = impl_->updater.value_optimizer()) of_values->restart();
+}
 
 // Failures.
 

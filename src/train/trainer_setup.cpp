@@ -97,6 +97,10 @@ void Trainer::Impl::visit_state(StateVisitor& visitor) {
   loss->set_state(state);
   detail::PartOfState of_optimizer("optimizer.", visitor);
   updater.optimizer().visit_state(of_optimizer);
+  if (auto* const of_values = updater.value_optimizer()) {
+    detail::PartOfState of_value("value_optimizer.", visitor);
+    of_values->visit_state(of_value);
+  }
   if (!reference) return;
   for (const auto& [name, value] : reference->state()) visitor.tensor("reference." + name, value);
 }
@@ -121,6 +125,15 @@ void Trainer::load_state(const std::vector<std::pair<std::string, at::Tensor>>& 
 void Trainer::save_policy(const std::string& directory) const {
   const detail::WideWeights weights(impl_->updater.optimizer(), impl_->policy->named_parameters());
   impl_->policy->save(directory);
+  if (const auto& values = impl_->options.value_model) {
+    const detail::WideWeights wide(*impl_->updater.value_optimizer(), values->named_parameters());
+    values->save(directory + "/value");
+  }
+}
+
+void Trainer::load_policy(const std::string& directory) {
+  impl_->policy->load_weights(directory);
+  if (const auto& values = impl_->options.value_model) values->load_weights(directory + "/value");
 }
 
 LossState Trainer::loss_state() const { return impl_->loss->state(); }

@@ -42,6 +42,8 @@ class PREFOPT_API RewardModel final : public RewardPolicy {
   /// vocabulary or too many of them.
   at::Tensor rewards(const std::vector<TokenSequence>& sequences) override;
   using RewardPolicy::rewards;
+  /// Returns w · h of the hidden state, after the last norm, that predicts each token.
+  at::Tensor token_values(const TokenBatch& batch) override;
   /// Returns whether `rewards` takes sequences without padding.
   bool packs() const override;
   std::int64_t vocab_size() const override;

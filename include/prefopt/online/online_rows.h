@@ -19,6 +19,7 @@
 #include "prefopt/online/selection.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
+#include "prefopt/policy/reward_policy.h"
 #include "prefopt/policy/sampling.h"
 #include "prefopt/train/row_source.h"
 
@@ -49,7 +50,8 @@ struct OnlineParts {
   std::shared_ptr<Policy> initial = {};  ///< the policy before training, for sources and contests
   /// Set: rows are rollouts for an objective on tokens, and the selection has no part in them.
   std::optional<TokenObjective> objective = {};
-  std::shared_ptr<Reference> reference = {};  ///< of an objective with a KL
+  std::shared_ptr<Reference> reference = {};       ///< of an objective with a KL
+  std::shared_ptr<RewardPolicy> value_model = {};  ///< of an objective with values
   RolloutSelection rollouts = {};
   RewardOptions reward = {};
   double temperature = 1;               ///< of the sources of rollouts

@@ -18,6 +18,7 @@
 #include "prefopt/options.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
+#include "prefopt/policy/reward_policy.h"
 #include "prefopt/policy/sampling.h"
 #include "prefopt/train/metrics.h"
 
@@ -103,6 +104,11 @@ struct TrainerOptions {
   SamplingOptions sampling = {};  ///< for losses that need fresh samples
   /// Of the log-probs of an objective on tokens: that which its completions were drawn with.
   double temperature = 1;
+  /// Of an objective with a value loss: the values of tokens, trained by another optimizer
+  /// along the same schedule of steps. Its gradients are clipped apart from the policy's.
+  std::shared_ptr<RewardPolicy> value_model = {};
+  OptimizerOptions value_optimizer = {};
+  std::int64_t value_pretrain_steps = 0;  ///< first steps, which train the values alone
   /// Called for each step without an update, before NonFiniteError where it is the third.
   std::function<void(const NonFiniteStep&)> on_non_finite = {};
   std::shared_ptr<Ranks> ranks = {};  ///< that train together; null: this process alone
@@ -146,8 +152,12 @@ class PREFOPT_API Trainer {
   void restart_optimizer();
 
   /// Writes the policy as its `save` does, with the float32 masters of bfloat16 and float16 weights
-  /// in place of the rounded ones, and other such weights widened next to them.
+  /// in place of the rounded ones, and other such weights widened next to them. A value model is
+  /// written in the folder `value` in it.
   void save_policy(const std::string& directory) const;
+  /// Reads what `save_policy` wrote into the policy and the value model. Throws as
+  /// Policy::load_weights.
+  void load_policy(const std::string& directory);
   /// Returns all that steps change in addition to the policy's weights, by name, for a checkpoint:
   /// counts of steps, tokens and skipped updates, the optimizer's means and counts, float32
   /// masters, the loss's running mean, the reference's state. Not copies. A step after `load_state`
