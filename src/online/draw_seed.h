@@ -17,7 +17,8 @@ enum DrawUser : std::int64_t {
   kEvaluationDraws,
   kExtraPromptDraws,
   kPriorityDraws,
-  kFilterDraws
+  kFilterDraws,
+  kImitationDraws
 };
 
 /// Returns a seed that mixes `seed` with the parts (splitmix64, Steele et al. 2014).

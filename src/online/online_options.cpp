@@ -132,6 +132,13 @@ void RewardOptions::fields(FieldVisitor& v) {
   v.real({"clip", "Rewards are limited to [-clip, clip]; 0: no limit"}, clip, Range::at_least(0));
 }
 
+void ImitationOptions::fields(FieldVisitor& v) {
+  v.text({"data", "File of rows whose completions are imitated; empty: none"}, data);
+  v.real({"coefficient", "Weight of the mean negative log-prob of their tokens"}, coefficient,
+         Range::above(0));
+  v.integer({"rows", "Such rows of each step"}, rows, Range::between(1, 1e6));
+}
+
 void RolloutSelection::fields(FieldVisitor& v) {
   v.choice({"filter",
             "Completions of a prompt that stay: all, or one by the rank of its reward (PF-PPO)"},
@@ -161,6 +168,9 @@ void OnlineOptions::fields(FieldVisitor& v) {
   }
   if (!v.writes() || options_to_json(reward) != options_to_json(RewardOptions())) {
     v.group({"reward", "Changes of rewards before they become advantages"}, reward);
+  }
+  if (!v.writes() || !imitate.data.empty()) {
+    v.group({"imitate", "Rows that are imitated next to rollouts, a pretraining mix"}, imitate);
   }
 }
 

@@ -233,6 +233,7 @@ struct OnlineRows::Impl {
   std::vector<TokenRow> rows;          ///< of the round, with replayed ones
   std::string record;                  ///< JSON about the round: its metrics and some completions
   Metrics metrics;                     ///< of `record`
+  std::int64_t steps_done = 0;         ///< of all rounds
   Policy* trained = nullptr;           ///< that the present step trains
 };
 
@@ -519,6 +520,15 @@ StepRows OnlineRows::Impl::step_rows() const {
     result.rows.push_back(rows[number]);
     result.numbers.push_back(static_cast<std::int64_t>(number));
   }
+  if (!parts.imitated.empty()) {
+    detail::EndlessOrder order(parts.imitated.size(),
+                               draw_seed(options.seed, {detail::kImitationDraws}));
+    for (std::int64_t i = 0; i < parts.imitated_rows; ++i) {
+      const std::size_t number = order.at(steps_done * parts.imitated_rows + i);
+      result.numbers.push_back(static_cast<std::int64_t>(number));
+      result.rows.push_back(parts.imitated[number]);
+    }
+  }
   result.metrics = metrics;
   if (step == 0) result.round = record;
   result.ends_round = step + 1 == steps;
@@ -533,7 +543,10 @@ void OnlineRows::Impl::visit(StateVisitor& visitor) {
   visitor.integer("round_steps", steps);
   visitor.integer("empty_rounds", empty);
   store.visit_state(visitor, rollout_rows.has_value());
-  if (rollout_rows) rollout_rows->visit_state(visitor);
+  if (rollout_rows) {
+    rollout_rows->visit_state(visitor);
+    visitor.integer("rollout_steps", steps_done);
+  }
   if (success_rates.defined()) visitor.tensor("success_rates", success_rates);
   models.visit_state(visitor);
   if (previous) {
@@ -564,6 +577,7 @@ StepRows OnlineRows::next(Policy& policy) {
 
 void OnlineRows::finish_step() {
   ++impl_->step;
+  ++impl_->steps_done;
   impl_->models.finish_step(*impl_->trained);
 }
 

@@ -46,6 +46,23 @@ constexpr RoundTopic kRoundTopics[] = {
      "nats a completion",
      "By completions of held-out prompts that the policy wrote itself.",
      {"kl", "KL", true}},
+    {"Spread of the rewards",
+     "reward",
+     "Standard deviation among the completions of a prompt, mean over prompts.",
+     {"reward_std", "standard deviation"}},
+    {"Prompts that teach nothing",
+     "share of prompts",
+     "Those whose completions all have the same reward.",
+     {"frac_reward_zero_std", "equal rewards"}},
+    {"Distance of the round's start",
+     "nats a completion",
+     "KL to the reference, by the completions of the round.",
+     {"kl/sequence", "KL"}},
+    {"Unfinished completions",
+     "share of completions",
+     "Those without an end token, and those that do not train.",
+     {"completions/clipped_ratio", "without an end token"},
+     {"completions/dropped_ratio", "dropped"}},
     {"Questions asked",
      "questions",
      "Rewards and comparisons of a round, each asked once.",
@@ -70,7 +87,9 @@ class RoundsBySteps {
       const Json& line = rounds_[next_];
       if (number_at(line, "step").value_or(0) > step) break;
       // A round without rows has the step before it.
-      if (number_at(line, "pairs/kept") != 0) newest_ = number_at(line, "round").value_or(newest_);
+      const bool has_rows = line.contains("pairs/kept") ? number_at(line, "pairs/kept") != 0
+                                                        : line.contains("reward");
+      if (has_rows) newest_ = number_at(line, "round").value_or(newest_);
     }
     return newest_;
   }
@@ -127,7 +146,8 @@ std::string round_figure(const RunRecord& record, const RoundTopic& topic) {
 }
 
 /// The part that a completion has in the rows of its prompt.
-std::string_view role_of(std::int64_t place, const Json& rows) {
+std::string_view role_of(std::int64_t place, const Json& rows, bool are_rollouts) {
+  if (are_rollouts) return "drawn";
   for (const Json& row : rows) {
     if (!row.is_array() || row.size() != 2) continue;
     if (row[0] == place) return row[1] == -1 ? "trained on" : "chosen";
@@ -136,7 +156,7 @@ std::string_view role_of(std::int64_t place, const Json& rows) {
   return "not used";
 }
 
-std::string prompt_html(const Json& sample) {
+std::string prompt_html(const Json& sample, bool are_rollouts) {
   std::string columns;
   const Json none = Json::array();
   const auto rows = sample.find("rows");
@@ -148,7 +168,7 @@ std::string prompt_html(const Json& sample) {
     columns += fmt::format(
         "<div class=\"policy\"><p class=\"quiet\">{}, {}{}{}</p><p class=\"text\">{}</p></div>\n",
         escape_html(text_at(completion, "source")),
-        role_of(place++, rows == sample.end() ? none : *rows),
+        role_of(place++, rows == sample.end() ? none : *rows, are_rollouts),
         reward ? ", reward " + number_html(*reward) : "",
         text_at(completion, "ended") == "true" ? "" : ", cut off",
         escape_html(text_at(completion, "text")));
@@ -172,7 +192,8 @@ std::string rounds_html(const RunRecord& record) {
   if (samples == last.end() || !samples->is_array() || samples->empty()) return html;
   html += fmt::format("<p class=\"quiet\">Completions of round {} and what became of them.</p>\n",
                       number_html(number_at(last, "round").value_or(0)));
-  for (const Json& sample : *samples) html += prompt_html(sample);
+  const bool are_rollouts = last.contains("completions/mean_length");
+  for (const Json& sample : *samples) html += prompt_html(sample, are_rollouts);
   return html;
 }
 

@@ -123,7 +123,24 @@ void check_rollout_options(const OnlineOptions& online, const RunLoss& loss) {
         group, loss.name()));
   };
   refuse("rollouts", options_to_json(online.rollouts) != options_to_json(RolloutSelection()));
+  refuse("imitate", options_to_json(online.imitate) != options_to_json(ImitationOptions()));
   refuse("reward", options_to_json(online.reward) != options_to_json(RewardOptions()));
+}
+
+/// Returns the rows of a pretraining mix; none without a file.
+std::vector<TokenRow> load_imitated(const RunOptions& options, const Tokenizer& tokenizer,
+                                    const Decoder& policy, const Note& note) {
+  const std::string& path = options.online.imitate.data;
+  if (path.empty()) return {};
+  Dataset rows = load_dataset(path, tokenizer, options.data, {.rejected = false});
+  if (const std::string summary = rows.report.summary(); !summary.empty()) note(summary);
+  if (rows.pairs.empty()) {
+    throw DataError(fmt::format("{}: expected rows to imitate, got none", path));
+  }
+  check_token_range(rows.pairs, policy.vocab_size(), "online.imitate.data");
+  check_row_lengths(rows.pairs, policy, "online.imitate.data");
+  note(fmt::format("online.imitate: {} rows", rows.pairs.size()));
+  return std::move(rows.pairs);
 }
 
 }  // namespace
@@ -315,6 +332,8 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
     parts.reward = online.reward;
     parts.temperature = rollout_temperature(sources);
     if (options.batch.micro_tokens > 0) parts.micro_tokens = options.batch.micro_tokens;
+    parts.imitated = load_imitated(options, *tokenizer, policy, note);
+    parts.imitated_rows = online.imitate.rows;
   }
   parts.initial = std::move(initial);
   parts.sampling = options.sampling;

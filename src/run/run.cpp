@@ -109,6 +109,8 @@ TrainerOptions trainer_options(const RunOptions& options, std::int64_t total_ste
       .head_budget_bytes = options.machine.head_budget_mib << 20,
       .sampling = options.sampling,
       .temperature = rollouts.temperature,
+      .imitation_coefficient =
+          options.online.imitate.data.empty() ? 0 : options.online.imitate.coefficient,
       .value_model = rollouts.value_model,
       .value_optimizer = options.value.optimizer,
       .value_pretrain_steps = options.value.pretrain_steps,

@@ -50,6 +50,8 @@ class RolloutStepLoss final : public StepLoss {
     return kl.coefficient > 0 && kl.place == KlPlace::kLoss;
   }
   bool teaches(const TokenRow& row) const;
+  at::Tensor imitation_loss(const Part& part, const StepPlan& plan, StepMetrics& metrics) const;
+  at::Tensor measure(Part& part, const StepPlan& plan, StepMetrics& metrics) const;
   std::vector<std::vector<TokenRow>> cut_whole_groups(const std::vector<TokenRow>& rows) const;
   SequenceLogps policy_logps(const TokenBatch& batch) const;
   ObjectiveOutput loss_of(Part& part, const StepPlan& plan, StepMetrics& metrics) const;
@@ -58,6 +60,9 @@ class RolloutStepLoss final : public StepLoss {
   TokenObjective objective_;
   ObjectiveNeeds needs_;
 };
+
+/// Returns whether a row is imitated, no rollout.
+bool is_imitated(const TokenRow& row) { return row.rollout.advantages.empty(); }
 
 /// Returns the column of all rows, token after token; undefined where the first row has none.
 at::Tensor column_of(const std::vector<TokenRow>& rows, Numbers column, const at::Tensor& like) {
@@ -120,7 +125,15 @@ void RolloutStepLoss::check() const {
   }
 }
 
-void RolloutStepLoss::check_rows(const std::vector<TokenRow>& rows) const {
+void RolloutStepLoss::check_rows(const std::vector<TokenRow>& given) const {
+  std::vector<TokenRow> rows;
+  for (const TokenRow& row : given) {
+    if (parts_.options.imitation_coefficient > 0 && is_imitated(row)) continue;
+    rows.push_back(row);
+  }
+  if (rows.empty()) {
+    throw ShapeError(fmt::format("{}: expected at least one rollout, got none", name()));
+  }
   const bool trains_values = objective_.options().value_loss.coefficient > 0;
   struct Check {
     Numbers column;
@@ -214,27 +227,37 @@ std::vector<std::vector<TokenRow>> RolloutStepLoss::cut_whole_groups(
   return parts;
 }
 
-StepPlan RolloutStepLoss::plan_step(const std::vector<TokenRow>& rows, std::int64_t step) const {
+StepPlan RolloutStepLoss::plan_step(const std::vector<TokenRow>& given, std::int64_t step) const {
+  std::vector<TokenRow> rows;
+  std::vector<TokenRow> imitated;
+  for (const TokenRow& row : given) (is_imitated(row) ? imitated : rows).push_back(row);
   StepPlan plan;
   plan.step = step;
-  plan.rows = rows;
+  plan.rows = given;
   plan.counts = count(rows);
+  const StepCounts others = count(imitated);
   for (const TokenRow& row : rows) {
     plan.group_tokens[row.rollout.group] +=
         static_cast<double>(counted_tokens(row.chosen, row.chosen_mask));
   }
-  const at::Tensor sums =
-      at::tensor({static_cast<double>(plan.counts.chosen), static_cast<double>(plan.counts.rows),
-                  static_cast<double>(plan.group_tokens.size())},
-                 at::kDouble);
+  const at::Tensor sums = at::tensor(
+      {static_cast<double>(plan.counts.chosen), static_cast<double>(plan.counts.rows),
+       static_cast<double>(plan.group_tokens.size()), static_cast<double>(others.chosen)},
+      at::kDouble);
   parts_.ranks->sum({sums});
   const double* const of = sums.const_data_ptr<double>();
   plan.rollouts = {.tokens = of[0], .completions = of[1], .groups = of[2]};
+  plan.imitated_tokens = of[3];
   std::vector<TokenRow> taught;
   std::copy_if(rows.begin(), rows.end(), std::back_inserter(taught),
                [&](const TokenRow& row) { return teaches(row); });
+  auto cut = cut_whole_groups(taught);
+  for (auto& some : cut_micro_batches(imitated, parts_.options)) cut.push_back(std::move(some));
+  // Their tokens are taken as well.
+  plan.counts.prompt += others.prompt;
+  plan.counts.all_chosen += others.all_chosen;
   std::int64_t place = 0;
-  for (auto& some : cut_whole_groups(taught)) {
+  for (auto& some : cut) {
     Part part{.rows = std::move(some),
               .partners = {},
               .groups = {},
@@ -260,15 +283,35 @@ void RolloutStepLoss::backward(StepPlan& plan, StepMetrics& metrics) {
   // Nothing to learn: the loss is that of all tokens, which is 0.
   if (plan.parts.empty()) metrics.add_total("loss", at::zeros({}, at::kDouble));
   for (Part& part : plan.parts) {
-    const ObjectiveOutput out = loss_of(part, plan, metrics);
-    check_gradient(out.loss, name());
-    out.loss.backward();
+    const at::Tensor loss = measure(part, plan, metrics);
+    check_gradient(loss, name());
+    loss.backward();
   }
+}
+
+at::Tensor RolloutStepLoss::measure(Part& part, const StepPlan& plan, StepMetrics& metrics) const {
+  return is_imitated(part.rows.front()) ? imitation_loss(part, plan, metrics)
+                                        : loss_of(part, plan, metrics).loss;
+}
+
+at::Tensor RolloutStepLoss::imitation_loss(const Part& part, const StepPlan& plan,
+                                           StepMetrics& metrics) const {
+  const TokenBatch batch =
+      make_pair_batch(part.rows, /*with_rejected=*/false).to(parts_.policy->device());
+  // The data were drawn at no temperature.
+  const SequenceLogps current = sequence_logps(
+      *parts_.policy, batch,
+      {.by_products = {}, .reduction = {}, .budget_bytes = parts_.options.head_budget_bytes});
+  const at::Tensor loss =
+      current.logps.sum() * (-parts_.options.imitation_coefficient / plan.imitated_tokens);
+  metrics.add_total("loss", loss.detach());
+  metrics.add_total("loss/imitation", loss.detach());
+  return loss;
 }
 
 void RolloutStepLoss::evaluate(StepPlan& plan, StepMetrics& metrics) {
   if (plan.parts.empty()) metrics.add_total("loss", at::zeros({}, at::kDouble));
-  for (Part& part : plan.parts) loss_of(part, plan, metrics);
+  for (Part& part : plan.parts) measure(part, plan, metrics);
 }
 
 SequenceLogps RolloutStepLoss::policy_logps(const TokenBatch& batch) const {

@@ -69,6 +69,7 @@ struct StepPlan {
   StepTotals totals;                            ///< over all ranks
   ObjectiveTotals rollouts;                     ///< the same of an objective on tokens
   std::map<std::int64_t, double> group_tokens;  ///< of its groups, on this rank
+  double imitated_tokens = 0;                   ///< of rows that are imitated, over all ranks
 };
 
 /// All evaluations draw the same samples, so that they differ by the policy alone.

@@ -85,6 +85,15 @@ struct RewardOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
+/// Rows that are imitated next to rollouts: a pretraining mix.
+struct ImitationOptions {
+  std::string data = {};   ///< file of rows; empty: none
+  double coefficient = 1;  ///< of the mean negative log-prob of their tokens
+  std::int64_t rows = 8;   ///< of each step
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
 /// The completions that an objective on tokens learns from.
 struct RolloutSelection {
   RankFilter filter = RankFilter::kNone;  ///< keeps one of each prompt, by rank weights (PF-PPO)
@@ -108,6 +117,7 @@ struct OnlineOptions {
   ReplayOptions replay = {};
   RolloutSelection rollouts = {};  ///< of an objective on tokens
   RewardOptions reward = {};       ///< of the same
+  ImitationOptions imitate = {};   ///< of the same
   std::int64_t at_once = 64;  ///< completions that are decoded together, without effect on results
 
   PREFOPT_API void fields(FieldVisitor& v);

@@ -54,6 +54,8 @@ struct OnlineParts {
   std::shared_ptr<RewardPolicy> value_model = {};  ///< of an objective with values
   RolloutSelection rollouts = {};
   RewardOptions reward = {};
+  std::vector<TokenRow> imitated = {};  ///< rows of a pretraining mix
+  std::int64_t imitated_rows = 0;       ///< of each step
   double temperature = 1;               ///< of the sources of rollouts
   std::int64_t micro_tokens = 1 << 14;  ///< tokens at a time where rollouts are scored
   SamplingOptions sampling = {};        ///< of evaluations

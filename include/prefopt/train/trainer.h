@@ -104,6 +104,9 @@ struct TrainerOptions {
   SamplingOptions sampling = {};  ///< for losses that need fresh samples
   /// Of the log-probs of an objective on tokens: that which its completions were drawn with.
   double temperature = 1;
+  /// Weight of the mean negative log-prob of tokens of rows that are imitated (a pretraining mix,
+  /// 2307.04964 eq. 17): those without `TokenRow::rollout` among the rollouts of a step.
+  double imitation_coefficient = 0;
   /// Of an objective with a value loss: the values of tokens, trained by another optimizer
   /// along the same schedule of steps. Its gradients are clipped apart from the policy's.
   std::shared_ptr<RewardPolicy> value_model = {};

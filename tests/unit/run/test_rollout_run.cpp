@@ -35,6 +35,11 @@ Json counts_letters() {
 class RolloutScene {
  public:
   RolloutScene() {
+    std::ofstream rows(file("rows.jsonl"));
+    for (int i = 0; i < 8; ++i) {
+      const std::string prompt(1, static_cast<char>('a' + i));
+      rows << Json{{"prompt", prompt}, {"completion", " eel"}}.dump() << '\n';
+    }
     std::ofstream prompts(file("prompts.jsonl"));
     for (int i = 0; i < 8; ++i) {
       prompts << Json{{"prompt", std::string(1 + i % 3, static_cast<char>('a' + i))}}.dump()
@@ -90,6 +95,7 @@ std::vector<std::pair<std::string, Json>> components() {
        {{"online", {{"rollouts", {{"dynamic_sampling", true}, {"most_draws", 3}}}}}}},
       {"values", {{"loss", {{"type", "ppo"}}}, {"value", value}}},
       {"value-head", {{"loss", {{"type", "ppo_max"}}}, {"value", {{"body", "policy"}}}}},
+      {"imitation", {{"online", {{"imitate", {{"data", "rows.jsonl"}, {"rows", 3}}}}}}},
       {"mirror-descent",
        {{"loss", {{"type", "kimi"}}}, {"online", {{"rounds", {{"restart_optimizer", true}}}}}}},
   };
@@ -135,6 +141,9 @@ TEST_CASE("a run on rollouts that is resumed at any step ends in the same bits",
     CAPTURE(name);
     Json config = scene.config(name);
     config.merge_patch(change);
+    if (config["online"].contains("imitate")) {
+      config["online"]["imitate"]["data"] = scene.file("rows.jsonl");
+    }
     const RunResult straight = run_config(config);
     const Parts expected = parts_of(straight.checkpoint);
     REQUIRE(straight.steps >= 6);
@@ -173,13 +182,6 @@ TEST_CASE("every preset of an objective trains", "[run]") {
 /// The configs of examples/configs/policy_gradient, made small.
 TEST_CASE("every policy-gradient config of the examples trains", "[run]") {
   const RolloutScene scene;
-  std::ofstream rows(scene.file("rows.jsonl"));
-  for (int i = 0; i < 8; ++i) {
-    rows << Json{{"prompt", std::string(1, static_cast<char>('a' + i))}, {"completion", " eel"}}
-                .dump()
-         << '\n';
-  }
-  rows.close();
   std::int64_t configs = 0;
   for (const auto& entry :
        fs::directory_iterator(PREFOPT_TEST_DATA_DIR "/../../examples/configs/policy_gradient")) {
