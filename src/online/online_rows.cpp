@@ -21,6 +21,7 @@
 #include "prefopt/exact/random.h"
 #include "prefopt/objectives/reward_shaping.h"
 #include "train/epoch_order.h"
+#include "train/metrics.h"
 #include "train/row_fingerprint.h"
 
 namespace prefopt {
@@ -152,7 +153,12 @@ std::string summary_of(const Metrics& metrics) {
   const bool has_pairs = std::any_of(metrics.begin(), metrics.end(), [](const auto& metric) {
     return metric.first == "pairs/ties";
   });
-  if (!has_pairs) return "no completion that counts";
+  if (!has_pairs) {
+    const auto unfinished = detail::find_metric(metrics, "completions/clipped_ratio");
+    return unfinished
+               ? fmt::format("no completion counts, a share {} has no end token", *unfinished)
+               : "no prompt has different rewards";
+  }
   const auto count = [&](std::string_view name) { return metric(metrics, name); };
   return fmt::format("{} ties, {} identical, {} failed, {} unusable", count("pairs/ties"),
                      count("pairs/identical"), count("pairs/failed"), count("pairs/unusable"));

@@ -25,11 +25,12 @@ namespace {
 namespace fs = std::filesystem;
 using namespace testing_support;
 
-/// A program that rewards the share of the letter e in a completion, and 0 for an empty one.
+/// A program that rewards small letters, those of escapes among them.
 Json counts_letters() {
-  return {"/bin/sh", "-c",
-          "while read -r line; do c=${line#*completion}; e=$(printf %s \"$c\" | tr -cd e | wc -c); "
-          "echo \"{\\\"reward\\\": $((e % 7)).5}\"; done"};
+  return {
+      "/bin/sh", "-c",
+      "while read -r line; do c=${line#*completion}; n=$(printf %s \"$c\" | tr -cd a-z | wc -c); "
+      "echo \"{\\\"reward\\\": $n.5}\"; done"};
 }
 
 class RolloutScene {
@@ -86,7 +87,9 @@ std::vector<std::pair<std::string, Json>> components() {
   const Json value = {{"optimizer", {{"learning_rate", 5e-3}}}, {"pretrain_steps", 1}};
   return {
       {"grpo", Json::object()},
-      {"passes", {{"online", {{"rounds", {{"epochs", 2}}}}}, {"loss", {{"type", "dapo"}}}}},
+      {"passes",
+       {{"online", {{"rounds", {{"epochs", 2}}}}},
+        {"loss", {{"type", "dapo"}, {"unfinished", "keep"}}}}},
       {"temperature", {{"sampling", {{"temperature", 0.8}}}, {"loss", {{"type", "gspo"}}}}},
       {"adaptive-kl", {{"loss", {{"type", "rloo"}, {"kl", {{"target", 0.01}, {"horizon", 50}}}}}}},
       {"running-rewards", {{"online", {{"reward", {{"normalize", true}, {"clip", 0.8}}}}}}},
@@ -105,7 +108,7 @@ TEST_CASE("an objective on tokens learns from what the policy writes", "[run]") 
   const RolloutScene scene;
   Json config = scene.config("run");
   config["online"]["rounds"] = {{"rounds", 12}, {"prompts", 8}, {"steps", 2}};
-  config["loss"] = {{"type", "dapo"}};
+  config["loss"] = {{"type", "dapo"}, {"unfinished", "keep"}};
   const RunResult result = run_config(config);
   CHECK(result.steps == 24);
   std::vector<Json> rounds = read_lines(scene.file("run/rounds.jsonl"));
