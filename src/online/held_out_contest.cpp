@@ -64,8 +64,8 @@ void HeldOutContest::visit_state(StateVisitor& visitor) {
   if (values.empty()) return;
   std::vector<Rollout> rollouts;
   for (auto& completion : unpacked(values, parts_.eval_prompts.size())) {
-    rollouts.push_back({.prompt = parts_.eval_prompts[rollouts.size()].ids,
-                        .completion = std::move(completion)});
+    rollouts.push_back(
+        {.prompt = parts_.eval_prompts[rollouts.size()].ids, .completion = std::move(completion)});
     rollouts.back().ended = has_ended(rollouts.back().completion, sampling_);
   }
   last_ = with_texts(std::move(rollouts), parts_, sampling_);

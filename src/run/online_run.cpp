@@ -99,8 +99,8 @@ FeedbackParts feedback_parts(const FeedbackOptions& options,
   FeedbackParts parts;
   parts.load_reward_model = [tokenizer,
                              temperature = options.temperature](const std::string& folder) {
-    return make_reward_model_preference(load_reward_model(folder, *tokenizer), temperature,
-                                        kAtOnce, folder);
+    return make_reward_model_preference(load_reward_model(folder, *tokenizer), temperature, kAtOnce,
+                                        folder);
   };
   return parts;
 }

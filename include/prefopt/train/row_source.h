@@ -18,7 +18,7 @@ struct StepRows {
   std::vector<TokenRow> rows;
   /// Of the rows in their source, for reports of a step; empty: their places in `rows`.
   std::vector<std::int64_t> numbers = {};
-  Metrics metrics = {};             ///< of the rows, added to those of the step or the evaluation
+  Metrics metrics = {};  ///< of the rows, added to those of the step or the evaluation
   /// JSON about the round that these rows begin, or that has no rows; empty: none.
   std::string round = {};
   bool ends_round = false;          ///< an evaluation is due after them, where none is counted

@@ -402,8 +402,9 @@ TEST_CASE("failures of feedback count over all processes of a run", "[run]") {
   const OnlineScene scene;
   // One question of the eight of a round has no answer.
   const std::string count = scene.file("count");
-  const std::string program = "while read -r line; do echo >> " + count + "; i=$(wc -l < " + count +
-                              "); [ $((i % 8)) = 1 ] && i=null; echo \"{\\\"reward\\\": $i}\"; done";
+  const std::string program =
+      "while read -r line; do echo >> " + count + "; i=$(wc -l < " + count +
+      "); [ $((i % 8)) = 1 ] && i=null; echo \"{\\\"reward\\\": $i}\"; done";
   Json config = scene.config("run");
   config["online"]["feedback"] = {{"reward", {"/bin/sh", "-c", program}}, {"max_failures", 2}};
   const std::string third = "{\"reward\": null}; failure 3 where max_failures is 2";
