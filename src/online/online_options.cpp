@@ -38,11 +38,19 @@ void check_used(const SourceOptions& source, const Json& given, std::string_view
                            Use{"temperature", writes},
                            Use{"top_k", writes},
                            Use{"top_p", writes},
+                           Use{"min_new_tokens", writes},
+                           Use{"repetition_penalty", writes},
+                           Use{"stop", writes},
+                           Use{"seed", writes},
                            Use{"max_new_tokens", kind != SourceKind::kData}};
   for (const Use& use : uses) {
     if (use.is_used || !given.contains(std::string(use.option))) continue;
     throw ConfigError(fmt::format("{}: expected no {} where from is '{}', which does not use it",
                                   where, use.option, kSourceNames[static_cast<std::size_t>(kind)]));
+  }
+  if (source.n == 0 && given.contains("rounds")) {
+    throw ConfigError(fmt::format(
+        "{}: expected no rounds where n is 0, as roll-ins decide when it writes", where));
   }
   if (kind == SourceKind::kProgram && source.command.empty()) {
     throw ConfigError(
@@ -78,6 +86,10 @@ void check_names(const std::vector<SourceOptions>& sources, std::string_view whe
 
 }  // namespace
 
+bool SourceRounds::contain(std::int64_t round, double number) const {
+  return round >= first && (last == 0 || round <= last) && number >= above && number < below;
+}
+
 void SourceOptions::fields(FieldVisitor& v) {
   v.choice({"from", "Writer of the completions"}, from, {kSourceNames.begin(), kSourceNames.end()});
   v.text({"name", "Name for selections and roll-ins; empty: that of `from`"}, name);
@@ -95,6 +107,14 @@ void SourceOptions::fields(FieldVisitor& v) {
   v.text({"from", "Name of that source; empty: no prefix"}, roll_in.from);
   v.real({"probability", "Probability that a completion has such a prefix"}, roll_in.probability,
          Range::between(0, 1));
+  v.end_group();
+  v.begin_group({"rounds", "Rounds in which it writes; the default: all"});
+  v.integer({"first", "First one"}, rounds.first, Range::between(1, 1e9));
+  v.integer({"last", "Last one; 0: no end"}, rounds.last, Range::between(0, 1e9));
+  v.real({"above", "Least number that a round draws from [0, 1), once for all sources"},
+         rounds.above, Range::half_open(0, 1));
+  v.real({"below", "End of these numbers"}, rounds.below,
+         Range{.min = 0, .max = 1, .min_open = true});
   v.end_group();
 }
 
@@ -188,6 +208,10 @@ std::vector<SourceOptions> parse_sources(std::string_view json, const SamplingOp
     source.sampling = sampling;
     read_fields([&](FieldVisitor& v) { source.fields(v); }, detail::dump_json(list[i]), place);
     check_used(source, list[i], place);
+    if (source.rounds.below <= source.rounds.above) {
+      throw ConfigError(fmt::format("{}: expected rounds.below above rounds.above, got {} and {}",
+                                    place, source.rounds.below, source.rounds.above));
+    }
     if (source.name.empty()) {
       source.name = kSourceNames[static_cast<std::size_t>(source.from)];
     }

@@ -36,6 +36,33 @@ constexpr std::int64_t kMostEmptyRounds = 3;
 /// Prompts of a round whose completions its record shows.
 constexpr std::size_t kShownPrompts = 4;
 
+/// Throws ConfigError where rounds could have no source. Between the ends of the sources' rounds
+/// and numbers nothing changes.
+void check_rounds(const std::vector<SourceOptions>& sources, std::int64_t rounds) {
+  std::vector<std::int64_t> firsts = {1};
+  std::vector<double> numbers = {0};
+  for (const SourceOptions& source : sources) {
+    firsts.push_back(source.rounds.first);
+    if (source.rounds.last > 0) firsts.push_back(source.rounds.last + 1);
+    numbers.push_back(source.rounds.above);
+    if (source.rounds.below < 1) numbers.push_back(source.rounds.below);
+  }
+  for (const std::int64_t round : firsts) {
+    if (round > rounds) continue;
+    for (const double number : numbers) {
+      const bool is_written =
+          std::any_of(sources.begin(), sources.end(), [&](const SourceOptions& source) {
+            return source.n > 0 && source.rounds.contain(round, number);
+          });
+      if (is_written) continue;
+      throw ConfigError(
+          fmt::format("online.sources: expected one that writes in each round, got none in round "
+                      "{} where it draws {}",
+                      round, number));
+    }
+  }
+}
+
 void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
   const auto count = std::ssize(parts.prompts);
   if (count == 0) throw ConfigError("online.prompts: expected at least one prompt, got none");
@@ -60,6 +87,7 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
         "online.rounds.extrapolate: expected 0 with a single round, as it moves weights between "
         "rounds, got another number");
   }
+  check_rounds(parts.sources, options.rounds.rounds);
   for (const SourceOptions& source : parts.sources) {
     const bool weighs = parts.selection->needs_own_distribution() || parts.needs.of_own_samples;
     const bool is_own = source.from != SourceKind::kPolicy || follows_policy(source.sampling);
@@ -228,19 +256,20 @@ struct OnlineRows::Impl {
   std::optional<WeightSnapshot> previous;  ///< after the training of the round before
   std::optional<WeightSnapshot> initial;
   std::int64_t prompts_a_round = 0;
-  std::int64_t rows_a_prompt = 1;      ///< at most
-  std::int64_t round = 0;              ///< that was drawn last, counted from 1
-  std::int64_t prepared = 0;           ///< round that weights and references are ready for
-  std::int64_t step = 0;               ///< of the round, done
-  std::int64_t steps = 0;              ///< of the round
-  std::int64_t empty = 0;              ///< rounds without a row, just before
-  std::int64_t asked_before = 0;       ///< inconsistent answers until the round
-  std::vector<std::int64_t> failures;  ///< of feedback, in whole rounds and evaluations
-  std::vector<TokenRow> rows;          ///< of the round, with replayed ones
-  std::string record;                  ///< JSON about the round: its metrics and some completions
-  Metrics metrics;                     ///< of `record`
-  std::int64_t steps_done = 0;         ///< of all rounds
-  Policy* trained = nullptr;           ///< that the present step trains
+  std::int64_t rows_a_prompt = 1;  ///< at most
+  std::int64_t round = 0;          ///< that was drawn last, counted from 1
+  std::int64_t prepared = 0;       ///< round that weights and references are ready for
+  std::int64_t step = 0;           ///< of the round, done
+  std::int64_t steps = 0;          ///< of the round
+  std::int64_t empty = 0;          ///< rounds without a row, just before
+  std::int64_t asked_before = 0;   ///< inconsistent answers until the round
+  std::vector<TokenRow> rows;      ///< of the round, with replayed ones
+  std::string record;              ///< JSON about the round: its metrics and some completions
+  Metrics metrics;                 ///< of `record`
+  std::int64_t steps_done = 0;     ///< of all rounds
+  Policy* trained = nullptr;       ///< that the present step trains
+  /// Of feedback, in whole rounds and evaluations.
+  std::vector<std::int64_t> failures;
 };
 
 // A round.

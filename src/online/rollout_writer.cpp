@@ -24,9 +24,12 @@ std::vector<std::vector<std::int64_t>> ids_of(const std::vector<const OnlineProm
 std::vector<std::vector<Rollout>> RolloutWriter::write(Policy& policy, const Prompts& prompts,
                                                        std::int64_t round, std::int64_t first) {
   std::vector<std::vector<Rollout>> written(prompts.size());
+  const double number =
+      exact::Random(static_cast<std::uint64_t>(draw_seed(seed_, {kRoundDraws, round}))).uniform();
   for (std::int64_t place = 0; place < std::ssize(parts_.sources); ++place) {
-    const std::int64_t n = parts_.sources[static_cast<std::size_t>(place)].n;
-    if (n == 0) continue;
+    const SourceOptions& source = parts_.sources[static_cast<std::size_t>(place)];
+    const std::int64_t n = source.n;
+    if (n == 0 || !source.rounds.contain(round, number)) continue;
     std::vector<Rollout> rollouts = draw(place, policy, prompts, round, first);
     for (std::size_t i = 0; i < rollouts.size(); ++i) {
       const std::size_t of = i / static_cast<std::size_t>(n);

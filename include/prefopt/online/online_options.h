@@ -32,6 +32,16 @@ struct RollInOptions {
   double probability = 1;  ///< that a completion has one
 };
 
+/// The rounds in which a source writes: those from `first` to `last` whose number, drawn from [0,
+/// 1) once for all sources of a round, is in [above, below). LOLS and D2LOLS (2306.11816).
+struct SourceRounds {
+  std::int64_t first = 1;
+  std::int64_t last = 0;  ///< 0: no end
+  double above = 0, below = 1;
+
+  PREFOPT_API bool contain(std::int64_t round, double number) const;
+};
+
 struct SourceOptions {
   SourceKind from = SourceKind::kPolicy;
   std::string name = {};  ///< for selections and roll-ins; empty: that of `from`
@@ -44,6 +54,7 @@ struct SourceOptions {
   std::vector<std::string> command = {};  ///< the program and its arguments
   double timeout = 60;                    ///< seconds to its answer
   RollInOptions roll_in = {};
+  SourceRounds rounds = {};
 
   PREFOPT_API void fields(FieldVisitor& v);
 };

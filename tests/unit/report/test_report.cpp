@@ -424,8 +424,9 @@ TEST_CASE("the page of rounds shows evaluations by round", "[report]") {
   }
   const std::string html = report_html(folder.path());
   CHECK(is_balanced(html));
-  CHECK(count(html, ">Win rate<") == 1);
-  CHECK(count(html, ">Reward<") == 1);  // by round, and not by step as well
+  // By round, and not by step as well.
+  CHECK(count(html, "over those of held-out prompts, after penalties") == 1);
+  CHECK(count(html, "Mean over completions of held-out prompts") == 0);
   for (const std::string part : {"against the first policy", "against the last policy",
                                  "held-out prompts", ">Questions asked<", "KL to the reference"}) {
     CAPTURE(part);

@@ -292,6 +292,41 @@ TEST_CASE("the turns of a user in given completions do not train", "[run]") {
   CHECK(rows[0].rejected_mask.empty());
 }
 
+TEST_CASE("sources take turns by rounds", "[run]") {
+  const OnlineScene scene;
+  Json config = scene.config("drawn");
+  config["online"]["rounds"] = {{"rounds", 20}, {"prompts", 1}};
+  config["checkpoint"] = {{"every", 0}};
+  const auto writers = [&](const Json& one, const Json& other) {
+    config["online"]["sources"] = {{{"from", "policy"}, {"n", 2}, {"rounds", one}},
+                                   {{"from", "reference"}, {"n", 2}, {"rounds", other}}};
+    run_config(config);
+    std::vector<std::set<std::string>> names;
+    for (const Json& line : read_lines(
+             scene.file(fs::path(config["output_dir"]).filename().string() + "/rounds.jsonl"))) {
+      std::set<std::string>& of_round = names.emplace_back();
+      for (const Json& completion : line["samples"][0]["completions"]) {
+        of_round.insert(completion["source"]);
+      }
+    }
+    return names;
+  };
+  const auto drawn = writers({{"below", 0.6}}, {{"above", 0.6}});
+  REQUIRE(drawn.size() == 20);
+  const auto by_policy = std::count(drawn.begin(), drawn.end(), std::set<std::string>{"policy"});
+  const auto by_other = std::count(drawn.begin(), drawn.end(), std::set<std::string>{"reference"});
+  CHECK(by_policy + by_other == 20);
+  CHECK(by_policy > 6);
+  CHECK(by_other > 2);
+  config["output_dir"] = scene.file("switched");
+  const auto switched = writers({{"last", 7}}, {{"first", 7}});
+  REQUIRE(switched.size() == 20);
+  for (std::size_t i = 0; i < switched.size(); ++i) {
+    CHECK(switched[i].contains("policy") == (i < 7));
+    CHECK(switched[i].contains("reference") == (i >= 6));
+  }
+}
+
 TEST_CASE("what becomes of given completions is noted", "[run]") {
   const OnlineScene scene;
   std::ofstream(scene.file("given.jsonl"))
@@ -451,6 +486,15 @@ TEST_CASE("online configs that cannot be meant are refused", "[run]") {
           "online.sources[0]: expected no weight where from is 'reference', which does not use it");
   refused({{"online", {{"sources", {{{"from", "policy"}}, {{"from", "policy"}}}}}}},
           "online.sources: expected a name of each source, got 'policy' twice");
+  refused({{"online", {{"sources", {{{"from", "policy"}, {"rounds", {{"last", 2}}}}}}}}},
+          "online.sources: expected one that writes in each round, got none in round 3 where it "
+          "draws 0");
+  refused({{"online",
+            {{"sources",
+              {{{"from", "policy"}, {"rounds", {{"above", 0.5}}}},
+               {{"from", "reference"}, {"rounds", {{"below", 0.25}}}}}}}}},
+          "online.sources: expected one that writes in each round, got none in round 1 where it "
+          "draws 0.25");
   refused({{"online", {{"rounds", {{"prompts", 9}}}}}},
           "online.rounds.prompts: expected at most the 8 prompts of the file, got 9");
   refused(
