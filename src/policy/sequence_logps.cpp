@@ -122,7 +122,8 @@ TokenLogps completion_logps(Policy& policy, const TokenBatch& batch,
                                .mask = {},
                                .dtype = std::nullopt,
                                .budget_bytes = options.budget_bytes,
-                               .path = options.path});
+                               .path = options.path,
+                               .differentiable = options.differentiable});
   };
   if (batch.packed && policy.packs()) {
     const PackedTokens& packed = *batch.packed;
@@ -148,7 +149,8 @@ TokenLogps completion_logps(Policy& policy, const TokenBatch& batch,
                               {.by_products = options.by_products,
                                .transform = {.temperature = options.temperature},
                                .mask = mask,
-                               .dtype = std::nullopt}),
+                               .dtype = std::nullopt,
+                               .differentiable = options.differentiable}),
                   rows);
 }
 

@@ -30,6 +30,7 @@ struct SequenceLogpsOptions {
   /// > 0: log-probs and by-products are those of the policy's logits divided by it, as tokens were
   /// sampled. On top of a temperature of the policy's own head.
   double temperature = 1;
+  DifferentiableByProducts differentiable = {};
 };
 
 /// Log-probs of the completions of a batch. Prompt and padding positions never reach the output

@@ -221,6 +221,39 @@ TEST_CASE("sequence_logps: a packed stream at a temperature", "[policy]") {
   CHECK(at::allclose(sequence_logps(policy, batch, options).token_logps, expected, 1e-10, 1e-12));
 }
 
+TEST_CASE("sequence_logps: the entropy of a packed stream has the padded one's gradient",
+          "[policy]") {
+  at::manual_seed(3);
+  Decoder policy({.vocab_size = 13,
+                  .hidden_size = 16,
+                  .intermediate_size = 24,
+                  .num_hidden_layers = 1,
+                  .num_attention_heads = 2,
+                  .num_key_value_heads = 1,
+                  .initializer_range = 0.5});
+  policy.to(at::kDouble);
+  // Two completions that begin alike share the row of their first token.
+  const std::vector<std::int64_t> prompt{1, 2}, first{7, 8, 9}, second{7, 5};
+  TokenBatch batch = make_batch({{prompt, first}, {prompt, second}});
+  REQUIRE(batch.packed != nullptr);
+  std::vector<at::Tensor> trained;
+  for (const auto& parameter : policy.named_parameters()) trained.push_back(parameter.value);
+  SequenceLogpsOptions options;
+  options.differentiable.entropy = true;
+  const at::Tensor upstream = at::tensor({0.3, -1.7, 0.4, 2.0, 0.6}, at::kDouble);
+  const auto gradients = [&] {
+    const SequenceLogps out = sequence_logps(policy, batch, options);
+    return torch::autograd::grad({out.by_products.entropy * upstream + out.token_logps}, trained,
+                                 {at::ones({5}, at::kDouble)});
+  };
+  const auto packed = gradients();
+  batch.packed = nullptr;
+  const auto padded = gradients();
+  for (std::size_t i = 0; i < packed.size(); ++i) {
+    CHECK(at::allclose(packed[i], padded[i], 1e-9, 1e-11));
+  }
+}
+
 TEST_CASE("sequence_logps: a temperature that divides nothing is refused", "[policy]") {
   FixedPolicy policy({.hidden = {}, .logits = at::zeros({2, 4, 5})}, {}, 5);
   SequenceLogpsOptions options;
@@ -233,6 +266,43 @@ TEST_CASE("sequence_logps: a temperature that divides nothing is refused", "[pol
   check(-0.5, "-0.5");
   check(std::numeric_limits<double>::infinity(), "inf");
   check(std::numeric_limits<double>::quiet_NaN(), "nan");
+}
+
+TEST_CASE("sequence_logps: entropy and logsumexp have a gradient when asked for", "[policy]") {
+  const TokenBatch batch = small_batch();
+  const at::Tensor hidden = random_normal({2, 4, 3}, at::kDouble, 15).requires_grad_(true);
+  const at::Tensor weight = random_normal({5, 3}, at::kDouble, 16).requires_grad_(true);
+  const at::Tensor logits = hidden.matmul(weight.t());
+  const at::Tensor z = logits / 0.7;
+  const at::Tensor all = z.log_softmax(2);
+  const auto of_rows = [](const at::Tensor& of) {
+    return at::stack({of[0][0], of[0][1], of[0][2], of[1][1]});
+  };
+  const at::Tensor entropy = of_rows(-(all.exp() * all).sum(2));
+  const at::Tensor logsumexp = of_rows(z.logsumexp(2));
+  const at::Tensor tokens = at::stack({all[0][0][1], all[0][1][2], all[0][2][3], all[1][1][4]});
+  const at::Tensor weights = at::tensor({0.3, -1.7, 0.4, 2.0}, at::kDouble);
+  const auto value = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& c) {
+    return (weights * a + 0.1 * b - weights.flip(0) * c).sum();
+  };
+  const auto wanted = torch::autograd::grad({value(tokens, entropy, logsumexp)}, {hidden, weight},
+                                            {}, /*retain_graph=*/true);
+  FixedPolicy of_hidden({.hidden = hidden, .logits = {}}, weight, 5);
+  FixedPolicy of_logits({.hidden = {}, .logits = logits}, {}, 5);
+  SequenceLogpsOptions options;
+  options.temperature = 0.7;
+  options.differentiable = {.logsumexp = true, .entropy = true};
+  for (FixedPolicy* policy : {&of_hidden, &of_logits}) {
+    const SequenceLogps got = sequence_logps(*policy, batch, options);
+    CHECK(at::allclose(got.by_products.entropy, entropy, 1e-12, 1e-14));
+    const auto gradient = torch::autograd::grad(
+        {value(got.token_logps, got.by_products.entropy, got.by_products.logsumexp)},
+        {hidden, weight}, {}, /*retain_graph=*/true);
+    for (std::size_t i = 0; i < 2; ++i) CHECK(at::allclose(gradient[i], wanted[i], 1e-12, 1e-14));
+  }
+  options.differentiable = {};
+  options.by_products.entropy = true;
+  CHECK_FALSE(sequence_logps(of_hidden, batch, options).by_products.entropy.requires_grad());
 }
 
 TEST_CASE("sequence_logps: the head's bias and transform", "[policy]") {
