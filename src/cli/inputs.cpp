@@ -87,8 +87,8 @@ Loss read_loss(const std::string& argument) {
   const std::string config = read_json_argument(argument);
   if (is_token_objective(config)) {
     throw ConfigError(
-        "loss: expected a loss on pairs or labelled rows, got an objective on tokens, which takes "
-        "rollouts (`prefopt loss --rollouts`)");
+        "loss: expected a loss on rows, got an objective on tokens, which takes rollouts (`prefopt "
+        "loss --rollouts`)");
   }
   return make_loss(config);
 }

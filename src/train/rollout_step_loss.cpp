@@ -12,6 +12,7 @@
 #include "policy/token_range.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/reward_policy.h"
+#include "prefopt/policy/sequence_kl.h"
 #include "prefopt/policy/sequence_logps.h"
 #include "train/loss_metrics.h"
 #include "train/step_loss.h"
@@ -105,6 +106,12 @@ void RolloutStepLoss::check() const {
     throw ConfigError(fmt::format("{}: expected a temperature above 0, got {}", name(),
                                   parts_.options.temperature));
   }
+  if (needs_.exact_kls && (!parts_.reference || parts_.reference->policy() == nullptr)) {
+    throw ConfigError(fmt::format(
+        "{}: expected a reference with a model behind it, got {}; the exact KL needs its whole "
+        "distribution",
+        name(), parts_.reference ? "one without" : "null"));
+  }
   const bool trains_values = objective_.options().value_loss.coefficient > 0;
   if (trains_values != static_cast<bool>(parts_.options.value_model)) {
     throw ConfigError(fmt::format(
@@ -143,7 +150,8 @@ void RolloutStepLoss::check_rows(const std::vector<TokenRow>& given) const {
   const std::vector<Check> checks = {
       {&RolloutColumns::advantages, "advantages", true},
       {&RolloutColumns::old_logps, "old_logps", false},
-      {&RolloutColumns::ref_logps, "ref_logps", has_kl_loss() && !parts_.reference},
+      {&RolloutColumns::ref_logps, "ref_logps",
+       has_kl_loss() && !needs_.exact_kls && !parts_.reference},
       {&RolloutColumns::sampler_logps, "sampler_logps", needs_.sampler_logps},
       {&RolloutColumns::old_values, "old_values", trains_values},
       {&RolloutColumns::returns, "returns", trains_values},
@@ -319,7 +327,8 @@ SequenceLogps RolloutStepLoss::policy_logps(const TokenBatch& batch) const {
                         {.by_products = {.entropy = true, .is_top1 = true},
                          .reduction = {},
                          .budget_bytes = parts_.options.head_budget_bytes,
-                         .temperature = parts_.options.temperature});
+                         .temperature = parts_.options.temperature,
+                         .differentiable = {.entropy = needs_.entropies}});
 }
 
 ObjectiveOutput RolloutStepLoss::loss_of(Part& part, const StepPlan& plan,
@@ -341,7 +350,13 @@ ObjectiveOutput RolloutStepLoss::loss_of(Part& part, const StepPlan& plan,
   in.completion_count = part.counts.rows;
   if (parts_.options.value_model) in.values = parts_.options.value_model->token_values(batch);
   in.totals = plan.rollouts;
-  if (has_kl_loss() && !in.ref_logps.defined()) {
+  in.entropies = current.by_products.entropy;
+  if (needs_.exact_kls) {
+    in.ref_logps.reset();
+    in.exact_kls = token_kl(*parts_.policy, *parts_.reference->policy(), batch,
+                            {.temperature = parts_.options.temperature,
+                             .budget_bytes = parts_.options.head_budget_bytes});
+  } else if (has_kl_loss() && !in.ref_logps.defined()) {
     const at::NoGradGuard no_grad;
     in.ref_logps = parts_.reference->tempered_token_logps(batch, parts_.options.temperature);
   }
@@ -366,7 +381,7 @@ ObjectiveOutput RolloutStepLoss::loss_of(Part& part, const StepPlan& plan,
     metrics.add_total(statistic.name, statistic.sum / plan.rollouts.tokens);
   }
   const auto tokens = static_cast<double>(part.counts.chosen);
-  metrics.add_mean("entropy", current.by_products.entropy.sum(at::kDouble), tokens);
+  metrics.add_mean("entropy", current.by_products.entropy.detach().sum(at::kDouble), tokens);
   metrics.add_mean("mean_token_accuracy", current.by_products.is_top1.sum(), tokens);
   return out;
 }

@@ -75,7 +75,9 @@ double tempered_logp(const BigramPolicy& policy, std::int64_t from, std::int64_t
 
 /// The objective's loss of all rows at once, from the formula over Eigen arrays.
 double loss_by_formula(const TokenObjective& objective, const BigramPolicy& policy,
-                       const std::vector<TokenRow>& rows, double temperature) {
+                       const std::vector<TokenRow>& rows, double temperature,
+                       const std::vector<double>& entropies = {},
+                       const std::vector<double>& kls = {}) {
   std::vector<double> logps, old_logps, ref_logps, sampler_logps, advantages, completions, turns,
       lens, group_lens;
   std::map<std::int64_t, double> group_tokens;
@@ -114,6 +116,8 @@ double loss_by_formula(const TokenObjective& objective, const BigramPolicy& poli
   in.completions = in.turns = array(completions);
   in.turn_count = in.completion_count;
   in.lens = array(lens);
+  in.entropies = array(entropies);
+  in.exact_kls = array(kls);
   in.group_lens = array(group_lens);
   in.totals = {.tokens = static_cast<double>(logps.size()),
                .completions = static_cast<double>(rows.size()),
@@ -202,6 +206,56 @@ TEST_CASE("completions without an advantage count, and alone they change nothing
   // A KL in the loss teaches without an advantage.
   Trainer with_kl(policy, nullptr, make_token_objective(R"({"type": "grpo"})"), steady());
   CHECK(metric(with_kl.step(rows), "grad_norm") > 0);
+}
+
+TEST_CASE("an entropy bonus and the exact KL have the gradients of the distributions", "[train]") {
+  const auto config = GENERATE(
+      R"({"type": "dapo", "entropy_coefficient": 0.3})",
+      R"({"type": "grpo", "kl": {"estimator": "exact", "coefficient": 0.4}})",
+      R"({"type": "grpo", "kl": {"estimator": "exact", "coefficient": 0.4, "weight": "ratio"}})");
+  CAPTURE(config);
+  constexpr double kTemperature = 0.7;
+  const auto rows = rollouts();
+  const TokenObjective objective = make_token_objective(config);
+  auto policy = std::make_shared<BigramPolicy>(3);
+  auto other = std::make_shared<BigramPolicy>(4);
+  Trainer trainer(policy, make_frozen_reference(other), objective, steady(kTemperature));
+  trainer.accumulate_gradients(rows);
+
+  // The loss from all probabilities of the bigrams, by the formula of the objective.
+  const auto loss = [&] {
+    std::vector<double> entropies, kls;
+    for (const TokenRow& row : rows) {
+      std::int64_t from = row.prompt.back();
+      for (std::size_t t = 0; t < row.chosen.size(); ++t) {
+        if (row.chosen_mask.empty() || row.chosen_mask[t] != 0) {
+          double entropy = 0;
+          double kl = 0;
+          for (std::int64_t v = 0; v < kVocab; ++v) {
+            const double logp = tempered_logp(*policy, from, v, kTemperature);
+            entropy -= std::exp(logp) * logp;
+            kl += std::exp(logp) * (logp - tempered_logp(*other, from, v, kTemperature));
+          }
+          entropies.push_back(entropy);
+          kls.push_back(kl);
+        }
+        from = row.chosen[t];
+      }
+    }
+    return loss_by_formula(objective, *policy, rows, kTemperature, entropies, kls);
+  };
+  constexpr double kStep = 1e-6;
+  const at::NoGradGuard no_grad;
+  for (const std::int64_t place : {1, 7, 12, 13, 23}) {
+    at::Tensor entry = policy->table().view({-1})[place];
+    entry += kStep;
+    const double above = loss();
+    entry -= 2 * kStep;
+    const double below = loss();
+    entry += kStep;
+    CHECK(policy->table().grad().view({-1})[place].item<double>() ==
+          Approx((above - below) / (2 * kStep)).epsilon(1e-6).margin(1e-9));
+  }
 }
 
 /// Values of states by the token before.

@@ -27,6 +27,7 @@ class RegressRule : public RuleBase<RegressRule, RegressOptions> {
     const T gap = in.advantages - options_.tau * in.log_ratios;
     return {.losses = math::square(gap) / (2 * options_.tau), .by_log_ratio = -gap};
   }
+  static RuleProperties properties() { return {.policy_gradient = true}; }
   static PieceInfo info() {
     return {.kind = "regress",
             .formula = "(A - tau log ratio)^2 / (2 tau)",
