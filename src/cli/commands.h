@@ -82,10 +82,13 @@ struct ScoreArguments : ModelArguments {
 void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct LossArguments {
-  std::string loss;   ///< JSON, or @FILE that holds it
-  std::string logps;  ///< path of a JSONL file
+  std::string loss;      ///< JSON, or @FILE that holds it
+  std::string logps;     ///< path of a JSONL file
+  std::string rollouts;  ///< the same of an objective on tokens
 };
 void run_loss(const LossArguments& arguments, std::ostream& out);
+/// Evaluates an objective on tokens on `rollouts`.
+void run_rollout_loss(const LossArguments& arguments, std::ostream& out);
 
 struct GradArguments : ModelArguments {
   std::string reference, data;
@@ -144,9 +147,10 @@ struct EvalArguments {
   std::optional<double> beta;           ///< none: the loss's, else 0.1
   std::string loss;                     ///< to be evaluated, JSON or @FILE; empty: none
   std::int64_t batch = 8;               ///< pairs at a time
-  std::int64_t samples = 4;             ///< fresh completions a prompt; 0: none
-  std::int64_t prompts = 64;            ///< to sample for; 0: all
-  std::int64_t max_new_tokens = 64;
+  // Of reward models none may be given.
+  std::optional<std::int64_t> samples;         ///< fresh completions a prompt; 0: none; default 4
+  std::optional<std::int64_t> prompts;         ///< to sample for; 0: all; default 64
+  std::optional<std::int64_t> max_new_tokens;  ///< default 64
   std::int64_t seed = 0;
   std::string judge;   ///< shell command of a program that compares two completions; empty: none
   std::string reward;  ///< `controlled_task`, or shell command of a program; empty: none

@@ -15,6 +15,7 @@
 #include "prefopt/decoder/end_tokens.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
+#include "prefopt/objectives/token_objective.h"
 
 namespace prefopt::cli {
 namespace {
@@ -44,14 +45,20 @@ std::shared_ptr<Decoder> load_model(const ModelArguments& arguments, std::ostrea
   return model;
 }
 
-std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments, std::ostream& err) {
+std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments,
+                                               const Tokenizer& tokenizer, std::ostream& err) {
   const bool has_adapter = !arguments.adapter.empty();
   auto model = RewardModel::load(arguments.model, arguments.dtype,
                                  has_adapter ? ScoreHead::kFreshIfNone : ScoreHead::kRequired);
   const std::string& note = model->body().load_note();
   if (!note.empty()) err << "prefopt: " << note << '\n';
   if (has_adapter) model->load_adapter(arguments.adapter);
+  if (model->body().adapter()) model->complete_pad_token(tokenizer);
   return model;
+}
+
+bool names_reward_model(const ModelArguments& arguments) {
+  return is_reward_model(arguments.model) || is_reward_model(arguments.adapter);
 }
 
 std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments) {
@@ -76,7 +83,15 @@ std::string read_json_argument(const std::string& argument) {
   return argument.starts_with('@') ? detail::read_file<ConfigError>(argument.substr(1)) : argument;
 }
 
-Loss read_loss(const std::string& argument) { return make_loss(read_json_argument(argument)); }
+Loss read_loss(const std::string& argument) {
+  const std::string config = read_json_argument(argument);
+  if (is_token_objective(config)) {
+    throw ConfigError(
+        "loss: expected a loss on pairs or labelled rows, got an objective on tokens, which takes "
+        "rollouts (`prefopt loss --rollouts`)");
+  }
+  return make_loss(config);
+}
 
 RowMemory row_memory(const ModelArguments& arguments) {
   return detail::remembered_rows({arguments.adapter, arguments.model});

@@ -223,9 +223,11 @@ CLI::App* add_score(CLI::App& app, ScoreArguments& arguments) {
 CLI::App* add_loss(CLI::App& app, LossArguments& arguments) {
   auto* command = app.add_subcommand("loss", "Evaluate a loss and its gradient on given log-probs");
   command->add_option("--loss", arguments.loss, "loss config")->type_name("JSON|@FILE")->required();
-  command->add_option("--logps", arguments.logps, "rows of log-probs")
-      ->type_name("FILE")
-      ->required();
+  auto* rows = command->add_option_group("rows")->require_option(1);
+  rows->add_option("--logps", arguments.logps, "rows of log-probs")->type_name("FILE");
+  rows->add_option("--rollouts", arguments.rollouts,
+                   "completions of a step, for an objective on tokens")
+      ->type_name("FILE");
   return command;
 }
 
@@ -349,11 +351,10 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
                       "loss's, else 0.1");
   command->add_option("--loss", arguments.loss, "loss to evaluate too")->type_name("JSON|@FILE");
   command->add_option("--batch", arguments.batch, "pairs at a time")->capture_default_str();
-  command->add_option("--samples", arguments.samples, "fresh completions per prompt; 0: none")
-      ->capture_default_str();
-  command->add_option("--prompts", arguments.prompts, "prompts to sample for; 0: all")
-      ->capture_default_str();
-  command->add_option("--max-new-tokens", arguments.max_new_tokens)->capture_default_str();
+  command->add_option("--samples", arguments.samples,
+                      "fresh completions per prompt; 0: none; default: 4");
+  command->add_option("--prompts", arguments.prompts, "prompts to sample for; 0: all; default: 64");
+  command->add_option("--max-new-tokens", arguments.max_new_tokens, "default: 64");
   add_end_tokens(*command, arguments.end_tokens);
   command->add_option("--seed", arguments.seed)->capture_default_str();
   command
@@ -535,7 +536,14 @@ int run(int argc, char** argv) {
                      [&](std::ostream& out) { run_data_check(data_check, out, remarks); });
        }},
       {add_score(app, score), [&] { run_score(score, std::cout, remarks); }},
-      {add_loss(app, loss), [&] { run_loss(loss, std::cout); }},
+      {add_loss(app, loss),
+       [&] {
+         if (loss.rollouts.empty()) {
+           run_loss(loss, std::cout);
+         } else {
+           run_rollout_loss(loss, std::cout);
+         }
+       }},
       {add_grad(app, grad), [&] { run_grad(grad, std::cout, remarks); }},
       {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
       {add_generate(app, generate),

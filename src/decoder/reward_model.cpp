@@ -223,6 +223,12 @@ void RewardModel::set_pad_token(std::int64_t id) {
   body_->impl_->config["pad_token_id"] = id;
 }
 
+void RewardModel::complete_pad_token(const Tokenizer& tokenizer) {
+  if (pad_token() >= 0) return;
+  const std::int64_t id = tokenizer.pad_id() >= 0 ? tokenizer.pad_id() : tokenizer.eos_id();
+  if (id >= 0) set_pad_token(id);
+}
+
 void RewardModel::add_adapter(const LoraOptions& options) { body_->add_adapter(options); }
 
 void RewardModel::load_adapter(const std::string& directory) {
@@ -260,6 +266,7 @@ std::shared_ptr<RewardModel> load_reward_model(const std::string& path, const To
         "one of {}",
         path, tokenizer.vocab_size(), tokenizer.name(), model->vocab_size()));
   }
+  if (model->body().adapter()) model->complete_pad_token(tokenizer);
   return model;
 }
 

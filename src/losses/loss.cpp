@@ -8,9 +8,11 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/json.h"
+#include "losses/attach_gradient.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/pairwise_loss.h"
 
@@ -143,13 +145,19 @@ void refuse_margin(double margin_scale, const std::string& name) {
 
 void attach_gradient(LossOutput& out, const PairLogps& logps) {
   std::vector<at::Tensor> inputs;
-  Gradients gradients;
+  std::vector<at::Tensor> gradients;
   for (const auto& field : kPairFields<at::Tensor>) {
     if (field.gradient == nullptr || !(out.*field.gradient).defined()) continue;
     inputs.push_back(logps.*field.value);
-    gradients.tensors.push_back(out.*field.gradient);
+    gradients.push_back(out.*field.gradient);
   }
-  out.loss = AttachGradient::apply(at::TensorList(inputs), out.loss, gradients);
+  out.loss = attach_gradients(inputs, out.loss, std::move(gradients));
+}
+
+at::Tensor attach_gradients(const std::vector<at::Tensor>& inputs, const at::Tensor& value,
+                            std::vector<at::Tensor> gradients) {
+  if (inputs.empty()) return value;
+  return AttachGradient::apply(at::TensorList(inputs), value, Gradients{std::move(gradients)});
 }
 
 NoGrad::NoGrad() : before_(at::GradMode::is_enabled()) { at::GradMode::set_enabled(false); }

@@ -118,6 +118,29 @@ void ReplayOptions::fields(FieldVisitor& v) {
   v.integer({"rounds", "Rounds back; 0: all"}, rounds, Range::between(0, 1e9));
 }
 
+void RewardOptions::fields(FieldVisitor& v) {
+  v.real({"length", "Weight of a reward for short right completions of a prompt (Kimi k1.5)"},
+         length, Range::at_least(0));
+  v.integer({"overlong_buffer",
+             "Tokens before max_new_tokens over which a penalty grows (DAPO); 0: none"},
+            overlong_buffer, Range::between(0, 1e9));
+  v.real({"overlong_factor", "Largest such penalty"}, overlong_factor, Range::at_least(0));
+  v.flag({"normalize", "Mean 0 and spread 1 over all rewards of the run so far"}, normalize);
+  v.flag({"scale", "Spread 1 over all rewards of the run so far"}, scale);
+  v.real({"clip", "Rewards are limited to [-clip, clip]; 0: no limit"}, clip, Range::at_least(0));
+}
+
+void RolloutSelection::fields(FieldVisitor& v) {
+  v.choice({"filter",
+            "Completions of a prompt that stay: all, or one by the rank of its reward (PF-PPO)"},
+           filter, {"none", "best", "best_random", "best_worst"});
+  v.flag({"dynamic_sampling", "Further prompts in place of those whose rewards are all equal"},
+         dynamic_sampling);
+  v.integer({"most_draws", "Times that a round draws under dynamic sampling"}, most_draws,
+            Range::between(1, 1e6));
+  v.flag({"priorities", "Prompts are drawn by 1 - their rate of success"}, priorities);
+}
+
 void OnlineOptions::fields(FieldVisitor& v) {
   v.text({"prompts", "JSONL file of prompts; empty: rows come from `data`"}, prompts);
   v.text({"eval_prompts", "JSONL file of held-out prompts"}, eval_prompts);
@@ -130,6 +153,13 @@ void OnlineOptions::fields(FieldVisitor& v) {
   v.group({"replay", "Rows of earlier rounds that are trained on again"}, replay);
   v.integer({"at_once", "Completions that are decoded together, without effect on results"},
             at_once, Range::between(1, 65536));
+  // Texts from before these options lack them, and are the same without them.
+  if (!v.writes() || options_to_json(rollouts) != options_to_json(RolloutSelection())) {
+    v.group({"rollouts", "Completions that an objective on tokens learns from"}, rollouts);
+  }
+  if (!v.writes() || options_to_json(reward) != options_to_json(RewardOptions())) {
+    v.group({"reward", "Changes of rewards before they become advantages"}, reward);
+  }
 }
 
 std::vector<SourceOptions> parse_sources(std::string_view json, const SamplingOptions& sampling,

@@ -27,6 +27,7 @@ struct Topic {
   std::string_view title;
   std::string_view unit;
   std::string_view caption;
+  bool is_of_rounds = false;  ///< shown by round where the run has rounds
 };
 
 constexpr Topic kTopics[] = {
@@ -39,10 +40,12 @@ constexpr Topic kTopics[] = {
      "The band is a 95 % interval."},
     {"kl", "KL to the reference", "nats a completion",
      "How far the policy has moved from its reference, by completions that it wrote itself."},
-    {"reward", "Reward", "reward", "Mean over completions of held-out prompts, after penalties."},
+    {"reward", "Reward", "reward", "Mean over completions of held-out prompts, after penalties.",
+     true},
     {"win_rate", "Win rate against the first policy", "share of prompts",
      "Share of held-out prompts whose completion is better than that of the policy before "
-     "training; a tie counts half."},
+     "training; a tie counts half.",
+     true},
     {"mean_token_accuracy", "Token accuracy", "share of tokens",
      "Share of the chosen completions' tokens that the policy holds the most likely ones."},
     {"grad_norm", "Gradient norm", "norm", "Before clipping."},
@@ -139,6 +142,7 @@ std::string terms_figure(const RunRecord& record) {
 std::string charts_html(const RunRecord& record) {
   std::string html;
   for (const Topic& topic : kTopics) {
+    if (topic.is_of_rounds && !record.rounds.empty()) continue;
     html += topic_figure(record, topic);
     if (topic.metric == "loss") html += terms_figure(record);
     if (topic.metric == "rewards/accuracies") html += likelihood_figure(record);

@@ -134,10 +134,7 @@ std::shared_ptr<RewardModel> make_reward_model(ModelOptions& options, const Toke
                                                const Note& note) {
   auto model = make_model<RewardModel>(options, tokenizer, note);
   // The files of reward models name one: transformers takes no batch without.
-  if (model->pad_token() < 0) {
-    const std::int64_t pad = tokenizer.pad_id() >= 0 ? tokenizer.pad_id() : tokenizer.eos_id();
-    if (pad >= 0) model->set_pad_token(pad);
-  }
+  model->complete_pad_token(tokenizer);
   if (model->has_fresh_head()) note("model: a fresh score head");
   return model;
 }
@@ -263,28 +260,21 @@ ParameterCount count_parameters(const Policy& policy) {
   return count;
 }
 
-void check_reference(const ReferenceOptions& options) {
-  if (options.moving && options.kind == ReferenceKind::kCached) {
-    throw ConfigError(
-        "reference: expected kind 'frozen' where moving is true, got 'cached'; a cache holds "
-        "log-probs of one model");
-  }
-}
-
 void check_evaluations(const EvaluateOptions& options, bool has_held_out, bool has_rounds) {
   const bool are_regular = options.every > 0 || has_rounds;
+  const std::string_view held_out = has_rounds ? "held-out prompts" : "held-out rows";
+  const std::string_view settings = has_rounds ? "online.eval_prompts or online.eval_fraction"
+                                               : "data.eval or data.eval_fraction";
   if (options.patience > 0 && (!are_regular || !has_held_out)) {
     throw ConfigError(
-        fmt::format("evaluate.patience: expected evaluations to count, got {}; set evaluate.every "
-                    "and data.eval "
-                    "or data.eval_fraction",
-                    are_regular ? "no held-out rows" : "evaluate.every 0"));
+        fmt::format("evaluate.patience: expected evaluations to count, got {}; set {}{}",
+                    are_regular ? fmt::format("no {}", held_out) : "evaluate.every 0",
+                    has_rounds ? "" : "evaluate.every and ", settings));
   }
   if (has_held_out || options.best_metric == EvaluateOptions().best_metric) return;
   throw ConfigError(
-      fmt::format("evaluate.best_metric: expected held-out rows to find '{}' of, got none; set "
-                  "data.eval or data.eval_fraction",
-                  options.best_metric));
+      fmt::format("evaluate.best_metric: expected {} to find '{}' of, got none; set {}", held_out,
+                  options.best_metric, settings));
 }
 
 std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch) {
@@ -296,7 +286,7 @@ std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch
   return count_epoch_steps(options.epochs, static_cast<double>(rows_an_epoch), options.rows);
 }
 
-ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& events,
+ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& events,
                     const Note& note) {
   const LossRequirements needs = loss.requirements();
   const bool is_online = options.online.is_online();
@@ -312,19 +302,25 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
                                : context_length_of(options.model.path);
   RunRows rows;
   OnlinePrompts prompts;
+  std::vector<SourceOptions> sources;
   if (is_online) {
-    prompts = load_online_prompts(
-        options, parse_sources(options.online.sources, options.sampling, "online.sources"),
-        *tokenizer, note);
+    sources = parse_sources(options.online.sources, options.sampling, "online.sources");
+    prompts = load_online_prompts(options, sources, *tokenizer, note);
   } else {
     rows = load_rows(options.data, *tokenizer, of_rows, note);
+  }
+  if (loss.objective() != nullptr && !is_online) {
+    throw ConfigError(fmt::format(
+        "online.prompts: expected a file of prompts for '{}', which learns from completions that "
+        "the policy writes, got none",
+        loss.name()));
   }
   check_evaluations(options.evaluate, !rows.eval.empty() || !prompts.held_out.empty(), is_online);
 
   if (is_online && needs.of_rewards) {
     throw ConfigError(fmt::format(
         "online.prompts: expected none for '{}', as a reward model writes nothing, got '{}'",
-        loss.info().name, options.online.prompts));
+        loss.name(), options.online.prompts));
   }
   std::shared_ptr<Policy> trained;
   std::shared_ptr<Decoder> policy;  // or the layers of a reward model
@@ -343,9 +339,12 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
   check_row_lengths(rows.train, *policy, "data.train");
   check_row_lengths(rows.eval, *policy, "data.eval");
   FolderFiles companions = companions_of(options, *policy, *tokenizer, rows.message_rows);
-  options.sampling =
-      with_end_tokens(options.sampling, *policy, *tokenizer, options.data.chat_format);
-  options.sampling.tokenizer = tokenizer;
+  const auto complete = [&](SamplingOptions& sampling) {
+    sampling = with_end_tokens(sampling, *policy, *tokenizer, options.data.chat_format);
+    sampling.tokenizer = tokenizer;
+  };
+  complete(options.sampling);
+  for (SourceOptions& source : sources) complete(source.sampling);
   options.data.chat_format = chat_format_for_rows(options.data.chat_format, *tokenizer);
   if (options.reference.cache_dir.empty()) {
     options.reference.cache_dir = RunFolder(options.output_dir).file("reference-cache");
@@ -364,7 +363,7 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
   } else if (options.reference.rule != ReferenceRule::kFixed) {
     throw ConfigError(fmt::format(
         "reference.rule: expected 'fixed' for '{}', which has no reference, got another rule",
-        loss.info().name));
+        loss.name()));
   }
   ResolvedRun run{.options = {},
                   .policy = trained,
@@ -372,7 +371,6 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
                   .source = nullptr,
                   .companions = std::move(companions)};
   if (is_online) {
-    auto sources = parse_sources(options.online.sources, options.sampling, "online.sources");
     set_checkpointing(options.machine, most_online_tokens(prompts, sources, options), *policy,
                       note);
     std::shared_ptr<Policy> initial;
@@ -382,9 +380,10 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
       initial = has_it ? borrowed_model(reference.reference)
                        : make_frozen(options.reference, options.model, *policy);
     }
+    run.temperature = rollout_temperature(sources);
     run.source =
         make_online_rows(options, std::move(prompts), std::move(sources), tokenizer, *policy,
-                         std::move(initial), needs, reference, events, note, run.planned_steps);
+                         std::move(initial), loss, reference, events, note, run.planned_steps);
   } else {
     set_checkpointing(options.machine, most_tokens(rows.train, options.batch), *policy, note);
     run.source = std::make_shared<EpochRows>(EpochData{.rows = std::move(rows.train),

@@ -73,6 +73,11 @@ Updater::Outcome Updater::update(double loss, double grad_norm) {
   return Outcome::kUpdated;
 }
 
+Updater::Outcome Updater::count_step() {
+  ++steps_done_;
+  return Outcome::kCounted;
+}
+
 void Updater::fail(double loss, double grad_norm) const {
   const bool bad_loss = !std::isfinite(loss);
   throw NonFiniteError(fmt::format(

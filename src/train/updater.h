@@ -29,10 +29,12 @@ class Updater {
   /// Adds up the gradients over all ranks and returns their 2-norm.
   double sum_gradients();
 
-  enum class Outcome { kUpdated, kSkipped, kFailed };
+  enum class Outcome { kUpdated, kCounted, kSkipped, kFailed };
   /// Updates policy and reference with the gradients, or only counts the step where `loss` or
   /// `grad_norm` is not finite; kFailed: the third such step in a row.
   Outcome update(double loss, double grad_norm);
+  /// Counts a step whose rows teach nothing: weights and means stay as they are.
+  Outcome count_step();
   /// Throws the NonFiniteError of an update that failed.
   [[noreturn]] void fail(double loss, double grad_norm) const;
   /// Drops the gradients of a step without an update.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "prefopt/export.h"
+#include "prefopt/objectives/reward_shaping.h"
 #include "prefopt/online/feedback.h"
 #include "prefopt/options.h"
 #include "prefopt/policy/sampling.h"
@@ -72,6 +73,29 @@ struct ReplayOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
+/// Changes of rewards before they become advantages, in this order.
+struct RewardOptions {
+  double length = 0;  ///< weight of length_rewards, by which short right completions gain
+  std::int64_t overlong_buffer = 0;  ///< tokens before max_new_tokens, of overlong_penalties
+  double overlong_factor = 1;
+  bool normalize = false;  ///< by the mean and spread of all rewards so far
+  bool scale = false;      ///< by their spread alone
+  double clip = 0;         ///< limit on both sides; 0: none
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// The completions that an objective on tokens learns from.
+struct RolloutSelection {
+  RankFilter filter = RankFilter::kNone;  ///< keeps one of each prompt, by rank weights (PF-PPO)
+  /// Draws further prompts in place of those whose rewards are all equal (DAPO).
+  bool dynamic_sampling = false;
+  std::int64_t most_draws = 10;  ///< times that a round draws, under dynamic sampling
+  bool priorities = false;       ///< prompts by 1 − their rate of success (Kimi k1.5)
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
 /// The group `online` of a run whose policy writes its own rows.
 struct OnlineOptions {
   std::string prompts = {};       ///< JSONL; empty: the run is not online
@@ -82,6 +106,8 @@ struct OnlineOptions {
   std::string select = R"({"type": "pair"})";  ///< of make_selection
   RoundOptions rounds = {};
   ReplayOptions replay = {};
+  RolloutSelection rollouts = {};  ///< of an objective on tokens
+  RewardOptions reward = {};       ///< of the same
   std::int64_t at_once = 64;  ///< completions that are decoded together, without effect on results
 
   PREFOPT_API void fields(FieldVisitor& v);

@@ -14,6 +14,7 @@
 #include "prefopt/error.h"
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
+#include "prefopt/objectives/token_objective.h"
 #include "prefopt/options.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
@@ -100,6 +101,8 @@ struct TrainerOptions {
   /// Of the output head, see linear_token_logps: changes memory and speed, never results.
   std::int64_t head_budget_bytes = std::int64_t{1} << 30;
   SamplingOptions sampling = {};  ///< for losses that need fresh samples
+  /// Of the log-probs of an objective on tokens: that which its completions were drawn with.
+  double temperature = 1;
   /// Called for each step without an update, before NonFiniteError where it is the third.
   std::function<void(const NonFiniteStep&)> on_non_finite = {};
   std::shared_ptr<Ranks> ranks = {};  ///< that train together; null: this process alone
@@ -120,6 +123,10 @@ class PREFOPT_API Trainer {
   /// `reference` may be null for losses that need none; ConfigError otherwise.
   Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference, Loss loss,
           TrainerOptions options);
+  /// Trains on rollouts, rows of one completion with `TokenRow::rollout`. `reference` may be null
+  /// where the objective needs none or the rows have its log-probs; ConfigError otherwise.
+  Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference,
+          TokenObjective objective, TrainerOptions options);
   ~Trainer();
 
   /// Takes one optimizer step over `pairs`, in micro-batches whose sum is exactly the whole. A
