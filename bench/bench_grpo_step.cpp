@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Updates of GRPO on given rollouts: reward to updated weights. One JSON line an update, as
-// bench/peers/trl_grpo_step.py prints them for TRL; or what a prompt shared by its completions saves
-// in the layers.
+// bench/peers/trl_grpo_step.py prints them for TRL; or what a prompt shared by its completions
+// saves in the layers.
 
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
@@ -10,6 +10,7 @@
 #include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
+#include <Eigen/Core>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -18,11 +19,14 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "prefopt/data/batch.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
+#include "prefopt/objectives/rollout_step.h"
+#include "prefopt/objectives/token_objective.h"
 #include "prefopt/policy/reference.h"
 #include "prefopt/train/trainer.h"
 #include "support/measure.h"
@@ -90,6 +94,24 @@ std::vector<Group> read_groups(const std::string& path) {
   return groups;
 }
 
+/// Rows of a group, with the advantages that its rewards give.
+std::vector<TokenRow> rows_of(const Group& group, const TokenObjective& objective) {
+  RolloutStep step;
+  for (const Tokens& completion : group.completions) step.lens.push_back(std::ssize(completion));
+  step.groups.assign(group.completions.size(), 0);
+  const std::vector<std::int64_t> starts = step.starts();
+  step.acted = Eigen::ArrayXd::Ones(starts.back());
+  step.rewards = Eigen::Map<const Eigen::ArrayXd>(group.rewards.data(), std::ssize(group.rewards));
+  const Eigen::ArrayXd advantages = objective.advantages(step).advantages;
+  std::vector<TokenRow> rows;
+  for (std::size_t i = 0; i < group.completions.size(); ++i) {
+    TokenRow row{.prompt = group.prompt, .chosen = group.completions[i], .rejected = {}};
+    row.rollout.advantages.assign(advantages.data() + starts[i], advantages.data() + starts[i + 1]);
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
 void forward_backward(Decoder& model, const TokenBatch& batch) {
   model.forward_packed(*batch.packed).sum().backward();
   for (const auto& parameter : model.named_parameters()) parameter.value.mutable_grad().reset();
@@ -126,6 +148,25 @@ void run(const Arguments& a) {
   base->set_requires_grad(false);
   policy->set_requires_grad(true);
   if (a.body) return time_body(a, groups.front(), *policy);
+
+  // TRL's name of its loss, with its defaults.
+  const TokenObjective objective = make_token_objective(
+      nlohmann::json{{"trainer", "GRPOTrainer"}, {"loss_type", "dapo"}, {"beta", a.beta}}.dump());
+  Trainer trainer(policy, a.beta > 0 ? make_frozen_reference(base) : nullptr, objective,
+                  {.optimizer = {.learning_rate = 1e-6, .schedule = Schedule::kConstant},
+                   .micro_batch_tokens = a.micro_tokens,
+                   .head_budget_bytes = a.head_mib << 20});
+  for (std::size_t update = 0; update < groups.size(); ++update) {
+    const auto start = Clock::now();
+    const Metrics metrics = trainer.step(rows_of(groups[update], objective));
+    fmt::print("{}\n", nlohmann::json{{"step", update + 1},
+                                      {"seconds", seconds_since(start)},
+                                      {"peak_rss_gib", peak_rss_gib()},
+                                      {"loss", metric(metrics, "loss")},
+                                      {"grad_norm", metric(metrics, "grad_norm")}}
+                           .dump());
+    std::fflush(stdout);
+  }
 }
 
 }  // namespace

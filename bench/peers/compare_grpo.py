@@ -104,7 +104,7 @@ def main():
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=128, help="of the longest completion")
     parser.add_argument("--shortest", type=int, default=20, help="tokens of the shortest completion")
-    parser.add_argument("--updates", type=int, default=3, help="of a run, the first included")
+    parser.add_argument("--updates", type=int, default=4, help="of a run, the first included")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each, in turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl", nargs="*", default=["default", "kept", "micro"],
