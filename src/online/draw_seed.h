@@ -15,11 +15,11 @@ enum DrawUser : std::int64_t {
   kOrderDraws,
   kReplayDraws,
   kEvaluationDraws,
+  kRoundDraws,
   kExtraPromptDraws,
   kPriorityDraws,
   kFilterDraws,
-  kImitationDraws,
-  kRoundDraws
+  kImitationDraws
 };
 
 /// Returns a seed that mixes `seed` with the parts (splitmix64, Steele et al. 2014).

@@ -90,7 +90,12 @@ class PREFOPT_API Advantage {
   /// advantages is larger than that in size.
   Eigen::ArrayXd kept(const RolloutStep& step, const Eigen::ArrayXd& advantages) const;
   AdvantageNeeds needs() const { return self_->needs(); }
-  AdvantageProperties properties() const { return self_->properties(); }
+  /// Returns those of the advantage that `clip` leaves.
+  AdvantageProperties properties() const {
+    AdvantageProperties properties = self_->properties();
+    properties.scales = properties.scales && options_.clip == 0;
+    return properties;
+  }
   PieceInfo info() const { return self_->info(); }
   const AdvantageOptions& options() const { return options_; }
   /// Returns `{"kind": …, every option}`.

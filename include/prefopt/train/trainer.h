@@ -14,7 +14,6 @@
 #include "prefopt/error.h"
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
-#include "prefopt/objectives/token_objective.h"
 #include "prefopt/options.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
@@ -23,6 +22,8 @@
 #include "prefopt/train/metrics.h"
 
 namespace prefopt {
+
+class TokenObjective;  // prefopt/objectives/token_objective.h
 
 /// AdamW (1711.05101), Adafactor (1804.04235) without momentum, or RMSprop as LibTorch has it.
 enum class OptimizerType { kAdamW, kAdafactor, kRmsprop };

@@ -269,7 +269,7 @@ TEST_CASE("errors of an advantage's config", "[objectives]") {
       {R"({"kind": "group_std", "ddof": 2})", "group_std: expected ddof in [0, 1], got 2"},
       {R"({"kind": "soft_mean", "tau": 0})", "soft_mean: expected tau > 0, got 0"},
       {R"({"kind": "gae", "lambda": 1.5})", "gae: expected lambda in [0, 1], got 1.5"},
-      {R"({"kind": "none", "clip": -1})", "advantage: expected clip >= 0, got -1"}};
+      {R"({"kind": "none", "clip": -1})", "none: expected clip >= 0, got -1"}};
   for (const auto& [config, text] : cases) {
     CHECK_THROWS_TEXT(make_advantage(config), ConfigError, text);
   }

@@ -245,7 +245,7 @@ TEST_CASE("check_advantage finds what is wrong, and nothing else", "[testing]") 
 
 TEST_CASE("check_objective finds an advantage that sees the part", "[testing]") {
   // A rule may not read the length of what it is given, which a cut changes.
-  const TokenObjective objective(GivenAdvantage(), Normalizing());
+  const TokenObjective objective{GivenAdvantage(), Normalizing()};
   CHECK_FAILS(testing::check_objective(objective), "cut");
 }
 
