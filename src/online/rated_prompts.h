@@ -17,6 +17,7 @@ namespace prefopt::detail {
 class RatedPrompts {
  public:
   const std::vector<TokenRow>& rows() const { return rows_; }
+  const std::vector<std::vector<Rollout>>& rollouts() const { return rollouts_; }
   void append(RatedPrompts more);
   /// Returns metrics of a round.
   Metrics metrics() const;
@@ -41,7 +42,8 @@ class RatedPrompts {
 RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> rollouts,
                   std::int64_t seed, std::int64_t round, std::int64_t first);
 
-/// Returns a completion of each held-out prompt.
+/// Returns a completion of each held-out prompt: an episode of the first source that has an
+/// environment, if one has.
 std::vector<Rollout> completions_of(Policy& model, const OnlineParts& parts,
                                     const SamplingOptions& sampling, std::int64_t at_once);
 
