@@ -34,7 +34,10 @@ Prompt make_prompt(const PreferenceRow& row, const Tokenizer& tokenizer, const D
     if (detail::policy_for(defect, options).policy != RowAction::kError) continue;
     throw DataError(detail::refusal_of(defect, options, where));
   }
-  Prompt prompt{.ids = std::move(prepared.pair.prompt), .text = row.prompt, .question = {}};
+  Prompt prompt{.ids = std::move(prepared.pair.prompt),
+                .text = row.prompt,
+                .question = {},
+                .from_messages = row.from_messages};
   if (prompt.ids.empty()) {
     throw DataError(fmt::format("{}: expected a prompt with at least one token, got none", where));
   }

@@ -19,7 +19,8 @@ enum DrawUser : std::int64_t {
   kExtraPromptDraws,
   kPriorityDraws,
   kFilterDraws,
-  kImitationDraws
+  kImitationDraws,
+  kEnvironmentDraws
 };
 
 /// Returns a seed that mixes `seed` with the parts (splitmix64, Steele et al. 2014).

@@ -95,6 +95,26 @@ class ProgramReward final : public RewardPreference {
   ProgramPool pool_;
 };
 
+class GivenReward final : public RewardPreference {
+ public:
+  using RewardPreference::RewardPreference;
+
+  bool is_of_tokens() const override { return false; }
+  std::vector<double> rewards(const std::vector<const Rollout*>& rollouts) override {
+    std::vector<double> values;
+    for (const Rollout* of : rollouts) {
+      if (of->rewards.empty()) {
+        throw DataError(
+            fmt::format("feedback: expected rollouts with the reward of an environment, got one of "
+                        "'{}' without",
+                        detail::shown_text(of->prompt_text)));
+      }
+      values.push_back(of->rewards.front());
+    }
+    return values;
+  }
+};
+
 class FunctionReward final : public RewardPreference {
  public:
   FunctionReward(Reward reward, double temperature)
@@ -345,6 +365,7 @@ std::unique_ptr<Preference> make_feedback(const FeedbackOptions& options,
   detail::check_feedback(options);
   if (!options.reward.empty()) return make_program_rewards(options);
   if (!options.reward_model.empty()) return make_model_rewards(options, parts);
+  if (options.environment) return make_given_reward(options.temperature);
   if (!options.against_baseline) return make_comparisons(options);
   if (!parts.baseline) {
     throw ConfigError(
@@ -356,6 +377,10 @@ std::unique_ptr<Preference> make_feedback(const FeedbackOptions& options,
 
 std::unique_ptr<Preference> make_reward_preference(Reward reward, double temperature) {
   return std::make_unique<FunctionReward>(std::move(reward), temperature);
+}
+
+std::unique_ptr<Preference> make_given_reward(double temperature) {
+  return std::make_unique<GivenReward>(temperature);
 }
 
 std::unique_ptr<Preference> make_judge_preference(std::unique_ptr<Judge> judge, bool both_orders) {

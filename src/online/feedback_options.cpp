@@ -61,12 +61,13 @@ std::vector<std::string_view> named_sources(const FeedbackOptions& options) {
   if (!options.judge.empty()) named.emplace_back("judge");
   if (!options.program.empty()) named.emplace_back("program");
   if (!options.reward_model.empty()) named.emplace_back("reward_model");
+  if (options.environment) named.emplace_back("environment");
   return named;
 }
 
 std::string_view only_source(const FeedbackOptions& options) {
   constexpr std::string_view kExpected =
-      "feedback: expected one of reward, judge, program and reward_model";
+      "feedback: expected one of reward, judge, program, reward_model and environment";
   const std::vector<std::string_view> named = named_sources(options);
   if (named.empty()) throw ConfigError(fmt::format("{}, got none", kExpected));
   if (named.size() > 1) {
@@ -80,7 +81,7 @@ std::vector<OptionUse> option_uses(const FeedbackOptions& options) {
   const bool has_judge = !options.judge.empty();
   const bool compares = has_judge || !options.program.empty();
   const bool has_rewards = !compares || options.against_baseline;
-  const bool is_program = options.reward_model.empty();
+  const bool is_program = options.reward_model.empty() && !options.environment;
   const bool is_ensemble = options.reward_model.size() > 1;
   return {
       {"reward_weights", !options.reward_weights.empty(), !options.reward.empty()},
@@ -123,6 +124,7 @@ void FeedbackOptions::fields(FieldVisitor& v) {
   visit_list(
       v, {"reward_model", "Folder of a reward model, or a list of folders", {"reward_model_path"}},
       reward_model, is_text, "a folder or a list of folders");
+  v.flag({"environment", "Rewards are those of the sources' environments"}, environment);
   v.choice({"ensemble", "The reward of several models"}, ensemble,
            {"mean", "min", "mean_minus_std"});
   v.real({"ensemble_k", "Standard deviations that mean_minus_std subtracts"}, ensemble_k,

@@ -3,10 +3,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <utility>
 
 #include "online/draw_seed.h"
 #include "online/rated_prompts.h"
+#include "online/rollout_writer.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -54,7 +57,11 @@ Metrics HeldOutContest::measure(Policy& policy) {
   return contest_metrics(parts_, measured_, opponents);
 }
 
-void HeldOutContest::finish() { last_ = std::exchange(measured_, {}); }
+void HeldOutContest::finish() {
+  last_ = std::exchange(measured_, {});
+  // Tokens alone are saved, which do not say how an environment rewarded them.
+  if (has_environment()) last_.clear();
+}
 
 void HeldOutContest::visit_state(StateVisitor& visitor) {
   std::vector<std::int64_t> values = packed(last_);
@@ -71,7 +78,25 @@ void HeldOutContest::visit_state(StateVisitor& visitor) {
   last_ = with_texts(std::move(rollouts), parts_, sampling_);
 }
 
+bool HeldOutContest::has_environment() const { return environment() < parts_.sources.size(); }
+
+/// Returns the place of the first source that has an environment; else the number of sources.
+std::size_t HeldOutContest::environment() const {
+  const auto acts = std::find_if(
+      parts_.sources.begin(), parts_.sources.end(),
+      [](const SourceOptions& source) { return source.from == SourceKind::kEnvironment; });
+  return static_cast<std::size_t>(acts - parts_.sources.begin());
+}
+
 std::vector<Rollout> HeldOutContest::write(Policy& policy) const {
+  if (has_environment()) {
+    std::vector<const OnlinePrompt*> held_out;
+    for (const OnlinePrompt& prompt : parts_.eval_prompts) held_out.push_back(&prompt);
+    return play_episodes(policy, parts_, static_cast<std::int64_t>(environment()), held_out,
+                         /*n=*/1, sampling_, at_once_, [&](std::int64_t i) {
+                           return draw_seed(sampling_.seed, {kEnvironmentDraws, i});
+                         });
+  }
   std::vector<std::vector<std::int64_t>> prompts;
   for (const OnlinePrompt& prompt : parts_.eval_prompts) prompts.push_back(prompt.ids);
   return with_texts(draw_rollouts(policy, prompts, {.sampling = sampling_, .at_once = at_once_}),

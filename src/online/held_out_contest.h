@@ -24,6 +24,10 @@ class HeldOutContest {
   void visit_state(StateVisitor& visitor);
 
  private:
+  bool has_environment() const;
+  std::size_t environment() const;
+  /// Returns a completion of each held-out prompt: an episode of the first source that has an
+  /// environment, if one has.
   std::vector<Rollout> write(Policy& policy) const;
 
   const OnlineParts& parts_;

@@ -9,15 +9,40 @@
 #include "core/json.h"
 #include "core/text.h"
 #include "prefopt/error.h"
+#include "prefopt/online/environment.h"
 
 namespace prefopt {
 namespace {
 
-constexpr std::array<std::string_view, 8> kSourceNames = {"policy", "reference", "last", "past",
-                                                          "ema",    "mixture",   "data", "program"};
+constexpr std::array<std::string_view, 10> kSourceNames = {
+    "policy",  "reference", "last",    "past",        "ema",
+    "mixture", "data",      "program", "environment", "file"};
 
+/// Whether a model writes whole completions.
 bool writes_tokens(SourceKind kind) {
-  return kind != SourceKind::kData && kind != SourceKind::kProgram;
+  return kind != SourceKind::kData && kind != SourceKind::kProgram &&
+         kind != SourceKind::kEnvironment && kind != SourceKind::kFile;
+}
+
+bool has_environment(const SourceOptions& source) { return source.environment != "null"; }
+
+/// Throws ConfigError for an environment of no kind or two, for one that is not known, and for an
+/// option of programs alone.
+void check_environment(const SourceOptions& source, const Json& given, std::string_view where) {
+  const bool has_command = !source.command.empty();
+  if (has_command == has_environment(source)) {
+    throw ConfigError(fmt::format("{}: expected one of command and environment, got {}", where,
+                                  has_command ? "both" : "none"));
+  }
+  if (has_command) return;
+  make_environment_factory(source.environment, fmt::format("{}.environment", where));
+  for (const std::string_view option : {"timeout", "workers", "retries"}) {
+    if (!given.contains(std::string(option))) continue;
+    throw ConfigError(
+        fmt::format("{}: expected no {} with an environment that is no program, got "
+                    "one; it would do nothing",
+                    where, option));
+  }
 }
 
 /// The options that only some kinds of source use.
@@ -28,21 +53,30 @@ void check_used(const SourceOptions& source, const Json& given, std::string_view
   };
   const SourceKind kind = source.from;
   const bool writes = writes_tokens(kind);
+  const bool acts = kind == SourceKind::kEnvironment;
+  const bool asks = kind == SourceKind::kProgram || acts;
+  const bool draws = writes || acts;
   const std::array uses = {Use{"weight", kind == SourceKind::kMixture},
                            Use{"decay", kind == SourceKind::kEma},
                            Use{"keep", kind == SourceKind::kPast},
                            Use{"column", kind == SourceKind::kData},
-                           Use{"command", kind == SourceKind::kProgram},
-                           Use{"timeout", kind == SourceKind::kProgram},
+                           Use{"command", asks},
+                           Use{"timeout", asks},
+                           Use{"environment", acts},
+                           Use{"max_turns", acts},
+                           Use{"max_tokens", acts},
+                           Use{"workers", acts},
+                           Use{"retries", acts},
+                           Use{"path", kind == SourceKind::kFile},
                            Use{"roll_in", writes},
-                           Use{"temperature", writes},
-                           Use{"top_k", writes},
-                           Use{"top_p", writes},
-                           Use{"min_new_tokens", writes},
-                           Use{"repetition_penalty", writes},
-                           Use{"stop", writes},
-                           Use{"seed", writes},
-                           Use{"max_new_tokens", kind != SourceKind::kData}};
+                           Use{"temperature", draws},
+                           Use{"top_k", draws},
+                           Use{"top_p", draws},
+                           Use{"min_new_tokens", draws},
+                           Use{"repetition_penalty", draws},
+                           Use{"stop", draws},
+                           Use{"seed", draws},
+                           Use{"max_new_tokens", draws || kind == SourceKind::kProgram}};
   for (const Use& use : uses) {
     if (use.is_used || !given.contains(std::string(use.option))) continue;
     throw ConfigError(fmt::format("{}: expected no {} where from is '{}', which does not use it",
@@ -56,6 +90,10 @@ void check_used(const SourceOptions& source, const Json& given, std::string_view
     throw ConfigError(
         fmt::format("{}: expected a command where from is 'program', got none", where));
   }
+  if (kind == SourceKind::kFile && source.path.empty()) {
+    throw ConfigError(fmt::format("{}: expected a path where from is 'file', got none", where));
+  }
+  if (acts) check_environment(source, given, where);
 }
 
 void check_names(const std::vector<SourceOptions>& sources, std::string_view where) {
@@ -100,9 +138,20 @@ void SourceOptions::fields(FieldVisitor& v) {
   v.real({"decay", "Decay of the moving average of the weights"}, decay, Range::half_open(0, 1));
   v.integer({"keep", "Past policies to draw from"}, keep, Range::between(1, 1000));
   v.text({"column", "Column of the prompt file that holds the completion"}, column);
-  v.texts({"command", "Program and arguments that write the completion"}, command);
+  v.texts({"command", "Program and arguments that write the completion, or are an environment"},
+          command);
   v.real({"timeout", "Seconds that the program's answer may take"}, timeout,
          Range{.min = 0, .max = 86400, .min_open = true});
+  v.json({"environment", "Name of an environment, or an object of its type and options"},
+         environment);
+  v.integer({"max_turns", "Actions of an episode at most"}, max_turns, Range::between(1, 1e6));
+  v.integer({"max_tokens", "Tokens of an episode after the prompt, observations included"},
+            max_tokens, Range::between(1, 1e9));
+  v.integer({"workers", "Processes that share the episodes of an environment"}, workers,
+            Range::between(1, 32));
+  v.integer({"retries", "New starts of an environment's process that ends or is late"}, retries,
+            Range::between(0, 100));
+  v.text({"path", "File of saved rollouts"}, path);
   v.begin_group({"roll_in", "A prefix that another source writes; its tokens do not train"});
   v.text({"from", "Name of that source; empty: no prefix"}, roll_in.from);
   v.real({"probability", "Probability that a completion has such a prefix"}, roll_in.probability,
@@ -116,6 +165,10 @@ void SourceOptions::fields(FieldVisitor& v) {
   v.real({"below", "End of these numbers"}, rounds.below,
          Range{.min = 0, .max = 1, .min_open = true});
   v.end_group();
+}
+
+bool has_own_rewards(const SourceOptions& source) {
+  return source.from == SourceKind::kEnvironment || source.from == SourceKind::kFile;
 }
 
 void RoundOptions::fields(FieldVisitor& v) {
@@ -182,6 +235,8 @@ void OnlineOptions::fields(FieldVisitor& v) {
   v.group({"replay", "Rows of earlier rounds that are trained on again"}, replay);
   v.integer({"at_once", "Completions that are decoded together, without effect on results"},
             at_once, Range::between(1, 65536));
+  v.flag({"save_rollouts", "A file of its rollouts a round, in the folder rollouts of the run"},
+         save_rollouts);
   // Texts from before these options lack them, and are the same without them.
   if (!v.writes() || options_to_json(rollouts) != options_to_json(RolloutSelection())) {
     v.group({"rollouts", "Completions that an objective on tokens learns from"}, rollouts);

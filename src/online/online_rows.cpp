@@ -90,7 +90,9 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
   check_rounds(parts.sources, options.rounds.rounds);
   for (const SourceOptions& source : parts.sources) {
     const bool weighs = parts.selection->needs_own_distribution() || parts.needs.of_own_samples;
-    const bool is_own = source.from != SourceKind::kPolicy || follows_policy(source.sampling);
+    const bool is_policy =
+        source.from == SourceKind::kPolicy || source.from == SourceKind::kEnvironment;
+    const bool is_own = !is_policy || follows_policy(source.sampling);
     if (weighs && !is_own) {
       throw ConfigError(fmt::format(
           "online.sources: expected '{}' to draw from the policy's own distribution, as the "
@@ -284,6 +286,7 @@ void OnlineRows::Impl::start_round(Policy& policy) {
   }
   prepare(policy);
   const detail::RatedPrompts rated = draw(policy);
+  if (parts.save) parts.save(prepared, rated.rollouts());
   round = prepared;
   step = 0;
   detail::RolloutRows::Made made{.rows = rated.rows(), .metrics = {}};
@@ -651,6 +654,15 @@ std::string OnlineRows::fingerprint() const {
       row.prompt = prompt.ids;
       row.chosen = prompt.completion;
       row.chosen_mask = prompt.completion_mask;
+    }
+  }
+  for (const auto& saved : impl_->parts.saved) {
+    for (const Rollout& rollout : saved) {
+      TokenRow& row = rows.emplace_back();
+      row.prompt = rollout.prompt;
+      row.chosen = rollout.completion;
+      row.chosen_mask = rollout.acted;
+      if (!rollout.rewards.empty()) row.columns[Column::kAdvantage] = rollout.rewards.front();
     }
   }
   return detail::fingerprint_of(rows);

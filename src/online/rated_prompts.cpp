@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "online/draw_seed.h"
+#include "online/rollout_writer.h"
 #include "prefopt/error.h"
 #include "prefopt/online/feedback.h"
 
@@ -67,7 +68,9 @@ bool trains(const SelectedRow& row, const std::vector<Rollout>& rollouts) {
 /// Throws ConfigError for a completion that the policy has no part in.
 void check_own(const Rollout& rollout, const std::vector<SourceOptions>& sources) {
   const SourceOptions& source = sources[static_cast<std::size_t>(rollout.source)];
-  if (source.from == SourceKind::kPolicy || !source.roll_in.from.empty()) return;
+  const bool is_policy =
+      source.from == SourceKind::kPolicy || source.from == SourceKind::kEnvironment;
+  if (is_policy || !source.roll_in.from.empty()) return;
   throw ConfigError(fmt::format(
       "online.select: expected rows that the policy wrote, as the loss is an expectation under it, "
       "got one of the source '{}'",
@@ -90,6 +93,11 @@ TokenRow row_of(const SelectedRow& selected, const std::vector<Rollout>& rollout
   if (selected.rejected >= 0) {
     const Rollout& rejected = rollouts[static_cast<std::size_t>(selected.rejected)];
     if (must_be_own) check_own(rejected, parts.sources);
+    if (rejected.prompt != chosen.prompt) {
+      throw ConfigError(
+          "online.select: expected pairs of one prompt, got completions of which an environment's "
+          "first observation follows the prompt in one alone; pair those of one source");
+    }
     row.rejected = rejected.completion;
     row.rejected_mask = rejected.acted;
     const bool is_other = is_of_reference(rejected, parts.sources);

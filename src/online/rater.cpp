@@ -34,13 +34,16 @@ Rater::Rater(Preference& preference, const std::vector<Rollout>& rollouts,
       rollouts_(&rollouts),
       options_(options),
       first_(first_of_equal(rollouts)),
+      rated_(first_),
       rewards_(rollouts.size()),
       has_reward_(rollouts.size()),
       beats_(rollouts.size() * rollouts.size()),
-      is_known_(rollouts.size() * rollouts.size()) {}
+      is_known_(rollouts.size() * rollouts.size()) {
+  if (!preference.is_of_tokens()) std::iota(rated_.begin(), rated_.end(), 0);
+}
 
 double Rater::reward(std::int64_t i) {
-  const std::int64_t asked = first_.at(i);
+  const std::int64_t asked = rated_.at(i);
   if (!has_reward_[asked]) {
     const std::vector<double> answers = preference_->rewards({&rollout(asked)});
     check_answers(answers, 1);
@@ -178,7 +181,7 @@ Rater::Places Rater::first_two() const {
 Rater::Places Rater::open_rewards(const Places& among) const {
   Places open;
   for (const std::int64_t i : among) {
-    if (is_first(i) && !has_reward_[i]) open.push_back(i);
+    if (rated_[i] == i && !has_reward_[i]) open.push_back(i);
   }
   return open;
 }

@@ -143,7 +143,8 @@ void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options) 
     if (source.n == 0) continue;
     each += source.n;
     // The squared loss alone is right on completions of others.
-    const bool is_own = source.from == SourceKind::kPolicy || !source.roll_in.from.empty();
+    const bool is_own = source.from == SourceKind::kPolicy ||
+                        source.from == SourceKind::kEnvironment || !source.roll_in.from.empty();
     if (!is_own && objective.rule().is_linear()) {
       throw ConfigError(fmt::format(
           "online.sources: expected completions of the policy for '{}', which is an expectation "
@@ -343,6 +344,23 @@ std::vector<double> RolloutRows::measure(
   return all;
 }
 
+/// Puts rewards of turns at their tokens, where they are the completion's reward; what shaping has
+/// changed of their sum stays at the end.
+void RolloutRows::set_token_rewards(const std::vector<Chosen>& chosen, RolloutStep& step) const {
+  constexpr double kRounding = 1e-9;
+  step.token_rewards = Eigen::ArrayXd::Zero(step.tokens());
+  const auto starts = step.starts();
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    const Rollout& rollout = *chosen[i].rollout;
+    if (rollout.token_rewards.empty()) continue;
+    const Eigen::ArrayXd each = array_of(rollout.token_rewards);
+    const double penalties = std::abs(each.sum() - reward_of(rollout));
+    if (!(penalties <= kRounding)) continue;  // other feedback, or penalties: one reward
+    step.token_rewards.segment(starts[i], step.lens[i]) = each;
+    step.rewards[static_cast<Eigen::Index>(i)] -= each.sum();
+  }
+}
+
 RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollouts,
                                     std::int64_t updates, std::int64_t round) {
   const TokenObjective& objective = *parts_.objective;
@@ -372,6 +390,7 @@ RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollou
   }
   step.acted = array_of(acted);
   step.rewards = shaped_rewards(chosen);
+  if (objective.advantage().needs().per_token) set_token_rewards(chosen, step);
   if (needs.greedy_rewards) step.greedy_rewards = array_of(greedy);
   const bool has_kl_reward = options.kl.coefficient > 0 && options.kl.place != KlPlace::kLoss;
   const bool keeps_old = updates > 1;

@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/json.h"
 #include "online/draw_seed.h"
 #include "prefopt/error.h"
 #include "prefopt/exact/random.h"
+#include "prefopt/online/episode.h"
 
 namespace prefopt::detail {
 namespace {
@@ -20,6 +22,29 @@ std::vector<std::vector<std::int64_t>> ids_of(const std::vector<const OnlineProm
 }
 
 }  // namespace
+
+std::vector<Rollout> play_episodes(Policy& policy, const OnlineParts& parts, std::int64_t place,
+                                   const std::vector<const OnlinePrompt*>& prompts, std::int64_t n,
+                                   const SamplingOptions& sampling, std::int64_t at_once,
+                                   const std::function<std::int64_t(std::int64_t)>& seeds) {
+  constexpr int kLostBits = 10;  // 53 stay, which every program's numbers hold
+  const SourceOptions& source = parts.sources[static_cast<std::size_t>(place)];
+  std::vector<EpisodePrompt> starts;
+  for (const OnlinePrompt* prompt : prompts) {
+    starts.push_back({.ids = prompt->ids,
+                      .text = prompt->text,
+                      .is_conversation = prompt->is_conversation,
+                      .seed = seeds(std::ssize(starts)) >> kLostBits});
+  }
+  return draw_episodes(policy, *parts.tokenizer,
+                       *parts.environments.at(static_cast<std::size_t>(place)), starts,
+                       {.samples_per_prompt = n,
+                        .max_turns = source.max_turns,
+                        .max_tokens = source.max_tokens,
+                        .sampling = sampling,
+                        .at_once = at_once,
+                        .chat_format = parts.chat_format});
+}
 
 std::vector<std::vector<Rollout>> RolloutWriter::write(Policy& policy, const Prompts& prompts,
                                                        std::int64_t round, std::int64_t first) {
@@ -34,6 +59,7 @@ std::vector<std::vector<Rollout>> RolloutWriter::write(Policy& policy, const Pro
     for (std::size_t i = 0; i < rollouts.size(); ++i) {
       const std::size_t of = i / static_cast<std::size_t>(n);
       finish(rollouts[i], *prompts[of], place);
+      rollouts[i].group = first + static_cast<std::int64_t>(of);
       written[of].push_back(std::move(rollouts[i]));
     }
   }
@@ -45,6 +71,10 @@ std::vector<Rollout> RolloutWriter::draw(std::int64_t place, Policy& policy, con
   const SourceOptions& source = parts_.sources[static_cast<std::size_t>(place)];
   if (source.from == SourceKind::kData) return from_data(prompts, source.n);
   if (source.from == SourceKind::kProgram) return from_program(place, prompts);
+  if (source.from == SourceKind::kFile) return from_file(place, prompts);
+  if (source.from == SourceKind::kEnvironment) {
+    return from_environment(place, policy, prompts, round, first);
+  }
   if (!source.roll_in.from.empty()) {
     return draw_after_roll_in(place, policy, prompts, round, first);
   }
@@ -151,9 +181,47 @@ std::vector<Rollout> RolloutWriter::from_program(std::int64_t place, const Promp
   return rollouts;
 }
 
+/// The episodes of a prompt in a round are one task, whatever the source.
+std::vector<Rollout> RolloutWriter::from_environment(std::int64_t place, Policy& policy,
+                                                     const Prompts& prompts, std::int64_t round,
+                                                     std::int64_t first) {
+  const std::int64_t n = parts_.sources[static_cast<std::size_t>(place)].n;
+  SamplingOptions options = sampling(place, round, kSourceDraws);
+  options.first_index = first * n;
+  std::vector<Rollout> rollouts;
+  models_.with_model(place, policy, round, seed_, [&](Policy& model) {
+    rollouts =
+        play_episodes(model, parts_, place, prompts, n, options, at_once_, [&](std::int64_t i) {
+          return draw_seed(seed_, {kEnvironmentDraws, round, first + i});
+        });
+  });
+  return rollouts;
+}
+
+/// The first `n` of the prompt, by its text.
+std::vector<Rollout> RolloutWriter::from_file(std::int64_t place, const Prompts& prompts) const {
+  const SourceOptions& source = parts_.sources[static_cast<std::size_t>(place)];
+  const auto& saved = parts_.saved.at(static_cast<std::size_t>(place));
+  std::vector<Rollout> rollouts;
+  for (const OnlinePrompt* prompt : prompts) {
+    std::int64_t found = 0;
+    for (const Rollout& rollout : saved) {
+      if (found == source.n) break;
+      if (rollout.prompt_text != prompt->text) continue;
+      rollouts.push_back(rollout);
+      ++found;
+    }
+    if (found == source.n) continue;
+    throw DataError(fmt::format("{}: expected {} rollouts of the prompt '{}', got {}", source.path,
+                                source.n, shown_text(prompt->text), found));
+  }
+  return rollouts;
+}
+
 void RolloutWriter::finish(Rollout& rollout, const OnlinePrompt& prompt, std::int64_t place) const {
   const SamplingOptions& options = parts_.sources[static_cast<std::size_t>(place)].sampling;
   rollout.source = place;
+  if (has_own_rewards(parts_.sources[static_cast<std::size_t>(place)])) return;
   rollout.ended = has_ended(rollout.completion, options);
   rollout.prompt_text = prompt.text;
   rollout.text = completion_text(rollout.completion, *parts_.tokenizer, options);

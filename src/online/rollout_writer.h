@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "online/source_models.h"
@@ -10,6 +11,13 @@
 #include "prefopt/online/rollout.h"
 
 namespace prefopt::detail {
+
+/// Plays `n` episodes of each prompt with the environments of source `place`. `seeds` gives those
+/// of the prompts' episodes, by their places.
+std::vector<Rollout> play_episodes(Policy& policy, const OnlineParts& parts, std::int64_t place,
+                                   const std::vector<const OnlinePrompt*>& prompts, std::int64_t n,
+                                   const SamplingOptions& sampling, std::int64_t at_once,
+                                   const std::function<std::int64_t(std::int64_t)>& seeds);
 
 /// Draws the completions of all sources for some prompts.
 class RolloutWriter {
@@ -37,6 +45,9 @@ class RolloutWriter {
                                           std::int64_t first);
   std::vector<Rollout> from_data(const Prompts& prompts, std::int64_t n) const;
   std::vector<Rollout> from_program(std::int64_t place, const Prompts& prompts) const;
+  std::vector<Rollout> from_environment(std::int64_t place, Policy& policy, const Prompts& prompts,
+                                        std::int64_t round, std::int64_t first);
+  std::vector<Rollout> from_file(std::int64_t place, const Prompts& prompts) const;
   void finish(Rollout& rollout, const OnlinePrompt& prompt, std::int64_t place) const;
   SamplingOptions sampling(std::int64_t place, std::int64_t round, std::int64_t user) const;
   std::int64_t place_of(const std::string& name) const;

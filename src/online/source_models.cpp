@@ -64,6 +64,7 @@ void SourceModels::with_model(std::int64_t place, Policy& policy, std::int64_t r
                               std::int64_t seed, const std::function<void(Policy& model)>& use) {
   switch (source(place).from) {
     case SourceKind::kPolicy:
+    case SourceKind::kEnvironment:
       return use(policy);
     case SourceKind::kReference:
       return use(*initial_);
@@ -84,6 +85,7 @@ void SourceModels::with_model(std::int64_t place, Policy& policy, std::int64_t r
     }
     case SourceKind::kData:
     case SourceKind::kProgram:
+    case SourceKind::kFile:
       break;
   }
   throw Error(fmt::format("online.sources[{}]: no model writes it", place));

@@ -126,8 +126,9 @@ class Sampler {
     samples_.completions.resize(prompts.size());
     if (with_logps) samples_.token_logps.resize(prompts.size());
     for (std::size_t i = 0; i < prompts.size(); ++i) {
+      const auto next = options.first_index + static_cast<std::int64_t>(i);
       streams_.push_back(
-          stream_of(options.seed, options.first_index + static_cast<std::int64_t>(i)));
+          stream_of(options.seed, options.indices.empty() ? next : options.indices[i]));
       live_.push_back(i);
     }
   }
@@ -188,6 +189,10 @@ class Sampler {
 Samples run(Policy& policy, const std::vector<std::vector<std::int64_t>>& prompts,
             const SamplingOptions& options, bool with_logps) {
   check_for_model(options, policy);
+  if (!options.indices.empty() && options.indices.size() != prompts.size()) {
+    throw ShapeError(fmt::format("sampling: expected an index of each of the {} prompts, got {}",
+                                 prompts.size(), options.indices.size()));
+  }
   if (prompts.empty()) return {};
   const at::NoGradGuard no_grad;
   Sampler sampler(prompts, options, with_logps);

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "core/file.h"
 #include "core/json.h"
 #include "evaluation/json_program.h"
 #include "online/rollout_rows.h"
@@ -15,8 +16,10 @@
 #include "prefopt/data/prompts.h"
 #include "prefopt/decoder/reward_model.h"
 #include "prefopt/error.h"
+#include "prefopt/online/environment.h"
 #include "prefopt/online/feedback.h"
 #include "prefopt/online/reward_model_preference.h"
+#include "prefopt/online/rollout_file.h"
 #include "prefopt/policy/combined_reference.h"
 #include "prefopt/policy/moving_reference.h"
 #include "prefopt/policy/past_weights.h"
@@ -42,7 +45,9 @@ std::vector<OnlinePrompt> prompts_alone(const std::string& path, const Tokenizer
                                         const DataOptions& data) {
   std::vector<OnlinePrompt> prompts;
   for (Prompt& prompt : load_prompts(path, tokenizer, data)) {
-    prompts.push_back({.ids = std::move(prompt.ids), .text = std::move(prompt.text)});
+    prompts.push_back({.ids = std::move(prompt.ids),
+                       .text = std::move(prompt.text),
+                       .is_conversation = prompt.from_messages});
   }
   return prompts;
 }
@@ -50,7 +55,8 @@ std::vector<OnlinePrompt> prompts_alone(const std::string& path, const Tokenizer
 std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
                                                    const std::string& column,
                                                    const Tokenizer& tokenizer,
-                                                   const DataOptions& data, const Note& note) {
+                                                   const DataOptions& data, bool has_environment,
+                                                   const Note& note) {
   constexpr std::array<std::string_view, 3> kColumns = {"chosen", "rejected", "gold"};
   if (std::find(kColumns.begin(), kColumns.end(), column) == kColumns.end()) {
     throw ConfigError(fmt::format(
@@ -62,6 +68,13 @@ std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
   const bool is_rejected = column == "rejected";
   const Dataset rows = load_noted("online.prompts", path, tokenizer, data,
                                   {.rejected = is_rejected, .gold = is_gold}, note);
+  const std::int64_t of_messages = rows.report.message_rows;
+  if (has_environment && of_messages > 0 && of_messages < std::ssize(rows.pairs)) {
+    throw DataError(fmt::format(
+        "{}: expected prompts that are all messages or all texts, for the turns of an environment, "
+        "got {} of {} that are messages",
+        path, of_messages, rows.pairs.size()));
+  }
   std::vector<OnlinePrompt> prompts;
   for (const TokenRow& row : rows.pairs) {
     const auto& completion = is_gold ? row.gold : is_rejected ? row.rejected : row.chosen;
@@ -71,7 +84,8 @@ std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
     prompts.push_back({.ids = row.prompt,
                        .text = tokenizer.decode(row.prompt),
                        .completion = completion,
-                       .completion_mask = mask});
+                       .completion_mask = mask,
+                       .is_conversation = of_messages > 0});
   }
   return prompts;
 }
@@ -90,6 +104,82 @@ CompletionProgram completion_program(const SourceOptions& source) {
       completions.push_back(answer["completion"].get<std::string>());
     }
     return completions;
+  };
+}
+
+std::shared_ptr<Environments> environments_of(const SourceOptions& source) {
+  if (source.from != SourceKind::kEnvironment) return nullptr;
+  if (source.command.empty())
+    return make_environments(make_environment_factory(source.environment));
+  return make_program_environments({.command = source.command,
+                                    .workers = source.workers,
+                                    .timeout = source.timeout,
+                                    .retries = source.retries});
+}
+
+/// Throws ConfigError where an episode may be longer than what the model reads.
+void check_episode_lengths(const std::vector<SourceOptions>& sources, const OnlinePrompts& prompts,
+                           std::int64_t context) {
+  std::int64_t longest = 0;
+  for (const auto* list : {&prompts.train, &prompts.held_out}) {
+    for (const OnlinePrompt& prompt : *list) longest = std::max(longest, std::ssize(prompt.ids));
+  }
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    const bool fits = longest + sources[i].max_tokens <= context;
+    if (sources[i].from != SourceKind::kEnvironment || fits) continue;
+    throw ConfigError(fmt::format(
+        "online.sources[{}]: expected max_tokens of at most {}, which the model's {} positions "
+        "leave after the longest prompt, got {}",
+        i, context - longest, context, sources[i].max_tokens));
+  }
+}
+
+/// Returns the rollouts of a source that is a file, whose tokens the model has to have.
+std::vector<Rollout> saved_rollouts(const SourceOptions& source, std::int64_t vocab_size) {
+  if (source.from != SourceKind::kFile) return {};
+  std::vector<Rollout> rollouts = load_rollouts(source.path);
+  for (const Rollout& rollout : rollouts) {
+    check_token_range({{.prompt = rollout.prompt, .chosen = rollout.completion, .rejected = {}}},
+                      vocab_size, source.path);
+  }
+  return rollouts;
+}
+
+/// Returns the options of feedback; where none is given and all rollouts have rewards, those.
+FeedbackOptions feedback_of(const OnlineOptions& online,
+                            const std::vector<SourceOptions>& sources) {
+  FeedbackOptions feedback = online.feedback;
+  const auto lacks = std::find_if(sources.begin(), sources.end(), [](const SourceOptions& source) {
+    return source.n > 0 && !has_own_rewards(source);
+  });
+  if (lacks == sources.end() && options_to_json(feedback) == options_to_json(FeedbackOptions())) {
+    feedback.environment = true;
+  }
+  if (!feedback.environment) return feedback;
+  if (lacks != sources.end()) {
+    throw ConfigError(fmt::format(
+        "online.feedback: expected sources 'environment' or 'file' alone where environment is "
+        "true, got '{}', whose completions have no reward",
+        lacks->name));
+  }
+  const bool is_charged = feedback.missing_eos_penalty > 0 || feedback.length_penalty > 0;
+  if (is_charged && count_sources(sources, SourceKind::kFile) > 0) {
+    throw ConfigError(
+        "online.feedback: expected no penalty with a source 'file', whose rewards are saved after "
+        "penalties, got one");
+  }
+  return feedback;
+}
+
+/// Returns what saves the rollouts of a round in a folder of the run.
+auto rollout_saver(const std::string& folder) {
+  return [folder](std::int64_t round, const std::vector<std::vector<Rollout>>& rollouts) {
+    std::vector<Rollout> all;
+    for (const auto& of_prompt : rollouts) {
+      all.insert(all.end(), of_prompt.begin(), of_prompt.end());
+    }
+    make_directory<CheckpointError>(folder);
+    save_rollouts(all, fmt::format("{}/round-{:06}.jsonl", folder, round));
   };
 }
 
@@ -242,8 +332,9 @@ OnlinePrompts load_online_prompts(const RunOptions& options,
   const SourceOptions* data = data_source(sources);
   OnlinePrompts prompts;
   prompts.train = data == nullptr ? prompts_alone(online.prompts, tokenizer, options.data)
-                                  : prompts_with_completions(online.prompts, data->column,
-                                                             tokenizer, options.data, note);
+                                  : prompts_with_completions(
+                                        online.prompts, data->column, tokenizer, options.data,
+                                        count_sources(sources, SourceKind::kEnvironment) > 0, note);
   if (!online.eval_prompts.empty()) {
     prompts.held_out = prompts_alone(online.eval_prompts, tokenizer, options.data);
   }
@@ -298,7 +389,10 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
     names.push_back(source.name);
     parts.programs.push_back(source.from == SourceKind::kProgram ? completion_program(source)
                                                                  : CompletionProgram());
+    parts.environments.push_back(environments_of(source));
+    parts.saved.push_back(saved_rollouts(source, policy.vocab_size()));
   }
+  check_episode_lengths(sources, prompts, policy.options().max_position_embeddings);
   for (const OnlinePrompt& prompt : prompts.train) {
     check_token_range({{.prompt = prompt.ids, .chosen = prompt.completion, .rejected = {}}},
                       policy.vocab_size(), "online.prompts");
@@ -306,10 +400,11 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
   parts.tokenizer = tokenizer;
   parts.selection = has_objective ? rewards_alone() : make_selection(online.select, names);
   // Of a selection that asks nothing, feedback is for evaluations alone.
-  const bool is_given = options_to_json(online.feedback) != options_to_json(FeedbackOptions());
+  const FeedbackOptions feedback = feedback_of(online, sources);
+  const bool is_given = options_to_json(feedback) != options_to_json(FeedbackOptions());
   if (is_given || parts.selection->questions() != Questions::kNone) {
-    parts.feedback = make_feedback(online.feedback, feedback_parts(online.feedback, tokenizer));
-    parts.rater = rater_options(online.feedback);
+    parts.feedback = make_feedback(feedback, feedback_parts(feedback, tokenizer));
+    parts.rater = rater_options(feedback);
   }
   if (!prompts.held_out.empty()) {
     if (!parts.feedback) {
@@ -340,6 +435,8 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
   parts.start_round = reference.start_round;
   parts.progress = events.phase;
   parts.note = note;
+  parts.chat_format = options.data.chat_format;
+  if (online.save_rollouts) parts.save = rollout_saver(options.output_dir + "/rollouts");
   parts.sources = std::move(sources);
   const OnlineRowsOptions rows{.rounds = online.rounds,
                                .replay = online.replay,

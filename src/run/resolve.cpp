@@ -296,7 +296,9 @@ std::int64_t most_online_tokens(const OnlinePrompts& prompts,
   }
   std::int64_t completion = 0;
   for (const SourceOptions& source : sources) {
-    completion = std::max(completion, source.sampling.max_new_tokens);
+    completion = std::max(completion, source.from == SourceKind::kEnvironment
+                                          ? source.max_tokens
+                                          : source.sampling.max_new_tokens);
   }
   const auto micro = options.batch.micro_rows > 0 ? options.batch.micro_rows : options.batch.rows;
   const std::int64_t all = micro * (prompt + 2 * completion);

@@ -22,9 +22,9 @@ namespace {
 namespace fs = std::filesystem;
 
 /// All that a run writes over, or removes, in its folder.
-constexpr std::array<std::string_view, 11> kRunFiles = {
+constexpr std::array<std::string_view, 12> kRunFiles = {
     "config.json",  "env.json",    "run.json", "metrics.jsonl", "notes.jsonl", "samples.jsonl",
-    "rounds.jsonl", "report.html", "tb",       "checkpoints",   "nonfinite"};
+    "rounds.jsonl", "report.html", "tb",       "checkpoints",   "nonfinite",   "rollouts"};
 
 bool is_run_file(std::string_view name) {
   return std::find(kRunFiles.begin(), kRunFiles.end(), name) != kRunFiles.end();

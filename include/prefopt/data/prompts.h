@@ -16,6 +16,7 @@ struct Prompt {
   std::vector<std::int64_t> ids;
   std::string text;      ///< as the model reads it, with the chat format around messages
   std::string question;  ///< the last message that is not the assistant's; without messages `text`
+  bool from_messages = false;
 };
 
 /// Loads the prompts of a file in their order: text, messages or ids, in any layout that

@@ -25,7 +25,8 @@ enum class Ensemble { kMean, kMin, kMeanMinusStd };
 /// A program and its arguments.
 using Command = std::vector<std::string>;
 
-/// Where feedback comes from: exactly one of `reward`, `judge`, `program` and `reward_model`.
+/// Where feedback comes from: exactly one of `reward`, `judge`, `program`, `reward_model` and
+/// `environment`.
 ///
 /// A program reads one line of JSON a question and answers each with one line, in their order. It
 /// has to flush after each line, and ends at the end of its input.
@@ -44,7 +45,8 @@ struct FeedbackOptions {
   bool both_orders = true;             ///< a judge is asked in both orders, and the mean counts
   Command program;                     ///< asked about pairs once, as one without a favourite place
   std::vector<std::string> reward_model;  ///< folders of reward models
-  Ensemble ensemble = Ensemble::kMean;    ///< of several reward models
+  bool environment = false;  ///< rewards are those that rollouts have from their environment
+  Ensemble ensemble = Ensemble::kMean;  ///< of several reward models
   double ensemble_k = 1;
   /// A judge's or program's comparisons with one baseline completion of the prompt are the rewards,
   /// see make_baseline_reward.
@@ -91,6 +93,10 @@ PREFOPT_API std::unique_ptr<Preference> make_feedback(const FeedbackOptions& opt
 /// Returns a preference by the rewards of a function.
 PREFOPT_API std::unique_ptr<Preference> make_reward_preference(Reward reward,
                                                                double temperature = 1);
+
+/// Returns a preference by the rewards that rollouts have already: Rollout::rewards, which has to
+/// hold one; DataError where it does not. Rollouts of equal tokens keep their own.
+PREFOPT_API std::unique_ptr<Preference> make_given_reward(double temperature = 1);
 
 /// Returns the preference of a judge: 1, 1/2 or 0 by its verdict, or the mean of both orders.
 PREFOPT_API std::unique_ptr<Preference> make_judge_preference(std::unique_ptr<Judge> judge,

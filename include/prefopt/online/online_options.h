@@ -16,14 +16,16 @@ namespace prefopt {
 
 /// The writer of completions.
 enum class SourceKind {
-  kPolicy,     ///< the policy at the start of the round
-  kReference,  ///< the policy before training
-  kLast,       ///< the policy at the start of the round before
-  kPast,       ///< a random one of the newest `keep` policies at starts of rounds
-  kEma,        ///< the moving average of the policy's weights, updated after each step
-  kMixture,    ///< the geometric mixture of policy and reference, token by token
-  kData,       ///< a column of the prompt file
-  kProgram,    ///< a program that answers {"prompt": …} with {"completion": …}
+  kPolicy,       ///< the policy at the start of the round
+  kReference,    ///< the policy before training
+  kLast,         ///< the policy at the start of the round before
+  kPast,         ///< a random one of the newest `keep` policies at starts of rounds
+  kEma,          ///< the moving average of the policy's weights, updated after each step
+  kMixture,      ///< the geometric mixture of policy and reference, token by token
+  kData,         ///< a column of the prompt file
+  kProgram,      ///< a program that answers {"prompt": …} with {"completion": …}
+  kEnvironment,  ///< the policy at the start of the round, turn by turn with an environment
+  kFile,         ///< rollouts that were saved
 };
 
 /// A prefix that another source writes: PPO++, AggreVaTeD (2306.11816).
@@ -47,17 +49,27 @@ struct SourceOptions {
   std::string name = {};  ///< for selections and roll-ins; empty: that of `from`
   std::int64_t n = 1;     ///< completions of each prompt; 0: for roll-ins alone
   SamplingOptions sampling = {};
-  double weight = 0.5;                    ///< of the reference in a mixture
-  double decay = 0.999;                   ///< of the moving average
-  std::int64_t keep = 8;                  ///< past policies
-  std::string column = "gold";            ///< of the prompt file
-  std::vector<std::string> command = {};  ///< the program and its arguments
-  double timeout = 60;                    ///< seconds to its answer
+  double weight = 0.5;          ///< of the reference in a mixture
+  double decay = 0.999;         ///< of the moving average
+  std::int64_t keep = 8;        ///< past policies
+  std::string column = "gold";  ///< of the prompt file
+  /// The program and its arguments: a writer of completions, or an environment.
+  std::vector<std::string> command = {};
+  double timeout = 60;               ///< seconds to its answer
+  std::string environment = "null";  ///< of make_environment_factory; null: `command` is one
+  std::int64_t max_turns = 8;        ///< of an episode
+  std::int64_t max_tokens = 1024;    ///< of an episode after the prompt, observations included
+  std::int64_t workers = 1;          ///< processes of an environment
+  std::int64_t retries = 0;          ///< new starts of an environment's process, for each question
+  std::string path = {};             ///< of saved rollouts
   RollInOptions roll_in = {};
   SourceRounds rounds = {};
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
+
+/// Returns whether rollouts of a source have rewards without feedback.
+PREFOPT_API bool has_own_rewards(const SourceOptions& source);
 
 /// The policy whose weights a round's training starts from.
 enum class RoundStart { kPolicy, kInitial };
@@ -129,7 +141,8 @@ struct OnlineOptions {
   RolloutSelection rollouts = {};  ///< of an objective on tokens
   RewardOptions reward = {};       ///< of the same
   ImitationOptions imitate = {};   ///< of the same
-  std::int64_t at_once = 64;  ///< completions that are decoded together, without effect on results
+  std::int64_t at_once = 64;   ///< completions that are decoded together, without effect on results
+  bool save_rollouts = false;  ///< a file a round, rollouts/round-000001.jsonl, of save_rollouts
 
   PREFOPT_API void fields(FieldVisitor& v);
   bool is_online() const { return !prompts.empty(); }

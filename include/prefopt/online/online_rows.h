@@ -13,6 +13,7 @@
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
 #include "prefopt/objectives/token_objective.h"
+#include "prefopt/online/environment.h"
 #include "prefopt/online/online_options.h"
 #include "prefopt/online/preference.h"
 #include "prefopt/online/rollout.h"
@@ -31,6 +32,7 @@ struct OnlinePrompt {
   std::string text;
   std::vector<std::int64_t> completion = {};  ///< of a source `data`
   TokenMask completion_mask = {};             ///< the tokens of it that count; empty: all
+  bool is_conversation = false;               ///< made of messages, for environments
 };
 
 /// A program's completions of prompts, for sources of that kind.
@@ -43,6 +45,10 @@ struct OnlineParts {
   std::vector<OnlinePrompt> prompts, eval_prompts = {};
   std::vector<SourceOptions> sources;
   std::vector<CompletionProgram> programs = {};  ///< one a source; empty but for programs
+  /// One a source; null but for environments.
+  std::vector<std::shared_ptr<Environments>> environments = {};
+  std::vector<std::vector<Rollout>> saved = {};  ///< one a source; empty but for files
+  std::string chat_format = {};                  ///< of an environment's turns in conversations
   std::shared_ptr<Preference> feedback = {};     ///< null: the selection asks nothing
   RaterOptions rater = {};
   std::shared_ptr<Selection> selection;
@@ -64,6 +70,9 @@ struct OnlineParts {
   /// Receives the phase of a round, "sampling" or "rating", and how much of it is done.
   std::function<void(std::string_view phase, std::int64_t done, std::int64_t total)> progress = {};
   std::function<void(const std::string& line)> note = {};
+  /// Receives the rollouts of a round, of each of its prompts, once they are rated.
+  std::function<void(std::int64_t round, const std::vector<std::vector<Rollout>>& rollouts)> save =
+      {};
 };
 
 struct OnlineRowsOptions {

@@ -32,6 +32,8 @@ class PREFOPT_API Preference {
   virtual std::vector<double> rewards(const std::vector<const Rollout*>& rollouts);
   /// Returns the T by which `compare_rewards` makes comparisons of rewards.
   virtual double temperature() const { return 1; }
+  /// Returns whether rewards follow from the tokens, so that equal ones are asked about once.
+  virtual bool is_of_tokens() const { return true; }
   /// Returns how many comparisons, so far, had one winner in one order and the other in the other.
   virtual std::int64_t inconsistent() const { return 0; }
   /// Returns the questions without an answer that count towards a limit, so far: a number for each
@@ -77,8 +79,9 @@ struct RaterCounts {
 };
 
 /// The opinion about the completions of one prompt, each question asked once: beats(i, j) +
-/// beats(j, i) = 1, and equal token sequences have one reward, and 1/2 without a question. Where
-/// there are rewards, comparisons follow from them after penalties.
+/// beats(j, i) = 1, and equal token sequences have one reward, unless the preference's are not of
+/// tokens, and 1/2 without a question. Where there are rewards, comparisons follow from them after
+/// penalties.
 ///
 /// Throws DataError for answers that are infinite, or probabilities outside of [0, 1].
 class PREFOPT_API Rater {
@@ -138,6 +141,7 @@ class PREFOPT_API Rater {
   RaterOptions options_;
   RaterCounts counts_;
   std::vector<std::int64_t> first_;  ///< place of the first rollout with the same tokens
+  std::vector<std::int64_t> rated_;  ///< place of the rollout whose reward it has
   std::vector<double> rewards_;      ///< before penalties, of first rollouts
   std::vector<bool> has_reward_;
   std::vector<double> beats_;   ///< [size, size], of pairs i < j of first rollouts

@@ -17,12 +17,18 @@ namespace prefopt {
 /// A completion that a policy wrote.
 struct Rollout {
   std::vector<std::int64_t> prompt, completion;
-  std::vector<double> token_logps = {};  ///< of the sampler, one a token of the completion, nats
-  bool ended = false;                    ///< whether the last token is an end token
-  std::vector<double> rewards = {};      ///< empty until it is rated
-  std::int64_t group = 0;                ///< the same for all rollouts of one prompt
+  /// Of the sampler, one a token of the completion, in nats; 0 where an environment wrote it.
+  std::vector<double> token_logps = {};
+  bool ended = false;                ///< whether the last token is an end token
+  std::vector<double> rewards = {};  ///< empty until it is rated
+  std::int64_t group = 0;            ///< the same for all rollouts of one prompt
   /// The tokens that the policy chose, where a program wrote others between them; empty: all.
   std::vector<std::uint8_t> acted = {};
+  /// The place after the last token of each action, where an environment speaks between them; the
+  /// last one is the end of the completion. Empty: a single turn.
+  std::vector<std::int64_t> turn_ends = {};
+  /// Parts of the reward, one a token of the completion; empty: the reward is of the whole.
+  std::vector<double> token_rewards = {};
   std::int64_t source = 0;                  ///< place of its source in the list of sources
   std::string prompt_text = {}, text = {};  ///< for feedback, without end tokens
 };

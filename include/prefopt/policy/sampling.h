@@ -38,6 +38,8 @@ struct SamplingOptions {
   /// Index of the first prompt, so that a batch cut in parts draws the same: prompt i of a call
   /// draws with (seed, first_index + i). Not an option of a config; `fields` omits it.
   std::int64_t first_index = 0;
+  /// In place of first_index + i, the index of each prompt; empty: off. Likewise no option.
+  std::vector<std::int64_t> indices = {};
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -62,8 +64,8 @@ PREFOPT_API bool follows_policy(const SamplingOptions& options);
 ///
 /// Throws ConfigError for an end token outside of the vocabulary, min_new_tokens without an end
 /// token, and stop strings without a tokenizer or that it never shows; ShapeError for an empty
-/// prompt, DataError for a prompt's token outside of the vocabulary, NonFiniteError for logits
-/// without a distribution.
+/// prompt or another number of indices than prompts, DataError for a prompt's token outside of the
+/// vocabulary, NonFiniteError for logits without a distribution.
 PREFOPT_API std::vector<std::vector<std::int64_t>> sample(
     Policy& policy, const std::vector<std::vector<std::int64_t>>& prompts,
     const SamplingOptions& options);

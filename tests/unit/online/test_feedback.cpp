@@ -96,7 +96,8 @@ TEST_CASE("options of feedback are read as they are written", "[online]") {
 }
 
 TEST_CASE("feedback has one source, and no option without use", "[online]") {
-  const std::string one_of = "feedback: expected one of reward, judge, program and reward_model, ";
+  const std::string one_of =
+      "feedback: expected one of reward, judge, program, reward_model and environment, ";
   const auto fails = [](const std::string& json, const std::string& text) {
     CAPTURE(json);
     CHECK_THROWS_TEXT(make_feedback(parse(json)), ConfigError, text);
@@ -132,6 +133,14 @@ TEST_CASE("feedback has one source, and no option without use", "[online]") {
           {"timeout", "1"},
           {"retries", "0"},
           {"max_failures", "1"}});
+  unused("environment", "true",
+         {{"both_orders", "false"},
+          {"ensemble", "\"min\""},
+          {"workers", "2"},
+          {"timeout", "1"},
+          {"retries", "0"},
+          {"max_failures", "1"},
+          {"unfinished", "\"loses\""}});
   useless(R"({"reward_model": ["m", "n"], "ensemble": "min", "ensemble_k": 2})", "ensemble_k",
           "reward_model");
   fails(R"({"reward": ["r"], "reward_weights": [1, 2]})",

@@ -10,9 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "core/random.h"
 #include "online/row_store.h"
+#include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
 #include "prefopt/files/safetensors.h"
+#include "prefopt/online/environment.h"
+#include "prefopt/online/rollout_file.h"
 #include "prefopt/options.h"
 #include "prefopt/run/run.h"
 #include "support/catch.h"
@@ -38,6 +42,41 @@ Json hashing(const std::string& answer) {
       "/bin/sh", "-c",
       "while read -r line; do set -- $(printf %s \"$line\" | cksum); n=$(($1 % 90 + 5)); echo \"" +
           answer + "\"; done"};
+}
+
+/// An environment as good as random: of three turns or fewer, with rewards by a hash of all
+/// actions.
+class HashGame final : public Environment {
+ public:
+  explicit HashGame(const Episode& episode) : state_(static_cast<std::uint64_t>(episode.seed)) {}
+
+  std::string start() override { return std::to_string(state_ % 7); }
+  EnvironmentStep step(const std::string& action) override {
+    for (const char byte : action) state_ = splitmix64(state_ ^ static_cast<unsigned char>(byte));
+    return {.observation = ">" + std::to_string(state_ % 10),
+            .reward = static_cast<double>(state_ % 1000),
+            .done = state_ % 3 == 0};
+  }
+
+ private:
+  std::uint64_t state_;
+};
+
+/// Returns a source of episodes with that game, which this registers once.
+Json hash_game() {
+  static const bool is_registered = [] {
+    register_environment({.name = "hash_game", .make = [](std::string_view json) {
+                            CHECK(json == "{}");
+                            return [](const Episode& of) { return std::make_unique<HashGame>(of); };
+                          }});
+    return true;
+  }();
+  CHECK(is_registered);
+  return {{"from", "environment"},
+          {"environment", "hash_game"},
+          {"n", 3},
+          {"max_turns", 3},
+          {"max_tokens", 24}};
 }
 
 Json random_rewards() { return hashing(R"({\"reward\": $n})"); }
@@ -140,6 +179,142 @@ TEST_CASE("rounds draw the same however completions are decoded together", "[run
   CHECK(rounds[0]["samples"] != rounds[1]["samples"]);
 }
 
+/// A config of episodes, whose rewards are the environment's.
+Json episodes_config(const OnlineScene& scene, const std::string& run) {
+  Json config = scene.config(run);
+  config["online"]["sources"] = {hash_game()};
+  config["online"]["select"] = {{"type", "all_pairs"}};
+  config["online"].erase("feedback");
+  return config;
+}
+
+TEST_CASE("episodes of an environment are rounds like others", "[run]") {
+  const OnlineScene scene;
+  for (const int at_once : {1, 4, 64}) {
+    Json config = episodes_config(scene, "at-once-" + std::to_string(at_once));
+    config["online"]["at_once"] = at_once;
+    config["online"]["eval_fraction"] = 0.25;
+    config["online"]["save_rollouts"] = true;
+    CHECK(run_config(config).steps >= 6);
+  }
+  for (const std::string file :
+       {"rounds.jsonl", "rollouts/round-000001.jsonl", "rollouts/round-000003.jsonl"}) {
+    CHECK(read_text(scene.file("at-once-1/" + file)) ==
+          read_text(scene.file("at-once-64/" + file)));
+    CHECK(read_text(scene.file("at-once-4/" + file)) ==
+          read_text(scene.file("at-once-64/" + file)));
+  }
+  const auto rollouts = load_rollouts(scene.file("at-once-64/rollouts/round-000001.jsonl"));
+  REQUIRE(rollouts.size() == 12);
+  std::set<std::size_t> turns;
+  for (std::size_t i = 0; i < rollouts.size(); ++i) {
+    const Rollout& rollout = rollouts[i];
+    CHECK(rollout.group == static_cast<std::int64_t>(i / 3));
+    CHECK(rollout.prompt == rollouts[i / 3 * 3].prompt);
+    CHECK(rollout.prompt_text + rollout.text ==
+          ByteTokenizer().decode(rollout.prompt) + ByteTokenizer().decode(rollout.completion));
+    turns.insert(rollout.turn_ends.size());
+  }
+  CHECK(turns.size() > 1);
+  // Held-out prompts are played as well, the same games each time.
+  std::vector<Json> evaluations;
+  for (const auto& line : read_lines(scene.file("at-once-64/metrics.jsonl"))) {
+    if (line.contains("eval_reward")) evaluations.push_back(line);
+  }
+  REQUIRE(evaluations.size() == 4);
+  CHECK(evaluations[0]["eval_win_rate"] == 0.5);  // against itself
+}
+
+TEST_CASE("the rows of episodes leave out what the environment wrote", "[run]") {
+  const OnlineScene scene;
+  Json config = episodes_config(scene, "run");
+  config["online"]["rounds"] = {{"rounds", 1}, {"prompts", 8}};
+  config["online"]["save_rollouts"] = true;
+  const std::string checkpoint = run_config(config).checkpoint;
+  const auto rollouts = load_rollouts(scene.file("run/rollouts/round-000001.jsonl"));
+  const auto tensors = read_safetensors(checkpoint + "/training_state.safetensors").tensors;
+  const std::map<std::string, at::Tensor> state(tensors.begin(), tensors.end());
+  const auto rows = detail::unpack_rows({state.at("source.rows"), state.at("source.columns")});
+  REQUIRE(rows.size() > 8);
+  std::int64_t masked = 0;
+  const auto check = [&](const std::vector<std::int64_t>& completion, const TokenMask& mask,
+                         const TokenRow& row) {
+    const auto of = std::find_if(rollouts.begin(), rollouts.end(), [&](const Rollout& rollout) {
+      return rollout.prompt == row.prompt && rollout.completion == completion;
+    });
+    REQUIRE(of != rollouts.end());
+    CHECK(mask == of->acted);
+    // The environment writes '>' and a digit after each action but the last.
+    const auto hidden = std::count(mask.begin(), mask.end(), 0);
+    CHECK(hidden == 2 * (std::ssize(of->turn_ends) - 1));
+    for (std::size_t t = 0; t < mask.size(); ++t) {
+      if (mask[t] == 0 && t + 1 < mask.size() && mask[t + 1] == 0) CHECK(completion[t] == '>');
+    }
+    masked += hidden;
+  };
+  for (const TokenRow& row : rows) {
+    check(row.chosen, row.chosen_mask, row);
+    check(row.rejected, row.rejected_mask, row);
+  }
+  CHECK(masked > 0);
+}
+
+TEST_CASE("saved rollouts train as they did when they were drawn", "[run]") {
+  const OnlineScene scene;
+  Json config = episodes_config(scene, "drawn");
+  config["online"]["rounds"] = {{"rounds", 1}, {"prompts", 4}};
+  config["online"]["save_rollouts"] = true;
+  const Parts drawn = parts_of(run_config(config).checkpoint);
+  config["output_dir"] = scene.file("replayed");
+  config["online"]["save_rollouts"] = false;
+  const std::string file = scene.file("drawn/rollouts/round-000001.jsonl");
+  config["online"]["sources"] = {{{"from", "file"}, {"path", file}, {"n", 3}}};
+  const std::string checkpoint = run_config(config).checkpoint;
+  const Parts replayed = parts_of(checkpoint);
+  for (const auto& name : differing(replayed, drawn)) {
+    CHECK_FALSE(name.starts_with("model.safetensors:"));
+  }
+  config["output_dir"] = scene.file("missing");
+  config["online"]["sources"][0]["n"] = 4;
+  try {
+    run_config(config);
+    FAIL("a file of fewer rollouts was taken");
+  } catch (const DataError& error) {
+    const std::string text = error.what();
+    CHECK(text.starts_with(file + ": expected 4 rollouts of the prompt '"));
+    CHECK(text.ends_with("', got 3"));
+  }
+}
+
+TEST_CASE("a game that dies in the second round loses nothing", "[run]") {
+  const OnlineScene scene;
+  // It dies at its 41st question, of which a round has 32, while a file is there. Rewards follow
+  // from actions, not from the numbers of episodes.
+  const std::string mark = scene.file("mark");
+  const std::string game =
+      "i=0; while read -r line; do i=$((i + 1)); [ -e " + mark +
+      R"( ] && [ $i -gt 40 ] && exit 1; set -- $(printf %s "${line#*action}" | cksum); )"
+      R"(case "$line" in *prompt*) echo '{"observation": "go"}';; *end*) echo '{}';; )"
+      R"(*) echo "{\"observation\": \">\", \"reward\": $(($1 % 90)), \"done\": false}";; esac; )"
+      "done";
+  Json config = episodes_config(scene, "straight");
+  config["online"]["sources"] = {{{"from", "environment"},
+                                  {"command", {"/bin/sh", "-c", game}},
+                                  {"n", 2},
+                                  {"max_turns", 2},
+                                  {"max_tokens", 24}}};
+  const Parts expected = parts_of(run_config(config).checkpoint);
+  config["output_dir"] = scene.file("interrupted");
+  std::ofstream(mark) << "x";
+  CHECK_THROWS_AS(run_config(config), DataError);
+  const auto lines = read_lines(scene.file("interrupted/metrics.jsonl"));
+  REQUIRE_FALSE(lines.empty());
+  CHECK(lines.back()["round"] == 1);
+  fs::remove(mark);
+  const RunResult resumed = run_config(config, "auto");
+  CHECK(differing(parts_of(resumed.checkpoint), expected) == std::set<std::string>());
+}
+
 /// Changes of the config, one for each part of the engine that has a state.
 std::vector<std::pair<std::string, Json>> components() {
   const Json advantage = {{"type", "advantage"}, {"by", "reward"}, {"baseline", "group"}};
@@ -175,6 +350,16 @@ std::vector<std::pair<std::string, Json>> components() {
        {{"online", {{"rounds", {{"rounds", 6}, {"steps", 1}}}, {"select", advantage}}},
         {"batch", {{"rows", 16}}},
         {"loss", policy_gradient}}},
+      {"episodes",
+       {{"online",
+         {{"sources",
+           {hash_game(),
+            {{"from", "environment"},
+             {"name", "other"},
+             {"environment", "hash_game"},
+             {"max_tokens", 20}}}},
+          {"feedback", nullptr},
+          {"select", {{"type", "best_worst"}}}}}}},
   };
 }
 
@@ -509,6 +694,46 @@ TEST_CASE("online configs that cannot be meant are refused", "[run]") {
           "does not read; see its options in `prefopt losses`");
   refused({{"reference", {{"rule", "ema"}, {"initial_weight", 0.2}}}},
           "reference.initial_weight: expected its default unless rule is 'combined'");
+  const auto refused_source = [&](const Json& source, const std::string& error) {
+    refused({{"online", {{"sources", {source}}}}}, "online.sources[0]: expected " + error);
+  };
+  const Json game = hash_game();
+  const auto changed = [&](const std::string& key, const Json& value) {
+    Json source = game;
+    source[key] = value;
+    return source;
+  };
+  refused_source({{"from", "environment"}}, "one of command and environment, got none");
+  refused_source(changed("command", {"x"}), "one of command and environment, got both");
+  refused_source(changed("workers", 2),
+                 "no workers with an environment that is no program, got one; it would do nothing");
+  refused_source(changed("roll_in", {{"from", "policy"}}),
+                 "no roll_in where from is 'environment', which does not use it");
+  refused_source({{"from", "policy"}, {"max_turns", 2}},
+                 "no max_turns where from is 'policy', which does not use it");
+  refused_source({{"from", "file"}}, "a path where from is 'file', got none");
+  refused_source({{"from", "file"}, {"path", "x"}, {"temperature", 1}},
+                 "no temperature where from is 'file', which does not use it");
+  refused({{"online", {{"sources", {changed("environment", "hash_gam")}}}}},
+          "online.sources[0].environment: expected a known environment, got 'hash_gam'; did you "
+          "mean 'hash_game'?");
+  refused({{"online", {{"sources", {changed("max_tokens", 61)}}}}},
+          "online.sources[0]: expected max_tokens of at most 60, which the model's 64 positions "
+          "leave after the longest prompt, got 61");
+  refused({{"online",
+            {{"sources", {game, {{"from", "policy"}}}},
+             {"feedback", {{"reward", nullptr}, {"environment", true}}}}}},
+          "online.feedback: expected sources 'environment' or 'file' alone where environment is "
+          "true, got 'policy', whose completions have no reward");
+  refused({{"online",
+            {{"sources", {changed("temperature", 0.5)}},
+             {"rounds", {{"steps", 1}}},
+             {"select", {{"type", "advantage"}, {"by", "reward"}, {"baseline", "group"}}}}},
+           {"batch", {{"rows", 16}}},
+           {"loss", {{"type", "policy_gradient"}, {"tau", 0.01}}}},
+          "online.sources: expected 'environment' to draw from the policy's own distribution, as "
+          "the loss or the selection weighs completions by it, got temperature, top_k, top_p, "
+          "repetition_penalty or min_new_tokens of another one");
   refused({{"model", {{"use_lora", true}}}, {"online", {{"rounds", {{"extrapolate", 0.3}}}}}},
           "online.rounds.extrapolate: expected 0 where the policy trains an adapter, got 0.3");
 }
@@ -531,6 +756,7 @@ TEST_CASE("every online config of the examples trains", "[run]") {
     for (Json& source : online["sources"]) {
       has_data = has_data || source["from"] == "data";
       if (source.contains("n")) source["n"] = std::min(source["n"].get<int>(), 4);
+      if (source["from"] == "environment") source = hash_game();  // its rewards are not all alike
     }
     online["prompts"] = scene.file(has_data ? "rows.jsonl" : "prompts.jsonl");
     if (online["select"].contains("n")) online["select"]["n"] = 1 + (online["select"]["n"] > 1);
