@@ -45,8 +45,9 @@ def wilson(rate, trials):
     return rate, middle - half, middle + half
 
 
-def read_answers(run, config):
-    """One line a held-out prompt, with its answers before and after training."""
+def read_answers(run, config, rule=reward):
+    """One line a held-out prompt, with its answers before and after training; `rule` is a module that
+    rates them."""
     questions = [row["prompt"] for row in read_lines(config["online"]["eval_prompts"])]
     samples = read_lines(run / "samples.jsonl")
     last = max(line["step"] for line in samples)
@@ -58,7 +59,7 @@ def read_answers(run, config):
         question = questions[line["index"]]
         answers[line["index"]][when] = {
             "text": line[who], "tokens": line[who + "_tokens"], "ended": line[who + "_ended"],
-            "reward": reward.reward(question, line[who]), "terms": reward.terms(question, line[who])}
+            "reward": rule.reward(question, line[who]), "terms": rule.terms(question, line[who])}
     return [answer for answer in answers if "before" in answer and "after" in answer]
 
 

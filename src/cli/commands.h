@@ -147,9 +147,10 @@ struct EvalArguments {
   std::optional<double> beta;           ///< none: the loss's, else 0.1
   std::string loss;                     ///< to be evaluated, JSON or @FILE; empty: none
   std::int64_t batch = 8;               ///< pairs at a time
-  std::int64_t samples = 4;             ///< fresh completions a prompt; 0: none
-  std::int64_t prompts = 64;            ///< to sample for; 0: all
-  std::int64_t max_new_tokens = 64;
+  // Of reward models none may be given.
+  std::optional<std::int64_t> samples;         ///< fresh completions a prompt; 0: none; default 4
+  std::optional<std::int64_t> prompts;         ///< to sample for; 0: all; default 64
+  std::optional<std::int64_t> max_new_tokens;  ///< default 64
   std::int64_t seed = 0;
   std::string judge;   ///< shell command of a program that compares two completions; empty: none
   std::string reward;  ///< `controlled_task`, or shell command of a program; empty: none

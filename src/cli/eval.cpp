@@ -34,19 +34,25 @@ namespace fs = std::filesystem;
 using detail::Json;
 using Ids = std::vector<std::int64_t>;
 
+std::int64_t samples_of(const EvalArguments& arguments) { return arguments.samples.value_or(4); }
+std::int64_t prompts_of(const EvalArguments& arguments) { return arguments.prompts.value_or(64); }
+std::int64_t new_tokens_of(const EvalArguments& arguments) {
+  return arguments.max_new_tokens.value_or(64);
+}
+
 void check(const EvalArguments& arguments) {
   const auto at_least = [](std::string_view option, std::int64_t value, std::int64_t least) {
     if (value >= least) return;
     throw ConfigError(fmt::format("{}: expected at least {}, got {}", option, least, value));
   };
   at_least("--batch", arguments.batch, 1);
-  at_least("--samples", arguments.samples, 0);
-  at_least("--prompts", arguments.prompts, 0);
-  at_least("--max-new-tokens", arguments.max_new_tokens, 1);
+  at_least("--samples", samples_of(arguments), 0);
+  at_least("--prompts", prompts_of(arguments), 0);
+  at_least("--max-new-tokens", new_tokens_of(arguments), 1);
   if (!arguments.judge.empty() && !arguments.reward.empty()) {
     throw ConfigError("--judge: expected a judge or a reward, got both");
   }
-  if (arguments.samples == 0 && (!arguments.judge.empty() || !arguments.reward.empty())) {
+  if (samples_of(arguments) == 0 && (!arguments.judge.empty() || !arguments.reward.empty())) {
     throw ConfigError("--samples: expected at least 1 to judge completions, got 0");
   }
 }
@@ -77,6 +83,9 @@ bool are_reward_models(const EvalArguments& arguments) {
   refuse("--judge", !arguments.judge.empty());
   refuse("--reward", !arguments.reward.empty());
   refuse("--end-tokens", !arguments.end_tokens.empty());
+  refuse("--samples", arguments.samples.has_value());
+  refuse("--prompts", arguments.prompts.has_value());
+  refuse("--max-new-tokens", arguments.max_new_tokens.has_value());
   return true;
 }
 
@@ -146,8 +155,9 @@ class Evaluator {
     if (loss_) {
       report.loss = loss_of(policy, make_frozen_reference(reference_), sampling(*policy));
     }
-    if (arguments_.samples == 0) return report;
-    report.kl = sampled_kl(*policy, *reference_, prompts_, arguments_.samples, sampling(*policy));
+    const std::int64_t samples = samples_of(arguments_);
+    if (samples == 0) return report;
+    report.kl = sampled_kl(*policy, *reference_, prompts_, samples, sampling(*policy));
     err_ << fmt::format("{}: {} completions sampled for {} prompts\n", path, report.kl->samples,
                         prompts_.size());
     if (judge_) judge(report);
@@ -160,6 +170,7 @@ class Evaluator {
     const auto model = RewardModel::load(path, arguments_.dtype);
     const std::string& note = model->body().load_note();
     if (!note.empty()) err_ << "prefopt: " << note << '\n';
+    if (model->body().adapter()) model->complete_pad_token(*tokenizer_);
     detail::check_token_range(pairs_, model->vocab_size(), arguments_.data);
     detail::check_row_lengths(pairs_, *model, arguments_.data);
     ModelReport report{.model = path};
@@ -273,14 +284,15 @@ class Evaluator {
   void choose_prompts() {
     std::set<Ids> known;
     for (const TokenRow& pair : pairs_) {
-      if (arguments_.prompts > 0 && std::ssize(prompts_) == arguments_.prompts) break;
+      const std::int64_t most = prompts_of(arguments_);
+      if (most > 0 && std::ssize(prompts_) == most) break;
       if (known.insert(pair.prompt).second) prompts_.push_back(pair.prompt);
     }
   }
 
   SamplingOptions sampling(const Decoder& policy) const {
     SamplingOptions options;
-    options.max_new_tokens = arguments_.max_new_tokens;
+    options.max_new_tokens = new_tokens_of(arguments_);
     options.seed = arguments_.seed;
     return with_end_tokens(options, arguments_.end_tokens, policy, *tokenizer_, chat_format_);
   }
@@ -317,7 +329,7 @@ class Evaluator {
     std::vector<Contest> contests;
     for (std::size_t i = 0; i < prompts_.size(); ++i) {
       const Ids& completion =
-          report.kl->completions[i * static_cast<std::size_t>(arguments_.samples)];
+          report.kl->completions[i * static_cast<std::size_t>(samples_of(arguments_))];
       contests.push_back({.prompt = tokenizer_->decode(prompts_[i]),
                           .policy = tokenizer_->decode(completion),
                           .reference = reference_texts_[i]});

@@ -32,8 +32,7 @@ std::shared_ptr<const Tokenizer> open_if_known(const ExportArguments& arguments,
 
 // The files that transformers, and the next command, want next to the weights.
 FolderFiles companions_of(const ExportArguments& arguments, const Decoder& model,
-                          std::ostream& err) {
-  const auto tokenizer = open_if_known(arguments, err);
+                          const Tokenizer* tokenizer, std::ostream& err) {
   const std::string rows = row_memory(arguments).options;
   if (!tokenizer) return model_companions("", arguments.model, "", rows);
   const std::string source = arguments.tokenizer.empty()
@@ -61,10 +60,24 @@ void run_export(const ExportArguments& arguments, std::ostream& err) {
     throw ConfigError(
         fmt::format("--out: expected a new folder, got {} with a model in it", arguments.out));
   }
-  const auto model = load_model(arguments, err);
-  if (model->adapter()) model->merge_adapter();
-  const FolderFiles companions = companions_of(arguments, *model, err);
-  model->save(arguments.out);
+  const auto tokenizer = open_if_known(arguments, err);
+  std::shared_ptr<const Policy> policy;
+  std::shared_ptr<Decoder> layers;  // the policy, or those of a reward model
+  if (names_reward_model(arguments)) {
+    if (!tokenizer) {
+      throw ConfigError(
+          "--tokenizer: expected one that is read here, which says where a reward model's texts "
+          "end, got none");
+    }
+    const auto model = load_reward_model(arguments, *tokenizer, err);
+    layers = std::shared_ptr<Decoder>(model, &model->body());
+    policy = model;
+  } else {
+    policy = layers = load_model(arguments, err);
+  }
+  if (layers->adapter()) layers->merge_adapter();
+  const FolderFiles companions = companions_of(arguments, *layers, tokenizer.get(), err);
+  policy->save(arguments.out);
   prefopt::write_files(companions, arguments.out);
   err << "prefopt: wrote " << detail::printable(arguments.out) << '\n';
 }

@@ -31,7 +31,7 @@ void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& e
   std::shared_ptr<Policy> policy;
   std::shared_ptr<Decoder> layers;  // the policy, or those of a reward model
   if (needs.of_rewards) {
-    const auto model = load_reward_model(arguments, err);
+    const auto model = load_reward_model(arguments, *tokenizer, err);
     layers = std::shared_ptr<Decoder>(model, &model->body());
     policy = model;
   } else {

@@ -45,14 +45,20 @@ std::shared_ptr<Decoder> load_model(const ModelArguments& arguments, std::ostrea
   return model;
 }
 
-std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments, std::ostream& err) {
+std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments,
+                                               const Tokenizer& tokenizer, std::ostream& err) {
   const bool has_adapter = !arguments.adapter.empty();
   auto model = RewardModel::load(arguments.model, arguments.dtype,
                                  has_adapter ? ScoreHead::kFreshIfNone : ScoreHead::kRequired);
   const std::string& note = model->body().load_note();
   if (!note.empty()) err << "prefopt: " << note << '\n';
   if (has_adapter) model->load_adapter(arguments.adapter);
+  if (model->body().adapter()) model->complete_pad_token(tokenizer);
   return model;
+}
+
+bool names_reward_model(const ModelArguments& arguments) {
+  return is_reward_model(arguments.model) || is_reward_model(arguments.adapter);
 }
 
 std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments) {
@@ -81,8 +87,8 @@ Loss read_loss(const std::string& argument) {
   const std::string config = read_json_argument(argument);
   if (is_token_objective(config)) {
     throw ConfigError(
-        "loss: expected a loss on pairs or labelled rows, got an objective on tokens, which takes "
-        "rollouts (`prefopt loss --rollouts`)");
+        "loss: expected a loss on rows, got an objective on tokens, which takes rollouts (`prefopt "
+        "loss --rollouts`)");
   }
   return make_loss(config);
 }

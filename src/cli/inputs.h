@@ -25,7 +25,10 @@ namespace prefopt::cli {
 /// `err`.
 std::shared_ptr<Decoder> load_model(const ModelArguments& arguments, std::ostream& err);
 /// The same for a reward model. Its adapter may bring the score head.
-std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments, std::ostream& err);
+std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments,
+                                               const Tokenizer& tokenizer, std::ostream& err);
+/// Returns whether the model or its adapter is that of a reward model.
+bool names_reward_model(const ModelArguments& arguments);
 std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments);
 
 /// `options` with the end tokens that `names` lists, ids or texts of one token, or those of

@@ -15,6 +15,8 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/objective_pages.h"
+#include "cli/tables.h"
 #include "core/json.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/pair_fields.h"
@@ -27,25 +29,6 @@ using detail::Json;
 
 // A longer list of choices would push all meanings off the screen, so it follows its own.
 constexpr std::size_t kWidestRange = 24;
-
-std::string joined(const std::vector<std::string>& names) {
-  std::string text;
-  for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text;
-}
-
-/// Left-aligned columns as wide as their widest cell; the last one is left as it is.
-void print_table(const std::vector<std::vector<std::string>>& rows, std::ostream& out) {
-  std::vector<std::size_t> widths(rows.front().size());
-  for (const auto& row : rows) {
-    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  for (const auto& row : rows) {
-    std::string line;
-    for (std::size_t i = 0; i < row.size(); ++i) line += fmt::format("{:<{}}  ", row[i], widths[i]);
-    out << line.substr(0, line.find_last_not_of(' ') + 1) << '\n';
-  }
-}
 
 /// The arrays of a PairLogps that a loss reads.
 std::vector<std::string> inputs_of(const LossRequirements& needs) {
@@ -297,13 +280,6 @@ Json as_json(const LossEntry& entry) {
           {"curve", curve_of(loss)}};
 }
 
-std::string in_words(const OtherImplementation& other) {
-  std::string text = other.library;
-  if (!other.name.empty()) text += ": " + other.name;
-  if (!other.difference.empty()) text += " (" + other.difference + ")";
-  return text;
-}
-
 void print_entry(const LossEntry& entry, std::ostream& out) {
   const LossInfo& info = entry.info;
   std::vector<std::vector<std::string>> facts{{"loss", info.name}};
@@ -348,6 +324,7 @@ void print_entry(const LossEntry& entry, std::ostream& out) {
 }  // namespace
 
 void run_losses(const LossesArguments& arguments, std::ostream& out) {
+  if (print_objective_page(arguments.name, arguments.json, out)) return;
   if (!arguments.name.empty()) {
     const LossEntry& entry = find_loss(arguments.name);
     if (arguments.json) {
@@ -371,6 +348,8 @@ void run_losses(const LossesArguments& arguments, std::ostream& out) {
     table.push_back({info.name, joined(others), info.source});
   }
   print_table(table, out);
+  out << '\n';
+  print_presets(out);
 }
 
 }  // namespace prefopt::cli

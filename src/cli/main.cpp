@@ -351,11 +351,10 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
                       "loss's, else 0.1");
   command->add_option("--loss", arguments.loss, "loss to evaluate too")->type_name("JSON|@FILE");
   command->add_option("--batch", arguments.batch, "pairs at a time")->capture_default_str();
-  command->add_option("--samples", arguments.samples, "fresh completions per prompt; 0: none")
-      ->capture_default_str();
-  command->add_option("--prompts", arguments.prompts, "prompts to sample for; 0: all")
-      ->capture_default_str();
-  command->add_option("--max-new-tokens", arguments.max_new_tokens)->capture_default_str();
+  command->add_option("--samples", arguments.samples,
+                      "fresh completions per prompt; 0: none; default: 4");
+  command->add_option("--prompts", arguments.prompts, "prompts to sample for; 0: all; default: 64");
+  command->add_option("--max-new-tokens", arguments.max_new_tokens, "default: 64");
   add_end_tokens(*command, arguments.end_tokens);
   command->add_option("--seed", arguments.seed)->capture_default_str();
   command

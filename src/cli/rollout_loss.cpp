@@ -38,6 +38,7 @@ class RolloutTable {
     const ObjectiveNeeds needs = objective_.needs();
     const KlOptions& kl = objective_.options().kl;
     const bool has_kl_reward = kl.coefficient > 0 && kl.place != KlPlace::kLoss;
+    const bool reads_token_rewards = objective_.advantage().needs().per_token;
     RolloutStep step;
     std::vector<double> rewards;
     std::vector<double> greedy;
@@ -45,7 +46,8 @@ class RolloutTable {
       step.lens.push_back(row.length());
       if (needs.groups && !row.group) lacks(row, "group");
       step.groups.push_back(row.group.value_or(0));
-      const bool may_lack = needs.given || !row.numbers("token_rewards").empty();
+      const bool may_lack =
+          needs.given || (reads_token_rewards && !row.numbers("token_rewards").empty());
       if (!row.reward && !may_lack) lacks(row, "reward");
       rewards.push_back(row.reward.value_or(needs.given ? kNoReward : 0));
       if (needs.greedy_rewards && !row.greedy_reward) lacks(row, "greedy_reward");

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
+#include <functional>
 #include <limits>
 #include <utility>
 
@@ -23,6 +25,8 @@ using detail::Json;
 constexpr std::array<std::string_view, 12> kTokenKeys = {
     "logps",  "old_logps",  "ref_logps",     "sampler_logps", "extra_logps", "acted",
     "values", "old_values", "token_rewards", "advantage",     "entropies",   "exact_kls"};
+
+constexpr std::string_view kActed = "acted";  // whose numbers may be true and false
 
 constexpr std::array<std::string_view, 6> kOtherKeys = {"group",    "reward",    "greedy_reward",
                                                         "finished", "turn_ends", "step_ends"};
@@ -53,7 +57,7 @@ class RolloutLine {
   }
 
   double number(std::string_view name, const Json& value) const {
-    if (value.is_boolean()) return value.get<bool>() ? 1 : 0;
+    if (name == kActed && value.is_boolean()) return value.get<bool>() ? 1 : 0;
     const bool is_finite = value.is_number() && std::isfinite(value.get<double>());
     if (!is_finite) refuse(fmt::format("finite numbers in {}", name), value);
     return value.get<double>();
@@ -76,7 +80,12 @@ class RolloutLine {
   }
 
   std::int64_t integer(std::string_view name, const Json& value) const {
-    if (!value.is_number_integer()) refuse(fmt::format("whole numbers in {}", name), value);
+    const bool is_too_large =
+        value.is_number_unsigned() &&
+        value.get<std::uint64_t>() > std::uint64_t{std::numeric_limits<std::int64_t>::max()};
+    if (!value.is_number_integer() || is_too_large) {
+      refuse(fmt::format("whole numbers in {}", name), value);
+    }
     return value.get<std::int64_t>();
   }
 
@@ -88,7 +97,6 @@ class RolloutLine {
     if (!value->is_array()) refuse(fmt::format("a list in {}", key), *value);
     for (const Json& item : *value) ends.push_back(integer(key, item));
     const bool ascends =
-        std::is_sorted(ends.begin(), ends.end(), std::less_equal<>()) ||
         std::adjacent_find(ends.begin(), ends.end(), std::greater_equal<>()) == ends.end();
     if (ends.empty() || !ascends || ends.front() < 1 || ends.back() != length) {
       refuse(fmt::format("ascending ends in {}, the last of them {}", key, length), *value);
@@ -129,7 +137,7 @@ RolloutRow row_of(const Json& line, std::int64_t number, const std::string& wher
   if (length == 0) {
     throw DataError(fmt::format("{}: expected at least one token in logps, got none", where));
   }
-  for (const double flag : row.numbers("acted")) {
+  for (const double flag : row.numbers(kActed)) {
     if (flag != 0 && flag != 1) of.refuse("0 or 1 in acted", flag);
   }
   if (const auto group = line.find("group"); group != line.end()) {

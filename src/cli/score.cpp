@@ -44,7 +44,7 @@ void score_rewards(const ScoreArguments& arguments, std::ostream& out, std::ostr
         "text");
   }
   const auto tokenizer = load_tokenizer(arguments);
-  const auto model = load_reward_model(arguments, err);
+  const auto model = load_reward_model(arguments, *tokenizer, err);
   const RowMemory memory = row_memory(arguments);
   const Dataset dataset = read_pairs(
       arguments.data, *tokenizer,
@@ -69,7 +69,7 @@ void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream&
   if (arguments.batch < 1) {
     throw ConfigError(fmt::format("--batch: expected at least 1, got {}", arguments.batch));
   }
-  if (is_reward_model(arguments.model) || is_reward_model(arguments.adapter)) {
+  if (names_reward_model(arguments)) {
     return score_rewards(arguments, out, err);
   }
   const auto tokenizer = load_tokenizer(arguments);

@@ -19,9 +19,9 @@
 #include "core/memory.h"
 #include "core/text.h"
 #include "prefopt/error.h"
-#include "prefopt/losses/registry.h"
 #include "prefopt/options.h"
 #include "prefopt/run/run.h"
+#include "run/run_loss.h"
 #include "train/metrics.h"
 
 namespace prefopt::cli {
@@ -198,7 +198,7 @@ void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream&
   const std::string moved = moves.empty() ? "" : fmt::format("config: {}", fmt::join(moves, ", "));
   if (!moved.empty() && (arguments.print_config || arguments.dry_run)) err << moved << '\n';
   if (arguments.print_config) {
-    options.loss = make_loss(options.loss).config();
+    options.loss = detail::RunLoss(options.loss).config();
     out << options_to_json(options, 2) << '\n';
     return;
   }

@@ -22,6 +22,7 @@
 #include "decoder/decoder_files.h"
 #include "decoder/decoder_impl.h"
 #include "decoder/families/family.h"
+#include "decoder/score_head.h"
 #include "math/wide_gradient.h"
 #include "policy/parameters.h"
 #include "prefopt/error.h"
@@ -109,6 +110,29 @@ at::Tensor last_states(Decoder& body, const TokenBatch& batch) {
 
 }  // namespace
 
+namespace detail {
+
+at::Tensor token_scores(Decoder& body, const at::Tensor& score, const TokenBatch& batch) {
+  at::Tensor states;
+  if (body.packs() && batch.packed) {
+    states = body.forward_packed(*batch.packed).index_select(0, batch.packed->token_rows);
+  } else {
+    // Token t is predicted at position t - 1.
+    const at::Tensor hidden = body.forward(batch).hidden;
+    states = hidden.narrow(1, 0, hidden.size(1) - 1).reshape({-1, hidden.size(2)});
+    const at::Tensor places = batch.completion_mask.slice(1, 1).reshape(-1).nonzero().squeeze(1);
+    states = states.index_select(0, places);
+  }
+  const at::Tensor weight = widened(score, states.scalar_type());
+  return (states.to(at::kDouble) * weight.to(at::kDouble)).sum(1);
+}
+
+at::Tensor fresh_score_head(const Decoder& body) {
+  return fresh_score(body.options(), body.named_parameters().front().value.scalar_type());
+}
+
+}  // namespace detail
+
 RewardModel::RewardModel(DecoderOptions options)
     : body_(std::make_shared<Decoder>(without_head(std::move(options)))), has_fresh_head_(true) {
   score_ = fresh_score(body_->options(), at::kFloat).requires_grad_(true);
@@ -158,6 +182,10 @@ at::Tensor RewardModel::rewards(const std::vector<TokenSequence>& sequences) {
   // Each product by itself: a matrix product may add up otherwise for another number of rows.
   const at::Tensor weight = detail::widened(score_, states.scalar_type());
   return (states.to(at::kDouble) * weight.to(at::kDouble)).sum(1);
+}
+
+at::Tensor RewardModel::token_values(const TokenBatch& batch) {
+  return detail::token_scores(*body_, score_, batch);
 }
 
 bool RewardModel::packs() const { return body_->packs(); }
@@ -223,6 +251,12 @@ void RewardModel::set_pad_token(std::int64_t id) {
   body_->impl_->config["pad_token_id"] = id;
 }
 
+void RewardModel::complete_pad_token(const Tokenizer& tokenizer) {
+  if (pad_token() >= 0) return;
+  const std::int64_t id = tokenizer.pad_id() >= 0 ? tokenizer.pad_id() : tokenizer.eos_id();
+  if (id >= 0) set_pad_token(id);
+}
+
 void RewardModel::add_adapter(const LoraOptions& options) { body_->add_adapter(options); }
 
 void RewardModel::load_adapter(const std::string& directory) {
@@ -260,6 +294,7 @@ std::shared_ptr<RewardModel> load_reward_model(const std::string& path, const To
         "one of {}",
         path, tokenizer.vocab_size(), tokenizer.name(), model->vocab_size()));
   }
+  if (model->body().adapter()) model->complete_pad_token(tokenizer);
   return model;
 }
 

@@ -4,7 +4,9 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/special_entr.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
@@ -14,6 +16,7 @@
 #include <limits>
 #include <vector>
 
+#include "logps/head_plan.h"
 #include "logps/operators.h"
 #include "math/wide_gradient.h"
 
@@ -29,14 +32,20 @@ at::Tensor mapped(const at::Tensor& raw, double scale, double softcap, double te
   return (raw * (scale / softcap)).tanh() * (softcap / temperature);
 }
 
-// (onehot - softmax) dz/du, and 0 for the rows that are left out.
-at::Tensor unit_gradient(const at::Tensor& z, const at::Tensor& targets,
-                         const at::Tensor& logsumexp, double scale, double softcap,
-                         double temperature) {
-  at::Tensor gradient =
-      (z.to(at::kDouble) - logsumexp.unsqueeze(1)).exp().neg().to(z.scalar_type());
+// The gradient of raw logits with these factors; 0 for the rows that are left out.
+at::Tensor row_gradient(const at::Tensor& z, const at::Tensor& targets, const at::Tensor& logsumexp,
+                        const at::Tensor& factors, double scale, double softcap,
+                        double temperature) {
+  const bool has_all = factors.size(0) == kernels::kAllFactors;
+  const auto column_of = [&](std::int64_t row) { return factors[row].unsqueeze(1); };
+  const at::Tensor log_p = z.to(at::kDouble) - logsumexp.unsqueeze(1);
+  const at::Tensor p = log_p.exp();
+  at::Tensor gradient = p * column_of(has_all ? kernels::kOfP : kernels::kOfTarget).neg();
+  // entr(p) is -p log p, and 0 where p is.
+  if (has_all) gradient.add_(at::special_entr(p) * column_of(kernels::kOfPLogP));
   const at::Tensor column = targets.clamp_min(0).unsqueeze(1);
-  gradient.scatter_(1, column, gradient.gather(1, column) + 1);
+  gradient.scatter_(1, column, gradient.gather(1, column) + column_of(kernels::kOfTarget));
+  gradient = gradient.to(z.scalar_type());
   gradient.mul_(scale / temperature);
   if (softcap != 0) gradient.mul_(1 - (z * (temperature / softcap)).square());
   return gradient.masked_fill_(targets.eq(kIgnoredTarget).unsqueeze(1), 0);
@@ -69,19 +78,19 @@ at::Tensor aten_token_logps(const at::Tensor& logits, const at::Tensor& targets,
   const at::Tensor z = mapped(logits.to(compute_dtype(logits)), scale, softcap, temperature);
   const at::Tensor statistics = statistics_of(z, targets, all_statistics);
   if (gradient) {
-    gradient->copy_(
-        unit_gradient(z, targets, statistics[kernels::kLogsumexp], scale, softcap, temperature));
+    gradient->copy_(row_gradient(z, targets, statistics[kernels::kLogsumexp],
+                                 at::ones({1, logits.size(0)}, statistics.options()), scale,
+                                 softcap, temperature));
   }
   return statistics;
 }
 
-void token_logps_backward(const at::Tensor& grad_logps, const at::Tensor& logits,
+void token_logps_backward(const at::Tensor& factors, const at::Tensor& logits,
                           const at::Tensor& targets, const at::Tensor& logsumexp, double scale,
                           double softcap, double temperature, at::Tensor gradient) {
   if (logits.size(0) == 0) return;
   const at::Tensor z = mapped(logits.to(compute_dtype(logits)), scale, softcap, temperature);
-  gradient.copy_(unit_gradient(z, targets, logsumexp, scale, softcap, temperature) *
-                 grad_logps.unsqueeze(1).to(z.scalar_type()));
+  gradient.copy_(row_gradient(z, targets, logsumexp, factors, scale, softcap, temperature));
 }
 
 /// The head, some rows of tokens at a time; each chunk's softmax goes to the device's own kernel.
@@ -118,11 +127,29 @@ class Head {
     }
   }
 
+  at::Tensor raw_logits(std::int64_t begin, std::int64_t end) const {
+    at::Tensor logits = at::mm(hidden_rows(begin, end), weight_.t());
+    if (bias_.defined()) logits.add_(bias_);
+    return logits;
+  }
+
+  /// Writes the gradient of rows [begin, end), which may be their logits.
+  void differentiate(std::int64_t begin, std::int64_t end, const at::Tensor& factors,
+                     const at::Tensor& logits, const at::Tensor& logsumexp,
+                     const at::Tensor& gradient) const {
+    static const auto op =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("prefopt::_token_logps_backward", "")
+            .typed<void(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                        double, double, double, at::Tensor)>();
+    op.call(factors.slice(1, begin, end).contiguous(), logits, targets_.slice(0, begin, end),
+            logsumexp.slice(0, begin, end), scale_, softcap_, temperature_, gradient);
+  }
+
   /// Statistics of rows [begin, end); `logits` receives their unit gradient if asked for.
   at::Tensor score(std::int64_t begin, std::int64_t end, bool all, bool gradient,
                    at::Tensor& logits) const {
-    logits = at::mm(hidden_rows(begin, end), weight_.t());
-    if (bias_.defined()) logits.add_(bias_);
+    logits = raw_logits(begin, end);
     static const auto op =
         c10::Dispatcher::singleton()
             .findSchemaOrThrow("prefopt::_token_logps", "")
@@ -142,15 +169,18 @@ class Head {
 std::tuple<at::Tensor, at::Tensor> linear_token_logps(
     const at::Tensor& hidden, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     const at::Tensor& targets, double scale, double softcap, double temperature,
-    bool all_statistics, bool hidden_grad, bool weight_grad, std::int64_t path,
-    std::int64_t budget_bytes) {
+    bool all_statistics, bool hidden_grad, bool weight_grad, bool by_product_grad,
+    std::int64_t path, std::int64_t budget_bytes) {
   const Head head(hidden, weight, bias, targets, scale, softcap, temperature, budget_bytes);
-  const bool frozen = hidden_grad && !weight_grad &&
-                      static_cast<HeadPath>(path) != HeadPath::kKeepLogits &&
-                      static_cast<HeadPath>(path) != HeadPath::kRecompute;
-  const bool keeps = (hidden_grad || weight_grad) && !frozen &&
-                     static_cast<HeadPath>(path) != HeadPath::kRecompute &&
-                     head.rows() * head.row_bytes() <= budget_bytes;
+  const HeadPath checked = checked_path(
+      {.hidden_grad = hidden_grad, .weight_grad = weight_grad, .by_product_grad = by_product_grad},
+      static_cast<HeadPath>(path));
+  const bool frozen = checked == HeadPath::kFrozenHead;
+  // For log-probs alone the gradient of each is kept in place of its logits; else the backward pass
+  // needs room for it next to them.
+  const std::int64_t blocks = by_product_grad ? 2 : 1;
+  const bool keeps =
+      checked == HeadPath::kKeepLogits && blocks * head.rows() * head.row_bytes() <= budget_bytes;
   const auto options = hidden.options();
   at::Tensor statistics =
       at::empty({all_statistics ? kernels::kAllStatistics : kernels::kFewStatistics, head.rows()},
@@ -161,7 +191,8 @@ std::tuple<at::Tensor, at::Tensor> linear_token_logps(
   head.for_chunks([&](std::int64_t begin, std::int64_t end) {
     at::Tensor logits;
     statistics.slice(1, begin, end)
-        .copy_(head.score(begin, end, all_statistics, frozen || keeps, logits));
+        .copy_(
+            head.score(begin, end, all_statistics, frozen || (keeps && !by_product_grad), logits));
     if (frozen) kept.slice(0, begin, end).copy_(at::mm(logits, head.weight()));
     if (keeps) kept.slice(0, begin, end).copy_(logits);
   });
@@ -169,10 +200,10 @@ std::tuple<at::Tensor, at::Tensor> linear_token_logps(
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_token_logps_backward(
-    const at::Tensor& grad_logps, const at::Tensor& hidden, const at::Tensor& weight,
-    const std::optional<at::Tensor>& bias, const at::Tensor& targets, const at::Tensor&,
+    const at::Tensor& factors, const at::Tensor& hidden, const at::Tensor& weight,
+    const std::optional<at::Tensor>& bias, const at::Tensor& targets, const at::Tensor& logsumexp,
     const at::Tensor& kept, double scale, double softcap, double temperature, bool, bool,
-    bool needs_hidden, bool needs_weight, bool needs_bias, std::int64_t,
+    bool by_product_grad, bool needs_hidden, bool needs_weight, bool needs_bias, std::int64_t,
     std::int64_t budget_bytes) {
   const Head head(hidden, weight, bias, targets, scale, softcap, temperature, budget_bytes);
   const auto zeros = [&](at::IntArrayRef shape) {
@@ -184,19 +215,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_token_logps_backward(
   if (needs_weight) of_weight = sum.defined() ? sum : zeros(weight.sizes());
   if (needs_bias) of_bias = zeros({weight.size(0)});
   head.for_chunks([&](std::int64_t begin, std::int64_t end) {
-    at::Tensor unit;
-    if (kept.dim() == 2) {
-      unit = kept.slice(0, begin, end);
+    at::Tensor gradient;
+    // Of log-probs alone, a row's factor goes through both products, so it multiplies the small
+    // sides of them.
+    at::Tensor factor = at::ones({end - begin, 1}, hidden.options().dtype(head.dtype()));
+    const bool keeps = kept.dim() == 2;
+    if (by_product_grad) {
+      const at::Tensor logits = keeps ? kept.slice(0, begin, end) : head.raw_logits(begin, end);
+      gradient = keeps ? at::empty_like(logits) : logits;
+      head.differentiate(begin, end, factors, logits, logsumexp, gradient);
     } else {
-      head.score(begin, end, false, true, unit);
+      factor = factors[kernels::kOfTarget].slice(0, begin, end).to(head.dtype()).unsqueeze(1);
+      if (keeps) {
+        gradient = kept.slice(0, begin, end);
+      } else {
+        head.score(begin, end, false, true, gradient);
+      }
     }
-    // The coefficient of a row goes through both products, so it multiplies the small factors.
-    const at::Tensor coefficient = grad_logps.slice(0, begin, end).to(head.dtype()).unsqueeze(1);
     if (needs_hidden) {
-      of_hidden.slice(0, begin, end).copy_(at::mm(unit, head.weight()) * coefficient);
+      of_hidden.slice(0, begin, end).copy_(at::mm(gradient, head.weight()) * factor);
     }
-    if (needs_weight) of_weight.addmm_(unit.t(), head.hidden_rows(begin, end) * coefficient);
-    if (needs_bias) of_bias.add_(at::mm(unit.t(), coefficient).squeeze(1));
+    if (needs_weight) of_weight.addmm_(gradient.t(), head.hidden_rows(begin, end) * factor);
+    if (needs_bias) of_bias.add_(at::mm(gradient.t(), factor).squeeze(1));
   });
   if (sum.defined()) of_weight.reset();
   return {of_hidden, of_weight, of_bias};

@@ -80,7 +80,10 @@ class Memory {
   }
 
   std::int64_t backward() const {
-    std::int64_t bytes = common() + 3 * block(stride_ * row_tiles_);
+    constexpr std::int64_t kFactors = kernels::kAllFactors * 8;
+    const std::int64_t columns = work_.by_product_grad ? 4 : 3;
+    std::int64_t bytes = common() + columns * block(stride_ * row_tiles_) +
+                         (work_.by_product_grad ? work_.rows * kFactors : 0);
     if (work_.hidden_grad) {
       bytes += packed_weight();
       if (work_.narrow_weight) bytes += hidden();
@@ -163,9 +166,16 @@ HeadPath checked_path(const HeadWork& work, HeadPath wanted) {
             "linear_token_logps: expected keep_logits or recompute, got frozen_head; weight or "
             "bias requires a gradient");
       }
+      if (work.by_product_grad) {
+        throw ConfigError(
+            "linear_token_logps: expected keep_logits or recompute, got frozen_head; its gradient "
+            "is built in the forward pass, for log-probs alone, and entropy or logsumexp requires "
+            "one");
+      }
       return wanted;
     case HeadPath::kAutomatic:
-      return work.weight_grad ? HeadPath::kKeepLogits : HeadPath::kFrozenHead;
+      return work.weight_grad || work.by_product_grad ? HeadPath::kKeepLogits
+                                                      : HeadPath::kFrozenHead;
     default:
       return wanted;
   }

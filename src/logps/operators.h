@@ -19,15 +19,16 @@ inline constexpr std::int64_t kIgnoredTarget = -1;
 /// arguments were checked; targets are in [0, vocab) or kIgnoredTarget (token_logps only).
 ///
 /// Statistics: float64 [kFewStatistics or kAllStatistics, rows], see statistics.h.
+/// Factors: float64 [kLogpFactors or kAllFactors, rows], likewise.
 /// `gradient`, shaped as the logits and perhaps the logits themselves, is written with the
-/// derivative of each row's log-prob with respect to its raw logits, times grad_logps in the
-/// backward pass.
+/// derivative of each row's log-prob with respect to its raw logits, in the backward pass with the
+/// gradient that the factors make.
 struct LogpsOperators {
   at::Tensor (*token_logps)(const at::Tensor& logits, const at::Tensor& targets, double scale,
                             double softcap, double temperature, bool all_statistics,
                             const std::optional<at::Tensor>& gradient);
 
-  void (*token_logps_backward)(const at::Tensor& grad_logps, const at::Tensor& logits,
+  void (*token_logps_backward)(const at::Tensor& factors, const at::Tensor& logits,
                                const at::Tensor& targets, const at::Tensor& logsumexp, double scale,
                                double softcap, double temperature, at::Tensor gradient);
 
@@ -36,18 +37,18 @@ struct LogpsOperators {
   std::tuple<at::Tensor, at::Tensor> (*linear_token_logps)(
       const at::Tensor& hidden, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
       const at::Tensor& targets, double scale, double softcap, double temperature,
-      bool all_statistics, bool hidden_grad, bool weight_grad, std::int64_t path,
-      std::int64_t budget_bytes);
+      bool all_statistics, bool hidden_grad, bool weight_grad, bool by_product_grad,
+      std::int64_t path, std::int64_t budget_bytes);
 
   /// Gradients of hidden, weight and bias, those that are needed; a wide gradient of the weight
-  /// (see math/wide_gradient.h) takes its own at once. hidden_grad, weight_grad, path and budget
-  /// are those of the forward pass. Not called for kFrozenHead.
+  /// (see math/wide_gradient.h) takes its own at once. hidden_grad, weight_grad, by_product_grad,
+  /// path and budget are those of the forward pass. Not called for kFrozenHead.
   std::tuple<at::Tensor, at::Tensor, at::Tensor> (*linear_token_logps_backward)(
-      const at::Tensor& grad_logps, const at::Tensor& hidden, const at::Tensor& weight,
+      const at::Tensor& factors, const at::Tensor& hidden, const at::Tensor& weight,
       const std::optional<at::Tensor>& bias, const at::Tensor& targets, const at::Tensor& logsumexp,
       const at::Tensor& kept, double scale, double softcap, double temperature, bool hidden_grad,
-      bool weight_grad, bool needs_hidden, bool needs_weight, bool needs_bias, std::int64_t path,
-      std::int64_t budget_bytes);
+      bool weight_grad, bool by_product_grad, bool needs_hidden, bool needs_weight, bool needs_bias,
+      std::int64_t path, std::int64_t budget_bytes);
 };
 
 extern const LogpsOperators kCpuLogps;

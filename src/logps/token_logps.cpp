@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/logps/token_logps.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/util/StringUtil.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -144,13 +147,69 @@ auto call(const char* name, Function, const Arguments&... arguments) {
       .call(arguments...);
 }
 
+// --- gradients of outputs ---------------------------------------------------------------------
+
+/// The outputs of both functions: log-probs, statistics, and the by-products that are
+/// differentiable, in this order.
+variable_list outputs_of(AutogradContext* context, const at::Tensor& statistics,
+                         at::ScalarType dtype, const DifferentiableByProducts& differentiable) {
+  context->mark_non_differentiable({statistics});
+  context->set_materialize_grads(false);
+  context->saved_data["logsumexp"] = differentiable.logsumexp;
+  context->saved_data["entropy"] = differentiable.entropy;
+  variable_list outputs{copy_of(statistics[kernels::kLogp], dtype), statistics};
+  if (differentiable.logsumexp) {
+    outputs.push_back(copy_of(statistics[kernels::kLogsumexp], dtype));
+  }
+  if (differentiable.entropy) outputs.push_back(copy_of(statistics[kernels::kEntropy], dtype));
+  return outputs;
+}
+
+/// What the backward pass needs of the statistics: logsumexp, and the entropy where it is
+/// differentiable.
+at::Tensor saved_statistics(const at::Tensor& statistics,
+                            const DifferentiableByProducts& differentiable) {
+  const at::Tensor logsumexp = statistics[kernels::kLogsumexp];
+  return differentiable.entropy ? at::stack({logsumexp, statistics[kernels::kEntropy]})
+                                : logsumexp.unsqueeze(0).clone();
+}
+
+/// Returns the gradient in float64, or an undefined tensor where it is known to be 0.
+at::Tensor wide_gradient_of(const at::Tensor& gradient) {
+  if (!gradient.defined()) return {};
+  // Elsewhere the look would stop the device.
+  if (gradient.is_cpu() && !gradient.any().item<bool>()) return {};
+  return gradient.to(at::kDouble);
+}
+
+/// Returns the factors of each row, see statistics.h, from the gradients of outputs_of; undefined
+/// if there are none.
+at::Tensor factors_of(AutogradContext* context, const variable_list& grads,
+                      const at::Tensor& statistics) {
+  std::size_t place = 2;
+  at::Tensor of_logsumexp, of_entropy;
+  if (context->saved_data["logsumexp"].toBool()) of_logsumexp = wide_gradient_of(grads[place++]);
+  if (context->saved_data["entropy"].toBool()) of_entropy = wide_gradient_of(grads[place++]);
+  if (!of_logsumexp.defined() && !of_entropy.defined()) {
+    if (!grads[0].defined()) return {};
+    return grads[0].to(at::kDouble).contiguous().unsqueeze(0);
+  }
+  const at::Tensor zeros = at::zeros_like(statistics[0]);
+  const at::Tensor of_logp = grads[0].defined() ? grads[0].to(at::kDouble) : zeros;
+  at::Tensor of_p = of_logp;
+  if (of_logsumexp.defined()) of_p = of_p - of_logsumexp;
+  if (of_entropy.defined()) of_p = of_p + of_entropy * statistics[1];
+  return at::stack({of_logp, of_p, of_entropy.defined() ? of_entropy : zeros});
+}
+
 // --- token_logps ------------------------------------------------------------------------------
 
 struct TokenLogpsFunction : torch::autograd::Function<TokenLogpsFunction> {
   static variable_list forward(AutogradContext* context, const at::Tensor& logits,
                                const at::Tensor& targets, double scale, double softcap,
                                double temperature, at::ScalarType dtype, bool overwrite,
-                               bool all_statistics) {
+                               bool all_statistics,
+                               const DifferentiableByProducts& differentiable) {
     // Rows may lie anywhere, a row's logits side by side.
     const at::Tensor rows =
         logits.stride(1) == 1 || logits.size(1) == 1 ? logits : logits.contiguous();
@@ -158,38 +217,40 @@ struct TokenLogpsFunction : torch::autograd::Function<TokenLogpsFunction> {
     const at::Tensor statistics =
         call("prefopt::_token_logps", LogpsOperators{}.token_logps, rows, dense_targets, scale,
              softcap, temperature, all_statistics, std::optional<at::Tensor>());
-    context->save_for_backward({rows, dense_targets, statistics[kernels::kLogsumexp].clone()});
+    context->save_for_backward({rows, dense_targets, saved_statistics(statistics, differentiable)});
     context->saved_data["scale"] = scale;
     context->saved_data["softcap"] = softcap;
     context->saved_data["temperature"] = temperature;
     const bool is_dense = logits.size(0) <= 1 || rows.stride(0) >= rows.size(1);
     context->saved_data["overwrite"] = overwrite && is_dense;
-    context->mark_non_differentiable({statistics});
-    return {copy_of(statistics[kernels::kLogp], dtype), statistics};
+    return outputs_of(context, statistics, dtype, differentiable);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     refuse_second_derivative(kRows);
     const variable_list saved = context->get_saved_variables();
+    const at::Tensor factors = factors_of(context, grads, saved[2]);
+    if (!factors.defined()) return variable_list(9);
     at::Tensor logits = saved[0].detach();
     const bool overwrite = context->saved_data["overwrite"].toBool();
     at::Tensor gradient = overwrite ? logits : at::empty_like(logits, at::MemoryFormat::Contiguous);
-    call("prefopt::_token_logps_backward", LogpsOperators{}.token_logps_backward,
-         grads[0].to(at::kDouble).contiguous(), logits, saved[1], saved[2],
-         context->saved_data["scale"].toDouble(), context->saved_data["softcap"].toDouble(),
-         context->saved_data["temperature"].toDouble(), gradient);
+    call("prefopt::_token_logps_backward", LogpsOperators{}.token_logps_backward, factors, logits,
+         saved[1], saved[2][0], context->saved_data["scale"].toDouble(),
+         context->saved_data["softcap"].toDouble(), context->saved_data["temperature"].toDouble(),
+         gradient);
     // Tells autograd that whoever saved the logits has lost them.
     if (overwrite) saved[0].unsafeGetTensorImpl()->bump_version();
-    return {gradient,     at::Tensor(), at::Tensor(), at::Tensor(),
-            at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    variable_list result(9);
+    result[0] = gradient;
+    return result;
   }
 };
 
-std::tuple<at::Tensor, at::Tensor> score_rows(const at::Tensor& logits, const at::Tensor& targets,
-                                              bool ignores, double scale, double softcap,
-                                              double temperature,
-                                              std::optional<at::ScalarType> dtype,
-                                              bool overwrite_logits, bool all_statistics) {
+/// Returns outputs_of.
+variable_list score_rows(const at::Tensor& logits, const at::Tensor& targets, bool ignores,
+                         double scale, double softcap, double temperature,
+                         std::optional<at::ScalarType> dtype, bool overwrite_logits,
+                         bool all_statistics, const DifferentiableByProducts& differentiable) {
   check_floating(logits, kRows, "logits");
   if (logits.dim() != 2 || logits.size(1) == 0) {
     throw ShapeError(fmt::format("token_logps: expected logits [rows, vocab], got {}",
@@ -203,10 +264,9 @@ std::tuple<at::Tensor, at::Tensor> score_rows(const at::Tensor& logits, const at
         "not "
         "the operator's to overwrite");
   }
-  const variable_list out = TokenLogpsFunction::apply(logits, targets, scale, softcap, temperature,
-                                                      result_dtype(dtype, logits, kRows),
-                                                      overwrite_logits, all_statistics);
-  return {out[0], out[1]};
+  return TokenLogpsFunction::apply(logits, targets, scale, softcap, temperature,
+                                   result_dtype(dtype, logits, kRows), overwrite_logits,
+                                   all_statistics, differentiable);
 }
 
 std::tuple<at::Tensor, at::Tensor> token_logps_operator(const at::Tensor& logits,
@@ -215,8 +275,9 @@ std::tuple<at::Tensor, at::Tensor> token_logps_operator(const at::Tensor& logits
                                                         std::optional<at::ScalarType> dtype,
                                                         bool overwrite_logits,
                                                         bool all_statistics) {
-  return score_rows(logits, targets, /*ignores=*/true, scale, softcap, temperature, dtype,
-                    overwrite_logits, all_statistics);
+  const variable_list out = score_rows(logits, targets, /*ignores=*/true, scale, softcap,
+                                       temperature, dtype, overwrite_logits, all_statistics, {});
+  return {out[0], out[1]};
 }
 
 // --- linear_token_logps -----------------------------------------------------------------------
@@ -226,14 +287,14 @@ struct LinearTokenLogpsFunction : torch::autograd::Function<LinearTokenLogpsFunc
                                const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                                const at::Tensor& targets, double scale, double softcap,
                                double temperature, at::ScalarType dtype, bool all_statistics,
-                               bool hidden_grad, bool weight_grad, std::int64_t path,
-                               std::int64_t budget_bytes) {
+                               const DifferentiableByProducts& differentiable, bool hidden_grad,
+                               bool weight_grad, std::int64_t path, std::int64_t budget_bytes) {
     auto [statistics, kept] =
         call("prefopt::_linear_token_logps", LogpsOperators{}.linear_token_logps, hidden, weight,
              bias, targets, scale, softcap, temperature, all_statistics, hidden_grad, weight_grad,
-             path, budget_bytes);
+             differentiable.any(), path, budget_bytes);
     context->save_for_backward({hidden, weight, bias.value_or(at::Tensor()), targets,
-                                statistics[kernels::kLogsumexp].clone(), kept});
+                                saved_statistics(statistics, differentiable), kept});
     context->saved_data["scale"] = scale;
     context->saved_data["softcap"] = softcap;
     context->saved_data["temperature"] = temperature;
@@ -241,30 +302,33 @@ struct LinearTokenLogpsFunction : torch::autograd::Function<LinearTokenLogpsFunc
     context->saved_data["budget_bytes"] = budget_bytes;
     context->saved_data["hidden_grad"] = hidden_grad;
     context->saved_data["weight_grad"] = weight_grad;
-    const auto wanted = static_cast<HeadPath>(path);
-    context->saved_data["hidden_grad_is_kept"] = hidden_grad && !weight_grad &&
-                                                 wanted != HeadPath::kKeepLogits &&
-                                                 wanted != HeadPath::kRecompute;
-    context->mark_non_differentiable({statistics});
-    return {copy_of(statistics[kernels::kLogp], dtype), statistics};
+    context->saved_data["by_product_grad"] = differentiable.any();
+    context->saved_data["hidden_grad_is_kept"] =
+        checked_path({.hidden_grad = hidden_grad,
+                      .weight_grad = weight_grad,
+                      .by_product_grad = differentiable.any()},
+                     static_cast<HeadPath>(path)) == HeadPath::kFrozenHead;
+    return outputs_of(context, statistics, dtype, differentiable);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     refuse_second_derivative(kLinear);
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &hidden = saved[0], &weight = saved[1], &bias = saved[2], &kept = saved[5];
-    variable_list result(13);
+    variable_list result(14);
+    const at::Tensor factors = factors_of(context, grads, saved[4]);
+    if (!factors.defined()) return result;
     if (context->saved_data["hidden_grad_is_kept"].toBool()) {
       result[0] = kept.mul(grads[0].to(kept.scalar_type()).unsqueeze(1)).to(hidden.scalar_type());
       return result;
     }
     std::tie(result[0], result[1], result[2]) = call(
         "prefopt::_linear_token_logps_backward", LogpsOperators{}.linear_token_logps_backward,
-        grads[0].to(at::kDouble).contiguous(), hidden, weight,
-        bias.defined() ? std::optional(bias) : std::nullopt, saved[3], saved[4], kept,
-        context->saved_data["scale"].toDouble(), context->saved_data["softcap"].toDouble(),
-        context->saved_data["temperature"].toDouble(), context->saved_data["hidden_grad"].toBool(),
-        context->saved_data["weight_grad"].toBool(), context->needs_input_grad(0),
+        factors, hidden, weight, bias.defined() ? std::optional(bias) : std::nullopt, saved[3],
+        saved[4][0], kept, context->saved_data["scale"].toDouble(),
+        context->saved_data["softcap"].toDouble(), context->saved_data["temperature"].toDouble(),
+        context->saved_data["hidden_grad"].toBool(), context->saved_data["weight_grad"].toBool(),
+        context->saved_data["by_product_grad"].toBool(), context->needs_input_grad(0),
         context->needs_input_grad(1), bias.defined() && context->needs_input_grad(2),
         context->saved_data["path"].toInt(), context->saved_data["budget_bytes"].toInt());
     result[1] = detail::settled_gradient(weight, result[1]);
@@ -304,26 +368,37 @@ void check_head(const at::Tensor& hidden, const at::Tensor& weight,
   check_same_device(*bias, hidden, kLinear, "bias");
 }
 
+/// Returns outputs_of.
+variable_list score_hidden(const at::Tensor& hidden, const at::Tensor& weight,
+                           const at::Tensor& targets, const std::optional<at::Tensor>& bias,
+                           double scale, double softcap, double temperature,
+                           std::optional<at::ScalarType> dtype, bool all_statistics,
+                           std::int64_t budget_bytes, HeadPath path,
+                           const DifferentiableByProducts& differentiable) {
+  check_head(hidden, weight, bias);
+  check_targets(targets, hidden, weight.size(0), /*ignores=*/false, kLinear);
+  check_transform(scale, softcap, temperature, kLinear);
+  const bool weight_grad = needs_grad(weight) || (bias && needs_grad(*bias));
+  checked_path({.rows = hidden.size(0),
+                .hidden_size = hidden.size(1),
+                .vocab_size = weight.size(0),
+                .hidden_grad = needs_grad(hidden),
+                .weight_grad = weight_grad,
+                .by_product_grad = differentiable.any()},
+               path);
+  return LinearTokenLogpsFunction::apply(hidden, weight, bias, targets, scale, softcap, temperature,
+                                         result_dtype(dtype, weight, kLinear), all_statistics,
+                                         differentiable, needs_grad(hidden), weight_grad,
+                                         static_cast<std::int64_t>(path), budget_bytes);
+}
+
 std::tuple<at::Tensor, at::Tensor> linear_token_logps_operator(
     const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
     const std::optional<at::Tensor>& bias, double scale, double softcap, double temperature,
     std::optional<at::ScalarType> dtype, bool all_statistics, std::int64_t budget_bytes,
     std::string_view path) {
-  check_head(hidden, weight, bias);
-  check_targets(targets, hidden, weight.size(0), /*ignores=*/false, kLinear);
-  check_transform(scale, softcap, temperature, kLinear);
-  const bool weight_grad = needs_grad(weight) || (bias && needs_grad(*bias));
-  const HeadPath wanted = path_named(path);
-  checked_path({.rows = hidden.size(0),
-                .hidden_size = hidden.size(1),
-                .vocab_size = weight.size(0),
-                .hidden_grad = needs_grad(hidden),
-                .weight_grad = weight_grad},
-               wanted);
-  const variable_list out = LinearTokenLogpsFunction::apply(
-      hidden, weight, bias, targets, scale, softcap, temperature,
-      result_dtype(dtype, weight, kLinear), all_statistics, needs_grad(hidden), weight_grad,
-      static_cast<std::int64_t>(wanted), budget_bytes);
+  const variable_list out = score_hidden(hidden, weight, targets, bias, scale, softcap, temperature,
+                                         dtype, all_statistics, budget_bytes, path_named(path), {});
   return {out[0], out[1]};
 }
 
@@ -341,21 +416,27 @@ void check_mask(const at::Tensor& mask, const at::Tensor& rows, std::string_view
   check_same_device(mask, rows, where, "mask");
 }
 
-bool needs_all_statistics(const ByProducts& wanted) {
-  return wanted.entropy || wanted.mean_logit || wanted.log_sum_p_squared;
+bool needs_all_statistics(const ByProducts& wanted,
+                          const DifferentiableByProducts& differentiable) {
+  return wanted.entropy || wanted.mean_logit || wanted.log_sum_p_squared || differentiable.entropy;
 }
 
-TokenLogps results_of(const at::Tensor& logps, const at::Tensor& statistics,
-                      const ByProducts& wanted) {
+TokenLogps results_of(const variable_list& outputs, const ByProducts& wanted,
+                      const DifferentiableByProducts& differentiable) {
+  const at::Tensor &logps = outputs[0], &statistics = outputs[1];
   TokenLogps result{.logps = logps, .by_products = {}};
   const auto take = [&](bool asked, kernels::Statistic statistic) {
     return asked ? copy_of(statistics[statistic], logps.scalar_type()) : at::Tensor();
   };
-  result.by_products.logsumexp = take(wanted.logsumexp, kernels::kLogsumexp);
-  result.by_products.entropy = take(wanted.entropy, kernels::kEntropy);
+  result.by_products.logsumexp =
+      take(wanted.logsumexp && !differentiable.logsumexp, kernels::kLogsumexp);
+  result.by_products.entropy = take(wanted.entropy && !differentiable.entropy, kernels::kEntropy);
   result.by_products.mean_logit = take(wanted.mean_logit, kernels::kMeanLogit);
   result.by_products.log_sum_p_squared = take(wanted.log_sum_p_squared, kernels::kLogSumPSquared);
   if (wanted.is_top1) result.by_products.is_top1 = statistics[kernels::kIsTop1].to(at::kBool);
+  std::size_t place = 2;
+  if (differentiable.logsumexp) result.by_products.logsumexp = outputs[place++];
+  if (differentiable.entropy) result.by_products.entropy = outputs[place++];
   return result;
 }
 
@@ -377,17 +458,18 @@ TORCH_LIBRARY(prefopt, library) {
       "_token_logps(Tensor logits, Tensor targets, float scale, float softcap, float temperature, "
       "bool all_statistics, Tensor(a!)? gradient) -> Tensor");
   library.def(
-      "_token_logps_backward(Tensor grad_logps, Tensor logits, Tensor targets, Tensor logsumexp, "
+      "_token_logps_backward(Tensor factors, Tensor logits, Tensor targets, Tensor logsumexp, "
       "float scale, float softcap, float temperature, Tensor(a!) gradient) -> ()");
   library.def(
       "_linear_token_logps(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, float "
       "scale, "
       "float softcap, float temperature, bool all_statistics, bool hidden_grad, bool weight_grad, "
-      "int path, int budget_bytes) -> (Tensor, Tensor)");
+      "bool by_product_grad, int path, int budget_bytes) -> (Tensor, Tensor)");
   library.def(
-      "_linear_token_logps_backward(Tensor grad_logps, Tensor hidden, Tensor weight, Tensor? bias, "
+      "_linear_token_logps_backward(Tensor factors, Tensor hidden, Tensor weight, Tensor? bias, "
       "Tensor targets, Tensor logsumexp, Tensor kept, float scale, float softcap, "
-      "float temperature, bool hidden_grad, bool weight_grad, bool needs_hidden, "
+      "float temperature, bool hidden_grad, bool weight_grad, bool by_product_grad, "
+      "bool needs_hidden, "
       "bool needs_weight, bool needs_bias, int path, "
       "int budget_bytes) -> (Tensor, Tensor, Tensor)");
 }
@@ -420,11 +502,13 @@ TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& targets,
       used = targets.masked_fill(left_out, kIgnoredTarget);
     }
   }
-  const auto [logps, statistics] =
+  return results_of(
       score_rows(logits, used, /*ignores=*/options.mask.defined(), options.transform.scale,
                  options.transform.softcap, options.transform.temperature, options.dtype,
-                 options.overwrite_logits, needs_all_statistics(options.by_products));
-  return results_of(logps, statistics, options.by_products);
+                 options.overwrite_logits,
+                 needs_all_statistics(options.by_products, options.differentiable),
+                 options.differentiable),
+      options.by_products, options.differentiable);
 }
 
 TokenLogps linear_token_logps(const at::Tensor& hidden, const at::Tensor& weight,
@@ -432,14 +516,13 @@ TokenLogps linear_token_logps(const at::Tensor& hidden, const at::Tensor& weight
   const std::optional<at::Tensor> bias =
       options.bias.defined() ? std::optional(options.bias) : std::nullopt;
   const auto score = [&](const at::Tensor& rows, const at::Tensor& of_rows) {
-    return linear_token_logps_operator(rows, weight, of_rows, bias, options.transform.scale,
-                                       options.transform.softcap, options.transform.temperature,
-                                       options.dtype, needs_all_statistics(options.by_products),
-                                       options.budget_bytes, to_string(options.path));
+    return score_hidden(rows, weight, of_rows, bias, options.transform.scale,
+                        options.transform.softcap, options.transform.temperature, options.dtype,
+                        needs_all_statistics(options.by_products, options.differentiable),
+                        options.budget_bytes, options.path, options.differentiable);
   };
   if (!options.mask.defined()) {
-    const auto [logps, statistics] = score(hidden, targets);
-    return results_of(logps, statistics, options.by_products);
+    return results_of(score(hidden, targets), options.by_products, options.differentiable);
   }
   check_mask(options.mask, hidden, kLinear);
   if (targets.sizes() != options.mask.sizes()) {
@@ -447,13 +530,14 @@ TokenLogps linear_token_logps(const at::Tensor& hidden, const at::Tensor& weight
                                  c10::str(targets.sizes())));
   }
   const at::Tensor rows = options.mask.nonzero().squeeze(1);
-  const auto [logps, statistics] =
-      score(hidden.index_select(0, rows), targets.index_select(0, rows));
+  variable_list outputs = score(hidden.index_select(0, rows), targets.index_select(0, rows));
   const std::int64_t all = hidden.size(0);
-  return results_of(
-      at::zeros({all}, logps.options()).index_copy(0, rows, logps),
-      at::zeros({statistics.size(0), all}, statistics.options()).index_copy(1, rows, statistics),
-      options.by_products);
+  for (at::Tensor& output : outputs) {  // [rows], or [statistics, rows]
+    std::vector<std::int64_t> shape = output.sizes().vec();
+    shape.back() = all;
+    output = at::zeros(shape, output.options()).index_copy(output.dim() - 1, rows, output);
+  }
+  return results_of(outputs, options.by_products, options.differentiable);
 }
 
 }  // namespace prefopt

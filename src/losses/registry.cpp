@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <iterator>
 #include <mutex>
 
 #include "core/json.h"
@@ -62,6 +63,11 @@ constexpr AmbiguousName kAmbiguous[] = {
     {"rdpo", "'robust_dpo' or 'r_dpo'",
      "robust DPO (arXiv:2403.00409) and length-regularized R-DPO (arXiv:2403.19159) both go by it"},
 };
+
+/// Names of objectives on tokens, which rooms above this one know.
+constexpr std::string_view kObjectives[] = {
+    "reinforce", "remax", "rloo",         "loop", "grpo", "dr_grpo", "dapo",    "gspo",
+    "cispo",     "sapo",  "reinforce_pp", "opo",  "kimi", "ppo",     "ppo_max", "rto"};
 
 /// Sets the options that a preset's name means.
 void apply_preset(Json& config, const LossEntry& entry) {
@@ -150,6 +156,11 @@ const LossEntry& find_loss(std::string_view name) {
     if (other.name != name) continue;
     throw ConfigError(
         fmt::format("loss: expected {}, got '{}'; {}", other.losses, name, other.reason));
+  }
+  if (std::find(std::begin(kObjectives), std::end(kObjectives), name) != std::end(kObjectives)) {
+    throw ConfigError(fmt::format(
+        "loss: expected a loss on rows, got '{}', an objective on tokens, which takes rollouts",
+        name));
   }
   throw ConfigError(fmt::format("loss: expected a registered loss, got '{}'{}", name,
                                 detail::did_you_mean(name, all.names())));

@@ -10,6 +10,7 @@
 #include "core/text.h"
 #include "objectives/trl_objectives.h"
 #include "prefopt/error.h"
+#include "prefopt/losses/registry.h"
 #include "prefopt/objectives/token_objective.h"
 
 namespace prefopt {
@@ -40,6 +41,15 @@ void replace_options(Json& base, const Json& given) {
       place = value;
     }
   }
+}
+
+/// Throws ConfigError for the name of a loss on pairs.
+void refuse_pair_loss(const std::string& name) {
+  const std::vector<std::string> losses = registered_losses();
+  if (std::find(losses.begin(), losses.end(), name) == losses.end()) return;
+  throw ConfigError(fmt::format(
+      "loss: expected an objective on tokens, which takes rollouts, got '{}', a loss on rows",
+      name));
 }
 
 void check_kl(const TokenObjective& objective) {
@@ -196,6 +206,7 @@ TokenObjective make_token_objective(std::string_view config_json) {
   if (name == kWholeForm) return build(given, name);
   const ObjectivePreset* preset = find_preset(name);
   if (preset == nullptr) {
+    refuse_pair_loss(name);
     std::vector<std::string_view> names{kWholeForm};
     for (const ObjectivePreset& other : objective_presets()) names.push_back(other.name);
     throw ConfigError(fmt::format("loss: expected an objective on tokens, got '{}'{}", name,

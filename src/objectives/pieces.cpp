@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <deque>
+#include <map>
 #include <mutex>
 
 #include "core/json.h"
@@ -98,6 +99,19 @@ PieceRegistry<RuleEntry>& rules() {
   return registry;
 }
 
+void check_groups(const RolloutStep& step, const std::string& kind) {
+  std::map<std::int64_t, std::int64_t> sizes;
+  for (const std::int64_t group : step.groups) ++sizes[group];
+  for (const auto& [group, size] : sizes) {
+    if (size >= 2) continue;
+    throw ConfigError(
+        fmt::format("advantage: expected at least 2 completions of each prompt, as '{}' compares "
+                    "them, got 1 in "
+                    "group {}",
+                    kind, group));
+  }
+}
+
 std::string kind_config(const std::string& kind, std::initializer_list<std::string> objects) {
   Json config = {{"kind", kind}};
   for (const std::string& object : objects) {
@@ -123,34 +137,56 @@ void AdvantageOptions::fields(FieldVisitor& v) {
 Eigen::ArrayXd Advantage::of(const RolloutStep& step) const {
   check_rollout_step(step);
   const std::string kind = info().kind;
-  if (needs().groups) {
-    for (const auto& group : step.rated_groups()) {
-      const auto size = std::count(step.groups.begin(), step.groups.end(),
-                                   step.groups[static_cast<std::size_t>(group.front())]);
-      if (size >= 2) continue;
-      throw ConfigError(fmt::format(
-          "advantage: expected at least 2 completions of each prompt, as '{}' compares them, got 1 "
-          "in group {}",
-          kind, step.groups[static_cast<std::size_t>(group.front())]));
-    }
-  }
+  const AdvantageNeeds needs = this->needs();
+  const auto require = [&](bool is_needed, const Eigen::ArrayXd& x, std::int64_t size,
+                           std::string_view what) {
+    if (!is_needed || x.size() == size) return;
+    throw ShapeError(
+        fmt::format("advantage: expected {} of the rollouts for '{}', got none", what, kind));
+  };
+  require(needs.greedy_rewards, step.greedy_rewards, step.completions(), "greedy_rewards");
+  require(needs.values, step.values, step.tokens(), "values");
+  require(needs.given, step.given, step.tokens(), "advantages");
+  if (needs.groups) check_groups(step, kind);
+  // What the rewards say does not matter to given advantages.
+  Eigen::ArrayXd rewards = step.rewards;
+  if (needs.greedy_rewards) rewards += step.greedy_rewards;  // NaN where either is
+  if (needs.given) rewards.setZero();
   for (std::int64_t i = 0; i < step.completions(); ++i) {
-    if (options_.unscorable != Unscorable::kError || !std::isnan(step.rewards[i])) continue;
-    throw DataError(
-        fmt::format("advantage: expected a reward of each completion, got none of {}", i));
+    if (options_.unscorable != Unscorable::kError || !std::isnan(rewards[i])) continue;
+    throw DataError(fmt::format(
+        "advantage: expected a reward of each completion, got none of completion {}", i));
   }
   Eigen::ArrayXd each = self_->of(step);
   if (each.size() != step.tokens()) {
     throw ShapeError(fmt::format("advantage: expected '{}' to return [{}], got [{}]", kind,
                                  step.tokens(), each.size()));
   }
-  const Eigen::ArrayXd rewards = needs().given ? Eigen::ArrayXd() : step.spread(step.rewards);
-  for (Eigen::Index t = 0; t < each.size(); ++t) {
-    const bool is_rated = rewards.size() == 0 || !std::isnan(rewards[t]);
-    if (step.acted[t] == 0 || !is_rated) each[t] = 0;
+  const auto places = step.starts();
+  for (std::int64_t i = 0; i < step.completions(); ++i) {
+    const std::int64_t start = places[static_cast<std::size_t>(i)];
+    for (std::int64_t t = start; t < places[static_cast<std::size_t>(i) + 1]; ++t) {
+      if (step.acted[t] == 0 || std::isnan(rewards[i])) each[t] = 0;
+      if (std::isfinite(each[t])) continue;
+      throw NonFiniteError(
+          fmt::format("advantage: expected finite numbers of '{}', got {} at token {} of "
+                      "completion {}",
+                      kind, each[t], t - start, i));
+    }
   }
   if (options_.clip > 0) each = each.max(-options_.clip).min(options_.clip);
   return each;
+}
+
+Eigen::ArrayXd Advantage::returns(const RolloutStep& step) const {
+  Eigen::ArrayXd each = self_->returns(step);
+  if (each.size() == 0) return each;
+  if (each.size() != step.tokens()) {
+    throw ShapeError(fmt::format("advantage: expected returns [{}] of '{}', got [{}]",
+                                 step.tokens(), info().kind, each.size()));
+  }
+  if (step.values.size() == 0) return each;
+  return step.spread(step.rewards).isNaN().select(step.values, each);
 }
 
 Eigen::ArrayXd Advantage::kept(const RolloutStep& step, const Eigen::ArrayXd& advantages) const {
@@ -197,6 +233,13 @@ void read_piece(std::string_view json, const std::string& kind, const FieldList&
 void check_ratio_limit(std::string_view where, std::string_view option, double value) {
   if (value == 0 || value > 1) return;
   throw ConfigError(fmt::format("{}: expected {} above 1, or 0, got {}", where, option, value));
+}
+
+void check_upper_limit(std::string_view where, double delta, double high) {
+  constexpr double kRounding = 1e-12;
+  if (delta == 0 || delta >= 1 + high - kRounding) return;
+  throw ConfigError(fmt::format("{}: expected delta of at least 1 + high, {}, or 0, got {}", where,
+                                1 + high, delta));
 }
 
 void check_ratio_range(std::string_view where, double min, double max) {

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "prefopt/error.h"
 
@@ -37,25 +36,38 @@ Eigen::ArrayXd overlong_penalties(const Eigen::ArrayXd& lens, double max, double
   });
 }
 
-Eigen::ArrayXd rank_weights(const Eigen::ArrayXd& rewards, RankFilter filter) {
-  const Eigen::Index count = rewards.size();
-  Eigen::ArrayXd by_rank = Eigen::ArrayXd::Constant(count, 1.0 / static_cast<double>(count));
-  if (count > 1 && filter != RankFilter::kNone) {
-    by_rank.setZero();
-    by_rank[0] = filter == RankFilter::kBest ? 1 : 0.5;
-    if (filter == RankFilter::kBestWorst) by_rank[count - 1] = 0.5;
-    if (filter == RankFilter::kBestRandom) {
-      by_rank.tail(count - 1) = 0.5 / static_cast<double>(count - 1);
-    }
+namespace {
+
+Eigen::ArrayXd weights_by_rank(Eigen::Index count, RankFilter filter) {
+  Eigen::ArrayXd weights = Eigen::ArrayXd::Constant(count, 1.0 / static_cast<double>(count));
+  if (count == 1 || filter == RankFilter::kNone) return weights;
+  weights.setZero();
+  weights[0] = filter == RankFilter::kBest ? 1 : 0.5;
+  if (filter == RankFilter::kBestWorst) weights[count - 1] = 0.5;
+  if (filter == RankFilter::kBestRandom) {
+    weights.tail(count - 1) = 0.5 / static_cast<double>(count - 1);
   }
-  std::vector<Eigen::Index> order(static_cast<std::size_t>(count));
-  std::iota(order.begin(), order.end(), 0);
+  return weights;
+}
+
+}  // namespace
+
+Eigen::ArrayXd rank_weights(const Eigen::ArrayXd& rewards, RankFilter filter) {
+  std::vector<Eigen::Index> order;
+  for (Eigen::Index i = 0; i < rewards.size(); ++i) {
+    if (!std::isnan(rewards[i])) order.push_back(i);
+  }
+  if (order.empty()) {
+    return Eigen::ArrayXd::Constant(rewards.size(), 1.0 / static_cast<double>(rewards.size()));
+  }
   std::stable_sort(order.begin(), order.end(),
                    [&](Eigen::Index a, Eigen::Index b) { return rewards[a] > rewards[b]; });
-  Eigen::ArrayXd weights(count);
+  const Eigen::Index count = std::ssize(order);
+  const Eigen::ArrayXd by_rank = weights_by_rank(count, filter);
+  const auto at = [&](Eigen::Index rank) { return order[static_cast<std::size_t>(rank)]; };
+  Eigen::ArrayXd weights = Eigen::ArrayXd::Zero(rewards.size());
   for (Eigen::Index begin = 0; begin < count;) {
     Eigen::Index end = begin;
-    const auto at = [&](Eigen::Index rank) { return order[static_cast<std::size_t>(rank)]; };
     while (end < count && rewards[at(end)] == rewards[at(begin)]) ++end;
     const double mean = by_rank.segment(begin, end - begin).mean();
     for (; begin < end; ++begin) weights[at(begin)] = mean;
@@ -64,7 +76,13 @@ Eigen::ArrayXd rank_weights(const Eigen::ArrayXd& rewards, RankFilter filter) {
 }
 
 Eigen::ArrayXd prompt_priorities(const Eigen::ArrayXd& success_rates) {
-  const Eigen::ArrayXd failures = (1 - success_rates).max(0);
+  for (Eigen::Index i = 0; i < success_rates.size(); ++i) {
+    if (success_rates[i] >= 0 && success_rates[i] <= 1) continue;
+    throw DataError(
+        fmt::format("prompt_priorities: expected rates of success from 0 to 1, got {} of prompt {}",
+                    success_rates[i], i));
+  }
+  const Eigen::ArrayXd failures = 1 - success_rates;
   const double sum = failures.sum();
   if (sum > 0) return failures / sum;
   return Eigen::ArrayXd::Constant(success_rates.size(),

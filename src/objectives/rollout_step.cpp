@@ -28,6 +28,10 @@ Eigen::ArrayXd RolloutStep::acted_tokens() const {
   return counts;
 }
 
+Eigen::ArrayXd RolloutStep::rated_tokens() const {
+  return spread(rewards).isNaN().select(0, acted);
+}
+
 std::vector<std::vector<std::int64_t>> RolloutStep::rated_groups() const {
   std::map<std::int64_t, std::size_t> places;
   std::vector<std::vector<std::int64_t>> members;
@@ -57,6 +61,12 @@ void check_rollout_step(const RolloutStep& step) {
     throw ShapeError(fmt::format("rollouts: expected {} [{}], got [{}]", name, expected, size));
   };
   const std::int64_t completions = step.completions();
+  for (std::int64_t i = 0; i < completions; ++i) {
+    const std::int64_t length = step.lens[static_cast<std::size_t>(i)];
+    if (length >= 0) continue;
+    throw ShapeError(
+        fmt::format("rollouts: expected lens of at least 0, got {} of completion {}", length, i));
+  }
   const std::int64_t tokens = std::accumulate(step.lens.begin(), step.lens.end(), std::int64_t{0});
   check_size(std::ssize(step.groups), completions, "groups");
   check_size(step.acted.size(), tokens, "acted");
@@ -66,12 +76,24 @@ void check_rollout_step(const RolloutStep& step) {
     if (x.size() > 0) check_size(x.size(), size, name);
   };
   check_optional(step.greedy_rewards, completions, "greedy_rewards");
-  for (std::int64_t i = 0; i < completions; ++i) {
-    if (!std::isinf(step.rewards[i])) continue;
-    throw DataError(fmt::format("rollouts: expected a finite reward, got {} of completion {}",
-                                step.rewards[i], i));
-  }
+  const auto check_rewards = [&](const Eigen::ArrayXd& x, std::string_view name) {
+    for (Eigen::Index i = 0; i < x.size(); ++i) {
+      if (!std::isinf(x[i])) continue;
+      throw DataError(
+          fmt::format("rollouts: expected a finite {}, got {} of completion {}", name, x[i], i));
+    }
+  };
+  check_rewards(step.rewards, "reward");
+  check_rewards(step.greedy_rewards, "greedy reward");
   const auto places = step.starts();
+  for (std::int64_t i = 0; i < completions; ++i) {
+    for (std::int64_t t = 0; t < step.lens[static_cast<std::size_t>(i)]; ++t) {
+      const double acted = step.acted[places[static_cast<std::size_t>(i)] + t];
+      if (acted == 0 || acted == 1) continue;
+      throw DataError(fmt::format(
+          "rollouts: expected acted of 0 or 1, got {} at token {} of completion {}", acted, t, i));
+    }
+  }
   const auto check_tokens = [&](const Eigen::ArrayXd& x, std::string_view name) {
     check_optional(x, tokens, name);
     for (std::int64_t i = 0; x.size() > 0 && i < completions; ++i) {

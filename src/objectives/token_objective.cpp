@@ -3,6 +3,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <string_view>
@@ -78,6 +79,35 @@ T ratios_of(const T& log_ratios) {
   return math::tame_exp_slope(math::clamp(log_ratios, kMostLogRatio));
 }
 
+/// The ratio of each token at a level, and its derivative in the log-ratio of the segment.
+template <class T>
+struct Ratios {
+  RatioSegments<T> segments;
+  T logs, values, slopes;
+
+  Ratios(RatioLevel level, const BasicTokenArrays<T>& in, const T& old_logps)
+      : segments(segments_of(level, in)),
+        logs(segments.log_ratios(T(in.logps - old_logps))),
+        values(ratios_of(logs)),
+        slopes(values * is_within(logs, kMostLogRatio)) {}
+
+  /// Returns the derivative in log π of each token, of that in the log-ratio of each token's
+  /// segment.
+  T to_logps(const T& by_log_ratios) const {
+    return segments.is_mean ? T(segments.sums(by_log_ratios) / segments.lens)
+                            : segments.sums(by_log_ratios);
+  }
+};
+
+bool is_flat(const at::Tensor& x) { return x.defined() && x.dim() == 1; }
+bool is_flat(const Eigen::ArrayXd& /*x*/) { return true; }
+
+std::string shape_text(const at::Tensor& x) {
+  if (!x.defined()) return "none";
+  return fmt::format("[{}]", fmt::join(x.sizes().begin(), x.sizes().end(), ", "));
+}
+std::string shape_text(const Eigen::ArrayXd& x) { return fmt::format("[{}]", x.size()); }
+
 }  // namespace
 
 void CorrectionOptions::fields(FieldVisitor& v) {
@@ -127,10 +157,15 @@ void TokenObjectiveOptions::fields(FieldVisitor& v) {
 }
 
 TokenObjective::TokenObjective(TokenObjectiveOptions options, std::string name)
+    : TokenObjective(make_advantage(options.advantage), make_rule(options.rule), options,
+                     std::move(name)) {}
+
+TokenObjective::TokenObjective(Advantage advantage, TokenRule rule, TokenObjectiveOptions options,
+                               std::string name)
     : options_(checked(std::move(options), name)),
       name_(std::move(name)),
-      advantage_(make_advantage(options_.advantage)),
-      rule_(make_rule(options_.rule)) {
+      advantage_(std::move(advantage)),
+      rule_(std::move(rule)) {
   const auto refuse = [&](bool is_wrong, std::string_view expected, std::string_view got) {
     if (is_wrong) throw ConfigError(fmt::format("{}: expected {}, got {}", name_, expected, got));
   };
@@ -139,6 +174,9 @@ TokenObjective::TokenObjective(TokenObjectiveOptions options, std::string name)
          "max_completion_length above 0 for aggregation 'fixed'", "0");
   refuse(kl.estimator == KlEstimator::kExact && kl.place != KlPlace::kLoss && kl.coefficient > 0,
          "kl.place 'loss' for the exact KL, which has its own gradient", "another place");
+  refuse(kl.place == KlPlace::kReward && kl.coefficient > 0 && advantage_.needs().given,
+         "kl.place 'loss' or 'advantage' for advantage 'given', which reads no rewards",
+         "'reward'");
   refuse(kl.weight == KlWeight::kRatio && kl.place != KlPlace::kLoss,
          "kl.weight 'none' for a KL that is not in the loss", "'ratio'");
   refuse(kl.target > 0 && kl.coefficient == 0, "kl.target 0 without a kl.coefficient to adapt",
@@ -180,6 +218,12 @@ ObjectiveNeeds TokenObjective::needs() const {
           .ratios = rule_.info().kind != "none"};
 }
 
+bool TokenObjective::ignores_zero_advantages() const {
+  const bool has_kl = options_.kl.coefficient > 0 && options_.kl.place == KlPlace::kLoss;
+  return rule_.is_linear() && !has_kl && options_.entropy_coefficient == 0 &&
+         options_.value_loss.coefficient == 0;
+}
+
 // Advantages.
 
 StepAdvantages TokenObjective::advantages(const RolloutStep& step, double kl_coefficient) const {
@@ -187,12 +231,9 @@ StepAdvantages TokenObjective::advantages(const RolloutStep& step, double kl_coe
   const ObjectiveNeeds needs = this->needs();
   const bool has_kl = kl_coefficient > 0 && options_.kl.place != KlPlace::kLoss;
   const auto require = [&](bool is_needed, const Eigen::ArrayXd& x, std::string_view what) {
-    if (!is_needed || x.size() > 0) return;
+    if (!is_needed || x.size() == step.tokens()) return;
     throw ShapeError(fmt::format("{}: expected {} of the rollouts, got none", name_, what));
   };
-  require(needs.greedy_rewards, step.greedy_rewards, "greedy_rewards");
-  require(needs.values, step.values, "values");
-  require(needs.given, step.given, "advantages");
   require(needs.extra_logps, step.extra_logps, "extra_logps");
   require(needs.extra_logps || has_kl, step.ref_logps, "ref_logps");
   require(has_kl, step.old_logps, "old_logps");
@@ -243,12 +284,24 @@ StepAdvantages TokenObjective::advantages(const RolloutStep& step, double kl_coe
 template <class T>
 void TokenObjective::check(const BasicTokenArrays<T>& in) const {
   const ObjectiveNeeds needs = this->needs();
+  if (!is_flat(in.logps)) {
+    throw ShapeError(
+        fmt::format("{}: expected logps [tokens], got {}", name_, shape_text(in.logps)));
+  }
   const std::int64_t tokens = math::length(in.logps);
+  if (tokens == 0) return;  // a part of the step without an acted token
   const auto require = [&](bool is_needed, const T& x, std::string_view name) {
     if (!is_needed && !math::defined(x)) return;
-    if (math::defined(x) && math::length(x) == tokens) return;
+    if (math::defined(x) && is_flat(x) && math::length(x) == tokens) return;
     throw ShapeError(fmt::format("{}: expected {} [{}], got {}", name_, name, tokens,
-                                 math::defined(x) ? fmt::format("[{}]", math::length(x)) : "none"));
+                                 math::defined(x) ? shape_text(x) : "none"));
+  };
+  const auto require_total = [&](bool is_needed, double total, std::int64_t given,
+                                 std::string_view name) {
+    if (!is_needed || total >= static_cast<double>(given)) return;
+    throw ShapeError(
+        fmt::format("{}: expected totals.{} of the whole step, at least the {} given, got {}",
+                    name_, name, given, total));
   };
   const bool trains_values = options_.value_loss.coefficient > 0;
   require(true, in.advantages, "advantages");
@@ -265,6 +318,13 @@ void TokenObjective::check(const BasicTokenArrays<T>& in) const {
   require(trains_values, in.returns, "returns");
   require(options_.aggregation == Aggregation::kGroupTokenMean, in.group_lens, "group_lens");
   require(false, in.turns, "turns");
+  const bool has_entropy = options_.entropy_coefficient != 0;
+  const Aggregation by = options_.aggregation;
+  require_total(by == Aggregation::kTokenMean || has_entropy, in.totals.tokens, tokens, "tokens");
+  require_total(by == Aggregation::kSequenceTokenMean || by == Aggregation::kSequenceSum ||
+                    by == Aggregation::kFixed,
+                in.totals.completions, in.completion_count, "completions");
+  require_total(by == Aggregation::kGroupTokenMean, in.totals.groups, 1, "groups");
 }
 
 template <class T>
@@ -315,16 +375,18 @@ template <class T>
 BasicObjectiveOutput<T> TokenObjective::formula(const BasicTokenArrays<T>& in,
                                                 double kl_coefficient) const {
   check(in);
+  if (math::length(in.logps) == 0) {
+    const auto nothing = math::sum(in.logps);
+    return {.loss = nothing, .grad_logps = in.logps, .terms = {{"policy", nothing}}};
+  }
   const bool has_old = math::defined(in.old_logps);
   const T old_logps = has_old ? in.old_logps : in.logps;
-  const RatioSegments<T> segments =
-      segments_of(rule_.of_completions() ? RatioLevel::kSequenceSum : options_.level, in);
-  const T log_ratios = segments.log_ratios(T(in.logps - old_logps));
-  const T ratios = ratios_of(log_ratios);
-  const T ratio_slopes = ratios * is_within(log_ratios, kMostLogRatio);
-  const RuleOutputs<T> rule = rule_(RuleInputs<T>{.log_ratios = log_ratios,
-                                                  .ratios = ratios,
-                                                  .ratio_slopes = ratio_slopes,
+  const Ratios<T> ratios(rule_.of_completions() ? RatioLevel::kSequenceSum : options_.level, in,
+                         old_logps);
+  const RatioSegments<T>& segments = ratios.segments;
+  const RuleOutputs<T> rule = rule_(RuleInputs<T>{.log_ratios = ratios.logs,
+                                                  .ratios = ratios.values,
+                                                  .ratio_slopes = ratios.slopes,
                                                   .logps = in.logps,
                                                   .advantages = in.advantages});
   const T weights = this->weights(in);
@@ -333,14 +395,12 @@ BasicObjectiveOutput<T> TokenObjective::formula(const BasicTokenArrays<T>& in,
   const auto add_gradient = [&](const T& part) { detail::add_to(out.grad_logps, part); };
 
   // The loss of a segment that is one action is spread over its tokens.
-  T policy = factors * rule.losses;
-  if (math::defined(rule.by_logp)) add_gradient(factors * rule.by_logp);
-  if (math::defined(rule.by_log_ratio)) {
-    const T slopes = factors * rule.by_log_ratio;
-    add_gradient(segments.is_single ? slopes : T(segments.sums(slopes) / segments.lens));
-    if (!segments.is_single && !segments.is_mean) policy = policy / segments.lens;
-  }
-  out.terms.push_back({"policy", math::sum(policy)});
+  const bool is_one_action =
+      !segments.is_single && !segments.is_mean && math::defined(rule.by_log_ratio);
+  const T each = is_one_action ? T(factors / segments.lens) : factors;
+  out.terms.push_back({"policy", math::sum(T(each * rule.losses))});
+  if (math::defined(rule.by_logp)) add_gradient(each * rule.by_logp);
+  if (math::defined(rule.by_log_ratio)) add_gradient(ratios.to_logps(T(each * rule.by_log_ratio)));
 
   const bool has_kl = kl_coefficient > 0 && options_.kl.place == KlPlace::kLoss;
   const bool is_exact = options_.kl.estimator == KlEstimator::kExact;
@@ -351,18 +411,18 @@ BasicObjectiveOutput<T> TokenObjective::formula(const BasicTokenArrays<T>& in,
     kl.values = in.exact_kls;
   }
   if (has_kl) {
-    const bool is_weighed = options_.kl.weight == KlWeight::kRatio;
-    const T scale = kl_coefficient * (is_weighed ? T(weights * ratios) : weights);
+    T scale = kl_coefficient * weights;
+    if (options_.kl.weight == KlWeight::kRatio) {
+      // Of the level, whatever ratio the rule itself takes.
+      const Ratios<T> of_kl(options_.level, in, old_logps);
+      add_gradient(of_kl.to_logps(T(scale * of_kl.slopes * kl.values)));
+      scale = scale * of_kl.values;
+    }
     out.terms.push_back({"kl", math::sum(T(scale * kl.values))});
     if (is_exact) {
       out.grad_exact_kls = scale;
     } else {
       add_gradient(scale * kl.slopes);
-    }
-    if (is_weighed) {
-      const T slopes = kl_coefficient * weights * ratio_slopes * kl.values;
-      add_gradient(segments.is_mean ? T(segments.sums(slopes) / segments.lens)
-                                    : segments.sums(slopes));
     }
   }
   if (options_.entropy_coefficient != 0) {
@@ -389,7 +449,7 @@ BasicObjectiveOutput<T> TokenObjective::formula(const BasicTokenArrays<T>& in,
   if (math::defined(rule.limited_below)) {
     add_statistic("clip_ratio/region_mean", T(rule.limited_below + rule.limited_above));
   }
-  if (has_old) add_statistic("approx_kl", T(ratios - 1 - log_ratios));
+  if (has_old) add_statistic("approx_kl", T(ratios.values - 1 - ratios.logs));
   if (math::defined(in.sampler_logps)) {
     add_statistic("sampling/logp_difference", T(in.sampler_logps - old_logps));
   }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,6 +18,8 @@ namespace {
 
 constexpr std::string_view kGrpo = "GRPOTrainer";
 constexpr std::string_view kRloo = "RLOOTrainer";
+constexpr std::string_view kGrpoConfig = "GRPOConfig";
+constexpr std::string_view kRlooConfig = "RLOOConfig";
 
 /// A `loss_type` of GRPOTrainer, and our rule and aggregation.
 struct TrlLossType {
@@ -102,8 +105,9 @@ class TrlConfig {
   TrlConfig(const Json& config, std::string_view trainer, const Defaults& defaults)
       : trainer_(trainer) {
     for (const TrlDefault& entry : defaults) {
-      values_[std::string(entry.key)] = Json::parse(entry.value);
+      defaults_[std::string(entry.key)] = Json::parse(entry.value);
     }
+    values_ = defaults_;
     for (const auto& [key, value] : config.items()) {
       if (key == "trainer") continue;
       if (!values_.contains(key)) refuse_unknown(key);
@@ -111,30 +115,44 @@ class TrlConfig {
     }
   }
 
-  double number(const std::string& key) const {
-    check(key, values_.at(key).is_number(), "a number");
-    return values_.at(key).get<double>();
+  double number(const std::string& key) {
+    check(key, value(key).is_number(), "a number");
+    return value(key).get<double>();
   }
-  double number_or(const std::string& key, double fallback) const {
-    return values_.at(key).is_null() ? fallback : number(key);
+  double number_or(const std::string& key, double fallback) {
+    return value(key).is_null() ? fallback : number(key);
   }
-  bool flag(const std::string& key) const {
-    check(key, values_.at(key).is_boolean(), "true or false");
-    return values_.at(key).get<bool>();
+  /// Returns 0 for null, which ours have where TRL has none.
+  double positive_or_null(const std::string& key) {
+    const double number = number_or(key, 0);
+    check(key, value(key).is_null() || number > 0, "null or a number above 0");
+    return number;
   }
-  std::string text(const std::string& key) const {
-    check(key, values_.at(key).is_string(), "text");
-    return values_.at(key).get<std::string>();
+  bool flag(const std::string& key) {
+    check(key, value(key).is_boolean(), "true or false");
+    return value(key).get<bool>();
+  }
+  std::string text(const std::string& key) {
+    check(key, value(key).is_string(), "text");
+    return value(key).get<std::string>();
+  }
+  const Json& value(const std::string& key) {
+    read_.insert(key);
+    return values_.at(key);
   }
   /// Throws ConfigError for a value that no option of an objective follows.
-  void refuse_unless(const std::string& key, const Json& value, std::string_view why) const {
-    const Json& given = values_.at(key);
-    const bool is_equal = given.is_number() && value.is_number()
-                              ? given.get<double>() == value.get<double>()
-                              : given == value;
-    if (is_equal) return;
+  void refuse_unless(const std::string& key, const Json& expected, std::string_view why) {
+    if (are_equal(value(key), expected)) return;
     throw ConfigError(fmt::format("{}: expected {} {}, as {}, got {}", trainer_, key,
-                                  shown_json(value), why, shown_json(given)));
+                                  shown_json(expected), why, shown_json(values_.at(key))));
+  }
+  /// Throws ConfigError for a key off its default that nobody has read.
+  void refuse_unread(std::string_view reader) const {
+    for (const auto& [key, given] : values_.items()) {
+      if (read_.contains(key) || are_equal(given, defaults_.at(key))) continue;
+      throw ConfigError(fmt::format("{}: expected {} {}, as {} does not read it, got {}", trainer_,
+                                    key, shown_json(defaults_.at(key)), reader, shown_json(given)));
+    }
   }
   [[noreturn]] void refuse(const std::string& key, std::string_view expected) const {
     throw ConfigError(fmt::format("{}: expected {} {}, got {}", trainer_, key, expected,
@@ -142,6 +160,9 @@ class TrlConfig {
   }
 
  private:
+  static bool are_equal(const Json& a, const Json& b) {
+    return a.is_number() && b.is_number() ? a.get<double>() == b.get<double>() : a == b;
+  }
   [[noreturn]] void refuse_unknown(const std::string& key) const {
     for (const PlaceElsewhere& other : kElsewhere) {
       if (other.key != key) continue;
@@ -161,7 +182,8 @@ class TrlConfig {
   }
 
   std::string_view trainer_;
-  Json values_ = Json::object();
+  Json defaults_ = Json::object(), values_ = {};
+  std::set<std::string> read_;
 };
 
 const TrlLossType* find_loss_type(std::string_view name) {
@@ -170,7 +192,7 @@ const TrlLossType* find_loss_type(std::string_view name) {
   return found == kLossTypes.end() ? nullptr : &*found;
 }
 
-const TrlLossType& loss_type_of(const TrlConfig& config) {
+const TrlLossType& loss_type_of(TrlConfig& config) {
   const std::string name = config.text("loss_type");
   if (const TrlLossType* type = find_loss_type(name)) return *type;
   if (name == "bnpo") {
@@ -184,12 +206,12 @@ const TrlLossType& loss_type_of(const TrlConfig& config) {
                                 did_you_mean(name, names)));
 }
 
-Json rule_of(const TrlLossType& type, const TrlConfig& of) {
+Json rule_of(const TrlLossType& type, TrlConfig& of) {
   Json rule = {{"kind", type.rule}};
   if (type.rule == "ppo") {
     rule["low"] = of.number("epsilon");
     rule["high"] = of.number_or("epsilon_high", of.number("epsilon"));
-    rule["delta"] = of.number_or("delta", 0);
+    rule["delta"] = of.positive_or_null("delta");
   } else if (type.rule == "cispo") {
     rule["max"] = of.number_or("epsilon_high", of.number("epsilon"));
   } else if (type.rule == "sapo") {
@@ -204,10 +226,10 @@ Json rule_of(const TrlLossType& type, const TrlConfig& of) {
   return rule;
 }
 
-Json correction_of(const TrlConfig& of) {
+Json correction_of(TrlConfig& of) {
   const std::string mode = of.text("vllm_importance_sampling_mode");
-  const double most = of.number_or("vllm_importance_sampling_clip_max", 0);
-  const double least = of.number_or("vllm_importance_sampling_clip_min", 0);
+  const double most = of.positive_or_null("vllm_importance_sampling_clip_max");
+  const double least = of.positive_or_null("vllm_importance_sampling_clip_min");
   if (most == 0) of.refuse("vllm_importance_sampling_clip_max", "a number above 0");
   if (mode == "token_truncate" || mode == "sequence_truncate") {
     if (least > 0) of.refuse("vllm_importance_sampling_clip_min", "null for a truncation");
@@ -221,26 +243,35 @@ Json correction_of(const TrlConfig& of) {
             "token_truncate, token_mask, sequence_truncate or sequence_mask");
 }
 
+/// Our advantage for TRL's scale_rewards, which may be a flag.
+std::string_view advantage_of(TrlConfig& of) {
+  const std::string key = "scale_rewards";
+  const Json& scale = of.value(key);
+  if (scale == "group" || scale == true) return "group_std";
+  if (scale == "batch") return "batch_std";
+  if (scale == "none" || scale == false) return "group_mean";
+  of.refuse(key, "group, batch or none");
+}
+
+/// Ours for importance_sampling_level. The weights of 'vespo' are of completions in any case.
+std::string_view level_of(const TrlLossType& type, TrlConfig& of) {
+  const std::string key = "importance_sampling_level";
+  const std::string level = of.text(key);
+  if (level != "token" && level != "sequence") of.refuse(key, "token or sequence");
+  if (type.rule == "vespo" && level != "token") of.refuse(key, "token for loss_type 'vespo'");
+  return level == "token" ? "token" : "sequence_mean";
+}
+
 Json options_of_grpo(const Json& config) {
-  const TrlConfig of(config, kGrpo, kGrpoDefaults);
+  TrlConfig of(config, kGrpo, kGrpoDefaults);
   const TrlLossType& type = loss_type_of(of);
   of.refuse_unless("top_entropy_quantile", 1, "no option drops tokens by their entropy");
   of.refuse_unless("use_adaptive_entropy", false, "the entropy coefficient is fixed");
   of.refuse_unless("multi_objective_aggregation", "sum_then_normalize",
                    "rewards are summed before the advantage");
-  const std::string scale = of.text("scale_rewards");
-  const std::string level = of.text("importance_sampling_level");
-  if (scale != "group" && scale != "batch" && scale != "none") {
-    of.refuse("scale_rewards", "group, batch or none");
-  }
-  if (level != "token" && level != "sequence") {
-    of.refuse("importance_sampling_level", "token or sequence");
-  }
-  Json options = {{"advantage",
-                   {{"kind", scale == "group"   ? "group_std"
-                             : scale == "batch" ? "batch_std"
-                                                : "group_mean"}}},
+  Json options = {{"advantage", {{"kind", advantage_of(of)}}},
                   {"rule", rule_of(type, of)},
+                  {"level", level_of(type, of)},
                   {"aggregation", type.aggregation},
                   {"max_completion_length", of.number("max_completion_length")},
                   {"kl",
@@ -248,19 +279,22 @@ Json options_of_grpo(const Json& config) {
                     {"place", "loss"},
                     {"weight", of.flag("use_bias_correction_kl") ? "ratio" : "none"},
                     {"coefficient", of.number("beta")}}},
-                  {"off_policy_drop", of.number_or("off_policy_mask_threshold", 0)},
+                  {"off_policy_drop", of.positive_or_null("off_policy_mask_threshold")},
                   {"entropy_coefficient", of.number("entropy_coef")},
                   {"unfinished", of.flag("mask_truncated_completions") ? "mask" : "keep"}};
-  options["level"] = level == "token" || type.rule == "vespo" ? "token" : "sequence_mean";
-  if (of.flag("use_vllm") && of.flag("vllm_importance_sampling_correction") &&
-      type.rule != "vespo") {
+  if (of.flag("use_vllm") && of.flag("vllm_importance_sampling_correction")) {
+    if (type.rule == "vespo") {
+      of.refuse("vllm_importance_sampling_correction",
+                "false for loss_type 'vespo', whose weights take the correction in");
+    }
     options["correction"] = correction_of(of);
   }
+  of.refuse_unread(fmt::format("loss_type '{}'", type.name));
   return options;
 }
 
 Json options_of_rloo(const Json& config) {
-  const TrlConfig of(config, kRloo, kRlooDefaults);
+  TrlConfig of(config, kRloo, kRlooDefaults);
   of.refuse_unless("normalize_advantages", false,
                    "no option whitens leave-one-out advantages over completions");
   of.refuse_unless("reward_clip_range", nullptr, "rewards are limited by online.reward");
@@ -276,11 +310,13 @@ Json options_of_rloo(const Json& config) {
           {"unfinished", of.flag("mask_truncated_completions") ? "mask" : "keep"}};
 }
 
+bool is_of_rloo(const Json& trainer) { return trainer == kRloo || trainer == kRlooConfig; }
+
 }  // namespace
 
 bool is_trl_objective(const Json& config) {
   if (const auto trainer = config.find("trainer"); trainer != config.end()) {
-    return *trainer == kGrpo || *trainer == kRloo;
+    return *trainer == kGrpo || *trainer == kGrpoConfig || is_of_rloo(*trainer);
   }
   const auto type = config.find("loss_type");
   if (config.contains("type") || type == config.end() || !type->is_string()) return false;
@@ -290,7 +326,7 @@ bool is_trl_objective(const Json& config) {
 
 Json options_of_trl(const Json& config) {
   const auto trainer = config.find("trainer");
-  const bool is_rloo = trainer != config.end() && *trainer == kRloo;
+  const bool is_rloo = trainer != config.end() && is_of_rloo(*trainer);
   return is_rloo ? options_of_rloo(config) : options_of_grpo(config);
 }
 

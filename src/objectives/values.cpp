@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/objectives/values.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
+
+#include "prefopt/error.h"
 
 namespace prefopt {
 
@@ -50,7 +54,18 @@ Eigen::ArrayXd whitened(const Eigen::ArrayXd& x, const Eigen::ArrayXd& acted) {
   return gaps / std::sqrt(variance + kEpsilon);
 }
 
+RewardNormalizer::RewardNormalizer(bool centres, double clip) : centres_(centres), clip_(clip) {
+  if (!(clip >= 0)) {
+    throw ConfigError(fmt::format("reward normalization: expected clip >= 0, got {}", clip));
+  }
+}
+
 Eigen::ArrayXd RewardNormalizer::operator()(const Eigen::ArrayXd& rewards) {
+  for (Eigen::Index i = 0; i < rewards.size(); ++i) {
+    if (!std::isinf(rewards[i])) continue;
+    throw DataError(fmt::format(
+        "reward normalization: expected finite rewards, got {} of completion {}", rewards[i], i));
+  }
   for (const double reward : rewards) {
     if (std::isnan(reward)) continue;
     state_.count += 1;
@@ -71,6 +86,10 @@ double RewardNormalizer::standard_deviation() const {
 }
 
 double adapted_kl_coefficient(double beta, double kl, double target, double n, double horizon) {
+  if (!(target > 0 && horizon > 0)) {
+    throw ConfigError(
+        fmt::format("kl: expected a target and a horizon above 0, got {} and {}", target, horizon));
+  }
   constexpr double kMostError = 0.2;
   const double error = std::clamp(kl / target - 1, -kMostError, kMostError);
   return beta * (1 + error * n / horizon);

@@ -14,7 +14,12 @@ enum DrawUser : std::int64_t {
   kSelectionDraws,
   kOrderDraws,
   kReplayDraws,
-  kEvaluationDraws
+  kEvaluationDraws,
+  kExtraPromptDraws,
+  kPriorityDraws,
+  kFilterDraws,
+  kImitationDraws,
+  kRoundDraws
 };
 
 /// Returns a seed that mixes `seed` with the parts (splitmix64, Steele et al. 2014).

@@ -86,6 +86,10 @@ class ProgramReward final : public RewardPreference {
     }
     return pool_.ask(questions);
   }
+  std::vector<std::int64_t> failures() const override { return {pool_.failures()}; }
+  void set_failures(std::span<const std::int64_t> failures) override {
+    pool_.set_failures(failures.front());
+  }
 
  private:
   ProgramPool pool_;
@@ -146,6 +150,11 @@ class ProgramPreference final : public OrderedPreference {
   ProgramPreference(const PoolOptions& options, bool both_orders)
       : OrderedPreference(both_orders), pool_(options, kComparisonForm) {}
 
+  std::vector<std::int64_t> failures() const override { return {pool_.failures()}; }
+  void set_failures(std::span<const std::int64_t> failures) override {
+    pool_.set_failures(failures.front());
+  }
+
  private:
   std::vector<double> ask(const std::vector<Comparison>& comparisons) override {
     std::vector<std::string> questions;
@@ -199,6 +208,21 @@ class CombinedReward : public RewardPreference {
       values.push_back(combine(column));
     }
     return values;
+  }
+  std::vector<std::int64_t> failures() const override {
+    std::vector<std::int64_t> all;
+    for (const auto& part : parts_) {
+      const auto of_part = part->failures();
+      all.insert(all.end(), of_part.begin(), of_part.end());
+    }
+    return all;
+  }
+  void set_failures(std::span<const std::int64_t> failures) override {
+    for (const auto& part : parts_) {
+      const std::size_t count = part->failures().size();
+      part->set_failures(failures.first(count));
+      failures = failures.subspan(count);
+    }
   }
 
  protected:
@@ -266,6 +290,10 @@ class BaselineReward final : public RewardPreference {
     return values;
   }
   std::int64_t inconsistent() const override { return comparisons_->inconsistent(); }
+  std::vector<std::int64_t> failures() const override { return comparisons_->failures(); }
+  void set_failures(std::span<const std::int64_t> failures) override {
+    comparisons_->set_failures(failures);
+  }
 
  private:
   static double log_odds(double p) {
@@ -359,6 +387,7 @@ std::unique_ptr<Preference> make_baseline_reward(std::unique_ptr<Preference> com
 void ask(std::span<Rater> raters, Questions questions) {
   if (questions == Questions::kRewards) Rater::ask_rewards(raters);
   if (questions == Questions::kComparisons) Rater::ask_comparisons(raters);
+  if (questions == Questions::kFirstComparison) Rater::ask_first_comparison(raters);
 }
 
 }  // namespace prefopt

@@ -38,11 +38,19 @@ void check_used(const SourceOptions& source, const Json& given, std::string_view
                            Use{"temperature", writes},
                            Use{"top_k", writes},
                            Use{"top_p", writes},
+                           Use{"min_new_tokens", writes},
+                           Use{"repetition_penalty", writes},
+                           Use{"stop", writes},
+                           Use{"seed", writes},
                            Use{"max_new_tokens", kind != SourceKind::kData}};
   for (const Use& use : uses) {
     if (use.is_used || !given.contains(std::string(use.option))) continue;
     throw ConfigError(fmt::format("{}: expected no {} where from is '{}', which does not use it",
                                   where, use.option, kSourceNames[static_cast<std::size_t>(kind)]));
+  }
+  if (source.n == 0 && given.contains("rounds")) {
+    throw ConfigError(fmt::format(
+        "{}: expected no rounds where n is 0, as roll-ins decide when it writes", where));
   }
   if (kind == SourceKind::kProgram && source.command.empty()) {
     throw ConfigError(
@@ -64,17 +72,23 @@ void check_names(const std::vector<SourceOptions>& sources, std::string_view whe
     if (guide.empty()) continue;
     const auto found =
         std::find_if(sources.begin(), sources.end(), [&](const SourceOptions& other) {
-          return other.name == guide && writes_tokens(other.from) && other.roll_in.from.empty();
+          const bool has_tokens = writes_tokens(other.from) || other.from == SourceKind::kData;
+          return other.name == guide && has_tokens && other.roll_in.from.empty();
         });
     if (found == sources.end() || guide == source.name) {
-      throw ConfigError(fmt::format(
-          "{}: expected roll_in.from of '{}' to name another source that a model writes, got '{}'",
-          where, source.name, guide));
+      throw ConfigError(
+          fmt::format("{}: expected roll_in.from of '{}' to name another source that a model or "
+                      "the data write, got '{}'",
+                      where, source.name, guide));
     }
   }
 }
 
 }  // namespace
+
+bool SourceRounds::contain(std::int64_t round, double number) const {
+  return round >= first && (last == 0 || round <= last) && number >= above && number < below;
+}
 
 void SourceOptions::fields(FieldVisitor& v) {
   v.choice({"from", "Writer of the completions"}, from, {kSourceNames.begin(), kSourceNames.end()});
@@ -93,6 +107,14 @@ void SourceOptions::fields(FieldVisitor& v) {
   v.text({"from", "Name of that source; empty: no prefix"}, roll_in.from);
   v.real({"probability", "Probability that a completion has such a prefix"}, roll_in.probability,
          Range::between(0, 1));
+  v.end_group();
+  v.begin_group({"rounds", "Rounds in which it writes; the default: all"});
+  v.integer({"first", "First one"}, rounds.first, Range::between(1, 1e9));
+  v.integer({"last", "Last one; 0: no end"}, rounds.last, Range::between(0, 1e9));
+  v.real({"above", "Least number that a round draws from [0, 1), once for all sources"},
+         rounds.above, Range::half_open(0, 1));
+  v.real({"below", "End of these numbers"}, rounds.below,
+         Range{.min = 0, .max = 1, .min_open = true});
   v.end_group();
 }
 
@@ -118,6 +140,36 @@ void ReplayOptions::fields(FieldVisitor& v) {
   v.integer({"rounds", "Rounds back; 0: all"}, rounds, Range::between(0, 1e9));
 }
 
+void RewardOptions::fields(FieldVisitor& v) {
+  v.real({"length", "Weight of a reward for short right completions of a prompt (Kimi k1.5)"},
+         length, Range::at_least(0));
+  v.integer({"overlong_buffer",
+             "Tokens before max_new_tokens over which a penalty grows (DAPO); 0: none"},
+            overlong_buffer, Range::between(0, 1e9));
+  v.real({"overlong_factor", "Largest such penalty"}, overlong_factor, Range::at_least(0));
+  v.flag({"normalize", "Mean 0 and spread 1 over all rewards of the run so far"}, normalize);
+  v.flag({"scale", "Spread 1 over all rewards of the run so far"}, scale);
+  v.real({"clip", "Rewards are limited to [-clip, clip]; 0: no limit"}, clip, Range::at_least(0));
+}
+
+void ImitationOptions::fields(FieldVisitor& v) {
+  v.text({"data", "File of rows whose completions are imitated; empty: none"}, data);
+  v.real({"coefficient", "Weight of the mean negative log-prob of their tokens"}, coefficient,
+         Range::above(0));
+  v.integer({"rows", "Such rows of each step"}, rows, Range::between(1, 1e6));
+}
+
+void RolloutSelection::fields(FieldVisitor& v) {
+  v.choice({"filter",
+            "Completions of a prompt that stay: all, or one by the rank of its reward (PF-PPO)"},
+           filter, {"none", "best", "best_random", "best_worst"});
+  v.flag({"dynamic_sampling", "Further prompts in place of those whose rewards are all equal"},
+         dynamic_sampling);
+  v.integer({"most_draws", "Times that a round draws under dynamic sampling"}, most_draws,
+            Range::between(1, 1e6));
+  v.flag({"priorities", "Prompts are drawn by 1 - their rate of success"}, priorities);
+}
+
 void OnlineOptions::fields(FieldVisitor& v) {
   v.text({"prompts", "JSONL file of prompts; empty: rows come from `data`"}, prompts);
   v.text({"eval_prompts", "JSONL file of held-out prompts"}, eval_prompts);
@@ -130,6 +182,16 @@ void OnlineOptions::fields(FieldVisitor& v) {
   v.group({"replay", "Rows of earlier rounds that are trained on again"}, replay);
   v.integer({"at_once", "Completions that are decoded together, without effect on results"},
             at_once, Range::between(1, 65536));
+  // Texts from before these options lack them, and are the same without them.
+  if (!v.writes() || options_to_json(rollouts) != options_to_json(RolloutSelection())) {
+    v.group({"rollouts", "Completions that an objective on tokens learns from"}, rollouts);
+  }
+  if (!v.writes() || options_to_json(reward) != options_to_json(RewardOptions())) {
+    v.group({"reward", "Changes of rewards before they become advantages"}, reward);
+  }
+  if (!v.writes() || !imitate.data.empty()) {
+    v.group({"imitate", "Rows that are imitated next to rollouts, a pretraining mix"}, imitate);
+  }
 }
 
 std::vector<SourceOptions> parse_sources(std::string_view json, const SamplingOptions& sampling,
@@ -146,6 +208,10 @@ std::vector<SourceOptions> parse_sources(std::string_view json, const SamplingOp
     source.sampling = sampling;
     read_fields([&](FieldVisitor& v) { source.fields(v); }, detail::dump_json(list[i]), place);
     check_used(source, list[i], place);
+    if (source.rounds.below <= source.rounds.above) {
+      throw ConfigError(fmt::format("{}: expected rounds.below above rounds.above, got {} and {}",
+                                    place, source.rounds.below, source.rounds.above));
+    }
     if (source.name.empty()) {
       source.name = kSourceNames[static_cast<std::size_t>(source.from)];
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/online/online_rows.h"
 
+#include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -10,12 +11,17 @@
 
 #include "core/json.h"
 #include "online/draw_seed.h"
+#include "online/held_out_contest.h"
 #include "online/rated_prompts.h"
+#include "online/rollout_rows.h"
 #include "online/rollout_writer.h"
 #include "online/row_store.h"
 #include "online/source_models.h"
 #include "prefopt/error.h"
+#include "prefopt/exact/random.h"
+#include "prefopt/objectives/reward_shaping.h"
 #include "train/epoch_order.h"
+#include "train/metrics.h"
 #include "train/row_fingerprint.h"
 
 namespace prefopt {
@@ -30,6 +36,33 @@ constexpr std::int64_t kMostEmptyRounds = 3;
 /// Prompts of a round whose completions its record shows.
 constexpr std::size_t kShownPrompts = 4;
 
+/// Throws ConfigError where rounds could have no source. Between the ends of the sources' rounds
+/// and numbers nothing changes.
+void check_rounds(const std::vector<SourceOptions>& sources, std::int64_t rounds) {
+  std::vector<std::int64_t> firsts = {1};
+  std::vector<double> numbers = {0};
+  for (const SourceOptions& source : sources) {
+    firsts.push_back(source.rounds.first);
+    if (source.rounds.last > 0) firsts.push_back(source.rounds.last + 1);
+    numbers.push_back(source.rounds.above);
+    if (source.rounds.below < 1) numbers.push_back(source.rounds.below);
+  }
+  for (const std::int64_t round : firsts) {
+    if (round > rounds) continue;
+    for (const double number : numbers) {
+      const bool is_written =
+          std::any_of(sources.begin(), sources.end(), [&](const SourceOptions& source) {
+            return source.n > 0 && source.rounds.contain(round, number);
+          });
+      if (is_written) continue;
+      throw ConfigError(
+          fmt::format("online.sources: expected one that writes in each round, got none in round "
+                      "{} where it draws {}",
+                      round, number));
+    }
+  }
+}
+
 void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
   const auto count = std::ssize(parts.prompts);
   if (count == 0) throw ConfigError("online.prompts: expected at least one prompt, got none");
@@ -38,6 +71,7 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
         fmt::format("online.rounds.prompts: expected at most the {} prompts of the file, got {}",
                     count, options.rounds.prompts));
   }
+  if (parts.objective) detail::check_rollouts(parts, options);
   if (parts.selection->questions() != Questions::kNone && !parts.feedback) {
     throw ConfigError(
         "online.feedback: expected a reward, a judge or a program for a selection that asks, got "
@@ -53,6 +87,7 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
         "online.rounds.extrapolate: expected 0 with a single round, as it moves weights between "
         "rounds, got another number");
   }
+  check_rounds(parts.sources, options.rounds.rounds);
   for (const SourceOptions& source : parts.sources) {
     const bool weighs = parts.selection->needs_own_distribution() || parts.needs.of_own_samples;
     const bool is_own = source.from != SourceKind::kPolicy || follows_policy(source.sampling);
@@ -133,6 +168,30 @@ Metrics metrics_of(const detail::Json& record) {
   return metrics;
 }
 
+std::int64_t count_groups(const std::vector<TokenRow>& rows) {
+  std::int64_t count = 0;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (i == 0 || rows[i].rollout.group != rows[i - 1].rollout.group) ++count;
+  }
+  return count;
+}
+
+/// Why a round has no rows.
+std::string summary_of(const Metrics& metrics) {
+  const bool has_pairs = std::any_of(metrics.begin(), metrics.end(), [](const auto& metric) {
+    return metric.first == "pairs/ties";
+  });
+  if (!has_pairs) {
+    const auto unfinished = detail::find_metric(metrics, "completions/clipped_ratio");
+    return unfinished
+               ? fmt::format("no completion counts, a share {} has no end token", *unfinished)
+               : "no prompt has different rewards";
+  }
+  const auto count = [&](std::string_view name) { return metric(metrics, name); };
+  return fmt::format("{} ties, {} identical, {} failed, {} unusable", count("pairs/ties"),
+                     count("pairs/identical"), count("pairs/failed"), count("pairs/unusable"));
+}
+
 }  // namespace
 
 struct OnlineRows::Impl {
@@ -140,7 +199,8 @@ struct OnlineRows::Impl {
       : parts(std::move(given)),
         options(of),
         models(parts.sources, policy, parts.initial),
-        writer(parts, models, options.at_once, options.seed) {
+        writer(parts, models, options.at_once, options.seed),
+        contest(parts, options.at_once, options.seed) {
     const RoundOptions& rounds = options.rounds;
     if (rounds.extrapolate > 0) {
       check_extrapolation(policy, rounds.extrapolate);
@@ -148,21 +208,39 @@ struct OnlineRows::Impl {
     }
     if (rounds.start == RoundStart::kInitial) initial.emplace(policy);
     prompts_a_round = rounds.prompts > 0 ? rounds.prompts : std::ssize(parts.prompts);
+    if (parts.objective) rollout_rows.emplace(parts, options.seed);
+    if (parts.rollouts.priorities)
+      success_rates = at::zeros({std::ssize(parts.prompts)}, at::kDouble);
   }
 
   // A round.
   void start_round(Policy& policy);
+  bool is_stuck() const;
   void prepare(Policy& policy);
   std::vector<const OnlinePrompt*> prompts_of(std::int64_t number) const;
+  std::vector<const OnlinePrompt*> prompts_by_priority(std::int64_t number) const;
+  std::vector<const OnlinePrompt*> further_prompts(std::int64_t number, std::int64_t attempt,
+                                                   std::int64_t count) const;
   detail::RatedPrompts draw(Policy& policy);
+  detail::RatedPrompts draw(Policy& policy, const std::vector<const OnlinePrompt*>& prompts,
+                            std::int64_t first);
+  void note_success(const std::vector<const OnlinePrompt*>& prompts,
+                    const detail::RatedPrompts& rated);
   void plan_steps();
-  void describe(const detail::RatedPrompts& rated, std::int64_t empty);
+  void describe(const detail::RatedPrompts& rated, const Metrics& of_rollouts,
+                std::int64_t empty_rounds);
 
   // Its steps.
+  std::int64_t rollout_parts() const;
+  std::int64_t rollout_passes() const;
   std::int64_t rows_of_step(std::int64_t of) const;
+  std::vector<std::size_t> numbers_of_step() const;
+  std::vector<std::size_t> rollouts_of_step() const;
   StepRows step_rows() const;
 
-  Metrics contests(Policy& policy);
+  void count_failures();
+  void visit_evaluation(StateVisitor& visitor);
+
   void restore_round();
   void visit(StateVisitor& visitor);
 
@@ -170,6 +248,10 @@ struct OnlineRows::Impl {
   OnlineRowsOptions options;
   detail::SourceModels models;
   detail::RolloutWriter writer;
+  detail::HeldOutContest contest;
+  std::optional<detail::RolloutRows> rollout_rows;  ///< of an objective on tokens
+  at::Tensor success_rates;                         ///< of prompts that are drawn by them
+  std::int64_t drawn_prompts = 0;                   ///< in the round
   detail::RowStore store;
   std::optional<WeightSnapshot> previous;  ///< after the training of the round before
   std::optional<WeightSnapshot> initial;
@@ -184,35 +266,51 @@ struct OnlineRows::Impl {
   std::vector<TokenRow> rows;      ///< of the round, with replayed ones
   std::string record;              ///< JSON about the round: its metrics and some completions
   Metrics metrics;                 ///< of `record`
+  std::int64_t steps_done = 0;     ///< of all rounds
   Policy* trained = nullptr;       ///< that the present step trains
-  std::vector<Rollout> first;      ///< the initial policy's completions of held-out prompts
+  /// Of feedback, in whole rounds and evaluations.
+  std::vector<std::int64_t> failures;
 };
 
 // A round.
 
 void OnlineRows::Impl::start_round(Policy& policy) {
-  while (true) {
-    prepare(policy);
-    const detail::RatedPrompts rated = draw(policy);
-    round = prepared;
-    step = 0;
-    store.add(rated.rows(), round, options.replay);
-    empty = rated.rows().empty() ? empty + 1 : 0;
-    describe(rated, empty);
-    if (empty == 0) break;
+  if (is_stuck()) {
+    const std::string where =
+        empty == 1 ? "the only round ("
+                   : fmt::format("{} rounds one after the other (in the last one ", empty);
+    throw DataError(fmt::format("online: expected rows of a round, got none in {}{})", where,
+                                summary_of(metrics)));
+  }
+  prepare(policy);
+  const detail::RatedPrompts rated = draw(policy);
+  round = prepared;
+  step = 0;
+  detail::RolloutRows::Made made{.rows = rated.rows(), .metrics = {}};
+  if (rollout_rows) {
+    made = rollout_rows->make(policy, rated.rollouts(), rollout_parts() * rollout_passes(), round);
+  }
+  empty = made.rows.empty() ? empty + 1 : 0;
+  store.add(std::move(made.rows), round, options.replay);
+  describe(rated, made.metrics, empty);
+  count_failures();
+  if (empty > 0) {
     // Without steps the next call starts another round, also in a resumed run.
     steps = 0;
     rows.clear();
-    if (parts.note) parts.note(fmt::format("round {}: no rows, it is skipped", round));
-    if (round == options.rounds.rounds) return;
-    if (empty == kMostEmptyRounds) {
-      throw DataError(fmt::format(
-          "online: expected rows of a round, got none in {} rounds one after the other ({})", empty,
-          rated.summary()));
+    if (parts.note) {
+      parts.note(fmt::format("round {}: no rows ({}), it is skipped", round, summary_of(metrics)));
     }
+    return;
   }
   if (options.rounds.start == RoundStart::kInitial) initial->restore(policy);
   plan_steps();
+}
+
+/// Whether the rounds end with an error in place of a further one: too many had no row, or all.
+bool OnlineRows::Impl::is_stuck() const {
+  if (empty == 0) return false;
+  return round == options.rounds.rounds ? empty == round : empty == kMostEmptyRounds;
 }
 
 /// Makes weights and reference ready for the next round, once, though drawing may fail after it.
@@ -238,11 +336,82 @@ std::vector<const OnlinePrompt*> OnlineRows::Impl::prompts_of(std::int64_t numbe
   return chosen;
 }
 
-/// Rates the completions of some prompts while those of the next ones are drawn.
+/// Different prompts, each with a probability that falls with its rate of success.
+std::vector<const OnlinePrompt*> OnlineRows::Impl::prompts_by_priority(std::int64_t number) const {
+  exact::Random random(
+      static_cast<std::uint64_t>(draw_seed(options.seed, {detail::kPriorityDraws, number})));
+  const double* const rates = success_rates.const_data_ptr<double>();
+  Eigen::ArrayXd weights = prompt_priorities(
+      Eigen::Map<const Eigen::ArrayXd>(rates, static_cast<Eigen::Index>(parts.prompts.size())));
+  std::vector<const OnlinePrompt*> chosen;
+  while (std::ssize(chosen) < prompts_a_round) {
+    // Those that never fail come last.
+    if (weights.sum() == 0) {
+      weights.setOnes();
+      for (const OnlinePrompt* prompt : chosen) weights[prompt - parts.prompts.data()] = 0;
+    }
+    const Eigen::Index place = random.index(weights);
+    weights[place] = 0;
+    chosen.push_back(&parts.prompts[static_cast<std::size_t>(place)]);
+  }
+  return chosen;
+}
+
+/// Prompts that replace others of a round, in an order of the attempt.
+std::vector<const OnlinePrompt*> OnlineRows::Impl::further_prompts(std::int64_t number,
+                                                                   std::int64_t attempt,
+                                                                   std::int64_t count) const {
+  detail::EndlessOrder order(parts.prompts.size(),
+                             draw_seed(options.seed, {detail::kExtraPromptDraws, number, attempt}));
+  std::vector<const OnlinePrompt*> chosen;
+  for (std::int64_t at = 0; at < std::min(count, std::ssize(parts.prompts)); ++at) {
+    chosen.push_back(&parts.prompts[order.at(at)]);
+  }
+  return chosen;
+}
+
+void OnlineRows::Impl::note_success(const std::vector<const OnlinePrompt*>& prompts,
+                                    const detail::RatedPrompts& rated) {
+  if (!parts.rollouts.priorities) return;
+  double* const rates = success_rates.mutable_data_ptr<double>();
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    const double rate = rollout_rows->success_rate(rated.rollouts()[i]);
+    if (!std::isnan(rate)) rates[prompts[i] - parts.prompts.data()] = rate;
+  }
+}
+
+/// The prompts of a round with their completions: under dynamic sampling drawn again until there
+/// are enough whose rewards differ.
 detail::RatedPrompts OnlineRows::Impl::draw(Policy& policy) {
   const std::int64_t number = prepared;
   asked_before = parts.feedback ? parts.feedback->inconsistent() : 0;
-  const auto prompts = prompts_of(number);
+  auto prompts = parts.rollouts.priorities ? prompts_by_priority(number) : prompts_of(number);
+  detail::RatedPrompts all = draw(policy, prompts, 0);
+  note_success(prompts, all);
+  drawn_prompts = std::ssize(prompts);
+  if (!parts.rollouts.dynamic_sampling) return all;
+  const auto has_signal = [&](const std::vector<Rollout>& of_prompt) {
+    return rollout_rows->has_signal(of_prompt);
+  };
+  all.keep_if(has_signal);
+  for (std::int64_t attempt = 1; attempt < parts.rollouts.most_draws; ++attempt) {
+    const auto missing = prompts_a_round - std::ssize(all.rollouts());
+    if (missing == 0) break;
+    prompts = further_prompts(number, attempt, missing);
+    detail::RatedPrompts more = draw(policy, prompts, drawn_prompts);
+    note_success(prompts, more);
+    drawn_prompts += std::ssize(prompts);
+    more.keep_if(has_signal);
+    all.append(std::move(more));
+  }
+  return all;
+}
+
+/// Rates the completions of some prompts while those of the next ones are drawn.
+detail::RatedPrompts OnlineRows::Impl::draw(Policy& policy,
+                                            const std::vector<const OnlinePrompt*>& prompts,
+                                            std::int64_t before) {
+  const std::int64_t number = prepared;
   std::int64_t each = 0;
   for (const SourceOptions& source : parts.sources) each += source.n;
   const auto part = std::max<std::int64_t>(1, options.at_once / each);
@@ -257,13 +426,14 @@ detail::RatedPrompts OnlineRows::Impl::draw(Policy& policy) {
   report("sampling", 0);
   for (std::int64_t first = 0; first < std::ssize(prompts); first += part) {
     const auto last = std::min(first + part, std::ssize(prompts));
+    const std::int64_t place = before + first;
     auto rollouts =
-        writer.write(policy, {prompts.begin() + first, prompts.begin() + last}, number, first);
+        writer.write(policy, {prompts.begin() + first, prompts.begin() + last}, number, place);
     report("sampling", last);
     collect();
     rating = std::async(std::launch::async,
-                        [this, number, first, moved = std::move(rollouts)]() mutable {
-                          return detail::rate(parts, std::move(moved), options.seed, number, first);
+                        [this, number, place, moved = std::move(rollouts)]() mutable {
+                          return detail::rate(parts, std::move(moved), options.seed, number, place);
                         });
   }
   report("rating", 0);
@@ -276,51 +446,123 @@ void OnlineRows::Impl::plan_steps() {
   rows = store.pick(round, options.replay, options.seed);
   const RoundOptions& of = options.rounds;
   const auto count = std::ssize(rows);
+  if (rollout_rows) {
+    steps = std::min(rollout_parts(), count_groups(rows)) * rollout_passes();
+    return;
+  }
   steps = of.steps > 0 ? std::max<std::int64_t>(1, std::min(of.steps, count))
                        : detail::count_epoch_steps(of.epochs, static_cast<double>(count),
                                                    options.batch_rows);
 }
 
-void OnlineRows::Impl::describe(const detail::RatedPrompts& rated, std::int64_t empty_rounds) {
+void OnlineRows::Impl::describe(const detail::RatedPrompts& rated, const Metrics& of_rollouts,
+                                std::int64_t empty_rounds) {
   detail::Json line = {{"round", round}, {"rounds/empty", empty_rounds}};
-  for (const auto& [name, value] : rated.metrics()) line[name] = value;
+  for (const auto& [name, value] : rated.metrics()) {
+    if (!rollout_rows || !name.starts_with("pairs/")) line[name] = value;
+  }
+  for (const auto& [name, value] : of_rollouts) line[name] = value;
+  if (parts.rollouts.dynamic_sampling) line["rollouts/drawn_prompts"] = drawn_prompts;
   if (parts.feedback) line["judge/inconsistent"] = parts.feedback->inconsistent() - asked_before;
   line["samples"] = rated.samples(kShownPrompts, parts.sources);
   record = detail::dump_json(line);
   metrics = metrics_of(line);
 }
 
+/// The failures of a round or an evaluation count when it is through: one that is broken off is
+/// made again.
+void OnlineRows::Impl::count_failures() {
+  if (parts.feedback) failures = parts.feedback->failures();
+}
+
+void OnlineRows::Impl::visit_evaluation(StateVisitor& visitor) {
+  contest.visit_state(visitor);
+  visitor.integers("feedback_failures", failures);
+  if (!visitor.is_loading()) return;
+  const std::size_t expected = parts.feedback ? parts.feedback->failures().size() : 0;
+  if (!failures.empty() && failures.size() != expected) {
+    throw CheckpointError(fmt::format("expected feedback_failures of {} programs, got {}", expected,
+                                      failures.size()));
+  }
+  if (!failures.empty()) parts.feedback->set_failures(failures);
+}
+
 /// Makes what follows from the saved state: the rows of the round and their metrics.
 void OnlineRows::Impl::restore_round() {
-  if (round == 0 || steps == 0) return;
+  if (round == 0) return;
+  metrics = metrics_of(detail::parse_json<CheckpointError>(record, "round_record"));
+  if (steps == 0) return;
   const std::int64_t planned = steps;
   plan_steps();
   if (steps != planned || step < 0 || step > steps) {
     throw CheckpointError(fmt::format(
         "expected round_step of the {} steps of a round, got step {} of {}", steps, step, planned));
   }
-  metrics = metrics_of(detail::parse_json<CheckpointError>(record, "round_record"));
 }
 
 // Its steps.
+
+/// Updates over the rollouts of a round, in equal parts.
+std::int64_t OnlineRows::Impl::rollout_parts() const {
+  return std::max<std::int64_t>(options.rounds.steps, 1);
+}
+
+std::int64_t OnlineRows::Impl::rollout_passes() const {
+  return std::max<std::int64_t>(1, std::llround(options.rounds.epochs));
+}
+
+/// Whole groups: their order differs from pass to pass.
+std::vector<std::size_t> OnlineRows::Impl::rollouts_of_step() const {
+  std::vector<std::vector<std::size_t>> groups;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (i == 0 || rows[i].rollout.group != rows[i - 1].rollout.group) groups.emplace_back();
+    groups.back().push_back(i);
+  }
+  const auto count = std::ssize(groups);
+  const std::int64_t of_pass = steps / rollout_passes();
+  const std::int64_t pass = step / of_pass;
+  const std::int64_t part = step % of_pass;
+  detail::EndlessOrder order(groups.size(), draw_seed(options.seed, {detail::kOrderDraws, round}));
+  std::vector<std::size_t> numbers;
+  for (auto at = count * part / of_pass; at < count * (part + 1) / of_pass; ++at) {
+    const auto& group = groups[order.at(pass * count + at)];
+    numbers.insert(numbers.end(), group.begin(), group.end());
+  }
+  return numbers;
+}
 
 std::int64_t OnlineRows::Impl::rows_of_step(std::int64_t of) const {
   return std::ssize(rows) * of / steps;
 }
 
-StepRows OnlineRows::Impl::step_rows() const {
+std::vector<std::size_t> OnlineRows::Impl::numbers_of_step() const {
+  if (rollout_rows) return rollouts_of_step();
   const auto count = std::ssize(rows);
   const bool in_parts = options.rounds.steps > 0;
   const std::int64_t begin = in_parts ? rows_of_step(step) : step * options.batch_rows;
   const std::int64_t end = in_parts ? rows_of_step(step + 1) : begin + options.batch_rows;
   const double all = options.rounds.epochs * static_cast<double>(count);
   const std::int64_t limit = in_parts ? count : std::max<std::int64_t>(1, std::llround(all));
-  StepRows result;
   detail::EndlessOrder order(rows.size(), draw_seed(options.seed, {detail::kOrderDraws, round}));
-  for (std::int64_t at = begin; at < std::min(end, limit); ++at) {
-    const std::size_t number = order.at(at);
+  std::vector<std::size_t> numbers;
+  for (std::int64_t at = begin; at < std::min(end, limit); ++at) numbers.push_back(order.at(at));
+  return numbers;
+}
+
+StepRows OnlineRows::Impl::step_rows() const {
+  StepRows result;
+  for (const std::size_t number : numbers_of_step()) {
     result.rows.push_back(rows[number]);
     result.numbers.push_back(static_cast<std::int64_t>(number));
+  }
+  if (!parts.imitated.empty()) {
+    detail::EndlessOrder order(parts.imitated.size(),
+                               draw_seed(options.seed, {detail::kImitationDraws}));
+    for (std::int64_t i = 0; i < parts.imitated_rows; ++i) {
+      const std::size_t number = order.at(steps_done * parts.imitated_rows + i);
+      result.numbers.push_back(static_cast<std::int64_t>(number));
+      result.rows.push_back(parts.imitated[number]);
+    }
   }
   result.metrics = metrics;
   if (step == 0) result.round = record;
@@ -329,39 +571,32 @@ StepRows OnlineRows::Impl::step_rows() const {
   return result;
 }
 
-/// Compares with the policy before training.
-Metrics OnlineRows::Impl::contests(Policy& policy) {
-  if (parts.eval_prompts.empty() || !parts.feedback) return {};
-  SamplingOptions sampling = parts.sampling;
-  sampling.seed = draw_seed(options.seed, {detail::kEvaluationDraws});
-  const auto write = [&](Policy& model) {
-    return detail::completions_of(model, parts, sampling, options.at_once);
-  };
-  const std::vector<Rollout> ours = write(policy);
-  if (parts.initial && first.empty()) first = write(*parts.initial);
-  return detail::contest_metrics(parts, ours, first);
-}
-
 void OnlineRows::Impl::visit(StateVisitor& visitor) {
   visitor.integer("round", round);
   visitor.integer("prepared_round", prepared);
   visitor.integer("round_step", step);
   visitor.integer("round_steps", steps);
   visitor.integer("empty_rounds", empty);
-  store.visit_state(visitor);
+  store.visit_state(visitor, rollout_rows.has_value());
+  if (rollout_rows) {
+    rollout_rows->visit_state(visitor);
+    visitor.integer("rollout_steps", steps_done);
+  }
+  if (success_rates.defined()) visitor.tensor("success_rates", success_rates);
   models.visit_state(visitor);
   if (previous) {
     for (const auto& [name, value] : previous->state()) visitor.tensor("previous." + name, value);
   }
   std::vector<std::int64_t> bytes(record.begin(), record.end());
   visitor.integers("round_record", bytes);
+  if (!visitor.is_loading()) return;
   record.assign(bytes.begin(), bytes.end());
   restore_round();
 }
 
 OnlineRows::OnlineRows(OnlineParts parts, const OnlineRowsOptions& options, const Policy& policy) {
   check_parts(parts, options);
-  const std::int64_t rows_a_prompt = rehearse(parts, options.seed);
+  const std::int64_t rows_a_prompt = parts.objective ? 1 : rehearse(parts, options.seed);
   impl_ = std::make_unique<Impl>(std::move(parts), options, policy);
   impl_->rows_a_prompt = rows_a_prompt;
 }
@@ -372,21 +607,28 @@ StepRows OnlineRows::next(Policy& policy) {
   Impl& of = *impl_;
   of.trained = &policy;
   if (of.round == 0 || of.step == of.steps) of.start_round(policy);
-  return of.steps > 0 ? of.step_rows() : StepRows();
+  return of.steps > 0 ? of.step_rows() : StepRows{.rows = {}, .round = of.record};
 }
 
 void OnlineRows::finish_step() {
   ++impl_->step;
+  ++impl_->steps_done;
   impl_->models.finish_step(*impl_->trained);
 }
 
 bool OnlineRows::is_done() const {
-  return impl_->round == impl_->options.rounds.rounds && impl_->step == impl_->steps;
+  const Impl& of = *impl_;
+  return of.round == of.options.rounds.rounds && of.step == of.steps && !of.is_stuck();
 }
 
 bool OnlineRows::evaluates() const { return !impl_->parts.eval_prompts.empty(); }
 
-Metrics OnlineRows::evaluate(Policy& policy) { return impl_->contests(policy); }
+Metrics OnlineRows::evaluate(Policy& policy) { return impl_->contest.measure(policy); }
+
+void OnlineRows::finish_evaluation() {
+  impl_->contest.finish();
+  impl_->count_failures();
+}
 
 std::vector<std::vector<std::int64_t>> OnlineRows::sample_prompts() const {
   std::vector<std::vector<std::int64_t>> prompts;
@@ -394,7 +636,12 @@ std::vector<std::vector<std::int64_t>> OnlineRows::sample_prompts() const {
   return prompts;
 }
 
-void OnlineRows::visit_state(StateVisitor& visitor) { impl_->visit(visitor); }
+void OnlineRows::visit_state(StateVisitor& visitor) {
+  impl_->visit(visitor);
+  visit_evaluation(visitor);
+}
+
+void OnlineRows::visit_evaluation(StateVisitor& visitor) { impl_->visit_evaluation(visitor); }
 
 std::string OnlineRows::fingerprint() const {
   std::vector<TokenRow> rows;
@@ -416,6 +663,7 @@ std::string OnlineRows::text_of(const std::vector<std::int64_t>& tokens) const {
 std::int64_t OnlineRows::most_steps() const {
   const Impl& of = *impl_;
   const RoundOptions& rounds = of.options.rounds;
+  if (of.rollout_rows) return rounds.rounds * of.rollout_parts() * of.rollout_passes();
   if (rounds.steps > 0) return rounds.rounds * rounds.steps;
   const ReplayOptions& replay = of.options.replay;
   const double fresh = static_cast<double>(of.prompts_a_round * of.rows_a_prompt);

@@ -43,6 +43,10 @@ class ProgramPool {
   /// question asked for.
   std::vector<double> ask(const std::vector<std::string>& questions);
 
+  /// Questions without an answer, over all calls.
+  std::int64_t failures() const { return failures_; }
+  void set_failures(std::int64_t failures) { failures_ = failures; }
+
  private:
   class Worker;
   class Batch;

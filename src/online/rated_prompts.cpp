@@ -147,6 +147,20 @@ void RatedPrompts::append(RatedPrompts more) {
   failures_ += more.failures_;
 }
 
+void RatedPrompts::keep_if(const std::function<bool(const std::vector<Rollout>&)>& keeps) {
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < rollouts_.size(); ++i) {
+    if (!keeps(rollouts_[i])) continue;
+    if (kept != i) {
+      rollouts_[kept] = std::move(rollouts_[i]);
+      selected_[kept] = std::move(selected_[i]);
+    }
+    ++kept;
+  }
+  rollouts_.resize(kept);
+  selected_.resize(kept);
+}
+
 Metrics RatedPrompts::metrics() const {
   Metrics metrics = {{"pairs/kept", static_cast<double>(rows_.size())},
                      {"pairs/ties", static_cast<double>(ties_)},
@@ -189,11 +203,6 @@ Json RatedPrompts::samples(std::size_t prompts, const std::vector<SourceOptions>
   return shown;
 }
 
-std::string RatedPrompts::summary() const {
-  return fmt::format("in the last one {} ties, {} identical, {} failed, {} unusable", ties_,
-                     identical_, failed_, unusable_);
-}
-
 RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> rollouts,
                   std::int64_t seed, std::int64_t round, std::int64_t first) {
   /// Of a selection that asks nothing.
@@ -223,12 +232,9 @@ RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> ro
         ++rated.unusable_;
       }
     }
-    const Questions asked = parts.selection->questions();
-    if (asked == Questions::kRewards ||
-        (asked == Questions::kComparisons && feedback.has_rewards())) {
-      for (std::int64_t k = 0; k < raters[i].size(); ++k) {
-        of_prompt[static_cast<std::size_t>(k)].rewards = {raters[i].reward(k)};
-      }
+    for (std::int64_t k = 0; k < raters[i].size(); ++k) {
+      if (!raters[i].has_reward(k)) continue;
+      of_prompt[static_cast<std::size_t>(k)].rewards = {raters[i].reward(k)};
     }
     rated.selected_.push_back(std::move(selected.rows));
     rated.ties_ += selected.ties;
@@ -242,11 +248,8 @@ RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> ro
   return rated;
 }
 
-std::vector<Rollout> completions_of(Policy& model, const OnlineParts& parts,
-                                    const SamplingOptions& sampling, std::int64_t at_once) {
-  std::vector<std::vector<std::int64_t>> prompts;
-  for (const OnlinePrompt& prompt : parts.eval_prompts) prompts.push_back(prompt.ids);
-  auto rollouts = draw_rollouts(model, prompts, {.sampling = sampling, .at_once = at_once});
+std::vector<Rollout> with_texts(std::vector<Rollout> rollouts, const OnlineParts& parts,
+                                const SamplingOptions& sampling) {
   for (std::size_t i = 0; i < rollouts.size(); ++i) {
     rollouts[i].text = completion_text(rollouts[i].completion, *parts.tokenizer, sampling);
     rollouts[i].prompt_text = parts.eval_prompts[i].text;
@@ -255,33 +258,44 @@ std::vector<Rollout> completions_of(Policy& model, const OnlineParts& parts,
 }
 
 Metrics contest_metrics(const OnlineParts& parts, const std::vector<Rollout>& ours,
-                        const std::vector<Rollout>& others) {
-  Metrics metrics;
-  Lengths lengths;
-  std::vector<std::vector<Rollout>> pairs;
+                        const std::vector<Opponent>& opponents) {
+  const bool has_rewards = parts.feedback->has_rewards();
+  // With rewards a rater of all completions of a prompt, which asks for each once; without, one of
+  // each pair, which leaves out the questions about two opponents.
+  const std::size_t raters_each = has_rewards ? 1 : opponents.size();
+  std::vector<std::vector<Rollout>> groups;
   for (std::size_t i = 0; i < ours.size(); ++i) {
-    pairs.push_back({ours[i]});
-    if (!others.empty()) pairs.back().push_back(others[i]);
+    for (std::size_t of = 0; of < raters_each; ++of) {
+      std::vector<Rollout>& group = groups.emplace_back();
+      group.push_back(ours[i]);
+      for (std::size_t k = 0; k < opponents.size(); ++k) {
+        if (has_rewards || k == of) group.push_back((*opponents[k].rollouts)[i]);
+      }
+    }
   }
   std::vector<Rater> raters;
-  for (const auto& pair : pairs) raters.emplace_back(*parts.feedback, pair, parts.rater);
-  const bool has_rewards = parts.feedback->has_rewards();
+  for (const auto& group : groups) raters.emplace_back(*parts.feedback, group, parts.rater);
   ask(raters, has_rewards ? Questions::kRewards : Questions::kComparisons);
-  double wins = 0;
-  std::int64_t answered = 0;
+  Metrics metrics;
+  Lengths lengths;
   for (std::size_t i = 0; i < ours.size(); ++i) {
     Rollout rollout = ours[i];
     if (has_rewards) rollout.rewards = {raters[i].reward(0)};
     lengths.add(rollout);
-    if (others.empty()) continue;
-    const double p = raters[i].beats(0, 1);
-    if (std::isnan(p)) continue;
-    wins += p > 0.5 ? 1 : p == 0.5 ? 0.5 : 0;
-    ++answered;
   }
   lengths.write(metrics, "");
-  if (answered > 0) {
-    metrics.emplace_back("win_rate", wins / static_cast<double>(answered));
+  for (std::size_t k = 0; k < opponents.size(); ++k) {
+    double wins = 0;
+    std::int64_t answered = 0;
+    for (std::size_t i = 0; i < ours.size(); ++i) {
+      Rater& rater = raters[i * raters_each + (has_rewards ? 0 : k)];
+      const double p = rater.beats(0, has_rewards ? static_cast<std::int64_t>(k) + 1 : 1);
+      if (std::isnan(p)) continue;
+      wins += p > 0.5 ? 1 : p == 0.5 ? 0.5 : 0;
+      ++answered;
+    }
+    if (answered == 0) continue;
+    metrics.emplace_back(opponents[k].metric, wins / static_cast<double>(answered));
   }
   return metrics;
 }

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/json.h"
@@ -17,13 +19,15 @@ namespace prefopt::detail {
 class RatedPrompts {
  public:
   const std::vector<TokenRow>& rows() const { return rows_; }
+  /// Returns the completions of each prompt.
+  const std::vector<std::vector<Rollout>>& rollouts() const { return rollouts_; }
   void append(RatedPrompts more);
+  /// Drops the prompts for which `keeps` does not hold. Not for prompts with rows.
+  void keep_if(const std::function<bool(const std::vector<Rollout>&)>& keeps);
   /// Returns metrics of a round.
   Metrics metrics() const;
   /// Returns the first prompts with their completions, for the report.
   Json samples(std::size_t prompts, const std::vector<SourceOptions>& sources) const;
-  /// Returns why there are no rows, in a few words.
-  std::string summary() const;
 
  private:
   friend RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> rollouts,
@@ -41,13 +45,19 @@ class RatedPrompts {
 RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> rollouts,
                   std::int64_t seed, std::int64_t round, std::int64_t first);
 
-/// Returns a completion of each held-out prompt.
-std::vector<Rollout> completions_of(Policy& model, const OnlineParts& parts,
-                                    const SamplingOptions& sampling, std::int64_t at_once);
+/// Returns completions of held-out prompts, one of each, with the texts that feedback reads.
+std::vector<Rollout> with_texts(std::vector<Rollout> rollouts, const OnlineParts& parts,
+                                const SamplingOptions& sampling);
+
+/// Completions of another policy, and the metric that holds the rate of wins over them.
+struct Opponent {
+  std::string_view metric;
+  const std::vector<Rollout>* rollouts;
+};
 
 /// Returns metrics of an evaluation: the mean reward of completions where there are rewards, the
-/// rate of wins over `others` (none if empty), lengths.
+/// rate of wins over each opponent, lengths. Opponents are not compared with each other.
 Metrics contest_metrics(const OnlineParts& parts, const std::vector<Rollout>& ours,
-                        const std::vector<Rollout>& others);
+                        const std::vector<Opponent>& opponents);
 
 }  // namespace prefopt::detail

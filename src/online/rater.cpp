@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 
 #include "prefopt/error.h"
 #include "prefopt/online/preference.h"
@@ -62,36 +63,46 @@ double Rater::beats(std::int64_t i, std::int64_t j) {
 void Rater::ask_rewards() { ask_rewards(std::span(this, 1)); }
 void Rater::ask_comparisons() { ask_comparisons(std::span(this, 1)); }
 
-void Rater::ask_rewards(std::span<Rater> raters) {
+void Rater::ask_rewards(std::span<Rater> raters) { ask_rewards_of(raters, &Rater::all); }
+void Rater::ask_comparisons(std::span<Rater> raters) { ask_comparisons_of(raters, &Rater::all); }
+void Rater::ask_first_comparison(std::span<Rater> raters) {
+  ask_comparisons_of(raters, &Rater::first_two);
+}
+
+void Rater::ask_rewards_of(std::span<Rater> raters, Places (Rater::*among)() const) {
   for (std::span<Rater> rest = raters; !rest.empty();) {
     const std::span<Rater> group = with_one_preference(rest);
     rest = rest.subspan(group.size());
     std::vector<const Rollout*> asked;
     for (const Rater& rater : group) {
-      for (const std::int64_t i : rater.open_rewards()) asked.push_back(&rater.rollout(i));
+      for (const std::int64_t i : rater.open_rewards((rater.*among)())) {
+        asked.push_back(&rater.rollout(i));
+      }
     }
     if (asked.empty()) continue;
     const std::vector<double> answers = group.front().preference_->rewards(asked);
     check_answers(answers, asked.size());
     auto answer = answers.begin();
     for (Rater& rater : group) {
-      for (const std::int64_t i : rater.open_rewards()) rater.set_reward(i, *answer++);
+      for (const std::int64_t i : rater.open_rewards((rater.*among)())) {
+        rater.set_reward(i, *answer++);
+      }
     }
   }
 }
 
-void Rater::ask_comparisons(std::span<Rater> raters) {
+void Rater::ask_comparisons_of(std::span<Rater> raters, Places (Rater::*among)() const) {
   for (std::span<Rater> rest = raters; !rest.empty();) {
     const std::span<Rater> group = with_one_preference(rest);
     rest = rest.subspan(group.size());
     Preference& preference = *group.front().preference_;
     if (preference.has_rewards()) {
-      ask_rewards(group);
+      ask_rewards_of(group, among);
       continue;
     }
     std::vector<Comparison> asked;
     for (const Rater& rater : group) {
-      for (const Pair pair : rater.open_comparisons()) {
+      for (const Pair pair : rater.open_comparisons((rater.*among)())) {
         asked.push_back({&rater.rollout(pair.first), &rater.rollout(pair.second)});
       }
     }
@@ -100,7 +111,9 @@ void Rater::ask_comparisons(std::span<Rater> raters) {
     check_answers(answers, asked.size());
     auto answer = answers.begin();
     for (Rater& rater : group) {
-      for (const Pair pair : rater.open_comparisons()) rater.set_comparison(pair, *answer++);
+      for (const Pair pair : rater.open_comparisons((rater.*among)())) {
+        rater.set_comparison(pair, *answer++);
+      }
     }
   }
 }
@@ -146,20 +159,36 @@ void Rater::count_answer(double answer) {
   if (std::isnan(answer)) ++counts_.failures;
 }
 
-std::vector<std::int64_t> Rater::open_rewards() const {
-  std::vector<std::int64_t> open;
-  for (std::int64_t i = 0; i < size(); ++i) {
+Rater::Places Rater::all() const {
+  Places places(rollouts_->size());
+  std::iota(places.begin(), places.end(), 0);
+  return places;
+}
+
+Rater::Places Rater::first_two() const {
+  Places places;
+  for (std::int64_t i = 0; i < size() && places.size() < 2; ++i) {
+    if (!rollout(i).completion.empty()) places.push_back(i);
+  }
+  for (std::int64_t& place : places) place = first_[place];
+  places.erase(std::unique(places.begin(), places.end()), places.end());
+  return places;
+}
+
+Rater::Places Rater::open_rewards(const Places& among) const {
+  Places open;
+  for (const std::int64_t i : among) {
     if (is_first(i) && !has_reward_[i]) open.push_back(i);
   }
   return open;
 }
 
-std::vector<Rater::Pair> Rater::open_comparisons() const {
+std::vector<Rater::Pair> Rater::open_comparisons(const Places& among) const {
   std::vector<Pair> open;
-  for (std::int64_t i = 0; i < size(); ++i) {
-    for (std::int64_t j = i + 1; j < size(); ++j) {
-      const Pair pair{i, j};
-      const bool is_own = is_first(i) && is_first(j);
+  for (std::size_t i = 0; i < among.size(); ++i) {
+    for (std::size_t j = i + 1; j < among.size(); ++j) {
+      const Pair pair{among[i], among[j]};
+      const bool is_own = is_first(pair.first) && is_first(pair.second);
       if (is_own && !is_known_[place(pair)] && !is_settled(pair)) open.push_back(pair);
     }
   }

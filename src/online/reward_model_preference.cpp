@@ -8,10 +8,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <limits>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "core/json.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -20,10 +21,11 @@ namespace {
 class RewardModelPreference final : public RewardPreference {
  public:
   RewardModelPreference(std::shared_ptr<RewardPolicy> model, double temperature,
-                        std::int64_t at_once)
+                        std::int64_t at_once, std::string name)
       : RewardPreference(temperature),
         model_(std::move(model)),
-        at_once_(static_cast<std::size_t>(at_once)) {}
+        at_once_(static_cast<std::size_t>(at_once)),
+        name_(std::move(name)) {}
 
   std::vector<double> rewards(const std::vector<const Rollout*>& rollouts) override {
     const at::NoGradGuard no_grad;
@@ -37,21 +39,30 @@ class RewardModelPreference final : public RewardPreference {
       const auto* values = part.const_data_ptr<double>();
       all.insert(all.end(), values, values + part.numel());
     }
-    for (double& reward : all) {
-      if (!std::isfinite(reward)) reward = std::numeric_limits<double>::quiet_NaN();
-    }
+    for (std::size_t i = 0; i < all.size(); ++i) check_finite(all[i], *rollouts[i]);
     return all;
   }
 
  private:
+  void check_finite(double reward, const Rollout& rollout) const {
+    if (std::isfinite(reward)) return;
+    throw NonFiniteError(
+        fmt::format("reward model{}: expected a finite reward, got {} for the completion '{}' of "
+                    "the prompt '{}'",
+                    name_.empty() ? "" : fmt::format(" '{}'", name_), reward,
+                    detail::shown_text(rollout.text), detail::shown_text(rollout.prompt_text)));
+  }
+
   std::shared_ptr<RewardPolicy> model_;
   std::size_t at_once_;
+  std::string name_;
 };
 
 }  // namespace
 
 std::unique_ptr<Preference> make_reward_model_preference(std::shared_ptr<RewardPolicy> model,
-                                                         double temperature, std::int64_t at_once) {
+                                                         double temperature, std::int64_t at_once,
+                                                         std::string name) {
   if (!model) throw ConfigError("reward model: expected a model, got null");
   if (!(temperature >= 0)) {
     throw ConfigError(
@@ -61,7 +72,8 @@ std::unique_ptr<Preference> make_reward_model_preference(std::shared_ptr<RewardP
     throw ConfigError(
         fmt::format("reward model: expected at least one text at once, got {}", at_once));
   }
-  return std::make_unique<RewardModelPreference>(std::move(model), temperature, at_once);
+  return std::make_unique<RewardModelPreference>(std::move(model), temperature, at_once,
+                                                 std::move(name));
 }
 
 }  // namespace prefopt

@@ -24,9 +24,12 @@ std::vector<std::vector<std::int64_t>> ids_of(const std::vector<const OnlineProm
 std::vector<std::vector<Rollout>> RolloutWriter::write(Policy& policy, const Prompts& prompts,
                                                        std::int64_t round, std::int64_t first) {
   std::vector<std::vector<Rollout>> written(prompts.size());
+  const double number =
+      exact::Random(static_cast<std::uint64_t>(draw_seed(seed_, {kRoundDraws, round}))).uniform();
   for (std::int64_t place = 0; place < std::ssize(parts_.sources); ++place) {
-    const std::int64_t n = parts_.sources[static_cast<std::size_t>(place)].n;
-    if (n == 0) continue;
+    const SourceOptions& source = parts_.sources[static_cast<std::size_t>(place)];
+    const std::int64_t n = source.n;
+    if (n == 0 || !source.rounds.contain(round, number)) continue;
     std::vector<Rollout> rollouts = draw(place, policy, prompts, round, first);
     for (std::size_t i = 0; i < rollouts.size(); ++i) {
       const std::size_t of = i / static_cast<std::size_t>(n);
@@ -40,7 +43,7 @@ std::vector<std::vector<Rollout>> RolloutWriter::write(Policy& policy, const Pro
 std::vector<Rollout> RolloutWriter::draw(std::int64_t place, Policy& policy, const Prompts& prompts,
                                          std::int64_t round, std::int64_t first) {
   const SourceOptions& source = parts_.sources[static_cast<std::size_t>(place)];
-  if (source.from == SourceKind::kData) return from_data(place, prompts);
+  if (source.from == SourceKind::kData) return from_data(prompts, source.n);
   if (source.from == SourceKind::kProgram) return from_program(place, prompts);
   if (!source.roll_in.from.empty()) {
     return draw_after_roll_in(place, policy, prompts, round, first);
@@ -68,7 +71,10 @@ std::vector<Rollout> RolloutWriter::draw_after_roll_in(std::int64_t place, Polic
                                                        std::int64_t first) {
   const SourceOptions& source = parts_.sources[static_cast<std::size_t>(place)];
   const std::int64_t guide = place_of(source.roll_in.from);
-  std::vector<Rollout> rollouts = draw_by_model(guide, policy, prompts, round, first, source.n);
+  const bool is_data = parts_.sources[static_cast<std::size_t>(guide)].from == SourceKind::kData;
+  std::vector<Rollout> rollouts =
+      is_data ? from_data(prompts, source.n)
+              : draw_by_model(guide, policy, prompts, round, first, source.n);
   for (std::size_t i = 0; i < rollouts.size(); ++i) {
     Rollout& rollout = rollouts[i];
     exact::Random random(static_cast<std::uint64_t>(draw_seed(
@@ -112,8 +118,7 @@ std::vector<Rollout> RolloutWriter::draw_after_roll_in(std::int64_t place, Polic
   return rollouts;
 }
 
-std::vector<Rollout> RolloutWriter::from_data(std::int64_t place, const Prompts& prompts) const {
-  const std::int64_t n = parts_.sources[static_cast<std::size_t>(place)].n;
+std::vector<Rollout> RolloutWriter::from_data(const Prompts& prompts, std::int64_t n) const {
   std::vector<Rollout> rollouts;
   for (const OnlinePrompt* prompt : prompts) {
     for (std::int64_t i = 0; i < n; ++i) {

@@ -35,7 +35,7 @@ class RolloutWriter {
   std::vector<Rollout> draw_after_roll_in(std::int64_t place, Policy& policy,
                                           const Prompts& prompts, std::int64_t round,
                                           std::int64_t first);
-  std::vector<Rollout> from_data(std::int64_t place, const Prompts& prompts) const;
+  std::vector<Rollout> from_data(const Prompts& prompts, std::int64_t n) const;
   std::vector<Rollout> from_program(std::int64_t place, const Prompts& prompts) const;
   void finish(Rollout& rollout, const OnlinePrompt& prompt, std::int64_t place) const;
   SamplingOptions sampling(std::int64_t place, std::int64_t round, std::int64_t user) const;

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 
@@ -53,11 +54,17 @@ class Values {
 
 using Tokens = std::vector<std::int64_t>;
 
+constexpr std::array kRolloutNumbers = {&RolloutColumns::advantages, &RolloutColumns::old_logps,
+                                        &RolloutColumns::ref_logps,  &RolloutColumns::sampler_logps,
+                                        &RolloutColumns::old_values, &RolloutColumns::returns};
+
 }  // namespace
 
 PackedRows pack_rows(const std::vector<TokenRow>& rows) {
   Tokens integers;
   std::vector<double> numbers;
+  Tokens rollout_integers;
+  std::vector<double> rollout_numbers;
   const auto add_tokens = [&](const auto& tokens) {
     integers.push_back(std::ssize(tokens));
     integers.insert(integers.end(), tokens.begin(), tokens.end());
@@ -65,6 +72,16 @@ PackedRows pack_rows(const std::vector<TokenRow>& rows) {
   const auto add_numbers = [&](const std::vector<double>& values) {
     integers.push_back(std::ssize(values));
     numbers.insert(numbers.end(), values.begin(), values.end());
+  };
+  const auto add_rollout = [&](const RolloutColumns& columns) {
+    rollout_integers.push_back(columns.group);
+    rollout_integers.push_back(std::ssize(columns.turns));
+    rollout_integers.insert(rollout_integers.end(), columns.turns.begin(), columns.turns.end());
+    for (const auto column : kRolloutNumbers) {
+      const std::vector<double>& values = columns.*column;
+      rollout_integers.push_back(std::ssize(values));
+      rollout_numbers.insert(rollout_numbers.end(), values.begin(), values.end());
+    }
   };
   for (const TokenRow& row : rows) {
     for (const Tokens* tokens : {&row.prompt, &row.chosen, &row.rejected, &row.gold}) {
@@ -80,8 +97,10 @@ PackedRows pack_rows(const std::vector<TokenRow>& rows) {
     for (std::size_t i = 0; i < kColumnKeys.size(); ++i) {
       numbers.push_back(row.columns[static_cast<Column>(i)]);
     }
+    add_rollout(row.rollout);
   }
-  return {tensor_of(integers, at::kLong), tensor_of(numbers, at::kDouble)};
+  return {tensor_of(integers, at::kLong), tensor_of(numbers, at::kDouble),
+          tensor_of(rollout_integers, at::kLong), tensor_of(rollout_numbers, at::kDouble)};
 }
 
 std::vector<TokenRow> unpack_rows(const PackedRows& packed) {
@@ -104,6 +123,16 @@ std::vector<TokenRow> unpack_rows(const PackedRows& packed) {
       row.columns[static_cast<Column>(i)] = numbers.take();
     }
     rows.push_back(std::move(row));
+  }
+  if (!packed.rollout_integers.defined()) return rows;
+  Values<std::int64_t> of_rollouts(packed.rollout_integers);
+  Values<double> rollout_numbers(packed.rollout_numbers);
+  for (TokenRow& row : rows) {
+    row.rollout.group = of_rollouts.take();
+    row.rollout.turns = of_rollouts.take(of_rollouts.take());
+    for (const auto column : kRolloutNumbers) {
+      row.rollout.*column = rollout_numbers.take(of_rollouts.take());
+    }
   }
   return rows;
 }
@@ -141,17 +170,26 @@ std::vector<TokenRow> RowStore::pick(std::int64_t round, const ReplayOptions& re
   return picked;
 }
 
-void RowStore::visit_state(StateVisitor& visitor) {
+void RowStore::visit_state(StateVisitor& visitor, bool has_rollouts) {
   std::vector<TokenRow> rows;
   std::vector<std::int64_t> rounds;
-  for (const StoredRow& stored : rows_) {
-    rows.push_back(stored.row);
-    rounds.push_back(stored.round);
+  if (!visitor.is_loading()) {
+    for (const StoredRow& stored : rows_) {
+      rows.push_back(stored.row);
+      rounds.push_back(stored.round);
+    }
   }
   PackedRows packed = pack_rows(rows);
   visitor.array("rows", packed.integers);
   visitor.array("columns", packed.numbers);
   visitor.integers("row_rounds", rounds);
+  if (has_rollouts) {
+    visitor.array("rollout_integers", packed.rollout_integers);
+    visitor.array("rollout_numbers", packed.rollout_numbers);
+  } else {
+    packed.rollout_integers.reset();
+  }
+  if (!visitor.is_loading()) return;
   rows = unpack_rows(packed);
   if (rows.size() != rounds.size()) {
     throw CheckpointError(

@@ -21,7 +21,8 @@ class RowStore {
   /// share · decay^(a-1), drawn by (seed, round).
   std::vector<TokenRow> pick(std::int64_t round, const ReplayOptions& replay,
                              std::int64_t seed) const;
-  void visit_state(StateVisitor& visitor);
+  /// `has_rollouts`: the rows have columns of rollouts.
+  void visit_state(StateVisitor& visitor, bool has_rollouts);
 
  private:
   struct StoredRow {
@@ -32,10 +33,12 @@ class RowStore {
   std::vector<StoredRow> rows_;
 };
 
-/// Rows as two tensors, int64 and float64, and back. `unpack_rows` throws CheckpointError for
-/// tensors that hold no rows.
+/// Rows as tensors, int64 and float64, and back. Columns of rollouts have own tensors, so
+/// that the others are those of rows without. `unpack_rows` throws CheckpointError for tensors that
+/// hold no rows.
 struct PackedRows {
   at::Tensor integers, numbers;
+  at::Tensor rollout_integers, rollout_numbers;
 };
 PackedRows pack_rows(const std::vector<TokenRow>& rows);
 std::vector<TokenRow> unpack_rows(const PackedRows& packed);

@@ -65,6 +65,11 @@ at::Tensor CombinedReference::token_logps(const TokenBatch& batch) {
   return sum_of([&](Reference& reference) { return reference.token_logps(batch); });
 }
 
+at::Tensor CombinedReference::tempered_token_logps(const TokenBatch& batch, double temperature) {
+  return sum_of(
+      [&](Reference& reference) { return reference.tempered_token_logps(batch, temperature); });
+}
+
 void CombinedReference::after_step(const Policy& policy, std::int64_t step) {
   for (const auto& part : parts_) part.reference->after_step(policy, step);
 }

@@ -205,6 +205,10 @@ at::Tensor MovingReference::token_logps(const TokenBatch& batch) {
   return impl_->reference->token_logps(batch);
 }
 
+at::Tensor MovingReference::tempered_token_logps(const TokenBatch& batch, double temperature) {
+  return impl_->reference->tempered_token_logps(batch, temperature);
+}
+
 Policy* MovingReference::policy() { return impl_->reference->policy(); }
 
 void MovingReference::after_step(const Policy& policy, std::int64_t step) {

@@ -79,6 +79,10 @@ at::Tensor RandomPastReference::token_logps(const TokenBatch& batch) {
   return present_.token_logps(batch);
 }
 
+at::Tensor RandomPastReference::tempered_token_logps(const TokenBatch& batch, double temperature) {
+  return present_.tempered_token_logps(batch, temperature);
+}
+
 Policy* RandomPastReference::policy() { return present_.policy(); }
 
 std::vector<std::pair<std::string, at::Tensor>> RandomPastReference::state() const {

@@ -42,6 +42,12 @@ class FrozenReference final : public Reference {
     const at::NoGradGuard no_grad;
     return prefopt::sequence_logps(*policy_, batch).token_logps;
   }
+  at::Tensor tempered_token_logps(const TokenBatch& batch, double temperature) override {
+    const at::NoGradGuard no_grad;
+    SequenceLogpsOptions options;
+    options.temperature = temperature;
+    return prefopt::sequence_logps(*policy_, batch, options).token_logps;
+  }
   Policy* policy() override { return policy_.get(); }
 
  private:
@@ -194,6 +200,12 @@ struct CacheFile {
 
 }  // namespace
 
+at::Tensor Reference::tempered_token_logps(const TokenBatch& batch, double temperature) {
+  if (temperature == 1) return token_logps(batch);
+  throw ConfigError(fmt::format(
+      "reference: expected temperature 1 of a reference without logits, got {}", temperature));
+}
+
 void Reference::after_step(const Policy&, std::int64_t) {}
 
 std::vector<std::pair<std::string, at::Tensor>> Reference::state() const { return {}; }
@@ -333,6 +345,14 @@ at::Tensor CachedReference::token_logps(const TokenBatch& batch) {
     tokens.insert(tokens.end(), entry->tokens.begin(), entry->tokens.end());
   }
   return tensor_of(tokens, at::kDouble).to(impl_->token_dtype).to(batch.input_ids.device());
+}
+
+at::Tensor CachedReference::tempered_token_logps(const TokenBatch& batch, double temperature) {
+  if (temperature == 1) return token_logps(batch);
+  throw ConfigError(fmt::format(
+      "cached reference: expected temperature 1, at which log-probs are kept, got {}; use the "
+      "reference without a cache",
+      temperature));
 }
 
 Policy* CachedReference::policy() { return impl_->inner.get(); }

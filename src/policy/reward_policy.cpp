@@ -25,6 +25,12 @@ at::Tensor RewardPolicy::rewards(const std::vector<TokenRow>& rows) {
   return rewards(sequences);
 }
 
+at::Tensor RewardPolicy::token_values(const TokenBatch&) {
+  throw ConfigError(
+      "value model: expected a model with a value of each token's state, got a reward model of "
+      "whole texts");
+}
+
 PolicyOutput RewardPolicy::forward(const TokenBatch&) { refuse_log_probs(); }
 
 at::Tensor RewardPolicy::forward_packed(const PackedTokens&) { refuse_log_probs(); }

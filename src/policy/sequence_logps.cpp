@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string_view>
 #include <utility>
 
@@ -50,6 +51,11 @@ void check_batch(const TokenBatch& batch) {
     throw DeviceError(fmt::format("sequence_logps: expected completion_lens on cpu, got {}",
                                   batch.completion_lens.device().str()));
   }
+}
+
+void check_temperature(double temperature) {
+  if (temperature > 0 && std::isfinite(temperature)) return;
+  throw ConfigError(fmt::format("sequence_logps: expected temperature > 0, got {}", temperature));
 }
 
 // [S, T, n] to [S * T, n].
@@ -107,7 +113,8 @@ TokenLogps selected(TokenLogps tokens, const at::Tensor& rows) {
 TokenLogps completion_logps(Policy& policy, const TokenBatch& batch,
                             const SequenceLogpsOptions& options, const at::Tensor& rows) {
   const auto of_hidden = [&](const at::Tensor& hidden, const at::Tensor& targets) {
-    const OutputHead head = policy.head();
+    OutputHead head = policy.head();
+    head.transform.temperature *= options.temperature;
     return linear_token_logps(hidden, head.weight, targets,
                               {.by_products = options.by_products,
                                .transform = head.transform,
@@ -115,7 +122,8 @@ TokenLogps completion_logps(Policy& policy, const TokenBatch& batch,
                                .mask = {},
                                .dtype = std::nullopt,
                                .budget_bytes = options.budget_bytes,
-                               .path = options.path});
+                               .path = options.path,
+                               .differentiable = options.differentiable});
   };
   if (batch.packed && policy.packs()) {
     const PackedTokens& packed = *batch.packed;
@@ -139,9 +147,10 @@ TokenLogps completion_logps(Policy& policy, const TokenBatch& batch,
       at::zeros({logits.size(0)}, targets.options().dtype(at::kBool)).index_fill(0, rows, true);
   return selected(token_logps(logits, row_targets,
                               {.by_products = options.by_products,
-                               .transform = {},
+                               .transform = {.temperature = options.temperature},
                                .mask = mask,
-                               .dtype = std::nullopt}),
+                               .dtype = std::nullopt,
+                               .differentiable = options.differentiable}),
                   rows);
 }
 
@@ -165,6 +174,7 @@ at::Tensor reduce_tokens(const at::Tensor& token_values, const SequenceLogps& se
 SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
                              const SequenceLogpsOptions& options) {
   check_batch(batch);
+  check_temperature(options.temperature);
   // Token t is predicted at position t - 1: the mask shifted by one picks the rows, and a flat
   // index into it counts T - 1 columns a sequence.
   const std::int64_t width = batch.input_ids.size(1);

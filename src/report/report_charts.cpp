@@ -27,6 +27,9 @@ struct Topic {
   std::string_view title;
   std::string_view unit;
   std::string_view caption;
+  bool is_of_rounds = false;  ///< shown by round where the run has rounds
+  /// Of an objective on rollouts, training has another number of this name, or the only one.
+  bool is_of_rollouts = false;
 };
 
 constexpr Topic kTopics[] = {
@@ -39,10 +42,18 @@ constexpr Topic kTopics[] = {
      "The band is a 95 % interval."},
     {"kl", "KL to the reference", "nats a completion",
      "How far the policy has moved from its reference, by completions that it wrote itself."},
-    {"reward", "Reward", "reward", "Mean over completions of held-out prompts, after penalties."},
+    {"kl", "KL of tokens", "nats a token", "Mean over the tokens of a step.", false, true},
+    {"entropy", "Entropy", "nats a token",
+     "Of the policy's distribution, mean over the tokens of a step; towards 0 it explores no more.",
+     false, true},
+    {"value/error", "Error of the values", "reward",
+     "Root mean square of what the values miss of the returns.", false, true},
+    {"reward", "Reward", "reward", "Mean over completions of held-out prompts, after penalties.",
+     true},
     {"win_rate", "Win rate against the first policy", "share of prompts",
      "Share of held-out prompts whose completion is better than that of the policy before "
-     "training; a tie counts half."},
+     "training; a tie counts half.",
+     true},
     {"mean_token_accuracy", "Token accuracy", "share of tokens",
      "Share of the chosen completions' tokens that the policy holds the most likely ones."},
     {"grad_norm", "Gradient norm", "norm", "Before clipping."},
@@ -84,10 +95,20 @@ std::string figure(Chart chart, std::string_view caption) {
   return html + "</figure>\n";
 }
 
+bool has_rollouts(const RunRecord& record) {
+  return record.train.contains("completions/mean_length");
+}
+
 std::string topic_figure(const RunRecord& record, const Topic& topic) {
+  if (topic.is_of_rollouts && !has_rollouts(record)) return {};
   Chart chart{.title = std::string(topic.title), .y_label = std::string(topic.unit)};
-  if (const auto found = record.train.find(topic.metric); found != record.train.end()) {
+  const bool has_another = topic.metric == "kl" && !topic.is_of_rollouts && has_rollouts(record);
+  if (const auto found = record.train.find(topic.metric);
+      found != record.train.end() && !has_another) {
     chart.series.push_back(series_of("training", found->second));
+  }
+  if (topic.is_of_rollouts) {
+    return chart.series.empty() ? "" : figure(std::move(chart), topic.caption);
   }
   if (const auto found = record.evaluations.find(topic.metric); found != record.evaluations.end()) {
     chart.series.push_back(series_of("held out", found->second));
@@ -134,14 +155,29 @@ std::string terms_figure(const RunRecord& record) {
   return chart.series.empty() ? "" : figure(std::move(chart), "On training rows.");
 }
 
+/// Returns the shares of tokens whose ratio a limit took the gradient of.
+std::string limits_figure(const RunRecord& record) {
+  Chart chart{.title = "Limited ratios", .y_label = "share of tokens"};
+  for (const std::string side : {"low", "high"}) {
+    const auto curve = record.train.find("clip_ratio/" + side + "_mean");
+    if (curve == record.train.end()) continue;
+    chart.series.push_back(series_of(side == "low" ? "below" : "above", curve->second));
+  }
+  if (chart.series.empty()) return {};
+  return figure(std::move(chart),
+                "Tokens that a limit of the importance ratio took out of the gradient.");
+}
+
 }  // namespace
 
 std::string charts_html(const RunRecord& record) {
   std::string html;
   for (const Topic& topic : kTopics) {
+    if (topic.is_of_rounds && !record.rounds.empty()) continue;
     html += topic_figure(record, topic);
     if (topic.metric == "loss") html += terms_figure(record);
     if (topic.metric == "rewards/accuracies") html += likelihood_figure(record);
+    if (topic.metric == "entropy") html += limits_figure(record);
   }
   return html.empty() ? "" : "<div class=\"charts\">\n" + html + "</div>\n";
 }

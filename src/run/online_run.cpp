@@ -10,6 +10,7 @@
 
 #include "core/json.h"
 #include "evaluation/json_program.h"
+#include "online/rollout_rows.h"
 #include "policy/token_range.h"
 #include "prefopt/data/prompts.h"
 #include "prefopt/decoder/reward_model.h"
@@ -49,7 +50,7 @@ std::vector<OnlinePrompt> prompts_alone(const std::string& path, const Tokenizer
 std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
                                                    const std::string& column,
                                                    const Tokenizer& tokenizer,
-                                                   const DataOptions& data) {
+                                                   const DataOptions& data, const Note& note) {
   constexpr std::array<std::string_view, 3> kColumns = {"chosen", "rejected", "gold"};
   if (std::find(kColumns.begin(), kColumns.end(), column) == kColumns.end()) {
     throw ConfigError(fmt::format(
@@ -59,8 +60,8 @@ std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
   }
   const bool is_gold = column == "gold";
   const bool is_rejected = column == "rejected";
-  const Dataset rows =
-      load_dataset(path, tokenizer, data, {.rejected = is_rejected, .gold = is_gold});
+  const Dataset rows = load_noted("online.prompts", path, tokenizer, data,
+                                  {.rejected = is_rejected, .gold = is_gold}, note);
   std::vector<OnlinePrompt> prompts;
   for (const TokenRow& row : rows.pairs) {
     const auto& completion = is_gold ? row.gold : is_rejected ? row.rejected : row.chosen;
@@ -95,17 +96,68 @@ CompletionProgram completion_program(const SourceOptions& source) {
 /// Returns what loads reward models, which have to read the policy's tokens.
 FeedbackParts feedback_parts(const FeedbackOptions& options,
                              const std::shared_ptr<const Tokenizer>& tokenizer) {
+  constexpr std::int64_t kAtOnce = 16;
   FeedbackParts parts;
   parts.load_reward_model = [tokenizer,
                              temperature = options.temperature](const std::string& folder) {
-    return make_reward_model_preference(load_reward_model(folder, *tokenizer), temperature);
+    return make_reward_model_preference(load_reward_model(folder, *tokenizer), temperature, kAtOnce,
+                                        folder);
   };
   return parts;
 }
 
+/// Throws ConfigError for options of rollouts without an objective on tokens, and for a selection
+/// with one.
+void check_rollout_options(const OnlineOptions& online, const RunLoss& loss) {
+  if (loss.objective() != nullptr) {
+    if (online.select == OnlineOptions().select) return;
+    throw ConfigError(fmt::format(
+        "online.select: expected its default for '{}', which takes every completion, got {}",
+        loss.name(), online.select));
+  }
+  const auto refuse = [&](std::string_view group, bool is_set) {
+    if (!is_set) return;
+    throw ConfigError(fmt::format(
+        "online.{}: expected its defaults for '{}', which is no objective on tokens of rollouts, "
+        "got others",
+        group, loss.name()));
+  };
+  refuse("rollouts", options_to_json(online.rollouts) != options_to_json(RolloutSelection()));
+  refuse("imitate", options_to_json(online.imitate) != options_to_json(ImitationOptions()));
+  refuse("reward", options_to_json(online.reward) != options_to_json(RewardOptions()));
+}
+
+/// Returns the rows of a pretraining mix; none without a file.
+std::vector<TokenRow> load_imitated(const RunOptions& options, const Tokenizer& tokenizer,
+                                    const Decoder& policy, const Note& note) {
+  const std::string& path = options.online.imitate.data;
+  if (path.empty()) return {};
+  Dataset rows = load_dataset(path, tokenizer, options.data, {.rejected = false});
+  if (const std::string summary = rows.report.summary(); !summary.empty()) note(summary);
+  if (rows.pairs.empty()) {
+    throw DataError(fmt::format("{}: expected rows to imitate, got none", path));
+  }
+  check_token_range(rows.pairs, policy.vocab_size(), "online.imitate.data");
+  check_row_lengths(rows.pairs, policy, "online.imitate.data");
+  note(fmt::format("online.imitate: {} rows", rows.pairs.size()));
+  return std::move(rows.pairs);
+}
+
 }  // namespace
 
-void check_reference_rule(const ReferenceOptions& options, bool is_online) {
+double rollout_temperature(const std::vector<SourceOptions>& sources) {
+  for (const SourceOptions& source : sources) {
+    if (!is_greedy(source) && source.n > 0) return source.sampling.temperature;
+  }
+  return 1;
+}
+
+void check_reference(const ReferenceOptions& options, bool is_online) {
+  if (options.moving && options.kind == ReferenceKind::kCached) {
+    throw ConfigError(
+        "reference: expected kind 'frozen' where moving is true, got 'cached'; a cache holds "
+        "log-probs of one model");
+  }
   const ReferenceOptions usual;
   const auto refuse_unused = [&](std::string_view option, bool is_set, ReferenceRule user,
                                  std::string_view name) {
@@ -191,7 +243,7 @@ OnlinePrompts load_online_prompts(const RunOptions& options,
   OnlinePrompts prompts;
   prompts.train = data == nullptr ? prompts_alone(online.prompts, tokenizer, options.data)
                                   : prompts_with_completions(online.prompts, data->column,
-                                                             tokenizer, options.data);
+                                                             tokenizer, options.data, note);
   if (!online.eval_prompts.empty()) {
     prompts.held_out = prompts_alone(online.eval_prompts, tokenizer, options.data);
   }
@@ -211,13 +263,19 @@ bool needs_initial(const OnlineOptions& options, const std::vector<SourceOptions
          options.eval_fraction > 0;
 }
 
-std::shared_ptr<OnlineRows> make_online_rows(
-    RunOptions& options, OnlinePrompts prompts, std::vector<SourceOptions> sources,
-    const std::shared_ptr<const Tokenizer>& tokenizer, const Decoder& policy,
-    std::shared_ptr<Policy> initial, const LossRequirements& needs, const RoundReference& reference,
-    const RunEvents& events, const Note& note, std::int64_t& planned_steps) {
+std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts prompts,
+                                             std::vector<SourceOptions> sources,
+                                             const std::shared_ptr<const Tokenizer>& tokenizer,
+                                             const Decoder& policy, std::shared_ptr<Policy> initial,
+                                             const RunLoss& loss, const RoundReference& reference,
+                                             std::shared_ptr<RewardPolicy> value_model,
+                                             const RunEvents& events, const Note& note,
+                                             std::int64_t& planned_steps) {
   const OnlineOptions& online = options.online;
-  if (online.rounds.steps > 0 && options.batch.rows != BatchOptions().rows) {
+  const bool has_objective = loss.objective() != nullptr;
+  check_rollout_options(online, loss);
+  const bool has_parts = has_objective || online.rounds.steps > 0;
+  if (has_parts && options.batch.rows != BatchOptions().rows) {
     throw ConfigError(fmt::format(
         "batch.rows: expected its default where online.rounds.steps cuts the rows of a round, got "
         "{}",
@@ -246,7 +304,7 @@ std::shared_ptr<OnlineRows> make_online_rows(
                       policy.vocab_size(), "online.prompts");
   }
   parts.tokenizer = tokenizer;
-  parts.selection = make_selection(online.select, names);
+  parts.selection = has_objective ? rewards_alone() : make_selection(online.select, names);
   // Of a selection that asks nothing, feedback is for evaluations alone.
   const bool is_given = options_to_json(online.feedback) != options_to_json(FeedbackOptions());
   if (is_given || parts.selection->questions() != Questions::kNone) {
@@ -265,7 +323,18 @@ std::shared_ptr<OnlineRows> make_online_rows(
   }
   parts.prompts = std::move(prompts.train);
   parts.eval_prompts = std::move(prompts.held_out);
-  parts.needs = needs;
+  parts.needs = loss.requirements();
+  if (has_objective) {
+    parts.objective = *loss.objective();
+    parts.reference = reference.reference;
+    parts.value_model = std::move(value_model);
+    parts.rollouts = online.rollouts;
+    parts.reward = online.reward;
+    parts.temperature = rollout_temperature(sources);
+    if (options.batch.micro_tokens > 0) parts.micro_tokens = options.batch.micro_tokens;
+    parts.imitated = load_imitated(options, *tokenizer, policy, note);
+    parts.imitated_rows = online.imitate.rows;
+  }
   parts.initial = std::move(initial);
   parts.sampling = options.sampling;
   parts.start_round = reference.start_round;

@@ -23,6 +23,7 @@ void check_program_options(const RunOptions& options) {
   check("reference", options_to_json(options.reference), options_to_json(ReferenceOptions()));
   check("data", options_to_json(options.data), options_to_json(DataOptions()));
   check("online", options_to_json(options.online), options_to_json(OnlineOptions()));
+  check("value", options_to_json(options.value), options_to_json(ValueModelOptions()));
   const RunOptions idle;
   const auto check_idle = [](std::string_view name, bool is_set) {
     if (!is_set) return;
@@ -37,13 +38,13 @@ void check_program_options(const RunOptions& options) {
              options.machine.activation_budget_mib != idle.machine.activation_budget_mib);
 }
 
-void check_end_of_samples(const Loss& loss, const SamplingOptions& sampling) {
+void check_end_of_samples(const RunLoss& loss, const SamplingOptions& sampling) {
   const bool has_end = sampling.eos_id >= 0 || !sampling.extra_eos_ids.empty();
   if (loss.requirements().sample_source == SampleSource::kNone || has_end) return;
   throw ConfigError(fmt::format(
       "sampling.eos_id: expected the model's end token for samples of '{}', got none; a program "
       "that gives the policy says it",
-      loss.info().name));
+      loss.name()));
 }
 
 void try_saving(Policy& policy, const std::string& folder, const Note& note) {

@@ -3,10 +3,10 @@
 
 #include <string>
 
-#include "prefopt/losses/loss.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/run/run.h"
 #include "run/run_folder.h"
+#include "run/run_loss.h"
 
 // Checks of a run whose policy, reference and rows a program gives.
 namespace prefopt::detail {
@@ -16,7 +16,7 @@ namespace prefopt::detail {
 void check_program_options(const RunOptions& options);
 
 /// Throws ConfigError for a loss that draws samples which nothing would end.
-void check_end_of_samples(const Loss& loss, const SamplingOptions& sampling);
+void check_end_of_samples(const RunLoss& loss, const SamplingOptions& sampling);
 
 /// Saves the policy once and reads it back, so that a run does not find out at its end that it
 /// cannot be saved or resumed. Throws what `save` throws; `note` receives why it cannot be resumed.

@@ -19,6 +19,7 @@
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/decoder/end_tokens.h"
 #include "prefopt/decoder/reward_model.h"
+#include "prefopt/decoder/value_head.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/moving_reference.h"
 #include "prefopt/train/epoch_rows.h"
@@ -134,11 +135,62 @@ std::shared_ptr<RewardModel> make_reward_model(ModelOptions& options, const Toke
                                                const Note& note) {
   auto model = make_model<RewardModel>(options, tokenizer, note);
   // The files of reward models name one: transformers takes no batch without.
-  if (model->pad_token() < 0) {
-    const std::int64_t pad = tokenizer.pad_id() >= 0 ? tokenizer.pad_id() : tokenizer.eos_id();
-    if (pad >= 0) model->set_pad_token(pad);
-  }
+  model->complete_pad_token(tokenizer);
   if (model->has_fresh_head()) note("model: a fresh score head");
+  return model;
+}
+
+/// Throws ConfigError for options of a value model that the loss has no use for.
+void check_value_options(const ValueModelOptions& options, const RunLoss& loss) {
+  const bool is_used = loss.objective() != nullptr && loss.objective()->needs().values;
+  if (is_used || options_to_json(options) == options_to_json(ValueModelOptions())) return;
+  throw ConfigError(fmt::format(
+      "value: expected its defaults for '{}', which has no values, got others", loss.name()));
+}
+
+/// Returns the value model of an objective with values, else null.
+std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const RunLoss& loss,
+                                               const std::shared_ptr<Decoder>& policy,
+                                               const Tokenizer& tokenizer, const Note& note) {
+  const ValueModelOptions& value = options.value;
+  if (loss.objective() == nullptr || !loss.objective()->needs().values) return nullptr;
+  if (value.body == ValueBody::kPolicy) {
+    if (!value.path.empty() || value.use_lora) {
+      throw ConfigError(fmt::format(
+          "value.{}: expected its default where value.body is 'policy', got another value",
+          value.path.empty() ? "use_lora" : "path"));
+    }
+    return std::make_shared<ValueHead>(policy);
+  }
+  std::shared_ptr<RewardModel> model;
+  if (!value.path.empty()) {
+    const std::string path = followed(value.path);
+    const std::string difference = tokenizer_difference(tokenizer, path);
+    if (!difference.empty()) {
+      throw ConfigError(
+          fmt::format("value.path: expected a model that tokenizes as {} does, got {}, by which {}",
+                      tokenizer.name(), path, difference));
+    }
+    model = RewardModel::load(path, options.model.dtype, ScoreHead::kFreshIfNone);
+    if (model->vocab_size() != policy->vocab_size()) {
+      throw ConfigError(fmt::format(
+          "value.path: expected a model with the policy's vocabulary of {} tokens, got {} with {}",
+          policy->vocab_size(), path, model->vocab_size()));
+    }
+  } else if (options.model.path.empty()) {
+    model = std::make_shared<RewardModel>(options.model.decoder);
+    model->to(parse_dtype(options.model.dtype));
+  } else {
+    model = RewardModel::load(options.model.path, options.model.dtype, ScoreHead::kFreshIfNone);
+  }
+  if (value.use_lora) {
+    model->add_adapter(options.model.lora);
+  } else {
+    model = model->frozen_model();  // pages of a mapped file would be copied one by one
+    model->set_requires_grad(true);
+  }
+  const auto size = count_parameters(*model);
+  note(fmt::format("value model: {} parameters, {} of them trained", size.all, size.trained));
   return model;
 }
 
@@ -263,28 +315,21 @@ ParameterCount count_parameters(const Policy& policy) {
   return count;
 }
 
-void check_reference(const ReferenceOptions& options) {
-  if (options.moving && options.kind == ReferenceKind::kCached) {
-    throw ConfigError(
-        "reference: expected kind 'frozen' where moving is true, got 'cached'; a cache holds "
-        "log-probs of one model");
-  }
-}
-
 void check_evaluations(const EvaluateOptions& options, bool has_held_out, bool has_rounds) {
   const bool are_regular = options.every > 0 || has_rounds;
+  const std::string_view held_out = has_rounds ? "held-out prompts" : "held-out rows";
+  const std::string_view settings = has_rounds ? "online.eval_prompts or online.eval_fraction"
+                                               : "data.eval or data.eval_fraction";
   if (options.patience > 0 && (!are_regular || !has_held_out)) {
     throw ConfigError(
-        fmt::format("evaluate.patience: expected evaluations to count, got {}; set evaluate.every "
-                    "and data.eval "
-                    "or data.eval_fraction",
-                    are_regular ? "no held-out rows" : "evaluate.every 0"));
+        fmt::format("evaluate.patience: expected evaluations to count, got {}; set {}{}",
+                    are_regular ? fmt::format("no {}", held_out) : "evaluate.every 0",
+                    has_rounds ? "" : "evaluate.every and ", settings));
   }
   if (has_held_out || options.best_metric == EvaluateOptions().best_metric) return;
   throw ConfigError(
-      fmt::format("evaluate.best_metric: expected held-out rows to find '{}' of, got none; set "
-                  "data.eval or data.eval_fraction",
-                  options.best_metric));
+      fmt::format("evaluate.best_metric: expected {} to find '{}' of, got none; set {}", held_out,
+                  options.best_metric, settings));
 }
 
 std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch) {
@@ -296,7 +341,7 @@ std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch
   return count_epoch_steps(options.epochs, static_cast<double>(rows_an_epoch), options.rows);
 }
 
-ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& events,
+ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& events,
                     const Note& note) {
   const LossRequirements needs = loss.requirements();
   const bool is_online = options.online.is_online();
@@ -312,19 +357,26 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
                                : context_length_of(options.model.path);
   RunRows rows;
   OnlinePrompts prompts;
+  std::vector<SourceOptions> sources;
   if (is_online) {
-    prompts = load_online_prompts(
-        options, parse_sources(options.online.sources, options.sampling, "online.sources"),
-        *tokenizer, note);
+    sources = parse_sources(options.online.sources, options.sampling, "online.sources");
+    prompts = load_online_prompts(options, sources, *tokenizer, note);
   } else {
     rows = load_rows(options.data, *tokenizer, of_rows, note);
   }
+  if (loss.objective() != nullptr && !is_online) {
+    throw ConfigError(fmt::format(
+        "online.prompts: expected a file of prompts for '{}', which learns from completions that "
+        "the policy writes, got none",
+        loss.name()));
+  }
+  check_value_options(options.value, loss);
   check_evaluations(options.evaluate, !rows.eval.empty() || !prompts.held_out.empty(), is_online);
 
   if (is_online && needs.of_rewards) {
     throw ConfigError(fmt::format(
         "online.prompts: expected none for '{}', as a reward model writes nothing, got '{}'",
-        loss.info().name, options.online.prompts));
+        loss.name(), options.online.prompts));
   }
   std::shared_ptr<Policy> trained;
   std::shared_ptr<Decoder> policy;  // or the layers of a reward model
@@ -343,9 +395,12 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
   check_row_lengths(rows.train, *policy, "data.train");
   check_row_lengths(rows.eval, *policy, "data.eval");
   FolderFiles companions = companions_of(options, *policy, *tokenizer, rows.message_rows);
-  options.sampling =
-      with_end_tokens(options.sampling, *policy, *tokenizer, options.data.chat_format);
-  options.sampling.tokenizer = tokenizer;
+  const auto complete = [&](SamplingOptions& sampling) {
+    sampling = with_end_tokens(sampling, *policy, *tokenizer, options.data.chat_format);
+    sampling.tokenizer = tokenizer;
+  };
+  complete(options.sampling);
+  for (SourceOptions& source : sources) complete(source.sampling);
   options.data.chat_format = chat_format_for_rows(options.data.chat_format, *tokenizer);
   if (options.reference.cache_dir.empty()) {
     options.reference.cache_dir = RunFolder(options.output_dir).file("reference-cache");
@@ -364,7 +419,7 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
   } else if (options.reference.rule != ReferenceRule::kFixed) {
     throw ConfigError(fmt::format(
         "reference.rule: expected 'fixed' for '{}', which has no reference, got another rule",
-        loss.info().name));
+        loss.name()));
   }
   ResolvedRun run{.options = {},
                   .policy = trained,
@@ -372,7 +427,6 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
                   .source = nullptr,
                   .companions = std::move(companions)};
   if (is_online) {
-    auto sources = parse_sources(options.online.sources, options.sampling, "online.sources");
     set_checkpointing(options.machine, most_online_tokens(prompts, sources, options), *policy,
                       note);
     std::shared_ptr<Policy> initial;
@@ -382,9 +436,12 @@ ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& event
       initial = has_it ? borrowed_model(reference.reference)
                        : make_frozen(options.reference, options.model, *policy);
     }
-    run.source =
-        make_online_rows(options, std::move(prompts), std::move(sources), tokenizer, *policy,
-                         std::move(initial), needs, reference, events, note, run.planned_steps);
+    run.rollouts.temperature = rollout_temperature(sources);
+    for (const SourceOptions& source : sources) run.rollouts.completions += source.n;
+    run.rollouts.value_model = make_value_model(options, loss, policy, *tokenizer, note);
+    run.source = make_online_rows(options, std::move(prompts), std::move(sources), tokenizer,
+                                  *policy, std::move(initial), loss, reference,
+                                  run.rollouts.value_model, events, note, run.planned_steps);
   } else {
     set_checkpointing(options.machine, most_tokens(rows.train, options.batch), *policy, note);
     run.source = std::make_shared<EpochRows>(EpochData{.rows = std::move(rows.train),

@@ -6,14 +6,22 @@
 #include <string>
 
 #include "prefopt/data/tokenizer.h"
-#include "prefopt/losses/loss.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
+#include "prefopt/policy/reward_policy.h"
 #include "prefopt/run/run.h"
 #include "prefopt/train/row_source.h"
 #include "run/run_folder.h"
+#include "run/run_loss.h"
 
 namespace prefopt::detail {
+
+/// Of an objective on tokens, in addition to policy and reference.
+struct RolloutTraining {
+  double temperature = 1;                          ///< of the completions
+  std::int64_t completions = 0;                    ///< of each prompt
+  std::shared_ptr<RewardPolicy> value_model = {};  ///< null: it has no values
+};
 
 /// A run from files: its options with everything filled in that they leave to models and rows, and
 /// what was loaded to know it. Nothing of it changes afterwards.
@@ -24,17 +32,16 @@ struct ResolvedRun {
   std::shared_ptr<RowSource> source;
   std::int64_t planned_steps = 0;  ///< most steps of a source without epochs; 0: it has epochs
   FolderFiles companions;          ///< files of a checkpoint next to the weights
+  RolloutTraining rollouts = {};
 };
 
-/// Throws ConfigError for options that contradict each other.
-void check_reference(const ReferenceOptions& options);
 /// Throws ConfigError where evaluations are to decide something and there are none.
 void check_evaluations(const EvaluateOptions& options, bool has_held_out, bool has_rounds = false);
 
 /// Loads rows, tokenizer and models. `note` receives what was read and left out, `events` the
 /// phases of rounds. Throws ConfigError
 /// for options that do not fit each other, models that do not fit, and as load_dataset.
-ResolvedRun resolve(RunOptions options, const Loss& loss, const RunEvents& events,
+ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& events,
                     const Note& note);
 
 /// Returns the optimizer steps of a run. Throws ConfigError if neither options nor rows say so.

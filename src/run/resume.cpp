@@ -17,9 +17,9 @@
 #include "core/hash.h"
 #include "core/text.h"
 #include "prefopt/error.h"
-#include "prefopt/losses/registry.h"
 #include "prefopt/options.h"
 #include "prefopt/run/run.h"
+#include "run/run_loss.h"
 
 namespace prefopt::detail {
 namespace {
@@ -60,7 +60,7 @@ std::optional<std::string> newest_whole(const RunFolder& folder, const Note& not
 
 /// Options that change no result: where things lie (their content has a hash), what is written
 /// when, and how long.
-constexpr std::array<std::string_view, 20> kHarmless = {"output_dir",
+constexpr std::array<std::string_view, 25> kHarmless = {"output_dir",
                                                         "model.path",
                                                         "model.adapter",
                                                         "model.tokenizer",
@@ -75,6 +75,11 @@ constexpr std::array<std::string_view, 20> kHarmless = {"output_dir",
                                                         "evaluate.patience",
                                                         "evaluate.sample_prompts",
                                                         "evaluate.sample_tokens",
+                                                        "online.at_once",
+                                                        "online.feedback.workers",
+                                                        "online.feedback.timeout",
+                                                        "online.feedback.retries",
+                                                        "online.feedback.max_failures",
                                                         "checkpoint.every",
                                                         "checkpoint.keep_last",
                                                         "checkpoint.keep_best",
@@ -147,7 +152,7 @@ std::map<std::string, std::string> defaults() {
 Json with_whole_loss(Json config) {
   try {
     const Json loss = config.value("loss", Json::object());
-    config["loss"] = parse_json<ConfigError>(make_loss(dump_json(loss)).config(), "loss");
+    config["loss"] = parse_json<ConfigError>(RunLoss(dump_json(loss)).config(), "loss");
   } catch (const ConfigError&) {
     // The comparison names what this version does not know.
   }
@@ -156,7 +161,7 @@ Json with_whole_loss(Json config) {
 
 bool draws_samples(const Json& config) {
   if (config.contains("online")) return true;  // sources have these options where they name none
-  const auto needs = make_loss(dump_json(config.at("loss"))).requirements();
+  const auto needs = RunLoss(dump_json(config.at("loss"))).requirements();
   return needs.sample_source != SampleSource::kNone;
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 #include <string_view>
@@ -15,7 +16,6 @@
 #include "core/json.h"
 #include "policy/token_range.h"
 #include "prefopt/error.h"
-#include "prefopt/losses/registry.h"
 #include "run/environment.h"
 #include "run/program_parts.h"
 #include "run/resolve.h"
@@ -23,6 +23,7 @@
 #include "run/run_folder.h"
 #include "run/run_log.h"
 #include "run/run_loop.h"
+#include "run/run_loss.h"
 #include "run/sample_table.h"
 #include "train/row_fingerprint.h"
 
@@ -54,12 +55,13 @@ class RunSession {
   /// Finds the point that `resume` names. Throws ConfigError for a folder that is not the run's.
   void claim(const RunOptions& options, const std::string& resume);
   /// `contents`: of check_same_run. `planned_steps`: the most steps of a source of rounds; 0:
-  /// options and epochs say how many. `companions`: of a run from files; null: of a program's own
+  /// options and epochs say how many. `rollouts`: of an objective on tokens.
+  /// `companions`: of a run from files; null: of a program's own
   /// policy and rows, of which the options say nothing.
   RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Reference>& reference,
-                RowSource& source, const RunOptions& options, const Loss& loss,
+                RowSource& source, const RunOptions& options, const detail::RunLoss& loss,
                 const Json& contents, std::int64_t planned_steps,
-                const FolderFiles* companions = nullptr);
+                const detail::RolloutTraining& rollouts, const FolderFiles* companions = nullptr);
 
  private:
   /// Locks the folder, and writes or takes up the files of the run.
@@ -94,17 +96,25 @@ Json contents_of(const RowSource& source, const Policy& policy, Reference* refer
 }
 
 TrainerOptions trainer_options(const RunOptions& options, std::int64_t total_steps,
+                               const detail::RolloutTraining& rollouts,
                                std::vector<NonFiniteStep>& non_finite) {
   const auto micro = options.batch.micro_rows;
-  return {.optimizer = options.optimizer,
-          .total_steps = total_steps,
-          // An evaluation is cut as well, or it would take more memory than a step.
-          .micro_batch_size = micro > 0 ? micro : options.batch.rows,
-          .micro_batch_tokens = options.batch.micro_tokens,
-          .evaluation_batch_size = options.batch.rows,
-          .head_budget_bytes = options.machine.head_budget_mib << 20,
-          .sampling = options.sampling,
-          .on_non_finite = [&](const NonFiniteStep& step) { non_finite.push_back(step); }};
+  return {
+      .optimizer = options.optimizer,
+      .total_steps = total_steps,
+      // An evaluation is cut as well, or it would take more memory than a step.
+      .micro_batch_size = micro > 0 ? micro : std::max(options.batch.rows, rollouts.completions),
+      .micro_batch_tokens = options.batch.micro_tokens,
+      .evaluation_batch_size = options.batch.rows,
+      .head_budget_bytes = options.machine.head_budget_mib << 20,
+      .sampling = options.sampling,
+      .temperature = rollouts.temperature,
+      .imitation_coefficient =
+          options.online.imitate.data.empty() ? 0 : options.online.imitate.coefficient,
+      .value_model = rollouts.value_model,
+      .value_optimizer = options.value.optimizer,
+      .value_pretrain_steps = options.value.pretrain_steps,
+      .on_non_finite = [&](const NonFiniteStep& step) { non_finite.push_back(step); }};
 }
 
 void set_threads_and_seed(const RunOptions& options) {
@@ -118,9 +128,8 @@ void set_threads_and_seed(const RunOptions& options) {
 RunResult run_training(const RunOptions& given, const RunEvents& events,
                        const std::string& resume) {
   RunOptions options = checked(given, "run");
-  detail::check_reference(options.reference);
-  detail::check_reference_rule(options.reference, options.online.is_online());
-  const Loss loss = make_loss(options.loss);
+  detail::check_reference(options.reference, options.online.is_online());
+  const detail::RunLoss loss(options.loss);
   options.loss = loss.config();
   RunSession session(options.output_dir, events);
   session.claim(options, resume);
@@ -131,7 +140,7 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   return session.run(
       run.policy, run.reference, *run.source, run.options, loss,
       contents_of(*run.source, *run.policy, told, !run.options.model.adapter.empty()),
-      run.planned_steps, &run.companions);
+      run.planned_steps, run.rollouts, &run.companions);
 }
 
 RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Reference>& reference,
@@ -140,7 +149,7 @@ RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Refer
   if (!policy || !source) throw ConfigError("run: expected a policy and a row source, got null");
   RunOptions options = checked(given, "run");
   detail::check_program_options(options);
-  const Loss loss = make_loss(options.loss);
+  const detail::RunLoss loss(options.loss);
   options.loss = loss.config();
   const auto& held_out = source->held_out().rows;
   detail::check_evaluations(options.evaluate, !held_out.empty());
@@ -153,7 +162,7 @@ RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Refer
   detail::try_saving(*policy, options.output_dir, session.note());
   return session.run(policy, reference, *source, options, loss,
                      contents_of(*source, *policy, reference.get(), /*with_scale=*/true),
-                     /*planned_steps=*/0);
+                     /*planned_steps=*/0, {.temperature = options.sampling.temperature});
 }
 
 namespace {
@@ -175,13 +184,16 @@ void RunSession::claim(const RunOptions& options, const std::string& resume) {
 
 RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
                           const std::shared_ptr<Reference>& reference, RowSource& source,
-                          const RunOptions& options, const Loss& loss, const Json& contents,
-                          std::int64_t planned_steps, const FolderFiles* companions) {
+                          const RunOptions& options, const detail::RunLoss& loss,
+                          const Json& contents, std::int64_t planned_steps,
+                          const detail::RolloutTraining& rollouts, const FolderFiles* companions) {
   const std::int64_t total_steps = planned_steps > 0
                                        ? planned_steps
                                        : detail::count_steps(options.batch, source.rows_an_epoch());
   std::vector<NonFiniteStep> non_finite;
-  Trainer trainer(policy, reference, loss, trainer_options(options, total_steps, non_finite));
+  const auto made = loss.make_trainer(policy, reference,
+                                      trainer_options(options, total_steps, rollouts, non_finite));
+  Trainer& trainer = *made;
 
   Json config = detail::parse_json<ConfigError>(options_to_json(options), "run");
   for (const char* group : {"model", "reference", "data"}) {

@@ -55,9 +55,11 @@ void RunLog::start(const Json& config, const Json& facts, std::optional<std::int
   step_ = resumed.value_or(0);
   facts_ = facts;
   if (resumed) {
-    keep_lines("notes.jsonl", step_);
-    keep_lines("samples.jsonl", evaluation_is_due ? step_ - 1 : step_);
-    keep_lines("rounds.jsonl", step_);
+    const auto last = static_cast<double>(step_);
+    keep_lines("notes.jsonl", "step", last);
+    keep_lines("samples.jsonl", "step", evaluation_is_due ? last - 1 : last);
+    keep_lines("rounds.jsonl", "step", last);
+    may_repeat_rounds_ = true;
     std::error_code ignored;  // a file that is not there has no samples
     const auto bytes = fs::file_size(file("samples.jsonl"), ignored);
     has_samples_ = !ignored && bytes > 0;
@@ -98,6 +100,10 @@ void RunLog::samples(const std::vector<Json>& lines) {
 void RunLog::round(std::int64_t step, const std::string& record) {
   Json line = parse_json<CheckpointError>(record, "round");
   line["step"] = step;
+  const auto number = number_at(line, "round");
+  // Rounds without rows after the checkpoint's step have that step too.
+  if (may_repeat_rounds_ && number) keep_lines("rounds.jsonl", "round", *number - 1);
+  may_repeat_rounds_ = false;
   append("rounds.jsonl", line);
 }
 
@@ -140,14 +146,15 @@ void RunLog::append(std::string_view name, const Json& line) const {
   }
 }
 
-/// Rewrites a file without lines of later steps and what a sudden end left of a line.
-void RunLog::keep_lines(std::string_view name, std::int64_t last_step) const {
+/// Rewrites a file without lines whose `key` is later than `last` and what a sudden end left of a
+/// line.
+void RunLog::keep_lines(std::string_view name, std::string_view key, double last) const {
   const std::string path = file(name);
   if (!fs::exists(path)) return;
   std::string kept;
   for (const Json& line : read_json_lines(path).lines) {
-    const auto step = number_at(line, "step");
-    if (step && *step <= static_cast<double>(last_step)) kept += dump_json(line) + "\n";
+    const auto number = number_at(line, key);
+    if (number && *number <= last) kept += dump_json(line) + "\n";
   }
   write_file<CheckpointError>(path, kept);
 }

@@ -53,7 +53,7 @@ class RunLog {
 
   std::string file(std::string_view name) const;
   void append(std::string_view name, const Json& line) const;
-  void keep_lines(std::string_view name, std::int64_t last_step) const;
+  void keep_lines(std::string_view name, std::string_view key, double last) const;
   void report();
 
   std::string folder_;
@@ -62,6 +62,7 @@ class RunLog {
   std::vector<std::string> early_notes_;
   std::int64_t step_ = 0;
   bool has_samples_ = false;
+  bool may_repeat_rounds_ = false;  ///< the next round may be in rounds.jsonl already
   std::optional<EventFile> events_;
   Clock::time_point start_ = Clock::now();
   Clock::duration reporting_{};  ///< time that reports took

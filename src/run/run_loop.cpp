@@ -49,6 +49,7 @@ void RunLoop::take_steps() {
   tokens_logged_ = static_cast<double>(parts_.trainer.tokens_seen());
   if (before_training_) {
     record(*before_training_);
+    parts_.source.finish_evaluation();
     state_.first_evaluation = state_.last_evaluation = before_training_->metrics;
     before_training_.reset();
     // A name that it does not have does not lose the work of the evaluation.
@@ -64,7 +65,7 @@ void RunLoop::take_steps() {
 }
 
 void RunLoop::take_step() {
-  if (!take_update()) return;
+  if (!take_update()) return evaluate_late_end();
   const std::int64_t step = steps_done();
   if (parts_.events.step) parts_.events.step(step, parts_.total_steps, state_.last_step);
   if (log_is_due()) log_step();
@@ -74,7 +75,7 @@ void RunLoop::take_step() {
   if (state_.evaluation_is_due) evaluate_and_judge();
 }
 
-/// Returns false where the source has ended instead.
+/// Returns false where the source has ended a round, or itself, instead.
 bool RunLoop::take_update() {
   const std::int64_t before = steps_done();
   const at::Tensor generator = generator_state();
@@ -83,7 +84,10 @@ bool RunLoop::take_update() {
   Metrics metrics;
   try {
     rows = parts_.source.next(parts_.trainer.policy());
-    if (rows.rows.empty() && parts_.source.is_done()) return false;
+    if (rows.rows.empty()) {
+      skip_round(rows);
+      return false;
+    }
     check_rows(rows);
     if (rows.restarts_optimizer) parts_.trainer.restart_optimizer();
     watch = {};
@@ -116,6 +120,16 @@ bool RunLoop::take_update() {
                             steps_done(), bundle.empty() ? "" : "; see " + bundle));
   }
   return true;
+}
+
+/// Writes down a round without a step.
+void RunLoop::skip_round(const StepRows& rows) {
+  if (!rows.round.empty()) {
+    parts_.log.round(steps_done(), rows.round);
+  } else if (!parts_.source.is_done()) {
+    throw ConfigError(
+        "row source: expected rows, the record of a round without rows, or an end, got neither");
+  }
 }
 
 /// Throws ConfigError for rows that the run would tell wrongly of.
@@ -205,6 +219,7 @@ void RunLoop::evaluate_and_judge() {
   check_name(state_.last_evaluation);
   const bool is_among_best =
       state_.selection.add(step, *find_metric(state_.last_evaluation, best_name()));
+  parts_.source.finish_evaluation();
   state_.evaluation_is_due = false;
   if (saved_.first == step) {
     saved_run().write_evaluation(saved_.second);
@@ -212,6 +227,18 @@ void RunLoop::evaluate_and_judge() {
   } else if (is_among_best) {
     save();
   }
+}
+
+/// Makes the evaluation of the last step where only rounds without rows have shown it to be the
+/// last.
+void RunLoop::evaluate_late_end() {
+  const std::int64_t every = options().evaluate.every;
+  const bool was_evaluated = every == 0 || steps_done() % every == 0;
+  if (was_evaluated || !parts_.source.evaluates() || !parts_.source.is_done()) return;
+  if (state_.window.steps() > 0) log_step();
+  state_.evaluation_is_due = true;
+  save();
+  evaluate_and_judge();
 }
 
 /// Returns the loss of held-out rows, where there are any, and what the source measures.
@@ -332,7 +359,7 @@ void RunLoop::load(const ResumePoint& from) {
       before.at("config").at("evaluate")["best_metric"] = options().evaluate.best_metric;
     }
     check_same_run(before, parts_.identity, from.checkpoint, parts_.note);
-    parts_.trainer.policy().load_weights(from.checkpoint);
+    parts_.trainer.load_policy(from.checkpoint);
     saved_run().load(values, from.checkpoint);
   } catch (const Json::exception& error) {
     throw CheckpointError(

@@ -84,6 +84,7 @@ class RunLoop {
   void take_steps();
   void take_step();
   bool take_update();
+  void skip_round(const StepRows& rows);
   void check_rows(const StepRows& rows) const;
   void add_step(const StepRows& rows, Metrics metrics);
   std::string write_bundle(const StepRows& rows, bool ends_the_run);
@@ -92,6 +93,7 @@ class RunLoop {
   Evaluation measure();
   void record(const Evaluation& evaluation);
   void evaluate_and_judge();
+  void evaluate_late_end();
   void check_name(const Metrics& metrics) const;
   std::string_view best_name() const;
 

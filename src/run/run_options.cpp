@@ -132,6 +132,19 @@ void MachineOptions::fields(FieldVisitor& v) {
             activation_budget_mib, Range::between(1, 1e9));
 }
 
+void ValueModelOptions::fields(FieldVisitor& v) {
+  v.text({"path",
+          "Folder of a reward model or a language model; empty: the policy's, with a fresh head"},
+         path);
+  v.choice({"body", "Layers below its head: its own, or the policy's, which it then trains too"},
+           body, {"own", "policy"});
+  v.flag({"use_lora", "Train a low-rank adapter of its own layers, shaped as model.lora"},
+         use_lora);
+  v.group({"optimizer", "Its optimizer and learning rate"}, optimizer);
+  v.integer({"pretrain_steps", "First steps, which train the values alone"}, pretrain_steps,
+            Range::between(0, 1e9));
+}
+
 void RunOptions::fields(FieldVisitor& v) {
   v.text({"output_dir", "Run folder, made by the run"}, output_dir);
   v.json({"loss", "The loss with its options: {\"type\": …}"}, loss);
@@ -149,6 +162,10 @@ void RunOptions::fields(FieldVisitor& v) {
            "Fresh samples, for losses that draw them; without end tokens: those of the model, the "
            "tokenizer and the chat format"},
           sampling);
+  // Texts from before this group lack it, and are the same without it.
+  if (!v.writes() || options_to_json(value) != options_to_json(ValueModelOptions())) {
+    v.group({"value", "The value model, for objectives with values"}, value);
+  }
   v.group({"machine", "Threads and memory, without effect on results but for rounding"}, machine);
   v.integer({"seed", "Seed of fresh weights, of the order of rows and of samples", {"train.seed"}},
             seed, Range::at_least(0));

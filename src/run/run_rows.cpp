@@ -41,6 +41,18 @@ std::string note_of_counted(const std::vector<TokenRow>& pairs) {
                                       counted, all);
 }
 
+/// The end of `train`, taken from it.
+Dataset hold_out(Dataset& train, double fraction) {
+  Dataset held_out;
+  std::tie(train.pairs, held_out.pairs) = split_dataset(std::move(train.pairs), fraction);
+  const auto cut = train.lines.begin() + std::ssize(train.pairs);
+  held_out.lines.assign(cut, train.lines.end());
+  train.lines.erase(cut, train.lines.end());
+  return held_out;
+}
+
+}  // namespace
+
 Dataset load_noted(std::string_view option, const std::string& path, const Tokenizer& tokenizer,
                    const DataOptions& options, const RowNeeds& needs, const Note& note) {
   Dataset dataset = load_dataset(path, tokenizer, options, needs);
@@ -61,18 +73,6 @@ Dataset load_noted(std::string_view option, const std::string& path, const Token
   }
   return dataset;
 }
-
-/// The end of `train`, taken from it.
-Dataset hold_out(Dataset& train, double fraction) {
-  Dataset held_out;
-  std::tie(train.pairs, held_out.pairs) = split_dataset(std::move(train.pairs), fraction);
-  const auto cut = train.lines.begin() + std::ssize(train.pairs);
-  held_out.lines.assign(cut, train.lines.end());
-  train.lines.erase(cut, train.lines.end());
-  return held_out;
-}
-
-}  // namespace
 
 RunRows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const RowNeeds& needs,
                   const Note& note) {

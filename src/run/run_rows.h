@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "prefopt/data/dataset.h"
@@ -18,6 +20,11 @@ struct RunRows {
   std::vector<bool> train_cut, eval_cut;  ///< whether budgets shortened the row
   std::int64_t message_rows = 0;          ///< rows that were written in the chat format
 };
+
+/// Returns the rows of a file as load_dataset does. `note` hears, under the name of `option`, what
+/// was read, left out and cut.
+Dataset load_noted(std::string_view option, const std::string& path, const Tokenizer& tokenizer,
+                   const DataOptions& options, const RowNeeds& needs, const Note& note);
 
 /// Of the files that the options name, held-out rows taken from the training rows where there is no
 /// file of them. `note` hears what was read and what was left out. Throws ConfigError without a

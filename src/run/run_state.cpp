@@ -82,6 +82,7 @@ class SourceLoader final : public StateVisitor {
   SourceLoader(const Json& values, const NamedTensors& tensors)
       : values_(values), tensors_(tensors.begin(), tensors.end()) {}
 
+  bool is_loading() const override { return true; }
   void tensor(const std::string& name, const at::Tensor& value) override {
     const auto found = tensors_.find(fmt::format("{}{}", kSource, name));
     if (found == tensors_.end() || found->second.sizes() != value.sizes() ||
@@ -150,20 +151,20 @@ void SavedRun::check_names() const {
 }
 
 void SavedRun::write(const std::string& folder) const {
-  SourceSaver of_source(nullptr);
+  Json of_steps = Json::object();
+  SourceSaver of_source(&of_steps);
   source.visit_state(of_source);
   auto tensors = trainer.state();
   tensors.emplace_back(kGenerator, generator_state());
   tensors.insert(tensors.end(), of_source.tensors.begin(), of_source.tensors.end());
   write_safetensors(path_of(folder, kTensorFile), {.tensors = std::move(tensors), .metadata = {}});
-  write_file<CheckpointError>(path_of(folder, kStateFile), dump_json(values(), 2) + "\n");
+  write_file<CheckpointError>(path_of(folder, kStateFile), dump_json(values(of_steps), 2) + "\n");
 }
 
-Json SavedRun::values() const {
+Json SavedRun::values(const Json& of_source) const {
   Json values = {{"step", trainer.steps_done()},
                  {"learning_rate", find_metric(state.last_step, "learning_rate").value_or(0)}};
-  SourceSaver of_source(&values);
-  source.visit_state(of_source);
+  values.update(of_source);
   values["selection"] = state.selection.state();
   values["displacement_noted"] = state.displacement_noted;
   values["evaluation_is_due"] = state.evaluation_is_due;
@@ -221,7 +222,11 @@ void SavedRun::load_values(const Json& values, const std::string& path) const {
 }
 
 void SavedRun::write_evaluation(const std::string& checkpoint) const {
+  Json of_source = Json::object();
+  SourceSaver saver(&of_source);
+  source.visit_evaluation(saver);
   const Json values = {{"step", trainer.steps_done()},
+                       {"source", of_source},
                        {"selection", state.selection.state()},
                        {"displacement_noted", state.displacement_noted},
                        {"last_evaluation", metrics_to_json(state.last_evaluation)}};
@@ -236,12 +241,18 @@ void SavedRun::load_evaluation(const std::string& checkpoint) const {
     if (values.at("step").get<std::int64_t>() != trainer.steps_done()) return;
     const bool displacement_noted = values.at("displacement_noted").get<bool>();
     Metrics last_evaluation = metrics_from_json(values.at("last_evaluation"));
-    state.selection.load(values.at("selection"));
+    Selection selection = state.selection;
+    selection.load(values.at("selection"));
+    SourceLoader loader(values.at("source"), {});
+    source.visit_evaluation(loader);
+    state.selection = std::move(selection);
     state.displacement_noted = displacement_noted;
     state.last_evaluation = std::move(last_evaluation);
     state.evaluation_is_due = false;
   } catch (const Json::exception&) {
     // A damaged one is as good as none.
+  } catch (const CheckpointError&) {
+    // The same.
   }
 }
 

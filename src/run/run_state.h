@@ -46,7 +46,7 @@ struct SavedRun {
   void load_evaluation(const std::string& checkpoint) const;
 
  private:
-  Json values() const;
+  Json values(const Json& of_source) const;
   void load_values(const Json& values, const std::string& path) const;
 };
 

@@ -5,26 +5,22 @@
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/tensor.h>
 
-#include <cmath>
-#include <random>
 #include <vector>
 
 #include "prefopt/losses/pair_fields.h"
 #include "prefopt/testing/loss_checks.h"
+#include "testing/draws.h"
 
 namespace prefopt::testing {
 namespace {
 
-// The distributions of the standard library differ between implementations.
-class Draws {
+class PairDraws {
  public:
-  explicit Draws(std::uint64_t seed) : engine_(seed) {}
+  explicit PairDraws(std::uint64_t seed) : draws_(seed) {}
 
   at::Tensor uniform(std::int64_t n, double low, double high) {
     std::vector<double> values(static_cast<std::size_t>(n));
-    for (double& value : values) {
-      value = low + (high - low) * std::ldexp(static_cast<double>(engine_() >> 11), -53);
-    }
+    for (double& value : values) value = draws_.uniform(low, high);
     return at::tensor(values, at::kDouble);
   }
 
@@ -38,7 +34,7 @@ class Draws {
   }
 
  private:
-  std::mt19937_64 engine_;
+  Draws draws_;
 };
 
 // Returns the part of a sum that belongs to the first min(n, other) tokens.
@@ -50,7 +46,7 @@ at::Tensor head(const at::Tensor& logps, const at::Tensor& lens, const at::Tenso
 
 PairLogps random_pair_logps(const LossRequirements& needs, std::int64_t batch, std::uint64_t seed,
                             double spread) {
-  Draws draw(seed);
+  PairDraws draw(seed);
   PairLogps in;
   draw.completions(batch, spread, in.chosen_logps, in.ref_chosen_logps, in.chosen_lens);
   draw.completions(batch, spread, in.rejected_logps, in.ref_rejected_logps, in.rejected_lens);

@@ -105,6 +105,8 @@ std::string RowSource::text_of(const std::vector<std::int64_t>& tokens) const {
 
 Metrics RowSource::evaluate(Policy& /*policy*/) { return {}; }
 
+void RowSource::visit_evaluation(StateVisitor& /*visitor*/) {}
+
 std::vector<std::vector<std::int64_t>> RowSource::sample_prompts() const {
   std::vector<std::vector<std::int64_t>> prompts;
   for (const TokenRow& row : held_out().rows) prompts.push_back(row.prompt);

@@ -90,6 +90,7 @@ class Loader final : public StateVisitor {
  public:
   explicit Loader(const Saved& saved) : saved_(saved) {}
 
+  bool is_loading() const override { return true; }
   void tensor(const std::string& name, const at::Tensor& value) override {
     value.copy_(saved_.at(name));
   }

@@ -22,6 +22,7 @@ class PartOfState final : public StateVisitor {
   PartOfState(std::string prefix, StateVisitor& whole)
       : prefix_(std::move(prefix)), whole_(whole) {}
 
+  bool is_loading() const override { return whole_.is_loading(); }
   void tensor(const std::string& name, const at::Tensor& value) override {
     whole_.tensor(prefix_ + name, value);
   }

@@ -59,7 +59,7 @@ void throw_no_memory_for_state(std::int64_t step, const OptimizerOptions& option
       may_halve ? "set optimizer.state_dtype to bfloat16, or " : ""));
 }
 
-NonFiniteStep describe_non_finite(const Policy& policy, const StepInputs& inputs,
+NonFiniteStep describe_non_finite(const Policy& policy, const StepLoss& loss,
                                   const std::vector<TokenRow>& rows,
                                   const TrainerOptions& options) {
   const at::NoGradGuard no_grad;
@@ -70,7 +70,7 @@ NonFiniteStep describe_non_finite(const Policy& policy, const StepInputs& inputs
   }
   std::vector<PairLogps> measured;
   for (const auto& part : cut_micro_batches(rows, options)) {
-    measured.push_back(inputs.measure_logps(part));
+    measured.push_back(loss.measure_logps(part));
   }
   std::vector<bool> is_bad(rows.size());
   for (const auto& field : kPairFields<at::Tensor>) {

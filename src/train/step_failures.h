@@ -9,7 +9,7 @@
 #include "core/memory.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/train/trainer.h"
-#include "train/step_inputs.h"
+#include "train/step_loss.h"
 
 // Steps that cannot be made: their errors and reports.
 namespace prefopt::detail {
@@ -35,7 +35,7 @@ auto with_memory(Work&& work, Fail&& fail) {
 
 /// Describes a non-finite step while its gradients are still available. Re-scores all rows; rare
 /// enough to be cheap.
-NonFiniteStep describe_non_finite(const Policy& policy, const StepInputs& inputs,
+NonFiniteStep describe_non_finite(const Policy& policy, const StepLoss& loss,
                                   const std::vector<TokenRow>& rows, const TrainerOptions& options);
 
 }  // namespace prefopt::detail

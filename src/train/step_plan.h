@@ -5,12 +5,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <vector>
 
 #include "prefopt/data/batch.h"
 #include "prefopt/dist/ranks.h"
 #include "prefopt/losses/loss.h"
+#include "prefopt/objectives/token_objective.h"
 #include "prefopt/train/trainer.h"
 
 namespace prefopt::detail {
@@ -59,12 +61,15 @@ struct Part {
 /// and all ranks.
 struct StepPlan {
   bool trains = true;
-  std::int64_t step = 0;       ///< for the seeds of fresh samples
-  double share = 1;            ///< of the rows of an evaluation
-  std::vector<TokenRow> rows;  ///< of this rank, as they were given
-  std::vector<Part> parts;     ///< the same, in the order in which they are taken
-  StepCounts counts;           ///< of this rank's rows
-  StepTotals totals;           ///< over all ranks
+  std::int64_t step = 0;                        ///< for the seeds of fresh samples
+  double share = 1;                             ///< of the rows of an evaluation
+  std::vector<TokenRow> rows;                   ///< of this rank, as they were given
+  std::vector<Part> parts;                      ///< the same, in the order in which they are taken
+  StepCounts counts;                            ///< of this rank's rows
+  StepTotals totals;                            ///< over all ranks
+  ObjectiveTotals rollouts;                     ///< the same of an objective on tokens
+  std::map<std::int64_t, double> group_tokens;  ///< of its groups, on this rank
+  double imitated_tokens = 0;                   ///< of rows that are imitated, over all ranks
 };
 
 /// All evaluations draw the same samples, so that they differ by the policy alone.

@@ -1,101 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 // The checks, the construction and the state of a Trainer.
 
-#include <ATen/ops/scalar_tensor.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <string>
 #include <utility>
 
-#include "policy/logit_rules.h"
 #include "policy/token_range.h"
 #include "prefopt/error.h"
-#include "prefopt/policy/reward_policy.h"
 #include "train/trainer_impl.h"
 
 namespace prefopt {
 
 void Trainer::Impl::check_rows(const std::vector<TokenRow>& rows) const {
   if (rows.empty()) throw ShapeError("trainer: expected at least one pair, got none");
-  if (needs.has(Input::kl_logps) && rows.size() < 2) {
-    throw ShapeError(
-        fmt::format("{}: expected at least 2 rows a step, got 1; its KL is estimated on the "
-                    "completions of other rows",
-                    loss.info().name));
-  }
+  loss->check_rows(rows);
   detail::check_token_range(rows, policy->vocab_size(), "trainer");
 }
 
-void Trainer::Impl::check_gradient(const LossOutput& out) const {
-  if (out.loss.requires_grad()) return;
-  throw ConfigError(
-      fmt::format("{}: expected a loss that depends on the policy's log-probs, got one without a "
-                  "gradient",
-                  loss.info().name));
-}
-
-void Trainer::Impl::check_needs() const {
-  const std::string name = loss.info().name;
+void Trainer::Impl::check() const {
   if (ranks->size() > 1) {
     throw ConfigError(fmt::format(
         "trainer: expected ranks of one process, got {}; several do not train together yet",
         ranks->size()));
   }
-  if (needs.running_mean && !needs.whole_step) {
-    throw ConfigError(
-        fmt::format("{}: expected whole_step in the requirements of a loss with running_mean, got "
-                    "false; the mean would be of the last micro-batch alone",
-                    name));
-  }
-  const bool has_rewards = dynamic_cast<const RewardPolicy*>(policy.get()) != nullptr;
-  if (needs.of_rewards != has_rewards) {
-    throw ConfigError(fmt::format(
-        "{}: expected {}, got {}", name,
-        needs.of_rewards ? "a reward model (RewardPolicy)" : "a policy with log-probs",
-        has_rewards ? "a reward model; the loss reward_bt trains one" : "a policy with log-probs"));
-  }
-  if (needs.reference() && !reference) {
-    throw ConfigError(
-        fmt::format("{}: expected a reference, got null; make_frozen_reference("
-                    "policy->frozen_copy()) makes one",
-                    name));
-  }
-  if (needs.has(Input::chosen_seq_kl) && reference->policy() == nullptr) {
-    throw ConfigError(fmt::format(
-        "{}: expected a reference with a model behind it, got one without; its loss needs the "
-        "reference's whole distribution",
-        name));
-  }
-  const bool compares_prompts = needs.has(Input::kl_logps) || needs.has(Input::labels) ||
-                                needs.sample_source != SampleSource::kNone;
-  if (compares_prompts && reference && !reference->is_normalized()) {
-    throw ConfigError(
-        fmt::format("{}: expected a reference with the log-probs of a distribution, got a weighted "
-                    "sum of several; its loss needs more than differences within a prompt",
-                    name));
-  }
-  if (needs.sample_source != SampleSource::kNone) check_sampling();
-}
-
-void Trainer::Impl::check_sampling() const {
-  const std::string name = loss.info().name;
-  const SamplingOptions& sampling = checked(options.sampling, "sampling");
-  if (needs.sample_source == SampleSource::kPolicy) {
-    detail::check_own_distribution(sampling, name,
-                                   "; its gradient is an expectation under the policy");
-  }
-  if (needs.samples_per_prompt < 1) {
-    throw ConfigError(fmt::format("{}: expected at least one fresh sample a prompt, got {}", name,
-                                  needs.samples_per_prompt));
-  }
-  if (needs.sample_source == SampleSource::kReference &&
-      (!reference || reference->policy() == nullptr)) {
-    throw ConfigError(
-        fmt::format("{}: expected a reference that can be sampled, got one without a "
-                    "model behind it",
-                    name));
-  }
+  loss->check();
 }
 
 namespace {
@@ -117,23 +47,42 @@ TrainerOptions checked_options(TrainerOptions options) {
 
 // Construction and state.
 
-Trainer::Impl::Impl(std::shared_ptr<Policy> policy_, std::shared_ptr<Reference> reference_,
-                    Loss loss_, TrainerOptions options_)
-    : policy(std::move(policy_)),
-      reference(std::move(reference_)),
+Trainer::Impl::Impl(detail::StepParts parts, std::unique_ptr<detail::StepLoss> loss_)
+    : policy(parts.policy),
+      reference(parts.reference),
+      options(std::move(parts.options)),
+      ranks(std::move(parts.ranks)),
       loss(std::move(loss_)),
-      needs(loss.requirements()),
-      options(checked_options(std::move(options_))),
-      ranks(options.ranks ? options.ranks : one_process()),
-      inputs(policy, reference, needs, options),
-      updater(policy, reference, options, ranks) {}
+      updater(policy, reference, options, ranks) {
+  check();
+}
+
+namespace {
+
+detail::StepParts step_parts(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference,
+                             TrainerOptions options) {
+  if (!policy) throw ConfigError("trainer: expected a policy, got null");
+  const auto ranks = options.ranks ? options.ranks : one_process();
+  return {.policy = std::move(policy),
+          .reference = std::move(reference),
+          .options = checked_options(std::move(options)),
+          .ranks = ranks};
+}
+
+}  // namespace
 
 Trainer::Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference, Loss loss,
                  TrainerOptions options) {
-  if (!policy) throw ConfigError("trainer: expected a policy, got null");
-  impl_ = std::make_unique<Impl>(std::move(policy), std::move(reference), std::move(loss),
-                                 std::move(options));
-  impl_->check_needs();
+  auto parts = step_parts(std::move(policy), std::move(reference), std::move(options));
+  auto step_loss = detail::make_pair_step_loss(parts, std::move(loss));
+  impl_ = std::make_unique<Impl>(std::move(parts), std::move(step_loss));
+}
+
+Trainer::Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference,
+                 TokenObjective objective, TrainerOptions options) {
+  auto parts = step_parts(std::move(policy), std::move(reference), std::move(options));
+  auto step_loss = detail::make_rollout_step_loss(parts, std::move(objective));
+  impl_ = std::make_unique<Impl>(std::move(parts), std::move(step_loss));
 }
 
 Trainer::~Trainer() = default;
@@ -142,26 +91,18 @@ void Trainer::Impl::visit_state(StateVisitor& visitor) {
   updater.visit_steps(visitor);
   visitor.integer("trainer.tokens_seen", tokens_seen);
   updater.visit_skipped(visitor);
-  LossState state = loss_state();
+  LossState state = loss->state();
   visitor.real("loss.mean", state.mean);
   visitor.real("loss.count", state.count);
-  set_loss_state(state);
+  loss->set_state(state);
   detail::PartOfState of_optimizer("optimizer.", visitor);
   updater.optimizer().visit_state(of_optimizer);
+  if (auto* const of_values = updater.value_optimizer()) {
+    detail::PartOfState of_value("value_optimizer.", visitor);
+    of_values->visit_state(of_value);
+  }
   if (!reference) return;
   for (const auto& [name, value] : reference->state()) visitor.tensor("reference." + name, value);
-}
-
-LossState Trainer::Impl::loss_state() const {
-  if (running.count == 0) return {};
-  return {running.mean.item<double>(), running.count};
-}
-
-void Trainer::Impl::set_loss_state(const LossState& state) {
-  running = {};
-  if (state.count == 0) return;
-  running = {at::scalar_tensor(state.mean, at::TensorOptions(at::kDouble).device(policy->device())),
-             state.count};
 }
 
 std::vector<std::pair<std::string, at::Tensor>> Trainer::state() const {
@@ -184,11 +125,20 @@ void Trainer::load_state(const std::vector<std::pair<std::string, at::Tensor>>& 
 void Trainer::save_policy(const std::string& directory) const {
   const detail::WideWeights weights(impl_->updater.optimizer(), impl_->policy->named_parameters());
   impl_->policy->save(directory);
+  if (const auto& values = impl_->options.value_model) {
+    const detail::WideWeights wide(*impl_->updater.value_optimizer(), values->named_parameters());
+    values->save(directory + "/value");
+  }
 }
 
-LossState Trainer::loss_state() const { return impl_->loss_state(); }
+void Trainer::load_policy(const std::string& directory) {
+  impl_->policy->load_weights(directory);
+  if (const auto& values = impl_->options.value_model) values->load_weights(directory + "/value");
+}
 
-void Trainer::set_loss_state(const LossState& state) { impl_->set_loss_state(state); }
+LossState Trainer::loss_state() const { return impl_->loss->state(); }
+
+void Trainer::set_loss_state(const LossState& state) { impl_->loss->set_state(state); }
 
 Metrics Trainer::step_counts() const { return impl_->step_counts; }
 

@@ -29,7 +29,13 @@ Updater::Updater(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> refe
       options_(options.optimizer),
       total_steps_(options.total_steps),
       ranks_(std::move(ranks)),
-      optimizer_(policy_->named_parameters(), options_) {}
+      optimizer_(policy_->named_parameters(), options_),
+      value_options_(options.value_optimizer),
+      value_pretrain_steps_(options.value_pretrain_steps) {
+  if (options.value_model) {
+    value_optimizer_.emplace(options.value_model->named_parameters(), value_options_);
+  }
+}
 
 double Updater::next_learning_rate() const {
   if (options_.schedule != Schedule::kConstant && total_steps_ < 1) {
@@ -48,29 +54,53 @@ void Updater::begin_step() {
         "none");
   }
   with_memory(
-      [&] { optimizer_.zero_grad(); },
+      [&] { drop_gradients(); },
       [&](const std::string& why) { throw_no_memory_for_state(steps_done_ + 1, options_, why); });
+}
+
+void Updater::drop_gradients() {
+  optimizer_.zero_grad();
+  if (value_optimizer_) value_optimizer_->zero_grad();
 }
 
 double Updater::sum_gradients() {
   if (ranks_->size() > 1) ranks_->sum(optimizer_.gradients());
+  if (value_optimizer_) {
+    if (ranks_->size() > 1) ranks_->sum(value_optimizer_->gradients());
+    value_grad_norm_ = value_optimizer_->grad_norm();
+  }
   return optimizer_.grad_norm();
 }
 
 Updater::Outcome Updater::update(double loss, double grad_norm) {
   const double learning_rate = next_learning_rate();
   const std::int64_t number = steps_done_ + 1;
-  if (!std::isfinite(loss) || !std::isfinite(grad_norm)) {
+  if (!std::isfinite(loss) || !std::isfinite(grad_norm) || !std::isfinite(value_grad_norm_)) {
     steps_done_ = number;
     return ++skipped_in_a_row_ >= kMaxSkipped ? Outcome::kFailed : Outcome::kSkipped;
   }
-  with_memory([&] { optimizer_.reserve_state(); },
-              [&](const std::string& why) { throw_no_memory_for_state(number, options_, why); });
+  const bool trains_policy = steps_done_ >= value_pretrain_steps_;
+  with_memory(
+      [&] {
+        if (trains_policy) optimizer_.reserve_state();
+        if (value_optimizer_) value_optimizer_->reserve_state();
+      },
+      [&](const std::string& why) { throw_no_memory_for_state(number, options_, why); });
   steps_done_ = number;
   skipped_in_a_row_ = 0;
+  if (value_optimizer_) {
+    value_optimizer_->step(learning_rate_at(value_options_, number - 1, total_steps_),
+                           clip_factor(value_grad_norm_, value_options_.max_grad_norm));
+  }
+  if (!trains_policy) return Outcome::kUpdated;
   optimizer_.step(learning_rate, clip_factor(grad_norm, options_.max_grad_norm));
   if (reference_) reference_->after_step(*policy_, number);
   return Outcome::kUpdated;
+}
+
+Updater::Outcome Updater::count_step() {
+  ++steps_done_;
+  return Outcome::kCounted;
 }
 
 void Updater::fail(double loss, double grad_norm) const {

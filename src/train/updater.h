@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "prefopt/dist/ranks.h"
 #include "prefopt/policy/policy.h"
@@ -29,18 +30,24 @@ class Updater {
   /// Adds up the gradients over all ranks and returns their 2-norm.
   double sum_gradients();
 
-  enum class Outcome { kUpdated, kSkipped, kFailed };
+  enum class Outcome { kUpdated, kCounted, kSkipped, kFailed };
   /// Updates policy and reference with the gradients, or only counts the step where `loss` or
   /// `grad_norm` is not finite; kFailed: the third such step in a row.
   Outcome update(double loss, double grad_norm);
+  /// Counts a step whose rows teach nothing: weights and means stay as they are.
+  Outcome count_step();
   /// Throws the NonFiniteError of an update that failed.
   [[noreturn]] void fail(double loss, double grad_norm) const;
   /// Drops the gradients of a step without an update.
-  void drop_gradients() { optimizer_.zero_grad(); }
+  void drop_gradients();
 
   std::int64_t steps_done() const { return steps_done_; }
   const Optimizer& optimizer() const { return optimizer_; }
   Optimizer& optimizer() { return optimizer_; }
+  /// Returns the value model's; null: there is none.
+  Optimizer* value_optimizer() { return value_optimizer_ ? &*value_optimizer_ : nullptr; }
+  /// Returns the 2-norm of the value model's gradients of the last sum_gradients.
+  double value_grad_norm() const { return value_grad_norm_; }
   /// Visits the counts of steps; the optimizer's state is visited apart, as it was first saved.
   void visit_steps(StateVisitor& visitor);
   void visit_skipped(StateVisitor& visitor);
@@ -52,6 +59,10 @@ class Updater {
   std::int64_t total_steps_;
   std::shared_ptr<Ranks> ranks_;
   Optimizer optimizer_;
+  OptimizerOptions value_options_;
+  std::optional<Optimizer> value_optimizer_;
+  std::int64_t value_pretrain_steps_;
+  double value_grad_norm_ = 0;
   std::int64_t steps_done_ = 0;
   std::int64_t skipped_in_a_row_ = 0;
 };

@@ -19,6 +19,7 @@ void read_decoder_config(std::string_view bytes);
 void read_gguf(std::string_view bytes);
 void read_gguf_tokenizer(std::string_view bytes);
 void read_logps(std::string_view bytes);
+void read_rollouts(std::string_view bytes);
 void read_rows(std::string_view bytes);
 void read_safetensors(std::string_view bytes);
 void read_safetensors_index(std::string_view bytes);
@@ -38,6 +39,7 @@ inline constexpr auto kTargets = std::to_array<Target>({
     {"gguf", read_gguf},
     {"gguf_tokenizer", read_gguf_tokenizer},
     {"logps", read_logps},
+    {"rollouts", read_rollouts},
     {"rows", read_rows},
     {"safetensors", read_safetensors},
     {"safetensors_index", read_safetensors_index},

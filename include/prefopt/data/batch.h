@@ -13,6 +13,18 @@
 
 namespace prefopt {
 
+/// Numbers of a completion that a policy wrote, for an objective on tokens: one of each token that
+/// counts, in order. Empty: not there.
+struct RolloutColumns {
+  std::int64_t group = 0;  ///< equal for completions of one prompt of a round
+  std::vector<double> advantages = {};
+  std::vector<double> old_logps = {};      ///< of the policy that the updates start from, nats
+  std::vector<double> ref_logps = {};      ///< of the reference
+  std::vector<double> sampler_logps = {};  ///< as the sampler reported them
+  std::vector<double> old_values = {}, returns = {};
+  std::vector<std::int64_t> turns = {};  ///< place of the token's turn; empty: a single turn
+};
+
 /// One row in tokens, of one to three completions. `rejected` is empty for rows that have a single
 /// completion (SFT, unpaired losses), `gold` for rows without a third one.
 struct TokenRow {
@@ -23,6 +35,7 @@ struct TokenRow {
   RowColumns columns = {};
   TokenWeights chosen_weights = {}, rejected_weights = {}, gold_weights = {};
   TokenMask chosen_mask = {}, rejected_mask = {}, gold_mask = {};
+  RolloutColumns rollout = {};  ///< of `chosen`
 };
 
 /// Returns how many tokens of a completion count.

@@ -42,6 +42,8 @@ class PREFOPT_API RewardModel final : public RewardPolicy {
   /// vocabulary or too many of them.
   at::Tensor rewards(const std::vector<TokenSequence>& sequences) override;
   using RewardPolicy::rewards;
+  /// Returns w · h of the hidden state, after the last norm, that predicts each token.
+  at::Tensor token_values(const TokenBatch& batch) override;
   /// Returns whether `rewards` takes sequences without padding.
   bool packs() const override;
   std::int64_t vocab_size() const override;
@@ -66,6 +68,9 @@ class PREFOPT_API RewardModel final : public RewardPolicy {
   std::int64_t pad_token() const;
   /// transformers takes one sequence at a time only of a model without a pad token.
   void set_pad_token(std::int64_t id);
+  /// Sets the pad token of a model without one to the tokenizer's, else to its end token, as
+  /// training does. The folder of an adapter does not say which it was.
+  void complete_pad_token(const Tokenizer& tokenizer);
 
   /// As Decoder's; the score head is trained as well.
   void add_adapter(const LoraOptions& options);

@@ -20,7 +20,8 @@ struct LogitTransform {
   double temperature = 1;  ///< > 0
 };
 
-/// Per-token quantities that come from the same pass over the logits, without gradient.
+/// Per-token quantities that come from the same pass over the logits. They are constants to
+/// autograd, but for those of DifferentiableByProducts.
 struct ByProducts {
   bool logsumexp = false;
   bool entropy = false;
@@ -29,6 +30,17 @@ struct ByProducts {
   bool log_sum_p_squared = false;
 
   static constexpr ByProducts all() { return {true, true, true, true, true}; }
+};
+
+/// By-products that are in the graph of the logits; each is computed whether ByProducts asks for it
+/// or not. With upstream gradients g_logp, g_entropy and g_logsumexp of a row, that of its logits
+/// z, p = softmax(z), is
+///   g_logp onehot(target) − (g_logp − g_logsumexp + g_entropy · entropy) p − g_entropy p log p.
+struct DifferentiableByProducts {
+  bool logsumexp = false;
+  bool entropy = false;
+
+  constexpr bool any() const { return logsumexp || entropy; }
 };
 
 /// The by-products that were requested; the others are undefined.
@@ -57,6 +69,7 @@ struct TokenLogpsOptions {
   /// Only for logits that nothing else needs (a second backward, or another function that saved
   /// them, then fails with autograd's error), and not for a leaf.
   bool overwrite_logits = false;
+  DifferentiableByProducts differentiable = {};
 };
 
 /// Returns log softmax(z)[target] = z[target] − logsumexp(z), where z is `logits` after the
@@ -75,9 +88,11 @@ PREFOPT_API TokenLogps token_logps(const at::Tensor& logits, const at::Tensor& t
 enum class HeadPath {
   kAutomatic,    ///< the cheapest that the budget allows
   kForwardOnly,  ///< nothing needs a gradient: 1 GEMM, no logits kept
-  kFrozenHead,   ///< only hidden needs one: 2 GEMMs, its gradient is built in the forward pass
-  kKeepLogits,   ///< 3 GEMMs: logits of the whole vocabulary are kept for the backward pass
-  kRecompute,    ///< up to 4 GEMMs: keeps what the budget allows, recomputes the rest
+  /// Only hidden needs one, and no by-product: 2 GEMMs, its gradient is built in the forward pass.
+  kFrozenHead,
+  /// 3 GEMMs, or 2 for hidden alone: logits of the whole vocabulary are kept for the backward pass.
+  kKeepLogits,
+  kRecompute,  ///< up to one GEMM more: keeps what the budget allows, recomputes the rest
 };
 
 /// Returns "automatic", "forward_only", "frozen_head", "keep_logits" or "recompute".
@@ -92,6 +107,8 @@ struct LinearTokenLogpsOptions {
   /// Memory that both passes may take in addition to inputs, log-probs and returned gradients.
   std::int64_t budget_bytes = std::int64_t{1} << 30;
   HeadPath path = HeadPath::kAutomatic;
+  /// No more GEMMs than for the log-probs alone, but for kFrozenHead, which is not possible then.
+  DifferentiableByProducts differentiable = {};
 };
 
 /// Returns token_logps of logits = hidden · weightᵀ + bias, without holding the logits in memory
@@ -115,7 +132,8 @@ struct HeadWork {
   bool float64 = false;
   bool narrow_weight = false;  ///< bfloat16 or float16: tiles of it are widened
   bool hidden_grad = false;
-  bool weight_grad = false;  ///< of weight or bias
+  bool weight_grad = false;      ///< of weight or bias
+  bool by_product_grad = false;  ///< a by-product is differentiable
 };
 
 /// The way in which linear_token_logps does it on a CPU.

@@ -23,7 +23,7 @@ struct AdvantageNeeds {
   bool greedy_rewards = false;
   bool values = false;
   bool given = false;
-  bool groups = false;  ///< compares completions of a prompt, of which there must be two at least
+  bool groups = false;  ///< compares completions of a prompt, of which there must be at least two
   bool per_token =
       false;  ///< takes a reward a token, so that a KL in the reward is one a token too
 };
@@ -34,13 +34,16 @@ struct AdvantageProperties {
   bool scales = false;      ///< twice the rewards, twice the advantages
 };
 
-/// The treatment of completions whose reward is NaN.
-enum class Unscorable { kZero, kError };
+/// The treatment of completions whose reward, or the greedy one where that is needed, is NaN.
+enum class Unscorable {
+  kZero,   ///< advantage 0, not counted in means and spreads, returns equal to the values
+  kError,  ///< DataError
+};
 
 /// Options that all advantages have.
 struct AdvantageOptions {
-  double clip = 0;
-  double keep_above = 0;
+  double clip = 0;        ///< largest size of an advantage; 0: no limit
+  double keep_above = 0;  ///< see Advantage::kept; 0: no completion is dropped
   Unscorable unscorable = Unscorable::kZero;
 
   PREFOPT_API void fields(FieldVisitor& v);
@@ -69,20 +72,22 @@ class PREFOPT_API Advantage {
  public:
   /// Throws ConfigError for options out of their range.
   template <class A>
-  requires(!std::same_as<std::remove_cvref_t<A>, Advantage>)
+  requires(!std::same_as<std::remove_cvref_t<A>, Advantage> && requires { A::info(); })
       Advantage(A advantage, AdvantageOptions options = {})  // NOLINT: an advantage is an Advantage
       : self_(std::make_shared<Model<A>>(std::move(advantage))),
         options_(checked(options, "advantage")) {}
 
-  /// Returns the advantages of all tokens, limited to [-clip, clip] where that is set, and 0 where
-  /// the policy did not choose or nobody could say the reward. Throws ConfigError for a group of
-  /// one completion where completions are compared, DataError for a NaN reward where that is asked
-  /// for, and what check_rollout_step throws.
+  /// Returns the advantages [tokens], limited to [-clip, clip] where that is set, and 0 where the
+  /// policy did not choose or nobody could say the reward. Throws ConfigError for a group of one
+  /// completion where completions are compared, ShapeError for parts of the step that are needed
+  /// and not there, DataError for a NaN reward where that is asked for, NonFiniteError for an
+  /// advantage that is not finite, and what check_rollout_step throws.
   Eigen::ArrayXd of(const RolloutStep& step) const;
-  /// Returns the numbers [tokens] that values are trained towards; empty for an advantage without.
-  Eigen::ArrayXd returns(const RolloutStep& step) const { return self_->returns(step); }
-  /// Returns 1 for each completion that counts and 0 for one that `keep_above` drops: all its
-  /// advantages are at most that.
+  /// Returns the numbers [tokens] that values are trained towards, the values themselves where
+  /// nobody could say the reward; empty for an advantage without.
+  Eigen::ArrayXd returns(const RolloutStep& step) const;
+  /// Returns 1 for each completion that counts and 0 for one that `keep_above` drops: none of its
+  /// advantages is larger than that in size.
   Eigen::ArrayXd kept(const RolloutStep& step, const Eigen::ArrayXd& advantages) const;
   AdvantageNeeds needs() const { return self_->needs(); }
   AdvantageProperties properties() const { return self_->properties(); }

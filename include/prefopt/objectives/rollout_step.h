@@ -31,14 +31,18 @@ struct RolloutStep {
   PREFOPT_API std::vector<std::int64_t> starts() const;
   /// Returns how many tokens of each completion the policy chose.
   PREFOPT_API Eigen::ArrayXd acted_tokens() const;
+  /// Returns 1 at the tokens that statistics count: the policy chose them, and their completion has
+  /// a reward; else 0.
+  PREFOPT_API Eigen::ArrayXd rated_tokens() const;
   /// Returns the completions of each group that have a reward, groups in order of first appearance.
   PREFOPT_API std::vector<std::vector<std::int64_t>> rated_groups() const;
   /// Returns one value a completion as one a token.
   PREFOPT_API Eigen::ArrayXd spread(const Eigen::ArrayXd& of_completions) const;
 };
 
-/// Throws ShapeError for arrays of other lengths than `lens` says, DataError for an infinite reward
-/// or a token reward, value or log-prob that is not finite, naming the completion.
+/// Throws ShapeError for a negative length or arrays of other lengths than `lens` says, DataError
+/// for `acted` other than 0 or 1, an infinite reward, or a number of an acted token that is not
+/// finite, naming the completion.
 PREFOPT_API void check_rollout_step(const RolloutStep& step);
 
 }  // namespace prefopt

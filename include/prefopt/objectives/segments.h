@@ -11,7 +11,8 @@
 namespace prefopt {
 
 /// Returns of each token the sum of `x` over the tokens of its segment. `segments` [tokens] has
-/// whole numbers from 0 to below `count`.
+/// whole numbers from 0 to below `count`; others are a ShapeError (of a tensor, an error of
+/// LibTorch).
 PREFOPT_API at::Tensor segment_sums(const at::Tensor& x, const at::Tensor& segments,
                                     std::int64_t count);
 PREFOPT_API Eigen::ArrayXd segment_sums(const Eigen::ArrayXd& x, const Eigen::ArrayXd& segments,

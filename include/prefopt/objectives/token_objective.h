@@ -102,9 +102,9 @@ struct ObjectiveTotals {
   double groups = 0;
 };
 
-/// Numbers of the acted tokens of some completions, [tokens]; those that an objective does not need
-/// may be undefined. `old_logps` undefined: one update, at which the ratio is 1 and its gradient
-/// that of log π.
+/// Numbers of the acted tokens of some completions, none of them cut, [tokens]; those that an
+/// objective does not need may be undefined. `old_logps` undefined: one update, at which the ratio
+/// is 1 and its gradient that of log π. No tokens at all: a loss of 0.
 template <class T>
 struct BasicTokenArrays {
   T logps;  ///< log π, nats
@@ -132,10 +132,11 @@ struct BasicTokenStatistic {
 template <class T>
 struct BasicObjectiveOutput {
   ScalarOf<T> loss = {};  ///< this part's share of the step's loss
-  T grad_logps;           ///< [tokens] d loss / d log π
-  T grad_entropies, grad_exact_kls, grad_values;
-  std::vector<BasicLossTerm<T>> terms;  ///< policy, kl, entropy, value: they sum to the loss
-  std::vector<BasicTokenStatistic<T>> statistics;
+  T grad_logps = {};      ///< [tokens] d loss / d log π
+  T grad_entropies = {}, grad_exact_kls = {}, grad_values = {};
+  /// policy, kl, entropy, value, those that there are; they sum to the loss
+  std::vector<BasicLossTerm<T>> terms = {};
+  std::vector<BasicTokenStatistic<T>> statistics = {};
 };
 
 /// `loss` carries the gradient into the tensors that it was computed from.
@@ -157,6 +158,10 @@ class PREFOPT_API TokenObjective {
   /// loss without the ratio has an expected gradient of 0: `make_token_objective` refuses it, this
   /// constructor does not.
   explicit TokenObjective(TokenObjectiveOptions options = {}, std::string name = "policy_gradient");
+  /// The same of pieces that need not be registered, in place of those that the options name;
+  /// config() then builds an equal objective only where they are.
+  TokenObjective(Advantage advantage, TokenRule rule, TokenObjectiveOptions options = {},
+                 std::string name = "policy_gradient");
 
   /// Returns the advantages, with the KL in the reward taken off. `kl_coefficient` replaces that of
   /// the options where it is adapted. Throws as Advantage::of.
@@ -166,7 +171,7 @@ class PREFOPT_API TokenObjective {
   }
 
   /// Returns the loss of some completions and its derivatives. Throws ShapeError for arrays that
-  /// are missing or of other lengths.
+  /// are missing or of other lengths, and for totals below the completions and tokens given.
   template <class T>
   BasicObjectiveOutput<T> formula(const BasicTokenArrays<T>& in, double kl_coefficient) const;
   /// The same, with `loss` tied to the tensors that require a gradient.
@@ -176,6 +181,9 @@ class PREFOPT_API TokenObjective {
   }
 
   ObjectiveNeeds needs() const;
+  /// Returns whether completions without an advantage have neither a loss nor a gradient, so that
+  /// they need only be counted.
+  bool ignores_zero_advantages() const;
   const TokenObjectiveOptions& options() const { return options_; }
   const Advantage& advantage() const { return advantage_; }
   const TokenRule& rule() const { return rule_; }

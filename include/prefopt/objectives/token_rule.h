@@ -37,8 +37,14 @@ template <class T>
 struct RuleOutputs {
   T losses;
   T by_log_ratio = {};                       ///< d / dℓ
-  T by_logp = {};                            ///< d / d log π of the token itself
-  T limited_below = {}, limited_above = {};  ///< 1 where a limit took the gradient, for metrics
+  T by_logp = {};                            ///< d / d log π of the token itself, ℓ held fixed
+  T limited_below = {}, limited_above = {};  ///< 1 where a limit holds, for metrics
+};
+
+/// Properties that a rule declares and testing/objective_checks.h checks.
+struct RuleProperties {
+  bool policy_gradient = false;  ///< at ratio 1 the gradient in log π is −A, that of REINFORCE
+  bool stops_ratio = false;      ///< the ratio is a weight that takes no gradient
 };
 
 /// The segment of a completion whose log-ratios make one ratio.
@@ -52,6 +58,8 @@ enum class RatioLevel {
 namespace detail {
 /// Throws ConfigError for a limit of negative advantages that is set and not above 1.
 PREFOPT_API void check_ratio_limit(std::string_view where, std::string_view option, double value);
+/// Throws ConfigError for a `delta` that is set and below 1 + high.
+PREFOPT_API void check_upper_limit(std::string_view where, double delta, double high);
 /// Throws ConfigError for min above max.
 PREFOPT_API void check_ratio_range(std::string_view where, double min, double max);
 
@@ -61,6 +69,8 @@ class PREFOPT_API RuleConcept {
   virtual RuleOutputs<at::Tensor> apply(const RuleInputs<at::Tensor>& in) const = 0;
   virtual RuleOutputs<Eigen::ArrayXd> apply(const RuleInputs<Eigen::ArrayXd>& in) const = 0;
   virtual bool of_completions() const = 0;
+  virtual bool is_linear() const = 0;
+  virtual RuleProperties properties() const = 0;
   virtual PieceInfo info() const = 0;
   virtual std::string options_json() const = 0;
 };
@@ -68,12 +78,14 @@ class PREFOPT_API RuleConcept {
 
 /// Any rule that makes a loss of ratio, log-prob and advantage of a token, held by value. `R` has
 /// `formula(const RuleInputs<T>&) const` for any array type, `static PieceInfo info()`, and
-/// `options()` that returns an OptionStruct. `static constexpr bool kOfCompletions = true` says
-/// that its ratio is always that of the whole completion, whatever the level.
+/// `options()` that returns an OptionStruct. It may have `RuleProperties properties() const`.
+/// `static constexpr bool kOfCompletions = true` says that its ratio is always that of the whole
+/// completion, whatever the level; `kIsLinear = false` that a token without an advantage has a loss
+/// all the same.
 class PREFOPT_API TokenRule {
  public:
   template <class R>
-  requires(!std::same_as<std::remove_cvref_t<R>, TokenRule>)
+  requires(!std::same_as<std::remove_cvref_t<R>, TokenRule> && requires { R::info(); })
       TokenRule(R rule)  // NOLINT: a rule is a TokenRule
       : self_(std::make_shared<Model<R>>(std::move(rule))) {}
 
@@ -84,6 +96,8 @@ class PREFOPT_API TokenRule {
     return self_->apply(in);
   }
   bool of_completions() const { return self_->of_completions(); }
+  bool is_linear() const { return self_->is_linear(); }
+  RuleProperties properties() const { return self_->properties(); }
   PieceInfo info() const { return self_->info(); }
   /// Returns `{"kind": …, every option}`.
   std::string config() const;
@@ -102,6 +116,14 @@ class PREFOPT_API TokenRule {
     bool of_completions() const override {
       if constexpr (requires { R::kOfCompletions; }) return R::kOfCompletions;
       return false;
+    }
+    bool is_linear() const override {
+      if constexpr (requires { R::kIsLinear; }) return R::kIsLinear;
+      return true;
+    }
+    RuleProperties properties() const override {
+      if constexpr (requires { rule_.properties(); }) return rule_.properties();
+      return {};
     }
     PieceInfo info() const override { return R::info(); }
     std::string options_json() const override { return options_to_json(rule_.options()); }

@@ -34,12 +34,12 @@ class PREFOPT_API RewardNormalizer {
     double count = 0, mean = 0, squares = 0;
   };
 
-  /// `centres`: whether the mean is taken off. `clip` 0: no limit.
-  explicit RewardNormalizer(bool centres = true, double clip = 0)
-      : centres_(centres), clip_(clip) {}
+  /// `centres`: whether the mean is taken off. `clip` 0: no limit; below 0 a ConfigError.
+  explicit RewardNormalizer(bool centres = true, double clip = 0);
 
   /// Adds rewards to the statistics, then returns them scaled by these. NaN stays and is not
   /// counted. Rewards that have all been equal are 0 where the mean is taken off, else unchanged.
+  /// Throws DataError for an infinite reward, which would spoil the statistics for good.
   Eigen::ArrayXd operator()(const Eigen::ArrayXd& rewards);
   double mean() const { return state_.mean; }
   double standard_deviation() const;
@@ -54,6 +54,7 @@ class PREFOPT_API RewardNormalizer {
 
 /// Returns β (1 + clip(KL / target − 1, ±0.2) · n / horizon), the coefficient of a KL penalty that
 /// keeps the KL at `target` nats a completion (1909.08593 section 2.2); n: completions of the step.
+/// Throws ConfigError unless target and horizon are above 0.
 PREFOPT_API double adapted_kl_coefficient(double beta, double kl, double target, double n,
                                           double horizon);
 

@@ -82,7 +82,8 @@ struct FeedbackParts {
 /// Of a program, `workers` processes answer at once. One that ends or takes longer than `timeout`
 /// is started again, and asked the same question again, `retries` times; one that gives an invalid
 /// line is started again as well, without a second try. A question that fails has the answer NaN.
-/// More than `max_failures` of a program, over all calls, are a DataError with what came in place
+/// More than `max_failures` of a program, over all calls and those of a run that is resumed, are a
+/// DataError with what came in place
 /// of the last answer.
 PREFOPT_API std::unique_ptr<Preference> make_feedback(const FeedbackOptions& options,
                                                       const FeedbackParts& parts = {});

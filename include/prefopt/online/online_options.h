@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "prefopt/export.h"
+#include "prefopt/objectives/reward_shaping.h"
 #include "prefopt/online/feedback.h"
 #include "prefopt/options.h"
 #include "prefopt/policy/sampling.h"
@@ -31,6 +32,16 @@ struct RollInOptions {
   double probability = 1;  ///< that a completion has one
 };
 
+/// The rounds in which a source writes: those from `first` to `last` whose number, drawn from [0,
+/// 1) once for all sources of a round, is in [above, below). LOLS and D2LOLS (2306.11816).
+struct SourceRounds {
+  std::int64_t first = 1;
+  std::int64_t last = 0;  ///< 0: no end
+  double above = 0, below = 1;
+
+  PREFOPT_API bool contain(std::int64_t round, double number) const;
+};
+
 struct SourceOptions {
   SourceKind from = SourceKind::kPolicy;
   std::string name = {};  ///< for selections and roll-ins; empty: that of `from`
@@ -43,6 +54,7 @@ struct SourceOptions {
   std::vector<std::string> command = {};  ///< the program and its arguments
   double timeout = 60;                    ///< seconds to its answer
   RollInOptions roll_in = {};
+  SourceRounds rounds = {};
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -72,6 +84,38 @@ struct ReplayOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
+/// Changes of rewards before they become advantages, in this order.
+struct RewardOptions {
+  double length = 0;  ///< weight of length_rewards, by which short right completions gain
+  std::int64_t overlong_buffer = 0;  ///< tokens before max_new_tokens, of overlong_penalties
+  double overlong_factor = 1;
+  bool normalize = false;  ///< by the mean and spread of all rewards so far
+  bool scale = false;      ///< by their spread alone
+  double clip = 0;         ///< limit on both sides; 0: none
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// Rows that are imitated next to rollouts: a pretraining mix.
+struct ImitationOptions {
+  std::string data = {};   ///< file of rows; empty: none
+  double coefficient = 1;  ///< of the mean negative log-prob of their tokens
+  std::int64_t rows = 8;   ///< of each step
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
+/// The completions that an objective on tokens learns from.
+struct RolloutSelection {
+  RankFilter filter = RankFilter::kNone;  ///< keeps one of each prompt, by rank weights (PF-PPO)
+  /// Draws further prompts in place of those whose rewards are all equal (DAPO).
+  bool dynamic_sampling = false;
+  std::int64_t most_draws = 10;  ///< times that a round draws, under dynamic sampling
+  bool priorities = false;       ///< prompts by 1 − their rate of success (Kimi k1.5)
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
 /// The group `online` of a run whose policy writes its own rows.
 struct OnlineOptions {
   std::string prompts = {};       ///< JSONL; empty: the run is not online
@@ -82,6 +126,9 @@ struct OnlineOptions {
   std::string select = R"({"type": "pair"})";  ///< of make_selection
   RoundOptions rounds = {};
   ReplayOptions replay = {};
+  RolloutSelection rollouts = {};  ///< of an objective on tokens
+  RewardOptions reward = {};       ///< of the same
+  ImitationOptions imitate = {};   ///< of the same
   std::int64_t at_once = 64;  ///< completions that are decoded together, without effect on results
 
   PREFOPT_API void fields(FieldVisitor& v);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,11 +12,14 @@
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
+#include "prefopt/objectives/token_objective.h"
 #include "prefopt/online/online_options.h"
 #include "prefopt/online/preference.h"
 #include "prefopt/online/rollout.h"
 #include "prefopt/online/selection.h"
 #include "prefopt/policy/policy.h"
+#include "prefopt/policy/reference.h"
+#include "prefopt/policy/reward_policy.h"
 #include "prefopt/policy/sampling.h"
 #include "prefopt/train/row_source.h"
 
@@ -44,7 +48,17 @@ struct OnlineParts {
   std::shared_ptr<Selection> selection;
   LossRequirements needs = {};           ///< of the loss; a column that it does not read is refused
   std::shared_ptr<Policy> initial = {};  ///< the policy before training, for sources and contests
-  SamplingOptions sampling = {};         ///< of evaluations
+  /// Set: rows are rollouts for an objective on tokens, and the selection has no part in them.
+  std::optional<TokenObjective> objective = {};
+  std::shared_ptr<Reference> reference = {};       ///< of an objective with a KL
+  std::shared_ptr<RewardPolicy> value_model = {};  ///< of an objective with values
+  RolloutSelection rollouts = {};
+  RewardOptions reward = {};
+  std::vector<TokenRow> imitated = {};  ///< rows of a pretraining mix
+  std::int64_t imitated_rows = 0;       ///< of each step
+  double temperature = 1;               ///< of the sources of rollouts
+  std::int64_t micro_tokens = 1 << 14;  ///< tokens at a time where rollouts are scored
+  SamplingOptions sampling = {};        ///< of evaluations
   /// Moves the reference at the start of a round; empty: it does not move by rounds.
   std::function<void(Policy& policy, std::int64_t round)> start_round = {};
   /// Receives the phase of a round, "sampling" or "rating", and how much of it is done.
@@ -64,7 +78,8 @@ struct OnlineRowsOptions {
 /// rate them, select rows, train on them. A draw depends on (seed, round, prompt, source, index)
 /// alone, a selection on (seed, round, prompt).
 ///
-/// Throws DataError for three rounds without a row in a row.
+/// A round without a row is skipped. Three one after the other, or no other ones in the whole run,
+/// are a DataError with what became of the completions of the last one.
 class PREFOPT_API OnlineRows final : public RowSource {
  public:
   /// Throws ConfigError for no prompts, more prompts a round than there are, a part that sources or
@@ -81,11 +96,14 @@ class PREFOPT_API OnlineRows final : public RowSource {
   /// many rows as they can.
   std::int64_t most_steps() const;
   bool evaluates() const override;
-  /// Returns the mean reward on the held-out prompts, if there are rewards, the rate of wins over
-  /// the policy before training, and lengths.
+  /// Returns the mean reward on the held-out prompts, if there are rewards, the rates of wins over
+  /// the policy before training and over that of the evaluation before, if there was one, and
+  /// lengths.
   Metrics evaluate(Policy& policy) override;
+  void finish_evaluation() override;
   std::vector<std::vector<std::int64_t>> sample_prompts() const override;
   void visit_state(StateVisitor& visitor) override;
+  void visit_evaluation(StateVisitor& visitor) override;
   std::string fingerprint() const override;
   std::string text_of(const std::vector<std::int64_t>& tokens) const override;
 

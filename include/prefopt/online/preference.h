@@ -34,6 +34,11 @@ class PREFOPT_API Preference {
   virtual double temperature() const { return 1; }
   /// Returns how many comparisons, so far, had one winner in one order and the other in the other.
   virtual std::int64_t inconsistent() const { return 0; }
+  /// Returns the questions without an answer that count towards a limit, so far: a number for each
+  /// program. The default: none counts.
+  virtual std::vector<std::int64_t> failures() const { return {}; }
+  /// Takes as many numbers as `failures` has, those of a run that is resumed.
+  virtual void set_failures(std::span<const std::int64_t> /*failures*/) {}
 };
 
 /// Returns P(first beats second) = σ((first − second) / temperature), the Bradley–Terry model.
@@ -100,11 +105,16 @@ class PREFOPT_API Rater {
   /// The same of many raters, in one call for all neighbours that share a preference.
   static void ask_rewards(std::span<Rater> raters);
   static void ask_comparisons(std::span<Rater> raters);
+  /// Of each rater the first two completions with a token alone.
+  static void ask_first_comparison(std::span<Rater> raters);
+  /// Returns whether the reward of a completion is known, or that it has none.
+  bool has_reward(std::int64_t i) const { return has_reward_[first_.at(i)]; }
 
  private:
   struct Pair {
     std::int64_t first, second;
   };
+  using Places = std::vector<std::int64_t>;
 
   std::size_t place(Pair pair) const;
   bool is_settled(Pair pair) const;
@@ -113,8 +123,12 @@ class PREFOPT_API Rater {
   double asked_comparison(Pair pair);
   void count_identical(Pair pair);
   void count_answer(double answer);
-  std::vector<std::int64_t> open_rewards() const;
-  std::vector<Pair> open_comparisons() const;
+  Places all() const;
+  Places first_two() const;
+  Places open_rewards(const Places& among) const;
+  std::vector<Pair> open_comparisons(const Places& among) const;
+  static void ask_rewards_of(std::span<Rater> raters, Places (Rater::*among)() const);
+  static void ask_comparisons_of(std::span<Rater> raters, Places (Rater::*among)() const);
   void set_reward(std::int64_t i, double answer);
   void set_comparison(Pair pair, double answer);
   static std::span<Rater> with_one_preference(std::span<Rater> raters);

@@ -38,7 +38,13 @@ struct SelectedRows {
 
 /// The questions that a selection asks of any prompt, so that those of many prompts can be asked at
 /// once; a selection may ask more on the way.
-enum class Questions { kNone, kRewards, kComparisons, kAdaptive };
+enum class Questions {
+  kNone,
+  kRewards,          ///< of all completions
+  kComparisons,      ///< of all pairs
+  kFirstComparison,  ///< of the first two completions with a token
+  kAdaptive          ///< none at once
+};
 
 /// A rule that makes rows of the rated completions of a prompt.
 class PREFOPT_API Selection {

@@ -39,6 +39,8 @@ class PREFOPT_API CombinedReference final : public Reference {
   at::Tensor sequence_logps(const TokenBatch& batch) override;
   /// Returns the widest dtype of the parts.
   at::Tensor token_logps(const TokenBatch& batch) override;
+  /// Returns the same sum of the parts' log-probs at that temperature.
+  at::Tensor tempered_token_logps(const TokenBatch& batch, double temperature) override;
   /// Moves each part, also those of weight 0.
   void after_step(const Policy& policy, std::int64_t step) override;
   /// Returns the state of each part, its names led by the part's place, as in `0.value.head`.

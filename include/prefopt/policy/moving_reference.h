@@ -64,6 +64,7 @@ class PREFOPT_API MovingReference final : public Reference {
 
   at::Tensor sequence_logps(const TokenBatch& batch) override;
   at::Tensor token_logps(const TokenBatch& batch) override;
+  at::Tensor tempered_token_logps(const TokenBatch& batch, double temperature) override;
   Policy* policy() override;
   /// Throws ConfigError for a policy with other trained weights than the first one's.
   void after_step(const Policy& policy, std::int64_t step) override;

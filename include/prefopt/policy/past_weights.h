@@ -55,6 +55,7 @@ class PREFOPT_API RandomPastReference final : public Reference {
 
   at::Tensor sequence_logps(const TokenBatch& batch) override;
   at::Tensor token_logps(const TokenBatch& batch) override;
+  at::Tensor tempered_token_logps(const TokenBatch& batch, double temperature) override;
   Policy* policy() override;
   /// Returns the past weights and those of the model of this round.
   std::vector<std::pair<std::string, at::Tensor>> state() const override;

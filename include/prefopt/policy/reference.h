@@ -25,6 +25,10 @@ class PREFOPT_API Reference {
   /// Returns [rows] float32 or float64: one value per completion token, sequence after sequence,
   /// without weights.
   virtual at::Tensor token_logps(const TokenBatch& batch) = 0;
+  /// Returns token_logps of the reference's logits divided by `temperature`, see
+  /// SequenceLogpsOptions; at 1 exactly token_logps. Throws ConfigError for another temperature
+  /// unless the reference can divide its logits (the default: it cannot).
+  virtual at::Tensor tempered_token_logps(const TokenBatch& batch, double temperature);
   /// Moves the reference; the trainer calls it after each update of the policy. `step` counts
   /// optimizer steps from 1; a step without an update counts too, but makes no call.
   virtual void after_step(const Policy& policy, std::int64_t step);
@@ -58,6 +62,8 @@ class PREFOPT_API CachedReference final : public Reference {
   at::Tensor sequence_logps(const TokenBatch& batch) override;
   /// Throws ConfigError at sequence level.
   at::Tensor token_logps(const TokenBatch& batch) override;
+  /// Throws ConfigError unless the temperature is 1: what is on disk was computed at 1.
+  at::Tensor tempered_token_logps(const TokenBatch& batch, double temperature) override;
   Policy* policy() override;
 
   void flush() override;

@@ -26,6 +26,11 @@ class PREFOPT_API RewardPolicy : public Policy {
   /// Returns [2 R]: the rewards of the chosen completions of all rows, then of the rejected ones.
   at::Tensor rewards(const std::vector<TokenRow>& rows);
 
+  /// Returns [tokens] float64: the score of the state that each completion token that counts was
+  /// chosen in, sequence after sequence, as a value model's estimate of the return. Keeps the graph
+  /// unless grad mode is off. The default throws ConfigError: only whole texts have a score.
+  virtual at::Tensor token_values(const TokenBatch& batch);
+
   // Functions of log-probs: each throws ConfigError.
   PolicyOutput forward(const TokenBatch& batch) final;
   at::Tensor forward_packed(const PackedTokens& tokens) final;

@@ -27,6 +27,10 @@ struct SequenceLogpsOptions {
   /// Of linear_token_logps, for policies that give hidden states.
   std::int64_t budget_bytes = std::int64_t{1} << 30;
   HeadPath path = HeadPath::kAutomatic;
+  /// > 0: log-probs and by-products are those of the policy's logits divided by it, as tokens were
+  /// sampled. On top of a temperature of the policy's own head.
+  double temperature = 1;
+  DifferentiableByProducts differentiable = {};
 };
 
 /// Log-probs of the completions of a batch. Prompt and padding positions never reach the output
@@ -46,7 +50,7 @@ PREFOPT_API at::Tensor reduce_tokens(const at::Tensor& token_values, const Seque
                                      const SequenceReduction& reduction = {});
 
 /// Scores the completions of a batch. Keeps the graph unless grad mode is off. Throws what
-/// token_logps and linear_token_logps throw.
+/// token_logps and linear_token_logps throw, and ConfigError for a temperature that is not > 0.
 PREFOPT_API SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
                                          const SequenceLogpsOptions& options = {});
 

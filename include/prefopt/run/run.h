@@ -103,6 +103,21 @@ struct MachineOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
+/// The layers below the score head of a value model.
+enum class ValueBody { kOwn, kPolicy };
+
+/// The value model of an objective with values.
+struct ValueModelOptions {
+  /// Folder of a reward model or a language model; empty: model.path with a fresh score head.
+  std::string path = {};
+  ValueBody body = ValueBody::kOwn;
+  bool use_lora = false;
+  OptimizerOptions optimizer = {};
+  std::int64_t pretrain_steps = 0;  ///< first steps, which train the values alone
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
 struct RunOptions {
   std::string output_dir = "run";
   std::string loss = R"({"type": "dpo"})";
@@ -115,6 +130,7 @@ struct RunOptions {
   CheckpointOptions checkpoint = {};
   OnlineOptions online = {};      ///< rows that the policy writes, in place of those of `data`
   SamplingOptions sampling = {};  ///< without end tokens: those of end_tokens()
+  ValueModelOptions value = {};
   MachineOptions machine = {};
   std::int64_t seed = 0;  ///< of fresh weights, of the order of rows and of samples
 

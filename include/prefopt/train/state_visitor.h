@@ -16,6 +16,9 @@ namespace prefopt {
 class PREFOPT_API StateVisitor {
  public:
   virtual ~StateVisitor() = default;
+  /// Returns whether visited values take those that were saved: what follows from them is then made
+  /// again.
+  virtual bool is_loading() const { return false; }
   /// Visits a tensor. Loading writes into it in place.
   virtual void tensor(const std::string& name, const at::Tensor& value) = 0;
   /// A tensor whose shape steps change: a row source's loading puts another one in its place.

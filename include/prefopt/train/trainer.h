@@ -14,9 +14,11 @@
 #include "prefopt/error.h"
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
+#include "prefopt/objectives/token_objective.h"
 #include "prefopt/options.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
+#include "prefopt/policy/reward_policy.h"
 #include "prefopt/policy/sampling.h"
 #include "prefopt/train/metrics.h"
 
@@ -100,6 +102,16 @@ struct TrainerOptions {
   /// Of the output head, see linear_token_logps: changes memory and speed, never results.
   std::int64_t head_budget_bytes = std::int64_t{1} << 30;
   SamplingOptions sampling = {};  ///< for losses that need fresh samples
+  /// Of the log-probs of an objective on tokens: that which its completions were drawn with.
+  double temperature = 1;
+  /// Weight of the mean negative log-prob of tokens of rows that are imitated (a pretraining mix,
+  /// 2307.04964 eq. 17): those without `TokenRow::rollout` among the rollouts of a step.
+  double imitation_coefficient = 0;
+  /// Of an objective with a value loss: the values of tokens, trained by another optimizer
+  /// along the same schedule of steps. Its gradients are clipped apart from the policy's.
+  std::shared_ptr<RewardPolicy> value_model = {};
+  OptimizerOptions value_optimizer = {};
+  std::int64_t value_pretrain_steps = 0;  ///< first steps, which train the values alone
   /// Called for each step without an update, before NonFiniteError where it is the third.
   std::function<void(const NonFiniteStep&)> on_non_finite = {};
   std::shared_ptr<Ranks> ranks = {};  ///< that train together; null: this process alone
@@ -120,6 +132,10 @@ class PREFOPT_API Trainer {
   /// `reference` may be null for losses that need none; ConfigError otherwise.
   Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference, Loss loss,
           TrainerOptions options);
+  /// Trains on rollouts, rows of one completion with `TokenRow::rollout`. `reference` may be null
+  /// where the objective needs none or the rows have its log-probs; ConfigError otherwise.
+  Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference,
+          TokenObjective objective, TrainerOptions options);
   ~Trainer();
 
   /// Takes one optimizer step over `pairs`, in micro-batches whose sum is exactly the whole. A
@@ -139,8 +155,12 @@ class PREFOPT_API Trainer {
   void restart_optimizer();
 
   /// Writes the policy as its `save` does, with the float32 masters of bfloat16 and float16 weights
-  /// in place of the rounded ones, and other such weights widened next to them.
+  /// in place of the rounded ones, and other such weights widened next to them. A value model is
+  /// written in the folder `value` in it.
   void save_policy(const std::string& directory) const;
+  /// Reads what `save_policy` wrote into the policy and the value model. Throws as
+  /// Policy::load_weights.
+  void load_policy(const std::string& directory);
   /// Returns all that steps change in addition to the policy's weights, by name, for a checkpoint:
   /// counts of steps, tokens and skipped updates, the optimizer's means and counts, float32
   /// masters, the loss's running mean, the reference's state. Not copies. A step after `load_state`

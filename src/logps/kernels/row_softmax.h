@@ -261,12 +261,19 @@ PREFOPT_HOST_DEVICE void finish(const SoftmaxMoments<A>& others, double target, 
   statistics[kLogSumPSquared] = WholeSum::log_of(row.own * row.own, squared) - 2 * row.log_sum;
 }
 
-/// coefficient · d logp / du = coefficient · (onehot - e^(z - logsumexp)) · dz/du.
+/// The gradient of raw logits u with the factors of statistics.h, where p = e^(z - logsumexp): that
+/// of z times dz/du.
 template <class A>
 class RowGradient {
  public:
-  PREFOPT_HOST_DEVICE RowGradient(const LogitMap<A>& map, double logsumexp, double coefficient)
-      : map_(map), logsumexp_(logsumexp), coefficient_(static_cast<A>(coefficient)) {
+  PREFOPT_HOST_DEVICE RowGradient(const LogitMap<A>& map, double logsumexp,
+                                  const RowFactors& factors)
+      : map_(map),
+        logsumexp_(logsumexp),
+        of_target_(static_cast<A>(factors.of_target)),
+        of_p_(static_cast<A>(factors.of_p)),
+        of_p_log_p_(static_cast<A>(factors.of_p_log_p)),
+        excess_(static_cast<A>(factors.of_p - factors.of_target)) {
     // In units of log 2, and as two numbers: a large one has no digits left behind the point.
     constexpr double kUnit = static_cast<double>(kLog2E<A>);
     high_ = static_cast<A>(logsumexp * kUnit);
@@ -277,8 +284,17 @@ class RowGradient {
   PREFOPT_HOST_DEVICE void of_others(const A (&raw)[n], A (&gradient)[n]) const {
     for (int i = 0; i < n; ++i) gradient[i] = raw[i];
     map_.map(gradient);
-    for (int i = 0; i < n; ++i) {
-      gradient[i] = -coefficient_ * exp2_of(std::fma(gradient[i], kLog2E<A>, -high_) - low_);
+    // log p in units of log 2.
+    for (int i = 0; i < n; ++i) gradient[i] = std::fma(gradient[i], kLog2E<A>, -high_) - low_;
+    if (of_p_log_p_ == 0) {
+      for (int i = 0; i < n; ++i) gradient[i] = -of_p_ * exp2_of(gradient[i]);
+    } else {
+      const A of_p_log2_p = of_p_log_p_ / kLog2E<A>;
+      for (int i = 0; i < n; ++i) {
+        const A p = exp2_of(gradient[i]);
+        // 0 log 0 is 0.
+        gradient[i] = -of_p_ * p - of_p_log2_p * (p * std::fmax(gradient[i], kLowest<A>));
+      }
     }
     map_.multiply_by_slope(raw, gradient);
   }
@@ -287,7 +303,11 @@ class RowGradient {
   PREFOPT_HOST_DEVICE A of_target(A raw) const {
     const auto log_p = static_cast<A>(static_cast<double>(map_.logit(raw)) - logsumexp_);
     const A raws[1] = {raw};
-    A gradient[1] = {-coefficient_ * std::expm1(log_p)};
+    A gradient[1] = {-of_target_ * std::expm1(log_p)};
+    if (excess_ != 0 || of_p_log_p_ != 0) {
+      const A p = std::exp(log_p);
+      gradient[0] -= excess_ * p + of_p_log_p_ * (p * std::fmax(log_p, kLowest<A>));
+    }
     map_.multiply_by_slope(raws, gradient);
     return gradient[0];
   }
@@ -295,7 +315,9 @@ class RowGradient {
  private:
   LogitMap<A> map_;
   double logsumexp_;
-  A high_, low_, coefficient_;
+  A high_, low_;
+  A of_target_, of_p_, of_p_log_p_;
+  A excess_;  // of_p - of_target, from float64
 };
 
 }  // namespace prefopt::kernels

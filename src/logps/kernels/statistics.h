@@ -16,4 +16,20 @@ enum Statistic {
   kAllStatistics,
 };
 
+/// Factors of the gradient of a row's logits:
+/// of_target · onehot − of_p · p − of_p_log_p · p log p, where p = softmax(z).
+struct RowFactors {
+  double of_target, of_p, of_p_log_p;
+};
+
+/// The rows of a float64 tensor [kLogpFactors or kAllFactors, rows] of them: the gradient of the
+/// log-prob alone has the same factor of the target and of p, and none of p log p.
+enum FactorRow {
+  kOfTarget,
+  kLogpFactors,
+  kOfP = kLogpFactors,
+  kOfPLogP,
+  kAllFactors,
+};
+
 }  // namespace prefopt::kernels

@@ -25,7 +25,7 @@ class PairSelection final : public SelectionOf<PairSelection, PairSelectionOptio
   static constexpr std::string_view kName = "pair";
   static constexpr std::string_view kRows = "the first two completions, labelled";
 
-  Questions questions() const override { return Questions::kComparisons; }
+  Questions questions() const override { return Questions::kFirstComparison; }
 
   SelectedRows select(Rater& rater, exact::Random& /*random*/) const override {
     SelectedRows result;

@@ -3,9 +3,11 @@
 #include <string>
 #include <vector>
 
+#include "prefopt/decoder/reward_model.h"
 #include "support/catch.h"
 #include "support/cli.h"
 #include "support/reward_models.h"
+#include "support/temp_dir.h"
 #include "support/tiny_llama.h"
 
 namespace prefopt::testing_support {
@@ -74,6 +76,47 @@ TEST_CASE("prefopt eval: accuracy and calibration of reward models", "[cli]") {
       {"eval", "--model", kRewardModels + "llama", "--ref", kPolicy, "--data", kRewardRows}, 2,
       "--ref: expected no such option for reward models, which write nothing and have no "
       "reference, got one");
+  for (const std::string option : {"--samples", "--prompts", "--max-new-tokens"}) {
+    check_cli_refused(
+        {"eval", "--model", kRewardModels + "llama", "--data", kRewardRows, option, "4"}, 2,
+        option +
+            ": expected no such option for reward models, which write nothing and have no "
+            "reference, got one");
+  }
+}
+
+TEST_CASE("prefopt export: a reward model with its adapter merged", "[cli]") {
+  const TempDir folder;
+  const std::string adapter = folder.file("adapter"), out = folder.file("out");
+  const auto model = RewardModel::load(kPolicy, "float32", ScoreHead::kFreshIfNone);
+  model->add_adapter({.r = 2});
+  for (auto& [name, value] : model->named_parameters()) {
+    if (value.requires_grad()) value.data().normal_();
+  }
+  model->save(adapter);
+  REQUIRE(run_cli({"export", "--model", kPolicy, "--adapter", adapter, "--out", out}).code == 0);
+  CHECK(is_reward_model(out));
+  const auto exported = RewardModel::load(out);
+  CHECK_FALSE(exported->body().adapter());
+  // Scored by the exported folder as by model and adapter.
+  const auto scores = [&](std::vector<std::string> arguments) {
+    for (const std::string argument : {"--data", kRewardRows.c_str(), "--dtype", "float64"}) {
+      arguments.push_back(argument);
+    }
+    const CliResult result = run_cli(arguments);
+    INFO(result.err);
+    REQUIRE(result.code == 0);
+    return json_lines(result.out);
+  };
+  const auto before = scores({"score", "--model", kPolicy, "--adapter", adapter});
+  const auto after = scores({"score", "--model", out});
+  REQUIRE(after.size() == before.size());
+  for (std::size_t i = 0; i < after.size(); ++i) {
+    for (const char* side : {"chosen_reward", "rejected_reward"}) {
+      CHECK(after[i][side].get<double>() ==
+            Approx(before[i][side].get<double>()).epsilon(1e-5).margin(1e-5));
+    }
+  }
 }
 
 }  // namespace

@@ -84,6 +84,14 @@ TEST_CASE("custom_loss passes its own check", "[examples]") {
   CHECK(count(finished.output, "gradient arrives\nall checks hold\n") == 1);
 }
 
+TEST_CASE("own_objective passes its own checks", "[examples]") {
+  const TempDir folder;
+  const Finished finished = run("example_own_objective", "", folder);
+  INFO(finished.output);
+  CHECK(finished.exit_code == 0);
+  CHECK(count(finished.output, "gradient arrives\nall checks hold\n") == 1);
+}
+
 TEST_CASE("losses_on_eigen reaches the closed form", "[examples]") {
   const TempDir folder;
   const Finished finished = run("example_losses_on_eigen", "", folder);

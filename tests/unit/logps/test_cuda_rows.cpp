@@ -118,7 +118,7 @@ Result score(const std::vector<double>& logits, std::int64_t target, const Shape
 /// Into another row, which may lie otherwise than the logits.
 template <class Element>
 std::vector<double> backpropagate(const std::vector<double>& logits, std::int64_t target,
-                                  const Shape& shape, double logsumexp, double coefficient,
+                                  const Shape& shape, double logsumexp, const RowFactors& factors,
                                   int gradient_misaligned, const Transform& transform = {},
                                   bool ignored = false) {
   Buffer<Element> buffer(logits, shape.misaligned);
@@ -129,7 +129,7 @@ std::vector<double> backpropagate(const std::vector<double>& logits, std::int64_
                          gradient.data()};
   const Buffer<Element> before = buffer;
   backpropagate_row(context, row, {transform.scale, transform.softcap, transform.temperature},
-                    logsumexp, coefficient);
+                    logsumexp, factors);
   CHECK(gradient.is_intact(logits.size()));
   CHECK(buffer.is_same(before));
   return gradient.values(logits.size());
@@ -305,12 +305,61 @@ TEST_CASE("cuda rows: backward with a coefficient", "[logps]") {
         for (double& value : expected.gradient) value *= coefficient;
         check_gradient<Element>(
             backpropagate<Element>(row, 5002, {.threads = 64, .blocks = 3, .misaligned = 1},
-                                   expected.statistics[kLogsumexp], coefficient,
+                                   expected.statistics[kLogsumexp], {coefficient, coefficient, 0},
                                    gradient_misaligned, transform),
             expected.gradient, 5002);
       }
     }
   });
+}
+
+TEST_CASE("cuda rows: backward of entropy and logsumexp", "[logps]") {
+  for_elements([](auto element) {
+    using Element = decltype(element);
+    for (const Transform& transform :
+         {Transform{}, Transform{.scale = 0.5, .softcap = 20, .temperature = 0.8}}) {
+      for (const RowFactors& factors :
+           {RowFactors{0.5, 0.7, -0.2}, RowFactors{0, -1.25, 0}, RowFactors{-3, -3, 2}}) {
+        std::vector<double> row = Buffer<Element>(random_row(5003, 3, 22), 0).values(5003);
+        for (std::size_t i = 0; i < 40; ++i) row[i] = -kInf;  // 0 log 0 is 0
+        row[4000] = 12;                                       // most of the probability
+        for (const std::size_t target : {std::size_t{4000}, std::size_t{5002}}) {
+          const Oracle oracle(row, target, transform);
+          std::vector<double> expected(row.size());
+          for (std::size_t i = 0; i < row.size(); ++i) {
+            const double log_p = transform.logit(row[i]) - oracle.statistics[kLogsumexp];
+            const double p = std::exp(log_p);
+            const double of_z = (i == target ? factors.of_target : 0) - factors.of_p * p -
+                                (p > 0 ? factors.of_p_log_p * p * log_p : 0);
+            expected[i] = of_z == 0 ? 0 : of_z * transform.slope(row[i]);
+          }
+          CAPTURE(factors.of_p, factors.of_p_log_p, target, transform.softcap);
+          // All of them in one norm: the target's may be a small difference.
+          check_gradient<Element>(
+              backpropagate<Element>(row, static_cast<std::int64_t>(target),
+                                     {.threads = 64, .blocks = 3, .misaligned = 1},
+                                     oracle.statistics[kLogsumexp], factors, 0, transform),
+              expected, row.size());
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("cuda rows: the entropy's gradient at a sure token keeps its digits", "[logps]") {
+  std::vector<double> row = random_row(1000, 1, 43);
+  row[500] = 25;
+  const std::vector<double> raw = Buffer<float>(row, 0).values(row.size());
+  const Oracle oracle(raw, 500);
+  double others = 0;
+  for (std::size_t i = 0; i < raw.size(); ++i) {
+    if (i != 500) others += std::exp(raw[i] - raw[500]);
+  }
+  // -p (log p + H), where log p = -others and H is of the size of others.
+  const double entropy = oracle.statistics[kEntropy];
+  const std::vector<double> got = backpropagate<float>(
+      row, 500, {.threads = 64}, oracle.statistics[kLogsumexp], {0, entropy, 1}, 0);
+  CHECK(got[500] == Approx(others - entropy).epsilon(1e-5));
 }
 
 TEST_CASE("cuda rows: hostile rows", "[logps]") {
@@ -439,7 +488,7 @@ TEST_CASE("cuda rows: a row that is left out gets zeros", "[logps]") {
   const Result got = score<float>(row, -1, shape, {}, /*with_gradient=*/true, /*ignored=*/true);
   CHECK(got.statistics == std::vector<double>(kAllStatistics, 0));
   CHECK(got.gradient == std::vector<double>(70, 0));
-  CHECK(backpropagate<float>(row, -1, shape, 0, 1, 2, {}, /*ignored=*/true) ==
+  CHECK(backpropagate<float>(row, -1, shape, 0, {1, 1, 0.5}, 2, {}, /*ignored=*/true) ==
         std::vector<double>(70, 0));
 }
 

@@ -466,13 +466,13 @@ TEST_CASE("linear_token_logps: the kernels and plain ATen are two ways to the sa
   for (const HeadPath path : kPathsWithWeight) {
     INFO(to_string(path));
     const auto both = [&](const LogpsOperators& operators) {
-      const auto [statistics, kept] =
-          operators.linear_token_logps(in.hidden, in.weight, in.bias, in.targets, 0.8, 4, 1.5, true,
-                                       true, true, static_cast<std::int64_t>(path), 1 << 26);
+      const auto [statistics, kept] = operators.linear_token_logps(
+          in.hidden, in.weight, in.bias, in.targets, 0.8, 4, 1.5, true, true, true,
+          /*by_product_grad=*/false, static_cast<std::int64_t>(path), 1 << 26);
       const auto [h, w, b] = operators.linear_token_logps_backward(
-          cotangent, in.hidden, in.weight, in.bias, in.targets,
-          statistics[kernels::kLogsumexp].contiguous(), kept, 0.8, 4, 1.5, true, true, true, true,
-          true, static_cast<std::int64_t>(path), 1 << 26);
+          cotangent.unsqueeze(0), in.hidden, in.weight, in.bias, in.targets,
+          statistics[kernels::kLogsumexp].contiguous(), kept, 0.8, 4, 1.5, true, true,
+          /*by_product_grad=*/false, true, true, true, static_cast<std::int64_t>(path), 1 << 26);
       return std::vector<at::Tensor>{statistics, h, w, b};
     };
     const auto a = both(kCpuLogps), b = both(kAtenLogps);
@@ -480,7 +480,7 @@ TEST_CASE("linear_token_logps: the kernels and plain ATen are two ways to the sa
   }
   const auto frozen = [&](const LogpsOperators& operators) {
     return std::get<1>(operators.linear_token_logps(
-        in.hidden, in.weight, in.bias, in.targets, 0.8, 4, 1.5, false, true, false,
+        in.hidden, in.weight, in.bias, in.targets, 0.8, 4, 1.5, false, true, false, false,
         static_cast<std::int64_t>(HeadPath::kAutomatic), 1 << 26));
   };
   CHECK(at::allclose(frozen(kCpuLogps), frozen(kAtenLogps), 1e-11, 1e-11));

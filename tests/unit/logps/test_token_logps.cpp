@@ -394,8 +394,9 @@ TEST_CASE("token_logps: the kernels and plain ATen are two ways to the same", "[
       CHECK(at::allclose(grad_a, grad_b, 10 * tolerance, tolerance));
       const at::Tensor cotangent = random_normal({6}, at::kDouble, 26);
       const auto back = [&](const LogpsOperators& operators, at::Tensor& out) {
-        operators.token_logps_backward(cotangent, raw, targets, a[kernels::kLogsumexp].contiguous(),
-                                       t.scale, t.softcap, t.temperature, out);
+        operators.token_logps_backward(cotangent.unsqueeze(0), raw, targets,
+                                       a[kernels::kLogsumexp].contiguous(), t.scale, t.softcap,
+                                       t.temperature, out);
       };
       back(kCpuLogps, grad_a);
       back(kAtenLogps, grad_b);

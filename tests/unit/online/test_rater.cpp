@@ -219,6 +219,30 @@ TEST_CASE("many raters ask in one call", "[online]") {
   }
 }
 
+TEST_CASE("the first comparison is of the first two completions with a token", "[online]") {
+  const auto three = rollouts_of({{0}, {1}, {2}});
+  const auto equal = rollouts_of({{3}, {3}, {4}});
+  const auto empty = rollouts_of({{}, {5}, {6}, {7}});
+  FakeComparisons preference([](std::int64_t, std::int64_t) { return 0.7; });
+  std::vector<Rater> raters = {Rater(preference, three), Rater(preference, equal),
+                               Rater(preference, empty)};
+  ask(raters, Questions::kFirstComparison);
+  CHECK(preference.calls == 1);
+  CHECK(preference.asked == std::vector<std::pair<std::int64_t, std::int64_t>>{{0, 1}, {5, 6}});
+  CHECK(raters[0].beats(0, 1) == 0.7);
+  CHECK(raters[2].beats(2, 1) == Approx(0.3));
+  CHECK(preference.calls == 1);
+
+  FakeRewards rewards({1, 2, 3, 4, 5, 6, 7, 8});
+  std::vector<Rater> rated = {Rater(rewards, three), Rater(rewards, equal), Rater(rewards, empty)};
+  ask(rated, Questions::kFirstComparison);
+  CHECK(rewards.calls == 1);
+  CHECK(rewards.questions == 5);  // equal completions share theirs
+  CHECK(rated[0].has_reward(1));
+  CHECK_FALSE(rated[0].has_reward(2));
+  CHECK(rated[1].has_reward(1));
+}
+
 TEST_CASE("a question without an answer is counted, and NaN on both sides", "[online]") {
   FakeComparisons silent([](std::int64_t i, std::int64_t) { return i == 0 ? kNaN : 0.5; });
   const auto rollouts = rollouts_of({{0}, {1}, {2}});

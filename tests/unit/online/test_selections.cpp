@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "prefopt/error.h"
+#include "prefopt/online/feedback.h"
 #include "prefopt/online/rejection.h"
 #include "prefopt/online/selection.h"
 #include "support/catch.h"
@@ -111,6 +112,20 @@ TEST_CASE("pair labels the first two completions", "[online]") {
     CHECK(failed.failed == 1);
     CHECK(failed.ties == 0);
     CHECK(select_by_table({{0.5}}, config).rows.empty());
+  }
+}
+
+TEST_CASE("pair asks one question, however many completions there are", "[online]") {
+  TablePreference preference(kCycle);
+  const auto rollouts = make_rollouts(3);
+  std::vector<Rater> raters(2, Rater(preference, rollouts));
+  const auto selection = make_selection(R"({"type": "pair"})");
+  ask(raters, selection->questions());
+  exact::Random random(7);
+  for (Rater& rater : raters) {
+    CHECK(rater.counts().questions == 1);
+    CHECK(pairs_of(selection->select(rater, random)) == IndexPairs{{0, 1}});
+    CHECK(rater.counts().questions == 1);
   }
 }
 

@@ -7,6 +7,9 @@
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/files/safetensors.h"
+#include "prefopt/policy/combined_reference.h"
+#include "prefopt/policy/moving_reference.h"
+#include "prefopt/policy/past_weights.h"
 #include "prefopt/policy/reference.h"
 #include "prefopt/policy/sequence_logps.h"
 #include "support/catch.h"
@@ -269,6 +272,43 @@ TEST_CASE("cached reference: a broken file is refused by name", "[policy]") {
 
   std::ofstream(path) << "not safetensors";
   CHECK_THROWS_AS(CachedReference(policy, dir.path(), CacheLevel::kToken), CheckpointError);
+}
+
+TEST_CASE("references at a sampling temperature", "[policy]") {
+  const TempDir dir;
+  const auto policy = small_decoder(1);
+  const auto frozen = make_frozen_reference(policy);
+  const TokenBatch batch = batch_of({0, 1, 2, 3});
+  SequenceLogpsOptions options;
+  options.temperature = 0.5;
+  const at::Tensor expected = sequence_logps(*policy, batch, options).token_logps.detach();
+  const at::Tensor got = frozen->tempered_token_logps(batch, 0.5);
+  CHECK(at::equal(got, expected));
+  CHECK_FALSE(got.requires_grad());
+  CHECK_FALSE(at::allclose(got, frozen->token_logps(batch)));
+  CHECK(at::equal(frozen->tempered_token_logps(batch, 1), frozen->token_logps(batch)));
+
+  const MovingReferenceOptions still{.rule = MovingRule::kHard};
+  CHECK(at::equal(MovingReference(*policy, still).tempered_token_logps(batch, 0.5), expected));
+  CHECK(at::equal(RandomPastReference(*policy, 2, 1).tempered_token_logps(batch, 0.5), expected));
+  const auto other = make_frozen_reference(small_decoder(2));
+  CombinedReference combined({{frozen, 0.25}, {other, 0.75}});
+  CHECK(at::allclose(combined.tempered_token_logps(batch, 0.5),
+                     expected * 0.25 + other->tempered_token_logps(batch, 0.5) * 0.75, 0, 1e-6));
+
+  CachedReference cache(policy, dir.path(), CacheLevel::kToken);
+  CHECK(at::equal(cache.tempered_token_logps(batch, 1), cache.token_logps(batch)));
+  CHECK_THROWS_TEXT(cache.tempered_token_logps(batch, 0.5), ConfigError,
+                    "cached reference: expected temperature 1, at which log-probs are kept, got "
+                    "0.5; use the reference without a cache");
+  class Given final : public Reference {
+   public:
+    at::Tensor sequence_logps(const TokenBatch&) override { return at::zeros({1}); }
+    at::Tensor token_logps(const TokenBatch&) override { return at::ones({1}); }
+  } given;
+  CHECK(at::equal(given.tempered_token_logps(batch, 1), at::ones({1})));
+  CHECK_THROWS_TEXT(given.tempered_token_logps(batch, 0.5), ConfigError,
+                    "reference: expected temperature 1 of a reference without logits, got 0.5");
 }
 
 TEST_CASE("cached reference: misuse is refused", "[policy]") {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
+#include <limits>
+#include <string>
 
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/sequence_logps.h"
 #include "support/catch.h"
@@ -159,6 +162,147 @@ TEST_CASE("sequence_logps: tokens may count more or less than others", "[policy]
   batch.token_weights = at::ones({4}, at::kFloat);
   CHECK_THROWS_TEXT(sequence_logps(policy, batch), DtypeError,
                     "sequence_logps: expected token_weights of dtype Double, got Float");
+}
+
+TEST_CASE("sequence_logps: at a temperature, log_softmax of the logits divided by it", "[policy]") {
+  const TokenBatch batch = small_batch();
+  const at::Tensor hidden = random_normal({2, 4, 3}, at::kDouble, 13).requires_grad_(true);
+  const at::Tensor weight = random_normal({5, 3}, at::kDouble, 14);
+  const double temperature = GENERATE(0.6, 1.7);
+  const LogitTransform own = GENERATE(LogitTransform{}, LogitTransform{0.7, 1.5, 0.8});
+  const at::Tensor raw = own.scale * hidden.matmul(weight.t());
+  const at::Tensor logits =
+      (own.softcap == 0 ? raw : own.softcap * (raw / own.softcap).tanh()) / own.temperature;
+  const at::Tensor all = (logits / temperature).log_softmax(2);
+  const at::Tensor expected = at::stack({all[0][0][1], all[0][1][2], all[0][2][3], all[1][1][4]});
+
+  SequenceLogpsOptions options;
+  options.temperature = temperature;
+  options.by_products.entropy = true;
+  FixedPolicy of_hidden({.hidden = hidden, .logits = {}}, weight, 5);
+  of_hidden.output_head.transform = own;
+  FixedPolicy of_logits({.hidden = {}, .logits = logits}, {}, 5);
+  of_logits.output_head.transform = own;  // its logits have gone through it
+  const at::Tensor upstream = at::tensor({0.3, -1.7, 0.4, 2.0}, at::kDouble);
+  const at::Tensor wanted = torch::autograd::grad({expected}, {hidden}, {upstream}, true)[0];
+  for (FixedPolicy* policy : {&of_hidden, &of_logits}) {
+    const SequenceLogps got = sequence_logps(*policy, batch, options);
+    CHECK(at::allclose(got.token_logps, expected, 1e-12, 1e-14));
+    const at::Tensor gradient =
+        torch::autograd::grad({got.token_logps}, {hidden}, {upstream}, true)[0];
+    CHECK(at::allclose(gradient, wanted, 1e-12, 1e-14));
+    const at::Tensor first = all[0][0].detach();
+    CHECK(got.by_products.entropy[0].item<double>() ==
+          Approx(-(first.exp() * first).sum().item<double>()).epsilon(1e-12));
+  }
+}
+
+TEST_CASE("sequence_logps: a packed stream at a temperature", "[policy]") {
+  at::manual_seed(2);
+  Decoder policy({.vocab_size = 13,
+                  .hidden_size = 16,
+                  .intermediate_size = 24,
+                  .num_hidden_layers = 1,
+                  .num_attention_heads = 2,
+                  .num_key_value_heads = 1,
+                  .initializer_range = 0.5});
+  policy.to(at::kDouble);
+  TokenBatch batch = small_batch();
+  REQUIRE(batch.packed != nullptr);
+  const at::NoGradGuard no_grad;
+  const OutputHead head = policy.head();
+  const at::Tensor all =
+      (policy.forward(batch).hidden.matmul(head.weight.t()) / 0.7).log_softmax(2);
+  const at::Tensor expected = at::stack({all[0][0][1], all[0][1][2], all[0][2][3], all[1][1][4]});
+  SequenceLogpsOptions options;
+  options.temperature = 0.7;
+  CHECK(at::allclose(sequence_logps(policy, batch, options).token_logps, expected, 1e-10, 1e-12));
+  batch.packed = nullptr;
+  CHECK(at::allclose(sequence_logps(policy, batch, options).token_logps, expected, 1e-10, 1e-12));
+}
+
+TEST_CASE("sequence_logps: the entropy of a packed stream has the padded one's gradient",
+          "[policy]") {
+  at::manual_seed(3);
+  Decoder policy({.vocab_size = 13,
+                  .hidden_size = 16,
+                  .intermediate_size = 24,
+                  .num_hidden_layers = 1,
+                  .num_attention_heads = 2,
+                  .num_key_value_heads = 1,
+                  .initializer_range = 0.5});
+  policy.to(at::kDouble);
+  // Two completions that begin alike share the row of their first token.
+  const std::vector<std::int64_t> prompt{1, 2}, first{7, 8, 9}, second{7, 5};
+  TokenBatch batch = make_batch({{prompt, first}, {prompt, second}});
+  REQUIRE(batch.packed != nullptr);
+  std::vector<at::Tensor> trained;
+  for (const auto& parameter : policy.named_parameters()) trained.push_back(parameter.value);
+  SequenceLogpsOptions options;
+  options.differentiable.entropy = true;
+  const at::Tensor upstream = at::tensor({0.3, -1.7, 0.4, 2.0, 0.6}, at::kDouble);
+  const auto gradients = [&] {
+    const SequenceLogps out = sequence_logps(policy, batch, options);
+    return torch::autograd::grad({out.by_products.entropy * upstream + out.token_logps}, trained,
+                                 {at::ones({5}, at::kDouble)});
+  };
+  const auto packed = gradients();
+  batch.packed = nullptr;
+  const auto padded = gradients();
+  for (std::size_t i = 0; i < packed.size(); ++i) {
+    CHECK(at::allclose(packed[i], padded[i], 1e-9, 1e-11));
+  }
+}
+
+TEST_CASE("sequence_logps: a temperature that divides nothing is refused", "[policy]") {
+  FixedPolicy policy({.hidden = {}, .logits = at::zeros({2, 4, 5})}, {}, 5);
+  SequenceLogpsOptions options;
+  const auto check = [&](double temperature, const std::string& got) {
+    options.temperature = temperature;
+    CHECK_THROWS_TEXT(sequence_logps(policy, small_batch(), options), ConfigError,
+                      "sequence_logps: expected temperature > 0, got " + got);
+  };
+  check(0, "0");
+  check(-0.5, "-0.5");
+  check(std::numeric_limits<double>::infinity(), "inf");
+  check(std::numeric_limits<double>::quiet_NaN(), "nan");
+}
+
+TEST_CASE("sequence_logps: entropy and logsumexp have a gradient when asked for", "[policy]") {
+  const TokenBatch batch = small_batch();
+  const at::Tensor hidden = random_normal({2, 4, 3}, at::kDouble, 15).requires_grad_(true);
+  const at::Tensor weight = random_normal({5, 3}, at::kDouble, 16).requires_grad_(true);
+  const at::Tensor logits = hidden.matmul(weight.t());
+  const at::Tensor z = logits / 0.7;
+  const at::Tensor all = z.log_softmax(2);
+  const auto of_rows = [](const at::Tensor& of) {
+    return at::stack({of[0][0], of[0][1], of[0][2], of[1][1]});
+  };
+  const at::Tensor entropy = of_rows(-(all.exp() * all).sum(2));
+  const at::Tensor logsumexp = of_rows(z.logsumexp(2));
+  const at::Tensor tokens = at::stack({all[0][0][1], all[0][1][2], all[0][2][3], all[1][1][4]});
+  const at::Tensor weights = at::tensor({0.3, -1.7, 0.4, 2.0}, at::kDouble);
+  const auto value = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& c) {
+    return (weights * a + 0.1 * b - weights.flip(0) * c).sum();
+  };
+  const auto wanted = torch::autograd::grad({value(tokens, entropy, logsumexp)}, {hidden, weight},
+                                            {}, /*retain_graph=*/true);
+  FixedPolicy of_hidden({.hidden = hidden, .logits = {}}, weight, 5);
+  FixedPolicy of_logits({.hidden = {}, .logits = logits}, {}, 5);
+  SequenceLogpsOptions options;
+  options.temperature = 0.7;
+  options.differentiable = {.logsumexp = true, .entropy = true};
+  for (FixedPolicy* policy : {&of_hidden, &of_logits}) {
+    const SequenceLogps got = sequence_logps(*policy, batch, options);
+    CHECK(at::allclose(got.by_products.entropy, entropy, 1e-12, 1e-14));
+    const auto gradient = torch::autograd::grad(
+        {value(got.token_logps, got.by_products.entropy, got.by_products.logsumexp)},
+        {hidden, weight}, {}, /*retain_graph=*/true);
+    for (std::size_t i = 0; i < 2; ++i) CHECK(at::allclose(gradient[i], wanted[i], 1e-12, 1e-14));
+  }
+  options.differentiable = {};
+  options.by_products.entropy = true;
+  CHECK_FALSE(sequence_logps(of_hidden, batch, options).by_products.entropy.requires_grad());
 }
 
 TEST_CASE("sequence_logps: the head's bias and transform", "[policy]") {

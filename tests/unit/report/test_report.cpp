@@ -4,6 +4,7 @@
 #include <limits>
 #include <regex>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "core/file.h"
@@ -405,6 +406,32 @@ TEST_CASE("Wilson's interval is that of statsmodels", "[report]") {
   check(0, 10, 0.0, 0.27753279986288926);
   check(10, 10, 0.7224672001371106, 1.0);
   check(1, 3, 0.06149194472039626, 0.7923403991979523);
+}
+
+TEST_CASE("the page of rounds shows evaluations by round", "[report]") {
+  const Folder folder;
+  for (const auto& [round, step, rows] : {std::tuple{1, 1, 4}, {2, 2, 0}, {3, 3, 4}}) {
+    folder.append("rounds.jsonl", {{"round", round},
+                                   {"step", step},
+                                   {"pairs/kept", rows},
+                                   {"questions", 8},
+                                   {"samples/reward", 0.25 * round}});
+  }
+  for (const auto& [step, first, last] : {std::tuple{0, 0.5, 0.5}, {2, 0.6, 0.7}, {4, 0.8, 0.9}}) {
+    Json line = {{"step", step}, {"eval_reward", first}, {"eval_win_rate", first}};
+    if (step > 0) line["eval_win_rate_last"] = last;
+    folder.append("metrics.jsonl", line);
+  }
+  const std::string html = report_html(folder.path());
+  CHECK(is_balanced(html));
+  // By round, and not by step as well.
+  CHECK(count(html, "over those of held-out prompts, after penalties") == 1);
+  CHECK(count(html, "Mean over completions of held-out prompts") == 0);
+  for (const std::string part : {"against the first policy", "against the last policy",
+                                 "held-out prompts", ">Questions asked<", "KL to the reference"}) {
+    CAPTURE(part);
+    CHECK(contains(html, part));
+  }
 }
 
 TEST_CASE("a long curve is drawn by means over neighbours", "[report]") {

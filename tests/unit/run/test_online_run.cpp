@@ -117,6 +117,10 @@ TEST_CASE("a policy writes its own pairs, round after round", "[run]") {
   }
   REQUIRE(evaluations.size() == 4);
   CHECK(evaluations[0]["eval_win_rate"] == 0.5);  // against itself
+  CHECK_FALSE(evaluations[0].contains("eval_win_rate_last"));
+  // Before training, the first policy and that of the evaluation before are one.
+  CHECK(evaluations[1]["eval_win_rate_last"] == evaluations[1]["eval_win_rate"]);
+  CHECK(evaluations[2].contains("eval_win_rate_last"));
   CHECK(evaluations[3]["step"] == 6);
   CHECK(Json::parse(read_text(scene.file("run/config.json")))["evaluate"]["best_metric"] ==
         "eval_reward");
@@ -164,6 +168,9 @@ std::vector<std::pair<std::string, Json>> components() {
             {{"from", "mixture"}},
             {{"from", "reference"}}}},
           {"select", {{"type", "best_worst"}}}}}}},
+      {"evaluations",
+       {{"online", {{"eval_fraction", 0.25}, {"rounds", {{"prompts", 3}}}}},
+        {"evaluate", {{"sample_prompts", 0}}}}},
       {"advantages",
        {{"online", {{"rounds", {{"rounds", 6}, {"steps", 1}}}, {"select", advantage}}},
         {"batch", {{"rows", 16}}},
@@ -234,6 +241,34 @@ TEST_CASE("each part of the state of rounds matters", "[run]") {
   }
 }
 
+TEST_CASE("the evaluation before is part of a checkpoint", "[run]") {
+  const OnlineScene scene;
+  Json config = scene.config("straight");
+  config["online"]["eval_fraction"] = 0.25;
+  config["online"]["rounds"]["prompts"] = 3;
+  // The first completion wins wherever the two differ.
+  config["online"]["feedback"] = {
+      {"program", {"/bin/sh", "-c", "while read -r line; do echo '{\"p\": 0.9}'; done"}}};
+  const std::string straight = run_config(config).checkpoint;
+  const auto evaluation_of = [](const std::string& checkpoint) {
+    return Json::parse(read_text(checkpoint + "/evaluation.json"));
+  };
+  const Json expected = evaluation_of(straight)["last_evaluation"];
+  CHECK(expected["win_rate_last"] > 0.5);
+  // The policy at the end of the second round, as it was evaluated after its step was saved.
+  const std::string from = scene.file("straight/checkpoints/step-4");
+  config["output_dir"] = scene.file("again");
+  CHECK(evaluation_of(run_config(config, from).checkpoint)["last_evaluation"] == expected);
+  // With the completions of the last policy in place of its own: equal ones are a tie.
+  Json changed = evaluation_of(from);
+  changed["source"] = evaluation_of(straight)["source"];
+  testing_support::write_text(from + "/evaluation.json", changed.dump());
+  config["output_dir"] = scene.file("changed");
+  const Json other = evaluation_of(run_config(config, from).checkpoint)["last_evaluation"];
+  CHECK(other["win_rate_last"] == 0.5);
+  CHECK(other["win_rate"] == expected["win_rate"]);
+}
+
 TEST_CASE("the turns of a user in given completions do not train", "[run]") {
   const OnlineScene scene;
   const Json turn = {{"role", "user"}, {"content", "a"}};
@@ -257,15 +292,107 @@ TEST_CASE("the turns of a user in given completions do not train", "[run]") {
   CHECK(rows[0].rejected_mask.empty());
 }
 
+TEST_CASE("sources take turns by rounds", "[run]") {
+  const OnlineScene scene;
+  Json config = scene.config("drawn");
+  config["online"]["rounds"] = {{"rounds", 20}, {"prompts", 1}};
+  config["checkpoint"] = {{"every", 0}};
+  const auto writers = [&](const Json& one, const Json& other) {
+    config["online"]["sources"] = {{{"from", "policy"}, {"n", 2}, {"rounds", one}},
+                                   {{"from", "reference"}, {"n", 2}, {"rounds", other}}};
+    run_config(config);
+    std::vector<std::set<std::string>> names;
+    for (const Json& line : read_lines(
+             scene.file(fs::path(config["output_dir"]).filename().string() + "/rounds.jsonl"))) {
+      std::set<std::string>& of_round = names.emplace_back();
+      for (const Json& completion : line["samples"][0]["completions"]) {
+        of_round.insert(completion["source"]);
+      }
+    }
+    return names;
+  };
+  const auto drawn = writers({{"below", 0.6}}, {{"above", 0.6}});
+  REQUIRE(drawn.size() == 20);
+  const auto by_policy = std::count(drawn.begin(), drawn.end(), std::set<std::string>{"policy"});
+  const auto by_other = std::count(drawn.begin(), drawn.end(), std::set<std::string>{"reference"});
+  CHECK(by_policy + by_other == 20);
+  CHECK(by_policy > 6);
+  CHECK(by_other > 2);
+  config["output_dir"] = scene.file("switched");
+  const auto switched = writers({{"last", 7}}, {{"first", 7}});
+  REQUIRE(switched.size() == 20);
+  for (std::size_t i = 0; i < switched.size(); ++i) {
+    CHECK(switched[i].contains("policy") == (i < 7));
+    CHECK(switched[i].contains("reference") == (i >= 6));
+  }
+}
+
+TEST_CASE("what becomes of given completions is noted", "[run]") {
+  const OnlineScene scene;
+  std::ofstream(scene.file("given.jsonl"))
+      << Json{{"prompt", "a"}, {"completion", "b"}}.dump() << '\n'
+      << Json{{"prompt", "c"}, {"completion", std::string(40, 'd')}}.dump() << '\n'
+      << Json{{"prompt", "e"}, {"completion", "f"}}.dump() << '\n';
+  Json config = scene.config("run");
+  config["data"] = {{"max_completion_length", 8}};
+  config["online"]["prompts"] = scene.file("given.jsonl");
+  config["online"]["sources"] = {{{"from", "data"}, {"column", "chosen"}}, {{"from", "policy"}}};
+  config["online"]["select"] = {{"type", "against_data"}, {"weigh_prompts", false}};
+  config["online"].erase("feedback");
+  config["online"]["rounds"] = {{"rounds", 1}};
+  run_config(config);
+  const std::string notes = read_text(scene.file("run/notes.jsonl"));
+  CHECK(notes.find("online.prompts: 3 of 3 rows of " + scene.file("given.jsonl") + " are used") !=
+        std::string::npos);
+  CHECK(notes.find("online.prompts: truncated") != std::string::npos);
+}
+
 TEST_CASE("a run whose last rounds have no rows ends with what it has", "[run]") {
   const OnlineScene scene;
   Json config = scene.config("run");
-  // The first four questions have answers, and the others are ties.
-  config["online"]["feedback"]["reward"] = {"/bin/sh", "-c",
-                                            "i=0; while read -r line; do i=$((i + 1)); "
-                                            "echo \"{\\\"reward\\\": $((i > 8 ? 0 : i))}\"; done"};
+  // A program that counts its questions over all runs, and rates the first ones alone.
+  const auto rates_first = [&](const std::string& name, int most) -> Json {
+    const std::string count = scene.file(name);
+    return {"/bin/sh", "-c",
+            "while read -r line; do echo >> " + count + "; i=$(wc -l < " + count +
+                "); echo \"{\\\"reward\\\": $((i > " + std::to_string(most) +
+                " ? 0 : i))}\"; done"};
+  };
+  config["online"]["feedback"]["reward"] = rates_first("eight", 8);
   config["online"]["rounds"]["rounds"] = 2;
   CHECK(run_config(config).steps == 2);
+  const auto rounds = read_lines(scene.file("run/rounds.jsonl"));
+  REQUIRE(rounds.size() == 2);
+  CHECK(rounds[1]["round"] == 2);
+  CHECK(rounds[1]["step"] == 2);
+  CHECK(rounds[1]["pairs/kept"] == 0);
+  CHECK(rounds[1]["pairs/ties"] == 4);
+  CHECK(rounds[1]["samples"].size() == 4);
+  // The round is drawn again, and is one line again.
+  CHECK(run_config(config, "auto").steps == 2);
+  CHECK(read_lines(scene.file("run/rounds.jsonl")).size() == 2);
+
+  // The last step is evaluated, though only the empty round shows that it is the last.
+  config["output_dir"] = scene.file("evaluated");
+  config["online"]["eval_fraction"] = 0.5;
+  config["evaluate"] = {{"every", 5}, {"sample_prompts", 0}};
+  // The evaluation before training has the first four, and the first round the next eight.
+  config["online"]["feedback"]["reward"] = rates_first("twelve", 12);
+  CHECK(run_config(config).steps == 2);
+  CHECK(read_lines(scene.file("evaluated/rounds.jsonl")).size() == 2);
+  const auto evaluations = [&] {
+    std::vector<Json> lines = read_lines(scene.file("evaluated/metrics.jsonl"));
+    std::erase_if(lines, [](const Json& line) { return !line.contains("eval_reward"); });
+    return lines;
+  };
+  REQUIRE(evaluations().size() == 2);
+  CHECK(evaluations()[1]["step"] == 2);
+  CHECK(run_config(config, "auto").steps == 2);
+  CHECK(evaluations().size() == 2);
+  CHECK(read_lines(scene.file("evaluated/rounds.jsonl")).size() == 2);
+  config.erase("evaluate");
+  config["online"].erase("eval_fraction");
+
   config["output_dir"] = scene.file("empty");
   config["online"]["feedback"]["reward"] = {"/bin/sh", "-c",
                                             "while read -r line; do echo '{\"reward\": 0}'; done"};
@@ -273,6 +400,14 @@ TEST_CASE("a run whose last rounds have no rows ends with what it has", "[run]")
   CHECK_THROWS_TEXT(run_config(config), DataError,
                     "online: expected rows of a round, got none in 3 rounds one after the other "
                     "(in the last one 4 ties, 0 identical, 0 failed, 0 unusable)");
+  CHECK(read_lines(scene.file("empty/rounds.jsonl")).size() == 3);
+  // A run that cannot train at all is no success either.
+  config["output_dir"] = scene.file("nothing");
+  config["online"]["rounds"]["rounds"] = 1;
+  CHECK_THROWS_TEXT(run_config(config), DataError,
+                    "online: expected rows of a round, got none in the only round (4 ties, 0 "
+                    "identical, 0 failed, 0 unusable)");
+  CHECK(read_lines(scene.file("nothing/rounds.jsonl")).size() == 1);
 }
 
 TEST_CASE("a judge that dies in the second round loses nothing", "[run]") {
@@ -298,6 +433,33 @@ TEST_CASE("a judge that dies in the second round loses nothing", "[run]") {
   CHECK(differing(parts_of(resumed.checkpoint), expected) == std::set<std::string>());
 }
 
+TEST_CASE("failures of feedback count over all processes of a run", "[run]") {
+  const OnlineScene scene;
+  // One question of the eight of a round has no answer.
+  const std::string count = scene.file("count");
+  const std::string program =
+      "while read -r line; do echo >> " + count + "; i=$(wc -l < " + count +
+      "); [ $((i % 8)) = 1 ] && i=null; echo \"{\\\"reward\\\": $i}\"; done";
+  Json config = scene.config("run");
+  config["online"]["feedback"] = {{"reward", {"/bin/sh", "-c", program}}, {"max_failures", 2}};
+  const std::string third = "{\"reward\": null}; failure 3 where max_failures is 2";
+  const auto fails_by_third = [&] {
+    try {
+      run_config(config, "auto");
+    } catch (const DataError& error) {
+      return std::string(error.what()).ends_with(third);
+    }
+    return false;
+  };
+  CHECK(fails_by_third());
+  CHECK(read_lines(scene.file("run/rounds.jsonl")).size() == 2);
+  // A new process starts with the two of the rounds that are through.
+  CHECK(fails_by_third());
+  // Whoever can bear more resumes the run.
+  config["online"]["feedback"]["max_failures"] = 3;
+  CHECK(run_config(config, "auto").steps == 6);
+}
+
 TEST_CASE("online configs that cannot be meant are refused", "[run]") {
   const OnlineScene scene;
   const auto refused = [&](const Json& change, const std::string& error) {
@@ -314,10 +476,25 @@ TEST_CASE("online configs that cannot be meant are refused", "[run]") {
       scene.file("rows.jsonl") + ":1: expected a prompt alone, got a completion in 'completion'");
   refused({{"online", {{"sources", Json::array()}}}},
           "online.sources: expected a list of sources, got []");
+  refused({{"evaluate", {{"patience", 2}}}},
+          "evaluate.patience: expected evaluations to count, got no held-out prompts; set "
+          "online.eval_prompts or online.eval_fraction");
+  refused({{"evaluate", {{"best_metric", "eval_reward"}}}},
+          "evaluate.best_metric: expected held-out prompts to find 'eval_reward' of, got none; set "
+          "online.eval_prompts or online.eval_fraction");
   refused({{"online", {{"sources", {{{"from", "reference"}, {"weight", 0.5}}}}}}},
           "online.sources[0]: expected no weight where from is 'reference', which does not use it");
   refused({{"online", {{"sources", {{{"from", "policy"}}, {{"from", "policy"}}}}}}},
           "online.sources: expected a name of each source, got 'policy' twice");
+  refused({{"online", {{"sources", {{{"from", "policy"}, {"rounds", {{"last", 2}}}}}}}}},
+          "online.sources: expected one that writes in each round, got none in round 3 where it "
+          "draws 0");
+  refused({{"online",
+            {{"sources",
+              {{{"from", "policy"}, {"rounds", {{"above", 0.5}}}},
+               {{"from", "reference"}, {"rounds", {{"below", 0.25}}}}}}}}},
+          "online.sources: expected one that writes in each round, got none in round 1 where it "
+          "draws 0.25");
   refused({{"online", {{"rounds", {{"prompts", 9}}}}}},
           "online.rounds.prompts: expected at most the 8 prompts of the file, got 9");
   refused(

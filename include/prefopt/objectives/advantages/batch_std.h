@@ -34,7 +34,6 @@ class BatchStd : public AdvantageBase<BatchStd, BatchStdOptions> {
     });
   }
   static AdvantageNeeds needs() { return {.groups = true}; }
-  static AdvantageProperties properties() { return {.shift_free = true}; }
   static PieceInfo info() {
     return {.kind = "batch_std",
             .formula = "(r - group mean) / (std of the batch + epsilon)",

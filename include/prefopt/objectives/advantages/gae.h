@@ -15,7 +15,9 @@ struct GaeOptions {
     v.real({"gamma", "discount of a later token's reward"}, gamma, Range::between(0, 1));
     v.real({"lambda", "weight of later errors of the values; 1: returns less the value"}, lambda,
            Range::between(0, 1));
-    v.flag({"whiten", "mean 0 and variance 1 over all acted tokens"}, whiten);
+    v.flag(
+        {"whiten", "mean 0 and variance 1 over the acted tokens of all completions with a reward"},
+        whiten);
   }
 };
 
@@ -27,7 +29,7 @@ class Gae : public AdvantageBase<Gae, GaeOptions> {
 
   Eigen::ArrayXd of(const RolloutStep& step) const {
     const Eigen::ArrayXd sums = errors(step);
-    return options_.whiten ? whitened(sums, step.acted) : sums;
+    return options_.whiten ? whitened(sums, step.rated_tokens()) : sums;
   }
   /// Returns A_t + V_t, with A_t before it is whitened.
   Eigen::ArrayXd returns(const RolloutStep& step) const { return errors(step) + step.values; }

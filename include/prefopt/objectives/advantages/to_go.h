@@ -12,7 +12,9 @@ struct ToGoOptions {
 
   void fields(FieldVisitor& v) {
     v.real({"gamma", "discount of a later token's reward"}, gamma, Range::between(0, 1));
-    v.flag({"whiten", "mean 0 and variance 1 over all acted tokens"}, whiten);
+    v.flag(
+        {"whiten", "mean 0 and variance 1 over the acted tokens of all completions with a reward"},
+        whiten);
   }
 };
 
@@ -25,7 +27,7 @@ class ToGo : public AdvantageBase<ToGo, ToGoOptions> {
   Eigen::ArrayXd of(const RolloutStep& step) const {
     const Eigen::ArrayXd none = Eigen::ArrayXd::Zero(step.tokens());
     const Eigen::ArrayXd sums = generalized_advantages(step, none, options_.gamma, 1);
-    return options_.whiten ? whitened(sums, step.acted) : sums;
+    return options_.whiten ? whitened(sums, step.rated_tokens()) : sums;
   }
   static AdvantageNeeds needs() { return {.per_token = true}; }
   static PieceInfo info() {

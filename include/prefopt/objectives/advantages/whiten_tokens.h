@@ -16,7 +16,7 @@ class WhitenTokens : public AdvantageBase<WhitenTokens> {
     return whitened(
         detail::per_group(step,
                           [](const Eigen::ArrayXd& rewards) { return detail::centred(rewards); }),
-        step.acted);
+        step.rated_tokens());
   }
   static AdvantageNeeds needs() { return {.groups = true}; }
   static AdvantageProperties properties() { return {.shift_free = true}; }

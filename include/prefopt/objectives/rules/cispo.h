@@ -37,6 +37,9 @@ class CispoRule : public RuleBase<CispoRule, CispoOptions> {
             .limited_below = below,
             .limited_above = above};
   }
+  RuleProperties properties() const {
+    return {.policy_gradient = options_.min <= 1 && options_.max >= 1, .stops_ratio = true};
+  }
   static PieceInfo info() {
     return {.kind = "cispo",
             .formula = "-sg(clip(ratio, min, max)) A lp",

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
-
 #include "prefopt/objectives/token_rule.h"
 
 namespace prefopt {
@@ -16,7 +14,7 @@ struct PpoOptions {
   void fields(FieldVisitor& v) {
     v.real({"low", "the ratio counts down to 1 - low"}, low, Range::between(0, 1));
     v.real({"high", "the ratio counts up to 1 + high"}, high, Range::at_least(0));
-    v.real({"delta", "largest ratio of negative advantages (two-sided); 0: none"}, delta,
+    v.real({"delta", "largest ratio of negative advantages (two-sided); 0: no limit"}, delta,
            Range::at_least(0));
     v.real({"dual", "a negative advantage A loses at most -dual A; 0: no limit"}, dual,
            Range::at_least(0));
@@ -28,9 +26,10 @@ struct PpoOptions {
 /// (1912.09729 eq. 5).
 class PpoRule : public RuleBase<PpoRule, PpoOptions> {
  public:
-  /// Throws ConfigError for a delta or a dual limit that is set and not above 1.
+  /// Throws ConfigError for a delta below 1 + high, where a limit would hold before the clip, and
+  /// for a dual limit that is set and not above 1.
   explicit PpoRule(PpoOptions options = {}) : RuleBase(options) {
-    detail::check_ratio_limit("ppo", "delta", options_.delta);
+    detail::check_upper_limit("ppo", options_.delta, options_.high);
     detail::check_ratio_limit("ppo", "dual", options_.dual);
   }
 
@@ -44,8 +43,7 @@ class PpoRule : public RuleBase<PpoRule, PpoOptions> {
     T capped = math::constant(ratio, 0);  // 1 where delta or dual limit a negative advantage
     T counted = below * (1 - options_.low) + above * (1 + options_.high) +
                 (1 - below) * (1 - above) * ratio;
-    const double delta = options_.delta == 0 ? 0 : std::max(options_.delta, 1 + options_.high);
-    for (const double most : {delta, options_.dual}) {
+    for (const double most : {options_.delta, options_.dual}) {
       if (most == 0) continue;
       const T over = math::is_positive(T(counted - most)) * math::is_positive(T(-in.advantages));
       counted = counted * (1 - over) + most * over;
@@ -57,6 +55,7 @@ class PpoRule : public RuleBase<PpoRule, PpoOptions> {
             .limited_below = below,
             .limited_above = above};
   }
+  static RuleProperties properties() { return {.policy_gradient = true}; }
   static PieceInfo info() {
     return {.kind = "ppo",
             .formula = "-min(ratio A, clip(ratio, 1 - low, 1 + high) A)",

@@ -20,12 +20,14 @@ struct RegressOptions {
 class RegressRule : public RuleBase<RegressRule, RegressOptions> {
  public:
   using RuleBase::RuleBase;
+  static constexpr bool kIsLinear = false;
 
   template <class T>
   RuleOutputs<T> formula(const RuleInputs<T>& in) const {
     const T gap = in.advantages - options_.tau * in.log_ratios;
     return {.losses = math::square(gap) / (2 * options_.tau), .by_log_ratio = -gap};
   }
+  static RuleProperties properties() { return {.policy_gradient = true}; }
   static PieceInfo info() {
     return {.kind = "regress",
             .formula = "(A - tau log ratio)^2 / (2 tau)",

@@ -29,6 +29,7 @@ class SapoRule : public RuleBase<SapoRule, SapoOptions> {
     return {.losses = -4 * in.advantages * gate / tau,
             .by_log_ratio = -4 * gate * (1 - gate) * in.ratio_slopes * in.advantages};
   }
+  static RuleProperties properties() { return {.policy_gradient = true}; }
   static PieceInfo info() {
     return {.kind = "sapo",
             .formula = "-A (4 / tau) sigmoid(tau (ratio - 1))",

@@ -22,7 +22,7 @@ struct VespoOptions {
 };
 
 /// f = −sg(φ(w)) A log π, φ = e^(λ + k log w − λ w) of the completion's ratio w (VESPO,
-/// 2602.10693): f' = −φ A in the token's log-prob.
+/// 2602.10693): f' = −φ A in the token's log-prob. φ(1) = 1.
 class VespoRule : public RuleBase<VespoRule, VespoOptions> {
  public:
   using RuleBase::RuleBase;
@@ -37,6 +37,7 @@ class VespoRule : public RuleBase<VespoRule, VespoOptions> {
     const T slopes = -math::tame_exp_slope(log_weight) * in.advantages;
     return {.losses = slopes * in.logps, .by_logp = slopes};
   }
+  static RuleProperties properties() { return {.policy_gradient = true, .stops_ratio = true}; }
   static PieceInfo info() {
     return {.kind = "vespo",
             .formula = "-sg(exp(lambda + k log w - lambda w)) A lp",

@@ -334,7 +334,7 @@ struct TargetShare {
 
 template <class T>
 std::array<at::Tensor, 3> backward(const HeadInputs& inputs, const HeadPlan& plan,
-                                   const at::Tensor& grad_logps, const at::Tensor& logsumexp,
+                                   const at::Tensor& factors, const at::Tensor& logsumexp,
                                    const at::Tensor& kept, std::array<bool, 3> needed) {
   Head<T> head(inputs, plan);
   const std::int64_t kept_vocab = kept.size(0);
@@ -350,14 +350,14 @@ std::array<at::Tensor, 3> backward(const HeadInputs& inputs, const HeadPlan& pla
 
   // Per token, with zeros for the padding.
   const std::int64_t padded = head.kept_stride();
-  Buffer<T> high(padded), low(padded), coefficient(padded);
-  for (const Buffer<T>* buffer : {&high, &low, &coefficient}) {
-    std::fill_n(buffer->data(), padded, T(0));
-  }
+  const FactorsOfRows factors_of(factors);
+  Buffer<T> high(padded), low(padded), of_p(padded);
+  Buffer<T> of_p_log_p(factors_of.has_all() ? padded : 0);
+  for (const Buffer<T>* buffer : {&high, &low, &of_p}) std::fill_n(buffer->data(), padded, T(0));
+  if (factors_of.has_all()) std::fill_n(of_p_log_p.data(), padded, T(0));
   const auto place = [&](std::size_t tile) {
     return static_cast<std::int64_t>(tile) * head.stride;
   };
-  const double* of_logp = grad_logps.const_data_ptr<double>();
   for (std::size_t tile = 0; tile < head.token_tiles.size(); ++tile) {
     const Range tokens = head.token_tiles[tile];
     for (std::int64_t token = tokens.begin; token < tokens.end; ++token) {
@@ -365,7 +365,10 @@ std::array<at::Tensor, 3> backward(const HeadInputs& inputs, const HeadPlan& pla
       const double sum = logsumexp.const_data_ptr<double>()[token];
       high.data()[at] = static_cast<T>(sum);
       low.data()[at] = static_cast<T>(sum - static_cast<double>(high.data()[at]));
-      coefficient.data()[at] = static_cast<T>(of_logp[token]);
+      of_p.data()[at] = static_cast<T>(factors_of(token).of_p);
+      if (factors_of.has_all()) {
+        of_p_log_p.data()[at] = static_cast<T>(factors_of(token).of_p_log_p);
+      }
     }
   }
 
@@ -405,12 +408,15 @@ std::array<at::Tensor, 3> backward(const HeadInputs& inputs, const HeadPlan& pla
           const std::int64_t row = head.target(token) - part.begin;
           if (row < 0 || row >= part.size()) continue;
           const double z = static_cast<double>(logits.data[row * logits.stride + i]);
-          const T share = static_cast<T>(of_logp[token] * slope(head.map, z));
+          const T share = static_cast<T>(factors_of(token).of_target * slope(head.map, z));
           target_share[static_cast<std::size_t>(token)] = share;
           shares.push_back({gradient.data + row * gradient.stride + i, share});
         }
-        block_gradient(logits, high.data() + place(tile), low.data() + place(tile),
-                       coefficient.data() + place(tile), head.map, gradient);
+        block_gradient<T>(
+            logits,
+            {high.data() + place(tile), low.data() + place(tile), of_p.data() + place(tile),
+             factors_of.has_all() ? of_p_log_p.data() + place(tile) : nullptr},
+            head.map, gradient);
         for (TargetShare<T>& share : shares) share.add();
         if (needed[1]) {
           const PackedMatrix<T>& right = hidden_rows.of(tile);
@@ -453,11 +459,11 @@ HeadForward head_forward(const HeadInputs& inputs, const HeadPlan& plan, bool al
 }
 
 std::array<at::Tensor, 3> head_backward(const HeadInputs& inputs, const HeadPlan& plan,
-                                        const at::Tensor& grad_logps, const at::Tensor& logsumexp,
+                                        const at::Tensor& factors, const at::Tensor& logsumexp,
                                         const at::Tensor& kept, std::array<bool, 3> needed) {
   return inputs.weight.scalar_type() == at::kDouble
-             ? backward<double>(inputs, plan, grad_logps, logsumexp, kept, needed)
-             : backward<float>(inputs, plan, grad_logps, logsumexp, kept, needed);
+             ? backward<double>(inputs, plan, factors, logsumexp, kept, needed)
+             : backward<float>(inputs, plan, factors, logsumexp, kept, needed);
 }
 
 }  // namespace prefopt::kernels::cpu

@@ -26,11 +26,11 @@ struct HeadForward {
 
 HeadForward head_forward(const HeadInputs& inputs, const HeadPlan& plan, bool all_statistics);
 
-/// Gradients of Σ grad_logps · logps with respect to hidden, weight and bias, those that are
-/// needed; a wide gradient of the weight takes its own as it comes. `kept` of a plan with
-/// kKeepLogits or kRecompute.
+/// Gradients of hidden, weight and bias, those that are needed, from the factors of the logits'
+/// (see statistics.h); a wide gradient of the weight takes its own as it comes. `kept` of a plan
+/// with kKeepLogits or kRecompute.
 std::array<at::Tensor, 3> head_backward(const HeadInputs& inputs, const HeadPlan& plan,
-                                        const at::Tensor& grad_logps, const at::Tensor& logsumexp,
+                                        const at::Tensor& factors, const at::Tensor& logsumexp,
                                         const at::Tensor& kept, std::array<bool, 3> needed);
 
 }  // namespace prefopt::kernels::cpu

@@ -66,6 +66,12 @@ struct VectorMap {
   V inner, outer, unit;
 };
 
+// p log p, which is 0 where p is.
+template <class D, class V = hn::Vec<D>>
+V p_log_p(D d, V p, V log_p) {
+  return hn::Mul(p, hn::Max(log_p, hn::Set(d, kNoMax<hn::TFromD<D>>)));
+}
+
 // --- rows -------------------------------------------------------------------------------------
 
 // Logits that stay in the first-level cache where a second pass is needed, and few enough that sums
@@ -246,7 +252,8 @@ RowMoments moments_of_row(const Element* row, std::int64_t size, std::int64_t ta
 
 template <class Element>
 void gradient_of_row(const Element* row, std::int64_t size, std::int64_t target,
-                     const LogitMap& map, double logsumexp, double coefficient, Element* gradient) {
+                     const LogitMap& map, double logsumexp, const RowFactors& factors,
+                     Element* gradient) {
   using T = Accumulate<Element>;
   const hn::ScalableTag<T> d;
   const std::int64_t lanes = lanes_of(d);
@@ -254,11 +261,15 @@ void gradient_of_row(const Element* row, std::int64_t size, std::int64_t target,
   const T high = static_cast<T>(logsumexp);
   const auto shift_high = hn::Set(d, high);
   const auto shift_low = hn::Set(d, static_cast<T>(logsumexp - static_cast<double>(high)));
-  const double constant = coefficient * map.scale / map.temperature;
-  const auto factor = hn::Set(d, static_cast<T>(-constant));
+  const auto steepest = [&](double factor) { return factor * map.scale / map.temperature; };
+  const auto of_p = hn::Set(d, static_cast<T>(-steepest(factors.of_p)));
+  const auto of_p_log_p = hn::Set(d, static_cast<T>(-steepest(factors.of_p_log_p)));
+  const bool has_log = factors.of_p_log_p != 0;
   const auto value = [&](auto z) HWY_ATTR {
-    const auto p = exp_of(d, hn::Sub(hn::Sub(z, shift_high), shift_low));
-    const auto scaled = hn::Mul(factor, p);
+    const auto log_p = hn::Sub(hn::Sub(z, shift_high), shift_low);
+    const auto p = exp_of(d, log_p);
+    auto scaled = hn::Mul(of_p, p);
+    if (has_log) scaled = hn::MulAdd(of_p_log_p, p_log_p(d, p, log_p), scaled);
     return vector_map.capped ? hn::Mul(scaled, vector_map.relative_slope(z)) : scaled;
   };
   HWY_ALIGN T buffer[kChunk + HWY_MAX_BYTES / sizeof(T)];
@@ -282,7 +293,7 @@ void gradient_of_row(const Element* row, std::int64_t size, std::int64_t target,
     }
     if (has_target) {
       out[target - begin] +=
-          static_cast<T>(coefficient * slope(map, static_cast<double>(z_target)));
+          static_cast<T>(factors.of_target * slope(map, static_cast<double>(z_target)));
     }
     narrow(out, count, gradient + begin);
   }
@@ -370,8 +381,8 @@ void moments_of_block(LogitBlock<T> block, BlockMoments<T> moments) {
 }
 
 template <class T>
-void gradient_of_block(LogitBlock<T> logits, const T* logsumexp_high, const T* logsumexp_low,
-                       const T* coefficient, const LogitMap& map, LogitBlock<T> gradient) {
+void gradient_of_block(LogitBlock<T> logits, const ColumnFactors<T>& factors, const LogitMap& map,
+                       LogitBlock<T> gradient) {
   const hn::ScalableTag<T> d;
   const VectorMap vector_map(d, map);
   const auto constant = hn::Set(d, static_cast<T>(-map.scale / map.temperature));
@@ -380,11 +391,18 @@ void gradient_of_block(LogitBlock<T> logits, const T* logsumexp_high, const T* l
     T* out = gradient.data + row * gradient.stride;
     for (std::int64_t i = 0; i < logits.columns; i += lanes_of(d)) {
       const auto value = hn::LoadU(d, z + i);
-      const auto below = hn::Sub(hn::Sub(value, hn::LoadU(d, logsumexp_high + i)),
-                                 hn::LoadU(d, logsumexp_low + i));
-      auto factor = hn::Mul(constant, hn::LoadU(d, coefficient + i));
-      if (vector_map.capped) factor = hn::Mul(factor, vector_map.relative_slope(value));
-      hn::StoreU(hn::Mul(factor, exp_of(d, below)), d, out + i);
+      const auto log_p = hn::Sub(hn::Sub(value, hn::LoadU(d, factors.logsumexp_high + i)),
+                                 hn::LoadU(d, factors.logsumexp_low + i));
+      const auto p = exp_of(d, log_p);
+      const auto sloped = [&](const T* factor) HWY_ATTR {
+        const auto steepest = hn::Mul(constant, hn::LoadU(d, factor + i));
+        return vector_map.capped ? hn::Mul(steepest, vector_map.relative_slope(value)) : steepest;
+      };
+      auto result = hn::Mul(sloped(factors.of_p), p);
+      if (factors.of_p_log_p != nullptr) {
+        result = hn::MulAdd(sloped(factors.of_p_log_p), p_log_p(d, p, log_p), result);
+      }
+      hn::StoreU(result, d, out + i);
     }
   }
 }
@@ -406,30 +424,29 @@ void weights_of_block(LogitBlock<T> block, const T* max, const LogitMap& map) {
 }
 
 // A name for each type: what is exported to the dispatcher cannot be a template.
-#define PREFOPT_ROW_KERNELS(Element, suffix)                                                  \
-  RowMoments row_moments_##suffix(const Element* row, std::int64_t size, std::int64_t target, \
-                                  const LogitMap& map, bool all) {                            \
-    return moments_of_row(row, size, target, map, all);                                       \
-  }                                                                                           \
-  void row_gradient_##suffix(const Element* row, std::int64_t size, std::int64_t target,      \
-                             const LogitMap& map, double logsumexp, double coefficient,       \
-                             Element* gradient) {                                             \
-    gradient_of_row(row, size, target, map, logsumexp, coefficient, gradient);                \
+#define PREFOPT_ROW_KERNELS(Element, suffix)                                                   \
+  RowMoments row_moments_##suffix(const Element* row, std::int64_t size, std::int64_t target,  \
+                                  const LogitMap& map, bool all) {                             \
+    return moments_of_row(row, size, target, map, all);                                        \
+  }                                                                                            \
+  void row_gradient_##suffix(const Element* row, std::int64_t size, std::int64_t target,       \
+                             const LogitMap& map, double logsumexp, const RowFactors& factors, \
+                             Element* gradient) {                                              \
+    gradient_of_row(row, size, target, map, logsumexp, factors, gradient);                     \
   }
-#define PREFOPT_BLOCK_KERNELS(T, suffix)                                                          \
-  void map_block_##suffix(LogitBlock<T> block, const T* bias, const LogitMap& map) {              \
-    map_all(block, bias, map);                                                                    \
-  }                                                                                               \
-  void block_moments_##suffix(LogitBlock<T> block, BlockMoments<T> moments) {                     \
-    moments_of_block(block, moments);                                                             \
-  }                                                                                               \
-  void block_gradient_##suffix(LogitBlock<T> block, const T* logsumexp_high,                      \
-                               const T* logsumexp_low, const T* coefficient, const LogitMap& map, \
-                               LogitBlock<T> gradient) {                                          \
-    gradient_of_block(block, logsumexp_high, logsumexp_low, coefficient, map, gradient);          \
-  }                                                                                               \
-  void block_weights_##suffix(LogitBlock<T> block, const T* max, const LogitMap& map) {           \
-    weights_of_block(block, max, map);                                                            \
+#define PREFOPT_BLOCK_KERNELS(T, suffix)                                                \
+  void map_block_##suffix(LogitBlock<T> block, const T* bias, const LogitMap& map) {    \
+    map_all(block, bias, map);                                                          \
+  }                                                                                     \
+  void block_moments_##suffix(LogitBlock<T> block, BlockMoments<T> moments) {           \
+    moments_of_block(block, moments);                                                   \
+  }                                                                                     \
+  void block_gradient_##suffix(LogitBlock<T> block, const ColumnFactors<T>& factors,    \
+                               const LogitMap& map, LogitBlock<T> gradient) {           \
+    gradient_of_block(block, factors, map, gradient);                                   \
+  }                                                                                     \
+  void block_weights_##suffix(LogitBlock<T> block, const T* max, const LogitMap& map) { \
+    weights_of_block(block, max, map);                                                  \
   }
 
 PREFOPT_ROW_KERNELS(float, float)
@@ -491,43 +508,42 @@ at::Tensor statistics_of(const std::vector<RowMoments>& rows, std::int64_t vocab
   return result;
 }
 
-#define PREFOPT_ROW_KERNELS(Element, suffix)                                         \
-  HWY_EXPORT(row_moments_##suffix);                                                  \
-  HWY_EXPORT(row_gradient_##suffix);                                                 \
-  template <>                                                                        \
-  RowMoments row_moments(const Element* row, std::int64_t size, std::int64_t target, \
-                         const LogitMap& map, bool all) {                            \
-    return HWY_DYNAMIC_DISPATCH(row_moments_##suffix)(row, size, target, map, all);  \
-  }                                                                                  \
-  template <>                                                                        \
-  void row_gradient(const Element* row, std::int64_t size, std::int64_t target,      \
-                    const LogitMap& map, double logsumexp, double coefficient,       \
-                    Element* gradient) {                                             \
-    HWY_DYNAMIC_DISPATCH(row_gradient_##suffix)                                      \
-    (row, size, target, map, logsumexp, coefficient, gradient);                      \
+#define PREFOPT_ROW_KERNELS(Element, suffix)                                          \
+  HWY_EXPORT(row_moments_##suffix);                                                   \
+  HWY_EXPORT(row_gradient_##suffix);                                                  \
+  template <>                                                                         \
+  RowMoments row_moments(const Element* row, std::int64_t size, std::int64_t target,  \
+                         const LogitMap& map, bool all) {                             \
+    return HWY_DYNAMIC_DISPATCH(row_moments_##suffix)(row, size, target, map, all);   \
+  }                                                                                   \
+  template <>                                                                         \
+  void row_gradient(const Element* row, std::int64_t size, std::int64_t target,       \
+                    const LogitMap& map, double logsumexp, const RowFactors& factors, \
+                    Element* gradient) {                                              \
+    HWY_DYNAMIC_DISPATCH(row_gradient_##suffix)                                       \
+    (row, size, target, map, logsumexp, factors, gradient);                           \
   }
-#define PREFOPT_BLOCK_KERNELS(T, suffix)                                                    \
-  HWY_EXPORT(map_block_##suffix);                                                           \
-  HWY_EXPORT(block_moments_##suffix);                                                       \
-  HWY_EXPORT(block_gradient_##suffix);                                                      \
-  HWY_EXPORT(block_weights_##suffix);                                                       \
-  template <>                                                                               \
-  void map_block(LogitBlock<T> block, const T* bias, const LogitMap& map) {                 \
-    HWY_DYNAMIC_DISPATCH(map_block_##suffix)(block, bias, map);                             \
-  }                                                                                         \
-  template <>                                                                               \
-  void block_moments(LogitBlock<T> block, BlockMoments<T> moments) {                        \
-    HWY_DYNAMIC_DISPATCH(block_moments_##suffix)(block, moments);                           \
-  }                                                                                         \
-  template <>                                                                               \
-  void block_gradient(LogitBlock<T> block, const T* logsumexp_high, const T* logsumexp_low, \
-                      const T* coefficient, const LogitMap& map, LogitBlock<T> gradient) {  \
-    HWY_DYNAMIC_DISPATCH(block_gradient_##suffix)                                           \
-    (block, logsumexp_high, logsumexp_low, coefficient, map, gradient);                     \
-  }                                                                                         \
-  template <>                                                                               \
-  void block_weights(LogitBlock<T> block, const T* max, const LogitMap& map) {              \
-    HWY_DYNAMIC_DISPATCH(block_weights_##suffix)(block, max, map);                          \
+#define PREFOPT_BLOCK_KERNELS(T, suffix)                                                         \
+  HWY_EXPORT(map_block_##suffix);                                                                \
+  HWY_EXPORT(block_moments_##suffix);                                                            \
+  HWY_EXPORT(block_gradient_##suffix);                                                           \
+  HWY_EXPORT(block_weights_##suffix);                                                            \
+  template <>                                                                                    \
+  void map_block(LogitBlock<T> block, const T* bias, const LogitMap& map) {                      \
+    HWY_DYNAMIC_DISPATCH(map_block_##suffix)(block, bias, map);                                  \
+  }                                                                                              \
+  template <>                                                                                    \
+  void block_moments(LogitBlock<T> block, BlockMoments<T> moments) {                             \
+    HWY_DYNAMIC_DISPATCH(block_moments_##suffix)(block, moments);                                \
+  }                                                                                              \
+  template <>                                                                                    \
+  void block_gradient(LogitBlock<T> block, const ColumnFactors<T>& factors, const LogitMap& map, \
+                      LogitBlock<T> gradient) {                                                  \
+    HWY_DYNAMIC_DISPATCH(block_gradient_##suffix)(block, factors, map, gradient);                \
+  }                                                                                              \
+  template <>                                                                                    \
+  void block_weights(LogitBlock<T> block, const T* max, const LogitMap& map) {                   \
+    HWY_DYNAMIC_DISPATCH(block_weights_##suffix)(block, max, map);                               \
   }
 
 PREFOPT_ROW_KERNELS(float, float)

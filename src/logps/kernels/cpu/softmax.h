@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "logps/kernels/statistics.h"
+
 namespace prefopt::kernels::cpu {
 
 /// z = softcap · tanh(scale · u / softcap) / temperature; softcap 0: no cap.
@@ -42,11 +44,33 @@ template <class Element>
 RowMoments row_moments(const Element* row, std::int64_t size, std::int64_t target,
                        const LogitMap& map, bool all);
 
-/// gradient[v] = coefficient · (δ(v = target) − e^(z_v − logsumexp)) · dz/du; may be the row
-/// itself.
+/// The gradient of the row's raw logits with these factors, p = e^(z − logsumexp): that of z times
+/// dz/du. May be the row itself.
 template <class Element>
 void row_gradient(const Element* row, std::int64_t size, std::int64_t target, const LogitMap& map,
-                  double logsumexp, double coefficient, Element* gradient);
+                  double logsumexp, const RowFactors& factors, Element* gradient);
+
+/// The factors of rows in a float64 tensor [kLogpFactors or kAllFactors, rows], which has to live
+/// as long.
+class FactorsOfRows {
+ public:
+  explicit FactorsOfRows(const at::Tensor& factors)
+      : values_(factors.const_data_ptr<double>()),
+        rows_(factors.size(1)),
+        has_all_(factors.size(0) == kAllFactors) {}
+
+  bool has_all() const { return has_all_; }
+  RowFactors operator()(std::int64_t row) const {
+    const double* of_row = values_ + row;
+    if (!has_all_) return {*of_row, *of_row, 0};
+    return {of_row[kOfTarget * rows_], of_row[kOfP * rows_], of_row[kOfPLogP * rows_]};
+  }
+
+ private:
+  const double* values_;
+  std::int64_t rows_;
+  bool has_all_;
+};
 
 /// A block of logits as the head's product leaves it: a row a vocabulary entry, a column a token,
 /// so that a SIMD lane is a token. Columns are independent, also those of the padding to a multiple
@@ -72,11 +96,19 @@ void map_block(LogitBlock<T> block, const T* bias, const LogitMap& map);
 template <class T>
 void block_moments(LogitBlock<T> block, BlockMoments<T> moments);
 
-/// gradient = −coefficient[column] · e^(z − logsumexp[column]) · dz/du, without the target's share.
-/// logsumexp is the sum of two numbers, so that a large one loses nothing. May be the block itself.
+/// Numbers of the columns of a block. logsumexp is the sum of two, so that a large one loses
+/// nothing; of_p_log_p is null where all are 0.
 template <class T>
-void block_gradient(LogitBlock<T> logits, const T* logsumexp_high, const T* logsumexp_low,
-                    const T* coefficient, const LogitMap& map, LogitBlock<T> gradient);
+struct ColumnFactors {
+  const T *logsumexp_high, *logsumexp_low;
+  const T *of_p, *of_p_log_p;
+};
+
+/// gradient = −(of_p · p + of_p_log_p · p log p) · dz/du, where p = e^(z − logsumexp), without the
+/// target's share. May be the block itself.
+template <class T>
+void block_gradient(LogitBlock<T> logits, const ColumnFactors<T>& factors, const LogitMap& map,
+                    LogitBlock<T> gradient);
 
 /// e^(z − max[column]) · dz/du, in place.
 template <class T>

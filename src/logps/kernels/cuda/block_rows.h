@@ -325,17 +325,17 @@ PREFOPT_HOST_DEVICE void score_row(Context& context, const Row<Element>& row,
   context.sync_row();
   if (row.gradient == nullptr) return;
   context.each([&](Thread thread) {
-    const RowGradient<A> gradient(map, context.scratch(thread).statistics[kLogsumexp], 1);
+    const RowGradient<A> gradient(map, context.scratch(thread).statistics[kLogsumexp], {1, 1, 0});
     write_gradient(context, thread, row, gradient, /*held=*/context.is_staged());
   });
 }
 
-/// gradient = coefficient · d logp / d logits. Threads need nothing of each other.
+/// The gradient of the row with these factors. Threads need nothing of each other.
 template <class Context, class Element>
 PREFOPT_HOST_DEVICE void backpropagate_row(Context& context, const Row<Element>& row,
                                            const LogitMap<Accumulate<Element>>& map,
-                                           double logsumexp, double coefficient) {
-  const RowGradient<Accumulate<Element>> gradient(map, logsumexp, coefficient);
+                                           double logsumexp, const RowFactors& factors) {
+  const RowGradient<Accumulate<Element>> gradient(map, logsumexp, factors);
   context.each([&](Thread thread) {
     if (row.ignored) {
       write_zeros(context, thread, row);

@@ -77,16 +77,20 @@ at::Tensor token_logps_cuda(const at::Tensor& logits, const at::Tensor& targets,
   return statistics;
 }
 
-void token_logps_backward_cuda(const at::Tensor& grad_logps, const at::Tensor& logits,
+void token_logps_backward_cuda(const at::Tensor& factors, const at::Tensor& logits,
                                const at::Tensor& targets, const at::Tensor& logsumexp, double scale,
                                double softcap, double temperature, at::Tensor gradient) {
   const c10::cuda::CUDAGuard guard(logits.device());
-  const at::Tensor coefficients = grad_logps.contiguous(), dense_targets = targets.contiguous(),
+  const at::Tensor dense_factors = factors.contiguous(), dense_targets = targets.contiguous(),
                    dense_logsumexp = logsumexp.contiguous();
+  const auto column = [&](kernels::FactorRow row) {
+    return row < factors.size(0) ? dense_factors.const_data_ptr<double>() + row * logits.size(0)
+                                 : nullptr;
+  };
   check_launch(cuda::backpropagate_rows(
                    rows_of(logits, dense_targets, scale, softcap, temperature, gradient),
-                   coefficients.const_data_ptr<double>(), dense_logsumexp.const_data_ptr<double>(),
-                   c10::cuda::getCurrentCUDAStream()),
+                   {column(kernels::kOfTarget), column(kernels::kOfP), column(kernels::kOfPLogP)},
+                   dense_logsumexp.const_data_ptr<double>(), c10::cuda::getCurrentCUDAStream()),
                logits);
 }
 

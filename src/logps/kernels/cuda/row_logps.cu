@@ -163,11 +163,17 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 template <class Element>
 __global__ void __launch_bounds__(kBlockThreads)
-    backpropagate(const __grid_constant__ Task<Element> task, const double* coefficients,
+    backpropagate(const __grid_constant__ Task<Element> task, FactorColumns factors,
                   const double* logsumexp) {
   DeviceContext<SoftmaxSum<Accumulate<Element>>, Element> context(task.blocks, task.share, false);
-  backpropagate_row(context, task.row(), task.map, logsumexp[task.row_index()],
-                    coefficients[task.row_index()]);
+  const std::int64_t row = task.row_index();
+  const double of_target = factors.of_target[row];
+  RowFactors of_row{of_target, of_target, 0};
+  if (factors.of_p != nullptr) {
+    of_row.of_p = factors.of_p[row];
+    of_row.of_p_log_p = factors.of_p_log_p[row];
+  }
+  backpropagate_row(context, task.row(), task.map, logsumexp[row], of_row);
 }
 
 cudaError_t limits_of(const void* kernel, DeviceLimits& limits) {
@@ -240,14 +246,14 @@ cudaError_t launch_scores(const LogitRows& rows, double* statistics, cudaStream_
 }
 
 template <class Element>
-cudaError_t launch_gradients(const LogitRows& rows, const double* coefficients,
+cudaError_t launch_gradients(const LogitRows& rows, const FactorColumns& factors,
                              const double* logsumexp, cudaStream_t stream) {
   const auto kernel = backpropagate<Element>;
   DeviceLimits limits;
   const cudaError_t error = limits_of(reinterpret_cast<const void*>(kernel), limits);
   if (error != cudaSuccess) return error;
   const Plan plan = plan_gradients(rows.rows, rows.size, sizeof(Element), limits);
-  return launch(kernel, rows, plan, /*in_clusters=*/false, stream, coefficients, logsumexp);
+  return launch(kernel, rows, plan, /*in_clusters=*/false, stream, factors, logsumexp);
 }
 
 /// f(Element()) for the type of the elements.
@@ -285,11 +291,11 @@ cudaError_t score_rows(const LogitRows& rows, bool all_statistics, double* stati
   }));
 }
 
-cudaError_t backpropagate_rows(const LogitRows& rows, const double* coefficients,
+cudaError_t backpropagate_rows(const LogitRows& rows, const FactorColumns& factors,
                                const double* logsumexp, cudaStream_t stream) {
   if (rows.rows == 0) return cudaSuccess;
   return reported(dispatch(rows.element, [&](auto element) {
-    return launch_gradients<decltype(element)>(rows, coefficients, logsumexp, stream);
+    return launch_gradients<decltype(element)>(rows, factors, logsumexp, stream);
   }));
 }
 

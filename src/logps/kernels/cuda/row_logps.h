@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "logps/kernels/statistics.h"
+
 namespace prefopt::kernels::cuda {
 
 enum class ElementType { kFloat, kDouble, kBFloat16, kHalf };
@@ -26,8 +28,16 @@ struct LogitRows {
 cudaError_t score_rows(const LogitRows& rows, bool all_statistics, double* statistics,
                        cudaStream_t stream);
 
-/// gradient[i] = coefficients[i] · d logp_i / d logits; logsumexp as score_rows has it.
-cudaError_t backpropagate_rows(const LogitRows& rows, const double* coefficients,
+/// Factors of rows in columns as long as there are rows; without `of_p` all are those of the
+/// log-prob alone.
+struct FactorColumns {
+  const double* of_target;
+  const double* of_p;
+  const double* of_p_log_p;
+};
+
+/// The gradient of each row, see RowFactors; logsumexp as score_rows has it.
+cudaError_t backpropagate_rows(const LogitRows& rows, const FactorColumns& factors,
                                const double* logsumexp, cudaStream_t stream);
 
 }  // namespace prefopt::kernels::cuda

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "online/held_out_contest.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "online/draw_seed.h"
+#include "online/rated_prompts.h"
+#include "prefopt/error.h"
+
+namespace prefopt::detail {
+namespace {
+
+/// Tokens one after the other, each completion led by their number.
+std::vector<std::int64_t> packed(const std::vector<Rollout>& rollouts) {
+  std::vector<std::int64_t> values;
+  for (const Rollout& rollout : rollouts) {
+    values.push_back(std::ssize(rollout.completion));
+    values.insert(values.end(), rollout.completion.begin(), rollout.completion.end());
+  }
+  return values;
+}
+
+/// Throws CheckpointError for values that are not those of `count` completions.
+std::vector<std::vector<std::int64_t>> unpacked(const std::vector<std::int64_t>& values,
+                                                std::size_t count) {
+  std::vector<std::vector<std::int64_t>> completions;
+  for (auto at = values.begin(); at != values.end();) {
+    const std::int64_t length = *at++;
+    if (length < 0 || values.end() - at < length) break;
+    completions.emplace_back(at, at + length);
+    at += length;
+    if (at == values.end() && completions.size() == count) return completions;
+  }
+  throw CheckpointError(
+      fmt::format("expected evaluated_completions of {} held-out prompts, got others", count));
+}
+
+}  // namespace
+
+HeldOutContest::HeldOutContest(const OnlineParts& parts, std::int64_t at_once, std::int64_t seed)
+    : parts_(parts), sampling_(parts.sampling), at_once_(at_once) {
+  sampling_.seed = draw_seed(seed, {kEvaluationDraws});
+}
+
+Metrics HeldOutContest::measure(Policy& policy) {
+  if (parts_.eval_prompts.empty() || !parts_.feedback) return {};
+  measured_ = write(policy);
+  if (parts_.initial && first_.empty()) first_ = write(*parts_.initial);
+  std::vector<Opponent> opponents;
+  if (!first_.empty()) opponents.push_back({"win_rate", &first_});
+  if (!last_.empty()) opponents.push_back({"win_rate_last", &last_});
+  return contest_metrics(parts_, measured_, opponents);
+}
+
+void HeldOutContest::finish() { last_ = std::exchange(measured_, {}); }
+
+void HeldOutContest::visit_state(StateVisitor& visitor) {
+  std::vector<std::int64_t> values = packed(last_);
+  visitor.integers("evaluated_completions", values);
+  if (!visitor.is_loading()) return;
+  last_.clear();
+  if (values.empty()) return;
+  std::vector<Rollout> rollouts;
+  for (auto& completion : unpacked(values, parts_.eval_prompts.size())) {
+    rollouts.push_back(
+        {.prompt = parts_.eval_prompts[rollouts.size()].ids, .completion = std::move(completion)});
+    rollouts.back().ended = has_ended(rollouts.back().completion, sampling_);
+  }
+  last_ = with_texts(std::move(rollouts), parts_, sampling_);
+}
+
+std::vector<Rollout> HeldOutContest::write(Policy& policy) const {
+  std::vector<std::vector<std::int64_t>> prompts;
+  for (const OnlinePrompt& prompt : parts_.eval_prompts) prompts.push_back(prompt.ids);
+  return with_texts(draw_rollouts(policy, prompts, {.sampling = sampling_, .at_once = at_once_}),
+                    parts_, sampling_);
+}
+
+}  // namespace prefopt::detail
