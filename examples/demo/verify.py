@@ -55,7 +55,8 @@ def read_run(folder):
         source["n"] for source in config["online"]["sources"])
     samples = story.read_lines(run / "samples.jsonl")
     last = samples[-1]["step"]
-    return {"name": config["loss"]["type"], "config": config, "folder": run,
+    # The recorded loss of GRPO and RLOO has the name of their common form.
+    return {"name": run.resolve().name, "config": config, "folder": run,
             "answers": story.read_answers(run, config, arithmetic),
             "rewards": [line["samples/reward"] for line in rounds],
             "tokens": round(sum(drawn * line["samples/length"] for line in rounds)),
