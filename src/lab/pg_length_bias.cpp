@@ -236,8 +236,9 @@ Report pg_length_bias(const Settings& settings) {
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, sizes); });
 
-  Report report{.data = {{"pg-length-bias-exact",
-                          {"aggregation", "completions", "right", "end of right", "end of wrong"}}}};
+  Report report{
+      .data = {{"pg-length-bias-exact",
+                {"aggregation", "completions", "right", "end of right", "end of wrong"}}}};
   const Writer even;
   std::vector<std::vector<Eigen::Array3d>> named;
   double apart = 0;

@@ -46,13 +46,15 @@ std::vector<std::size_t> candidates(const std::vector<Rollout>& of_prompt,
   return places;
 }
 
-/// Consecutive rows of at most as many tokens, at least one.
+/// Consecutive rows of at most as many tokens, at least one; a prompt that follows itself is
+/// counted once, as it is computed once.
 std::vector<std::vector<TokenRow>> cut_by_tokens(const std::vector<TokenRow>& rows,
                                                  std::int64_t limit) {
   std::vector<std::vector<TokenRow>> parts;
   std::int64_t tokens = 0;
   for (const TokenRow& row : rows) {
-    tokens += tokens_of(row);
+    const bool is_shared = !parts.empty() && parts.back().back().prompt == row.prompt;
+    tokens += tokens_of(row) - (is_shared ? std::ssize(row.prompt) : 0);
     if (parts.empty() || tokens > limit) {
       parts.emplace_back();
       tokens = tokens_of(row);

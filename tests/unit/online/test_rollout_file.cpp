@@ -73,7 +73,9 @@ TEST_CASE("files of rollouts that are none are refused", "[online]") {
     std::ofstream(path) << R"({"prompt_ids": [1], "completion_ids": [2, 3]})" << '\n' << line;
     CHECK_THROWS_TEXT(load_rollouts(path), DataError, path + ":2: " + text);
   };
-  fails("well", "expected JSON, got invalid syntax at byte 1");
+  fails("well",
+        "expected JSON, got something else: parse error at line 1, column 1: syntax error while "
+        "parsing value - invalid literal; last read: 'w'");
   fails("[]", "expected an object, got []");
   fails(R"({"prompt_ids": [1], "completion_id": [2]})",
         "expected keys of a rollout, got 'completion_id'; did you mean 'completion_ids'?");

@@ -183,7 +183,7 @@ TEST_CASE("rounds draw the same however completions are decoded together", "[run
 Json episodes_config(const OnlineScene& scene, const std::string& run) {
   Json config = scene.config(run);
   config["online"]["sources"] = {hash_game()};
-  config["online"]["select"] = {{"type", "all_pairs"}};
+  config["online"]["select"] = {{"type", "all_pairs"}, {"weigh_prompts", false}};
   config["online"].erase("feedback");
   return config;
 }
@@ -718,7 +718,7 @@ TEST_CASE("online configs that cannot be meant are refused", "[run]") {
           "online.sources[0].environment: expected a known environment, got 'hash_gam'; did you "
           "mean 'hash_game'?");
   refused({{"online", {{"sources", {changed("max_tokens", 61)}}}}},
-          "online.sources[0]: expected max_tokens of at most 60, which the model's 64 positions "
+          "online.sources[0]: expected max_tokens of at most 59, which the model's 64 positions "
           "leave after the longest prompt, got 61");
   refused({{"online",
             {{"sources", {game, {{"from", "policy"}}}},

@@ -25,12 +25,10 @@ namespace {
 namespace fs = std::filesystem;
 using namespace testing_support;
 
-/// A program that rewards small letters, those of escapes among them.
-Json counts_letters() {
-  return {
-      "/bin/sh", "-c",
-      "while read -r line; do c=${line#*completion}; n=$(printf %s \"$c\" | tr -cd a-z | wc -c); "
-      "echo \"{\\\"reward\\\": $n.5}\"; done"};
+/// A program that rewards completions that are long as JSON, where escapes are.
+Json measures_text() {
+  return {"/bin/sh", "-c",
+          "while read -r line; do c=${line#*completion}; echo \"{\\\"reward\\\": ${#c}}\"; done"};
 }
 
 class RolloutScene {
@@ -65,7 +63,7 @@ class RolloutScene {
             {"online",
              {{"prompts", file("prompts.jsonl")},
               {"sources", {{{"from", "policy"}, {"n", 4}}}},
-              {"feedback", {{"reward", counts_letters()}}},
+              {"feedback", {{"reward", measures_text()}}},
               {"rounds", {{"rounds", 3}, {"prompts", 4}, {"steps", 2}}}}},
             {"optimizer", {{"learning_rate", 1e-2}}},
             {"sampling", {{"max_new_tokens", 6}}},
@@ -153,7 +151,8 @@ TEST_CASE("a run on rollouts that is resumed at any step ends in the same bits",
     const RunResult straight = run_config(config);
     const Parts expected = parts_of(straight.checkpoint);
     REQUIRE(straight.steps >= 6);
-    for (const std::int64_t step : {std::int64_t{1}, std::int64_t{2}, straight.steps - 1}) {
+    // In the middle of a round, and where one ends.
+    for (const std::int64_t step : {std::int64_t{1}, straight.steps - 2}) {
       CAPTURE(step);
       config["output_dir"] = scene.file(name + "-" + std::to_string(step));
       const RunResult again =
@@ -205,7 +204,7 @@ TEST_CASE("every policy-gradient config of the examples trains", "[run]") {
       source["n"] = std::min(source["n"].get<int>(), 4);
     }
     online["prompts"] = scene.file(has_data ? "rows.jsonl" : "prompts.jsonl");
-    online["feedback"]["reward"] = counts_letters();
+    online["feedback"]["reward"] = measures_text();
     online["rounds"]["rounds"] = 2;
     online["rounds"]["prompts"] = 4;
     if (online.contains("reward") && online["reward"].contains("overlong_buffer")) {
