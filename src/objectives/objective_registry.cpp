@@ -2,8 +2,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/json.h"
@@ -19,6 +21,16 @@ namespace {
 using detail::Json;
 
 constexpr std::string_view kWholeForm = "policy_gradient";
+
+/// Keys of TRL's, and ours.
+constexpr std::array<std::pair<std::string_view, std::string_view>, 6> kTrlKeys = {{
+    {"beta", "kl.coefficient"},
+    {"epsilon", "rule.low and rule.high"},
+    {"epsilon_high", "rule.high"},
+    {"delta", "rule.delta"},
+    {"scale_rewards", "advantage.kind"},
+    {"importance_sampling_level", "level"},
+}};
 
 const ObjectivePreset* find_preset(std::string_view name) {
   const auto& presets = objective_presets();
@@ -78,8 +90,7 @@ const std::vector<ObjectivePreset>& objective_presets() {
                       "kl": {"estimator": "k1", "place": "advantage", "coefficient": 0.1}})",
        .source = "arXiv:2310.10505",
        .when_to_use = "One sample a prompt; the greedy completion's reward is the baseline.",
-       .recipe = "k 1, temperature 1; top_p 0.9 there, left out here: ratios need the policy's own "
-                 "distribution"},
+       .recipe = "k 1, temperature 1, top_p 0.9, one update a round"},
       {.name = "rloo",
        .options = R"({"advantage": {"kind": "leave_one_out"},
                       "rule": {"kind": "ppo", "low": 0.2, "high": 0.2}, "level": "sequence_sum",
@@ -115,7 +126,7 @@ const std::vector<ObjectivePreset>& objective_presets() {
                       "aggregation": "token_mean", "unfinished": "mask"})",
        .source = "arXiv:2503.14476",
        .when_to_use = "Long chains of thought: every token weighs the same, rare ones may grow.",
-       .recipe = "k 16, online.rollouts.dynamic_sampling, online.reward.overlong"},
+       .recipe = "k 16, online.rollouts.dynamic_sampling, online.reward.overlong_buffer"},
       {.name = "gspo",
        .options = R"({"advantage": {"kind": "group_std"},
                       "rule": {"kind": "ppo", "low": 3e-4, "high": 4e-4}, "level": "sequence_mean",
@@ -149,7 +160,9 @@ const std::vector<ObjectivePreset>& objective_presets() {
                       "level": "sequence_sum", "aggregation": "sequence_sum"})",
        .source = "arXiv:2501.12599 eq. 3",
        .when_to_use = "Mirror descent: a squared loss that is right on older samples too.",
-       .recipe = "reference.rule last, online.rounds.restart_optimizer; tau is not published"},
+       .recipe =
+           "online.rounds.restart_optimizer, online.reward.length, online.rollouts.priorities; "
+           "tau is not published"},
       {.name = "ppo",
        .options = R"({"advantage": {"kind": "gae", "gamma": 1, "lambda": 0.95, "whiten": true},
                       "rule": {"kind": "ppo", "low": 0.2, "high": 0.2}, "aggregation": "token_mean",
@@ -211,6 +224,12 @@ TokenObjective make_token_objective(std::string_view config_json) {
     for (const ObjectivePreset& other : objective_presets()) names.push_back(other.name);
     throw ConfigError(fmt::format("loss: expected an objective on tokens, got '{}'{}", name,
                                   detail::did_you_mean(name, names)));
+  }
+  for (const auto& [key, place] : kTrlKeys) {
+    if (!given.contains(std::string(key))) continue;
+    throw ConfigError(fmt::format(
+        "{}: expected {} for TRL's '{}', or a config of TRL's with \"trainer\": \"GRPOTrainer\"",
+        name, place, key));
   }
   Json options = detail::parse_json<ConfigError>(preset->options, name);
   replace_options(options, given);

@@ -92,7 +92,7 @@ double adapted_kl_coefficient(double beta, double kl, double target, double n, d
   }
   constexpr double kMostError = 0.2;
   const double error = std::clamp(kl / target - 1, -kMostError, kMostError);
-  return beta * (1 + error * n / horizon);
+  return beta * (1 + error * std::min(n / horizon, 1.0));
 }
 
 }  // namespace prefopt

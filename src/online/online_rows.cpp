@@ -184,6 +184,7 @@ std::string summary_of(const Metrics& metrics) {
     return metric.first == "pairs/ties";
   });
   if (!has_pairs) {
+    if (!detail::find_metric(metrics, "reward")) return "no completion has a reward";
     const auto unfinished = detail::find_metric(metrics, "completions/clipped_ratio");
     return unfinished
                ? fmt::format("no completion counts, a share {} has no end token", *unfinished)

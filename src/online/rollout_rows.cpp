@@ -30,6 +30,32 @@ double reward_of(const Rollout& rollout) {
   return rollout.rewards.empty() ? kNoReward : rollout.rewards.front();
 }
 
+bool writes_always(const SourceOptions& source) {
+  const SourceRounds& of = source.rounds;
+  const SourceRounds usual;
+  return of.first == usual.first && of.last == usual.last && of.above == usual.above &&
+         of.below == usual.below;
+}
+
+/// The source whose tokens train: the policy's prefix where another source continues it.
+const SourceOptions& source_of_trained(const SourceOptions& source, const OnlineParts& parts) {
+  if (source.from == SourceKind::kPolicy || source.roll_in.from.empty()) return source;
+  for (const SourceOptions& other : parts.sources) {
+    if (other.name == source.roll_in.from && other.from == SourceKind::kPolicy) return other;
+  }
+  return source;
+}
+
+bool uses_sampler_logps(const TokenObjective& objective) {
+  return objective.needs().sampler_logps || objective.options().off_policy_drop > 0;
+}
+
+std::int64_t acted_tokens(const Rollout& rollout) {
+  const auto& acted = rollout.acted;
+  return acted.empty() ? std::ssize(rollout.completion)
+                       : std::count_if(acted.begin(), acted.end(), [](auto a) { return a != 0; });
+}
+
 bool has_acted(const Rollout& rollout) {
   const auto& acted = rollout.acted;
   return !rollout.completion.empty() &&
@@ -84,9 +110,12 @@ class RolloutMetrics {
     const auto groups = step.rated_groups();
     double spread = 0;
     double equal = 0;
+    double compared = 0;
     for (const auto& group : groups) {
       std::vector<double> rewards;
       for (const auto i : group) rewards.push_back(step.rewards[i]);
+      if (rewards.size() < 2) continue;
+      ++compared;
       const Eigen::ArrayXd of = array_of(rewards);
       if (of.minCoeff() == of.maxCoeff()) {
         equal += 1;
@@ -96,10 +125,9 @@ class RolloutMetrics {
       }
     }
     if (rated > 0) add("reward", sum / static_cast<double>(rated));
-    if (groups.empty()) return;
-    const auto count = static_cast<double>(groups.size());
-    add("reward_std", spread / count);
-    add("frac_reward_zero_std", equal / count);
+    if (compared == 0) return;
+    add("reward_std", spread / compared);
+    add("frac_reward_zero_std", equal / compared);
   }
 
   Metrics take() { return std::move(metrics_); }
@@ -135,12 +163,19 @@ void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options) 
   const TokenObjective& objective = *parts.objective;
   const ObjectiveNeeds needs = objective.needs();
   const std::string& name = objective.name();
+  const RoundOptions& rounds = options.rounds;
+  const bool has_ratios = needs.ratios || rounds.steps > 1 || rounds.epochs > 1 ||
+                          objective.options().kl.weight == KlWeight::kRatio;
   std::int64_t each = 0;
   bool has_greedy = false;
   for (const SourceOptions& source : parts.sources) {
     if (is_greedy(source)) {
       has_greedy = true;
-      continue;
+      if (source.n == 1 && writes_always(source)) continue;
+      throw ConfigError(fmt::format(
+          "online.sources: expected one completion of '{}' in every round, as its reward is the "
+          "baseline, got n {}{}",
+          source.name, source.n, writes_always(source) ? "" : " in some rounds"));
     }
     if (source.n == 0) continue;
     each += source.n;
@@ -153,10 +188,10 @@ void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options) 
           "under it, got those of '{}'",
           name, source.name));
     }
-    const SamplingOptions& sampling = source.sampling;
+    const SamplingOptions& sampling = source_of_trained(source, parts).sampling;
     const bool keeps_tokens_back = sampling.top_k != 0 || sampling.top_p != 1 ||
                                    sampling.min_new_tokens != 0 || sampling.repetition_penalty != 1;
-    if (needs.ratios && keeps_tokens_back) {
+    if (has_ratios && keeps_tokens_back) {
       throw ConfigError(fmt::format(
           "online.sources: expected '{}' to draw from the whole distribution (top_k 0, top_p 1, no "
           "min_new_tokens, no repetition_penalty), as the ratios of '{}' are of that, got another "
@@ -168,7 +203,7 @@ void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options) 
           "online.sources: expected one temperature of all sources of rollouts, got {} and {}",
           parts.temperature, sampling.temperature));
     }
-    if (needs.sampler_logps && sampling.temperature != 1) {
+    if (uses_sampler_logps(objective) && sampling.temperature != 1) {
       throw ConfigError(
           fmt::format("online.sources: expected temperature 1 for '{}', whose correction compares "
                       "the sampler's "
@@ -203,6 +238,30 @@ void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options) 
     throw ConfigError(fmt::format(
         "online.{}: expected at least 2 completions of each prompt, as '{}' compares them, got {}",
         filters ? "rollouts.filter" : "sources", name, filters ? 1 : each));
+  }
+  const bool is_shaped = options_to_json(parts.reward) != options_to_json(RewardOptions());
+  if (needs.greedy_rewards && is_shaped) {
+    throw ConfigError(
+        fmt::format("online.reward: expected its defaults for '{}', whose greedy baseline is a "
+                    "reward as it is, "
+                    "got others",
+                    name));
+  }
+  if (parts.reward.overlong_buffer > 0) {
+    for (const SourceOptions& source : parts.sources) {
+      const bool is_alone = source.from != SourceKind::kEnvironment && source.roll_in.from.empty();
+      if (is_alone || source.n == 0) continue;
+      throw ConfigError(
+          fmt::format("online.reward.overlong_buffer: expected 0 where '{}' writes on what others "
+                      "wrote, got {}",
+                      source.name, parts.reward.overlong_buffer));
+    }
+  }
+  if (needs.extra_logps) {
+    throw ConfigError(fmt::format(
+        "loss: expected an objective whose numbers a run has, got '{}', which needs log-probs of a "
+        "model that DPO trained; a program gives them (RolloutStep::extra_logps)",
+        name));
   }
   if (needs.given) {
     throw ConfigError(fmt::format(
@@ -245,6 +304,11 @@ double RolloutRows::success_rate(const std::vector<Rollout>& of_prompt) const {
   for (const std::size_t place : candidates(of_prompt, parts_)) {
     const double reward = reward_of(of_prompt[place]);
     if (std::isnan(reward)) continue;
+    if (reward < 0 || reward > 1) {
+      throw DataError(fmt::format(
+          "online.rollouts.priorities: expected rewards from 0 to 1, as rates of success, got {}",
+          reward));
+    }
     sum += reward;
     ++rated;
   }
@@ -286,6 +350,8 @@ std::vector<RolloutRows::Chosen> RolloutRows::choose(const PromptRollouts& rollo
           random.index(rank_weights(array_of(rewards), parts_.rollouts.filter));
       places = {places[static_cast<std::size_t>(kept)]};
     }
+    // Alone of its prompt, as others have no token that trains, it has nothing to be compared with.
+    if (parts_.objective->needs().groups && places.size() < 2) continue;
     for (const std::size_t place : places) chosen.push_back({&of_prompt[place], group, greedy});
   }
   return chosen;
@@ -299,7 +365,7 @@ Eigen::ArrayXd RolloutRows::shaped_rewards(const std::vector<Chosen>& chosen) {
   for (Eigen::Index i = 0; i < count; ++i) {
     const Rollout& rollout = *chosen[static_cast<std::size_t>(i)].rollout;
     rewards[i] = reward_of(rollout);
-    lens[i] = static_cast<double>(rollout.completion.size());
+    lens[i] = static_cast<double>(acted_tokens(rollout));
   }
   Eigen::ArrayXd shaped = rewards;
   if (options.length > 0) {
@@ -350,6 +416,9 @@ std::vector<double> RolloutRows::measure(
 /// changed of their sum stays at the end.
 void RolloutRows::set_token_rewards(const std::vector<Chosen>& chosen, RolloutStep& step) const {
   constexpr double kRounding = 1e-9;
+  // Scaled or limited as one number, a reward has no parts.
+  const RewardOptions& shaping = parts_.reward;
+  if (shaping.normalize || shaping.scale || shaping.clip > 0) return;
   step.token_rewards = Eigen::ArrayXd::Zero(step.tokens());
   const auto starts = step.starts();
   for (std::size_t i = 0; i < chosen.size(); ++i) {
@@ -391,7 +460,21 @@ RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollou
     }
   }
   step.acted = array_of(acted);
+  step.rewards.resize(static_cast<Eigen::Index>(chosen.size()));
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    step.rewards[static_cast<Eigen::Index>(i)] = reward_of(*chosen[i].rollout);
+  }
+  metrics.add_rewards(step);
+  if (step.rated_groups().empty()) {
+    made.metrics = metrics.take();
+    return made;
+  }
   step.rewards = shaped_rewards(chosen);
+  if (options_to_json(parts_.reward) != options_to_json(RewardOptions())) {
+    const Eigen::ArrayXd rated = step.rewards.isNaN().select(0, step.rewards);
+    const auto count = static_cast<double>(step.rewards.size() - step.rewards.isNaN().count());
+    metrics.add("reward/shaped", rated.sum() / count);
+  }
   if (objective.advantage().needs().per_token) set_token_rewards(chosen, step);
   if (needs.greedy_rewards) step.greedy_rewards = array_of(greedy);
   const bool has_kl_reward = options.kl.coefficient > 0 && options.kl.place != KlPlace::kLoss;
@@ -416,7 +499,9 @@ RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollou
     });
     step.old_logps = spread(old_logps);
   }
-  if (needs.ref_logps) {
+  // The exact KL in the loss looks at whole distributions.
+  const bool has_ref_logps = needs.ref_logps && (!needs.exact_kls || needs.extra_logps);
+  if (has_ref_logps) {
     ref_logps = measure(rows, [&](const TokenBatch& batch) {
       return parts_.reference->tempered_token_logps(batch.to(policy.device()), parts_.temperature);
     });
@@ -439,20 +524,25 @@ RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollou
     const Rollout& rollout = *chosen[i].rollout;
     RolloutColumns& columns = rows[i].rollout;
     std::int64_t turn = 0;
+    bool acted_before = false;
     for (std::int64_t t = starts[i]; t < starts[i + 1]; ++t) {
-      const bool is_acted = step.acted[t] != 0;
-      if (!is_acted) {
-        if (t > starts[i] && step.acted[t - 1] != 0) ++turn;
-        continue;
+      const auto& ends = rollout.turn_ends;
+      if (ends.empty()) {
+        const bool begins = t > starts[i] && step.acted[t] != 0 && step.acted[t - 1] == 0;
+        if (begins && acted_before) ++turn;
+      } else {
+        while (t - starts[i] >= ends[static_cast<std::size_t>(turn)]) ++turn;
       }
+      if (step.acted[t] == 0) continue;
+      acted_before = true;
       columns.advantages.push_back(advantages.advantages[t]);
       if (keeps_old) columns.old_logps.push_back(old_logps[next]);
-      if (needs.ref_logps) columns.ref_logps.push_back(ref_logps[next]);
+      if (has_ref_logps) columns.ref_logps.push_back(ref_logps[next]);
       if (options.value_loss.coefficient > 0) {
         columns.old_values.push_back(values[next]);
         columns.returns.push_back(advantages.returns[t]);
       }
-      if (needs.sampler_logps) {
+      if (uses_sampler_logps(objective)) {
         columns.sampler_logps.push_back(
             rollout.token_logps[static_cast<std::size_t>(t - starts[i])]);
       }
@@ -468,7 +558,6 @@ RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollou
     made.rows.push_back(std::move(rows[i]));
   }
 
-  metrics.add_rewards(step);
   const auto count = static_cast<double>(chosen.size());
   const Eigen::ArrayXd lens = step.acted_tokens();
   metrics.add("completions/mean_length", lens.mean());

@@ -199,6 +199,10 @@ FeedbackParts feedback_parts(const FeedbackOptions& options,
 /// Throws ConfigError for options of rollouts without an objective on tokens, and for a selection
 /// with one.
 void check_rollout_options(const OnlineOptions& online, const RunLoss& loss) {
+  const bool has_imitation = options_to_json(online.imitate) != options_to_json(ImitationOptions());
+  if (has_imitation && online.imitate.data.empty()) {
+    throw ConfigError("online.imitate.data: expected a file where the group has options, got none");
+  }
   if (loss.objective() != nullptr) {
     if (online.select == OnlineOptions().select) return;
     throw ConfigError(fmt::format(
@@ -426,6 +430,14 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
     parts.rollouts = online.rollouts;
     parts.reward = online.reward;
     parts.temperature = rollout_temperature(sources);
+    const TokenObjectiveOptions& of = parts.objective->options();
+    if (of.aggregation == Aggregation::kFixed &&
+        of.max_completion_length != options.sampling.max_new_tokens) {
+      note(fmt::format(
+          "loss: divides by max_completion_length {}, where completions have at most {} "
+          "tokens",
+          of.max_completion_length, options.sampling.max_new_tokens));
+    }
     if (options.batch.micro_tokens > 0) parts.micro_tokens = options.batch.micro_tokens;
     parts.imitated = load_imitated(options, *tokenizer, policy, note);
     parts.imitated_rows = online.imitate.rows;

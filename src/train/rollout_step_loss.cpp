@@ -134,6 +134,11 @@ void RolloutStepLoss::check() const {
 
 void RolloutStepLoss::check_rows(const std::vector<TokenRow>& given) const {
   std::vector<TokenRow> rows;
+  for (std::size_t i = 0; i < given.size(); ++i) {
+    if (counted_tokens(given[i].chosen, given[i].chosen_mask) > 0) continue;
+    throw ShapeError(
+        fmt::format("{}: expected a token that counts in row {}, got none", name(), i));
+  }
   for (const TokenRow& row : given) {
     if (parts_.options.imitation_coefficient > 0 && is_imitated(row)) continue;
     rows.push_back(row);

@@ -53,7 +53,8 @@ class PREFOPT_API RewardNormalizer {
 };
 
 /// Returns β (1 + clip(KL / target − 1, ±0.2) · n / horizon), the coefficient of a KL penalty that
-/// keeps the KL at `target` nats a completion (1909.08593 section 2.2); n: completions of the step.
+/// keeps the KL at `target` nats a completion (1909.08593 section 2.2); n: completions of the step,
+/// of which at most `horizon` count.
 /// Throws ConfigError unless target and horizon are above 0.
 PREFOPT_API double adapted_kl_coefficient(double beta, double kl, double target, double n,
                                           double horizon);

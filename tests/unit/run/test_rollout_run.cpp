@@ -244,6 +244,38 @@ TEST_CASE("configs of objectives that cannot be meant are refused", "[run]") {
   refused({{"online", {{"sources", {{{"from", "reference"}, {"n", 2}}}}}}},
           "online.sources: expected completions of the policy for 'grpo', which is an expectation "
           "under it, got those of 'reference'");
+  const Json greedy = {{"from", "policy"}, {"name", "greedy"}, {"n", 0}, {"temperature", 0}};
+  const Json drawn = {{"from", "policy"}};
+  refused(
+      {{"loss", {{"type", "remax"}}}, {"online", {{"sources", {drawn, greedy}}}}},
+      "online.sources: expected one completion of 'greedy' in every round, as its reward is the "
+      "baseline, got n 0");
+  Json one = greedy;
+  one["n"] = 1;
+  refused(
+      {{"loss", {{"type", "remax"}}},
+       {"online", {{"sources", {drawn, one}}, {"reward", {{"clip", 1}}}}}},
+      "online.reward: expected its defaults for 'remax', whose greedy baseline is a reward as it "
+      "is, got others");
+  refused({{"loss", {{"type", "grpo"}, {"kl", {{"target", 1}}}}}},
+          "grpo: expected kl.target 0 for a KL in the loss, whose coefficient stays, got another "
+          "target");
+  refused(
+      {{"loss", {{"type", "rto"}}}},
+      "loss: expected an objective whose numbers a run has, got 'rto', which needs log-probs of a "
+      "model that DPO trained; a program gives them (RolloutStep::extra_logps)");
+  refused({{"online", {{"imitate", {{"coefficient", 2}}}}}},
+          "online.imitate.data: expected a file where the group has options, got none");
+  refused({{"loss", {{"type", "grpoo"}}}},
+          "loss: expected a loss or an objective, got 'grpoo'; did you mean 'grpo'?");
+  refused({{"loss", {{"type", "grpo"}, {"beta", 0.1}}}},
+          "grpo: expected kl.coefficient for TRL's 'beta', or a config of TRL's with \"trainer\": "
+          "\"GRPOTrainer\"");
+  refused(
+      {{"loss", {{"type", "reinforce"}}}, {"sampling", {{"top_p", 0.9}}}},
+      "online.sources: expected 'policy' to draw from the whole distribution (top_k 0, top_p 1, "
+      "no min_new_tokens, no repetition_penalty), as the ratios of 'reinforce' are of that, got "
+      "another one");
   refused({{"online", {{"replay", {{"share", 0.5}}}}}},
           "online.replay.share: expected 0 for 'grpo', whose advantages are of one round, got 0.5");
   refused({{"online", {{"select", {{"type", "all_pairs"}}}}}},
