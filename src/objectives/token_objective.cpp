@@ -180,7 +180,7 @@ TokenObjective::TokenObjective(Advantage advantage, TokenRule rule, TokenObjecti
          "'reward'");
   refuse(kl.weight == KlWeight::kRatio && kl.place != KlPlace::kLoss,
          "kl.weight 'none' for a KL that is not in the loss", "'ratio'");
-  refuse(kl.target > 0 && kl.place == KlPlace::kLoss,
+  refuse(kl.target > 0 && kl.coefficient > 0 && kl.place == KlPlace::kLoss,
          "kl.target 0 for a KL in the loss, whose coefficient stays", "another target");
   refuse(kl.target > 0 && kl.coefficient == 0, "kl.target 0 without a kl.coefficient to adapt",
          "another target");
