@@ -16,8 +16,10 @@ namespace {
 
 void print_list(std::ostream& out) {
   for (const lab::Experiment& experiment : lab::experiments()) {
-    out << fmt::format("{:<24} {} (arXiv:{})\n", experiment.name, experiment.question,
-                       experiment.source);
+    // A paper from before arXiv has author and year.
+    const bool has_id = experiment.source.find(' ') == std::string::npos;
+    out << fmt::format("{:<24} {} ({}{})\n", experiment.name, experiment.question,
+                       has_id ? "arXiv:" : "", experiment.source);
   }
 }
 
