@@ -27,9 +27,6 @@ namespace {
 
 using detail::Json;
 
-// A longer list of choices would push all meanings off the screen, so it follows its own.
-constexpr std::size_t kWidestRange = 24;
-
 /// The arrays of a PairLogps that a loss reads.
 std::vector<std::string> inputs_of(const LossRequirements& needs) {
   std::vector<std::string> names;
@@ -313,9 +310,8 @@ void print_entry(const LossEntry& entry, std::ostream& out) {
     if (!option.aliases.empty()) meaning += " (also " + joined(option.aliases) + ")";
     const auto values = accepted_values(entry, option);
     if (is_fixed(option, values)) continue;
-    std::string range = range_in_words(option, values);
-    if (range.size() > kWidestRange) meaning += "; one of " + std::exchange(range, "");
-    table.push_back({option.name, option.type, option.default_value, range, meaning});
+    const auto [range, text] = range_and_meaning(range_in_words(option, values), meaning);
+    table.push_back({option.name, option.type, option.default_value, range, text});
   }
   out << '\n';
   print_table(table, out);

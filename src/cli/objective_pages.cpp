@@ -132,7 +132,8 @@ void add_option_rows(const std::vector<FieldDoc>& options, const Json& config,
     std::replace(path.begin(), path.end(), '.', '/');
     const Json& value = config.at(Json::json_pointer(path));
     if (value.is_object()) continue;  // a piece, whose options follow
-    rows.push_back({prefix + option.name, detail::dump_json(value), option.range, option.doc});
+    const auto [range, meaning] = range_and_meaning(option.range, option.doc);
+    rows.push_back({prefix + option.name, detail::dump_json(value), range, meaning});
   }
 }
 

@@ -21,6 +21,12 @@ std::string in_words(const OtherImplementation& other) {
   return text;
 }
 
+std::pair<std::string, std::string> range_and_meaning(std::string range, std::string meaning) {
+  constexpr std::size_t kWidestRange = 24;
+  if (range.size() <= kWidestRange) return {std::move(range), std::move(meaning)};
+  return {"", meaning + "; one of " + range};
+}
+
 void print_table(const std::vector<std::vector<std::string>>& rows, std::ostream& out) {
   std::vector<std::size_t> widths(rows.front().size());
   for (const auto& row : rows) {

@@ -20,7 +20,7 @@ enum class KlEstimator {
 enum class KlPlace {
   kReward,     ///< taken off the rewards, before the advantage
   kLoss,       ///< added to the loss, with its gradient
-  kAdvantage,  ///< taken off each token's advantage (ReMax)
+  kAdvantage,  ///< taken off each token's advantage: the token's own KL, not that to go (ReMax)
 };
 
 /// The factor of the KL in the loss.

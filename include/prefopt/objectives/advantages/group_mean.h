@@ -5,8 +5,8 @@
 
 namespace prefopt {
 
-/// The reward less the mean of its group: A_i = r_i − r̄ (Dr. GRPO, 2503.20783). In expectation
-/// (k − 1) / k of leave_one_out.
+/// The reward less the mean of its group: A_i = r_i − r̄ (Dr. GRPO, 2503.20783). Exactly (k − 1) / k
+/// of leave_one_out.
 class GroupMean : public AdvantageBase<GroupMean> {
  public:
   using AdvantageBase::AdvantageBase;

@@ -25,9 +25,10 @@ struct GroupStdOptions {
   }
 };
 
-/// The reward in units of its group's spread: A_i = (r_i − r̄) / (s + ε), s with one degree of
-/// freedom taken (GRPO, 2402.03300). Equal rewards have 0. The division erases the scale of
-/// rewards, so that prompts whose rewards hardly differ weigh as much as others.
+/// The reward in units of its group's spread: A_i = (r_i − r̄) / (s + ε), s the standard deviation
+/// with `ddof` degrees of freedom taken (GRPO, 2402.03300). Equal rewards have 0. The division
+/// erases the scale of rewards, so that prompts whose rewards hardly differ weigh as much as
+/// others.
 class GroupStd : public AdvantageBase<GroupStd, GroupStdOptions> {
  public:
   using AdvantageBase::AdvantageBase;
