@@ -31,6 +31,13 @@ Json measures_text() {
           "while read -r line; do c=${line#*completion}; echo \"{\\\"reward\\\": ${#c}}\"; done"};
 }
 
+/// The same as shares, for rates of success.
+Json measures_shares() {
+  return {"/bin/sh", "-c",
+          "while read -r line; do c=${line#*completion}; "
+          "echo \"{\\\"reward\\\": 0.$((100 + ${#c}))}\"; done"};
+}
+
 class RolloutScene {
  public:
   RolloutScene() {
@@ -91,7 +98,9 @@ std::vector<std::pair<std::string, Json>> components() {
       {"temperature", {{"sampling", {{"temperature", 0.8}}}, {"loss", {{"type", "gspo"}}}}},
       {"adaptive-kl", {{"loss", {{"type", "rloo"}, {"kl", {{"target", 0.01}, {"horizon", 50}}}}}}},
       {"running-rewards", {{"online", {{"reward", {{"normalize", true}, {"clip", 0.8}}}}}}},
-      {"priorities", {{"online", {{"rollouts", {{"priorities", true}}}}}}},
+      {"priorities",
+       {{"online",
+         {{"rollouts", {{"priorities", true}}}, {"feedback", {{"reward", measures_shares()}}}}}}},
       {"dynamic-sampling",
        {{"online", {{"rollouts", {{"dynamic_sampling", true}, {"most_draws", 3}}}}}}},
       {"values", {{"loss", {{"type", "ppo"}}}, {"value", value}}},
@@ -204,7 +213,8 @@ TEST_CASE("every policy-gradient config of the examples trains", "[run]") {
       source["n"] = std::min(source["n"].get<int>(), 4);
     }
     online["prompts"] = scene.file(has_data ? "rows.jsonl" : "prompts.jsonl");
-    online["feedback"]["reward"] = measures_text();
+    const bool has_rates = online.contains("rollouts") && online["rollouts"].contains("priorities");
+    online["feedback"]["reward"] = has_rates ? measures_shares() : measures_text();
     online["rounds"]["rounds"] = 2;
     online["rounds"]["prompts"] = 4;
     if (online.contains("reward") && online["reward"].contains("overlong_buffer")) {
@@ -290,6 +300,10 @@ TEST_CASE("configs of objectives that cannot be meant are refused", "[run]") {
           "rollouts, got others");
   refused({{"value", {{"body", "policy"}}}},
           "value: expected its defaults for 'grpo', which has no values, got others");
+  Json rates = scene.config("refused");
+  rates["online"]["rollouts"] = {{"priorities", true}};
+  CHECK_THROWS_AS(run_config(rates), DataError);
+  fs::remove_all(scene.file("refused"));
   refused({{"online", {{"rounds", {{"epochs", 1.5}}}}}},
           "online.rounds.epochs: expected whole passes over the rollouts for 'grpo', got 1.5");
   refused({{"loss", {{"type", "policy_gradient"}, {"advantage", {{"kind", "given"}}}}}},
