@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What `prefopt losses` says of objectives on tokens.
+// The pages of `prefopt losses` about objectives on tokens.
 
 #include <iosfwd>
 #include <string>

@@ -36,8 +36,7 @@ class RolloutTable {
   /// Throws DataError where the objective needs what a row lacks.
   RolloutStep step() const {
     const ObjectiveNeeds needs = objective_.needs();
-    const KlOptions& kl = objective_.options().kl;
-    const bool has_kl_reward = kl.coefficient > 0 && kl.place != KlPlace::kLoss;
+    const bool has_kl_reward = objective_.options().kl.is_in_advantages();
     const bool reads_token_rewards = objective_.advantage().needs().per_token;
     RolloutStep step;
     std::vector<double> rewards;
@@ -126,8 +125,7 @@ class RolloutTable {
     in.group_lens = tensor(group_lens);
     in.logps = taken(column("logps", true));
     in.old_logps = taken(column("old_logps", false));
-    const bool has_kl = options.kl.coefficient > 0 && options.kl.place == KlPlace::kLoss;
-    in.ref_logps = taken(column("ref_logps", has_kl && !needs.exact_kls));
+    in.ref_logps = taken(column("ref_logps", options.kl.is_in_loss() && !needs.exact_kls));
     in.sampler_logps = taken(column("sampler_logps", needs.sampler_logps));
     in.entropies = taken(column("entropies", needs.entropies));
     in.exact_kls = taken(column("exact_kls", needs.exact_kls));

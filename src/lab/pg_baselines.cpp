@@ -28,7 +28,7 @@ using exact::Random;
 
 constexpr Index kActions = 5, kGroup = 4;
 
-/// The reward less the best of its own group, the completion itself among them.
+/// The reward less the best of its group, the completion itself among them.
 class OwnGroupMax : public AdvantageBase<OwnGroupMax> {
  public:
   using AdvantageBase::AdvantageBase;

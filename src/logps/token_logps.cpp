@@ -165,7 +165,7 @@ variable_list outputs_of(AutogradContext* context, const at::Tensor& statistics,
   return outputs;
 }
 
-/// What the backward pass needs of the statistics: logsumexp, and the entropy where it is
+/// The statistics that the backward pass needs: logsumexp, and the entropy where it is
 /// differentiable.
 at::Tensor saved_statistics(const at::Tensor& statistics,
                             const DifferentiableByProducts& differentiable) {

@@ -66,8 +66,8 @@ void refuse_pair_loss(const std::string& name) {
 
 void check_kl(const TokenObjective& objective) {
   const KlOptions& kl = objective.options().kl;
-  const bool does_nothing = kl.coefficient > 0 && kl.estimator == KlEstimator::kK1 &&
-                            kl.place == KlPlace::kLoss && kl.weight == KlWeight::kNone;
+  const bool does_nothing =
+      kl.is_in_loss() && kl.estimator == KlEstimator::kK1 && kl.weight == KlWeight::kNone;
   if (!does_nothing) return;
   throw ConfigError(fmt::format(
       "{}: expected a KL that regularizes, got kl.estimator 'k1' in the loss: its gradient is 0 in "
@@ -244,7 +244,7 @@ bool is_token_objective(std::string_view config_json) {
   if (type == config.end() || !type->is_string()) return false;
   if (find_preset(type->get<std::string>()) != nullptr) return true;
   if (*type != kWholeForm) return false;
-  // The loss on pairs of that name has options of its own alone.
+  // The loss on pairs of that name has none of these options.
   TokenObjectiveOptions options;
   const auto fields = describe_options(options);
   return std::any_of(fields.begin(), fields.end(), [&](const FieldDoc& field) {

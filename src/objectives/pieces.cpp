@@ -148,7 +148,7 @@ Eigen::ArrayXd Advantage::of(const RolloutStep& step) const {
   require(needs.values, step.values, step.tokens(), "values");
   require(needs.given, step.given, step.tokens(), "advantages");
   if (needs.groups) check_groups(step, kind);
-  // What the rewards say does not matter to given advantages.
+  // Given advantages do not depend on the rewards.
   Eigen::ArrayXd rewards = step.rewards;
   if (needs.greedy_rewards) rewards += step.greedy_rewards;  // NaN where either is
   if (needs.given) rewards.setZero();

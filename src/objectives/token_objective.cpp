@@ -173,14 +173,14 @@ TokenObjective::TokenObjective(Advantage advantage, TokenRule rule, TokenObjecti
   const KlOptions& kl = options_.kl;
   refuse(options_.aggregation == Aggregation::kFixed && options_.max_completion_length == 0,
          "max_completion_length above 0 for aggregation 'fixed'", "0");
-  refuse(kl.estimator == KlEstimator::kExact && kl.place != KlPlace::kLoss && kl.coefficient > 0,
+  refuse(kl.estimator == KlEstimator::kExact && kl.is_in_advantages(),
          "kl.place 'loss' for the exact KL, which has its own gradient", "another place");
   refuse(kl.place == KlPlace::kReward && kl.coefficient > 0 && advantage_.needs().given,
          "kl.place 'loss' or 'advantage' for advantage 'given', which reads no rewards",
          "'reward'");
   refuse(kl.weight == KlWeight::kRatio && kl.place != KlPlace::kLoss,
          "kl.weight 'none' for a KL that is not in the loss", "'ratio'");
-  refuse(kl.target > 0 && kl.coefficient > 0 && kl.place == KlPlace::kLoss,
+  refuse(kl.target > 0 && kl.is_in_loss(),
          "kl.target 0 for a KL in the loss, whose coefficient stays", "another target");
   refuse(kl.target > 0 && kl.coefficient == 0, "kl.target 0 without a kl.coefficient to adapt",
          "another target");
@@ -222,8 +222,7 @@ ObjectiveNeeds TokenObjective::needs() const {
 }
 
 bool TokenObjective::ignores_zero_advantages() const {
-  const bool has_kl = options_.kl.coefficient > 0 && options_.kl.place == KlPlace::kLoss;
-  return rule_.is_linear() && !has_kl && options_.entropy_coefficient == 0 &&
+  return rule_.is_linear() && !options_.kl.is_in_loss() && options_.entropy_coefficient == 0 &&
          options_.value_loss.coefficient == 0;
 }
 

@@ -7,14 +7,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <map>
-#include <string_view>
 #include <utility>
 
 #include "online/draw_seed.h"
 #include "policy/token_range.h"
 #include "prefopt/error.h"
 #include "prefopt/exact/random.h"
+#include "prefopt/objectives/advantages/group_baseline.h"
 #include "prefopt/policy/sequence_logps.h"
 
 namespace prefopt::detail {
@@ -56,18 +55,14 @@ std::int64_t acted_tokens(const Rollout& rollout) {
                        : std::count_if(acted.begin(), acted.end(), [](auto a) { return a != 0; });
 }
 
-bool has_acted(const Rollout& rollout) {
-  const auto& acted = rollout.acted;
-  return !rollout.completion.empty() &&
-         (acted.empty() || std::find(acted.begin(), acted.end(), 1) != acted.end());
-}
-
 /// Completions of a prompt that train, by place.
 std::vector<std::size_t> candidates(const std::vector<Rollout>& of_prompt,
                                     const OnlineParts& parts) {
   std::vector<std::size_t> places;
   for (std::size_t i = 0; i < of_prompt.size(); ++i) {
-    if (!is_greedy(source_of(of_prompt[i], parts)) && has_acted(of_prompt[i])) places.push_back(i);
+    const bool trains =
+        !is_greedy(source_of(of_prompt[i], parts)) && acted_tokens(of_prompt[i]) > 0;
+    if (trains) places.push_back(i);
   }
   return places;
 }
@@ -120,8 +115,7 @@ class RolloutMetrics {
       if (of.minCoeff() == of.maxCoeff()) {
         equal += 1;
       } else {
-        const auto count = static_cast<double>(of.size());
-        spread += std::sqrt((of - of.mean()).square().sum() / (count - 1));
+        spread += standard_deviation(of, 1);
       }
     }
     if (rated > 0) add("reward", sum / static_cast<double>(rated));
@@ -290,13 +284,6 @@ RolloutRows::RolloutRows(const OnlineParts& parts, std::int64_t seed)
       seed_(seed),
       normalizer_(parts.reward.normalize),
       kl_coefficient_(parts.objective->options().kl.coefficient) {}
-
-std::int64_t RolloutRows::completions_a_prompt() const {
-  if (parts_.rollouts.filter != RankFilter::kNone) return 1;
-  std::int64_t count = 0;
-  for (const SourceOptions& source : parts_.sources) count += is_greedy(source) ? 0 : source.n;
-  return count;
-}
 
 double RolloutRows::success_rate(const std::vector<Rollout>& of_prompt) const {
   double sum = 0;
@@ -477,7 +464,7 @@ RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollou
   }
   if (objective.advantage().needs().per_token) set_token_rewards(chosen, step);
   if (needs.greedy_rewards) step.greedy_rewards = array_of(greedy);
-  const bool has_kl_reward = options.kl.coefficient > 0 && options.kl.place != KlPlace::kLoss;
+  const bool has_kl_reward = options.kl.is_in_advantages();
   const bool keeps_old = updates > 1;
   // Numbers of acted tokens, at their places among all.
   const auto spread = [&](const std::vector<double>& counted) {

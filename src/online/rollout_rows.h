@@ -42,8 +42,6 @@ class RolloutRows {
   /// `updates`: steps that the rows are for; of a single one the ratio is 1.
   Made make(Policy& policy, const PromptRollouts& rollouts, std::int64_t updates,
             std::int64_t round);
-  /// Returns how many completions of a prompt train, at most.
-  std::int64_t completions_a_prompt() const;
   /// Returns the mean reward of a prompt's completions, limited to [0, 1]; NaN: nobody could say.
   double success_rate(const std::vector<Rollout>& of_prompt) const;
   /// Returns whether a prompt's rewards are not all equal.

@@ -32,7 +32,7 @@ using torch::autograd::variable_list;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-/// What a logit of both models takes at most: its log-probs and seven more numbers of float64 or
+/// The bytes of a logit of both models, at most: its log-probs and seven more numbers of float64 or
 /// the like.
 constexpr std::int64_t kLogitBytes = 64;
 

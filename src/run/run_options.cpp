@@ -138,7 +138,7 @@ void ValueModelOptions::fields(FieldVisitor& v) {
          path);
   v.choice({"body", "Layers below its head: its own, or the policy's, which it then trains too"},
            body, {"own", "policy"});
-  v.flag({"use_lora", "Train a low-rank adapter of its own layers, shaped as model.lora"},
+  v.flag({"use_lora", "Train a low-rank adapter of the value model's layers, shaped as model.lora"},
          use_lora);
   v.group({"optimizer", "Its optimizer and learning rate"}, optimizer);
   v.integer({"pretrain_steps", "First steps, which train the values alone"}, pretrain_steps,

@@ -46,10 +46,7 @@ class RolloutStepLoss final : public StepLoss {
   PairLogps measure_logps(const std::vector<TokenRow>& rows) const override;
 
  private:
-  bool has_kl_loss() const {
-    const KlOptions& kl = objective_.options().kl;
-    return kl.coefficient > 0 && kl.place == KlPlace::kLoss;
-  }
+  bool has_kl_loss() const { return objective_.options().kl.is_in_loss(); }
   bool teaches(const TokenRow& row) const;
   at::Tensor imitation_loss(const Part& part, const StepPlan& plan, StepMetrics& metrics) const;
   at::Tensor measure(Part& part, const StepPlan& plan, StepMetrics& metrics) const;

@@ -53,7 +53,7 @@ class StepLoss {
   virtual void set_state(const LossState& /*state*/) {}
 };
 
-/// What a trainer is made of.
+/// The parts of a trainer.
 struct StepParts {
   std::shared_ptr<Policy> policy;
   std::shared_ptr<Reference> reference;  ///< may be null

@@ -44,7 +44,7 @@ class Updater {
   std::int64_t steps_done() const { return steps_done_; }
   const Optimizer& optimizer() const { return optimizer_; }
   Optimizer& optimizer() { return optimizer_; }
-  /// Returns the value model's; null: there is none.
+  /// Returns the value model's optimizer; null without a value model.
   Optimizer* value_optimizer() { return value_optimizer_ ? &*value_optimizer_ : nullptr; }
   /// Returns the 2-norm of the value model's gradients of the last sum_gradients.
   double value_grad_norm() const { return value_grad_norm_; }

@@ -37,6 +37,11 @@ struct KlOptions {
   double target = 0;
   double horizon = 10000;
 
+  /// Returns whether the loss has a KL term.
+  bool is_in_loss() const { return coefficient > 0 && place == KlPlace::kLoss; }
+  /// Returns whether the rewards or the advantages have a KL taken off.
+  bool is_in_advantages() const { return coefficient > 0 && place != KlPlace::kLoss; }
+
   void fields(FieldVisitor& v) {
     v.choice(
         {"estimator",
