@@ -151,7 +151,9 @@ std::string LineProcess::ask(std::string_view line, milliseconds limit) {
 }
 
 void LineProcess::expect_no_more() const {
-  if (!received_.empty()) throw ProcessFailure("more than one line to a question");
+  char next = 0;
+  const bool is_more = !received_.empty() || ::recv(socket_, &next, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+  if (is_more) throw ProcessFailure("more than one line to a question");
 }
 
 void LineProcess::send(std::string_view line) { unsent_.append(line) += '\n'; }

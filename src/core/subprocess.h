@@ -36,7 +36,8 @@ class LineProcess {
   void send(std::string_view line);
   /// Returns the next answer, in the order of the questions.
   std::string receive(std::chrono::milliseconds limit);
-  /// Throws where lines came in addition to the answers. For when every question has its answer.
+  /// Throws where lines came in addition to the answers. For when every question has its answer,
+  /// and again before the next one, whose answer a late line would pass for.
   void expect_no_more() const;
 
  private:

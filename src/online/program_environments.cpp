@@ -62,6 +62,7 @@ class EnvironmentWorker {
 
   /// Asks questions of different episodes and fills in their answers.
   void ask(const std::vector<Exchange*>& exchanges) {
+    if (process_) expect_no_more(*exchanges.front());
     std::size_t next = 0;
     for (std::int64_t tries = 0; next < exchanges.size();) {
       const std::size_t before = next;
@@ -81,18 +82,22 @@ class EnvironmentWorker {
         if (tries > program_.retries) refuse(*exchanges[next], failure.what());
       }
     }
-    try {
-      process_->expect_no_more();
-    } catch (const ProcessFailure& failure) {
-      process_.reset();
-      refuse(*exchanges.back(), failure.what());
-    }
+    expect_no_more(*exchanges.back());
   }
 
   void forget(std::int64_t episode) { open_.erase(episode); }
 
  private:
   void start() { process_ = std::make_unique<LineProcess>(program_.command); }
+
+  void expect_no_more(const Exchange& nearest) {
+    try {
+      process_->expect_no_more();
+    } catch (const ProcessFailure& failure) {
+      process_.reset();
+      refuse(nearest, failure.what());
+    }
+  }
 
   [[noreturn]] void refuse(const Exchange& of, std::string_view got) const {
     throw DataError(fmt::format("{}: expected {}, got {}; the question was {}", where_, of.form,

@@ -135,6 +135,7 @@ class ProgramPool::Worker {
 
   /// Moves `first` up to the question that was not answered.
   void answer_some(Batch& batch, std::size_t& first, std::size_t last) {
+    expect_no_more();
     for (std::size_t i = first; i < last; ++i) program_.send(batch.question(i));
     for (; first < last; ++first) {
       if (batch.is_over()) return restart();  // leaves questions without waiting for answers

@@ -15,10 +15,12 @@
 #include "support/catch.h"
 #include "support/errors.h"
 #include "support/temp_dir.h"
+#include "support/wait.h"
 
 namespace prefopt {
 namespace {
 
+using testing_support::comes_true;
 using testing_support::TempDir;
 
 /// A program whose first line to each question is that of the shell's `body`; `$line` is it.
@@ -166,7 +168,29 @@ TEST_CASE("answers that are none are told with their line", "[online]") {
   }
   fails("exit 3", "its end with exit status 3");
   const std::string good = R"({"observation": "", "reward": 1, "done": true})";
-  fails(says(good) + "; " + says(good), "more than one line to a question");
+  // One write, so that both lines are there when the first is read.
+  fails("printf '%s\\n' '" + good + "' '" + good + "'", "more than one line to a question");
+}
+
+TEST_CASE("a second line that comes late is not the next answer", "[online]") {
+  const TempDir dir;
+  const std::string good = R"({"observation": "", "reward": 1, "done": false})";
+  EnvironmentProgram program =
+      shell(acting("echo '" + good + "'; until [ -e " + dir.file("go") +
+                   " ]; do sleep 0.01; done; echo '" + good + "'; : >" + dir.file("went")));
+  const auto environments = make_program_environments(program);
+  environments->start({kThree[0]});
+  CHECK(environments->step({{.episode = 0, .text = "a"}}).size() == 1);
+  std::ofstream(dir.file("go")) << "";
+  REQUIRE(comes_true([&] { return std::filesystem::exists(dir.file("went")); }));
+  try {
+    environments->step({{.episode = 0, .text = "b"}});
+    FAIL("expected an error");
+  } catch (const DataError& error) {
+    CHECK(std::string(error.what())
+              .ends_with("got more than one line to a question; the question was "
+                         R"({"episode":0,"action":"b"})"));
+  }
 }
 
 TEST_CASE("a program that is late is refused", "[online]") {
