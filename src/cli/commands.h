@@ -167,6 +167,7 @@ struct ExportArguments : ModelArguments {
 void run_export(const ExportArguments& arguments, std::ostream& err);
 
 struct DoctorArguments : ModelArguments {
+  std::vector<std::string> paths;  ///< models, adapters, tokenizers and rows
   std::vector<std::string> data;
   std::string out = ".";  ///< folder whose speed is measured
   bool json = false;
