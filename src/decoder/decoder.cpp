@@ -2,6 +2,7 @@
 #include "prefopt/decoder/decoder.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
@@ -157,7 +158,7 @@ at::Tensor places_among_scored(const PackedTokens& tokens) {
 }  // namespace
 
 PolicyOutput Decoder::forward(const TokenBatch& batch) {
-  const Network& network = impl_->network;
+  const Network network = impl_->seen(detail::MadeWeights::kAsStored);
   const at::Tensor& ids = batch.input_ids;
   if (ids.dim() != 2 || ids.numel() == 0) {
     throw ShapeError(fmt::format("decoder: expected input_ids [S, T] of at least one token, got {}",
@@ -182,11 +183,11 @@ PolicyOutput Decoder::forward(const TokenBatch& batch) {
 bool Decoder::packs() const { return impl_->network.embedding.is_cpu(); }
 
 at::Tensor Decoder::forward_packed(const PackedTokens& tokens) {
-  const Network& network = impl_->network;
   if (!packs()) {
     throw DeviceError(fmt::format("decoder: expected weights on cpu for a packed stream, got {}",
-                                  network.embedding.device().str()));
+                                  impl_->network.embedding.device().str()));
   }
+  const Network network = impl_->seen(detail::MadeWeights::kWide);
   check_ids(tokens.input_ids, network);
   check_length(longest_in(tokens), "decoder");
   const auto all = detail::StreamPlan::make(network, tokens, impl_->checkpointing, false);
@@ -213,7 +214,8 @@ void Decoder::set_checkpointing(Checkpointing checkpointing) {
 }
 
 OutputHead Decoder::head() const {
-  return {.weight = impl_->network.head(), .bias = {}, .transform = impl_->network.spec.logits};
+  const auto made = packs() ? detail::MadeWeights::kWide : detail::MadeWeights::kAsStored;
+  return {.weight = impl_->head_weight(made), .bias = {}, .transform = impl_->network.spec.logits};
 }
 
 std::int64_t Decoder::vocab_size() const { return impl_->network.options.vocab_size; }
@@ -224,7 +226,7 @@ std::vector<NamedParameter> Decoder::named_parameters() const {
       [&](const std::string& name, const at::Tensor& weight, const std::vector<std::int64_t>&) {
         parameters.push_back({name, weight});
       });
-  for_each_adapter_weight([&](const std::string& name, const at::Tensor& weight) {
+  impl_->parts.for_each_tensor([&](const std::string& name, const at::Tensor& weight) {
     parameters.push_back({name, weight});
   });
   return parameters;
@@ -244,10 +246,9 @@ std::shared_ptr<Decoder> Decoder::frozen_decoder() const {
   auto copy = std::make_unique<Impl>(*impl_);
   copy->network.for_each_weight([](const std::string&, at::Tensor& weight,
                                    const std::vector<std::int64_t>&) { weight = copy_of(weight); });
-  std::shared_ptr<Decoder> result(new Decoder(std::move(copy)));
-  result->for_each_adapter_weight(
+  copy->parts.for_each_tensor(
       [](const std::string&, at::Tensor& weight) { weight = copy_of(weight); });
-  return result;
+  return std::shared_ptr<Decoder>(new Decoder(std::move(copy)));
 }
 
 void Decoder::save(const std::string& directory) const {
@@ -263,7 +264,8 @@ std::unique_ptr<DecodeSession> Decoder::start_decoding(
   if (!packs()) return Policy::start_decoding(prompts);
   detail::check_prompts(prompts, vocab_size());
   for (const auto& prompt : prompts) check_length(std::ssize(prompt), "start_decoding");
-  return detail::make_packed_session(impl_->network, prompts);
+  const at::NoGradGuard no_grad;
+  return detail::make_packed_session(impl_->seen(detail::MadeWeights::kWide), prompts);
 }
 
 const DecoderOptions& Decoder::options() const { return impl_->network.options; }
@@ -288,10 +290,16 @@ void Decoder::to(at::ScalarType dtype) {
       [&](const std::string&, at::Tensor& weight, const std::vector<std::int64_t>&) {
         weight = weight.detach().to(dtype).requires_grad_(weight.requires_grad());
       });
-  for_each_adapter_weight([&](const std::string&, at::Tensor& weight) {
-    weight =
-        weight.detach().to(detail::at_least_float32(dtype)).requires_grad_(weight.requires_grad());
-  });
+  for (detail::LowRank& part : impl_->parts.low_rank) {
+    for (at::Tensor* tensor : {&part.a, &part.b, &part.magnitude, &part.b_bias}) {
+      if (!tensor->defined()) continue;
+      const auto wide = detail::at_least_float32(dtype);
+      *tensor = tensor->detach().to(wide).requires_grad_(tensor->requires_grad());
+    }
+  }
+  for (detail::WholeWeight& weight : impl_->parts.whole) {
+    weight.value = weight.value.detach().to(dtype).requires_grad_(weight.value.requires_grad());
+  }
 }
 
 at::ScalarType parse_dtype(std::string_view name) {

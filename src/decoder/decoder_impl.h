@@ -6,46 +6,26 @@
 #include <string>
 
 #include "core/json.h"
+#include "decoder/adapters/adapter_parts.h"
 #include "decoder/network.h"
 #include "prefopt/decoder/decoder.h"
 
 namespace prefopt {
-namespace detail {
-
-/// Calls `visit(layer index, place, linear)` for each linear map that has an adapter.
-template <class Visit>
-void for_each_adapted(Network& network, Visit&& visit) {
-  for (std::size_t i = 0; i < network.layers.size(); ++i) {
-    network.for_each_linear(i, [&](const LinearPlace& place, Linear& map) {
-      if (map.lora_a.defined()) visit(i, place, map);
-    });
-  }
-}
-
-}  // namespace detail
-
 struct Decoder::Impl {
-  detail::Network network;
+  detail::Network network;  ///< without its adapter
   std::optional<LoraOptions> adapter;
+  detail::AdapterParts parts;
+  bool has_head = true;  ///< an output head; false in a reward model
   Checkpointing checkpointing = Checkpointing::kNone;
   detail::Json config;
   detail::Json generation;  ///< `generation_config.json`, or null
   std::string source;       ///< the path that was loaded; empty for fresh weights
   std::string load_note;
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
-};
 
-/// Calls `visit(name, tensor)` for each adapter tensor, under PEFT's names.
-template <class Visit>
-void Decoder::for_each_adapter_weight(Visit&& visit) const {
-  detail::for_each_adapted(
-      impl_->network, [&](std::size_t i, const detail::LinearPlace& place, detail::Linear& map) {
-        const auto name = [&](std::string_view part) {
-          return fmt::format("base_model.model.model.layers.{}.{}.{}.weight", i, place.name, part);
-        };
-        visit(name("lora_A"), map.lora_a);
-        visit(name("lora_B"), map.lora_b);
-      });
-}
+  /// Returns the network with its adapter, as executors see it.
+  detail::Network seen(detail::MadeWeights made) const;
+  at::Tensor head_weight(detail::MadeWeights made) const;
+};
 
 }  // namespace prefopt

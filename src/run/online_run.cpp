@@ -183,15 +183,16 @@ auto rollout_saver(const std::string& folder) {
   };
 }
 
-/// Returns what loads reward models, which have to read the policy's tokens.
-FeedbackParts feedback_parts(const FeedbackOptions& options,
+/// Returns what loads reward models, which have to read the policy's tokens, while the policy
+/// lives.
+FeedbackParts feedback_parts(const FeedbackOptions& options, const Decoder& policy,
                              const std::shared_ptr<const Tokenizer>& tokenizer) {
   constexpr std::int64_t kAtOnce = 16;
   FeedbackParts parts;
-  parts.load_reward_model = [tokenizer,
+  parts.load_reward_model = [tokenizer, &policy,
                              temperature = options.temperature](const std::string& folder) {
-    return make_reward_model_preference(load_reward_model(folder, *tokenizer), temperature, kAtOnce,
-                                        folder);
+    return make_reward_model_preference(load_reward_model(folder, *tokenizer, "keep", &policy),
+                                        temperature, kAtOnce, folder);
   };
   return parts;
 }
@@ -266,10 +267,11 @@ void check_reference(const ReferenceOptions& options, bool is_online) {
   if (options.rule == ReferenceRule::kFixed) return;
   const bool forgets =
       options.rule == ReferenceRule::kLast || options.rule == ReferenceRule::kRandomPast;
-  if (forgets && !options.path.empty()) {
+  if (forgets && !(options.path.empty() && options.adapter.empty())) {
     throw ConfigError(fmt::format(
-        "reference.path: expected none where the rule makes the reference of the policy, got '{}'",
-        options.path));
+        "reference.{}: expected none where the rule makes the reference of the policy, got '{}'",
+        options.path.empty() ? "adapter" : "path",
+        options.path.empty() ? options.adapter : options.path));
   }
   if (options.moving || options.kind == ReferenceKind::kCached) {
     throw ConfigError(fmt::format("reference.rule: expected 'fixed' where {}, got another rule",
@@ -407,7 +409,7 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
   const FeedbackOptions feedback = feedback_of(online, sources);
   const bool is_given = options_to_json(feedback) != options_to_json(FeedbackOptions());
   if (is_given || parts.selection->questions() != Questions::kNone) {
-    parts.feedback = make_feedback(feedback, feedback_parts(feedback, tokenizer));
+    parts.feedback = make_feedback(feedback, feedback_parts(feedback, policy, tokenizer));
     parts.rater = rater_options(feedback);
   }
   if (!prompts.held_out.empty()) {

@@ -43,10 +43,27 @@ void add_adapter(const ModelOptions& options, Model& policy) {
 std::shared_ptr<Decoder> present_policy(const ReferenceOptions& options, const ModelOptions& model,
                                         const Decoder& policy) {
   if (options.moving || options.rule != ReferenceRule::kFixed) return policy.merged_decoder();
+  if (!options.dtype.empty()) return policy.frozen_decoder();
   // A fresh adapter changes nothing yet, so the model without it needs no further memory.
-  const bool is_fresh_adapter = policy.adapter() && model.adapter.empty();
-  return is_fresh_adapter && options.dtype.empty() ? policy.without_adapter()
-                                                   : policy.frozen_decoder();
+  const bool changes_nothing =
+      policy.adapter() && model.adapter.empty() && policy.adapter()->init_lora_weights != "false";
+  return changes_nothing ? policy.without_adapter() : policy.frozen_adapter_copy();
+}
+
+/// The model of the policy with another adapter: the weights under it are shared if the policy does
+/// not train them.
+std::shared_ptr<Decoder> with_other_adapter(const ReferenceOptions& options,
+                                            const ModelOptions& model, const Decoder& policy) {
+  if (policy.adapter() && options.dtype.empty()) return policy.with_adapter(options.adapter);
+  if (model.path.empty()) {
+    throw ConfigError(fmt::format(
+        "reference.adapter: expected a model of a file under it, model.path or reference.path, got "
+        "neither with '{}'",
+        options.adapter));
+  }
+  auto frozen = Decoder::load(model.path, options.dtype.empty() ? model.dtype : options.dtype);
+  frozen->load_adapter(options.adapter);
+  return frozen;
 }
 
 /// The tokenizer that the options name, else the adapter's or the model's own, else bytes for a
@@ -251,10 +268,15 @@ void check_reference_tokens(const ReferenceOptions& options, const Tokenizer& to
 
 std::shared_ptr<Policy> make_frozen(const ReferenceOptions& options, const ModelOptions& model,
                                     const Decoder& policy) {
-  if (options.path.empty()) {
+  if (options.path.empty() && options.adapter.empty()) {
     const auto copy = present_policy(options, model, policy);
     if (!options.dtype.empty()) copy->to(parse_dtype(options.dtype));
     return copy;
+  }
+  const bool moves = options.moving || options.rule != ReferenceRule::kFixed;
+  if (options.path.empty()) {
+    const auto other = with_other_adapter(options, model, policy);
+    return moves ? other->merged_decoder() : other;
   }
   const auto dtype = options.dtype.empty() ? model.dtype : options.dtype;
   auto frozen = Decoder::load(options.path, dtype);
@@ -264,7 +286,9 @@ std::shared_ptr<Policy> make_frozen(const ReferenceOptions& options, const Model
                     "of {} tokens, got {} with {}",
                     policy.vocab_size(), options.path, frozen->vocab_size()));
   }
-  return frozen;
+  if (options.adapter.empty()) return frozen;
+  frozen->load_adapter(options.adapter);
+  return moves ? frozen->merged_decoder() : frozen;
 }
 
 RoundReference make_reference(const RunOptions& run, const Decoder& policy, CacheLevel level) {
@@ -349,7 +373,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   const bool is_online = options.online.is_online();
   const bool is_named = !options.model.tokenizer.empty();
   for (std::string* path : {&options.model.path, &options.model.adapter, &options.model.tokenizer,
-                            &options.reference.path}) {
+                            &options.reference.path, &options.reference.adapter}) {
     *path = followed(*path);
   }
   const auto tokenizer = open_run_tokenizer(options.model);

@@ -60,11 +60,12 @@ std::optional<std::string> newest_whole(const RunFolder& folder, const Note& not
 
 /// Options that change no result: where things lie (their content has a hash), what is written
 /// when, and how long.
-constexpr std::array<std::string_view, 25> kHarmless = {"output_dir",
+constexpr std::array<std::string_view, 26> kHarmless = {"output_dir",
                                                         "model.path",
                                                         "model.adapter",
                                                         "model.tokenizer",
                                                         "reference.path",
+                                                        "reference.adapter",
                                                         "reference.cache_dir",
                                                         "data.train",
                                                         "data.eval",
