@@ -86,6 +86,16 @@ void initialize_lengths(const detail::Network& network, AdapterParts& parts) {
   }
 }
 
+/// Calls `read`, whose options are those of a file.
+template <class Read>
+at::Tensor with_errors_of_file(const Read& read) {
+  try {
+    return read();
+  } catch (const ConfigError& error) {
+    throw CheckpointError(error.what());
+  }
+}
+
 void check_untied(const AdapterParts& parts, bool ties, const std::string& path) {
   if (!ties || !parts.unties) return;
   throw CheckpointError(
@@ -249,32 +259,32 @@ void Decoder::write_adapter(const std::string& directory, const at::Tensor& scor
 
 void Decoder::load_adapter(const std::string& directory) { (void)read_adapter(directory, {}); }
 
-at::Tensor Decoder::read_adapter(const std::string& given, const at::Tensor& score) try {
+at::Tensor Decoder::read_adapter(const std::string& given, const at::Tensor& score) {
   check_no_adapter();
-  const std::string directory = detail::followed(given);
-  const std::string path = directory + "/adapter_config.json";
-  detail::AdapterConfig config = detail::read_adapter_config(path, score.defined());
-  const detail::LoraRules rules(config.options, path);
-  AdapterParts parts = detail::plan_adapter(
-      {.network = impl_->network, .has_head = impl_->has_head, .is_training = false}, rules);
-  check_untied(parts, config.ties_weights, path);
-  detail::AdapterFile file(directory + "/adapter_model.safetensors");
-  parts.for_each_tensor(
-      [&](const std::string& key, at::Tensor& tensor) { file.take(key, tensor); });
-  at::Tensor head;
-  if (score.defined() && file.has(kAdapterScore)) {
-    head = score;
-    file.take(kAdapterScore, head);
-  }
-  const detail::Network& network = impl_->network;
-  detail::undo_base_change(config.change, network, parts, config.options, path);
-  file.check_nothing_left(network.embedding, impl_->has_head
-                                                 ? detail::head_under(config.change, network, parts)
-                                                 : detail::HeadUnder());
-  place_adapter(config.options, std::move(parts));
-  return head;
-} catch (const ConfigError& error) {
-  throw CheckpointError(error.what());
+  return with_errors_of_file([&] {
+    const detail::Network& network = impl_->network;
+    const std::string directory = detail::followed(given);
+    const std::string path = directory + "/adapter_config.json";
+    detail::AdapterConfig config = detail::read_adapter_config(path, score.defined());
+    const detail::LoraRules rules(config.options, path);
+    AdapterParts parts = detail::plan_adapter(
+        {.network = network, .has_head = impl_->has_head, .is_training = false}, rules);
+    check_untied(parts, config.ties_weights, path);
+    detail::AdapterFile file(directory + "/adapter_model.safetensors");
+    parts.for_each_tensor(
+        [&](const std::string& key, at::Tensor& tensor) { file.take(key, tensor); });
+    at::Tensor head;
+    if (score.defined() && file.has(kAdapterScore)) {
+      head = score;
+      file.take(kAdapterScore, head);
+    }
+    detail::undo_base_change(config.change, network, parts, config.options, path);
+    file.check_nothing_left(
+        network.embedding,
+        impl_->has_head ? detail::head_under(config.change, network, parts) : detail::HeadUnder());
+    place_adapter(config.options, std::move(parts));
+    return head;
+  });
 }
 
 }  // namespace prefopt

@@ -19,7 +19,7 @@ namespace {
 constexpr std::size_t kLongest = 1000;
 constexpr std::size_t kDeepest = 50;
 /// Names of modules are short: a search that takes longer than this has no end.
-constexpr std::uint32_t kMatchLimit = 1'000'000;
+constexpr std::uint32_t kMatchLimit = 100'000;
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }

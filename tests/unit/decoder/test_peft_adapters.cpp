@@ -266,6 +266,30 @@ TEST_CASE("peft adapters: a moving reference follows what the adapter makes", "[
   }
 }
 
+TEST_CASE("peft adapters: tied weights stay as PEFT computes them, or are refused", "[decoder]") {
+  const TempDir dir;
+  const Case test = case_named("embedding-tied");
+  const auto adapter = Decoder::load(kFolder + test.base);
+  adapter->load_adapter(test.folder());
+  adapter->save_adapter(dir.path());
+  json config = json::parse(read_text(dir.path() + "/adapter_config.json"));
+  config["ensure_weight_tying"] = true;
+  testing_support::write_text(dir.path() + "/adapter_config.json", config.dump());
+  CHECK_THROWS_TEXT(
+      adapter->with_adapter(dir.path()), CheckpointError,
+      dir.path() +
+          "/adapter_config.json: expected ensure_weight_tying false for an adapter of "
+          "a tied embedding or head, got true; merge the adapter in PEFT");
+  // Where neither is touched, there is nothing to tie.
+  const auto plain = Decoder::load(kFolder + "qwen2");
+  plain->add_adapter({.r = 2});
+  plain->save_adapter(dir.path());
+  config = json::parse(read_text(dir.path() + "/adapter_config.json"));
+  config["ensure_weight_tying"] = true;
+  testing_support::write_text(dir.path() + "/adapter_config.json", config.dump());
+  CHECK(plain->with_adapter(dir.path())->adapter());
+}
+
 TEST_CASE("peft adapters: several share one set of weights", "[decoder]") {
   const auto policy = Decoder::load(kFolder + "llama");
   policy->load_adapter(case_named("dora-ends").folder());
