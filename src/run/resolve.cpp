@@ -276,7 +276,8 @@ std::shared_ptr<Policy> make_frozen(const ReferenceOptions& options, const Model
   const bool moves = options.moving || options.rule != ReferenceRule::kFixed;
   if (options.path.empty()) {
     const auto other = with_other_adapter(options, model, policy);
-    return moves ? other->merged_decoder() : other;
+    // It may not move weights that the policy has, too.
+    return moves ? other->merged_decoder()->frozen_decoder() : other;
   }
   const auto dtype = options.dtype.empty() ? model.dtype : options.dtype;
   auto frozen = Decoder::load(options.path, dtype);

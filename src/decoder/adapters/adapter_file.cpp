@@ -137,6 +137,13 @@ void undo_base_change(BaseChange change, const Network& base, AdapterParts& part
       throw CheckpointError(fmt::format("{}: expected a rank of at most {}, that of '{}', got {}",
                                         where, most, part.module.name, rank));
     }
+    if (!std::isfinite(weight.abs().max().item<double>())) {
+      throw CheckpointError(
+          fmt::format("{}: expected finite weights under an adapter that took a part of them out, "
+                      "got others in "
+                      "'{}'",
+                      where, part.module.name));
+    }
     append_negative(part, taken_out(change, weight, rank, part.scale));
   }
   double_ranks(options);

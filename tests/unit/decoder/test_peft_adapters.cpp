@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "prefopt/decoder/decoder.h"
+#include "prefopt/decoder/reward_model.h"
 #include "prefopt/error.h"
 #include "prefopt/files/safetensors.h"
 #include "prefopt/policy/moving_reference.h"
@@ -264,6 +265,28 @@ TEST_CASE("peft adapters: a moving reference follows what the adapter makes", "[
     reference.after_step(*model, 1);
     CHECK(at::allclose(reference.sequence_logps(batch_of_sequences()), moved, 0, 1e-9));
   }
+}
+
+TEST_CASE("peft adapters: rewards are PEFT's", "[decoder]") {
+  const TempDir dir;
+  const auto model = RewardModel::load(kFolder + "qwen2", "float64", ScoreHead::kFreshIfNone);
+  model->load_adapter(kFolder + "reward");
+  const std::vector<std::vector<std::int64_t>> tokens = recorded()["sequences"];
+  const auto rewards_of = [&](RewardModel& scored) {
+    const at::NoGradGuard no_grad;
+    return scored.rewards(
+        {{.prompt = tokens[0], .completion = {}}, {.prompt = tokens[1], .completion = {}}});
+  };
+  const at::Tensor rewards = rewards_of(*model);
+  CHECK(difference(rewards, recorded()["rewards"]) < 1e-5);
+  model->save(dir.path());
+  std::set<std::string> names = tensors_of(kFolder + "reward");
+  CHECK(tensors_of(dir.path()) == names);
+  CHECK(rewards_of(*RewardModel::load(dir.path(), "float64")).equal(rewards));
+  const auto merged = std::dynamic_pointer_cast<RewardModel>(model->frozen_copy());
+  merged->body().merge_adapter();
+  CHECK(difference(rewards_of(*merged), recorded()["rewards"]) < 1e-5);
+  CHECK(merged->body().options().tie_word_embeddings);
 }
 
 TEST_CASE("peft adapters: tied weights stay as PEFT computes them, or are refused", "[decoder]") {
