@@ -174,7 +174,7 @@ void print_completions(const GenerateArguments& arguments, Decoder& policy,
     options.first_index = static_cast<std::int64_t>(first);
     const auto completions = sample(policy, part, options);
     for (std::size_t i = 0; i < completions.size(); ++i) {
-      const std::string completion = tokenizer.decode(completions[i]);
+      const std::string completion = tokenizer.decode_part(completions[i], part[i]);
       if (arguments.json) {
         const Json line{{"prompt", prompts[(first + i) / samples].text},
                         {"completion", completion},
@@ -204,7 +204,7 @@ void print_candidates(const GenerateArguments& arguments, Decoder& policy,
       Json completions = Json::array(), token_logps = Json::array(), ended = Json::array();
       for (std::size_t k = i * samples; k < (i + 1) * samples; ++k) {
         // Without the end token, which a row that is trained on gets again.
-        completions.push_back(completion_text(rollouts[k].completion, tokenizer, options));
+        completions.push_back(completion_text(rollouts[k].completion, tokenizer, options, part[i]));
         token_logps.push_back(rollouts[k].token_logps);
         ended.push_back(rollouts[k].ended);
       }

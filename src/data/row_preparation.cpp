@@ -220,7 +220,8 @@ class RowEncoder {
   void encode_prompt() {
     const Text prompt = noted({row_.prompt, row_.prompt_parts}, /*is_completion=*/false);
     Ids& ids = result_.pair.prompt;
-    ids = tokenizer_.encode_plain(prompt.text, plain_of(prompt));
+    ids = tokenizer_.encode_part(prompt.text, plain_of(prompt), {.is_last = false});
+    prompt_text_ = prompt.text;
     const std::int64_t begin = tokenizer_.bos_id();
     if (!is_bare() || !options_.add_bos || begin < 0) return;
     if (!ids.empty() && ids.front() == begin) {
@@ -237,10 +238,14 @@ class RowEncoder {
     const std::vector<TextRange> plain = plain_of(completion);
     std::size_t done = 0;
     // Apart, as prompt and completion are: a token lies in one of the parts.
+    const std::string whole = prompt_text_ + completion.text;
     const auto take = [&](std::size_t end, bool counts) {
       if (end <= done) return;
-      const std::string_view part = std::string_view(completion.text).substr(done, end - done);
-      const Ids more = tokenizer_.encode_plain(part, within(plain, done, end));
+      const std::size_t begin = prompt_text_.size() + done;
+      const TextPlace place{.before = std::string_view(whole).substr(0, begin),
+                            .is_last = end == completion.text.size()};
+      const Ids more = tokenizer_.encode_part(std::string_view(whole).substr(begin, end - done),
+                                              within(plain, done, end), place);
       ids.insert(ids.end(), more.begin(), more.end());
       mask.insert(mask.end(), more.size(), counts ? 1 : 0);
       done = end;
@@ -373,6 +378,7 @@ class RowEncoder {
   const Tokenizer& tokenizer_;
   const DataOptions& options_;
   PreparedRow& result_;
+  std::string prompt_text_;  // what its completions follow
   bool spells_control_ = false, begins_ = false, ends_ = false;
 };
 

@@ -148,6 +148,10 @@ class RememberingTokenizer final : public Tokenizer {
   std::string decode(const std::vector<std::int64_t>& ids) const override {
     return tokenizer_->decode(ids);
   }
+  std::string decode_part(const std::vector<std::int64_t>& ids,
+                          const std::vector<std::int64_t>& before) const override {
+    return tokenizer_->decode_part(ids, before);
+  }
   std::int64_t vocab_size() const override { return tokenizer_->vocab_size(); }
   std::int64_t bos_id() const override { return tokenizer_->bos_id(); }
   std::int64_t eos_id() const override { return tokenizer_->eos_id(); }
@@ -189,6 +193,11 @@ std::vector<std::int64_t> Tokenizer::encode_part(std::string_view text,
                                                  std::span<const TextRange> plain,
                                                  const TextPlace& /*place*/) const {
   return encode_plain(text, plain);
+}
+
+std::string Tokenizer::decode_part(const std::vector<std::int64_t>& ids,
+                                   const std::vector<std::int64_t>& /*before*/) const {
+  return decode(ids);
 }
 
 std::int64_t Tokenizer::find_control(std::string_view /*text*/) const { return -1; }

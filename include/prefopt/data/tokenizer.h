@@ -45,6 +45,10 @@ class PREFOPT_API Tokenizer {
   virtual std::string spelling(std::int64_t id) const;
   /// Returns the text of `ids`; begin, end and padding tokens are left out.
   virtual std::string decode(const std::vector<std::int64_t>& ids) const = 0;
+  /// Returns the same for ids that follow `before`, so that encode_part() gives them again: a space
+  /// that decode() drops from the beginning of a text stays.
+  virtual std::string decode_part(const std::vector<std::int64_t>& ids,
+                                  const std::vector<std::int64_t>& before) const;
   virtual std::int64_t vocab_size() const = 0;
   /// Returns the token that is put before a text, or -1.
   virtual std::int64_t bos_id() const = 0;

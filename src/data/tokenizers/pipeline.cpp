@@ -141,6 +141,19 @@ bool is_of_bytes(const TokenizerSpec& spec) {
          std::holds_alternative<ByteLevel>(spec.pre_tokenizer.back());
 }
 
+/// Returns whether something is put before each text between added tokens.
+bool prefixes_parts(const TokenizerSpec& spec) {
+  const auto prepends = [](const NormalizerStep& step) {
+    return std::holds_alternative<Prepend>(step);
+  };
+  const auto marks = [](const PreTokenizerStep& step) {
+    const auto* metaspace = std::get_if<Metaspace>(&step);
+    return metaspace != nullptr && metaspace->scheme == PrependScheme::kAlways;
+  };
+  return std::any_of(spec.normalizer.begin(), spec.normalizer.end(), prepends) ||
+         std::any_of(spec.pre_tokenizer.begin(), spec.pre_tokenizer.end(), marks);
+}
+
 void check_sizes(const TokenizerSpec& spec, const std::string& name) {
   const auto check = [&](std::size_t count, std::string_view what) {
     if (count <= kMaxTokens) return;
@@ -167,6 +180,7 @@ class Pipeline final : public Tokenizer {
     take_texts();
     take_added_tokens();
     take_spellings();
+    prefixes_parts_ = prefixes_parts(spec_);
     fingerprint_ = fingerprint_of(spec_);
     // Tokens and model live elsewhere now.
     spec_.tokens = {};
@@ -212,7 +226,9 @@ class Pipeline final : public Tokenizer {
     const std::vector<TextRange> rest = within(plain, from, text.size());
     const Part part{.text = text.substr(from),
                     .plain = rest,
-                    .start = lead.start,
+                    .start = {.is_text_start = lead.start.is_text_start,
+                              .takes_prefix = lead.start.takes_prefix,
+                              .before = lead.text},
                     .begins = lead.begins,
                     .ends = place.is_last};
     encode_raw(part, *workspace, ids);
@@ -235,7 +251,12 @@ class Pipeline final : public Tokenizer {
   }
 
   std::string decode(const std::vector<std::int64_t>& ids) const override {
-    if (!decoder_.is_byte_level()) return decoder_.decode(texts_of(ids));
+    return decode_part(ids, {});
+  }
+
+  std::string decode_part(const std::vector<std::int64_t>& ids,
+                          const std::vector<std::int64_t>& before) const override {
+    if (!decoder_.is_byte_level()) return decoder_.decode(texts_of(ids), begins_after(before));
     std::string text;
     for (const std::int64_t id : ids) {
       if (is_shown(id)) text += spellings_[static_cast<std::size_t>(id)];
@@ -257,6 +278,7 @@ class Pipeline final : public Tokenizer {
     PartStart start = {};
     bool begins = true;
     bool takes_space = false;  ///< its last token takes along white space on its right
+    std::string text = {};     ///< the last of it, normalized, where that decides about words
   };
 
   // --- Construction from the parts
@@ -290,6 +312,7 @@ class Pipeline final : public Tokenizer {
       if (id >= texts_.size()) texts_.resize(id + 1);
     }
     special_.assign(texts_.size(), false);
+    added_.assign(texts_.size(), false);
     is_there_.assign(texts_.size(), false);
     for (std::size_t id = 0; id < spec_.tokens.size(); ++id) {
       is_there_[id] = !spec_.tokens[id].empty();
@@ -345,6 +368,7 @@ class Pipeline final : public Tokenizer {
       const auto id = static_cast<std::size_t>(added.id);
       texts_[id] = content;
       is_there_[id] = true;
+      added_[id] = true;
       if (added.special) special.insert(added.content);
       spelled.emplace_back(added.content, &added);
       (added.normalized ? normal : raw).emplace_back(std::move(content), &added);
@@ -377,6 +401,14 @@ class Pipeline final : public Tokenizer {
     return is_there_[at] && !special_[at];
   }
 
+  /// Returns whether what follows has been given what the tokenizer puts before a text.
+  bool begins_after(const std::vector<std::int64_t>& before) const {
+    if (before.empty()) return true;
+    const std::int64_t last = before.back();
+    return prefixes_parts_ && last >= 0 && last < vocab_size() &&
+           added_[static_cast<std::size_t>(last)];
+  }
+
   std::vector<std::string> texts_of(const std::vector<std::int64_t>& ids) const {
     std::vector<std::string> texts;
     texts.reserve(ids.size());
@@ -405,12 +437,17 @@ class Pipeline final : public Tokenizer {
     if (look(raw_added_, before)) {
       return {.start = kAfterToken, .begins = true, .takes_space = last->strip_right};
     }
-    if (normalized_added_.empty()) return {.start = kMiddle, .begins = false};
+    if (normalized_added_.empty() && !pre_tokenizer_.puts_before_words()) {
+      return {.start = kMiddle, .begins = false};
+    }
     last = nullptr;
+    before.remove_prefix(rest);
+    rest = 0;
     const std::string text =
-        normalizer_.apply(before.substr(rest), {.begins = true, .ends = false}, workspace.match)
-            .text;
-    if (!look(normalized_added_, text)) return {.start = kMiddle, .begins = false};
+        normalizer_.apply(before, {.begins = true, .ends = false}, workspace.match).text;
+    if (!look(normalized_added_, text)) {
+      return {.start = kMiddle, .begins = false, .text = text.substr(rest)};
+    }
     return {.start = kAfterToken,
             .begins = false,
             .takes_space = last->strip_right && normalizer_.is_empty()};
@@ -474,7 +511,8 @@ class Pipeline final : public Tokenizer {
   TokenDecoder decoder_;
   std::vector<std::string> texts_;      // of tokens, for the decoder
   std::vector<std::string> spellings_;  // of tokens, as bytes
-  std::vector<bool> special_, is_there_;
+  std::vector<bool> special_, is_there_, added_;
+  bool prefixes_parts_;  // between added tokens, and not the whole text alone
   AddedTokens raw_added_, normalized_added_;
   AddedTokens spelled_added_;  // both, by their content
   mutable WorkspacePool workspaces_;

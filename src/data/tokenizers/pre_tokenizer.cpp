@@ -60,6 +60,15 @@ class PieceJoiner {
   bool last_is_match_ = false;
 };
 
+/// Returns whether the step puts something before each part of a text.
+bool puts_before(const PreTokenizerStep& rule) {
+  if (const auto* metaspace = std::get_if<Metaspace>(&rule)) {
+    return metaspace->scheme == PrependScheme::kAlways;
+  }
+  const auto* bytes = std::get_if<ByteLevel>(&rule);
+  return bytes != nullptr && bytes->add_prefix_space;
+}
+
 /// The piece of a text that begins at `begin` starts as the text does, or within it.
 PartStart start_at(std::size_t begin, PartStart whole) {
   return begin == 0 ? whole : PartStart{.is_text_start = false, .takes_prefix = true};
@@ -78,6 +87,7 @@ PreTokenizer::PreTokenizer(const std::vector<PreTokenizerStep>& steps, bool give
     } else if (const auto* bytes = std::get_if<ByteLevel>(&rule); bytes && bytes->uses_regex) {
       step.pattern.emplace(kGpt2Pattern, place);
     }
+    puts_before_words_ |= !steps_.empty() && puts_before(rule);
     steps_.push_back(std::move(step));
   }
 }
@@ -92,9 +102,28 @@ void PreTokenizer::cut(std::string_view text, PartStart start, std::size_t stage
 
 void PreTokenizer::cut(std::string_view text, PartStart start, const Split& rule, std::size_t stage,
                        SplitPattern::Scratch& scratch, WordSink& sink) const {
-  PieceJoiner pieces(rule.behavior, [&](std::size_t begin, std::size_t end) {
+  if (!start.takes_prefix && puts_before_words_) {
+    start.takes_prefix = begins_piece(text, start.before, rule, stage, scratch);
+  }
+  split(text, rule, stage, scratch, [&](std::size_t begin, std::size_t end) {
     cut(text.substr(begin, end - begin), start_at(begin, start), stage + 1, scratch, sink);
   });
+}
+
+bool PreTokenizer::begins_piece(std::string_view text, std::string_view before, const Split& rule,
+                                std::size_t stage, SplitPattern::Scratch& scratch) const {
+  bool begins = false;
+  split(std::string(before).append(text), rule, stage, scratch,
+        [&](std::size_t begin, std::size_t end) {
+          begins |= begin == before.size() || end == before.size();
+        });
+  return begins;
+}
+
+template <class Emit>
+void PreTokenizer::split(std::string_view text, const Split& rule, std::size_t stage,
+                         SplitPattern::Scratch& scratch, Emit emit) const {
+  PieceJoiner pieces(rule.behavior, std::move(emit));
   std::size_t done = 0;
   while (done < text.size()) {
     const auto match = steps_[stage].pattern->find(text, done, scratch);

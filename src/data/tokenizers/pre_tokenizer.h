@@ -28,6 +28,7 @@ class WordSink {
 struct PartStart {
   bool is_text_start = true;  ///< at the first character of the whole text
   bool takes_prefix = true;   ///< not in the middle of a text that is encoded in parts
+  std::string_view before = {};  ///< what lies before such a middle
 };
 
 /// Cuts a text into words, between which nothing merges.
@@ -42,6 +43,10 @@ class PreTokenizer {
            WordSink& sink) const {
     cut(text, start, 0, scratch, sink);
   }
+
+  /// Returns whether words are cut before something is put before them: then what lies before a
+  /// part decides whether it begins a word.
+  bool puts_before_words() const { return puts_before_words_; }
 
  private:
   /// A step with its compiled pattern.
@@ -59,10 +64,16 @@ class PreTokenizer {
   void cut(std::string_view text, PartStart start, const ByteLevel& rule, std::size_t stage,
            SplitPattern::Scratch& scratch, WordSink& sink) const;
   std::string in_alphabet(std::string_view text) const;
+  bool begins_piece(std::string_view text, std::string_view before, const Split& rule,
+                    std::size_t stage, SplitPattern::Scratch& scratch) const;
+  template <class Emit>
+  void split(std::string_view text, const Split& rule, std::size_t stage,
+             SplitPattern::Scratch& scratch, Emit emit) const;
 
   std::vector<Step> steps_;
   ByteAlphabet alphabet_;
   bool gives_bytes_;
+  bool puts_before_words_ = false;
 };
 
 }  // namespace prefopt::detail
