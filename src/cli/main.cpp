@@ -376,9 +376,18 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
 
 CLI::App* add_export(CLI::App& app, ExportArguments& arguments) {
   auto* command = app.add_subcommand(
-      "export", "Write a Hugging Face folder of a model with its adapter merged");
+      "export", "Write a Hugging Face folder or a GGUF file of a model with its adapter merged");
   add_model(*command, arguments);
-  command->add_option("--out", arguments.out, "folder to write")->type_name("DIR")->required();
+  command->add_option("--out", arguments.out, "folder to write")->type_name("DIR");
+  command->add_option("--gguf", arguments.gguf, "file to write, for llama.cpp and programs of it")
+      ->type_name("FILE");
+  command
+      ->add_option("--gguf-type", arguments.gguf_type,
+                   "of its matrices: F32, F16, BF16, Q8_0, Q4_0 or Q4_K")
+      ->type_name("TYPE")
+      ->capture_default_str();
+  command->add_flag("--adapter-only", arguments.adapter_only,
+                    "write the adapter alone, for llama.cpp's --lora");
   return command;
 }
 
