@@ -18,6 +18,7 @@ void read_config(std::string_view bytes);
 void read_decoder_config(std::string_view bytes);
 void read_gguf(std::string_view bytes);
 void read_gguf_tokenizer(std::string_view bytes);
+void read_gguf_writer(std::string_view bytes);
 void read_logps(std::string_view bytes);
 void read_rollout_file(std::string_view bytes);
 void read_rollouts(std::string_view bytes);
@@ -39,6 +40,7 @@ inline constexpr auto kTargets = std::to_array<Target>({
     {"decoder_config", read_decoder_config},
     {"gguf", read_gguf},
     {"gguf_tokenizer", read_gguf_tokenizer},
+    {"gguf_writer", read_gguf_writer},
     {"logps", read_logps},
     {"rollout_file", read_rollout_file},
     {"rollouts", read_rollouts},
