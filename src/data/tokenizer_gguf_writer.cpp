@@ -56,12 +56,19 @@ std::vector<std::int64_t> write_ends(EndSlots slots, const std::vector<std::int6
   return left;
 }
 
+bool same_split(const WordSplit& a, const WordSplit& b) {
+  return a.pattern == b.pattern && a.matches_only == b.matches_only &&
+         a.add_prefix_space == b.add_prefix_space;
+}
+
+// Without those that cut nothing.
+std::vector<WordSplit> cuts(std::vector<WordSplit> splits) {
+  std::erase_if(splits, [](const WordSplit& split) { return same_split(split, {}); });
+  return splits;
+}
+
 bool same_splits(const std::vector<WordSplit>& a, const std::vector<WordSplit>& b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
-                    [](const WordSplit& x, const WordSplit& y) {
-                      return x.pattern == y.pattern && x.matches_only == y.matches_only &&
-                             x.add_prefix_space == y.add_prefix_space;
-                    });
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), same_split);
 }
 
 // Whether a token is one letter of GPT-2's alphabet, in which each byte has one.
@@ -144,13 +151,13 @@ class BpeWriter {
       empty.model = "gpt2";
       empty.pre = name;
       const BpeVocabulary known = bpe_vocabulary(std::move(empty), where_);
-      if (same_splits(known.splits, vocabulary_.splits) && known.nfc == vocabulary_.nfc &&
-          known.ignore_merges == vocabulary_.ignore_merges) {
+      if (same_splits(cuts(known.splits), cuts(vocabulary_.splits)) &&
+          known.nfc == vocabulary_.nfc && known.ignore_merges == vocabulary_.ignore_merges) {
         return name;
       }
     }
     std::string patterns;
-    for (const WordSplit& split : vocabulary_.splits) {
+    for (const WordSplit& split : cuts(vocabulary_.splits)) {
       patterns += fmt::format("{}'{}'", patterns.empty() ? "" : ", ", split.pattern);
     }
     fail("a pre-tokenizer that llama.cpp has a name for, of gpt-2, smollm, llama-bpe and qwen2",

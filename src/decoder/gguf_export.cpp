@@ -93,8 +93,9 @@ void write_options(const DecoderOptions& options, std::string_view architecture,
   fields.integer("attention.key_length", options.head_dim);
   fields.integer("attention.value_length", options.head_dim);
   fields.real("attention.layer_norm_rms_epsilon", options.rms_norm_eps);
-  if (options.sliding_window > 0)
-    fields.integer("attention.sliding_window", options.sliding_window);
+  if (const std::int64_t window = options.sliding_window; window > 0) {
+    fields.integer("attention.sliding_window", window);
+  }
   fields.integer("rope.dimension_count", options.head_dim);
   fields.real("rope.freq_base", options.rope_theta);
   detail::family_named(options.family, "export_gguf").write_gguf(options, fields);

@@ -171,7 +171,7 @@ TEST_CASE("gguf writer: values that a type cannot hold are refused, and no file 
                     "gguf: metadata 'k': expected a value in [-2147483648, 2147483647], got "
                     "2147483648");
   CHECK_THROWS_TEXT(writer.write(dir.path()), CheckpointError,
-                    dir.path() + ": expected to write 512 bytes, got Is a directory");
+                    dir.path() + ": expected to write 256 bytes, got Is a directory");
 }
 
 }  // namespace prefopt
