@@ -22,6 +22,13 @@ elseif(TARGET prefopt_cli)
 endif()
 install(FILES LICENSE THIRD_PARTY_NOTICES DESTINATION "${CMAKE_INSTALL_DOCDIR}")
 
+if(TARGET prefopt_arrow)
+  install(TARGETS prefopt_arrow LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+  if(PREFOPT_BUNDLE_ARROW)
+    install(FILES ${PREFOPT_ARROW_LIBRARIES} DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+  endif()
+endif()
+
 # The package is tied to the minor of LibTorch that it was built with: its ABI changes between them.
 string(REGEX MATCH "^[0-9]+\\.[0-9]+" prefopt_libtorch_minor "${PREFOPT_LIBTORCH_VERSION}")
 get_target_property(prefopt_library_type prefopt TYPE)

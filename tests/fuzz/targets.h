@@ -12,6 +12,7 @@ namespace prefopt::fuzz {
 // Each hands `bytes` to its reader and uses what the reader made of them. Bytes that the reader
 // refuses as it should pass; whatever is thrown from here is a fault.
 void read_adapter(std::string_view bytes);
+void read_arrow_rows(std::string_view bytes);
 void read_chat(std::string_view bytes);
 void read_checkpoint(std::string_view bytes);
 void read_config(std::string_view bytes);
@@ -34,6 +35,7 @@ struct Target {
 
 inline constexpr auto kTargets = std::to_array<Target>({
     {"adapter", read_adapter},
+    {"arrow_rows", read_arrow_rows},
     {"chat", read_chat},
     {"checkpoint", read_checkpoint},
     {"config", read_config},
