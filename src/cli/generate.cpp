@@ -10,6 +10,7 @@
 #include "core/json.h"
 #include "data/chat_writer.h"
 #include "data/conversation.h"
+#include "data/data_files.h"
 #include "data/row_preparation.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/records.h"
@@ -51,12 +52,14 @@ class PromptReader {
 
  private:
   void read_rows() {
-    detail::read_prompts(arguments_.data, options_,
-                         [&](const PreferenceRow& row, const detail::RowTrace& trace) {
-                           ++report_.rows_read;
-                           for (const auto& column : trace.unread) ++report_.unread[column.name];
-                           take(row, detail::row_place(arguments_.data, row.line));
-                         });
+    for (const std::string& path : detail::find_files_of_rows(arguments_.data, Split::kAny)) {
+      detail::read_prompts(path, options_,
+                           [&](const PreferenceRow& row, const detail::RowTrace& trace) {
+                             ++report_.rows_read;
+                             for (const auto& column : trace.unread) ++report_.unread[column.name];
+                             take(row, detail::row_place(path, row.line));
+                           });
+    }
     if (const std::string summary = report_.summary(); !summary.empty()) err_ << summary << '\n';
     if (prompts_.empty()) {
       throw DataError(arguments_.data + ": expected at least one row, got none");

@@ -11,6 +11,7 @@
 
 #include "core/json.h"
 #include "data/chat_writer.h"
+#include "data/data_files.h"
 #include "data/pair_index.h"
 #include "data/row_preparation.h"
 #include "prefopt/data/chat.h"
@@ -196,6 +197,17 @@ std::vector<LeakedRow> leaked_rows(const Checker& train, const Checker& held_out
   return rows;
 }
 
+/// The files that each of the paths names; weights make no difference here.
+std::vector<std::string> files_of(const std::vector<std::string>& paths, Split split) {
+  std::vector<std::string> files;
+  for (const std::string& path : paths) {
+    for (const detail::DataPart& part : detail::find_data_files(path, split)) {
+      files.insert(files.end(), part.files.begin(), part.files.end());
+    }
+  }
+  return files;
+}
+
 }  // namespace
 
 LengthSummary summarize_lengths(std::vector<std::int64_t> lengths) {
@@ -233,12 +245,14 @@ DataCheck check_data(const std::vector<std::string>& train,
   DataCheckOptions resolved = options;
   const std::string& asked = options.data.chat_format;
   resolved.data.chat_format = detail::chat_format_for_rows(asked, tokenizer);
-  DataCheck check{.files = train, .train = {}, .held_out = {}, .leaks = {}};
-  check.files.insert(check.files.end(), held_out.begin(), held_out.end());
+  DataCheck check{
+      .files = files_of(train, Split::kTrain), .train = {}, .held_out = {}, .leaks = {}};
+  const std::size_t of_training = check.files.size();
+  for (const std::string& file : files_of(held_out, Split::kHeldOut)) check.files.push_back(file);
   Checker training(tokenizer, resolved);
   Checker holding_out(tokenizer, resolved);
   for (std::size_t file = 0; file < check.files.size(); ++file) {
-    (file < train.size() ? training : holding_out).read(check.files[file], file);
+    (file < of_training ? training : holding_out).read(check.files[file], file);
   }
   check.leaks = leaked_rows(training, holding_out);
   check.leak_policy = options.data.leak;

@@ -513,12 +513,7 @@ RowNeeds needs_of(const PreferenceRow& row) {
   return {.rejected = row.has_rejected, .gold = !row.gold.empty() || !row.gold_ids.empty()};
 }
 
-struct Line {
-  std::int64_t number;
-  std::string text;
-};
-
-PreferenceRow read_line(const std::string& path, const Line& line, const DataOptions& options,
+PreferenceRow read_line(const std::string& path, const FileRow& line, const DataOptions& options,
                         const LineReading& reading, std::vector<RowDefect>& defects,
                         RowTrace& trace) {
   const std::string where = row_place(path, line.number);
@@ -535,7 +530,7 @@ PreferenceRow read_line(const std::string& path, const Line& line, const DataOpt
   return read(replace_lone_surrogates(replace_invalid_utf8(line.text)));
 }
 
-PreparedRow prepare_line(const std::string& path, const Line& line, const Tokenizer& tokenizer,
+PreparedRow prepare_line(const std::string& path, const FileRow& line, const Tokenizer& tokenizer,
                          const DataOptions& options, const LineReading& reading) {
   PreparedRow result;
   PreferenceRow row;
@@ -565,7 +560,7 @@ PreparedRow prepare_line(const std::string& path, const Line& line, const Tokeni
   return result;
 }
 
-std::vector<PreparedRow> prepare_lines(const std::string& path, const std::vector<Line>& lines,
+std::vector<PreparedRow> prepare_lines(const std::string& path, const std::vector<FileRow>& lines,
                                        const Tokenizer& tokenizer, const DataOptions& options,
                                        const LineReading& reading) {
   std::vector<PreparedRow> rows(lines.size());
@@ -593,25 +588,6 @@ std::uint64_t columns_of_completions(const RowLayout& layout) {
     if (is_of_completions) bits |= std::uint64_t{1} << i;
   }
   return bits;
-}
-
-/// `found`: the columns of the mapping that any row had. `row` is one of the rows.
-void check_mapping(const RowLayout& layout, std::uint64_t found, const std::string& path,
-                   const std::string& row) {
-  const auto& mapping = layout.mapping();
-  for (std::size_t i = 0; i < mapping.size(); ++i) {
-    if ((found >> i & 1) != 0) continue;
-    const auto& [field, column] = mapping[i];
-    const SortedJson json = SortedJson::parse(row, nullptr, /*allow_exceptions=*/false);
-    std::vector<std::string> keys;
-    if (json.is_object()) {
-      for (const auto& item : json.items()) keys.push_back(item.key());
-    }
-    throw ConfigError(
-        fmt::format("{}: expected a column '{}', which data.columns.{} names, got no "
-                    "row that has it{}",
-                    path, column, field, did_you_mean(column, {keys.begin(), keys.end()})));
-  }
 }
 
 /// Throws DataError for a defect of the prompt that the policies do not keep: a row to be answered
@@ -819,7 +795,7 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
   constexpr std::size_t kMaxBytes = std::size_t{16} << 20;
   const RowLayout layout(options.columns);
   const LineReading reading{.layout = layout, .needs = needs, .context_length = context_length};
-  std::vector<Line> lines;
+  std::vector<FileRow> lines;
   std::size_t bytes = 0;
   std::uint64_t found = 0;
   std::string first;
@@ -842,6 +818,39 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
   });
   take_lines();
   if (count > 0) check_mapping(layout, found, path, first);
+}
+
+void check_mapping(const RowLayout& layout, std::uint64_t found, const std::string& where,
+                   const std::string& row) {
+  const auto& mapping = layout.mapping();
+  for (std::size_t i = 0; i < mapping.size(); ++i) {
+    if ((found >> i & 1) != 0) continue;
+    const auto& [field, column] = mapping[i];
+    const SortedJson json = SortedJson::parse(row, nullptr, /*allow_exceptions=*/false);
+    std::vector<std::string> keys;
+    if (json.is_object()) {
+      for (const auto& item : json.items()) keys.push_back(item.key());
+    }
+    throw ConfigError(
+        fmt::format("{}: expected a column '{}', which data.columns.{} names, got no "
+                    "row that has it{}",
+                    where, column, field, did_you_mean(column, {keys.begin(), keys.end()})));
+  }
+}
+
+std::vector<PreparedRow> prepare_rows(const std::vector<PlacedRow>& rows,
+                                      const Tokenizer& tokenizer, const DataOptions& options,
+                                      const RowNeeds& needs) {
+  const RowLayout layout(options.columns);
+  const LineReading reading{
+      .layout = layout, .needs = &needs, .context_length = needs.context_length};
+  std::vector<PreparedRow> prepared(rows.size());
+  parallel_for(0, std::ssize(rows), /*grain=*/1, [&](std::int64_t first, std::int64_t last) {
+    for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last); ++i) {
+      prepared[i] = prepare_line(*rows[i].path, rows[i].row, tokenizer, options, reading);
+    }
+  });
+  return prepared;
 }
 
 void read_prompts(

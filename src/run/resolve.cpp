@@ -25,6 +25,7 @@
 #include "prefopt/train/epoch_rows.h"
 #include "run/online_run.h"
 #include "run/run_rows.h"
+#include "run/stream_rows.h"
 #include "train/epoch_order.h"
 
 namespace prefopt::detail {
@@ -211,13 +212,17 @@ std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const 
   return model;
 }
 
+void check_no_token_weights(const std::vector<TokenRow>& rows) {
+  if (!has_token_weights(rows)) return;
+  throw ConfigError(
+      "loss: expected rows without weights of tokens for a reward model, which scores a text as "
+      "a whole, got some");
+}
+
 /// Throws ConfigError for rows and options that a reward model would not read.
 void check_reward_run(const RunOptions& options, const RunRows& rows) {
-  if (has_token_weights(rows.train) || has_token_weights(rows.eval)) {
-    throw ConfigError(
-        "loss: expected rows without weights of tokens for a reward model, which scores a text as "
-        "a whole, got some");
-  }
+  check_no_token_weights(rows.train);
+  check_no_token_weights(rows.eval);
   if (options.evaluate.sample_prompts == 0) return;
   if (options.evaluate.sample_prompts == EvaluateOptions().sample_prompts) return;
   throw ConfigError(
@@ -305,6 +310,30 @@ RoundReference make_reference(const RunOptions& run, const Decoder& policy, Cach
   return {std::make_shared<CachedReference>(std::move(frozen), options.cache_dir, level)};
 }
 
+/// Returns the stream of `data.train`, whose rows are checked when they come.
+std::shared_ptr<StreamRows> make_stream(const RunOptions& options, RunRows rows,
+                                        const RowNeeds& needs,
+                                        const std::shared_ptr<const Tokenizer>& tokenizer,
+                                        const std::shared_ptr<Decoder>& policy, bool of_rewards,
+                                        const Note& note) {
+  StreamParts parts{.data = options.data,
+                    .needs = needs,
+                    .tokenizer = tokenizer,
+                    .held_out = std::move(rows.eval),
+                    .is_held_out_cut = std::move(rows.eval_cut),
+                    .batch = options.batch,
+                    .seed = options.seed,
+                    .check = {},
+                    .note = note};
+  parts.data.chat_format = chat_format_for_rows(options.data.chat_format, *tokenizer);
+  parts.check = [policy, of_rewards](const std::vector<TokenRow>& step) {
+    check_token_range(step, policy->vocab_size(), "data.train");
+    check_row_lengths(step, *policy, "data.train");
+    if (of_rewards) check_no_token_weights(step);
+  };
+  return std::make_shared<StreamRows>(std::move(parts));
+}
+
 /// Returns the model behind a reference, which stays alive with it.
 std::shared_ptr<Policy> borrowed_model(const std::shared_ptr<Reference>& reference) {
   return {reference, reference->policy()};
@@ -372,6 +401,8 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
                     const Note& note) {
   const LossRequirements needs = loss.requirements();
   const bool is_online = options.online.is_online();
+  const bool is_stream = options.data.stream.buffer > 0;
+  if (is_stream) check_stream_options(options);
   const bool is_named = !options.model.tokenizer.empty();
   for (std::string* path : {&options.model.path, &options.model.adapter, &options.model.tokenizer,
                             &options.reference.path, &options.reference.adapter}) {
@@ -388,6 +419,8 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   if (is_online) {
     sources = parse_sources(options.online.sources, options.sampling, "online.sources");
     prompts = load_online_prompts(options, sources, *tokenizer, note);
+  } else if (is_stream) {
+    rows = load_held_out(options.data, *tokenizer, of_rows, note);
   } else {
     rows = load_rows(options.data, *tokenizer, of_rows, note);
   }
@@ -421,6 +454,12 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   check_token_range(rows.eval, policy->vocab_size(), "data.eval");
   check_row_lengths(rows.train, *policy, "data.train");
   check_row_lengths(rows.eval, *policy, "data.eval");
+  std::shared_ptr<StreamRows> stream;
+  if (is_stream) {
+    stream =
+        make_stream(options, std::move(rows), of_rows, tokenizer, policy, needs.of_rewards, note);
+    rows.message_rows = stream->message_rows();
+  }
   FolderFiles companions = companions_of(options, *policy, *tokenizer, rows.message_rows);
   const auto complete = [&](SamplingOptions& sampling) {
     sampling = with_end_tokens(sampling, *policy, *tokenizer, options.data.chat_format);
@@ -436,7 +475,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   RoundReference reference;
   if (needs.reference() || needs.sample_source == SampleSource::kReference) {
     // Whoever weighs tokens needs each.
-    const bool by_token = needs.has(Input::ref_chosen_overlap_logps) || needs.limits ||
+    const bool by_token = needs.has(Input::ref_chosen_overlap_logps) || needs.limits || is_stream ||
                           has_token_weights(rows.train) || has_token_weights(rows.eval);
     if (!options.model.tokenizer.empty()) {
       check_reference_tokens(options.reference, *tokenizer, is_named, note);
@@ -469,13 +508,18 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
     run.source = make_online_rows(options, std::move(prompts), std::move(sources), tokenizer,
                                   *policy, std::move(initial), loss, reference,
                                   run.rollouts.value_model, events, note, run.planned_steps);
+  } else if (is_stream) {
+    const std::int64_t context = policy->options().max_position_embeddings;
+    set_checkpointing(options.machine, most_stream_tokens(options, context), *policy, note);
+    run.source = stream;
   } else {
     set_checkpointing(options.machine, most_tokens(rows.train, options.batch), *policy, note);
     run.source = std::make_shared<EpochRows>(EpochData{.rows = std::move(rows.train),
                                                        .held_out = std::move(rows.eval),
                                                        .is_cut = std::move(rows.train_cut),
                                                        .is_held_out_cut = std::move(rows.eval_cut),
-                                                       .tokenizer = tokenizer},
+                                                       .tokenizer = tokenizer,
+                                                       .parts = std::move(rows.parts)},
                                              EpochOptions{.batch_size = options.batch.rows,
                                                           .seed = options.seed,
                                                           .shuffle = options.batch.shuffle});
