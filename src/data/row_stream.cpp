@@ -195,9 +195,7 @@ RowStream::~RowStream() = default;
 RowStream::RowStream(RowStream&&) noexcept = default;
 
 StreamedRow RowStream::next() {
-  while (std::ssize(buffer_) < options_.buffer && read_row()) {
-  }
-  if (buffer_.empty()) {
+  if (is_at_epoch_end()) {
     if (read_ == 0) {
       throw DataError(fmt::format("{}: expected at least one row in an epoch, got none",
                                   parts_.front().part().files.front()));
@@ -211,6 +209,16 @@ StreamedRow RowStream::next() {
   StreamedRow row = std::move(buffer_.back());
   buffer_.pop_back();
   return row;
+}
+
+bool RowStream::is_at_epoch_end() {
+  fill_buffer();
+  return buffer_.empty();
+}
+
+void RowStream::fill_buffer() {
+  while (std::ssize(buffer_) < options_.buffer && read_row()) {
+  }
 }
 
 void RowStream::begin_epoch() {

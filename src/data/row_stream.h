@@ -46,6 +46,8 @@ class RowStream {
   /// Throws DataError as open_rows, and for an epoch without a row.
   StreamedRow next();
 
+  /// Returns whether `next` begins another epoch.
+  bool is_at_epoch_end();
   /// Returns the epoch of the row that `next` gave last, from 0.
   std::int64_t epoch() const { return epoch_; }
   const std::string& path_of(const StreamedRow& row) const;
@@ -62,6 +64,7 @@ class RowStream {
   class PartReader;
 
   void begin_epoch();
+  void fill_buffer();
   bool read_row();
   std::size_t draw_part();
   void read_buffer();

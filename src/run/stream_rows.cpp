@@ -112,11 +112,11 @@ void StreamRows::draw_step() {
 
 void StreamRows::draw_rows(std::size_t count, std::vector<StreamedRow>& drawn) {
   while (drawn.size() < count) {
-    const std::int64_t epoch = stream_.epoch();
-    StreamedRow row = stream_.next();
-    // Rows that wait to be looked at belong to the epoch that ends.
-    if (stream_.epoch() != epoch && drawn.empty()) end_epoch();
-    drawn.push_back(std::move(row));
+    if (stream_.is_at_epoch_end()) {
+      if (!drawn.empty()) return;  // these are counted first
+      end_epoch();
+    }
+    drawn.push_back(stream_.next());
   }
 }
 

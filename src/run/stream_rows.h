@@ -57,6 +57,7 @@ class StreamRows final : public RowSource {
  private:
   void check_columns() const;
   void draw_step();
+  /// Up to `count` rows, all of one epoch.
   void draw_rows(std::size_t count, std::vector<StreamedRow>& drawn);
   void end_epoch();
   bool keeps(const std::string& path, std::int64_t line, const PreparedRow& row);

@@ -126,7 +126,12 @@ TEST_CASE("values of types without JSON are marked, and numbers as Python writes
 
 TEST_CASE("a column of a type that is not read is an error where it is read", "[data]") {
   const std::string path = data("types.parquet");
-  const Dataset dataset = loaded(path);
+  CHECK_THROWS_TEXT(loaded(path), DataError,
+                    path +
+                        ":1: expected every column of a prompt to be read, got 'image', which "
+                        "nothing reads; name what it is in data.columns, or leave it out with "
+                        "data.unused = 'note'");
+  const Dataset dataset = loaded(path, {.unused = UnusedColumns::kNote});
   CHECK(dataset.pairs.size() == 2);
   CHECK(dataset.report.dropped.empty());
   // Bytes may be a part of the prompt; of a time nobody asks.
@@ -136,15 +141,18 @@ TEST_CASE("a column of a type that is not read is an error where it is read", "[
   const std::string hint =
       ", a type that is not read; write the column as text or numbers, or name another one in "
       "data.columns";
-  CHECK_THROWS_TEXT(loaded(path, {.columns = R"({"prompt": "time"})"}), ConfigError,
-                    path +
-                        ":1: expected 'prompt' to be text or a list of messages, got "
-                        "timestamp[us]" +
-                        hint);
-  CHECK_THROWS_TEXT(load_dataset(path, ByteTokenizer(), {.columns = R"({"margin": "price"})"},
-                                 {.columns = {Column::kMargin}}),
-                    ConfigError,
-                    path + ":1: expected 'margin' to be a number, got decimal128(3, 2)" + hint);
+  CHECK_THROWS_TEXT(
+      loaded(path, {.columns = R"({"prompt": "time"})", .unused = UnusedColumns::kNote}),
+      ConfigError,
+      path +
+          ":1: expected 'prompt' to be text or a list of messages, got "
+          "timestamp[us]" +
+          hint);
+  CHECK_THROWS_TEXT(
+      load_dataset(path, ByteTokenizer(),
+                   {.columns = R"({"margin": "price"})", .unused = UnusedColumns::kNote},
+                   {.columns = {Column::kMargin}}),
+      ConfigError, path + ":1: expected 'margin' to be a number, got decimal128(3, 2)" + hint);
   // Of bytes that are no text only the row is at fault.
   const Dataset of_bytes =
       loaded(path, {.columns = R"({"prompt": "image"})", .unused = UnusedColumns::kNote});

@@ -129,7 +129,10 @@ TEST_CASE("options that need all rows at once are refused with a stream", "[run]
        "batch.steps: expected a number of steps with data.stream, got 0; how many rows an epoch "
        "has "
        "is not known"},
-      {[](RunOptions& o) { o.data.columns = R"({"system": "sistem"})"; },
+      {[](RunOptions& o) {
+         o.data.eval = "";
+         o.data.columns = R"({"system": "sistem"})";
+       },
        "data.train: expected a column 'sistem', which data.columns.system names, got no row that "
        "has it"},
   };
@@ -165,8 +168,10 @@ TEST_CASE("rows of a stream have the policies of the options, and are noted", "[
 
   put(scene.file("a.jsonl"), "1\n");
   put(b, "2\n3\n");
-  CHECK_THROWS_TEXT(run_training(scene.options("none", 3)), DataError,
-                    "data.train: expected a usable row, got none in 3 read; dropped: expected an "
+  options = scene.options("none", 3);
+  options.data.train = b;
+  CHECK_THROWS_TEXT(run_training(options), DataError,
+                    "data.train: expected a usable row, got none in 2 read; dropped: expected an "
                     "object");
 }
 
