@@ -2,14 +2,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "core/json.h"
 #include "core/text.h"
+#include "objectives/peer_names.h"
 #include "objectives/trl_objectives.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
@@ -21,16 +20,6 @@ namespace {
 using detail::Json;
 
 constexpr std::string_view kWholeForm = "policy_gradient";
-
-/// Keys of TRL's, and ours.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 6> kTrlKeys = {{
-    {"beta", "kl.coefficient"},
-    {"epsilon", "rule.low and rule.high"},
-    {"epsilon_high", "rule.high"},
-    {"delta", "rule.delta"},
-    {"scale_rewards", "advantage.kind"},
-    {"importance_sampling_level", "level"},
-}};
 
 const ObjectivePreset* find_preset(std::string_view name) {
   const auto& presets = objective_presets();
@@ -216,7 +205,10 @@ TokenObjective make_token_objective(std::string_view config_json) {
   const auto name = type->get<std::string>();
   Json given = config;
   given.erase("type");
-  if (name == kWholeForm) return build(given, name);
+  if (name == kWholeForm) {
+    detail::replace_peer_names(given, name);
+    return build(given, name);
+  }
   const ObjectivePreset* preset = find_preset(name);
   if (preset == nullptr) {
     refuse_pair_loss(name);
@@ -225,12 +217,7 @@ TokenObjective make_token_objective(std::string_view config_json) {
     throw ConfigError(fmt::format("loss: expected an objective on tokens, got '{}'{}", name,
                                   detail::did_you_mean(name, names)));
   }
-  for (const auto& [key, place] : kTrlKeys) {
-    if (!given.contains(std::string(key))) continue;
-    throw ConfigError(fmt::format(
-        "{}: expected {} for TRL's '{}', or a config of TRL's with \"trainer\": \"GRPOTrainer\"",
-        name, place, key));
-  }
+  detail::replace_peer_names(given, name);
   Json options = detail::parse_json<ConfigError>(preset->options, name);
   replace_options(options, given);
   return build(options, name);
@@ -244,6 +231,7 @@ bool is_token_objective(std::string_view config_json) {
   if (type == config.end() || !type->is_string()) return false;
   if (find_preset(type->get<std::string>()) != nullptr) return true;
   if (*type != kWholeForm) return false;
+  if (detail::has_peer_name(config)) return true;
   // The loss on pairs of that name has none of these options.
   TokenObjectiveOptions options;
   const auto fields = describe_options(options);
