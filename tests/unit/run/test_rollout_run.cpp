@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/objectives/token_objective.h"
 #include "prefopt/run/run.h"
@@ -313,6 +314,31 @@ TEST_CASE("configs of objectives that cannot be meant are refused", "[run]") {
   offline.erase("online");
   offline["data"] = {{"train", scene.file("prompts.jsonl")}};
   CHECK_THROWS_AS(run_config(offline), Error);
+}
+
+TEST_CASE("a value model of another vocabulary is refused", "[run]") {
+  const RolloutScene scene;
+  const std::int64_t vocabulary = kTiny.vocab_size;
+  for (const std::int64_t size : {vocabulary + 1, vocabulary}) {
+    CAPTURE(size);
+    DecoderOptions shape = kTiny;
+    shape.vocab_size = size;
+    const std::string path = scene.file("values-" + std::to_string(size));
+    Decoder(shape).save(path);
+    Json config = scene.config("run");
+    config["loss"] = {{"type", "ppo"}};
+    config["value"] = {{"path", path}};
+    config["online"]["rounds"] = {{"rounds", 1}, {"prompts", 2}, {"steps", 1}};
+    if (size == vocabulary) {
+      CHECK(run_config(config).steps == 1);
+      continue;
+    }
+    CHECK_THROWS_TEXT(run_config(config), ConfigError,
+                      "value.path: expected a model with the policy's vocabulary of " +
+                          std::to_string(vocabulary) + " tokens, got " + path + " with " +
+                          std::to_string(size));
+    CHECK_FALSE(fs::exists(scene.file("run")));
+  }
 }
 
 }  // namespace
