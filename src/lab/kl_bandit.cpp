@@ -30,9 +30,10 @@ ArrayXd expected_slopes(const TokenObjective& objective, const KlBandit& bandit,
   if (objective.needs().exact_kls) {
     in.exact_kls = ArrayXd::Constant(logps.size(), exact::kl(logps, bandit.ref));
   }
-  in.totals = {.tokens = 1, .completions = 1, .groups = 1};  // one completion, which may be any
   const auto out = objective.formula<ArrayXd>(in, objective.options().kl.coefficient);
-  const ArrayXd weights = (bandit.behaviour.size() > 0 ? bandit.behaviour : logps).exp();
+  // One completion, which may be any, is the step: each has the whole of its weight.
+  const ArrayXd weights =
+      in.totals.completions * (bandit.behaviour.size() > 0 ? bandit.behaviour : logps).exp();
   ArrayXd slopes = -weights * out.grad_logps;
   if (out.grad_exact_kls.size() > 0) {
     // d KL / d log π(y) = π(y) (log π(y) − log π_ref(y) + 1)

@@ -73,7 +73,6 @@ Lock make_lock(const TokenObjective& objective, Index depth) {
   }
   lock.numbers = token_numbers(lock.step, ArrayXd::Zero(lock.step.tokens()),
                                objective.advantages(lock.step).advantages);
-  lock.numbers.totals.completions = 1;
   return lock;
 }
 
@@ -91,7 +90,9 @@ int steps_to_open(Table logits, std::size_t kind) {
     const ArrayXd right = logps.row(0).transpose();
     if (std::exp(right.sum()) > kGoal) return taken;
     lock.numbers.logps = right(lock.depths);
-    const ArrayXd slopes = -objective.formula<ArrayXd>(lock.numbers, 0).grad_logps;
+    // Each start is a step of one completion.
+    const ArrayXd slopes =
+        -static_cast<double>(depth) * objective.formula<ArrayXd>(lock.numbers, 0).grad_logps;
     ArrayXd opened(depth);  // probability of each start and of all that is right after it
     double tail = 0;
     for (Index start = depth - 1; start >= 0; --start) {

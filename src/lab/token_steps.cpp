@@ -70,9 +70,10 @@ GradientMoments group_gradient(const Advantage& advantage, const TokenObjective&
   }
   TokenNumbers in = token_numbers(step, bandit.logps(drawn), advantage.of(step));
   in.sampler_logps = sampler(drawn);
-  in.totals = {.tokens = static_cast<double>(size), .completions = static_cast<double>(size)};
+  // Each group is a whole step, not a part of one.
   const ArrayXd slopes =
-      -objective.formula<ArrayXd>(in, objective.options().kl.coefficient).grad_logps;
+      -static_cast<double>(groups) *
+      objective.formula<ArrayXd>(in, objective.options().kl.coefficient).grad_logps;
 
   const ArrayXd p = bandit.logps.exp();
   GradientMoments moments{ArrayXd::Zero(actions)};

@@ -21,8 +21,8 @@ RolloutStep listed_step(std::vector<std::int64_t> lens, Eigen::ArrayXd rewards);
 Eigen::ArrayXd of_acted(const RolloutStep& step, const Eigen::ArrayXd& x);
 
 /// Returns the acted tokens of a step as an objective reads them; `logps` and `advantages`
-/// [tokens]. The totals are those of the whole step: completions that are alternatives to each
-/// other rather than one step need others.
+/// [tokens]. The totals are those of all completions: where these are alternatives to each other
+/// rather than one step, gradients have to be multiplied by the number of steps listed.
 TokenNumbers token_numbers(const RolloutStep& step, const Eigen::ArrayXd& logps,
                            const Eigen::ArrayXd& advantages);
 

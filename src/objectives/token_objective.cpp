@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <string_view>
-#include <type_traits>
 
 #include "core/json.h"
 #include "losses/attach_gradient.h"
@@ -300,9 +299,7 @@ void TokenObjective::check(const BasicTokenArrays<T>& in) const {
   };
   const auto require_total = [&](bool is_needed, double total, std::int64_t given,
                                  std::string_view name) {
-    // Arrays of an exact expectation may hold completions that are alternatives to each other.
-    const double least = std::is_same_v<T, at::Tensor> ? static_cast<double>(given) : 1;
-    if (!is_needed || total >= least) return;
+    if (!is_needed || total >= static_cast<double>(given)) return;
     throw ShapeError(
         fmt::format("{}: expected totals.{} of the whole step, at least the {} given, got {}",
                     name_, name, given, total));

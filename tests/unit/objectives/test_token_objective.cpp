@@ -298,6 +298,17 @@ TEST_CASE("arrays of other shapes are refused", "[objectives]") {
         make_token_objective(R"({"type": "dapo"})").forward(in), ShapeError,
         "dapo: expected totals.tokens of the whole step, at least the " + size + " given, got 0");
   }
+  SECTION("totals of a part, on arrays as on tensors") {
+    ArraysXd arrays = testing::random_token_arrays(2);
+    arrays.totals.completions -= 1;
+    const auto completions = std::to_string(arrays.completion_count);
+    const auto one_less = std::to_string(arrays.completion_count - 1);
+    CHECK_THROWS_TEXT(grpo.formula(arrays, 0), ShapeError,
+                      "grpo: expected totals.completions of the whole step, at least the " +
+                          completions + " given, got " + one_less);
+    arrays.totals.completions += 1;
+    CHECK_NOTHROW(grpo.formula(arrays, 0));
+  }
   SECTION("a completion that is not there") {
     ArraysXd arrays = testing::random_token_arrays(2);
     arrays.completions[0] = 99;
