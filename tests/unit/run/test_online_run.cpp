@@ -21,6 +21,7 @@
 #include "prefopt/run/run.h"
 #include "support/catch.h"
 #include "support/checkpoint_parts.h"
+#include "support/counts.h"
 #include "support/errors.h"
 #include "support/run_scene.h"
 
