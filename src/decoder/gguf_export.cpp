@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/decoder/gguf_export.h"
 
+#include <ATen/TensorOperators.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
 #include <filesystem>
+#include <optional>
 #include <system_error>
 
 #include "core/text.h"
@@ -193,13 +195,28 @@ void export_gguf_adapter(const Decoder& model, const std::string& path, const st
   GgufWriter file;
   write_general(architecture, "adapter", name, file);
   file.text("adapter.type", "lora");
+  std::optional<double> alpha;
   for (const TrainedWeight& weight : model.trained_weights()) {
+    const bool is_plain = weight.lora_a.defined() && !weight.magnitude.defined() &&
+                          weight.name.starts_with("model.layers.");
+    if (!is_plain) {
+      throw ConfigError(fmt::format(
+          "{}: expected an adapter of A and B on maps of layers, which is what llama.cpp adds, got "
+          "one that trains '{}' in another way; merge it",
+          path, weight.name));
+    }
     const std::string gguf_name = detail::gguf_name(weight.name);
-    // llama.cpp scales by alpha / rank, whatever made the adapter.
-    file.real("adapter.lora.alpha", weight.lora_scale * static_cast<double>(weight.lora_a.size(0)));
+    // llama.cpp scales by alpha / rank, whatever made the adapter, with one alpha for all maps:
+    // what another map differs by goes into its B.
+    const double own = weight.lora_scale * static_cast<double>(weight.lora_a.size(0));
+    if (!alpha) {
+      alpha = own;
+      file.real("adapter.lora.alpha", own);
+    }
+    const at::Tensor b = own == *alpha ? weight.lora_b : weight.lora_b * (own / *alpha);
     file.tensor(gguf_name + ".lora_a", weight.lora_a, type);
-    file.tensor(gguf_name + ".lora_b",
-                detail::gguf_weight(weight.lora_b, gguf_name, architecture, options), type);
+    file.tensor(gguf_name + ".lora_b", detail::gguf_weight(b, gguf_name, architecture, options),
+                type);
   }
   file.write(path);
 }

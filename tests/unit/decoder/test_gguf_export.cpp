@@ -190,8 +190,12 @@ TEST_CASE("gguf export: an adapter alone, as llama.cpp adds it", "[decoder]") {
                                      .num_key_value_heads = 1});
   CHECK_THROWS_TEXT(export_gguf_adapter(*model, path, "x"), ConfigError,
                     path + ": expected a model with an adapter, got one without");
-  model->add_adapter(
-      {.r = 3, .lora_alpha = 5, .use_rslora = true, .target_modules = {"k_proj", "up_proj"}});
+  model->add_adapter({.r = 3,
+                      .lora_alpha = 5,
+                      .use_rslora = true,
+                      .target_modules = {"k_proj", "up_proj"},
+                      .rank_pattern = R"({"up_proj": 2})",
+                      .alpha_pattern = R"({"k_proj": 7})"});
   {
     const at::NoGradGuard no_grad;
     for (const TrainedWeight& weight : model->trained_weights()) {
@@ -209,7 +213,7 @@ TEST_CASE("gguf export: an adapter alone, as llama.cpp adds it", "[decoder]") {
   CHECK(adapter.text("general.name") == "mine");
   CHECK(adapter.text("adapter.type") == "lora");
   CHECK(adapter.tensors().size() == 4);
-  const double scale = adapter.real("adapter.lora.alpha") / 3;
+  const double alpha = adapter.real("adapter.lora.alpha");
   export_gguf(*model->without_adapter(), dir.file("base.gguf"), {.type = "F32"});
   export_gguf(*model->merged_decoder(), dir.file("merged.gguf"), {.type = "F32"});
   const GgufFile base = GgufFile::open(dir.file("base.gguf"));
@@ -218,13 +222,43 @@ TEST_CASE("gguf export: an adapter alone, as llama.cpp adds it", "[decoder]") {
     INFO(tensor.name);
     at::Tensor sum = base.tensor(tensor.name);
     if (adapter.find_tensor(tensor.name + ".lora_a")) {
-      sum = sum +
-            scale *
-                adapter.tensor(tensor.name + ".lora_b").mm(adapter.tensor(tensor.name + ".lora_a"));
+      const at::Tensor a = adapter.tensor(tensor.name + ".lora_a");
+      const double scale = alpha / static_cast<double>(a.size(0));
+      sum = sum + scale * adapter.tensor(tensor.name + ".lora_b").mm(a);
     }
     CHECK(at::allclose(sum, merged.tensor(tensor.name), 1e-5, 1e-6));
   }
   CHECK_FALSE(at::equal(base.tensor("blk.0.attn_k.weight"), merged.tensor("blk.0.attn_k.weight")));
+}
+
+TEST_CASE("gguf export: an adapter that llama.cpp would not add is refused", "[decoder]") {
+  const TempDir dir;
+  const std::string path = dir.file("x.gguf");
+  struct Case {
+    LoraOptions options;
+    const char* weight;
+  };
+  for (const auto& [options, weight] : std::vector<Case>{
+           {{.r = 2, .target_modules = {"q_proj"}, .use_dora = true},
+            "model.layers.0.self_attn.q_proj.weight"},
+           {{.r = 2, .target_modules = {"embed_tokens"}}, "model.embed_tokens.weight"},
+           {{.r = 2, .target_modules = {"lm_head"}}, "lm_head.weight"},
+           {{.r = 2, .target_modules = {"q_proj"}, .modules_to_save = {"model.norm"}},
+            "model.norm.weight"}}) {
+    const auto model = random_decoder({.vocab_size = 32,
+                                       .hidden_size = 16,
+                                       .intermediate_size = 32,
+                                       .num_hidden_layers = 1,
+                                       .num_attention_heads = 2,
+                                       .num_key_value_heads = 1});
+    model->add_adapter(options);
+    CHECK_THROWS_TEXT(
+        export_gguf_adapter(*model, path, "x"), ConfigError,
+        path +
+            ": expected an adapter of A and B on maps of layers, which is what llama.cpp adds, got "
+            "one that trains '" +
+            weight + "' in another way; merge it");
+  }
 }
 
 TEST_CASE("gguf export: end tokens have three places", "[decoder]") {
