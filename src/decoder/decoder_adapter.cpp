@@ -11,8 +11,11 @@
 #include <array>
 #include <cmath>
 #include <filesystem>
+#include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
+#include <set>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -34,8 +37,9 @@ namespace {
 using detail::contains;
 using detail::Json;
 
-constexpr std::array kTargets = std::to_array<std::string_view>(
-    {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"});
+constexpr std::array kTargets =
+    std::to_array<std::string_view>({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
+                                     "down_proj", "qkv_proj", "gate_up_proj"});
 
 // Fields of PEFT's file that say where an adapter came from or how it is trained on.
 constexpr std::array kAdapterHarmless = std::to_array<std::string_view>(
@@ -63,6 +67,41 @@ LoraOptions checked_adapter(LoraOptions options, std::string_view where) {
     if (contains(kTargets, target)) continue;
     throw ConfigError(fmt::format("{}.target_modules: expected names of {}, got '{}'", where,
                                   fmt::join(kTargets, ", "), target));
+  }
+  return options;
+}
+
+// Puts fused matrices in place of their parts, where the model has those, and leaves out the parts
+// of feed-forward that are experts, which take no adapter. Throws ConfigError for a target that the
+// model does not have.
+LoraOptions named_as_in(detail::Network& network, LoraOptions options) {
+  std::set<std::string, std::less<>> present;
+  bool has_experts = false;
+  for (std::size_t i = 0; i < network.layers.size(); ++i) {
+    network.for_each_linear(i, [&](const detail::LinearPlace& place, detail::Linear&) {
+      present.emplace(last_part(place.name));
+    });
+    has_experts = has_experts || network.spec.layers[i].experts.count > 0;
+  }
+  std::vector<std::string>& targets = options.target_modules;
+  const auto fuse = [&](std::initializer_list<std::string_view> parts, const char* whole) {
+    const auto is_target = [&](std::string_view part) { return contains(targets, part); };
+    if (!present.contains(whole) || !std::all_of(parts.begin(), parts.end(), is_target)) return;
+    std::erase_if(targets, [&](const std::string& target) {
+      return std::find(parts.begin(), parts.end(), target) != parts.end();
+    });
+    if (!contains(targets, whole)) targets.emplace_back(whole);
+  };
+  fuse({"q_proj", "k_proj", "v_proj"}, "qkv_proj");
+  fuse({"gate_proj", "up_proj"}, "gate_up_proj");
+  std::erase_if(targets, [&](const std::string& target) {
+    constexpr std::array kOfExperts = {"gate_proj", "up_proj", "down_proj"};
+    return has_experts && !present.contains(target) && contains(kOfExperts, target);
+  });
+  for (const std::string& target : targets) {
+    if (present.contains(target)) continue;
+    throw ConfigError(fmt::format("lora.target_modules: expected names of {}, got '{}'",
+                                  fmt::join(present, ", "), target));
   }
   return options;
 }
@@ -168,7 +207,7 @@ void Decoder::place_adapter(const LoraOptions& options) {
 }
 
 void Decoder::add_adapter(const LoraOptions& options) {
-  place_adapter(checked_adapter(options, "lora"));
+  place_adapter(named_as_in(impl_->network, checked_adapter(options, "lora")));
   const at::NoGradGuard no_grad;
   for_each_adapter_weight([](const std::string& name, at::Tensor& weight) {
     if (name.ends_with("lora_A.weight")) {

@@ -33,6 +33,10 @@ struct Decoder::Impl {
   std::string source;       ///< the path that was loaded; empty for fresh weights
   std::string load_note;
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
+
+  /// What forward_packed returns. `has_last_tokens`: the stream has a row for every token, where
+  /// that of a language model needs none for the last one.
+  at::Tensor packed_states(const PackedTokens& tokens, bool has_last_tokens) const;
 };
 
 /// Calls `visit(name, tensor)` for each adapter tensor, under PEFT's names.
