@@ -253,7 +253,8 @@ RopeSpec read_gguf_scaling(const GgufFields& fields, const DecoderOptions& optio
   }
   const std::string type_name = fields.key("rope.scaling.type");
   const bool has_type = fields.has("rope.scaling.type");
-  const std::string type = has_type ? fields.file().text(type_name) : "none";
+  // llama.cpp takes a factor alone for a linear one.
+  const std::string type = has_type ? fields.file().text(type_name) : "linear";
   if (type == "none") return RopeSpec{.theta = options.rope_theta};
   if (type != "linear" && type != "yarn") {
     fields.fail(type_name + " to be 'none', 'linear' or 'yarn'", "'" + type + "'");
@@ -311,6 +312,8 @@ DecoderOptions read_gguf_options(const GgufFile& file) {
   DecoderOptions options;
   options.family = family.traits.model_type;
   read_gguf_sizes(fields, options);
+  // What follows has an entry for each layer.
+  options = checked(std::move(options), file.path());
   read_gguf_parts(file, options);
   read_gguf_window(fields, options);
   family.read_gguf(fields, options);

@@ -270,7 +270,9 @@ RopeSpec read_rope(const StrictConfig& config, std::string_view name, const Json
   if (spec.type == RopeType::kYarn) read_yarn(fields, spec);
   if (spec.type == RopeType::kLongrope) read_longrope(fields, spec);
   // A stretch by 1 changes nothing.
-  if (spec.type == RopeType::kLinear && spec.factor == 1) spec.type = RopeType::kDefault;
+  if (spec.type == RopeType::kLinear && spec.factor == 1) {
+    return {.theta = spec.theta, .partial = spec.partial};
+  }
   return spec;
 }
 

@@ -748,6 +748,7 @@ TEST_CASE("decoder: a config that is not understood is refused by name", "[decod
          R"(["full_attention","chunked_attention"])");
   refuse("layer_types", {"full_attention"}, "layer_types of 2 layers, got 1");
   checkpoint.config["model_type"] = "llama";
+  checkpoint.config.erase("sliding_window");
   refuse("logit_scale", 2.0, "logit_scale to be 1, got 2.0");
   refuse("of_a_later_version", 2.0,
          "fields that this decoder understands, got 'of_a_later_version': 2.0");

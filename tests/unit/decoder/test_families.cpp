@@ -181,8 +181,9 @@ TEST_CASE("families: variants of a config", "[decoder]") {
     CHECK(worst(logps_of(*decoder, false), expected) < 1e-8);
     // Other results, other key of a cache.
     const bool is_other = worst(expected, expected_logps(recorded()["models"][name])) > 0;
-    CHECK((content_hash(*decoder) != content_hash(*Decoder::load(kFamilies + name, "float64"))) ==
-          is_other);
+    if (is_other) {
+      CHECK(content_hash(*decoder) != content_hash(*Decoder::load(kFamilies + name, "float64")));
+    }
     // What is written for a fresh model says the same.
     CHECK(options_to_json(options_from_json<DecoderOptions>(
               options_to_json(decoder->options()), "test")) == options_to_json(decoder->options()));

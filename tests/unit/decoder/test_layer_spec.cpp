@@ -51,7 +51,7 @@ TEST_CASE("layer spec: the first families have Llama's but for biases and norms"
   CHECK(spec.tied_head);
   CHECK_FALSE(spec.layers[0].mlp_bias);
   for (const char* family : {"llama", "mistral", "qwen2"}) {
-    CHECK(spec_of(family, options).layers == spec.layers);
+    CHECK((spec_of(family, options).layers == spec.layers));
   }
 }
 

@@ -198,22 +198,21 @@ TEST_CASE("tree_attention: agrees with a masked softmax", "[decoder]") {
 TEST_CASE("tree_attention: windows and soft-caps", "[decoder]") {
   const Heads heads = GENERATE(Heads{2, 2, 8}, Heads{8, 1, 7});
   // A window of one key, some that cut tiles and prefixes, and one that holds all.
-  for (const std::int64_t window : {0, 1, 5, 48, 100, 1000}) {
-    for (const double softcap : {0.0, 0.7, 30.0}) {
-      const AttentionLimits limits{.window = window, .softcap = softcap};
-      const auto check = [&](const char* what, const Blocks& blocks) {
-        INFO(what << ", window " << window << ", soft-cap " << softcap);
-        const Inputs in = random_inputs(blocks, heads, 3);
-        const Everything expected = formula(in, blocks, limits);
-        check_close(ours(in, blocks, limits), expected, 1e-12);
-        check_close(ours(in.to(at::kFloat), blocks, limits), expected, 4e-6);
-      };
-      check("sequences", sequences({1, 37, 2, 260}));
-      check("a pair", tree(0, 45, {29, 34}));
-      check("decoding", Blocks{{0, 24, 1, 0, 21, 3}, {1, 40, 1, 0, 21, 0}, {2, 69, 1, 0, 21, 19}});
-      check("random", random_blocks(2));
-    }
-  }
+  const AttentionLimits limits =
+      GENERATE(AttentionLimits{1, 0}, AttentionLimits{5, 0.7}, AttentionLimits{48, 0},
+               AttentionLimits{100, 30}, AttentionLimits{1000, 0}, AttentionLimits{0, 0.7});
+  const auto check = [&](const char* what, const Blocks& blocks) {
+    INFO(what << ", window " << limits.window << ", soft-cap " << limits.softcap);
+    const Inputs in = random_inputs(blocks, heads, 3);
+    const Everything expected = formula(in, blocks, limits);
+    check_close(ours(in, blocks, limits), expected, 1e-12);
+    // Gradients of scores vanish where one key is seen.
+    check_close(ours(in.to(at::kFloat), blocks, limits), expected, 4e-6, 2e-5);
+  };
+  check("sequences", sequences({1, 37, 2, 150}));
+  check("a pair", tree(0, 45, {29, 34}));
+  check("decoding", Blocks{{0, 24, 1, 0, 21, 3}, {1, 40, 1, 0, 21, 0}, {2, 69, 1, 0, 21, 19}});
+  check("random", random_blocks(2));
 }
 
 TEST_CASE("tree_attention: gradients are those of finite differences", "[decoder]") {
