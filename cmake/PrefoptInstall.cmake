@@ -5,8 +5,28 @@ set(prefopt_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/prefopt")
 
 install(TARGETS prefopt EXPORT prefoptTargets FILE_SET HEADERS)
 install(EXPORT prefoptTargets NAMESPACE prefopt:: DESTINATION "${prefopt_package_dir}")
-if(TARGET prefopt_cli)
+if(TARGET prefopt_cli AND PREFOPT_INSTALL_LIBTORCH)
+  # All but the system's: LibTorch, its OpenMP, and the libraries of CUDA that it loads.
+  install(TARGETS prefopt_cli
+    RUNTIME_DEPENDENCIES
+      POST_EXCLUDE_REGEXES "^/lib" "^/usr/lib" "libprefopt\\.so"
+    LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}/prefopt"
+    RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+  # Their licenses ask to be passed on. A wheel has them next to its package.
+  file(GLOB prefopt_libtorch_licenses
+    "${PREFOPT_LIBTORCH_DIR}/../../../../torch-*.dist-info/licenses/LICENSE"
+    "${PREFOPT_LIBTORCH_DIR}/../../../../torch-*.dist-info/licenses/NOTICE")
+  install(FILES ${prefopt_libtorch_licenses} DESTINATION "${CMAKE_INSTALL_DOCDIR}/libtorch")
+elseif(TARGET prefopt_cli)
   install(TARGETS prefopt_cli)
+endif()
+install(FILES LICENSE THIRD_PARTY_NOTICES DESTINATION "${CMAKE_INSTALL_DOCDIR}")
+
+if(TARGET prefopt_arrow)
+  install(TARGETS prefopt_arrow LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+  if(PREFOPT_BUNDLE_ARROW)
+    install(FILES ${PREFOPT_ARROW_LIBRARIES} DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+  endif()
 endif()
 
 # The package is tied to the minor of LibTorch that it was built with: its ABI changes between them.

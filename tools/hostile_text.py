@@ -50,6 +50,14 @@ def hostile_texts(count, seed):
     return texts[:count]
 
 
+def token_texts(count, seed, tokens):
+    """Texts that glue tokens, marks of spaces and byte tokens to words and to each other."""
+    rng = random.Random(seed)
+    glue = [*tokens, *tokens, "\u2581", "\u2581\u2581", "\u2581word", "words", "Norm\u0301", "<0x41>", "<0x+1>", "<unk", "``"]
+    return ["".join(rng.choice(rng.choice((glue, glue, WORDS, SPACES))) for _ in range(rng.randint(2, 9)))
+            for _ in range(count)]
+
+
 def broken_bytes(count, seed):
     """Bytes that are mostly no UTF-8."""
     rng = random.Random(seed)

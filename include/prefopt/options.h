@@ -75,6 +75,8 @@ class PREFOPT_API FieldVisitor {
   virtual void json(const Field& field, std::string& value) = 0;
   virtual void begin_group(const Field& field) = 0;
   virtual void end_group() = 0;
+  /// Visits a text, or a JSON list that is kept as its text.
+  virtual void text_or_list(const Field& field, std::string& value) { text(field, value); }
 
   /// Visits an enumeration whose enumerators are 0, 1, … in the order of `names`.
   template <class Enum>

@@ -161,12 +161,16 @@ struct EvalArguments {
 void run_eval(const EvalArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct ExportArguments : ModelArguments {
-  std::string out;  ///< folder
+  std::string out;                ///< folder; empty: a GGUF file is written
+  std::string gguf;               ///< file; empty: a folder is written
+  std::string gguf_type = "F16";  ///< of matrices in a GGUF file
+  bool adapter_only = false;      ///< the GGUF file holds the adapter alone
 };
-/// Writes a Hugging Face folder, the adapter merged into the weights.
+/// Writes a Hugging Face folder or a GGUF file, the adapter merged into the weights.
 void run_export(const ExportArguments& arguments, std::ostream& err);
 
 struct DoctorArguments : ModelArguments {
+  std::vector<std::string> paths;  ///< models, adapters, tokenizers and rows
   std::vector<std::string> data;
   std::string out = ".";  ///< folder whose speed is measured
   bool json = false;

@@ -309,7 +309,7 @@ class Evaluator {
       options.first_index = static_cast<std::int64_t>(first);
       for (const Ids& completion :
            sample(*reference_, {begin, begin + static_cast<std::ptrdiff_t>(count)}, options)) {
-        texts.push_back(tokenizer_->decode(completion));
+        texts.push_back(tokenizer_->decode_part(completion, prompts_[texts.size()]));
       }
     }
     return texts;
@@ -331,7 +331,7 @@ class Evaluator {
       const Ids& completion =
           report.kl->completions[i * static_cast<std::size_t>(samples_of(arguments_))];
       contests.push_back({.prompt = tokenizer_->decode(prompts_[i]),
-                          .policy = tokenizer_->decode(completion),
+                          .policy = tokenizer_->decode_part(completion, prompts_[i]),
                           .reference = reference_texts_[i]});
     }
     report.contests = judge_contests(*judge_, contests);

@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "cli/commands.h"
+#include "cli/export_gguf.h"
 #include "cli/inputs.h"
 #include "core/text.h"
 #include "prefopt/data/chat.h"
@@ -55,6 +56,15 @@ FolderFiles companions_of(const ExportArguments& arguments, const Decoder& model
 }  // namespace
 
 void run_export(const ExportArguments& arguments, std::ostream& err) {
+  if (arguments.out.empty() == arguments.gguf.empty()) {
+    throw ConfigError(fmt::format("export: expected --out or --gguf, got {}",
+                                  arguments.out.empty() ? "neither" : "both"));
+  }
+  if (!arguments.gguf.empty()) return export_gguf_file(arguments, err);
+  if (arguments.adapter_only) {
+    throw ConfigError(
+        "--adapter-only: expected --gguf, got --out; the adapter is a folder already");
+  }
   std::error_code ignored;
   if (fs::exists(fs::path(arguments.out) / "config.json", ignored)) {
     throw ConfigError(

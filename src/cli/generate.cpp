@@ -10,6 +10,7 @@
 #include "core/json.h"
 #include "data/chat_writer.h"
 #include "data/conversation.h"
+#include "data/data_files.h"
 #include "data/row_preparation.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/records.h"
@@ -51,12 +52,14 @@ class PromptReader {
 
  private:
   void read_rows() {
-    detail::read_prompts(arguments_.data, options_,
-                         [&](const PreferenceRow& row, const detail::RowTrace& trace) {
-                           ++report_.rows_read;
-                           for (const auto& column : trace.unread) ++report_.unread[column.name];
-                           take(row, detail::row_place(arguments_.data, row.line));
-                         });
+    for (const std::string& path : detail::find_files_of_rows(arguments_.data, Split::kAny)) {
+      detail::read_prompts(path, options_,
+                           [&](const PreferenceRow& row, const detail::RowTrace& trace) {
+                             ++report_.rows_read;
+                             for (const auto& column : trace.unread) ++report_.unread[column.name];
+                             take(row, detail::row_place(path, row.line));
+                           });
+    }
     if (const std::string summary = report_.summary(); !summary.empty()) err_ << summary << '\n';
     if (prompts_.empty()) {
       throw DataError(arguments_.data + ": expected at least one row, got none");
@@ -174,7 +177,7 @@ void print_completions(const GenerateArguments& arguments, Decoder& policy,
     options.first_index = static_cast<std::int64_t>(first);
     const auto completions = sample(policy, part, options);
     for (std::size_t i = 0; i < completions.size(); ++i) {
-      const std::string completion = tokenizer.decode(completions[i]);
+      const std::string completion = tokenizer.decode_part(completions[i], part[i]);
       if (arguments.json) {
         const Json line{{"prompt", prompts[(first + i) / samples].text},
                         {"completion", completion},
@@ -204,7 +207,7 @@ void print_candidates(const GenerateArguments& arguments, Decoder& policy,
       Json completions = Json::array(), token_logps = Json::array(), ended = Json::array();
       for (std::size_t k = i * samples; k < (i + 1) * samples; ++k) {
         // Without the end token, which a row that is trained on gets again.
-        completions.push_back(completion_text(rollouts[k].completion, tokenizer, options));
+        completions.push_back(completion_text(rollouts[k].completion, tokenizer, options, part[i]));
         token_logps.push_back(rollouts[k].token_logps);
         ended.push_back(rollouts[k].ended);
       }

@@ -107,7 +107,9 @@ Dataset read_pairs(const std::string& path, const Tokenizer& tokenizer, const Da
   // Whether a row is worth training on is not asked here.
   for (const auto defect : {detail::RowDefect::kPrefixAnswer, detail::RowDefect::kIdentical,
                             detail::RowDefect::kDuplicate}) {
-    report.kept_with.erase(std::string(detail::defect_name(defect)));
+    const std::string name(detail::defect_name(defect));
+    report.kept_with.erase(name);
+    for (RowReport& file : report.files) file.kept_with.erase(name);
   }
   if (const std::string summary = report.summary(); !summary.empty()) err << summary << '\n';
   note_uncut(dataset.pairs, memory, options, err);

@@ -376,14 +376,27 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
 
 CLI::App* add_export(CLI::App& app, ExportArguments& arguments) {
   auto* command = app.add_subcommand(
-      "export", "Write a Hugging Face folder of a model with its adapter merged");
+      "export", "Write a Hugging Face folder or a GGUF file of a model with its adapter merged");
   add_model(*command, arguments);
-  command->add_option("--out", arguments.out, "folder to write")->type_name("DIR")->required();
+  command->add_option("--out", arguments.out, "folder to write")->type_name("DIR");
+  command->add_option("--gguf", arguments.gguf, "file to write, for llama.cpp and programs of it")
+      ->type_name("FILE");
+  command
+      ->add_option("--gguf-type", arguments.gguf_type,
+                   "of its matrices: F32, F16, BF16, Q8_0, Q4_0 or Q4_K")
+      ->type_name("TYPE")
+      ->capture_default_str();
+  command->add_flag("--adapter-only", arguments.adapter_only,
+                    "write the adapter alone, for llama.cpp's --lora");
   return command;
 }
 
 CLI::App* add_doctor(CLI::App& app, DoctorArguments& arguments) {
   auto* command = app.add_subcommand("doctor", "Check machine, model and data before a run");
+  command
+      ->add_option("PATH", arguments.paths,
+                   "models, adapters, tokenizers and rows, told apart by what they hold")
+      ->type_name("");
   command->add_option("--model", arguments.model, "model to open")->type_name("PATH");
   command->add_option("--adapter", arguments.adapter, "PEFT folder of a low-rank adapter")
       ->type_name("DIR");
@@ -430,7 +443,7 @@ CLI::App* add_lab(CLI::App& app, LabArguments& arguments) {
 /// Runs `print` with a stream whose text comes to stdout without control characters, also where it
 /// throws. `for_programs`: JSON has no such characters but in texts, which it may not change,
 /// unless a terminal is what reads it.
-void print_table(bool for_programs, const std::function<void(std::ostream&)>& print) {
+void print_report(bool for_programs, const std::function<void(std::ostream&)>& print) {
   if (for_programs && ::isatty(STDOUT_FILENO) == 0) return print(std::cout);
   struct Table {
     std::ostringstream text;
@@ -526,14 +539,14 @@ int run(int argc, char** argv) {
   const std::vector<std::pair<CLI::App*, std::function<void()>>> commands{
       {add_train(app, train),
        [&] {
-         print_table(train.print_config,
-                     [&](std::ostream& out) { run_train(train, out, std::cerr); });
+         print_report(train.print_config,
+                      [&](std::ostream& out) { run_train(train, out, std::cerr); });
        }},
       {add_report(app, report), [&] { run_report(report, std::cout); }},
       {add_data_check(app, data_check),
        [&] {
-         print_table(data_check.json,
-                     [&](std::ostream& out) { run_data_check(data_check, out, remarks); });
+         print_report(data_check.json,
+                      [&](std::ostream& out) { run_data_check(data_check, out, remarks); });
        }},
       {add_score(app, score), [&] { run_score(score, std::cout, remarks); }},
       {add_loss(app, loss),
@@ -551,10 +564,10 @@ int run(int argc, char** argv) {
       {add_pairs(app, pairs),
        [&] { print_lines([&](std::ostream& out) { run_pairs(pairs, out, remarks); }); }},
       {add_eval(app, eval),
-       [&] { print_table(eval.json, [&](std::ostream& out) { run_eval(eval, out, remarks); }); }},
+       [&] { print_report(eval.json, [&](std::ostream& out) { run_eval(eval, out, remarks); }); }},
       {add_export(app, exported), [&] { run_export(exported, remarks); }},
       {add_doctor(app, doctor),
-       [&] { print_table(doctor.json, [&](std::ostream& out) { run_doctor(doctor, out); }); }},
+       [&] { print_report(doctor.json, [&](std::ostream& out) { run_doctor(doctor, out); }); }},
       {add_tokenize(app, tokenize),
        [&] { print_lines([&](std::ostream& out) { run_tokenize(tokenize, out); }); }},
       {add_lab(app, lab), [&] { run_lab(lab, std::cout, std::cerr); }},

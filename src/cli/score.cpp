@@ -37,6 +37,15 @@ std::vector<std::vector<double>> split(const std::vector<double>& flat,
 double unsigned_nan(double value) { return std::isnan(value) ? std::abs(value) : value; }
 
 /// A reward model's rewards, in the same form.
+/// Names a row where its place among the printed ones says no longer which it is: rows were
+/// dropped, as asked, or are from several files.
+void add_place(Json& line, const Dataset& dataset, std::size_t pair) {
+  if (!dataset.file_of.empty()) line["file"] = dataset.files[dataset.file_of[pair]].path;
+  if (!dataset.file_of.empty() || !dataset.report.dropped.empty()) {
+    line["line"] = dataset.lines[pair];
+  }
+}
+
 void score_rewards(const ScoreArguments& arguments, std::ostream& out, std::ostream& err) {
   if (arguments.per_token) {
     throw ConfigError(
@@ -58,7 +67,7 @@ void score_rewards(const ScoreArguments& arguments, std::ostream& out, std::ostr
               {"rejected_reward", rewards[i].rejected},
               {"chosen_len", dataset.pairs[i].chosen.size()},
               {"rejected_len", dataset.pairs[i].rejected.size()}};
-    if (!dataset.report.dropped.empty()) line["line"] = dataset.lines[i];
+    add_place(line, dataset, i);
     out << line.dump() << '\n';
   }
 }
@@ -104,8 +113,7 @@ void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream&
                 {"rejected_logps", sums[rejected]},
                 {"chosen_len", tokens[i].size()},
                 {"rejected_len", tokens[rejected].size()}};
-      // Where rows were dropped, as asked, their place says no longer which is which.
-      if (!dataset.report.dropped.empty()) line["line"] = dataset.lines[begin + i];
+      add_place(line, dataset, begin + i);
       if (arguments.per_token) {
         line["chosen_token_logps"] = tokens[i];
         line["rejected_token_logps"] = tokens[rejected];

@@ -84,7 +84,12 @@ template Json parse_json_or_throw<Json>(std::string_view text);
 template SortedJson parse_json_or_throw<SortedJson>(std::string_view text);
 
 std::string_view json_type_name(const Json& value) { return type_name(value.type()); }
-std::string_view json_type_name(const SortedJson& value) { return type_name(value.type()); }
+
+std::string_view json_type_name(const SortedJson& value) {
+  if (!value.is_object() || value.size() != 1) return type_name(value.type());
+  const std::string_view key = value.begin().key();
+  return key.starts_with(kTypeMark) ? key.substr(kTypeMark.size()) : type_name(value.type());
+}
 
 std::string dump_json(const Json& value, int indent) {
   return value.dump(indent, ' ', false, Json::error_handler_t::replace);

@@ -41,7 +41,12 @@ Value parse_json(std::string_view text, std::string_view where) {
   }
 }
 
-/// "number", "text", "list", "object", "true or false", "null".
+/// Begins the only key of an object that stands for a value of a type that JSON has not, in front
+/// of the type's name: see kArrowTypeMark.
+inline constexpr std::string_view kTypeMark("\0type: ", 7);
+
+/// "number", "text", "list", "object", "true or false", "null"; in a SortedJson also the name of
+/// a type behind kTypeMark.
 std::string_view json_type_name(const Json& value);
 std::string_view json_type_name(const SortedJson& value);
 

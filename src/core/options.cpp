@@ -221,6 +221,12 @@ class Reader final : public FieldVisitor {
       value = found->get<std::vector<std::string>>();
     }
   }
+  void text_or_list(const Field& field, std::string& value) override {
+    const Json* found = find(field);
+    if (!found) return;
+    if (!found->is_string() && !found->is_array()) wrong_type(field, "text or a list", *found);
+    value = found->is_string() ? found->get<std::string>() : detail::dump_json(*found);
+  }
   void index(const Field& field, std::size_t& value,
              const std::vector<std::string_view>& names) override {
     const Json* found = find(field);
@@ -309,6 +315,14 @@ class Writer final : public FieldVisitor {
   void flag(const Field& field, bool& value) override { put(field, value); }
   void text(const Field& field, std::string& value) override { put(field, value); }
   void texts(const Field& field, std::vector<std::string>& value) override { put(field, value); }
+  void text_or_list(const Field& field, std::string& value) override {
+    const Json list = Json::parse(value, nullptr, /*allow_exceptions=*/false);
+    if (list.is_array()) {
+      put(field, list);
+    } else {
+      put(field, value);
+    }
+  }
   void index(const Field& field, std::size_t& value,
              const std::vector<std::string_view>& names) override {
     put(field, std::string(name_at("options", field, value, names)));
@@ -352,6 +366,9 @@ class Describer final : public FieldVisitor {
   }
   void texts(const Field& field, std::vector<std::string>&) override {
     add(field, "list of texts", "[]", "");
+  }
+  void text_or_list(const Field& field, std::string& value) override {
+    add(field, "text or list", fmt::format("\"{}\"", value), "");
   }
   void index(const Field& field, std::size_t& value,
              const std::vector<std::string_view>& names) override {

@@ -151,12 +151,17 @@ std::string LineProcess::ask(std::string_view line, milliseconds limit) {
 }
 
 void LineProcess::expect_no_more() const {
+  // A greeting comes at any time before the first question, and is refused as its answer.
+  if (!was_asked_) return;
   char next = 0;
   const bool is_more = !received_.empty() || ::recv(socket_, &next, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
   if (is_more) throw ProcessFailure("more than one line to a question");
 }
 
-void LineProcess::send(std::string_view line) { unsent_.append(line) += '\n'; }
+void LineProcess::send(std::string_view line) {
+  was_asked_ = true;
+  unsent_.append(line) += '\n';
+}
 
 std::string LineProcess::receive(milliseconds limit) {
   const auto deadline = Clock::now() + limit;

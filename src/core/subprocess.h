@@ -56,6 +56,7 @@ class LineProcess {
 
   pid_t pid_ = -1;
   int socket_ = -1;
+  bool was_asked_ = false;
   bool exited_ = false;
   bool reaped_ = false;  ///< by the system, where SIGCHLD is ignored
   End end_;

@@ -11,6 +11,7 @@
 
 #include "core/json.h"
 #include "data/chat_writer.h"
+#include "data/data_files.h"
 #include "data/pair_index.h"
 #include "data/row_preparation.h"
 #include "prefopt/data/chat.h"
@@ -48,16 +49,15 @@ class Checker {
       : tokenizer_(tokenizer), options_(options) {}
 
   void read(const std::string& path, std::size_t file) {
-    const std::int64_t before = check_.rows;
     const RowNeeds* needs = options_.needs ? &*options_.needs : nullptr;
     detail::prepare_file(path, tokenizer_, options_.data, needs, options_.context_length,
                          [&](std::int64_t line, PreparedRow row) {
                            take(std::move(row), path, {.file = file, .line = line});
                          });
-    if (check_.rows == before) {
-      throw DataError(fmt::format("{}: expected at least one row, got none", path));
-    }
   }
+
+  /// Rows that were read so far.
+  std::int64_t rows() const { return check_.rows; }
 
   RowsCheck finish() {
     check_.prompt = summarize_lengths(std::move(prompt_lengths_));
@@ -196,6 +196,23 @@ std::vector<LeakedRow> leaked_rows(const Checker& train, const Checker& held_out
   return rows;
 }
 
+/// Reads the files that each of the paths names, and adds them to `files`; weights make no
+/// difference here.
+void read_all(const std::vector<std::string>& paths, Split split, Checker& checker,
+              std::vector<std::string>& files) {
+  for (const std::string& path : paths) {
+    const std::int64_t before = checker.rows();
+    for (const detail::DataPart& part : detail::find_data_files(path, split)) {
+      for (const std::string& file : part.files) {
+        files.push_back(file);
+        checker.read(file, files.size() - 1);
+      }
+    }
+    if (checker.rows() > before) continue;
+    throw DataError(fmt::format("{}: expected at least one row, got none", path));
+  }
+}
+
 }  // namespace
 
 LengthSummary summarize_lengths(std::vector<std::int64_t> lengths) {
@@ -233,13 +250,11 @@ DataCheck check_data(const std::vector<std::string>& train,
   DataCheckOptions resolved = options;
   const std::string& asked = options.data.chat_format;
   resolved.data.chat_format = detail::chat_format_for_rows(asked, tokenizer);
-  DataCheck check{.files = train, .train = {}, .held_out = {}, .leaks = {}};
-  check.files.insert(check.files.end(), held_out.begin(), held_out.end());
+  DataCheck check;
   Checker training(tokenizer, resolved);
   Checker holding_out(tokenizer, resolved);
-  for (std::size_t file = 0; file < check.files.size(); ++file) {
-    (file < train.size() ? training : holding_out).read(check.files[file], file);
-  }
+  read_all(train, Split::kTrain, training, check.files);
+  read_all(held_out, Split::kHeldOut, holding_out, check.files);
   check.leaks = leaked_rows(training, holding_out);
   check.leak_policy = options.data.leak;
   check.train = training.finish();

@@ -6,14 +6,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <exception>
 #include <iterator>
+#include <map>
 #include <utility>
 
 #include "data/chat_writer.h"
+#include "data/data_files.h"
 #include "data/defect_line.h"
-#include "data/line_error.h"
 #include "data/pair_index.h"
+#include "data/row_judgement.h"
 #include "data/row_preparation.h"
 #include "data/token_cache.h"
 #include "prefopt/data/chat.h"
@@ -25,12 +26,6 @@ namespace {
 using detail::PairIndex;
 using detail::PreparedRow;
 using detail::RowDefect;
-
-void count_cuts(const detail::Cuts& cuts, std::int64_t line, RowReport& report) {
-  report.truncated_prompts += cuts.prompt ? 1 : 0;
-  report.truncated_completions += cuts.completions;
-  if (cuts.prompt || cuts.completions > 0) report.truncated_lines.push_back(line);
-}
 
 /// Returns the note on what cut rows lose.
 std::string note_of_cuts(const DataOptions& options) {
@@ -59,104 +54,151 @@ class Loader {
   Loader(const std::string& path, const DataOptions& options) : path_(path), options_(options) {}
 
   void take(std::int64_t line, PreparedRow row) {
-    RowReport& report = dataset_.report;
-    ++report.rows_read;
-    if (row.error) std::rethrow_exception(row.error);
-    if (!row.refusal.empty()) return refuse(line, row);
-    for (const detail::UnreadColumn& column : row.unread) ++report.unread[column.name];
-    detail::check_unread(row.unread, options_, detail::row_place(path_, line));
-    if (index_.find(row.pair)) row.defects.push_back(RowDefect::kDuplicate);
-    for (const RowDefect defect : row.defects) {
-      if (!keeps(defect, line)) return;
-    }
-
-    // Counted last: a row that was dropped for one defect was not kept with another.
-    for (const RowDefect defect : row.defects) {
-      // A long prompt was cut, and cuts are counted anyway.
-      if (defect == RowDefect::kLongPrompt) continue;
-      report.kept_with[std::string(detail::defect_name(defect))].push_back(line);
-    }
-    count_cuts(row.cuts, line, report);
-    report.message_rows += row.from_messages ? 1 : 0;
-    ++report.rows_kept;
+    const bool is_whole = !row.error && row.refusal.empty();
+    if (is_whole && index_.find(row.pair)) row.defects.push_back(RowDefect::kDuplicate);
+    if (!detail::judge_row(path_, line, options_, row, dataset_.report)) return;
     dataset_.pairs.push_back(std::move(row.pair));
     dataset_.lines.push_back(line);
     index_.add(dataset_.pairs.size() - 1);
   }
 
-  Dataset finish() {
-    const RowReport& report = dataset_.report;
-    if (report.rows_read == 0) {
-      throw DataError(fmt::format("{}: expected a usable row, got no row at all", path_));
-    }
-    if (dataset_.pairs.empty()) {
-      check_kind();
-      std::string defects = report.summary();
-      for (auto at = defects.find('\n'); at != std::string::npos; at = defects.find('\n')) {
-        defects.replace(at, 1, "; ");
-      }
-      throw DataError(fmt::format("{}: expected a usable row, got none in {} read; {}", path_,
-                                  report.rows_read, defects));
-    }
-    return std::move(dataset_);
-  }
+  Dataset finish() { return std::move(dataset_); }
 
  private:
-  /// Rows of the other kind are no damage but the wrong file for the loss.
-  void check_kind() const {
-    const auto& dropped = dataset_.report.dropped;
-    if (dropped.size() != 1) return;
-    if (dropped.begin()->first == "expected one completion and a label") {
-      throw ConfigError(fmt::format(
-          "{}: expected rows of one completion and a label, which the loss is for, got pairs",
-          path_));
-    }
-    if (dropped.begin()->first == "expected a key 'rejected'") {
-      throw ConfigError(fmt::format(
-          "{}: expected pairs, which the loss compares, got rows of one completion", path_));
-    }
-  }
-
-  void refuse(std::int64_t line, const PreparedRow& row) {
-    const auto policy = detail::policy_for(row.defects.front(), options_).policy;
-    if (policy == RowAction::kError) throw DataError(row.refusal);
-    drop(detail::refusal_reason(row.refusal, path_, line), line);
-  }
-
-  void drop(std::string_view reason, std::int64_t line) {
-    dataset_.report.dropped[std::string(reason)].push_back(line);
-  }
-
-  bool keeps(RowDefect defect, std::int64_t line) {
-    switch (detail::policy_for(defect, options_).policy) {
-      case RowAction::kError:
-        throw DataError(detail::refusal_of(defect, options_, detail::row_place(path_, line)));
-      case RowAction::kDrop:
-        drop(detail::defect_name(defect), line);
-        return false;
-      case RowAction::kKeep:
-        break;
-    }
-    return true;
-  }
-
   const std::string& path_;
   const DataOptions& options_;
   Dataset dataset_;
   PairIndex index_{dataset_.pairs, PairIndex::Key::kRow};
 };
 
+std::map<std::string, std::int64_t> count_dropped(const RowReport& report) {
+  std::map<std::string, std::int64_t> counts;
+  for (const auto& [reason, lines] : report.dropped) counts[reason] += std::ssize(lines);
+  for (const RowReport& of_file : report.files) {
+    for (const auto& [reason, lines] : of_file.dropped) counts[reason] += std::ssize(lines);
+  }
+  return counts;
+}
+
+/// Throws ConfigError for rows of the other kind, which are no damage but the wrong file for the
+/// loss.
+void check_kind(const std::string& rows, const RowReport& report) {
+  const auto dropped = count_dropped(report);
+  if (dropped.size() != 1) return;
+  if (dropped.begin()->first == "expected one completion and a label") {
+    throw ConfigError(fmt::format(
+        "{}: expected rows of one completion and a label, which the loss is for, got pairs", rows));
+  }
+  if (dropped.begin()->first == "expected a key 'rejected'") {
+    throw ConfigError(fmt::format(
+        "{}: expected pairs, which the loss compares, got rows of one completion", rows));
+  }
+}
+
+void check_not_empty(const std::string& rows, const Dataset& dataset) {
+  const RowReport& report = dataset.report;
+  if (report.rows_read == 0) {
+    throw DataError(fmt::format("{}: expected a usable row, got no row at all", rows));
+  }
+  if (!dataset.pairs.empty()) return;
+  check_kind(rows, report);
+  std::string defects = report.summary();
+  for (auto at = defects.find('\n'); at != std::string::npos; at = defects.find('\n')) {
+    defects.replace(at, 1, "; ");
+  }
+  throw DataError(fmt::format("{}: expected a usable row, got none in {} read; {}", rows,
+                              report.rows_read, defects));
+}
+
+/// Puts the rows of several files one after the other.
+class Joiner {
+ public:
+  explicit Joiner(const DataOptions& options) : options_(options) {}
+
+  void add(Dataset rows, DatasetFile file) {
+    const std::vector<bool> is_again = find_again(rows, file.path);
+    RowReport& report = rows.report;
+    report.path = file.path;
+    for (std::size_t i = 0; i < rows.pairs.size(); ++i) {
+      if (is_again[i]) continue;
+      joined_.pairs.push_back(std::move(rows.pairs[i]));
+      joined_.lines.push_back(rows.lines[i]);
+      joined_.file_of.push_back(joined_.files.size());
+    }
+    for (std::size_t i = indexed_; i < joined_.pairs.size(); ++i) index_.add(i);
+    indexed_ = joined_.pairs.size();
+    joined_.files.push_back(std::move(file));
+    add_sums(report);
+    joined_.report.files.push_back(std::move(report));
+  }
+
+  Dataset finish() { return std::move(joined_); }
+
+ private:
+  /// Returns which rows are left out, as rows of an earlier file equal them. Those of their own
+  /// file are known.
+  std::vector<bool> find_again(Dataset& rows, const std::string& path) {
+    std::vector<bool> is_again(rows.pairs.size());
+    const RowAction policy = options_.duplicate;
+    const std::string name(detail::defect_name(RowDefect::kDuplicate));
+    for (std::size_t i = 0; i < rows.pairs.size(); ++i) {
+      if (!index_.find(rows.pairs[i])) continue;
+      const std::int64_t line = rows.lines[i];
+      if (policy == RowAction::kError) {
+        throw DataError(
+            detail::refusal_of(RowDefect::kDuplicate, options_, detail::row_place(path, line)));
+      }
+      is_again[i] = policy == RowAction::kDrop;
+      rows.report.rows_kept -= is_again[i] ? 1 : 0;
+      auto& lines = (is_again[i] ? rows.report.dropped : rows.report.kept_with)[name];
+      if (std::find(lines.begin(), lines.end(), line) == lines.end()) lines.push_back(line);
+    }
+    return is_again;
+  }
+
+  void add_sums(const RowReport& report) {
+    RowReport& sums = joined_.report;
+    sums.rows_read += report.rows_read;
+    sums.rows_kept += report.rows_kept;
+    sums.truncated_prompts += report.truncated_prompts;
+    sums.truncated_completions += report.truncated_completions;
+    sums.message_rows += report.message_rows;
+    for (const auto& [column, count] : report.unread) sums.unread[column] += count;
+  }
+
+  const DataOptions& options_;
+  Dataset joined_;
+  PairIndex index_{joined_.pairs, PairIndex::Key::kRow};
+  std::size_t indexed_ = 0;
+};
+
 }  // namespace
+
+void StreamOptions::fields(FieldVisitor& v) {
+  v.integer({"buffer",
+             "rows in memory, of which the next one is drawn while files are read; 0: all rows are "
+             "loaded first"},
+            buffer, Range::between(0, 1e9));
+}
 
 void DataOptions::fields(FieldVisitor& v) {
   const std::vector<std::string_view> drop_policies = {"error", "drop"};
   const std::vector<std::string_view> policies = {"error", "drop", "keep"};
   const std::vector<std::string_view> defect_policies = {"unusable", "error", "drop", "keep"};
-  v.text({"train", "rows to train on: JSON lines or a JSON array, also gzipped"}, train);
-  v.text({"eval", "held-out rows; empty: eval_fraction is cut from train"}, eval);
-  v.real({"eval_fraction", "part of the rows of train to hold out, from the end of the file"},
+  v.text_or_list(
+      {"train",
+       "rows to train on: a file (JSON lines, a JSON array, Parquet, Arrow), a folder, a "
+       "pattern, or a list of such or of {\"path\", \"weight\"}"},
+      train);
+  v.text_or_list({"eval", "held-out rows; empty: eval_fraction is cut from train"}, eval);
+  v.real({"eval_fraction", "part of the rows of train to hold out, from the end of each item"},
          eval_fraction, Range::half_open(0, 1));
-  v.integer({"max_rows", "rows to read; 0: all"}, max_rows, Range::at_least(0));
+  // Texts from before this group lack it, and are the same without it.
+  if (!v.writes() || stream.buffer > 0) {
+    v.group({"stream", "Rows that are read while they are trained on"}, stream);
+  }
+  v.integer({"max_rows", "rows to read, of all files together; 0: all"}, max_rows,
+            Range::at_least(0));
   v.integer({"max_prompt_length", "tokens of the prompt with its begin token; 0: no limit"},
             max_prompt_length, Range::at_least(0));
   v.integer({"max_completion_length", "tokens of a completion with its end token; 0: no limit"},
@@ -194,8 +236,7 @@ void DataOptions::fields(FieldVisitor& v) {
            policies);
   v.choice({"long_prompt", "rows whose prompt is over its budget; keep: cut its beginning"},
            long_prompt, policies);
-  v.choice({"duplicate", "rows that an earlier one of their file equals, in tokens"}, duplicate,
-           policies);
+  v.choice({"duplicate", "rows that an earlier one equals, in tokens"}, duplicate, policies);
   v.choice({"ends_with_user",
             "conversations whose last turn is not the assistant's; keep: what follows its last "
             "turn is left out"},
@@ -244,54 +285,96 @@ void DataOptions::fields(FieldVisitor& v) {
 
 std::string RowReport::summary() const {
   std::vector<std::string> parts;
-  for (const auto& [reason, lines] : dropped) {
-    parts.push_back(detail::defect_line("dropped", reason, lines));
-  }
-  for (const auto& [reason, lines] : kept_with)
-    parts.push_back(detail::defect_line("kept", reason, lines));
+  const std::string begin = path.empty() ? "" : path + ": ";
+  const auto add = [&](const std::string& line) { parts.push_back(begin + line); };
+  for (const auto& [reason, lines] : dropped) add(detail::defect_line("dropped", reason, lines));
+  for (const auto& [reason, lines] : kept_with) add(detail::defect_line("kept", reason, lines));
   std::vector<std::string> cut;
   if (truncated_prompts > 0) cut.push_back(detail::counted(truncated_prompts, "prompt"));
   if (truncated_completions > 0)
     cut.push_back(detail::counted(truncated_completions, "completion"));
-  if (!cut.empty()) {
-    parts.push_back(
-        fmt::format("truncated {} {}", fmt::join(cut, ", "), detail::places(truncated_lines)));
+  if (!cut.empty() && files.empty()) {
+    add(fmt::format("truncated {} {}", fmt::join(cut, ", "), detail::places(truncated_lines)));
   }
-  if (!unread.empty()) parts.push_back(detail::unread_line(unread, rows_read));
+  for (const RowReport& file : files) {
+    if (std::string lines = file.summary(); !lines.empty()) parts.push_back(std::move(lines));
+  }
+  const bool is_of_all = path.empty();  // the columns of files are those of their sum
+  if (is_of_all && !unread.empty()) add(detail::unread_line(unread, rows_read));
   return fmt::format("{}", fmt::join(parts, "\n"));
+}
+
+std::string Dataset::place(std::size_t pair) const {
+  const std::size_t file = file_of.empty() ? 0 : file_of[pair];
+  return detail::row_place(files.empty() ? "rows" : files[file].path, lines[pair]);
 }
 
 TokenRow tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                       const DataOptions& options, RowReport& report) {
   detail::check_data_options(options, "tokenize_row");
   PreparedRow prepared = detail::prepare_row(row, tokenizer, options, nullptr, 0);
-  count_cuts(prepared.cuts, row.line, report);
+  detail::count_cuts(prepared.cuts, row.line, report);
   return std::move(prepared.pair);
 }
 
-Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
-                     const DataOptions& options, const RowNeeds& needs) {
-  detail::check_data_options(options, "load_dataset");
-  DataOptions resolved = options;
-  resolved.chat_format = detail::chat_format_for_rows(options.chat_format, tokenizer);
-  const auto noted = [&](Dataset dataset) {
-    dataset.report.chat_note =
-        detail::chat_format_note(options.chat_format, tokenizer, dataset.report.message_rows);
-    return dataset;
-  };
+namespace {
+
+/// The rows of one file, none if it has none.
+Dataset load_file(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
+                  const RowNeeds& needs) {
   const auto load = [&] {
-    Loader loader(path, resolved);
+    Loader loader(path, options);
     detail::prepare_file(
-        path, tokenizer, resolved, &needs, needs.context_length,
+        path, tokenizer, options, &needs, needs.context_length,
         [&](std::int64_t line, PreparedRow row) { loader.take(line, std::move(row)); });
     return loader.finish();
   };
-  Dataset dataset = [&] {
-    if (options.token_cache.empty()) return noted(load());
-    const detail::TokenCache cache(options.token_cache, path, tokenizer, resolved, needs);
-    return noted(cache.get_or_make(load));
-  }();
-  if (!dataset.report.truncated_lines.empty()) dataset.report.cut_note = note_of_cuts(resolved);
+  if (options.token_cache.empty()) return load();
+  const detail::TokenCache cache(options.token_cache, path, tokenizer, options, needs);
+  return cache.get_or_make(load);
+}
+
+/// The rows of all files, up to max_rows of them together.
+Dataset load_files(const std::vector<detail::DataPart>& parts, const Tokenizer& tokenizer,
+                   DataOptions options, const RowNeeds& needs) {
+  Joiner joiner(options);
+  const bool has_limit = options.max_rows > 0;
+  for (std::size_t part = 0; part < parts.size(); ++part) {
+    for (const std::string& path : parts[part].files) {
+      Dataset rows = load_file(path, tokenizer, options, needs);
+      const std::int64_t read = rows.report.rows_read;
+      joiner.add(std::move(rows), {.path = path, .part = part, .weight = parts[part].weight});
+      if (has_limit && read >= options.max_rows) return joiner.finish();
+      if (has_limit) options.max_rows -= read;
+    }
+  }
+  return joiner.finish();
+}
+
+}  // namespace
+
+Dataset load_dataset(const std::string& rows, const Tokenizer& tokenizer,
+                     const DataOptions& options, const RowNeeds& needs, Split split) {
+  detail::check_data_options(options, "load_dataset");
+  DataOptions resolved = options;
+  resolved.chat_format = detail::chat_format_for_rows(options.chat_format, tokenizer);
+  std::vector<detail::DataPart> parts = detail::find_data_files(rows, split);
+  if (split != Split::kTrain) parts = {{.files = detail::find_files_of_rows(rows, split)}};
+  const bool is_one_file = parts.size() == 1 && parts.front().files.size() == 1;
+  Dataset dataset;
+  if (is_one_file) {
+    const std::string& path = parts.front().files.front();
+    dataset = load_file(path, tokenizer, resolved, needs);
+    dataset.files = {{.path = path, .weight = parts.front().weight}};
+  } else {
+    dataset = load_files(parts, tokenizer, resolved, needs);
+  }
+  check_not_empty(is_one_file ? dataset.files.front().path : rows, dataset);
+  RowReport& report = dataset.report;
+  report.chat_note = detail::chat_format_note(options.chat_format, tokenizer, report.message_rows);
+  if (report.truncated_prompts + report.truncated_completions > 0) {
+    report.cut_note = note_of_cuts(resolved);
+  }
   return dataset;
 }
 

@@ -19,6 +19,10 @@ std::string places(const std::vector<std::int64_t>& lines);
 std::string defect_line(std::string_view verb, std::string_view reason,
                         const std::vector<std::int64_t>& lines);
 
+/// `dropped 3 rows: empty completion (a.jsonl:2, b.jsonl:7, b.jsonl:19)`.
+std::string defect_line(std::string_view verb, std::string_view reason,
+                        const std::vector<std::string>& rows);
+
 /// `text that nothing reads: 'id' (100 % of the rows), 'notes' (2.5 % of the rows)`.
 std::string unread_line(const std::map<std::string, std::int64_t>& columns, std::int64_t rows);
 

@@ -6,9 +6,17 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <optional>
 #include <system_error>
+#include <utility>
 #include <vector>
 
+#include "data/arrow_rows.h"
+#include "data/file_kind.h"
+#include "data/row_file.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/error.h"
 
@@ -34,6 +42,9 @@ class InputFile {
   ~InputFile() { gzclose(file_); }
   InputFile(const InputFile&) = delete;
   InputFile& operator=(const InputFile&) = delete;
+
+  /// Returns whether the file is as it is read, not packed.
+  bool is_plain() const { return gzdirect(file_) == 1; }
 
   /// Bytes read into `buffer`; 0 at the end. `line` is the last whole line, for the error.
   std::size_t read(std::vector<char>& buffer, std::int64_t line) {
@@ -249,43 +260,6 @@ class ElementCutter final : public RowCutter {
   bool is_escaped_ = false;
 };
 
-/// A file of another kind, by what it begins with.
-struct OtherKind {
-  std::string_view beginning, name, hint;
-};
-
-constexpr std::string_view kAsLines =
-    "write its rows as JSON lines, as pandas' to_json(orient='records', lines=True) does";
-constexpr std::string_view kUnpack = "unpack it, or pack it with gzip";
-constexpr std::string_view kAsUtf8 = "make it UTF-8, as iconv -f UTF-16 -t UTF-8 does";
-
-constexpr OtherKind kOtherKinds[] = {
-    {"PAR1", "a Parquet file", kAsLines},
-    {"ARROW1", "an Arrow file", kAsLines},
-    {"SQLite format 3", "an SQLite database", kAsLines},
-    {"PK\x03\x04", "a ZIP archive", kUnpack},
-    {"\x28\xB5\x2F\xFD", "a Zstandard file", kUnpack},
-    {"BZh", "a bzip2 file", kUnpack},
-    {"\xFD"
-     "7zXZ",
-     "an xz file", kUnpack},
-    {"\xFF\xFE", "UTF-16", kAsUtf8},
-    {"\xFE\xFF", "UTF-16", kAsUtf8},
-    {{"{\0", 2}, "UTF-16", kAsUtf8},
-    {{"[\0", 2}, "UTF-16", kAsUtf8},
-    {{"\0{", 2}, "UTF-16", kAsUtf8},
-    {{"\0[", 2}, "UTF-16", kAsUtf8},
-    {"version https://git-lfs", "the pointer to a file of Git LFS", "fetch the file itself"},
-};
-
-void check_kind_of_file(const std::string& path, std::string_view head) {
-  for (const OtherKind& kind : kOtherKinds) {
-    if (!head.starts_with(kind.beginning)) continue;
-    throw DataError(fmt::format("{}: expected JSON lines or a JSON array, got {}; {}", path,
-                                kind.name, kind.hint));
-  }
-}
-
 enum class FileForm { kUnknown, kLines, kArray, kObjects };
 
 /// Returns how the rows lie in a file, as far as its beginning tells.
@@ -313,42 +287,118 @@ FileForm form_of(std::string_view head, bool is_all) {
              : FileForm::kObjects;
 }
 
-void cut_rows(InputFile& file, RowCutter& cutter, std::string_view head) {
-  if (!cutter.feed(head)) return;
-  std::vector<char> buffer(kBlock);
-  while (const std::size_t got = file.read(buffer, cutter.line())) {
-    if (!cutter.feed({buffer.data(), got})) return;
+/// Rows of JSON: the cutter fills a queue, block by block.
+class JsonRows final : public detail::RowFile {
+ public:
+  explicit JsonRows(std::string path) : path_(std::move(path)), file_(path_), buffer_(kBlock) {}
+
+  /// Reads as much as tells the form of the rows. Returns the kind of a file for Arrow instead,
+  /// which this is not.
+  std::optional<detail::ArrowKind> begin() {
+    std::string head;
+    FileForm form = FileForm::kUnknown;
+    while (form == FileForm::kUnknown) {
+      const std::size_t got = file_.read(buffer_, 0);
+      head.append(buffer_.data(), got);
+      form = form_of(head, /*is_all=*/got == 0);
+    }
+    if (const auto kind = detail::arrow_kind_of(head)) {
+      if (file_.is_plain()) return kind;
+      throw DataError(
+          fmt::format("{}: expected JSON lines or a JSON array in gzip, got {}; unpack "
+                      "it, as its columns are packed anyway",
+                      path_, detail::arrow_kind_name(*kind)));
+    }
+    detail::check_kind_of_file(path_, head);
+    begin_rows(form, head);
+    return std::nullopt;
   }
-  cutter.finish();
-}
+
+  bool next(detail::FileRow& row) override {
+    while (rows_.empty()) {
+      // Rows in front of a defect come first.
+      if (failure_) std::rethrow_exception(failure_);
+      if (is_at_end_) return false;
+      feed();
+    }
+    row = std::move(rows_.front());
+    rows_.pop_front();
+    return true;
+  }
+
+ private:
+  void begin_rows(FileForm form, std::string_view head) {
+    if (form == FileForm::kLines) {
+      cutter_ = std::make_unique<LineCutter>(path_, take_);
+    } else {
+      if (head.starts_with(kByteOrderMark)) head.remove_prefix(kByteOrderMark.size());
+      cutter_ = std::make_unique<ElementCutter>(path_, take_, form == FileForm::kArray);
+    }
+    guard([&] { cutter_->feed(head); });
+  }
+
+  void feed() {
+    guard([&] {
+      const std::size_t got = file_.read(buffer_, cutter_->line());
+      is_at_end_ = got == 0;
+      if (is_at_end_) {
+        cutter_->finish();
+      } else {
+        cutter_->feed({buffer_.data(), got});
+      }
+    });
+  }
+
+  template <class Work>
+  void guard(Work&& work) {
+    try {
+      work();
+    } catch (const DataError&) {
+      failure_ = std::current_exception();
+    }
+  }
+
+  std::string path_;
+  InputFile file_;
+  std::vector<char> buffer_;
+  std::deque<detail::FileRow> rows_;
+  const TakeRow take_ = [this](std::int64_t number, std::string_view text) {
+    rows_.push_back({.number = number, .text = std::string(text)});
+    return true;
+  };
+  std::unique_ptr<RowCutter> cutter_;
+  std::exception_ptr failure_;
+  bool is_at_end_ = false;
+};
 
 }  // namespace
+
+void detail::RowFile::skip(std::int64_t count) {
+  FileRow passed;
+  while (count > 0 && next(passed)) --count;
+}
+
+std::unique_ptr<detail::RowFile> detail::open_rows(const std::string& path) {
+  auto rows = std::make_unique<JsonRows>(path);
+  if (const auto kind = rows->begin()) return open_arrow_rows(path, *kind);
+  return rows;
+}
 
 void detail::read_lines(const std::string& path, const TakeRow& row) {
   InputFile file(path);
   LineCutter lines(path, row);
-  cut_rows(file, lines, "");
+  std::vector<char> buffer(kBlock);
+  while (const std::size_t got = file.read(buffer, lines.line())) {
+    if (!lines.feed({buffer.data(), got})) return;
+  }
+  lines.finish();
 }
 
 void detail::read_rows(const std::string& path, const TakeRow& row) {
-  InputFile file(path);
-  std::string head;
-  std::vector<char> buffer(kBlock);
-  FileForm form = FileForm::kUnknown;
-  while (form == FileForm::kUnknown) {
-    const std::size_t got = file.read(buffer, 0);
-    head.append(buffer.data(), got);
-    form = form_of(head, /*is_all=*/got == 0);
+  const auto rows = open_rows(path);
+  FileRow next;
+  while (rows->next(next) && row(next.number, next.text)) {
   }
-  check_kind_of_file(path, head);
-  if (form == FileForm::kLines) {
-    LineCutter lines(path, row);
-    return cut_rows(file, lines, head);
-  }
-  std::string_view begun = head;
-  if (begun.starts_with(kByteOrderMark)) begun.remove_prefix(kByteOrderMark.size());
-  ElementCutter elements(path, row, form == FileForm::kArray);
-  cut_rows(file, elements, begun);
 }
 
 void for_each_line(const std::string& path,

@@ -8,6 +8,7 @@
 
 #include "core/json.h"
 #include "data/chat_writer.h"
+#include "data/data_files.h"
 #include "data/row_preparation.h"
 #include "prefopt/error.h"
 
@@ -48,23 +49,25 @@ Prompt make_prompt(const PreferenceRow& row, const Tokenizer& tokenizer, const D
 
 }  // namespace
 
-std::vector<Prompt> load_prompts(const std::string& path, const Tokenizer& tokenizer,
-                                 const DataOptions& options) {
+std::vector<Prompt> load_prompts(const std::string& rows, const Tokenizer& tokenizer,
+                                 const DataOptions& options, Split split) {
   detail::check_data_options(options, "load_prompts");
   DataOptions resolved = options;
   resolved.chat_format = detail::chat_format_for_rows(options.chat_format, tokenizer);
   std::vector<Prompt> prompts;
-  detail::read_prompts(
-      path, resolved, [&](const PreferenceRow& row, const detail::RowTrace& trace) {
-        const std::string where = detail::row_place(path, row.line);
-        if (!trace.answers.empty()) {
-          throw DataError(fmt::format("{}: expected a prompt alone, got a completion in '{}'",
-                                      where, detail::shown_text(trace.answers.front())));
-        }
-        prompts.push_back(make_prompt(row, tokenizer, resolved, where));
-      });
+  for (const std::string& path : detail::find_files_of_rows(rows, split)) {
+    detail::read_prompts(
+        path, resolved, [&](const PreferenceRow& row, const detail::RowTrace& trace) {
+          const std::string where = detail::row_place(path, row.line);
+          if (!trace.answers.empty()) {
+            throw DataError(fmt::format("{}: expected a prompt alone, got a completion in '{}'",
+                                        where, detail::shown_text(trace.answers.front())));
+          }
+          prompts.push_back(make_prompt(row, tokenizer, resolved, where));
+        });
+  }
   if (prompts.empty()) {
-    throw DataError(fmt::format("{}: expected at least one prompt, got none", path));
+    throw DataError(fmt::format("{}: expected at least one prompt, got none", rows));
   }
   return prompts;
 }

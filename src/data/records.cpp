@@ -15,6 +15,7 @@
 #include "core/json.h"
 #include "core/json_text.h"
 #include "core/utf8.h"
+#include "data/arrow_module.h"
 #include "data/chat_writer.h"
 #include "data/conversation.h"
 #include "data/line_error.h"
@@ -500,6 +501,25 @@ class RowReader {
   mutable bool reasons_ = false;      ///< one has reasoning next to its content
 };
 
+/// Throws ConfigError where the row lacks something because the type of its column has no JSON: the
+/// file is then at fault, not the row.
+void check_types(std::string_view json, const detail::LineError& error) {
+  constexpr std::string_view kMark = detail::kArrowTypeMark;
+  constexpr std::string_view kEnd = "\":null}";
+  for (auto at = json.find(kMark); at != std::string_view::npos; at = json.find(kMark, at + 1)) {
+    const std::string_view type = json.substr(at + kMark.size());
+    const std::size_t end = type.find('"');
+    if (!type.substr(std::min(end, type.size())).starts_with(kEnd)) continue;
+    if (!std::string_view(error.what()).ends_with(fmt::format(", got {}", type.substr(0, end)))) {
+      continue;
+    }
+    throw ConfigError(fmt::format(
+        "{}, a type that is not read; write the column as text or numbers, or name another one in "
+        "data.columns",
+        error.what()));
+  }
+}
+
 }  // namespace
 
 std::string format_dialogue(const std::vector<Message>& messages, bool open_assistant_turn) {
@@ -530,7 +550,8 @@ PreferenceRow detail::parse_line(std::string_view json, std::string_view where,
     const SortedJson row =
         reading.layout.canonical(parse_line_json(json, where), where, use, trace);
     return RowReader(row, where, chat, options, reading).read();
-  } catch (const LineError&) {
+  } catch (const LineError& error) {
+    check_types(json, error);
     throw;
   } catch (const DataError& error) {
     throw LineError(LineDefect::kMalformed, error.what());

@@ -235,7 +235,8 @@ bool RowParts::trains(SortedJson& message, const std::string& path, bool is_answ
 }
 
 SortedJson RowParts::turns(const SortedJson& value, const std::string& path) {
-  if (value.is_object()) return SortedJson::array({message(value, path)});
+  const bool is_message = value.is_object() && json_type_name(value) == "object";
+  if (is_message) return SortedJson::array({message(value, path)});
   if (!value.is_array()) return value;
   SortedJson list = SortedJson::array();
   for (const SortedJson& given : value) list.push_back(message(given, path));

@@ -220,7 +220,8 @@ class RowEncoder {
   void encode_prompt() {
     const Text prompt = noted({row_.prompt, row_.prompt_parts}, /*is_completion=*/false);
     Ids& ids = result_.pair.prompt;
-    ids = tokenizer_.encode_plain(prompt.text, plain_of(prompt));
+    ids = tokenizer_.encode_part(prompt.text, plain_of(prompt), {.is_last = false});
+    prompt_text_ = prompt.text;
     const std::int64_t begin = tokenizer_.bos_id();
     if (!is_bare() || !options_.add_bos || begin < 0) return;
     if (!ids.empty() && ids.front() == begin) {
@@ -237,10 +238,14 @@ class RowEncoder {
     const std::vector<TextRange> plain = plain_of(completion);
     std::size_t done = 0;
     // Apart, as prompt and completion are: a token lies in one of the parts.
+    const std::string whole = prompt_text_ + completion.text;
     const auto take = [&](std::size_t end, bool counts) {
       if (end <= done) return;
-      const std::string_view part = std::string_view(completion.text).substr(done, end - done);
-      const Ids more = tokenizer_.encode_plain(part, within(plain, done, end));
+      const std::size_t begin = prompt_text_.size() + done;
+      const TextPlace place{.before = std::string_view(whole).substr(0, begin),
+                            .is_last = end == completion.text.size()};
+      const Ids more = tokenizer_.encode_part(std::string_view(whole).substr(begin, end - done),
+                                              within(plain, done, end), place);
       ids.insert(ids.end(), more.begin(), more.end());
       mask.insert(mask.end(), more.size(), counts ? 1 : 0);
       done = end;
@@ -373,6 +378,7 @@ class RowEncoder {
   const Tokenizer& tokenizer_;
   const DataOptions& options_;
   PreparedRow& result_;
+  std::string prompt_text_;  // what its completions follow
   bool spells_control_ = false, begins_ = false, ends_ = false;
 };
 
@@ -507,12 +513,7 @@ RowNeeds needs_of(const PreferenceRow& row) {
   return {.rejected = row.has_rejected, .gold = !row.gold.empty() || !row.gold_ids.empty()};
 }
 
-struct Line {
-  std::int64_t number;
-  std::string text;
-};
-
-PreferenceRow read_line(const std::string& path, const Line& line, const DataOptions& options,
+PreferenceRow read_line(const std::string& path, const FileRow& line, const DataOptions& options,
                         const LineReading& reading, std::vector<RowDefect>& defects,
                         RowTrace& trace) {
   const std::string where = row_place(path, line.number);
@@ -529,7 +530,7 @@ PreferenceRow read_line(const std::string& path, const Line& line, const DataOpt
   return read(replace_lone_surrogates(replace_invalid_utf8(line.text)));
 }
 
-PreparedRow prepare_line(const std::string& path, const Line& line, const Tokenizer& tokenizer,
+PreparedRow prepare_line(const std::string& path, const FileRow& line, const Tokenizer& tokenizer,
                          const DataOptions& options, const LineReading& reading) {
   PreparedRow result;
   PreferenceRow row;
@@ -559,7 +560,7 @@ PreparedRow prepare_line(const std::string& path, const Line& line, const Tokeni
   return result;
 }
 
-std::vector<PreparedRow> prepare_lines(const std::string& path, const std::vector<Line>& lines,
+std::vector<PreparedRow> prepare_lines(const std::string& path, const std::vector<FileRow>& lines,
                                        const Tokenizer& tokenizer, const DataOptions& options,
                                        const LineReading& reading) {
   std::vector<PreparedRow> rows(lines.size());
@@ -587,25 +588,6 @@ std::uint64_t columns_of_completions(const RowLayout& layout) {
     if (is_of_completions) bits |= std::uint64_t{1} << i;
   }
   return bits;
-}
-
-/// `found`: the columns of the mapping that any row had. `row` is one of the rows.
-void check_mapping(const RowLayout& layout, std::uint64_t found, const std::string& path,
-                   const std::string& row) {
-  const auto& mapping = layout.mapping();
-  for (std::size_t i = 0; i < mapping.size(); ++i) {
-    if ((found >> i & 1) != 0) continue;
-    const auto& [field, column] = mapping[i];
-    const SortedJson json = SortedJson::parse(row, nullptr, /*allow_exceptions=*/false);
-    std::vector<std::string> keys;
-    if (json.is_object()) {
-      for (const auto& item : json.items()) keys.push_back(item.key());
-    }
-    throw ConfigError(
-        fmt::format("{}: expected a column '{}', which data.columns.{} names, got no "
-                    "row that has it{}",
-                    path, column, field, did_you_mean(column, {keys.begin(), keys.end()})));
-  }
 }
 
 /// Throws DataError for a defect of the prompt that the policies do not keep: a row to be answered
@@ -813,7 +795,7 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
   constexpr std::size_t kMaxBytes = std::size_t{16} << 20;
   const RowLayout layout(options.columns);
   const LineReading reading{.layout = layout, .needs = needs, .context_length = context_length};
-  std::vector<Line> lines;
+  std::vector<FileRow> lines;
   std::size_t bytes = 0;
   std::uint64_t found = 0;
   std::string first;
@@ -836,6 +818,39 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
   });
   take_lines();
   if (count > 0) check_mapping(layout, found, path, first);
+}
+
+void check_mapping(const RowLayout& layout, std::uint64_t found, const std::string& where,
+                   const std::string& row) {
+  const auto& mapping = layout.mapping();
+  for (std::size_t i = 0; i < mapping.size(); ++i) {
+    if ((found >> i & 1) != 0) continue;
+    const auto& [field, column] = mapping[i];
+    const SortedJson json = SortedJson::parse(row, nullptr, /*allow_exceptions=*/false);
+    std::vector<std::string> keys;
+    if (json.is_object()) {
+      for (const auto& item : json.items()) keys.push_back(item.key());
+    }
+    throw ConfigError(
+        fmt::format("{}: expected a column '{}', which data.columns.{} names, got no "
+                    "row that has it{}",
+                    where, column, field, did_you_mean(column, {keys.begin(), keys.end()})));
+  }
+}
+
+std::vector<PreparedRow> prepare_rows(const std::vector<PlacedRow>& rows,
+                                      const Tokenizer& tokenizer, const DataOptions& options,
+                                      const RowNeeds& needs) {
+  const RowLayout layout(options.columns);
+  const LineReading reading{
+      .layout = layout, .needs = &needs, .context_length = needs.context_length};
+  std::vector<PreparedRow> prepared(rows.size());
+  parallel_for(0, std::ssize(rows), /*grain=*/1, [&](std::int64_t first, std::int64_t last) {
+    for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last); ++i) {
+      prepared[i] = prepare_line(*rows[i].path, rows[i].row, tokenizer, options, reading);
+    }
+  });
+  return prepared;
 }
 
 void read_prompts(

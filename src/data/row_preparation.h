@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/row_file.h"
 #include "data/row_layout.h"
 #include "prefopt/data/dataset.h"
 
@@ -120,6 +121,23 @@ std::string refusal_of(RowDefect defect, const DataOptions& options, std::string
 void prepare_file(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
                   const RowNeeds* needs, std::int64_t context_length,
                   const std::function<void(std::int64_t line, PreparedRow row)>& take);
+
+/// A row of one of several files.
+struct PlacedRow {
+  const std::string* path;
+  FileRow row;
+};
+
+/// prepare_row for each of the rows, on LibTorch's threads. `chat_format` of the options is what
+/// chat_format_for_rows gives.
+std::vector<PreparedRow> prepare_rows(const std::vector<PlacedRow>& rows,
+                                      const Tokenizer& tokenizer, const DataOptions& options,
+                                      const RowNeeds& needs);
+
+/// Throws ConfigError, led by `where`, where a column of the mapping is in none of the rows that
+/// `found` is of; `row` is one of them.
+void check_mapping(const RowLayout& layout, std::uint64_t found, const std::string& where,
+                   const std::string& row);
 
 /// The rows of a file for their prompts, with their lines: completions may be missing, and a
 /// conversation is taken up to its last answer. `chat_format` of the options is what

@@ -67,6 +67,7 @@ std::string key_of(const std::string& rows_hash, const Tokenizer& tokenizer, Dat
   options.train.clear();
   options.eval.clear();
   options.eval_fraction = 0;
+  options.stream = {};
   options.token_cache.clear();
   options.leak = {};
   std::string columns;

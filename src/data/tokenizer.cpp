@@ -16,6 +16,7 @@
 #include "data/tokenizer_gguf.h"
 #include "data/tokenizer_json.h"
 #include "data/tokenizer_writer.h"
+#include "data/tokenizers/pipeline.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -136,12 +137,20 @@ class RememberingTokenizer final : public Tokenizer {
                                          std::span<const TextRange> plain) const override {
     return tokenizer_->encode_plain(text, plain);
   }
+  std::vector<std::int64_t> encode_part(std::string_view text, std::span<const TextRange> plain,
+                                        const TextPlace& place) const override {
+    return tokenizer_->encode_part(text, plain, place);
+  }
   std::int64_t find_control(std::string_view text) const override {
     return tokenizer_->find_control(text);
   }
   std::string spelling(std::int64_t id) const override { return tokenizer_->spelling(id); }
   std::string decode(const std::vector<std::int64_t>& ids) const override {
     return tokenizer_->decode(ids);
+  }
+  std::string decode_part(const std::vector<std::int64_t>& ids,
+                          const std::vector<std::int64_t>& before) const override {
+    return tokenizer_->decode_part(ids, before);
   }
   std::int64_t vocab_size() const override { return tokenizer_->vocab_size(); }
   std::int64_t bos_id() const override { return tokenizer_->bos_id(); }
@@ -178,6 +187,17 @@ std::string own_tokenizer(const std::string& path) {
 std::vector<std::int64_t> Tokenizer::encode_plain(std::string_view text,
                                                   std::span<const TextRange> /*plain*/) const {
   return encode(text);
+}
+
+std::vector<std::int64_t> Tokenizer::encode_part(std::string_view text,
+                                                 std::span<const TextRange> plain,
+                                                 const TextPlace& /*place*/) const {
+  return encode_plain(text, plain);
+}
+
+std::string Tokenizer::decode_part(const std::vector<std::int64_t>& ids,
+                                   const std::vector<std::int64_t>& /*before*/) const {
+  return decode(ids);
 }
 
 std::int64_t Tokenizer::find_control(std::string_view /*text*/) const { return -1; }
@@ -234,12 +254,12 @@ std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name) {
   }
   if (path.extension() == ".json") {
     return remembering(
-        make_bpe_tokenizer(detail::read_tokenizer_json(path.string()), path.string()), chat_format);
+        detail::make_pipeline(detail::read_tokenizer_json(path.string()), path.string()), chat_format);
   }
   if (path.extension() == ".gguf") {
     const GgufFile file = GgufFile::open(path.string());
-    return make_bpe_tokenizer(
-        detail::bpe_vocabulary(detail::read_gguf_vocabulary(file), file.path()), file.path());
+    return detail::make_pipeline(
+        detail::spec_of(detail::read_gguf_vocabulary(file), file.path()), file.path());
   }
   throw ConfigError(fmt::format(
       "make_tokenizer: expected 'byte', a {}, a folder that holds one or a .gguf file, got '{}'",
@@ -286,7 +306,7 @@ FolderFiles tokenizer_files(const std::string& name, const std::string& chat_for
   if (is_gguf(path)) {
     const GgufFile file = GgufFile::open(name);
     files = detail::written_tokenizer(
-        detail::bpe_vocabulary(detail::read_gguf_vocabulary(file), file.path()), file.path());
+        detail::spec_of(detail::read_gguf_vocabulary(file), file.path()), file.path());
   } else if (!bytes && !name.empty()) {
     const fs::path folder = is_folder(path) ? path : path.parent_path();
     const fs::path main = is_folder(path) ? path / kTokenizerFile : path;

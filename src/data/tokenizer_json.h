@@ -3,11 +3,11 @@
 
 #include <string>
 
-#include "prefopt/data/tokenizer.h"
+#include "data/tokenizers/spec.h"
 
 namespace prefopt::detail {
 
 /// Reads a Hugging Face `tokenizer.json` and the settings next to it; see make_tokenizer.
-BpeVocabulary read_tokenizer_json(const std::string& path);
+TokenizerSpec read_tokenizer_json(const std::string& path);
 
 }  // namespace prefopt::detail

@@ -9,71 +9,78 @@
 
 #include "core/json.h"
 #include "core/utf8.h"
+#include "data/tokenizers/written_parts.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
 namespace {
 
-SortedJson json_of_byte_level(bool add_prefix_space, bool cuts) {
-  return {{"type", "ByteLevel"},
-          {"add_prefix_space", add_prefix_space},
-          {"trim_offsets", true},
-          {"use_regex", cuts}};
-}
-
 /// The tokenizer's own text of a token, by id.
 class TokenTexts {
  public:
-  explicit TokenTexts(const BpeVocabulary& vocabulary) : vocabulary_(vocabulary) {}
+  explicit TokenTexts(const TokenizerSpec& spec) : spec_(spec) {}
 
   /// Empty where there is no such token.
   std::string operator()(std::int64_t id) const {
-    for (const AddedToken& added : vocabulary_.added) {
+    for (const AddedToken& added : spec_.added) {
       if (added.id == id) return added.content;
     }
-    const bool known = id >= 0 && id < std::ssize(vocabulary_.tokens);
-    return known ? vocabulary_.tokens[static_cast<std::size_t>(id)] : "";
+    const bool known = id >= 0 && id < std::ssize(spec_.tokens);
+    return known ? spec_.tokens[static_cast<std::size_t>(id)] : "";
   }
 
  private:
-  const BpeVocabulary& vocabulary_;
+  const TokenizerSpec& spec_;
 };
 
-SortedJson model_of(const BpeVocabulary& vocabulary, std::string_view where) {
+void check_utf8(const TokenizerSpec& spec, std::string_view where) {
+  for (std::size_t id = 0; id < spec.tokens.size(); ++id) {
+    if (find_invalid_utf8(spec.tokens[id]) == std::string::npos) continue;
+    throw CheckpointError(fmt::format(
+        "{}: expected tokens in UTF-8, to be written as tokenizer.json, got other bytes in token "
+        "{}",
+        where, id));
+  }
+}
+
+SortedJson json_of(const TokenizerSpec& spec, const BpeSpec& model) {
   SortedJson vocab = SortedJson::object();
-  for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) {
-    const std::string& token = vocabulary.tokens[id];
-    if (token.empty()) continue;
-    if (find_invalid_utf8(token) != std::string::npos) {
-      throw CheckpointError(fmt::format(
-          "{}: expected tokens in UTF-8, to be written as tokenizer.json, got other bytes in token "
-          "{}",
-          where, id));
-    }
-    vocab[token] = id;
+  for (std::size_t id = 0; id < spec.tokens.size(); ++id) {
+    if (!spec.tokens[id].empty()) vocab[spec.tokens[id]] = id;
   }
   SortedJson merges = SortedJson::array();
-  for (const auto& [left, right] : vocabulary.merges) {
+  for (const auto& [left, right] : model.merges) {
     const bool plain = left.find(' ') == std::string::npos && right.find(' ') == std::string::npos;
     // Versions of `tokenizers` before 0.20 know the first form alone.
     merges.push_back(plain ? SortedJson(fmt::format("{} {}", left, right))
                            : SortedJson::array({left, right}));
   }
-  const std::string unknown = TokenTexts(vocabulary)(vocabulary.unknown_id);
+  const std::string unknown = TokenTexts(spec)(spec.unknown_id);
   return {{"type", "BPE"},
           {"dropout", nullptr},
           {"unk_token", unknown.empty() ? SortedJson() : SortedJson(unknown)},
           {"continuing_subword_prefix", nullptr},
           {"end_of_word_suffix", nullptr},
-          {"fuse_unk", vocabulary.fuse_unknown},
-          {"byte_fallback", false},
-          {"ignore_merges", vocabulary.ignore_merges},
+          {"fuse_unk", model.fuse_unknown},
+          {"byte_fallback", model.byte_fallback},
+          {"ignore_merges", model.ignore_merges},
           {"vocab", std::move(vocab)},
           {"merges", std::move(merges)}};
 }
 
-SortedJson added_tokens_of(const BpeVocabulary& vocabulary) {
-  std::vector<AddedToken> added = vocabulary.added;
+SortedJson json_of(const TokenizerSpec& spec, const UnigramSpec& model) {
+  SortedJson vocab = SortedJson::array();
+  for (std::size_t id = 0; id < spec.tokens.size(); ++id) {
+    vocab.push_back(SortedJson::array({spec.tokens[id], model.scores[id]}));
+  }
+  return {{"type", "Unigram"},
+          {"unk_id", spec.unknown_id},
+          {"vocab", std::move(vocab)},
+          {"byte_fallback", model.byte_fallback}};
+}
+
+SortedJson added_tokens_of(const TokenizerSpec& spec) {
+  std::vector<AddedToken> added = spec.added;
   // `tokenizers` gives ids in the order of the list.
   std::sort(added.begin(), added.end(),
             [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
@@ -81,7 +88,7 @@ SortedJson added_tokens_of(const BpeVocabulary& vocabulary) {
   for (const AddedToken& token : added) {
     list.push_back({{"id", token.id},
                     {"content", token.content},
-                    {"single_word", false},
+                    {"single_word", token.single_word},
                     {"lstrip", token.strip_left},
                     {"rstrip", token.strip_right},
                     {"normalized", token.normalized},
@@ -90,40 +97,16 @@ SortedJson added_tokens_of(const BpeVocabulary& vocabulary) {
   return list;
 }
 
-SortedJson split_of(const WordSplit& split) {
-  const bool digit = split.pattern == R"(\p{N})";
-  if (digit || split.pattern == R"(\p{N}+)") {
-    return {{"type", "Digits"}, {"individual_digits", digit}};
-  }
-  return {{"type", "Split"},
-          {"pattern", {{"Regex", split.pattern}}},
-          {"behavior", split.matches_only ? "Removed" : "Isolated"},
-          {"invert", split.matches_only}};
-}
-
-SortedJson pre_tokenizer_of(const BpeVocabulary& vocabulary) {
-  const std::string gpt2 = named_word_splits("gpt-2", "").front().pattern;
-  SortedJson list = SortedJson::array();
-  bool ended = false;  // by the ByteLevel that cuts, or adds a space
-  for (std::size_t i = 0; i < vocabulary.splits.size(); ++i) {
-    const WordSplit& split = vocabulary.splits[i];
-    const bool last = i + 1 == vocabulary.splits.size();
-    if (last && !split.matches_only && (split.pattern == gpt2 || split.pattern.empty())) {
-      list.push_back(json_of_byte_level(split.add_prefix_space, !split.pattern.empty()));
-      ended = true;
-    } else if (!split.pattern.empty()) {
-      list.push_back(split_of(split));
-    }
-  }
-  if (!ended) list.push_back(json_of_byte_level(false, /*cuts=*/false));
-  if (list.size() == 1) return list.front();
-  return {{"type", "Sequence"}, {"pretokenizers", std::move(list)}};
-}
-
 // Puts the begin token before a text, where the tokenizer does.
-SortedJson post_processor_of(const BpeVocabulary& vocabulary) {
-  const std::string begin = TokenTexts(vocabulary)(vocabulary.bos_id);
-  if (begin.empty()) return json_of_byte_level(true, true);
+SortedJson post_processor_of(const TokenizerSpec& spec) {
+  const std::string begin = TokenTexts(spec)(spec.bos_id);
+  // One that changes offsets alone: in its place transformers would make one up.
+  if (begin.empty()) {
+    return {{"type", "ByteLevel"},
+            {"add_prefix_space", true},
+            {"trim_offsets", true},
+            {"use_regex", true}};
+  }
   const auto special = [&](int type) {
     return SortedJson{{"SpecialToken", {{"id", begin}, {"type_id", type}}}};
   };
@@ -134,7 +117,7 @@ SortedJson post_processor_of(const BpeVocabulary& vocabulary) {
   const SortedJson pair =
       SortedJson::array({special(0), sequence("A", 0), special(1), sequence("B", 1)});
   const SortedJson token{{"id", begin},
-                         {"ids", SortedJson::array({vocabulary.bos_id})},
+                         {"ids", SortedJson::array({spec.bos_id})},
                          {"tokens", SortedJson::array({begin})}};
   SortedJson special_tokens = SortedJson::object();
   special_tokens[begin] = token;
@@ -144,38 +127,40 @@ SortedJson post_processor_of(const BpeVocabulary& vocabulary) {
           {"special_tokens", std::move(special_tokens)}};
 }
 
-SortedJson config_of(const BpeVocabulary& vocabulary) {
-  const TokenTexts text(vocabulary);
+SortedJson config_of(const TokenizerSpec& spec) {
+  const TokenTexts text(spec);
   SortedJson config{{"clean_up_tokenization_spaces", false},
                     {"tokenizer_class", "PreTrainedTokenizerFast"}};
-  const std::int64_t begin = vocabulary.begin_id >= 0 ? vocabulary.begin_id : vocabulary.bos_id;
+  const std::int64_t begin = spec.begin_id >= 0 ? spec.begin_id : spec.bos_id;
   for (const auto& [name, id] : {std::pair{"bos_token", begin},
-                                 {"eos_token", vocabulary.eos_id},
-                                 {"pad_token", vocabulary.pad_id},
-                                 {"unk_token", vocabulary.unknown_id}}) {
+                                 {"eos_token", spec.eos_id},
+                                 {"pad_token", spec.pad_id},
+                                 {"unk_token", spec.unknown_id}}) {
     if (const std::string token = text(id); !token.empty()) config[name] = token;
   }
-  if (!vocabulary.chat_template.empty()) {
-    config["chat_template"] = vocabulary.chat_template;
+  if (!spec.chat_template.empty()) {
+    config["chat_template"] = spec.chat_template;
   }
   return config;
 }
 
 }  // namespace
 
-FolderFiles written_tokenizer(const BpeVocabulary& vocabulary, std::string_view where) {
-  const SortedJson tokenizer{
-      {"version", "1.0"},
-      {"truncation", nullptr},
-      {"padding", nullptr},
-      {"added_tokens", added_tokens_of(vocabulary)},
-      {"normalizer", vocabulary.nfc ? SortedJson{{"type", "NFC"}} : SortedJson()},
-      {"pre_tokenizer", pre_tokenizer_of(vocabulary)},
-      {"post_processor", post_processor_of(vocabulary)},
-      {"decoder", json_of_byte_level(true, true)},
-      {"model", model_of(vocabulary, where)}};
+FolderFiles written_tokenizer(const TokenizerSpec& spec, std::string_view where) {
+  check_utf8(spec, where);
+  const SortedJson model =
+      std::visit([&](const auto& kind) { return json_of(spec, kind); }, spec.model);
+  const SortedJson tokenizer{{"version", "1.0"},
+                             {"truncation", nullptr},
+                             {"padding", nullptr},
+                             {"added_tokens", added_tokens_of(spec)},
+                             {"normalizer", written_normalizer(spec.normalizer)},
+                             {"pre_tokenizer", written_pre_tokenizer(spec.pre_tokenizer)},
+                             {"post_processor", post_processor_of(spec)},
+                             {"decoder", written_decoder(spec.decoder)},
+                             {"model", model}};
   return {{"tokenizer.json", dump_json(tokenizer, 1) + "\n"},
-          {"tokenizer_config.json", dump_json(config_of(vocabulary), 2) + "\n"}};
+          {"tokenizer_config.json", dump_json(config_of(spec), 2) + "\n"}};
 }
 
 }  // namespace prefopt::detail

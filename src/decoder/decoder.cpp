@@ -2,6 +2,7 @@
 #include "prefopt/decoder/decoder.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
@@ -163,7 +164,7 @@ at::Tensor places_among_scored(const PackedTokens& tokens) {
 }  // namespace
 
 PolicyOutput Decoder::forward(const TokenBatch& batch) {
-  const Network& network = impl_->network;
+  const Network network = impl_->seen(detail::MadeWeights::kAsStored);
   const at::Tensor& ids = batch.input_ids;
   if (ids.dim() != 2 || ids.numel() == 0) {
     throw ShapeError(fmt::format("decoder: expected input_ids [S, T] of at least one token, got {}",
@@ -190,20 +191,21 @@ at::Tensor Decoder::Impl::packed_states(const PackedTokens& tokens, bool has_las
     throw DeviceError(fmt::format("decoder: expected weights on cpu for a packed stream, got {}",
                                   network.embedding.device().str()));
   }
-  check_ids(tokens.input_ids, network);
-  check_longest(network.spec, longest_in(tokens), "decoder");
+  const Network used = seen(detail::MadeWeights::kWide);
+  check_ids(tokens.input_ids, used);
+  check_longest(used.spec, longest_in(tokens), "decoder");
   const detail::Packing packing{checkpointing, has_last_tokens};
-  const auto all = detail::StreamPlan::make(network, tokens, packing, false);
-  const auto scored = detail::StreamPlan::make(network, tokens, packing, true);
-  const auto dtype = detail::at_least_float32(network.embedding.scalar_type());
-  at::Tensor x = detail::widened_rows(network.embedding, tokens.input_ids, dtype);
-  if (network.spec.embedding_scale != 1) x = x * network.spec.embedding_scale;
-  const std::int64_t last = std::ssize(network.layers) - 1;
+  const auto all = detail::StreamPlan::make(used, tokens, packing, false);
+  const auto scored = detail::StreamPlan::make(used, tokens, packing, true);
+  const auto dtype = detail::at_least_float32(used.embedding.scalar_type());
+  at::Tensor x = detail::widened_rows(used.embedding, tokens.input_ids, dtype);
+  if (used.spec.embedding_scale != 1) x = x * used.spec.embedding_scale;
+  const std::int64_t last = std::ssize(used.layers) - 1;
   for (std::int64_t i = 0; i <= last; ++i) {
-    x = detail::packed_layer(x, network.unfused(static_cast<std::size_t>(i)), i,
+    x = detail::packed_layer(x, used.unfused(static_cast<std::size_t>(i)), i,
                              i == last ? scored : all);
   }
-  x = detail::rms_norm(x, detail::widened(network.norm, dtype), network.spec.norm);
+  x = detail::rms_norm(x, detail::widened(used.norm, dtype), used.spec.norm);
   return x.index_select(0, places_among_scored(tokens));
 }
 
@@ -218,7 +220,8 @@ void Decoder::set_checkpointing(Checkpointing checkpointing) {
 }
 
 OutputHead Decoder::head() const {
-  return {.weight = impl_->network.head(), .bias = {}, .transform = impl_->network.spec.logits};
+  const auto made = packs() ? detail::MadeWeights::kWide : detail::MadeWeights::kAsStored;
+  return {.weight = impl_->head_weight(made), .bias = {}, .transform = impl_->network.spec.logits};
 }
 
 std::int64_t Decoder::vocab_size() const { return impl_->network.options.vocab_size; }
@@ -229,7 +232,7 @@ std::vector<NamedParameter> Decoder::named_parameters() const {
       [&](const std::string& name, const at::Tensor& weight, const std::vector<std::int64_t>&) {
         parameters.push_back({name, weight});
       });
-  for_each_adapter_weight([&](const std::string& name, const at::Tensor& weight) {
+  impl_->parts.for_each_tensor([&](const std::string& name, const at::Tensor& weight) {
     parameters.push_back({name, weight});
   });
   return parameters;
@@ -249,10 +252,9 @@ std::shared_ptr<Decoder> Decoder::frozen_decoder() const {
   auto copy = std::make_unique<Impl>(*impl_);
   copy->network.for_each_weight([](const std::string&, at::Tensor& weight,
                                    const std::vector<std::int64_t>&) { weight = copy_of(weight); });
-  std::shared_ptr<Decoder> result(new Decoder(std::move(copy)));
-  result->for_each_adapter_weight(
+  copy->parts.for_each_tensor(
       [](const std::string&, at::Tensor& weight) { weight = copy_of(weight); });
-  return result;
+  return std::shared_ptr<Decoder>(new Decoder(std::move(copy)));
 }
 
 void Decoder::save(const std::string& directory) const {
@@ -268,7 +270,8 @@ std::unique_ptr<DecodeSession> Decoder::start_decoding(
   if (!packs()) return Policy::start_decoding(prompts);
   detail::check_prompts(prompts, vocab_size());
   for (const auto& prompt : prompts) check_length(std::ssize(prompt), "start_decoding");
-  const auto start = [network = impl_->network](const auto& sequences) {
+  const at::NoGradGuard no_grad;
+  const auto start = [network = impl_->seen(detail::MadeWeights::kWide)](const auto& sequences) {
     return detail::make_packed_session(network, sequences);
   };
   const std::int64_t boundary = impl_->network.spec.rope_boundary();
@@ -293,10 +296,16 @@ void Decoder::to(at::ScalarType dtype) {
       [&](const std::string&, at::Tensor& weight, const std::vector<std::int64_t>&) {
         weight = weight.detach().to(dtype).requires_grad_(weight.requires_grad());
       });
-  for_each_adapter_weight([&](const std::string&, at::Tensor& weight) {
-    weight =
-        weight.detach().to(detail::at_least_float32(dtype)).requires_grad_(weight.requires_grad());
-  });
+  for (detail::LowRank& part : impl_->parts.low_rank) {
+    for (at::Tensor* tensor : {&part.a, &part.b, &part.magnitude, &part.b_bias}) {
+      if (!tensor->defined()) continue;
+      const auto wide = detail::at_least_float32(dtype);
+      *tensor = tensor->detach().to(wide).requires_grad_(tensor->requires_grad());
+    }
+  }
+  for (detail::WholeWeight& weight : impl_->parts.whole) {
+    weight.value = weight.value.detach().to(dtype).requires_grad_(weight.value.requires_grad());
+  }
 }
 
 at::ScalarType parse_dtype(std::string_view name) {

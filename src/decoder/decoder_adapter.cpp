@@ -2,31 +2,25 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/rand.h>
-#include <ATen/ops/zeros.h>
-#include <c10/util/StringUtil.h>
+#include <ATen/ops/randn.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <filesystem>
-#include <functional>
-#include <initializer_list>
 #include <map>
 #include <memory>
-#include <set>
-#include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "core/file.h"
 #include "core/json.h"
-#include "core/text.h"
-#include "decoder/decoder_config.h"
+#include "decoder/adapters/adapter_config.h"
+#include "decoder/adapters/adapter_file.h"
+#include "decoder/adapters/adapter_parts.h"
+#include "decoder/adapters/lora_rules.h"
 #include "decoder/decoder_impl.h"
 #include "decoder/network.h"
-#include "decoder/strict_config.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/files/safetensors.h"
@@ -34,212 +28,153 @@
 namespace prefopt {
 namespace {
 
-using detail::contains;
+using detail::AdapterParts;
 using detail::Json;
-
-constexpr std::array kTargets =
-    std::to_array<std::string_view>({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
-                                     "down_proj", "qkv_proj", "gate_up_proj"});
-
-// Fields of PEFT's file that say where an adapter came from or how it is trained on.
-constexpr std::array kAdapterHarmless = std::to_array<std::string_view>(
-    {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config",
-     "inference_mode", "init_lora_weights", "lora_dropout", "megatron_core", "peft_version",
-     "qalora_group_size", "revision", "task_type"});
+using detail::LowRank;
+using detail::ModuleKind;
 
 /// PEFT's name of the score head.
 constexpr const char* kAdapterScore = "base_model.model.score.weight";
 
-double scale_of(const LoraOptions& options) {
-  const auto rank = static_cast<double>(options.r);
-  return options.lora_alpha / (options.use_rslora ? std::sqrt(rank) : rank);
+enum class Initialization { kUniformAndZero, kGaussianAndZero, kUniform };
+
+Initialization initialization_of(const LoraOptions& options, std::string_view where) {
+  const Json given = detail::parse_json<ConfigError>(options.init_lora_weights,
+                                                     fmt::format("{}.init_lora_weights", where));
+  if (given == true) return Initialization::kUniformAndZero;
+  if (given == "gaussian") return Initialization::kGaussianAndZero;
+  if (given == false) return Initialization::kUniform;
+  throw ConfigError(fmt::format(
+      R"({}.init_lora_weights: expected true, false or "gaussian", got {}; of the others the )"
+      "adapter alone would not tell what they did to the model's weights",
+      where, detail::shown_json(given)));
 }
 
-std::string_view last_part(std::string_view name) { return name.substr(name.rfind('.') + 1); }
+at::Tensor uniform(const at::Tensor& like, std::int64_t inputs) {
+  const double bound = 1 / std::sqrt(static_cast<double>(inputs));
+  return (at::rand(like.sizes(), like.options()) * 2 - 1) * bound;
+}
 
-LoraOptions checked_adapter(LoraOptions options, std::string_view where) {
-  options = checked(std::move(options), where);
-  if (options.target_modules.empty()) {
-    throw ConfigError(
-        fmt::format("{}.target_modules: expected at least one name, got none", where));
+/// As PEFT's `reset_lora_parameters`.
+void initialize(LowRank& part, Initialization how) {
+  const std::int64_t rank = part.a.size(0);
+  if (part.module.kind == ModuleKind::kEmbedding) {
+    part.a = how == Initialization::kUniform ? at::randn(part.a.sizes(), part.a.options())
+                                             : part.a.contiguous();
+    part.b = at::randn(part.b.sizes(), part.b.options());
+    return;
   }
-  for (const std::string& target : options.target_modules) {
-    if (contains(kTargets, target)) continue;
-    throw ConfigError(fmt::format("{}.target_modules: expected names of {}, got '{}'", where,
-                                  fmt::join(kTargets, ", "), target));
+  part.a = how == Initialization::kGaussianAndZero
+               ? at::randn(part.a.sizes(), part.a.options()) / static_cast<double>(rank)
+               : uniform(part.a, part.module.in);
+  const bool is_zero = how != Initialization::kUniform;
+  part.b = is_zero ? part.b.contiguous() : uniform(part.b, rank);
+  if (part.b_bias.defined()) {
+    part.b_bias = is_zero ? part.b_bias.contiguous() : uniform(part.b_bias, rank);
   }
-  return options;
 }
 
-// Puts fused matrices in place of their parts, where the model has those, and leaves out the parts
-// of feed-forward that are experts, which take no adapter. Throws ConfigError for a target that the
-// model does not have.
-LoraOptions named_as_in(detail::Network& network, LoraOptions options) {
-  std::set<std::string, std::less<>> present;
-  bool has_experts = false;
-  for (std::size_t i = 0; i < network.layers.size(); ++i) {
-    network.for_each_linear(i, [&](const detail::LinearPlace& place, detail::Linear&) {
-      present.emplace(last_part(place.name));
-    });
-    has_experts = has_experts || network.spec.layers[i].experts.count > 0;
+/// DoRA starts from the lengths that are there.
+void initialize_lengths(const detail::Network& network, AdapterParts& parts) {
+  const auto trained = detail::trained_weights(network, parts);
+  for (LowRank& part : parts.low_rank) {
+    if (!part.magnitude.defined()) continue;
+    TrainedWeight weight = trained.at(part.module.weight + ".weight");
+    weight.magnitude.reset();
+    const int along = part.module.kind == ModuleKind::kEmbedding ? 0 : 1;
+    part.magnitude = weight.merged().norm(2, along);
   }
-  std::vector<std::string>& targets = options.target_modules;
-  const auto fuse = [&](std::initializer_list<std::string_view> parts, const char* whole) {
-    const auto is_target = [&](std::string_view part) { return contains(targets, part); };
-    if (!present.contains(whole) || !std::all_of(parts.begin(), parts.end(), is_target)) return;
-    std::erase_if(targets, [&](const std::string& target) {
-      return std::find(parts.begin(), parts.end(), target) != parts.end();
-    });
-    if (!contains(targets, whole)) targets.emplace_back(whole);
-  };
-  fuse({"q_proj", "k_proj", "v_proj"}, "qkv_proj");
-  fuse({"gate_proj", "up_proj"}, "gate_up_proj");
-  std::erase_if(targets, [&](const std::string& target) {
-    constexpr std::array kOfExperts = {"gate_proj", "up_proj", "down_proj"};
-    return has_experts && !present.contains(target) && contains(kOfExperts, target);
-  });
-  for (const std::string& target : targets) {
-    if (present.contains(target)) continue;
-    throw ConfigError(fmt::format("lora.target_modules: expected names of {}, got '{}'",
-                                  fmt::join(present, ", "), target));
-  }
-  return options;
 }
 
-TrainedWeight trained_weight(std::string name, const detail::Linear& map, double scale) {
-  return {.name = std::move(name),
-          .weight = map.weight,
-          .lora_a = map.lora_a,
-          .lora_b = map.lora_b,
-          .lora_scale = scale};
-}
-
-at::Tensor merged(const detail::Linear& map, double scale) {
-  return trained_weight({}, map, scale).merged();
-}
-
-void remove_adapter(detail::Network& network) {
-  detail::for_each_adapted(network,
-                           [](std::size_t, const detail::LinearPlace&, detail::Linear& map) {
-                             map.lora_a.reset();
-                             map.lora_b.reset();
-                           });
-  network.lora_scale = 0;
-}
-
-// PEFT's initialization is irrelevant afterwards, unless it changed the weights under the adapter
-// as well: then the adapter fits these and no others.
-void check_initialization(const detail::StrictConfig& config) {
-  const Json* value = config.find("init_lora_weights");
-  if (!value || value->is_boolean()) return;
-  constexpr std::array kPlain = std::to_array<std::string_view>({"gaussian", "eva", "orthogonal"});
-  if (value->is_string() && contains(kPlain, value->get<std::string>())) return;
-  throw CheckpointError(fmt::format(
-      "{}: expected init_lora_weights that leave the model's weights as they are, got {}; convert "
-      "the adapter in PEFT (save_pretrained with path_initial_model_for_weight_conversion), or "
-      "merge it there",
-      config.path(), detail::shown_json(*value)));
-}
-
-// PEFT's list for all models of its task SEQ_CLS.
-bool is_score_head(const Json& modules) {
-  return modules == Json::array({"score"}) || modules == Json::array({"classifier", "score"});
-}
-
-/// `with_score`: of a reward model, whose score head may be with the adapter.
-LoraOptions read_adapter_config(const std::string& path, bool with_score) {
-  const Json json =
-      detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(path), path);
-  const detail::StrictConfig config(json, path);
-  const Json* kind = config.find("peft_type");
-  if (!kind || *kind != "LORA") {
-    config.fail(R"(peft_type to be "LORA")", kind ? detail::shown_json(*kind) : "none");
-  }
-  std::vector<std::string_view> understood = {"r", "lora_alpha", "use_rslora", "target_modules",
-                                              "peft_type"};
-  const Json* modules = config.find("modules_to_save");
-  if (with_score && modules && is_score_head(*modules)) understood.push_back("modules_to_save");
-  config.check({.understood = std::move(understood),
-                .harmless = kAdapterHarmless,
-                .required = {{"bias", "none"}}});
-  check_initialization(config);
-  for (const char* name : {"r", "lora_alpha", "target_modules"}) {
-    if (!config.names(name)) config.fail(name, "none");
-  }
-  Json known = Json::object();
-  for (const char* name : {"r", "lora_alpha", "use_rslora", "target_modules"}) {
-    if (config.names(name)) known[name] = json[name];
-  }
+/// Calls `read`, whose options are those of a file.
+template <class Read>
+at::Tensor with_errors_of_file(const Read& read) {
   try {
-    return checked_adapter(options_from_json<LoraOptions>(known.dump(), path), path);
+    return read();
   } catch (const ConfigError& error) {
     throw CheckpointError(error.what());
   }
 }
 
-}  // namespace
-
-void LoraOptions::fields(FieldVisitor& v) {
-  v.integer({"r", "rank of the adapter", {"lora_r"}}, r, Range::between(1, 65536));
-  v.real({"lora_alpha", "the adapter is scaled by lora_alpha / r"}, lora_alpha, Range::above(0));
-  v.flag({"use_rslora", "scale by lora_alpha / sqrt(r) instead"}, use_rslora);
-  v.texts({"target_modules", "linear maps that get an adapter", {"lora_target_modules"}},
-          target_modules);
+void check_untied(const AdapterParts& parts, bool ties, const std::string& path) {
+  if (!ties || !parts.unties) return;
+  throw CheckpointError(
+      fmt::format("{}: expected ensure_weight_tying false for an adapter of a tied embedding or "
+                  "head, got true; "
+                  "merge the adapter in PEFT",
+                  path));
 }
 
-// Puts zeros where the adapter belongs, without memory: a file may name any rank.
-void Decoder::place_adapter(const LoraOptions& options) {
-  if (impl_->adapter) {
-    throw ConfigError("decoder: expected a model without an adapter, got one that has an adapter");
-  }
-  detail::Network& network = impl_->network;
-  const auto dtype = detail::at_least_float32(network.embedding.scalar_type());
-  const auto like = at::TensorOptions(dtype).device(network.embedding.device());
-  for (std::size_t i = 0; i < network.layers.size(); ++i) {
-    network.for_each_linear(i, [&](const detail::LinearPlace& place, detail::Linear& map) {
-      if (!contains(options.target_modules, last_part(place.name))) return;
-      map.lora_a = at::zeros({}, like).expand({options.r, place.in});
-      map.lora_b = at::zeros({}, like).expand({place.out, options.r});
-    });
-  }
-  network.lora_scale = scale_of(options);
-  impl_->adapter = options;
+}  // namespace
+
+detail::Network Decoder::Impl::seen(detail::MadeWeights made) const {
+  return adapter ? detail::with_adapter(network, parts, made) : network;
+}
+
+at::Tensor Decoder::Impl::head_weight(detail::MadeWeights made) const {
+  return adapter ? detail::adapted_head(network, parts, made) : network.head();
 }
 
 void Decoder::add_adapter(const LoraOptions& options) {
-  place_adapter(named_as_in(impl_->network, checked_adapter(options, "lora")));
+  check_no_adapter();
+  const detail::LoraRules rules(checked(options, "lora"), "lora");
+  const Initialization how = initialization_of(options, "lora");
+  AdapterParts parts = detail::plan_adapter(
+      {.network = impl_->network, .has_head = impl_->has_head, .is_training = true}, rules);
   const at::NoGradGuard no_grad;
-  for_each_adapter_weight([](const std::string& name, at::Tensor& weight) {
-    if (name.ends_with("lora_A.weight")) {
-      const double bound = 1 / std::sqrt(static_cast<double>(weight.size(1)));
-      weight = (at::rand(weight.sizes(), weight.options()) * 2 - 1) * bound;
-    } else {
-      weight = weight.contiguous();
-    }
-  });
-  train_adapter_only();
+  for (LowRank& part : parts.low_rank) initialize(part, how);
+  initialize_lengths(impl_->network, parts);
+  for (detail::WholeWeight& weight : parts.whole) weight.value = detail::copy_of(weight.value);
+  place_adapter(options, std::move(parts));
 }
 
-void Decoder::train_adapter_only() {
+void Decoder::check_no_adapter() const {
+  if (!impl_->adapter) return;
+  throw ConfigError("decoder: expected a model without an adapter, got one that has an adapter");
+}
+
+void Decoder::place_adapter(const LoraOptions& options, detail::AdapterParts parts) {
+  impl_->adapter = options;
+  impl_->parts = std::move(parts);
   set_requires_grad(false);
-  for_each_adapter_weight(
-      [](const std::string&, at::Tensor& weight) { weight.requires_grad_(true); });
+  impl_->parts.for_each_tensor(
+      [](const std::string&, at::Tensor& tensor) { tensor.requires_grad_(true); });
 }
 
 const std::optional<LoraOptions>& Decoder::adapter() const { return impl_->adapter; }
+
+void Decoder::put_merged(Impl& impl, bool keeps_dtype) {
+  const at::NoGradGuard no_grad;
+  std::map<std::string, TrainedWeight> trained = detail::trained_weights(impl.network, impl.parts);
+  if (impl.parts.unties) {
+    impl.network = detail::untied(std::move(impl.network));
+    impl.config["tie_word_embeddings"] = false;
+  }
+  impl.network.for_each_weight([&](const std::string& name, at::Tensor& weight, const auto&) {
+    const auto found = trained.find(name);
+    if (found == trained.end()) return;
+    // Another model may share the weights, so they are not written to.
+    const at::Tensor merged = found->second.merged();
+    weight = detail::copy_of(keeps_dtype ? merged.to(weight.scalar_type()) : merged);
+    trained.erase(found);
+  });
+  if (!trained.empty()) {
+    throw ConfigError(fmt::format(
+        "decoder: expected maps with a bias to merge the adapter's lora_bias into, got one without "
+        "'{}'",
+        trained.begin()->first));
+  }
+  impl.adapter.reset();
+  impl.parts = {};
+}
 
 void Decoder::merge_adapter() {
   if (!impl_->adapter) {
     throw ConfigError("decoder: expected an adapter to merge, got a model without one");
   }
-  detail::Network& network = impl_->network;
-  detail::for_each_adapted(
-      network, [&](std::size_t, const detail::LinearPlace&, detail::Linear& map) {
-        // Another model may share the weights, so they are not written to.
-        map.weight = merged(map, network.lora_scale).to(map.weight.scalar_type());
-      });
-  remove_adapter(network);
-  impl_->adapter.reset();
+  auto merged = std::make_unique<Impl>(*impl_);
+  put_merged(*merged, /*keeps_dtype=*/true);
+  impl_ = std::move(merged);
   set_requires_grad(true);
 }
 
@@ -247,28 +182,44 @@ std::shared_ptr<Decoder> Decoder::without_adapter() const {
   if (!impl_->adapter) {
     throw ConfigError("decoder: expected an adapter to leave out, got a model without one");
   }
+  return base();
+}
+
+std::shared_ptr<Decoder> Decoder::base() const {
   auto base = std::make_unique<Impl>(*impl_);
-  remove_adapter(base->network);
   base->adapter.reset();
+  base->parts = {};
   return std::shared_ptr<Decoder>(new Decoder(std::move(base)));
 }
 
+std::shared_ptr<Decoder> Decoder::with_adapter(const std::string& directory) const {
+  std::shared_ptr<Decoder> result = base();
+  result->load_adapter(directory);
+  return result;
+}
+
+std::shared_ptr<Decoder> Decoder::frozen_adapter_copy() const {
+  if (!impl_->adapter) return frozen_decoder();
+  std::shared_ptr<Decoder> copy(new Decoder(std::make_unique<Impl>(*impl_)));
+  copy->impl_->parts.for_each_tensor(
+      [](const std::string&, at::Tensor& tensor) { tensor = detail::copy_of(tensor); });
+  return copy;
+}
+
 std::vector<TrainedWeight> Decoder::trained_weights() const {
-  detail::Network& network = impl_->network;
-  std::map<std::string, detail::Linear> adapted;
-  detail::for_each_adapted(
-      network, [&](std::size_t i, const detail::LinearPlace& place, const detail::Linear& map) {
-        adapted.emplace(fmt::format("model.layers.{}.{}.weight", i, place.name), map);
-      });
+  std::map<std::string, TrainedWeight> adapted;
+  if (impl_->adapter) adapted = detail::trained_weights(impl_->network, impl_->parts);
   std::vector<TrainedWeight> weights;
-  network.for_each_weight(
-      [&](const std::string& name, const at::Tensor& weight, const std::vector<std::int64_t>&) {
-        if (const auto found = adapted.find(name); found != adapted.end()) {
-          weights.push_back(trained_weight(name, found->second, network.lora_scale));
-        } else if (weight.requires_grad()) {
-          weights.push_back({.name = name, .weight = weight});
-        }
-      });
+  detail::Network network = impl_->parts.unties ? detail::untied(impl_->network) : impl_->network;
+  network.for_each_weight([&](const std::string& name, const at::Tensor& weight, const auto&) {
+    if (const auto found = adapted.find(name); found != adapted.end()) {
+      weights.push_back(std::move(found->second));
+      adapted.erase(found);
+    } else if (weight.requires_grad()) {
+      weights.push_back({.name = name, .weight = weight});
+    }
+  });
+  for (auto& [name, weight] : adapted) weights.push_back(std::move(weight));
   return weights;
 }
 
@@ -276,17 +227,10 @@ std::shared_ptr<Policy> Decoder::merged_copy() const { return merged_decoder(); 
 
 std::shared_ptr<Decoder> Decoder::merged_decoder() const {
   auto copy = std::make_unique<Impl>(*impl_);
-  detail::Network& network = copy->network;
-  detail::for_each_adapted(network,
-                           [&](std::size_t, const detail::LinearPlace&, detail::Linear& map) {
-                             map.weight = detail::copy_of(merged(map, network.lora_scale));
-                           });
-  network.for_each_weight(
-      [](const std::string&, at::Tensor& weight, const std::vector<std::int64_t>&) {
-        if (weight.requires_grad()) weight = detail::copy_of(weight);
-      });
-  remove_adapter(network);
-  copy->adapter.reset();
+  copy->network.for_each_weight([](const std::string&, at::Tensor& weight, const auto&) {
+    if (weight.requires_grad()) weight = detail::copy_of(weight);
+  });
+  if (copy->adapter) put_merged(*copy, /*keeps_dtype=*/false);
   return std::shared_ptr<Decoder>(new Decoder(std::move(copy)));
 }
 
@@ -303,29 +247,12 @@ void Decoder::write_adapter(const std::string& directory, const at::Tensor& scor
         fmt::format("{}: expected to create a folder, got {}", directory, why.message()));
   }
   SafetensorsFile file{.tensors = {}, .metadata = {{"format", "pt"}}};
-  for_each_adapter_weight([&](const std::string& name, const at::Tensor& weight) {
-    file.tensors.emplace_back(name, weight);
+  impl_->parts.for_each_tensor([&](const std::string& key, const at::Tensor& tensor) {
+    file.tensors.emplace_back(key, tensor.detach());
   });
   if (score.defined()) file.tensors.emplace_back(kAdapterScore, score.detach());
   write_safetensors(directory + "/adapter_model.safetensors", file);
-  LoraOptions options = *impl_->adapter;
-  std::sort(options.target_modules.begin(), options.target_modules.end());
-  const Json base = impl_->source.empty() ? Json(nullptr) : Json(impl_->source);
-  Json config = {{"base_model_name_or_path", base},
-                 {"bias", "none"},
-                 {"fan_in_fan_out", false},
-                 {"inference_mode", true},
-                 {"lora_alpha", options.lora_alpha},
-                 {"lora_dropout", 0.0},
-                 {"peft_type", "LORA"},
-                 {"r", options.r},
-                 {"target_modules", options.target_modules},
-                 {"task_type", "CAUSAL_LM"},
-                 {"use_rslora", options.use_rslora}};
-  if (score.defined()) {
-    config["task_type"] = "SEQ_CLS";
-    config["modules_to_save"] = Json::array({"score"});
-  }
+  const Json config = detail::adapter_config_json(*impl_->adapter, impl_->source, score.defined());
   detail::write_file<CheckpointError>(directory + "/adapter_config.json",
                                       detail::dump_json(config, 2) + "\n");
 }
@@ -333,49 +260,31 @@ void Decoder::write_adapter(const std::string& directory, const at::Tensor& scor
 void Decoder::load_adapter(const std::string& directory) { (void)read_adapter(directory, {}); }
 
 at::Tensor Decoder::read_adapter(const std::string& given, const at::Tensor& score) {
-  const std::string directory = detail::followed(given);
-  const LoraOptions options =
-      read_adapter_config(directory + "/adapter_config.json", score.defined());
-  const std::string path = directory + "/adapter_model.safetensors";
-  SafetensorsFile file = read_safetensors(path);
-  std::map<std::string, at::Tensor> left;
-  for (auto& [name, tensor] : file.tensors) left.emplace(name, std::move(tensor));
-  // On separate handles, so that this model keeps no half of a foreign adapter.
-  Decoder probe(std::make_unique<Impl>(*impl_));
-  probe.place_adapter(options);
-  const auto take = [&](const std::string& name, at::Tensor& weight) {
-    const auto at = left.find(name);
-    if (at == left.end()) {
-      throw CheckpointError(
-          fmt::format("{}: expected tensor '{}', got none of that name; is the adapter for another "
-                      "model?",
-                      path, name));
+  check_no_adapter();
+  return with_errors_of_file([&] {
+    const detail::Network& network = impl_->network;
+    const std::string directory = detail::followed(given);
+    const std::string path = directory + "/adapter_config.json";
+    detail::AdapterConfig config = detail::read_adapter_config(path, score.defined());
+    const detail::LoraRules rules(config.options, path);
+    AdapterParts parts = detail::plan_adapter(
+        {.network = network, .has_head = impl_->has_head, .is_training = false}, rules);
+    check_untied(parts, config.ties_weights, path);
+    detail::AdapterFile file(directory + "/adapter_model.safetensors");
+    parts.for_each_tensor(
+        [&](const std::string& key, at::Tensor& tensor) { file.take(key, tensor); });
+    at::Tensor head;
+    if (score.defined() && file.has(kAdapterScore)) {
+      head = score;
+      file.take(kAdapterScore, head);
     }
-    if (at->second.sizes() != weight.sizes() || !at->second.is_floating_point()) {
-      throw CheckpointError(fmt::format(
-          "{}: tensor '{}': expected shape {} of a floating dtype, got {} of {}; is the adapter "
-          "for another model?",
-          path, name, c10::str(weight.sizes()), c10::str(at->second.sizes()),
-          c10::toString(at->second.scalar_type())));
-    }
-    weight = at->second.to(weight.options(), /*non_blocking=*/false, /*copy=*/true);
-    left.erase(at);
-  };
-  probe.for_each_adapter_weight(take);
-  at::Tensor head;
-  if (score.defined() && left.contains(kAdapterScore)) {
-    head = score;
-    take(kAdapterScore, head);
-  }
-  if (!left.empty()) {
-    throw CheckpointError(
-        fmt::format("{}: expected the tensors of adapter_config.json's targets only, got '{}'; is "
-                    "the adapter for another model?",
-                    path, left.begin()->first));
-  }
-  impl_ = std::move(probe.impl_);
-  train_adapter_only();
-  return head;
+    detail::undo_base_change(config.change, network, parts, config.options, path);
+    file.check_nothing_left(
+        network.embedding,
+        impl_->has_head ? detail::head_under(config.change, network, parts) : detail::HeadUnder());
+    place_adapter(config.options, std::move(parts));
+    return head;
+  });
 }
 
 }  // namespace prefopt

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "decoder/gguf_decoder.h"
 
+#include <ATen/ops/empty.h>
 #include <c10/util/StringUtil.h>
 #include <fmt/format.h>
 
@@ -74,13 +75,14 @@ constexpr std::array kLayerParts = std::to_array<GgufPart>({
     {"attn_k_norm", "self_attn.k_norm"},
     {"attn_qkv", "self_attn.qkv_proj"},
     {"attn_output", "self_attn.o_proj"},
-    {"post_attention_norm", "post_attention_layernorm"},
     {"ffn_norm", "post_attention_layernorm"},
     {"ffn_gate", "mlp.gate_proj"},
     {"ffn_up", "mlp.up_proj"},
     {"ffn_down", "mlp.down_proj"},
     {"ffn_gate_inp", "mlp.gate"},
     {"post_ffw_norm", "post_feedforward_layernorm"},
+    // Behind Llama's, by which files of this name are written.
+    {"post_attention_norm", "post_attention_layernorm"},
 });
 
 // Each tensor holds a matrix of every expert.
@@ -341,6 +343,21 @@ std::int64_t experts_of(const DecoderOptions& options) {
   return most;
 }
 
+at::Tensor pairs_from_halves(const at::Tensor& weight, std::int64_t heads) {
+  return weight.reshape({heads, 2, weight.size(0) / heads / 2, -1})
+      .transpose(1, 2)
+      .reshape(weight.sizes());
+}
+
+// Heads whose rows are in another order in the family's files; 0: none.
+std::int64_t reordered_heads(const Family* family, std::string_view gguf_name,
+                             const DecoderOptions& options) {
+  if (!family || !family->traits.gguf_neighbours) return 0;
+  const std::string_view part = split_layer_name(gguf_name).part;
+  if (part == "attn_q") return options.num_attention_heads;
+  return part == "attn_k" ? options.num_key_value_heads : 0;
+}
+
 }  // namespace
 
 DecoderConfig read_gguf_config(const GgufFile& file) {
@@ -386,13 +403,44 @@ at::Tensor read_gguf_weight(const GgufFile& file, const std::string& gguf_name,
                             const DecoderOptions& options, at::ScalarType dtype) {
   at::Tensor weight = file.tensor(gguf_name, dtype);
   const Family* family = find_gguf_family(file.text("general.architecture"));
-  if (!family) return weight;
-  if (family->traits.gguf_norms_add_one && gguf_name.ends_with("norm.weight")) return weight - 1;
-  if (!family->traits.gguf_neighbours) return weight;
-  const std::string_view part = split_layer_name(gguf_name).part;
-  if (part == "attn_q") return halves_from_pairs(weight, options.num_attention_heads);
-  if (part == "attn_k") return halves_from_pairs(weight, options.num_key_value_heads);
-  return weight;
+  const bool adds_one = family && family->traits.gguf_norms_add_one;
+  if (adds_one && gguf_name.ends_with("norm.weight")) return weight - 1;
+  const std::int64_t heads = reordered_heads(family, gguf_name, options);
+  return heads > 0 ? halves_from_pairs(weight, heads) : weight;
+}
+
+std::string gguf_name(std::string_view hugging_face_name) {
+  for (const GgufPart& known : kModelParts) {
+    if (known.hugging_face == hugging_face_name) return std::string(known.gguf);
+  }
+  constexpr std::string_view kPrefix = "model.layers.";
+  if (!hugging_face_name.starts_with(kPrefix)) return "";
+  const std::string_view name = hugging_face_name.substr(kPrefix.size());
+  const auto part_at = name.find('.');
+  const auto suffix_at = name.rfind('.');
+  for (const GgufPart& known : kLayerParts) {
+    if (part_at >= suffix_at ||
+        known.hugging_face != name.substr(part_at + 1, suffix_at - part_at - 1)) {
+      continue;
+    }
+    return fmt::format("blk.{}.{}{}", name.substr(0, part_at), known.gguf, name.substr(suffix_at));
+  }
+  return "";
+}
+
+at::Tensor gguf_weight(const at::Tensor& weight, std::string_view gguf_name,
+                       std::string_view architecture, const DecoderOptions& options) {
+  const std::int64_t heads = reordered_heads(find_gguf_family(architecture), gguf_name, options);
+  return heads > 0 ? pairs_from_halves(weight, heads) : weight;
+}
+
+at::Tensor gguf_rope_factors(const DecoderOptions& options) {
+  at::Tensor factors = at::empty({options.head_dim / 2}, at::kFloat);
+  auto* values = factors.mutable_data_ptr<float>();
+  for (std::int64_t i = 0; i < factors.numel(); ++i) {
+    values[i] = static_cast<float>(llama3_divisor(options, i));
+  }
+  return factors;
 }
 
 }  // namespace prefopt::detail

@@ -35,4 +35,14 @@ std::vector<std::string> hugging_face_names(std::string_view gguf_name,
 at::Tensor read_gguf_weight(const GgufFile& file, const std::string& gguf_name,
                             const DecoderOptions& options, at::ScalarType dtype);
 
+/// The name in GGUF files of a decoder's tensor; empty for any other.
+std::string gguf_name(std::string_view hugging_face_name);
+
+/// Returns a weight in the layout that files of the architecture have.
+at::Tensor gguf_weight(const at::Tensor& weight, std::string_view gguf_name,
+                       std::string_view architecture, const DecoderOptions& options);
+
+/// Returns the tensor kGgufRopeFactors of Llama 3's scaling.
+at::Tensor gguf_rope_factors(const DecoderOptions& options);
+
 }  // namespace prefopt::detail

@@ -133,11 +133,14 @@ at::Tensor fresh_score_head(const Decoder& body) {
 
 RewardModel::RewardModel(DecoderOptions options)
     : body_(std::make_shared<Decoder>(without_head(std::move(options)))), has_fresh_head_(true) {
+  body_->impl_->has_head = false;
   score_ = fresh_score(body_->options(), at::kFloat).requires_grad_(true);
 }
 
 RewardModel::RewardModel(std::shared_ptr<Decoder> body, at::Tensor score, bool has_fresh_head)
-    : body_(std::move(body)), score_(std::move(score)), has_fresh_head_(has_fresh_head) {}
+    : body_(std::move(body)), score_(std::move(score)), has_fresh_head_(has_fresh_head) {
+  body_->impl_->has_head = false;
+}
 
 std::shared_ptr<RewardModel> RewardModel::load(const std::string& path, std::string_view dtype,
                                                ScoreHead head) {
@@ -167,6 +170,18 @@ std::shared_ptr<RewardModel> RewardModel::load(const std::string& path, std::str
   }
   std::shared_ptr<RewardModel> model(new RewardModel(std::move(body), std::move(score), is_fresh));
   model->set_requires_grad(true);
+  return model;
+}
+
+std::shared_ptr<RewardModel> RewardModel::on(const Decoder& base, const std::string& adapter) {
+  std::shared_ptr<Decoder> body = base.base();
+  detail::Network& network = body->impl_->network;
+  network.spec.tied_head = true;  // no output head
+  network.lm_head.reset();
+  at::Tensor score = fresh_score(body->options(), network.embedding.scalar_type());
+  std::shared_ptr<RewardModel> model(
+      new RewardModel(std::move(body), std::move(score), /*has_fresh_head=*/true));
+  model->load_adapter(adapter);
   return model;
 }
 
@@ -282,15 +297,28 @@ void RewardModel::to(at::ScalarType dtype) {
   score_ = score_.detach().to(dtype).requires_grad_(score_.requires_grad());
 }
 
+bool RewardModel::is_on(const std::string& path, std::string_view dtype, const Decoder& policy) {
+  const Decoder::Impl& impl = *policy.impl_;
+  const detail::Json adapter = adapter_config_of(path);
+  if (!adapter.is_object() || !policy.adapter()) return false;
+  std::error_code ignored;
+  if (!std::filesystem::equivalent(base_of(adapter, path), impl.source, ignored)) return false;
+  const char* key = impl.config.contains("dtype") ? "dtype" : "torch_dtype";
+  const std::string stored = impl.config.value(key, std::string());
+  const std::string wanted = dtype == "keep" ? stored : std::string(dtype);
+  return !wanted.empty() && parse_dtype(wanted) == impl.network.embedding.scalar_type();
+}
+
 std::shared_ptr<RewardModel> load_reward_model(const std::string& path, const Tokenizer& tokenizer,
-                                               std::string_view dtype) {
+                                               std::string_view dtype, const Decoder* policy) {
   const std::string difference = detail::tokenizer_difference(tokenizer, path);
   if (!difference.empty()) {
     throw ConfigError(fmt::format(
         "{}: expected a reward model that tokenizes as the policy's {} does, got one by which {}",
         path, tokenizer.name(), difference));
   }
-  auto model = RewardModel::load(path, dtype);
+  const bool shares = policy != nullptr && RewardModel::is_on(path, dtype, *policy);
+  auto model = shares ? RewardModel::on(*policy, path) : RewardModel::load(path, dtype);
   if (model->vocab_size() < tokenizer.vocab_size()) {
     throw ConfigError(fmt::format(
         "{}: expected a reward model of at least the {} tokens of the policy's tokenizer '{}', got "

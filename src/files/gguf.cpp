@@ -16,6 +16,7 @@
 
 #include "core/mapped_file.h"
 #include "files/gguf_dequantize.h"
+#include "files/gguf_kinds.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -25,27 +26,12 @@ static_assert(std::endian::native == std::endian::little, "the mapped data is li
 
 constexpr std::uint64_t kMaxNameBytes = 65535;  // of a key, by the format
 constexpr std::uint32_t kMaxGgufRank = 4;       // of ggml
-constexpr std::uint64_t kDefaultAlignment = 32;
 constexpr int kMaxNesting = 8;
 // The fewest bytes that one of these takes in a file.
 constexpr std::uint64_t kMinEntryBytes = 8 + 1 + 4 + 1;
 constexpr std::uint64_t kMinTensorBytes = 8 + 1 + 4 + 4 + 8;
 
-enum class Kind : std::uint32_t {
-  kUint8,
-  kInt8,
-  kUint16,
-  kInt16,
-  kUint32,
-  kInt32,
-  kFloat32,
-  kFlag,
-  kText,
-  kList,
-  kUint64,
-  kInt64,
-  kFloat64,
-};
+using Kind = detail::GgufKind;
 
 struct KindTraits {
   std::string_view name;
@@ -181,6 +167,7 @@ void check_value(Cursor& cursor, Kind kind, int nesting = 0) {
 struct Value {
   Kind kind;
   std::uint64_t at;  // of its bytes, behind the kind
+  std::uint64_t end;
 };
 
 struct Contents {
@@ -323,7 +310,7 @@ class Parser {
       cursor_.fail(0, "the letters GGUF", fmt::format("{:02x}", fmt::join(bytes_of(magic), " ")));
     }
     const auto version = cursor_.number<std::uint32_t>("version");
-    if (version != 2 && version != 3) {
+    if (version != 2 && version != detail::kGgufVersion) {
       // A file of the other byte order has its version in the upper half.
       cursor_.fail(4, "version 2 or 3, little-endian", fmt::format("{:#x}", version));
     }
@@ -339,10 +326,10 @@ class Parser {
     const std::uint64_t begin = cursor_.at();
     std::string key = cursor_.name("key");
     const Kind kind = cursor_.kind();
-    if (!contents_.values.emplace(key, Value{kind, cursor_.at()}).second) {
-      cursor_.fail(begin, "each key once", fmt::format("'{}' again", key));
-    }
+    const auto [added, is_new] = contents_.values.emplace(key, Value{kind, cursor_.at(), 0});
+    if (!is_new) cursor_.fail(begin, "each key once", fmt::format("'{}' again", key));
     check_value(cursor_, kind);
+    added->second.end = cursor_.at();
     contents_.keys.push_back(std::move(key));
   }
 
@@ -404,7 +391,7 @@ class Parser {
 
   std::uint64_t alignment() const {
     constexpr std::string_view kKey = "general.alignment";
-    if (!contents_.values.contains(kKey)) return kDefaultAlignment;
+    if (!contents_.values.contains(kKey)) return detail::kGgufAlignment;
     const auto given = read_value<std::int64_t>(contents_, kKey);
     if (given < 1 || given > std::numeric_limits<std::uint32_t>::max() ||
         !std::has_single_bit(static_cast<std::uint64_t>(given))) {
@@ -464,6 +451,13 @@ const std::vector<std::string>& GgufFile::keys() const { return impl_->keys; }
 
 bool GgufFile::has(std::string_view key) const { return impl_->values.contains(key); }
 
+std::string GgufFile::encoded(std::string_view key) const {
+  constexpr std::uint64_t kKindBytes = sizeof(Kind);
+  const Value& found = find_value(*impl_, key);
+  const std::uint64_t begin = found.at - kKindBytes;
+  return std::string(impl_->mapping->bytes().substr(begin, found.end - begin));
+}
+
 std::string GgufFile::text(std::string_view key) const {
   return read_value<std::string>(*impl_, key);
 }
@@ -512,10 +506,8 @@ at::Tensor GgufFile::tensor(std::string_view name, at::ScalarType dtype) const {
         .to(dtype);
   }
   if (!encoding.decode) {
-    throw CheckpointError(fmt::format(
-        "{}: tensor '{}': expected F64, F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K "
-        "or Q6_K, got {}",
-        path(), name, encoding.name));
+    throw CheckpointError(fmt::format("{}: tensor '{}': expected {}, got {}", path(), name,
+                                      detail::decoded_encodings(), encoding.name));
   }
   const auto* blocks =
       reinterpret_cast<const std::uint8_t*>(impl_->mapping->bytes().data() + found.offset);

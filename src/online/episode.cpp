@@ -47,10 +47,12 @@ class ObservationWriter {
     Ids ids = prompt.ids;
     if (observation.empty()) return ids;
     if (!prompt.is_conversation) {
-      append(plain(observation), ids);
+      append(plain(observation, prompt.text), ids);
       return ids;
     }
-    const Ids opening = tokenizer_.encode(chat_.opening_of("assistant"));
+    const std::string opening_text = chat_.opening_of("assistant");
+    const std::string_view before = before_ending(prompt.text, opening_text);
+    const Ids opening = tokenizer_.encode_part(opening_text, {}, {.before = before});
     const auto length = std::min(opening.size(), ids.size());
     if (!std::equal(opening.begin(), opening.end(), ids.end() - static_cast<std::ptrdiff_t>(length),
                     ids.end())) {
@@ -60,28 +62,36 @@ class ObservationWriter {
           chat_.name(), detail::printable(prompt.text)));
     }
     ids.resize(ids.size() - length);
-    append(user_turn("", observation), ids);
+    append(user_turn("", observation, before), ids);
     return ids;
   }
 
   /// Returns what follows an action.
   Ids next(const EpisodePrompt& prompt, std::int64_t last_token,
            const std::string& observation) const {
-    if (!prompt.is_conversation) return plain(observation);
+    const std::string before_token = tokenizer_.spelling(last_token);
+    if (!prompt.is_conversation) return plain(observation, before_token);
     const bool is_closed = is_end_token(last_token, sampling_);
     std::string before(is_closed ? std::string_view() : chat_.end_of_turn());
     before += chat_.between_turns();
-    return user_turn(std::move(before), observation);
+    return user_turn(std::move(before), observation, before_token);
   }
 
  private:
-  Ids plain(const std::string& text) const {
-    const std::array ranges = {TextRange{.begin = 0, .end = text.size()}};
-    return tokenizer_.encode_plain(text, ranges);
+  static std::string_view before_ending(std::string_view text, std::string_view ending) {
+    if (text.ends_with(ending)) text.remove_suffix(ending.size());
+    return text;
   }
 
-  /// A turn of the user after the text `before`, and the opening of the answer.
-  Ids user_turn(std::string before, const std::string& observation) const {
+  Ids plain(const std::string& text, std::string_view before) const {
+    const std::array ranges = {TextRange{.begin = 0, .end = text.size()}};
+    return tokenizer_.encode_part(text, ranges, {.before = before, .is_last = false});
+  }
+
+  /// A turn of the user after the text `before`, and the opening of the answer; all of it follows
+  /// `earlier`.
+  Ids user_turn(std::string before, const std::string& observation,
+                std::string_view earlier) const {
     const Message message{.role = "user", .content = std::string(without_outer_space(observation))};
     std::string text = std::move(before);
     text.append(chat_.opening_of(message.role)).append(chat_.before_content(message));
@@ -91,7 +101,7 @@ class ObservationWriter {
     text.append(chat_.end_of_turn())
         .append(chat_.between_turns())
         .append(chat_.opening_of("assistant"));
-    return tokenizer_.encode_plain(text, ranges);
+    return tokenizer_.encode_part(text, ranges, {.before = earlier, .is_last = false});
   }
 
   const Tokenizer& tokenizer_;
@@ -258,7 +268,7 @@ class Table {
       std::vector<double> logps = drawn.token_logps[i];
       tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(live_[i].room())));
       logps.resize(tokens.size());
-      const std::string text = completion_text(tokens, tokenizer_, options_.sampling);
+      const std::string text = completion_text(tokens, tokenizer_, options_.sampling, contexts[i]);
       live_[i].act(tokens, logps, text);
       actions_.push_back({.episode = live_[i].place(), .text = text});
     }

@@ -206,7 +206,7 @@ void RewardOptions::fields(FieldVisitor& v) {
 }
 
 void ImitationOptions::fields(FieldVisitor& v) {
-  v.text({"data", "File of rows whose completions are imitated; empty: none"}, data);
+  v.text_or_list({"data", "Rows whose completions are imitated, as data.eval; empty: none"}, data);
   v.real({"coefficient", "Weight of the mean negative log-prob of their tokens"}, coefficient,
          Range::above(0));
   v.integer({"rows", "Such rows of each step"}, rows, Range::between(1, 1e6));
@@ -224,8 +224,9 @@ void RolloutSelection::fields(FieldVisitor& v) {
 }
 
 void OnlineOptions::fields(FieldVisitor& v) {
-  v.text({"prompts", "JSONL file of prompts; empty: rows come from `data`"}, prompts);
-  v.text({"eval_prompts", "JSONL file of held-out prompts"}, eval_prompts);
+  v.text_or_list({"prompts", "Prompts, as data.train names rows; empty: rows come from `data`"},
+                 prompts);
+  v.text_or_list({"eval_prompts", "Held-out prompts, as data.eval names rows"}, eval_prompts);
   v.real({"eval_fraction", "Share of the prompts, at the end of the file, that is held out"},
          eval_fraction, Range::half_open(0, 1));
   v.json({"sources", "Writers of completions: [{\"from\": \"policy\", \"n\": 2}]"}, sources);

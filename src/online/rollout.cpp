@@ -19,9 +19,10 @@ void check_positive(const char* name, std::int64_t value) {
 }  // namespace
 
 std::string completion_text(const std::vector<std::int64_t>& completion, const Tokenizer& tokenizer,
-                            const SamplingOptions& options) {
+                            const SamplingOptions& options,
+                            const std::vector<std::int64_t>& prompt) {
   const bool has_end = !completion.empty() && is_end_token(completion.back(), options);
-  return tokenizer.decode({completion.begin(), completion.end() - (has_end ? 1 : 0)});
+  return tokenizer.decode_part({completion.begin(), completion.end() - (has_end ? 1 : 0)}, prompt);
 }
 
 std::vector<Rollout> draw_rollouts(Policy& policy,

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/policy/policy.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/index.h>
+#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/util/StringUtil.h>
 #include <fmt/format.h>
 
@@ -141,10 +144,21 @@ void check_kept(const std::vector<std::int64_t>& kept, std::int64_t sequences) {
 
 }  // namespace detail
 
+at::Tensor TrainedWeight::value() const {
+  if (!lora_b.defined()) return weight;
+  at::Tensor sum = weight.defined() ? weight.to(lora_b.scalar_type()) : at::zeros_like(lora_b);
+  sum = lora_a.defined() ? sum.addmm(lora_b, lora_a, /*beta=*/1, lora_scale)
+                         : sum.add(lora_b, lora_scale);
+  if (!magnitude.defined()) return sum;
+  const std::int64_t along = magnitude.size(1) == 1 ? 1 : 0;
+  const at::Tensor lengths =
+      at::linalg_vector_norm(sum.detach(), /*ord=*/2, /*dim=*/along, /*keepdim=*/true);
+  return sum * (magnitude / lengths);
+}
+
 at::Tensor TrainedWeight::merged() const {
   const at::NoGradGuard no_grad;
-  if (!lora_a.defined()) return weight.detach();
-  return weight.to(lora_a.scalar_type()).addmm(lora_b, lora_a, /*beta=*/1, lora_scale);
+  return value().detach();
 }
 
 at::Tensor Policy::forward_packed(const PackedTokens&) {

@@ -42,9 +42,9 @@ const SourceOptions* data_source(const std::vector<SourceOptions>& sources) {
 }
 
 std::vector<OnlinePrompt> prompts_alone(const std::string& path, const Tokenizer& tokenizer,
-                                        const DataOptions& data) {
+                                        const DataOptions& data, Split split) {
   std::vector<OnlinePrompt> prompts;
-  for (Prompt& prompt : load_prompts(path, tokenizer, data)) {
+  for (Prompt& prompt : load_prompts(path, tokenizer, data, split)) {
     prompts.push_back({.ids = std::move(prompt.ids),
                        .text = std::move(prompt.text),
                        .is_conversation = prompt.from_messages});
@@ -67,7 +67,12 @@ std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
   const bool is_gold = column == "gold";
   const bool is_rejected = column == "rejected";
   const Dataset rows = load_noted("online.prompts", path, tokenizer, data,
-                                  {.rejected = is_rejected, .gold = is_gold}, note);
+                                  {.rejected = is_rejected, .gold = is_gold}, note, Split::kTrain);
+  for (const DatasetFile& file : rows.files) {
+    if (file.weight == 1) continue;
+    throw ConfigError(fmt::format("online.prompts: expected files without weights, got {} for {}",
+                                  file.weight, file.path));
+  }
   const std::int64_t of_messages = rows.report.message_rows;
   if (has_environment && of_messages > 0 && of_messages < std::ssize(rows.pairs)) {
     throw DataError(fmt::format(
@@ -183,15 +188,16 @@ auto rollout_saver(const std::string& folder) {
   };
 }
 
-/// Returns what loads reward models, which have to read the policy's tokens.
-FeedbackParts feedback_parts(const FeedbackOptions& options,
+/// Returns what loads reward models, which have to read the policy's tokens, while the policy
+/// lives.
+FeedbackParts feedback_parts(const FeedbackOptions& options, const Decoder& policy,
                              const std::shared_ptr<const Tokenizer>& tokenizer) {
   constexpr std::int64_t kAtOnce = 16;
   FeedbackParts parts;
-  parts.load_reward_model = [tokenizer,
+  parts.load_reward_model = [tokenizer, &policy,
                              temperature = options.temperature](const std::string& folder) {
-    return make_reward_model_preference(load_reward_model(folder, *tokenizer), temperature, kAtOnce,
-                                        folder);
+    return make_reward_model_preference(load_reward_model(folder, *tokenizer, "keep", &policy),
+                                        temperature, kAtOnce, folder);
   };
   return parts;
 }
@@ -266,10 +272,11 @@ void check_reference(const ReferenceOptions& options, bool is_online) {
   if (options.rule == ReferenceRule::kFixed) return;
   const bool forgets =
       options.rule == ReferenceRule::kLast || options.rule == ReferenceRule::kRandomPast;
-  if (forgets && !options.path.empty()) {
+  if (forgets && !(options.path.empty() && options.adapter.empty())) {
     throw ConfigError(fmt::format(
-        "reference.path: expected none where the rule makes the reference of the policy, got '{}'",
-        options.path));
+        "reference.{}: expected none where the rule makes the reference of the policy, got '{}'",
+        options.path.empty() ? "adapter" : "path",
+        options.path.empty() ? options.adapter : options.path));
   }
   if (options.moving || options.kind == ReferenceKind::kCached) {
     throw ConfigError(fmt::format("reference.rule: expected 'fixed' where {}, got another rule",
@@ -335,12 +342,13 @@ OnlinePrompts load_online_prompts(const RunOptions& options,
   }
   const SourceOptions* data = data_source(sources);
   OnlinePrompts prompts;
-  prompts.train = data == nullptr ? prompts_alone(online.prompts, tokenizer, options.data)
-                                  : prompts_with_completions(
-                                        online.prompts, data->column, tokenizer, options.data,
-                                        count_sources(sources, SourceKind::kEnvironment) > 0, note);
+  prompts.train =
+      data == nullptr
+          ? prompts_alone(online.prompts, tokenizer, options.data, Split::kTrain)
+          : prompts_with_completions(online.prompts, data->column, tokenizer, options.data,
+                                     count_sources(sources, SourceKind::kEnvironment) > 0, note);
   if (!online.eval_prompts.empty()) {
-    prompts.held_out = prompts_alone(online.eval_prompts, tokenizer, options.data);
+    prompts.held_out = prompts_alone(online.eval_prompts, tokenizer, options.data, Split::kHeldOut);
   }
   const auto count = static_cast<double>(prompts.train.size());
   const auto held_out = static_cast<std::ptrdiff_t>(online.eval_fraction * count);
@@ -407,7 +415,7 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
   const FeedbackOptions feedback = feedback_of(online, sources);
   const bool is_given = options_to_json(feedback) != options_to_json(FeedbackOptions());
   if (is_given || parts.selection->questions() != Questions::kNone) {
-    parts.feedback = make_feedback(feedback, feedback_parts(feedback, tokenizer));
+    parts.feedback = make_feedback(feedback, feedback_parts(feedback, policy, tokenizer));
     parts.rater = rater_options(feedback);
   }
   if (!prompts.held_out.empty()) {

@@ -25,6 +25,7 @@
 #include "prefopt/train/epoch_rows.h"
 #include "run/online_run.h"
 #include "run/run_rows.h"
+#include "run/stream_rows.h"
 #include "train/epoch_order.h"
 
 namespace prefopt::detail {
@@ -43,10 +44,27 @@ void add_adapter(const ModelOptions& options, Model& policy) {
 std::shared_ptr<Decoder> present_policy(const ReferenceOptions& options, const ModelOptions& model,
                                         const Decoder& policy) {
   if (options.moving || options.rule != ReferenceRule::kFixed) return policy.merged_decoder();
+  if (!options.dtype.empty()) return policy.frozen_decoder();
   // A fresh adapter changes nothing yet, so the model without it needs no further memory.
-  const bool is_fresh_adapter = policy.adapter() && model.adapter.empty();
-  return is_fresh_adapter && options.dtype.empty() ? policy.without_adapter()
-                                                   : policy.frozen_decoder();
+  const bool changes_nothing =
+      policy.adapter() && model.adapter.empty() && policy.adapter()->init_lora_weights != "false";
+  return changes_nothing ? policy.without_adapter() : policy.frozen_adapter_copy();
+}
+
+/// The model of the policy with another adapter: the weights under it are shared if the policy does
+/// not train them.
+std::shared_ptr<Decoder> with_other_adapter(const ReferenceOptions& options,
+                                            const ModelOptions& model, const Decoder& policy) {
+  if (policy.adapter() && options.dtype.empty()) return policy.with_adapter(options.adapter);
+  if (model.path.empty()) {
+    throw ConfigError(fmt::format(
+        "reference.adapter: expected a model of a file under it, model.path or reference.path, got "
+        "neither with '{}'",
+        options.adapter));
+  }
+  auto frozen = Decoder::load(model.path, options.dtype.empty() ? model.dtype : options.dtype);
+  frozen->load_adapter(options.adapter);
+  return frozen;
 }
 
 /// The tokenizer that the options name, else the adapter's or the model's own, else bytes for a
@@ -194,13 +212,17 @@ std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const 
   return model;
 }
 
+void check_no_token_weights(const std::vector<TokenRow>& rows) {
+  if (!has_token_weights(rows)) return;
+  throw ConfigError(
+      "loss: expected rows without weights of tokens for a reward model, which scores a text as "
+      "a whole, got some");
+}
+
 /// Throws ConfigError for rows and options that a reward model would not read.
 void check_reward_run(const RunOptions& options, const RunRows& rows) {
-  if (has_token_weights(rows.train) || has_token_weights(rows.eval)) {
-    throw ConfigError(
-        "loss: expected rows without weights of tokens for a reward model, which scores a text as "
-        "a whole, got some");
-  }
+  check_no_token_weights(rows.train);
+  check_no_token_weights(rows.eval);
   if (options.evaluate.sample_prompts == 0) return;
   if (options.evaluate.sample_prompts == EvaluateOptions().sample_prompts) return;
   throw ConfigError(
@@ -251,10 +273,16 @@ void check_reference_tokens(const ReferenceOptions& options, const Tokenizer& to
 
 std::shared_ptr<Policy> make_frozen(const ReferenceOptions& options, const ModelOptions& model,
                                     const Decoder& policy) {
-  if (options.path.empty()) {
+  if (options.path.empty() && options.adapter.empty()) {
     const auto copy = present_policy(options, model, policy);
     if (!options.dtype.empty()) copy->to(parse_dtype(options.dtype));
     return copy;
+  }
+  const bool moves = options.moving || options.rule != ReferenceRule::kFixed;
+  if (options.path.empty()) {
+    const auto other = with_other_adapter(options, model, policy);
+    // It may not move weights that the policy has, too.
+    return moves ? other->merged_decoder()->frozen_decoder() : other;
   }
   const auto dtype = options.dtype.empty() ? model.dtype : options.dtype;
   auto frozen = Decoder::load(options.path, dtype);
@@ -264,7 +292,9 @@ std::shared_ptr<Policy> make_frozen(const ReferenceOptions& options, const Model
                     "of {} tokens, got {} with {}",
                     policy.vocab_size(), options.path, frozen->vocab_size()));
   }
-  return frozen;
+  if (options.adapter.empty()) return frozen;
+  frozen->load_adapter(options.adapter);
+  return moves ? frozen->merged_decoder() : frozen;
 }
 
 RoundReference make_reference(const RunOptions& run, const Decoder& policy, CacheLevel level) {
@@ -278,6 +308,30 @@ RoundReference make_reference(const RunOptions& run, const Decoder& policy, Cach
   }
   if (options.kind == ReferenceKind::kFrozen) return {make_frozen_reference(std::move(frozen))};
   return {std::make_shared<CachedReference>(std::move(frozen), options.cache_dir, level)};
+}
+
+/// Returns the stream of `data.train`, whose rows are checked when they come.
+std::shared_ptr<StreamRows> make_stream(const RunOptions& options, RunRows rows,
+                                        const RowNeeds& needs,
+                                        const std::shared_ptr<const Tokenizer>& tokenizer,
+                                        const std::shared_ptr<Decoder>& policy, bool of_rewards,
+                                        const Note& note) {
+  StreamParts parts{.data = options.data,
+                    .needs = needs,
+                    .tokenizer = tokenizer,
+                    .held_out = std::move(rows.eval),
+                    .is_held_out_cut = std::move(rows.eval_cut),
+                    .batch = options.batch,
+                    .seed = options.seed,
+                    .check = {},
+                    .note = note};
+  parts.data.chat_format = chat_format_for_rows(options.data.chat_format, *tokenizer);
+  parts.check = [policy, of_rewards](const std::vector<TokenRow>& step) {
+    check_token_range(step, policy->vocab_size(), "data.train");
+    check_row_lengths(step, *policy, "data.train");
+    if (of_rewards) check_no_token_weights(step);
+  };
+  return std::make_shared<StreamRows>(std::move(parts));
 }
 
 /// Returns the model behind a reference, which stays alive with it.
@@ -347,9 +401,11 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
                     const Note& note) {
   const LossRequirements needs = loss.requirements();
   const bool is_online = options.online.is_online();
+  const bool is_stream = options.data.stream.buffer > 0;
+  if (is_stream) check_stream_options(options);
   const bool is_named = !options.model.tokenizer.empty();
   for (std::string* path : {&options.model.path, &options.model.adapter, &options.model.tokenizer,
-                            &options.reference.path}) {
+                            &options.reference.path, &options.reference.adapter}) {
     *path = followed(*path);
   }
   const auto tokenizer = open_run_tokenizer(options.model);
@@ -363,6 +419,8 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   if (is_online) {
     sources = parse_sources(options.online.sources, options.sampling, "online.sources");
     prompts = load_online_prompts(options, sources, *tokenizer, note);
+  } else if (is_stream) {
+    rows = load_held_out(options.data, *tokenizer, of_rows, note);
   } else {
     rows = load_rows(options.data, *tokenizer, of_rows, note);
   }
@@ -396,6 +454,12 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   check_token_range(rows.eval, policy->vocab_size(), "data.eval");
   check_row_lengths(rows.train, *policy, "data.train");
   check_row_lengths(rows.eval, *policy, "data.eval");
+  std::shared_ptr<StreamRows> stream;
+  if (is_stream) {
+    stream =
+        make_stream(options, std::move(rows), of_rows, tokenizer, policy, needs.of_rewards, note);
+    rows.message_rows = stream->message_rows();
+  }
   FolderFiles companions = companions_of(options, *policy, *tokenizer, rows.message_rows);
   const auto complete = [&](SamplingOptions& sampling) {
     sampling = with_end_tokens(sampling, *policy, *tokenizer, options.data.chat_format);
@@ -411,7 +475,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   RoundReference reference;
   if (needs.reference() || needs.sample_source == SampleSource::kReference) {
     // Whoever weighs tokens needs each.
-    const bool by_token = needs.has(Input::ref_chosen_overlap_logps) || needs.limits ||
+    const bool by_token = needs.has(Input::ref_chosen_overlap_logps) || needs.limits || is_stream ||
                           has_token_weights(rows.train) || has_token_weights(rows.eval);
     if (!options.model.tokenizer.empty()) {
       check_reference_tokens(options.reference, *tokenizer, is_named, note);
@@ -444,13 +508,18 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
     run.source = make_online_rows(options, std::move(prompts), std::move(sources), tokenizer,
                                   *policy, std::move(initial), loss, reference,
                                   run.rollouts.value_model, events, note, run.planned_steps);
+  } else if (is_stream) {
+    const std::int64_t context = policy->options().max_position_embeddings;
+    set_checkpointing(options.machine, most_stream_tokens(options, context), *policy, note);
+    run.source = stream;
   } else {
     set_checkpointing(options.machine, most_tokens(rows.train, options.batch), *policy, note);
     run.source = std::make_shared<EpochRows>(EpochData{.rows = std::move(rows.train),
                                                        .held_out = std::move(rows.eval),
                                                        .is_cut = std::move(rows.train_cut),
                                                        .is_held_out_cut = std::move(rows.eval_cut),
-                                                       .tokenizer = tokenizer},
+                                                       .tokenizer = tokenizer,
+                                                       .parts = std::move(rows.parts)},
                                              EpochOptions{.batch_size = options.batch.rows,
                                                           .seed = options.seed,
                                                           .shuffle = options.batch.shuffle});

@@ -60,11 +60,12 @@ std::optional<std::string> newest_whole(const RunFolder& folder, const Note& not
 
 /// Options that change no result: where things lie (their content has a hash), what is written
 /// when, and how long.
-constexpr std::array<std::string_view, 25> kHarmless = {"output_dir",
+constexpr std::array<std::string_view, 26> kHarmless = {"output_dir",
                                                         "model.path",
                                                         "model.adapter",
                                                         "model.tokenizer",
                                                         "reference.path",
+                                                        "reference.adapter",
                                                         "reference.cache_dir",
                                                         "data.train",
                                                         "data.eval",
@@ -180,7 +181,9 @@ std::vector<std::string> config_changes(const Json& saved, const Json& now, cons
     const bool has_contents = key.starts_with("data.") || key.starts_with("model.decoder.");
     const bool is_default = usual.contains(key) && usual.at(key) == value_or_none(new_values, key);
     const bool is_new = !old_values.contains(key) && (has_contents || is_default);
-    if (contains(kHarmless, key) || (is_length && free_length) || is_new) continue;
+    // The rows and their weights are among the contents.
+    const bool is_place = key.starts_with("data.train.") || key.starts_with("data.eval.");
+    if (is_place || contains(kHarmless, key) || (is_length && free_length) || is_new) continue;
     if (contains(kRounding, key)) {
       note(fmt::format("resume: {}; results may differ in their last digits", change));
     } else if (free_sampling && key.starts_with("sampling.")) {

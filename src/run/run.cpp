@@ -76,6 +76,18 @@ class RunSession {
   bool is_here_ = false;  ///< whether the run is resumed in its own folder
 };
 
+/// The scales of a model's adapter, which are in none of its matrices: one where all are the same;
+/// null without an adapter.
+Json adapter_scale(const Policy& policy) {
+  std::vector<double> scales;
+  for (const TrainedWeight& weight : policy.trained_weights()) {
+    if (weight.lora_b.defined()) scales.push_back(weight.lora_scale);
+  }
+  if (scales.empty()) return nullptr;
+  const bool is_one = std::count(scales.begin(), scales.end(), scales[0]) == std::ssize(scales);
+  return is_one ? Json(scales[0]) : Json(scales);
+}
+
 /// Hashes of rows and models, whatever paths the options name. The scale of an adapter is among
 /// them `with_scale`: where no option holds it.
 Json contents_of(const RowSource& source, const Policy& policy, Reference* reference,
@@ -83,14 +95,14 @@ Json contents_of(const RowSource& source, const Policy& policy, Reference* refer
   Json contents = {{"train_rows", source.fingerprint()},
                    {"eval_rows", detail::fingerprint_of(source.held_out().rows)},
                    {"model", detail::fingerprint_of(policy)}};
-  // It is in none of the adapter's matrices.
-  for (const TrainedWeight& weight : policy.trained_weights()) {
-    if (!with_scale || !weight.lora_a.defined()) continue;
-    contents["adapter_scale"] = weight.lora_scale;
-    break;
+  if (const Json scale = adapter_scale(policy); with_scale && !scale.is_null()) {
+    contents["adapter_scale"] = scale;
   }
   if (reference != nullptr && reference->policy() != nullptr) {
     contents["reference"] = detail::fingerprint_of(*reference->policy());
+    if (const Json scale = adapter_scale(*reference->policy()); !scale.is_null()) {
+      contents["reference_scale"] = scale;
+    }
   }
   return contents;
 }
@@ -135,8 +147,9 @@ RunResult run_training(const RunOptions& given, const RunEvents& events,
   session.claim(options, resume);
   set_threads_and_seed(options);
   const auto run = detail::resolve(std::move(options), loss, events, session.note());
-  // A reference without a path is made from the policy.
-  Reference* const told = run.options.reference.path.empty() ? nullptr : run.reference.get();
+  const ReferenceOptions& of = run.options.reference;
+  // A reference without a path or an adapter is made from the policy.
+  Reference* const told = of.path.empty() && of.adapter.empty() ? nullptr : run.reference.get();
   return session.run(
       run.policy, run.reference, *run.source, run.options, loss,
       contents_of(*run.source, *run.policy, told, !run.options.model.adapter.empty()),

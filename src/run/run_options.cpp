@@ -40,6 +40,11 @@ void ReferenceOptions::fields(FieldVisitor& v) {
               Range::between(1, 1000));
   }
   v.text({"path", "Hugging Face folder; empty: the policy as it was before training"}, path);
+  // Texts from before this option lack it, and are the same without it.
+  if (!v.writes() || !adapter.empty()) {
+    v.text({"adapter", "PEFT folder of an adapter on `path`, or else on the policy's model"},
+           adapter);
+  }
   v.text({"dtype", "What the weights are kept in, as model.dtype; empty: the policy's"}, dtype);
   v.text({"cache_dir", "Folder of the cache; empty: `reference-cache` in the run folder"},
          cache_dir);

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "prefopt/train/epoch_rows.h"
+
 namespace prefopt::detail {
 
 /// Returns 0 … count - 1 in an order that seed and epoch alone decide, on every platform.
@@ -23,6 +25,33 @@ class EndlessOrder {
  private:
   std::int64_t seed_;
   bool shuffles_;
+  std::vector<std::size_t> order_;
+  std::int64_t epoch_ = -1;  ///< of `order_`
+};
+
+/// The endless stream of rows in parts with weights. An epoch has round(weight · rows) rows of a
+/// part, at least one: the next ones of the part's own endless order, so that over the epochs all
+/// of its rows come equally often.
+class WeightedOrder {
+ public:
+  WeightedOrder(const std::vector<EpochPart>& parts, std::int64_t seed, bool shuffles);
+
+  std::size_t at(std::int64_t position);
+  /// Returns the rows of an epoch.
+  std::int64_t count() const { return count_; }
+
+ private:
+  struct Part {
+    EndlessOrder order;
+    std::size_t begin;   ///< the first of its rows
+    std::int64_t quota;  ///< rows an epoch
+  };
+  void order_epoch(std::int64_t epoch);
+
+  std::int64_t seed_;
+  bool shuffles_;
+  std::int64_t count_ = 0;
+  std::vector<Part> parts_;
   std::vector<std::size_t> order_;
   std::int64_t epoch_ = -1;  ///< of `order_`
 };

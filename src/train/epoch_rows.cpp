@@ -26,6 +26,22 @@ std::size_t below(std::uint64_t bound, std::mt19937_64& rng) {
   return x % bound;
 }
 
+EpochData checked_parts(EpochData data) {
+  if (data.parts.empty()) return data;
+  std::int64_t rows = 0;
+  for (const EpochPart& part : data.parts) {
+    if (part.rows < 1 || !(part.weight > 0) || !std::isfinite(part.weight)) {
+      throw ConfigError(fmt::format(
+          "epoch rows: expected parts with rows and a weight above 0, got {} rows of weight {}",
+          part.rows, part.weight));
+    }
+    rows += part.rows;
+  }
+  if (rows == std::ssize(data.rows)) return data;
+  throw ConfigError(fmt::format("epoch rows: expected parts of {} rows together, got {}",
+                                data.rows.size(), rows));
+}
+
 /// Returns the share of rows that budgets have shortened.
 Metrics share_cut(std::int64_t cut, std::int64_t rows) {
   return {{"truncated", static_cast<double>(cut) / static_cast<double>(rows)}};
@@ -61,6 +77,45 @@ std::size_t EndlessOrder::at(std::int64_t position) {
     order_ = shuffled_order(order_.size(), seed_, epoch_);
   }
   return order_[static_cast<std::size_t>(position % count)];
+}
+
+WeightedOrder::WeightedOrder(const std::vector<EpochPart>& parts, std::int64_t seed, bool shuffles)
+    : seed_(seed), shuffles_(shuffles) {
+  std::size_t begin = 0;
+  for (const EpochPart& part : parts) {
+    const auto rows = static_cast<std::size_t>(part.rows);
+    const double wanted = part.weight * static_cast<double>(part.rows);
+    // The order of one part is that of the epoch; more parts need orders of their own.
+    const auto own_seed = seed + static_cast<std::int64_t>(parts_.size() + 1) * 1'000'003;
+    const bool shuffles_itself = shuffles && (parts.size() > 1 || part.weight != 1);
+    parts_.push_back({.order = EndlessOrder(rows, own_seed, shuffles_itself),
+                      .begin = begin,
+                      .quota = std::max<std::int64_t>(1, std::llround(wanted))});
+    begin += rows;
+    count_ += parts_.back().quota;
+  }
+}
+
+std::size_t WeightedOrder::at(std::int64_t position) {
+  if (position / count_ != epoch_) order_epoch(position / count_);
+  return order_[static_cast<std::size_t>(position % count_)];
+}
+
+void WeightedOrder::order_epoch(std::int64_t epoch) {
+  epoch_ = epoch;
+  std::vector<std::size_t> rows;
+  rows.reserve(static_cast<std::size_t>(count_));
+  for (Part& part : parts_) {
+    for (std::int64_t i = epoch * part.quota; i < (epoch + 1) * part.quota; ++i) {
+      rows.push_back(part.begin + part.order.at(i));
+    }
+  }
+  if (!shuffles_) {
+    order_ = std::move(rows);
+    return;
+  }
+  order_ = shuffled_order(rows.size(), seed_, epoch);
+  for (std::size_t& place : order_) place = rows[place];
 }
 
 std::string fingerprint_of(const std::vector<TokenRow>& rows) {
@@ -114,10 +169,12 @@ std::vector<std::vector<std::int64_t>> RowSource::sample_prompts() const {
 }
 
 EpochRows::EpochRows(EpochData data, const EpochOptions& options)
-    : data_(std::move(data)),
+    : data_(checked_parts(std::move(data))),
       options_(options),
-      order_(std::make_shared<detail::EndlessOrder>(data_.rows.size(), options_.seed,
-                                                    options_.shuffle)) {
+      order_(std::make_shared<detail::WeightedOrder>(
+          data_.parts.empty() ? std::vector<EpochPart>{{.rows = std::ssize(data_.rows)}}
+                              : data_.parts,
+          options_.seed, options_.shuffle)) {
   if (data_.rows.empty()) throw ConfigError("epoch rows: expected at least one row, got none");
   if (options_.batch_size < 1) {
     throw ConfigError(fmt::format("epoch rows: expected a batch_size of at least 1, got {}",
@@ -144,7 +201,7 @@ StepRows EpochRows::next(Policy& /*policy*/) {
 
 void EpochRows::finish_step() { position_ += options_.batch_size; }
 
-std::int64_t EpochRows::rows_an_epoch() const { return std::ssize(data_.rows); }
+std::int64_t EpochRows::rows_an_epoch() const { return order_->count(); }
 
 void EpochRows::visit_state(StateVisitor& visitor) {
   visitor.integer("position", position_);
@@ -159,7 +216,13 @@ void EpochRows::visit_state(StateVisitor& visitor) {
   }
 }
 
-std::string EpochRows::fingerprint() const { return detail::fingerprint_of(data_.rows); }
+std::string EpochRows::fingerprint() const {
+  std::string hash = detail::fingerprint_of(data_.rows);
+  for (const EpochPart& part : data_.parts) {
+    hash += fmt::format(" {} rows of weight {}", part.rows, part.weight);
+  }
+  return hash;
+}
 
 std::string EpochRows::text_of(const std::vector<std::int64_t>& tokens) const {
   return data_.tokenizer ? data_.tokenizer->decode(tokens) : RowSource::text_of(tokens);

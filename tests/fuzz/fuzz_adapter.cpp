@@ -22,7 +22,11 @@ void read_adapter(std::string_view bytes) {
   folder.put("adapter_model.safetensors", tensors);
   const bool accepted = accepts(folder.path(), [&] { model->load_adapter(folder.path()); });
   expect(accepted == model->adapter().has_value(), "a refused adapter that stayed, or none");
-  if (accepted) model = model->without_adapter();
+  if (!accepted) return;
+  // A bias of B has no place in this model.
+  const bool merges = !model->adapter()->lora_bias;
+  expect(!merges || !model->merged_decoder()->adapter(), "a merged model with an adapter");
+  model = model->without_adapter();
 }
 
 }  // namespace prefopt::fuzz

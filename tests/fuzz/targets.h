@@ -12,12 +12,14 @@ namespace prefopt::fuzz {
 // Each hands `bytes` to its reader and uses what the reader made of them. Bytes that the reader
 // refuses as it should pass; whatever is thrown from here is a fault.
 void read_adapter(std::string_view bytes);
+void read_arrow_rows(std::string_view bytes);
 void read_chat(std::string_view bytes);
 void read_checkpoint(std::string_view bytes);
 void read_config(std::string_view bytes);
 void read_decoder_config(std::string_view bytes);
 void read_gguf(std::string_view bytes);
 void read_gguf_tokenizer(std::string_view bytes);
+void read_gguf_writer(std::string_view bytes);
 void read_logps(std::string_view bytes);
 void read_rollout_file(std::string_view bytes);
 void read_rollouts(std::string_view bytes);
@@ -33,12 +35,14 @@ struct Target {
 
 inline constexpr auto kTargets = std::to_array<Target>({
     {"adapter", read_adapter},
+    {"arrow_rows", read_arrow_rows},
     {"chat", read_chat},
     {"checkpoint", read_checkpoint},
     {"config", read_config},
     {"decoder_config", read_decoder_config},
     {"gguf", read_gguf},
     {"gguf_tokenizer", read_gguf_tokenizer},
+    {"gguf_writer", read_gguf_writer},
     {"logps", read_logps},
     {"rollout_file", read_rollout_file},
     {"rollouts", read_rollouts},

@@ -25,6 +25,11 @@ inline void use_tokenizer(const Tokenizer& tokenizer) {
         expect(id >= 0 && id < tokenizer.vocab_size(), "an id that is no token");
       }
       static_cast<void>(tokenizer.decode(ids));
+      // As what follows another text, which ends in a token, in white space or in a word.
+      for (const std::string_view before : kTexts) {
+        static_cast<void>(tokenizer.encode_part(text, {}, {.before = before, .is_last = false}));
+      }
+      static_cast<void>(tokenizer.decode_part(ids, ids));
     });
   }
   for (const std::int64_t id : {tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()}) {

@@ -113,7 +113,7 @@ struct DataCheckOptions {
 };
 
 struct DataCheck {
-  std::vector<std::string> files;  ///< those of `train`, then those of `held_out`
+  std::vector<std::string> files;  ///< those that `train` names, then those of `held_out`
   RowsCheck train, held_out;
   std::vector<LeakedRow> leaks;
   RowAction leak_policy = RowAction::kKeep;
@@ -124,10 +124,10 @@ struct DataCheck {
   PREFOPT_API std::int64_t refused() const;
 };
 
-/// Reads all files to their end, whatever the defects of their rows: a policy `error` is reported,
-/// not thrown. Equal rows are found across the files of one purpose. Throws DataError for a file
-/// that cannot be read or holds no row, and ConfigError as load_dataset does, for instance for a
-/// column of the options that no row has.
+/// Reads all files that the paths name, as those of load_dataset do, to their end, whatever the
+/// defects of their rows: a policy `error` is reported, not thrown. Equal rows are found across the
+/// files of one purpose. Throws DataError for a file that cannot be read or holds no row, and
+/// ConfigError as load_dataset does, for instance for a column of the options that no row has.
 PREFOPT_API DataCheck check_data(const std::vector<std::string>& train,
                                  const std::vector<std::string>& held_out,
                                  const Tokenizer& tokenizer, const DataCheckOptions& options = {});

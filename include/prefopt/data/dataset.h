@@ -57,12 +57,30 @@ enum class EndOfCut {
   kMask,  ///< likewise, but does not count
 };
 
+/// The split of a data set that is read from a folder with several.
+enum class Split {
+  kAny,      ///< the only one
+  kTrain,    ///< that with `train` in its name
+  kHeldOut,  ///< the only other one
+};
+
+/// Rows that are read while they are trained on, not before.
+struct StreamOptions {
+  /// Rows in memory, of which the next one is drawn; 0: all rows are loaded first.
+  std::int64_t buffer = 0;
+
+  PREFOPT_API void fields(FieldVisitor& v);
+};
+
 struct DataOptions {
-  std::string train = {};                ///< JSON lines or a JSON array, also gzipped
-  std::string eval = {};                 ///< held-out file; empty: cut `eval_fraction` from `train`
-  double eval_fraction = 0;              ///< of the rows, taken from the end of the file
-  std::int64_t max_rows = 0;             ///< 0: all
-  std::int64_t max_prompt_length = 512;  ///< tokens; 0: no limit
+  /// Rows, as load_dataset takes them: a file (JSON lines, a JSON array, also gzipped; Parquet,
+  /// Arrow), a folder, a pattern, or a JSON list of such, with weights.
+  std::string train = {};
+  std::string eval = {};     ///< held-out rows; empty: cut `eval_fraction` from `train`
+  double eval_fraction = 0;  ///< of the rows, taken from the end of each item of `train`
+  StreamOptions stream = {};
+  std::int64_t max_rows = 0;               ///< of all files together; 0: all
+  std::int64_t max_prompt_length = 512;    ///< tokens; 0: no limit
   std::int64_t max_completion_length = 0;  ///< tokens with the end token; 0: no limit
   std::int64_t max_length = 1024;          ///< prompt + longer completion; 0: no limit, else >= 2
   Truncation truncation = Truncation::kKeepEnd;
@@ -79,7 +97,7 @@ struct DataOptions {
   DefectPolicy empty_completion = DefectPolicy::kUnusable;
   RowAction identical = RowAction::kDrop;    ///< chosen equals rejected
   RowAction long_prompt = RowAction::kKeep;  ///< longer than its budget: keep means truncate
-  RowAction duplicate = RowAction::kKeep;    ///< equal to an earlier row of its file
+  RowAction duplicate = RowAction::kKeep;    ///< equal to an earlier row
   /// A conversation whose last turn is not the assistant's; keep: turns after the assistant's last
   /// one are left out, unless `loss_on` is kAll.
   RowAction ends_with_user = RowAction::kKeep;
@@ -120,8 +138,10 @@ struct DataOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
-/// Rows that were dropped or changed, by reason, with their line numbers.
+/// Rows that were dropped or changed, by reason, with their line numbers. The report on several
+/// files has sums alone, and those of the files in `files`.
 struct RowReport {
+  std::string path = {};  ///< of a report in `files`
   std::int64_t rows_read = 0;
   std::int64_t rows_kept = 0;
   std::int64_t truncated_prompts = 0;
@@ -135,8 +155,10 @@ struct RowReport {
   std::string cache_note = {};    ///< a note on the token cache, or empty
   /// Note on the tokens that cut rows lose under these options; empty if none is cut.
   std::string cut_note = {};
+  std::vector<RowReport> files = {};  ///< empty: one file
 
-  /// Returns one line per defect: count, reason and the first line numbers. Empty if there is none.
+  /// Returns one line per defect: count, reason and the first line numbers, of several files each
+  /// behind its path. Empty if there is none.
   PREFOPT_API std::string summary() const;
 };
 
@@ -154,10 +176,22 @@ struct RowNeeds {
   bool unpaired() const { return has(Column::kLabel); }
 };
 
+/// One of several files of a data set.
+struct DatasetFile {
+  std::string path;
+  std::size_t part = 0;  ///< item of the list that names it
+  double weight = 1;     ///< how often an epoch has each of its rows
+};
+
 struct Dataset {
   std::vector<TokenRow> pairs;
-  std::vector<std::int64_t> lines = {};  ///< 1-based line of each pair in its file
+  std::vector<std::int64_t> lines = {};  ///< 1-based line, or row, of each pair in its file
   RowReport report;
+  std::vector<DatasetFile> files = {};
+  std::vector<std::size_t> file_of = {};  ///< place in `files` of each pair
+
+  /// Returns `FILE:LINE` of a pair.
+  PREFOPT_API std::string place(std::size_t pair) const;
 };
 
 /// Calls `row(line_number, text)` for each line that is not blank; .gz by content, not by name.
@@ -175,17 +209,21 @@ PREFOPT_API void for_each_line(const std::string& path,
 PREFOPT_API TokenRow tokenize_row(const PreferenceRow& row, const Tokenizer& tokenizer,
                                   const DataOptions& options, RowReport& report);
 
-/// Loads the rows of a file of lines or a JSON array of objects. Rows that lack a needed part are
-/// unusable (and named as such); completions that are not needed are left out. Unpaired rows must
-/// not have a rejected completion. Rows are tokenized on LibTorch's threads; the result does not
-/// depend on their number. With `token_cache`, the result is kept under a hash of the file's
-/// content, the tokenizer and the options; a damaged entry is replaced, and a cache that cannot be
-/// written is skipped, with a note in the report. Throws ConfigError if the file holds pairs for an
-/// unpaired loss or single completions for a pairwise one, or if `columns` names a column that no
-/// row has, and DataError if a policy asks for it, if no row can be used, or if a row has a prompt
-/// column that nothing reads (`unused`).
-PREFOPT_API Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
-                                 const DataOptions& options, const RowNeeds& needs = {});
+/// Loads the rows of a file, of the files of a folder or of those that match a pattern (`*`, `?`,
+/// `[…]`), or of a JSON list of such, each a text or {"path": …, "weight": …}: see
+/// docs/data-files.md. Files are read in the order of their names, numbers in them as numbers; of a
+/// folder with several splits those of `split`. Rows that lack a needed part are unusable (and
+/// named as such); completions that are not needed are left out. Unpaired rows must not have a
+/// rejected completion. Rows are tokenized on LibTorch's threads; the result does not depend on
+/// their number. With `token_cache`, the result is kept under a hash of the file's content, the
+/// tokenizer and the options; a damaged entry is replaced, and a cache that cannot be written is
+/// skipped, with a note in the report. Throws ConfigError if the file holds pairs for an unpaired
+/// loss or single completions for a pairwise one, or if `columns` names a column that no row has,
+/// and DataError if a policy asks for it, if no row can be used, or if a row has a prompt column
+/// that nothing reads (`unused`).
+PREFOPT_API Dataset load_dataset(const std::string& rows, const Tokenizer& tokenizer,
+                                 const DataOptions& options, const RowNeeds& needs = {},
+                                 Split split = Split::kAny);
 
 /// Returns {training, held out}: the last `eval_fraction` of the pairs is held out, at least one
 /// pair and never all of them, if there are two or more. Throws ConfigError outside of [0, 1).

@@ -22,7 +22,7 @@ struct Leak {
 PREFOPT_API std::vector<Leak> find_leaks(const std::vector<TokenRow>& train,
                                          const std::vector<TokenRow>& held_out);
 
-/// Applies `policy` to the leaks of `train`, whose file is `path`: kDrop removes them. Returns a
+/// Applies `policy` to the leaks of `train`, whose rows `path` names: kDrop removes them. Returns a
 /// line for the user, as RowReport::summary does; empty if there are none. Throws DataError for
 /// kError, and for kDrop if no pair would be left.
 PREFOPT_API std::string apply_leak_policy(Dataset& train, const Dataset& held_out, RowAction policy,

@@ -19,11 +19,13 @@ struct Prompt {
   bool from_messages = false;
 };
 
-/// Loads the prompts of a file in their order: text, messages or ids, in any layout that
-/// load_dataset reads. Prompts are whole, whatever the budgets of `options`. Throws DataError, led
-/// by file and line, for a row that is no prompt, that has a completion as well, or whose defect
-/// the options do not keep, and for a file without prompts; ConfigError as load_dataset.
-PREFOPT_API std::vector<Prompt> load_prompts(const std::string& path, const Tokenizer& tokenizer,
-                                             const DataOptions& options = {});
+/// Loads the prompts of files in their order: text, messages or ids, in any layout and any files
+/// that load_dataset reads, without weights. Prompts are whole, whatever the budgets of `options`.
+/// Throws DataError, led by file and line, for a row that is no prompt, that has a completion as
+/// well, or whose defect the options do not keep, and for a file without prompts; ConfigError as
+/// load_dataset.
+PREFOPT_API std::vector<Prompt> load_prompts(const std::string& rows, const Tokenizer& tokenizer,
+                                             const DataOptions& options = {},
+                                             Split split = Split::kAny);
 
 }  // namespace prefopt

@@ -15,6 +15,12 @@
 
 namespace prefopt {
 
+/// What lies around a part of a text that is turned into tokens by itself.
+struct TextPlace {
+  std::string_view before = {};  ///< the text before the part
+  bool is_last = true;           ///< no text follows
+};
+
 /// A tokenizer, safe to use from several threads at a time.
 class PREFOPT_API Tokenizer {
  public:
@@ -26,6 +32,12 @@ class PREFOPT_API Tokenizer {
   /// becomes no control token, whatever it spells.
   virtual std::vector<std::int64_t> encode_plain(std::string_view text,
                                                  std::span<const TextRange> plain) const;
+  /// Returns the tokens of `text` as a part of a longer text: nothing merges across its ends, and
+  /// what the tokenizer puts before a text, or strips from its ends, it does so only where the
+  /// whole text has them: at the beginning, at the end, and next to added tokens.
+  virtual std::vector<std::int64_t> encode_part(std::string_view text,
+                                                std::span<const TextRange> plain,
+                                                const TextPlace& place) const;
   /// Returns the first control token that `text` spells, or -1. Control tokens are the special
   /// ones, which decode() leaves out, and other added ones that are written `<|…|>`.
   virtual std::int64_t find_control(std::string_view text) const;
@@ -33,6 +45,10 @@ class PREFOPT_API Tokenizer {
   virtual std::string spelling(std::int64_t id) const;
   /// Returns the text of `ids`; begin, end and padding tokens are left out.
   virtual std::string decode(const std::vector<std::int64_t>& ids) const = 0;
+  /// Returns the same for ids that follow `before`, so that encode_part() gives them again: a space
+  /// that decode() drops from the beginning of a text stays.
+  virtual std::string decode_part(const std::vector<std::int64_t>& ids,
+                                  const std::vector<std::int64_t>& before) const;
   virtual std::int64_t vocab_size() const = 0;
   /// Returns the token that is put before a text, or -1.
   virtual std::int64_t bos_id() const = 0;
@@ -71,6 +87,7 @@ struct AddedToken {
   bool normalized = false;  ///< searched for after normalization
   bool strip_left = false;  ///< includes the white space before it
   bool strip_right = false;
+  bool single_word = false;  ///< not where a letter, digit or mark touches it
 };
 
 /// One step of cutting a text into words, between which nothing merges.

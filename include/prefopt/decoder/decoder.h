@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "prefopt/decoder/lora_options.h"
 #include "prefopt/export.h"
 #include "prefopt/options.h"
 #include "prefopt/policy/policy.h"
@@ -17,8 +18,9 @@
 namespace prefopt {
 
 namespace detail {
+struct AdapterParts;
 class DecoderReader;
-}
+}  // namespace detail
 
 /// Family and shape of a decoder, under the names of Hugging Face's `config.json` where it has one.
 struct DecoderOptions {
@@ -65,19 +67,6 @@ enum class Checkpointing {
   kNone,       ///< all but norms and products of gate and up
   kSelective,  ///< not gate and up, 2 of a layer's 7 products
   kFull,       ///< the input of each layer only
-};
-
-/// A low-rank adapter (2106.09685): W + scale · B A with scale = alpha / rank, or alpha /
-/// sqrt(rank) for rsLoRA (2312.03732). Names are those of PEFT's `adapter_config.json`.
-struct LoraOptions {
-  std::int64_t r = 16;
-  double lora_alpha = 32;
-  bool use_rslora = false;
-  /// Of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
-  std::vector<std::string> target_modules = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                             "gate_proj", "up_proj", "down_proj"};
-
-  PREFOPT_API void fields(FieldVisitor& v);
 };
 
 /// Decoder-only transformer: RMSNorm (1910.07467), rotary positions (2104.09864), grouped-query
@@ -132,22 +121,31 @@ class PREFOPT_API Decoder final : public Policy {
   /// Returns the bytes that forward_packed keeps for a backward pass over `rows` tokens.
   std::int64_t activation_bytes(std::int64_t rows, Checkpointing checkpointing) const;
 
-  /// Freezes the weights and adds an adapter that changes nothing yet: A uniform as PEFT's, from
-  /// LibTorch's default generator, B zero. Throws ConfigError for an unknown target or if there is
-  /// an adapter.
+  /// Freezes the weights and adds an adapter, drawn as PEFT draws it from LibTorch's default
+  /// generator: it changes nothing yet, unless init_lora_weights is false. Throws ConfigError for
+  /// an unknown target or if there is an adapter.
   void add_adapter(const LoraOptions& options);
   const std::optional<LoraOptions>& adapter() const;
-  /// Adds the adapter to the weights and removes it.
+  /// Adds the adapter to the weights and removes it. Where it makes a tied embedding and head
+  /// differ, the model has a head of its own afterwards. Throws ConfigError where a trained bias
+  /// has no place in the family.
   void merge_adapter();
   /// Returns the model without its adapter, sharing the frozen weights: the reference of a policy
   /// that trains an adapter. Throws ConfigError if there is none.
   std::shared_ptr<Decoder> without_adapter() const;
+  /// Returns the model with the adapter of a folder in the place of its own, if it has one. It
+  /// shares the weights under the adapter, which are frozen in both.
+  std::shared_ptr<Decoder> with_adapter(const std::string& directory) const;
+  /// Returns a frozen copy that shares the weights under the adapter; without one,
+  /// frozen_decoder().
+  std::shared_ptr<Decoder> frozen_adapter_copy() const;
   /// Writes `adapter_config.json`, which names the path that the model was loaded from, and
   /// `adapter_model.safetensors`, as PEFT writes and reads them.
   void save_adapter(const std::string& directory) const;
-  /// Freezes the weights and adds the adapter of a folder. Throws CheckpointError for one that is
-  /// not of this model, or whose initialization changed the weights under it (PiSSA, OLoRA, CorDA,
-  /// LoftQ).
+  /// Freezes the weights and adds the adapter of a folder. One that took the largest singular
+  /// values (PiSSA) or a part of QR (OLoRA) out of the weights becomes one of twice the rank on
+  /// weights as they are. Throws CheckpointError for one that is not of this model, or whose
+  /// initialization changed the weights in another way (CorDA, LoftQ, LoRA-GA).
   void load_adapter(const std::string& directory);
   /// Replaces the parameters: before a trainer or an optimizer holds them, not after.
   void to(at::ScalarType dtype);
@@ -165,10 +163,11 @@ class PREFOPT_API Decoder final : public Policy {
   /// Returns the weight of the adapter's score head, of the shape of `score`; undefined if there is
   /// no such head. An undefined `score` refuses an adapter with one.
   at::Tensor read_adapter(const std::string& directory, const at::Tensor& score);
-  void place_adapter(const LoraOptions& options);
-  void train_adapter_only();
-  template <class Visit>
-  void for_each_adapter_weight(Visit&& visit) const;
+  void check_no_adapter() const;
+  void place_adapter(const LoraOptions& options, detail::AdapterParts parts);
+  /// Puts the weights with the adapter in the place of those under it.
+  static void put_merged(Impl& impl, bool keeps_dtype);
+  std::shared_ptr<Decoder> base() const;
 
   std::unique_ptr<Impl> impl_;
 };

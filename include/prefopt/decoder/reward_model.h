@@ -37,6 +37,13 @@ class PREFOPT_API RewardModel final : public RewardPolicy {
   static std::shared_ptr<RewardModel> load(const std::string& path, std::string_view dtype = "keep",
                                            ScoreHead head = ScoreHead::kRequired);
 
+  /// Returns a reward model of a language model's weights, which it shares, and an adapter with a
+  /// score head. The weights are frozen in both.
+  static std::shared_ptr<RewardModel> on(const Decoder& base, const std::string& adapter);
+  /// Returns whether a folder holds an adapter on the weights that a policy has under its own, and
+  /// in this dtype.
+  static bool is_on(const std::string& path, std::string_view dtype, const Decoder& policy);
+
   /// In a packed stream on a CPU, where sequences with equal prompts share them: a reward is the
   /// same to the last bit, whatever is scored with it. Throws DataError for tokens outside the
   /// vocabulary or too many of them.
@@ -89,10 +96,12 @@ class PREFOPT_API RewardModel final : public RewardPolicy {
 
 /// Reads a reward model for texts of a policy, whose tokens it gets. Throws ConfigError where its
 /// own tokenizer gives texts other tokens than the policy's, with both names and the difference, or
-/// where it has fewer tokens; and what RewardModel::load throws.
+/// where it has fewer tokens; and what RewardModel::load throws. An adapter on the folder that
+/// `policy` was loaded from shares its weights, where these are frozen and of this dtype.
 PREFOPT_API std::shared_ptr<RewardModel> load_reward_model(const std::string& path,
                                                            const Tokenizer& tokenizer,
-                                                           std::string_view dtype = "keep");
+                                                           std::string_view dtype = "keep",
+                                                           const Decoder* policy = nullptr);
 
 /// Whether a folder says that it holds a `…ForSequenceClassification` model (`config.json`) or an
 /// adapter of one (`adapter_config.json`, task SEQ_CLS); false where neither can be read, which

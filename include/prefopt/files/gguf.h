@@ -47,15 +47,17 @@ class PREFOPT_API GgufFile {
   std::vector<std::string> texts(std::string_view key) const;
   std::vector<std::int64_t> integers(std::string_view key) const;
   std::vector<double> reals(std::string_view key) const;
+  /// Returns a value of any kind as it is in the file, its kind in front.
+  std::string encoded(std::string_view key) const;
 
   /// Returns the tensors in the order of the file.
   const std::vector<GgufTensor>& tensors() const;
   /// Returns null if there is no tensor of that name.
   const GgufTensor* find_tensor(std::string_view name) const;
-  /// Decodes F64, F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K through float32
-  /// to `dtype`, a floating one, on all threads; CheckpointError names any other type. If the file
-  /// holds `dtype` itself, the tensor is a view of the mapping, which is private: writing to it
-  /// never reaches the file.
+  /// Decodes F64, F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, TQ1_0, TQ2_0, MXFP4
+  /// and NVFP4 through float32 to `dtype`, a floating one, on all threads; CheckpointError names
+  /// any other type. If the file holds `dtype` itself, the tensor is a view of the mapping, which
+  /// is private: writing to it never reaches the file.
   at::Tensor tensor(std::string_view name, at::ScalarType dtype = at::kFloat) const;
 
  private:

@@ -42,9 +42,10 @@ struct RolloutOptions {
       64;  ///< rollouts that are decoded together; bounds memory, changes nothing
 };
 
-/// Returns the text of a completion without its end token, if it has one.
+/// Returns the text of a completion without its end token, if it has one, as it follows `prompt`.
 PREFOPT_API std::string completion_text(const std::vector<std::int64_t>& completion,
-                                        const Tokenizer& tokenizer, const SamplingOptions& options);
+                                        const Tokenizer& tokenizer, const SamplingOptions& options,
+                                        const std::vector<std::int64_t>& prompt = {});
 
 /// Called after each part of the rollouts.
 using RolloutProgress = std::function<void(std::size_t done, std::size_t total)>;

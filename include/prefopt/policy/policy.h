@@ -37,13 +37,18 @@ struct OutputHead {
 
 /// A weight that training changes, by itself or through an adapter (2106.09685).
 struct TrainedWeight {
-  std::string name;  ///< in the model without adapters
-  at::Tensor weight;
-  at::Tensor lora_a = {}, lora_b = {};  ///< undefined: no adapter
+  std::string name;                     ///< in the model without adapters
+  at::Tensor weight;                    ///< undefined: zero
+  at::Tensor lora_a = {}, lora_b = {};  ///< undefined: no adapter, or only b, a vector: no product
   double lora_scale = 0;
+  /// Lengths of rows, [out, 1], or of columns, [1, in] (DoRA, 2402.09353); undefined: any.
+  at::Tensor magnitude = {};
 
-  /// Returns weight + lora_scale · lora_b lora_a in the adapter's dtype, without a graph; the
-  /// weight itself without an adapter.
+  /// Returns weight + lora_scale · lora_b lora_a in the adapter's dtype, brought to the lengths of
+  /// `magnitude`; the weight itself without an adapter. With a graph, in which the lengths that
+  /// `magnitude` is divided by are constant (section 4.3).
+  PREFOPT_API at::Tensor value() const;
+  /// Returns value() without a graph.
   PREFOPT_API at::Tensor merged() const;
 };
 

@@ -51,6 +51,7 @@ struct ReferenceOptions {
   double initial_weight = 0.5;  ///< of kCombined: the paper's τ/η
   std::int64_t keep = 8;        ///< of kRandomPast: policies to draw from
   std::string path = {};       ///< Hugging Face folder; empty: the policy as it was before training
+  std::string adapter = {};    ///< folder of an adapter on `path`, or else on the policy's model
   std::string dtype = {};      ///< empty: the policy's
   std::string cache_dir = {};  ///< empty: `reference-cache` in the run folder
   bool moving = false;         ///< not with a cache

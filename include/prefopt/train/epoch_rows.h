@@ -14,7 +14,7 @@
 namespace prefopt {
 
 namespace detail {
-class EndlessOrder;
+class WeightedOrder;
 }
 
 struct EpochOptions {
@@ -23,19 +23,26 @@ struct EpochOptions {
   bool shuffle = true;           ///< a new order each epoch
 };
 
+/// Rows that follow each other and are equally often in an epoch.
+struct EpochPart {
+  std::int64_t rows = 0;
+  double weight = 1;  ///< times that an epoch has each of them; of a fraction a share, in turn
+};
+
 /// Given rows, and which of them budgets have shortened.
 struct EpochData {
   std::vector<TokenRow> rows;
   std::vector<TokenRow> held_out = {};
   std::vector<bool> is_cut = {}, is_held_out_cut = {};   ///< empty: none is
   std::shared_ptr<const Tokenizer> tokenizer = nullptr;  ///< for the texts of samples
+  std::vector<EpochPart> parts = {};  ///< of `rows`; empty: each row once an epoch
 };
 
 /// The rows of a file, epoch after epoch. The order is a pure function of seed and position: the
 /// generators and distributions used are the same on every platform.
 class PREFOPT_API EpochRows final : public RowSource {
  public:
-  /// Throws ConfigError for no rows or a batch size below 1.
+  /// Throws ConfigError for no rows, a batch size below 1, or parts that are not those of the rows.
   EpochRows(EpochData data, const EpochOptions& options);
 
   StepRows next(Policy& policy) override;
@@ -54,7 +61,7 @@ class PREFOPT_API EpochRows final : public RowSource {
   EpochOptions options_;
   StepRows held_out_;
   std::int64_t position_ = 0;  ///< in the endless stream of epochs
-  std::shared_ptr<detail::EndlessOrder> order_;
+  std::shared_ptr<detail::WeightedOrder> order_;
 };
 
 }  // namespace prefopt

@@ -24,6 +24,8 @@ struct FamilyTraits {
   std::string_view model_type;    ///< in config.json, and the name in DecoderOptions
   std::string_view architecture;  ///< in config.json
   std::string_view gguf = {};     ///< `general.architecture`; empty: it has none
+  /// The same in files that are written, where another family's name is the one that is read.
+  std::string_view gguf_written = gguf;
   /// In GGUF files, rows of query and key heads are in llama.cpp's order: neighbours are rotated.
   bool gguf_neighbours = false;
   /// In GGUF files, norms are 1 + weight.
@@ -80,6 +82,8 @@ class Family {
   /// config.json.
   virtual void write(const DecoderOptions& options, Json& config) const = 0;
   virtual void read_gguf(const GgufFields&, DecoderOptions&) const {}
+  /// Adds the metadata that `read_gguf` reads.
+  virtual void write_gguf(const DecoderOptions&, GgufFieldWriter&) const {}
 
   /// Fields of config.json that `read` reads in addition to the shared ones.
   virtual std::vector<std::string_view> understood() const { return {}; }

@@ -10,6 +10,7 @@ class Mistral final : public Family {
   Mistral()
       : Family({.model_type = "mistral",
                 .architecture = "MistralForCausalLM",
+                .gguf_written = "llama",
                 .has_window = true,
                 .told_by_options = true}) {}
 

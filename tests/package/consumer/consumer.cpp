@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/ops/tensor.h>
 #include <prefopt/losses/pair/dpo.h>
+#include <prefopt/version.h>
 
 #include <cstdio>
 
 int main() {
+  if (prefopt::library_version() != PREFOPT_VERSION) return 1;
   prefopt::PairLogps logps;
   logps.chosen_logps = at::tensor({-9.0});
   logps.rejected_logps = at::tensor({-11.0});

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
 #include <filesystem>
 #include <string>
 
+#include "prefopt/decoder/decoder.h"
 #include "support/catch.h"
 #include "support/cli.h"
 #include "support/files.h"
@@ -38,8 +41,18 @@ TEST_CASE("prefopt doctor: a machine that is well", "[cli]") {
         std::string::npos);
   CHECK(std::filesystem::is_empty(out));
   CHECK(finding(report, "model")["status"] == "ok");
-  CHECK(finding(report, "model")["found"].get<std::string>().ends_with(
+  CHECK(finding(report, "model")["found"] ==
+        "llama, vocab_size 512, hidden_size 64, intermediate_size 160, num_hidden_layers 3, "
+        "num_attention_heads 4, num_key_value_heads 2, head_dim 16, max_position_embeddings 256, "
+        "rms_norm_eps 1e-06, tie_word_embeddings false, initializer_range 0.1, bos_token_id 1, "
+        "eos_token_id 2, pad_token_id 0");
+  CHECK(finding(report, "weights")["found"].get<std::string>().ends_with(
       " parameters, all finite, 512 tokens"));
+  CHECK(finding(report, "tokenizer")["found"] ==
+        "byte, 259 tokens, begin token 256 '<begin>', end token 257 '<end>', padding token "
+        "258 '<padding>'");
+  CHECK(finding(report, "chat template")["found"] == "none; messages are written as 'dialogue'");
+  CHECK(finding(report, "end tokens")["found"] == "2 '\u2402', 257 '<end>'");
   CHECK(finding(report, "data")["found"] ==
         "1 rows that can be used; `prefopt data check` says more");
 
@@ -92,6 +105,43 @@ TEST_CASE("prefopt doctor: files that are not well", "[cli]") {
   CHECK(out.code == 4);
   CHECK(out.err == "prefopt: " + rows + ": expected a folder to write to, got 'Not a directory'\n");
   CHECK(out.out.find("\nproblem  folder " + rows + ": ") != std::string::npos);
+}
+
+TEST_CASE("prefopt doctor: paths are told apart by what they hold", "[cli]") {
+  const TempDir folder;
+  const std::string adapter = folder.file("adapter");
+  auto model = Decoder::load(kPolicy);
+  model->add_adapter({.r = 2, .lora_alpha = 8, .target_modules = {"q_proj"}});
+  model->save_adapter(adapter);
+  put(folder.file("rows.jsonl"),
+      R"({"prompt_ids": [10], "chosen_ids": [11, 2], "rejected_ids": [12, 2], "remark": "x"})");
+  const json report =
+      cli_json({"doctor", folder.file("rows.jsonl"), adapter, "--out", folder.path(), "--json"});
+  CHECK(finding(report, "model")["subject"] == "model " + std::string(kPolicy));
+  CHECK(finding(report, "adapter " + adapter)["found"] ==
+        R"(r 2, lora_alpha 8.0, target_modules ["q_proj"])");
+  CHECK(finding(report, "data")["found"] ==
+        "1 rows that can be used; `prefopt data check` says more");
+  CHECK(finding(report, "data")["advice"] == "nothing reads the column 'remark'");
+
+  const CliResult two = run_cli({"doctor", kPolicy, kPolicy, "--out", folder.path()});
+  CHECK(two.err == fmt::format("prefopt: {0}: expected one model, got '{0}' as well\n", kPolicy));
+}
+
+TEST_CASE("prefopt doctor: a part that is not understood hides no other", "[cli]") {
+  const TempDir folder;
+  std::filesystem::copy(kPolicy, folder.path(), std::filesystem::copy_options::recursive);
+  json config = json::parse(bytes_of(folder.file("config.json")));
+  config["rope_scaling"] = {{"rope_type", "unheard_of"}, {"factor", 2.0}};
+  put(folder.file("config.json"), config.dump());
+  const CliResult result =
+      run_cli({"doctor", folder.path(), "--tokenizer", "byte", "--out", folder.path(), "--json"});
+  CHECK(result.code == 4);
+  const json report = json::parse(result.out);
+  CHECK(finding(report, "model")["status"] == "problem");
+  CHECK(finding(report, "model")["found"].get<std::string>().find("unheard_of") !=
+        std::string::npos);
+  CHECK(finding(report, "tokenizer")["status"] == "ok");
 }
 
 TEST_CASE("prefopt doctor: threads are those of the environment", "[cli]") {

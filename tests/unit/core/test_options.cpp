@@ -57,6 +57,21 @@ TEST_CASE("options: JSON in and out", "[core]") {
         options_to_json(o));
 }
 
+struct Listed {
+  std::string rows = {};
+  void fields(FieldVisitor& v) { v.text_or_list({"rows", "a text or a list"}, rows); }
+};
+
+TEST_CASE("options: a text or a list stays what it is", "[core]") {
+  for (const char* json : {R"({"rows":"a.jsonl"})", R"({"rows":["a",{"path":"b","weight":2.0}]})",
+                           R"({"rows":"[ab].jsonl"})", R"({"rows":""})"}) {
+    CHECK(options_to_json(options_from_json<Listed>(json, "listed")) == json);
+  }
+  CHECK(options_from_json<Listed>(R"({"rows": [1]})", "listed").rows == "[1]");
+  CHECK_THROWS_TEXT(options_from_json<Listed>(R"({"rows": 3})", "listed"), ConfigError,
+                    "listed: expected rows to be text or a list, got 3");
+}
+
 TEST_CASE("options: what is refused", "[core]") {
   const auto read = [](const char* json) { return options_from_json<Outer>(json, "outer"); };
   CHECK_THROWS_TEXT(read("{"), ConfigError,

@@ -211,9 +211,11 @@ TEST_CASE("vocabularies that are none are refused", "[data]") {
   refuse(vocabulary, "small: expected the added token 9 to hold text, got none");
   vocabulary.added = {{.content = "\xA9", .id = 9}};
   refuse(vocabulary, "small: expected the added token 9 in UTF-8, got other bytes");
-  CHECK_THROWS_TEXT(named_word_splits("gpt-4o", "f.gguf"), CheckpointError,
-                    "f.gguf: expected the pre-tokenizer 'gpt-2', 'llama-bpe', 'qwen2' or 'smollm', "
-                    "got 'gpt-4o'");
+  vocabulary = small_vocabulary();
+  vocabulary.splits.insert(vocabulary.splits.begin(), {.add_prefix_space = true});
+  CHECK_THROWS_TEXT(make_bpe_tokenizer(vocabulary, "small"), CheckpointError,
+                    "word splits: expected a space before the text in the last split alone, with "
+                    "GPT-2's pattern or none, got one in split 0");
 }
 
 TEST_CASE("a tokenizer.json is read alone and with what lies beside it", "[data]") {
@@ -292,12 +294,12 @@ TEST_CASE("a tokenizer.json that would give other tokens is refused by field", "
     CHECK_THROWS_TEXT(folder.load(content), CheckpointError, folder.file() + ": " + text);
   };
   const std::string all = ", which is all that is known here, got ";
-  refuse("/model/type", "Unigram", "model.type: expected 'BPE'" + all + "'Unigram'");
+  const std::string are_all = ", which are all that is known here, got ";
+  refuse("/model/type", "WordPiece",
+         "model.type: expected 'BPE' or 'Unigram'" + are_all + "'WordPiece'");
   refuse("/model/dropout", 0.1, "model.dropout: expected nothing" + all + "0.1");
   refuse("/model/end_of_word_suffix", "</w>",
          "model.end_of_word_suffix: expected nothing" + all + "'</w>'");
-  refuse("/model/byte_fallback", true,
-         "model.byte_fallback: expected false for a tokenizer of bytes, got true");
   refuse("/model/new_field", 1,
          "model: expected no other fields than those known here, got 'new_field'");
   refuse("/new_field", 1, "expected no other fields than those known here, got 'new_field'");
@@ -316,44 +318,95 @@ TEST_CASE("a tokenizer.json that would give other tokens is refused by field", "
   refuse("/model/merges/1", "a x",
          "expected merge 1 to speak of tokens in the vocabulary, got 'x'");
   refuse("/model/ignore_merges", 1, "model.ignore_merges: expected true or false, got 1");
-  refuse("/added_tokens/0/single_word", true,
-         "added_tokens[0].single_word: expected false" + all + "true");
+  refuse("/added_tokens/0/single_word", 1,
+         "added_tokens[0].single_word: expected true or false, got 1");
   refuse("/added_tokens/0/id", 1 << 24,
          "added_tokens[0].id: expected an id in [0, 16777216), got 16777216");
   refuse("/added_tokens/0/content", "", "added_tokens[0].content: expected text, got ''");
   refuse("/added_tokens/0/content", nullptr, "added_tokens[0].content: expected text, got null");
   refuse("/added_tokens", 1, "added_tokens: expected a list, got 1");
-  refuse("/normalizer", {{"type", "Lowercase"}},
-         "normalizer.type: expected 'NFC' or 'Sequence'" + all + "'Lowercase'");
-  refuse("/pre_tokenizer", nullptr,
-         "pre_tokenizer: expected a pre-tokenizer that ends in 'ByteLevel', got null");
-  refuse("/pre_tokenizer/type", "Whitespace",
-         "pre_tokenizer.type: expected 'ByteLevel' at the end, and only there, got 'Whitespace'");
-  const json byte_level = small_file()["pre_tokenizer"];
-  const auto sequence = [&](const json& first) {
-    return json{{"type", "Sequence"}, {"pretokenizers", json::array({first, byte_level})}};
+  const std::string normalizers =
+      "normalizer.type: expected 'Sequence', 'NFC', 'NFD', 'NFKC', 'NFKD', 'Lowercase', 'Strip', "
+      "'StripAccents', 'Prepend', 'Replace', 'Nmt' or 'Precompiled'" +
+      are_all;
+  refuse("/normalizer", {{"type", "BertNormalizer"}}, normalizers + "'BertNormalizer'");
+  refuse("/normalizer", {{"type", "ByteLevel"}}, normalizers + "'ByteLevel'");
+  refuse("/normalizer", {{"type", "NFC"}, {"new", 1}},
+         "normalizer: expected no other fields than those known here, got 'new'");
+  refuse("/normalizer", {{"type", "Prepend"}}, "normalizer.prepend: expected text, got null");
+  refuse("/normalizer", {{"type", "Strip"}, {"strip_left", true}},
+         "normalizer.strip_right: expected true or false, got null");
+  const auto replace = [](const json& pattern) {
+    return json{{"type", "Replace"}, {"pattern", pattern}, {"content", "x"}};
   };
-  refuse("/pre_tokenizer", sequence({{"type", "Punctuation"}}),
-         "pre_tokenizer.pretokenizers[0].type: expected 'Sequence', 'Split', 'Digits' or "
-         "'ByteLevel', which are all that is known here, got 'Punctuation'");
-  refuse("/pre_tokenizer", sequence(byte_level),
-         "pre_tokenizer.pretokenizers[0].type: expected 'ByteLevel' at the end, and only there, "
-         "got 'ByteLevel'");
+  refuse("/normalizer", replace({{"String", ""}}),
+         "normalizer.pattern: expected a pattern of one character at least, got an empty one");
+  refuse("/normalizer", replace({{"Regex", "^a"}}),
+         "normalizer.pattern: expected a pattern that PCRE2 and Oniguruma read alike, got an anchor "
+         "at offset 0 of '^a'");
+  const auto charsmap = [](const std::string& text) {
+    return json{{"type", "Precompiled"}, {"precompiled_charsmap", text}};
+  };
+  const std::string table = "normalizer.precompiled_charsmap: expected ";
+  refuse("/normalizer", charsmap("AA!="), table + "base64, got 'AA!='");
+  refuse("/normalizer", charsmap("AAA"), table + "base64, got 'AAA'");
+  refuse("/normalizer", charsmap("BAAAAA=="),
+         table + "SentencePiece's table of replacements, got 4 bytes with a trie of 4");
+  refuse("/normalizer", charsmap("BAAAAAAAAAA="),
+         table + "SentencePiece's table of replacements, got a trie that leads out of it");
+  const std::string pre_tokenizers =
+      "expected 'Sequence', 'Split', 'Metaspace', 'ByteLevel', 'Digits', 'Punctuation', "
+      "'Whitespace' or 'WhitespaceSplit'" +
+      are_all;
+  refuse("/pre_tokenizer", {{"type", "BertPreTokenizer"}},
+         "pre_tokenizer.type: " + pre_tokenizers + "'BertPreTokenizer'");
+  const auto sequence = [&](const json& first) {
+    return json{{"type", "Sequence"}, {"pretokenizers", json::array({first})}};
+  };
+  refuse("/pre_tokenizer", sequence({{"type", "UnicodeScripts"}}),
+         "pre_tokenizer.pretokenizers[0].type: " + pre_tokenizers + "'UnicodeScripts'");
   json split{{"type", "Split"},
              {"pattern", {{"Regex", "a"}}},
-             {"behavior", "MergedWithNext"},
+             {"behavior", "Joined"},
              {"invert", false}};
   refuse("/pre_tokenizer", sequence(split),
-         "pre_tokenizer.pretokenizers[0].behavior: expected 'Isolated', or 'Removed' with invert, "
-         "which are all that is known here, got 'MergedWithNext'");
+         "pre_tokenizer.pretokenizers[0].behavior: expected one of 'Removed', 'Isolated', "
+         "'MergedWithPrevious', 'MergedWithNext', 'Contiguous', got 'Joined'");
   split["behavior"] = "Isolated";
   split["pattern"] = {{"Regex", "\\w"}};
   refuse("/pre_tokenizer", sequence(split),
          "pre_tokenizer.pretokenizers[0].pattern: expected a pattern that PCRE2 and Oniguruma read "
          "alike, got '\\w' at offset 0 of '\\w'");
-  refuse("/decoder", nullptr, "decoder: expected 'ByteLevel'" + all + "nothing");
-  refuse("/decoder", {{"type", "WordPiece"}},
-         "decoder: expected 'ByteLevel'" + all + "'WordPiece'");
+  json metaspace{{"type", "Metaspace"}, {"replacement", "__"}};
+  refuse("/pre_tokenizer", metaspace,
+         "pre_tokenizer.replacement: expected one character, got '__'");
+  metaspace["replacement"] = "_";
+  metaspace["prepend_scheme"] = "last";
+  refuse("/pre_tokenizer", metaspace,
+         "pre_tokenizer.prepend_scheme: expected one of 'always', 'first', 'never', got 'last'");
+  metaspace["prepend_scheme"] = "first";
+  metaspace["add_prefix_space"] = false;
+  refuse("/pre_tokenizer", metaspace,
+         "pre_tokenizer.add_prefix_space: expected true, but for the prepend_scheme 'never', got "
+         "false");
+  const std::string decoders =
+      "decoder.type: expected 'Sequence', 'ByteLevel', 'Metaspace', 'Replace', 'ByteFallback', "
+      "'Fuse' or 'Strip'" +
+      are_all;
+  refuse("/decoder", {{"type", "WordPiece"}}, decoders + "'WordPiece'");
+  refuse("/decoder", {{"type", "BPEDecoder"}}, decoders + "'BPEDecoder'");
+  refuse("/decoder", {{"type", "Strip"}, {"content", " "}, {"start", -1}, {"stop", 0}},
+         "decoder.start: expected a number of characters, got -1");
+  const auto unigram = [&](const json& vocab, const json& unknown) {
+    return json{{"type", "Unigram"}, {"vocab", vocab}, {"unk_id", unknown}};
+  };
+  const json two = {{"<unk>", 0.0}, {"a", -1.5}};
+  refuse("/model", unigram({{"a"}}, 0), "model.vocab[0]: expected a token and its score, got list");
+  refuse("/model", unigram({{"", 1.0}}, 0),
+         "model.vocab[0]: expected a token of one character, got an empty one");
+  refuse("/model", unigram(two, nullptr),
+         "model.unk_id: expected the id of the unknown token, got null");
+  refuse("/model", unigram(two, 2), "model.unk_id: expected an id in [0, 2), got 2");
   refuse("/post_processor", {{"type", "BertProcessing"}},
          "post_processor.type: expected 'TemplateProcessing', 'ByteLevel' or 'Sequence', which are "
          "all that is known here, got 'BertProcessing'");

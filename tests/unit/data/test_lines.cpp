@@ -289,9 +289,10 @@ TEST_CASE("files of other kinds are named", "[data]") {
   const std::string path = dir.file("rows");
   using namespace std::string_view_literals;
   const std::pair<std::string_view, std::string_view> kinds[] = {
-      {"PAR1\x15\x04"sv,
-       "a Parquet file; write its rows as JSON lines, as pandas' "
+      {"ORC"sv,
+       "an ORC file; write its rows as JSON lines, as pandas' "
        "to_json(orient='records', lines=True) does"},
+      {"FEA1"sv, "a Feather file of version 1; write it as version 2, an Arrow file"},
       {"\xFF\xFE{\0\"\0"sv, "UTF-16; make it UTF-8, as iconv -f UTF-16 -t UTF-8 does"},
       {"\xFE\xFF\0{\0\""sv, "UTF-16; make it UTF-8, as iconv -f UTF-16 -t UTF-8 does"},
       {"{\0\"\0a\0"sv, "UTF-16; make it UTF-8, as iconv -f UTF-16 -t UTF-8 does"},

@@ -42,7 +42,9 @@ void write_model(const std::string& folder, const std::string& chat_template) {
 }
 
 TEST_CASE("tokenizers that are written and read again give equal ids", "[data]") {
-  for (const char* name : {"gpt2", "llama3", "odd", "qwen2", "smollm2"}) {
+  for (const char* name : {"gpt2", "llama3", "odd", "qwen2", "smollm2", "llama2", "mistral3",
+                           "gemma", "unknown", "split", "inner_bytes", "t5", "albert",
+                           "unigram_bytes"}) {
     INFO(name);
     const TempDir dir;
     const std::string path = kTokenizers + name;
@@ -64,8 +66,9 @@ TEST_CASE("tokenizers that are written and read again give equal ids", "[data]")
 }
 
 TEST_CASE("a vocabulary that JSON cannot hold is refused", "[data]") {
-  BpeVocabulary vocabulary{.tokens = {"a", "\xFF"}};
-  CHECK_THROWS_TEXT(detail::written_tokenizer(vocabulary, "m.gguf"), CheckpointError,
+  const BpeVocabulary vocabulary{.tokens = {"a", "\xFF"}};
+  CHECK_THROWS_TEXT(detail::written_tokenizer(detail::spec_of(vocabulary), "m.gguf"),
+                    CheckpointError,
                     "m.gguf: expected tokens in UTF-8, to be written as tokenizer.json, got other "
                     "bytes in token 1");
 }

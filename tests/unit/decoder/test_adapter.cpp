@@ -82,6 +82,54 @@ TEST_CASE("adapter: a fresh one changes nothing and is all that is trained", "[d
   CHECK(b.count_nonzero().item<std::int64_t>() == 0);
 }
 
+TEST_CASE("adapter: fresh ones of every kind change nothing yet", "[decoder]") {
+  const std::vector<LoraOptions> kinds = {
+      {.r = 2, .init_lora_weights = R"("gaussian")"},
+      {.r = 2, .target_modules = {"embed_tokens", "lm_head", "v_proj"}},
+      {.r = 2, .target_modules = {"embed_tokens", "lm_head", "v_proj"}, .use_dora = true},
+      {.r = 2, .target_modules = ModuleNames::matching("all-linear"), .lora_bias = true},
+      {.r = 2, .target_modules = ModuleNames::matching(R"(.*\.[qk]_proj)"), .bias = LoraBias::kAll},
+      {.r = 2, .rank_pattern = R"({"q_proj": 3})", .alpha_pattern = R"({"1.mlp.*": 1})"},
+      {.r = 2, .modules_to_save = {"embed_tokens", "norm"}},
+      {.r = 2, .modules_to_save = {"lm_head"}}};
+  for (const LoraOptions& options : kinds) {
+    INFO(options_to_json(options));
+    const auto decoder = make_decoder();
+    const at::Tensor before = logps_of(*decoder);
+    decoder->add_adapter(options);
+    CHECK(at::allclose(logps_of(*decoder), before, 1e-6, 1e-6));
+    CHECK(logps_of(*decoder->without_adapter()).equal(before));
+    std::int64_t trained = 0;
+    for (const auto& [name, value] : decoder->named_parameters()) {
+      CHECK(value.requires_grad() == name.starts_with("base_model."));
+      trained += value.requires_grad() ? 1 : 0;
+    }
+    CHECK(trained > 0);
+    move_adapter(*decoder);
+    CHECK_FALSE(at::allclose(logps_of(*decoder), before, 1e-3, 1e-3));
+    // Each tensor has a part in the result.
+    const TokenBatch batch =
+        make_pair_batch({{.prompt = {1, 2, 3}, .chosen = {4, 5}, .rejected = {6, 7, 8}}});
+    sequence_logps(*decoder, batch).logps.sum().backward();
+    for (const auto& [name, value] : decoder->named_parameters()) {
+      if (value.requires_grad()) CHECK(value.grad().count_nonzero().item<std::int64_t>() > 0);
+    }
+    CHECK(options_to_json(options_from_json<LoraOptions>(options_to_json(options), "lora")) ==
+          options_to_json(options));
+  }
+}
+
+TEST_CASE("adapter: without zeros it changes something at once", "[decoder]") {
+  const auto decoder = make_decoder();
+  const at::Tensor before = logps_of(*decoder);
+  decoder->add_adapter({.r = 4, .target_modules = {"k_proj"}, .init_lora_weights = "false"});
+  CHECK_FALSE(logps_of(*decoder).equal(before));
+  const at::Tensor b =
+      parameter(*decoder, "base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight");
+  CHECK(b.abs().max().item<double>() <= 1 / std::sqrt(4.0));
+  CHECK(b.abs().max().item<double>() > 0.1);
+}
+
 TEST_CASE("adapter: merged it is W + scale B A", "[decoder]") {
   const bool rslora = GENERATE(false, true);
   const auto decoder = make_decoder();
@@ -209,16 +257,16 @@ TEST_CASE("adapter: one that does not fit is refused and leaves the model as it 
     check_refused(config_path + R"(: expected peft_type to be "LORA", got "IA3")");
   }
   SECTION("a field that would change results") {
-    with("use_dora", true);
+    with("use_qalora", true);
     check_refused(config_path +
-                  ": expected fields that this decoder understands, got 'use_dora': true");
+                  ": expected fields that this decoder understands, got 'use_qalora': true");
   }
   SECTION("an initialization that changed the weights under it") {
-    for (const char* how : {"pissa", "pissa_niter_16", "olora", "corda", "loftq", "of_tomorrow"}) {
+    for (const char* how : {"pissa_niter_16", "corda", "loftq", "lora_ga", "of_tomorrow"}) {
       with("init_lora_weights", how);
       check_refused(config_path +
-                    ": expected init_lora_weights that leave the model's weights as they are, got "
-                    "\"" +
+                    ": expected init_lora_weights that leave the model's weights as they are, or "
+                    "pissa or olora, got \"" +
                     how +
                     "\"; convert the adapter in PEFT (save_pretrained with "
                     "path_initial_model_for_weight_conversion), or merge it there");
@@ -230,8 +278,9 @@ TEST_CASE("adapter: one that does not fit is refused and leaves the model as it 
     }
   }
   SECTION("a bias") {
-    with("bias", "all");
-    check_refused(config_path + R"(: expected bias to be "none", got "all")");
+    with("bias", "most");
+    check_refused(config_path +
+                  ": expected bias to be one of 'none', 'all', 'lora_only', got 'most'");
   }
   SECTION("no rank") {
     json changed = config;
@@ -242,8 +291,7 @@ TEST_CASE("adapter: one that does not fit is refused and leaves the model as it 
   SECTION("a target that no layer has") {
     with("target_modules", json{"qkv"});
     check_refused(config_path +
-                  ".target_modules: expected names of q_proj, k_proj, v_proj, o_proj, gate_proj, "
-                  "up_proj, down_proj, got 'qkv'");
+                  ".target_modules: expected names of modules that the model has, got [\"qkv\"]");
   }
   SECTION("a tensor less than its config says") {
     with("target_modules", json{"q_proj", "v_proj"});
@@ -279,6 +327,22 @@ TEST_CASE("adapter: calls that need or refuse one say so", "[decoder]") {
                     "decoder: expected an adapter to save, got a model without one");
   CHECK_THROWS_TEXT(decoder->add_adapter({.target_modules = {}}), ConfigError,
                     "lora.target_modules: expected at least one name, got none");
+  const auto check_refused = [&](const LoraOptions& options, const std::string& error) {
+    CHECK_THROWS_TEXT(decoder->add_adapter(options), ConfigError, error);
+    CHECK_FALSE(decoder->adapter());
+  };
+  check_refused({.target_modules = {"q_proj", "qkv"}},
+                "lora.target_modules: expected names of modules that the model has, got 'qkv'");
+  check_refused({.target_modules = {"q_proj"}, .rank_pattern = R"({"w_proj": 2})"},
+                "lora.rank_pattern: expected names of modules that the model has, got 'w_proj'");
+  check_refused(
+      {.init_lora_weights = R"("pissa")"},
+      "lora.init_lora_weights: expected true, false or \"gaussian\", got \"pissa\"; of the "
+      "others the adapter alone would not tell what they did to the model's weights");
+  check_refused({.target_modules = {"embed_tokens"}, .lora_bias = true},
+                "lora.lora_bias: expected false with an embedding as target, got true");
+  check_refused({.modules_to_save = {"score"}},
+                "lora.modules_to_save: expected ends of names of the model's modules, got 'score'");
   CHECK_THROWS_TEXT(decoder->add_adapter({.r = 0}), ConfigError,
                     "lora: expected r in [1, 65536], got 0");
   decoder->add_adapter({});

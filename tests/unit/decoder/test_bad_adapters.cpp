@@ -62,12 +62,43 @@ std::vector<BadConfig> bad_configs() {
        ": expected JSON, got nesting deeper than 64 levels"},
       {without("peft_type"), R"(: expected peft_type to be "LORA", got none)"},
       {with("peft_type", 7), R"(: expected peft_type to be "LORA", got 7)"},
-      {with("bias", json::array()), R"(: expected bias to be "none", got [])"},
-      {with("use_dora", true), strange + "'use_dora': true"},
-      {with("rank_pattern", {{"q_proj", 4}}), strange + R"('rank_pattern': {"q_proj":4})"},
-      {with("modules_to_save", std::vector<std::string>(200, "lm_head")),
-       strange + "'modules_to_save': " +
-           json(std::vector<std::string>(200, "lm_head")).dump().substr(0, 300) + "…"},
+      {with("bias", json::array()),
+       ": expected bias to be one of 'none', 'all', 'lora_only', got []"},
+      {with("use_qalora", true), strange + "'use_qalora': true"},
+      {with("trainable_token_indices", {1, 2}), strange + "'trainable_token_indices': [1,2]"},
+      {with("layer_replication", {{0, 1}}), strange + "'layer_replication': [[0,1]]"},
+      {with("target_parameters", std::vector<std::string>(200, "experts")),
+       strange + "'target_parameters': " +
+           json(std::vector<std::string>(200, "experts")).dump().substr(0, 300) + "…"},
+      {with("ensure_weight_tying", 1), ": expected ensure_weight_tying to be true or false, got 1"},
+      {with("init_lora_weights", 1),
+       ": expected init_lora_weights that leave the model's weights as they are, or pissa or "
+       "olora, got 1; convert the adapter in PEFT (save_pretrained with "
+       "path_initial_model_for_weight_conversion), or merge it there"},
+      {with("modules_to_save", "lm_head"),
+       R"(: expected modules_to_save to be a list of texts, got "lm_head")"},
+      {with("modules_to_save", {"nothing"}),
+       ".modules_to_save: expected ends of names of the model's modules, got 'nothing'"},
+      {with("modules_to_save", {"_proj"}),
+       ".modules_to_save: expected modules that are not targets as well, got "
+       "'model.layers.0.self_attn.q_proj'"},
+      {with("rank_pattern", {{"q_proj", "4"}}),
+       R"(.rank_pattern: expected ranks in [1, 65536], got 'q_proj': "4")"},
+      {with("rank_pattern", 4), ".rank_pattern: expected an object of numbers, got 4"},
+      {with("alpha_pattern", {{"q_proj", 0}}),
+       ".alpha_pattern: expected numbers > 0, got 'q_proj': 0"},
+      {with("layers_to_transform", 1.5),
+       ".layers_to_transform: expected a layer's number or a list of them, got 1.5"},
+      {with("layers_to_transform", 7),
+       R"(.target_modules: expected names of modules that the model has, got ["q_proj"])"},
+      {with("layers_pattern", "h"),
+       ".layers_to_transform: expected layers, as there is a layers_pattern, got none"},
+      {with("exclude_modules", 4),
+       ".exclude_modules: expected a list of texts, or a text with a pattern, got 4"},
+      {with("exclude_modules", {"self_attn.q_proj"}),
+       R"(.target_modules: expected names of modules that the model has, got ["q_proj"])"},
+      {with("use_dora", 1), ": expected use_dora to be true or false, got 1"},
+      {with("lora_bias", "q"), R"(: expected lora_bias to be true or false, got "q")"},
       {without("r"), ": expected r, got none"},
       {without("lora_alpha"), ": expected lora_alpha, got none"},
       {without("target_modules"), ": expected target_modules, got none"},
@@ -78,9 +109,17 @@ std::vector<BadConfig> bad_configs() {
        ": expected r to be a number of at most 64 bits, got 18446744073709551615"},
       {with("lora_alpha", -1), ": expected lora_alpha > 0, got -1"},
       {with("use_rslora", 1), ": expected use_rslora to be true or false, got 1"},
-      {with("target_modules", "all-linear"),
-       R"(: expected target_modules to be a list of texts, got "all-linear")"},
-      {with("target_modules", {1}), ": expected target_modules to be a list of texts, got [1]"},
+      {with("target_modules", {1}),
+       ".target_modules: expected a list of texts, or a text with a pattern, got [1]"},
+      {with("target_modules", "q_proj"),
+       R"(.target_modules: expected names of modules that the model has, got "q_proj")"},
+      {with("target_modules", ".*norm"),
+       ".target_modules: expected linear maps and embeddings only, got "
+       "'model.layers.0.input_layernorm'"},
+      {with("target_modules", "(?s).*q_proj"),
+       ".target_modules: expected a pattern of what Python's re and PCRE2 read alike, got "
+       "'(?s).*q_' at 0 of '(?s).*q_proj'; letters, '.', [...], (...), (?:...), (?=...), (?!...), "
+       "|, ^, $, *, +, ?, {m,n}, and \\ in front of d, w, s, b or a sign are"},
       {with("target_modules", json::array()),
        ".target_modules: expected at least one name, got none"},
   };
@@ -101,6 +140,23 @@ std::vector<BadTensors> bad_tensors() {
     return ": tensor '" + name + "': expected shape " + shape + " of a floating dtype, got " + got +
            "; is the adapter for another model?";
   };
+  const auto with = [](const char* key, const json& value) {
+    json config = good_config();
+    config[key] = value;
+    return config;
+  };
+  const auto misses = [](const std::string& name) {
+    return ": expected tensor '" + name +
+           "', got none of that name; is the adapter for another model?";
+  };
+  SafetensorsFile copied = good_tensors(), resized = good_tensors();
+  const std::string kHead = "base_model.model.lm_head.weight";
+  copied.tensors.emplace_back(kHead, at::full({3, 512}, 9.0));
+  resized.tensors.emplace_back(kHead, at::zeros({5, 512}));
+  const std::string not_own = ": tensor '" + kHead +
+                              "': expected the values under the adapter in this model, got others; "
+                              "was it made over another "
+                              "one?";
   json highest_rank = good_config();
   highest_rank["r"] = 65536;
   SafetensorsFile more = good_tensors();
@@ -114,6 +170,22 @@ std::vector<BadTensors> bad_tensors() {
        expects(kB, "[512, 2]", "[512, 0] of Float")},
       {good_config(), shaped(at::zeros({2, 512}, at::kInt), b),
        expects(kA, "[2, 512]", "[2, 512] of Int")},
+      {with("rank_pattern", {{"q_proj", 4}}), good_tensors(),
+       expects(kA, "[4, 512]", "[2, 512] of Float")},
+      {with("use_dora", true), good_tensors(),
+       misses("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector")},
+      {with("lora_bias", true), good_tensors(),
+       misses("base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias")},
+      {with("modules_to_save", {"embed_tokens"}), good_tensors(),
+       misses("base_model.model.model.embed_tokens.weight")},
+      {with("modules_to_save", {"lm_head"}), resized,
+       expects(kHead, "[3, 512]", "[5, 512] of Float")},
+      {with("target_modules", {"q_proj", "embed_tokens"}), good_tensors(),
+       misses("base_model.model.model.embed_tokens.lora_embedding_A")},
+      {with("target_modules", "all-linear"), good_tensors(),
+       misses("base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight")},
+      {good_config(), copied, not_own},
+      {good_config(), resized, not_own},
       {good_config(),
        {},
        ": expected tensor '" + kA + "', got none of that name; is the adapter for another model?"},

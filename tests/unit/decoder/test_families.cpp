@@ -137,6 +137,13 @@ void check_gradients(const Gradients& gradients, const json& expected) {
   }
 }
 
+/// All linear maps that take an adapter: experts do not.
+std::vector<std::string> targets_of(const std::string& name) {
+  if (name == "phi3") return {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"};
+  if (name == "mixtral" || name == "qwen3_moe") return {"q_proj", "k_proj", "v_proj", "o_proj"};
+  return {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+}
+
 /// A folder with the model's weights and a changed config. Null takes a field away.
 std::string changed_model(const TempDir& dir, const std::string& name, const json& changes) {
   json config = json::parse(bytes_of(kFamilies + name + "/config.json"));
@@ -273,7 +280,7 @@ TEST_CASE("families: adapters", "[decoder]") {
   INFO(name);
   const auto decoder = Decoder::load(kFamilies + name, "float64");
   torch::manual_seed(5);
-  decoder->add_adapter({.r = 2, .lora_alpha = 3});
+  decoder->add_adapter({.r = 2, .lora_alpha = 3, .target_modules = targets_of(name)});
   {
     const at::NoGradGuard no_grad;
     for (const auto& [key, value] : decoder->named_parameters()) {
@@ -292,10 +299,6 @@ TEST_CASE("families: adapters", "[decoder]") {
   CHECK(worst(logps_of(*decoder, false), logps) < 1e-10);
   const TempDir dir;
   decoder->save_adapter(dir.path());
-  if (name == "phi3") {
-    const json config = json::parse(bytes_of(dir.file("adapter_config.json")));
-    CHECK(config["target_modules"] == json({"down_proj", "gate_up_proj", "o_proj", "qkv_proj"}));
-  }
   const auto other = Decoder::load(kFamilies + name, "float64");
   other->load_adapter(dir.path());
   CHECK(at::equal(logps_of(*other, true), logps));

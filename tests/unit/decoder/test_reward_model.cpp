@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -211,6 +212,25 @@ TEST_CASE("reward model: an adapter with its score head", "[decoder]") {
   again->load_weights(dir.file("adapter"));
   CHECK(scores(*again, rows) == expected);
 
+  // On the weights of a policy, which has an adapter itself.
+  const auto policy = Decoder::load(dir.file("lm"));
+  CHECK_FALSE(RewardModel::is_on(dir.file("adapter"), "keep", *policy));  // it trains them
+  policy->add_adapter({.r = 3, .modules_to_save = {"lm_head"}});
+  CHECK(RewardModel::is_on(dir.file("adapter"), "keep", *policy));
+  CHECK_FALSE(RewardModel::is_on(dir.file("adapter"), "bfloat16", *policy));
+  CHECK_FALSE(RewardModel::is_on(dir.file("lm"), "keep", *policy));
+  const auto shared = RewardModel::on(*policy, dir.file("adapter"));
+  CHECK(scores(*shared, rows) == expected);
+  std::map<std::string, at::Tensor> of_policy;
+  for (const auto& [name, value] : policy->named_parameters()) of_policy[name] = value;
+  std::size_t same = 0;
+  for (const auto& [name, value] : shared->body().named_parameters()) {
+    if (name.starts_with("base_model.")) continue;
+    CHECK(of_policy[name].data_ptr() == value.data_ptr());
+    ++same;
+  }
+  CHECK(same > 10);
+
   // Of a language model, and for one.
   Decoder lm(kShape);
   lm.add_adapter({.r = 2});
@@ -221,7 +241,7 @@ TEST_CASE("reward model: an adapter with its score head", "[decoder]") {
       dir.file("lm-adapter") + ": expected an adapter of a reward model");
   check_throws_part<CheckpointError>(
       [&] { Decoder::load(dir.file("lm"))->load_adapter(dir.file("adapter")); },
-      "got 'modules_to_save': [\"score\"]");
+      ".modules_to_save: expected ends of names of the model's modules, got 'score'");
 }
 
 TEST_CASE("reward model: what it is not", "[decoder]") {

@@ -99,6 +99,19 @@ const std::vector<Case>& cases() {
          o.reference.cache_dir = o.output_dir + "-cache";
        }},
       {"adapter", [](RunOptions& o) { o.model.use_lora = true; }},
+      {"adapter of every kind on bfloat16 weights, reference that moves",
+       [](RunOptions& o) {
+         o.model.dtype = "bfloat16";
+         o.model.use_lora = true;
+         o.model.lora = {.r = 2,
+                         .target_modules = {"q_proj", "up_proj", "lm_head"},
+                         .rank_pattern = R"({"up_proj": 3})",
+                         .alpha_pattern = R"({"q_proj": 5})",
+                         .use_dora = true,
+                         .modules_to_save = {"embed_tokens", "norm"}};
+         o.reference.moving = true;
+         o.reference.update = {.alpha = 0.5, .update_steps = 3};
+       }},
       {"reward model",
        [](RunOptions& o) {
          o.loss = R"({"type": "reward_bt", "center_rewards_coefficient": 0.01})";

@@ -458,6 +458,31 @@ TEST_CASE("a run with an adapter trains it alone and leaves a PEFT folder", "[ru
   more.model.adapter = result.checkpoint;
   more.batch.steps = 1;
   CHECK(metric(run_training(more).last_step, "loss") == std::log(2.0));
+
+  // Or a reference with another adapter on the same weights.
+  auto other = scene.options("other", "dpo");
+  other.model.path = model;
+  other.model.adapter = result.checkpoint;
+  other.reference.adapter = result.checkpoint;
+  other.batch.steps = 1;
+  CHECK(metric(run_training(other).last_step, "loss") == std::log(2.0));
+  for (const bool moving : {false, true}) {
+    other.output_dir = scene.file(moving ? "fresh-moving" : "fresh");
+    other.model.adapter = "";
+    other.model.use_lora = true;
+    other.reference.moving = moving;
+    CHECK(metric(run_training(other).last_step, "loss") != std::log(2.0));
+  }
+  other.output_dir = scene.file("whole");
+  other.model.use_lora = false;
+  other.reference.moving = false;
+  CHECK(metric(run_training(other).last_step, "loss") != std::log(2.0));
+  other.output_dir = scene.file("none");
+  other.model.path = "";
+  CHECK_THROWS_TEXT(run_training(other), ConfigError,
+                    "reference.adapter: expected a model of a file under it, model.path or "
+                    "reference.path, got neither with '" +
+                        result.checkpoint + "'");
 }
 
 TEST_CASE("checkpointing follows the budget and changes no number", "[run]") {

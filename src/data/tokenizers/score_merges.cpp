@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "data/tokenizers/score_merges.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+#include <unordered_map>
+
+#include "core/json.h"
+#include "core/utf8.h"
+#include "prefopt/error.h"
+
+namespace prefopt::detail {
+namespace {
+
+struct Cut {
+  std::size_t token, left, right;  // ids
+};
+
+class Cutter {
+ public:
+  Cutter(const ScoredTokens& vocabulary, std::string_view where)
+      : vocabulary_(vocabulary), where_(where) {
+    for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+      if (vocabulary.merges[id]) ids_.emplace(vocabulary.tokens[id], id);
+    }
+  }
+
+  std::vector<Cut> run() const {
+    std::vector<Cut> cuts;
+    for (const auto& [token, id] : ids_) add_cuts(token, id, cuts);
+    const auto key = [&](const Cut& cut) {
+      return std::tuple(-vocabulary_.scores[cut.token], cut.token, cut.left, cut.right);
+    };
+    std::sort(cuts.begin(), cuts.end(),
+              [&](const Cut& a, const Cut& b) { return key(a) < key(b); });
+    check_scores(cuts);
+    return cuts;
+  }
+
+ private:
+  void add_cuts(std::string_view token, std::size_t id, std::vector<Cut>& cuts) const {
+    const std::size_t before = cuts.size();
+    bool has_foreign = false;
+    for (std::size_t at = 0; at < token.size();) {
+      const std::size_t length = utf8_character(token, at).length;
+      has_foreign |= length < token.size() && !ids_.contains(token.substr(at, length));
+      at += length;
+      const auto left = ids_.find(token.substr(0, at));
+      const auto right = ids_.find(token.substr(at));
+      if (left != ids_.end() && right != ids_.end()) cuts.push_back({id, left->second, right->second});
+    }
+    if (!has_foreign || cuts.size() > before) return;
+    throw CheckpointError(fmt::format("{}tokens: expected each character of token {} to be a token, "
+                                      "got '{}'",
+                                      where_, id, shown_text(std::string(token))));
+  }
+
+  void check_scores(const std::vector<Cut>& cuts) const {
+    for (std::size_t i = 1; i < cuts.size(); ++i) {
+      const std::size_t a = cuts[i - 1].token, b = cuts[i].token;
+      if (a == b || vocabulary_.scores[a] != vocabulary_.scores[b]) continue;
+      throw CheckpointError(fmt::format(
+          "{}scores: expected scores that say which tokens merge first, got {} for '{}' and '{}'",
+          where_, vocabulary_.scores[a], shown_text(vocabulary_.tokens[a]),
+          shown_text(vocabulary_.tokens[b])));
+    }
+  }
+
+  const ScoredTokens& vocabulary_;
+  std::string_view where_;
+  std::unordered_map<std::string_view, std::size_t> ids_;
+};
+
+}  // namespace
+
+std::vector<std::pair<std::string, std::string>> merges_by_score(const ScoredTokens& vocabulary,
+                                                                 std::string_view where) {
+  std::vector<std::pair<std::string, std::string>> merges;
+  for (const Cut& cut : Cutter(vocabulary, where).run()) {
+    merges.emplace_back(vocabulary.tokens[cut.left], vocabulary.tokens[cut.right]);
+  }
+  return merges;
+}
+
+}  // namespace prefopt::detail
