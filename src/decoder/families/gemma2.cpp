@@ -12,6 +12,7 @@ class Gemma2 final : public Family {
       : Family({.model_type = "gemma2",
                 .architecture = "Gemma2ForCausalLM",
                 .gguf = "gemma2",
+                .gguf_written = "",
                 .gguf_norms_add_one = true,
                 .has_window = true,
                 .head_dim = 256,

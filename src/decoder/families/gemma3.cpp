@@ -12,6 +12,7 @@ class Gemma3 final : public Family {
       : Family({.model_type = "gemma3_text",
                 .architecture = "Gemma3ForCausalLM",
                 .gguf = "gemma3",
+                .gguf_written = "",
                 .gguf_norms_add_one = true,
                 .sliding_rope_theta = kLocalTheta,
                 .has_window = true,

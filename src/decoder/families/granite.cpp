@@ -13,6 +13,7 @@ class Granite final : public Family {
       : Family({.model_type = "granite",
                 .architecture = "GraniteForCausalLM",
                 .gguf = "granite",
+                .gguf_written = "",
                 .gguf_neighbours = true,
                 .needs_key_value_heads = false}) {}
 

@@ -14,6 +14,7 @@ class Olmo2 final : public Family {
       : Family({.model_type = "olmo2",
                 .architecture = "Olmo2ForCausalLM",
                 .gguf = "olmo2",
+                .gguf_written = "",
                 .needs_key_value_heads = false,
                 .rms_norm_eps = 1e-5}) {}
 

@@ -12,6 +12,7 @@ class Phi3 final : public Family {
       : Family({.model_type = "phi3",
                 .architecture = "Phi3ForCausalLM",
                 .gguf = "phi3",
+                .gguf_written = "",
                 .has_partial_rotary = true,
                 .has_window = true,
                 .needs_key_value_heads = false,

@@ -13,6 +13,7 @@ class Qwen3Moe final : public Family {
       : Family({.model_type = "qwen3_moe",
                 .architecture = "Qwen3MoeForCausalLM",
                 .gguf = "qwen3moe",
+                .gguf_written = "",
                 .has_window = true,
                 .max_position_embeddings = 32768}) {}
 
