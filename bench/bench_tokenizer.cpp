@@ -3,9 +3,8 @@
 // Texts to tokens, in megabytes of UTF-8 a second on some threads. bench/peers/compare_tokenizer.py
 // runs it next to the package `tokenizers`.
 
-#include <fmt/format.h>
-
 #include <ATen/Parallel.h>
+#include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -55,10 +54,10 @@ void run(const Arguments& arguments) {
     tokens = 0;
     for (const auto& text_ids : ids) tokens += text_ids.size();
   }
-  fmt::print("{}\n", nlohmann::json{{"threads", arguments.threads},
-                                    {"tokens", tokens},
-                                    {"megabytes_per_second", best}}
-                         .dump());
+  fmt::print("{}\n",
+             nlohmann::json{
+                 {"threads", arguments.threads}, {"tokens", tokens}, {"megabytes_per_second", best}}
+                 .dump());
 }
 
 }  // namespace

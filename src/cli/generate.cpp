@@ -52,7 +52,7 @@ class PromptReader {
 
  private:
   void read_rows() {
-    for (const std::string& path : detail::find_files_of_rows(arguments_.data, Split::kAny)) {
+    for (const std::string& path : detail::find_files_of_rows(arguments_.data, DataSplit::kAny)) {
       detail::read_prompts(path, options_,
                            [&](const PreferenceRow& row, const detail::RowTrace& trace) {
                              ++report_.rows_read;

@@ -53,18 +53,24 @@ void check(const arrow::Status& status, const std::string& expected) {
 
 void add_text(std::string& json, std::string_view text) {
   constexpr char kDigits[] = "0123456789abcdef";
+  const auto is_plain = [](char c) {
+    return static_cast<unsigned char>(c) >= 0x20 && c != '"' && c != '\\';
+  };
   json += '"';
-  for (const char c : text) {
+  for (auto at = text.begin(); at != text.end();) {
+    const auto end = std::find_if_not(at, text.end(), is_plain);
+    json.append(at, end);
+    if (end == text.end()) break;
+    const char c = *end;
     if (c == '"' || c == '\\') {
       json += '\\';
       json += c;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
+    } else {
       json += "\\u00";
       json += kDigits[c >> 4];
       json += kDigits[c & 15];
-    } else {
-      json += c;
     }
+    at = end + 1;
   }
   json += '"';
 }

@@ -198,7 +198,7 @@ std::vector<LeakedRow> leaked_rows(const Checker& train, const Checker& held_out
 
 /// Reads the files that each of the paths names, and adds them to `files`; weights make no
 /// difference here.
-void read_all(const std::vector<std::string>& paths, Split split, Checker& checker,
+void read_all(const std::vector<std::string>& paths, DataSplit split, Checker& checker,
               std::vector<std::string>& files) {
   for (const std::string& path : paths) {
     const std::int64_t before = checker.rows();
@@ -253,8 +253,8 @@ DataCheck check_data(const std::vector<std::string>& train,
   DataCheck check;
   Checker training(tokenizer, resolved);
   Checker holding_out(tokenizer, resolved);
-  read_all(train, Split::kTrain, training, check.files);
-  read_all(held_out, Split::kHeldOut, holding_out, check.files);
+  read_all(train, DataSplit::kTrain, training, check.files);
+  read_all(held_out, DataSplit::kHeldOut, holding_out, check.files);
   check.leaks = leaked_rows(training, holding_out);
   check.leak_policy = options.data.leak;
   check.train = training.finish();

@@ -88,19 +88,19 @@ std::string series_of(const std::string& file) {
 }
 
 /// Returns the split that a name speaks of; kAny: of none, or of several.
-Split split_of(std::string_view name) {
+DataSplit split_of(std::string_view name) {
   constexpr std::array<std::string_view, 8> kHeldOut = {"test", "validation", "valid",   "val",
                                                         "dev",  "eval",       "heldout", "holdout"};
-  Split found = Split::kAny;
+  DataSplit found = DataSplit::kAny;
   const std::string lower = lower_case(name);
   for (std::size_t begin = 0; begin < lower.size();) {
     const std::size_t end = std::min(lower.find_first_of("-_. ", begin), lower.size());
     const std::string_view word = std::string_view(lower).substr(begin, end - begin);
-    const Split split = word == "train"            ? Split::kTrain
-                        : is_among(kHeldOut, word) ? Split::kHeldOut
-                                                   : Split::kAny;
-    if (split != Split::kAny) {
-      if (found != Split::kAny && found != split) return Split::kAny;
+    const DataSplit split = word == "train"            ? DataSplit::kTrain
+                            : is_among(kHeldOut, word) ? DataSplit::kHeldOut
+                                                       : DataSplit::kAny;
+    if (split != DataSplit::kAny) {
+      if (found != DataSplit::kAny && found != split) return DataSplit::kAny;
       found = split;
     }
     begin = end + 1;
@@ -154,30 +154,30 @@ class Folder {
  public:
   explicit Folder(const std::string& path) : path_(path) { find(); }
 
-  std::vector<std::string> files_of(Split split) const {
+  std::vector<std::string> files_of(DataSplit split) const {
     std::vector<std::string> names;
     for (const auto& [name, files] : series_) names.push_back(name);
     if (names.empty()) fail("files of rows (.jsonl, .json, .parquet, .arrow, …)", "none");
-    const auto is_of = [&](Split wanted) {
+    const auto is_of = [&](DataSplit wanted) {
       return [wanted](const std::string& name) { return split_of(name) == wanted; };
     };
     std::vector<std::string> chosen;
-    if (std::all_of(names.begin(), names.end(), is_of(Split::kAny))) {
+    if (std::all_of(names.begin(), names.end(), is_of(DataSplit::kAny))) {
       return checked(names);  // a folder of files, all of one kind
     }
-    if (std::any_of(names.begin(), names.end(), is_of(Split::kAny))) {
+    if (std::any_of(names.begin(), names.end(), is_of(DataSplit::kAny))) {
       fail("files that are all of a split, or of none",
            fmt::format("{}; name the files that are meant", quoted_list(names)));
     }
-    if (split == Split::kAny) {
+    if (split == DataSplit::kAny) {
       chosen = names;
     } else {
       std::copy_if(names.begin(), names.end(), std::back_inserter(chosen), is_of(split));
     }
     if (chosen.size() == 1) return checked(chosen);
-    const std::string_view wanted = split == Split::kTrain     ? "one split to train on"
-                                    : split == Split::kHeldOut ? "one held-out split"
-                                                               : "one split";
+    const std::string_view wanted = split == DataSplit::kTrain     ? "one split to train on"
+                                    : split == DataSplit::kHeldOut ? "one held-out split"
+                                                                   : "one split";
     fail(wanted, fmt::format("{}; name its files, as in {}/{}*", quoted_list(names), path_,
                              chosen.empty() ? names.front() : chosen.front()));
   }
@@ -193,7 +193,7 @@ class Folder {
     for (const auto& entry : fs::directory_iterator(path_)) {
       const std::string name = entry.path().filename().string();
       if (!entry.is_directory() || name.starts_with('.')) continue;
-      if (name == "data" || split_of(name) != Split::kAny) inner.push_back(entry.path());
+      if (name == "data" || split_of(name) != DataSplit::kAny) inner.push_back(entry.path());
     }
     if (!here.empty() && !inner.empty()) {
       fail("files of rows here or in a folder",
@@ -272,7 +272,7 @@ std::vector<std::string> files_of_pattern(const std::string& pattern) {
   return files;
 }
 
-std::vector<std::string> files_at(const std::string& path, Split split) {
+std::vector<std::string> files_at(const std::string& path, DataSplit split) {
   std::error_code ignored;
   try {
     if (fs::is_directory(path, ignored)) return Folder(path).files_of(split);
@@ -292,7 +292,7 @@ Json list_in(const std::string& rows) {
   return list.is_array() ? list : Json();
 }
 
-DataPart part_of(const Json& item, Split split) {
+DataPart part_of(const Json& item, DataSplit split) {
   constexpr std::string_view kWhere = "rows";
   if (item.is_string()) return {.files = files_at(item.get<std::string>(), split)};
   if (!item.is_object() || !item.contains("path") || !item["path"].is_string()) {
@@ -348,7 +348,7 @@ bool is_before(std::string_view a, std::string_view b) {
   return whole_a < whole_b;  // numbers that differ in zeros alone
 }
 
-std::vector<DataPart> find_data_files(const std::string& rows, Split split) {
+std::vector<DataPart> find_data_files(const std::string& rows, DataSplit split) {
   const Json list = list_in(rows);
   if (list.is_null()) return {{.files = files_at(rows, split)}};
   if (list.empty()) throw ConfigError("rows: expected a list of files, got an empty one");
@@ -366,7 +366,7 @@ std::vector<DataPart> find_data_files(const std::string& rows, Split split) {
   return parts;
 }
 
-std::vector<std::string> find_files_of_rows(const std::string& rows, Split split) {
+std::vector<std::string> find_files_of_rows(const std::string& rows, DataSplit split) {
   std::vector<std::string> files;
   for (const DataPart& part : find_data_files(rows, split)) {
     if (part.weight != 1) {

@@ -20,10 +20,10 @@ struct DataPart {
 /// Returns the files that `rows` names. Throws ConfigError for a list that is none, and DataError,
 /// led by the path, for a folder or a pattern without files, with files of several splits of which
 /// `split` tells none, or without one of the files that a name `…-00000-of-00005` promises.
-std::vector<DataPart> find_data_files(const std::string& rows, Split split);
+std::vector<DataPart> find_data_files(const std::string& rows, DataSplit split);
 
 /// The same without parts. Throws ConfigError for a weight, which only training rows have.
-std::vector<std::string> find_files_of_rows(const std::string& rows, Split split);
+std::vector<std::string> find_files_of_rows(const std::string& rows, DataSplit split);
 
 /// Returns whether `a` comes before `b` where numbers in names count as numbers.
 bool is_before(std::string_view a, std::string_view b);

@@ -354,12 +354,12 @@ Dataset load_files(const std::vector<detail::DataPart>& parts, const Tokenizer& 
 }  // namespace
 
 Dataset load_dataset(const std::string& rows, const Tokenizer& tokenizer,
-                     const DataOptions& options, const RowNeeds& needs, Split split) {
+                     const DataOptions& options, const RowNeeds& needs, DataSplit split) {
   detail::check_data_options(options, "load_dataset");
   DataOptions resolved = options;
   resolved.chat_format = detail::chat_format_for_rows(options.chat_format, tokenizer);
   std::vector<detail::DataPart> parts = detail::find_data_files(rows, split);
-  if (split != Split::kTrain) parts = {{.files = detail::find_files_of_rows(rows, split)}};
+  if (split != DataSplit::kTrain) parts = {{.files = detail::find_files_of_rows(rows, split)}};
   const bool is_one_file = parts.size() == 1 && parts.front().files.size() == 1;
   Dataset dataset;
   if (is_one_file) {

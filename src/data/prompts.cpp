@@ -50,7 +50,7 @@ Prompt make_prompt(const PreferenceRow& row, const Tokenizer& tokenizer, const D
 }  // namespace
 
 std::vector<Prompt> load_prompts(const std::string& rows, const Tokenizer& tokenizer,
-                                 const DataOptions& options, Split split) {
+                                 const DataOptions& options, DataSplit split) {
   detail::check_data_options(options, "load_prompts");
   DataOptions resolved = options;
   resolved.chat_format = detail::chat_format_for_rows(options.chat_format, tokenizer);

@@ -254,12 +254,13 @@ std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name) {
   }
   if (path.extension() == ".json") {
     return remembering(
-        detail::make_pipeline(detail::read_tokenizer_json(path.string()), path.string()), chat_format);
+        detail::make_pipeline(detail::read_tokenizer_json(path.string()), path.string()),
+        chat_format);
   }
   if (path.extension() == ".gguf") {
     const GgufFile file = GgufFile::open(path.string());
-    return detail::make_pipeline(
-        detail::spec_of(detail::read_gguf_vocabulary(file), file.path()), file.path());
+    return detail::make_pipeline(detail::spec_of(detail::read_gguf_vocabulary(file), file.path()),
+                                 file.path());
   }
   throw ConfigError(fmt::format(
       "make_tokenizer: expected 'byte', a {}, a folder that holds one or a .gguf file, got '{}'",

@@ -70,8 +70,8 @@ void strip_as_phi3(const GgufVocabulary& gguf, std::vector<AddedToken>& added) {
                  [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   if (name.find("phi-3") == std::string::npos && name.find("phi3") == std::string::npos) return;
   for (AddedToken& token : added) {
-    token.strip_right = token.content != "<unk>" && token.content != "<s>" &&
-                        token.content != "<|endoftext|>";
+    token.strip_right =
+        token.content != "<unk>" && token.content != "<s>" && token.content != "<|endoftext|>";
   }
 }
 
@@ -120,7 +120,8 @@ TokenizerSpec sentence_piece(GgufVocabulary gguf, std::string_view where) {
   spec.model = merges_of(gguf, where);
   spec.added = added_tokens(gguf);
   strip_as_phi3(gguf, spec.added);
-  spec.decoder = {Replace{.pattern = meta, .is_regex = false, .content = " "}, ByteFallback{}, Fuse{}};
+  spec.decoder = {Replace{.pattern = meta, .is_regex = false, .content = " "}, ByteFallback{},
+                  Fuse{}};
   if (gguf.add_space_prefix) {
     spec.normalizer.emplace_back(Prepend{meta});
     spec.decoder.emplace_back(StripCharacters{.character = " ", .start = 1, .stop = 0});

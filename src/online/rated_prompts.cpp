@@ -259,8 +259,8 @@ RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> ro
 std::vector<Rollout> with_texts(std::vector<Rollout> rollouts, const OnlineParts& parts,
                                 const SamplingOptions& sampling) {
   for (std::size_t i = 0; i < rollouts.size(); ++i) {
-    rollouts[i].text = completion_text(rollouts[i].completion, *parts.tokenizer, sampling,
-                                       rollouts[i].prompt);
+    rollouts[i].text =
+        completion_text(rollouts[i].completion, *parts.tokenizer, sampling, rollouts[i].prompt);
     rollouts[i].prompt_text = parts.eval_prompts[i].text;
   }
   return rollouts;

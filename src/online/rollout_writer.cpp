@@ -170,9 +170,9 @@ std::vector<Rollout> RolloutWriter::from_program(std::int64_t place, const Promp
   std::vector<Rollout> rollouts;
   for (std::size_t i = 0; i < completions.size(); ++i) {
     const OnlinePrompt& prompt = *prompts[i / static_cast<std::size_t>(source.n)];
-    Rollout rollout{.prompt = prompt.ids,
-                    .completion = parts_.tokenizer->encode_part(completions[i], {},
-                                                                {.before = prompt.text})};
+    Rollout rollout{
+        .prompt = prompt.ids,
+        .completion = parts_.tokenizer->encode_part(completions[i], {}, {.before = prompt.text})};
     const auto limit = static_cast<std::size_t>(source.sampling.max_new_tokens);
     if (rollout.completion.size() < limit && source.sampling.eos_id >= 0) {
       rollout.completion.push_back(source.sampling.eos_id);

@@ -125,7 +125,10 @@ std::string data_html(const RunRecord& record) {
   const auto held_out = held_out_rows(record);
   const std::string eval = text_at(data, "eval");
   std::string html = code_html(text_at(data, "train"));
-  if (train) html += fmt::format(": {:.0f} rows train", *train);
+  if (train) {
+    html +=
+        *train > 0 ? fmt::format(": {:.0f} rows train", *train) : std::string(", read as a stream");
+  }
   if (eval.empty()) {
     html += held_out ? fmt::format(", the last {:.0f} are held out", *held_out)
                      : std::string(", none held out");

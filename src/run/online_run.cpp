@@ -42,7 +42,7 @@ const SourceOptions* data_source(const std::vector<SourceOptions>& sources) {
 }
 
 std::vector<OnlinePrompt> prompts_alone(const std::string& path, const Tokenizer& tokenizer,
-                                        const DataOptions& data, Split split) {
+                                        const DataOptions& data, DataSplit split) {
   std::vector<OnlinePrompt> prompts;
   for (Prompt& prompt : load_prompts(path, tokenizer, data, split)) {
     prompts.push_back({.ids = std::move(prompt.ids),
@@ -66,8 +66,9 @@ std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
   }
   const bool is_gold = column == "gold";
   const bool is_rejected = column == "rejected";
-  const Dataset rows = load_noted("online.prompts", path, tokenizer, data,
-                                  {.rejected = is_rejected, .gold = is_gold}, note, Split::kTrain);
+  const Dataset rows =
+      load_noted("online.prompts", path, tokenizer, data,
+                 {.rejected = is_rejected, .gold = is_gold}, note, DataSplit::kTrain);
   for (const DatasetFile& file : rows.files) {
     if (file.weight == 1) continue;
     throw ConfigError(fmt::format("online.prompts: expected files without weights, got {} for {}",
@@ -344,11 +345,12 @@ OnlinePrompts load_online_prompts(const RunOptions& options,
   OnlinePrompts prompts;
   prompts.train =
       data == nullptr
-          ? prompts_alone(online.prompts, tokenizer, options.data, Split::kTrain)
+          ? prompts_alone(online.prompts, tokenizer, options.data, DataSplit::kTrain)
           : prompts_with_completions(online.prompts, data->column, tokenizer, options.data,
                                      count_sources(sources, SourceKind::kEnvironment) > 0, note);
   if (!online.eval_prompts.empty()) {
-    prompts.held_out = prompts_alone(online.eval_prompts, tokenizer, options.data, Split::kHeldOut);
+    prompts.held_out =
+        prompts_alone(online.eval_prompts, tokenizer, options.data, DataSplit::kHeldOut);
   }
   const auto count = static_cast<double>(prompts.train.size());
   const auto held_out = static_cast<std::ptrdiff_t>(online.eval_fraction * count);

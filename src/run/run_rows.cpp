@@ -104,7 +104,7 @@ Dataset hold_out(Dataset& train, double fraction) {
 
 Dataset load_noted(std::string_view option, const std::string& path, const Tokenizer& tokenizer,
                    const DataOptions& options, const RowNeeds& needs, const Note& note,
-                   Split split) {
+                   DataSplit split) {
   Dataset dataset = load_dataset(path, tokenizer, options, needs, split);
   const RowReport& report = dataset.report;
   const std::size_t files = report.files.size();
@@ -132,11 +132,11 @@ RunRows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const 
                   const Note& note) {
   if (options.train.empty()) throw ConfigError("data.train: expected a file, got ''");
   Dataset train =
-      load_noted("data.train", options.train, tokenizer, options, needs, note, Split::kTrain);
+      load_noted("data.train", options.train, tokenizer, options, needs, note, DataSplit::kTrain);
   Dataset held_out;
   if (!options.eval.empty()) {
     held_out =
-        load_noted("data.eval", options.eval, tokenizer, options, needs, note, Split::kHeldOut);
+        load_noted("data.eval", options.eval, tokenizer, options, needs, note, DataSplit::kHeldOut);
   } else {
     held_out = hold_out(train, options.eval_fraction);
     if (!held_out.pairs.empty()) {
@@ -166,7 +166,7 @@ RunRows load_held_out(const DataOptions& options, const Tokenizer& tokenizer, co
                   options.stream.buffer));
   if (options.eval.empty()) return {};
   Dataset held_out =
-      load_noted("data.eval", options.eval, tokenizer, options, needs, note, Split::kHeldOut);
+      load_noted("data.eval", options.eval, tokenizer, options, needs, note, DataSplit::kHeldOut);
   auto cut = cut_rows(held_out, held_out.report);
   return {
       .train = {}, .eval = std::move(held_out.pairs), .train_cut = {}, .eval_cut = std::move(cut)};

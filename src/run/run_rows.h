@@ -27,7 +27,7 @@ struct RunRows {
 /// was read, left out and cut.
 Dataset load_noted(std::string_view option, const std::string& path, const Tokenizer& tokenizer,
                    const DataOptions& options, const RowNeeds& needs, const Note& note,
-                   Split split);
+                   DataSplit split);
 
 /// Of the files that the options name, held-out rows taken from the training rows where there is no
 /// file of them. `note` hears what was read and what was left out. Throws ConfigError without a

@@ -18,7 +18,7 @@ namespace prefopt::detail {
 namespace {
 
 RowStream stream_of(const StreamParts& parts, std::int64_t buffer) {
-  return RowStream(find_data_files(parts.data.train, Split::kTrain),
+  return RowStream(find_data_files(parts.data.train, DataSplit::kTrain),
                    {.buffer = buffer, .seed = parts.seed, .shuffle = parts.batch.shuffle});
 }
 

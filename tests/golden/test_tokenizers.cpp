@@ -32,9 +32,9 @@ std::string text_of(const json& golden) {
 
 // Of bytes; SentencePiece's BPE, as Llama 2, Mistral 3 and Gemma have it, and with other parts;
 // Unigram.
-constexpr const char* kFamilies[] = {"gpt2",    "llama3", "qwen2", "smollm2", "odd",
-                                     "llama2",  "spm",    "mistral3", "gemma", "unknown",
-                                     "split",   "inner_bytes", "t5",  "albert", "unigram_bytes"};
+constexpr const char* kFamilies[] = {
+    "gpt2",  "llama3",  "qwen2", "smollm2",     "odd", "llama2", "spm",          "mistral3",
+    "gemma", "unknown", "split", "inner_bytes", "t5",  "albert", "unigram_bytes"};
 
 TEST_CASE("tokens of the package tokenizers", "[golden]") {
   for (const char* family : kFamilies) {

@@ -58,7 +58,7 @@ enum class EndOfCut {
 };
 
 /// The split of a data set that is read from a folder with several.
-enum class Split {
+enum class DataSplit {
   kAny,      ///< the only one
   kTrain,    ///< that with `train` in its name
   kHeldOut,  ///< the only other one
@@ -223,7 +223,7 @@ PREFOPT_API TokenRow tokenize_row(const PreferenceRow& row, const Tokenizer& tok
 /// that nothing reads (`unused`).
 PREFOPT_API Dataset load_dataset(const std::string& rows, const Tokenizer& tokenizer,
                                  const DataOptions& options, const RowNeeds& needs = {},
-                                 Split split = Split::kAny);
+                                 DataSplit split = DataSplit::kAny);
 
 /// Returns {training, held out}: the last `eval_fraction` of the pairs is held out, at least one
 /// pair and never all of them, if there are two or more. Throws ConfigError outside of [0, 1).

@@ -26,6 +26,6 @@ struct Prompt {
 /// load_dataset.
 PREFOPT_API std::vector<Prompt> load_prompts(const std::string& rows, const Tokenizer& tokenizer,
                                              const DataOptions& options = {},
-                                             Split split = Split::kAny);
+                                             DataSplit split = DataSplit::kAny);
 
 }  // namespace prefopt

@@ -75,9 +75,8 @@ void BpeModel::add_merges(const TokenIndex& index, const BpeSpec& spec, std::str
     const auto id_of_token = [&](std::string_view token) {
       const Id id = index.find(token);
       if (id >= 0) return id;
-      throw CheckpointError(
-          fmt::format("{}: expected merge {} to speak of tokens in the vocabulary, got '{}'", name,
-                      i, token));
+      throw CheckpointError(fmt::format(
+          "{}: expected merge {} to speak of tokens in the vocabulary, got '{}'", name, i, token));
     };
     const auto& [left, right] = spec.merges[i];
     merged.assign(left).append(right);

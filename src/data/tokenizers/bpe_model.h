@@ -42,9 +42,9 @@ class BpeModel final : public TokenModel {
   void take_symbols(std::string_view word, std::vector<Id>& ids) const;
   class SymbolWriter;
 
-  std::vector<Id> bytes_;          // <0x00> to <0xFF>; -1 all, without a fallback
+  std::vector<Id> bytes_;             // <0x00> to <0xFF>; -1 all, without a fallback
   std::vector<Symbol> byte_symbols_;  // of words of bytes
-  std::vector<Id> near_ids_;       // of characters below U+3000
+  std::vector<Id> near_ids_;          // of characters below U+3000
   std::unordered_map<char32_t, Id> far_ids_;
   std::unordered_map<std::string, Id, Hash, std::equal_to<>> whole_words_;  // for ignore_merges
   BpeMerges merges_;

@@ -102,8 +102,7 @@ std::string CharsmapTable::apply(std::string_view text) const {
   result.reserve(text.size());
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = grapheme_end(text, at);
-    const auto whole =
-        end - at < kLongCluster ? find(text.substr(at, end - at)) : std::nullopt;
+    const auto whole = end - at < kLongCluster ? find(text.substr(at, end - at)) : std::nullopt;
     if (whole) {
       result += *whole;
       at = end;

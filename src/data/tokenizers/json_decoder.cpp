@@ -18,8 +18,7 @@ StripCharacters read_strip(const JsonNode& node) {
   StripCharacters step{.character = content.text(),
                        .start = read_count(node.member("start")),
                        .stop = read_count(node.member("stop"))};
-  if (step.character.empty() ||
-      utf8_character(step.character, 0).length != step.character.size()) {
+  if (step.character.empty() || utf8_character(step.character, 0).length != step.character.size()) {
     content.fail("one character");
   }
   return step;
@@ -45,9 +44,8 @@ void append_steps(const JsonNode& node, std::vector<DecoderStep>& steps) {
     steps.emplace_back(read_strip(node));
   } else if (type == "Metaspace") {
     const Metaspace step = read_metaspace(node);
-    steps.emplace_back(
-        MetaspaceDecoder{.replacement = step.replacement,
-                         .drops_first = step.scheme != PrependScheme::kNever});
+    steps.emplace_back(MetaspaceDecoder{.replacement = step.replacement,
+                                        .drops_first = step.scheme != PrependScheme::kNever});
   } else {
     node.member("type").fail(
         "'Sequence', 'ByteLevel', 'Metaspace', 'Replace', 'ByteFallback', 'Fuse' or 'Strip', which "

@@ -63,7 +63,9 @@ class JsonNode {
     if (!json_->is_array()) fail("a list");
     return json_->size();
   }
-  JsonNode item(std::size_t i) const { return {(*json_)[i], file_, fmt::format("{}[{}]", field_, i)}; }
+  JsonNode item(std::size_t i) const {
+    return {(*json_)[i], file_, fmt::format("{}[{}]", field_, i)};
+  }
 
   /// Members that are not named here would change results unseen.
   void only(std::initializer_list<std::string_view> known) const {

@@ -10,8 +10,8 @@ namespace {
 
 // Rust's `\w`: Alphabetic, marks, decimal digits, connectors and joiners. The letters among
 // symbols, which have no category of theirs, are U+24B6 to U+24E9 and three runs from U+1F130 on.
-#define PREFOPT_WORD_CHARACTERS                                                       \
-  R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc})"                                                   \
+#define PREFOPT_WORD_CHARACTERS                                                        \
+  R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc})"                                                    \
   "\xE2\x80\x8C\xE2\x80\x8D\xE2\x92\xB6-\xE2\x93\xA9\xF0\x9F\x84\xB0-\xF0\x9F\x85\x89" \
   "\xF0\x9F\x85\x90-\xF0\x9F\x85\xA9\xF0\x9F\x85\xB0-\xF0\x9F\x86\x89"
 constexpr std::string_view kWords =
@@ -73,8 +73,8 @@ void append_steps(const JsonNode& node, std::vector<PreTokenizerStep>& steps) {
     steps.emplace_back(read_punctuation(node));
   } else if (type == "Whitespace") {
     node.only({"type"});
-    steps.emplace_back(Split{
-        .pattern = std::string(kWords), .behavior = SplitBehavior::kRemoved, .invert = true});
+    steps.emplace_back(
+        Split{.pattern = std::string(kWords), .behavior = SplitBehavior::kRemoved, .invert = true});
   } else if (type == "WhitespaceSplit") {
     node.only({"type"});
     steps.emplace_back(Split{.pattern = R"(\s)", .behavior = SplitBehavior::kRemoved});

@@ -21,8 +21,8 @@ void TokenIndex::check_distinct(std::string_view name) const {
   for (std::size_t id = 0; id < tokens_.size(); ++id) {
     const std::string& token = tokens_[id];
     if (token.empty() || find(token) == static_cast<Id>(id)) continue;
-    throw CheckpointError(fmt::format("{}: expected tokens that differ, got '{}' as {} and {}", name,
-                                      token, id, find(token)));
+    throw CheckpointError(fmt::format("{}: expected tokens that differ, got '{}' as {} and {}",
+                                      name, token, id, find(token)));
   }
 }
 

@@ -56,6 +56,17 @@ constexpr std::string_view kExaoneMoe =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N})"
     R"(| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+)";
 
+std::string known_names() {
+  std::vector<std::string_view> names;
+  for (const NamedSplits& splits : all_named_splits()) {
+    names.insert(names.end(), splits.names.begin(), splits.names.end());
+  }
+  std::sort(names.begin(), names.end());
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+}  // namespace
+
 // Names, patterns and flags as in ggml-org/llama.cpp, src/llama-vocab.cpp (commit 00ad355e). Where
 // it gives a model's own pattern next to one adapted to its engine, that one is used; NFC is what
 // the tokenizer.json of Qwen2 has and llama.cpp leaves out. Names that are not here have a pattern
@@ -96,17 +107,6 @@ const std::vector<NamedSplits>& all_named_splits() {
   };
   return all;
 }
-
-std::string known_names() {
-  std::vector<std::string_view> names;
-  for (const NamedSplits& splits : all_named_splits()) {
-    names.insert(names.end(), splits.names.begin(), splits.names.end());
-  }
-  std::sort(names.begin(), names.end());
-  return fmt::format("{}", fmt::join(names, ", "));
-}
-
-}  // namespace
 
 const NamedSplits& find_named_splits(std::string_view name, std::string_view where) {
   for (const NamedSplits& splits : all_named_splits()) {

@@ -15,6 +15,8 @@ struct NamedSplits {
   bool adds_bos = false;  ///< unless the file says otherwise
 };
 
+const std::vector<NamedSplits>& all_named_splits();
+
 /// Returns the one of this name. Throws CheckpointError, led by `where`, with the known names.
 const NamedSplits& find_named_splits(std::string_view name, std::string_view where);
 

@@ -57,7 +57,8 @@ std::size_t first_length(std::string_view text) {
 }
 
 /// Returns whether a filter that leaves the characters that `keeps` left the first one.
-bool keeps_first(std::string_view text, const std::function<std::string(std::string_view)>& filter) {
+bool keeps_first(std::string_view text,
+                 const std::function<std::string(std::string_view)>& filter) {
   return !filter(text.substr(0, first_length(text))).empty();
 }
 

@@ -323,7 +323,8 @@ class Pipeline final : public Tokenizer {
   }
 
   void check_added(const AddedToken& added, Id known, std::string_view holder) const {
-    if (added.content.empty()) fail(fmt::format("the added token {} to hold text, got none", added.id));
+    if (added.content.empty())
+      fail(fmt::format("the added token {} to hold text, got none", added.id));
     // One that began within a character would cut texts there.
     if (find_invalid_utf8(added.content) != std::string_view::npos) {
       fail(fmt::format("the added token {} in UTF-8, got other bytes", added.id));

@@ -140,8 +140,9 @@ void PreTokenizer::cut(std::string_view text, PartStart start, const Metaspace& 
                        std::size_t stage, SplitPattern::Scratch& scratch, WordSink& sink) const {
   std::string replaced;
   replaced.reserve(text.size() + text.size() / 2 + rule.replacement.size());
-  const bool prefixes = rule.scheme == PrependScheme::kAlways ? start.takes_prefix
-                        : rule.scheme == PrependScheme::kFirst && start.is_text_start;
+  const bool prefixes = rule.scheme == PrependScheme::kAlways
+                            ? start.takes_prefix
+                            : rule.scheme == PrependScheme::kFirst && start.is_text_start;
   if (prefixes && !text.starts_with(' ') && !text.starts_with(rule.replacement)) {
     replaced = rule.replacement;
   }

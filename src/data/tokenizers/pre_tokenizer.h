@@ -26,8 +26,8 @@ class WordSink {
 
 /// The beginning of a part of a text.
 struct PartStart {
-  bool is_text_start = true;  ///< at the first character of the whole text
-  bool takes_prefix = true;   ///< not in the middle of a text that is encoded in parts
+  bool is_text_start = true;     ///< at the first character of the whole text
+  bool takes_prefix = true;      ///< not in the middle of a text that is encoded in parts
   std::string_view before = {};  ///< what lies before such a middle
 };
 

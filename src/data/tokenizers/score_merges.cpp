@@ -50,12 +50,14 @@ class Cutter {
       at += length;
       const auto left = ids_.find(token.substr(0, at));
       const auto right = ids_.find(token.substr(at));
-      if (left != ids_.end() && right != ids_.end()) cuts.push_back({id, left->second, right->second});
+      if (left != ids_.end() && right != ids_.end())
+        cuts.push_back({id, left->second, right->second});
     }
     if (!has_foreign || cuts.size() > before) return;
-    throw CheckpointError(fmt::format("{}tokens: expected each character of token {} to be a token, "
-                                      "got '{}'",
-                                      where_, id, shown_text(std::string(token))));
+    throw CheckpointError(
+        fmt::format("{}tokens: expected each character of token {} to be a token, "
+                    "got '{}'",
+                    where_, id, shown_text(std::string(token))));
   }
 
   void check_scores(const std::vector<Cut>& cuts) const {

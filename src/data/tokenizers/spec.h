@@ -10,8 +10,8 @@
 
 #include "prefopt/data/tokenizer.h"
 
-// The parts of a tokenizer as `tokenizer.json` spells them out: normalizer, pre-tokenizer, model and
-// decoder. Every form that a tokenizer is stored in is read into a TokenizerSpec.
+// The parts of a tokenizer as `tokenizer.json` spells them out: normalizer, pre-tokenizer, model
+// and decoder. Every form that a tokenizer is stored in is read into a TokenizerSpec.
 
 namespace prefopt::detail {
 
@@ -33,8 +33,8 @@ struct Replace {
 };
 
 struct UnicodeForm {
-  bool composes = true;       ///< NFC and NFKC
-  bool compatible = false;    ///< NFKC and NFKD
+  bool composes = true;     ///< NFC and NFKC
+  bool compatible = false;  ///< NFKC and NFKD
 };
 
 struct Lowercase {};

@@ -37,10 +37,9 @@ std::string unicode_form(std::string_view text, const UnicodeForm& form) {
   int options = UTF8PROC_STABLE | (form.composes ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE);
   if (form.compatible) options |= UTF8PROC_COMPAT;
   utf8proc_uint8_t* mapped = nullptr;
-  const utf8proc_ssize_t bytes =
-      utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                   static_cast<utf8proc_ssize_t>(text.size()), &mapped,
-                   static_cast<utf8proc_option_t>(options));
+  const utf8proc_ssize_t bytes = utf8proc_map(
+      reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+      static_cast<utf8proc_ssize_t>(text.size()), &mapped, static_cast<utf8proc_option_t>(options));
   // The text is UTF-8, so memory is all that can lack.
   if (bytes < 0) throw std::bad_alloc();
   const std::unique_ptr<utf8proc_uint8_t, void (*)(void*)> owner(mapped, std::free);
@@ -64,9 +63,9 @@ std::string lowercase(std::string_view text) {
     if (character.code == 0x130) {  // the only one with two characters
       result += "i\xCC\x87";
     } else {
-      append_utf8(static_cast<char32_t>(
-                      utf8proc_tolower(static_cast<utf8proc_int32_t>(character.code))),
-                  result);
+      append_utf8(
+          static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(character.code))),
+          result);
     }
   }
   return result;
@@ -104,7 +103,8 @@ bool is_word_character(char32_t code) {
 
 std::size_t grapheme_end(std::string_view text, std::size_t at) {
   const auto is_ascii = [&](std::size_t i) { return static_cast<unsigned char>(text[i]) < 0x80; };
-  if (is_ascii(at) && text[at] != '\r' && (at + 1 == text.size() || is_ascii(at + 1))) return at + 1;
+  if (is_ascii(at) && text[at] != '\r' && (at + 1 == text.size() || is_ascii(at + 1)))
+    return at + 1;
   Utf8Character character = utf8_character(text, at);
   utf8proc_int32_t state = 0;
   while (true) {

@@ -89,16 +89,14 @@ SortedJson json_of(const ByteFallback&) { return bare("ByteFallback"); }
 SortedJson json_of(const Fuse&) { return bare("Fuse"); }
 
 SortedJson json_of(const StripCharacters& step) {
-  return {{"type", "Strip"},
-          {"content", step.character},
-          {"start", step.start},
-          {"stop", step.stop}};
+  return {
+      {"type", "Strip"}, {"content", step.character}, {"start", step.start}, {"stop", step.stop}};
 }
 
 SortedJson json_of(const MetaspaceDecoder& step) {
-  return json_of(Metaspace{
-      .replacement = step.replacement,
-      .scheme = step.drops_first ? PrependScheme::kAlways : PrependScheme::kNever});
+  return json_of(
+      Metaspace{.replacement = step.replacement,
+                .scheme = step.drops_first ? PrependScheme::kAlways : PrependScheme::kNever});
 }
 
 SortedJson json_of(const ByteLevelDecoder&) {

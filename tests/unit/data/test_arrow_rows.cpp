@@ -143,11 +143,7 @@ TEST_CASE("a column of a type that is not read is an error where it is read", "[
       "data.columns";
   CHECK_THROWS_TEXT(
       loaded(path, {.columns = R"({"prompt": "time"})", .unused = UnusedColumns::kNote}),
-      ConfigError,
-      path +
-          ":1: expected 'prompt' to be text or a list of messages, got "
-          "timestamp[us]" +
-          hint);
+      ConfigError, path + ":1: expected 'time' to be text, got timestamp[us]" + hint);
   CHECK_THROWS_TEXT(
       load_dataset(path, ByteTokenizer(),
                    {.columns = R"({"margin": "price"})", .unused = UnusedColumns::kNote},

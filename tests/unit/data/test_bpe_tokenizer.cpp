@@ -341,9 +341,10 @@ TEST_CASE("a tokenizer.json that would give other tokens is refused by field", "
   };
   refuse("/normalizer", replace({{"String", ""}}),
          "normalizer.pattern: expected a pattern of one character at least, got an empty one");
-  refuse("/normalizer", replace({{"Regex", "^a"}}),
-         "normalizer.pattern: expected a pattern that PCRE2 and Oniguruma read alike, got an anchor "
-         "at offset 0 of '^a'");
+  refuse(
+      "/normalizer", replace({{"Regex", "^a"}}),
+      "normalizer.pattern: expected a pattern that PCRE2 and Oniguruma read alike, got an anchor "
+      "at offset 0 of '^a'");
   const auto charsmap = [](const std::string& text) {
     return json{{"type", "Precompiled"}, {"precompiled_charsmap", text}};
   };
@@ -365,10 +366,8 @@ TEST_CASE("a tokenizer.json that would give other tokens is refused by field", "
   };
   refuse("/pre_tokenizer", sequence({{"type", "UnicodeScripts"}}),
          "pre_tokenizer.pretokenizers[0].type: " + pre_tokenizers + "'UnicodeScripts'");
-  json split{{"type", "Split"},
-             {"pattern", {{"Regex", "a"}}},
-             {"behavior", "Joined"},
-             {"invert", false}};
+  json split{
+      {"type", "Split"}, {"pattern", {{"Regex", "a"}}}, {"behavior", "Joined"}, {"invert", false}};
   refuse("/pre_tokenizer", sequence(split),
          "pre_tokenizer.pretokenizers[0].behavior: expected one of 'Removed', 'Isolated', "
          "'MergedWithPrevious', 'MergedWithNext', 'Contiguous', got 'Joined'");
@@ -400,9 +399,10 @@ TEST_CASE("a tokenizer.json that would give other tokens is refused by field", "
   const auto unigram = [&](const json& vocab, const json& unknown) {
     return json{{"type", "Unigram"}, {"vocab", vocab}, {"unk_id", unknown}};
   };
-  const json two = {{"<unk>", 0.0}, {"a", -1.5}};
-  refuse("/model", unigram({{"a"}}, 0), "model.vocab[0]: expected a token and its score, got list");
-  refuse("/model", unigram({{"", 1.0}}, 0),
+  const json two = json::parse(R"([["<unk>", 0.0], ["a", -1.5]])");
+  refuse("/model", unigram(json::parse(R"([["a"]])"), 0),
+         "model.vocab[0]: expected a token and its score, got list");
+  refuse("/model", unigram(json::parse(R"([["", 1.0]])"), 0),
          "model.vocab[0]: expected a token of one character, got an empty one");
   refuse("/model", unigram(two, nullptr),
          "model.unk_id: expected the id of the unknown token, got null");

@@ -36,8 +36,8 @@ class Shards {
   const std::string& path() const { return dir_.path(); }
 
   /// The files that the folder stands for, without its own path.
-  std::vector<std::string> of(Split split) const { return of(path(), split); }
-  std::vector<std::string> of(const std::string& rows, Split split) const {
+  std::vector<std::string> of(DataSplit split) const { return of(path(), split); }
+  std::vector<std::string> of(const std::string& rows, DataSplit split) const {
     std::vector<std::string> names;
     for (const auto& part : find_data_files(rows, split)) {
       for (const std::string& file : part.files) names.push_back(file.substr(path().size() + 1));
@@ -65,72 +65,72 @@ TEST_CASE("a folder stands for the files of one split, in the order of their num
                        ".gitattributes", "dataset_infos.json"});
   const Names train = {"train-00000-of-00003.parquet", "train-00001-of-00003.parquet",
                        "train-00002-of-00003.parquet"};
-  CHECK(shards.of(Split::kTrain) == train);
-  CHECK(shards.of(Split::kHeldOut) == Names{"test-00000-of-00001.parquet"});
-  CHECK_THROWS_TEXT(shards.of(Split::kAny), DataError,
+  CHECK(shards.of(DataSplit::kTrain) == train);
+  CHECK(shards.of(DataSplit::kHeldOut) == Names{"test-00000-of-00001.parquet"});
+  CHECK_THROWS_TEXT(shards.of(DataSplit::kAny), DataError,
                     shards.path() +
                         ": expected one split, got 'test', 'train'; name its files, as "
                         "in " +
                         shards.path() + "/test*");
-  CHECK(shards.of(shards.path("tr*.parquet"), Split::kAny) == train);
+  CHECK(shards.of(shards.path("tr*.parquet"), DataSplit::kAny) == train);
 }
 
 TEST_CASE("folders as the hub and others lay them out", "[data]") {
-  CHECK(Shards({"data/train-00000-of-00001.parquet", "README.md"}).of(Split::kAny) ==
+  CHECK(Shards({"data/train-00000-of-00001.parquet", "README.md"}).of(DataSplit::kAny) ==
         Names{"data/train-00000-of-00001.parquet"});
   const Shards by_folder({"train/0002.jsonl", "train/0010.jsonl", "validation/0000.jsonl"});
-  CHECK(by_folder.of(Split::kTrain) == Names{"train/0002.jsonl", "train/0010.jsonl"});
-  CHECK(by_folder.of(Split::kHeldOut) == Names{"validation/0000.jsonl"});
+  CHECK(by_folder.of(DataSplit::kTrain) == Names{"train/0002.jsonl", "train/0010.jsonl"});
+  CHECK(by_folder.of(DataSplit::kHeldOut) == Names{"validation/0000.jsonl"});
   // Numbers count as numbers, whatever their zeros.
   const Shards plain({"part-10.jsonl.gz", "part-9.jsonl.gz", "part-010.jsonl.gz"});
-  CHECK(plain.of(Split::kTrain) ==
+  CHECK(plain.of(DataSplit::kTrain) ==
         Names{"part-9.jsonl.gz", "part-010.jsonl.gz", "part-10.jsonl.gz"});
-  CHECK(Shards({"b.json", "a.json"}).of(Split::kAny) == Names{"a.json", "b.json"});
-  CHECK(Shards({"train_prefs.jsonl", "test_prefs.jsonl"}).of(Split::kTrain) ==
+  CHECK(Shards({"b.json", "a.json"}).of(DataSplit::kAny) == Names{"a.json", "b.json"});
+  CHECK(Shards({"train_prefs.jsonl", "test_prefs.jsonl"}).of(DataSplit::kTrain) ==
         Names{"train_prefs.jsonl"});
   // Some writers count from 1.
-  CHECK(Shards({"x-1-of-2.jsonl", "x-2-of-2.jsonl"}).of(Split::kAny).size() == 2);
+  CHECK(Shards({"x-1-of-2.jsonl", "x-2-of-2.jsonl"}).of(DataSplit::kAny).size() == 2);
 }
 
 TEST_CASE("folders that do not say which files are meant are refused", "[data]") {
   struct Case {
     std::vector<std::string> names;
-    Split split;
+    DataSplit split;
     std::string text;
   };
   const Case cases[] = {
       {{"notes.txt"},
-       Split::kTrain,
+       DataSplit::kTrain,
        "expected files of rows (.jsonl, .json, .parquet, .arrow, …), got none"},
       {{"train_sft.jsonl", "train_prefs.jsonl", "test.jsonl"},
-       Split::kTrain,
+       DataSplit::kTrain,
        "expected one split to train on, got 'test', 'train_prefs', 'train_sft'; name its files, as "
        "in DIR/train_prefs*"},
       {{"train.jsonl", "test.jsonl", "validation.jsonl"},
-       Split::kHeldOut,
+       DataSplit::kHeldOut,
        "expected one held-out split, got 'test', 'train', 'validation'; name its files, as in "
        "DIR/test*"},
       {{"test.jsonl", "dev.jsonl"},
-       Split::kTrain,
+       DataSplit::kTrain,
        "expected one split to train on, got 'dev', 'test'; name its files, as in DIR/dev*"},
       {{"train.jsonl", "more.jsonl"},
-       Split::kTrain,
+       DataSplit::kTrain,
        "expected files that are all of a split, or of none, got 'more', 'train'; name the files "
        "that are meant"},
       {{"train.jsonl", "train.parquet"},
-       Split::kTrain,
+       DataSplit::kTrain,
        "expected files of one format, or rows would be there twice, got train.jsonl and "
        "train.parquet; name the files that are meant"},
       {{"train.jsonl", "more.csv"},
-       Split::kTrain,
+       DataSplit::kTrain,
        "expected files of rows that are read (.jsonl, .json, .parquet, .arrow, …), got also "
        "more.csv; name the files that are meant"},
       {{"a.jsonl", "data/b.jsonl"},
-       Split::kTrain,
+       DataSplit::kTrain,
        "expected files of rows here or in a folder, got both, also in 'data'; name the one that is "
        "meant"},
       {{"train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl"},
-       Split::kTrain,
+       DataSplit::kTrain,
        "expected all 3 files of a series, got none named train-00001-of-00003.jsonl"},
   };
   for (const Case& c : cases) {
@@ -145,20 +145,20 @@ TEST_CASE("folders that do not say which files are meant are refused", "[data]")
 
 TEST_CASE("patterns name files, and all of a series that they match", "[data]") {
   const Shards shards({"train-00000-of-00003.jsonl", "train-00001-of-00003.jsonl", "x/y.jsonl"});
-  CHECK(shards.of(shards.path("train-0000[01]*"), Split::kAny).size() == 2);
+  CHECK(shards.of(shards.path("train-0000[01]*"), DataSplit::kAny).size() == 2);
   const std::string all = shards.path("train-*.jsonl");
-  CHECK_THROWS_TEXT(shards.of(all, Split::kAny), DataError,
+  CHECK_THROWS_TEXT(shards.of(all, DataSplit::kAny), DataError,
                     all +
                         ": expected all 3 files of a series, got none named "
                         "train-00002-of-00003.jsonl");
   const std::string none = shards.path("val*");
-  CHECK_THROWS_TEXT(shards.of(none, Split::kAny), DataError,
+  CHECK_THROWS_TEXT(shards.of(none, DataSplit::kAny), DataError,
                     none + ": expected files that match, got none");
   const std::string deep = shards.path("**/*.jsonl");
-  CHECK_THROWS_TEXT(shards.of(deep, Split::kAny), DataError,
+  CHECK_THROWS_TEXT(shards.of(deep, DataSplit::kAny), DataError,
                     deep + ": expected a pattern for names in one folder, got '**'");
   const std::string folder = shards.path("?");
-  CHECK_THROWS_TEXT(shards.of(folder, Split::kAny), DataError,
+  CHECK_THROWS_TEXT(shards.of(folder, DataSplit::kAny), DataError,
                     folder + ": expected files that match, got the folder " + shards.path("x"));
 }
 
@@ -171,7 +171,7 @@ TEST_CASE("a list names files with weights", "[data]") {
     }
     return text;
   };
-  const auto parts = find_data_files(in_folder(list), Split::kTrain);
+  const auto parts = find_data_files(in_folder(list), DataSplit::kTrain);
   REQUIRE(parts.size() == 2);
   CHECK(parts[0].weight == 1);
   CHECK(parts[1].weight == 0.5);
@@ -190,10 +190,11 @@ TEST_CASE("a list names files with weights", "[data]") {
        "read"},
   };
   for (const auto& [rows, text] : refused) {
-    CHECK_THROWS_TEXT(find_data_files(in_folder(rows), Split::kTrain), ConfigError,
+    CHECK_THROWS_TEXT(find_data_files(in_folder(rows), DataSplit::kTrain), ConfigError,
                       in_folder(text));
   }
-  CHECK_THROWS_TEXT(prefopt::detail::find_files_of_rows(in_folder(list), Split::kAny), ConfigError,
+  CHECK_THROWS_TEXT(prefopt::detail::find_files_of_rows(in_folder(list), DataSplit::kAny),
+                    ConfigError,
                     "rows: expected a weight for rows that are trained on alone, got 0.5 for " +
                         shards.path("b/1.jsonl"));
 }

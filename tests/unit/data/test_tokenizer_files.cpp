@@ -42,9 +42,9 @@ void write_model(const std::string& folder, const std::string& chat_template) {
 }
 
 TEST_CASE("tokenizers that are written and read again give equal ids", "[data]") {
-  for (const char* name : {"gpt2", "llama3", "odd", "qwen2", "smollm2", "llama2", "mistral3",
-                           "gemma", "unknown", "split", "inner_bytes", "t5", "albert",
-                           "unigram_bytes"}) {
+  for (const char* name :
+       {"gpt2", "llama3", "odd", "qwen2", "smollm2", "llama2", "mistral3", "gemma", "unknown",
+        "split", "inner_bytes", "t5", "albert", "unigram_bytes"}) {
     INFO(name);
     const TempDir dir;
     const std::string path = kTokenizers + name;
@@ -56,7 +56,7 @@ TEST_CASE("tokenizers that are written and read again give equal ids", "[data]")
     CHECK(after->fingerprint() == before->fingerprint());
     CHECK(after->vocab_size() == before->vocab_size());
     for (const json& golden : json::parse(read_text(path + "/cases.json"))) {
-      if (!golden["text"].is_string()) continue;
+      if (!golden.contains("text")) continue;
       const std::string text = golden["text"];
       CHECK(after->encode(text) == before->encode(text));
       const auto ids = golden["ids"].get<std::vector<std::int64_t>>();

@@ -340,34 +340,36 @@ TEST_CASE("scores that do not say what merges are refused", "[data]") {
   refuse(gguf, "tokens: expected token 300 in UTF-8, got other bytes");
   gguf = good;
   gguf.scores[id_of("<|")] = gguf.scores[id_of("|>")] = -0.5;
-  refuse(gguf, "scores: expected scores that say which tokens merge first, got -0.5 for '<|' and "
-               "'|>'");
+  refuse(gguf,
+         "scores: expected scores that say which tokens merge first, got -0.5 for '<|' and "
+         "'|>'");
   gguf = good;
   gguf.tokens.back() = "\xE6\xB0\xB4\xE6\xB0\xB5";
-  refuse(gguf, "tokens: expected each character of token 499 to be a token, got "
-               "'\xE6\xB0\xB4\xE6\xB0\xB5'");
+  refuse(gguf,
+         "tokens: expected each character of token 499 to be a token, got "
+         "'\xE6\xB0\xB4\xE6\xB0\xB5'");
 }
 
 TEST_CASE("GGUF metadata that makes no tokenizer is refused by key", "[data]") {
   const auto refuse = [](const GgufVocabulary& gguf, const std::string& text) {
-    CHECK_THROWS_TEXT(spec_of(gguf, "m.gguf"), CheckpointError,
-                      "m.gguf: tokenizer.ggml." + text);
+    CHECK_THROWS_TEXT(spec_of(gguf, "m.gguf"), CheckpointError, "m.gguf: tokenizer.ggml." + text);
   };
   GgufVocabulary gguf = small_vocabulary();
   gguf.model = "t5";
   refuse(gguf, "model: expected 'gpt2' or 'llama', which are all that is known here, got 't5'");
   gguf = small_vocabulary();
   gguf.pre = "default";
-  refuse(gguf,
-         "pre: expected one of the pre-tokenizers a.x-4.0, bailingmoe, bailingmoe2, chatglm-bpe, "
-         "codeshell, command-r, dbrx, deepseek-coder, deepseek-r1-qwen, deepseek-v3, exaone, "
-         "exaone-moe, exaone4, f2llmv2, falcon-h1, falcon3, gigachat, glm4, gpt-2, gpt-4o, "
-         "granite-docling, grok-2, hunyuan, hunyuan-dense, hy_v4, jais, jais-2, jina-de, jina-es, "
-         "jina-v2-de, jina-v2-es, jina-v5-nano, joyai-llm, kanana2, kormo, laguna, lfm2, llada-moe, "
-         "llama-bpe, llama-v3, llama3, llama4, megrez, mellum, mellum2, midm-2.0, minerva-7b, "
-         "minicpm5, minimax-m2, modern-bert, mpt, olmo, phi-2, pixtral, qwen2, refact, seed-coder, "
-         "smaug-bpe, smollm, solar-open, stablelm2, starcoder, talkie, tekken, trillion, ufakzeka; "
-         "got 'default'");
+  refuse(
+      gguf,
+      "pre: expected one of the pre-tokenizers a.x-4.0, bailingmoe, bailingmoe2, chatglm-bpe, "
+      "codeshell, command-r, dbrx, deepseek-coder, deepseek-r1-qwen, deepseek-v3, exaone, "
+      "exaone-moe, exaone4, f2llmv2, falcon-h1, falcon3, gigachat, glm4, gpt-2, gpt-4o, "
+      "granite-docling, grok-2, hunyuan, hunyuan-dense, hy_v4, jais, jais-2, jina-de, jina-es, "
+      "jina-v2-de, jina-v2-es, jina-v5-nano, joyai-llm, kanana2, kormo, laguna, lfm2, llada-moe, "
+      "llama-bpe, llama-v3, llama3, llama4, megrez, mellum, mellum2, midm-2.0, minerva-7b, "
+      "minicpm5, minimax-m2, modern-bert, mpt, olmo, phi-2, pixtral, qwen2, refact, seed-coder, "
+      "smaug-bpe, smollm, solar-open, stablelm2, starcoder, talkie, tekken, trillion, ufakzeka; "
+      "got 'default'");
   gguf = small_vocabulary();
   gguf.token_type.pop_back();
   refuse(gguf, "token_type: expected a type for each of 7 tokens, got 6");

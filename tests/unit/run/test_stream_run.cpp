@@ -57,6 +57,7 @@ TEST_CASE("a run on a stream resumes to the bit after any step", "[run]") {
   // An epoch has 48 rows: step 10 ends in the second one.
   constexpr std::int64_t kSteps = 14;
   run_training(scene.options("whole", kSteps));
+  CHECK(bytes_of(scene.file("whole/report.html")).find(", read as a stream") != std::string::npos);
   const std::string last = "/checkpoints/step-" + std::to_string(kSteps);
   for (const std::int64_t stop : {1, 4, 8, 9, 10, 11}) {
     INFO("after step " << stop);
