@@ -3,10 +3,9 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/arange.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
@@ -18,6 +17,7 @@
 #include <utility>
 
 #include "core/file.h"
+#include "decoder/boundary_session.h"
 #include "decoder/decoder_config.h"
 #include "decoder/decoder_files.h"
 #include "decoder/decoder_impl.h"
@@ -40,14 +40,10 @@ Decoder::~Decoder() = default;
 
 namespace {
 
-// Returns a network without weights. All executors must compute the model: it may be trained in one
-// and sampled from in another.
+// Returns a network without weights.
 Network network_of(DecoderOptions options, std::string_view where) {
   Network network;
-  network.spec = detail::family_named(options.family, where).spec(options);
-  detail::check_padded_spec(network.spec, where);
-  detail::check_packed_spec(network.spec, where);
-  detail::check_session_spec(network.spec, where);
+  network.spec = detail::family_named(options.family, where).spec(options, where);
   network.layers.resize(static_cast<std::size_t>(options.num_hidden_layers));
   network.options = std::move(options);
   return network;
@@ -61,9 +57,10 @@ Decoder::Decoder(DecoderOptions options) : impl_(std::make_unique<Impl>()) {
   network.for_each_weight(
       [&](const std::string& name, at::Tensor& weight, const std::vector<std::int64_t>& shape) {
         const bool is_matrix = shape.size() == 2;
-        weight = is_matrix                 ? at::randn(shape) * network.options.initializer_range
-                 : name.ends_with(".bias") ? at::zeros(shape)
-                                           : at::ones(shape);
+        const bool is_zero = name.ends_with(".bias") || network.spec.norm.adds_one;
+        weight = is_matrix ? at::randn(shape) * network.options.initializer_range
+                 : is_zero ? at::zeros(shape)
+                           : at::ones(shape);
         weight.requires_grad_(true);
       });
   impl_->config = detail::make_decoder_config(network.options);
@@ -125,6 +122,15 @@ void check_ids(const at::Tensor& ids, const Network& network) {
   detail::check_token_ids(ids, network.options.vocab_size, "decoder");
 }
 
+void check_longest(const detail::ModelSpec& spec, std::int64_t tokens, std::string_view where) {
+  const std::int64_t longest = spec.longest();
+  if (longest == 0 || tokens <= longest) return;
+  throw DataError(fmt::format(
+      "{}: expected at most {} tokens, the context of a model with dynamic rotary scaling, got {}; "
+      "beyond it the scaling would depend on other rows, so shorten them (data.max_length)",
+      where, longest, tokens));
+}
+
 std::int64_t longest_in(const PackedTokens& tokens) {
   std::int64_t longest = 0;
   for (const PackedGroup& group : tokens.groups) {
@@ -167,46 +173,46 @@ PolicyOutput Decoder::forward(const TokenBatch& batch) {
   check_ids(ids, network);
   check_length(ids.size(1), "decoder");
 
-  const at::Tensor positions = at::arange(ids.size(1), ids.options()).unsqueeze(0);
-  const std::int64_t groups = network.groups();
-  // Padding is on the right, where the causal mask hides it from every real token.
-  const at::Tensor hidden = network.hidden_states(
-      ids, positions,
-      [&](std::size_t, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-        return at::scaled_dot_product_attention(
-            q, detail::repeat_heads(k, groups), detail::repeat_heads(v, groups), /*attn_mask=*/{},
-            /*dropout_p=*/0.0, /*is_causal=*/true, network.spec.layer.query_scale);
-      });
+  const at::Tensor lengths = batch.attention_mask.defined()
+                                 ? batch.attention_mask.sum(1)
+                                 : at::full({ids.size(0)}, ids.size(1), ids.options());
+  const at::Tensor hidden = network.hidden_states(ids, lengths);
   return {.hidden = hidden.view({ids.size(0), ids.size(1), -1}), .logits = {}};
 }
 
 bool Decoder::packs() const { return impl_->network.embedding.is_cpu(); }
 
 at::Tensor Decoder::forward_packed(const PackedTokens& tokens) {
-  if (!packs()) {
+  return impl_->packed_states(tokens, /*has_last_tokens=*/false);
+}
+
+at::Tensor Decoder::Impl::packed_states(const PackedTokens& tokens, bool has_last_tokens) const {
+  if (!network.embedding.is_cpu()) {
     throw DeviceError(fmt::format("decoder: expected weights on cpu for a packed stream, got {}",
-                                  impl_->network.embedding.device().str()));
+                                  network.embedding.device().str()));
   }
-  const Network network = impl_->seen(detail::MadeWeights::kWide);
-  check_ids(tokens.input_ids, network);
-  check_length(longest_in(tokens), "decoder");
-  const auto all = detail::StreamPlan::make(network, tokens, impl_->checkpointing, false);
-  const auto scored = detail::StreamPlan::make(network, tokens, impl_->checkpointing, true);
-  const auto dtype = detail::at_least_float32(network.embedding.scalar_type());
-  at::Tensor x = detail::widened_rows(network.embedding, tokens.input_ids, dtype);
-  if (network.spec.embedding_scale != 1) x = x * network.spec.embedding_scale;
-  for (const detail::Layer& layer : network.layers) {
-    x = detail::packed_layer(x, layer, &layer == &network.layers.back() ? scored : all);
+  const Network used = seen(detail::MadeWeights::kWide);
+  check_ids(tokens.input_ids, used);
+  check_longest(used.spec, longest_in(tokens), "decoder");
+  const detail::Packing packing{checkpointing, has_last_tokens};
+  const auto all = detail::StreamPlan::make(used, tokens, packing, false);
+  const auto scored = detail::StreamPlan::make(used, tokens, packing, true);
+  const auto dtype = detail::at_least_float32(used.embedding.scalar_type());
+  at::Tensor x = detail::widened_rows(used.embedding, tokens.input_ids, dtype);
+  if (used.spec.embedding_scale != 1) x = x * used.spec.embedding_scale;
+  const std::int64_t last = std::ssize(used.layers) - 1;
+  for (std::int64_t i = 0; i <= last; ++i) {
+    x = detail::packed_layer(x, used.unfused(static_cast<std::size_t>(i)), i,
+                             i == last ? scored : all);
   }
-  x = detail::rms_norm(x, detail::widened(network.norm, dtype), network.spec.layer.norm_eps);
+  x = detail::rms_norm(x, detail::widened(used.norm, dtype), used.spec.norm);
   return x.index_select(0, places_among_scored(tokens));
 }
 
 std::int64_t Decoder::activation_bytes(std::int64_t rows, Checkpointing checkpointing) const {
   const Network& network = impl_->network;
   const auto dtype = detail::at_least_float32(network.embedding.scalar_type());
-  return rows * network.options.num_hidden_layers *
-         detail::kept_bytes_per_row(network, checkpointing, dtype);
+  return rows * detail::kept_bytes_per_row(network, checkpointing, dtype);
 }
 
 void Decoder::set_checkpointing(Checkpointing checkpointing) {
@@ -265,7 +271,12 @@ std::unique_ptr<DecodeSession> Decoder::start_decoding(
   detail::check_prompts(prompts, vocab_size());
   for (const auto& prompt : prompts) check_length(std::ssize(prompt), "start_decoding");
   const at::NoGradGuard no_grad;
-  return detail::make_packed_session(impl_->seen(detail::MadeWeights::kWide), prompts);
+  const auto start = [network = impl_->seen(detail::MadeWeights::kWide)](const auto& sequences) {
+    return detail::make_packed_session(network, sequences);
+  };
+  const std::int64_t boundary = impl_->network.spec.rope_boundary();
+  if (boundary == 0) return start(prompts);
+  return detail::make_boundary_session(start, prompts, boundary);
 }
 
 const DecoderOptions& Decoder::options() const { return impl_->network.options; }
@@ -277,12 +288,7 @@ std::string Decoder::generation_config() const {
 }
 
 void Decoder::check_length(std::int64_t tokens, std::string_view where) const {
-  const std::int64_t window = impl_->network.spec.layer.window;
-  if (window == 0 || tokens <= window) return;
-  throw DataError(fmt::format(
-      "{}: expected at most {} tokens, the model's sliding_window, got {}; longer rows need an "
-      "attention that is not computed here, so shorten them (data.max_length)",
-      where, window, tokens));
+  check_longest(impl_->network.spec, tokens, where);
 }
 
 void Decoder::to(at::ScalarType dtype) {

@@ -14,6 +14,7 @@
 #include "core/file.h"
 #include "core/text.h"
 #include "decoder/families/family.h"
+#include "decoder/family_fields.h"
 #include "decoder/strict_config.h"
 #include "prefopt/error.h"
 
@@ -53,6 +54,14 @@ void DecoderOptions::fields(FieldVisitor& v) {
   v.flag({"tie_word_embeddings", "the output head is the embedding matrix"}, tie_word_embeddings);
   v.real({"initializer_range", "standard deviation of fresh weights"}, initializer_range,
          Range::at_least(0));
+  // Later ones, which texts from before lack.
+  if (!v.writes() || sliding_window > 0) {
+    v.integer({"sliding_window", "tokens that layers with a window see back; 0: all"},
+              sliding_window, Range::between(0, detail::kMaxDecoderSize));
+  }
+  if (!v.writes() || family_fields != "{}") {
+    v.json({"family_fields", "further fields of config.json that the family reads"}, family_fields);
+  }
   v.integer({"bos_token_id", "begin token; -1: none"}, bos_token_id, token);
   v.integer({"eos_token_id", "end token; -1: none"}, eos_token_id, token);
   v.integer({"pad_token_id", "padding token; -1: none"}, pad_token_id, token);
@@ -86,7 +95,9 @@ constexpr std::array kUnderstood = std::to_array<std::string_view>({
     "pad_token_id",
     "sliding_window",
     "use_sliding_window",
+    "max_window_layers",
     "layer_types",
+    "original_max_position_embeddings",
 });
 
 // Change nothing of what a forward pass gives: notes on origin, generation defaults, output forms,
@@ -103,6 +114,7 @@ constexpr std::array kHarmless = std::to_array<std::string_view>({
     "bad_words_ids",
     "begin_suppress_tokens",
     "bos_token",
+    "cache_implementation",
     "chunk_size_feed_forward",
     "decoder_start_token_id",
     "diversity_penalty",
@@ -126,7 +138,6 @@ constexpr std::array kHarmless = std::to_array<std::string_view>({
     "label2id",
     "length_penalty",
     "max_length",
-    "max_window_layers",
     "min_length",
     "model_name",
     "name_or_path",
@@ -233,93 +244,6 @@ const Family& read_family(const StrictConfig& config) {
   return *family;
 }
 
-struct RopeScaling {
-  double factor = 1;
-  double low = 1;
-  double high = 4;
-  std::int64_t original = 8192;
-
-  bool operator==(const RopeScaling&) const = default;
-};
-
-RopeScaling read_rope_scaling(const StrictConfig& config, const char* name, const Json& group) {
-  const auto type_at = group.find(group.contains("rope_type") ? "rope_type" : "type");
-  Json type = type_at == group.end() || type_at->is_null() ? Json("default") : *type_at;
-  const auto factor_at = group.find("factor");
-  // A linear stretch by 1 changes nothing.
-  const bool is_none = type == "linear" && factor_at != group.end() && *factor_at == 1;
-  if (is_none) type = "default";
-  const bool llama3 = type == "llama3";
-  if (!llama3 && type != "default") {
-    config.fail(fmt::format(R"({} of rope_type "default" or "llama3")", name), shown_json(group));
-  }
-  RopeScaling scaling;
-  std::size_t scaling_fields = 0;
-  for (const auto& item : group.items()) {
-    const Json& value = item.value();
-    const auto is = [&](const char* field) { return item.key() == field && value.is_number(); };
-    if (value.is_null()) continue;
-    const bool is_type = item.key() == "rope_type" || item.key() == "type";
-    if (is_type && (value == type || (is_none && value == "linear"))) continue;
-    // Read by no type but those that stretch.
-    if (!llama3 && (is("original_max_position_embeddings") || (is("factor") && value == 1))) {
-      continue;
-    }
-    if (is("rope_theta") || (is("partial_rotary_factor") && value == 1)) continue;
-    ++scaling_fields;
-    if (llama3 && is("factor")) {
-      scaling.factor = value.get<double>();
-    } else if (llama3 && is("low_freq_factor")) {
-      scaling.low = value.get<double>();
-    } else if (llama3 && is("high_freq_factor")) {
-      scaling.high = value.get<double>();
-    } else if (llama3 && is("original_max_position_embeddings")) {
-      scaling.original = config.whole("original_max_position_embeddings", value);
-    } else {
-      config.fail(fmt::format("{} of rope_type {} without {}", name, shown_json(type), item.key()),
-                  shown_json(group));
-    }
-  }
-  if (llama3 && scaling_fields != 4) {
-    config.fail(fmt::format("{} with factor, low_freq_factor, high_freq_factor and "
-                            "original_max_position_embeddings",
-                            name),
-                shown_json(group));
-  }
-  return scaling;
-}
-
-// transformers 5 writes `rope_parameters`; before, `rope_theta` and `rope_scaling`.
-void read_rope(const StrictConfig& config, double default_theta, DecoderOptions& options) {
-  std::optional<double> theta;
-  if (config.find("rope_theta")) theta = config.number("rope_theta", 0);
-  std::optional<RopeScaling> scaling;
-  for (const char* name : {"rope_scaling", "rope_parameters"}) {
-    const Json* group = config.find(name);
-    if (!group) continue;
-    if (!group->is_object()) {
-      config.fail(fmt::format("{} to be an object", name), shown_json(*group));
-    }
-    const RopeScaling given = read_rope_scaling(config, name, *group);
-    if (scaling.value_or(given) != given) {
-      config.fail("rope_parameters that agree with rope_scaling", shown_json(*group));
-    }
-    scaling = given;
-    if (const auto base = group->find("rope_theta"); base != group->end()) {
-      if (theta.value_or(base->get<double>()) != base->get<double>()) {
-        config.fail(fmt::format("one rope_theta, {}", *theta), shown_json(*base));
-      }
-      theta = base->get<double>();
-    }
-  }
-  options.rope_theta = theta.value_or(default_theta);
-  if (!scaling) return;
-  options.rope_scaling_factor = scaling->factor;
-  options.rope_low_freq_factor = scaling->low;
-  options.rope_high_freq_factor = scaling->high;
-  options.rope_original_max_position_embeddings = scaling->original;
-}
-
 void read_sizes(const StrictConfig& config, const FamilyTraits& traits, DecoderOptions& options) {
   options.vocab_size = config.size("vocab_size");
   options.hidden_size = config.size("hidden_size");
@@ -339,11 +263,13 @@ DecoderOptions read_options(const StrictConfig& config) {
   DecoderOptions options;
   options.family = traits.model_type;
   read_sizes(config, traits, options);
+  // What follows has an entry for each layer.
+  options = checked(std::move(options), config.path());
   options.rms_norm_eps = config.number("rms_norm_eps", traits.rms_norm_eps);
   options.initializer_range = config.number("initializer_range", 0.02);
   options.tie_word_embeddings = config.flag("tie_word_embeddings", traits.tie_word_embeddings);
   family.read(config, options);
-  read_rope(config, traits.rope_theta, options);
+  family.read_rope(config, options);
   options.bos_token_id = config.token("bos_token_id");
   options.pad_token_id = config.token("pad_token_id");
   options.extra_eos_token_ids = config.tokens("eos_token_id");
@@ -417,16 +343,16 @@ void check_attention(const DecoderOptions& options, std::string_view where) {
   }
 }
 
-Json rope_parameters(const DecoderOptions& options) {
-  if (options.rope_scaling_factor == 1) {
-    return {{"rope_theta", options.rope_theta}, {"rope_type", "default"}};
+// Both forms: transformers before version 5 knows rope_theta and rope_scaling only.
+void write_rope(const DecoderOptions& options, Json& config) {
+  const FamilyFields fields(options, "decoder");
+  if (has_rope_pair(fields)) {
+    config.erase("rope_theta");
+    return;
   }
-  return {{"factor", options.rope_scaling_factor},
-          {"high_freq_factor", options.rope_high_freq_factor},
-          {"low_freq_factor", options.rope_low_freq_factor},
-          {"original_max_position_embeddings", options.rope_original_max_position_embeddings},
-          {"rope_theta", options.rope_theta},
-          {"rope_type", "llama3"}};
+  const RopeSpec rope = rope_of(options, fields);
+  config["rope_parameters"] = rope_to_json(rope);
+  if (rope.type != RopeType::kDefault) config["rope_scaling"] = config["rope_parameters"];
 }
 
 }  // namespace
@@ -454,7 +380,11 @@ DecoderOptions checked_decoder_options(DecoderOptions options, std::string_view 
                     "pairs of numbers",
                     where, options.head_dim));
   }
-  options.family = family_of(options, where).traits.model_type;
+  const Family& family = family_of(options, where);
+  options.family = family.traits.model_type;
+  for (const RopeSpec& rope : family.spec(options, where).ropes) {
+    check_rope(rope, options.head_dim, where);
+  }
   return options;
 }
 
@@ -506,16 +436,15 @@ Json make_decoder_config(const DecoderOptions& options) {
       {"num_key_value_heads", options.num_key_value_heads},
       {"pad_token_id", token_or_null(options.pad_token_id)},
       {"rms_norm_eps", options.rms_norm_eps},
-      // Both forms: transformers before version 5 knows the second one only.
-      {"rope_parameters", rope_parameters(options)},
       {"rope_theta", options.rope_theta},
       {"tie_word_embeddings", options.tie_word_embeddings},
       {"torch_dtype", "float32"},
       {"use_cache", true},
       {"vocab_size", options.vocab_size},
   };
-  if (options.rope_scaling_factor != 1) config["rope_scaling"] = rope_parameters(options);
   family.write(options, config);
+  config.update(family_fields_of(options));
+  write_rope(options, config);
   return config;
 }
 

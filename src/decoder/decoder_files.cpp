@@ -7,6 +7,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <memory>
 #include <system_error>
 #include <utility>
 
@@ -105,16 +106,39 @@ void DecoderReader::open_gguf(const std::string& path) {
   model_ = "a " + file.text("general.architecture") + " decoder";
   if (!dtype_) dtype_ = at::kFloat;
   for (const GgufTensor& tensor : file.tensors()) {
-    if (tensor.name == kGgufRopeFactors) continue;  // in the config
-    const std::string name = hugging_face_name(tensor.name);
-    if (name.empty()) {
+    const bool is_in_config = tensor.name == kGgufRopeFactors || tensor.name == kGgufLongFactors ||
+                              tensor.name == kGgufShortFactors;
+    if (is_in_config) continue;
+    const std::vector<std::string> names = hugging_face_names(tensor.name, config_.options);
+    if (names.empty()) {
       throw CheckpointError(
           fmt::format("{}: expected the tensors of {} only, got '{}'", path, model_, tensor.name));
     }
     const auto read = [file, gguf_name = tensor.name, options = config_.options, dtype = *dtype_] {
       return read_gguf_weight(file, gguf_name, options, dtype);
     };
-    left_.emplace(name, Stored{tensor.shape, read, *dtype_});
+    if (names.size() == 1) {
+      left_.emplace(names.front(), Stored{tensor.shape, read, *dtype_});
+    } else {
+      add_parts(tensor, names, read);
+    }
+  }
+}
+
+// Experts share a tensor, which is decoded once.
+void DecoderReader::add_parts(const GgufTensor& tensor, const std::vector<std::string>& names,
+                              const std::function<at::Tensor()>& read) {
+  if (tensor.shape.size() != 3 || tensor.shape[0] != std::ssize(names)) {
+    fail(tensor.name, fmt::format("a matrix of each of {} experts", names.size()),
+         c10::str(at::IntArrayRef(tensor.shape)));
+  }
+  const auto whole = std::make_shared<at::Tensor>();
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    const auto read_part = [whole, read, i] {
+      if (!whole->defined()) *whole = read();
+      return whole->select(0, static_cast<std::int64_t>(i));
+    };
+    left_.emplace(names[i], Stored{{tensor.shape[1], tensor.shape[2]}, read_part, *dtype_});
   }
 }
 

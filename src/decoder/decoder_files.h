@@ -13,6 +13,7 @@
 
 #include "core/json.h"
 #include "decoder/decoder_config.h"
+#include "prefopt/files/gguf.h"
 #include "prefopt/policy/policy.h"
 
 namespace prefopt::detail {
@@ -50,6 +51,8 @@ class DecoderReader {
 
   void open_folder(const std::string& directory);
   void open_gguf(const std::string& path);
+  void add_parts(const GgufTensor& tensor, const std::vector<std::string>& names,
+                 const std::function<at::Tensor()>& read);
   /// Decides in what dtypes weights are kept where none is wanted.
   void choose_dtypes();
   [[noreturn]] void fail(const std::string& name, std::string_view expected,

@@ -35,22 +35,24 @@ constexpr std::array kGgufUnderstood = std::to_array<std::string_view>({
     "attention.sliding_window",
     "rope.dimension_count",
     "rope.freq_base",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
 });
 
 // Notes on how the weights were made.
 constexpr std::array kGgufHarmless = std::to_array<std::string_view>({
     "rope.scaling.finetuned",
-    "rope.scaling.original_context_length",
     "tensor_data_layout",
 });
 
 // Only the value that leaves results as this decoder computes them is taken.
 std::vector<RequiredValue> gguf_required_values() {
-  return {
-      {"attention.causal", true},       {"expert_count", 0},          {"expert_used_count", 0},
-      {"rope.scale_linear", 1.0},       {"rope.scaling.factor", 1.0}, {"rope.scaling.type", "none"},
-      {"use_parallel_residual", false},
-  };
+  return {{"attention.causal", true},
+          {"expert_count", 0},
+          {"expert_used_count", 0},
+          {"rope.scale_linear", 1.0},
+          {"use_parallel_residual", false}};
 }
 
 KnownFields known_gguf_fields(const Family& family) {
@@ -59,29 +61,38 @@ KnownFields known_gguf_fields(const Family& family) {
                     .required = gguf_required_values()};
   std::erase_if(known.required,
                 [&](const RequiredValue& field) { return contains(known.understood, field.name); });
+  for (RequiredValue& field : family.gguf_required()) known.required.push_back(std::move(field));
   known.understood.insert(known.understood.end(), kGgufUnderstood.begin(), kGgufUnderstood.end());
   return known;
 }
 
-struct PartName {
-  std::string_view gguf, hugging_face;
-};
-
-constexpr std::array kLayerParts = std::to_array<PartName>({
+constexpr std::array kLayerParts = std::to_array<GgufPart>({
     {"attn_norm", "input_layernorm"},
     {"attn_q", "self_attn.q_proj"},
     {"attn_k", "self_attn.k_proj"},
     {"attn_v", "self_attn.v_proj"},
     {"attn_q_norm", "self_attn.q_norm"},
     {"attn_k_norm", "self_attn.k_norm"},
+    {"attn_qkv", "self_attn.qkv_proj"},
     {"attn_output", "self_attn.o_proj"},
     {"ffn_norm", "post_attention_layernorm"},
     {"ffn_gate", "mlp.gate_proj"},
     {"ffn_up", "mlp.up_proj"},
     {"ffn_down", "mlp.down_proj"},
+    {"ffn_gate_inp", "mlp.gate"},
+    {"post_ffw_norm", "post_feedforward_layernorm"},
+    // Behind Llama's, by which files of this name are written.
+    {"post_attention_norm", "post_attention_layernorm"},
 });
 
-constexpr std::array kModelParts = std::to_array<PartName>({
+// Each tensor holds a matrix of every expert.
+constexpr std::array kExpertParts = std::to_array<GgufPart>({
+    {"ffn_gate_exps", "gate_proj"},
+    {"ffn_up_exps", "up_proj"},
+    {"ffn_down_exps", "down_proj"},
+});
+
+constexpr std::array kModelParts = std::to_array<GgufPart>({
     {"token_embd.weight", "model.embed_tokens.weight"},
     {"output_norm.weight", "model.norm.weight"},
     {"output.weight", "lm_head.weight"},
@@ -136,7 +147,10 @@ const Family& read_gguf_family(const GgufFields& fields) {
   if (file.has("split.count") && file.integer("split.count") > 1) {
     fields.fail("a model in one file", fmt::format("split.count {}", file.integer("split.count")));
   }
-  return *family;
+  // Mixtral's files are Llama's, with experts.
+  const bool has_experts = fields.architecture() == "llama" && fields.has("expert_count") &&
+                           fields.integer("expert_count") > 0;
+  return has_experts ? family_named("mixtral", file.path()) : *family;
 }
 
 std::int64_t embedding_rows(const GgufFields& fields) {
@@ -197,11 +211,75 @@ void read_gguf_window(const GgufFields& fields, DecoderOptions& options) {
               fmt::format("{}", options.sliding_window));
 }
 
-void check_gguf_head_dim(const GgufFields& fields, std::int64_t head_dim) {
-  for (const char* name : {"attention.value_length", "rope.dimension_count"}) {
-    if (!fields.has(name) || fields.integer(name) == head_dim) continue;
-    fields.fail(fmt::format("{} to be the width of a head, {}", fields.key(name), head_dim),
-                fmt::format("{}", fields.integer(name)));
+void check_gguf_head_dim(const GgufFields& fields, std::string_view name, std::int64_t head_dim) {
+  if (!fields.has(name) || fields.integer(name) == head_dim) return;
+  fields.fail(fmt::format("{} to be the width of a head, {}", fields.key(name), head_dim),
+              fmt::format("{}", fields.integer(name)));
+}
+
+// Returns the share of a head whose whole part is `turned` numbers.
+double share_of(std::int64_t turned, std::int64_t head_dim) {
+  const double share = static_cast<double>(turned) / static_cast<double>(head_dim);
+  const bool is_exact = RopeSpec{.partial = share}.turned(head_dim) == turned;
+  return is_exact ? share : (static_cast<double>(turned) + 0.5) / static_cast<double>(head_dim);
+}
+
+std::vector<double> gguf_numbers(const GgufFile& file, std::string_view name) {
+  const at::Tensor values = file.tensor(std::string(name), at::kDouble);
+  const auto* first = values.const_data_ptr<double>();
+  std::vector<double> numbers(first, first + values.numel());
+  for (double& number : numbers) number = shortest(number);
+  return numbers;
+}
+
+void read_gguf_longrope(const GgufFields& fields, RopeSpec& rope) {
+  for (const std::string_view name : {kGgufLongFactors, kGgufShortFactors}) {
+    if (!fields.file().find_tensor(name)) fields.fail(fmt::format("tensor '{}'", name), "none");
+  }
+  rope.type = RopeType::kLongrope;
+  rope.long_factors = gguf_numbers(fields.file(), kGgufLongFactors);
+  rope.short_factors = gguf_numbers(fields.file(), kGgufShortFactors);
+  rope.attention_factor =
+      fields.has("rope.scaling.attn_factor") ? fields.real("rope.scaling.attn_factor") : 1;
+}
+
+// Linear and YaRN scaling, by which transformers and llama.cpp mean the same, and LongRoPE.
+RopeSpec read_gguf_scaling(const GgufFields& fields, const DecoderOptions& options) {
+  RopeSpec rope{.theta = options.rope_theta};
+  rope.context = fields.has("rope.scaling.original_context_length")
+                     ? fields.integer("rope.scaling.original_context_length")
+                     : options.max_position_embeddings;
+  if (fields.file().find_tensor(kGgufLongFactors)) {
+    read_gguf_longrope(fields, rope);
+    return rope;
+  }
+  const std::string type_name = fields.key("rope.scaling.type");
+  const bool has_type = fields.has("rope.scaling.type");
+  // llama.cpp takes a factor alone for a linear one.
+  const std::string type = has_type ? fields.file().text(type_name) : "linear";
+  if (type == "none") return RopeSpec{.theta = options.rope_theta};
+  if (type != "linear" && type != "yarn") {
+    fields.fail(type_name + " to be 'none', 'linear' or 'yarn'", "'" + type + "'");
+  }
+  rope.factor = fields.has("rope.scaling.factor") ? fields.real("rope.scaling.factor") : 1;
+  if (rope.factor == 1) return RopeSpec{.theta = options.rope_theta};
+  rope.type = type == "linear" ? RopeType::kLinear : RopeType::kYarn;
+  if (rope.type == RopeType::kYarn) rope.attention_factor = 0.1 * std::log(rope.factor) + 1;
+  return rope;
+}
+
+void read_gguf_rope(const GgufFields& fields, const Family& family, DecoderOptions& options) {
+  constexpr std::string_view kTurned = "rope.dimension_count";
+  check_gguf_head_dim(fields, "attention.value_length", options.head_dim);
+  if (!family.traits.has_partial_rotary) check_gguf_head_dim(fields, kTurned, options.head_dim);
+  RopeSpec rope = read_gguf_scaling(fields, options);
+  if (fields.has(kTurned)) rope.partial = share_of(fields.integer(kTurned), options.head_dim);
+  if (family.traits.sliding_rope_theta > 0) {
+    const double theta = fields.has("rope.freq_base_swa") ? fields.real("rope.freq_base_swa")
+                                                          : family.traits.sliding_rope_theta;
+    set_rope_pair(options, {.full = rope, .sliding = {.theta = theta}});
+  } else {
+    set_rope(options, rope);
   }
 }
 
@@ -236,12 +314,14 @@ DecoderOptions read_gguf_options(const GgufFile& file) {
   DecoderOptions options;
   options.family = family.traits.model_type;
   read_gguf_sizes(fields, options);
+  // What follows has an entry for each layer.
+  options = checked(std::move(options), file.path());
   read_gguf_parts(file, options);
+  read_gguf_window(fields, options);
   family.read_gguf(fields, options);
   read_gguf_tokens(file, options);
-  read_gguf_window(fields, options);
   options = checked_decoder_options(options, file.path());
-  check_gguf_head_dim(fields, options.head_dim);
+  read_gguf_rope(fields, family, options);
   read_rope_factors(fields, options);
   return checked_decoder_options(options, file.path());
 }
@@ -251,6 +331,16 @@ DecoderOptions read_gguf_options(const GgufFile& file) {
 // head_dim / 2 + i.
 at::Tensor halves_from_pairs(const at::Tensor& weight, std::int64_t heads) {
   return weight.view({heads, weight.size(0) / heads / 2, 2, -1}).transpose(1, 2).reshape_as(weight);
+}
+
+// The experts of a layer; layers without any have no tensors of them.
+std::int64_t experts_of(const DecoderOptions& options) {
+  const Family& family = family_named(options.family, "gguf");
+  std::int64_t most = 0;
+  for (const LayerSpec& layer : family.spec(options, "gguf").layers) {
+    most = std::max(most, layer.experts.count);
+  }
+  return most;
 }
 
 at::Tensor pairs_from_halves(const at::Tensor& weight, std::int64_t heads) {
@@ -284,29 +374,43 @@ DecoderConfig read_gguf_config(const GgufFile& file) {
   }
 }
 
-std::string hugging_face_name(std::string_view gguf_name) {
-  for (const PartName& known : kModelParts) {
-    if (known.gguf == gguf_name) return std::string(known.hugging_face);
+std::vector<std::string> hugging_face_names(std::string_view gguf_name,
+                                            const DecoderOptions& options) {
+  for (const GgufPart& known : kModelParts) {
+    if (known.gguf == gguf_name) return {std::string(known.hugging_face)};
   }
   const LayerTensor tensor = split_layer_name(gguf_name);
-  for (const PartName& known : kLayerParts) {
-    if (known.gguf == tensor.part) {
-      return fmt::format("model.layers.{}.{}.{}", tensor.layer, known.hugging_face, tensor.suffix);
+  const auto name = [&](std::string_view part) {
+    return fmt::format("model.layers.{}.{}.{}", tensor.layer, part, tensor.suffix);
+  };
+  for (const GgufPart& known : family_named(options.family, "gguf").gguf_parts()) {
+    if (known.gguf == tensor.part) return {name(known.hugging_face)};
+  }
+  for (const GgufPart& known : kLayerParts) {
+    if (known.gguf == tensor.part) return {name(known.hugging_face)};
+  }
+  std::vector<std::string> names;
+  for (const GgufPart& known : kExpertParts) {
+    if (known.gguf != tensor.part) continue;
+    for (std::int64_t e = 0; e < experts_of(options); ++e) {
+      names.push_back(name(fmt::format("mlp.experts.{}.{}", e, known.hugging_face)));
     }
   }
-  return "";
+  return names;
 }
 
 at::Tensor read_gguf_weight(const GgufFile& file, const std::string& gguf_name,
                             const DecoderOptions& options, at::ScalarType dtype) {
   at::Tensor weight = file.tensor(gguf_name, dtype);
-  const std::int64_t heads =
-      reordered_heads(find_gguf_family(file.text("general.architecture")), gguf_name, options);
+  const Family* family = find_gguf_family(file.text("general.architecture"));
+  const bool adds_one = family && family->traits.gguf_norms_add_one;
+  if (adds_one && gguf_name.ends_with("norm.weight")) return weight - 1;
+  const std::int64_t heads = reordered_heads(family, gguf_name, options);
   return heads > 0 ? halves_from_pairs(weight, heads) : weight;
 }
 
 std::string gguf_name(std::string_view hugging_face_name) {
-  for (const PartName& known : kModelParts) {
+  for (const GgufPart& known : kModelParts) {
     if (known.hugging_face == hugging_face_name) return std::string(known.gguf);
   }
   constexpr std::string_view kPrefix = "model.layers.";
@@ -314,7 +418,7 @@ std::string gguf_name(std::string_view hugging_face_name) {
   const std::string_view name = hugging_face_name.substr(kPrefix.size());
   const auto part_at = name.find('.');
   const auto suffix_at = name.rfind('.');
-  for (const PartName& known : kLayerParts) {
+  for (const GgufPart& known : kLayerParts) {
     if (part_at >= suffix_at ||
         known.hugging_face != name.substr(part_at + 1, suffix_at - part_at - 1)) {
       continue;

@@ -7,6 +7,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "decoder/decoder_config.h"
 #include "prefopt/files/gguf.h"
@@ -20,10 +21,17 @@ inline constexpr std::string_view kGgufRopeFactors = "rope_freqs.weight";
 /// CheckpointError for another one and, by name, for metadata that would change results.
 DecoderConfig read_gguf_config(const GgufFile& file);
 
-/// Hugging Face's name of a decoder's tensor; empty for any other.
-std::string hugging_face_name(std::string_view gguf_name);
+/// Divisors of Phi-3's frequencies beyond its original context, and within it.
+inline constexpr std::string_view kGgufLongFactors = "rope_factors_long.weight";
+inline constexpr std::string_view kGgufShortFactors = "rope_factors_short.weight";
 
-/// Returns a tensor of the file in Hugging Face's layout; its shape must be that of `options`.
+/// Hugging Face's names of what a tensor of the file holds: one, or one for each expert. Empty for
+/// a tensor that is not of the decoder.
+std::vector<std::string> hugging_face_names(std::string_view gguf_name,
+                                            const DecoderOptions& options);
+
+/// Returns a tensor of the file in Hugging Face's layout, of experts all of them; its shape must be
+/// that of `options`.
 at::Tensor read_gguf_weight(const GgufFile& file, const std::string& gguf_name,
                             const DecoderOptions& options, at::ScalarType dtype);
 

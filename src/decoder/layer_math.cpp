@@ -60,28 +60,35 @@ std::int64_t count_of(const at::Tensor& x) { return x.numel() / x.size(-1); }
 template <class T>
 void rope(at::Tensor& x, const Rotary& rotary, bool backward) {
   const std::int64_t stride = x.size(1) * x.size(2);
-  const std::int64_t half = x.size(2) / 2;
+  const std::int64_t half = rotary.cos.size(-1);
   const cpu::Rotary<T> work{.rows = x.size(0),
                             .heads = x.size(1),
                             .head_dim = x.size(2),
                             .x = mutable_rows_of<T>(x, stride),
                             .cos = rows_of<T>(rotary.cos, half),
-                            .sin = rows_of<T>(rotary.sin, half)};
+                            .sin = rows_of<T>(rotary.sin, half),
+                            .rotated = 2 * half};
   backward ? cpu::apply_rope_backward_(work) : cpu::apply_rope_(work);
+}
+
+// What the norm multiplies by, in the dtype of x.
+at::Tensor factor_of(const at::Tensor& x, const at::Tensor& weight, const NormSpec& norm) {
+  const at::Tensor w = weight.to(x.scalar_type());
+  return norm.adds_one ? w + 1 : w;
 }
 
 }  // namespace
 
-Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps) {
+Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, const NormSpec& norm) {
   Normed normed{empty_as(x), at::empty(x.sizes().slice(0, x.dim() - 1), x.options())};
   const std::int64_t width = width_of(x);
-  const at::Tensor w = weight.to(x.scalar_type());
+  const at::Tensor w = factor_of(x, weight, norm);
   with_type_of(x, [&](auto number) {
     using T = decltype(number);
     cpu::rms_norm<T>({.shape = {.rows = count_of(x), .width = width},
                       .x = rows_of<T>(x, width),
                       .weight = w.const_data_ptr<T>(),
-                      .eps = eps,
+                      .eps = norm.eps,
                       .y = mutable_rows_of<T>(normed.value, width),
                       .rstd = normed.rstd.mutable_data_ptr<T>()});
   });
@@ -89,9 +96,9 @@ Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps) {
 }
 
 void norm_backward_(at::Tensor& grad, const at::Tensor& x, const at::Tensor& rstd,
-                    const at::Tensor& weight, at::Tensor* weight_grad) {
+                    const at::Tensor& weight, const NormSpec& norm, at::Tensor* weight_grad) {
   const std::int64_t width = width_of(x);
-  const at::Tensor w = weight.to(x.scalar_type());
+  const at::Tensor w = factor_of(x, weight, norm);
   if (weight_grad != nullptr) *weight_grad = at::zeros_like(w);
   with_type_of(x, [&](auto number) {
     using T = decltype(number);
@@ -107,7 +114,7 @@ void norm_backward_(at::Tensor& grad, const at::Tensor& x, const at::Tensor& rst
   if (weight_grad != nullptr) *weight_grad = settled_gradient(weight, *weight_grad);
 }
 
-at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {
+at::Tensor swiglu(Gate function, const at::Tensor& gate, const at::Tensor& up) {
   at::Tensor value = empty_as(gate);
   const std::int64_t width = width_of(gate);
   with_type_of(gate, [&](auto number) {
@@ -116,12 +123,14 @@ at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {
                     .width = width,
                     .g = rows_of<T>(gate, width),
                     .u = rows_of<T>(up, width),
-                    .h = mutable_rows_of<T>(value, width)});
+                    .h = mutable_rows_of<T>(value, width),
+                    .gate = function});
   });
   return value;
 }
 
-SwigluGradients swiglu_backward_(at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up) {
+SwigluGradients swiglu_backward_(Gate function, at::Tensor& grad, const at::Tensor& gate,
+                                 const at::Tensor& up) {
   SwigluGradients gradients{empty_as(gate), grad, empty_as(gate)};
   const std::int64_t width = width_of(gate);
   with_type_of(gate, [&](auto number) {
@@ -133,7 +142,8 @@ SwigluGradients swiglu_backward_(at::Tensor& grad, const at::Tensor& gate, const
                              .u = rows_of<T>(up, width),
                              .dg = mutable_rows_of<T>(gradients.gate, width),
                              .du = mutable_rows_of<T>(gradients.up, width),
-                             .h = mutable_rows_of<T>(gradients.value, width)});
+                             .h = mutable_rows_of<T>(gradients.value, width),
+                             .gate = function});
   });
   return gradients;
 }

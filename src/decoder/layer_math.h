@@ -15,23 +15,25 @@ struct Normed {
   at::Tensor rstd;   ///< one for each last dimension of x
 };
 
-/// w x rstd with rstd = 1 / sqrt(mean(x²) + eps), over the last dimension.
-Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps);
+/// w x rstd with rstd = 1 / sqrt(mean(x²) + eps), over the last dimension; w is the weight, or 1 +
+/// weight.
+Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, const NormSpec& norm);
 
 /// The gradient of x in the memory of `grad`, that of the weight, settled, in `weight_grad` unless
 /// it is null.
 void norm_backward_(at::Tensor& grad, const at::Tensor& x, const at::Tensor& rstd,
-                    const at::Tensor& weight, at::Tensor* weight_grad);
+                    const at::Tensor& weight, const NormSpec& norm, at::Tensor* weight_grad);
 
-/// silu(gate) · up.
-at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
+/// f(gate) · up.
+at::Tensor swiglu(Gate function, const at::Tensor& gate, const at::Tensor& up);
 
 struct SwigluGradients {
   at::Tensor gate, up;
-  at::Tensor value;  ///< silu(gate) · up once more
+  at::Tensor value;  ///< f(gate) · up once more
 };
 /// `grad`'s memory becomes that of the gradient of `up`; gate and up are left alone.
-SwigluGradients swiglu_backward_(at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up);
+SwigluGradients swiglu_backward_(Gate function, at::Tensor& grad, const at::Tensor& gate,
+                                 const at::Tensor& up);
 
 /// x Wᵀ, added to a copy of `residual` where that is defined. A bfloat16 weight is widened as it is
 /// read, one of float16 before.
@@ -43,8 +45,8 @@ void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Ten
 /// gradᵀ x as the gradient of `weight`, settled: a wide one takes the product as it comes.
 at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight);
 
-/// Rotates x [rows, heads, head_dim] by the angles of its rows, in place; backward, the gradient of
-/// the result into that of x.
+/// Rotates the beginning of each head of x [rows, heads, head_dim] by the angles of its row, in
+/// place; backward, the gradient of the result into that of x.
 void apply_rope_(at::Tensor& x, const Rotary& rotary);
 void apply_rope_backward_(at::Tensor& x, const Rotary& rotary);
 

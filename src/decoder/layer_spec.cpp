@@ -1,71 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "decoder/layer_spec.h"
 
-#include <fmt/format.h>
-
-#include <array>
+#include <algorithm>
 #include <cmath>
-#include <cstddef>
-#include <type_traits>
+#include <utility>
 
-#include "prefopt/error.h"
+#include "decoder/family_fields.h"
 
 namespace prefopt::detail {
 namespace {
 
-std::string_view spec_name(NormKind norm) {
-  return std::array<std::string_view, 2>{"rms", "layer"}.at(static_cast<std::size_t>(norm));
-}
-
-std::string_view spec_name(Activation activation) {
-  return std::array<std::string_view, 3>{"silu", "gelu", "gelu_tanh"}.at(
-      static_cast<std::size_t>(activation));
-}
-
-std::string_view spec_name(RopeKind rope) {
-  return std::array<std::string_view, 3>{"halves", "neighbours", "none"}.at(
-      static_cast<std::size_t>(rope));
-}
-
-template <class T>
-auto shown_value(const T& value) {
-  if constexpr (std::is_enum_v<T>) {
-    return spec_name(value);
-  } else {
-    return value;
+// The least of the limits that are not 0.
+template <class Limit>
+std::int64_t least_limit(const std::vector<RopeSpec>& ropes, Limit&& limit_of) {
+  std::int64_t least = 0;
+  for (const RopeSpec& rope : ropes) {
+    const std::int64_t limit = limit_of(rope);
+    if (limit > 0) least = least == 0 ? limit : std::min(least, limit);
   }
+  return least;
 }
 
 }  // namespace
 
-ModelSpec plain_spec(const DecoderOptions& options) {
-  return {.layer = {.norm_eps = options.rms_norm_eps,
-                    .attention_bias = options.attention_bias,
-                    .attention_output_bias = options.attention_output_bias,
-                    .query_key_norm = options.qk_norm,
-                    .query_scale = 1 / std::sqrt(static_cast<double>(options.head_dim)),
-                    .window = options.sliding_window},
-          .tied_head = options.tie_word_embeddings};
+std::int64_t ModelSpec::longest() const {
+  return least_limit(ropes, [](const RopeSpec& rope) { return rope.longest(); });
 }
 
-void refuse_unsupported(const ModelSpec& spec, const SpecSupport& supported,
-                        std::string_view executor, std::string_view where) {
-  const auto expect = [&](bool is_supported, std::string_view field, const auto& usual,
-                          const auto& given) {
-    if (is_supported || given == usual) return;
-    throw ConfigError(fmt::format("{}: expected {} {}, got {}; {} computes no other", where, field,
-                                  shown_value(usual), shown_value(given), executor));
-  };
-  const LayerSpec usual;
-  const LayerSpec& layer = spec.layer;
-  expect(supported.layer_norm, "norm", usual.norm, layer.norm);
-  expect(supported.norm_adds_one, "norm_adds_one", usual.norm_adds_one, layer.norm_adds_one);
-  expect(supported.post_norms, "post_norms", usual.post_norms, layer.post_norms);
-  expect(supported.gelu, "activation", usual.activation, layer.activation);
-  expect(supported.attention_softcap, "attention_softcap", usual.attention_softcap,
-         layer.attention_softcap);
-  expect(supported.other_rope, "rope", usual.rope, layer.rope);
-  expect(supported.partial_rotary, "partial_rotary", usual.partial_rotary, layer.partial_rotary);
+std::int64_t ModelSpec::rope_boundary() const {
+  return least_limit(
+      ropes, [](const RopeSpec& rope) { return rope.depends_on_length() ? rope.context : 0; });
+}
+
+ModelSpec plain_spec(const DecoderOptions& options, std::string_view where) {
+  const FamilyFields fields(options, where);
+  const NormSpec norm{.eps = options.rms_norm_eps};
+  LayerSpec layer{.norm = norm,
+                  .attention_bias = options.attention_bias,
+                  .attention_output_bias = options.attention_output_bias,
+                  .query_key_norm = options.qk_norm ? QueryKeyNorm::kHead : QueryKeyNorm::kNone,
+                  .query_scale = 1 / std::sqrt(static_cast<double>(options.head_dim))};
+  ModelSpec spec{.layers = {}, .norm = norm, .tied_head = options.tie_word_embeddings};
+  const bool has_pair = has_rope_pair(fields);
+  if (has_pair) {
+    RopePair ropes = rope_pair_of(options, fields);
+    spec.ropes = {std::move(ropes.full), std::move(ropes.sliding)};
+  } else {
+    spec.ropes = {rope_of(options, fields)};
+  }
+  for (const bool slides : sliding_layers(options, fields)) {
+    layer.window = slides ? options.sliding_window : 0;
+    layer.rope = has_pair && slides ? 1 : 0;
+    spec.layers.push_back(layer);
+  }
+  return spec;
 }
 
 }  // namespace prefopt::detail

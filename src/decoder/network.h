@@ -33,21 +33,32 @@ struct LinearPlace {
   bool has_bias;
 };
 
-struct Layer {
-  at::Tensor input_norm;
-  Linear query, key, value, output;
-  at::Tensor query_norm, key_norm;  ///< [head_dim], undefined: none
-  at::Tensor post_attention_norm;
+/// A feed-forward part that a router may choose.
+struct Expert {
   Linear gate, up, down;
 };
 
-/// Calls `visit(tensor)` for each tensor of a layer, defined or not, in a fixed order.
+struct Layer {
+  at::Tensor attention_in_norm, attention_out_norm;  ///< undefined: none, as with all norms
+  at::Tensor feed_in_norm, feed_out_norm;
+  at::Tensor query_norm, key_norm;  ///< [head_dim], or as wide as all heads
+  Linear qkv, gate_up;              ///< in place of query, key and value, of gate and up, or none
+  Linear query, key, value, output;
+  Linear gate, up, down;
+  at::Tensor router;  ///< [experts, hidden]
+  std::vector<Expert> experts;
+};
+
+/// Calls `visit(tensor)` for each tensor of an unfused layer without experts, defined or not, in a
+/// fixed order.
 template <class LayerType, class Visit>
 void for_each_tensor(LayerType& layer, Visit&& visit) {
-  visit(layer.input_norm);
+  visit(layer.attention_in_norm);
+  visit(layer.attention_out_norm);
   visit(layer.query_norm);
   visit(layer.key_norm);
-  visit(layer.post_attention_norm);
+  visit(layer.feed_in_norm);
+  visit(layer.feed_out_norm);
   for (auto* linear : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate,
                        &layer.up, &layer.down}) {
     visit(linear->weight);
@@ -57,13 +68,8 @@ void for_each_tensor(LayerType& layer, Visit&& visit) {
   }
 }
 
-/// Cosines and sines of the rotary angles of some positions, [positions, head_dim / 2] each.
-struct Rotary {
-  at::Tensor cos, sin;
-};
-
 struct Network {
-  DecoderOptions options;  ///< of these, executors read sizes and rotary frequencies
+  DecoderOptions options;  ///< of these, executors read sizes
   ModelSpec spec;
   at::Tensor embedding, norm, lm_head;
   std::vector<Layer> layers;
@@ -75,36 +81,42 @@ struct Network {
   /// Calls `visit(name, tensor, shape)` for each weight of the model, in transformers' order.
   template <class Visit>
   void for_each_weight(Visit&& visit);
-  /// Calls `visit(place, linear)` for each linear map of a layer.
+  /// Calls `visit(place, linear)` for each linear map of a layer, apart from experts.
   template <class Visit>
   void for_each_linear(std::size_t index, Visit&& visit);
+  /// Calls `visit(name, weight, width)` for each norm of a layer.
+  template <class Visit>
+  void for_each_norm(std::size_t index, Visit&& visit);
+  /// Calls `visit(name, weight, out, in)` for each matrix of a layer's router and experts.
+  template <class Visit>
+  void for_each_expert_weight(std::size_t index, Visit&& visit);
 
-  /// Angles are float32 whatever the dtype of the weights, as in transformers: a float64 run is
-  /// then the exact value of what a float32 run computes.
-  Rotary rotary_at(const at::Tensor& positions, at::ScalarType dtype) const;
+  /// Returns a layer with queries, keys, values, gate and up of their own: views of fused matrices
+  /// where the model has those.
+  Layer unfused(std::size_t index) const;
 
-  /// Hidden states [S * T, hidden] in front of the head, by autograd. `positions` is [S or 1, T];
-  /// `attend(layer index, q, k, v)` takes [S, heads, T, head_dim] and gives the same for queries.
-  template <class Attend>
-  at::Tensor hidden_states(const at::Tensor& ids, const at::Tensor& positions,
-                           Attend&& attend) const;
+  /// Returns cosines and sines of `positions` for each of the spec's rotary positions. `lengths`
+  /// has the length of the sequence that each position is in, in the shape of `positions`.
+  std::vector<Rotary> rotaries_at(const at::Tensor& positions, const at::Tensor& lengths,
+                                  at::ScalarType dtype) const;
+
+  /// Hidden states [S * T, hidden] in front of the head, by autograd, of sequences whose `lengths`
+  /// are [S] of the T columns.
+  at::Tensor hidden_states(const at::Tensor& ids, const at::Tensor& lengths) const;
 };
-
-/// Throws ConfigError, led by `where`, for a spec that hidden_states does not compute.
-void check_padded_spec(const ModelSpec& spec, std::string_view where);
 
 /// On a CPU in large pages, which the layers read through fewer misses.
 at::Tensor copy_of(const at::Tensor& weight);
 
 /// The parts of `hidden_states`.
 at::Tensor apply_rope(const at::Tensor& x, const Rotary& rotary);  // x [S, heads, T, head_dim]
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, const NormSpec& norm);
 at::Tensor linear(const at::Tensor& rows, const Linear& map, double lora_scale);
-/// x + silu(gate(n)) · up(n) through down, with n the normed x.
-at::Tensor add_feed_forward(const at::Tensor& x, const Layer& layer, double eps, double lora_scale);
-at::Tensor embed(const at::Tensor& embedding, const at::Tensor& ids);
-/// [S, kv_heads, T, D] to [S, kv_heads * groups, T, D]: each head `groups` times in a row.
-at::Tensor repeat_heads(const at::Tensor& x, std::int64_t groups);
+/// Attention of queries [S, heads, T, D] to keys and values [S, kv_heads, T, D].
+at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                  const LayerSpec& spec);
+/// What the experts give for rows [N, hidden], by autograd.
+at::Tensor mix_experts(const at::Tensor& rows, const Layer& layer, const LayerSpec& spec);
 
 template <class Visit>
 void Network::for_each_linear(std::size_t index, Visit&& visit) {
@@ -112,23 +124,69 @@ void Network::for_each_linear(std::size_t index, Visit&& visit) {
   const std::int64_t queries = options.num_attention_heads * options.head_dim;
   const std::int64_t keys = options.num_key_value_heads * options.head_dim;
   const std::int64_t wide = options.intermediate_size;
-  const bool bias = spec.layer.attention_bias;
-  const bool mlp_bias = spec.layer.mlp_bias;
+  const LayerSpec& of = spec.layers[index];
   Layer& layer = layers[index];
-  visit(LinearPlace{"self_attn.q_proj", hidden, queries, bias}, layer.query);
-  visit(LinearPlace{"self_attn.k_proj", hidden, keys, bias}, layer.key);
-  visit(LinearPlace{"self_attn.v_proj", hidden, keys, bias}, layer.value);
-  visit(LinearPlace{"self_attn.o_proj", queries, hidden, spec.layer.attention_output_bias},
-        layer.output);
-  visit(LinearPlace{"mlp.gate_proj", hidden, wide, mlp_bias}, layer.gate);
-  visit(LinearPlace{"mlp.up_proj", hidden, wide, mlp_bias}, layer.up);
-  visit(LinearPlace{"mlp.down_proj", wide, hidden, mlp_bias}, layer.down);
+  if (of.fused) {
+    visit(LinearPlace{"self_attn.qkv_proj", hidden, queries + 2 * keys, of.attention_bias},
+          layer.qkv);
+  } else {
+    visit(LinearPlace{"self_attn.q_proj", hidden, queries, of.attention_bias}, layer.query);
+    visit(LinearPlace{"self_attn.k_proj", hidden, keys, of.attention_bias}, layer.key);
+    visit(LinearPlace{"self_attn.v_proj", hidden, keys, of.attention_bias}, layer.value);
+  }
+  visit(LinearPlace{"self_attn.o_proj", queries, hidden, of.attention_output_bias}, layer.output);
+  if (of.experts.count > 0) return;
+  if (of.fused) {
+    visit(LinearPlace{"mlp.gate_up_proj", hidden, 2 * wide, of.mlp_bias}, layer.gate_up);
+  } else {
+    visit(LinearPlace{"mlp.gate_proj", hidden, wide, of.mlp_bias}, layer.gate);
+    visit(LinearPlace{"mlp.up_proj", hidden, wide, of.mlp_bias}, layer.up);
+  }
+  visit(LinearPlace{"mlp.down_proj", wide, hidden, of.mlp_bias}, layer.down);
+}
+
+template <class Visit>
+void Network::for_each_norm(std::size_t index, Visit&& visit) {
+  const LayerSpec& of = spec.layers[index];
+  Layer& layer = layers[index];
+  if (of.query_key_norm != QueryKeyNorm::kNone) {
+    const bool all = of.query_key_norm == QueryKeyNorm::kAll;
+    const auto width = [&](std::int64_t heads) { return (all ? heads : 1) * options.head_dim; };
+    visit("self_attn.q_norm.weight", layer.query_norm, width(options.num_attention_heads));
+    visit("self_attn.k_norm.weight", layer.key_norm, width(options.num_key_value_heads));
+  }
+  const std::int64_t hidden = options.hidden_size;
+  if (of.norms.before) visit("input_layernorm.weight", layer.attention_in_norm, hidden);
+  if (of.norms.after) visit("post_attention_layernorm.weight", layer.attention_out_norm, hidden);
+  if (of.norms.before) {
+    // Llama's name is that of another norm where there are norms on both sides.
+    visit(of.norms.after ? "pre_feedforward_layernorm.weight" : "post_attention_layernorm.weight",
+          layer.feed_in_norm, hidden);
+  }
+  if (of.norms.after) visit("post_feedforward_layernorm.weight", layer.feed_out_norm, hidden);
+}
+
+template <class Visit>
+void Network::for_each_expert_weight(std::size_t index, Visit&& visit) {
+  const ExpertSpec& of = spec.layers[index].experts;
+  if (of.count == 0) return;
+  Layer& layer = layers[index];
+  const std::int64_t hidden = options.hidden_size;
+  visit(std::string("mlp.gate.weight"), layer.router, of.count, hidden);
+  layer.experts.resize(static_cast<std::size_t>(of.count));
+  for (std::size_t e = 0; e < layer.experts.size(); ++e) {
+    const auto name = [&](std::string_view part) {
+      return fmt::format("mlp.experts.{}.{}.weight", e, part);
+    };
+    visit(name("gate_proj"), layer.experts[e].gate.weight, of.width, hidden);
+    visit(name("up_proj"), layer.experts[e].up.weight, of.width, hidden);
+    visit(name("down_proj"), layer.experts[e].down.weight, hidden, of.width);
+  }
 }
 
 template <class Visit>
 void Network::for_each_weight(Visit&& visit) {
   using Shape = std::vector<std::int64_t>;
-  const Shape by_hidden{options.hidden_size};
   const Shape vocab_by_hidden{options.vocab_size, options.hidden_size};
   visit(std::string("model.embed_tokens.weight"), embedding, vocab_by_hidden);
   for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -139,45 +197,16 @@ void Network::for_each_weight(Visit&& visit) {
       visit(name(place.name) + ".weight", map.weight, Shape{place.out, place.in});
       if (place.has_bias) visit(name(place.name) + ".bias", map.bias, Shape{place.out});
     });
-    if (spec.layer.query_key_norm) {
-      visit(name("self_attn.q_norm.weight"), layers[i].query_norm, Shape{options.head_dim});
-      visit(name("self_attn.k_norm.weight"), layers[i].key_norm, Shape{options.head_dim});
-    }
-    visit(name("input_layernorm.weight"), layers[i].input_norm, by_hidden);
-    visit(name("post_attention_layernorm.weight"), layers[i].post_attention_norm, by_hidden);
+    for_each_expert_weight(
+        i, [&](const std::string& part, at::Tensor& weight, std::int64_t out, std::int64_t in) {
+          visit(name(part), weight, Shape{out, in});
+        });
+    for_each_norm(i, [&](std::string_view part, at::Tensor& weight, std::int64_t width) {
+      visit(name(part), weight, Shape{width});
+    });
   }
-  visit(std::string("model.norm.weight"), norm, by_hidden);
+  visit(std::string("model.norm.weight"), norm, Shape{options.hidden_size});
   if (!spec.tied_head) visit(std::string("lm_head.weight"), lm_head, vocab_by_hidden);
-}
-
-template <class Attend>
-at::Tensor Network::hidden_states(const at::Tensor& ids, const at::Tensor& positions,
-                                  Attend&& attend) const {
-  const std::int64_t count = ids.size(0);
-  const std::int64_t length = ids.size(1);
-  const double eps = spec.layer.norm_eps;
-  Rotary rotary = rotary_at(positions, at_least_float32(embedding.scalar_type()));
-  rotary = {rotary.cos.unsqueeze(1), rotary.sin.unsqueeze(1)};
-  const auto heads = [&](const at::Tensor& rows, const Linear& map, const at::Tensor& head_norm) {
-    const at::Tensor split =
-        linear(rows, map, lora_scale).view({count, length, -1, options.head_dim});
-    return (head_norm.defined() ? rms_norm(split, head_norm, eps) : split).transpose(1, 2);
-  };
-  // Rows of all tokens: two-dimensional products take the same path with and without gradient.
-  at::Tensor x = embed(embedding, ids.reshape(-1));
-  if (spec.embedding_scale != 1) x = x * spec.embedding_scale;
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    const Layer& layer = layers[i];
-    const at::Tensor normed = rms_norm(x, layer.input_norm, eps);
-    const at::Tensor attended =
-        attend(i, apply_rope(heads(normed, layer.query, layer.query_norm), rotary),
-               apply_rope(heads(normed, layer.key, layer.key_norm), rotary),
-               heads(normed, layer.value, {}));
-    x = x +
-        linear(attended.transpose(1, 2).reshape({count * length, -1}), layer.output, lora_scale);
-    x = add_feed_forward(x, layer, eps, lora_scale);
-  }
-  return rms_norm(x, norm, eps);
 }
 
 }  // namespace prefopt::detail

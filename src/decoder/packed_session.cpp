@@ -111,7 +111,8 @@ cpu::WeightRows<T> weight_rows(const at::Tensor& weight) {
   return weight.const_data_ptr<T>();
 }
 
-/// Handles of the weights as the kernels read them: dense, and vectors in T.
+/// Handles of the weights as the kernels read them: dense, unfused, vectors in T, and norms that
+/// multiply by what they hold.
 template <class T>
 Network readable(Network network) {
   const auto make_readable = [](at::Tensor& tensor) {
@@ -119,10 +120,21 @@ Network readable(Network network) {
     tensor = tensor.detach().contiguous();
     if (tensor.dim() == 1) tensor = tensor.to(kDtype<T>);
   };
-  for (Layer& layer : network.layers) for_each_tensor(layer, make_readable);
+  const auto add_one = [](at::Tensor& norm) {
+    if (norm.defined()) norm = norm + 1;
+  };
+  for (std::size_t i = 0; i < network.layers.size(); ++i) {
+    Layer& layer = network.layers[i];
+    layer = network.unfused(i);
+    for_each_tensor(layer, make_readable);
+    if (!network.spec.layers[i].norm.adds_one) continue;
+    network.for_each_norm(i,
+                          [&](std::string_view, at::Tensor& norm, std::int64_t) { add_one(norm); });
+  }
   for (at::Tensor* tensor : {&network.embedding, &network.norm, &network.lm_head}) {
     make_readable(*tensor);
   }
+  if (network.spec.norm.adds_one) add_one(network.norm);
   return network;
 }
 
@@ -177,14 +189,14 @@ class PackedSession final : public DecodeSession {
     for (const Live& live : live_) {
       positions.push_back(prompts_[live.prompt].length() + length_);
     }
-    check_window(positions);
+    check_positions(positions);
     embed(tokens, rows);
-    const Rotary rotary = rotary_of(positions);
+    const std::vector<Rotary> rotaries = rotaries_of(positions, lengths_after(positions));
     for (std::size_t i = 0; i < network_.layers.size(); ++i) {
-      take_heads(network_.layers[i], rotary, rows);
+      take_heads(i, rotaries, rows);
       keep_own(caches_[i], rows);
-      attend(own_tasks(caches_[i], rows));
-      finish(network_.layers[i], rows);
+      attend(own_tasks(i, rows), i);
+      finish(i, rows);
     }
     ++length_;
     at::Tensor logits = empty_from_pool({rows.count, vocab_size()}, kDtype<T>);
@@ -208,8 +220,7 @@ class PackedSession final : public DecodeSession {
   std::int64_t head_dim() const { return network_.options.head_dim; }
   std::int64_t kv_heads() const { return network_.options.num_key_value_heads; }
   std::int64_t key_width() const { return kv_heads() * head_dim(); }
-  double scale() const { return spec().query_scale; }
-  const LayerSpec& spec() const { return network_.spec.layer; }
+  const LayerSpec& spec_of(std::size_t layer) const { return network_.spec.layers[layer]; }
   static at::TensorOptions like() { return at::TensorOptions(kDtype<T>); }
 
   // --- the arithmetic of a layer, on rows wherever they belong ---------------------------------
@@ -220,36 +231,56 @@ class PackedSession final : public DecodeSession {
     std::copy_n(x.const_data_ptr<T>(), x.numel(), rows.x.data());
   }
 
-  void check_window(const std::vector<std::int64_t>& positions) const {
-    const std::int64_t window = spec().window;
+  void check_positions(const std::vector<std::int64_t>& positions) const {
+    const std::int64_t longest = network_.spec.longest();
     const std::int64_t last = *std::max_element(positions.begin(), positions.end());
-    if (window == 0 || last < window) return;
+    if (longest == 0 || last < longest) return;
     throw DataError(fmt::format(
-        "append: expected at most {} tokens, the model's sliding_window, got {}; fewer new tokens "
-        "or a shorter prompt fit",
-        window, last + 1));
+        "append: expected at most {} tokens, the context of a model with dynamic rotary scaling, "
+        "got {}; fewer new tokens or a shorter prompt fit",
+        longest, last + 1));
   }
 
-  Rotary rotary_of(const std::vector<std::int64_t>& positions) const {
-    return network_.rotary_at(at::tensor(positions, at::kLong), kDtype<T>);
+  std::vector<std::int64_t> lengths_after(const std::vector<std::int64_t>& positions) const {
+    std::vector<std::int64_t> lengths = positions;
+    for (std::int64_t& length : lengths) ++length;
+    return lengths;
   }
 
-  void norm(const Rows<T>& rows, const at::Tensor& weight) const {
+  std::vector<Rotary> rotaries_of(const std::vector<std::int64_t>& positions,
+                                  const std::vector<std::int64_t>& lengths) const {
+    return network_.rotaries_at(at::tensor(positions, at::kLong), at::tensor(lengths, at::kLong),
+                                kDtype<T>);
+  }
+
+  void norm(cpu::Rows<const T> x, const Rows<T>& rows, const at::Tensor& weight,
+            const NormSpec& of) const {
     cpu::rms_norm<T>({.shape = {.rows = rows.count, .width = rows.hidden},
-                      .x = {rows.x.data(), rows.hidden},
+                      .x = x,
                       .weight = weight.const_data_ptr<T>(),
-                      .eps = spec().norm_eps,
+                      .eps = of.eps,
                       .y = {rows.normed.data(), rows.hidden}});
   }
 
-  void norm_heads(const at::Tensor& weight, std::int64_t heads, cpu::Rows<T> x,
-                  std::int64_t count) const {
+  /// Returns x, normed where the layer has this norm.
+  cpu::Rows<const T> input(const Rows<T>& rows, const at::Tensor& weight,
+                           const NormSpec& of) const {
+    const cpu::Rows<const T> x{rows.x.data(), rows.hidden};
+    if (!weight.defined()) return x;
+    norm(x, rows, weight, of);
+    return {rows.normed.data(), rows.hidden};
+  }
+
+  /// Norms heads, or all of them as one vector where the weight is as wide.
+  void norm_heads(const at::Tensor& weight, std::int64_t width, cpu::Rows<T> x, std::int64_t count,
+                  const NormSpec& of) const {
     if (!weight.defined()) return;
-    cpu::rms_norm<T>({.shape = {.rows = count, .groups = heads, .width = head_dim()},
-                      .x = x,
-                      .weight = weight.const_data_ptr<T>(),
-                      .eps = spec().norm_eps,
-                      .y = x});
+    cpu::rms_norm<T>(
+        {.shape = {.rows = count, .groups = width / weight.size(0), .width = weight.size(0)},
+         .x = x,
+         .weight = weight.const_data_ptr<T>(),
+         .eps = of.eps,
+         .y = x});
   }
 
   /// Several maps of the same rows; the results are added to what is there if `accumulate`.
@@ -295,36 +326,75 @@ class PackedSession final : public DecodeSession {
   }
 
   /// Queries, keys and values of x.
-  void take_heads(const Layer& layer, const Rotary& rotary, Rows<T>& rows) const {
-    const std::int64_t stride = rows.qkv_stride(), half = head_dim() / 2;
+  void take_heads(std::size_t index, const std::vector<Rotary>& rotaries, Rows<T>& rows) const {
+    const Layer& layer = network_.layers[index];
+    const LayerSpec& of = spec_of(index);
+    const std::int64_t stride = rows.qkv_stride();
     const cpu::Rows<T> query{rows.query(0), stride}, key{rows.key(0), stride};
-    norm(rows, layer.input_norm);
-    map({rows.normed.data(), rows.hidden}, rows.count,
+    map(input(rows, layer.attention_in_norm, of.norm), rows.count,
         {{layer.query, query}, {layer.key, key}, {layer.value, {rows.value(0), stride}}});
-    norm_heads(layer.query_norm, network_.options.num_attention_heads, query, rows.count);
-    norm_heads(layer.key_norm, kv_heads(), key, rows.count);
+    norm_heads(layer.query_norm, rows.queries, query, rows.count, of.norm);
+    norm_heads(layer.key_norm, rows.keys, key, rows.count, of.norm);
+    if (of.rope == LayerSpec::kNoRope) return;
+    const Rotary& rotary = rotaries[static_cast<std::size_t>(of.rope)];
+    const std::int64_t half = rotary.cos.size(-1);
     cpu::apply_rope_<T>({.rows = rows.count,
                          .heads = network_.options.num_attention_heads + kv_heads(),
                          .head_dim = head_dim(),
                          .x = query,
                          .cos = {rotary.cos.const_data_ptr<T>(), half},
-                         .sin = {rotary.sin.const_data_ptr<T>(), half}});
+                         .sin = {rotary.sin.const_data_ptr<T>(), half},
+                         .rotated = 2 * half});
+  }
+
+  /// x += scale · norm(map(rows)), where the layer has norm and scale.
+  void join(cpu::Rows<const T> from, const Linear& linear, const at::Tensor& out_norm,
+            const LayerSpec& of, Rows<T>& rows) const {
+    const cpu::Rows<T> x{rows.x.data(), rows.hidden};
+    if (!out_norm.defined() && of.residual_scale == 1) {
+      map(from, rows.count, {{linear, x}}, /*accumulate=*/true);
+      return;
+    }
+    const cpu::Rows<T> result{rows.normed.data(), rows.hidden};
+    map(from, rows.count, {{linear, result}});
+    add(rows, out_norm, of);
+  }
+
+  /// x += scale · norm(normed), where the layer has norm and scale.
+  void add(Rows<T>& rows, const at::Tensor& out_norm, const LayerSpec& of) const {
+    if (out_norm.defined()) {
+      norm({rows.normed.data(), rows.hidden}, rows, out_norm, of.norm);
+    }
+    const auto scale = static_cast<T>(of.residual_scale);
+    for (std::int64_t i = 0; i < rows.count * rows.hidden; ++i) {
+      rows.x.data()[i] += scale * rows.normed.data()[i];
+    }
   }
 
   /// The rest of a layer, after attention.
-  void finish(const Layer& layer, Rows<T>& rows) const {
+  void finish(std::size_t index, Rows<T>& rows) const {
+    const Layer& layer = network_.layers[index];
+    const LayerSpec& of = spec_of(index);
+    join({rows.attended.data(), rows.queries}, layer.output, layer.attention_out_norm, of, rows);
+    const cpu::Rows<const T> x = input(rows, layer.feed_in_norm, of.norm);
+    if (of.experts.count > 0) {
+      const at::Tensor mixed = mix_experts(
+          at::from_blob(const_cast<T*>(x.data), {rows.count, rows.hidden}, like()), layer, of);
+      std::copy_n(mixed.contiguous().template const_data_ptr<T>(), mixed.numel(),
+                  rows.normed.data());
+      add(rows, layer.feed_out_norm, of);
+      return;
+    }
     const std::int64_t both = 2 * rows.wide;
-    const cpu::Rows<T> x{rows.x.data(), rows.hidden};
     const cpu::Rows<T> gate{rows.gate_up.data(), both}, up{gate.data + rows.wide, both};
-    map({rows.attended.data(), rows.queries}, rows.count, {{layer.output, x}}, /*accumulate=*/true);
-    norm(rows, layer.post_attention_norm);
-    map({rows.normed.data(), rows.hidden}, rows.count, {{layer.gate, gate}, {layer.up, up}});
-    cpu::swiglu<T>({.rows = rows.count, .width = rows.wide, .g = gate, .u = up, .h = gate});
-    map(gate, rows.count, {{layer.down, x}}, /*accumulate=*/true);
+    map(x, rows.count, {{layer.gate, gate}, {layer.up, up}});
+    cpu::swiglu<T>(
+        {.rows = rows.count, .width = rows.wide, .g = gate, .u = up, .h = gate, .gate = of.gate});
+    join(gate, layer.down, layer.feed_out_norm, of, rows);
   }
 
   void write_logits(const Rows<T>& rows, const at::Tensor& logits) const {
-    norm(rows, network_.norm);
+    norm({rows.x.data(), rows.hidden}, rows, network_.norm, network_.spec.norm);
     Linear head;
     head.weight = network_.head();
     map({rows.normed.data(), rows.hidden}, rows.count,
@@ -332,9 +402,12 @@ class PackedSession final : public DecodeSession {
     transform_logits_(logits, network_.spec.logits);
   }
 
-  void attend(const std::vector<cpu::QueryTask<T>>& tasks) const {
-    cpu::query_attention<T>(
-        tasks, {.groups = network_.groups(), .head_dim = head_dim(), .scale = scale()});
+  void attend(const std::vector<cpu::QueryTask<T>>& tasks, std::size_t index) const {
+    const LayerSpec& of = spec_of(index);
+    cpu::query_attention<T>(tasks, {.groups = network_.groups(),
+                                    .head_dim = head_dim(),
+                                    .scale = of.query_scale,
+                                    .softcap = of.attention_softcap});
   }
 
   // --- prompts ---------------------------------------------------------------------------------
@@ -348,28 +421,29 @@ class PackedSession final : public DecodeSession {
   /// Logits after each of the prompts, which have `count` tokens in all.
   void fill(std::span<const Prompt> prompts, std::int64_t count, const at::Tensor& logits) {
     Rows<T> rows(network_.options, count);
-    std::vector<std::int64_t> ids, positions, last;
+    std::vector<std::int64_t> ids, positions, lengths, last;
     std::vector<AttentionBlock> blocks;
     for (const Prompt& prompt : prompts) {
       blocks.push_back(
           {.query = std::ssize(ids), .key = std::ssize(ids), .length = prompt.length()});
       for (std::int64_t i = 0; i < prompt.length(); ++i) positions.push_back(i);
+      lengths.insert(lengths.end(), prompt.tokens.size(), prompt.length());
       ids.insert(ids.end(), prompt.tokens.begin(), prompt.tokens.end());
       last.push_back(std::ssize(ids) - 1);
     }
     embed(at::tensor(ids, at::kLong), rows);
-    const Rotary rotary = rotary_of(positions);
+    const std::vector<Rotary> rotaries = rotaries_of(positions, lengths);
     for (std::size_t i = 0; i < network_.layers.size(); ++i) {
-      take_heads(network_.layers[i], rotary, rows);
+      take_heads(i, rotaries, rows);
       keep_prompts(prompts, rows, caches_[i]);
       if (i + 1 < network_.layers.size()) {
-        attend_prompts(blocks, rows);
+        attend_prompts(blocks, rows, i);
       } else {
         // Only the last row of each prompt is needed from here on.
         rows.select(last);
-        attend(last_tasks(prompts, caches_[i], rows));
+        attend(last_tasks(prompts, i, rows), i);
       }
-      finish(network_.layers[i], rows);
+      finish(i, rows);
     }
     write_logits(rows, logits);
   }
@@ -390,38 +464,55 @@ class PackedSession final : public DecodeSession {
     }
   }
 
-  void attend_prompts(const std::vector<AttentionBlock>& blocks, const Rows<T>& rows) const {
+  void attend_prompts(const std::vector<AttentionBlock>& blocks, const Rows<T>& rows,
+                      std::size_t index) const {
+    const LayerSpec& of = spec_of(index);
     const auto view = [&](T* data, std::int64_t heads) {
       return at::from_blob(data, {rows.count, heads, head_dim()},
                            {rows.qkv_stride(), head_dim(), 1}, like());
     };
-    const AttentionResult result = tree_attention(
-        view(rows.query(0), network_.options.num_attention_heads), view(rows.key(0), kv_heads()),
-        view(rows.value(0), kv_heads()), blocks, scale());
+    const AttentionResult result =
+        tree_attention(view(rows.query(0), network_.options.num_attention_heads),
+                       view(rows.key(0), kv_heads()), view(rows.value(0), kv_heads()), blocks,
+                       of.query_scale, {.window = of.window, .softcap = of.attention_softcap});
     std::copy_n(result.output.template const_data_ptr<T>(), rows.count * rows.queries,
                 rows.attended.data());
   }
 
   /// Returns the last token of each prompt; row i is that of prompt i.
-  std::vector<cpu::QueryTask<T>> last_tasks(std::span<const Prompt> prompts,
-                                            const LayerCache& cache, const Rows<T>& rows) const {
+  std::vector<cpu::QueryTask<T>> last_tasks(std::span<const Prompt> prompts, std::size_t index,
+                                            const Rows<T>& rows) const {
     std::vector<cpu::QueryTask<T>> tasks;
     for (std::size_t i = 0; i < prompts.size(); ++i) {
       for (std::int64_t head = 0; head < kv_heads(); ++head) {
         tasks.push_back(task_of(static_cast<std::int64_t>(i), head,
-                                keys_of(prompts[i], head, cache), {}, rows));
+                                keys_of(prompts[i], head, caches_[index]), {}, rows,
+                                spec_of(index).window));
       }
     }
     return tasks;
   }
 
   cpu::QueryTask<T> task_of(std::int64_t row, std::int64_t head, cpu::KeyRows<T> prompt,
-                            cpu::KeyRows<T> own, const Rows<T>& rows) const {
+                            cpu::KeyRows<T> own, const Rows<T>& rows, std::int64_t window) const {
+    const std::int64_t unseen =
+        window == 0 ? 0 : std::max<std::int64_t>(prompt.length + own.length - window, 0);
+    const std::int64_t of_prompt = std::min(unseen, prompt.length);
+    drop(of_prompt, prompt);
+    drop(unseen - of_prompt, own);
     const std::int64_t of_head = head * network_.groups() * head_dim();
     return {.query = rows.query(row) + of_head,
             .prompt = prompt,
             .own = own,
             .output = rows.attended.data() + row * rows.queries + of_head};
+  }
+
+  /// Leaves out the first rows.
+  void drop(std::int64_t count, cpu::KeyRows<T>& rows) const {
+    if (count == 0) return;
+    rows.key += count * head_dim();
+    rows.value += count * head_dim();
+    rows.length -= count;
   }
 
   // --- generated tokens ------------------------------------------------------------------------
@@ -444,7 +535,8 @@ class PackedSession final : public DecodeSession {
     }
   }
 
-  std::vector<cpu::QueryTask<T>> own_tasks(const LayerCache& cache, const Rows<T>& rows) const {
+  std::vector<cpu::QueryTask<T>> own_tasks(std::size_t index, const Rows<T>& rows) const {
+    const LayerCache& cache = caches_[index];
     std::vector<cpu::QueryTask<T>> tasks;
     for (std::size_t i = 0; i < live_.size(); ++i) {
       for (std::int64_t head = 0; head < kv_heads(); ++head) {
@@ -453,7 +545,8 @@ class PackedSession final : public DecodeSession {
                                   cache.values.own.template const_data_ptr<T>() + begin,
                                   length_ + 1};
         tasks.push_back(task_of(static_cast<std::int64_t>(i), head,
-                                keys_of(prompts_[live_[i].prompt], head, cache), own, rows));
+                                keys_of(prompts_[live_[i].prompt], head, cache), own, rows,
+                                spec_of(index).window));
       }
     }
     return tasks;
@@ -490,10 +583,6 @@ class PackedSession final : public DecodeSession {
 };
 
 }  // namespace
-
-void check_session_spec(const ModelSpec& spec, std::string_view where) {
-  refuse_unsupported(spec, {}, "decoding", where);
-}
 
 std::unique_ptr<DecodeSession> make_packed_session(
     const Network& network, const std::vector<std::vector<std::int64_t>>& prompts) {

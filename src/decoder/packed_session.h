@@ -3,16 +3,12 @@
 
 #include <cstdint>
 #include <memory>
-#include <string_view>
 #include <vector>
 
 #include "decoder/network.h"
 #include "prefopt/policy/policy.h"
 
 namespace prefopt::detail {
-
-/// Throws ConfigError, led by `where`, for a spec that a packed session does not compute.
-void check_session_spec(const ModelSpec& spec, std::string_view where);
 
 /// Decoding on the CPU with keys and values of all tokens so far, without padding: prompts that are
 /// equal are computed and kept once, and sequences that were let go cost nothing. Activations are

@@ -92,16 +92,14 @@ class ScoredSequence {
   std::vector<std::uint8_t> mask_;
 };
 
-/// Hidden states [S, hidden] of the token before the last one of each sequence.
-at::Tensor last_states(Decoder& body, const TokenBatch& batch) {
-  if (body.packs()) {
-    return body.forward_packed(*batch.packed).index_select(0, batch.packed->token_rows);
-  }
+/// Hidden states [S, hidden] of the token before the last one of each sequence, of a padded batch.
+at::Tensor last_padded_states(Decoder& body, const TokenBatch& batch) {
   // No sequence needs its last token, which for the longest is the last column.
   const std::int64_t width = batch.input_ids.size(1) - 1;
   const at::Tensor last = batch.attention_mask.sum(1) - 2;
+  const at::Tensor mask = at::arange(width, last.options()) <= last.unsqueeze(1);
   const TokenBatch inputs{.input_ids = batch.input_ids.narrow(1, 0, width),
-                          .attention_mask = batch.attention_mask.narrow(1, 0, width),
+                          .attention_mask = mask,
                           .completion_mask = batch.completion_mask.narrow(1, 0, width),
                           .completion_lens = batch.completion_lens};
   const at::Tensor sequences = at::arange(batch.sequences(), last.options());
@@ -193,7 +191,12 @@ at::Tensor RewardModel::rewards(const std::vector<TokenSequence>& sequences) {
   for (const TokenSequence& sequence : sequences) scored.emplace_back(sequence, pad_token());
   std::vector<TokenSequence> views;
   for (const ScoredSequence& sequence : scored) views.push_back(sequence.view());
-  const at::Tensor states = last_states(*body_, make_batch(views).to(device()));
+  const TokenBatch batch = make_batch(views).to(device());
+  // The token that each sequence has one of too many is not in the stream.
+  const at::Tensor states =
+      body_->packs() ? body_->impl_->packed_states(*batch.packed, /*has_last_tokens=*/true)
+                           .index_select(0, batch.packed->token_rows)
+                     : last_padded_states(*body_, batch);
   // Each product by itself: a matrix product may add up otherwise for another number of rows.
   const at::Tensor weight = detail::widened(score_, states.scalar_type());
   return (states.to(at::kDouble) * weight.to(at::kDouble)).sum(1);

@@ -140,16 +140,30 @@ std::int64_t queries_of_task(std::int64_t length) {
   return std::max(kLeast, (part + 47) / 48 * 48);
 }
 
-std::vector<HeadTask> tasks_of(const std::vector<AttentionBlock>& blocks, std::int64_t kv_heads) {
+/// Leaves out the keys that lie too far back for all of the task's queries.
+AttentionTask within_window(AttentionTask task, std::int64_t window) {
+  if (window == 0) return task;
+  const std::int64_t unseen = std::max<std::int64_t>(task.keys() - task.queries + 1 - window, 0);
+  const std::int64_t of_prefix = std::min(unseen, task.prefix.length);
+  const std::int64_t of_own = unseen - of_prefix;
+  task.prefix = {task.prefix.begin + of_prefix, task.prefix.length - of_prefix};
+  task.own = {task.own.begin + of_own, task.own.length - of_own};
+  return task;
+}
+
+std::vector<HeadTask> tasks_of(const std::vector<AttentionBlock>& blocks, std::int64_t kv_heads,
+                               std::int64_t window) {
   std::vector<HeadTask> tasks;
   for (const AttentionBlock& block : blocks) {
     const std::int64_t step = queries_of_task(block.length);
     for (std::int64_t first = 0; first < block.length; first += step) {
       const std::int64_t queries = std::min(step, block.length - first);
-      const AttentionTask task{block.query + first,
-                               queries,
-                               {block.prefix, block.prefix_length},
-                               {block.key - block.past, block.past + first + queries}};
+      const AttentionTask task =
+          within_window({block.query + first,
+                         queries,
+                         {block.prefix, block.prefix_length},
+                         {block.key - block.past, block.past + first + queries}},
+                        window);
       for (std::int64_t h = 0; h < kv_heads; ++h) tasks.push_back({task, h});
     }
   }
@@ -172,8 +186,9 @@ void for_each_task(const std::vector<HeadTask>& tasks, const AttentionShape& sha
   });
 }
 
-AttentionShape shape_of(const at::Tensor& query, const at::Tensor& key, double scale) {
-  return {query.size(1) / key.size(1), query.size(2), scale};
+AttentionShape shape_of(const at::Tensor& query, const at::Tensor& key, double scale,
+                        const AttentionLimits& limits) {
+  return {query.size(1) / key.size(1), query.size(2), scale, limits.window, limits.softcap};
 }
 
 /// Rows of a kv head, or of the query heads that share it.
@@ -278,36 +293,36 @@ void backward(const at::Tensor& grad_output, const at::Tensor& query, const at::
 
 AttentionResult tree_attention(const at::Tensor& query, const at::Tensor& key,
                                const at::Tensor& value, const std::vector<AttentionBlock>& blocks,
-                               double scale) {
+                               double scale, const AttentionLimits& limits) {
   check_tensors(query, key, value);
   check_blocks(blocks, query.size(0), key.size(0));
   AttentionResult result{
       empty_from_pool(query.sizes(), query.scalar_type()),
       at::empty({query.size(1), query.size(0)}, query.options().dtype(at::kDouble))};
-  const auto tasks = tasks_of(blocks, key.size(1));
+  const auto tasks = tasks_of(blocks, key.size(1), limits.window);
   const auto pass = query.scalar_type() == at::kDouble ? forward<double> : forward<float>;
   pass(with_dense_rows(query), with_dense_rows(key), with_dense_rows(value), tasks,
-       shape_of(query, key, scale), result);
+       shape_of(query, key, scale, limits), result);
   return result;
 }
 
 AttentionGradients tree_attention_backward(const at::Tensor& grad_output, const at::Tensor& query,
                                            const at::Tensor& key, const at::Tensor& value,
                                            const AttentionResult& forward_result,
-                                           const std::vector<AttentionBlock>& blocks,
-                                           double scale) {
+                                           const std::vector<AttentionBlock>& blocks, double scale,
+                                           const AttentionLimits& limits) {
   check_tensors(query, key, value);
   check_blocks(blocks, query.size(0), key.size(0));
   check_results(grad_output, forward_result, query);
   AttentionGradients grads{empty_from_pool(query.sizes(), query.scalar_type()),
                            empty_from_pool(key.sizes(), key.scalar_type()),
                            empty_from_pool(value.sizes(), value.scalar_type())};
-  const auto tasks = tasks_of(blocks, key.size(1));
+  const auto tasks = tasks_of(blocks, key.size(1), limits.window);
   const auto pass = query.scalar_type() == at::kDouble ? backward<double> : backward<float>;
   pass(with_dense_rows(grad_output), with_dense_rows(query), with_dense_rows(key),
        with_dense_rows(value),
        {with_dense_rows(forward_result.output), forward_result.logsumexp.contiguous()}, tasks,
-       shape_of(query, key, scale), grads);
+       shape_of(query, key, scale, limits), grads);
   return grads;
 }
 

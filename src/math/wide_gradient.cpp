@@ -57,7 +57,15 @@ at::ScalarType at_least_float32(at::ScalarType dtype) {
 }
 
 at::Tensor wide_gradient(const at::Tensor& parameter) {
-  if (!is_narrow(parameter.scalar_type()) || !parameter.is_leaf()) return {};
+  if (!is_narrow(parameter.scalar_type())) return {};
+  if (parameter.is_view() && !parameter.is_leaf() && parameter._base().is_leaf()) {
+    const at::Tensor whole(parameter._base());
+    const at::Tensor sum = wide_gradient(whole);
+    if (!sum.defined()) return {};
+    return sum.as_strided(parameter.sizes(), parameter.strides(),
+                          parameter.storage_offset() - whole.storage_offset());
+  }
+  if (!parameter.is_leaf()) return {};
   const at::Tensor& sum = parameter.grad();
   const bool is_wide = sum.defined() && sum.scalar_type() == at::kFloat && sum.is_contiguous();
   return is_wide ? sum : at::Tensor();

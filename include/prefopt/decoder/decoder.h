@@ -24,8 +24,8 @@ class DecoderReader;
 
 /// Family and shape of a decoder, under the names of Hugging Face's `config.json` where it has one.
 struct DecoderOptions {
-  /// Hugging Face's model_type: "llama", "mistral", "qwen2" or "qwen3". A fresh "llama" with
-  /// norms or biases of another family becomes a model of that family.
+  /// Hugging Face's model_type, one of docs/models.md. A fresh "llama" with norms or biases of
+  /// mistral, qwen2 or qwen3 becomes a model of that family.
   std::string family = "llama";
   std::int64_t vocab_size = 259;
   std::int64_t hidden_size = 256;
@@ -52,9 +52,11 @@ struct DecoderOptions {
   /// Further end tokens of `config.json` and `generation_config.json`, or of a GGUF file. Not an
   /// option of a config; `fields` leaves it out.
   std::vector<std::int64_t> extra_eos_token_ids = {};
-  /// Tokens that a position sees back, itself included; 0: all. Attention here is full, so longer
-  /// sequences are refused (DataError). Not an option of a config; `fields` leaves it out.
+  /// Tokens that a position sees back in the layers that slide, itself included; 0: all.
   std::int64_t sliding_window = 0;
+  /// What a family reads of `config.json` in addition, as the text of a JSON object: layer_types,
+  /// rope_parameters, query_pre_attn_scalar, … (docs/models.md).
+  std::string family_fields = "{}";
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -68,20 +70,20 @@ enum class Checkpointing {
 };
 
 /// Decoder-only transformer: RMSNorm (1910.07467), rotary positions (2104.09864), grouped-query
-/// attention (2305.13245), SwiGLU (2002.05202), tied or untied head. Parameters carry Hugging
-/// Face's names.
+/// attention (2305.13245), gated feed-forward parts (2002.05202) or routed experts (2101.03961),
+/// tied or untied head. Parameters carry Hugging Face's names.
 class PREFOPT_API Decoder final : public Policy {
  public:
   /// Draws fresh weights, N(0, initializer_range^2), from LibTorch's default generator.
   explicit Decoder(DecoderOptions options);
   ~Decoder() override;
 
-  /// Reads a Hugging Face folder, `config.json` with `model.safetensors` or its shards, of the
-  /// families llama, mistral, qwen2 and qwen3; or a `.gguf` file of the architectures llama, qwen2
-  /// and qwen3. A field that would change results and is not understood is refused by name
-  /// (CheckpointError). `dtype` "keep" keeps the folder's: matrices of several dtypes are widened
-  /// to the widest, vectors stay as stored. It takes float32 from a GGUF file. Weights of the dtype
-  /// wanted stay where they are, mapped from the file.
+  /// Reads a Hugging Face folder, `config.json` with `model.safetensors` or its shards, or a
+  /// `.gguf` file, of the families and architectures in docs/models.md. A field that would change
+  /// results and is not understood is refused by name (CheckpointError). `dtype` "keep" keeps the
+  /// folder's: matrices of several dtypes are widened to the widest, vectors stay as stored. It
+  /// takes float32 from a GGUF file. Weights of the dtype wanted stay where they are, mapped from
+  /// the file.
   static std::shared_ptr<Decoder> load(const std::string& path, std::string_view dtype = "keep");
 
   PolicyOutput forward(const TokenBatch& batch) override;
@@ -111,7 +113,7 @@ class PREFOPT_API Decoder final : public Policy {
   /// Returns the text of `generation_config.json`: the folder's, or the equivalent of a GGUF file's
   /// metadata; empty if there is none. save() writes it.
   std::string generation_config() const;
-  /// Throws DataError, led by `where`, for sequences that the sliding window does not hold.
+  /// Throws DataError, led by `where`, for sequences beyond the context of dynamic rotary scaling.
   void check_length(std::int64_t tokens, std::string_view where) const override;
 
   /// Sets the checkpointing of forward_packed.

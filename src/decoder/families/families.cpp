@@ -2,13 +2,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/text.h"
 #include "decoder/families/family.h"
 #include "prefopt/error.h"
 
 // A line for each family; its file defines `const Family& NAME_family()`.
-#define PREFOPT_FAMILIES(add) add(llama) add(mistral) add(qwen2) add(qwen3)
+#define PREFOPT_FAMILIES(add)                                                                   \
+  add(llama) add(mistral) add(qwen2) add(qwen3) add(granite) add(smollm3) add(phi3) add(gemma2) \
+      add(gemma3) add(olmo2) add(olmo3) add(mixtral) add(qwen3_moe)
 
 namespace prefopt::detail {
 
@@ -118,27 +121,35 @@ std::string first_misfit(std::initializer_list<FlagRule> rules) {
   return "";
 }
 
-std::int64_t read_window(const StrictConfig& config, bool used, std::int64_t absent) {
-  if (const Json* types = config.find("layer_types")) {
-    const auto is = [](std::string_view name) {
-      return [name](const Json& type) { return type == name; };
-    };
-    const auto is_known = [](const Json& type) {
-      return type == "full_attention" || type == "sliding_attention";
-    };
-    if (!types->is_array() || !std::all_of(types->begin(), types->end(), is_known)) {
-      config.fail(R"(layer_types to hold "full_attention" and "sliding_attention" only)",
-                  shown_json(*types));
-    }
-    const bool slides = std::any_of(types->begin(), types->end(), is("sliding_attention"));
-    if (slides && !config.find("sliding_window")) {
-      config.fail("sliding_window with layer_types of sliding_attention", "none");
-    }
-    used = used || slides;
+void read_window_of_all(const StrictConfig& config, bool used, std::int64_t absent,
+                        DecoderOptions& options) {
+  DecoderOptions by_types = options;
+  const bool has_window =
+      config.names("sliding_window") ? config.find("sliding_window") != nullptr : absent > 0;
+  const bool slides = used && has_window;
+  read_windows(
+      config, [&](std::int64_t) { return slides; }, absent, by_types);
+  const bool alike =
+      by_types.family_fields == options.family_fields && (by_types.sliding_window > 0) == slides;
+  if (!alike) {
+    config.fail(fmt::format("layer_types of {} only in {}",
+                            slides ? kSlidingAttention : kFullAttention, options.family),
+                shown_json(*config.find("layer_types")));
   }
-  if (!used) return 0;
-  if (!config.names("sliding_window")) return absent;
-  return config.find("sliding_window") ? config.size("sliding_window") : 0;
+  options.sliding_window = by_types.sliding_window;
+}
+
+void read_optional_windows(const StrictConfig& config, DecoderOptions& options) {
+  const bool used = config.flag("use_sliding_window", false);
+  const Json* given = config.find("max_window_layers");
+  const std::int64_t first = given ? config.whole("max_window_layers", *given) : 28;
+  read_windows(
+      config, [&](std::int64_t layer) { return used && layer >= first; }, /*absent=*/4096, options);
+}
+
+void read_attention_bias(const StrictConfig& config, DecoderOptions& options) {
+  options.attention_bias = config.flag("attention_bias", false);
+  options.attention_output_bias = options.attention_bias;
 }
 
 void expect_attention_bias(const StrictConfig& config, bool bias, std::string_view family) {
@@ -152,6 +163,99 @@ void write_optional_window(const DecoderOptions& options, Json& config) {
   if (options.sliding_window == 0) return;
   config["sliding_window"] = options.sliding_window;
   config["max_window_layers"] = 0;
+}
+
+void write_layer_windows(const DecoderOptions& options, Json& config) {
+  const bool has_window = options.sliding_window > 0;
+  config["sliding_window"] = has_window ? Json(options.sliding_window) : Json(nullptr);
+  Json types = Json::array();
+  for (const bool slides : sliding_layers(options, FamilyFields(options, "decoder"))) {
+    types.push_back(slides ? kSlidingAttention : kFullAttention);
+  }
+  config["layer_types"] = std::move(types);
+}
+
+ModelSpec gemma_spec(const DecoderOptions& options, std::string_view where) {
+  ModelSpec spec = plain_spec(options, where);
+  const double scalar = FamilyFields(options, where).positive("query_pre_attn_scalar", 256);
+  spec.embedding_scale = std::sqrt(static_cast<double>(options.hidden_size));
+  spec.norm.adds_one = true;
+  for (LayerSpec& layer : spec.layers) {
+    layer.norm.adds_one = true;
+    layer.norms = {.before = true, .after = true};
+    layer.gate = Gate::kGeluTanh;
+    layer.query_scale = 1 / std::sqrt(scalar);
+  }
+  return spec;
+}
+
+std::vector<RequiredValue> gemma_required_values() {
+  return {{"hidden_activation", "gelu_pytorch_tanh"},
+          {"hidden_act", "gelu_pytorch_tanh"},
+          {"use_bidirectional_attention", false}};
+}
+
+void write_gemma(const DecoderOptions& options, Json& config) {
+  config["attention_bias"] = options.attention_bias;
+  config["hidden_act"] = "gelu_pytorch_tanh";
+  config["hidden_activation"] = "gelu_pytorch_tanh";
+  write_layer_windows(options, config);
+}
+
+ModelSpec olmo_spec(const DecoderOptions& options, std::string_view where) {
+  ModelSpec spec = plain_spec(options, where);
+  for (LayerSpec& layer : spec.layers) {
+    layer.norms = {.before = false, .after = true};
+    layer.query_key_norm = QueryKeyNorm::kAll;
+  }
+  return spec;
+}
+
+std::string olmo_misfit(const DecoderOptions& options) {
+  return first_misfit(
+      {{"qk_norm", options.qk_norm, true},
+       {"attention_output_bias", options.attention_output_bias, options.attention_bias}});
+}
+
+ExpertSpec read_experts(const StrictConfig& config, const ExpertDefaults& defaults) {
+  // transformers 5 writes num_local_experts in all families.
+  std::string_view name = defaults.count_name;
+  if (!config.find(name)) name = "num_local_experts";
+  const ExpertSpec experts{.count = config.size(name, defaults.count),
+                           .chosen = config.size("num_experts_per_tok", defaults.chosen)};
+  if (experts.chosen <= experts.count) return experts;
+  config.fail(fmt::format("num_experts_per_tok of at most {}, the experts", experts.count),
+              fmt::format("{}", experts.chosen));
+}
+
+std::vector<RequiredValue> router_required_values() {
+  return {{"output_router_logits", false}, {"router_jitter_noise", 0}};
+}
+
+std::int64_t gguf_head_dim(const DecoderOptions& options) {
+  return options.head_dim > 0 ? options.head_dim
+                              : options.hidden_size / options.num_attention_heads;
+}
+
+void read_gguf_gemma(std::int64_t layers_of_27b, const SlidingRule& slides,
+                     DecoderOptions& options) {
+  const std::int64_t scalar = options.num_hidden_layers == layers_of_27b
+                                  ? options.hidden_size / options.num_attention_heads
+                                  : gguf_head_dim(options);
+  set_family_field(options, "query_pre_attn_scalar", scalar);
+  if (options.sliding_window == 0) return;
+  std::vector<bool> sliding;
+  for (std::int64_t i = 0; i < options.num_hidden_layers; ++i) sliding.push_back(slides(i));
+  set_sliding_layers(sliding, options);
+}
+
+void read_gguf_experts(const GgufFields& fields, std::string_view count_name,
+                       DecoderOptions& options) {
+  for (const char* name : {"expert_count", "expert_used_count"}) {
+    if (!fields.has(name)) fields.fail(fields.key(name), "none");
+  }
+  set_family_field(options, count_name, fields.integer("expert_count"));
+  set_family_field(options, "num_experts_per_tok", fields.integer("expert_used_count"));
 }
 
 AddedFamily::AddedFamily(const Family& family) { all_families().push_back(&family); }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/json.h"
+#include "decoder/family_fields.h"
 #include "decoder/gguf_fields.h"
 #include "decoder/layer_spec.h"
 #include "decoder/strict_config.h"
@@ -27,6 +28,12 @@ struct FamilyTraits {
   std::string_view gguf_written = gguf;
   /// In GGUF files, rows of query and key heads are in llama.cpp's order: neighbours are rotated.
   bool gguf_neighbours = false;
+  /// In GGUF files, norms are 1 + weight.
+  bool gguf_norms_add_one = false;
+  /// Whether a share of each head may be rotated.
+  bool has_partial_rotary = false;
+  /// Rotary base of the layers that slide, where GGUF files do not say it; 0: that of all.
+  double sliding_rope_theta = 0;
   /// Whether config.json has a place for a sliding window.
   bool has_window = false;
   /// Whether the other options tell all that the family computes. Its name is then left out of
@@ -47,6 +54,11 @@ struct TensorName {
   std::string_view here, in_file;
 };
 
+/// A part of a layer in GGUF files, and in Hugging Face's.
+struct GgufPart {
+  std::string_view gguf, hugging_face;
+};
+
 class Family {
  public:
   explicit Family(const FamilyTraits& traits) : traits(traits) {}
@@ -56,11 +68,18 @@ class Family {
 
   /// Returns the first option that no model of the family has, as "qk_norm true"; empty: none.
   virtual std::string misfit(const DecoderOptions& options) const = 0;
-  virtual ModelSpec spec(const DecoderOptions& options) const { return plain_spec(options); }
+  /// Errors in `family_fields` are led by `where`.
+  virtual ModelSpec spec(const DecoderOptions& options, std::string_view where) const {
+    return plain_spec(options, where);
+  }
 
   /// Reads the fields that families do not share; the others are in `options` already.
   virtual void read(const StrictConfig& config, DecoderOptions& options) const = 0;
-  /// Adds the fields that families do not share to a config.json.
+  virtual void read_rope(const StrictConfig& config, DecoderOptions& options) const {
+    set_rope(options, read_one_rope(config, rope_defaults(config, traits.rope_theta, options)));
+  }
+  /// Adds the fields that families do not share, and that `family_fields` does not hold, to a
+  /// config.json.
   virtual void write(const DecoderOptions& options, Json& config) const = 0;
   virtual void read_gguf(const GgufFields&, DecoderOptions&) const {}
   /// Adds the metadata that `read_gguf` reads.
@@ -72,6 +91,10 @@ class Family {
   virtual std::vector<RequiredValue> required() const { return {}; }
   /// Metadata that `read_gguf` reads, behind "ARCHITECTURE.".
   virtual std::vector<std::string_view> gguf_understood() const { return {}; }
+  /// Values that metadata must have, in addition to those of all families.
+  virtual std::vector<RequiredValue> gguf_required() const { return {}; }
+  /// Parts that have another meaning in the family's GGUF files than in those of others.
+  virtual std::vector<GgufPart> gguf_parts() const { return {}; }
   virtual std::vector<TensorName> tensor_names() const { return {}; }
 };
 
@@ -108,14 +131,47 @@ struct FlagRule {
 /// Returns "name true" or "name false" of the first rule that is broken; empty: none.
 std::string first_misfit(std::initializer_list<FlagRule> rules);
 
-/// Returns the window of config.json, 0 where every layer sees all. `used`: the field counts even
-/// if no layer is said to slide. A window of some layers is taken for one of all: no sequence may
-/// be longer, and up to there both are the same.
-std::int64_t read_window(const StrictConfig& config, bool used, std::int64_t absent = 0);
+/// Reads a window of all layers, where `used`; `absent` is that of configs without the field, 0:
+/// none. layer_types that say otherwise are refused: transformers does not read them there.
+void read_window_of_all(const StrictConfig& config, bool used, std::int64_t absent,
+                        DecoderOptions& options);
+/// Reads the windows of Qwen's configs, which name the first layer that slides.
+void read_optional_windows(const StrictConfig& config, DecoderOptions& options);
+/// Reads an attention_bias of all four projections.
+void read_attention_bias(const StrictConfig& config, DecoderOptions& options);
 /// Refuses an attention_bias other than the family's.
 void expect_attention_bias(const StrictConfig& config, bool bias, std::string_view family);
 /// Writes sliding_window as Qwen's configs have it.
 void write_optional_window(const DecoderOptions& options, Json& config);
+/// Writes sliding_window and, for each layer, whether it slides.
+void write_layer_windows(const DecoderOptions& options, Json& config);
+
+/// Returns the spec that Gemma 2 and 3 share.
+ModelSpec gemma_spec(const DecoderOptions& options, std::string_view where);
+std::vector<RequiredValue> gemma_required_values();
+void write_gemma(const DecoderOptions& options, Json& config);
+
+/// The same of OLMo 2 and 3.
+ModelSpec olmo_spec(const DecoderOptions& options, std::string_view where);
+std::string olmo_misfit(const DecoderOptions& options);
+
+/// The numbers of a family's experts, where its config leaves them out.
+struct ExpertDefaults {
+  std::string_view count_name;
+  std::int64_t count, chosen;
+};
+ExpertSpec read_experts(const StrictConfig& config, const ExpertDefaults& defaults);
+/// Values of a router's fields that this decoder trains with.
+std::vector<RequiredValue> router_required_values();
+
+/// Returns the width of a head before it is settled.
+std::int64_t gguf_head_dim(const DecoderOptions& options);
+/// Tells which layers of a Gemma slide, and the scale of its queries: llama.cpp takes that of a
+/// head in all sizes but one, which it knows by its number of layers.
+void read_gguf_gemma(std::int64_t layers_of_27b, const SlidingRule& slides,
+                     DecoderOptions& options);
+void read_gguf_experts(const GgufFields& fields, std::string_view count_name,
+                       DecoderOptions& options);
 
 /// Makes a family known for as long as this object lives: how a test adds one.
 class AddedFamily {

@@ -22,9 +22,8 @@ class Llama final : public Family {
   }
 
   void read(const StrictConfig& config, DecoderOptions& options) const override {
-    options.sliding_window = read_window(config, /*used=*/true);
-    options.attention_bias = config.flag("attention_bias", false);
-    options.attention_output_bias = options.attention_bias;
+    read_attention_bias(config, options);
+    read_window_of_all(config, /*used=*/false, /*absent=*/0, options);
   }
 
   void write(const DecoderOptions& options, Json& config) const override {
@@ -32,6 +31,9 @@ class Llama final : public Family {
     config["mlp_bias"] = false;
     config["pretraining_tp"] = 1;
   }
+
+  // transformers computes no window in this family, whatever the field says.
+  std::vector<RequiredValue> required() const override { return {{"sliding_window", nullptr}}; }
 };
 
 }  // namespace

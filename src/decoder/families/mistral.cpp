@@ -21,7 +21,7 @@ class Mistral final : public Family {
   }
 
   void read(const StrictConfig& config, DecoderOptions& options) const override {
-    options.sliding_window = read_window(config, /*used=*/true, /*absent=*/4096);
+    read_window_of_all(config, /*used=*/true, /*absent=*/4096, options);
     expect_attention_bias(config, false, traits.model_type);
   }
 

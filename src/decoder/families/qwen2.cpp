@@ -21,7 +21,7 @@ class Qwen2 final : public Family {
   }
 
   void read(const StrictConfig& config, DecoderOptions& options) const override {
-    options.sliding_window = read_window(config, config.flag("use_sliding_window", false));
+    read_optional_windows(config, options);
     options.attention_bias = true;
     expect_attention_bias(config, true, traits.model_type);
   }

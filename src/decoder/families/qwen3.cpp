@@ -22,9 +22,8 @@ class Qwen3 final : public Family {
   }
 
   void read(const StrictConfig& config, DecoderOptions& options) const override {
-    options.sliding_window = read_window(config, config.flag("use_sliding_window", false));
-    options.attention_bias = config.flag("attention_bias", false);
-    options.attention_output_bias = options.attention_bias;
+    read_optional_windows(config, options);
+    read_attention_bias(config, options);
     options.qk_norm = true;
   }
 

@@ -166,10 +166,20 @@ void multiply(StridedMatrix<T> a, std::int64_t rows, DepthOf depth_of, Rows<cons
 struct QueryTile {
   std::int64_t first, count, lanes;
   std::int64_t groups, seen_by_all;
+  std::int64_t window;  // 0: none
 
   // Returns how many keys, from the first on, query r of the tile sees, and the last of them all.
   std::int64_t visible_to(std::int64_t r) const { return seen_by_all + (first + r) / groups + 1; }
   std::int64_t visible() const { return visible_to(count - 1); }
+  // Returns the first key that a query of the tile sees.
+  std::int64_t begin() const {
+    return window == 0 ? 0 : std::max<std::int64_t>(visible_to(0) - window, 0);
+  }
+  // Lanes from this on see the key no more.
+  std::int64_t lanes_before_window(std::int64_t key) const {
+    if (window == 0) return lanes;
+    return std::clamp<std::int64_t>((key + window - seen_by_all) * groups - first, 0, lanes);
+  }
   // Lanes below this do not see the key.
   std::int64_t hidden_lanes(std::int64_t key) const {
     return std::clamp<std::int64_t>((key - seen_by_all) * groups - first, 0, lanes);
@@ -180,7 +190,7 @@ template <class T>
 QueryTile tile_at(std::int64_t first, const AttentionTask& task, const AttentionShape& shape) {
   const std::int64_t count = std::min(kQueries, task.queries * shape.groups - first);
   const std::int64_t lanes = (count + lanes_of<T>() - 1) / lanes_of<T>() * lanes_of<T>();
-  return {first, count, lanes, shape.groups, task.keys() - task.queries};
+  return {first, count, lanes, shape.groups, task.keys() - task.queries, shape.window};
 }
 
 // Rows of heads lie in far apart lines of inputs that a first-level cache does not hold, each line
@@ -274,6 +284,24 @@ void hide(const QueryTile& tile, std::int64_t first, std::int64_t keys, T value,
   for (std::int64_t j = causal; j < first + keys; ++j) {
     std::fill_n(scores + (j - first) * kQueries, tile.hidden_lanes(j), value);
   }
+  for (std::int64_t j = first; tile.window > 0 && j < first + keys; ++j) {
+    T* row = scores + (j - first) * kQueries;
+    std::fill(row + tile.lanes_before_window(j), row + tile.lanes, value);
+  }
+}
+
+// Scores s become c tanh(s / c).
+template <class T>
+void cap(const QueryTile& tile, std::int64_t keys, double softcap, T* HWY_RESTRICT scores) {
+  const hn::ScalableTag<T> d;
+  const auto most = hn::Set(d, static_cast<T>(softcap));
+  const auto inverse = hn::Set(d, static_cast<T>(1 / softcap));
+  for (std::int64_t j = 0; j < keys; ++j) {
+    for (std::int64_t i = 0; i < tile.lanes; i += lanes_of<T>()) {
+      T* score = scores + j * kQueries + i;
+      hn::StoreU(hn::Mul(most, tanh_of(d, hn::Mul(hn::LoadU(d, score), inverse))), d, score);
+    }
+  }
 }
 
 // From scores to e^(s − max), in place. `max` and `sum` are what they were for earlier keys and
@@ -334,12 +362,16 @@ void scale_rows(std::int64_t rows, std::int64_t padded, const T* HWY_RESTRICT fa
   }
 }
 
-// scores become p = e^(s − logsumexp), products dp become ds = p (dp − shared).
-template <class T>
+// Scores become p = e^(s − logsumexp), products dp become ds = p (dp − shared). With a soft-cap c
+// the scores are in front of it, t = tanh(s / c): p = e^(c t − logsumexp), ds = p (dp − shared)
+// (1 − t²).
+template <class T, bool kCapped>
 void softmax_gradient(const QueryTile& tile, std::int64_t keys, const T* HWY_RESTRICT high,
-                      const T* HWY_RESTRICT low, const T* HWY_RESTRICT shared,
+                      const T* HWY_RESTRICT low, const T* HWY_RESTRICT shared, double softcap,
                       T* HWY_RESTRICT scores, T* HWY_RESTRICT products) {
   const hn::ScalableTag<T> d;
+  const auto cap = hn::Set(d, static_cast<T>(softcap));
+  const auto inverse = hn::Set(d, static_cast<T>(kCapped ? 1 / softcap : 0));
   for (std::int64_t i = 0; i < tile.lanes; i += lanes_of<T>()) {
     const auto most = hn::LoadU(d, high + i);
     const auto rest = hn::LoadU(d, low + i);
@@ -347,9 +379,18 @@ void softmax_gradient(const QueryTile& tile, std::int64_t keys, const T* HWY_RES
     for (std::int64_t j = 0; j < keys; ++j) {
       T* score = scores + j * kQueries + i;
       T* product = products + j * kQueries + i;
-      const auto p = exp_of(d, hn::Sub(hn::Sub(hn::LoadU(d, score), most), rest));
+      auto s = hn::LoadU(d, score);
+      auto slope = hn::Set(d, T(1));
+      if constexpr (kCapped) {
+        const auto t = tanh_of(d, hn::Mul(s, inverse));
+        s = hn::Mul(cap, t);
+        slope = hn::NegMulAdd(t, t, slope);
+      }
+      const auto p = exp_of(d, hn::Sub(hn::Sub(s, most), rest));
       hn::StoreU(p, d, score);
-      hn::StoreU(hn::Mul(p, hn::Sub(hn::LoadU(d, product), part)), d, product);
+      auto gradient = hn::Mul(p, hn::Sub(hn::LoadU(d, product), part));
+      if constexpr (kCapped) gradient = hn::Mul(gradient, slope);
+      hn::StoreU(gradient, d, product);
     }
   }
 }
@@ -389,17 +430,18 @@ void forward(const AttentionTask& task, const AttentionShape& shape,
     transpose(rows, tile.lanes, padded, columns);
     std::fill_n(max, tile.lanes, std::numeric_limits<T>::lowest());
     std::fill_n(sum, tile.lanes, T(0));
-    for (std::int64_t j = 0; j < tile.visible(); j += kKeys) {
+    for (std::int64_t j = tile.begin(); j < tile.visible(); j += kKeys) {
       const std::int64_t keys = std::min(kKeys, tile.visible() - j);
       multiply_visible<T>(tile, j, keys, {key + j * padded, padded}, shape.dim, columns, scores);
+      if (shape.softcap > 0) cap(tile, keys, shape.softcap, scores);
       hide(tile, j, keys, std::numeric_limits<T>::lowest(), scores);
       online_softmax(tile, keys, scores, max, sum, factor);
-      if (j > 0) scale_rows(tile.count, padded, factor, output);
+      if (j > tile.begin()) scale_rows(tile.count, padded, factor, output);
       const auto seen = [&](std::int64_t, std::int64_t last) {
         return Depth{0, std::clamp<std::int64_t>(tile.visible_to(last) - j, 0, keys)};
       };
       multiply<T>({scores, 1, kQueries}, tile.count, seen, {value + j * padded, padded},
-                  {output, padded}, padded, /*accumulate=*/j > 0);
+                  {output, padded}, padded, /*accumulate=*/j > tile.begin());
     }
     for (std::int64_t i = 0; i < tile.count; ++i) {
       const std::int64_t row = first + i;
@@ -455,13 +497,15 @@ void backward(const AttentionTask& task, const AttentionShape& shape,
       low[i] = static_cast<T>(logsumexp - static_cast<double>(high[i]));
       shared[i] = dot(grad_rows + i * padded, output + i * padded, padded);
     }
-    for (std::int64_t j = 0; j < tile.visible(); j += kKeys) {
+    for (std::int64_t j = tile.begin(); j < tile.visible(); j += kKeys) {
       const std::int64_t keys = std::min(kKeys, tile.visible() - j);
       multiply_visible<T>(tile, j, keys, {key + j * padded, padded}, shape.dim, query_columns,
                           scores);
       multiply_visible<T>(tile, j, keys, {value + j * padded, padded}, shape.dim, grad_columns,
                           products);
-      softmax_gradient(tile, keys, high, low, shared, scores, products);
+      const auto softmax =
+          shape.softcap > 0 ? softmax_gradient<T, true> : softmax_gradient<T, false>;
+      softmax(tile, keys, high, low, shared, shape.softcap, scores, products);
       hide(tile, j, keys, T(0), scores);
       hide(tile, j, keys, T(0), products);
       const auto seeing = [&](std::int64_t first_key, std::int64_t) {
@@ -475,7 +519,7 @@ void backward(const AttentionTask& task, const AttentionShape& shape,
       multiply<T>({products, kQueries, 1}, keys, seeing, {query_rows, padded},
                   {data.grad_key + j * padded, padded}, padded, /*accumulate=*/true);
       multiply<T>({products, 1, kQueries}, tile.count, seen, {key + j * padded, padded},
-                  {grad_query, padded}, padded, /*accumulate=*/j > 0);
+                  {grad_query, padded}, padded, /*accumulate=*/j > tile.begin());
     }
     std::fill_n(shared, tile.count, static_cast<T>(shape.scale));
     scale_rows(tile.count, padded, shared, grad_query);

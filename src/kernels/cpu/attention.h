@@ -33,6 +33,8 @@ struct AttentionShape {
   std::int64_t groups;  ///< query heads of a kv head
   std::int64_t dim;
   double scale;
+  std::int64_t window = 0;  ///< keys that a query sees back, its own included; 0: all
+  double softcap = 0;       ///< c: scores are c tanh(s / c); 0: s
 };
 
 /// Numbers of a head in buffers: `dim` and zeros up to a multiple of every vector.

@@ -153,7 +153,21 @@ HWY_INLINE Sigmoid<V> sigmoid_of(D d, V x) {
   return {hn::IfThenElse(negative, small, large), hn::IfThenElse(negative, large, small)};
 }
 
-template <class T>
+// 2 sqrt(2 / π) (x + 0.044715 x³) and its derivative.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V gelu_argument(D d, V x) {
+  using T = hn::TFromD<D>;
+  const auto rest = hn::Mul(hn::Mul(x, x), hn::Set(d, T(0.044715 * 1.5957691216057308)));
+  return hn::Mul(x, hn::Add(rest, hn::Set(d, T(1.5957691216057308))));
+}
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V gelu_argument_slope(D d, V x) {
+  using T = hn::TFromD<D>;
+  const auto factor = hn::Set(d, T(3 * 0.044715 * 1.5957691216057308));
+  return hn::MulAdd(hn::Mul(x, x), factor, hn::Set(d, T(1.5957691216057308)));
+}
+
+template <class T, Gate kGate>
 void swiglu_rows(const Swiglu<T>& work, std::int64_t first, std::int64_t last) {
   for (std::int64_t row = first; row < last; ++row) {
     const T* g = work.g[row];
@@ -161,13 +175,24 @@ void swiglu_rows(const Swiglu<T>& work, std::int64_t first, std::int64_t last) {
     T* h = work.h[row];
     for_vectors<T>(work.width, [&](auto d, std::int64_t i) HWY_ATTR {
       const auto gate = hn::LoadU(d, g + i);
-      const auto silu = hn::Mul(gate, sigmoid_of(d, gate).value);
-      hn::StoreU(hn::Mul(silu, hn::LoadU(d, u + i)), d, h + i);
+      auto argument = gate;
+      if constexpr (kGate == Gate::kGeluTanh) argument = gelu_argument(d, gate);
+      const auto value = hn::Mul(gate, sigmoid_of(d, argument).value);
+      hn::StoreU(hn::Mul(value, hn::LoadU(d, u + i)), d, h + i);
     });
   }
 }
 
-template <class T, bool kHidden>
+template <class T>
+void swiglu_rows(const Swiglu<T>& work, std::int64_t first, std::int64_t last) {
+  if (work.gate == Gate::kSilu) {
+    swiglu_rows<T, Gate::kSilu>(work, first, last);
+  } else {
+    swiglu_rows<T, Gate::kGeluTanh>(work, first, last);
+  }
+}
+
+template <class T, Gate kGate, bool kHidden>
 void swiglu_rows_backward(const SwigluBackward<T>& work, std::int64_t first, std::int64_t last) {
   for (std::int64_t row = first; row < last; ++row) {
     const T* dh = work.dh[row];
@@ -180,28 +205,43 @@ void swiglu_rows_backward(const SwigluBackward<T>& work, std::int64_t first, std
       const auto of_h = hn::LoadU(d, dh + i);
       const auto gate = hn::LoadU(d, g + i);
       const auto up = hn::LoadU(d, u + i);
-      const auto sigmoid = sigmoid_of(d, gate);
-      const auto silu = hn::Mul(gate, sigmoid.value);
-      const auto slope = hn::MulAdd(silu, sigmoid.complement, sigmoid.value);
+      auto argument = gate;
+      if constexpr (kGate == Gate::kGeluTanh) argument = gelu_argument(d, gate);
+      const auto sigmoid = sigmoid_of(d, argument);
+      const auto value = hn::Mul(gate, sigmoid.value);
+      auto change = value;
+      if constexpr (kGate == Gate::kGeluTanh) {
+        change = hn::Mul(value, gelu_argument_slope(d, gate));
+      }
+      const auto slope = hn::MulAdd(change, sigmoid.complement, sigmoid.value);
       hn::StoreU(hn::Mul(hn::Mul(of_h, up), slope), d, dg + i);
-      hn::StoreU(hn::Mul(of_h, silu), d, du + i);
-      if constexpr (kHidden) hn::StoreU(hn::Mul(silu, up), d, h + i);
+      hn::StoreU(hn::Mul(of_h, value), d, du + i);
+      if constexpr (kHidden) hn::StoreU(hn::Mul(value, up), d, h + i);
     });
+  }
+}
+
+template <class T, Gate kGate>
+void swiglu_rows_backward(const SwigluBackward<T>& work, std::int64_t first, std::int64_t last) {
+  if (work.h.data != nullptr) {
+    swiglu_rows_backward<T, kGate, true>(work, first, last);
+  } else {
+    swiglu_rows_backward<T, kGate, false>(work, first, last);
   }
 }
 
 template <class T>
 void swiglu_rows_backward(const SwigluBackward<T>& work, std::int64_t first, std::int64_t last) {
-  if (work.h.data != nullptr) {
-    swiglu_rows_backward<T, true>(work, first, last);
+  if (work.gate == Gate::kSilu) {
+    swiglu_rows_backward<T, Gate::kSilu>(work, first, last);
   } else {
-    swiglu_rows_backward<T, false>(work, first, last);
+    swiglu_rows_backward<T, Gate::kGeluTanh>(work, first, last);
   }
 }
 
 template <class T, bool kBack>
 void rope_rows(const Rotary<T>& rotary, std::int64_t first, std::int64_t last) {
-  const std::int64_t half = rotary.head_dim / 2;
+  const std::int64_t half = (rotary.rotated > 0 ? rotary.rotated : rotary.head_dim) / 2;
   for (std::int64_t row = first; row < last; ++row) {
     const T* cos = rotary.cos[row];
     const T* sin = rotary.sin[row];

@@ -51,38 +51,45 @@ struct RmsNormBackward {
 template <class T>
 void rms_norm_backward(const RmsNormBackward<T>& norm);
 
-/// h = silu(g) u, where silu(g) = g / (1 + e^−g). h may be g or u.
+/// The function f of a gate: f(g) = g σ(k) with σ(k) = 1 / (1 + e^−k), where k is g for silu and
+/// 2 sqrt(2 / π) (g + 0.044715 g³) for the tanh form of gelu.
+enum class Gate { kSilu, kGeluTanh };
+
+/// h = f(g) u. h may be g or u.
 template <class T>
 struct Swiglu {
   std::int64_t rows, width;
   Rows<const T> g, u;
   Rows<T> h;
+  Gate gate = Gate::kSilu;
 };
 template <class T>
 void swiglu(const Swiglu<T>& work);
 
-/// With σ = 1 / (1 + e^−g): dg = dh u σ (1 + g (1 − σ)), du = dh g σ, and h = g σ u once more. Each
-/// result may overwrite an input.
+/// With σ = σ(k): dg = dh u σ (1 + g k' (1 − σ)), du = dh g σ, and h = g σ u once more. Each result
+/// may overwrite an input.
 template <class T>
 struct SwigluBackward {
   std::int64_t rows, width;
   Rows<const T> dh, g, u;
   Rows<T> dg, du;
   Rows<T> h = {};  ///< null: not wanted
+  Gate gate = Gate::kSilu;
 };
 template <class T>
 void swiglu_backward(const SwigluBackward<T>& work);
 
-/// Rotary positions (RoPE) of heads, in place: with D = head_dim / 2, and c, s the cosine and sine
+/// Rotary positions (RoPE) of heads, in place: with D = rotated / 2, and c, s the cosine and sine
 /// [rows, D] of a row,
 ///   x_i ← c_i x_i − s_i x_{i+D},  x_{i+D} ← c_i x_{i+D} + s_i x_i  for i < D.
-/// Queries and keys that lie side by side are rotated in one call. Backward is the rotation by
-/// minus the angle.
+/// The rest of a head stays as it is. Queries and keys that lie side by side are rotated in one
+/// call. Backward is the transposed map: the rotation by minus the angle.
 template <class T>
 struct Rotary {
   std::int64_t rows, heads, head_dim;
   Rows<T> x;
   Rows<const T> cos, sin;
+  std::int64_t rotated = 0;  ///< 0: head_dim
 };
 template <class T>
 void apply_rope_(const Rotary<T>& rotary);

@@ -42,6 +42,15 @@ HWY_INLINE T dot(const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, std::int64_t 
   return sum;
 }
 
+// Scores s become c tanh(s / c).
+template <class T>
+void cap(T* HWY_RESTRICT scores, std::int64_t size, T softcap) {
+  for_vectors<T>(size, [&](auto d, std::int64_t i) HWY_ATTR {
+    const auto scaled = hn::Mul(hn::LoadU(d, scores + i), hn::Set(d, 1 / softcap));
+    hn::StoreU(hn::Mul(hn::Set(d, softcap), tanh_of(d, scaled)), d, scores + i);
+  });
+}
+
 // From scores to e^(s − max); returns their sum.
 template <class T>
 HWY_INLINE double exponentials(T* HWY_RESTRICT scores, std::int64_t size) {
@@ -105,6 +114,7 @@ void attend(const QueryTask<T>& task, const QueryShape& shape, T* HWY_RESTRICT s
     }
     before += part.length;
   }
+  if (shape.softcap > 0) cap(scores, shape.groups * keys, static_cast<T>(shape.softcap));
   for (std::int64_t g = 0; g < shape.groups; ++g) {
     T* weights = scores + g * keys;
     T* out = task.output + g * dim;

@@ -10,6 +10,7 @@ struct QueryShape {
   std::int64_t groups;  ///< query heads of a kv head
   std::int64_t head_dim;
   double scale;
+  double softcap = 0;  ///< c: scores are c tanh(s / c); 0: s
 };
 
 /// Keys and values of one kv head, `length` rows of head_dim without gaps.

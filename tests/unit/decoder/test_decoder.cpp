@@ -633,11 +633,20 @@ TEST_CASE("decoder: forms of config.json", "[decoder]") {
     checkpoint.config["model_type"] = "mistral";
     checkpoint.config["sliding_window"] = 3;
     CHECK(same());
+    checkpoint.config["sliding_window"] = 2;
+    CHECK_FALSE(same());
+    checkpoint.config.erase("sliding_window");
+    CHECK(checkpoint.load()->options().sliding_window == 4096);  // mistral's in transformers
+  }
+  SECTION("dynamic scaling, within the context") {
+    checkpoint.config["rope_parameters"] = {{"rope_type", "dynamic"}, {"factor", 2.0}};
+    checkpoint.config["max_position_embeddings"] = 3;
+    CHECK(same());
     const auto decoder = checkpoint.load();
     CHECK_THROWS_TEXT(logits_of(*decoder, {1, 2, 3, 4}), DataError,
-                      "decoder: expected at most 3 tokens, the model's sliding_window, got 4; "
-                      "longer rows need an attention that is not computed here, so shorten them "
-                      "(data.max_length)");
+                      "decoder: expected at most 3 tokens, the context of a model with dynamic "
+                      "rotary scaling, got 4; beyond it the scaling would depend on other rows, so "
+                      "shorten them (data.max_length)");
     // The last token of a sequence is no input.
     const auto batch = make_batch({{.prompt = Tokens{1, 2}, .completion = Tokens{3}},
                                    {.prompt = Tokens{1, 2}, .completion = Tokens{3, 4, 5}}});
@@ -647,16 +656,8 @@ TEST_CASE("decoder: forms of config.json", "[decoder]") {
     session->prefill();
     session->append(at::tensor({3, 2}, at::kLong));
     CHECK_THROWS_TEXT(session->append(at::tensor({3, 2}, at::kLong)), DataError,
-                      "append: expected at most 3 tokens, the model's sliding_window, got 4; fewer "
-                      "new tokens or a shorter prompt fit");
-    checkpoint.config.erase("sliding_window");
-    CHECK(checkpoint.load()->options().sliding_window == 4096);  // mistral's in transformers
-  }
-  SECTION("a window of some layers") {
-    checkpoint.config["layer_types"] = {"full_attention", "sliding_attention"};
-    checkpoint.config["sliding_window"] = 3;
-    CHECK(same());
-    CHECK(checkpoint.load()->options().sliding_window == 3);
+                      "append: expected at most 3 tokens, the context of a model with dynamic "
+                      "rotary scaling, got 4; fewer new tokens or a shorter prompt fit");
   }
   SECTION("heads of a width of their own need not divide the width") {
     CHECK(checkpoint.load()->options().hidden_size == 12);
@@ -704,11 +705,15 @@ TEST_CASE("decoder: a config that is not understood is refused by name", "[decod
                       checkpoint.config_path() + ": expected " + text);
     checkpoint.config = good;
   };
-  refuse("model_type", "gpt2",
-         R"(model_type to be "llama", "mistral", "qwen2" or "qwen3", got "gpt2")");
-  refuse("model_type", nullptr,
-         R"(model_type to be "llama", "mistral", "qwen2" or "qwen3", got none)");
-  refuse("sliding_window", 0, "sliding_window of at least 1, got 0");
+  refuse(
+      "model_type", "gpt2",
+      R"(model_type to be "llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "phi3", "gemma2", )"
+      R"("gemma3_text", "olmo2", "olmo3", "mixtral" or "qwen3_moe", got "gpt2")");
+  refuse(
+      "model_type", nullptr,
+      R"(model_type to be "llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "phi3", "gemma2", )"
+      R"("gemma3_text", "olmo2", "olmo3", "mixtral" or "qwen3_moe", got none)");
+  refuse("sliding_window", 3, "sliding_window to be null, got 3");
   refuse("use_mrope", true, "use_mrope to be false, got true");
   refuse("use_rope", false, "use_rope to be true, got false");
   refuse("is_causal", false, "is_causal to be true, got false");
@@ -722,17 +727,28 @@ TEST_CASE("decoder: a config that is not understood is refused by name", "[decod
   refuse("rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}},
          "rope_scaling with factor, low_freq_factor, high_freq_factor and "
          R"(original_max_position_embeddings, got {"factor":8.0,"rope_type":"llama3"})");
-  refuse("rope_parameters", {{"rope_type", "yarn"}},
-         R"(rope_parameters of rope_type "default" or "llama3", got {"rope_type":"yarn"})");
+  refuse("rope_parameters", {{"rope_type", "ntk"}},
+         R"(rope_parameters of rope_type "default", "linear", "llama3", "yarn", "dynamic" or )"
+         R"("longrope", got {"rope_type":"ntk"})");
+  refuse("rope_parameters", {{"rope_type", "linear"}},
+         R"(rope_parameters with a number factor, got {"rope_type":"linear"})");
   refuse("rope_parameters", {{"rope_theta", 200.0}}, "one rope_theta, 100, got 200.0");
   refuse("rope_scaling", 2.0, "rope_scaling to be an object, got 2.0");
+  checkpoint.config["model_type"] = "mistral";
+  refuse("sliding_window", 0, "sliding_window of at least 1, got 0");
+  checkpoint.config["sliding_window"] = nullptr;
   refuse("layer_types", {"full_attention", "sliding_attention"},
          "sliding_window with layer_types of sliding_attention, got none");
+  checkpoint.config["sliding_window"] = 3;
+  refuse("layer_types", {"full_attention", "sliding_attention"},
+         R"(layer_types of sliding_attention only in mistral, got )"
+         R"(["full_attention","sliding_attention"])");
   refuse("layer_types", {"full_attention", "chunked_attention"},
          R"(layer_types to hold "full_attention" and "sliding_attention" only, got )"
          R"(["full_attention","chunked_attention"])");
-  refuse("rope_scaling", {{"type", "linear"}, {"factor", 2.0}},
-         R"(rope_scaling of rope_type "default" or "llama3", got {"factor":2.0,"type":"linear"})");
+  refuse("layer_types", {"full_attention"}, "layer_types of 2 layers, got 1");
+  checkpoint.config["model_type"] = "llama";
+  checkpoint.config.erase("sliding_window");
   refuse("logit_scale", 2.0, "logit_scale to be 1, got 2.0");
   refuse("of_a_later_version", 2.0,
          "fields that this decoder understands, got 'of_a_later_version': 2.0");

@@ -181,13 +181,16 @@ TEST_CASE("decoder files: a GGUF file that is not understood is refused by name"
   refuse(tiny_file().real("llama.logit_scale", 2),
          "expected metadata that this decoder understands, got 'llama.logit_scale'");
   refuse(tiny_file().integer("llama.expert_count", 8),
-         "expected llama.expert_count to be 0, got 8");
+         "expected llama.expert_used_count, got none");
   refuse(tiny_file().flag("llama.attention.causal", false),
          "expected llama.attention.causal to be true, got false");
-  refuse(tiny_file().text("llama.rope.scaling.type", "yarn"),
-         R"(expected llama.rope.scaling.type to be "none", got "yarn")");
-  refuse(tiny_file().real("llama.rope.scaling.factor", 4),
-         "expected llama.rope.scaling.factor to be 1.0, got 4.0");
+  refuse(tiny_file().text("llama.rope.scaling.type", "ntk"),
+         "expected llama.rope.scaling.type to be 'none', 'linear' or 'yarn', got 'ntk'");
+  refuse(tiny_file().real("llama.rope.scaling.yarn_log_multiplier", 0.1F),
+         "expected metadata that this decoder understands, got "
+         "'llama.rope.scaling.yarn_log_multiplier'");
+  refuse(tiny_file().real("llama.rope.scaling.factor", 0.5),
+         "expected a rotary factor of at least 1, got 0.5");
   refuse(tiny_file().integer("llama.rope.dimension_count", 1),
          "expected llama.rope.dimension_count to be the width of a head, 2, got 1");
   refuse(tiny_file().integer("llama.attention.value_length", 4),

@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "decoder/families/family.h"
 #include "decoder/layer_spec.h"
-#include "decoder/network.h"
-#include "decoder/packed_layer.h"
-#include "decoder/packed_session.h"
 #include "prefopt/error.h"
 #include "support/catch.h"
 #include "support/errors.h"
@@ -15,97 +11,85 @@
 namespace prefopt {
 namespace {
 
+using detail::LayerSpec;
 using detail::ModelSpec;
 
-struct Unsupported {
-  std::function<void(detail::LayerSpec&)> change;
-  std::string text;
-};
+DecoderOptions three_layers() {
+  DecoderOptions options;
+  options.num_hidden_layers = 3;
+  options.head_dim = 16;
+  options.rms_norm_eps = 1e-3;
+  return options;
+}
 
-const std::vector<Unsupported> kUnsupported = {
-    {[](auto& layer) { layer.norm = detail::NormKind::kLayer; }, "norm rms, got layer"},
-    {[](auto& layer) { layer.norm_adds_one = true; }, "norm_adds_one false, got true"},
-    {[](auto& layer) { layer.post_norms = true; }, "post_norms false, got true"},
-    {[](auto& layer) { layer.activation = detail::Activation::kGelu; },
-     "activation silu, got gelu"},
-    {[](auto& layer) { layer.activation = detail::Activation::kGeluTanh; },
-     "activation silu, got gelu_tanh"},
-    {[](auto& layer) { layer.attention_softcap = 50; }, "attention_softcap 0, got 50"},
-    {[](auto& layer) { layer.rope = detail::RopeKind::kNeighbours; },
-     "rope halves, got neighbours"},
-    {[](auto& layer) { layer.rope = detail::RopeKind::kNone; }, "rope halves, got none"},
-    {[](auto& layer) { layer.partial_rotary = 0.5; }, "partial_rotary 1, got 0.5"},
-};
+ModelSpec spec_of(const std::string& family, const DecoderOptions& options) {
+  return detail::family_named(family, "test").spec(options, "test");
+}
 
-/// Llama but for a change of the spec.
-class ChangedLlama final : public detail::Family {
- public:
-  explicit ChangedLlama(const Unsupported& change)
-      : Family({.model_type = "changed", .architecture = "Changed"}), change_(change) {}
-  std::string misfit(const DecoderOptions&) const override { return ""; }
-  ModelSpec spec(const DecoderOptions& options) const override {
-    ModelSpec spec = detail::plain_spec(options);
-    change_.change(spec.layer);
-    return spec;
-  }
-  void read(const detail::StrictConfig&, DecoderOptions&) const override {}
-  void write(const DecoderOptions&, detail::Json&) const override {}
-
- private:
-  const Unsupported& change_;
-};
+std::vector<std::int64_t> windows(const ModelSpec& spec) {
+  std::vector<std::int64_t> windows;
+  for (const LayerSpec& layer : spec.layers) windows.push_back(layer.window);
+  return windows;
+}
 
 }  // namespace
 
-TEST_CASE("layer spec: an executor refuses what it does not compute", "[decoder]") {
-  CHECK_NOTHROW(detail::check_padded_spec({}, "test"));
-  CHECK_NOTHROW(detail::check_packed_spec({}, "test"));
-  CHECK_NOTHROW(detail::check_session_spec({}, "test"));
-  for (const Unsupported& unsupported : kUnsupported) {
-    ModelSpec spec;
-    unsupported.change(spec.layer);
-    const std::string text = "test: expected " + unsupported.text + "; ";
-    CHECK_THROWS_TEXT(detail::check_padded_spec(spec, "test"), ConfigError,
-                      text + "the padded forward computes no other");
-    CHECK_THROWS_TEXT(detail::check_packed_spec(spec, "test"), ConfigError,
-                      text + "the packed forward computes no other");
-    CHECK_THROWS_TEXT(detail::check_session_spec(spec, "test"), ConfigError,
-                      text + "decoding computes no other");
-  }
-}
-
-TEST_CASE("layer spec: no model is made that an executor refuses", "[decoder]") {
-  for (const Unsupported& unsupported : kUnsupported) {
-    const ChangedLlama family(unsupported);
-    const detail::AddedFamily added(family);
-    DecoderOptions options{.hidden_size = 8, .num_hidden_layers = 1, .num_attention_heads = 2};
-    options.num_key_value_heads = 2;
-    options.family = "changed";
-    CHECK_THROWS_TEXT(
-        Decoder(options), ConfigError,
-        "decoder: expected " + unsupported.text + "; the padded forward computes no other");
-  }
-}
-
-TEST_CASE("layer spec: the built-in families have Llama's but for biases and norms", "[decoder]") {
-  DecoderOptions options;
-  options.head_dim = 16;
+TEST_CASE("layer spec: the first families have Llama's but for biases and norms", "[decoder]") {
+  DecoderOptions options = three_layers();
   options.qk_norm = true;
   options.sliding_window = 7;
-  options.rms_norm_eps = 1e-3;
-  const ModelSpec spec = detail::family_named("qwen3", "test").spec(options);
-  CHECK(spec.layer.query_key_norm);
-  CHECK(spec.layer.query_scale == 0.25);
-  CHECK(spec.layer.window == 7);
-  CHECK(spec.layer.norm_eps == 1e-3);
+  const ModelSpec spec = spec_of("qwen3", options);
+  REQUIRE(spec.layers.size() == 3);
+  CHECK(spec.layers[0].query_key_norm == detail::QueryKeyNorm::kHead);
+  CHECK(spec.layers[0].query_scale == 0.25);
+  CHECK(windows(spec) == std::vector<std::int64_t>{7, 7, 7});
+  CHECK(spec.layers[0].norm.eps == 1e-3);
+  CHECK(spec.norm.eps == 1e-3);
   CHECK(spec.embedding_scale == 1);
   CHECK(spec.logits.scale == 1);
   CHECK(spec.logits.softcap == 0);
   CHECK(spec.tied_head);
-  CHECK_FALSE(spec.layer.mlp_bias);
-  for (const detail::Family* family : detail::families()) {
-    CHECK(family->spec(options).layer == spec.layer);
+  CHECK_FALSE(spec.layers[0].mlp_bias);
+  for (const char* family : {"llama", "mistral", "qwen2"}) {
+    CHECK((spec_of(family, options).layers == spec.layers));
   }
+}
+
+TEST_CASE("layer spec: layers of two kinds", "[decoder]") {
+  DecoderOptions options = three_layers();
+  options.sliding_window = 5;
+  detail::set_sliding_layers({true, false, true}, options);
+  CHECK(windows(spec_of("qwen2", options)) == std::vector<std::int64_t>{5, 0, 5});
+
+  detail::set_rope_pair(options, {.full = {.theta = 300}, .sliding = {.theta = 30}});
+  const ModelSpec spec = spec_of("gemma3_text", options);
+  CHECK(spec.layers[0].rope == 1);
+  CHECK(spec.layers[1].rope == 0);
+  CHECK(spec.ropes.at(0).theta == 300);
+  CHECK(spec.ropes.at(1).theta == 30);
+}
+
+TEST_CASE("layer spec: limits of a sequence", "[decoder]") {
+  ModelSpec spec{.layers = {}, .ropes = {{}, {.type = detail::RopeType::kDynamic, .context = 9}}};
+  CHECK(spec.longest() == 9);
+  CHECK(spec.rope_boundary() == 0);
+  spec.ropes = {{.type = detail::RopeType::kLongrope, .context = 8},
+                {.type = detail::RopeType::kLongrope, .context = 6}};
+  CHECK(spec.longest() == 0);
+  CHECK(spec.rope_boundary() == 6);
+}
+
+TEST_CASE("layer spec: fields of a family are an object of the right types", "[decoder]") {
+  DecoderOptions options = three_layers();
+  options.family = "gemma2";
+  options.family_fields = "[]";
+  CHECK_THROWS_TEXT(Decoder(options), ConfigError, "family_fields: expected an object, got []");
+  options.family_fields = R"({"query_pre_attn_scalar": 0})";
+  CHECK_THROWS_TEXT(Decoder(options), CheckpointError,
+                    "decoder: expected query_pre_attn_scalar above 0, got 0");
+  options.family_fields = R"({"layer_types": ["full_attention"]})";
+  CHECK_THROWS_TEXT(Decoder(options), CheckpointError,
+                    "decoder: expected layer_types of 3 layers, got 1");
 }
 
 }  // namespace prefopt

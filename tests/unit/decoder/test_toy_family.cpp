@@ -207,10 +207,12 @@ TEST_CASE("a family in one file: its config, its names of tensors, its GGUF", "[
     CHECK_THROWS_TEXT(Decoder(plain), ConfigError,
                       "decoder: expected options that the family 'toy' has, got qk_norm false");
   }
-  CHECK_THROWS_TEXT(Decoder::load(dir.path()), CheckpointError,
-                    dir.file("config.json") +
-                        ": expected model_type to be \"llama\", \"mistral\", \"qwen2\" or "
-                        "\"qwen3\", got \"toy\"");
+  CHECK_THROWS_TEXT(
+      Decoder::load(dir.path()), CheckpointError,
+      dir.file("config.json") +
+          R"(: expected model_type to be "llama", "mistral", "qwen2", "qwen3", )"
+          R"("granite", "smollm3", "phi3", "gemma2", "gemma3_text", "olmo2", "olmo3", )"
+          R"("mixtral" or "qwen3_moe", got "toy")");
 }
 
 TEST_CASE("a family in one file: what it costs", "[decoder]") {

@@ -52,14 +52,20 @@ Inputs random_inputs(const Blocks& blocks, Heads heads, std::uint64_t seed) {
           1 / std::sqrt(static_cast<double>(heads.dim))};
 }
 
-/// visible[i, j]: query i sees key j.
-at::Tensor visible(const Blocks& blocks, std::int64_t queries, std::int64_t keys) {
+/// visible[i, j]: query i sees key j, one of the last `window` that its block shows it.
+at::Tensor visible(const Blocks& blocks, std::int64_t queries, std::int64_t keys,
+                   std::int64_t window) {
   at::Tensor mask = at::zeros({queries, keys}, at::kBool);
   auto at = mask.accessor<bool, 2>();
   for (const AttentionBlock& b : blocks) {
     for (std::int64_t i = 0; i < b.length; ++i) {
-      for (std::int64_t j = 0; j < b.prefix_length; ++j) at[b.query + i][b.prefix + j] = true;
-      for (std::int64_t j = -b.past; j <= i; ++j) at[b.query + i][b.key + j] = true;
+      std::vector<std::int64_t> shown;
+      for (std::int64_t j = 0; j < b.prefix_length; ++j) shown.push_back(b.prefix + j);
+      for (std::int64_t j = -b.past; j <= i; ++j) shown.push_back(b.key + j);
+      const std::int64_t unseen = window == 0 ? 0 : std::ssize(shown) - window;
+      for (std::int64_t j = std::max<std::int64_t>(unseen, 0); j < std::ssize(shown); ++j) {
+        at[b.query + i][shown[static_cast<std::size_t>(j)]] = true;
+      }
     }
   }
   return mask;
@@ -71,27 +77,28 @@ struct Everything {
 };
 
 /// The masked softmax by its definition, and its gradients by autograd.
-Everything formula(const Inputs& in, const Blocks& blocks) {
+Everything formula(const Inputs& in, const Blocks& blocks, const AttentionLimits& limits = {}) {
   const auto leaf = [](const at::Tensor& x) {
     return x.to(at::kDouble).detach().clone().requires_grad_();
   };
   const at::Tensor q = leaf(in.query), k = leaf(in.key), v = leaf(in.value);
   const std::int64_t groups = q.size(1) / k.size(1);
-  const at::Tensor hidden = visible(blocks, q.size(0), k.size(0)).logical_not();
-  const at::Tensor scores =
-      (at::einsum("ihd,jhd->hij", {q, k.repeat_interleave(groups, 1)}) * in.scale)
-          .masked_fill(hidden, -std::numeric_limits<double>::infinity());
+  const at::Tensor hidden = visible(blocks, q.size(0), k.size(0), limits.window).logical_not();
+  at::Tensor scores = at::einsum("ihd,jhd->hij", {q, k.repeat_interleave(groups, 1)}) * in.scale;
+  if (limits.softcap > 0) scores = limits.softcap * (scores / limits.softcap).tanh();
+  scores = scores.masked_fill(hidden, -std::numeric_limits<double>::infinity());
   const at::Tensor output =
       at::einsum("hij,jhd->ihd", {at::softmax(scores, -1), v.repeat_interleave(groups, 1)});
   const auto grads = torch::autograd::grad({output}, {q, k, v}, {in.cotangent.to(at::kDouble)});
   return {output.detach(), at::logsumexp(scores, -1).detach(), {grads[0], grads[1], grads[2]}};
 }
 
-Everything ours(const Inputs& in, const Blocks& blocks) {
-  const AttentionResult result = tree_attention(in.query, in.key, in.value, blocks, in.scale);
-  return {
-      result.output, result.logsumexp,
-      tree_attention_backward(in.cotangent, in.query, in.key, in.value, result, blocks, in.scale)};
+Everything ours(const Inputs& in, const Blocks& blocks, const AttentionLimits& limits = {}) {
+  const AttentionResult result =
+      tree_attention(in.query, in.key, in.value, blocks, in.scale, limits);
+  return {result.output, result.logsumexp,
+          tree_attention_backward(in.cotangent, in.query, in.key, in.value, result, blocks,
+                                  in.scale, limits)};
 }
 
 void check_equal(const Everything& got, const Everything& expected) {
@@ -186,6 +193,26 @@ TEST_CASE("tree_attention: agrees with a masked softmax", "[decoder]") {
   check("a prompt's last row", Blocks{{0, 20, 1, 0, 20}, {1, 21, 10, 0, 21}, {11, 31, 7, 0, 21}});
   check("decoding", Blocks{{0, 24, 1, 0, 21, 3}, {1, 40, 1, 0, 21, 0}, {2, 69, 1, 0, 21, 19}});
   for (std::uint64_t seed = 0; seed < 6; ++seed) check("random", random_blocks(seed));
+}
+
+TEST_CASE("tree_attention: windows and soft-caps", "[decoder]") {
+  const Heads heads = GENERATE(Heads{2, 2, 8}, Heads{8, 1, 7});
+  // A window of one key, some that cut tiles and prefixes, and one that holds all.
+  const AttentionLimits limits =
+      GENERATE(AttentionLimits{1, 0}, AttentionLimits{5, 0.7}, AttentionLimits{48, 0},
+               AttentionLimits{100, 30}, AttentionLimits{1000, 0}, AttentionLimits{0, 0.7});
+  const auto check = [&](const char* what, const Blocks& blocks) {
+    INFO(what << ", window " << limits.window << ", soft-cap " << limits.softcap);
+    const Inputs in = random_inputs(blocks, heads, 3);
+    const Everything expected = formula(in, blocks, limits);
+    check_close(ours(in, blocks, limits), expected, 1e-12);
+    // Gradients of scores vanish where one key is seen.
+    check_close(ours(in.to(at::kFloat), blocks, limits), expected, 4e-6, 2e-5);
+  };
+  check("sequences", sequences({1, 37, 2, 150}));
+  check("a pair", tree(0, 45, {29, 34}));
+  check("decoding", Blocks{{0, 24, 1, 0, 21, 3}, {1, 40, 1, 0, 21, 0}, {2, 69, 1, 0, 21, 19}});
+  check("random", random_blocks(2));
 }
 
 TEST_CASE("tree_attention: gradients are those of finite differences", "[decoder]") {

@@ -24,11 +24,13 @@ class ToyFamily final : public detail::Family {
         {{"qk_norm", options.qk_norm, true}, {"attention_bias", options.attention_bias, false}});
   }
 
-  detail::ModelSpec spec(const DecoderOptions& options) const override {
-    detail::ModelSpec spec = detail::plain_spec(options);
+  detail::ModelSpec spec(const DecoderOptions& options, std::string_view where) const override {
+    detail::ModelSpec spec = detail::plain_spec(options, where);
     spec.embedding_scale = std::sqrt(static_cast<double>(options.hidden_size));
-    spec.layer.query_scale = 0.3;
-    spec.layer.mlp_bias = true;
+    for (detail::LayerSpec& layer : spec.layers) {
+      layer.query_scale = 0.3;
+      layer.mlp_bias = true;
+    }
     spec.logits = {.scale = 0.5, .softcap = 4};
     return spec;
   }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <numbers>
 #include <random>
 #include <type_traits>
 #include <vector>
@@ -354,6 +355,44 @@ void check_swiglu(std::int64_t rows, std::int64_t width) {
   }());
 }
 
+// --- GeGLU ------------------------------------------------------------------------------------
+
+/// gelu's tanh form, and its derivative by the formula.
+double gelu(double x) {
+  return x / 2 * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
+}
+double gelu_slope(double x) {
+  const double t = std::tanh(std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x));
+  return (1 + t) / 2 +
+         x / 2 * (1 - t * t) * std::sqrt(2 / std::numbers::pi) * (1 + 3 * 0.044715 * x * x);
+}
+
+template <class T>
+void check_geglu(std::int64_t rows, std::int64_t width) {
+  const auto g = random_matrix<T>(rows, width, 1);
+  const auto u = random_matrix<T>(rows, width, 2, 1);
+  const auto dh = random_matrix<T>(rows, width, 3, 2);
+  Matrix<T> h(rows, width, 4), dg(rows, width, 5), du(rows, width, 6), again(rows, width, 7);
+  swiglu<T>({rows, width, g.view(), u.view(), h.view(), Gate::kGeluTanh});
+  swiglu_backward<T>({.rows = rows,
+                      .width = width,
+                      .dh = dh.view(),
+                      .g = g.view(),
+                      .u = u.view(),
+                      .dg = dg.view(),
+                      .du = du.view(),
+                      .h = again.view(),
+                      .gate = Gate::kGeluTanh});
+  const Formula h_of = [&](std::int64_t i, std::int64_t j) { return gelu(g(i, j)) * u(i, j); };
+  CHECK(error(h, h_of) <= 8 * kUlps<T>);
+  CHECK(error(again, h_of) <= 8 * kUlps<T>);
+  CHECK(error(dg, [&](std::int64_t i, std::int64_t j) {
+          return dh(i, j) * u(i, j) * gelu_slope(g(i, j));
+        }) <= 16 * kUlps<T>);
+  CHECK(error(du, [&](std::int64_t i, std::int64_t j) { return dh(i, j) * gelu(g(i, j)); }) <=
+        8 * kUlps<T>);
+}
+
 // --- rotary -----------------------------------------------------------------------------------
 
 template <class T>
@@ -391,6 +430,24 @@ void check_rotary(std::int64_t rows, std::int64_t heads, std::int64_t head_dim) 
   apply_rope_backward_<T>(
       {rows, heads, head_dim, forward.view(), turn.cos.view(), turn.sin.view()});
   CHECK(error(forward, [&](std::int64_t i, std::int64_t j) { return x(i, j); }) <= 4 * kUlps<T>);
+}
+
+/// The beginning of each head alone is turned.
+template <class T>
+void check_partial_rotary(std::int64_t rows, std::int64_t heads, std::int64_t head_dim,
+                          std::int64_t rotated) {
+  const Matrix<T> x = random_matrix<T>(rows, heads * head_dim, 4);
+  const Turn<T> turn(rows, rotated);
+  const std::int64_t half = rotated / 2;
+  Matrix<T> forward = x;
+  apply_rope_<T>(
+      {rows, heads, head_dim, forward.view(), turn.cos.view(), turn.sin.view(), rotated});
+  CHECK(error(forward, [&](std::int64_t i, std::int64_t j) {
+          const std::int64_t at = j % head_dim, pair = at < half ? j + half : j - half;
+          if (at >= rotated) return static_cast<double>(x(i, j));
+          const double c = turn.cos(i, at % half), s = turn.sin(i, at % half);
+          return c * x(i, j) + (at < half ? -s : s) * x(i, pair);
+        }) <= 2 * kUlps<T>);
 }
 
 // --- linear layers ----------------------------------------------------------------------------
@@ -530,12 +587,13 @@ TEST_CASE("kernels: a norm's gradient in place, and without that of its weight",
   CHECK(error(in_place, [&](std::int64_t i, std::int64_t j) { return expected.dx(i, j); }) == 0);
 }
 
-TEST_CASE("kernels: SwiGLU and its gradients, apart and in place", "[kernels]") {
+TEST_CASE("kernels: SwiGLU and GeGLU with gradients, apart and in place", "[kernels]") {
   on_all_targets([](auto type) {
     for (const std::int64_t rows : {0, 1, 5}) {
       for (const std::int64_t width : {1, 3, 63, 65, 577}) {
         INFO(rows << " x " << width);
         check_swiglu<decltype(type)>(rows, width);
+        check_geglu<decltype(type)>(rows, width);
       }
     }
   });
@@ -604,6 +662,7 @@ TEST_CASE("kernels: rotary embeddings turn, and turn back", "[kernels]") {
       for (const std::int64_t head_dim : {2, 6, 64, 126}) {
         INFO(rows << " x 3 x " << head_dim);
         check_rotary<decltype(type)>(rows, 3, head_dim);
+        check_partial_rotary<decltype(type)>(rows, 3, head_dim + 5, head_dim);
       }
     }
   });
