@@ -3,7 +3,7 @@ cmake_minimum_required(VERSION 3.25)
 # Rooms of include/prefopt and src, from the lowest to the highest: a room includes only rooms that
 # come before it, so no two of them include each other. docs/architecture.md draws them.
 set(rooms
-  core math kernels files dist logps losses objectives exact testing data policy evaluation decoder train
+  core jinja math kernels files dist logps losses objectives exact testing data policy evaluation decoder train
   online report run lab cli)
 
 set(faults "")
