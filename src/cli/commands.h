@@ -184,6 +184,17 @@ struct TokenizeArguments {
 };
 void run_tokenize(const TokenizeArguments& arguments, std::ostream& out);
 
+struct RenderArguments {
+  std::string model;          ///< folder or GGUF file with a chat template; empty: template_file
+  std::string template_file;  ///< a template alone; empty: the model's
+  std::string template_name;  ///< of a model that has several; empty: its default
+  std::string messages;       ///< lines of {"messages": […], "tools": […], further variables}
+  bool add_generation_prompt = false;
+  std::optional<std::string> bos, eos;  ///< in place of the model's
+};
+/// Prints the text of each conversation as a JSON string.
+void run_render(const RenderArguments& arguments, std::ostream& out);
+
 struct LabArguments {
   std::string name;  ///< an experiment, or all; empty: the list of them
   bool quick = false;

@@ -2,12 +2,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <memory>
 #include <ostream>
 #include <utility>
 
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "core/json.h"
+#include "data/chat_template.h"
 #include "data/chat_writer.h"
 #include "data/conversation.h"
 #include "data/data_files.h"
@@ -38,6 +40,7 @@ class PromptReader {
                std::ostream& err)
       : arguments_(arguments), tokenizer_(tokenizer), options_(std::move(options)), err_(err) {
     options_.chat_format = detail::chat_format_for_rows(arguments.chat_format, tokenizer);
+    chat_template_ = detail::chat_template_for_rows(options_.chat_format, tokenizer);
   }
 
   std::vector<Prompt> read() {
@@ -53,7 +56,7 @@ class PromptReader {
  private:
   void read_rows() {
     for (const std::string& path : detail::find_files_of_rows(arguments_.data, DataSplit::kAny)) {
-      detail::read_prompts(path, options_,
+      detail::read_prompts(path, tokenizer_, options_,
                            [&](const PreferenceRow& row, const detail::RowTrace& trace) {
                              ++report_.rows_read;
                              for (const auto& column : trace.unread) ++report_.unread[column.name];
@@ -75,17 +78,24 @@ class PromptReader {
   void take_message(const std::string& text) {
     constexpr std::string_view kWhere = "--message";
     const detail::ChatWriter chat(options_.chat_format, kWhere);
-    detail::Messages messages;
-    if (arguments_.system) messages.push_back({.role = "system", .content = *arguments_.system});
-    messages.push_back({.role = "user", .content = text});
-    if (arguments_.system && !chat.has_system_turn()) {
+    detail::Turns messages;
+    if (arguments_.system) messages.emplace_back("system", *arguments_.system);
+    messages.emplace_back("user", text);
+    const bool is_rendered = options_.chat_format == "auto" && chat_template_ != nullptr;
+    if (arguments_.system && !is_rendered && !chat.has_system_turn()) {
       throw ConfigError(fmt::format(
           "--system: expected a chat format that has a turn for it, got '{}'", chat.name()));
     }
+    const detail::TemplateRow nothing_more;
     const detail::ConversationRules rules{
-        .chat = chat, .where = kWhere, .loss_on = options_.loss_on, .removes_repeats = false};
-    take(detail::conversation_row(
-             {.prompt = messages, .chosen = {{.role = "assistant", .content = ""}}}, rules),
+        .chat = chat,
+        .where = kWhere,
+        .loss_on = options_.loss_on,
+        .removes_repeats = false,
+        .chat_template = is_rendered ? chat_template_.get() : nullptr,
+        .template_row = &nothing_more,
+        .prompt_alone = true};
+    take(detail::conversation_row({.prompt = messages, .chosen = {{"assistant", ""}}}, rules),
          std::string(kWhere));
   }
 
@@ -122,6 +132,7 @@ class PromptReader {
   const GenerateArguments& arguments_;
   const Tokenizer& tokenizer_;
   DataOptions options_;
+  std::unique_ptr<const detail::ChatTemplate> chat_template_;
   std::ostream& err_;
   std::vector<Prompt> prompts_;
   RowReport report_;

@@ -424,6 +424,29 @@ CLI::App* add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
   return command;
 }
 
+CLI::App* add_render(CLI::App& app, RenderArguments& arguments) {
+  auto* command = app.add_subcommand(
+      "render", "Print the text that a chat template makes of messages, one JSON string per line");
+  command->add_option("--model", arguments.model, "folder or GGUF file with the template")
+      ->type_name("PATH");
+  command->add_option("--template", arguments.template_file, "the template alone")
+      ->type_name("FILE");
+  command->add_option("--template-name", arguments.template_name,
+                      "one of the model's templates; default: its default");
+  command
+      ->add_option("--messages", arguments.messages,
+                   "lines of {\"messages\": [...], \"tools\": [...]} and further variables")
+      ->type_name("FILE")
+      ->required();
+  command->add_flag("--add-generation-prompt", arguments.add_generation_prompt,
+                    "open the assistant's next turn");
+  command->add_option("--bos", arguments.bos, "text of the begin token; default: the model's")
+      ->type_name("TEXT");
+  command->add_option("--eos", arguments.eos, "text of the end token; default: the model's")
+      ->type_name("TEXT");
+  return command;
+}
+
 CLI::App* add_lab(CLI::App& app, LabArguments& arguments) {
   auto* command = app.add_subcommand("lab", "Measure claims of the papers with exact policies");
   command->add_option("name", arguments.name, "an experiment, or all; without a name: list them");
@@ -531,6 +554,7 @@ int run(int argc, char** argv) {
   ExportArguments exported;
   DoctorArguments doctor;
   TokenizeArguments tokenize;
+  RenderArguments rendered;
   LabArguments lab;
   train.terminal_width = terminal_width(STDERR_FILENO);
   PrintableLines lines(std::cerr);
@@ -570,6 +594,8 @@ int run(int argc, char** argv) {
        [&] { print_report(doctor.json, [&](std::ostream& out) { run_doctor(doctor, out); }); }},
       {add_tokenize(app, tokenize),
        [&] { print_lines([&](std::ostream& out) { run_tokenize(tokenize, out); }); }},
+      {add_render(app, rendered),
+       [&] { print_lines([&](std::ostream& out) { run_render(rendered, out); }); }},
       {add_lab(app, lab), [&] { run_lab(lab, std::cout, std::cerr); }},
   };
   try {

@@ -9,6 +9,7 @@
 
 #include "core/hash.h"
 #include "core/text.h"
+#include "data/chat_template.h"
 #include "data/chat_writer.h"
 #include "data/defect_line.h"
 #include "data/row_words.h"
@@ -211,14 +212,11 @@ std::string ChatWriter::body(const Message& message) const {
 std::string_view ChatWriter::between_turns() const { return definition().between_turns; }
 std::string_view ChatWriter::end_of_turn() const { return definition().end_of_turn; }
 
-void ChatWriter::check_system(const std::vector<Message>& messages, std::string_view where) const {
-  for (std::size_t i = 1; definition().system_first_only && i < messages.size(); ++i) {
-    if (messages[i].role == "system") {
-      throw DataError(fmt::format(
-          "{}: expected the role 'system' in the first message only, got it in message {}", where,
-          i + 1));
-    }
-  }
+void ChatWriter::check_later_system(std::size_t place, std::string_view where) const {
+  if (!definition().system_first_only) return;
+  throw DataError(
+      fmt::format("{}: expected the role 'system' in the first message only, got it in message {}",
+                  where, place + 1));
 }
 
 std::string ChatWriter::text(const std::vector<Message>& messages, bool open_assistant_turn,
@@ -319,9 +317,10 @@ std::string resolve_chat_format(std::string_view format, const Tokenizer& tokeni
 
 std::vector<std::int64_t> chat_end_ids(std::string_view format, const Tokenizer& tokenizer) {
   const std::string known = detail::chat_format_for_rows(format, tokenizer);
-  const std::string end = known == kAutomatic ? "" : chat_end_of_turn(known);
-  if (end.empty()) return {};
   try {
+    const std::string end = known == kAutomatic ? detail::ChatTemplate(tokenizer).end_of_turn()
+                                                : chat_end_of_turn(known);
+    if (end.empty()) return {};
     std::vector<std::int64_t> ids = tokenizer.encode(end);
     // A text of several tokens ends nothing; rows of messages are refused then.
     if (ids.size() == 1) return ids;

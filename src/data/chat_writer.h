@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -53,10 +54,16 @@ class ChatWriter {
   std::string_view between_turns() const;
   std::string_view end_of_turn() const;
   /// Throws DataError, led by `where`, for a system message that comes later and may not.
-  void check_system(const std::vector<Message>& messages, std::string_view where) const;
+  template <class Messages>
+  void check_system(const Messages& messages, std::string_view where) const {
+    for (std::size_t i = 1; i < messages.size(); ++i) {
+      if (messages[i].role == "system") check_later_system(i, where);
+    }
+  }
 
  private:
   const ChatDefinition& definition() const;
+  void check_later_system(std::size_t place, std::string_view where) const;
 
   const ChatDefinition* definition_;  ///< null for "auto"
   std::string where_;

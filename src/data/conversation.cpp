@@ -10,14 +10,15 @@
 #include <utility>
 
 #include "data/line_error.h"
+#include "data/rendered_row.h"
 #include "data/row_words.h"
 
 namespace prefopt::detail {
 namespace {
 
 /// Outer white space makes no other message.
-bool is_same(const Message& a, const Message& b) {
-  return a.role == b.role && stripped(a.content) == stripped(b.content);
+bool is_same(const Turn& a, const Turn& b) {
+  return a.role == b.role && stripped(a.content) == stripped(b.content) && a.fields == b.fields;
 }
 
 bool is_answer(const Message& message) { return message.role == "assistant"; }
@@ -103,10 +104,10 @@ class RowWriter {
 
   PreferenceRow row(Conversation talk) {
     note_system(talk.prompt);
-    for (Messages* completion : completions_of(talk)) note_system(*completion);
+    for (Turns* completion : completions_of(talk)) note_system(*completion);
     const bool has_prompt = !talk.prompt.empty();
     if (has_prompt) take_repeats(talk);
-    for (Messages* completion : completions_of(talk)) leave_out_end(*completion);
+    for (Turns* completion : completions_of(talk)) leave_out_end(*completion);
     if (!has_prompt) share_beginning(talk);
     check_question(talk.prompt);
     note_questions(talk);
@@ -115,18 +116,18 @@ class RowWriter {
     return write(talk);
   }
 
-  PreferenceRow whole(Messages messages) {
+  PreferenceRow whole(Turns messages) {
     note_system(messages);
     leave_out_end(messages);
-    chat_.check_system(messages, rules_.where);
+    if (!is_rendered()) chat_.check_system(messages, rules_.where);
     row_.has_rejected = false;
     const Conversation talk = split(std::move(messages));
     check_question(talk.prompt);
-    if (rules_.loss_on != LossOn::kAll) return write(talk);
+    if (rules_.loss_on != LossOn::kAll || is_rendered()) return write(talk);
 
     row_.end_of_turn = chat_.end_of_turn();
     row_.from_messages = true;
-    const Messages& all = talk.chosen;
+    const Turns& all = talk.chosen;
     const std::string opening = chat_.opening(all.front()) + chat_.opening_of(all.front().role);
     PartsWriter text(chat_);
     // Nothing predicts a text's first token, so the opening is the prompt where it has some.
@@ -141,8 +142,8 @@ class RowWriter {
   }
 
  private:
-  static std::vector<Messages*> completions_of(Conversation& talk) {
-    std::vector<Messages*> all{&talk.chosen};
+  static std::vector<Turns*> completions_of(Conversation& talk) {
+    std::vector<Turns*> all{&talk.chosen};
     if (talk.rejected) all.push_back(&*talk.rejected);
     if (talk.gold) all.push_back(&*talk.gold);
     return all;
@@ -153,7 +154,10 @@ class RowWriter {
                     fmt::format("{}: expected {}, got {}", rules_.where, expected, got));
   }
 
-  void note_system(const Messages& messages) {
+  bool is_rendered() const { return rules_.chat_template != nullptr; }
+
+  void note_system(const Turns& messages) {
+    if (is_rendered()) return;
     const auto is_system = [](const Message& message) { return message.role == "system"; };
     if (!chat_.has_system_turn() && std::any_of(messages.begin(), messages.end(), is_system)) {
       add_remark(row_, RowRemark::kSystemTurn);
@@ -161,7 +165,7 @@ class RowWriter {
   }
 
   /// The end of a conversation that no answer follows trains nothing.
-  void leave_out_end(Messages& messages) {
+  void leave_out_end(Turns& messages) {
     if (is_answer(messages.back())) return;
     add_remark(row_, RowRemark::kEndsWithUser);
     if (rules_.loss_on == LossOn::kAll) return;
@@ -170,7 +174,7 @@ class RowWriter {
   }
 
   /// Returns how many messages of `completion` the end of `prompt` has already.
-  static std::size_t repeated(const Messages& prompt, const Messages& completion) {
+  static std::size_t repeated(const Turns& prompt, const Turns& completion) {
     for (std::size_t count = std::min(prompt.size(), completion.size()); count > 0; --count) {
       const auto tail = prompt.end() - static_cast<std::ptrdiff_t>(count);
       if (std::equal(tail, prompt.end(), completion.begin(), is_same)) return count;
@@ -179,7 +183,7 @@ class RowWriter {
   }
 
   /// A model that is asked nothing has nothing to answer.
-  void check_question(const Messages& prompt) const {
+  void check_question(const Turns& prompt) const {
     if (prompt.empty() || prompt.back().role != "user") return;
     if (stripped(prompt.back().content).empty()) {
       fail("a prompt whose last turn has a text", "an empty turn of the user");
@@ -187,8 +191,7 @@ class RowWriter {
   }
 
   /// Counts the messages of `completion` before all of `prompt`; none if it lacks that.
-  static std::optional<std::size_t> before_prompt(const Messages& prompt,
-                                                  const Messages& completion) {
+  static std::optional<std::size_t> before_prompt(const Turns& prompt, const Turns& completion) {
     const auto place =
         std::search(completion.begin(), completion.end(), prompt.begin(), prompt.end(), is_same);
     if (place == completion.end()) return std::nullopt;
@@ -196,7 +199,7 @@ class RowWriter {
   }
 
   /// Returns whether a completion begins with what only a prompt can hold at this place.
-  static bool begins_before(const Messages& prompt, const Messages& completion) {
+  static bool begins_before(const Turns& prompt, const Turns& completion) {
     const std::string& role = completion.front().role;
     return role == "system" || (role == "user" && prompt.back().role == "user");
   }
@@ -204,9 +207,9 @@ class RowWriter {
   /// A system message or earlier turns that the completions alone have belong before the prompt
   /// that they repeat. Completions that begin with their answer have no say in it.
   void complete_prompt(Conversation& talk) {
-    const Messages* fullest = nullptr;
+    const Turns* fullest = nullptr;
     std::size_t before = 0;
-    for (const Messages* completion : completions_of(talk)) {
+    for (const Turns* completion : completions_of(talk)) {
       if (!begins_before(talk.prompt, *completion)) continue;
       const auto place = before_prompt(talk.prompt, *completion);
       if (!place) return;
@@ -227,7 +230,7 @@ class RowWriter {
 
   void take_repeats(Conversation& talk) {
     if (rules_.removes_repeats) complete_prompt(talk);
-    for (Messages* completion : completions_of(talk)) {
+    for (Turns* completion : completions_of(talk)) {
       const std::size_t known = repeated(talk.prompt, *completion);
       const bool holds_prompt = begins_before(talk.prompt, *completion) &&
                                 before_prompt(talk.prompt, *completion).has_value();
@@ -251,7 +254,7 @@ class RowWriter {
     const auto completions = completions_of(talk);
     const auto answers =
         std::count_if(completions.begin(), completions.end(),
-                      [](const Messages* completion) { return is_answer(completion->front()); });
+                      [](const Turns* completion) { return is_answer(completion->front()); });
     if (answers != 0 && answers != std::ssize(completions)) {
       fail("completions that begin with one role after a turn of the assistant", "two roles");
     }
@@ -262,14 +265,14 @@ class RowWriter {
   void take_beginning(Conversation& talk) {
     const std::string& begun = talk.prompt.back().content;
     const auto completions = completions_of(talk);
-    const auto repeats = [&](const Messages* completion) {
+    const auto repeats = [&](const Turns* completion) {
       return after_prompt(completion->front().content, begun).has_value();
     };
     const bool all = std::all_of(completions.begin(), completions.end(), repeats);
     if (!all && !(repeats(&talk.chosen) && is_telling(begun))) return;
     add_remark(row_, RowRemark::kRepeatedPrompt);
     if (!rules_.removes_repeats) return;
-    for (Messages* completion : completions) {
+    for (Turns* completion : completions) {
       std::string& content = completion->front().content;
       if (const auto rest = after_prompt(content, begun)) content = std::string(*rest);
     }
@@ -277,11 +280,11 @@ class RowWriter {
 
   /// Completions that begin with turns of others answer those.
   void note_questions(Conversation& talk) {
-    const auto asked = [](const Messages& completion) {
+    const auto asked = [](const Turns& completion) {
       return std::find_if(completion.begin(), completion.end(), is_answer);
     };
-    const Messages& chosen = talk.chosen;
-    for (const Messages* completion : completions_of(talk)) {
+    const Turns& chosen = talk.chosen;
+    for (const Turns* completion : completions_of(talk)) {
       if (!std::equal(chosen.begin(), asked(chosen), completion->begin(), asked(*completion),
                       is_same)) {
         add_remark(row_, RowRemark::kDifferentPrompts);
@@ -291,8 +294,8 @@ class RowWriter {
 
   static void share_beginning(Conversation& talk) {
     if (!talk.rejected) return;
-    Messages& chosen = talk.chosen;
-    Messages& rejected = *talk.rejected;
+    Turns& chosen = talk.chosen;
+    Turns& rejected = *talk.rejected;
     // One message at least is left to complete with.
     const auto limit = static_cast<std::ptrdiff_t>(std::min(chosen.size(), rejected.size())) - 1;
     const auto apart =
@@ -302,7 +305,7 @@ class RowWriter {
     rejected.erase(rejected.begin(), apart.second);
   }
 
-  Conversation split(Messages messages) const {
+  Conversation split(Turns messages) const {
     if (rules_.loss_on == LossOn::kAll) return {.prompt = {}, .chosen = std::move(messages)};
     const auto first =
         rules_.loss_on == LossOn::kLast
@@ -311,16 +314,17 @@ class RowWriter {
                 return is_answer(message) && message.counts;
               });
     if (first == messages.end()) fail(kCounting, "one without");
-    return {.prompt = Messages(messages.begin(), first), .chosen = Messages(first, messages.end())};
+    return {.prompt = Turns(messages.begin(), first), .chosen = Turns(first, messages.end())};
   }
 
   PreferenceRow write(const Conversation& talk) {
+    if (is_rendered()) return rendered_row(talk, continues_, rules_, std::move(row_));
     row_.end_of_turn = chat_.end_of_turn();
     row_.from_messages = true;
     // Completions that continue the person's turn differ from there on. Without a prompt, though,
     // nothing else would predict their first token, where the format has tokens to begin with.
     const std::string& role = talk.chosen.front().role;
-    const auto begins_alike = [&](const std::optional<Messages>& completion) {
+    const auto begins_alike = [&](const std::optional<Turns>& completion) {
       return !completion || completion->front().role == role;
     };
     const bool may_open =
@@ -348,9 +352,9 @@ class RowWriter {
     return std::move(row_);
   }
 
-  void write_completion(const Messages& prompt, const Messages& messages, std::string& text,
+  void write_completion(const Turns& prompt, const Turns& messages, std::string& text,
                         TextParts& parts) const {
-    Messages all = prompt;
+    Turns all = prompt;
     all.insert(all.end(), messages.begin(), messages.end());
     chat_.check_system(all, rules_.where);
     PartsWriter writer(chat_);
@@ -361,7 +365,7 @@ class RowWriter {
   }
 
   /// Returns whether a turn counts apart from others. An empty one would only teach to end at once.
-  bool counts(const Messages& messages, std::size_t i) const {
+  bool counts(const Turns& messages, std::size_t i) const {
     const Message& message = messages[i];
     const bool is_last = i + 1 == messages.size();
     return rules_.loss_on != LossOn::kAll && is_answer(message) && message.counts &&
@@ -371,8 +375,7 @@ class RowWriter {
 
   /// Writes all of the turns but what opens the first, up to the end of the last. `begun`: the turn
   /// that the first one continues, or null.
-  void write_turns(const Messages& messages, PartsWriter& text,
-                   const Message* begun = nullptr) const {
+  void write_turns(const Turns& messages, PartsWriter& text, const Message* begun = nullptr) const {
     const bool leaves_out =
         rules_.loss_on == LossOn::kAll &&
         !std::all_of(messages.begin(), messages.end(), [](const Message& m) { return m.counts; });
@@ -408,7 +411,7 @@ PreferenceRow conversation_row(Conversation conversation, const ConversationRule
   return RowWriter(rules).row(std::move(conversation));
 }
 
-PreferenceRow whole_conversation_row(Messages messages, const ConversationRules& rules) {
+PreferenceRow whole_conversation_row(Turns messages, const ConversationRules& rules) {
   return RowWriter(rules).whole(std::move(messages));
 }
 

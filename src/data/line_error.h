@@ -11,6 +11,8 @@
 
 namespace prefopt::detail {
 
+class ChatTemplate;
+
 /// The reason why a line gives no row.
 enum class LineDefect {
   kMalformed,
@@ -32,13 +34,15 @@ class LineError : public DataError {
 /// The use that a line is read for.
 struct LineReading {
   const RowLayout& layout;
-  const RowNeeds* needs = nullptr;  ///< null: not known
-  bool prompt_alone = false;        ///< completions may be missing
-  std::int64_t context_length = 0;  ///< of the model, in tokens; 0: not known
+  const RowNeeds* needs = nullptr;              ///< null: not known
+  bool prompt_alone = false;                    ///< completions may be missing
+  std::int64_t context_length = 0;              ///< of the model, in tokens; 0: not known
+  const ChatTemplate* chat_template = nullptr;  ///< of chat_template_for_rows
 };
 
-/// parse_row under all options, whose `chat_format` has to be a format, not "auto". Throws
-/// LineError where parse_row throws DataError, and leaves columns that nothing reads to `trace`.
+/// parse_row under all options. With "auto" as `chat_format` messages need a `chat_template`.
+/// Throws LineError where parse_row throws DataError, and leaves columns that nothing reads to
+/// `trace`.
 PreferenceRow parse_line(std::string_view json, std::string_view where, const DataOptions& options,
                          const LineReading& reading, RowTrace& trace);
 

@@ -57,7 +57,7 @@ std::vector<Prompt> load_prompts(const std::string& rows, const Tokenizer& token
   std::vector<Prompt> prompts;
   for (const std::string& path : detail::find_files_of_rows(rows, split)) {
     detail::read_prompts(
-        path, resolved, [&](const PreferenceRow& row, const detail::RowTrace& trace) {
+        path, tokenizer, resolved, [&](const PreferenceRow& row, const detail::RowTrace& trace) {
           const std::string where = detail::row_place(path, row.line);
           if (!trace.answers.empty()) {
             throw DataError(fmt::format("{}: expected a prompt alone, got a completion in '{}'",

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
+#include <optional>
 #include <utility>
 #include <variant>
 
@@ -19,6 +20,7 @@
 #include "data/chat_writer.h"
 #include "data/conversation.h"
 #include "data/line_error.h"
+#include "data/ordered_values.h"
 #include "data/row_words.h"
 #include "prefopt/error.h"
 #include "prefopt/options.h"
@@ -26,6 +28,7 @@
 namespace prefopt {
 namespace {
 
+using detail::Json;
 using RowJson = detail::SortedJson;  // a row may have any number of keys
 
 constexpr std::string_view kAssistantTurn = "\n\nAssistant:";
@@ -54,7 +57,7 @@ std::string keys_of(const RowJson& object) {
 }
 
 using detail::ChatWriter;
-using detail::Messages;
+using Messages = detail::Turns;
 using Turns = std::variant<std::string, Messages>;
 
 std::string_view kind_of(const Turns& turns) {
@@ -69,20 +72,24 @@ bool repeats(std::string_view text, std::string_view prompt) {
 
 class RowReader {
  public:
-  RowReader(const RowJson& row, std::string_view where, const ChatWriter& chat,
-            const DataOptions& options, const detail::LineReading& reading)
+  RowReader(const RowJson& row, std::string_view line, std::string_view where,
+            const ChatWriter& chat, const DataOptions& options, const detail::LineReading& reading)
       : row_(row),
+        line_(line),
         where_(where),
         chat_(chat),
         reading_(reading),
-        removes_repeats_(options.repeated_prompt == RepeatedPrompt::kRemove),
-        rules_{chat, where, options.loss_on, removes_repeats_} {}
+        options_(options),
+        removes_repeats_(options.repeated_prompt == RepeatedPrompt::kRemove) {}
 
   PreferenceRow read() const {
     PreferenceRow row = read_texts();
     read_columns(row.columns);
     return row;
   }
+
+  /// Returns whether the row was written by a template.
+  bool is_rendered() const { return is_rendered_; }
 
  private:
   PreferenceRow read_texts() const {
@@ -91,7 +98,8 @@ class RowReader {
     if (has("chosen") || has("rejected")) return preference_row();
     if (has("completion")) return completion_row();
     if (has("messages")) {
-      return with_remarks(detail::whole_conversation_row(messages("messages"), rules_));
+      Messages all = messages("messages");
+      return with_remarks(detail::whole_conversation_row(std::move(all), rules()));
     }
     if (has("text")) return whole_row(text("text"));
     fail_missing("expected a key 'chosen', 'completion', 'messages' or 'text', got {}",
@@ -257,14 +265,14 @@ class RowReader {
         fail("expected each message of '{}' to be an object, got {}", key,
              detail::json_type_name(message));
       }
-      result.push_back({.role = message_field(message, "role", key),
-                        .content = content_of(message, key),
-                        .counts = !is_left_out(message)});
+      result.emplace_back(message_field(message, "role", key), content_of(message, key),
+                          !is_left_out(message));
+      if (reading_.chat_template != nullptr) result.back().fields = fields_of(message);
       reasons_ |= holds_some(message, "reasoning_content");
       const std::string& role = result.back().role;
       if (ChatWriter::is_tool_role(role)) {
         calls_tools_ = true;
-        if (!chat_.writes_any_role()) {
+        if (reading_.chat_template == nullptr && !chat_.writes_any_role()) {
           throw detail::LineError(
               detail::LineDefect::kToolTurn,
               fmt::format("{}: expected a role that the chat format '{}' has a turn for, got '{}' "
@@ -277,6 +285,63 @@ class RowReader {
       }
     }
     return result;
+  }
+
+  /// Returns what a template may read of a message besides role and content.
+  Json fields_of(const RowJson& message) const {
+    Json fields = Json::object();
+    for (const auto& [key, value] : message.items()) {
+      if (key != "role" && key != "content" && key != "train") fields[key] = ordered(value);
+    }
+    return fields;
+  }
+
+  Json ordered(const RowJson& value) const {
+    if (value.is_primitive()) return Json(value);
+    try {
+      if (!ordered_) ordered_.emplace(line_);
+      return ordered_->ordered(value);
+    } catch (const detail::JsonDefect& defect) {
+      fail("expected values that a template can write, got {}", defect.what());
+    }
+  }
+
+  /// The variables of the row's own for the template; empty where it has none.
+  Json template_variables() const {
+    if (!has(kTemplateVariables)) return Json::object();
+    const RowJson& given = at(kTemplateVariables);
+    if (!given.is_object()) {
+      fail("expected '{}' to be an object, got {}", kTemplateVariables,
+           detail::json_type_name(given));
+    }
+    for (const char* own : {"messages", "tools", "add_generation_prompt"}) {
+      if (given.contains(own)) {
+        fail("expected '{}' without '{}', which the row itself gives, got it", kTemplateVariables,
+             own);
+      }
+    }
+    return ordered(given);
+  }
+
+  /// Returns how the messages that were read become text. A named format that is the template's
+  /// writes what it can; the template writes the rest.
+  detail::ConversationRules rules() const {
+    detail::ConversationRules rules{.chat = chat_,
+                                    .where = where_,
+                                    .loss_on = options_.loss_on,
+                                    .removes_repeats = removes_repeats_};
+    const bool has_more = calls_tools_ || reasons_ || holds_some(row_, "tools") ||
+                          holds_some(row_, kTemplateVariables);
+    is_rendered_ =
+        reading_.chat_template != nullptr && (options_.chat_format == "auto" || has_more);
+    if (!is_rendered_) return rules;
+    if (holds_some(row_, "tools")) template_row_.tools = ordered(at("tools"));
+    template_row_.variables = template_variables();
+    rules.chat_template = reading_.chat_template;
+    rules.template_row = &template_row_;
+    rules.needs_origins = options_.special_tokens_in_text == SpecialTokens::kSplit;
+    rules.prompt_alone = reading_.prompt_alone;
+    return rules;
   }
 
   Turns turns(std::string_view key) const {
@@ -410,9 +475,8 @@ class RowReader {
     if (prompt && std::holds_alternative<Messages>(*prompt)) {
       talk.prompt = std::get<Messages>(*prompt);
       if (gold) talk.gold = std::get<Messages>(*gold);
-      return with_remarks(detail::conversation_row(std::move(talk), rules_));
     }
-    return with_remarks(detail::conversation_row(std::move(talk), rules_));
+    return with_remarks(detail::conversation_row(std::move(talk), rules()));
   }
 
   /// Removes the prompt from the completions that begin with it, if the options say so.
@@ -434,7 +498,7 @@ class RowReader {
     PreferenceRow row;
     if (const auto* list = std::get_if<Messages>(&completion)) {
       row = with_remarks(detail::conversation_row(
-          {.prompt = std::get<Messages>(prompt), .chosen = *list}, rules_));
+          {.prompt = std::get<Messages>(prompt), .chosen = *list}, rules()));
     } else {
       row.prompt = std::get<std::string>(prompt);
       row.chosen = std::get<std::string>(completion);
@@ -452,7 +516,9 @@ class RowReader {
     return row;
   }
 
+  /// Of a template, the text itself tells what it leaves out.
   PreferenceRow with_remarks(PreferenceRow row) const {
+    if (is_rendered_) return row;
     if (calls_tools_ || holds_some(row_, "tools")) {
       detail::add_remark(row, RowRemark::kToolCalls);
     }
@@ -490,12 +556,18 @@ class RowReader {
     return end;
   }
 
+  static constexpr const char* kTemplateVariables = "chat_template_kwargs";
+
   const RowJson& row_;
+  std::string_view line_;
   std::string_view where_;
   const ChatWriter& chat_;
   const detail::LineReading& reading_;
+  const DataOptions& options_;
   bool removes_repeats_;
-  detail::ConversationRules rules_;
+  mutable std::optional<detail::OrderedValues> ordered_;
+  mutable detail::TemplateRow template_row_;
+  mutable bool is_rendered_ = false;
   // Of the messages that were read:
   mutable bool calls_tools_ = false;  ///< one calls tools or is from one
   mutable bool reasons_ = false;      ///< one has reasoning next to its content
@@ -549,7 +621,15 @@ PreferenceRow detail::parse_line(std::string_view json, std::string_view where,
   try {
     const SortedJson row =
         reading.layout.canonical(parse_line_json(json, where), where, use, trace);
-    return RowReader(row, where, chat, options, reading).read();
+    const RowReader reader(row, json, where, chat, options, reading);
+    PreferenceRow result = reader.read();
+    if (reader.is_rendered()) {
+      std::erase_if(trace.unread, [](const UnreadColumn& column) {
+        return column.name == "chat_template_kwargs" ||
+               column.name.starts_with("chat_template_kwargs.");
+      });
+    }
+    return result;
   } catch (const LineError& error) {
     check_types(json, error);
     throw;

@@ -53,9 +53,10 @@ inline constexpr std::array<std::string_view, 14> kAnswerColumns{
 inline constexpr std::array<std::string_view, 8> kMessageKeys{
     "role", "content", "tool_calls", "tool_call_id", "name", "function_call", "weight", "id"};
 
-/// Keys of a message with what was thought before its content was said.
-inline constexpr std::array<std::string_view, 5> kReasoningKeys{"reasoning_content", "reasoning",
-                                                                "thinking", "thought", "thoughts"};
+/// Keys of a message with what was thought before its content was said; the first of several
+/// counts, as in transformers.
+inline constexpr std::array<std::string_view, 5> kReasoningKeys{"reasoning_content", "thinking",
+                                                                "reasoning", "thought", "thoughts"};
 
 // Where the prompt of a row may come from.
 inline constexpr unsigned kFromPrompt = 1, kFromQuestion = 2, kFromInstruction = 4, kFromInput = 8,

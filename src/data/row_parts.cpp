@@ -186,13 +186,14 @@ SortedJson RowParts::message(const SortedJson& given, const std::string& path) {
   const bool is_answer =
       role.is_string() && layout_.role_of(role.get<std::string>()) == "assistant";
   const bool is_trained = trains(message, path, is_answer);
-  const bool reasons =
-      std::any_of(kReasoningKeys.begin(), kReasoningKeys.end(), [&](std::string_view key) {
-        const auto found = message.find(std::string(key));
-        return found != message.end() && holds_text(*found);
-      });
-  for (const std::string_view key : kReasoningKeys) message.erase(std::string(key));
-  if (reasons) message["reasoning_content"] = "…";
+  SortedJson reasoning;
+  for (const std::string_view name : kReasoningKeys) {
+    const auto found = message.find(std::string(name));
+    if (found == message.end()) continue;
+    if (reasoning.is_null() && holds_text(*found)) reasoning = std::move(*found);
+    message.erase(found);
+  }
+  if (!reasoning.is_null()) message["reasoning_content"] = std::move(reasoning);
   if (!is_trained) message["train"] = false;
   const bool calls = message.contains("tool_calls") || message.contains("function_call");
   if (role.is_string()) {

@@ -14,6 +14,7 @@
 #include "core/parallel.h"
 #include "core/text.h"
 #include "core/utf8.h"
+#include "data/chat_template.h"
 #include "data/chat_writer.h"
 #include "data/line_error.h"
 #include "data/lines.h"
@@ -794,7 +795,11 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
   constexpr std::size_t kMaxLines = 4096;
   constexpr std::size_t kMaxBytes = std::size_t{16} << 20;
   const RowLayout layout(options.columns);
-  const LineReading reading{.layout = layout, .needs = needs, .context_length = context_length};
+  const auto chat_template = chat_template_for_rows(options.chat_format, tokenizer);
+  const LineReading reading{.layout = layout,
+                            .needs = needs,
+                            .context_length = context_length,
+                            .chat_template = chat_template.get()};
   std::vector<FileRow> lines;
   std::size_t bytes = 0;
   std::uint64_t found = 0;
@@ -842,8 +847,11 @@ std::vector<PreparedRow> prepare_rows(const std::vector<PlacedRow>& rows,
                                       const Tokenizer& tokenizer, const DataOptions& options,
                                       const RowNeeds& needs) {
   const RowLayout layout(options.columns);
-  const LineReading reading{
-      .layout = layout, .needs = &needs, .context_length = needs.context_length};
+  const auto chat_template = chat_template_for_rows(options.chat_format, tokenizer);
+  const LineReading reading{.layout = layout,
+                            .needs = &needs,
+                            .context_length = needs.context_length,
+                            .chat_template = chat_template.get()};
   std::vector<PreparedRow> prepared(rows.size());
   parallel_for(0, std::ssize(rows), /*grain=*/1, [&](std::int64_t first, std::int64_t last) {
     for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last); ++i) {
@@ -854,9 +862,10 @@ std::vector<PreparedRow> prepare_rows(const std::vector<PlacedRow>& rows,
 }
 
 void read_prompts(
-    const std::string& path, const DataOptions& options,
+    const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
     const std::function<void(const PreferenceRow& row, const RowTrace& trace)>& take) {
   const RowLayout layout(options.columns);
+  const auto chat_template = chat_template_for_rows(options.chat_format, tokenizer);
   std::uint64_t found = columns_of_completions(layout);
   std::string first;
   read_rows(path, [&](std::int64_t number, std::string_view text) {
@@ -865,7 +874,9 @@ void read_prompts(
     RowTrace trace;
     PreferenceRow row;
     try {
-      row = parse_line(text, where, options, {.layout = layout, .prompt_alone = true}, trace);
+      row = parse_line(
+          text, where, options,
+          {.layout = layout, .prompt_alone = true, .chat_template = chat_template.get()}, trace);
     } catch (const LineError& error) {
       throw DataError(error.what());
     }

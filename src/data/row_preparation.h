@@ -144,7 +144,7 @@ void check_mapping(const RowLayout& layout, std::uint64_t found, const std::stri
 /// chat_format_for_rows gives. Throws DataError for a row that cannot be read, whatever the
 /// policies, for one with a defect of its prompt that the options do not keep, and for a column of
 /// a prompt that nothing reads; ConfigError as prepare_file.
-void read_prompts(const std::string& path, const DataOptions& options,
+void read_prompts(const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
                   const std::function<void(const PreferenceRow& row, const RowTrace& trace)>& take);
 
 /// Returns a refusal without the place and what was found there: rows with one defect share it.

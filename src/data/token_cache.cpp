@@ -6,10 +6,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <bit>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -29,7 +31,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // Goes up with every change of the format or of what tokenization means.
-constexpr std::string_view kMagic = "prefopt tokens 7\n";
+constexpr std::string_view kMagic = "prefopt tokens 8\n";
 
 std::string hash_of(std::string_view bytes) {
   ContentHash hash;
@@ -61,6 +63,17 @@ std::string hash_of_file(const std::string& path) {
   }
 }
 
+// Returns what makes texts of messages, and the day where the template may write it.
+std::string template_key(const Tokenizer& tokenizer) {
+  std::string key = tokenizer.chat_template();
+  if (key.find("strftime_now") == std::string::npos) return key;
+  std::array<char, 32> day{};
+  const std::time_t now = std::time(nullptr);
+  std::tm time{};
+  localtime_r(&now, &time);
+  return key.append(day.data(), std::strftime(day.data(), day.size(), "%F", &time));
+}
+
 // Returns a key without the places of rows and cache and the held-out part: they change no token.
 std::string key_of(const std::string& rows_hash, const Tokenizer& tokenizer, DataOptions options,
                    const RowNeeds& needs) {
@@ -73,9 +86,9 @@ std::string key_of(const std::string& rows_hash, const Tokenizer& tokenizer, Dat
   std::string columns;
   for (const Column column : needs.columns)
     columns += kColumnKeys[static_cast<std::size_t>(column)];
-  return hash_of(fmt::format("{}{}\n{}\n{}\n{} {} {} {}", kMagic, rows_hash,
+  return hash_of(fmt::format("{}{}\n{}\n{}\n{} {} {} {}\n{}", kMagic, rows_hash,
                              tokenizer.fingerprint(), options_to_json(options), needs.rejected,
-                             needs.gold, needs.context_length, columns));
+                             needs.gold, needs.context_length, columns, template_key(tokenizer)));
 }
 
 class Writer {

@@ -12,6 +12,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "core/parallel.h"
+#include "data/begin_token.h"
 #include "data/model_memory.h"
 #include "data/tokenizer_gguf.h"
 #include "data/tokenizer_json.h"
@@ -124,7 +125,7 @@ class MissingTokenizer final : public Tokenizer {
 };
 
 /// Another tokenizer, and the chat format that a run used with it.
-class RememberingTokenizer final : public Tokenizer {
+class RememberingTokenizer final : public Tokenizer, public detail::HasBeginToken {
  public:
   RememberingTokenizer(std::shared_ptr<const Tokenizer> tokenizer, std::string chat_format)
       : tokenizer_(std::move(tokenizer)), chat_format_(std::move(chat_format)) {}
@@ -154,6 +155,7 @@ class RememberingTokenizer final : public Tokenizer {
   }
   std::int64_t vocab_size() const override { return tokenizer_->vocab_size(); }
   std::int64_t bos_id() const override { return tokenizer_->bos_id(); }
+  std::int64_t begin_id() const override { return detail::begin_id_of(*tokenizer_); }
   std::int64_t eos_id() const override { return tokenizer_->eos_id(); }
   std::int64_t pad_id() const override { return tokenizer_->pad_id(); }
   std::string chat_template() const override { return tokenizer_->chat_template(); }

@@ -29,7 +29,8 @@ Bound::Bound(std::string_view callee, const Arguments& arguments,
   }
   for (std::size_t i = 0; i < needed; ++i) {
     if (!values_[i]) {
-      throw Failure(fmt::format("expected an argument '{}' of {}, got none", parameters_[i], callee));
+      throw Failure(
+          fmt::format("expected an argument '{}' of {}, got none", parameters_[i], callee));
     }
   }
 }

@@ -6,20 +6,20 @@
 namespace prefopt::jinja {
 namespace {
 
-thread_local Budget* current = nullptr;
+thread_local Budget* current_budget = nullptr;
 
 }  // namespace
 
-Budget::Budget(std::size_t work) : left_(work), outer_(current) { current = this; }
+Budget::Budget(std::size_t work) : left_(work), outer_(current_budget) { current_budget = this; }
 
-Budget::~Budget() { current = outer_; }
+Budget::~Budget() { current_budget = outer_; }
 
 void spend(std::size_t work) {
-  if (current == nullptr) return;
-  if (work > current->left_) {
+  if (current_budget == nullptr) return;
+  if (work > current_budget->left_) {
     throw Failure("expected a template that comes to an end, got one that does too much work");
   }
-  current->left_ -= work;
+  current_budget->left_ -= work;
 }
 
 }  // namespace prefopt::jinja

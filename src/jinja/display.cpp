@@ -2,7 +2,6 @@
 #include "jinja/display.h"
 
 #include <fmt/format.h>
-
 #include <utf8proc.h>
 
 #include <algorithm>
@@ -33,7 +32,7 @@ bool is_printable(char32_t code) {
   }
 }
 
-std::string escape_of(char32_t code) {
+std::string python_escape(char32_t code) {
   const auto number = static_cast<std::uint32_t>(code);
   if (code == '\n') return "\\n";
   if (code == '\r') return "\\r";
@@ -57,7 +56,7 @@ Text represented(const Text& text) {
     } else if (is_printable(character.code)) {
       result.append_part(text, at, at + character.length);
     } else {
-      result.append(escape_of(character.code), origin);
+      result.append(python_escape(character.code), origin);
     }
     at += character.length;
   }
@@ -94,8 +93,9 @@ Text shown(const Sequence& sequence) {
     case SequenceType::kItems:
       return listed(items, "dict_items([", "])");
     default:
-      throw Failure("expected a value with a text, got a range or generator; the filter 'list' "
-                    "makes a list of it");
+      throw Failure(
+          "expected a value with a text, got a range or generator; the filter 'list' "
+          "makes a list of it");
   }
 }
 

@@ -75,7 +75,8 @@ double real_number(const Value& value) {
 }
 
 Text hexadecimal(Conversion conversion, std::int64_t number) {
-  if (number < 0) throw Failure("expected a number of at least 0 for %x and %o, got a negative one");
+  if (number < 0)
+    throw Failure("expected a number of at least 0 for %x and %o, got a negative one");
   return printed(conversion, "ll", static_cast<long long>(number));
 }
 
@@ -103,8 +104,8 @@ Text converted(Conversion conversion, const Value& value) {
     case 'G':
       return printed(conversion, "", real_number(value));
     default:
-      throw Failure(fmt::format("expected a conversion known here after '%', got '{}'",
-                                conversion.type));
+      throw Failure(
+          fmt::format("expected a conversion known here after '%', got '{}'", conversion.type));
   }
 }
 
@@ -135,7 +136,8 @@ class PercentFormat {
     std::optional<Value> named;
     if (at_ < bytes_.size() && bytes_[at_] == '(') named = take_key();
     Conversion conversion;
-    while (at_ < bytes_.size() && std::string_view("-+ 0").find(bytes_[at_]) != std::string_view::npos) {
+    while (at_ < bytes_.size() &&
+           std::string_view("-+ 0").find(bytes_[at_]) != std::string_view::npos) {
       conversion.flags += bytes_[at_++];
     }
     conversion.width = take_number();
@@ -172,7 +174,8 @@ class PercentFormat {
     const std::string key = bytes_.substr(at_ + 1, end - at_ - 1);
     at_ = end + 1;
     const Value* found = dict->find(Value(std::string_view(key)));
-    if (found == nullptr) throw Failure(fmt::format("expected a key '{}' to format, got none", key));
+    if (found == nullptr)
+      throw Failure(fmt::format("expected a key '{}' to format, got none", key));
     return *found;
   }
 
@@ -186,10 +189,9 @@ class PercentFormat {
   }
 
   void check_all_used() const {
-    const bool is_tuple =
-        values_.is_a(SequenceType::kTuple) || values_.is_a(SequenceType::kGroup);
+    const bool is_tuple = values_.is_a(SequenceType::kTuple) || values_.is_a(SequenceType::kGroup);
     const std::size_t count = is_tuple ? values_.as_sequence()->items.size() : 1;
-    const bool is_container = values_.as_dict() != nullptr ||
+    const bool is_container = values_.is_undefined() || values_.as_dict() != nullptr ||
                               (values_.as_sequence() != nullptr && !is_tuple);
     if (used_ < count && !is_container) {
       throw Failure("expected a conversion for each value, got fewer");
@@ -273,8 +275,8 @@ Text formatted_number(const Value& value, const FieldFormat& format, std::string
   const bool is_integer_type = std::string_view("doxX").find(type) != std::string_view::npos;
   if (type == 0 || types.find(type) == std::string_view::npos ||
       (is_integer_type && format.precision >= 0) || (format.zeros && format.align != 0)) {
-    throw Failure(fmt::format("expected a format for {} known here, got '{}'", value.type_name(),
-                              written));
+    throw Failure(
+        fmt::format("expected a format for {} known here, got '{}'", value.type_name(), written));
   }
   Conversion conversion{.flags = {}, .precision = format.precision, .type = type};
   if (format.sign == '+' || format.sign == ' ') conversion.flags = std::string(1, format.sign);
@@ -295,8 +297,8 @@ Text formatted_value(const Value& value, std::string_view written) {
   const bool fits = text != nullptr && format.sign == 0 && !format.zeros &&
                     (format.type == 0 || format.type == 's');
   if (!fits) {
-    throw Failure(fmt::format("expected a format for {} known here, got '{}'", value.type_name(),
-                              written));
+    throw Failure(
+        fmt::format("expected a format for {} known here, got '{}'", value.type_name(), written));
   }
   return aligned(cut_to(*text, format.precision), format, '<');
 }

@@ -14,7 +14,7 @@
 namespace prefopt::jinja {
 namespace {
 
-std::string escape_of(char32_t code) {
+std::string json_escape(char32_t code) {
   switch (code) {
     case '"':
       return "\\\"";
@@ -83,11 +83,11 @@ class JsonWriter {
     for (std::size_t at = 0; at < text.size();) {
       const detail::Utf8Character character = detail::utf8_character(text.view(), at);
       const char32_t code = character.code;
-      const bool escapes = code < 0x20 || code == '"' || code == '\\' ||
-                           (style_.ensure_ascii && code >= 0x7f);
+      const bool escapes =
+          code < 0x20 || code == '"' || code == '\\' || (style_.ensure_ascii && code >= 0x7f);
       if (escapes) {
         out_.append_part(text, done, at);
-        out_.append(escape_of(code), text.origin(at));
+        out_.append(json_escape(code), text.origin(at));
         done = at + character.length;
       }
       at += character.length;

@@ -17,14 +17,12 @@ namespace {
 
 constexpr std::string_view kDigits = "0123456789";
 constexpr auto kOperators = std::to_array<std::string_view>(
-    {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")",
-     "{",  "}",  ">",  "<",  "=",  ".",  ":", "|", ",", ";"});
+    {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[",
+     "]",  "(",  ")",  "{",  "}",  ">",  "<", "=", ".", ":", "|", ",", ";"});
 
-bool is_digit(char c) { return kDigits.find(c) != std::string_view::npos; }
+bool is_decimal(char c) { return kDigits.find(c) != std::string_view::npos; }
 
-bool is_name_start(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
-}
+bool is_name_start(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
 
 /// Line ends become \n; the last one goes.
 std::string with_plain_lines(std::string_view source) {
@@ -205,7 +203,7 @@ class Lexer {
       if (at_ >= view_.size()) fail("expected the end of a tag, got the end of the template");
       if (const std::size_t end = after_space(at_); end > at_) {
         move_to(end);
-      } else if (is_digit(view_[at_])) {
+      } else if (is_decimal(view_[at_])) {
         take_number();
       } else if (is_name_start(view_[at_])) {
         take_name();
@@ -218,10 +216,9 @@ class Lexer {
   }
 
   std::size_t after_digits(std::size_t at, std::string_view digits = kDigits) const {
-    while (at < view_.size() &&
-           (digits.find(view_[at]) != std::string_view::npos ||
-            (view_[at] == '_' && at + 1 < view_.size() &&
-             digits.find(view_[at + 1]) != std::string_view::npos))) {
+    while (at < view_.size() && (digits.find(view_[at]) != std::string_view::npos ||
+                                 (view_[at] == '_' && at + 1 < view_.size() &&
+                                  digits.find(view_[at + 1]) != std::string_view::npos))) {
       ++at;
     }
     return at;
@@ -232,13 +229,13 @@ class Lexer {
     if (at_ > 0 && view_[at_ - 1] == '.') return std::nullopt;
     std::size_t end = after_digits(at_);
     bool is_float = false;
-    if (has(end, ".") && end + 1 < view_.size() && is_digit(view_[end + 1])) {
+    if (has(end, ".") && end + 1 < view_.size() && is_decimal(view_[end + 1])) {
       end = after_digits(end + 1);
       is_float = true;
     }
     if (end < view_.size() && (view_[end] == 'e' || view_[end] == 'E')) {
       const std::size_t digits = end + 1 + (sign_at(end + 1) != 0 ? 1 : 0);
-      if (digits < view_.size() && is_digit(view_[digits])) {
+      if (digits < view_.size() && is_decimal(view_[digits])) {
         end = after_digits(digits);
         is_float = true;
       }
@@ -271,7 +268,7 @@ class Lexer {
 
   void take_name() {
     std::size_t end = at_;
-    while (end < view_.size() && (is_name_start(view_[end]) || is_digit(view_[end]))) ++end;
+    while (end < view_.size() && (is_name_start(view_[end]) || is_decimal(view_[end]))) ++end;
     if (end < view_.size() && static_cast<unsigned char>(view_[end]) >= 0x80) {
       fail("expected names of ASCII letters, got another character");
     }
@@ -303,14 +300,16 @@ class Lexer {
     std::size_t taken = 0;
     constexpr std::string_view kHex = "0123456789abcdef";
     while (taken < count && at < text.size()) {
-      const char c = text[at] >= 'A' && text[at] <= 'F' ? static_cast<char>(text[at] | 0x20) : text[at];
+      const char c =
+          text[at] >= 'A' && text[at] <= 'F' ? static_cast<char>(text[at] | 0x20) : text[at];
       const std::size_t digit = kHex.substr(0, is_octal ? 8 : 16).find(c);
       if (digit == std::string_view::npos) break;
       number = number * (is_octal ? 8 : 16) + static_cast<std::uint32_t>(digit);
       ++at;
       ++taken;
     }
-    if (!is_octal && taken < count) fail(fmt::format("expected {} digits in an escape, got {}", count, taken));
+    if (!is_octal && taken < count)
+      fail(fmt::format("expected {} digits in an escape, got {}", count, taken));
     return number;
   }
 
@@ -331,7 +330,12 @@ class Lexer {
         ++at;
       } else if (escape == 'x' || escape == 'u' || escape == 'U') {
         ++at;
-        append_code(escaped_number(text, at, escape == 'x' ? 2 : escape == 'u' ? 4 : 8, false), result);
+        append_code(escaped_number(text, at,
+                                   escape == 'x'   ? 2
+                                   : escape == 'u' ? 4
+                                                   : 8,
+                                   false),
+                    result);
       } else if (escape >= '0' && escape <= '7') {
         append_code(escaped_number(text, at, 3, true), result);
       } else if (escape == 'N') {
@@ -362,7 +366,8 @@ class Lexer {
     if (*found == "(" || *found == "[" || *found == "{") {
       open += c == '(' ? ')' : c == '[' ? ']' : '}';
     } else if (*found == ")" || *found == "]" || *found == "}") {
-      if (open.empty() || open.back() != c) fail(fmt::format("expected brackets in pairs, got '{}'", c));
+      if (open.empty() || open.back() != c)
+        fail(fmt::format("expected brackets in pairs, got '{}'", c));
       open.pop_back();
     }
     add(TokenType::kOperator, std::string(*found));

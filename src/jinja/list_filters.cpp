@@ -121,8 +121,7 @@ Value extreme(const Value& value, const Arguments& arguments) {
   std::optional<Value> best, best_key;
   for (Value& item : items_of(value)) {
     Value of_item = key(item);
-    const bool is_better =
-        !best || (kIsMax ? less(*best_key, of_item) : less(of_item, *best_key));
+    const bool is_better = !best || (kIsMax ? less(*best_key, of_item) : less(of_item, *best_key));
     if (!is_better) continue;
     best_key = std::move(of_item);
     best = std::move(item);
@@ -307,8 +306,8 @@ Filter filter_named(const Value& name) {
   const Text* text = name.as_text();
   const Filter filter = text == nullptr ? nullptr : find_filter(text->view());
   if (filter == nullptr) {
-    throw Failure(fmt::format("expected the name of a filter known here, got {}",
-                              represented(name).bytes()));
+    throw Failure(
+        fmt::format("expected the name of a filter known here, got {}", represented(name).bytes()));
   }
   return filter;
 }
@@ -365,7 +364,7 @@ Value select(const Value& value, const Arguments& arguments) {
   return generator(std::move(result));
 }
 
-constexpr auto kFilters = std::to_array<FilterEntry>({
+constexpr auto kListFilters = std::to_array<FilterEntry>({
     {"attr", attribute},
     {"batch", batch},
     {"count", length},
@@ -395,7 +394,7 @@ constexpr auto kFilters = std::to_array<FilterEntry>({
 
 // What jinja2 has besides.
 constexpr std::array<std::string_view, 9> kOtherFilters{
-    "filesizeformat", "forceescape", "pprint",  "random",   "striptags",
+    "filesizeformat", "forceescape", "pprint",   "random", "striptags",
     "urlencode",      "urlize",      "wordwrap", "xmlattr"};
 
 }  // namespace
@@ -412,7 +411,7 @@ Value item_at(const Value& value, const Value& path) {
   return item;
 }
 
-Filter find_list_filter(std::string_view name) { return find_in(kFilters, name); }
+Filter find_list_filter(std::string_view name) { return find_in(kListFilters, name); }
 
 Filter find_filter(std::string_view name) {
   const Filter filter = find_text_filter(name);

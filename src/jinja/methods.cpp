@@ -83,7 +83,8 @@ Value has_affix(const Text& self, std::string_view name, const Arguments& argume
   const auto fits = [&](const Value& affix) {
     const Text* text = affix.as_text();
     if (text == nullptr) {
-      throw Failure(fmt::format("expected texts to compare in {}, got {}", name, affix.type_name()));
+      throw Failure(
+          fmt::format("expected texts to compare in {}, got {}", name, affix.type_name()));
     }
     if (!window) return false;
     const std::string_view part = self.view().substr(window->begin, window->end - window->begin);
@@ -341,13 +342,13 @@ constexpr auto kListMethods = std::to_array<MethodEntry<Sequence>>({
     {"index", index_of_item},
 });
 
-constexpr std::array<std::string_view, 8> kChangesOfLists{
-    "append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"};
+constexpr std::array<std::string_view, 8> kChangesOfLists{"append", "clear",  "extend",  "insert",
+                                                          "pop",    "remove", "reverse", "sort"};
 
 constexpr std::array<std::string_view, 13> kAttributesOfNumbers{
-    "as_integer_ratio", "bit_count",   "bit_length", "conjugate", "denominator", "from_bytes",
-    "fromhex",          "hex",         "imag",       "is_integer", "numerator",  "real",
-    "to_bytes"};
+    "as_integer_ratio", "bit_count", "bit_length", "conjugate", "denominator",
+    "from_bytes",       "fromhex",   "hex",        "imag",      "is_integer",
+    "numerator",        "real",      "to_bytes"};
 
 template <class Names>
 bool has(const Names& names, std::string_view name) {

@@ -17,7 +17,8 @@ namespace {
 
 /// The pairs that Python's dict(…) makes of its arguments.
 std::vector<std::pair<Value, Value>> pairs_of(const Arguments& arguments) {
-  if (arguments.values.size() > 1) throw Failure("expected one mapping at most, got several values");
+  if (arguments.values.size() > 1)
+    throw Failure("expected one mapping at most, got several values");
   std::vector<std::pair<Value, Value>> pairs;
   if (!arguments.values.empty()) {
     const Value& given = arguments.values.front();
@@ -27,7 +28,8 @@ std::vector<std::pair<Value, Value>> pairs_of(const Arguments& arguments) {
       for (const Value& pair : items_of(given)) {
         const std::vector<Value> parts = items_of(pair);
         if (parts.size() != 2) {
-          throw Failure(fmt::format("expected pairs of a key and a value, got {} values", parts.size()));
+          throw Failure(
+              fmt::format("expected pairs of a key and a value, got {} values", parts.size()));
         }
         pairs.emplace_back(parts[0], parts[1]);
       }
@@ -98,8 +100,7 @@ Value make_cycler(const Arguments& arguments) {
   if (arguments.values.empty() || !arguments.named.empty()) {
     throw Failure("expected values for cycler, got none");
   }
-  return Value(
-      std::shared_ptr<Object>(std::make_shared<Cycler>(Value::tuple(arguments.values))));
+  return Value(std::shared_ptr<Object>(std::make_shared<Cycler>(Value::tuple(arguments.values))));
 }
 
 Value make_range(const Arguments& arguments) {
@@ -114,7 +115,8 @@ Value make_range(const Arguments& arguments) {
   __extension__ using Wide = __int128;
   for (Wide i = start; step > 0 ? i < stop : i > stop; i += step) {
     if (std::ssize(items) == kMaxRange) {
-      throw Failure(fmt::format("expected a range of at most {} numbers, got a longer one", kMaxRange));
+      throw Failure(
+          fmt::format("expected a range of at most {} numbers, got a longer one", kMaxRange));
     }
     items.emplace_back(static_cast<std::int64_t>(i));
   }

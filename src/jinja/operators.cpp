@@ -160,8 +160,7 @@ Value apply_integers(BinaryOperator operation, std::int64_t a, std::int64_t b) {
       return Value(checked_multiply(a, b));
     case BinaryOperator::kDivide:
       if (b == 0) fail_zero();
-      return Value(
-          static_cast<double>(static_cast<long double>(a) / static_cast<long double>(b)));
+      return Value(static_cast<double>(static_cast<long double>(a) / static_cast<long double>(b)));
     case BinaryOperator::kFloorDivide:
       return Value(floor_divide(a, b));
     case BinaryOperator::kModulo:
@@ -247,8 +246,8 @@ std::optional<std::size_t> place_of(std::int64_t index, std::size_t size) {
 std::string_view shown_kind(const Value& value) { return value.type_name(); }
 
 Value missing(const Value& value, const Value& index) {
-  return Value::undefined(fmt::format("expected {} in {}, got none", represented(index).bytes(),
-                                      shown_kind(value)));
+  return Value::undefined(
+      fmt::format("expected {} in {}, got none", represented(index).bytes(), shown_kind(value)));
 }
 
 /// Returns `value[index]` where it has one.
@@ -337,7 +336,7 @@ bool equal(const Value& a, const Value& b) {
     return equal_dicts(*a.as_dict(), *b.as_dict());
   }
   if (a.is_same_as(b)) return a.as_sequence() != nullptr || a.as_object() != nullptr;
-  if (const Sequence *x = a.as_sequence(), *y = b.as_sequence(); x != nullptr && y != nullptr) {
+  if (const Sequence* x = a.as_sequence(), *y = b.as_sequence(); x != nullptr && y != nullptr) {
     const bool alike = both_lists(a, b) ||
                        (x->type == y->type && x->type == SequenceType::kRange) ||
                        (x->type == y->type && x->type == SequenceType::kKeys);
@@ -399,7 +398,8 @@ void check_hashable(const Value& key) {
 Value apply(BinaryOperator operation, const Value& a, const Value& b) {
   if (a.is_undefined() || b.is_undefined()) {
     // A format takes any value, this one as an empty text.
-    if (operation != BinaryOperator::kModulo || !a.is_text()) fail_operands(name_of(operation), a, b);
+    if (operation != BinaryOperator::kModulo || !a.is_text())
+      fail_operands(name_of(operation), a, b);
   }
   if (operation == BinaryOperator::kModulo && a.is_text()) return Value(formatted(*a.as_text(), b));
   const auto whole_a = a.integer(), whole_b = b.integer();
@@ -414,9 +414,8 @@ Value apply(BinaryOperator operation, const Value& a, const Value& b) {
     const std::vector<Value>& more = b.as_sequence()->items;
     spend(items.size() + more.size());
     items.insert(items.end(), more.begin(), more.end());
-    return Value::sequence(
-        a.is_a(SequenceType::kList) ? SequenceType::kList : SequenceType::kTuple,
-        std::move(items));
+    return Value::sequence(a.is_a(SequenceType::kList) ? SequenceType::kList : SequenceType::kTuple,
+                           std::move(items));
   }
   if (operation == BinaryOperator::kMultiply && can_repeat(a) && whole_b) {
     return repeated(a, *whole_b);

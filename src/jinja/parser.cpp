@@ -175,7 +175,8 @@ class Parser {
           expect(TokenType::kBlockEnd, "'%}'");
           break;
         default:
-          if (!ends.empty()) fail_expected(fmt::format("one of the tags {}", fmt::join(ends, ", ")));
+          if (!ends.empty())
+            fail_expected(fmt::format("one of the tags {}", fmt::join(ends, ", ")));
           return body;
       }
     }
@@ -236,7 +237,7 @@ class Parser {
     loop.target = parse_target(/*with_attributes=*/false);
     if (names_loop(loop.target)) fail("expected another name than 'loop' for items, got it");
     expect_name("in");
-    loop.items = parse_tuple(/*with_conditions=*/false, {"recursive"});
+    loop.items = parse_tuple(/*with_conditions=*/false);
     if (skip_name("if")) loop.condition = parse_expression();
     loop.is_recursive = skip_name("recursive");
     ++loops_;
@@ -327,7 +328,8 @@ class Parser {
     block.name = "caller";
     if (at_operator("(")) parse_signature(block);
     Expression call = parse_expression();
-    if (!std::holds_alternative<Call>(call.node)) fail("expected a call after 'call', got another expression");
+    if (!std::holds_alternative<Call>(call.node))
+      fail("expected a call after 'call', got another expression");
     block.body = parse_function_body(block, "endcall");
     return {std::move(call), std::move(block)};
   }
@@ -390,9 +392,7 @@ class Parser {
     tuple.is_tuple = true;
     tuple.parts.push_back(std::move(first));
     while (skip_operator(",")) {
-      const bool ends =
-          at_name("in") || at_operator(")") || current().type == TokenType::kBlockEnd;
-      if (ends) break;
+      if (at_tuple_end()) break;
       tuple.parts.push_back(parse_single_target(with_attributes));
     }
     return tuple;
@@ -418,18 +418,17 @@ class Parser {
     names_read_.insert(name);
   }
 
-  bool at_tuple_end(const Names& ends) const {
+  bool at_tuple_end() const {
     return current().type == TokenType::kVariableEnd || current().type == TokenType::kBlockEnd ||
-           at_operator(")") || at_end_tag(ends);
+           at_operator(")");
   }
 
   /// An expression, or several with commas.
-  Expression parse_tuple(bool with_conditions = true, const Names& ends = {},
-                         bool is_in_parentheses = false) {
+  Expression parse_tuple(bool with_conditions = true, bool is_in_parentheses = false) {
     const int line = current().line;
     std::vector<Expression> items;
     bool is_tuple = false;
-    while (!at_tuple_end(ends)) {
+    while (!at_tuple_end()) {
       items.push_back(with_conditions ? parse_expression() : parse_or());
       if (!skip_operator(",")) break;
       is_tuple = true;
@@ -578,7 +577,7 @@ class Parser {
         break;
     }
     if (skip_operator("(")) {
-      Expression value = parse_tuple(true, {}, /*is_in_parentheses=*/true);
+      Expression value = parse_tuple(true, /*is_in_parentheses=*/true);
       expect_operator(")");
       return value;
     }
@@ -711,14 +710,15 @@ class Parser {
         if (at_operator(")")) break;
       }
       needs_comma = true;
-      const bool is_named = current().type == TokenType::kName &&
-                            is(following(), TokenType::kOperator, "=");
+      const bool is_named =
+          current().type == TokenType::kName && is(following(), TokenType::kOperator, "=");
       const bool is_late = arguments.more_named != nullptr;
       if (skip_operator("**")) {
         if (is_late) fail("expected '**' once in a call, got it twice");
         arguments.more_named = boxed(parse_expression());
       } else if (skip_operator("*")) {
-        if (is_late || arguments.more_values) fail("expected '*' once and before '**', got it later");
+        if (is_late || arguments.more_values)
+          fail("expected '*' once and before '**', got it later");
         arguments.more_values = boxed(parse_expression());
       } else if (is_named) {
         if (is_late) fail("expected '**' at the end of a call, got more");
@@ -767,11 +767,10 @@ class Parser {
     const Test test = find_test(name);
     if (test == nullptr) fail(fmt::format("expected a test known here, got '{}'", name));
     TestCall call{.value = boxed(std::move(value)), .test = test, .arguments = {}};
-    const bool has_operand = current().type == TokenType::kName ||
-                             current().type == TokenType::kText ||
-                             current().type == TokenType::kInteger ||
-                             current().type == TokenType::kFloat || at_operator("[") ||
-                             at_operator("{");
+    const bool has_operand =
+        current().type == TokenType::kName || current().type == TokenType::kText ||
+        current().type == TokenType::kInteger || current().type == TokenType::kFloat ||
+        at_operator("[") || at_operator("{");
     if (at_operator("(")) {
       call.arguments = parse_arguments();
     } else if (has_operand && !at_name("else") && !at_name("or") && !at_name("and")) {

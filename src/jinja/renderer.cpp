@@ -65,9 +65,8 @@ class MacroObject final : public Object {
 Renderer::Renderer(const Variables& variables, const RenderOptions& options)
     : budget_(options.work), globals_(std::make_shared<Scope>(nullptr)) {
   for (auto& [name, function] : global_functions(
-           options.now, [this](std::shared_ptr<Namespace> made) {
-             namespaces_.push_back(std::move(made));
-           })) {
+           options.now,
+           [this](std::shared_ptr<Namespace> made) { namespaces_.push_back(std::move(made)); })) {
     globals_->set(name, std::move(function));
   }
   for (const auto& [name, value] : variables) globals_->set(name, value);
@@ -228,8 +227,8 @@ void Renderer::assign(const Target& target, Value value, const ScopePtr& scope) 
   if (target.is_tuple) {
     const std::vector<Value> parts = items_of(value);
     if (parts.size() != target.parts.size()) {
-      throw Failure(fmt::format("expected {} values to assign, got {}", target.parts.size(),
-                                parts.size()));
+      throw Failure(
+          fmt::format("expected {} values to assign, got {}", target.parts.size(), parts.size()));
     }
     for (std::size_t i = 0; i < parts.size(); ++i) assign(target.parts[i], parts[i], scope);
     return;
@@ -238,7 +237,8 @@ void Renderer::assign(const Target& target, Value value, const ScopePtr& scope) 
   const Value* held = scope->find(target.name);
   auto* space = held == nullptr ? nullptr : dynamic_cast<Namespace*>(held->as_object());
   if (space == nullptr) {
-    throw Failure(fmt::format("expected a namespace to set an attribute of, got '{}'", target.name));
+    throw Failure(
+        fmt::format("expected a namespace to set an attribute of, got '{}'", target.name));
   }
   space->set(target.attribute, std::move(value));
 }
@@ -256,7 +256,8 @@ Value Renderer::value(const Literal& literal, const ScopePtr& /*scope*/) { retur
 Value Renderer::value(const Name& name, const ScopePtr& scope) {
   const Value* found = scope->find(name.name);
   if (found != nullptr) return *found;
-  return Value::undefined(fmt::format("expected '{}' to be defined, got no such variable", name.name));
+  return Value::undefined(
+      fmt::format("expected '{}' to be defined, got no such variable", name.name));
 }
 
 Value Renderer::value(const ListDisplay& list, const ScopePtr& scope) {
@@ -422,18 +423,19 @@ Value Renderer::call_macro(const MacroDefinition& macro, const ScopePtr& defined
     return value;
   };
   const std::size_t given = std::min(arguments.values.size(), macro.parameters.size());
-  std::vector<std::optional<Value>> values(arguments.values.begin(),
-                                           arguments.values.begin() + static_cast<std::ptrdiff_t>(given));
+  std::vector<std::optional<Value>> values(
+      arguments.values.begin(), arguments.values.begin() + static_cast<std::ptrdiff_t>(given));
   for (std::size_t i = given; i < macro.parameters.size(); ++i) {
     values.push_back(take_named(macro.parameters[i].name));
   }
   if (macro.takes_caller) {
-    scope->set("caller", take_named("caller")
-                             .value_or(Value::undefined("expected a caller of the macro, got none")));
+    scope->set("caller", take_named("caller").value_or(
+                             Value::undefined("expected a caller of the macro, got none")));
   }
   if (macro.takes_named) {
     std::vector<std::pair<Value, Value>> items;
-    for (auto& [name, value] : named) items.emplace_back(Value(std::string_view(name)), std::move(value));
+    for (auto& [name, value] : named)
+      items.emplace_back(Value(std::string_view(name)), std::move(value));
     scope->set("kwargs", Value::dict(std::move(items)));
   } else if (!named.empty()) {
     throw Failure(fmt::format("expected an argument known to the macro '{}', got '{}'", macro.name,
@@ -454,9 +456,9 @@ Value Renderer::call_macro(const MacroDefinition& macro, const ScopePtr& defined
     } else if (parameter.otherwise) {
       scope->set(parameter.name, evaluate(*parameter.otherwise, scope));
     } else {
-      scope->set(parameter.name,
-                 Value::undefined(fmt::format("expected an argument '{}' of the macro '{}', got none",
-                                              parameter.name, macro.name)));
+      scope->set(parameter.name, Value::undefined(fmt::format(
+                                     "expected an argument '{}' of the macro '{}', got none",
+                                     parameter.name, macro.name)));
     }
   }
   Text text;

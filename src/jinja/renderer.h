@@ -103,8 +103,8 @@ class Renderer {
   Budget budget_;
   ScopePtr globals_;
   int line_ = 1;
-  std::size_t calls_ = 0;                          ///< that are going on
-  const Value* block_text_ = nullptr;              ///< of the filter block that is evaluated
+  std::size_t calls_ = 0;              ///< that are going on
+  const Value* block_text_ = nullptr;  ///< of the filter block that is evaluated
   std::vector<std::shared_ptr<Namespace>> namespaces_;
   std::vector<ScopePtr> scopes_of_macros_;
 };

@@ -14,9 +14,9 @@ namespace prefopt::jinja {
 /// is 0; other numbers are given out by whoever makes the variables.
 using Origin = char16_t;
 inline constexpr Origin kOfTemplate = 0;
-inline constexpr Origin kGenerated = 0x4000;    ///< a flag
-inline constexpr Origin kMixed = 0x3fff;        ///< of several texts, which is not known
-inline constexpr Origin kMaxOrigin = 0x3ffe;    ///< the last number to give out
+inline constexpr Origin kGenerated = 0x4000;  ///< a flag
+inline constexpr Origin kMixed = 0x3fff;      ///< of several texts, which is not known
+inline constexpr Origin kMaxOrigin = 0x3ffe;  ///< the last number to give out
 inline constexpr std::size_t kMaxTextBytes = std::size_t{64} << 20;
 
 constexpr Origin writer_of(Origin origin) { return origin & 0x3fff; }
@@ -67,7 +67,9 @@ class Characters {
   explicit Characters(std::string_view text);
   std::size_t count() const { return ascii_ ? size_ : offsets_.size() - 1; }
   /// Returns the offset of the character, or the size of the text for count().
-  std::size_t offset(std::size_t character) const { return ascii_ ? character : offsets_[character]; }
+  std::size_t offset(std::size_t character) const {
+    return ascii_ ? character : offsets_[character];
+  }
 
  private:
   std::size_t size_;

@@ -38,8 +38,8 @@ const Text& only_text(const Value& value, std::string_view filter) {
   const Text* text = value.as_text();
   if (text != nullptr) return *text;
   if (value.is_undefined()) throw Failure(value.undefined_message());
-  throw Failure(fmt::format("expected a text for the filter '{}', got {}", filter,
-                            value.type_name()));
+  throw Failure(
+      fmt::format("expected a text for the filter '{}', got {}", filter, value.type_name()));
 }
 
 template <Text (*kChange)(const Text&)>
@@ -92,19 +92,21 @@ Value indent(const Value& value, const Arguments& arguments) {
 
 Value truncate(const Value& value, const Arguments& arguments) {
   const Bound bound("the filter 'truncate'", arguments, {"length", "killwords", "end", "leeway"});
-  const Text& text = only_text(value, "truncate");
   const Text end = bound.has(2) ? bound.text(2) : Text("...");
   const bool has_leeway = bound.has(3) && !bound.value(3).is_none();
   const std::int64_t length = bound.integer(0, 255), leeway = has_leeway ? bound.integer(3, 5) : 5;
   const auto end_length = static_cast<std::int64_t>(count_characters(end.view()));
   if (length < end_length || leeway < 0) {
-    throw Failure(fmt::format("expected a length of at least {} and a leeway of at least 0, got {} "
-                              "and {}",
-                              end_length, length, leeway));
+    throw Failure(
+        fmt::format("expected a length of at least {} and a leeway of at least 0, got {} "
+                    "and {}",
+                    end_length, length, leeway));
   }
+  if (length_of(value) <= length + leeway) return value;
+  const Text& text = only_text(value, "truncate");
   const Characters characters(text.view());
-  if (static_cast<std::int64_t>(characters.count()) <= length + leeway) return value;
-  if (text.is_markup()) throw Failure("expected 'truncate' of a plain text, got one marked as safe");
+  if (text.is_markup())
+    throw Failure("expected 'truncate' of a plain text, got one marked as safe");
   Text kept = text.part(0, characters.offset(static_cast<std::size_t>(length - end_length)));
   if (!bound.flag(1, false)) {
     const Text space(" ");
@@ -151,7 +153,8 @@ JsonStyle style_of(const Bound& bound) {
   if (const Value given = bound.value(1, None{}); !given.is_none()) {
     style.item_separator = ",";
     const Text* text = given.as_text();
-    style.indent = text != nullptr ? text->bytes() : padded_left(Text(), bound.integer(1, 0), " ").bytes();
+    style.indent =
+        text != nullptr ? text->bytes() : padded_left(Text(), bound.integer(1, 0), " ").bytes();
     if (text != nullptr && text->is_marked()) {
       throw Failure("expected an indent that the template writes, got one of its variables");
     }
@@ -159,8 +162,9 @@ JsonStyle style_of(const Bound& bound) {
   const Value given = bound.value(2, None{});
   if (given.is_none()) return style;
   const Sequence* separators = given.as_sequence();
-  const bool are_texts = separators != nullptr && given.is_indexed() && separators->items.size() == 2 &&
-                         separators->items[0].is_text() && separators->items[1].is_text();
+  const bool are_texts = separators != nullptr && given.is_indexed() &&
+                         separators->items.size() == 2 && separators->items[0].is_text() &&
+                         separators->items[1].is_text();
   if (!are_texts) throw Failure("expected two texts as separators of 'tojson', got something else");
   style.item_separator = separators->items[0].as_text()->bytes();
   style.key_separator = separators->items[1].as_text()->bytes();
@@ -289,8 +293,8 @@ Value round(const Value& value, const Arguments& arguments) {
     return Value(rounded(*number, precision));
   }
   if (method != "ceil" && method != "floor") {
-    throw Failure(fmt::format("expected the method common, ceil or floor of 'round', got '{}'",
-                              method));
+    throw Failure(
+        fmt::format("expected the method common, ceil or floor of 'round', got '{}'", method));
   }
   if (!std::isfinite(*number)) throw Failure("expected a finite number to round, got another one");
   const double scale = std::pow(10.0, static_cast<double>(precision));
@@ -306,7 +310,7 @@ Value absolute(const Value& value, const Arguments& arguments) {
   throw Failure(fmt::format("expected a number for 'abs', got {}", value.type_name()));
 }
 
-constexpr auto kFilters = std::to_array<FilterEntry>({
+constexpr auto kTextFilters = std::to_array<FilterEntry>({
     {"abs", absolute},
     {"capitalize", change<capitalize>},
     {"center", center},
@@ -331,6 +335,6 @@ constexpr auto kFilters = std::to_array<FilterEntry>({
 
 }  // namespace
 
-Filter find_text_filter(std::string_view name) { return find_in(kFilters, name); }
+Filter find_text_filter(std::string_view name) { return find_in(kTextFilters, name); }
 
 }  // namespace prefopt::jinja

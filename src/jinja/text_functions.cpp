@@ -63,9 +63,8 @@ void append_mapped(const Text& text, std::size_t at, const Utf8Character& charac
     return;
   }
   if (becomes_several(character.code, to)) {
-    throw Failure(fmt::format(
-        "expected letters with one letter of the other case, got U+{:04X}",
-        static_cast<std::uint32_t>(character.code)));
+    throw Failure(fmt::format("expected letters with one letter of the other case, got U+{:04X}",
+                              static_cast<std::uint32_t>(character.code)));
   }
   std::array<utf8proc_uint8_t, 4> buffer{};
   const auto size = utf8proc_encode_char(mapped(character.code, to), buffer.data());
@@ -213,13 +212,13 @@ Text lower(const Text& text) {
 
 Text capitalize(const Text& text) {
   bool is_first = true;
-  return map_cases(text, [&](char32_t) {
-    return std::exchange(is_first, false) ? Case::kTitle : Case::kLower;
-  });
+  return map_cases(
+      text, [&](char32_t) { return std::exchange(is_first, false) ? Case::kTitle : Case::kLower; });
 }
 
 Text swap_case(const Text& text) {
-  return map_cases(text, [](char32_t code) { return is_upper(code) ? Case::kLower : Case::kUpper; });
+  return map_cases(text,
+                   [](char32_t code) { return is_upper(code) ? Case::kLower : Case::kUpper; });
 }
 
 Text title(const Text& text) {
@@ -233,8 +232,8 @@ Text title(const Text& text) {
 Text title_of_words(const Text& text) {
   bool begins = true;
   return map_cases(text, [&](char32_t code) {
-    const bool parts = code == '-' || code == '(' || code == '{' || code == '[' || code == '<' ||
-                       is_space(code);
+    const bool parts =
+        code == '-' || code == '(' || code == '{' || code == '[' || code == '<' || is_space(code);
     const bool was = std::exchange(begins, parts);
     return was ? Case::kUpper : Case::kLower;
   });

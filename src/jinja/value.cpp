@@ -17,8 +17,8 @@ constexpr std::size_t kManyKeys = 16;
 
 std::size_t checked_depth(std::size_t of_items) {
   if (of_items >= kMaxValueDepth) {
-    throw Failure(fmt::format("expected values of at most {} levels, got deeper ones",
-                              kMaxValueDepth));
+    throw Failure(
+        fmt::format("expected values of at most {} levels, got deeper ones", kMaxValueDepth));
   }
   return of_items + 1;
 }

@@ -80,7 +80,7 @@ class Object {
 class Value {
  public:
   Value() : data_(Undefined{}) {}
-  Value(None none) : data_(none) {}                          // NOLINT(google-explicit-constructor)
+  Value(None none) : data_(none) {}  // NOLINT(google-explicit-constructor)
   explicit Value(bool flag) : data_(flag) {}
   explicit Value(std::int64_t number) : data_(number) {}
   explicit Value(double number) : data_(number) {}

@@ -26,6 +26,7 @@ void read_rollouts(std::string_view bytes);
 void read_rows(std::string_view bytes);
 void read_safetensors(std::string_view bytes);
 void read_safetensors_index(std::string_view bytes);
+void read_template(std::string_view bytes);
 void read_tokenizer_json(std::string_view bytes);
 
 struct Target {
@@ -49,6 +50,7 @@ inline constexpr auto kTargets = std::to_array<Target>({
     {"rows", read_rows},
     {"safetensors", read_safetensors},
     {"safetensors_index", read_safetensors_index},
+    {"template", read_template},
     {"tokenizer_json", read_tokenizer_json},
 });
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Conversations as the text that a model was trained on. The formats are those of the models'
-// templates, under names; templates themselves, which are programs, are not run.
+// Conversations as the text that a model was trained on. The formats are those of known templates,
+// under names; docs/chat-templates.md says when a model's own template is rendered instead.
 //
 //   chatml     <|im_start|>ROLE\nTEXT<|im_end|>\n
 //   smollm2    ChatML; a conversation without system message gets SmolLM2's
@@ -52,8 +52,8 @@ PREFOPT_API std::string recognize_chat_format(std::string_view chat_template,
 /// template that is not known.
 PREFOPT_API std::string resolve_chat_format(std::string_view format, const Tokenizer& tokenizer);
 
-/// Returns the token that ends a turn of the format of resolve_chat_format; empty if there is no
-/// such format or token.
+/// Returns the token that ends a turn of the format of resolve_chat_format, or of the tokenizer's own
+/// template where it is none of the formats; empty if there is no such token.
 PREFOPT_API std::vector<std::int64_t> chat_end_ids(std::string_view format,
                                                    const Tokenizer& tokenizer);
 

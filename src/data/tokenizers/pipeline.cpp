@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "core/utf8.h"
+#include "data/begin_token.h"
 #include "data/tokenizers/added_tokens.h"
 #include "data/tokenizers/bpe_model.h"
 #include "data/tokenizers/decoder.h"
@@ -165,7 +166,7 @@ void check_sizes(const TokenizerSpec& spec, const std::string& name) {
   check(spec.added.size(), "added tokens");
 }
 
-class Pipeline final : public Tokenizer {
+class Pipeline final : public Tokenizer, public HasBeginToken {
  public:
   Pipeline(TokenizerSpec spec, std::string name)
       : spec_(std::move(spec)),
@@ -190,6 +191,9 @@ class Pipeline final : public Tokenizer {
   std::string name() const override { return name_; }
   std::int64_t vocab_size() const override { return static_cast<std::int64_t>(spellings_.size()); }
   std::int64_t bos_id() const override { return spec_.bos_id; }
+  std::int64_t begin_id() const override {
+    return spec_.begin_id >= 0 ? spec_.begin_id : spec_.bos_id;
+  }
   std::int64_t eos_id() const override { return spec_.eos_id; }
   std::int64_t pad_id() const override { return spec_.pad_id; }
   std::string chat_template() const override { return spec_.chat_template; }

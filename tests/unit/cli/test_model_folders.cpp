@@ -432,10 +432,11 @@ TEST_CASE("prefopt generate: messages are written in the model's format", "[cli]
   CHECK(noted.code == 0);
   CHECK(noted.err.find("1 row of messages in the chat format 'dialogue', as the tokenizer") !=
         std::string::npos);
-  write_text(models.model + "/tokenizer_config.json", R"({"chat_template": "{{ messages }}"})");
+  write_text(models.model + "/tokenizer_config.json",
+             R"({"chat_template": "{{ messages | pprint }}"})");
   const CliResult refused = run_cli({"generate", "--model", models.model, "--message", "Hi"});
   CHECK(refused.code == 2);
-  CHECK(refused.err.find("--message: expected a chat format for messages, got 'auto'") !=
+  CHECK(refused.err.find("line 1: expected a filter known here, got 'pprint'") !=
         std::string::npos);
   CHECK(run_cli({"generate", "--model", models.model, "--prompt", "Hi", "--max-new-tokens", "1"})
             .code == 0);

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "data/chat_template.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <ctime>
+#include <utility>
+
+#include "data/begin_token.h"
+#include "data/line_error.h"
+#include "jinja/failure.h"
+#include "prefopt/data/chat.h"
+#include "prefopt/error.h"
+
+namespace prefopt::detail {
+namespace {
+
+using jinja::Origin;
+using Part = RenderedChat::Part;
+
+// Each turn has an origin for each of its parts, after those of the row.
+constexpr Origin kOfTools = 1, kOfVariables = 2, kFirstTurn = 3, kParts = 3;
+constexpr std::size_t kMaxTurns = (jinja::kMaxOrigin - kFirstTurn) / kParts - 1;
+
+Origin origin_of(std::size_t turn, Part part) {
+  return static_cast<Origin>(kFirstTurn + turn * kParts + static_cast<std::size_t>(part));
+}
+
+/// Variables of transformers that name special tokens, without those that are given here.
+constexpr std::array<std::string_view, 4> kOtherTokens{"unk_token", "sep_token", "cls_token",
+                                                       "mask_token"};
+
+/// Names of reasoning, in the order in which transformers looks for it.
+constexpr std::array<const char*, 3> kReasoning{"reasoning_content", "thinking", "reasoning"};
+
+std::tm time_of_day() {
+  const std::time_t now = std::time(nullptr);
+  std::tm result{};
+  localtime_r(&now, &result);
+  return result;
+}
+
+jinja::Value text_value(std::string_view text, Origin origin = jinja::kOfTemplate) {
+  return jinja::Value(jinja::Text(std::string(text), origin));
+}
+
+bool is_reasoning(std::string_view key) {
+  return std::find(kReasoning.begin(), kReasoning.end(), key) != kReasoning.end();
+}
+
+jinja::Value content_value(const Turn& turn, std::size_t place, std::size_t turns) {
+  if (turn.begun == Turn::kNotBegun) {
+    return text_value(turn.content, origin_of(place, Part::kContent));
+  }
+  jinja::Text text(turn.content.substr(0, turn.begun), origin_of(place, Part::kContent));
+  text.append(std::string_view(turn.content).substr(turn.begun), origin_of(turns, Part::kContent));
+  return jinja::Value(std::move(text));
+}
+
+/// Returns the message as transformers hands it over, which gives reasoning its other names too.
+jinja::Value value_of_turn(const Turn& turn, std::size_t place, std::size_t turns) {
+  std::vector<std::pair<jinja::Value, jinja::Value>> items;
+  const auto add = [&](std::string_view key, jinja::Value value) {
+    items.emplace_back(text_value(key), std::move(value));
+  };
+  const auto field = [&](const std::string& key) {
+    const Part part = is_reasoning(key) ? Part::kReasoning : Part::kFields;
+    return jinja::value_of(turn.fields[key], origin_of(place, part));
+  };
+  const std::string named = reasoning_key(turn.fields);
+  if (!named.empty()) add("thinking", field(named));
+  add("role", text_value(turn.role));
+  add("content", content_value(turn, place, turns));
+  for (const auto& item : turn.fields.items()) add(item.key(), field(item.key()));
+  if (!named.empty()) add("reasoning_content", field(named));
+  return jinja::Value::dict(std::move(items));
+}
+
+}  // namespace
+
+std::string reasoning_key(const Json& message) {
+  for (const char* key : kReasoning) {
+    const auto found = message.find(key);
+    if (found != message.end() && !found->is_null()) return key;
+  }
+  return "";
+}
+
+RenderedChat::RenderedChat(jinja::Text text) : text_(std::move(text)) {
+  for (std::size_t i = 0; text_.is_marked() && i < text_.size();) {
+    const Origin writer = jinja::writer_of(text_.origin(i));
+    const std::size_t begin = i;
+    while (i < text_.size() && jinja::writer_of(text_.origin(i)) == writer) ++i;
+    if (writer == jinja::kOfTemplate) continue;
+    spans_.try_emplace(writer, Span{begin, i}).first->second.end = i;
+  }
+}
+
+bool RenderedChat::is_given(std::size_t byte) const {
+  return jinja::writer_of(text_.origin(byte)) != jinja::kOfTemplate;
+}
+
+std::optional<std::size_t> RenderedChat::turn_of(std::size_t byte) const {
+  const Origin writer = jinja::writer_of(text_.origin(byte));
+  if (writer < kFirstTurn || writer == jinja::kMixed) return std::nullopt;
+  return static_cast<std::size_t>((writer - kFirstTurn) / kParts);
+}
+
+bool RenderedChat::is_generated(std::size_t byte) const {
+  return (text_.origin(byte) & jinja::kGenerated) != 0;
+}
+
+std::optional<std::size_t> RenderedChat::begin_of(std::size_t turn) const {
+  std::optional<std::size_t> begin;
+  for (const Part part : {Part::kContent, Part::kFields, Part::kReasoning}) {
+    const auto span = spans_.find(origin_of(turn, part));
+    if (span == spans_.end()) continue;
+    begin = std::min(begin.value_or(span->second.begin), span->second.begin);
+  }
+  return begin;
+}
+
+std::optional<std::size_t> RenderedChat::end_of(std::size_t turn) const {
+  std::optional<std::size_t> end;
+  for (const Part part : {Part::kContent, Part::kFields, Part::kReasoning}) {
+    const auto span = spans_.find(origin_of(turn, part));
+    if (span != spans_.end()) end = std::max(end.value_or(0), span->second.end);
+  }
+  return end;
+}
+
+bool RenderedChat::holds(std::size_t turn, Part part) const {
+  return spans_.contains(origin_of(turn, part));
+}
+
+bool RenderedChat::holds_tools() const { return spans_.contains(kOfTools); }
+bool RenderedChat::is_mixed() const { return spans_.contains(jinja::kMixed); }
+
+ChatTemplate::ChatTemplate(const Tokenizer& tokenizer)
+    : tokenizer_(tokenizer), now_(time_of_day()) {
+  const std::string where = fmt::format("the chat template of '{}'", tokenizer.name());
+  try {
+    template_.emplace(tokenizer.chat_template(), where);
+    for (const std::string_view name : kOtherTokens) {
+      if (template_->reads(name)) {
+        throw ConfigError(fmt::format(
+            "{}: expected variables known here, got '{}'; set chat_format to a format's name",
+            where, name));
+      }
+    }
+    end_of_turn_ = find_end_of_turn();
+  } catch (const ConfigError&) {
+    template_.reset();
+    defect_ = std::current_exception();
+  }
+}
+
+const jinja::Template& ChatTemplate::parsed() const {
+  if (!template_) std::rethrow_exception(defect_);
+  return *template_;
+}
+
+bool ChatTemplate::has_generation() const { return parsed().has_generation(); }
+
+jinja::Variables ChatTemplate::variables_of(const Turns& turns, const TemplateRow& row,
+                                            bool opens_answer) const {
+  if (turns.size() > kMaxTurns) {
+    throw jinja::Failure(
+        fmt::format("expected at most {} messages, got {}", kMaxTurns, turns.size()));
+  }
+  std::vector<jinja::Value> messages;
+  for (std::size_t i = 0; i < turns.size(); ++i) {
+    messages.push_back(value_of_turn(turns[i], i, turns.size()));
+  }
+  jinja::Variables variables{{"messages", jinja::Value::list(std::move(messages))},
+                             {"tools", jinja::value_of(row.tools, kOfTools)},
+                             {"documents", jinja::None{}},
+                             {"add_generation_prompt", jinja::Value(opens_answer)}};
+  const auto add_token = [&](const char* name, std::int64_t id) {
+    if (id >= 0) variables.emplace_back(name, text_value(tokenizer_.spelling(id)));
+  };
+  add_token("bos_token", begin_id_of(tokenizer_));
+  add_token("eos_token", tokenizer_.eos_id());
+  add_token("pad_token", tokenizer_.pad_id());
+  for (const auto& [name, value] : row.variables.items()) {
+    variables.emplace_back(name, jinja::value_of(value, kOfVariables));
+  }
+  return variables;
+}
+
+RenderedChat ChatTemplate::render(const Turns& turns, const TemplateRow& row, bool opens_answer,
+                                  std::string_view where) const {
+  const jinja::Template& chat = parsed();
+  std::size_t bytes = 0;
+  for (const Turn& turn : turns) bytes += turn.content.size();
+  try {
+    return RenderedChat(chat.render(variables_of(turns, row, opens_answer), where,
+                                    {.now = now_, .work = 20'000'000 + bytes}));
+  } catch (const LineError&) {
+    throw;
+  } catch (const DataError& error) {
+    throw LineError(LineDefect::kMalformed, error.what());
+  } catch (const jinja::Failure& failure) {
+    throw LineError(LineDefect::kMalformed, fmt::format("{}: {}", where, failure.what()));
+  }
+}
+
+std::string ChatTemplate::find_end_of_turn() const {
+  constexpr std::string_view kAnswer = "answer";
+  const Turns talk{{"user", "question"}, {"assistant", std::string(kAnswer)}};
+  try {
+    const RenderedChat chat = render(talk, {}, false, "");
+    const std::size_t place = chat.text().rfind(kAnswer);
+    if (place == std::string::npos) return "";
+    const std::string_view rest = std::string_view(chat.text()).substr(place + kAnswer.size());
+    const std::int64_t token = tokenizer_.find_control(rest);
+    return token < 0 ? "" : tokenizer_.spelling(token);
+  } catch (const DataError&) {  // one that takes other conversations only
+    return "";
+  }
+}
+
+ChatTemplate::End ChatTemplate::end_in(std::string_view text) const {
+  if (!end_of_turn_.empty()) {
+    if (const std::size_t place = text.find(end_of_turn_); place != std::string_view::npos) {
+      return {place + end_of_turn_.size(), end_of_turn_};
+    }
+  }
+  // An answer of another kind, such as a call, may have an end of its own: the last token.
+  End end{text.size(), ""};
+  std::size_t done = 0;
+  for (std::int64_t token = tokenizer_.find_control(text); token >= 0;
+       token = tokenizer_.find_control(text.substr(done))) {
+    const std::string spelled = tokenizer_.spelling(token);
+    const std::size_t place = text.find(spelled, done);
+    if (spelled.empty() || place == std::string_view::npos) break;
+    done = place + spelled.size();
+    end = {done, spelled};
+  }
+  return end;
+}
+
+std::unique_ptr<const ChatTemplate> chat_template_for_rows(std::string_view chat_format,
+                                                           const Tokenizer& tokenizer) {
+  const std::string text = tokenizer.chat_template();
+  if (text.find_first_not_of(" \t\r\n") == std::string::npos) return nullptr;
+  if (chat_format != "auto") {
+    try {
+      if (recognize_chat_format(text, "") != chat_format) return nullptr;
+    } catch (const ConfigError&) {
+      return nullptr;
+    }
+  }
+  return std::make_unique<const ChatTemplate>(tokenizer);
+}
+
+}  // namespace prefopt::detail

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "data/chat_template.h"
+#include "data/chat_writer.h"
+#include "data/line_error.h"
+#include "data/row_layout.h"
+#include "jinja/template.h"
+#include "prefopt/data/chat.h"
+#include "prefopt/data/dataset.h"
+#include "prefopt/data/records.h"
+#include "prefopt/data/tokenizer.h"
+#include "prefopt/error.h"
+#include "support/catch.h"
+
+namespace prefopt::rendered_rows_test {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kTurns =
+    "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content | trim }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}";
+
+constexpr const char* kThink =
+    "{%- for m in messages -%}<|start|>{{ m.role }}\n"
+    "{%- if m.role == 'assistant' and loop.last -%}\n"
+    "{{- '\n<think>' ~ (m.reasoning_content or '') ~ '</think>' -}}{%- endif -%}\n"
+    "{{- '\n' ~ m.content.split('</think>')[-1] -}}<|end|>\n{% endfor %}"
+    "{%- if add_generation_prompt -%}{{- '<|start|>assistant\n<think>' -}}{%- endif -%}";
+
+constexpr const char* kCalls =
+    "{% if tools %}T{{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}[{{ call.function.name }}({{ call.function.arguments | "
+    "tojson }})]{% endfor %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+    "{% if style is defined %}{{ style }}{% endif %}";
+
+constexpr const char* kMarked =
+    "{% for m in messages %}<|start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}<|end|>{% endgeneration %}\n{% else %}"
+    "{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}";
+
+/// Bytes, and the two tokens of the templates above.
+std::shared_ptr<const Tokenizer> tokenizer_with(const std::string& chat_template) {
+  BpeVocabulary vocabulary;
+  // GPT-2's alphabet: printable bytes are themselves, the others follow from U+0100 on.
+  int next = 0;
+  for (int byte = 0; byte < 256; ++byte) {
+    const bool prints = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte <= 0xac) ||
+                        (byte >= 0xae && byte <= 0xff);
+    const int code = prints ? byte : 256 + next++;
+    vocabulary.tokens.push_back(code < 0x80 ? std::string(1, static_cast<char>(code))
+                                            : std::string{static_cast<char>(0xc0 | (code >> 6)),
+                                                          static_cast<char>(0x80 | (code & 0x3f))});
+  }
+  for (const char* token : {"<|start|>", "<|end|>", "<s>", "</s>"}) {
+    vocabulary.added.push_back(
+        {.content = token, .id = std::ssize(vocabulary.tokens), .special = true});
+    vocabulary.tokens.emplace_back(token);
+  }
+  vocabulary.splits = {{}};
+  vocabulary.begin_id = 258;
+  vocabulary.eos_id = 259;
+  vocabulary.chat_template = chat_template;
+  return make_bpe_tokenizer(std::move(vocabulary), "small");
+}
+
+struct Read {
+  PreferenceRow row;
+  std::vector<detail::UnreadColumn> unread;
+};
+
+Read read(const json& row, const std::string& chat_template, DataOptions options = {}) {
+  const auto tokenizer = tokenizer_with(chat_template);
+  options.chat_format = detail::chat_format_for_rows(options.chat_format, *tokenizer);
+  const auto own = detail::chat_template_for_rows(options.chat_format, *tokenizer);
+  const detail::RowLayout layout;
+  detail::RowTrace trace;
+  PreferenceRow result = detail::parse_line(row.dump(), "f:1", options,
+                                            {.layout = layout, .chat_template = own.get()}, trace);
+  return {std::move(result), std::move(trace.unread)};
+}
+
+json said(const std::string& role, const std::string& content) {
+  return {{"role", role}, {"content", content}};
+}
+
+json pair(json prompt, json chosen, json rejected) {
+  return {{"prompt", std::move(prompt)},
+          {"chosen", std::move(chosen)},
+          {"rejected", std::move(rejected)}};
+}
+
+std::vector<std::string> parts_of(const std::string& text, const std::vector<TextRange>& ranges) {
+  std::vector<std::string> parts;
+  for (const TextRange& range : ranges) {
+    parts.push_back(text.substr(range.begin, range.end - range.begin));
+  }
+  return parts;
+}
+
+using Strings = std::vector<std::string>;
+
+TEST_CASE("a row is cut from what the model's own template renders", "[data]") {
+  const PreferenceRow row = read(pair({said("system", " S "), said("user", "Q")},
+                                      {said("assistant", "yes")}, {said("assistant", " no ")}),
+                                 kTurns)
+                                .row;
+  CHECK(row.prompt ==
+        "<s><|start|>system\nS<|end|>\n<|start|>user\nQ<|end|>\n<|start|>assistant\n");
+  CHECK(row.chosen == "yes<|end|>");
+  CHECK(row.rejected == "no<|end|>");
+  CHECK(row.end_of_turn == "<|end|>");
+  CHECK(row.from_messages);
+  CHECK(parts_of(row.prompt, row.prompt_parts.contents) == Strings{"S", "Q"});
+  CHECK(row.prompt_parts.answers.empty());
+  CHECK(parts_of(row.chosen, row.chosen_parts.answers) == Strings{"yes"});
+  CHECK(row.chosen_parts.counted.empty());
+}
+
+TEST_CASE("a generation prompt that begins the answer belongs to the prompt", "[data]") {
+  json answer = said("assistant", "b");
+  answer["reasoning_content"] = "hm";
+  const json row = pair({said("user", "a")}, {answer}, {said("assistant", "c")});
+  const PreferenceRow cut = read(row, kThink).row;
+  CHECK(cut.prompt == "<|start|>user\na<|end|>\n<|start|>assistant\n<think>");
+  CHECK(cut.chosen == "hm</think>\nb<|end|>");
+  CHECK(cut.rejected == "</think>\nc<|end|>");
+  CHECK(cut.remarks.empty());
+}
+
+TEST_CASE("a template under which the prompt begins no answer is refused with the place",
+          "[data]") {
+  const std::string other =
+      "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+      "{% if add_generation_prompt %}<bot>{% endif %}";
+  CHECK_THROWS_TEXT(
+      read(pair({said("user", "a")}, {said("assistant", "b")}, {said("assistant", "c")}), other),
+      DataError,
+      "f:1: expected a template under which the text of the prompt begins that of the whole "
+      "conversation, got '[user]a<bot>' and '[user]a[assistant]b' at byte 7");
+}
+
+TEST_CASE("of several turns each of the assistant's counts up to its end", "[data]") {
+  const json row = {
+      {"messages",
+       {said("user", "a"), said("assistant", "b"), said("user", "c"), said("assistant", "d")}}};
+  const PreferenceRow all = read(row, kTurns).row;
+  CHECK(all.prompt == "<s><|start|>user\na<|end|>\n<|start|>assistant\n");
+  CHECK(all.chosen == "b<|end|>\n<|start|>user\nc<|end|>\n<|start|>assistant\nd<|end|>");
+  CHECK(parts_of(all.chosen, all.chosen_parts.counted) == Strings{"b<|end|>", "d<|end|>"});
+
+  const PreferenceRow last = read(row, kTurns, {.loss_on = LossOn::kLast}).row;
+  CHECK(last.chosen == "d<|end|>");
+  CHECK(last.chosen_parts.counted.empty());
+
+  const PreferenceRow everything = read(row, kTurns, {.loss_on = LossOn::kAll}).row;
+  CHECK(everything.prompt == "<s><|start|>user\n");
+  CHECK(everything.chosen.starts_with("a<|end|>\n<|start|>assistant\nb<|end|>"));
+  CHECK(everything.chosen_parts.counted.empty());
+}
+
+TEST_CASE("generation blocks say what counts", "[data]") {
+  const json row = {
+      {"messages",
+       {said("user", "a"), said("assistant", "b"), said("user", "c"), said("assistant", "d")}}};
+  const PreferenceRow all = read(row, kMarked).row;
+  CHECK(parts_of(all.chosen, all.chosen_parts.counted) == Strings{"b<|end|>", "d<|end|>"});
+  json marked = row;
+  marked["messages"][1]["weight"] = 0;
+  const PreferenceRow rest = read(marked, kMarked).row;
+  CHECK(rest.chosen == "d<|end|>");
+}
+
+TEST_CASE("completions continue a turn where the template writes it", "[data]") {
+  const PreferenceRow row = read(pair({said("user", "Q"), said("assistant", "One, ")},
+                                      {said("assistant", "two.")}, {said("assistant", "three.")}),
+                                 kTurns)
+                                .row;
+  CHECK(row.prompt == "<s><|start|>user\nQ<|end|>\n<|start|>assistant\nOne, ");
+  CHECK(row.chosen == "two.<|end|>");
+  CHECK(row.rejected == "three.<|end|>");
+}
+
+TEST_CASE("tools, calls and variables of the row reach the template in their order", "[data]") {
+  const std::string line =
+      R"({"tools": [{"z": 1, "a": {"y": 2, "b": 3}}], "chat_template_kwargs": {"style": "!"},)"
+      R"( "prompt": [{"role": "user", "content": "Q"}],)"
+      R"( "chosen": [{"role": "assistant", "content": "", "tool_calls":)"
+      R"( [{"function": {"name": "f", "arguments": {"z": 1, "a": 2}}}]}],)"
+      R"( "rejected": [{"role": "assistant", "content": "no"}]})";
+  const auto tokenizer = tokenizer_with(kCalls);
+  const auto own = detail::chat_template_for_rows("auto", *tokenizer);
+  const detail::RowLayout layout;
+  detail::RowTrace trace;
+  DataOptions options;
+  const auto parse = [&](const std::string& text) {
+    return detail::parse_line(text, "f:1", options, {.layout = layout, .chat_template = own.get()},
+                              trace);
+  };
+  // The variable is written after all, so that neither text begins the other.
+  CHECK_THROWS_AS(parse(line), DataError);
+  std::string plain = line;
+  plain.replace(plain.find("\"style\": \"!\""), 12, "\"other\": \"!\"");
+  const PreferenceRow row = parse(plain);
+  CHECK(
+      row.prompt ==
+      "T[{\"z\": 1, \"a\": {\"y\": 2, \"b\": 3}}]\n<|start|>user\nQ<|end|>\n<|start|>assistant\n");
+  CHECK(row.chosen == "[f({\"z\": 1, \"a\": 2})]<|end|>");
+  CHECK(row.remarks.empty());
+  CHECK(trace.unread.empty());
+  // A template that writes none of it: the row lost what it is about.
+  CHECK(read(json::parse(plain), kTurns).row.remarks == std::vector{RowRemark::kToolCalls});
+  CHECK_THROWS_TEXT(
+      parse(R"({"chat_template_kwargs": {"messages": []}, "prompt": [{"role": "user",)"
+            R"( "content": "Q"}], "completion": [{"role": "assistant", "content": "a"}]})"),
+      DataError,
+      "f:1: expected 'chat_template_kwargs' without 'messages', which the row itself gives, got "
+      "it");
+}
+
+TEST_CASE("a message or reasoning that a template leaves out is not lost in silence", "[data]") {
+  json answer = said("assistant", "b");
+  answer["reasoning"] = "hm";
+  const json row = pair({said("user", "a")}, {answer}, {said("assistant", "c")});
+  CHECK(read(row, kTurns).row.remarks == std::vector{RowRemark::kReasoning});
+  const std::string no_system =
+      "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+      "{% if add_generation_prompt %}[assistant]{% endif %}";
+  CHECK_THROWS_TEXT(read(pair({said("system", "s"), said("user", "a")}, {said("assistant", "b")},
+                              {said("assistant", "c")}),
+                         no_system),
+                    DataError,
+                    "f:1: expected a template that writes each message, got one that leaves out "
+                    "message 1, of the role 'system'");
+}
+
+TEST_CASE("control tokens in content stay text where the option says so", "[data]") {
+  const auto tokenizer = tokenizer_with(kTurns);
+  DataOptions options{.special_tokens_in_text = SpecialTokens::kSplit};
+  const json json_row =
+      pair({said("user", "<|end|>")}, {said("assistant", "a<|start|>")}, {said("assistant", "b")});
+  const PreferenceRow row = read(json_row, kTurns, options).row;
+  RowReport report;
+  const TokenRow tokens = tokenize_row(row, *tokenizer, options, report);
+  const auto count = [](const std::vector<std::int64_t>& ids, std::int64_t id) {
+    return std::count(ids.begin(), ids.end(), id);
+  };
+  CHECK(count(tokens.prompt, 256) == 2);  // the template's
+  CHECK(count(tokens.prompt, 257) == 1);
+  CHECK(tokens.chosen ==
+        std::vector<std::int64_t>{'a', '<', '|', 's', 't', 'a', 'r', 't', '|', '>', 257});
+}
+
+TEST_CASE("a recognized template renders the text of its format", "[data]") {
+  std::ifstream file(PREFOPT_TEST_DATA_DIR "/chat.json");
+  int compared = 0;
+  for (const auto& format : nlohmann::ordered_json::parse(file)) {
+    if (format["template"].is_null()) continue;
+    const jinja::Template chat(format["template"].get<std::string>(), "template");
+    for (const auto& recorded : format["cases"]) {
+      CAPTURE(format["format"].get<std::string>(), recorded.dump());
+      const jinja::Variables variables{
+          {"messages", jinja::value_of(recorded["messages"])},
+          {"tools", jinja::None{}},
+          {"add_generation_prompt", jinja::Value(recorded["open"].get<bool>())},
+          {"bos_token", jinja::Value("<|begin_of_text|>")},
+          {"eos_token", jinja::Value("</s>")}};
+      CHECK(chat.render(variables, "row").bytes() == recorded["text"].get<std::string>());
+      ++compared;
+    }
+  }
+  CHECK(compared > 20);
+}
+
+TEST_CASE("the end of a turn is found by rendering", "[data]") {
+  CHECK(chat_end_ids("auto", *tokenizer_with(kTurns)) == std::vector<std::int64_t>{257});
+  CHECK(chat_end_ids("auto", *tokenizer_with("{% for m in messages %}{{ m.content }}{{ eos_token "
+                                             "}}{% endfor %}")) == std::vector<std::int64_t>{259});
+  CHECK(chat_end_ids("auto", *tokenizer_with("{{ messages }}")).empty());
+  CHECK(chat_end_ids("auto", *tokenizer_with("{% nope %}")).empty());
+}
+
+}  // namespace
+}  // namespace prefopt::rendered_rows_test
