@@ -18,6 +18,7 @@
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
 #include "support/catch.h"
+#include "support/errors.h"
 
 namespace prefopt::rendered_rows_test {
 namespace {
@@ -145,7 +146,7 @@ TEST_CASE("a template under which the prompt begins no answer is refused with th
       "{% if add_generation_prompt %}<bot>{% endif %}";
   CHECK_THROWS_TEXT(
       read(pair({said("user", "a")}, {said("assistant", "b")}, {said("assistant", "c")}), other),
-      DataError,
+      detail::LineError,
       "f:1: expected a template under which the text of the prompt begins that of the whole "
       "conversation, got '[user]a<bot>' and '[user]a[assistant]b' at byte 7");
 }
@@ -223,7 +224,7 @@ TEST_CASE("tools, calls and variables of the row reach the template in their ord
   CHECK_THROWS_TEXT(
       parse(R"({"chat_template_kwargs": {"messages": []}, "prompt": [{"role": "user",)"
             R"( "content": "Q"}], "completion": [{"role": "assistant", "content": "a"}]})"),
-      DataError,
+      detail::LineError,
       "f:1: expected 'chat_template_kwargs' without 'messages', which the row itself gives, got "
       "it");
 }
@@ -239,7 +240,7 @@ TEST_CASE("a message or reasoning that a template leaves out is not lost in sile
   CHECK_THROWS_TEXT(read(pair({said("system", "s"), said("user", "a")}, {said("assistant", "b")},
                               {said("assistant", "c")}),
                          no_system),
-                    DataError,
+                    detail::LineError,
                     "f:1: expected a template that writes each message, got one that leaves out "
                     "message 1, of the role 'system'");
 }

@@ -722,7 +722,7 @@ TEST_CASE("the prompt of a row alone", "[data]") {
     const TempDir dir;
     put(dir.file("f"), row.dump());
     std::vector<PreferenceRow> rows;
-    detail::read_prompts(dir.file("f"), options,
+    detail::read_prompts(dir.file("f"), ByteTokenizer(), options,
                          [&](const PreferenceRow& read, const auto&) { rows.push_back(read); });
     return rows.at(0);
   };
@@ -744,19 +744,21 @@ TEST_CASE("the prompt of a row alone", "[data]") {
   const TempDir dir;
   const auto refused = [&](const json& row, const std::string& text) {
     put(dir.file("f"), row.dump());
-    CHECK_THROWS_TEXT(detail::read_prompts(dir.file("f"), options, [](const auto&, const auto&) {}),
+    CHECK_THROWS_TEXT(detail::read_prompts(dir.file("f"), ByteTokenizer(), options,
+                                           [](const auto&, const auto&) {}),
                       DataError, dir.file("f") + ":1: " + text);
   };
   refused({{"query", "Q?"}},
           "expected a key 'chosen', 'completion', 'messages' or 'text', got {query}");
   refused({{"prompt", "Q"}, {"context", "C"}}, unread("context"));
   put(dir.file("f"), R"([{"prompt": "a"}, {"prompt": "b"}])");
-  CHECK_THROWS_TEXT(detail::read_prompts(dir.file("f"), chat_options(R"({"system": "prompts"})"),
-                                         [](const auto&, const auto&) {}),
-                    ConfigError,
-                    dir.file("f") +
-                        ": expected a column 'prompts', which data.columns.system "
-                        "names, got no row that has it; did you mean 'prompt'?");
+  CHECK_THROWS_TEXT(
+      detail::read_prompts(dir.file("f"), ByteTokenizer(), chat_options(R"({"system": "prompts"})"),
+                           [](const auto&, const auto&) {}),
+      ConfigError,
+      dir.file("f") +
+          ": expected a column 'prompts', which data.columns.system "
+          "names, got no row that has it; did you mean 'prompt'?");
 }
 
 TEST_CASE("an answer in a column of its own follows the conversation", "[data]") {
@@ -911,7 +913,7 @@ TEST_CASE("prompts that the policies do not keep are not answered", "[data]") {
   const auto read = [&](const json& row, const DataOptions& options = chat_options()) {
     put(path, row.dump());
     std::vector<std::string> prompts;
-    detail::read_prompts(path, options,
+    detail::read_prompts(path, ByteTokenizer(), options,
                          [&](const auto& found, const auto&) { prompts.push_back(found.prompt); });
     return prompts;
   };

@@ -7,6 +7,7 @@
 #include "jinja/template.h"
 #include "prefopt/error.h"
 #include "support/catch.h"
+#include "support/errors.h"
 
 namespace prefopt::jinja_test {
 namespace {
