@@ -18,6 +18,7 @@
 #include "decoder/adapters/adapter_config.h"
 #include "decoder/adapters/adapter_file.h"
 #include "decoder/adapters/adapter_parts.h"
+#include "decoder/adapters/fused_targets.h"
 #include "decoder/adapters/lora_rules.h"
 #include "decoder/decoder_impl.h"
 #include "decoder/network.h"
@@ -115,9 +116,10 @@ at::Tensor Decoder::Impl::head_weight(detail::MadeWeights made) const {
   return adapter ? detail::adapted_head(network, parts, made) : network.head();
 }
 
-void Decoder::add_adapter(const LoraOptions& options) {
+void Decoder::add_adapter(const LoraOptions& given) {
   check_no_adapter();
-  const detail::LoraRules rules(checked(options, "lora"), "lora");
+  const LoraOptions options = detail::named_as_in(impl_->network, checked(given, "lora"));
+  const detail::LoraRules rules(options, "lora");
   const Initialization how = initialization_of(options, "lora");
   AdapterParts parts = detail::plan_adapter(
       {.network = impl_->network, .has_head = impl_->has_head, .is_training = true}, rules);

@@ -36,6 +36,10 @@ class ModuleList {
       weights_.push_back({name, weight});
       // Every module that the weight is in.
       std::string module = in_file(module_of(name));
+      // In transformers the matrices of all experts are tensors of one module.
+      if (const std::size_t at = module.find(".experts."); at != std::string::npos) {
+        module.resize(at + std::string_view(".experts").size());
+      }
       for (;;) {
         others_.insert(module);
         const std::size_t dot = module.rfind('.');
