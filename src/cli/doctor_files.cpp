@@ -17,8 +17,9 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "core/text.h"
+#include "data/chat_template.h"
+#include "data/chat_writer.h"
 #include "policy/token_range.h"
-#include "prefopt/data/chat.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/decoder/end_tokens.h"
@@ -189,10 +190,20 @@ class FileExam {
   }
 
   Finding chat_template() const {
-    const std::string format = resolve_chat_format(arguments_.chat_format, *tokenizer_);
+    const std::string format = detail::chat_format_for_rows(arguments_.chat_format, *tokenizer_);
     const bool has_own = !tokenizer_->chat_template().empty();
-    return {.found = fmt::format("{}; messages are written as '{}'",
-                                 has_own ? "the model's own" : "none", format)};
+    if (format != "auto") {
+      return {.found = fmt::format("{}; messages are written as '{}'",
+                                   has_own ? "the model's own" : "none", format)};
+    }
+    // Whether it can be rendered shows on a short conversation.
+    const detail::Turns turns{{"user", "Hello."}};
+    const detail::ChatTemplate own(*tokenizer_);
+    own.render(turns, {}, /*opens_answer=*/true, "chat template");
+    return {.found = fmt::format("the model's own, which is rendered; {}",
+                                 own.end_of_turn().empty()
+                                     ? "no token ends an answer"
+                                     : fmt::format("'{}' ends an answer", own.end_of_turn()))};
   }
 
   Finding ends() const {

@@ -128,6 +128,25 @@ TEST_CASE("prefopt doctor: paths are told apart by what they hold", "[cli]") {
   CHECK(two.err == fmt::format("prefopt: {0}: expected one model, got '{0}' as well\n", kPolicy));
 }
 
+TEST_CASE("prefopt doctor: the model's own chat template", "[cli]") {
+  const TempDir folder;
+  std::filesystem::copy(PREFOPT_TEST_DATA_DIR "/tokenizers/smollm2", folder.path(),
+                        std::filesystem::copy_options::recursive);
+  const auto template_finding = [&](const std::string& chat_template) {
+    put(folder.file("chat_template.jinja"), chat_template);
+    return finding(
+        json::parse(run_cli({"doctor", folder.path(), "--out", folder.path(), "--json"}).out),
+        "chat template");
+  };
+  CHECK(template_finding(
+            "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>\n"
+            "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}")["found"] ==
+        "the model's own, which is rendered; '<|im_end|>' ends an answer");
+  const json refused = template_finding("{% unheard_of %}");
+  CHECK(refused["status"] == "problem");
+  CHECK(refused["found"].get<std::string>().find("unheard_of") != std::string::npos);
+}
+
 TEST_CASE("prefopt doctor: a part that is not understood hides no other", "[cli]") {
   const TempDir folder;
   std::filesystem::copy(kPolicy, folder.path(), std::filesystem::copy_options::recursive);
