@@ -37,7 +37,7 @@ std::string data(const std::string& name) { return PREFOPT_TEST_DATA_DIR "/arrow
 
 namespace {
 
-std::vector<FileRow> rows_of(const std::string& path) {
+std::vector<FileRow> file_rows(const std::string& path) {
   std::vector<FileRow> rows;
   prefopt::detail::read_rows(path, [&](std::int64_t number, std::string_view text) {
     rows.push_back({number, std::string(text)});
@@ -62,14 +62,14 @@ Dataset loaded(const std::string& path, DataOptions options = {}) {
 }  // namespace
 
 TEST_CASE("rows of Parquet and Arrow files are those of the equal JSON lines", "[data]") {
-  const std::vector<FileRow> lines = rows_of(data("rows.jsonl"));
+  const std::vector<FileRow> lines = file_rows(data("rows.jsonl"));
   REQUIRE(lines.size() == 16);
   for (const char* name :
        {"none.parquet", "snappy.parquet", "gzip.parquet", "zstd.parquet", "lz4.parquet",
         "groups.parquet", "no-dictionary.parquet", "encodings.parquet", "plain.arrow", "zstd.arrow",
         "stream.arrows", "views.arrow", "feather.feather"}) {
     INFO(name);
-    const std::vector<FileRow> rows = rows_of(data(name));
+    const std::vector<FileRow> rows = file_rows(data(name));
     REQUIRE(rows.size() == lines.size());
     for (std::size_t i = 0; i < rows.size(); ++i) {
       INFO("row " << i + 1 << ": " << rows[i].text);
@@ -86,7 +86,7 @@ TEST_CASE("rows of Parquet and Arrow files are those of the equal JSON lines", "
 TEST_CASE("rows can be passed over in any part of a file", "[data]") {
   for (const char* name : {"groups.parquet", "plain.arrow", "stream.arrows", "rows.jsonl"}) {
     INFO(name);
-    const std::vector<FileRow> all = rows_of(data(name));
+    const std::vector<FileRow> all = file_rows(data(name));
     for (std::int64_t first = 0; first <= 16; ++first) {
       for (const std::int64_t more : {0, 1, 4, 5, 6, 11, 30}) {
         const auto file = prefopt::detail::open_rows(data(name));
@@ -107,7 +107,7 @@ TEST_CASE("rows can be passed over in any part of a file", "[data]") {
 }
 
 TEST_CASE("values of types without JSON are marked, and numbers as Python writes them", "[data]") {
-  const auto rows = rows_of(data("types.parquet"));
+  const auto rows = file_rows(data("types.parquet"));
   REQUIRE(rows.size() == 2);
   CHECK(rows[0].text ==
         R"json({"prompt":"What is the sky?","chosen":"blue","rejected":"a bus",)json"
@@ -161,7 +161,7 @@ TEST_CASE("damaged Parquet and Arrow files are named", "[data]") {
   const auto refusal = [&](const std::string& file) {
     const testing_support::MemoryLimit limit;
     try {
-      rows_of(file);
+      file_rows(file);
     } catch (const DataError& error) {
       return std::string(error.what());
     }
@@ -187,7 +187,7 @@ TEST_CASE("damaged Parquet and Arrow files are named", "[data]") {
     CHECK(refusal(data("twice.parquet")) ==
           data("twice.parquet") + ": expected columns of different names, got 'prompt' twice");
   }
-  SECTION("no rows") { CHECK(rows_of(data("no-rows.parquet")).empty()); }
+  SECTION("no rows") { CHECK(file_rows(data("no-rows.parquet")).empty()); }
   SECTION("what begins as one") {
     for (const std::string& bytes :
          {std::string("PAR1"), std::string("PAR1\x15\x04PAR1"), "PAR1" + std::string(40, '\xFF')}) {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
-#include <fstream>
 #include <set>
 
 #include "prefopt/data/controlled_task.h"
@@ -8,20 +7,17 @@
 #include "prefopt/error.h"
 #include "support/catch.h"
 #include "support/errors.h"
+#include "support/files.h"
 #include "support/temp_dir.h"
 
 using namespace prefopt;
+using prefopt::testing_support::bytes_of;
 using prefopt::testing_support::TempDir;
 
 namespace {
 
 bool all_letters(std::string_view text) {
   return text.find_first_not_of("abcdefghijklmnopqrstuvwxyz") == std::string_view::npos;
-}
-
-std::string bytes_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
 }
 
 std::vector<PreferenceRow> rows_of(const std::string& path) {

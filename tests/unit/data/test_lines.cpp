@@ -10,9 +10,11 @@
 #include "prefopt/error.h"
 #include "support/catch.h"
 #include "support/errors.h"
+#include "support/files.h"
 #include "support/temp_dir.h"
 
 using namespace prefopt;
+using prefopt::testing_support::bytes_of;
 using prefopt::testing_support::TempDir;
 using Lines = std::vector<std::pair<std::int64_t, std::string>>;
 
@@ -31,11 +33,6 @@ void write_gzip(const std::string& path, std::string_view bytes, const char* mod
   CHECK(gzwrite(file, bytes.data(), static_cast<unsigned>(bytes.size())) ==
         static_cast<int>(bytes.size()));
   CHECK(gzclose(file) == Z_OK);
-}
-
-std::string bytes_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
 }
 
 Lines read_all(const std::string& path) {

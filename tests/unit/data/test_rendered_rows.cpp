@@ -220,7 +220,7 @@ TEST_CASE("tools, calls and variables of the row reach the template in their ord
   CHECK(row.remarks.empty());
   CHECK(trace.unread.empty());
   // A template that writes none of it: the row lost what it is about.
-  CHECK(read(json::parse(plain), kTurns).row.remarks == std::vector{RowRemark::kToolCalls});
+  CHECK((read(json::parse(plain), kTurns).row.remarks == std::vector{RowRemark::kToolCalls}));
   CHECK_THROWS_TEXT(
       parse(R"({"chat_template_kwargs": {"messages": []}, "prompt": [{"role": "user",)"
             R"( "content": "Q"}], "completion": [{"role": "assistant", "content": "a"}]})"),
@@ -233,7 +233,7 @@ TEST_CASE("a message or reasoning that a template leaves out is not lost in sile
   json answer = said("assistant", "b");
   answer["reasoning"] = "hm";
   const json row = pair({said("user", "a")}, {answer}, {said("assistant", "c")});
-  CHECK(read(row, kTurns).row.remarks == std::vector{RowRemark::kReasoning});
+  CHECK((read(row, kTurns).row.remarks == std::vector{RowRemark::kReasoning}));
   const std::string no_system =
       "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
       "{% if add_generation_prompt %}[assistant]{% endif %}";

@@ -16,7 +16,7 @@ namespace {
 
 using nlohmann::json;
 
-json config_of(const char* config) { return json::parse(make_token_objective(config).config()); }
+json resolved(const char* config) { return json::parse(make_token_objective(config).config()); }
 
 TEST_CASE("peers' keys set our option of the same meaning alone", "[objectives]") {
   const std::pair<const char*, const char*> same[] = {
@@ -53,7 +53,7 @@ TEST_CASE("peers' keys set our option of the same meaning alone", "[objectives]"
        R"({"type": "policy_gradient", "advantage": {"kind": "leave_one_out"}})"}};
   for (const auto& [theirs, ours] : same) {
     CAPTURE(theirs);
-    CHECK(config_of(theirs) == config_of(ours));
+    CHECK(resolved(theirs) == resolved(ours));
     CHECK(is_token_objective(theirs));
   }
   CHECK_FALSE(is_token_objective(R"({"type": "policy_gradient", "tau": 0.1})"));
