@@ -45,27 +45,32 @@ std::string present_place(const std::string& path) {
   return path;
 }
 
-/// Returns whether the option of this path, by its name or an alias, is a text.
-bool is_text_option(const std::string& path) {
+/// Returns the type of the option of this path, by its name or an alias, if it may be a text; else
+/// an empty one.
+std::string_view text_type_of(const std::string& path) {
   const auto dot = path.rfind('.');
   const std::string group = dot == std::string::npos ? "" : path.substr(0, dot + 1);
   const std::string last = path.substr(group.size());
   const auto& options = run_options();
-  return std::any_of(options.begin(), options.end(), [&](const FieldDoc& option) {
-    if (option.type != "text" || !option.name.starts_with(group)) return false;
+  const auto found = std::find_if(options.begin(), options.end(), [&](const FieldDoc& option) {
+    if (!option.type.starts_with("text") || !option.name.starts_with(group)) return false;
     const std::string name = option.name.substr(group.size());
     if (name.find('.') != std::string::npos) return false;
     return name == last ||
            std::find(option.aliases.begin(), option.aliases.end(), last) != option.aliases.end();
   });
+  return found == options.end() ? std::string_view() : found->type;
 }
 
 // A value is JSON where it can be read as such, else text: `--set data.train=rows.jsonl`. An option
-// that is a text takes any value as it is written, as `--set output_dir=2024`, but a JSON text.
+// that is a text takes any value as it is written, as `--set output_dir=2024`, but a JSON text, or
+// a JSON list where it may be one.
 Json set_value(const std::string& path, const std::string& text, const std::string& where) {
   if (!Json::accept(text)) return text;
-  const bool is_json_text = text.find_first_not_of(" \t\r\n") == text.find('"');
-  if (is_text_option(path) && !is_json_text) return text;
+  const char first = text[text.find_first_not_of(" \t\r\n")];
+  const std::string_view type = text_type_of(path);
+  const bool is_json = first == '"' || (first == '[' && type == "text or list");
+  if (!type.empty() && !is_json) return text;
   return detail::parse_json<ConfigError>(text, where);
 }
 

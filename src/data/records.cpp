@@ -265,8 +265,8 @@ class RowReader {
         fail("expected each message of '{}' to be an object, got {}", key,
              detail::json_type_name(message));
       }
-      result.emplace_back(message_field(message, "role", key), content_of(message, key),
-                          !is_left_out(message));
+      std::string its_role = message_field(message, "role", key);
+      result.emplace_back(std::move(its_role), content_of(message, key), !is_left_out(message));
       if (reading_.chat_template != nullptr) result.back().fields = fields_of(message);
       reasons_ |= holds_some(message, "reasoning_content");
       const std::string& role = result.back().role;

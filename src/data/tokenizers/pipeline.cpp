@@ -429,6 +429,9 @@ class Pipeline final : public Tokenizer, public HasBeginToken {
   // Elsewhere it is the middle of a text, which nothing is put before.
   Lead lead_of(std::string_view before, Workspace& workspace) const {
     if (before.empty()) return {};
+    if (find_invalid_utf8(before) != std::string_view::npos) {
+      return lead_of(replace_invalid_utf8(before), workspace);
+    }
     constexpr PartStart kMiddle{.is_text_start = false, .takes_prefix = false};
     constexpr PartStart kAfterToken{.is_text_start = false, .takes_prefix = true};
     const AddedToken* last = nullptr;

@@ -83,9 +83,14 @@ TEST_CASE("prefopt render: errors name the line", "[cli]") {
     check_cli_refused({"render", "--template", scene.chat_template, "--messages", scene.rows}, code,
                       what);
   };
-  refuse(
-      "\n{{ messages[0].content + '' }}", 3,
-      scene.rows + ":3: " + scene.chat_template + ": line 2: expected 'content' in dict, got none");
+  // The rows before it have their lines.
+  write_text(scene.chat_template, "\n{{ messages[0].content + '' }}");
+  const CliResult third =
+      run_cli({"render", "--template", scene.chat_template, "--messages", scene.rows});
+  CHECK(third.code == 3);
+  CHECK(third.out == "\"\\na\"\n");
+  CHECK(third.err == "prefopt: " + scene.rows + ":3: " + scene.chat_template +
+                         ": line 2: expected 'content' in dict, got none\n");
   refuse("{% if %}", 2, scene.chat_template + ": line 1: expected an expression, got '%}'");
   write_text(scene.rows, "[1]\n");
   refuse("a", 3, scene.rows + ":1: expected an object with a list 'messages', got list");

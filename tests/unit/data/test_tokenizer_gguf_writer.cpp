@@ -99,6 +99,7 @@ TEST_CASE("tokenizer gguf writer: ids are those of the package tokenizers", "[da
 
 TEST_CASE("tokenizer gguf writer: SentencePiece's merges become scores", "[data]") {
   Changed changed("spm");
+  changed.config = {{"bos_token", "<s>"}, {"eos_token", "</s>"}, {"add_bos_token", true}};
   const std::string path = changed.gguf();
   const GgufFile file = GgufFile::open(path);
   CHECK(file.text("tokenizer.ggml.model") == "llama");
@@ -221,7 +222,7 @@ TEST_CASE("tokenizer gguf writer: what a GGUF file cannot hold is refused", "[da
   }
   {
     Changed changed("t5");
-    changed.make_plain();
+    changed.tokenizer["added_tokens"] = json::array();
     changed.refused(
         "byte-level or SentencePiece's BPE, which are all that is written to a GGUF file, got "
         "Unigram");

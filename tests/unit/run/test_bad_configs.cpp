@@ -74,8 +74,6 @@ const std::vector<BadConfig>& bad_runs() {
        "'frozen'?"},
       {R"({"reference": {"kind": 1}})",
        "run.reference: expected kind to be one of 'frozen', 'cached', got 1"},
-      {R"({"model": {"lora": {"target_modules": "q_proj"}}})",
-       "run.model.lora: expected target_modules to be a list of texts, got \"q_proj\""},
       {R"({"model": {"lora": {"r": 0}}})", "run.model.lora: expected r in [1, 65536], got 0"},
       {R"({"data": {"eval_fraction": 1}})", "run.data: expected eval_fraction in [0, 1), got 1"},
   };
