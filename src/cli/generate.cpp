@@ -40,7 +40,7 @@ class PromptReader {
                std::ostream& err)
       : arguments_(arguments), tokenizer_(tokenizer), options_(std::move(options)), err_(err) {
     options_.chat_format = detail::chat_format_for_rows(arguments.chat_format, tokenizer);
-    chat_template_ = detail::chat_template_for_rows(options_.chat_format, tokenizer);
+    chat_template_ = detail::chat_template_for_rows(options_, tokenizer);
   }
 
   std::vector<Prompt> read() {
@@ -81,7 +81,8 @@ class PromptReader {
     detail::Turns messages;
     if (arguments_.system) messages.emplace_back("system", *arguments_.system);
     messages.emplace_back("user", text);
-    const bool is_rendered = options_.chat_format == "auto" && chat_template_ != nullptr;
+    const bool is_rendered = chat_template_ != nullptr &&
+                             (options_.chat_format == "auto" || chat_template_->has_variables());
     if (arguments_.system && !is_rendered && !chat.has_system_turn()) {
       throw ConfigError(fmt::format(
           "--system: expected a chat format that has a turn for it, got '{}'", chat.name()));

@@ -138,8 +138,8 @@ bool RenderedChat::holds(std::size_t turn, Part part) const {
 bool RenderedChat::holds_tools() const { return spans_.contains(kOfTools); }
 bool RenderedChat::is_mixed() const { return spans_.contains(jinja::kMixed); }
 
-ChatTemplate::ChatTemplate(const Tokenizer& tokenizer)
-    : tokenizer_(tokenizer), now_(time_of_day()) {
+ChatTemplate::ChatTemplate(const Tokenizer& tokenizer, Json variables)
+    : tokenizer_(tokenizer), variables_(std::move(variables)), now_(time_of_day()) {
   const std::string where = fmt::format("the chat template of '{}'", tokenizer.name());
   try {
     template_.emplace(tokenizer.chat_template(), where);
@@ -184,7 +184,9 @@ jinja::Variables ChatTemplate::variables_of(const Turns& turns, const TemplateRo
   add_token("bos_token", begin_id_of(tokenizer_));
   add_token("eos_token", tokenizer_.eos_id());
   add_token("pad_token", tokenizer_.pad_id());
-  for (const auto& [name, value] : row.variables.items()) {
+  Json given = variables_;
+  given.update(row.variables);
+  for (const auto& [name, value] : given.items()) {
     variables.emplace_back(name, jinja::value_of(value, kOfVariables));
   }
   return variables;
@@ -242,18 +244,63 @@ ChatTemplate::End ChatTemplate::end_in(std::string_view text) const {
   return end;
 }
 
-std::unique_ptr<const ChatTemplate> chat_template_for_rows(std::string_view chat_format,
-                                                           const Tokenizer& tokenizer) {
+bool is_given_by_rows(std::string_view variable) {
+  return variable == "messages" || variable == "tools" || variable == "add_generation_prompt";
+}
+
+namespace {
+
+constexpr const char* kOption = "chat_template_kwargs";
+
+Json variables_of(const DataOptions& options) {
+  Json variables = parse_json<ConfigError>(options.chat_template_kwargs, kOption);
+  if (!variables.is_object()) {
+    throw ConfigError(fmt::format("{}: expected an object of variables, got {}", kOption,
+                                  json_type_name(variables)));
+  }
+  return variables;
+}
+
+bool has_template(const std::string& chat_format, const Tokenizer& tokenizer) {
   const std::string text = tokenizer.chat_template();
-  if (text.find_first_not_of(" \t\r\n") == std::string::npos) return nullptr;
-  if (chat_format != "auto") {
-    try {
-      if (recognize_chat_format(text, "") != chat_format) return nullptr;
-    } catch (const ConfigError&) {
-      return nullptr;
+  if (text.find_first_not_of(" \t\r\n") == std::string::npos) return false;
+  if (chat_format == "auto") return true;
+  try {
+    return recognize_chat_format(text, "") == chat_format;
+  } catch (const ConfigError&) {
+    return false;
+  }
+}
+
+// Not read, they would change nothing unseen.
+void check_read(const Json& variables, const ChatTemplate* chat) {
+  for (const auto& [name, value] : variables.items()) {
+    if (chat == nullptr) {
+      throw ConfigError(fmt::format(
+          "{}: expected a chat template of the model that reads '{}', got rows in a format of "
+          "another origin",
+          kOption, shown_text(name)));
+    }
+    if (is_given_by_rows(name) || !chat->reads(name)) {
+      throw ConfigError(fmt::format("{}: expected variables that {}, got '{}'", kOption,
+                                    is_given_by_rows(name) ? "rows do not give themselves"
+                                                           : "the model's chat template reads",
+                                    shown_text(name)));
     }
   }
-  return std::make_unique<const ChatTemplate>(tokenizer);
+}
+
+}  // namespace
+
+std::unique_ptr<const ChatTemplate> chat_template_for_rows(const DataOptions& options,
+                                                           const Tokenizer& tokenizer) {
+  const Json variables = variables_of(options);
+  std::unique_ptr<const ChatTemplate> chat;
+  if (has_template(options.chat_format, tokenizer)) {
+    chat = std::make_unique<const ChatTemplate>(tokenizer, variables);
+  }
+  check_read(variables, chat.get());
+  return chat;
 }
 
 }  // namespace prefopt::detail

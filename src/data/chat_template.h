@@ -16,6 +16,7 @@
 #include "core/json.h"
 #include "data/turn.h"
 #include "jinja/template.h"
+#include "prefopt/data/dataset.h"
 #include "prefopt/data/tokenizer.h"
 
 namespace prefopt::detail {
@@ -71,7 +72,8 @@ class RenderedChat {
 class ChatTemplate {
  public:
   /// A template that cannot be read is an error when it is used: rows of text need none.
-  explicit ChatTemplate(const Tokenizer& tokenizer);
+  /// `variables` are those of all conversations, an object; a row's win.
+  explicit ChatTemplate(const Tokenizer& tokenizer, Json variables = Json::object());
 
   /// Returns the text of the turns and, if `opens_answer` is set, the opening of an answer. Throws
   /// ConfigError for a template that cannot be read, and LineError, led by `where`, for messages
@@ -79,6 +81,9 @@ class ChatTemplate {
   RenderedChat render(const Turns& turns, const TemplateRow& row, bool opens_answer,
                       std::string_view where) const;
   bool has_generation() const;
+  bool has_variables() const { return !variables_.empty(); }
+  /// Returns whether the template asks for a variable. Throws as `render` where it cannot be read.
+  bool reads(std::string_view variable) const { return parsed().reads(variable); }
 
   /// Returns the token that ends an answer, as the template writes it after one; empty: none does.
   const std::string& end_of_turn() const { return end_of_turn_; }
@@ -99,16 +104,21 @@ class ChatTemplate {
   std::string find_end_of_turn() const;
 
   const Tokenizer& tokenizer_;
+  Json variables_;
   std::optional<jinja::Template> template_;
   std::exception_ptr defect_;
   std::tm now_;
   std::string end_of_turn_;
 };
 
-/// Returns the template that rows in `chat_format` may be written with: for "auto" the tokenizer's,
-/// for a name the tokenizer's where it is that format's. Null: there is none. `tokenizer` has to
-/// outlive it.
-std::unique_ptr<const ChatTemplate> chat_template_for_rows(std::string_view chat_format,
+/// Returns the template that rows in the options' `chat_format` may be written with: for "auto" the
+/// tokenizer's, for a name the tokenizer's where it is that format's. Null: there is none.
+/// `tokenizer` has to outlive it. Throws ConfigError for `chat_template_kwargs` that are no object,
+/// that no template reads, or that rows give themselves.
+std::unique_ptr<const ChatTemplate> chat_template_for_rows(const DataOptions& options,
                                                            const Tokenizer& tokenizer);
+
+/// The names of variables that a row's conversation gives.
+bool is_given_by_rows(std::string_view variable);
 
 }  // namespace prefopt::detail

@@ -272,6 +272,13 @@ void DataOptions::fields(FieldVisitor& v) {
           "plain, dialogue, or auto: that of the run that made the model, else of the tokenizer's "
           "own template, else dialogue"},
          chat_format);
+  // Texts from before this option lack it, and are the same without it.
+  if (!v.writes() || chat_template_kwargs != DataOptions().chat_template_kwargs) {
+    v.json({"chat_template_kwargs",
+            "variables for the model's own chat template, as {\"enable_thinking\": false}; a "
+            "row's win"},
+           chat_template_kwargs);
+  }
   v.json({"columns",
           "columns of the rows: a layout (orca, alpaca, sharegpt, openai, pku, shp, ultrafeedback, "
           "completions) or {field: column}; {}: recognized by their keys"},

@@ -314,10 +314,10 @@ class RowReader {
       fail("expected '{}' to be an object, got {}", kTemplateVariables,
            detail::json_type_name(given));
     }
-    for (const char* own : {"messages", "tools", "add_generation_prompt"}) {
-      if (given.contains(own)) {
+    for (const auto& [name, value] : given.items()) {
+      if (detail::is_given_by_rows(name)) {
         fail("expected '{}' without '{}', which the row itself gives, got it", kTemplateVariables,
-             own);
+             name);
       }
     }
     return ordered(given);
@@ -333,7 +333,8 @@ class RowReader {
     const bool has_more = calls_tools_ || reasons_ || holds_some(row_, "tools") ||
                           holds_some(row_, kTemplateVariables);
     is_rendered_ =
-        reading_.chat_template != nullptr && (options_.chat_format == "auto" || has_more);
+        reading_.chat_template != nullptr &&
+        (options_.chat_format == "auto" || has_more || reading_.chat_template->has_variables());
     if (!is_rendered_) return rules;
     if (holds_some(row_, "tools")) template_row_.tools = ordered(at("tools"));
     template_row_.variables = template_variables();

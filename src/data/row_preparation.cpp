@@ -795,7 +795,7 @@ void prepare_file(const std::string& path, const Tokenizer& tokenizer, const Dat
   constexpr std::size_t kMaxLines = 4096;
   constexpr std::size_t kMaxBytes = std::size_t{16} << 20;
   const RowLayout layout(options.columns);
-  const auto chat_template = chat_template_for_rows(options.chat_format, tokenizer);
+  const auto chat_template = chat_template_for_rows(options, tokenizer);
   const LineReading reading{.layout = layout,
                             .needs = needs,
                             .context_length = context_length,
@@ -847,7 +847,7 @@ std::vector<PreparedRow> prepare_rows(const std::vector<PlacedRow>& rows,
                                       const Tokenizer& tokenizer, const DataOptions& options,
                                       const RowNeeds& needs) {
   const RowLayout layout(options.columns);
-  const auto chat_template = chat_template_for_rows(options.chat_format, tokenizer);
+  const auto chat_template = chat_template_for_rows(options, tokenizer);
   const LineReading reading{.layout = layout,
                             .needs = &needs,
                             .context_length = needs.context_length,
@@ -865,7 +865,7 @@ void read_prompts(
     const std::string& path, const Tokenizer& tokenizer, const DataOptions& options,
     const std::function<void(const PreferenceRow& row, const RowTrace& trace)>& take) {
   const RowLayout layout(options.columns);
-  const auto chat_template = chat_template_for_rows(options.chat_format, tokenizer);
+  const auto chat_template = chat_template_for_rows(options, tokenizer);
   std::uint64_t found = columns_of_completions(layout);
   std::string first;
   read_rows(path, [&](std::int64_t number, std::string_view text) {

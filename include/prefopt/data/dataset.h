@@ -122,8 +122,11 @@ struct DataOptions {
   /// A training row whose prompt is also held out; drop: it does not train.
   RowAction leak = RowAction::kKeep;
   /// Format in which messages become text: a name of `prefopt/data/chat.h`, or "auto", for which
-  /// resolve_chat_format decides. An unknown template is an error when messages are read.
+  /// resolve_chat_format decides. An unknown template is rendered (docs/chat-templates.md).
   std::string chat_format = "auto";
+  /// JSON: an object of variables for the model's own template, as {"enable_thinking": false}; a
+  /// row's win. Throws ConfigError where rows are not written by a template.
+  std::string chat_template_kwargs = "{}";
   /// JSON: the name of a layout ("orca", "alpaca", "sharegpt", "openai", "pku", "shp",
   /// "ultrafeedback", "completions"), or an object {field: column} whose columns may be dotted
   /// paths; fields: prompt, system, instruction, input, question, history, chosen, rejected, gold,

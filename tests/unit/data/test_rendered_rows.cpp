@@ -83,7 +83,7 @@ struct Read {
 Read read(const json& row, const std::string& chat_template, DataOptions options = {}) {
   const auto tokenizer = tokenizer_with(chat_template);
   options.chat_format = detail::chat_format_for_rows(options.chat_format, *tokenizer);
-  const auto own = detail::chat_template_for_rows(options.chat_format, *tokenizer);
+  const auto own = detail::chat_template_for_rows(options, *tokenizer);
   const detail::RowLayout layout;
   detail::RowTrace trace;
   PreferenceRow result = detail::parse_line(row.dump(), "f:1", options,
@@ -192,6 +192,35 @@ TEST_CASE("completions continue a turn where the template writes it", "[data]") 
   CHECK(row.rejected == "three.<|end|>");
 }
 
+TEST_CASE("variables of all rows reach the template, and a row's win", "[data]") {
+  const std::string thinking =
+      "{% for m in messages %}<|start|>{{ m.role }}{{ m.content }}<|end|>{% endfor %}"
+      "{% if add_generation_prompt %}<|start|>assistant{% endif %}";
+  const std::string styled = "{{ style | default('plain') }}" + thinking;
+  json row = pair({said("user", "Q")}, {said("assistant", "a")}, {said("assistant", "b")});
+  DataOptions options;
+  CHECK(read(row, styled, options).row.prompt == "plain<|start|>userQ<|end|><|start|>assistant");
+  options.chat_template_kwargs = R"({"style": "odd"})";
+  CHECK(read(row, styled, options).row.prompt == "odd<|start|>userQ<|end|><|start|>assistant");
+  row["chat_template_kwargs"] = {{"style", "own"}};
+  CHECK(read(row, styled, options).row.prompt == "own<|start|>userQ<|end|><|start|>assistant");
+
+  const auto refuse = [&](const std::string& kwargs, const std::string& text,
+                          const std::string& format = "auto") {
+    DataOptions bad;
+    bad.chat_template_kwargs = kwargs;
+    bad.chat_format = format;
+    CHECK_THROWS_TEXT(detail::chat_template_for_rows(bad, *tokenizer_with(styled)), ConfigError,
+                      "chat_template_kwargs: expected " + text);
+  };
+  refuse(R"({"tone": 1})", "variables that the model's chat template reads, got 'tone'");
+  refuse(R"({"messages": []})", "variables that rows do not give themselves, got 'messages'");
+  refuse("[1]", "an object of variables, got list");
+  refuse(R"({"style": 1})",
+         "a chat template of the model that reads 'style', got rows in a format of another origin",
+         "chatml");
+}
+
 TEST_CASE("tools, calls and variables of the row reach the template in their order", "[data]") {
   const std::string line =
       R"({"tools": [{"z": 1, "a": {"y": 2, "b": 3}}], "chat_template_kwargs": {"style": "!"},)"
@@ -200,7 +229,7 @@ TEST_CASE("tools, calls and variables of the row reach the template in their ord
       R"( [{"function": {"name": "f", "arguments": {"z": 1, "a": 2}}}]}],)"
       R"( "rejected": [{"role": "assistant", "content": "no"}]})";
   const auto tokenizer = tokenizer_with(kCalls);
-  const auto own = detail::chat_template_for_rows("auto", *tokenizer);
+  const auto own = detail::chat_template_for_rows({}, *tokenizer);
   const detail::RowLayout layout;
   detail::RowTrace trace;
   DataOptions options;
