@@ -28,25 +28,6 @@ class GgufFields : public StrictFile {
   std::string key(std::string_view name) const;
   bool has(std::string_view name) const;
   std::int64_t integer(std::string_view name) const;
-  /// Adds such metadata to a file that is written.
-  class GgufFieldWriter {
-   public:
-    /// Keeps a reference to `file`.
-    GgufFieldWriter(GgufWriter& file, std::string_view architecture)
-        : file_(file), prefix_(std::string(architecture) + ".") {}
-
-    void integer(std::string_view name, std::int64_t value) { file_.integer(key(name), value); }
-    void real(std::string_view name, double value) { file_.real(key(name), value); }
-    void flag(std::string_view name, bool value) { file_.flag(key(name), value); }
-    void text(std::string_view name, std::string_view value) { file_.text(key(name), value); }
-
-   private:
-    std::string key(std::string_view name) const { return prefix_ + std::string(name); }
-
-    GgufWriter& file_;
-    std::string prefix_;
-  };
-
   /// Returns the shortest decimal of a float32: 1e-05 and not 9.99999974737875e-06.
   double real(std::string_view name) const;
 
