@@ -18,6 +18,7 @@
 #include "data/chat_writer.h"
 #include "data/line_error.h"
 #include "data/lines.h"
+#include "data/text_ranges.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -269,16 +270,6 @@ class RowEncoder {
     if (!splits()) return {};
     if (row_.from_messages) return text.parts.contents;
     return {{0, text.text.size()}};
-  }
-
-  static std::vector<TextRange> within(const std::vector<TextRange>& ranges, std::size_t begin,
-                                       std::size_t end) {
-    std::vector<TextRange> result;
-    for (const TextRange& range : ranges) {
-      const TextRange part{std::max(range.begin, begin), std::min(range.end, end)};
-      if (part.begin < part.end) result.push_back({part.begin - begin, part.end - begin});
-    }
-    return result;
   }
 
   struct GivenEnd {

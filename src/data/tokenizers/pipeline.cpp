@@ -14,6 +14,7 @@
 
 #include "core/utf8.h"
 #include "data/begin_token.h"
+#include "data/text_ranges.h"
 #include "data/tokenizers/added_tokens.h"
 #include "data/tokenizers/bpe_model.h"
 #include "data/tokenizers/decoder.h"
@@ -44,17 +45,6 @@ std::vector<TextRange> mapped(std::span<const TextRange> ranges, std::string_vie
   for (const TextRange& range : ranges) {
     result.push_back(
         {map(text.substr(0, range.begin)).size(), map(text.substr(0, range.end)).size()});
-  }
-  return result;
-}
-
-/// Returns the parts of `ranges` that lie in [begin, end), counted from `begin`.
-std::vector<TextRange> within(std::span<const TextRange> ranges, std::size_t begin,
-                              std::size_t end) {
-  std::vector<TextRange> result;
-  for (const TextRange& range : ranges) {
-    const TextRange part{std::max(range.begin, begin), std::min(range.end, end)};
-    if (part.begin < part.end) result.push_back({part.begin - begin, part.end - begin});
   }
   return result;
 }

@@ -121,6 +121,12 @@ std::string first_misfit(std::initializer_list<FlagRule> rules) {
   return "";
 }
 
+std::string llama_misfit(const DecoderOptions& options) {
+  return first_misfit(
+      {{"qk_norm", options.qk_norm, false},
+       {"attention_output_bias", options.attention_output_bias, options.attention_bias}});
+}
+
 void read_window_of_all(const StrictConfig& config, bool used, std::int64_t absent,
                         DecoderOptions& options) {
   DecoderOptions by_types = options;

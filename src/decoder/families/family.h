@@ -130,6 +130,9 @@ struct FlagRule {
 };
 /// Returns "name true" or "name false" of the first rule that is broken; empty: none.
 std::string first_misfit(std::initializer_list<FlagRule> rules);
+/// Returns the same of Llama's rules: no norms of queries and keys, a bias of all projections of
+/// attention or of none.
+std::string llama_misfit(const DecoderOptions& options);
 
 /// Reads a window of all layers, where `used`; `absent` is that of configs without the field, 0:
 /// none. layer_types that say otherwise are refused: transformers does not read them there.

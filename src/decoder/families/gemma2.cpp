@@ -19,11 +19,7 @@ class Gemma2 final : public Family {
                 .max_position_embeddings = 8192,
                 .tie_word_embeddings = true}) {}
 
-  std::string misfit(const DecoderOptions& options) const override {
-    return first_misfit(
-        {{"qk_norm", options.qk_norm, false},
-         {"attention_output_bias", options.attention_output_bias, options.attention_bias}});
-  }
+  std::string misfit(const DecoderOptions& options) const override { return llama_misfit(options); }
 
   ModelSpec spec(const DecoderOptions& options, std::string_view where) const override {
     const FamilyFields fields(options, where);

@@ -17,11 +17,7 @@ class Granite final : public Family {
                 .gguf_neighbours = true,
                 .needs_key_value_heads = false}) {}
 
-  std::string misfit(const DecoderOptions& options) const override {
-    return first_misfit(
-        {{"qk_norm", options.qk_norm, false},
-         {"attention_output_bias", options.attention_output_bias, options.attention_bias}});
-  }
+  std::string misfit(const DecoderOptions& options) const override { return llama_misfit(options); }
 
   ModelSpec spec(const DecoderOptions& options, std::string_view where) const override {
     const FamilyFields fields(options, where);

@@ -15,11 +15,7 @@ class Llama final : public Family {
                 .told_by_options = true,
                 .needs_key_value_heads = false}) {}
 
-  std::string misfit(const DecoderOptions& options) const override {
-    return first_misfit(
-        {{"qk_norm", options.qk_norm, false},
-         {"attention_output_bias", options.attention_output_bias, options.attention_bias}});
-  }
+  std::string misfit(const DecoderOptions& options) const override { return llama_misfit(options); }
 
   void read(const StrictConfig& config, DecoderOptions& options) const override {
     read_attention_bias(config, options);
