@@ -55,7 +55,9 @@ class RenderedRowWriter {
 
   PreferenceRow write() {
     row_.from_messages = true;
+    row_.rendered = true;
     if (rules_.prompt_alone) {
+      row_.end_of_turn = chat_.end_of_turn();
       write_prompt_alone();
       return std::move(row_);
     }

@@ -225,7 +225,7 @@ class RowEncoder {
     ids = tokenizer_.encode_part(prompt.text, plain_of(prompt), {.is_last = false});
     prompt_text_ = prompt.text;
     const std::int64_t begin = tokenizer_.bos_id();
-    if (!is_bare() || !options_.add_bos || begin < 0) return;
+    if (row_.rendered || !is_bare() || !options_.add_bos || begin < 0) return;
     if (!ids.empty() && ids.front() == begin) {
       begins_ = true;
     } else {

@@ -100,6 +100,7 @@ struct PreferenceRow {
   std::string end_of_turn;
   std::int64_t line = 0;       ///< 1-based line in its file
   bool from_messages = false;  ///< the `_parts` say which part of the texts is whose
+  bool rendered = false;       ///< by the model's chat template, which writes begin tokens itself
   TextParts prompt_parts, chosen_parts, rejected_parts, gold_parts;
   std::vector<RowRemark> remarks;  ///< each once
 };

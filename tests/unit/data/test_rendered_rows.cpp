@@ -11,6 +11,7 @@
 #include "data/chat_writer.h"
 #include "data/line_error.h"
 #include "data/row_layout.h"
+#include "data/row_preparation.h"
 #include "jinja/template.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/dataset.h"
@@ -51,7 +52,8 @@ constexpr const char* kMarked =
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}";
 
 /// Bytes, and the two tokens of the templates above.
-std::shared_ptr<const Tokenizer> tokenizer_with(const std::string& chat_template) {
+std::shared_ptr<const Tokenizer> tokenizer_with(const std::string& chat_template,
+                                                bool adds_begin = false) {
   BpeVocabulary vocabulary;
   // GPT-2's alphabet: printable bytes are themselves, the others follow from U+0100 on.
   int next = 0;
@@ -70,6 +72,7 @@ std::shared_ptr<const Tokenizer> tokenizer_with(const std::string& chat_template
   }
   vocabulary.splits = {{}};
   vocabulary.begin_id = 258;
+  vocabulary.bos_id = adds_begin ? 258 : -1;
   vocabulary.eos_id = 259;
   vocabulary.chat_template = chat_template;
   return make_bpe_tokenizer(std::move(vocabulary), "small");
@@ -80,14 +83,16 @@ struct Read {
   std::vector<detail::UnreadColumn> unread;
 };
 
-Read read(const json& row, const std::string& chat_template, DataOptions options = {}) {
+Read read(const json& row, const std::string& chat_template, DataOptions options = {},
+          bool prompt_alone = false) {
   const auto tokenizer = tokenizer_with(chat_template);
   options.chat_format = detail::chat_format_for_rows(options.chat_format, *tokenizer);
   const auto own = detail::chat_template_for_rows(options, *tokenizer);
   const detail::RowLayout layout;
   detail::RowTrace trace;
-  PreferenceRow result = detail::parse_line(row.dump(), "f:1", options,
-                                            {.layout = layout, .chat_template = own.get()}, trace);
+  PreferenceRow result = detail::parse_line(
+      row.dump(), "f:1", options,
+      {.layout = layout, .prompt_alone = prompt_alone, .chat_template = own.get()}, trace);
   return {std::move(result), std::move(trace.unread)};
 }
 
@@ -289,6 +294,33 @@ TEST_CASE("control tokens in content stay text where the option says so", "[data
   CHECK(count(tokens.prompt, 257) == 1);
   CHECK(tokens.chosen ==
         std::vector<std::int64_t>{'a', '<', '|', 's', 't', 'a', 'r', 't', '|', '>', 257});
+}
+
+TEST_CASE("a prompt alone has the tokens of the row's prompt, and no begin token beside",
+          "[data]") {
+  const std::string talk =
+      "{% for m in messages %}<|start|>{{ m.role }}{{ m.content }}<|end|>{% endfor %}"
+      "{% if add_generation_prompt %}<|start|>assistant{% endif %}";
+  const std::string without_end =
+      "{% for m in messages %}<|start|>{{ m.role }}{{ m.content }}{% endfor %}"
+      "{% if add_generation_prompt %}<|start|>assistant{% endif %}";
+  const json row = pair({said("user", "a"), said("assistant", "b</s>"), said("user", "c")},
+                        {said("assistant", "d")}, {said("assistant", "e")});
+  for (const std::string& chat_template : {talk, without_end, "{{ bos_token }}" + talk}) {
+    CAPTURE(chat_template);
+    const auto tokenizer = tokenizer_with(chat_template, /*adds_begin=*/true);
+    const DataOptions options;
+    RowReport report;
+    const TokenRow whole = tokenize_row(read(row, chat_template).row, *tokenizer, options, report);
+    const detail::PreparedRow alone = detail::prepare_prompt(
+        read({{"prompt", row["prompt"]}}, chat_template, options, /*prompt_alone=*/true).row,
+        *tokenizer, options);
+    CHECK(alone.pair.prompt == whole.prompt);
+    CHECK(std::count(whole.prompt.begin(), whole.prompt.end(), 258) ==
+          (chat_template.starts_with("{{ bos_token }}") ? 1 : 0));
+    CHECK(std::count(alone.defects.begin(), alone.defects.end(), detail::RowDefect::kGivenBegin) ==
+          0);
+  }
 }
 
 TEST_CASE("a recognized template renders the text of its format", "[data]") {
