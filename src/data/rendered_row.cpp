@@ -56,12 +56,12 @@ class RenderedRowWriter {
   PreferenceRow write() {
     row_.from_messages = true;
     row_.rendered = true;
+    row_.end_of_turn = chat_.end_of_turn();
     if (rules_.prompt_alone) {
-      row_.end_of_turn = chat_.end_of_turn();
       write_prompt_alone();
       return std::move(row_);
     }
-    row_.end_of_turn = write_completion(talk_.chosen, row_.chosen, row_.chosen_parts);
+    write_completion(talk_.chosen, row_.chosen, row_.chosen_parts);
     if (talk_.rejected) write_completion(*talk_.rejected, row_.rejected, row_.rejected_parts);
     if (talk_.gold) write_completion(*talk_.gold, row_.gold, row_.gold_parts);
     return std::move(row_);
@@ -135,20 +135,19 @@ class RenderedRowWriter {
     return place;
   }
 
-  /// Returns the token that ends the completion.
-  std::string write_completion(const Turns& completion, std::string& text, TextParts& parts) {
+  void write_completion(const Turns& completion, std::string& text, TextParts& parts) {
     const Turns all = joined(completion);
     const RenderedChat whole = render(all, false);
     check_written(whole, all);
     const std::size_t begin = prompt_end(whole, all);
     take_prompt(whole, begin);
     const std::size_t spoken = std::max(begin, after_turn(whole, all, all.size() - 1));
-    const ChatTemplate::End end = chat_.end_in(std::string_view(whole.text()).substr(spoken));
+    ChatTemplate::End end = chat_.end_in(std::string_view(whole.text()).substr(spoken));
     const std::size_t stop = spoken + end.place;
     text = whole.text().substr(begin, stop - begin);
     take_origins(whole, all, begin, stop, parts);
     count_turns(whole, all, begin, stop, parts);
-    return end.token;
+    parts.end = std::move(end.token);
   }
 
   /// Returns the place after the last byte of a turn; 0 where it has none.

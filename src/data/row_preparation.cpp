@@ -153,10 +153,12 @@ class RowEncoder {
       : row_(row), tokenizer_(tokenizer), options_(options), result_(result) {}
 
   void encode() {
-    set_ends();
     TokenRow& pair = result_.pair;
     pair.columns = row_.columns;
-    if (row_.tokenized) return take_ids();
+    if (row_.tokenized) {
+      result_.ends.add(tokenizer_.eos_id());
+      return take_ids();
+    }
     encode_prompt();
     encode_completion(row_.chosen, row_.chosen_parts, pair.chosen, pair.chosen_mask);
     if (row_.has_rejected) {
@@ -190,17 +192,20 @@ class RowEncoder {
     if (ends_) result_.defects.push_back(RowDefect::kGivenEnd);
   }
 
-  bool is_bare() const { return row_.end_of_turn.empty(); }
+  /// Returns the token that ends a completion in its text; empty: the tokenizer's is put after it.
+  const std::string& end_of(const TextParts& parts) const {
+    return row_.rendered ? parts.end : row_.end_of_turn;
+  }
   bool splits() const { return options_.special_tokens_in_text == SpecialTokens::kSplit; }
 
-  void set_ends() {
-    if (is_bare()) return result_.ends.add(tokenizer_.eos_id());
-    const Ids ids = tokenizer_.encode(row_.end_of_turn);
+  void add_end(const std::string& end) {
+    if (end.empty()) return result_.ends.add(tokenizer_.eos_id());
+    const Ids ids = tokenizer_.encode(end);
     if (ids.size() != 1) {
       throw ConfigError(fmt::format(
           "chat_format: expected a format whose end of turn is one token of the tokenizer '{}', "
           "got '{}', which is {}",
-          tokenizer_.name(), row_.end_of_turn, ids.size()));
+          tokenizer_.name(), end, ids.size()));
     }
     result_.ends.add(ids.front());
   }
@@ -220,12 +225,14 @@ class RowEncoder {
   }
 
   void encode_prompt() {
-    const Text prompt = noted({row_.prompt, row_.prompt_parts}, /*is_completion=*/false);
+    const Text prompt =
+        noted({row_.prompt, row_.prompt_parts}, row_.end_of_turn, /*is_completion=*/false);
     Ids& ids = result_.pair.prompt;
     ids = tokenizer_.encode_part(prompt.text, plain_of(prompt), {.is_last = false});
     prompt_text_ = prompt.text;
     const std::int64_t begin = tokenizer_.bos_id();
-    if (row_.rendered || !is_bare() || !options_.add_bos || begin < 0) return;
+    const bool is_bare = !row_.rendered && row_.end_of_turn.empty();
+    if (!is_bare || !options_.add_bos || begin < 0) return;
     if (!ids.empty() && ids.front() == begin) {
       begins_ = true;
     } else {
@@ -235,7 +242,9 @@ class RowEncoder {
 
   void encode_completion(const std::string& text, const TextParts& parts, Ids& ids,
                          TokenMask& mask) {
-    const Text completion = noted({text, parts}, /*is_completion=*/true);
+    const std::string& own_end = end_of(parts);
+    add_end(own_end);
+    const Text completion = noted({text, parts}, own_end, /*is_completion=*/true);
     const std::vector<TextRange>& counted = completion.parts.counted;
     const std::vector<TextRange> plain = plain_of(completion);
     std::size_t done = 0;
@@ -258,7 +267,7 @@ class RowEncoder {
     }
     take(completion.text.size(), counted.empty());
     const std::int64_t end = tokenizer_.eos_id();
-    if (is_bare() && options_.add_eos && end >= 0 && !result_.ends.end(ids)) {
+    if (own_end.empty() && options_.add_eos && end >= 0 && !result_.ends.end(ids)) {
       ids.push_back(end);
       mask.push_back(1);
     }
@@ -312,13 +321,14 @@ class RowEncoder {
     }
   }
 
-  /// Notes the control tokens of the text and drops an end that another one follows.
-  Text noted(Text text, bool is_completion) {
+  /// Notes the control tokens of the text and drops an end that another one follows. `own_end`:
+  /// that of its answers, or empty.
+  Text noted(Text text, const std::string& own_end, bool is_completion) {
     std::size_t own = text.text.size();  // without an end that takes the place of the usual one
-    if (row_.from_messages && !is_bare() && !splits()) {
+    if (row_.from_messages && !own_end.empty() && !splits()) {
       for (std::size_t i = text.parts.answers.size(); i > 0; --i) erase_ends(text, i - 1);
       own = text.text.size();
-    } else if (is_completion && is_bare() && options_.add_eos && !splits()) {
+    } else if (is_completion && own_end.empty() && options_.add_eos && !splits()) {
       own = keep_one_end(text);
     }
     note_control(text, own);

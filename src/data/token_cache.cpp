@@ -31,7 +31,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // Goes up with every change of the format or of what tokenization means.
-constexpr std::string_view kMagic = "prefopt tokens 8\n";
+constexpr std::string_view kMagic = "prefopt tokens 9\n";
 
 std::string hash_of(std::string_view bytes) {
   ContentHash hash;

@@ -73,6 +73,9 @@ struct TextParts {
   std::vector<TextRange> answers = {};   ///< those of them that are the assistant's
   /// The parts that count in the loss, in order; none: all of a completion.
   std::vector<TextRange> counted = {};
+  /// The token with which a template ends the completion; empty: with none, so that the tokenizer's
+  /// is put after it.
+  std::string end = {};
 };
 
 /// A fact about a row that was settled by reading it and for which DataOptions have a policy.
@@ -96,7 +99,8 @@ struct PreferenceRow {
   bool tokenized = false;    ///< the `_ids` hold the row
   bool has_rejected = true;  ///< false for SFT rows (`prompt` + `completion`, `text`, `messages`)
   /// Text that ends the completions, one token: the row came from messages in a chat format, whose
-  /// text holds its own begin and end tokens. Empty: the tokenizer's are put around the text.
+  /// text holds its own begin and end tokens. Empty: the tokenizer's are put around the text. Of
+  /// a rendered row it is that of a plain answer; a completion's own is in its parts.
   std::string end_of_turn;
   std::int64_t line = 0;       ///< 1-based line in its file
   bool from_messages = false;  ///< the `_parts` say which part of the texts is whose

@@ -323,6 +323,38 @@ TEST_CASE("a prompt alone has the tokens of the row's prompt, and no begin token
   }
 }
 
+TEST_CASE("each completion ends in the token that the template ends it with", "[data]") {
+  const std::string ends_calls =
+      "{% for m in messages %}<|start|>{{ m.role }}{{ m.content }}"
+      "{% for call in m.tool_calls or [] %}[{{ call.function.name }}]{% endfor %}"
+      "{% if m.tool_calls %}<|end|>{% endif %}{% endfor %}"
+      "{% if add_generation_prompt %}<|start|>assistant{% endif %}";
+  json call = said("assistant", "");
+  call["tool_calls"] = json::parse(R"([{"function": {"name": "f"}}])");
+  const json plain = said("assistant", "no");
+  const auto tokenizer = tokenizer_with(ends_calls, /*adds_begin=*/true);
+  const std::vector<std::int64_t> of_call{'[', 'f', ']', 257}, of_plain{'n', 'o', 259};
+  const DataOptions options;
+  const auto prepare = [&](const json& chosen, const json& rejected, const DataOptions& given) {
+    const PreferenceRow row = read(pair({said("user", "Q")}, {chosen}, {rejected}), ends_calls).row;
+    return detail::prepare_row(row, *tokenizer, given, nullptr, 0);
+  };
+  const detail::PreparedRow called = prepare(call, plain, options);
+  CHECK(called.pair.chosen == of_call);
+  CHECK(called.pair.rejected == of_plain);
+  CHECK(called.ended_before == 2);
+  const detail::PreparedRow other = prepare(plain, call, options);
+  CHECK(other.pair.chosen == of_plain);
+  CHECK(other.pair.rejected == of_call);
+  CHECK(other.ended_before == 2);
+  CHECK(other.pair.prompt == called.pair.prompt);
+
+  const detail::PreparedRow cut =
+      prepare(call, plain, {.max_completion_length = 2, .end_of_cut = EndOfCut::kKeep});
+  CHECK(cut.pair.chosen == std::vector<std::int64_t>{'[', 257});
+  CHECK(cut.pair.rejected == std::vector<std::int64_t>{'n', 259});
+}
+
 TEST_CASE("a recognized template renders the text of its format", "[data]") {
   std::ifstream file(PREFOPT_TEST_DATA_DIR "/chat.json");
   int compared = 0;
