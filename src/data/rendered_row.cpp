@@ -271,7 +271,9 @@ class RenderedRowWriter {
         ++i;
         continue;
       }
-      const std::size_t of = turn ? std::min(*turn, all.size() - 1) : all.size() - 1;
+      // What continues a begun turn is numbered after all turns.
+      const bool continues = turn && *turn >= all.size();
+      const std::size_t of = continues ? first_turn() : turn.value_or(all.size() - 1);
       if (counts(all, of)) count({start, i}, begin, parts);
     }
   }

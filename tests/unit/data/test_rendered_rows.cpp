@@ -197,6 +197,22 @@ TEST_CASE("completions continue a turn where the template writes it", "[data]") 
   CHECK(row.rejected == "three.<|end|>");
 }
 
+TEST_CASE("generation blocks of a continued turn count as that turn", "[data]") {
+  const json rejected = {said("assistant", "no")};
+  json begun = said("assistant", "two.");
+  const auto counted = [&](LossOn loss_on) {
+    const json row = pair({said("user", "Q"), said("assistant", "One, ")},
+                          {begun, said("user", "more"), said("assistant", "end")}, rejected);
+    const PreferenceRow cut = read(row, kMarked, {.loss_on = loss_on}).row;
+    CHECK(cut.chosen.starts_with("two.<|end|>\n"));
+    return parts_of(cut.chosen, cut.chosen_parts.counted);
+  };
+  CHECK(counted(LossOn::kAssistant) == Strings{"two.<|end|>", "end<|end|>"});
+  CHECK(counted(LossOn::kLast) == Strings{"end<|end|>"});
+  begun["train"] = false;
+  CHECK(counted(LossOn::kAssistant) == Strings{"end<|end|>"});
+}
+
 TEST_CASE("variables of all rows reach the template, and a row's win", "[data]") {
   const std::string thinking =
       "{% for m in messages %}<|start|>{{ m.role }}{{ m.content }}<|end|>{% endfor %}"
