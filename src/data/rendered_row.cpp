@@ -97,10 +97,12 @@ class RenderedRowWriter {
   void write_prompt_alone() {
     if (!continues_ && !talk_.prompt.empty()) {
       const RenderedChat chat = render(talk_.prompt, is_of_assistant(talk_.chosen.front()));
+      check_written(chat, talk_.prompt);
       return take_prompt(chat, chat.size());
     }
     const Turns all = joined(talk_.chosen);
     const RenderedChat chat = render(all, false);
+    check_written(chat, all);
     take_prompt(chat, prompt_end(chat, all));
   }
 

@@ -295,6 +295,29 @@ TEST_CASE("a message or reasoning that a template leaves out is not lost in sile
                     "message 1, of the role 'system'");
 }
 
+TEST_CASE("a prompt alone loses no message and no tools in silence either", "[data]") {
+  const std::string no_system =
+      "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+      "{% if add_generation_prompt %}[assistant]{% endif %}";
+  const auto prompt = [&](json messages, const json& tools) {
+    const json row = {{"prompt", std::move(messages)}, {"tools", tools}};
+    return read(row, no_system, {}, /*prompt_alone=*/true).row;
+  };
+  const json none = json::array();
+  const json tools = json::parse(R"([{"type": "function", "function": {"name": "f"}}])");
+  const json asked = said("user", "a"), begun = said("assistant", "b");
+  for (const json& messages : {json::array({said("system", "s"), asked}),
+                               json::array({said("system", "s"), asked, begun})}) {
+    CHECK_THROWS_TEXT(prompt(messages, none), detail::LineError,
+                      "f:1: expected a template that writes each message, got one that leaves out "
+                      "message 1, of the role 'system'");
+  }
+  for (const json& messages : {json::array({asked}), json::array({asked, begun})}) {
+    CHECK(prompt(messages, none).remarks.empty());
+    CHECK((prompt(messages, tools).remarks == std::vector{RowRemark::kToolCalls}));
+  }
+}
+
 TEST_CASE("control tokens in content stay text where the option says so", "[data]") {
   const auto tokenizer = tokenizer_with(kTurns);
   DataOptions options{.special_tokens_in_text = SpecialTokens::kSplit};
