@@ -48,7 +48,7 @@ FolderFiles companions_of(const ExportArguments& arguments, const Decoder& model
                                  : resolve_chat_format(arguments.chat_format, *tokenizer);
   FolderFiles files = model_companions(source, arguments.model, format, rows);
   const std::string generation = generation_config_with(
-      model, end_tokens(model, *tokenizer, format.empty() ? "plain" : format));
+      model, end_tokens(model, *tokenizer, format_of_ends(format, *tokenizer)));
   if (!generation.empty()) files["generation_config.json"] = generation;
   return files;
 }

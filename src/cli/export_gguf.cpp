@@ -49,7 +49,7 @@ std::string tokenizer_source(const ExportArguments& arguments) {
   return source.empty() ? tokenizer_of_model(arguments.model) : source;
 }
 
-/// What a tokenizer says of the ends and the form of texts.
+/// Ends and form of texts, as a tokenizer has them.
 struct TextForm {
   std::vector<std::int64_t> end_tokens;
   std::string chat_format = "plain";
@@ -71,12 +71,11 @@ TextForm text_form(const ExportArguments& arguments, const std::string& source,
     // That of a GGUF file is copied, whether it is read here or not; others are refused there.
     return {.end_tokens = own_end_tokens(model.options())};
   }
-  std::string format = arguments.chat_format == "auto"
-                           ? tokenizer->chat_format()
-                           : resolve_chat_format(arguments.chat_format, *tokenizer);
-  if (format.empty()) format = "plain";
-  return {.end_tokens = end_tokens(model, *tokenizer, format),
-          .chat_format = format,
+  const std::string format = arguments.chat_format == "auto"
+                                 ? tokenizer->chat_format()
+                                 : resolve_chat_format(arguments.chat_format, *tokenizer);
+  return {.end_tokens = end_tokens(model, *tokenizer, format_of_ends(format, *tokenizer)),
+          .chat_format = format.empty() ? "plain" : format,
           .has_template = !tokenizer->chat_template().empty()};
 }
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/file.h"
+#include "data/chat_writer.h"
 #include "data/row_preparation.h"
 #include "data/tokenizer_difference.h"
 #include "prefopt/data/dataset.h"
@@ -59,6 +60,11 @@ std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments,
 
 bool names_reward_model(const ModelArguments& arguments) {
   return is_reward_model(arguments.model) || is_reward_model(arguments.adapter);
+}
+
+std::string format_of_ends(const std::string& format, const Tokenizer& tokenizer) {
+  if (!format.empty()) return format;
+  return detail::chat_format_for_rows("auto", tokenizer) == "auto" ? "auto" : "plain";
 }
 
 std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments) {

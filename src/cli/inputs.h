@@ -31,6 +31,10 @@ std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments,
 bool names_reward_model(const ModelArguments& arguments);
 std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments);
 
+/// Returns the format for end_tokens() of a model that is written: `format`; if that is empty,
+/// "auto" for a tokenizer's template that is rendered, else "plain".
+std::string format_of_ends(const std::string& format, const Tokenizer& tokenizer);
+
 /// `options` with the end tokens that `names` lists, ids or texts of one token, or those of
 /// end_tokens() where it lists none. Throws ConfigError for a name that is neither.
 SamplingOptions with_end_tokens(SamplingOptions options, const std::vector<std::string>& names,

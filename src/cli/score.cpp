@@ -36,7 +36,6 @@ std::vector<std::vector<double>> split(const std::vector<double>& flat,
 /// The sign of a NaN says nothing.
 double unsigned_nan(double value) { return std::isnan(value) ? std::abs(value) : value; }
 
-/// A reward model's rewards, in the same form.
 /// Names a row where its place among the printed ones says no longer which it is: rows were
 /// dropped, as asked, or are from several files.
 void add_place(Json& line, const Dataset& dataset, std::size_t pair) {
@@ -46,6 +45,7 @@ void add_place(Json& line, const Dataset& dataset, std::size_t pair) {
   }
 }
 
+/// A reward model's rewards, in the same form.
 void score_rewards(const ScoreArguments& arguments, std::ostream& out, std::ostream& err) {
   if (arguments.per_token) {
     throw ConfigError(

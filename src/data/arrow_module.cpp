@@ -32,7 +32,7 @@ namespace {
 
 using arrow::Type;
 
-/// What ends the reading; its text is the part of the error behind the file's name.
+/// An end of the reading; its text is the part of the error behind the file's name.
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

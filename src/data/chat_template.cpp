@@ -35,11 +35,15 @@ constexpr std::array<std::string_view, 4> kOtherTokens{"unk_token", "sep_token",
 /// Names of reasoning, in the order in which transformers looks for it.
 constexpr std::array<const char*, 3> kReasoning{"reasoning_content", "thinking", "reasoning"};
 
+// One for the process, so that a run that goes past midnight writes one day.
 std::tm time_of_day() {
-  const std::time_t now = std::time(nullptr);
-  std::tm result{};
-  localtime_r(&now, &result);
-  return result;
+  static const std::tm now = [] {
+    const std::time_t seconds = std::time(nullptr);
+    std::tm result{};
+    localtime_r(&seconds, &result);
+    return result;
+  }();
+  return now;
 }
 
 jinja::Value text_value(std::string_view text, Origin origin = jinja::kOfTemplate) {

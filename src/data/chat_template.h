@@ -25,7 +25,7 @@ namespace prefopt::detail {
 /// empty where it has none.
 std::string reasoning_key(const Json& message);
 
-/// What a row gives to the template apart from its messages.
+/// The parts of a row that the template gets apart from its messages.
 struct TemplateRow {
   Json tools = nullptr;             ///< null: none
   Json variables = Json::object();  ///< `chat_template_kwargs`

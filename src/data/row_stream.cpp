@@ -61,6 +61,9 @@ void add_blocks(ContentHash& hash, const std::string& path) {
   const std::int64_t size = size_of(path);
   hash.update(&size, sizeof size);
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) {
+    throw DataError(fmt::format("{}: expected a readable file, got {}", path, last_error()));
+  }
   const std::int64_t step = std::max(kBlock, size / kBlocks);
   std::vector<char> block(static_cast<std::size_t>(kBlock));
   for (std::int64_t at = 0; at < size; at += step) {
@@ -119,7 +122,7 @@ class RowStream::PartReader {
   }
 
   bool is_done() const { return at_.pass >= passes(); }
-  /// What the part has of an epoch, as far as bytes tell.
+  /// Returns the share of an epoch that the part has, as far as bytes tell.
   double share() const { return part_.weight * static_cast<double>(bytes_); }
   const DataPart& part() const { return part_; }
 
@@ -195,14 +198,15 @@ RowStream::~RowStream() = default;
 RowStream::RowStream(RowStream&&) noexcept = default;
 
 StreamedRow RowStream::next() {
-  if (is_at_epoch_end()) {
-    if (read_ == 0) {
-      throw DataError(fmt::format("{}: expected at least one row in an epoch, got none",
-                                  parts_.front().part().files.front()));
+  // Few rows of a small weight are in some epochs only.
+  constexpr int kMostWithoutRows = 1000;
+  for (int without = 0; is_at_epoch_end(); ++without) {
+    if (without == kMostWithoutRows) {
+      throw DataError(fmt::format("{}: expected at least one row in {} epochs, got none",
+                                  parts_.front().part().files.front(), kMostWithoutRows));
     }
     ++epoch_;
     begin_epoch();
-    return next();
   }
   const auto place = static_cast<std::size_t>(draw(kOfBuffer, given_++) % buffer_.size());
   std::swap(buffer_[place], buffer_.back());

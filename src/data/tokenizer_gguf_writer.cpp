@@ -120,7 +120,7 @@ class VocabularyWriter {
          "Unigram");
   }
 
-  // What a GGUF file has no place for.
+  // A GGUF file has no place for these.
   void check_added() const {
     for (const AddedToken& token : spec_.added) {
       if (token.strip_left || token.strip_right) {

@@ -263,7 +263,7 @@ DecoderOptions read_options(const StrictConfig& config) {
   DecoderOptions options;
   options.family = traits.model_type;
   read_sizes(config, traits, options);
-  // What follows has an entry for each layer.
+  // The fields below have an entry for each layer.
   options = checked(std::move(options), config.path());
   options.rms_norm_eps = config.number("rms_norm_eps", traits.rms_norm_eps);
   options.initializer_range = config.number("initializer_range", 0.02);

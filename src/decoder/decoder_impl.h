@@ -26,8 +26,8 @@ struct Decoder::Impl {
   /// Returns the network with its adapter, as executors see it.
   detail::Network seen(detail::MadeWeights made) const;
   at::Tensor head_weight(detail::MadeWeights made) const;
-  /// What forward_packed returns. `has_last_tokens`: the stream has a row for every token, where
-  /// that of a language model needs none for the last one.
+  /// Returns the result of forward_packed. `has_last_tokens`: the stream has a row for every token,
+  /// where that of a language model needs none for the last one.
   at::Tensor packed_states(const PackedTokens& tokens, bool has_last_tokens) const;
 };
 

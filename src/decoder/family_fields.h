@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What the options of a decoder keep of config.json as it is, in `DecoderOptions::family_fields`.
+// Fields of config.json that the options of a decoder keep as they are, in
+// `DecoderOptions::family_fields`.
 
 #include <cstdint>
 #include <functional>

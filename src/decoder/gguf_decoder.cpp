@@ -314,7 +314,7 @@ DecoderOptions read_gguf_options(const GgufFile& file) {
   DecoderOptions options;
   options.family = family.traits.model_type;
   read_gguf_sizes(fields, options);
-  // What follows has an entry for each layer.
+  // The fields below have an entry for each layer.
   options = checked(std::move(options), file.path());
   read_gguf_parts(file, options);
   read_gguf_window(fields, options);

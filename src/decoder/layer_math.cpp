@@ -71,7 +71,7 @@ void rope(at::Tensor& x, const Rotary& rotary, bool backward) {
   backward ? cpu::apply_rope_backward_(work) : cpu::apply_rope_(work);
 }
 
-// What the norm multiplies by, in the dtype of x.
+// Returns the factor of the norm, in the dtype of x.
 at::Tensor factor_of(const at::Tensor& x, const at::Tensor& weight, const NormSpec& norm) {
   const at::Tensor w = weight.to(x.scalar_type());
   return norm.adds_one ? w + 1 : w;

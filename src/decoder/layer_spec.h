@@ -86,10 +86,4 @@ struct ModelSpec {
 /// windows, with a query_scale of 1 / sqrt(head_dim). Errors are led by `where`.
 ModelSpec plain_spec(const DecoderOptions& options, std::string_view where);
 
-/// Changes every layer of a spec.
-template <class Change>
-void for_each_layer(ModelSpec& spec, Change&& change) {
-  for (LayerSpec& layer : spec.layers) change(layer);
-}
-
 }  // namespace prefopt::detail

@@ -115,7 +115,7 @@ at::Tensor linear(const at::Tensor& rows, const Linear& map, double lora_scale);
 /// Attention of queries [S, heads, T, D] to keys and values [S, kv_heads, T, D].
 at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                   const LayerSpec& spec);
-/// What the experts give for rows [N, hidden], by autograd.
+/// Returns the result of the experts for rows [N, hidden], by autograd.
 at::Tensor mix_experts(const at::Tensor& rows, const Layer& layer, const LayerSpec& spec);
 
 template <class Visit>

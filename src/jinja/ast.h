@@ -167,7 +167,7 @@ struct MacroDefinition {
   std::string name;
   std::vector<Parameter> parameters;
   Body body;
-  // What the body asks for beyond its parameters.
+  // Names that the body asks for beyond its parameters.
   bool takes_caller = false, takes_values = false, takes_named = false;
 };
 

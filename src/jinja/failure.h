@@ -5,7 +5,7 @@
 
 namespace prefopt::jinja {
 
-/// What goes wrong in a template, without the place: Template adds file and line and throws
+/// An error in a template, without the place: Template adds file and line and throws
 /// ConfigError or DataError.
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;

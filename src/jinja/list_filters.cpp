@@ -392,7 +392,7 @@ constexpr auto kListFilters = std::to_array<FilterEntry>({
     {"unique", unique},
 });
 
-// What jinja2 has besides.
+// Further filters of jinja2.
 constexpr std::array<std::string_view, 9> kOtherFilters{
     "filesizeformat", "forceescape", "pprint",   "random", "striptags",
     "urlencode",      "urlize",      "wordwrap", "xmlattr"};

@@ -20,15 +20,22 @@ Loop::Loop(Value items, std::size_t depth0, Condition condition, Recurse recurse
       recurse_(std::move(recurse)) {}
 
 std::optional<Value> Loop::find_next() {
-  while (at_ < list_.size()) {
+  std::optional<Value> found;
+  is_searching_ = true;
+  while (!found && at_ < list_.size()) {
     spend(1);
-    const Value& item = list_[at_++];
-    if (!condition_ || condition_(item)) return item;
+    const Value item = list_[at_++];
+    if (!condition_ || condition_(item)) found = item;
   }
-  return std::nullopt;
+  is_searching_ = false;
+  return found;
 }
 
 const std::optional<Value>& Loop::peek() {
+  // As in jinja2, whose generator is then running.
+  if (is_searching_) {
+    throw Failure("expected a condition that does not ask for its loop's next items, got one");
+  }
   if (!std::exchange(has_peeked_, true)) next_ = find_next();
   return next_;
 }

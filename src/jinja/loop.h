@@ -48,6 +48,7 @@ class Loop final : public Object, public std::enable_shared_from_this<Loop> {
   Recurse recurse_;
   std::int64_t index0_ = -1;
   bool has_peeked_ = false;
+  bool is_searching_ = false;  ///< the condition is being asked
   std::optional<Value> next_;
   Value current_, before_;
   std::optional<std::int64_t> length_;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What templates call and change: namespaces, joiners, cyclers, and the global functions.
+// Objects that templates call and change: namespaces, joiners, cyclers, and the global functions.
 
 #include <ctime>
 #include <functional>

@@ -70,7 +70,6 @@ class Renderer {
   /// Runs the loop over `items`, which is recursive where `depth0` is above 0.
   Flow loop_over(const For& loop, const Value& items, std::size_t depth0, const ScopePtr& scope,
                  Text& out);
-  std::vector<Value> chosen_items(const For& loop, const Value& items, const ScopePtr& scope);
   void assign(const Target& target, Value value, const ScopePtr& scope);
 
   Value evaluate(const Expression& expression, const ScopePtr& scope);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What Python's str does, on texts that know the origin of their bytes.
+// The methods of Python's str, on texts that know the origin of their bytes.
 
 #include <cstdint>
 #include <optional>

@@ -84,12 +84,13 @@ FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
   // A format that nobody chose and nothing used is not worth remembering.
   const bool chosen =
       asked != "auto" || !tokenizer.chat_format().empty() || !tokenizer.chat_template().empty();
+  // "auto" here is a template that is rendered, whose answers end as it says.
   const bool remembers = format != "auto" && (chosen || message_rows > 0);
   FolderFiles files = model_companions(options.model.tokenizer, options.model.path,
                                        remembers ? format : "", row_memory(options.data));
   if (policy.adapter()) return files;
-  const std::string generation =
-      generation_config_with(policy, end_tokens(policy, tokenizer, remembers ? format : "plain"));
+  const std::string generation = generation_config_with(
+      policy, end_tokens(policy, tokenizer, remembers || format == "auto" ? format : "plain"));
   if (!generation.empty()) files["generation_config.json"] = generation;
   return files;
 }

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <utility>
 
+#include "core/hash.h"
+#include "data/chat_writer.h"
 #include "data/data_files.h"
 #include "data/defect_line.h"
 #include "data/row_judgement.h"
@@ -64,6 +66,17 @@ void StreamRows::check_columns() const {
     }
   }
   check_mapping(layout, found, "data.train", first);
+}
+
+std::string StreamRows::fingerprint() const {
+  const Tokenizer& tokenizer = *parts_.tokenizer;
+  ContentHash hash;
+  for (const std::string& part :
+       {stream_.fingerprint(), tokenizer.fingerprint(), tokenizer.chat_template(),
+        chat_format_for_rows(parts_.data.chat_format, tokenizer)}) {
+    hash.update(fmt::format("{} {}\n", part.size(), part));
+  }
+  return hash.hex();
 }
 
 StepRows StreamRows::next(Policy& /*policy*/) {

@@ -48,7 +48,8 @@ class StreamRows final : public RowSource {
   const StepRows& held_out() const override { return held_out_; }
   /// Throws CheckpointError if the files have other rows at the saved places.
   void visit_state(StateVisitor& visitor) override;
-  std::string fingerprint() const override { return stream_.fingerprint(); }
+  /// Of the files, and of what makes tokens of their rows.
+  std::string fingerprint() const override;
   std::string text_of(const std::vector<std::int64_t>& tokens) const override;
 
   /// Returns how many rows of the first step were written in the chat format.

@@ -267,7 +267,7 @@ class Pipeline final : public Tokenizer, public HasBeginToken {
     bool begins = true, ends = true;  ///< to the normalizer
   };
 
-  /// What a text is to the one that follows it.
+  /// The influence of a text on the one that follows it.
   struct Lead {
     PartStart start = {};
     bool begins = true;

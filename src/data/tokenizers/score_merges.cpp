@@ -55,7 +55,8 @@ class Cutter {
     }
   }
 
-  // What can be a neighbour when tokens merge: llama.cpp begins with characters, tokens or not.
+  // Returns whether it can be a neighbour when tokens merge: llama.cpp begins with characters,
+  // tokens or not.
   bool is_symbol(std::string_view part) const {
     return ids_.contains(part) || utf8_character(part, 0).length == part.size();
   }

@@ -59,7 +59,7 @@ using NormalizerStep =
 
 // --- Steps of the pre-tokenizer
 
-/// What becomes of the matches between which a text is cut.
+/// The treatment of the matches between which a text is cut.
 enum class SplitBehavior {
   kIsolated,
   kRemoved,

@@ -8,7 +8,7 @@
 
 namespace prefopt::detail {
 
-/// What was done to the weights under an adapter when it was made.
+/// The change of the weights under an adapter when it was made.
 enum class BaseChange {
   kNone,
   kPissa,  ///< the largest singular values of each were taken out (2404.02948)

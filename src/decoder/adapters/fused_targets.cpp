@@ -40,10 +40,11 @@ LoraOptions named_as_in(const Network& network, LoraOptions options) {
   };
   fuse({"q_proj", "k_proj", "v_proj"}, "qkv_proj");
   fuse({"gate_proj", "up_proj"}, "gate_up_proj");
+  const bool is_default = options.target_modules.json == LoraOptions().target_modules.json;
   std::erase_if(targets, [&](const std::string& target) {
     constexpr std::array kOfExperts =
         std::to_array<std::string_view>({"gate_proj", "up_proj", "down_proj"});
-    return has_experts && !present.contains(target) && contains(kOfExperts, target);
+    return is_default && has_experts && !present.contains(target) && contains(kOfExperts, target);
   });
   options.target_modules = targets;
   return options;

@@ -8,7 +8,8 @@ namespace prefopt::detail {
 
 /// Returns options whose list of targets names the maps that the model has: one of fused queries,
 /// keys and values where the list has all three, of gate and up where it has both, and no part of
-/// feed-forward that is experts, which take no adapter. The default list then fits every family.
+/// feed-forward that is experts, which take no adapter, where the list is the default one. That
+/// then fits every family.
 LoraOptions named_as_in(const Network& network, LoraOptions options);
 
 }  // namespace prefopt::detail

@@ -49,7 +49,6 @@ class LoraRules {
 
   const LoraOptions& options() const { return options_; }
   const std::string& where() const { return where_; }
-  const NameRule& target_rule() const { return targets_; }
 
   /// `kind` is that of a module that can have an adapter.
   bool targets(std::string_view module, std::optional<ModuleKind> kind) const;
@@ -68,8 +67,6 @@ class LoraRules {
                          std::string_view got) const;
 
  private:
-  /// Values by pattern, in the order of the file.
-  using Values = std::vector<std::pair<std::string, Json>>;
   struct PatternValue {
     std::string text;
     ModulePattern pattern;

@@ -200,12 +200,24 @@ TEST_CASE("a state that is none, and rows that have changed, are refused", "[dat
   CHECK(numbers.stream({.buffer = 6, .seed = 5}).fingerprint() != before);
 }
 
+TEST_CASE("a stream of few rows of a small weight has epochs without rows", "[data]") {
+  const TempDir dir;
+  write_numbers(dir.file("a"), 0, 4);
+  RowStream stream({{{dir.file("a")}, 0.01}}, {.buffer = 2, .seed = 1});
+  std::vector<int> counts(4);
+  for (const int row : take(stream, 8)) ++counts[static_cast<std::size_t>(row)];
+  // Each row is in one of 100 epochs.
+  CHECK(counts == std::vector<int>{2, 2, 2, 2});
+  CHECK(stream.epoch() >= 100);
+  CHECK(stream.epoch() < 200);
+}
+
 TEST_CASE("files of a stream have rows, and can be read again", "[data]") {
   const TempDir dir;
   put(dir.file("a"), "\n\n");
   RowStream stream({{{dir.file("a")}, 1}}, {.buffer = 2});
   CHECK_THROWS_TEXT(stream.next(), DataError,
-                    dir.file("a") + ": expected at least one row in an epoch, got none");
+                    dir.file("a") + ": expected at least one row in 1000 epochs, got none");
   CHECK_THROWS_TEXT(
       RowStream({{{"/dev/null"}, 1}}, {}), DataError,
       "/dev/null: expected a regular file, which a stream reads again each epoch, got "

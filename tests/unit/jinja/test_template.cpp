@@ -132,6 +132,16 @@ std::string refusal_of(const std::string& source, const jinja::RenderOptions& op
   return "";
 }
 
+TEST_CASE("a loop is not asked by its own condition", "[jinja]") {
+  for (const std::string asked : {"length", "last", "nextitem"}) {
+    INFO(asked);
+    CHECK(refusal_of("{% set ns = namespace(l=0) %}{% for x in range(9) if ns.l == 0 or ns.l." +
+                     asked + " %}{% set ns.l = loop %}{{ x }}{% endfor %}") ==
+          "rows:3: file: line 1: expected a condition that does not ask for its loop's next items, "
+          "got one");
+  }
+}
+
 TEST_CASE("what a render refuses names row, template and line", "[jinja]") {
   CHECK(refusal_of("\n{{ x.y }}") ==
         "rows:3: file: line 2: expected 'x' to be defined, got no such variable");
