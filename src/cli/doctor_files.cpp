@@ -37,15 +37,19 @@ bool has_file(const fs::path& folder, const char* name) {
   return fs::exists(folder / name, ignored);
 }
 
-/// The model that an adapter names; empty where it names none that is here.
+/// Returns the name of the model that an adapter was made for; empty where it names none.
 std::string base_of(const std::string& adapter) {
   const std::string path = adapter + "/adapter_config.json";
   const Json config =
       detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(path), path);
   const Json base = config.value("base_model_name_or_path", Json());
-  std::error_code ignored;
-  const bool is_here = base.is_string() && fs::exists(base.get<std::string>(), ignored);
-  return is_here ? base.get<std::string>() : "";
+  return base.is_string() ? base.get<std::string>() : "";
+}
+
+/// Returns the last part of a path or of a hub's name.
+std::string short_name(std::string path) {
+  while (path.ends_with('/')) path.pop_back();
+  return path.substr(path.rfind('/') + 1);
 }
 
 void place_once(std::string& place, const std::string& path, std::string_view kind) {
@@ -69,7 +73,9 @@ DoctorArguments placed(DoctorArguments arguments) {
     }
   }
   if (arguments.model.empty() && !arguments.adapter.empty()) {
-    arguments.model = base_of(arguments.adapter);
+    const std::string base = base_of(arguments.adapter);
+    std::error_code ignored;
+    if (fs::exists(base, ignored)) arguments.model = base;
   }
   return arguments;
 }
@@ -167,7 +173,13 @@ class FileExam {
     } else {
       model_->load_adapter(arguments_.adapter);
     }
-    return {.found = described(*model_->adapter())};
+    Finding finding{.found = described(*model_->adapter())};
+    const std::string base = base_of(arguments_.adapter);
+    if (!base.empty() && short_name(base) != short_name(arguments_.model)) {
+      finding.status = Status::kWarning;
+      finding.advice = fmt::format("it was made for '{}': is that this model?", base);
+    }
+    return finding;
   }
 
   Finding tokenizer() {

@@ -65,6 +65,11 @@ void run_export(const ExportArguments& arguments, std::ostream& err) {
     throw ConfigError(
         "--adapter-only: expected --gguf, got --out; the adapter is a folder already");
   }
+  if (arguments.gguf_type != ExportArguments().gguf_type) {
+    throw ConfigError(
+        fmt::format("--gguf-type: expected --gguf, got --out, whose weights have --dtype, and {}",
+                    arguments.gguf_type));
+  }
   std::error_code ignored;
   if (fs::exists(fs::path(arguments.out) / "config.json", ignored)) {
     throw ConfigError(

@@ -549,6 +549,7 @@ void close_rows(ArrowRows* rows) { delete rows; }
 extern "C" __attribute__((visibility("default"))) const prefopt::detail::ArrowModule*
 prefopt_arrow_module() {
   using namespace prefopt::detail;
+  arrow::util::InitializeUTF8();
   static constexpr ArrowModule kModule{.version = PREFOPT_VERSION_STRING,
                                        .arrow_version = ARROW_VERSION_STRING,
                                        .open = open_rows,

@@ -89,14 +89,16 @@ std::string series_of(const std::string& file) {
 
 /// Returns the split that a name speaks of; kAny: of none, or of several.
 DataSplit split_of(std::string_view name) {
-  constexpr std::array<std::string_view, 8> kHeldOut = {"test", "validation", "valid",   "val",
-                                                        "dev",  "eval",       "heldout", "holdout"};
+  constexpr std::array<std::string_view, 2> kTrain = {"train", "training"};
+  constexpr std::array<std::string_view, 10> kHeldOut = {
+      "test", "testing", "validation", "valid",   "val",
+      "dev",  "eval",    "evaluation", "heldout", "holdout"};
   DataSplit found = DataSplit::kAny;
   const std::string lower = lower_case(name);
   for (std::size_t begin = 0; begin < lower.size();) {
     const std::size_t end = std::min(lower.find_first_of("-_. ", begin), lower.size());
     const std::string_view word = std::string_view(lower).substr(begin, end - begin);
-    const DataSplit split = word == "train"            ? DataSplit::kTrain
+    const DataSplit split = is_among(kTrain, word)     ? DataSplit::kTrain
                             : is_among(kHeldOut, word) ? DataSplit::kHeldOut
                                                        : DataSplit::kAny;
     if (split != DataSplit::kAny) {
@@ -134,6 +136,10 @@ void check_series(const std::string& where, const std::vector<std::string>& file
     const Shard shard = *shard_of(without_format(series.first));
     const std::int64_t count = std::stoll(std::string(shard.count));
     const std::int64_t begin = series.numbers.contains(count) ? 1 : 0;  // some count from 1
+    if (*series.numbers.rbegin() >= begin + count) {
+      throw DataError(fmt::format("{}: expected {} files of a series, got one with number {}",
+                                  where, count, *series.numbers.rbegin()));
+    }
     for (std::int64_t i = begin; i < begin + count; ++i) {
       const std::string missing =
           fmt::format("{}{:0{}}-of-{}{}", shard.series, i, shard.number.size(), shard.count,
@@ -357,7 +363,8 @@ std::vector<DataPart> find_data_files(const std::string& rows, DataSplit split) 
   for (const Json& item : list) {
     parts.push_back(part_of(item, split));
     for (const std::string& file : parts.back().files) {
-      if (seen.insert(file).second) continue;
+      std::error_code ignored;
+      if (seen.insert(fs::weakly_canonical(file, ignored).string()).second) continue;
       throw ConfigError(fmt::format(
           "rows: expected each file once, got {} twice; its weight says how often it is read",
           file));

@@ -69,9 +69,10 @@ std::string_view tensor_type(const FileType& type, std::string_view gguf_name,
 std::string_view architecture_of(const DecoderOptions& options, std::string_view where) {
   const detail::Family& family = detail::family_named(options.family, where);
   if (!family.traits.gguf_written.empty()) return family.traits.gguf_written;
-  throw ConfigError(
-      fmt::format("{}: expected a family that GGUF files have an architecture for, got '{}'", where,
-                  family.traits.model_type));
+  throw ConfigError(fmt::format(
+      "{}: expected a family that is written to GGUF files here (llama, mistral, qwen2, "
+      "qwen3), got '{}'; export a folder (--out) for llama.cpp's converter",
+      where, family.traits.model_type));
 }
 
 void write_general(std::string_view architecture, std::string_view kind, const std::string& name,

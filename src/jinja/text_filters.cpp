@@ -195,7 +195,15 @@ std::string without_underscores(std::string_view text) {
   return result;
 }
 
+// Python reads the digits of all scripts.
+void check_ascii(std::string_view text) {
+  const auto is_ascii = [](char c) { return static_cast<unsigned char>(c) < 0x80; };
+  if (std::all_of(text.begin(), text.end(), is_ascii)) return;
+  throw Failure("expected a number in ASCII, got another text");
+}
+
 std::optional<std::int64_t> integer_in(const Text& text) {
+  check_ascii(text.view());
   const std::string digits = without_underscores(strip(text, Side::kBoth).view());
   std::string_view view = digits;
   const bool is_negative = view.starts_with('-');
@@ -211,17 +219,15 @@ std::optional<std::int64_t> integer_in(const Text& text) {
 }
 
 std::optional<double> float_in(const Text& text) {
-  std::string digits = lower(without_underscores(strip(text, Side::kBoth).view()).empty()
-                                 ? Text()
-                                 : Text(without_underscores(strip(text, Side::kBoth).view())))
-                           .bytes();
-  if (digits.starts_with('+')) digits.erase(0, 1);
-  double sign = 1;
+  const std::string digits = lower(without_underscores(strip(text, Side::kBoth).view()).empty()
+                                       ? Text()
+                                       : Text(without_underscores(strip(text, Side::kBoth).view())))
+                                 .bytes();
+  check_ascii(digits);
+  const double sign = digits.starts_with('-') ? -1 : 1;
   std::string_view view = digits;
-  if (view.starts_with('-')) {
-    sign = -1;
-    view.remove_prefix(1);
-  }
+  if (view.starts_with('-') || view.starts_with('+')) view.remove_prefix(1);
+  if (view.starts_with('-') || view.starts_with('+')) return std::nullopt;
   if (view == "inf" || view == "infinity") return sign * std::numeric_limits<double>::infinity();
   if (view == "nan") return std::nan("");
   if (view.empty() || view.find_first_not_of("0123456789.e+-") != std::string_view::npos) {

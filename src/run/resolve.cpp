@@ -40,6 +40,16 @@ void add_adapter(const ModelOptions& options, Model& policy) {
   }
 }
 
+/// Throws ConfigError for a shape of an adapter where none is made.
+void check_lora(const RunOptions& options) {
+  const ModelOptions& model = options.model;
+  const bool is_made = (model.use_lora && model.adapter.empty()) || options.value.use_lora;
+  if (is_made || options_to_json(model.lora) == options_to_json(LoraOptions())) return;
+  throw ConfigError(fmt::format(
+      "model.lora: expected use_lora and no adapter with the shape of a fresh one, got {}",
+      model.adapter.empty() ? "use_lora false" : fmt::format("adapter '{}'", model.adapter)));
+}
+
 /// The policy as it is now.
 std::shared_ptr<Decoder> present_policy(const ReferenceOptions& options, const ModelOptions& model,
                                         const Decoder& policy) {
@@ -404,6 +414,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   const bool is_online = options.online.is_online();
   const bool is_stream = options.data.stream.buffer > 0;
   if (is_stream) check_stream_options(options);
+  check_lora(options);
   const bool is_named = !options.model.tokenizer.empty();
   for (std::string* path : {&options.model.path, &options.model.adapter, &options.model.tokenizer,
                             &options.reference.path, &options.reference.adapter}) {

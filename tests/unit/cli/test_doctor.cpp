@@ -124,6 +124,12 @@ TEST_CASE("prefopt doctor: paths are told apart by what they hold", "[cli]") {
         "1 rows that can be used; `prefopt data check` says more");
   CHECK(finding(report, "data")["advice"] == "nothing reads the column 'remark'");
 
+  const json elsewhere =
+      cli_json({"doctor", kReference, adapter, "--out", folder.path(), "--json"});
+  CHECK(finding(elsewhere, "adapter " + adapter)["status"] == "warning");
+  CHECK(finding(elsewhere, "adapter " + adapter)["advice"] ==
+        "it was made for '" + kPolicy + "': is that this model?");
+
   const CliResult two = run_cli({"doctor", kPolicy, kPolicy, "--out", folder.path()});
   CHECK(two.err == fmt::format("prefopt: {0}: expected one model, got '{0}' as well\n", kPolicy));
 }

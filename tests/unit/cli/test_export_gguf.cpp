@@ -126,6 +126,8 @@ TEST_CASE("prefopt export: what a GGUF file cannot be is refused", "[cli]") {
     check_cli_refused(more, 2, text);
   };
   refused({}, "export: expected --out or --gguf, got neither");
+  refused({"--out", scene.folder.file("out"), "--gguf-type", "Q4_0"},
+          "--gguf-type: expected --gguf, got --out, whose weights have --dtype, and Q4_0");
   refused({"--out", scene.folder.file("out"), "--gguf", scene.gguf},
           "export: expected --out or --gguf, got both");
   refused({"--out", scene.folder.file("out"), "--adapter-only"},

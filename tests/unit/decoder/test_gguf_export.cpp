@@ -308,8 +308,9 @@ TEST_CASE("gguf export: what a file cannot say is refused, and no file is left",
   other.family = "unknown";
   CHECK_THROWS_TEXT(export_gguf(*random_decoder(other), path, {}), ConfigError,
                     path +
-                        ": expected a family that GGUF files have an architecture for, got "
-                        "'unknown'");
+                        ": expected a family that is written to GGUF files here (llama, mistral, "
+                        "qwen2, qwen3), got 'unknown'; export a folder (--out) for llama.cpp's "
+                        "converter");
   options.rope_scaling_factor = 8;
   options.rope_low_freq_factor = 2;
   CHECK_THROWS_AS(export_gguf(*random_decoder(options), path, {}), ConfigError);
