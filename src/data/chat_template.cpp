@@ -108,7 +108,7 @@ bool RenderedChat::is_given(std::size_t byte) const {
 
 std::optional<std::size_t> RenderedChat::turn_of(std::size_t byte) const {
   const Origin writer = jinja::writer_of(text_.origin(byte));
-  if (writer < kFirstTurn || writer == jinja::kMixed) return std::nullopt;
+  if (writer < kFirstTurn) return std::nullopt;
   return static_cast<std::size_t>((writer - kFirstTurn) / kParts);
 }
 
@@ -140,7 +140,6 @@ bool RenderedChat::holds(std::size_t turn, Part part) const {
 }
 
 bool RenderedChat::holds_tools() const { return spans_.contains(kOfTools); }
-bool RenderedChat::is_mixed() const { return spans_.contains(jinja::kMixed); }
 
 ChatTemplate::ChatTemplate(const Tokenizer& tokenizer, Json variables)
     : tokenizer_(tokenizer), variables_(std::move(variables)), now_(time_of_day()) {
@@ -234,7 +233,7 @@ ChatTemplate::End ChatTemplate::end_in(std::string_view text) const {
       return {place + end_of_turn_.size(), end_of_turn_};
     }
   }
-  // An answer of another kind, such as a call, may have an end of its own: the last token.
+  // An answer of another kind, such as a call, may have another end: the last token.
   End end{text.size(), ""};
   std::size_t done = 0;
   for (std::int64_t token = tokenizer_.find_control(text); token >= 0;

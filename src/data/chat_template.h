@@ -55,9 +55,6 @@ class RenderedChat {
   std::optional<std::size_t> end_of(std::size_t turn) const;
   bool holds(std::size_t turn, Part part) const;
   bool holds_tools() const;
-  /// Returns whether bytes of several origins went into one text, so that they cannot be told
-  /// apart.
-  bool is_mixed() const;
 
  private:
   /// From the first byte of an origin to the one after its last.
@@ -89,7 +86,7 @@ class ChatTemplate {
   const std::string& end_of_turn() const { return end_of_turn_; }
 
   /// The end of an answer: the place after the token that ends it, and that token; the end of the
-  /// text and no token where there is none.
+  /// text and no token where nothing ends it.
   struct End {
     std::size_t place;
     std::string token;
@@ -112,7 +109,7 @@ class ChatTemplate {
 };
 
 /// Returns the template that rows in the options' `chat_format` may be written with: for "auto" the
-/// tokenizer's, for a name the tokenizer's where it is that format's. Null: there is none.
+/// tokenizer's, for a name the tokenizer's where it is that format's; else null.
 /// `tokenizer` has to outlive it. Throws ConfigError for `chat_template_kwargs` that are no object,
 /// that no template reads, or that rows give themselves.
 std::unique_ptr<const ChatTemplate> chat_template_for_rows(const DataOptions& options,

@@ -24,8 +24,7 @@ struct ConversationRules {
   /// The template that writes the row, with what the row gives to it; null: `chat` does.
   const ChatTemplate* chat_template = nullptr;
   const TemplateRow* template_row = nullptr;
-  bool needs_origins = false;  ///< it has to be known whose each byte is
-  bool prompt_alone = false;   ///< completions are not written
+  bool prompt_alone = false;  ///< completions are not written
 };
 
 /// Messages of a row with completions. `prompt` empty: what the completions begin with alike.

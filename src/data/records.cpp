@@ -340,7 +340,6 @@ class RowReader {
     template_row_.variables = template_variables();
     rules.chat_template = reading_.chat_template;
     rules.template_row = &template_row_;
-    rules.needs_origins = options_.special_tokens_in_text == SpecialTokens::kSplit;
     rules.prompt_alone = reading_.prompt_alone;
     return rules;
   }

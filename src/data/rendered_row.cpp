@@ -172,11 +172,6 @@ class RenderedRowWriter {
   }
 
   void check_written(const RenderedChat& whole, const Turns& all) {
-    if (rules_.needs_origins && whole.is_mixed()) {
-      fail(
-          "expected a template that keeps texts of messages apart from its own, for "
-          "special_tokens_in_text = 'split', got one that mixes them");
-    }
     const TemplateRow& given = *rules_.template_row;
     if (!given.tools.empty() && !whole.holds_tools()) add_remark(row_, RowRemark::kToolCalls);
     for (std::size_t i = 0; i < all.size(); ++i) {

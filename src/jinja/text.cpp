@@ -61,10 +61,6 @@ Text Text::as_markup(bool is_markup) const {
   return result;
 }
 
-Text mixed_text(std::string bytes, bool is_marked) {
-  return Text(std::move(bytes), is_marked ? kMixed : kOfTemplate);
-}
-
 Characters::Characters(std::string_view text) : size_(text.size()) {
   ascii_ = std::all_of(text.begin(), text.end(),
                        [](char c) { return static_cast<unsigned char>(c) < 0x80; });

@@ -15,15 +15,14 @@ namespace prefopt::jinja {
 using Origin = char16_t;
 inline constexpr Origin kOfTemplate = 0;
 inline constexpr Origin kGenerated = 0x4000;  ///< a flag
-inline constexpr Origin kMixed = 0x3fff;      ///< of several texts, which is not known
-inline constexpr Origin kMaxOrigin = 0x3ffe;  ///< the last number to give out
+inline constexpr Origin kMaxOrigin = 0x3fff;  ///< the last number to give out
 inline constexpr std::size_t kMaxTextBytes = std::size_t{64} << 20;
 
 constexpr Origin writer_of(Origin origin) { return origin & 0x3fff; }
 
 /// UTF-8 with an origin for each byte. Whatever makes a text of others keeps the origins of their
-/// bytes, or makes all of them kMixed: template text is never mistaken for that of variables, or
-/// the other way round. Functions that grow a text throw Failure over kMaxTextBytes.
+/// bytes: template text is never mistaken for that of variables, or the other way round. Functions
+/// that grow a text throw Failure over kMaxTextBytes.
 class Text {
  public:
   Text() = default;
@@ -57,9 +56,6 @@ class Text {
   std::u16string origins_;  ///< one a byte; empty: all kOfTemplate
   bool is_markup_ = false;
 };
-
-/// Returns a text made of `sources` in a way that keeps no account of single bytes.
-Text mixed_text(std::string bytes, bool is_marked);
 
 /// The characters of UTF-8 text, by the offset where each begins; what is no UTF-8 counts a byte.
 class Characters {

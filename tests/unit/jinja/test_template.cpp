@@ -189,15 +189,14 @@ TEST_CASE("numbers that Python would keep are refused, not rounded", "[jinja]") 
   CHECK_THROWS(jinja::value_of(Json::parse("123456789012345678901234567890")));
 }
 
-/// The text with a letter for the origin of each byte: t for the template, a for the variables, ?
-/// where it is not known.
+/// The text with a letter for the origin of each byte: t for the template, a for the variables.
 std::string origins_of(const std::string& source) {
   const Json variables = {{"s", "a b"}, {"l", {"x", "y"}}, {"d", {{"k", "v\n"}}}, {"n", 5}};
   const Text text = Template(source, "t").render(variables_of(variables, 1), "row");
   std::string origins;
   for (std::size_t i = 0; i < text.size(); ++i) {
     const jinja::Origin writer = jinja::writer_of(text.origin(i));
-    origins += writer == jinja::kOfTemplate ? 't' : writer == jinja::kMixed ? '?' : 'a';
+    origins += writer == jinja::kOfTemplate ? 't' : 'a';
   }
   return origins;
 }
