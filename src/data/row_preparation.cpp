@@ -846,13 +846,7 @@ void check_mapping(const RowLayout& layout, std::uint64_t found, const std::stri
 
 std::vector<PreparedRow> prepare_rows(const std::vector<PlacedRow>& rows,
                                       const Tokenizer& tokenizer, const DataOptions& options,
-                                      const RowNeeds& needs) {
-  const RowLayout layout(options.columns);
-  const auto chat_template = chat_template_for_rows(options, tokenizer);
-  const LineReading reading{.layout = layout,
-                            .needs = &needs,
-                            .context_length = needs.context_length,
-                            .chat_template = chat_template.get()};
+                                      const LineReading& reading) {
   std::vector<PreparedRow> prepared(rows.size());
   parallel_for(0, std::ssize(rows), /*grain=*/1, [&](std::int64_t first, std::int64_t last) {
     for (auto i = static_cast<std::size_t>(first); i < static_cast<std::size_t>(last); ++i) {

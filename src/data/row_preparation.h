@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/line_error.h"
 #include "data/row_file.h"
 #include "data/row_layout.h"
 #include "prefopt/data/dataset.h"
@@ -132,7 +133,7 @@ struct PlacedRow {
 /// chat_format_for_rows gives.
 std::vector<PreparedRow> prepare_rows(const std::vector<PlacedRow>& rows,
                                       const Tokenizer& tokenizer, const DataOptions& options,
-                                      const RowNeeds& needs);
+                                      const LineReading& reading);
 
 /// Throws ConfigError, led by `where`, where a column of the mapping is in none of the rows that
 /// `found` is of; `row` is one of them.

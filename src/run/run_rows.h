@@ -35,7 +35,7 @@ Dataset load_noted(std::string_view option, const std::string& path, const Token
 RunRows load_rows(const DataOptions& options, const Tokenizer& tokenizer, const RowNeeds& needs,
                   const Note& note);
 
-/// Of a stream of training rows, whose held-out rows are in a file of their own.
+/// Of a stream of training rows, whose held-out rows are in another file.
 RunRows load_held_out(const DataOptions& options, const Tokenizer& tokenizer, const RowNeeds& needs,
                       const Note& note);
 

@@ -31,7 +31,10 @@ double share_of(std::int64_t part, std::size_t all) {
 }  // namespace
 
 StreamRows::StreamRows(StreamParts parts)
-    : parts_(std::move(parts)), stream_(stream_of(parts_, parts_.data.stream.buffer)) {
+    : parts_(std::move(parts)),
+      layout_(parts_.data.columns),
+      chat_template_(chat_template_for_rows(parts_.data, *parts_.tokenizer)),
+      stream_(stream_of(parts_, parts_.data.stream.buffer)) {
   held_out_.rows = std::move(parts_.held_out);
   for (std::size_t i = 0; i < held_out_.rows.size(); ++i) held_out_prompts_.add(i);
   if (!held_out_.rows.empty()) {
@@ -43,13 +46,20 @@ StreamRows::StreamRows(StreamParts parts)
   draw_step();
 }
 
+std::vector<PreparedRow> StreamRows::prepare(const std::vector<PlacedRow>& rows) const {
+  return prepare_rows(rows, *parts_.tokenizer, parts_.data,
+                      {.layout = layout_,
+                       .needs = &parts_.needs,
+                       .context_length = parts_.needs.context_length,
+                       .chat_template = chat_template_.get()});
+}
+
 /// A column that no row has is a mistake in its name; that none of the many first rows has it is
 /// taken for one.
 void StreamRows::check_columns() const {
   constexpr std::size_t kRows = 1000;
   constexpr std::size_t kBlock = 100;
-  const RowLayout layout(parts_.data.columns);
-  const std::size_t columns = layout.mapping().size();
+  const std::size_t columns = layout_.mapping().size();
   if (columns == 0) return;
   RowStream rows = stream_of(parts_, static_cast<std::int64_t>(kBlock));
   std::uint64_t found = 0;
@@ -61,11 +71,9 @@ void StreamRows::check_columns() const {
     for (std::size_t i = 0; i < kBlock; ++i) drawn.push_back(rows.next());
     for (StreamedRow& row : drawn) placed.push_back({&rows.path_of(row), std::move(row.row)});
     first = placed.front().row.text;
-    for (const auto& row : prepare_rows(placed, *parts_.tokenizer, parts_.data, parts_.needs)) {
-      found |= row.found;
-    }
+    for (const auto& row : prepare(placed)) found |= row.found;
   }
-  check_mapping(layout, found, "data.train", first);
+  check_mapping(layout_, found, "data.train", first);
 }
 
 std::string StreamRows::fingerprint() const {
@@ -104,7 +112,7 @@ void StreamRows::draw_step() {
     draw_rows(wanted - step.rows.size(), drawn);
     std::vector<PlacedRow> placed;
     for (StreamedRow& row : drawn) placed.push_back({&stream_.path_of(row), std::move(row.row)});
-    auto prepared = prepare_rows(placed, *parts_.tokenizer, parts_.data, parts_.needs);
+    auto prepared = prepare(placed);
     for (std::size_t i = 0; i < prepared.size(); ++i) {
       const auto& [path, row] = placed[i];
       ++read_;

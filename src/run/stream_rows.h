@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "data/chat_template.h"
 #include "data/pair_index.h"
 #include "data/row_preparation.h"
 #include "data/row_stream.h"
@@ -56,6 +57,7 @@ class StreamRows final : public RowSource {
   std::int64_t message_rows() const { return message_rows_; }
 
  private:
+  std::vector<PreparedRow> prepare(const std::vector<PlacedRow>& rows) const;
   void check_columns() const;
   void draw_step();
   /// Up to `count` rows, all of one epoch.
@@ -66,6 +68,8 @@ class StreamRows final : public RowSource {
   void count(std::string_view verb, const std::string& reason, const std::string& where);
 
   StreamParts parts_;
+  RowLayout layout_;
+  std::unique_ptr<const ChatTemplate> chat_template_;  ///< null: none is rendered
   RowStream stream_;
   StepRows held_out_;
   PairIndex held_out_prompts_{held_out_.rows, PairIndex::Key::kPrompt};
