@@ -43,9 +43,7 @@ FolderFiles companions_of(const ExportArguments& arguments, const Decoder& model
     err << "prefopt: " << arguments.model << " brings no tokenizer, so " << arguments.out
         << " has none\n";
   }
-  const std::string format = arguments.chat_format == "auto"
-                                 ? tokenizer->chat_format()
-                                 : resolve_chat_format(arguments.chat_format, *tokenizer);
+  const std::string format = recorded_format(arguments.chat_format, *tokenizer);
   FolderFiles files = model_companions(source, arguments.model, format, rows);
   const std::string generation = generation_config_with(
       model, end_tokens(model, *tokenizer, format_of_ends(format, *tokenizer)));

@@ -12,6 +12,7 @@
 
 #include "cli/inputs.h"
 #include "core/text.h"
+#include "decoder/decoder_config.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/decoder/end_tokens.h"
@@ -56,12 +57,6 @@ struct TextForm {
   bool has_template = false;
 };
 
-std::vector<std::int64_t> own_end_tokens(const DecoderOptions& options) {
-  std::vector<std::int64_t> ids = options.extra_eos_token_ids;
-  if (options.eos_token_id >= 0) ids.insert(ids.begin(), options.eos_token_id);
-  return ids;
-}
-
 TextForm text_form(const ExportArguments& arguments, const std::string& source,
                    const Decoder& model) {
   std::shared_ptr<const Tokenizer> tokenizer;
@@ -69,11 +64,9 @@ TextForm text_form(const ExportArguments& arguments, const std::string& source,
     tokenizer = open_tokenizer(source, arguments.model, arguments.adapter);
   } catch (const CheckpointError&) {
     // That of a GGUF file is copied, whether it is read here or not; others are refused there.
-    return {.end_tokens = own_end_tokens(model.options())};
+    return {.end_tokens = detail::end_tokens_of(model.options())};
   }
-  const std::string format = arguments.chat_format == "auto"
-                                 ? tokenizer->chat_format()
-                                 : resolve_chat_format(arguments.chat_format, *tokenizer);
+  const std::string format = recorded_format(arguments.chat_format, *tokenizer);
   return {.end_tokens = end_tokens(model, *tokenizer, format_of_ends(format, *tokenizer)),
           .chat_format = format.empty() ? "plain" : format,
           .has_template = !tokenizer->chat_template().empty()};

@@ -62,6 +62,10 @@ bool names_reward_model(const ModelArguments& arguments) {
   return is_reward_model(arguments.model) || is_reward_model(arguments.adapter);
 }
 
+std::string recorded_format(const std::string& asked, const Tokenizer& tokenizer) {
+  return asked == "auto" ? tokenizer.chat_format() : resolve_chat_format(asked, tokenizer);
+}
+
 std::string format_of_ends(const std::string& format, const Tokenizer& tokenizer) {
   if (!format.empty()) return format;
   return detail::chat_format_for_rows("auto", tokenizer) == "auto" ? "auto" : "plain";

@@ -31,6 +31,10 @@ std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments,
 bool names_reward_model(const ModelArguments& arguments);
 std::shared_ptr<const Tokenizer> load_tokenizer(const ModelArguments& arguments);
 
+/// Returns the chat format that is recorded with a model that is written: the one asked for, for
+/// "auto" that of the run that made it; empty if that is not recorded.
+std::string recorded_format(const std::string& asked, const Tokenizer& tokenizer);
+
 /// Returns the format for end_tokens() of a model that is written: `format`; if that is empty,
 /// "auto" for a tokenizer's template that is rendered, else "plain".
 std::string format_of_ends(const std::string& format, const Tokenizer& tokenizer);

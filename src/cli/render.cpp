@@ -35,7 +35,7 @@ struct Source {
 constexpr std::array<const char*, 7> kTokens{"bos_token", "eos_token", "unk_token", "sep_token",
                                              "pad_token", "cls_token", "mask_token"};
 
-/// Returns "<s>" of "<s>" or {"content": "<s>", …}; empty where there is none.
+/// Returns "<s>" of "<s>" or {"content": "<s>", …}; empty without one.
 std::string token_text(const Json& config, const char* name) {
   const auto found = config.find(name);
   if (found == config.end() || found->is_null()) return "";
