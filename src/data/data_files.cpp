@@ -34,8 +34,6 @@ constexpr std::array<std::string_view, 6> kFormats = {".jsonl", ".ndjson",  ".js
 constexpr std::array<std::string_view, 9> kForeignFormats = {
     ".csv", ".tsv", ".xlsx", ".orc", ".avro", ".zst", ".bz2", ".xz", ".zip"};
 
-bool is_decimal(char c) { return c >= '0' && c <= '9'; }
-
 std::string_view without_format(std::string_view name) {
   if (name.ends_with(".gz")) name.remove_suffix(3);
   for (const std::string_view format : kFormats) {
@@ -53,7 +51,7 @@ std::string_view format_of(std::string_view name) {
 }
 
 std::string_view without_end_digits(std::string_view text) {
-  while (!text.empty() && is_decimal(text.back())) text.remove_suffix(1);
+  while (!text.empty() && is_digit(text.back())) text.remove_suffix(1);
   return text;
 }
 
@@ -215,7 +213,7 @@ class Folder {
     }
   }
 
-  /// JSON files beside rows in other formats describe them.
+  /// JSON files next to rows in other formats describe them.
   std::vector<std::string> files_in(const std::string& folder) const {
     std::vector<std::string> files, json;
     for (const auto& entry : fs::directory_iterator(folder)) {
@@ -332,7 +330,7 @@ DataPart part_of(const Json& item, DataSplit split) {
 bool is_before(std::string_view a, std::string_view b) {
   const std::string_view whole_a = a, whole_b = b;
   while (!a.empty() && !b.empty()) {
-    if (!is_decimal(a.front()) || !is_decimal(b.front())) {
+    if (!is_digit(a.front()) || !is_digit(b.front())) {
       if (a.front() != b.front()) return a.front() < b.front();
       a.remove_prefix(1);
       b.remove_prefix(1);

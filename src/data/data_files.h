@@ -11,13 +11,13 @@
 
 namespace prefopt::detail {
 
-/// One path of an option, and the files that it stands for in their order.
+/// One path of an option, and its files in their order.
 struct DataPart {
   std::vector<std::string> files;
   double weight = 1;  ///< how often an epoch has each of its rows
 };
 
-/// Returns the files that `rows` names. Throws ConfigError for a list that is none, and DataError,
+/// Returns the files that `rows` names. Throws ConfigError for an invalid list, and DataError,
 /// led by the path, for a folder or a pattern without files, with files of several splits of which
 /// `split` tells none, or without one of the files that a name `…-00000-of-00005` promises.
 std::vector<DataPart> find_data_files(const std::string& rows, DataSplit split);

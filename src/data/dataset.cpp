@@ -141,6 +141,10 @@ class Joiner {
     std::vector<bool> is_again(rows.pairs.size());
     const RowAction policy = options_.duplicate;
     const std::string name(detail::defect_name(RowDefect::kDuplicate));
+    // In order.
+    const std::vector<std::int64_t> within_file = rows.report.kept_with.contains(name)
+                                                      ? rows.report.kept_with[name]
+                                                      : std::vector<std::int64_t>();
     for (std::size_t i = 0; i < rows.pairs.size(); ++i) {
       if (!index_.find(rows.pairs[i])) continue;
       const std::int64_t line = rows.lines[i];
@@ -151,7 +155,8 @@ class Joiner {
       is_again[i] = policy == RowAction::kDrop;
       rows.report.rows_kept -= is_again[i] ? 1 : 0;
       auto& lines = (is_again[i] ? rows.report.dropped : rows.report.kept_with)[name];
-      if (std::find(lines.begin(), lines.end(), line) == lines.end()) lines.push_back(line);
+      const bool is_known = std::binary_search(within_file.begin(), within_file.end(), line);
+      if (is_again[i] || !is_known) lines.push_back(line);
     }
     return is_again;
   }
@@ -365,8 +370,10 @@ Dataset load_dataset(const std::string& rows, const Tokenizer& tokenizer,
   detail::check_data_options(options, "load_dataset");
   DataOptions resolved = options;
   resolved.chat_format = detail::chat_format_for_rows(options.chat_format, tokenizer);
-  std::vector<detail::DataPart> parts = detail::find_data_files(rows, split);
-  if (split != DataSplit::kTrain) parts = {{.files = detail::find_files_of_rows(rows, split)}};
+  const std::vector<detail::DataPart> parts =
+      split == DataSplit::kTrain
+          ? detail::find_data_files(rows, split)
+          : std::vector<detail::DataPart>{{.files = detail::find_files_of_rows(rows, split)}};
   const bool is_one_file = parts.size() == 1 && parts.front().files.size() == 1;
   Dataset dataset;
   if (is_one_file) {

@@ -28,8 +28,8 @@ struct StreamedRow {
   std::uint32_t sum = 0;  ///< CRC-32 of its text
 };
 
-/// The endless stream of rows, epoch after epoch. An epoch reads the files of each part in an order
-/// of its own; the part of the next row is drawn by weight and bytes, and each row that is read
+/// The endless stream of rows, epoch after epoch. An epoch reads the files of each part in another
+/// order; the part of the next row is drawn by weight and bytes, and each row that is read
 /// takes its place in a buffer from which the next row of the stream is drawn. A row of a part of
 /// weight w is in floor((e + 1) w + f) - floor(e w + f) passes of epoch e, where f in [0, 1) is its
 /// own: in w of them on average, and in w exactly where it is a whole number.

@@ -35,7 +35,7 @@ class Shards {
   std::string path(const std::string& name) const { return dir_.file(name); }
   const std::string& path() const { return dir_.path(); }
 
-  /// The files that the folder stands for, without its own path.
+  /// The files of the folder, without its path.
   std::vector<std::string> of(DataSplit split) const { return of(path(), split); }
   std::vector<std::string> of(const std::string& rows, DataSplit split) const {
     std::vector<std::string> names;
