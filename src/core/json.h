@@ -41,7 +41,7 @@ Value parse_json(std::string_view text, std::string_view where) {
   }
 }
 
-/// Begins the only key of an object that stands for a value of a type that JSON has not, in front
+/// Begins the only key of an object in place of a value of a type that JSON lacks, in front
 /// of the type's name: see kArrowTypeMark.
 inline constexpr std::string_view kTypeMark("\0type: ", 7);
 

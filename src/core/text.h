@@ -13,6 +13,8 @@ bool contains(const Names& names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
+inline bool is_digit(char c) { return c >= '0' && c <= '9'; }
+
 /// Returns `text` for a terminal: control characters as pictures (␛) or, beyond ASCII, as `\u009b`,
 /// the marks that turn the direction of text likewise, and U+FFFD for what is no UTF-8. A file that
 /// is named in a message can so neither hide a part of it nor talk to the terminal. `keep_lines`:

@@ -11,6 +11,7 @@
 #include <new>
 #include <vector>
 
+#include "core/text.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -18,7 +19,6 @@ namespace {
 
 constexpr std::string_view kWhiteSpace = R"(\t-\r\x{85}\p{Z})";
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_ascii_punctuation(char c) {
   return static_cast<unsigned char>(c) < 0x80 && std::ispunct(static_cast<unsigned char>(c)) != 0;
 }

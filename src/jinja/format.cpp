@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 
+#include "core/text.h"
 #include "jinja/display.h"
 #include "jinja/failure.h"
 #include "jinja/operators.h"
@@ -18,9 +19,9 @@
 namespace prefopt::jinja {
 namespace {
 
-constexpr std::int64_t kMaxWidth = 100'000;
+using detail::is_digit;
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
+constexpr std::int64_t kMaxWidth = 100'000;
 
 /// A specification as printf has it: %-05.2f.
 struct Conversion {

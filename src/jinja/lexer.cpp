@@ -9,18 +9,19 @@
 #include <optional>
 #include <utility>
 
+#include "core/text.h"
 #include "core/utf8.h"
 #include "jinja/text_functions.h"
 
 namespace prefopt::jinja {
 namespace {
 
+using detail::is_digit;
+
 constexpr std::string_view kDigits = "0123456789";
 constexpr auto kOperators = std::to_array<std::string_view>(
     {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[",
      "]",  "(",  ")",  "{",  "}",  ">",  "<", "=", ".", ":", "|", ",", ";"});
-
-bool is_decimal(char c) { return kDigits.find(c) != std::string_view::npos; }
 
 bool is_name_start(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
 
@@ -203,7 +204,7 @@ class Lexer {
       if (at_ >= view_.size()) fail("expected the end of a tag, got the end of the template");
       if (const std::size_t end = after_space(at_); end > at_) {
         move_to(end);
-      } else if (is_decimal(view_[at_])) {
+      } else if (is_digit(view_[at_])) {
         take_number();
       } else if (is_name_start(view_[at_])) {
         take_name();
@@ -229,13 +230,13 @@ class Lexer {
     if (at_ > 0 && view_[at_ - 1] == '.') return std::nullopt;
     std::size_t end = after_digits(at_);
     bool is_float = false;
-    if (has(end, ".") && end + 1 < view_.size() && is_decimal(view_[end + 1])) {
+    if (has(end, ".") && end + 1 < view_.size() && is_digit(view_[end + 1])) {
       end = after_digits(end + 1);
       is_float = true;
     }
     if (end < view_.size() && (view_[end] == 'e' || view_[end] == 'E')) {
       const std::size_t digits = end + 1 + (sign_at(end + 1) != 0 ? 1 : 0);
-      if (digits < view_.size() && is_decimal(view_[digits])) {
+      if (digits < view_.size() && is_digit(view_[digits])) {
         end = after_digits(digits);
         is_float = true;
       }
@@ -268,7 +269,7 @@ class Lexer {
 
   void take_name() {
     std::size_t end = at_;
-    while (end < view_.size() && (is_name_start(view_[end]) || is_decimal(view_[end]))) ++end;
+    while (end < view_.size() && (is_name_start(view_[end]) || is_digit(view_[end]))) ++end;
     if (end < view_.size() && static_cast<unsigned char>(view_[end]) >= 0x80) {
       fail("expected names of ASCII letters, got another character");
     }

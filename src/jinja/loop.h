@@ -21,7 +21,7 @@ class Loop final : public Object, public std::enable_shared_from_this<Loop> {
   /// `condition` and `recurse` may be empty.
   Loop(Value items, std::size_t depth0, Condition condition, Recurse recurse);
 
-  /// Moves on to the next item; false where there is none.
+  /// Moves to the next item; false after the last one.
   bool advance();
   const Value& item() const { return current_; }
   /// Lets go of what belongs to the render.

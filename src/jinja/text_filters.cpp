@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <optional>
 
+#include "core/text.h"
 #include "jinja/arguments.h"
 #include "jinja/display.h"
 #include "jinja/failure.h"
@@ -187,10 +188,9 @@ std::string without_underscores(std::string_view text) {
       result += text[i];
       continue;
     }
-    const auto is_digit = [&](std::size_t at) {
-      return at < text.size() && text[at] >= '0' && text[at] <= '9';
-    };
-    if (i == 0 || !is_digit(i - 1) || !is_digit(i + 1)) return "";
+    const bool is_between = i > 0 && i + 1 < text.size() && detail::is_digit(text[i - 1]) &&
+                            detail::is_digit(text[i + 1]);
+    if (!is_between) return "";
   }
   return result;
 }
@@ -219,10 +219,8 @@ std::optional<std::int64_t> integer_in(const Text& text) {
 }
 
 std::optional<double> float_in(const Text& text) {
-  const std::string digits = lower(without_underscores(strip(text, Side::kBoth).view()).empty()
-                                       ? Text()
-                                       : Text(without_underscores(strip(text, Side::kBoth).view())))
-                                 .bytes();
+  const std::string digits =
+      lower(Text(without_underscores(strip(text, Side::kBoth).view()))).bytes();
   check_ascii(digits);
   const double sign = digits.starts_with('-') ? -1 : 1;
   std::string_view view = digits;

@@ -52,7 +52,7 @@ class Dict {
   /// that Python cannot hash.
   explicit Dict(std::vector<std::pair<Value, Value>> items);
   const std::vector<std::pair<Value, Value>>& items() const { return items_; }
-  /// Null where there is none.
+  /// Null without one.
   const Value* find(const Value& key) const;
   std::size_t depth() const { return depth_; }
 

@@ -9,10 +9,13 @@
 #include <string_view>
 
 #include "core/random.h"
+#include "core/text.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
 namespace {
+
+using detail::is_digit;
 
 /// FNV-1a of 64 bits.
 std::uint64_t hash_of_text(std::string_view text) {
@@ -23,8 +26,6 @@ std::uint64_t hash_of_text(std::string_view text) {
   }
   return hash;
 }
-
-bool is_digit(char byte) { return byte >= '0' && byte <= '9'; }
 
 /// Returns the first run of digits, with a minus directly before it; nothing without one, or for a
 /// number of more than 9 digits.

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/json.h"
+#include "core/text.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -21,7 +22,6 @@ constexpr std::size_t kDeepest = 50;
 /// Names of modules are short: a search that takes longer than this has no end.
 constexpr std::uint32_t kMatchLimit = 100'000;
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 bool is_plain(char c) { return c >= ' ' && c <= '~'; }
 bool is_word(char c) { return is_digit(c) || is_letter(c) || c == '_'; }
