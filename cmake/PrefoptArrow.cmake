@@ -27,23 +27,6 @@ function(prefopt_use_pyarrow folder result)
   set(${result} "${version}" PARENT_SCOPE)
 endfunction()
 
-# The folder of the package pyarrow of the Python in use, without importing it; empty: none.
-function(prefopt_python_pyarrow result)
-  set(${result} "" PARENT_SCOPE)
-  find_program(python NAMES python3 python NO_CACHE)
-  if(NOT python)
-    return()
-  endif()
-  execute_process(
-    COMMAND "${python}" -c
-      "import importlib.util as u; print(u.find_spec('pyarrow').submodule_search_locations[0])"
-    OUTPUT_VARIABLE folder OUTPUT_STRIP_TRAILING_WHITESPACE
-    RESULT_VARIABLE status ERROR_QUIET)
-  if(status EQUAL 0)
-    set(${result} "${folder}" PARENT_SCOPE)
-  endif()
-endfunction()
-
 # Puts the folder of the fetched package pyarrow into `result`; empty where it cannot be fetched. An
 # interrupted fetch leaves nothing that could be taken for a whole one.
 function(prefopt_fetch_pyarrow result)
@@ -94,7 +77,7 @@ function(prefopt_find_arrow)
       list(APPEND PREFOPT_ARROW_LIBRARIES "${file}")
     endforeach()
   else()
-    prefopt_python_pyarrow(folder)
+    prefopt_python_package(pyarrow folder)
     set(origin "the Python in use")
     prefopt_use_pyarrow("${folder}" version)
     if(NOT version)

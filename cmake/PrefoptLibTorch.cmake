@@ -3,9 +3,8 @@
 
 set(PREFOPT_LIBTORCH_MINIMUM 2.7)
 
-# The folder to search for the torch package of the Python in use, without importing it; empty where
-# there is none.
-function(prefopt_python_torch result)
+# The folder of a package of the Python in use, without importing it; empty without one.
+function(prefopt_python_package package result)
   set(${result} "" PARENT_SCOPE)
   find_program(python NAMES python3 python NO_CACHE)
   if(NOT python)
@@ -13,7 +12,7 @@ function(prefopt_python_torch result)
   endif()
   execute_process(
     COMMAND "${python}" -c
-      "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0])"
+      "import importlib.util as u; s = u.find_spec('${package}'); print(s.submodule_search_locations[0])"
     OUTPUT_VARIABLE folder OUTPUT_STRIP_TRAILING_WHITESPACE
     RESULT_VARIABLE status ERROR_QUIET)
   if(status EQUAL 0)
@@ -68,7 +67,7 @@ function(prefopt_find_libtorch)
         message(STATUS "prefopt: passing over LibTorch ${Torch_CONSIDERED_VERSIONS} "
           "(${Torch_CONSIDERED_CONFIGS}), ${PREFOPT_LIBTORCH_MINIMUM} or later is needed")
       endif()
-      prefopt_python_torch(prefix)
+      prefopt_python_package(torch prefix)
       set(origin "the Python in use")
     endif()
   endif()
