@@ -21,7 +21,7 @@ struct ArrowError {
 
 /// The functions of the module. A path and its file must live as long as the rows.
 struct ArrowModule {
-  const char* version;        ///< of prefopt, which loads the module of its own version only
+  const char* version;        ///< of prefopt, which loads the module of the same version only
   const char* arrow_version;  ///< of Arrow
   /// Returns null for an error.
   ArrowRows* (*open)(const char* path, ArrowKind kind, ArrowError* error);

@@ -27,7 +27,7 @@ class FamilyFields {
   const StrictConfig& config() const { return config_; }
   /// Returns a number above 0.
   double positive(std::string_view name, double absent) const;
-  /// Returns a number above 0, or 0 where there is none.
+  /// Returns a number above 0, or 0 without one.
   double softcap(std::string_view name) const;
 
  private:

@@ -91,7 +91,7 @@ struct Network {
   template <class Visit>
   void for_each_expert_weight(std::size_t index, Visit&& visit);
 
-  /// Returns a layer with queries, keys, values, gate and up of their own: views of fused matrices
+  /// Returns a layer with queries, keys, values, gate and up apart: views of fused matrices
   /// where the model has those.
   Layer unfused(std::size_t index) const;
 

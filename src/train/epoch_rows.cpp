@@ -85,7 +85,7 @@ WeightedOrder::WeightedOrder(const std::vector<EpochPart>& parts, std::int64_t s
   for (const EpochPart& part : parts) {
     const auto rows = static_cast<std::size_t>(part.rows);
     const double wanted = part.weight * static_cast<double>(part.rows);
-    // The order of one part is that of the epoch; more parts need orders of their own.
+    // The order of one part is that of the epoch; more parts need other orders.
     const auto own_seed = seed + static_cast<std::int64_t>(parts_.size() + 1) * 1'000'003;
     const bool shuffles_itself = shuffles && (parts.size() > 1 || part.weight != 1);
     parts_.push_back({.order = EndlessOrder(rows, own_seed, shuffles_itself),

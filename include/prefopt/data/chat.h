@@ -53,7 +53,7 @@ PREFOPT_API std::string recognize_chat_format(std::string_view chat_template,
 PREFOPT_API std::string resolve_chat_format(std::string_view format, const Tokenizer& tokenizer);
 
 /// Returns the token that ends a turn of the format of resolve_chat_format, or of the tokenizer's
-/// own template where it is none of the formats; empty if there is no such token.
+/// own template where it has no format here; empty if there is no such token.
 PREFOPT_API std::vector<std::int64_t> chat_end_ids(std::string_view format,
                                                    const Tokenizer& tokenizer);
 

@@ -161,7 +161,7 @@ struct RowReport {
   std::vector<RowReport> files = {};  ///< empty: one file
 
   /// Returns one line per defect: count, reason and the first line numbers, of several files each
-  /// behind its path. Empty if there is none.
+  /// behind its path. Empty without defects.
   PREFOPT_API std::string summary() const;
 };
 

@@ -15,7 +15,7 @@
 
 namespace prefopt {
 
-/// What lies around a part of a text that is turned into tokens by itself.
+/// The surroundings of a part of a text that is turned into tokens by itself.
 struct TextPlace {
   std::string_view before = {};  ///< the text before the part
   bool is_last = true;           ///< no text follows

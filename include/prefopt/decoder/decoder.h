@@ -54,8 +54,8 @@ struct DecoderOptions {
   std::vector<std::int64_t> extra_eos_token_ids = {};
   /// Tokens that a position sees back in the layers that slide, itself included; 0: all.
   std::int64_t sliding_window = 0;
-  /// What a family reads of `config.json` in addition, as the text of a JSON object: layer_types,
-  /// rope_parameters, query_pre_attn_scalar, … (docs/models.md).
+  /// Further fields of `config.json` that a family reads, as the text of a JSON object:
+  /// layer_types, rope_parameters, query_pre_attn_scalar, … (docs/models.md).
   std::string family_fields = "{}";
 
   PREFOPT_API void fields(FieldVisitor& v);
@@ -127,13 +127,13 @@ class PREFOPT_API Decoder final : public Policy {
   void add_adapter(const LoraOptions& options);
   const std::optional<LoraOptions>& adapter() const;
   /// Adds the adapter to the weights and removes it. Where it makes a tied embedding and head
-  /// differ, the model has a head of its own afterwards. Throws ConfigError where a trained bias
+  /// differ, the model has a separate head afterwards. Throws ConfigError where a trained bias
   /// has no place in the family.
   void merge_adapter();
   /// Returns the model without its adapter, sharing the frozen weights: the reference of a policy
   /// that trains an adapter. Throws ConfigError if there is none.
   std::shared_ptr<Decoder> without_adapter() const;
-  /// Returns the model with the adapter of a folder in the place of its own, if it has one. It
+  /// Returns the model with the adapter of a folder in place of the present one, if any. It
   /// shares the weights under the adapter, which are frozen in both.
   std::shared_ptr<Decoder> with_adapter(const std::string& directory) const;
   /// Returns a frozen copy that shares the weights under the adapter; without one,

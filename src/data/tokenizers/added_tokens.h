@@ -35,7 +35,7 @@ class AddedTokens {
 
   /// Calls `token` with each added token of `text` and `rest` with what lies between them, by its
   /// begin and end. White space that a token takes along is in neither. Returns where the last
-  /// token ended, with such white space; 0 if there is none.
+  /// token ended, with such white space; 0 without one.
   template <class Token, class Rest>
   std::size_t split(std::string_view text, std::span<const TextRange> plain, const Token& token,
                     const Rest& rest) const;

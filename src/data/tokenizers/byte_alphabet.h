@@ -24,7 +24,7 @@ class ByteAlphabet {
   std::array<std::string, 256> character_of_;
 };
 
-/// Sets the byte that a token such as <0x0A> stands for; returns false if it is none.
+/// Sets the byte that a token such as <0x0A> means; returns false for other tokens.
 bool byte_of_token(std::string_view token, unsigned char& byte);
 
 /// Returns the token of a byte, <0x00> to <0xFF>.

@@ -23,7 +23,7 @@ class TokenDecoder {
   /// Tokens that are no beginning keep the space that the tokenizer puts before a text.
   std::string decode(std::vector<std::string> tokens, bool begins = true) const;
 
-  /// Returns the bytes of a token that stands in the middle of a text.
+  /// Returns the bytes of a token in the middle of a text.
   std::string spelling(const std::string& token) const;
 
  private:

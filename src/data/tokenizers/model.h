@@ -35,7 +35,7 @@ class TokenModel {
   virtual void encode(std::string_view word, Scratch& scratch, std::vector<Id>& ids) const = 0;
 
   /// Returns a character before which a word may be cut, where another one lies before it, without
-  /// a change to its tokens; empty if there is none.
+  /// a change to its tokens; empty without one.
   virtual std::string_view safe_cut() const { return {}; }
 };
 
@@ -61,7 +61,7 @@ class TokenIndex {
   std::unordered_map<std::string_view, Id> ids_;
 };
 
-/// Returns the tokens <0x00> to <0xFF> by byte; -1 where there is none.
+/// Returns the tokens <0x00> to <0xFF> by byte; -1: no such token.
 std::vector<TokenModel::Id> byte_tokens(const TokenIndex& index);
 
 /// Appends the tokens of all bytes of `text`; returns false, and appends nothing, if one lacks.

@@ -70,7 +70,7 @@ std::string known_names() {
 // Names, patterns and flags as in ggml-org/llama.cpp, src/llama-vocab.cpp (commit 00ad355e). Where
 // it gives a model's own pattern next to one adapted to its engine, that one is used; NFC is what
 // the tokenizer.json of Qwen2 has and llama.cpp leaves out. Names that are not here have a pattern
-// that the engine here does not read alike, code of their own in place of one, or a model whose
+// that the engine here does not read alike, separate code in place of one, or a model whose
 // tokenizer.json was not at hand to tell llama.cpp's approximation from it.
 const std::vector<NamedSplits>& all_named_splits() {
   static const std::vector<NamedSplits> all = {

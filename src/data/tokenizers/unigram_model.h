@@ -40,7 +40,7 @@ class TokenTrie {
     std::uint32_t child = 0;
   };
 
-  /// Returns 0, the root, if there is none.
+  /// Returns 0, the root, without one.
   std::uint32_t child(std::uint32_t node, unsigned char byte) const {
     return edges_[slot_of(key_of(node, byte))].child;
   }

@@ -11,7 +11,7 @@
 
 namespace prefopt::detail {
 
-/// The weight of the output head that an adapter was trained over; undefined: there is none.
+/// The weight of the output head that an adapter was trained over; undefined without one.
 struct HeadUnder {
   at::Tensor weight = {};
   double tolerance = 0;  ///< of its largest number: one that was changed is rounded

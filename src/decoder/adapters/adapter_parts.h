@@ -66,7 +66,7 @@ AdapterParts plan_adapter(const AdapterSite& site, const LoraRules& rules);
 /// Returns the network with an output head apart from the embedding, of the same values.
 Network untied(Network network);
 
-/// In which dtype weights are that an adapter makes anew.
+/// The dtype of weights that an adapter makes.
 enum class MadeWeights { kWide, kAsStored };
 
 /// Returns the network that executors see, with a graph to the adapter's tensors.
