@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "prefopt/dist/ranks.h"
 #include "prefopt/train/trainer.h"
 #include "train/metrics.h"
 #include "train/state.h"

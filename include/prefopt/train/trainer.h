@@ -10,7 +10,6 @@
 
 #include "prefopt/data/batch.h"
 #include "prefopt/data/dataset.h"
-#include "prefopt/dist/ranks.h"
 #include "prefopt/error.h"
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
@@ -23,6 +22,7 @@
 
 namespace prefopt {
 
+class Ranks;           // prefopt/dist/ranks.h
 class TokenObjective;  // prefopt/objectives/token_objective.h
 
 /// AdamW (1711.05101), Adafactor (1804.04235) without momentum, or RMSprop as LibTorch has it.
@@ -113,9 +113,11 @@ struct TrainerOptions {
   std::shared_ptr<RewardPolicy> value_model = {};
   OptimizerOptions value_optimizer = {};
   std::int64_t value_pretrain_steps = 0;  ///< first steps, which train the values alone
-  /// Called for each step without an update, before NonFiniteError where it is the third.
+  /// Called for each step without an update, before NonFiniteError where it is the third. Of several
+  /// ranks the first one calls it.
   std::function<void(const NonFiniteStep&)> on_non_finite = {};
-  std::shared_ptr<Ranks> ranks = {};  ///< that train together; null: this process alone
+  /// Processes that take each step together, every one with all rows of it; null: this one alone.
+  std::shared_ptr<Ranks> ranks = {};
 };
 
 /// Returns what the rows of a loss must have.
@@ -128,6 +130,11 @@ struct LossState {
 };
 
 /// One loss, one policy, one optimizer. Knows nothing of files; `run_training` does.
+///
+/// Over several ranks, `step`, `evaluate` and `accumulate_gradients` are called by all with the same
+/// rows, and results are the same bits on each; what fails on one throws on all, "rank 1: …". Where
+/// they keep slices (RanksOptions::sharding), `save_policy`, `state` and `load_state` are called by
+/// all as well. `save_policy` writes on the first rank alone.
 class PREFOPT_API Trainer {
  public:
   /// `reference` may be null for losses that need none; ConfigError otherwise.

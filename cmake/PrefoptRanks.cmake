@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+# Whether LibTorch's Gloo runs behind prefopt's declarations (src/dist/gloo_abi). A build without it
+# trains in one process, so nothing in here is an error.
+
+# Sets PREFOPT_WITH_RANKS, and PREFOPT_WITH_NCCL where the headers of NCCL are there too.
+function(prefopt_find_ranks)
+  if(NOT DEFINED PREFOPT_GLOO_RUNS)
+    message(STATUS "prefopt: trying Gloo")
+    # A fault of a class layout shows only when it runs.
+    try_run(PREFOPT_GLOO_RUNS compiles
+      "${PROJECT_BINARY_DIR}/gloo" "${PROJECT_SOURCE_DIR}/cmake/gloo_check.cpp"
+      CMAKE_FLAGS "-DINCLUDE_DIRECTORIES=${PROJECT_SOURCE_DIR}/src/dist/gloo_abi"
+      LINK_LIBRARIES prefopt::libtorch
+      CXX_STANDARD 20
+      COMPILE_OUTPUT_VARIABLE compile_output
+      RUN_OUTPUT_VARIABLE run_output)
+    if(NOT compiles)
+      message(STATUS "prefopt: Gloo does not compile: ${compile_output}")
+    endif()
+  endif()
+  set(PREFOPT_WITH_RANKS OFF PARENT_SCOPE)
+  if(NOT PREFOPT_GLOO_RUNS STREQUAL "0")
+    message(STATUS "prefopt: without ranks: the Gloo of this LibTorch does not run (${run_output})")
+    return()
+  endif()
+  set(PREFOPT_WITH_RANKS ON PARENT_SCOPE)
+  set(PREFOPT_WITH_NCCL OFF PARENT_SCOPE)
+  if(NOT PREFOPT_WITH_CUDA)
+    return()
+  endif()
+  get_filename_component(site "${PREFOPT_LIBTORCH_DIR}/../../../.." ABSOLUTE)
+  find_path(PREFOPT_NCCL_INCLUDE_DIR nccl.h
+    HINTS "${site}/nvidia/nccl/include" ${CUDAToolkit_INCLUDE_DIRS})
+  if(PREFOPT_NCCL_INCLUDE_DIR)
+    set(PREFOPT_WITH_NCCL ON PARENT_SCOPE)
+  else()
+    message(STATUS "prefopt: without NCCL: no nccl.h (PREFOPT_NCCL_INCLUDE_DIR), ranks use Gloo")
+  endif()
+endfunction()
