@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/metrics.h"
 
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
@@ -93,17 +94,28 @@ void StepMetrics::add_total(std::string_view name, const at::Tensor& value) {
 
 void StepMetrics::set(std::string_view name, double value) { known_.emplace_back(name, value); }
 
+std::vector<StepMetrics::HostSum> StepMetrics::sums() const {
+  std::vector<HostSum> sums;
+  if (sums_.empty()) return sums;
+  std::vector<at::Tensor> values;
+  for (const auto& sum : sums_) values.push_back(sum.value);
+  const auto on_host = at::stack(values).cpu();
+  const double* value = on_host.const_data_ptr<double>();
+  for (const auto& sum : sums_) sums.push_back({sum.name, *value++, sum.count});
+  return sums;
+}
+
+void StepMetrics::set_sums(const std::vector<HostSum>& sums) {
+  sums_.clear();
+  for (const auto& [name, value, count] : sums) {
+    sums_.push_back({name, at::scalar_tensor(value, at::kDouble), count});
+  }
+}
+
 Metrics StepMetrics::finish() const {
   Metrics metrics = known_;
-  if (!sums_.empty()) {
-    std::vector<at::Tensor> values;
-    for (const auto& sum : sums_) values.push_back(sum.value);
-    const auto on_host = at::stack(values).cpu();
-    const double* value = on_host.const_data_ptr<double>();
-    for (const auto& sum : sums_) {
-      metrics.emplace_back(sum.name, sum.count > 0 ? *value / sum.count : *value);
-      ++value;
-    }
+  for (const auto& [name, value, count] : sums()) {
+    metrics.emplace_back(name, count > 0 ? value / count : value);
   }
   add_margins(metrics);
   for (auto& [name, value] : metrics) {

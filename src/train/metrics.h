@@ -36,6 +36,15 @@ class StepMetrics {
   /// A number that the host knows.
   void set(std::string_view name, double value);
 
+  /// A sum that has come from its device; `count` 0: a total.
+  struct HostSum {
+    std::string name;
+    double value, count;
+  };
+  std::vector<HostSum> sums() const;
+  /// Puts others in their place.
+  void set_sums(const std::vector<HostSum>& sums);
+
   /// In the order in which metrics are listed everywhere; other names follow as they came.
   Metrics finish() const;
   /// Returns how many values each mean is over.

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/optimizer.h"
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
-#include <ATen/ops/randint.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -136,13 +134,34 @@ namespace {
 // Numbers of a chunk whose narrow state is widened at a time: it stays in the cache.
 constexpr std::int64_t kChunk = std::int64_t{1} << 18;
 
+/// Random numbers from 0 to 2^16 − 1, one for each place of a parameter.
+class Draws {
+ public:
+  Draws(std::uint64_t seed, std::int64_t first) : seed_(seed), next_(first) {}
+
+  /// Returns those of the next places.
+  at::Tensor take(const at::Tensor& like) {
+    const at::Tensor draws = at::empty(like.sizes(), at::TensorOptions(at::kInt));
+    auto* const numbers = draws.mutable_data_ptr<std::int32_t>();
+    const std::int64_t count = draws.numel();
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto place = static_cast<std::uint64_t>(next_ + i);
+      numbers[i] = static_cast<std::int32_t>(splitmix64(seed_ ^ place) >> 48);
+    }
+    next_ += count;
+    return draws.to(like.device());
+  }
+
+ private:
+  std::uint64_t seed_;
+  std::int64_t next_;
+};
+
 // Rounds to bfloat16 or float16, away from zero with the probability of the part that is cut off,
 // so that what is far smaller than a step of those is not lost on average.
-void round_randomly(const at::Tensor& wide, at::Tensor& narrow, at::Generator& generator) {
+void round_randomly(const at::Tensor& wide, at::Tensor& narrow, Draws& draws) {
   const at::Tensor single = wide.to(at::kFloat);
-  const at::Tensor noise =
-      at::randint(0, 1 << 16, single.sizes(), generator, at::TensorOptions(at::kInt))
-          .to(single.device());
+  const at::Tensor noise = draws.take(single);
   const at::Tensor bits = single.view(at::kInt);
   if (narrow.scalar_type() == at::kBFloat16) {
     narrow.copy_((bits + noise).bitwise_and(~0xffff).view(at::kFloat));
@@ -179,19 +198,33 @@ at::Tensor empty_state(at::IntArrayRef shape, at::ScalarType dtype, at::Device d
   return empty_from_pool(shape, dtype);
 }
 
+std::vector<TrainedTensor> whole_tensors(const std::vector<NamedParameter>& parameters) {
+  std::vector<TrainedTensor> tensors;
+  for (const auto& [name, value] : parameters) {
+    if (value.requires_grad()) {
+      tensors.push_back({.name = name, .value = value, .is_matrix = value.dim() >= 2});
+    }
+  }
+  return tensors;
+}
+
 }  // namespace
 
 Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const OptimizerOptions& options)
+    : Optimizer(options, whole_tensors(parameters)) {}
+
+Optimizer::Optimizer(const OptimizerOptions& options, const std::vector<TrainedTensor>& tensors)
     : options_(options) {
   groups_[0].weight_decay = options.weight_decay;
-  for (const auto& [name, value] : parameters) {
-    if (!value.requires_grad() || has(value)) continue;  // once, under however many names
+  for (const auto& [name, value, is_matrix, first] : tensors) {
+    if (has(value)) continue;  // once, under however many names
     const bool is_narrow = detail::is_narrow(value.scalar_type());
     const auto state_dtype = options.state_dtype == StateDtype::kBFloat16 ? at::kBFloat16
                              : is_narrow                                  ? at::kFloat
                                                                           : value.scalar_type();
     Parameter parameter{.name = name,
                         .value = value,
+                        .first = first,
                         .state_dtype = state_dtype,
                         .has_master = is_narrow && options.masters == Masters::kFloat32,
                         .offset = narrow_numbers_,
@@ -199,7 +232,7 @@ Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const Optimi
     parameter.steps = at::zeros({}, value.options().dtype(at::kFloat).requires_grad(false));
     // Each begins at a cache line.
     if (is_narrow) narrow_numbers_ += (value.numel() + 15) / 16 * 16;
-    groups_[value.dim() >= 2 ? 0 : 1].parameters.push_back(std::move(parameter));
+    groups_[is_matrix ? 0 : 1].parameters.push_back(std::move(parameter));
   }
 }
 
@@ -224,6 +257,14 @@ bool Optimizer::has(const at::Tensor& value) const {
     return std::any_of(group.parameters.begin(), group.parameters.end(),
                        [&](const Parameter& known) { return known.value.is_same(value); });
   });
+}
+
+std::vector<Optimizer::Parameter*> Optimizer::parameters() {
+  std::vector<Parameter*> all;
+  for (Group& group : groups_) {
+    for (Parameter& parameter : group.parameters) all.push_back(&parameter);
+  }
+  return all;
 }
 
 bool Optimizer::empty() const {
@@ -258,16 +299,6 @@ void Optimizer::zero_grad() {
   }
 }
 
-std::vector<at::Tensor> Optimizer::gradients() const {
-  std::vector<at::Tensor> gradients;
-  for (const Group& group : groups_) {
-    for (const Parameter& parameter : group.parameters) {
-      if (parameter.has_gradient()) gradients.push_back(parameter.value.grad());
-    }
-  }
-  return gradients;
-}
-
 double Optimizer::grad_norm() const {
   std::vector<at::Tensor> norms;
   for (const Group& group : groups_) {
@@ -284,6 +315,13 @@ void Optimizer::reserve_state() {
       if (parameter.has_gradient()) reserve_state(parameter);
     }
   }
+}
+
+bool Optimizer::lacks_state() const {
+  return std::any_of(groups_.begin(), groups_.end(), [](const Group& group) {
+    return std::any_of(group.parameters.begin(), group.parameters.end(),
+                       [](const Parameter& one) { return one.has_gradient() && !one.has_state; });
+  });
 }
 
 void Optimizer::step(double learning_rate, double factor) {
@@ -334,6 +372,24 @@ void Optimizer::visit_state(StateVisitor& visitor) {
 bool Optimizer::Parameter::has_gradient() const {
   const at::Tensor& present = value.grad();
   return present.defined() && !(present.is_same(gradient) && present._version() == version_of_zero);
+}
+
+void Optimizer::Parameter::drop_gradient() {
+  if (gradient.defined()) {
+    gradient.zero_();
+    version_of_zero = gradient._version();
+  }
+  value.mutable_grad() = gradient;
+}
+
+void Optimizer::Parameter::add_gradient(const at::Tensor& numbers) {
+  const at::NoGradGuard no_grad;
+  at::Tensor& present = value.mutable_grad();
+  if (present.defined()) {
+    present.add_(numbers);
+  } else {
+    present = numbers.clone();
+  }
 }
 
 bool Optimizer::Parameter::is_narrow_between_steps() const {
@@ -428,11 +484,10 @@ void Optimizer::step_group(Group& group, double learning_rate, const at::Tensor&
   for (Parameter* parameter : with_master) round_master(*parameter);
 }
 
-at::Generator Optimizer::generator_of(const Group& group, std::size_t index) const {
-  const auto place = static_cast<std::uint64_t>(steps_done_) << 32 |
-                     static_cast<std::uint64_t>(index) << 1 |
-                     static_cast<std::uint64_t>(&group == &groups_[1]);
-  return at::detail::createCPUGenerator(splitmix64(place) >> 32);  // it takes 32 bits
+std::uint64_t Optimizer::seed_of(const Group& group, std::size_t index) const {
+  return splitmix64(static_cast<std::uint64_t>(steps_done_) << 32 |
+                    static_cast<std::uint64_t>(index) << 1 |
+                    static_cast<std::uint64_t>(&group == &groups_[1]));
 }
 
 void Optimizer::step_in_chunks(const Group& group, std::size_t index, double learning_rate,
@@ -445,7 +500,10 @@ void Optimizer::step_in_chunks(const Group& group, std::size_t index, double lea
   for (const Moment& moment : parameter.moments) kept.push_back(moment.value.view(-1));
   kept.push_back(dense.view(-1));
   const auto dtype = is_narrow(trained.scalar_type()) ? at::kFloat : trained.scalar_type();
-  auto generator = generator_of(group, index);
+  std::vector<Draws> draws;
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    draws.emplace_back(splitmix64(seed_of(group, index) + i), parameter.first);
+  }
   for (std::int64_t begin = 0; begin < gradient.size(0); begin += kChunk) {
     const std::int64_t end = std::min(gradient.size(0), begin + kChunk);
     // A wide tensor is not copied.
@@ -461,7 +519,7 @@ void Optimizer::step_in_chunks(const Group& group, std::size_t index, double lea
     for (std::size_t i = 0; i < kept.size(); ++i) {
       if (!is_narrow(kept[i].scalar_type())) continue;
       at::Tensor narrow = kept[i].slice(0, begin, end);
-      round_randomly(wide[i], narrow, generator);
+      round_randomly(wide[i], narrow, draws[i]);
     }
   }
   if (!dense.is_same(trained)) trained.copy_(dense);
@@ -484,9 +542,9 @@ void Optimizer::step_adafactor(const Group& group, std::size_t index, double lea
                      .scale_parameter = options_.adafactor_scale_parameter};
   for (const Moment& moment : parameter.moments) step.moments.push_back(moment.value);
   if (step.moments.size() == 1) step.moments[0] = step.moments[0].view(-1);
-  auto generator = generator_of(group, index);
+  Draws draws(splitmix64(seed_of(group, index)), parameter.first);
   take_adafactor_step(step, [&](const at::Tensor& wide, at::Tensor& narrow) {
-    round_randomly(wide, narrow, generator);
+    round_randomly(wide, narrow, draws);
   });
   if (!dense.is_same(trained)) trained.copy_(dense);
 }
@@ -521,23 +579,26 @@ void Optimizer::update(const Group& group, const Batch& batch, double learning_r
                     divisor.defined() ? std::optional(divisor) : std::nullopt);
 }
 
-WideWeights::WideWeights(Optimizer& optimizer, const std::vector<NamedParameter>& parameters) {
-  std::vector<std::pair<at::Tensor, at::Tensor>> masters;
-  for (Optimizer::Group& group : optimizer.groups_) {
-    for (Optimizer::Parameter& parameter : group.parameters) {
-      if (!parameter.has_master) continue;
-      optimizer.make_state(parameter);
-      Optimizer::refresh_master(parameter);
-      masters.emplace_back(parameter.value, parameter.master);
-    }
+std::vector<Optimizer::Master> Optimizer::masters() {
+  std::vector<Master> masters;
+  for (Parameter* const parameter : parameters()) {
+    if (!parameter->has_master) continue;
+    make_state(*parameter);
+    refresh_master(*parameter);
+    masters.push_back({parameter->value, parameter->master});
   }
+  return masters;
+}
+
+WideWeights::WideWeights(const std::vector<Optimizer::Master>& masters,
+                         const std::vector<NamedParameter>& parameters) {
   if (masters.empty()) return;
   std::vector<at::Tensor> wide;
   for (const auto& [name, value] : parameters) {
     if (!is_narrow(value.scalar_type())) continue;
     const auto found = std::find_if(masters.begin(), masters.end(),
-                                    [&](const auto& item) { return item.first.is_same(value); });
-    wide.push_back(found == masters.end() ? value.detach().to(at::kFloat) : found->second);
+                                    [&](const auto& item) { return item.value.is_same(value); });
+    wide.push_back(found == masters.end() ? value.detach().to(at::kFloat) : found->wide);
     narrow_.emplace_back(value, value.detach());
   }
   for (std::size_t i = 0; i < wide.size(); ++i) narrow_[i].first.set_data(wide[i]);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
 #include <array>
@@ -16,6 +15,14 @@
 
 namespace prefopt::detail {
 
+/// A tensor that an optimizer trains: a parameter, or a slice of one.
+struct TrainedTensor {
+  std::string name;
+  at::Tensor value;
+  bool is_matrix;          ///< whether weights decay; a slice is flat
+  std::int64_t first = 0;  ///< place of its first number in the parameter
+};
+
 /// AdamW (1711.05101), Adafactor (train/adafactor.h) or RMSprop over the parameters that require a
 /// gradient; AdamW in one pass over memory. Weight decay acts on matrices and not on vectors: norm
 /// weights and biases have no scale to shrink. RMSprop is that of torch::optim, not centered:
@@ -28,32 +35,7 @@ namespace prefopt::detail {
 class Optimizer {
  public:
   Optimizer(const std::vector<NamedParameter>& parameters, const OptimizerOptions& options);
-
-  bool empty() const;
-  bool has_masters() const;
-  /// Takes memory for the gradients of narrow parameters. Throws std::bad_alloc, and
-  /// c10::OutOfMemoryError of a GPU.
-  void reserve_gradients();
-  /// Leaves narrow parameters with zeros in float32 and the others without a gradient.
-  void zero_grad();
-  /// Returns the gradients of the parameters that have one.
-  std::vector<at::Tensor> gradients() const;
-  /// 2-norm over all gradients, in float64: of rows of 1024 in at least float32.
-  double grad_norm() const;
-  /// Takes memory for the state of the parameters that have a gradient, so that `step` needs no
-  /// more than a few MiB for what it computes with. Throws as `reserve_gradients`, with nothing
-  /// changed.
-  void reserve_state();
-  /// Takes the gradients times `factor`. A parameter that got no gradient since `zero_grad` stays
-  /// as it is.
-  void step(double learning_rate, double factor = 1);
-  /// Sets moments and counts of steps to zero, as before the first step; weights stay.
-  void restart();
-  /// Visits all that steps change but the parameters; the draws of narrow state follow from it.
-  void visit_state(StateVisitor& visitor);
-
- private:
-  friend class WideWeights;
+  Optimizer(const OptimizerOptions& options, const std::vector<TrainedTensor>& tensors);
 
   /// A tensor of numbers that the steps of a parameter leave: AdamW's mean and square, RMSprop's
   /// square and momentum, Adafactor's rows and columns, or square of a vector.
@@ -63,9 +45,11 @@ class Optimizer {
     at::Tensor value = {};
   };
 
+  /// A tensor that the optimizer trains, with its state.
   struct Parameter {
     std::string name;
     at::Tensor value;
+    std::int64_t first;          ///< place of its first number among those that are drawn for
     at::ScalarType state_dtype;  ///< of the moments
     bool has_master;
     std::int64_t offset = 0;            ///< of a narrow one in the two buffers
@@ -77,12 +61,51 @@ class Optimizer {
     at::Tensor steps = {};
     bool has_state = false;  ///< whether moments and master hold numbers yet
 
+    /// Returns whether anything was added to the gradient since it was dropped.
     bool has_gradient() const;
+    /// Leaves zeros where it is narrow, else nothing.
+    void drop_gradient();
+    /// Adds numbers of the value's shape, or puts them where there are none.
+    void add_gradient(const at::Tensor& numbers);
     bool is_narrow_between_steps() const;
     /// Returns the tensor that a step changes.
     const at::Tensor& trained() const { return has_master ? master : value; }
   };
 
+  /// Returns all of them, matrices first.
+  std::vector<Parameter*> parameters();
+
+  bool empty() const;
+  bool has_masters() const;
+  /// Takes memory for the gradients of narrow parameters. Throws std::bad_alloc, and
+  /// c10::OutOfMemoryError of a GPU.
+  void reserve_gradients();
+  /// Leaves narrow parameters with zeros in float32 and the others without a gradient.
+  void zero_grad();
+  /// 2-norm over all gradients, in float64: of rows of 1024 in at least float32.
+  double grad_norm() const;
+  /// Takes memory for the state of the parameters that have a gradient, so that `step` needs no
+  /// more than a few MiB for what it computes with. Throws as `reserve_gradients`, with nothing
+  /// changed.
+  void reserve_state();
+  /// Returns whether `reserve_state` takes memory.
+  bool lacks_state() const;
+  /// Takes the gradients times `factor`. A parameter that got no gradient since `zero_grad` stays
+  /// as it is.
+  void step(double learning_rate, double factor = 1);
+  /// Sets moments and counts of steps to zero, as before the first step; weights stay.
+  void restart();
+  /// Visits all that steps change but the parameters; the draws of narrow state follow from it.
+  void visit_state(StateVisitor& visitor);
+
+  /// A narrow tensor and what it is the rounded value of, in float32.
+  struct Master {
+    at::Tensor value, wide;
+  };
+  /// Returns those of all parameters that have one.
+  std::vector<Master> masters();
+
+ private:
   struct Group {
     double weight_decay = 0;
     std::vector<Parameter> parameters;
@@ -112,9 +135,9 @@ class Optimizer {
   /// The divisor of a fused step is float32, too coarse for float64 gradients.
   static void scale_gradients(Group& group, double factor);
   void step_group(Group& group, double learning_rate, const at::Tensor& divisor);
-  /// Returns the generator of a parameter's draws in this step. They follow from step and parameter
-  /// alone, so that a resumed run draws the same.
-  at::Generator generator_of(const Group& group, std::size_t index) const;
+  /// Returns the seed of a parameter's draws in this step. They follow from step, parameter and
+  /// place in it alone, so that a resumed run draws the same, and a slice what the whole draws.
+  std::uint64_t seed_of(const Group& group, std::size_t index) const;
   /// Widens what is narrow between steps, a chunk at a time, and rounds it at random.
   void step_in_chunks(const Group& group, std::size_t index, double learning_rate,
                       const at::Tensor& divisor);
@@ -136,7 +159,10 @@ class Optimizer {
 /// their own value in float32; without masters nothing changes.
 class WideWeights {
  public:
-  WideWeights(Optimizer& optimizer, const std::vector<NamedParameter>& parameters);
+  WideWeights(Optimizer& optimizer, const std::vector<NamedParameter>& parameters)
+      : WideWeights(optimizer.masters(), parameters) {}
+  WideWeights(const std::vector<Optimizer::Master>& masters,
+              const std::vector<NamedParameter>& parameters);
   ~WideWeights();
   WideWeights(const WideWeights&) = delete;
   WideWeights& operator=(const WideWeights&) = delete;

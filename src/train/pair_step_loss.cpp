@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <fmt/format.h>
 
@@ -14,6 +13,7 @@
 #include "train/loss_metrics.h"
 #include "train/step_inputs.h"
 #include "train/step_loss.h"
+#include "train/whole_step.h"
 
 namespace prefopt::detail {
 namespace {
@@ -35,7 +35,7 @@ class PairStepLoss final : public StepLoss {
   std::vector<StepPlan> plan_evaluation(const std::vector<TokenRow>& rows) const override {
     return planner().plan_evaluation(rows);
   }
-  void backward(StepPlan& plan, StepMetrics& metrics) override;
+  void backward(StepPlan& plan, GradientSum& gradients, StepMetrics& metrics) override;
   void evaluate(StepPlan& plan, StepMetrics& metrics) override;
   void add_lengths(const StepCounts& counts, StepMetrics& metrics) const override {
     detail::add_lengths(needs_, counts, metrics);
@@ -59,7 +59,8 @@ class PairStepLoss final : public StepLoss {
                      StepMetrics& metrics);
   bool sees_whole_step(const StepPlan& plan) const;
   PairLogps measure_whole(StepPlan& plan, StepMetrics& metrics);
-  void backward_whole(StepPlan& plan, StepMetrics& metrics);
+  void backward_whole(StepPlan& plan, GradientSum& gradients, StepMetrics& metrics);
+  LossOutput loss_of_whole(PairLogps& whole, const StepPlan& plan, StepMetrics& metrics);
 
   StepParts parts_;
   Loss loss_;
@@ -71,14 +72,14 @@ class PairStepLoss final : public StepLoss {
 
 // The step.
 
-void PairStepLoss::backward(StepPlan& plan, StepMetrics& metrics) {
+void PairStepLoss::backward(StepPlan& plan, GradientSum& gradients, StepMetrics& metrics) {
   next_running_ = running_;
-  if (sees_whole_step(plan)) return backward_whole(plan, metrics);
+  if (sees_whole_step(plan)) return backward_whole(plan, gradients, metrics);
   for (Part& part : plan.parts) {
     PairLogps logps = inputs_.measure(part, plan, metrics);
     const LossOutput out = loss_of(logps, plan, part.counts, metrics);
     check_gradient(out.loss, name());
-    out.loss.backward();
+    gradients.backward(out.loss, &part == &plan.parts.back());
     part.release();
   }
 }
@@ -100,37 +101,39 @@ LossOutput PairStepLoss::loss_of(PairLogps& logps, const StepPlan& plan, const S
 }
 
 bool PairStepLoss::sees_whole_step(const StepPlan& plan) const {
-  return needs_.whole_step && (plan.parts.size() > 1 || parts_.ranks->size() > 1);
+  return needs_.whole_step && (plan.shares.size() > 1 || parts_.ranks->size() > 1);
 }
 
 /// Returns the inputs of the whole step, measured without a graph.
 PairLogps PairStepLoss::measure_whole(StepPlan& plan, StepMetrics& metrics) {
   const at::NoGradGuard no_grad;
-  std::vector<PairLogps> measured;
-  for (Part& part : plan.parts) {
-    measured.push_back(inputs_.measure(part, plan, metrics));
-    if (!plan.trains) part.release();
-  }
-  PairLogps whole;
-  whole.samples_per_prompt = measured.front().samples_per_prompt;
-  for (const auto& field : kPairFields<at::Tensor>) {
-    if (!field.needed(needs_)) continue;
-    std::vector<at::Tensor> values;
-    for (const PairLogps& part : measured) values.push_back(part.*field.value);
-    whole.*field.value = at::cat(values);
-  }
-  return whole;
+  return gather_inputs(plan, needs_, *parts_.ranks, parts_.policy->device(), [&] {
+    std::vector<PairLogps> measured;
+    for (Part& part : plan.parts) {
+      measured.push_back(inputs_.measure(part, plan, metrics));
+      if (!plan.trains) part.release();
+    }
+    return measured;
+  });
+}
+
+/// Computes the loss of the whole step, which all ranks have and the first one counts.
+LossOutput PairStepLoss::loss_of_whole(PairLogps& whole, const StepPlan& plan,
+                                       StepMetrics& metrics) {
+  StepMetrics uncounted;
+  const bool counts = parts_.ranks->rank() == 0;
+  return loss_of(whole, plan, plan.counts, counts ? metrics : uncounted);
 }
 
 /// For losses that see the whole step: its log-probs without a graph first, then each part again,
 /// with its share of the gradient.
-void PairStepLoss::backward_whole(StepPlan& plan, StepMetrics& metrics) {
+void PairStepLoss::backward_whole(StepPlan& plan, GradientSum& gradients, StepMetrics& metrics) {
   PairLogps whole = measure_whole(plan, metrics);
   for (const auto& field : kPairFields<at::Tensor>) {
     at::Tensor& value = whole.*field.value;
     if (field.gradient != nullptr && value.defined()) value.requires_grad_();
   }
-  const LossOutput out = loss_of(whole, plan, plan.counts, metrics);
+  const LossOutput out = loss_of_whole(whole, plan, metrics);
   check_gradient(out.loss, name());
   out.loss.backward();
   for (Part& part : plan.parts) {
@@ -147,14 +150,14 @@ void PairStepLoss::backward_whole(StepPlan& plan, StepMetrics& metrics) {
       const auto addend = (leaf.grad().narrow(0, part.place * each, value.size(0)) * value).sum();
       sum = sum.defined() ? sum + addend : addend;
     }
-    sum.backward();
+    gradients.backward(sum, &part == &plan.parts.back());
   }
 }
 
 void PairStepLoss::evaluate(StepPlan& plan, StepMetrics& metrics) {
   if (sees_whole_step(plan)) {
     PairLogps whole = measure_whole(plan, metrics);
-    loss_of(whole, plan, plan.counts, metrics);
+    loss_of_whole(whole, plan, metrics);
     return;
   }
   for (Part& part : plan.parts) {

@@ -35,7 +35,7 @@ class RolloutStepLoss final : public StepLoss {
   void check_rows(const std::vector<TokenRow>& rows) const override;
   StepPlan plan_step(const std::vector<TokenRow>& rows, std::int64_t step) const override;
   std::vector<StepPlan> plan_evaluation(const std::vector<TokenRow>& rows) const override;
-  void backward(StepPlan& plan, StepMetrics& metrics) override;
+  void backward(StepPlan& plan, GradientSum& gradients, StepMetrics& metrics) override;
   void evaluate(StepPlan& plan, StepMetrics& metrics) override;
   void add_lengths(const StepCounts& counts, StepMetrics& metrics) const override {
     detail::add_lengths(completion_needs(), counts, metrics);
@@ -50,7 +50,8 @@ class RolloutStepLoss final : public StepLoss {
   bool teaches(const TokenRow& row) const;
   at::Tensor imitation_loss(const Part& part, const StepPlan& plan, StepMetrics& metrics) const;
   at::Tensor measure(Part& part, const StepPlan& plan, StepMetrics& metrics) const;
-  std::vector<std::vector<TokenRow>> cut_whole_groups(const std::vector<TokenRow>& rows) const;
+  std::vector<std::vector<TokenRow>> cut_whole_groups(const std::vector<TokenRow>& rows,
+                                                      const TrainerOptions& options) const;
   SequenceLogps policy_logps(const TokenBatch& batch) const;
   ObjectiveOutput loss_of(Part& part, const StepPlan& plan, StepMetrics& metrics) const;
 
@@ -196,7 +197,7 @@ bool RolloutStepLoss::teaches(const TokenRow& row) const {
 /// Returns rows cut so that completions of a group stay together, as their prompt is computed once
 /// for all of them; a group that exceeds the limits by itself is cut.
 std::vector<std::vector<TokenRow>> RolloutStepLoss::cut_whole_groups(
-    const std::vector<TokenRow>& rows) const {
+    const std::vector<TokenRow>& rows, const TrainerOptions& options) const {
   std::vector<std::int64_t> order;
   std::map<std::int64_t, std::vector<TokenRow>> groups;
   for (const TokenRow& row : rows) {
@@ -210,7 +211,6 @@ std::vector<std::vector<TokenRow>> RolloutStepLoss::cut_whole_groups(
     const std::int64_t shared = std::ssize(group.front().prompt) * (std::ssize(group) - 1);
     return parts_.policy->packs() ? tokens - shared : tokens;
   };
-  const TrainerOptions& options = parts_.options;
   const auto exceeds = [&](std::int64_t count, std::int64_t tokens) {
     return (options.micro_batch_size > 0 && count > options.micro_batch_size) ||
            (options.micro_batch_tokens > 0 && tokens > options.micro_batch_tokens);
@@ -250,19 +250,17 @@ StepPlan RolloutStepLoss::plan_step(const std::vector<TokenRow>& given, std::int
     plan.group_tokens[row.rollout.group] +=
         static_cast<double>(counted_tokens(row.chosen, row.chosen_mask));
   }
-  const at::Tensor sums = at::tensor(
-      {static_cast<double>(plan.counts.chosen), static_cast<double>(plan.counts.rows),
-       static_cast<double>(plan.group_tokens.size()), static_cast<double>(others.chosen)},
-      at::kDouble);
-  parts_.ranks->sum({sums});
-  const double* const of = sums.const_data_ptr<double>();
-  plan.rollouts = {.tokens = of[0], .completions = of[1], .groups = of[2]};
-  plan.imitated_tokens = of[3];
+  plan.rollouts = {.tokens = static_cast<double>(plan.counts.chosen),
+                   .completions = static_cast<double>(plan.counts.rows),
+                   .groups = static_cast<double>(plan.group_tokens.size())};
+  plan.imitated_tokens = static_cast<double>(others.chosen);
   std::vector<TokenRow> taught;
   std::copy_if(rows.begin(), rows.end(), std::back_inserter(taught),
                [&](const TokenRow& row) { return teaches(row); });
-  auto cut = cut_whole_groups(taught);
-  for (auto& some : cut_micro_batches(imitated, parts_.options)) cut.push_back(std::move(some));
+  const TrainerOptions limits =
+      limits_for(parts_.options, taught.size() + imitated.size(), *parts_.ranks);
+  auto cut = cut_whole_groups(taught, limits);
+  for (auto& some : cut_micro_batches(imitated, limits)) cut.push_back(std::move(some));
   // Their tokens are taken as well.
   plan.counts.prompt += others.prompt;
   plan.counts.all_chosen += others.all_chosen;
@@ -278,6 +276,7 @@ StepPlan RolloutStepLoss::plan_step(const std::vector<TokenRow>& given, std::int
     place += part.counts.rows;
     plan.parts.push_back(std::move(part));
   }
+  deal_parts(plan, *parts_.ranks);
   return plan;
 }
 
@@ -289,13 +288,13 @@ std::vector<StepPlan> RolloutStepLoss::plan_evaluation(const std::vector<TokenRo
 
 // The step.
 
-void RolloutStepLoss::backward(StepPlan& plan, StepMetrics& metrics) {
+void RolloutStepLoss::backward(StepPlan& plan, GradientSum& gradients, StepMetrics& metrics) {
   // Nothing to learn: the loss is that of all tokens, which is 0.
-  if (plan.parts.empty()) metrics.add_total("loss", at::zeros({}, at::kDouble));
+  if (plan.shares.empty()) metrics.add_total("loss", at::zeros({}, at::kDouble));
   for (Part& part : plan.parts) {
     const at::Tensor loss = measure(part, plan, metrics);
     check_gradient(loss, name());
-    loss.backward();
+    gradients.backward(loss, &part == &plan.parts.back());
   }
 }
 
@@ -320,7 +319,7 @@ at::Tensor RolloutStepLoss::imitation_loss(const Part& part, const StepPlan& pla
 }
 
 void RolloutStepLoss::evaluate(StepPlan& plan, StepMetrics& metrics) {
-  if (plan.parts.empty()) metrics.add_total("loss", at::zeros({}, at::kDouble));
+  if (plan.shares.empty()) metrics.add_total("loss", at::zeros({}, at::kDouble));
   for (Part& part : plan.parts) measure(part, plan, metrics);
 }
 

@@ -12,6 +12,7 @@
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
 #include "prefopt/train/trainer.h"
+#include "train/gradient_sum.h"
 #include "train/metrics.h"
 #include "train/state.h"
 #include "train/step_plan.h"
@@ -30,13 +31,14 @@ class StepLoss {
   /// Throws ShapeError or DataError for rows that the loss cannot take.
   virtual void check_rows(const std::vector<TokenRow>& rows) const = 0;
 
-  /// Returns the micro-batches of a step and totals over it and all ranks. No parts: there is
-  /// nothing to learn from the rows.
+  /// Returns the micro-batches of a step and totals over it. No shares: there is nothing to learn
+  /// from the rows.
   virtual StepPlan plan_step(const std::vector<TokenRow>& rows, std::int64_t step) const = 0;
   /// Returns plans that together hold all rows of an evaluation.
   virtual std::vector<StepPlan> plan_evaluation(const std::vector<TokenRow>& rows) const = 0;
-  /// Adds the gradients of the loss to the parameters', part by part, and metrics of the parts.
-  virtual void backward(StepPlan& plan, StepMetrics& metrics) = 0;
+  /// Runs the backward passes of this rank's parts through `gradients`, and adds metrics of the
+  /// parts.
+  virtual void backward(StepPlan& plan, GradientSum& gradients, StepMetrics& metrics) = 0;
   /// Adds metrics of the loss without gradients. Grad mode is off.
   virtual void evaluate(StepPlan& plan, StepMetrics& metrics) = 0;
   /// Adds metrics of rows that are counted, not measured.

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/step_plan.h"
 
-#include <ATen/ops/tensor.h>
-
 #include <algorithm>
 #include <map>
 #include <numeric>
 #include <utility>
 
 #include "policy/token_range.h"
+#include "train/shares.h"
 
 namespace prefopt::detail {
 namespace {
@@ -63,19 +62,12 @@ std::vector<std::vector<TokenRow>> cut_by_place(const std::vector<TokenRow>& row
   return parts;
 }
 
-StepTotals totals_of(const StepCounts& counts, Ranks& ranks) {
-  const at::Tensor sums =
-      at::tensor({static_cast<double>(counts.rows), static_cast<double>(counts.chosen),
-                  static_cast<double>(counts.rejected), static_cast<double>(counts.gold),
-                  static_cast<double>(counts.predicted_prompt)},
-                 at::kDouble);
-  ranks.sum({sums});
-  const double* of = sums.const_data_ptr<double>();
-  return {.pairs = of[0],
-          .chosen_tokens = of[1],
-          .rejected_tokens = of[2],
-          .gold_tokens = of[3],
-          .prompt_tokens = of[4]};
+StepTotals totals_of(const StepCounts& counts) {
+  return {.pairs = static_cast<double>(counts.rows),
+          .chosen_tokens = static_cast<double>(counts.chosen),
+          .rejected_tokens = static_cast<double>(counts.rejected),
+          .gold_tokens = static_cast<double>(counts.gold),
+          .prompt_tokens = static_cast<double>(counts.predicted_prompt)};
 }
 
 }  // namespace
@@ -118,6 +110,41 @@ std::vector<std::vector<TokenRow>> cut_micro_batches(const std::vector<TokenRow>
     parts.back().push_back(row);
   }
   return parts;
+}
+
+std::int64_t most_parts(const StepPlan& plan, const Ranks& ranks) {
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(ranks.size()));
+  for (const Share& share : plan.shares) ++counts[static_cast<std::size_t>(share.rank)];
+  return *std::max_element(counts.begin(), counts.end());
+}
+
+TrainerOptions limits_for(const TrainerOptions& options, std::size_t rows, const Ranks& ranks) {
+  TrainerOptions limits = options;
+  if (ranks.size() == 1 || ranks.options().order == SumOrder::kTree) return limits;
+  const auto count = static_cast<std::int64_t>(rows);
+  const std::int64_t each = (count + ranks.size() - 1) / ranks.size();
+  std::int64_t& size = limits.micro_batch_size;
+  size = size > 0 ? std::min(size, each) : each;
+  return limits;
+}
+
+void deal_parts(StepPlan& plan, const Ranks& ranks) {
+  std::vector<std::int64_t> costs;
+  for (const Part& part : plan.parts) {
+    std::int64_t tokens = 0;
+    for (const TokenRow& row : part.rows) tokens += tokens_of(row);
+    costs.push_back(tokens);
+  }
+  const std::vector<int> dealt = ranks.options().order == SumOrder::kTree
+                                     ? deal_tree(costs.size(), ranks.size())
+                                     : deal_longest_first(costs, ranks.size());
+  std::vector<Part> own;
+  for (std::size_t i = 0; i < dealt.size(); ++i) {
+    Part& part = plan.parts[i];
+    plan.shares.push_back({.rank = dealt[i], .place = part.place, .rows = part.counts.rows});
+    if (dealt[i] == ranks.rank()) own.push_back(std::move(part));
+  }
+  plan.parts = std::move(own);
 }
 
 StepPlan Planner::plan_step(const std::vector<TokenRow>& rows, std::int64_t step) const {
@@ -166,9 +193,9 @@ StepPlan Planner::plan(std::vector<TokenRow> rows, std::int64_t first_number) co
 
   StepPlan plan;
   plan.counts = count(rows);
-  plan.totals = totals_of(plan.counts, ranks);
+  plan.totals = totals_of(plan.counts);
   std::int64_t place = 0;
-  for (auto& some : cut_micro_batches(ordered, options)) {
+  for (auto& some : cut_micro_batches(ordered, limits_for(options, rows.size(), ranks))) {
     Part part{.rows = std::move(some),
               .partners = {},
               .groups = {},
@@ -185,6 +212,7 @@ StepPlan Planner::plan(std::vector<TokenRow> rows, std::int64_t first_number) co
     plan.parts.push_back(std::move(part));
   }
   plan.rows = std::move(rows);
+  deal_parts(plan, ranks);
   return plan;
 }
 

@@ -57,20 +57,38 @@ struct Part {
   }
 };
 
-/// A step of training, or a part of an evaluation: its micro-batches, and totals over all of them
-/// and all ranks.
+/// The rank that takes a part of a step, and the part's rows.
+struct Share {
+  int rank;
+  std::int64_t place;  ///< of the first row in the step
+  std::int64_t rows;
+};
+
+/// A step of training, or a part of an evaluation, with its micro-batches. All ranks know all rows;
+/// each takes some of the parts.
 struct StepPlan {
   bool trains = true;
   std::int64_t step = 0;                        ///< for the seeds of fresh samples
   double share = 1;                             ///< of the rows of an evaluation
-  std::vector<TokenRow> rows;                   ///< of this rank, as they were given
-  std::vector<Part> parts;                      ///< the same, in the order in which they are taken
-  StepCounts counts;                            ///< of this rank's rows
-  StepTotals totals;                            ///< over all ranks
-  ObjectiveTotals rollouts;                     ///< the same of an objective on tokens
-  std::map<std::int64_t, double> group_tokens;  ///< of its groups, on this rank
-  double imitated_tokens = 0;                   ///< of rows that are imitated, over all ranks
+  std::vector<TokenRow> rows;                   ///< of all ranks, as they were given
+  std::vector<Share> shares;                    ///< of all parts, in the order of the step
+  std::vector<Part> parts;                      ///< that this rank takes, in the same order
+  StepCounts counts;                            ///< of all rows
+  StepTotals totals;                            ///< the same for a loss
+  ObjectiveTotals rollouts;                     ///< the same for an objective on tokens
+  std::map<std::int64_t, double> group_tokens;  ///< of its groups
+  double imitated_tokens = 0;                   ///< of rows that are imitated
 };
+
+/// Returns how many parts the rank with most of them takes.
+std::int64_t most_parts(const StepPlan& plan, const Ranks& ranks);
+
+/// Cuts a step that several ranks take into parts that none of them waits for: at least one each
+/// where there are rows enough. In the order of a tree the cut is that of one process.
+TrainerOptions limits_for(const TrainerOptions& options, std::size_t rows, const Ranks& ranks);
+
+/// Says who takes which of all parts in plan.parts, and leaves this rank's there.
+void deal_parts(StepPlan& plan, const Ranks& ranks);
 
 /// All evaluations draw the same samples, so that they differ by the policy alone.
 inline constexpr std::int64_t kEvaluation = -1;
@@ -80,7 +98,7 @@ struct Planner {
   const LossRequirements& needs;
   const TrainerOptions& options;
   bool pads;  ///< whether the policy takes padded rows, which are then sorted by length
-  Ranks& ranks;
+  const Ranks& ranks;
 
   StepPlan plan_step(const std::vector<TokenRow>& rows, std::int64_t step) const;
   /// Makes plans of `evaluation_batch_size` rows for a loss that sees whole steps, else one of all.

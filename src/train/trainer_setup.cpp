@@ -19,14 +19,7 @@ void Trainer::Impl::check_rows(const std::vector<TokenRow>& rows) const {
   detail::check_token_range(rows, policy->vocab_size(), "trainer");
 }
 
-void Trainer::Impl::check() const {
-  if (ranks->size() > 1) {
-    throw ConfigError(fmt::format(
-        "trainer: expected ranks of one process, got {}; several do not train together yet",
-        ranks->size()));
-  }
-  loss->check();
-}
+void Trainer::Impl::check() const { loss->check(); }
 
 namespace {
 
@@ -53,7 +46,8 @@ Trainer::Impl::Impl(detail::StepParts parts, std::unique_ptr<detail::StepLoss> l
       options(std::move(parts.options)),
       ranks(std::move(parts.ranks)),
       loss(std::move(loss_)),
-      updater(policy, reference, options, ranks) {
+      updater(policy, reference, options, ranks),
+      gradients(ranks, updater.trained()) {
   check();
 }
 
@@ -122,12 +116,20 @@ void Trainer::load_state(const std::vector<std::pair<std::string, at::Tensor>>& 
   detail::load_state([&](StateVisitor& visitor) { impl_->visit_state(visitor); }, saved, "trainer");
 }
 
+namespace {
+
+void save_wide(const Policy& policy, detail::RankOptimizer& optimizer, const Ranks& ranks,
+               const std::string& directory) {
+  const detail::WideWeights weights(optimizer.masters(), policy.named_parameters());
+  if (ranks.rank() == 0) policy.save(directory);
+}
+
+}  // namespace
+
 void Trainer::save_policy(const std::string& directory) const {
-  const detail::WideWeights weights(impl_->updater.optimizer(), impl_->policy->named_parameters());
-  impl_->policy->save(directory);
+  save_wide(*impl_->policy, impl_->updater.optimizer(), *impl_->ranks, directory);
   if (const auto& values = impl_->options.value_model) {
-    const detail::WideWeights wide(*impl_->updater.value_optimizer(), values->named_parameters());
-    values->save(directory + "/value");
+    save_wide(*values, *impl_->updater.value_optimizer(), *impl_->ranks, directory + "/value");
   }
 }
 

@@ -29,11 +29,11 @@ Updater::Updater(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> refe
       options_(options.optimizer),
       total_steps_(options.total_steps),
       ranks_(std::move(ranks)),
-      optimizer_(policy_->named_parameters(), options_),
+      optimizer_(policy_->named_parameters(), options_, ranks_),
       value_options_(options.value_optimizer),
       value_pretrain_steps_(options.value_pretrain_steps) {
   if (options.value_model) {
-    value_optimizer_.emplace(options.value_model->named_parameters(), value_options_);
+    value_optimizer_.emplace(options.value_model->named_parameters(), value_options_, ranks_);
   }
 }
 
@@ -63,13 +63,45 @@ void Updater::drop_gradients() {
   if (value_optimizer_) value_optimizer_->zero_grad();
 }
 
-double Updater::sum_gradients() {
-  if (ranks_->size() > 1) ranks_->sum(optimizer_.gradients());
+std::vector<RankOptimizer::Trained> Updater::trained() {
+  std::vector<RankOptimizer::Trained> all = optimizer_.trained();
   if (value_optimizer_) {
-    if (ranks_->size() > 1) ranks_->sum(value_optimizer_->gradients());
-    value_grad_norm_ = value_optimizer_->grad_norm();
+    for (const auto& one : value_optimizer_->trained()) all.push_back(one);
   }
-  return optimizer_.grad_norm();
+  return all;
+}
+
+std::vector<double> Updater::norms() const {
+  std::vector<double> norms{optimizer_.grad_norm()};
+  if (value_optimizer_) norms.push_back(value_optimizer_->grad_norm());
+  return norms;
+}
+
+void Updater::join_norms(const std::vector<std::vector<double>>& of_ranks) {
+  const auto join = [&](std::size_t which) {
+    if (!optimizer_.is_sharded()) return of_ranks.front()[which];
+    double squares = 0;
+    for (const auto& norms : of_ranks) squares += norms[which] * norms[which];
+    return std::sqrt(squares);
+  };
+  grad_norm_ = join(0);
+  if (value_optimizer_) value_grad_norm_ = join(1);
+}
+
+/// Memory may be short on one rank alone, which all of them have to know.
+void Updater::reserve_state(bool trains_policy, std::int64_t number) {
+  const bool lacks_state = (trains_policy && optimizer_.lacks_state()) ||
+                           (value_optimizer_ && value_optimizer_->lacks_state());
+  const auto reserve = [&] {
+    with_memory(
+        [&] {
+          if (trains_policy) optimizer_.reserve_state();
+          if (value_optimizer_) value_optimizer_->reserve_state();
+        },
+        [&](const std::string& why) { throw_no_memory_for_state(number, options_, why); });
+  };
+  if (lacks_state && ranks_->size() > 1) return ranks_->together(reserve);
+  reserve();
 }
 
 Updater::Outcome Updater::update(double loss, double grad_norm) {
@@ -80,12 +112,7 @@ Updater::Outcome Updater::update(double loss, double grad_norm) {
     return ++skipped_in_a_row_ >= kMaxSkipped ? Outcome::kFailed : Outcome::kSkipped;
   }
   const bool trains_policy = steps_done_ >= value_pretrain_steps_;
-  with_memory(
-      [&] {
-        if (trains_policy) optimizer_.reserve_state();
-        if (value_optimizer_) value_optimizer_->reserve_state();
-      },
-      [&](const std::string& why) { throw_no_memory_for_state(number, options_, why); });
+  reserve_state(trains_policy, number);
   steps_done_ = number;
   skipped_in_a_row_ = 0;
   if (value_optimizer_) {
