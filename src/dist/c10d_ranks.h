@@ -2,6 +2,8 @@
 #pragma once
 
 #include <exception>
+#include <memory>
+#include <string>
 #include <string_view>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
@@ -38,6 +40,7 @@ class C10dRanks final : public Ranks {
   RanksOptions options_;
   c10::intrusive_ptr<c10d::Store> store_;
   c10::intrusive_ptr<c10d::Backend> host_, gpu_;
+  std::string failure_;  ///< empty: none yet
 };
 
 /// Returns Gloo's ranks of a store that all of them share. On one machine they talk over loopback.

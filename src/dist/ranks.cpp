@@ -29,7 +29,7 @@ void RanksOptions::fields(FieldVisitor& v) {
             "Order of additions over micro-batches: fast, or tree, which gives the same bits on "
             "1, 2, 4, 8, ... ranks and takes more memory and traffic"},
            order, {"fast", "tree"});
-  v.integer({"bucket_mib", "MiB of gradients that are sent together", {"bucket_cap_mb"}},
+  v.integer({"bucket_mib", "MiB of gradients that are sent together", {"ddp_bucket_cap_mb"}},
             bucket_mib, Range::at_least(1));
   v.integer({"timeout_seconds", "How long a rank waits for the others", {"ddp_timeout"}},
             timeout_seconds, Range::at_least(1));

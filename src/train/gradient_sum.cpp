@@ -83,6 +83,7 @@ void GradientSum::add_hooks() {
 
 void GradientSum::begin_step(std::int64_t most_parts) {
   std::fill(present_.begin(), present_.end(), false);
+  tree_ = {};
   in_round_ = false;
   const bool in_each = ranks_->options().sharding == Sharding::kGradients;
   const bool sends = is_several() && !is_tree();
