@@ -75,6 +75,7 @@ Launch read_place(const Variables& of, const Names& names) {
 /// Returns the tasks on a node in Slurm's "2(x3),1": 2 each on three nodes, 1 on the fourth.
 int tasks_on(std::string_view counts, int node, const char* name) {
   const std::string_view whole = counts;
+  const int wanted = node;
   const auto take = [&] {
     int number = 0;
     const auto [end, error] = std::from_chars(counts.data(), counts.data() + counts.size(), number);
