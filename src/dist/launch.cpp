@@ -75,7 +75,6 @@ Launch read_place(const Variables& of, const Names& names) {
 /// Returns the tasks on a node in Slurm's "2(x3),1": 2 each on three nodes, 1 on the fourth.
 int tasks_on(std::string_view counts, int node, const char* name) {
   const std::string_view whole = counts;
-  const int wanted = node;
   const auto take = [&] {
     int number = 0;
     const auto [end, error] = std::from_chars(counts.data(), counts.data() + counts.size(), number);
@@ -86,7 +85,7 @@ int tasks_on(std::string_view counts, int node, const char* name) {
     counts.remove_prefix(static_cast<std::size_t>(end - counts.data()));
     return number;
   };
-  for (;;) {
+  for (int left = node;;) {
     const int tasks = take();
     int nodes = 1;
     if (counts.starts_with("(x")) {
@@ -94,8 +93,8 @@ int tasks_on(std::string_view counts, int node, const char* name) {
       nodes = take();
       if (counts.starts_with(')')) counts.remove_prefix(1);
     }
-    if (node < nodes) return tasks;
-    node -= nodes;
+    if (left < nodes) return tasks;
+    left -= nodes;
     if (counts.starts_with(',')) counts.remove_prefix(1);
   }
 }
