@@ -95,7 +95,7 @@ void C10dRanks::fail(std::string_view what, const std::exception& error) {
   throw DeviceError(failure_);
 }
 
-/// Each rank that notices says so in the store; who has not after a while has ended or hangs.
+/// Each rank that notices says so in the store; who has not after a while may have ended.
 /// The wait also lets launchers see first who ended first.
 std::string C10dRanks::missing_ranks() {
   using namespace std::chrono_literals;
@@ -115,7 +115,8 @@ std::string C10dRanks::missing_ranks() {
     return "the store does not answer, so rank 0 or the launcher has ended";
   }
   if (missing.empty()) return "all of them have noticed";
-  return fmt::format("rank {} has ended or hangs", fmt::join(missing, " and "));
+  return fmt::format("no word from rank {}, which has ended, hangs or still computes",
+                     fmt::join(missing, " and "));
 }
 
 }  // namespace prefopt::detail
