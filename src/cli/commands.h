@@ -32,6 +32,15 @@ struct TrainArguments {
 };
 void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream& err);
 
+struct LaunchArguments {
+  std::int64_t ranks = 0;
+  std::int64_t max_restarts = 0;     ///< after a rank that a signal has ended
+  std::vector<std::string> command;  ///< train and its options
+};
+/// Runs a command in several processes of this machine that train together, and writes which one a
+/// signal has ended to `err`. Returns the exit code: that of the first rank that failed.
+int run_launch(const LaunchArguments& arguments, std::ostream& err);
+
 struct ReportArguments {
   std::string run;  ///< run folder
   bool print = false;

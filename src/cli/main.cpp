@@ -24,6 +24,7 @@
 #include "core/memory.h"
 #include "core/simd_limit.h"
 #include "core/text.h"
+#include "prefopt/dist/ranks.h"
 #include "prefopt/error.h"
 #include "prefopt/train/trainer.h"
 #include "prefopt/version.h"
@@ -68,6 +69,8 @@ int exit_code_of(const std::function<void()>& command, bool is_summary) {
                            : "stdout: expected to write the result, got an error");
   } catch (const ConfigError& error) {
     return fail(kUsage, error.what());
+  } catch (const LostRankError& error) {
+    return fail(kFailure, error.what());
   } catch (const DeviceError& error) {
     return fail(kUsage, error.what());
   } catch (const DataError& error) {
@@ -162,6 +165,23 @@ CLI::App* add_train(CLI::App& app, TrainArguments& arguments) {
                  "take one step, print memory and speed, keep nothing")
       ->excludes("--resume");
   command->add_flag("--quiet", arguments.quiet, "no progress; remarks about the data stay");
+  return command;
+}
+
+CLI::App* add_launch(CLI::App& app, LaunchArguments& arguments) {
+  auto* command = app.add_subcommand(
+      "launch", "Train one run in several processes of this machine: launch --ranks 2 -- train …");
+  command->add_option("--ranks", arguments.ranks, "processes, which train together")
+      ->required()
+      ->check(CLI::Range(1, 4096));
+  command
+      ->add_option("--max-restarts", arguments.max_restarts,
+                   "times that all start again, with --resume auto, after a signal has ended one")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("command", arguments.command, "after --: train and its options")
+      ->type_name("COMMAND")
+      ->required();
   return command;
 }
 
@@ -542,6 +562,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
 
   TrainArguments train;
+  LaunchArguments launch;
   ReportArguments report;
   DataCheckArguments data_check;
   ScoreArguments score;
@@ -557,6 +578,7 @@ int run(int argc, char** argv) {
   RenderArguments rendered;
   LabArguments lab;
   train.terminal_width = terminal_width(STDERR_FILENO);
+  int launched = 0;  // the exit code of what was launched
   PrintableLines lines(std::cerr);
   std::ostream remarks(&lines);
 
@@ -566,6 +588,7 @@ int run(int argc, char** argv) {
          print_report(train.print_config,
                       [&](std::ostream& out) { run_train(train, out, std::cerr); });
        }},
+      {add_launch(app, launch), [&] { launched = run_launch(launch, std::cerr); }},
       {add_report(app, report), [&] { run_report(report, std::cout); }},
       {add_data_check(app, data_check),
        [&] {
@@ -616,7 +639,7 @@ int run(int argc, char** argv) {
                 &data_check.tokenizer, &tokenize.tokenizer});
   for (std::string& model : eval.models) follow_links({&model});
   const bool is_summary = app.got_subcommand("train") && !train.print_config && !train.dry_run;
-  return exit_code_of(
+  const int code = exit_code_of(
       [&] {
         if (const auto limit = detail::simd_limit_of_environment()) detail::hold_simd(*limit);
         for (const auto& [command, run_command] : commands) {
@@ -624,6 +647,7 @@ int run(int argc, char** argv) {
         }
       },
       is_summary);
+  return code == kOk ? launched : code;
 }
 
 /// Where a standard stream is closed, the first file that is opened would take its place and get

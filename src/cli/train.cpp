@@ -1,23 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <stdlib.h>  // NOLINT(modernize-deprecated-headers): mkdtemp is POSIX, not in <cstdlib>
 
 #include <algorithm>
-#include <cerrno>
-#include <filesystem>
+#include <exception>
+#include <ios>
+#include <memory>
 #include <ostream>
 #include <string>
-#include <system_error>
 #include <vector>
 
 #include "cli/commands.h"
 #include "cli/progress.h"
 #include "cli/stop_signal.h"
+#include "cli/temporary_folder.h"
 #include "core/file.h"
 #include "core/json.h"
 #include "core/memory.h"
 #include "core/text.h"
+#include "prefopt/dist/launch.h"
+#include "prefopt/dist/ranks.h"
 #include "prefopt/error.h"
 #include "prefopt/options.h"
 #include "prefopt/run/run.h"
@@ -110,34 +112,12 @@ RunOptions read_options(const TrainArguments& arguments, std::vector<std::string
                                        fmt::format("{}{}: config", arguments.config, with_sets));
 }
 
-/// A fresh folder, removed with all it holds.
-class TemporaryFolder {
- public:
-  TemporaryFolder()
-      : path_((std::filesystem::temp_directory_path() / "prefopt-dry-run-XXXXXX").string()) {
-    if (::mkdtemp(path_.data()) == nullptr) {
-      throw Error(fmt::format("{}: expected to make a temporary folder, got '{}'", path_,
-                              std::generic_category().message(errno)));
-    }
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
 /// Ends a run after its first step.
 struct FirstStepDone {};
 
-void dry_run(RunOptions options, std::ostream& out, std::ostream& err) {
-  const TemporaryFolder folder;
+void dry_run(RunOptions options, const std::shared_ptr<Ranks>& ranks, std::ostream& out,
+             std::ostream& err) {
+  const TemporaryFolder folder("prefopt-dry-run");
   options.output_dir = folder.path() + "/run";
   options.reference.cache_dir.clear();  // inside of the temporary run folder then
 
@@ -158,7 +138,7 @@ void dry_run(RunOptions options, std::ostream& out, std::ostream& err) {
     throw FirstStepDone{};
   };
   try {
-    run_training(options, events);
+    run_training(options, events, /*resume=*/{}, ranks);
   } catch (const FirstStepDone&) {
     // Every run has a first step, and it ends here.
   }
@@ -167,6 +147,7 @@ void dry_run(RunOptions options, std::ostream& out, std::ostream& err) {
   const std::int64_t evaluations = 2 + (every > 0 ? (steps - 1) / every : 0);
   const double total_seconds = static_cast<double>(steps) * clock.seconds() +
                                static_cast<double>(evaluations) * evaluation_seconds;
+  if (ranks->rank() > 0) return;
   out << fmt::format("steps: {} of {} pairs\n", steps, options.batch.rows)
       << fmt::format("first step: {:.0f} tokens in {:.3f} s, {:.0f} tokens/s\n", tokens,
                      clock.seconds(), tokens / clock.seconds())
@@ -195,21 +176,11 @@ void print_summary(const RunOptions& options, const RunResult& result, std::ostr
   }
 }
 
-}  // namespace
-
-void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream& err) {
-  std::vector<std::string> moves;
-  RunOptions options = read_options(arguments, moves);
-  const std::string moved = moves.empty() ? "" : fmt::format("config: {}", fmt::join(moves, ", "));
-  if (!moved.empty() && (arguments.print_config || arguments.dry_run)) err << moved << '\n';
-  if (arguments.print_config) {
-    options.loss = detail::RunLoss(options.loss).config();
-    out << options_to_json(options, 2) << '\n';
-    return;
-  }
-  if (arguments.dry_run) return dry_run(options, out, err);
-
-  Progress progress(err, arguments.terminal_width, arguments.quiet);
+void train(const TrainArguments& arguments, const RunOptions& options, const std::string& moved,
+           const std::shared_ptr<Ranks>& ranks, std::ostream& out, std::ostream& err) {
+  const bool speaks = ranks->rank() == 0;
+  std::ostream nowhere(nullptr);
+  Progress progress(speaks ? err : nowhere, arguments.terminal_width, arguments.quiet);
   if (!moved.empty()) progress.note(moved);
   RunEvents events;
   events.note = [&](const std::string& line) { progress.note(line); };
@@ -224,10 +195,38 @@ void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream&
   };
   const StopSignal signal;
   events.should_stop = [&] { return signal.has_come(); };
-  const RunResult result = run_training(options, events, arguments.resume);
+  const RunResult result = run_training(options, events, arguments.resume, ranks);
   progress.finish();
   if (result.stopped) throw Interrupted(stop_sentence(result));
-  print_summary(options, result, out);
+  if (speaks) print_summary(options, result, out);
+}
+
+}  // namespace
+
+void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream& err) {
+  const Launch launch = launch_of_process();
+  std::vector<std::string> moves;
+  RunOptions options = read_options(arguments, moves);
+  const std::string moved = moves.empty() ? "" : fmt::format("config: {}", fmt::join(moves, ", "));
+  const bool speaks = launch.rank == 0;
+  const bool is_short = arguments.print_config || arguments.dry_run;
+  if (!moved.empty() && is_short && speaks) err << moved << '\n';
+  if (arguments.print_config) {
+    options.loss = detail::RunLoss(options.loss).config();
+    if (speaks) out << options_to_json(options, 2) << '\n';
+    return;
+  }
+  const auto ranks = join_ranks(options.distributed, launch);
+  try {
+    if (arguments.dry_run) return dry_run(options, ranks, out, err);
+    train(arguments, options, moved, ranks, out, err);
+  } catch (const LostRankError&) {
+    throw;
+  } catch (const std::exception&) {
+    // Rank 0 says it for all.
+    if (!speaks) err.setstate(std::ios::failbit);
+    throw;
+  }
 }
 
 }  // namespace prefopt::cli

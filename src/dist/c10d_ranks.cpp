@@ -30,7 +30,7 @@ c10d::Backend& C10dRanks::backend_for(const at::Tensor& tensor) {
 template <class Begin>
 Ranks::Wait C10dRanks::begin(std::string_view what, Begin&& begin_work) {
   // Who is out of step once would only wait for the timeout again.
-  if (!failure_.empty()) throw DeviceError(failure_);
+  if (!failure_.empty()) throw LostRankError(failure_);
   c10::intrusive_ptr<c10d::Work> work;
   try {
     work = begin_work();
@@ -92,7 +92,7 @@ void C10dRanks::fail(std::string_view what, const std::exception& error) {
   const std::string text = error.what();
   failure_ = fmt::format("rank {}: expected {} of all {} ranks, got '{}'; {}", rank(), what, size(),
                          text.substr(0, text.find('\n')), missing_ranks());
-  throw DeviceError(failure_);
+  throw LostRankError(failure_);
 }
 
 /// Each rank that notices says so in the store; who has not after a while may have ended.

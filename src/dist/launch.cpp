@@ -16,7 +16,7 @@ namespace {
 /// The variables of an environment.
 class Variables {
  public:
-  explicit Variables(const Environment& environment) : environment_(environment) {}
+  explicit Variables(const GetVariable& environment) : environment_(environment) {}
 
   /// Returns an empty text for a variable that is not set.
   std::string text(const char* name) const {
@@ -43,7 +43,7 @@ class Variables {
   }
 
  private:
-  const Environment& environment_;
+  const GetVariable& environment_;
 };
 
 /// The variables in which a launcher says who a process is.
@@ -169,7 +169,7 @@ const Names* names_of(const Variables& of) {
 
 }  // namespace
 
-Launch launch_of(const Environment& environment) {
+Launch launch_of(const GetVariable& environment) {
   const Variables of(environment);
   const Names* const names = names_of(of);
   if (names == nullptr) return {};

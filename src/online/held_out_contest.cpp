@@ -10,6 +10,7 @@
 #include "online/draw_seed.h"
 #include "online/rated_prompts.h"
 #include "online/rollout_writer.h"
+#include "online/shared_work.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -42,8 +43,9 @@ std::vector<std::vector<std::int64_t>> unpacked(const std::vector<std::int64_t>&
 
 }  // namespace
 
-HeldOutContest::HeldOutContest(const OnlineParts& parts, std::int64_t at_once, std::int64_t seed)
-    : parts_(parts), sampling_(parts.sampling), at_once_(at_once) {
+HeldOutContest::HeldOutContest(const OnlineParts& parts, std::int64_t at_once, std::int64_t seed,
+                               Meeting& meeting)
+    : parts_(parts), sampling_(parts.sampling), at_once_(at_once), meeting_(meeting) {
   sampling_.seed = draw_seed(seed, {kEvaluationDraws});
 }
 
@@ -54,7 +56,10 @@ Metrics HeldOutContest::measure(Policy& policy) {
   std::vector<Opponent> opponents;
   if (!first_.empty()) opponents.push_back({"win_rate", &first_});
   if (!last_.empty()) opponents.push_back({"win_rate_last", &last_});
-  return contest_metrics(parts_, measured_, opponents);
+  const std::vector<std::int64_t> failures = parts_.feedback->failures();
+  Metrics metrics = contest_metrics(parts_, measured_, opponents, meeting_);
+  share_failures(*parts_.feedback, failures, meeting_);
+  return metrics;
 }
 
 void HeldOutContest::finish() {
@@ -89,18 +94,27 @@ std::size_t HeldOutContest::environment() const {
 }
 
 std::vector<Rollout> HeldOutContest::write(Policy& policy) const {
+  const Portion own = portion_of(std::ssize(parts_.eval_prompts), *meeting_.ranks());
+  std::vector<Rollout> all = gather_rollouts(write(policy, own), meeting_);
+  return has_environment() ? all : with_texts(std::move(all), parts_, sampling_);
+}
+
+/// Returns the completions of a share of the prompts.
+std::vector<Rollout> HeldOutContest::write(Policy& policy, const Portion& own) const {
+  if (own.begin == own.end) return {};
+  SamplingOptions sampling = sampling_;
+  sampling.first_index += own.begin;
   if (has_environment()) {
     std::vector<const OnlinePrompt*> held_out;
-    for (const OnlinePrompt& prompt : parts_.eval_prompts) held_out.push_back(&prompt);
+    for (auto i = own.begin; i < own.end; ++i) held_out.push_back(&parts_.eval_prompts[i]);
     return play_episodes(policy, parts_, static_cast<std::int64_t>(environment()), held_out,
-                         /*n=*/1, sampling_, at_once_, [&](std::int64_t i) {
-                           return draw_seed(sampling_.seed, {kEnvironmentDraws, i});
+                         /*n=*/1, sampling, at_once_, [&](std::int64_t i) {
+                           return draw_seed(sampling_.seed, {kEnvironmentDraws, own.begin + i});
                          });
   }
   std::vector<std::vector<std::int64_t>> prompts;
-  for (const OnlinePrompt& prompt : parts_.eval_prompts) prompts.push_back(prompt.ids);
-  return with_texts(draw_rollouts(policy, prompts, {.sampling = sampling_, .at_once = at_once_}),
-                    parts_, sampling_);
+  for (auto i = own.begin; i < own.end; ++i) prompts.push_back(parts_.eval_prompts[i].ids);
+  return draw_rollouts(policy, prompts, {.sampling = sampling, .at_once = at_once_});
 }
 
 }  // namespace prefopt::detail

@@ -10,12 +10,14 @@
 #include <utility>
 
 #include "core/json.h"
+#include "dist/meeting.h"
 #include "online/draw_seed.h"
 #include "online/held_out_contest.h"
 #include "online/rated_prompts.h"
 #include "online/rollout_rows.h"
 #include "online/rollout_writer.h"
 #include "online/row_store.h"
+#include "online/shared_work.h"
 #include "online/source_models.h"
 #include "prefopt/error.h"
 #include "prefopt/exact/random.h"
@@ -201,9 +203,10 @@ struct OnlineRows::Impl {
   Impl(OnlineParts given, const OnlineRowsOptions& of, const Policy& policy)
       : parts(std::move(given)),
         options(of),
+        meeting(parts.ranks ? parts.ranks : one_process()),
         models(parts.sources, policy, parts.initial),
         writer(parts, models, options.at_once, options.seed),
-        contest(parts, options.at_once, options.seed) {
+        contest(parts, options.at_once, options.seed, meeting) {
     const RoundOptions& rounds = options.rounds;
     if (rounds.extrapolate > 0) {
       check_extrapolation(policy, rounds.extrapolate);
@@ -211,7 +214,7 @@ struct OnlineRows::Impl {
     }
     if (rounds.start == RoundStart::kInitial) initial.emplace(policy);
     prompts_a_round = rounds.prompts > 0 ? rounds.prompts : std::ssize(parts.prompts);
-    if (parts.objective) rollout_rows.emplace(parts, options.seed);
+    if (parts.objective) rollout_rows.emplace(parts, options.seed, meeting);
     if (parts.rollouts.priorities)
       success_rates = at::zeros({std::ssize(parts.prompts)}, at::kDouble);
   }
@@ -227,6 +230,8 @@ struct OnlineRows::Impl {
   detail::RatedPrompts draw(Policy& policy);
   detail::RatedPrompts draw(Policy& policy, const std::vector<const OnlinePrompt*>& prompts,
                             std::int64_t first);
+  detail::RatedPrompts draw_share(Policy& policy, const std::vector<const OnlinePrompt*>& prompts,
+                                  std::int64_t first, const detail::Portion& own);
   void note_success(const std::vector<const OnlinePrompt*>& prompts,
                     const detail::RatedPrompts& rated);
   void plan_steps();
@@ -249,6 +254,7 @@ struct OnlineRows::Impl {
 
   OnlineParts parts;
   OnlineRowsOptions options;
+  detail::Meeting meeting;
   detail::SourceModels models;
   detail::RolloutWriter writer;
   detail::HeldOutContest contest;
@@ -265,7 +271,7 @@ struct OnlineRows::Impl {
   std::int64_t step = 0;           ///< of the round, done
   std::int64_t steps = 0;          ///< of the round
   std::int64_t empty = 0;          ///< rounds without a row, just before
-  std::int64_t asked_before = 0;   ///< inconsistent answers until the round
+  std::int64_t inconsistent = 0;   ///< answers in the round
   std::vector<TokenRow> rows;      ///< of the round, with replayed ones
   std::string record;              ///< JSON about the round: its metrics and some completions
   Metrics metrics;                 ///< of `record`
@@ -388,7 +394,7 @@ void OnlineRows::Impl::note_success(const std::vector<const OnlinePrompt*>& prom
 /// are enough whose rewards differ.
 detail::RatedPrompts OnlineRows::Impl::draw(Policy& policy) {
   const std::int64_t number = prepared;
-  asked_before = parts.feedback ? parts.feedback->inconsistent() : 0;
+  inconsistent = 0;
   auto prompts = parts.rollouts.priorities ? prompts_by_priority(number) : prompts_of(number);
   detail::RatedPrompts all = draw(policy, prompts, 0);
   note_success(prompts, all);
@@ -411,16 +417,37 @@ detail::RatedPrompts OnlineRows::Impl::draw(Policy& policy) {
   return all;
 }
 
-/// Rates the completions of some prompts while those of the next ones are drawn.
+/// Draws a share of the prompts, and returns those of all ranks.
 detail::RatedPrompts OnlineRows::Impl::draw(Policy& policy,
                                             const std::vector<const OnlinePrompt*>& prompts,
                                             std::int64_t before) {
+  Preference* const feedback = parts.feedback.get();
+  const auto failed = feedback != nullptr ? feedback->failures() : std::vector<std::int64_t>();
+  const std::int64_t contradicted = feedback != nullptr ? feedback->inconsistent() : 0;
+  detail::RatedPrompts own =
+      draw_share(policy, prompts, before, detail::portion_of(std::ssize(prompts), *meeting.ranks()));
+  if (feedback != nullptr) {
+    detail::share_failures(*feedback, failed, meeting);
+    inconsistent += detail::sum_of(feedback->inconsistent() - contradicted, meeting);
+  }
+  if (meeting.size() == 1) return own;
+  detail::RatedPrompts all;
+  for (const std::string& of_rank : meeting.texts(own.pack())) {
+    all.append(detail::RatedPrompts::unpack(of_rank, parts));
+  }
+  return all;
+}
+
+/// Rates the completions of some prompts while those of the next ones are drawn.
+detail::RatedPrompts OnlineRows::Impl::draw_share(Policy& policy,
+                                                  const std::vector<const OnlinePrompt*>& prompts,
+                                                  std::int64_t before, const detail::Portion& own) {
   const std::int64_t number = prepared;
   std::int64_t each = 0;
   for (const SourceOptions& source : parts.sources) each += source.n;
   const auto part = std::max<std::int64_t>(1, options.at_once / each);
   const auto report = [&](std::string_view phase, std::int64_t done) {
-    if (parts.progress) parts.progress(phase, done, std::ssize(prompts));
+    if (parts.progress) parts.progress(phase, done, own.end - own.begin);
   };
   detail::RatedPrompts all;
   std::future<detail::RatedPrompts> rating;
@@ -428,12 +455,12 @@ detail::RatedPrompts OnlineRows::Impl::draw(Policy& policy,
     if (rating.valid()) all.append(rating.get());
   };
   report("sampling", 0);
-  for (std::int64_t first = 0; first < std::ssize(prompts); first += part) {
-    const auto last = std::min(first + part, std::ssize(prompts));
+  for (std::int64_t first = own.begin; first < own.end; first += part) {
+    const auto last = std::min(first + part, own.end);
     const std::int64_t place = before + first;
     auto rollouts =
         writer.write(policy, {prompts.begin() + first, prompts.begin() + last}, number, place);
-    report("sampling", last);
+    report("sampling", last - own.begin);
     collect();
     rating = std::async(std::launch::async,
                         [this, number, place, moved = std::move(rollouts)]() mutable {
@@ -467,7 +494,7 @@ void OnlineRows::Impl::describe(const detail::RatedPrompts& rated, const Metrics
   }
   for (const auto& [name, value] : of_rollouts) line[name] = value;
   if (parts.rollouts.dynamic_sampling) line["rollouts/drawn_prompts"] = drawn_prompts;
-  if (parts.feedback) line["judge/inconsistent"] = parts.feedback->inconsistent() - asked_before;
+  if (parts.feedback) line["judge/inconsistent"] = inconsistent;
   line["samples"] = rated.samples(kShownPrompts, parts.sources);
   record = detail::dump_json(line);
   metrics = metrics_of(line);

@@ -12,7 +12,9 @@
 #include <utility>
 
 #include "online/draw_seed.h"
+#include "online/packed.h"
 #include "online/rollout_writer.h"
+#include "online/shared_work.h"
 #include "prefopt/error.h"
 #include "prefopt/online/feedback.h"
 
@@ -155,6 +157,56 @@ void RatedPrompts::append(RatedPrompts more) {
   failures_ += more.failures_;
 }
 
+template <class Visit, class Prompts>
+void RatedPrompts::visit_counts(Visit& visit, Prompts& of) {
+  for (auto* count : {&of.ties_, &of.identical_, &of.failed_, &of.unusable_, &of.missing_,
+                      &of.questions_, &of.failures_}) {
+    visit(*count);
+  }
+}
+
+std::string RatedPrompts::pack() const {
+  Packer packer;
+  visit_counts(packer, *this);
+  for (std::size_t i = 0; i < rollouts_.size(); ++i) {
+    packer(std::ssize(rollouts_[i]));
+    for (const Rollout& rollout : rollouts_[i]) pack_rollout(packer, rollout);
+    packer(std::ssize(selected_[i]));
+    for (const SelectedRow& row : selected_[i]) pack_selected(packer, row);
+  }
+  return packer.take();
+}
+
+RatedPrompts RatedPrompts::unpack(std::string_view bytes, const OnlineParts& parts) {
+  RatedPrompts prompts;
+  Unpacker unpacker(bytes);
+  RatedPrompts counts;
+  visit_counts(unpacker, counts);
+  while (!unpacker.is_empty()) {
+    auto& of_prompt = prompts.rollouts_.emplace_back();
+    of_prompt.resize(static_cast<std::size_t>(unpacker.take<std::int64_t>()));
+    for (Rollout& rollout : of_prompt) pack_rollout(unpacker, rollout);
+    auto& selected = prompts.selected_.emplace_back();
+    selected.resize(static_cast<std::size_t>(unpacker.take<std::int64_t>()));
+    for (SelectedRow& row : selected) pack_selected(unpacker, row);
+    prompts.add_rows(prompts.rollouts_.size() - 1, parts);
+  }
+  prompts.unusable_ = 0;  // the counts have them
+  prompts.append(std::move(counts));
+  return prompts;
+}
+
+/// Makes the rows that were selected of a prompt.
+void RatedPrompts::add_rows(std::size_t prompt, const OnlineParts& parts) {
+  for (const SelectedRow& row : selected_[prompt]) {
+    if (trains(row, rollouts_[prompt])) {
+      rows_.push_back(row_of(row, rollouts_[prompt], parts));
+    } else {
+      ++unusable_;
+    }
+  }
+}
+
 void RatedPrompts::keep_if(const std::function<bool(const std::vector<Rollout>&)>& keeps) {
   std::size_t kept = 0;
   for (std::size_t i = 0; i < rollouts_.size(); ++i) {
@@ -233,18 +285,12 @@ RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> ro
         draw_seed(seed, {kSelectionDraws, round, first + static_cast<std::int64_t>(i)})));
     SelectedRows selected = parts.selection->select(raters[i], random);
     auto& of_prompt = rated.rollouts_[i];
-    for (const SelectedRow& row : selected.rows) {
-      if (trains(row, of_prompt)) {
-        rated.rows_.push_back(row_of(row, of_prompt, parts));
-      } else {
-        ++rated.unusable_;
-      }
-    }
+    rated.selected_.push_back(std::move(selected.rows));
+    rated.add_rows(i, parts);
     for (std::int64_t k = 0; k < raters[i].size(); ++k) {
       if (!raters[i].has_reward(k)) continue;
       of_prompt[static_cast<std::size_t>(k)].rewards = {raters[i].reward(k)};
     }
-    rated.selected_.push_back(std::move(selected.rows));
     rated.ties_ += selected.ties;
     rated.identical_ += selected.identical;
     rated.failed_ += selected.failed;
@@ -266,14 +312,20 @@ std::vector<Rollout> with_texts(std::vector<Rollout> rollouts, const OnlineParts
   return rollouts;
 }
 
-Metrics contest_metrics(const OnlineParts& parts, const std::vector<Rollout>& ours,
-                        const std::vector<Opponent>& opponents) {
+namespace {
+
+/// Returns, of each prompt in the share, the reward of our completion and P(it beats that of each
+/// opponent); NaN: no answer.
+std::vector<double> verdicts_of(const OnlineParts& parts, const std::vector<Rollout>& ours,
+                                const std::vector<Opponent>& opponents, const Portion& share) {
   const bool has_rewards = parts.feedback->has_rewards();
   // With rewards a rater of all completions of a prompt, which asks for each once; without, one of
   // each pair, which leaves out the questions about two opponents.
   const std::size_t raters_each = has_rewards ? 1 : opponents.size();
+  const auto begin = static_cast<std::size_t>(share.begin);
+  const auto end = static_cast<std::size_t>(share.end);
   std::vector<std::vector<Rollout>> groups;
-  for (std::size_t i = 0; i < ours.size(); ++i) {
+  for (std::size_t i = begin; i < end; ++i) {
     for (std::size_t of = 0; of < raters_each; ++of) {
       std::vector<Rollout>& group = groups.emplace_back();
       group.push_back(ours[i]);
@@ -285,11 +337,30 @@ Metrics contest_metrics(const OnlineParts& parts, const std::vector<Rollout>& ou
   std::vector<Rater> raters;
   for (const auto& group : groups) raters.emplace_back(*parts.feedback, group, parts.rater);
   ask(raters, has_rewards ? Questions::kRewards : Questions::kComparisons);
+  std::vector<double> verdicts;
+  for (std::size_t i = 0; i < end - begin; ++i) {
+    verdicts.push_back(has_rewards ? raters[i].reward(0) : std::nan(""));
+    for (std::size_t k = 0; k < opponents.size(); ++k) {
+      Rater& rater = raters[i * raters_each + (has_rewards ? 0 : k)];
+      verdicts.push_back(rater.beats(0, has_rewards ? static_cast<std::int64_t>(k) + 1 : 1));
+    }
+  }
+  return verdicts;
+}
+
+}  // namespace
+
+Metrics contest_metrics(const OnlineParts& parts, const std::vector<Rollout>& ours,
+                        const std::vector<Opponent>& opponents, Meeting& meeting) {
+  const Portion share = portion_of(std::ssize(ours), *meeting.ranks());
+  const std::vector<double> verdicts =
+      gather_numbers(verdicts_of(parts, ours, opponents, share), meeting);
+  const std::size_t width = 1 + opponents.size();
   Metrics metrics;
   Lengths lengths;
   for (std::size_t i = 0; i < ours.size(); ++i) {
     Rollout rollout = ours[i];
-    if (has_rewards) rollout.rewards = {raters[i].reward(0)};
+    if (parts.feedback->has_rewards()) rollout.rewards = {verdicts[i * width]};
     lengths.add(rollout);
   }
   lengths.write(metrics, "");
@@ -297,8 +368,7 @@ Metrics contest_metrics(const OnlineParts& parts, const std::vector<Rollout>& ou
     double wins = 0;
     std::int64_t answered = 0;
     for (std::size_t i = 0; i < ours.size(); ++i) {
-      Rater& rater = raters[i * raters_each + (has_rewards ? 0 : k)];
-      const double p = rater.beats(0, has_rewards ? static_cast<std::int64_t>(k) + 1 : 1);
+      const double p = verdicts[i * width + 1 + k];
       if (std::isnan(p)) continue;
       wins += p > 0.5 ? 1 : p == 0.5 ? 0.5 : 0;
       ++answered;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/json.h"
+#include "dist/meeting.h"
 #include "prefopt/data/batch.h"
 #include "prefopt/online/online_rows.h"
 #include "prefopt/train/metrics.h"
@@ -22,6 +23,9 @@ class RatedPrompts {
   /// Returns the completions of each prompt.
   const std::vector<std::vector<Rollout>>& rollouts() const { return rollouts_; }
   void append(RatedPrompts more);
+  /// Returns prompts and opinion as bytes for `unpack`, which makes the same rows of them.
+  std::string pack() const;
+  static RatedPrompts unpack(std::string_view bytes, const OnlineParts& parts);
   /// Drops the prompts for which `keeps` does not hold. Not for prompts with rows.
   void keep_if(const std::function<bool(const std::vector<Rollout>&)>& keeps);
   /// Returns metrics of a round.
@@ -32,6 +36,11 @@ class RatedPrompts {
  private:
   friend RatedPrompts rate(const OnlineParts& parts, std::vector<std::vector<Rollout>> rollouts,
                            std::int64_t seed, std::int64_t round, std::int64_t first);
+
+  /// Visits the counts, to read or write them.
+  template <class Visit, class Prompts>
+  static void visit_counts(Visit& visit, Prompts& of);
+  void add_rows(std::size_t prompt, const OnlineParts& parts);
 
   std::vector<TokenRow> rows_;
   std::vector<std::vector<Rollout>> rollouts_;
@@ -57,7 +66,8 @@ struct Opponent {
 
 /// Returns metrics of an evaluation: the mean reward of completions where there are rewards, the
 /// rate of wins over each opponent, lengths. Opponents are not compared with each other.
+/// Ranks share the prompts, and get the same metrics.
 Metrics contest_metrics(const OnlineParts& parts, const std::vector<Rollout>& ours,
-                        const std::vector<Opponent>& opponents);
+                        const std::vector<Opponent>& opponents, Meeting& meeting);
 
 }  // namespace prefopt::detail

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "online/draw_seed.h"
+#include "online/shared_work.h"
 #include "policy/token_range.h"
 #include "prefopt/error.h"
 #include "prefopt/exact/random.h"
@@ -279,9 +280,10 @@ void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options) 
   }
 }
 
-RolloutRows::RolloutRows(const OnlineParts& parts, std::int64_t seed)
+RolloutRows::RolloutRows(const OnlineParts& parts, std::int64_t seed, Meeting& meeting)
     : parts_(parts),
       seed_(seed),
+      meeting_(meeting),
       normalizer_(parts.reward.normalize),
       kl_coefficient_(parts.objective->options().kl.coefficient) {}
 
@@ -389,14 +391,17 @@ std::vector<double> RolloutRows::measure(
     const std::vector<TokenRow>& rows,
     const std::function<at::Tensor(const TokenBatch&)>& of_batch) const {
   const at::NoGradGuard no_grad;
-  std::vector<double> all;
-  for (const auto& part : cut_by_tokens(rows, parts_.micro_tokens)) {
-    const TokenBatch batch = make_pair_batch(part, /*with_rejected=*/false);
+  const auto parts = cut_by_tokens(rows, parts_.micro_tokens);
+  const Portion own = portion_of(std::ssize(parts), *meeting_.ranks());
+  std::vector<double> numbers;
+  for (auto i = own.begin; i < own.end; ++i) {
+    const TokenBatch batch =
+        make_pair_batch(parts[static_cast<std::size_t>(i)], /*with_rejected=*/false);
     const at::Tensor wide = of_batch(batch).to(at::kCPU, at::kDouble).contiguous();
-    all.insert(all.end(), wide.const_data_ptr<double>(),
-               wide.const_data_ptr<double>() + wide.numel());
+    numbers.insert(numbers.end(), wide.const_data_ptr<double>(),
+                   wide.const_data_ptr<double>() + wide.numel());
   }
-  return all;
+  return gather_numbers(numbers, meeting_);
 }
 
 /// Puts rewards of turns at their tokens, where they are the completion's reward; what shaping has

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "dist/meeting.h"
 #include "prefopt/data/batch.h"
 #include "prefopt/objectives/values.h"
 #include "prefopt/online/online_rows.h"
@@ -32,8 +33,8 @@ void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options);
 /// log-probs, values and advantages, all before the first update.
 class RolloutRows {
  public:
-  /// `parts` has to outlive it.
-  RolloutRows(const OnlineParts& parts, std::int64_t seed);
+  /// `parts` and `meeting` have to outlive it. Ranks share the work of models, and get the same.
+  RolloutRows(const OnlineParts& parts, std::int64_t seed, Meeting& meeting);
 
   struct Made {
     std::vector<TokenRow> rows;
@@ -60,6 +61,7 @@ class RolloutRows {
 
   const OnlineParts& parts_;
   std::int64_t seed_;
+  Meeting& meeting_;
   RewardNormalizer normalizer_;
   double kl_coefficient_;
 };

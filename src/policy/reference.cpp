@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <system_error>
@@ -20,6 +21,7 @@
 #include "core/file.h"
 #include "core/hash.h"
 #include "data/token_weights.h"
+#include "dist/meeting.h"
 #include "prefopt/error.h"
 #include "prefopt/files/safetensors.h"
 #include "prefopt/policy/sequence_logps.h"
@@ -92,6 +94,39 @@ at::Tensor tensor_of(const std::vector<T>& values, at::ScalarType dtype) {
   }
   return tensor;
 }
+
+/// Entries as bytes, for other ranks of the same program.
+class PackedEntries {
+ public:
+  void add(const std::string& key, const CacheEntry& entry) {
+    bytes_ += key;
+    add_numbers({entry.sum, static_cast<double>(entry.tokens.size())});
+    add_numbers(entry.tokens);
+  }
+  const std::string& bytes() const { return bytes_; }
+
+  static void unpack(std::string_view bytes, std::map<std::string, CacheEntry>& entries) {
+    while (!bytes.empty()) {
+      CacheEntry& entry = entries[std::string(bytes.substr(0, kKeyLength))];
+      bytes.remove_prefix(kKeyLength);
+      const auto head = take_numbers(bytes, 2);
+      entry = {.sum = head[0], .tokens = take_numbers(bytes, static_cast<std::size_t>(head[1]))};
+    }
+  }
+
+ private:
+  void add_numbers(const std::vector<double>& numbers) {
+    bytes_.append(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(double));
+  }
+  static std::vector<double> take_numbers(std::string_view& bytes, std::size_t count) {
+    std::vector<double> numbers(count);
+    std::memcpy(numbers.data(), bytes.data(), count * sizeof(double));
+    bytes.remove_prefix(count * sizeof(double));
+    return numbers;
+  }
+
+  std::string bytes_;
+};
 
 // The file's form: sorted keys, so that equal contents give equal bytes.
 struct CacheFile {
@@ -221,6 +256,8 @@ struct CachedReference::Impl {
   std::map<std::string, CacheEntry> entries;
   at::ScalarType token_dtype = at::kFloat;
   bool unwritten = false;
+  std::vector<std::string> news;            ///< keys that other ranks do not know of
+  std::optional<detail::Meeting> meeting;  ///< of the ranks that share the cache
   std::int64_t hits = 0;
   std::int64_t misses = 0;
 
@@ -260,7 +297,9 @@ struct CachedReference::Impl {
         const auto own = tokens.subspan(begin, length);
         entry.tokens.assign(own.begin(), own.end());
       }
-      entries.emplace(keys[static_cast<std::size_t>(missing[i])], std::move(entry));
+      const std::string& key = keys[static_cast<std::size_t>(missing[i])];
+      entries.emplace(key, std::move(entry));
+      if (meeting) news.push_back(key);
       begin += length;
     }
     unwritten = true;
@@ -275,8 +314,23 @@ struct CachedReference::Impl {
     return here;
   }
 
-  void flush() {
-    if (!unwritten) return;
+  /// Gets the entries that other ranks have computed, and gives them this one's.
+  void exchange() {
+    PackedEntries own;
+    for (const std::string& key : news) own.add(key, entries.at(key));
+    const bool is_wide = token_dtype == at::kDouble;
+    const auto all = meeting->texts((is_wide ? "d" : "f") + own.bytes());
+    news.clear();
+    for (const std::string& of_rank : all) {
+      if (of_rank.size() == 1) continue;
+      token_dtype = of_rank.front() == 'd' ? at::kDouble : at::kFloat;
+      PackedEntries::unpack(std::string_view(of_rank).substr(1), entries);
+      unwritten = true;
+    }
+  }
+
+  void write() {
+    if (!unwritten || (meeting && !meeting->is_first())) return;
     file.write(entries, token_dtype);
     unwritten = false;
   }
@@ -307,7 +361,7 @@ CachedReference::CachedReference(std::shared_ptr<Policy> inner, std::string dire
 
 CachedReference::~CachedReference() {
   try {
-    impl_->flush();
+    impl_->write();
   } catch (...) {  // a destructor must not throw: call flush() to hear of a full disk
   }
 }
@@ -356,7 +410,13 @@ at::Tensor CachedReference::tempered_token_logps(const TokenBatch& batch, double
 }
 
 Policy* CachedReference::policy() { return impl_->inner.get(); }
-void CachedReference::flush() { impl_->flush(); }
+void CachedReference::flush() {
+  if (impl_->meeting) impl_->exchange();
+  impl_->write();
+}
+void CachedReference::share(std::shared_ptr<Ranks> ranks) {
+  impl_->meeting.emplace(std::move(ranks));
+}
 const std::string& CachedReference::path() const { return impl_->file.path; }
 std::int64_t CachedReference::hits() const { return impl_->hits; }
 std::int64_t CachedReference::misses() const { return impl_->misses; }

@@ -374,8 +374,8 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
                                              const Decoder& policy, std::shared_ptr<Policy> initial,
                                              const RunLoss& loss, const RoundReference& reference,
                                              std::shared_ptr<RewardPolicy> value_model,
-                                             const RunEvents& events, const Note& note,
-                                             std::int64_t& planned_steps) {
+                                             const Meeting& meeting, const RunEvents& events,
+                                             const Note& note, std::int64_t& planned_steps) {
   const OnlineOptions& online = options.online;
   const bool has_objective = loss.objective() != nullptr;
   check_rollout_options(online, loss);
@@ -458,7 +458,10 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
   parts.progress = events.phase;
   parts.note = note;
   parts.chat_format = options.data.chat_format;
-  if (online.save_rollouts) parts.save = rollout_saver(options.output_dir + "/rollouts");
+  if (online.save_rollouts && meeting.is_first()) {
+    parts.save = rollout_saver(options.output_dir + "/rollouts");
+  }
+  parts.ranks = meeting.ranks();
   parts.sources = std::move(sources);
   const OnlineRowsOptions rows{.rounds = online.rounds,
                                .replay = online.replay,

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "dist/meeting.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/losses/loss.h"
@@ -50,8 +51,8 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
                                              const Decoder& policy, std::shared_ptr<Policy> initial,
                                              const RunLoss& loss, const RoundReference& reference,
                                              std::shared_ptr<RewardPolicy> value_model,
-                                             const RunEvents& events, const Note& note,
-                                             std::int64_t& planned_steps);
+                                             const Meeting& meeting, const RunEvents& events,
+                                             const Note& note, std::int64_t& planned_steps);
 
 /// Returns the temperature of the completions that an objective on tokens learns from.
 double rollout_temperature(const std::vector<SourceOptions>& sources);

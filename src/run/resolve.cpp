@@ -24,6 +24,7 @@
 #include "prefopt/policy/moving_reference.h"
 #include "prefopt/train/epoch_rows.h"
 #include "run/online_run.h"
+#include "run/reference_shares.h"
 #include "run/run_rows.h"
 #include "run/stream_rows.h"
 #include "train/epoch_order.h"
@@ -345,6 +346,15 @@ std::shared_ptr<StreamRows> make_stream(const RunOptions& options, RunRows rows,
   return std::make_shared<StreamRows>(std::move(parts));
 }
 
+/// Loads rows on all ranks: on rank 0 first where it writes a token cache that the others then read.
+template <class Load>
+void first_rank_first(const DataOptions& options, Meeting& meeting, const Load& load) {
+  const bool waits = !options.token_cache.empty();
+  if (waits && !meeting.is_first()) meeting.wait();
+  load();
+  if (waits && meeting.is_first()) meeting.wait();
+}
+
 /// Returns the model behind a reference, which stays alive with it.
 std::shared_ptr<Policy> borrowed_model(const std::shared_ptr<Reference>& reference) {
   return {reference, reference->policy()};
@@ -409,7 +419,7 @@ std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch
 }
 
 ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& events,
-                    const Note& note) {
+                    const Note& note, Meeting& meeting) {
   const LossRequirements needs = loss.requirements();
   const bool is_online = options.online.is_online();
   const bool is_stream = options.data.stream.buffer > 0;
@@ -428,14 +438,16 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   RunRows rows;
   OnlinePrompts prompts;
   std::vector<SourceOptions> sources;
-  if (is_online) {
-    sources = parse_sources(options.online.sources, options.sampling, "online.sources");
-    prompts = load_online_prompts(options, sources, *tokenizer, note);
-  } else if (is_stream) {
-    rows = load_held_out(options.data, *tokenizer, of_rows, note);
-  } else {
-    rows = load_rows(options.data, *tokenizer, of_rows, note);
-  }
+  first_rank_first(options.data, meeting, [&] {
+    if (is_online) {
+      sources = parse_sources(options.online.sources, options.sampling, "online.sources");
+      prompts = load_online_prompts(options, sources, *tokenizer, note);
+    } else if (is_stream) {
+      rows = load_held_out(options.data, *tokenizer, of_rows, note);
+    } else {
+      rows = load_rows(options.data, *tokenizer, of_rows, note);
+    }
+  });
   if (loss.objective() != nullptr && !is_online) {
     throw ConfigError(fmt::format(
         "online.prompts: expected a file of prompts for '{}', which learns from completions that "
@@ -494,6 +506,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
     }
     reference =
         make_reference(options, *policy, by_token ? CacheLevel::kToken : CacheLevel::kSequence);
+    share_cache(reference.reference.get(), meeting);
   } else if (options.reference.rule != ReferenceRule::kFixed) {
     throw ConfigError(fmt::format(
         "reference.rule: expected 'fixed' for '{}', which has no reference, got another rule",
@@ -519,13 +532,15 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
     run.rollouts.value_model = make_value_model(options, loss, policy, *tokenizer, note);
     run.source = make_online_rows(options, std::move(prompts), std::move(sources), tokenizer,
                                   *policy, std::move(initial), loss, reference,
-                                  run.rollouts.value_model, events, note, run.planned_steps);
+                                  run.rollouts.value_model, meeting, events, note,
+                                  run.planned_steps);
   } else if (is_stream) {
     const std::int64_t context = policy->options().max_position_embeddings;
     set_checkpointing(options.machine, most_stream_tokens(options, context), *policy, note);
     run.source = stream;
   } else {
     set_checkpointing(options.machine, most_tokens(rows.train, options.batch), *policy, note);
+    score_ahead(run.reference.get(), rows, needs, options, meeting, note);
     run.source = std::make_shared<EpochRows>(EpochData{.rows = std::move(rows.train),
                                                        .held_out = std::move(rows.eval),
                                                        .is_cut = std::move(rows.train_cut),

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "dist/meeting.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
@@ -39,10 +40,10 @@ struct ResolvedRun {
 void check_evaluations(const EvaluateOptions& options, bool has_held_out, bool has_rounds = false);
 
 /// Loads rows, tokenizer and models. `note` receives what was read and left out, `events` the
-/// phases of rounds. Throws ConfigError
+/// phases of rounds. All ranks of the meeting load the same. Throws ConfigError
 /// for options that do not fit each other, models that do not fit, and as load_dataset.
 ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& events,
-                    const Note& note);
+                    const Note& note, Meeting& meeting);
 
 /// Returns the optimizer steps of a run. Throws ConfigError if neither options nor rows say so.
 std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch);

@@ -60,7 +60,7 @@ std::optional<std::string> newest_whole(const RunFolder& folder, const Note& not
 
 /// Options that change no result: where things lie (their content has a hash), what is written
 /// when, and how long.
-constexpr std::array<std::string_view, 26> kHarmless = {"output_dir",
+constexpr std::array<std::string_view, 27> kHarmless = {"output_dir",
                                                         "model.path",
                                                         "model.adapter",
                                                         "model.tokenizer",
@@ -85,11 +85,14 @@ constexpr std::array<std::string_view, 26> kHarmless = {"output_dir",
                                                         "checkpoint.keep_last",
                                                         "checkpoint.keep_best",
                                                         "machine.head_budget_mib",
-                                                        "machine.activation_budget_mib"};
+                                                        "machine.activation_budget_mib",
+                                                        "distributed.timeout_seconds"};
 
 /// Options that decide in which order numbers are added up.
-constexpr std::array<std::string_view, 4> kRounding = {"machine.threads", "machine.checkpointing",
-                                                       "batch.micro_rows", "batch.micro_tokens"};
+constexpr std::array<std::string_view, 8> kRounding = {
+    "machine.threads",    "machine.checkpointing", "batch.micro_rows",
+    "batch.micro_tokens", "distributed.backend",   "distributed.sharding",
+    "distributed.order",  "distributed.bucket_mib"};
 
 /// A list of objects, as of the terms of a mix.
 bool is_list_of_objects(const Json& value) {
@@ -117,22 +120,6 @@ std::map<std::string, std::string> flattened(const Json& value) {
 std::string value_or_none(const std::map<std::string, std::string>& flat, const std::string& key) {
   const auto found = flat.find(key);
   return found == flat.end() ? "none" : found->second;
-}
-
-/// Keys with other values, in alphabetical order, as "key: old -> new".
-std::map<std::string, std::string> differences(const Json& before, const Json& now) {
-  const auto old_values = flattened(before);
-  const auto new_values = flattened(now);
-  std::set<std::string> keys;
-  for (const auto& [key, value] : old_values) keys.insert(key);
-  for (const auto& [key, value] : new_values) keys.insert(key);
-  std::map<std::string, std::string> changes;
-  for (const std::string& key : keys) {
-    const std::string was = value_or_none(old_values, key);
-    const std::string is = value_or_none(new_values, key);
-    if (was != is) changes[key] = fmt::format("{}: {} -> {}", key, was, is);
-  }
-  return changes;
 }
 
 /// The length of a schedule is part of it, that of a constant one is not.
@@ -200,6 +187,21 @@ std::vector<std::string> config_changes(const Json& saved, const Json& now, cons
 
 }  // namespace
 
+std::map<std::string, std::string> differences(const Json& before, const Json& now) {
+  const auto old_values = flattened(before);
+  const auto new_values = flattened(now);
+  std::set<std::string> keys;
+  for (const auto& [key, value] : old_values) keys.insert(key);
+  for (const auto& [key, value] : new_values) keys.insert(key);
+  std::map<std::string, std::string> changes;
+  for (const std::string& key : keys) {
+    const std::string was = value_or_none(old_values, key);
+    const std::string is = value_or_none(new_values, key);
+    if (was != is) changes[key] = fmt::format("{}: {} -> {}", key, was, is);
+  }
+  return changes;
+}
+
 Json with_present_places(const Json& config) {
   try {
     return parse_json<ConfigError>(
@@ -261,6 +263,11 @@ std::string fingerprint_of(const Policy& policy) {
 void check_same_run(const Json& before, const Json& now, const std::string& checkpoint,
                     const Note& note) {
   auto refused = config_changes(before.at("config"), now.at("config"), note);
+  const Json ranks = {before.value("ranks", 1), now.value("ranks", 1)};
+  if (ranks[0] != ranks[1]) {
+    note(fmt::format("resume: ranks: {} -> {}; results may differ in their last digits",
+                     ranks[0].get<int>(), ranks[1].get<int>()));
+  }
   for (const auto& [key, change] : differences(before.at("contents"), now.at("contents"))) {
     // Checkpoints of the first version lack it.
     if (key == "adapter_scale" && !before.at("contents").contains(key)) continue;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -32,13 +33,18 @@ std::optional<ResumePoint> find_resume_point(const std::string& resume, const Ru
 /// gigabytes of a content_hash, which is to tell models of many runs apart.
 std::string fingerprint_of(const Policy& policy);
 
+/// Returns the keys `a.b` that have other values, in alphabetical order, each with a sentence,
+/// "a.b: old -> new".
+std::map<std::string, std::string> differences(const Json& before, const Json& now);
+
 /// Returns the config with its options where this version has them; as it is where it has some that
 /// this version does not know.
 Json with_present_places(const Json& config);
 
 /// Throws ConfigError with all that differs, "key: old -> new", if the run of `now` could not have
-/// written the state of `before`. Both are {"version": …, "config": …, "contents": …}: a number
-/// that the first version did not have, all options, and hashes of what the paths among them hold.
+/// written the state of `before`. Both are {"version": …, "config": …, "contents": …, "ranks": …}: a
+/// number that the first version did not have, all options, hashes of what the paths among them
+/// hold, and the ranks that train together; none: 1.
 /// Those that change no result may differ; a change of rounding, or of the samples of evaluations,
 /// is noted. An option that `before` does not have yet, as it is of an earlier version, may have
 /// its default: what that changes shows in the contents.

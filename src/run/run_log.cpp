@@ -43,6 +43,7 @@ bool is_evaluation(const Json& line) {
 }  // namespace
 
 void RunLog::note(const std::string& line) {
+  if (!writes_) return;
   if (started_) {
     append("notes.jsonl", {{"step", step_}, {"note", line}});
   } else {
@@ -52,6 +53,7 @@ void RunLog::note(const std::string& line) {
 
 void RunLog::start(const Json& config, const Json& facts, std::optional<std::int64_t> resumed,
                    bool evaluation_is_due) {
+  if (!writes_) return;
   step_ = resumed.value_or(0);
   facts_ = facts;
   if (resumed) {
@@ -79,6 +81,7 @@ void RunLog::start(const Json& config, const Json& facts, std::optional<std::int
 }
 
 void RunLog::metrics(const Json& line) {
+  if (!writes_) return;
   step_ = line.at("step");
   const bool evaluation = is_evaluation(line);
   EventFile::Scalars scalars;
@@ -93,11 +96,13 @@ void RunLog::metrics(const Json& line) {
 }
 
 void RunLog::samples(const std::vector<Json>& lines) {
+  if (!writes_) return;
   for (const Json& line : lines) append("samples.jsonl", line);
   has_samples_ = has_samples_ || !lines.empty();
 }
 
 void RunLog::round(std::int64_t step, const std::string& record) {
+  if (!writes_) return;
   Json line = parse_json<CheckpointError>(record, "round");
   line["step"] = step;
   const auto number = number_at(line, "round");
@@ -108,16 +113,19 @@ void RunLog::round(std::int64_t step, const std::string& record) {
 }
 
 void RunLog::refresh_report() {
+  if (!writes_) return;
   if (reporting_ * 100 <= Clock::now() - start_) report();
 }
 
 void RunLog::finish(bool complete) {
+  if (!writes_) return;
   facts_["complete"] = complete;
   write_file<CheckpointError>(file("run.json"), dump_json(facts_, 2) + "\n");
   report();
 }
 
 void RunLog::stop(const std::string& reason) {
+  if (!writes_) return;
   try {
     note("stopped: " + reason);
     report();

@@ -16,10 +16,11 @@ namespace prefopt::detail {
 
 /// Files that a run leaves for people, next to its metrics and checkpoints: run.json, notes.jsonl,
 /// samples.jsonl, TensorBoard's events in `tb`, report.html. Throws CheckpointError where a file
-/// cannot be written.
+/// cannot be written. Of several ranks one alone writes, and all call.
 class RunLog {
  public:
-  explicit RunLog(std::string folder) : folder_(std::move(folder)) {}
+  explicit RunLog(std::string folder, bool writes = true)
+      : folder_(std::move(folder)), writes_(writes) {}
 
   /// Kept in memory until `start`, as a run that is refused leaves no folder.
   void note(const std::string& line);
@@ -57,6 +58,7 @@ class RunLog {
   void report();
 
   std::string folder_;
+  bool writes_;
   Json facts_;
   bool started_ = false;
   std::vector<std::string> early_notes_;

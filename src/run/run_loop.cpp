@@ -34,8 +34,9 @@ void RunLoop::train(RunResult& result) {
   try {
     take_steps();
   } catch (const std::exception&) {
+    const std::exception_ptr error = parts_.meeting.settle(std::current_exception());
     save_after_failure();
-    throw;
+    std::rethrow_exception(error);
   }
   result.checkpoint = saved_.second;
   result.steps = steps_done();
@@ -84,6 +85,7 @@ bool RunLoop::take_update() {
   Metrics metrics;
   try {
     rows = parts_.source.next(parts_.trainer.policy());
+    parts_.meeting.wait();
     if (rows.rows.empty()) {
       skip_round(rows);
       return false;
@@ -97,7 +99,7 @@ bool RunLoop::take_update() {
     const bool is_counted = steps_done() != before;
     if (is_counted) {
       step_seconds_ += watch.seconds();
-      add_step(rows, parts_.non_finite.back().metrics);
+      add_step(rows, parts_.non_finite.empty() ? Metrics() : parts_.non_finite.back().metrics);
     } else {
       set_generator_state(generator);
     }
@@ -171,6 +173,7 @@ std::string RunLoop::write_bundle(const StepRows& rows, bool ends_the_run) {
   if (parts_.non_finite.empty()) return "";
   const NonFiniteStep report = std::move(parts_.non_finite.back());
   parts_.non_finite.clear();
+  if (!writes()) return "";
   std::vector<std::int64_t> numbers = rows.numbers;
   if (numbers.empty()) {
     numbers.resize(rows.rows.size());
@@ -185,6 +188,12 @@ std::string RunLoop::write_bundle(const StepRows& rows, bool ends_the_run) {
                     RunFolder::kMostNonFinite, report.step));
   }
   return folder;
+}
+
+/// Whether a rank is asked to stop.
+bool RunLoop::asked_to_stop() {
+  const bool is_asked = parts_.events.should_stop && parts_.events.should_stop();
+  return !parts_.meeting.all(!is_asked);
 }
 
 bool RunLoop::is_done() const { return is_last_step() || state_.selection.is_exhausted(); }
@@ -222,7 +231,7 @@ void RunLoop::evaluate_and_judge() {
   parts_.source.finish_evaluation();
   state_.evaluation_is_due = false;
   if (saved_.first == step) {
-    saved_run().write_evaluation(saved_.second);
+    if (writes()) saved_run().write_evaluation(saved_.second);
     link_and_prune();
   } else if (is_among_best) {
     save();
@@ -243,6 +252,7 @@ void RunLoop::evaluate_late_end() {
 
 /// Returns the loss of held-out rows, where there are any, and what the source measures.
 Metrics RunLoop::measure_loss() {
+  parts_.meeting.wait();
   Metrics metrics;
   if (!held_out().empty()) {
     metrics = parts_.trainer.evaluate(held_out());
@@ -255,8 +265,10 @@ Metrics RunLoop::measure_loss() {
 RunLoop::Evaluation RunLoop::measure() {
   Evaluation result{.metrics = measure_loss(), .samples = {}};
   // Completions of the policy as it is now, and the KL that they show where the loss gives none.
+  const bool has_samples =
+      !parts_.meeting.from_first([&] { return parts_.log.has_samples() ? "some" : ""; }).empty();
   auto draw = parts_.samples.draw(steps_done(), parts_.trainer.policy(), reference_model(),
-                                  !parts_.log.has_samples());
+                                  !has_samples, parts_.meeting);
   if (draw.kl && !find_metric(result.metrics, "kl")) result.metrics.emplace_back("kl", *draw.kl);
   result.samples = std::move(draw.lines);
   return result;
@@ -306,20 +318,21 @@ bool RunLoop::log_is_due() const {
 }
 
 void RunLoop::log_step() {
+  if (!writes()) return state_.window.clear();
   const Metrics metrics = state_.window.mean();
   Json line = metrics_line(metrics, "");
   const double tokens = metric(metrics, "num_tokens");
   if (step_seconds_ > 0) line["tokens_per_second"] = (tokens - tokens_logged_) / step_seconds_;
   line["seconds"] = seconds();
-  parts_.folder.append_metrics(line);
+  append(line);
   state_.window.clear();
-  parts_.log.metrics(line);
   tokens_logged_ = tokens;
   step_seconds_ = 0;
   if (!parts_.source.evaluates()) watch_displacement(metrics);
 }
 
 void RunLoop::append(const Json& line) {
+  if (!writes()) return;
   parts_.folder.append_metrics(line);
   parts_.log.metrics(line);
 }
@@ -376,29 +389,42 @@ void RunLoop::load(const ResumePoint& from) {
 }
 
 void RunLoop::count_from(const RunFolder::Kept& kept) {
-  count_from(kept.seconds);
+  seconds_before_ = kept.seconds;
   if (kept.logged_step == steps_done()) state_.window.clear();
 }
 
 void RunLoop::save() {
   write_checkpoint();
   link_and_prune();
+  parts_.meeting.wait();
 }
 
 void RunLoop::write_checkpoint() {
   const std::int64_t step = steps_done();
-  parts_.folder.sync_metrics();
-  if (parts_.reference != nullptr) parts_.reference->flush();
-  const std::string folder =
-      parts_.folder.checkpoints().commit(step, [&](const std::string& sibling) {
-        parts_.trainer.save_policy(sibling);
-        write_files(parts_.companions, sibling);
-        saved_run().write(sibling);
-      });
-  saved_ = {step, folder};
+  const CheckpointStore& store = parts_.folder.checkpoints();
+  if (writes()) parts_.folder.sync_metrics();
+  if (parts_.reference != nullptr && !parts_.meeting.is_broken()) parts_.reference->flush();
+  if (writes()) {
+    store.commit(step, [&](const std::string& sibling) {
+      parts_.trainer.save_policy(sibling);
+      write_files(parts_.companions, sibling);
+      saved_run().write(sibling);
+    });
+  } else if (keeps_slices()) {
+    // Rank 0 asks for this rank's.
+    parts_.trainer.save_policy(store.folder_of(step));
+    parts_.trainer.state();
+  }
+  saved_ = {step, store.folder_of(step)};
+}
+
+/// Whether the state of training is spread over the ranks.
+bool RunLoop::keeps_slices() const {
+  return parts_.meeting.size() > 1 && options().distributed.sharding != Sharding::kNone;
 }
 
 void RunLoop::link_and_prune() {
+  if (!writes()) return;
   const CheckpointStore& store = parts_.folder.checkpoints();
   const auto best = state_.selection.best_steps();
   if (!best.empty() && best.front() == saved_.first) store.link("best", best.front());
@@ -410,6 +436,7 @@ void RunLoop::link_and_prune() {
 void RunLoop::save_after_failure() {
   const std::int64_t known = std::max(saved_.first, first_step_);
   if (is_torn_ || last_update_ <= known) return;
+  if (parts_.meeting.is_broken() && keeps_slices()) return;
   try {
     write_checkpoint();
     parts_.note(fmt::format("step {} is saved in {}", saved_.first, saved_.second));

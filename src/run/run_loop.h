@@ -11,6 +11,7 @@
 
 #include "core/file.h"
 #include "core/json.h"
+#include "dist/meeting.h"
 #include "prefopt/run/run.h"
 #include "prefopt/train/row_source.h"
 #include "prefopt/train/trainer.h"
@@ -44,13 +45,15 @@ struct LoopParts {
   SampleTable samples;
   const RunEvents& events;
   const Note& note;
+  Meeting& meeting;                        ///< of the ranks, which all run the same loop
   Json identity;                           ///< of check_same_run
   std::vector<NonFiniteStep>& non_finite;  ///< steps that the trainer has reported
   FolderFiles companions;                  ///< files of a checkpoint next to the weights
   std::int64_t total_steps;
 };
 
-/// The loop of one run: steps, evaluations, checkpoints and the lines of metrics.jsonl.
+/// The loop of one run: steps, evaluations, checkpoints and the lines of metrics.jsonl. All ranks
+/// decide alike, by the same numbers, and rank 0 writes.
 class RunLoop {
  public:
   explicit RunLoop(LoopParts parts);
@@ -58,10 +61,8 @@ class RunLoop {
   /// Takes up the run where the checkpoint was saved.
   void load(const ResumePoint& from);
   /// Counts seconds that earlier processes took. They are not part of a checkpoint, which is the
-  /// same to the last bit however often a run was broken off.
-  void count_from(double seconds) { seconds_before_ = seconds; }
-  /// The same for the run's own folder, which may already have the line that the checkpoint holds
-  /// as unwritten.
+  /// same to the last bit however often a run was broken off. The run's own folder may already have
+  /// the line that the checkpoint holds as unwritten.
   void count_from(const RunFolder::Kept& kept);
 
   /// Evaluates before the first step, which shows what metrics evaluations have, and writes
@@ -103,6 +104,8 @@ class RunLoop {
   Json metrics_line(const Metrics& metrics, std::string_view prefix) const;
   void watch_displacement(const Metrics& metrics);
 
+  bool writes() const { return parts_.meeting.is_first(); }
+  bool keeps_slices() const;
   void save();
   void write_checkpoint();
   void link_and_prune();
@@ -114,7 +117,7 @@ class RunLoop {
   std::int64_t steps_done() const { return parts_.trainer.steps_done(); }
   bool is_done() const;
   bool is_last_step() const;
-  bool asked_to_stop() const { return parts_.events.should_stop && parts_.events.should_stop(); }
+  bool asked_to_stop();
   Policy* reference_model() const;
   double seconds() const { return seconds_before_ + clock_.seconds(); }
 

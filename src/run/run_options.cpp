@@ -172,6 +172,11 @@ void RunOptions::fields(FieldVisitor& v) {
     v.group({"value", "The value model, for objectives with values"}, value);
   }
   v.group({"machine", "Threads and memory, without effect on results but for rounding"}, machine);
+  // The same.
+  if (!v.writes() || options_to_json(distributed) != options_to_json(RanksOptions())) {
+    v.group({"distributed", "Several processes that train together, where a launcher starts them"},
+            distributed);
+  }
   v.integer({"seed", "Seed of fresh weights, of the order of rows and of samples", {"train.seed"}},
             seed, Range::at_least(0));
 }

@@ -5,12 +5,19 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <string>
 #include <utility>
 
+#include "prefopt/error.h"
 #include "prefopt/policy/sequence_kl.h"
 
 namespace prefopt::detail {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+}  // namespace
 
 SampleTable::SampleTable(const RowSource& source, SamplingOptions sampling, Size size)
     : source_(&source), sampling_(std::move(sampling)) {
@@ -28,40 +35,57 @@ bool SampleTable::gives_kl(const Policy* reference) const {
 }
 
 SampleTable::Draw SampleTable::draw(std::int64_t step, Policy& policy, Policy* reference,
-                                    bool with_reference) const {
+                                    bool with_reference, Meeting& meeting) const {
   // Keys and values of all prompts at once could take any amount of memory.
-  constexpr std::size_t kPart = 16;
+  constexpr std::int64_t kPart = 16;
   const at::NoGradGuard no_grad;
+  const Portion own = portion_of(std::ssize(prompts_), *meeting.ranks());
+  Json lines = Json::array();
+  for (std::int64_t first = own.begin; first < own.end; first += kPart) {
+    const std::int64_t end = std::min(first + kPart, own.end);
+    for (Json& line : draw_part(first, end, policy, reference, with_reference)) {
+      line["step"] = step;
+      lines.push_back(std::move(line));
+    }
+  }
   Draw draw;
   double kl = 0;
-  for (std::size_t first = 0; first < prompts_.size(); first += kPart) {
-    const auto begin = prompts_.begin() + static_cast<std::ptrdiff_t>(first);
-    const auto count = std::min(kPart, prompts_.size() - first);
-    const std::vector<Tokens> prompts(begin, begin + static_cast<std::ptrdiff_t>(count));
-    SamplingOptions sampling = sampling_;
-    sampling.first_index += static_cast<std::int64_t>(first);
-    const auto completions = sample(policy, prompts, sampling);
-    for (std::size_t i = 0; i < count; ++i) {
-      Json line = {{"step", step}, {"index", first + i}, {"prompt", source_->text_of(prompts[i])}};
-      add_completion(line, "policy", completions[i]);
+  for (const std::string& of_rank : meeting.texts(dump_json(lines))) {
+    for (Json& line : parse_json<Error>(of_rank, "samples")) {
+      // JSON has no NaN.
+      if (line.contains("kl")) kl += line["kl"].is_number() ? line["kl"].get<double>() : kNaN;
       draw.lines.push_back(std::move(line));
-    }
-    if (gives_kl(reference)) {
-      const auto kls = kl_of(policy, *reference, prompts, completions);
-      for (std::size_t i = 0; i < count; ++i) {
-        draw.lines[first + i]["kl"] = kls[i];
-        kl += kls[i];
-      }
-    }
-    if (with_reference && reference != nullptr) {
-      const auto before = sample(*reference, prompts, sampling);
-      for (std::size_t i = 0; i < count; ++i) {
-        add_completion(draw.lines[first + i], "reference", before[i]);
-      }
     }
   }
   if (gives_kl(reference)) draw.kl = kl / static_cast<double>(prompts_.size());
   return draw;
+}
+
+/// Returns the lines of the prompts at [first, end).
+std::vector<Json> SampleTable::draw_part(std::int64_t first, std::int64_t end, Policy& policy,
+                                         Policy* reference, bool with_reference) const {
+  const std::vector<Tokens> prompts(prompts_.begin() + first, prompts_.begin() + end);
+  SamplingOptions sampling = sampling_;
+  sampling.first_index += first;
+  const auto completions = sample(policy, prompts, sampling);
+  std::vector<Json> lines;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    lines.push_back({{"step", 0},
+                     {"index", first + static_cast<std::int64_t>(i)},
+                     {"prompt", source_->text_of(prompts[i])}});
+    add_completion(lines[i], "policy", completions[i]);
+  }
+  if (gives_kl(reference)) {
+    const auto kls = kl_of(policy, *reference, prompts, completions);
+    for (std::size_t i = 0; i < prompts.size(); ++i) lines[i]["kl"] = kls[i];
+  }
+  if (with_reference && reference != nullptr) {
+    const auto before = sample(*reference, prompts, sampling);
+    for (std::size_t i = 0; i < prompts.size(); ++i) {
+      add_completion(lines[i], "reference", before[i]);
+    }
+  }
+  return lines;
 }
 
 void SampleTable::add_completion(Json& line, const std::string& name,

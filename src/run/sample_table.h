@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/json.h"
+#include "dist/meeting.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/sampling.h"
 #include "prefopt/train/row_source.h"
@@ -37,12 +38,15 @@ class SampleTable {
   };
   /// Whether a draw has a `kl`.
   bool gives_kl(const Policy* reference) const;
-  /// `reference` may be null.
-  Draw draw(std::int64_t step, Policy& policy, Policy* reference, bool with_reference) const;
+  /// `reference` may be null. The ranks share the prompts, and all get all lines.
+  Draw draw(std::int64_t step, Policy& policy, Policy* reference, bool with_reference,
+            Meeting& meeting) const;
 
  private:
   using Tokens = std::vector<std::int64_t>;
 
+  std::vector<Json> draw_part(std::int64_t first, std::int64_t end, Policy& policy,
+                              Policy* reference, bool with_reference) const;
   void add_completion(Json& line, const std::string& name, const Tokens& completion) const;
   static std::vector<double> kl_of(Policy& policy, Policy& reference,
                                    const std::vector<Tokens>& prompts,

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "prefopt/error.h"
 #include "prefopt/export.h"
 #include "prefopt/options.h"
 
@@ -38,8 +39,14 @@ struct RanksOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
+/// Thrown where another rank has ended, or is late by more than the timeout.
+class PREFOPT_API LostRankError : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
 /// The processes that train one policy together. Every member is called by all of them in the same
-/// order; results are the same bits on each. Throws DeviceError where another rank has ended, or is
+/// order; results are the same bits on each. Throws LostRankError where another rank has ended, or is
 /// late by more than the timeout: no more calls then.
 class PREFOPT_API Ranks {
  public:

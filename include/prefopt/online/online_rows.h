@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "prefopt/data/tokenizer.h"
+#include "prefopt/dist/ranks.h"
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
 #include "prefopt/objectives/token_objective.h"
@@ -65,6 +66,9 @@ struct OnlineParts {
   double temperature = 1;               ///< of the sources of rollouts
   std::int64_t micro_tokens = 1 << 14;  ///< tokens at a time where rollouts are scored
   SamplingOptions sampling = {};        ///< of evaluations
+  /// Ranks that share the prompts of rounds and evaluations, and have the same rows; null: none do.
+  /// Feedback, programs and environments of each are asked about its own prompts.
+  std::shared_ptr<Ranks> ranks = {};
   /// Moves the reference at the start of a round; empty: it does not move by rounds.
   std::function<void(Policy& policy, std::int64_t round)> start_round = {};
   /// Receives the phase of a round, "sampling" or "rating", and how much of it is done.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "prefopt/data/batch.h"
+#include "prefopt/dist/ranks.h"
 #include "prefopt/export.h"
 #include "prefopt/policy/policy.h"
 
@@ -67,6 +68,9 @@ class PREFOPT_API CachedReference final : public Reference {
   Policy* policy() override;
 
   void flush() override;
+  /// Lets these ranks have one cache: from here on all of them call `flush` together, which gives
+  /// each the new entries of the others, and rank 0 alone writes.
+  void share(std::shared_ptr<Ranks> ranks);
   const std::string& path() const;
   std::int64_t hits() const;
   std::int64_t misses() const;

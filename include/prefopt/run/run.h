@@ -12,6 +12,7 @@
 
 #include "prefopt/data/dataset.h"
 #include "prefopt/decoder/decoder.h"
+#include "prefopt/dist/ranks.h"
 #include "prefopt/export.h"
 #include "prefopt/online/online_options.h"
 #include "prefopt/options.h"
@@ -133,12 +134,14 @@ struct RunOptions {
   SamplingOptions sampling = {};  ///< without end tokens: those of end_tokens()
   ValueModelOptions value = {};
   MachineOptions machine = {};
+  RanksOptions distributed = {};  ///< of join_ranks
   std::int64_t seed = 0;  ///< of fresh weights, of the order of rows and of samples
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
-/// Events that a caller may watch; the library itself never prints.
+/// Events that a caller may watch; the library itself never prints. Of several ranks rank 0 has all
+/// notes, and each the other events.
 struct RunEvents {
   std::function<void(const std::string& line)> note;  ///< set-up facts, dropped rows, warnings
   std::function<void(std::int64_t step, std::int64_t total, const Metrics&)> step;
@@ -180,8 +183,17 @@ struct RunResult {
 /// threads and micro-batches the rest of the run is to the last bit what it would have been without
 /// the break. Throws ConfigError with a list of all that differs for another model, data, loss or
 /// optimizer, CheckpointError where no checkpoint is whole.
+///
+/// `ranks`, of join_ranks with `options.distributed`, train one policy together; null: this process
+/// alone. All of them call this with the same options, but for paths, whose contents have to be the
+/// same (ConfigError that names rank and file), and threads. `batch.rows` is of all ranks, which get
+/// a part of each step. Rank 0 writes `output_dir`; all read a checkpoint that is resumed from, which
+/// may be of another number of ranks. `should_stop` on one rank stops all at the same step. An error
+/// of one rank is thrown by all, by the others as "rank 1: …"; where a rank has ended, the others
+/// throw LostRankError and rank 0 saves the steps that were done.
 PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& events = {},
-                                   const std::string& resume = {});
+                                   const std::string& resume = {},
+                                   const std::shared_ptr<Ranks>& ranks = {});
 
 /// The same for a policy, a reference (null for losses that need none) and rows of the caller's
 /// own, with all of the run's folder, resume, report and samples. `options` must leave the groups
@@ -190,10 +202,13 @@ PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& e
 /// saved state; policy and reference must begin with the same weights as the first time, so a model
 /// with random weights needs its own seed. End tokens are those of `options.sampling` alone: a loss
 /// that draws samples is refused without one. `options.batch.rows` must be the rows of a step
-/// of a source with epochs, and options that only files reach must have their defaults.
+/// of a source with epochs, and options that only files reach must have their defaults. Of several
+/// ranks each has a policy of the same weights and a source that gives the same rows: all rows of a
+/// step.
 PREFOPT_API RunResult run(const std::shared_ptr<Policy>& policy,
                           const std::shared_ptr<Reference>& reference,
                           const std::shared_ptr<RowSource>& source, const RunOptions& options,
-                          const RunEvents& events = {}, const std::string& resume = {});
+                          const RunEvents& events = {}, const std::string& resume = {},
+                          const std::shared_ptr<Ranks>& ranks = {});
 
 }  // namespace prefopt

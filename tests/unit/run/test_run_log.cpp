@@ -240,6 +240,11 @@ EpochRows source_of(std::vector<TokenRow> held_out) {
                    {});
 }
 
+detail::Meeting& alone() {
+  static detail::Meeting meeting(one_process());
+  return meeting;
+}
+
 SampleTable table_of(std::int64_t prompts, SamplingOptions sampling) {
   static const EpochRows source = source_of(pairs());
   return SampleTable(source, std::move(sampling), {.prompts = prompts, .tokens = 6});
@@ -248,7 +253,7 @@ SampleTable table_of(std::int64_t prompts, SamplingOptions sampling) {
 TEST_CASE("the KL of samples is summed exactly along them", "[run]") {
   BigramPolicy policy(1), reference(2);
   const SamplingOptions sampling{.max_new_tokens = 6, .eos_id = 4, .seed = 3};
-  const auto draw = table_of(3, sampling).draw(0, policy, &reference, true);
+  const auto draw = table_of(3, sampling).draw(0, policy, &reference, true, alone());
   const std::vector<std::vector<std::int64_t>> prompts{{0}, {2, 1}, {4, 4, 0}};
   const auto completions = sample(policy, prompts, sampling);
   double mean = 0;
@@ -276,13 +281,13 @@ TEST_CASE("samples that are not the policy's own show no KL", "[run]") {
   for (const SamplingOptions& sampling :
        {SamplingOptions{.temperature = 0}, SamplingOptions{.temperature = 0.7},
         SamplingOptions{.top_k = 2}, SamplingOptions{.top_p = 0.9}}) {
-    const auto draw = table_of(2, sampling).draw(0, policy, &reference, false);
+    const auto draw = table_of(2, sampling).draw(0, policy, &reference, false, alone());
     CHECK_FALSE(draw.kl);
     CHECK(draw.lines.size() == 2);
     CHECK_FALSE(draw.lines[0].contains("kl"));
     CHECK_FALSE(draw.lines[0].contains("reference"));
   }
-  CHECK(table_of(0, {}).draw(0, policy, &reference, true).lines.empty());
+  CHECK(table_of(0, {}).draw(0, policy, &reference, true, alone()).lines.empty());
 }
 
 TEST_CASE("a prompt is sampled once, however many rows have it", "[run]") {
@@ -291,7 +296,7 @@ TEST_CASE("a prompt is sampled once, however many rows have it", "[run]") {
   rows.insert(rows.begin(), rows.front());
   const EpochRows source = source_of(rows);
   const SampleTable table(source, {}, {.prompts = 9, .tokens = 1});
-  CHECK(table.draw(0, policy, nullptr, true).lines.size() == pairs().size());
+  CHECK(table.draw(0, policy, nullptr, true, alone()).lines.size() == pairs().size());
 }
 
 /// Remembers the largest batch that it was given.
@@ -324,7 +329,7 @@ TEST_CASE("many prompts are sampled in parts, with the same result", "[run]") {
   const SamplingOptions sampling{.max_new_tokens = 5, .eos_id = 4, .seed = 7};
   const EpochRows source = source_of(rows);
   const SampleTable table(source, sampling, {.prompts = 40, .tokens = 5});
-  const auto draw = table.draw(0, policy, &reference, true);
+  const auto draw = table.draw(0, policy, &reference, true, alone());
   CHECK(policy.most <= 16);
   CHECK(reference.most <= 16);
   const auto of_policy = sample(policy, prompts, sampling);
