@@ -172,6 +172,7 @@ RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Refer
   RunSession session(options.output_dir, events);
   session.claim(options, resume);
   set_threads_and_seed(options);
+  detail::note_idle_evaluations(options.evaluate, source->evaluates(), session.note());
   detail::try_saving(*policy, options.output_dir, session.note());
   return session.run(policy, reference, *source, options, loss,
                      contents_of(*source, *policy, reference.get(), /*with_scale=*/true),

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "policy/parameters.h"
 #include "prefopt/policy/sequence_kl.h"
 
 namespace prefopt::detail {
@@ -34,6 +35,9 @@ SampleTable::Draw SampleTable::draw(std::int64_t step, Policy& policy, Policy* r
   const at::NoGradGuard no_grad;
   Draw draw;
   double kl = 0;
+  const bool shows_reference = with_reference && reference != nullptr;
+  // Equal draws of one model need not be made twice.
+  const bool is_one_model = shows_reference && have_equal_weights(policy, *reference);
   for (std::size_t first = 0; first < prompts_.size(); first += kPart) {
     const auto begin = prompts_.begin() + static_cast<std::ptrdiff_t>(first);
     const auto count = std::min(kPart, prompts_.size() - first);
@@ -53,8 +57,8 @@ SampleTable::Draw SampleTable::draw(std::int64_t step, Policy& policy, Policy* r
         kl += kls[i];
       }
     }
-    if (with_reference && reference != nullptr) {
-      const auto before = sample(*reference, prompts, sampling);
+    if (shows_reference) {
+      const auto before = is_one_model ? completions : sample(*reference, prompts, sampling);
       for (std::size_t i = 0; i < count; ++i) {
         add_completion(draw.lines[first + i], "reference", before[i]);
       }
