@@ -111,7 +111,8 @@ struct LossesArguments {
   std::string name;  ///< empty: the table of all
   bool json = false;
 };
-void run_losses(const LossesArguments& arguments, std::ostream& out);
+/// A list of JSON has losses on rows alone, which `err` says.
+void run_losses(const LossesArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct GenerateArguments : ModelArguments {
   std::vector<std::string> prompts;     ///< texts to continue
@@ -179,7 +180,8 @@ struct ExportArguments : ModelArguments {
 void run_export(const ExportArguments& arguments, std::ostream& err);
 
 struct DoctorArguments : ModelArguments {
-  std::vector<std::string> paths;  ///< models, adapters, tokenizers and rows
+  std::vector<std::string> paths;     ///< models, adapters, tokenizers and rows
+  std::vector<std::string> adapters;  ///< in place of `adapter`
   std::vector<std::string> data;
   std::string out = ".";  ///< folder whose speed is measured
   bool json = false;

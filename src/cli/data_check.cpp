@@ -16,6 +16,7 @@
 #include "cli/inputs.h"
 #include "core/json.h"
 #include "core/utf8.h"
+#include "data/data_files.h"
 #include "data/defect_line.h"
 #include "decoder/decoder_files.h"
 #include "prefopt/data/tokenizer.h"
@@ -450,6 +451,13 @@ Json to_json(const DataCheck& check, const Tokenizer& tokenizer, std::int64_t co
   return json;
 }
 
+void note_passed_over(const std::vector<std::string>& paths, DataSplit split, std::ostream& err) {
+  for (const std::string& path : paths) {
+    const std::string note = detail::note_on_folders(path, split);
+    if (!note.empty()) err << "prefopt: " << note << '\n';
+  }
+}
+
 }  // namespace
 
 void run_data_check(const DataCheckArguments& arguments, std::ostream& out, std::ostream& err) {
@@ -458,6 +466,8 @@ void run_data_check(const DataCheckArguments& arguments, std::ostream& out, std:
   const bool names_none = arguments.model.empty() && arguments.tokenizer.empty();
   const auto tokenizer = open_tokenizer(names_none ? "byte" : arguments.tokenizer, arguments.model);
   const DataCheck check = check_data(arguments.data, arguments.eval, *tokenizer, options);
+  note_passed_over(arguments.data, DataSplit::kTrain, err);
+  note_passed_over(arguments.eval, DataSplit::kHeldOut, err);
   if (arguments.json) {
     out << detail::dump_json(to_json(check, *tokenizer, options.context_length)) << '\n';
   } else {

@@ -14,11 +14,12 @@
 
 #include "cli/finding.h"
 #include "cli/inputs.h"
-#include "core/file.h"
 #include "core/json.h"
 #include "core/text.h"
 #include "data/chat_template.h"
 #include "data/chat_writer.h"
+#include "data/data_files.h"
+#include "decoder/adapters/adapter_config.h"
 #include "policy/token_range.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/decoder/decoder.h"
@@ -39,10 +40,7 @@ bool has_file(const fs::path& folder, const char* name) {
 
 /// Returns the name of the model that an adapter was made for; empty where it names none.
 std::string base_of(const std::string& adapter) {
-  const std::string path = adapter + "/adapter_config.json";
-  const Json config =
-      detail::parse_json<CheckpointError>(detail::read_file<CheckpointError>(path), path);
-  const Json base = config.value("base_model_name_or_path", Json());
+  const Json base = detail::base_model_of(adapter);
   return base.is_string() ? base.get<std::string>() : "";
 }
 
@@ -63,7 +61,7 @@ void place_once(std::string& place, const std::string& path, std::string_view ki
 DoctorArguments placed(DoctorArguments arguments) {
   for (const std::string& path : std::exchange(arguments.paths, {})) {
     if (has_file(path, "adapter_config.json")) {
-      place_once(arguments.adapter, path, "adapter");
+      arguments.adapters.push_back(path);
     } else if (has_file(path, "config.json") || path.ends_with(".gguf")) {
       place_once(arguments.model, path, "model");
     } else if (has_file(path, "tokenizer.json") || path.ends_with("tokenizer.json")) {
@@ -72,11 +70,14 @@ DoctorArguments placed(DoctorArguments arguments) {
       arguments.data.push_back(path);
     }
   }
-  if (arguments.model.empty() && !arguments.adapter.empty()) {
-    const std::string base = base_of(arguments.adapter);
+  for (const std::string& adapter : arguments.adapters) {
+    if (!arguments.model.empty()) break;
+    const std::string base = base_of(adapter);
     std::error_code ignored;
     if (fs::exists(base, ignored)) arguments.model = base;
   }
+  // The tokenizer of the only one goes before its model's.
+  if (arguments.adapters.size() == 1) arguments.adapter = arguments.adapters.front();
   return arguments;
 }
 
@@ -111,8 +112,8 @@ class FileExam {
       look("model " + arguments_.model, [this] { return model(); });
       if (model_) look("weights", [this] { return weights(); });
     }
-    if (!arguments_.adapter.empty()) {
-      look("adapter " + arguments_.adapter, [this] { return adapter(); });
+    for (const std::string& path : arguments_.adapters) {
+      look("adapter " + path, [&] { return adapter(path); });
     }
     if (!arguments_.model.empty() || !arguments_.tokenizer.empty()) {
       look("tokenizer", [this] { return tokenizer(); });
@@ -134,8 +135,7 @@ class FileExam {
   }
 
   Finding model() {
-    ModelArguments bare = arguments_;
-    bare.adapter.clear();
+    const ModelArguments bare = without_adapter();
     std::ostringstream notes;
     if (names_reward_model(bare)) {
       reward_model_ = load_reward_model(bare, *load_tokenizer(bare), notes);
@@ -162,19 +162,30 @@ class FileExam {
                 fmt::format("{} parameters, all finite, {} tokens", size, model_->vocab_size())};
   }
 
-  Finding adapter() {
+  ModelArguments without_adapter() const {
+    ModelArguments bare = arguments_;
+    bare.adapter.clear();
+    return bare;
+  }
+
+  /// Each by itself on the model.
+  std::shared_ptr<Decoder> adapted_by(const std::string& path) const {
+    if (!reward_model_) return model_->with_adapter(path);
+    std::ostringstream notes;
+    const ModelArguments bare = without_adapter();
+    const auto model = load_reward_model(bare, *load_tokenizer(bare), notes);
+    model->load_adapter(path);
+    return std::shared_ptr<Decoder>(model, &model->body());
+  }
+
+  Finding adapter(const std::string& path) const {
     if (!model_) {
       return {.status = Status::kWarning,
               .found = "not looked at, as its model is not known",
               .advice = "name the model that it adapts, too"};
     }
-    if (reward_model_) {
-      reward_model_->load_adapter(arguments_.adapter);
-    } else {
-      model_->load_adapter(arguments_.adapter);
-    }
-    Finding finding{.found = described(*model_->adapter())};
-    const std::string base = base_of(arguments_.adapter);
+    Finding finding{.found = described(*adapted_by(path)->adapter())};
+    const std::string base = base_of(path);
     if (!base.empty() && short_name(base) != short_name(arguments_.model)) {
       finding.status = Status::kWarning;
       finding.advice = fmt::format("it was made for '{}': is that this model?", base);
@@ -240,13 +251,17 @@ class FileExam {
     if (model_) detail::check_token_range(dataset.pairs, model_->vocab_size(), path);
     Finding finding{.found = fmt::format("{} rows that can be used; `prefopt data check` says more",
                                          dataset.pairs.size())};
+    std::vector<std::string> advice;
     std::vector<std::string> unread;
     for (const auto& [column, rows] : dataset.report.unread) unread.push_back("'" + column + "'");
     if (!unread.empty()) {
-      finding.status = Status::kWarning;
-      finding.advice = fmt::format("nothing reads the column{} {}", unread.size() > 1 ? "s" : "",
-                                   fmt::join(unread, ", "));
+      advice.push_back(fmt::format("nothing reads the column{} {}", unread.size() > 1 ? "s" : "",
+                                   fmt::join(unread, ", ")));
     }
+    const std::string passed_over = detail::note_on_folders(path, DataSplit::kAny);
+    if (!passed_over.empty()) advice.push_back(passed_over);
+    if (!advice.empty()) finding.status = Status::kWarning;
+    finding.advice = fmt::format("{}", fmt::join(advice, "; "));
     return finding;
   }
 

@@ -72,25 +72,38 @@ TextForm text_form(const ExportArguments& arguments, const std::string& source,
           .has_template = !tokenizer->chat_template().empty()};
 }
 
+void report(const GgufExportRemarks& remarks, const std::string& path, std::ostream& err) {
+  for (const std::string& remark : remarks.other_types) {
+    err << fmt::format("prefopt: {} has {}\n", path, remark);
+  }
+  if (remarks.ignored_window > 0) {
+    err << fmt::format(
+        "prefopt: {} has a sliding window that llama.cpp does not compute; keep contexts within {} "
+        "tokens\n",
+        path, remarks.ignored_window);
+  }
+  if (!remarks.left_end_tokens.empty()) {
+    err << fmt::format(
+        "prefopt: {} names three end tokens, and {} found no place; llama.cpp ends at those that "
+        "it knows by their text\n",
+        path, fmt::join(remarks.left_end_tokens, ", "));
+  }
+}
+
 void export_model(const ExportArguments& arguments, const std::string& name, std::ostream& err) {
   const std::string source = tokenizer_source(arguments);
   const auto model = load_model(read_for_merge(arguments), err);
   if (model->adapter()) model->merge_adapter();
   const TextForm form = text_form(arguments, source, *model);
-  const auto left = export_gguf(*model, arguments.gguf,
-                                {.type = arguments.gguf_type,
-                                 .name = name,
-                                 .tokenizer = source,
-                                 .end_tokens = form.end_tokens});
+  const GgufExportRemarks remarks = export_gguf(*model, arguments.gguf,
+                                                {.type = arguments.gguf_type,
+                                                 .name = name,
+                                                 .tokenizer = source,
+                                                 .end_tokens = form.end_tokens});
   if (source == "byte") {
     err << "prefopt: " << arguments.gguf << " has no tokenizer: llama.cpp has none for bytes\n";
   }
-  if (!left.empty()) {
-    err << fmt::format(
-        "prefopt: {} names three end tokens, and {} found no place; llama.cpp ends at those that "
-        "it knows by their text\n",
-        arguments.gguf, fmt::join(left, ", "));
-  }
+  report(remarks, arguments.gguf, err);
   if (form.chat_format != "plain" && !form.has_template) {
     err << fmt::format(
         "prefopt: {} has no chat template; the model's messages were written as '{}'\n",

@@ -10,6 +10,7 @@
 
 #include "core/file.h"
 #include "data/chat_writer.h"
+#include "data/data_files.h"
 #include "data/row_preparation.h"
 #include "data/tokenizer_difference.h"
 #include "prefopt/data/dataset.h"
@@ -121,7 +122,10 @@ Dataset read_pairs(const std::string& path, const Tokenizer& tokenizer, const Da
     report.kept_with.erase(name);
     for (RowReport& file : report.files) file.kept_with.erase(name);
   }
-  if (const std::string summary = report.summary(); !summary.empty()) err << summary << '\n';
+  for (const std::string& lines :
+       {detail::note_on_folders(path, DataSplit::kAny), report.summary()}) {
+    if (!lines.empty()) err << lines << '\n';
+  }
   note_uncut(dataset.pairs, memory, options, err);
   return dataset;
 }

@@ -319,7 +319,7 @@ void print_entry(const LossEntry& entry, std::ostream& out) {
 
 }  // namespace
 
-void run_losses(const LossesArguments& arguments, std::ostream& out) {
+void run_losses(const LossesArguments& arguments, std::ostream& out, std::ostream& err) {
   if (print_objective_page(arguments.name, arguments.json, out)) return;
   if (!arguments.name.empty()) {
     const LossEntry& entry = find_loss(arguments.name);
@@ -334,6 +334,8 @@ void run_losses(const LossesArguments& arguments, std::ostream& out) {
     Json all = Json::array();
     for (const auto& name : registered_losses()) all.push_back(as_json(find_loss(name)));
     out << detail::dump_json(all) << '\n';
+    err << "prefopt: these are losses on rows; `prefopt losses objectives --json` has those on "
+           "tokens\n";
     return;
   }
   std::vector<std::vector<std::string>> table{{"loss", "aliases", "source"}};

@@ -95,6 +95,13 @@ int exit_code_of(const std::function<void()>& command, bool is_summary) {
   }
 }
 
+/// Values as they are given, one or several behind the name: CLI11 splits a list in brackets at its
+/// commas where a name takes any number of them.
+CLI::Option* with_brackets(CLI::Option* option) {
+  constexpr int kMostValues = 10'000;
+  return option->expected(1, kMostValues)->allow_extra_args(false);
+}
+
 void add_model(CLI::App& command, ModelArguments& arguments) {
   command
       .add_option("--model", arguments.model,
@@ -197,8 +204,10 @@ CLI::App* add_data_check(CLI::App& app, DataCheckArguments& arguments) {
   data->require_subcommand(1);
   auto* command =
       data->add_subcommand("check", "Check rows before a run: counts, lengths, defects, leaks");
-  command->add_option("--data", arguments.data, "rows to train on")->type_name("FILE")->required();
-  command->add_option("--eval", arguments.eval, "held-out rows")->type_name("FILE");
+  with_brackets(command->add_option("--data", arguments.data, "rows to train on"))
+      ->type_name("FILE")
+      ->required();
+  with_brackets(command->add_option("--eval", arguments.eval, "held-out rows"))->type_name("FILE");
   command->add_option("--model", arguments.model, "model whose tokenizer is used")
       ->type_name("PATH");
   command->add_option(
@@ -268,7 +277,8 @@ CLI::App* add_grad(CLI::App& app, GradArguments& arguments) {
 
 CLI::App* add_losses(CLI::App& app, LossesArguments& arguments) {
   auto* command = app.add_subcommand("losses", "List losses with options and sources");
-  command->add_option("name", arguments.name, "one loss, by name or alias");
+  command->add_option("name", arguments.name,
+                      "one loss, by name or alias, or objectives: those on tokens");
   command->add_flag("--json", arguments.json, "print JSON");
   return command;
 }
@@ -418,12 +428,13 @@ CLI::App* add_doctor(CLI::App& app, DoctorArguments& arguments) {
                    "models, adapters, tokenizers and rows, told apart by what they hold")
       ->type_name("");
   command->add_option("--model", arguments.model, "model to open")->type_name("PATH");
-  command->add_option("--adapter", arguments.adapter, "PEFT folder of a low-rank adapter")
+  with_brackets(command->add_option("--adapter", arguments.adapters,
+                                    "PEFT folders of low-rank adapters of the model"))
       ->type_name("DIR");
   command->add_option("--tokenizer", arguments.tokenizer, "default: the model's own");
   command->add_option("--chat-format", arguments.chat_format, "text that messages become")
       ->capture_default_str();
-  command->add_option("--data", arguments.data, "rows to read")->type_name("FILE");
+  with_brackets(command->add_option("--data", arguments.data, "rows to read"))->type_name("FILE");
   command->add_option("--out", arguments.out, "folder for runs; its speed is measured")
       ->type_name("DIR")
       ->capture_default_str();
@@ -605,7 +616,7 @@ int run(int argc, char** argv) {
          }
        }},
       {add_grad(app, grad), [&] { run_grad(grad, std::cout, remarks); }},
-      {add_losses(app, losses), [&] { run_losses(losses, std::cout); }},
+      {add_losses(app, losses), [&] { run_losses(losses, std::cout, std::cerr); }},
       {add_generate(app, generate),
        [&] { print_lines([&](std::ostream& out) { run_generate(generate, out, remarks); }); }},
       {add_pairs(app, pairs),

@@ -20,7 +20,7 @@ constexpr std::int64_t kPlainLines = 20;
 constexpr std::pair<const char*, const char*> kWatched[] = {{"loss", "loss"},
                                                             {"rewards/margins", "margin"},
                                                             {"rewards/accuracies", "accuracy"},
-                                                            {"samples/reward", "reward"},
+                                                            {"samples/reward", "sample reward"},
                                                             {"reward", "reward"},
                                                             {"win_rate", "win rate"}};
 

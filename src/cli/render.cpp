@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <array>
 #include <ctime>
 #include <filesystem>
 #include <ostream>
@@ -14,6 +13,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "data/chat_template.h"
+#include "data/tokenizer_config.h"
 #include "jinja/failure.h"
 #include "jinja/template.h"
 #include "prefopt/data/dataset.h"
@@ -32,38 +32,17 @@ struct Source {
   std::vector<std::pair<std::string, std::string>> tokens;
 };
 
-constexpr std::array<const char*, 7> kTokens{"bos_token", "eos_token", "unk_token", "sep_token",
-                                             "pad_token", "cls_token", "mask_token"};
-
-/// Returns "<s>" of "<s>" or {"content": "<s>", …}; empty without one.
-std::string token_text(const Json& config, const char* name) {
-  const auto found = config.find(name);
-  if (found == config.end() || found->is_null()) return "";
-  const Json& token = found->is_object() ? found->value("content", Json()) : *found;
-  if (token.is_string()) return token.get<std::string>();
-  throw CheckpointError(fmt::format("tokenizer_config.json: expected '{}' to be a text, got {}",
-                                    name, detail::json_type_name(*found)));
-}
-
-/// Returns the template of this name in tokenizer_config.json: one text, or a list of named ones.
-std::string named_template(const Json& config, const std::string& name, const std::string& where) {
-  const auto found = config.find("chat_template");
-  const bool asks_default = name.empty() || name == "default";
-  if (found != config.end() && found->is_string() && asks_default) return found->get<std::string>();
+/// Returns the template of this name in tokenizer_config.json.
+std::string named_template(const detail::JsonNode& config, const std::string& name,
+                           const std::string& where) {
+  const std::string wanted = name.empty() ? "default" : name;
   std::vector<std::string> names;
-  for (const Json& item : found != config.end() && found->is_array() ? *found : Json::array()) {
-    const Json known = item.is_object() ? item.value("name", Json()) : Json();
-    const Json text = item.is_object() ? item.value("template", Json()) : Json();
-    if (!known.is_string() || !text.is_string()) {
-      throw CheckpointError(
-          fmt::format("{}: expected chat templates with a 'name' and a 'template', got {}", where,
-                      detail::shown_json(item)));
-    }
-    names.push_back(known.get<std::string>());
-    if (names.back() == (asks_default ? "default" : name)) return text.get<std::string>();
+  for (detail::NamedTemplate& one : detail::chat_templates(config.member("chat_template"))) {
+    if (one.name == wanted) return std::move(one.text);
+    names.push_back(std::move(one.name));
   }
   throw ConfigError(fmt::format(
-      "{}: expected a chat template '{}', got {}", where, asks_default ? "default" : name,
+      "{}: expected a chat template '{}', got {}", where, wanted,
       names.empty() ? "none of this name" : fmt::format("those named {}", fmt::join(names, ", "))));
 }
 
@@ -74,10 +53,11 @@ Source folder_source(const fs::path& folder, const std::string& name) {
   const bool has_own = name.empty() && fs::exists(own);
   if (fs::exists(config_path)) {
     source.where = config_path.string();
-    const Json config = detail::parse_json<CheckpointError>(
+    const auto json = detail::parse_json<CheckpointError, detail::SortedJson>(
         detail::read_file<CheckpointError>(source.where), source.where);
-    for (const char* token : kTokens) {
-      if (std::string text = token_text(config, token); !text.empty()) {
+    const detail::JsonNode config(json, source.where);
+    for (const char* token : detail::kTokenNames) {
+      if (std::string text = detail::token_text(config.member(token)); !text.empty()) {
         source.tokens.emplace_back(token, std::move(text));
       }
     }
@@ -133,17 +113,6 @@ Source find_source(const RenderArguments& arguments) {
                                       : folder_source(model, arguments.template_name);
 }
 
-/// As transformers hands a message over: reasoning has its other names too.
-Json with_names_of_reasoning(const Json& message) {
-  const std::string key = detail::reasoning_key(message);
-  if (key.empty()) return message;
-  Json result = Json::object();
-  result["thinking"] = message[key];
-  for (const auto& [name, value] : message.items()) result[name] = value;
-  result["reasoning_content"] = message[key];
-  return result;
-}
-
 class LineRenderer {
  public:
   explicit LineRenderer(const RenderArguments& arguments)
@@ -177,7 +146,7 @@ class LineRenderer {
         throw DataError(fmt::format("{}: expected messages that are objects, got {}", where,
                                     detail::json_type_name(message)));
       }
-      list.push_back(with_names_of_reasoning(message));
+      list.push_back(detail::with_reasoning_names(message));
     }
     jinja::Variables result{
         {"messages", jinja::value_of(list)},

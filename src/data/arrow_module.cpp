@@ -439,11 +439,23 @@ std::unique_ptr<Batches> open_batches(const std::shared_ptr<arrow::io::ReadableF
   return std::make_unique<ParquetBatches>(file, pool);
 }
 
-void check_names(const arrow::Schema& schema) {
+void check_names(const arrow::FieldVector& fields, const std::string& what) {
   std::set<std::string> names;
-  for (const auto& field : schema.fields()) {
+  for (const auto& field : fields) {
     if (names.insert(field->name()).second) continue;
-    throw Failure("expected columns of different names, got '" + field->name() + "' twice");
+    throw Failure("expected " + what + " of different names, got '" + field->name() + "' twice");
+  }
+}
+
+/// Checks the structs in the types of fields; `path` leads to these.
+void check_inner_names(const arrow::FieldVector& fields, const std::string& path, int depth) {
+  if (depth == 0) return;  // what lies deeper is not read
+  for (const auto& field : fields) {
+    const std::string name = path.empty() ? field->name() : path + "." + field->name();
+    if (field->type()->id() == Type::STRUCT) {
+      check_names(field->type()->fields(), "fields in '" + name + "'");
+    }
+    check_inner_names(field->type()->fields(), name, depth - 1);
   }
 }
 
@@ -455,7 +467,8 @@ struct ArrowRows {
         pool_(arrow::default_memory_pool(),
               memory_for(value_of(file_->GetSize(), "expected a readable file"))),
         batches_(open_batches(file_, kind, pool_)) {
-    check_names(batches_->schema());
+    check_names(batches_->schema()->fields(), "columns");
+    check_inner_names(batches_->schema()->fields(), "", kMostDepth);
   }
 
   /// Returns null at the end.

@@ -4,12 +4,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <ctime>
 #include <utility>
 
 #include "data/begin_token.h"
 #include "data/line_error.h"
+#include "data/row_columns.h"
+#include "data/row_json.h"
+#include "data/tokenizer_config.h"
 #include "jinja/failure.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/error.h"
@@ -28,13 +30,6 @@ Origin origin_of(std::size_t turn, Part part) {
   return static_cast<Origin>(kFirstTurn + turn * kParts + static_cast<std::size_t>(part));
 }
 
-/// Variables of transformers that name special tokens, without those that are given here.
-constexpr std::array<std::string_view, 4> kOtherTokens{"unk_token", "sep_token", "cls_token",
-                                                       "mask_token"};
-
-/// Names of reasoning, in the order in which transformers looks for it.
-constexpr std::array<const char*, 3> kReasoning{"reasoning_content", "thinking", "reasoning"};
-
 // One for the process, so that a run that goes past midnight writes one day.
 std::tm time_of_day() {
   static const std::tm now = [] {
@@ -50,11 +45,8 @@ jinja::Value text_value(std::string_view text, Origin origin = jinja::kOfTemplat
   return jinja::Value(jinja::Text(std::string(text), origin));
 }
 
-bool is_reasoning(std::string_view key) {
-  return std::find(kReasoning.begin(), kReasoning.end(), key) != kReasoning.end();
-}
-
 jinja::Value content_value(const Turn& turn, std::size_t place, std::size_t turns) {
+  if (turn.content_kind == Turn::ContentKind::kNull) return jinja::Value(jinja::None{});
   if (turn.begun == Turn::kNotBegun) {
     return text_value(turn.content, origin_of(place, Part::kContent));
   }
@@ -63,33 +55,38 @@ jinja::Value content_value(const Turn& turn, std::size_t place, std::size_t turn
   return jinja::Value(std::move(text));
 }
 
-/// Returns the message as transformers hands it over, which gives reasoning its other names too.
+/// Returns the message as transformers hands it over.
 jinja::Value value_of_turn(const Turn& turn, std::size_t place, std::size_t turns) {
+  constexpr const char* kContent = "content";
+  Json message{{"role", turn.role}};
+  if (turn.content_kind != Turn::ContentKind::kNone) message[kContent] = nullptr;  // its place
+  message.update(turn.fields);
+  const Json named = with_reasoning_names(message);
+  const auto value_of = [&](const std::string& key, const Json& value) {
+    if (key == kContent) return content_value(turn, place, turns);
+    if (key == "role") return text_value(turn.role);
+    const Part part = is_among(kTemplateReasoningKeys, key) ? Part::kReasoning : Part::kFields;
+    return jinja::value_of(value, origin_of(place, part));
+  };
   std::vector<std::pair<jinja::Value, jinja::Value>> items;
-  const auto add = [&](std::string_view key, jinja::Value value) {
-    items.emplace_back(text_value(key), std::move(value));
-  };
-  const auto field = [&](const std::string& key) {
-    const Part part = is_reasoning(key) ? Part::kReasoning : Part::kFields;
-    return jinja::value_of(turn.fields[key], origin_of(place, part));
-  };
-  const std::string named = reasoning_key(turn.fields);
-  if (!named.empty()) add("thinking", field(named));
-  add("role", text_value(turn.role));
-  add("content", content_value(turn, place, turns));
-  for (const auto& item : turn.fields.items()) add(item.key(), field(item.key()));
-  if (!named.empty()) add("reasoning_content", field(named));
+  for (const auto& [key, value] : named.items()) {
+    items.emplace_back(text_value(key), value_of(key, value));
+  }
   return jinja::Value::dict(std::move(items));
 }
 
 }  // namespace
 
-std::string reasoning_key(const Json& message) {
-  for (const char* key : kReasoning) {
-    const auto found = message.find(key);
-    if (found != message.end() && !found->is_null()) return key;
+Json with_reasoning_names(const Json& message) {
+  for (const std::string_view name : kTemplateReasoningKeys) {
+    const auto found = message.find(std::string(name));
+    if (found == message.end() || found->is_null()) continue;
+    Json result{{"thinking", *found}};
+    result.update(message);
+    result["reasoning_content"] = *found;
+    return result;
   }
-  return "";
+  return message;
 }
 
 RenderedChat::RenderedChat(jinja::Text text) : text_(std::move(text)) {
@@ -146,7 +143,7 @@ ChatTemplate::ChatTemplate(const Tokenizer& tokenizer, Json variables)
   const std::string where = fmt::format("the chat template of '{}'", tokenizer.name());
   try {
     template_.emplace(tokenizer.chat_template(), where);
-    for (const std::string_view name : kOtherTokens) {
+    for (const char* name : kTokensNotInRows) {
       if (template_->reads(name)) {
         throw ConfigError(fmt::format(
             "{}: expected variables known here, got '{}'; set chat_format to a format's name",

@@ -21,9 +21,9 @@
 
 namespace prefopt::detail {
 
-/// Returns the name under which a message has reasoning, the first that transformers looks for;
-/// empty where it has none.
-std::string reasoning_key(const Json& message);
+/// Returns a message as transformers hands it to a template: its reasoning, under the first of
+/// kTemplateReasoningKeys that is not null, is also `thinking` and `reasoning_content`.
+Json with_reasoning_names(const Json& message);
 
 /// The parts of a row that the template gets apart from its messages.
 struct TemplateRow {

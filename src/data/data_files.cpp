@@ -34,20 +34,32 @@ constexpr std::array<std::string_view, 6> kFormats = {".jsonl", ".ndjson",  ".js
 constexpr std::array<std::string_view, 9> kForeignFormats = {
     ".csv", ".tsv", ".xlsx", ".orc", ".avro", ".zst", ".bz2", ".xz", ".zip"};
 
-std::string_view without_format(std::string_view name) {
-  if (name.ends_with(".gz")) name.remove_suffix(3);
-  for (const std::string_view format : kFormats) {
-    if (name.ends_with(format)) return name.substr(0, name.size() - format.size());
-  }
+std::string_view without_packing(std::string_view name) {
+  if (lower_case(name).ends_with(".gz")) name.remove_suffix(3);
   return name;
 }
 
+/// Of `.JSONL` too.
 std::string_view format_of(std::string_view name) {
-  if (name.ends_with(".gz")) name.remove_suffix(3);
+  const std::string lower = lower_case(without_packing(name));
   for (const std::string_view format : kFormats) {
-    if (name.ends_with(format)) return format;
+    if (lower.ends_with(format)) return format;
   }
   return {};
+}
+
+std::string_view without_format(std::string_view name) {
+  name = without_packing(name);
+  name.remove_suffix(format_of(name).size());
+  return name;
+}
+
+/// Files that say what a data set is.
+bool is_description(std::string_view name) {
+  constexpr std::array<std::string_view, 4> kNames = {"readme", "license", "dataset_info",
+                                                      "dataset_infos"};
+  const std::string lower = lower_case(name);
+  return lower.ends_with(".md") || is_among(kNames, lower.substr(0, lower.find('.')));
 }
 
 std::string_view without_end_digits(std::string_view text) {
@@ -156,7 +168,7 @@ void sort_files(std::vector<std::string>& files) {
 /// The files of rows in a folder, by their series.
 class Folder {
  public:
-  explicit Folder(const std::string& path) : path_(path) { find(); }
+  explicit Folder(const std::string& path) : Folder(path, /*may_be_inner=*/true) {}
 
   std::vector<std::string> files_of(DataSplit split) const {
     std::vector<std::string> names;
@@ -186,19 +198,28 @@ class Folder {
                              chosen.empty() ? names.front() : chosen.front()));
   }
 
+  /// Names of files and folders that are of no split and not read.
+  const std::vector<std::string>& passed_over() const { return passed_over_; }
+
  private:
+  Folder(const std::string& path, bool may_be_inner) : path_(path) { find(may_be_inner); }
+
   [[noreturn]] void fail(std::string_view expected, std::string_view got) const {
     throw DataError(fmt::format("{}: expected {}, got {}", path_, expected, got));
   }
 
-  void find() {
+  void find(bool may_be_inner) {
     const std::vector<std::string> here = files_in(path_);
     std::vector<fs::path> inner;  // folders of splits, or one named data
+    std::vector<fs::path> others;
     for (const auto& entry : fs::directory_iterator(path_)) {
       const std::string name = entry.path().filename().string();
       if (!entry.is_directory() || name.starts_with('.')) continue;
-      if (name == "data" || split_of(name) != DataSplit::kAny) inner.push_back(entry.path());
+      const bool is_of_rows = name == "data" || split_of(name) != DataSplit::kAny;
+      (is_of_rows ? inner : others).push_back(entry.path());
     }
+    if (here.empty() && inner.empty() && may_be_inner) return enter_configuration(others);
+    for (const fs::path& other : others) pass_over(other);
     if (!here.empty() && !inner.empty()) {
       fail("files of rows here or in a folder",
            fmt::format("both, also in '{}'; name the one that is meant",
@@ -213,8 +234,30 @@ class Folder {
     }
   }
 
+  /// The hub's converted files lie in default/train, where `default` is the configuration.
+  void enter_configuration(const std::vector<fs::path>& folders) {
+    std::vector<std::string> names;
+    for (const fs::path& path : folders) {
+      Folder folder(path.string(), /*may_be_inner=*/false);
+      if (folder.series_.empty()) {
+        pass_over(path);
+        continue;
+      }
+      names.push_back(path.filename().string());
+      series_ = std::move(folder.series_);
+      passed_over_.insert(passed_over_.end(), folder.passed_over_.begin(),
+                          folder.passed_over_.end());
+    }
+    if (names.size() < 2) return;
+    std::sort(names.begin(), names.end());
+    fail("files of one configuration",
+         fmt::format("{}; name the folder that is meant", quoted_list(names)));
+  }
+
+  void pass_over(const fs::path& path) { passed_over_.push_back(path.string()); }
+
   /// JSON files next to rows in other formats describe them.
-  std::vector<std::string> files_in(const std::string& folder) const {
+  std::vector<std::string> files_in(const std::string& folder) {
     std::vector<std::string> files, json;
     for (const auto& entry : fs::directory_iterator(folder)) {
       const std::string name = entry.path().filename().string();
@@ -224,12 +267,18 @@ class Folder {
         json.push_back(entry.path().string());
       } else if (!format.empty()) {
         files.push_back(entry.path().string());
-      } else if (is_among(kForeignFormats, entry.path().extension().string())) {
+      } else if (is_among(kForeignFormats, lower_case(entry.path().extension().string()))) {
         fail("files of rows that are read (.jsonl, .json, .parquet, .arrow, …)",
              fmt::format("also {}; name the files that are meant", shown_text(name)));
+      } else if (!is_description(name)) {
+        pass_over(entry.path());
       }
     }
-    return files.empty() ? json : files;
+    if (files.empty()) return json;
+    for (const std::string& file : json) {
+      if (!is_description(fs::path(file).filename().string())) pass_over(file);
+    }
+    return files;
   }
 
   std::vector<std::string> checked(const std::vector<std::string>& names) const {
@@ -250,8 +299,9 @@ class Folder {
     return files;
   }
 
-  const std::string& path_;
+  const std::string path_;
   std::map<std::string, std::vector<std::string>> series_;
+  std::vector<std::string> passed_over_;
 };
 
 std::vector<std::string> files_of_pattern(const std::string& pattern) {
@@ -276,17 +326,20 @@ std::vector<std::string> files_of_pattern(const std::string& pattern) {
   return files;
 }
 
-std::vector<std::string> files_at(const std::string& path, DataSplit split) {
+DataPart files_at(const std::string& path, DataSplit split) {
   std::error_code ignored;
   try {
-    if (fs::is_directory(path, ignored)) return Folder(path).files_of(split);
+    if (fs::is_directory(path, ignored)) {
+      const Folder folder(path);
+      return {.files = folder.files_of(split), .passed_over = folder.passed_over()};
+    }
   } catch (const fs::filesystem_error& error) {
     throw DataError(
         fmt::format("{}: expected a readable folder, got {}", path, error.code().message()));
   }
   const bool is_pattern = path.find_first_of("*?[") != std::string::npos;
-  if (is_pattern && !fs::exists(path, ignored)) return files_of_pattern(path);
-  return {path};
+  if (is_pattern && !fs::exists(path, ignored)) return {.files = files_of_pattern(path)};
+  return {.files = {path}};
 }
 
 /// Returns the list that a text spells; null: it is a path.
@@ -298,7 +351,7 @@ Json list_in(const std::string& rows) {
 
 DataPart part_of(const Json& item, DataSplit split) {
   constexpr std::string_view kWhere = "rows";
-  if (item.is_string()) return {.files = files_at(item.get<std::string>(), split)};
+  if (item.is_string()) return files_at(item.get<std::string>(), split);
   if (!item.is_object() || !item.contains("path") || !item["path"].is_string()) {
     throw ConfigError(fmt::format(
         "{}: expected a list of paths or {{\"path\": text, \"weight\": number}}, got {} in it",
@@ -311,7 +364,7 @@ DataPart part_of(const Json& item, DataSplit split) {
         did_you_mean(key, std::vector<std::string_view>{"path", "weight"})));
   }
   const auto path = item["path"].get<std::string>();
-  DataPart part{.files = files_at(path, split)};
+  DataPart part = files_at(path, split);
   if (!item.contains("weight")) return part;
   const Json& weight = item["weight"];
   constexpr Range kWeights{.min = 0, .max = 1000, .min_open = true};
@@ -354,7 +407,7 @@ bool is_before(std::string_view a, std::string_view b) {
 
 std::vector<DataPart> find_data_files(const std::string& rows, DataSplit split) {
   const Json list = list_in(rows);
-  if (list.is_null()) return {{.files = files_at(rows, split)}};
+  if (list.is_null()) return {files_at(rows, split)};
   if (list.empty()) throw ConfigError("rows: expected a list of files, got an empty one");
   std::vector<DataPart> parts;
   std::set<std::string> seen;
@@ -382,6 +435,20 @@ std::vector<std::string> find_files_of_rows(const std::string& rows, DataSplit s
     files.insert(files.end(), part.files.begin(), part.files.end());
   }
   return files;
+}
+
+std::string note_on_folders(const std::string& rows, DataSplit split) {
+  constexpr std::size_t kMost = 5;
+  std::vector<std::string> names;
+  for (const DataPart& part : find_data_files(rows, split)) {
+    names.insert(names.end(), part.passed_over.begin(), part.passed_over.end());
+  }
+  if (names.empty()) return "";
+  sort_files(names);
+  const std::size_t more = names.size() - std::min(names.size(), kMost);
+  names.resize(names.size() - more);
+  return fmt::format("not read: {}{}", quoted_list(names),
+                     more > 0 ? fmt::format(" and {} more", more) : "");
 }
 
 }  // namespace prefopt::detail

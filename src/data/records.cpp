@@ -247,6 +247,13 @@ class RowReader {
                                                       : message_field(message, "content", key);
   }
 
+  static detail::Turn::ContentKind content_kind_of(const RowJson& message) {
+    using Kind = detail::Turn::ContentKind;
+    const auto found = message.find("content");
+    if (found == message.end()) return Kind::kNone;
+    return found->is_null() ? Kind::kNull : Kind::kText;
+  }
+
   /// Returns whether the file leaves the message out of training, as RowLayout::canonical says it.
   static bool is_left_out(const RowJson& message) {
     const auto found = message.find("train");
@@ -267,6 +274,7 @@ class RowReader {
       }
       std::string its_role = message_field(message, "role", key);
       result.emplace_back(std::move(its_role), content_of(message, key), !is_left_out(message));
+      result.back().content_kind = content_kind_of(message);
       if (reading_.chat_template != nullptr) result.back().fields = fields_of(message);
       reasons_ |= holds_some(message, "reasoning_content");
       const std::string& role = result.back().role;

@@ -13,6 +13,7 @@
 #include "core/json.h"
 #include "data/chat_template.h"
 #include "data/line_error.h"
+#include "data/row_columns.h"
 #include "data/row_words.h"
 
 namespace prefopt::detail {
@@ -22,14 +23,14 @@ using Part = RenderedChat::Part;
 
 bool is_of_assistant(const Turn& turn) { return turn.role == "assistant"; }
 
-bool has_field(const Json& fields, const char* key) {
-  const auto found = fields.find(key);
+bool has_field(const Json& fields, std::string_view key) {
+  const auto found = fields.find(std::string(key));
   return found != fields.end() && !found->empty();
 }
 
 bool reasons(const Turn& turn) {
-  return has_field(turn.fields, "reasoning_content") || has_field(turn.fields, "thinking") ||
-         has_field(turn.fields, "reasoning");
+  return std::any_of(kTemplateReasoningKeys.begin(), kTemplateReasoningKeys.end(),
+                     [&](std::string_view key) { return has_field(turn.fields, key); });
 }
 
 bool calls(const Turn& turn) {
@@ -85,6 +86,7 @@ class RenderedRowWriter {
       begun.begun = begun.content.size();
       begun.content += first->content;
       begun.counts = first->counts;
+      if (first->content_kind == Turn::ContentKind::kText) begun.content_kind = first->content_kind;
       for (const auto& [key, value] : first->fields.items()) begun.fields[key] = value;
       ++first;
     }

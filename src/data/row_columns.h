@@ -4,6 +4,7 @@
 // Names of columns, and the layouts that they make.
 
 #include <array>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -57,6 +58,9 @@ inline constexpr std::array<std::string_view, 8> kMessageKeys{
 /// counts, as in transformers.
 inline constexpr std::array<std::string_view, 5> kReasoningKeys{"reasoning_content", "thinking",
                                                                 "reasoning", "thought", "thoughts"};
+/// Those that transformers looks for, in its order; the others are names in data alone.
+inline constexpr std::span<const std::string_view> kTemplateReasoningKeys =
+    std::span(kReasoningKeys).first(3);
 
 // Where the prompt of a row may come from.
 inline constexpr unsigned kFromPrompt = 1, kFromQuestion = 2, kFromInstruction = 4, kFromInput = 8,

@@ -163,6 +163,14 @@ SortedJson RowParts::called_functions(const std::string& text, const std::string
   return list;
 }
 
+bool RowParts::has_null_content(const SortedJson& message) const {
+  const auto& keys = layout_.content_keys();
+  return std::any_of(keys.begin(), keys.end(), [&](const std::string& key) {
+    const auto found = message.find(key);
+    return found != message.end() && found->is_null();
+  });
+}
+
 SortedJson RowParts::message(const SortedJson& given, const std::string& path) {
   if (!given.is_object()) return given;
   SortedJson message = given;
@@ -190,8 +198,8 @@ SortedJson RowParts::message(const SortedJson& given, const std::string& path) {
   for (const std::string_view name : kReasoningKeys) {
     const auto found = message.find(std::string(name));
     if (found == message.end()) continue;
-    if (reasoning.is_null() && holds_text(*found)) reasoning = std::move(*found);
-    message.erase(found);
+    if (reasoning.is_null() && holds_text(*found)) reasoning = *found;
+    if (!is_among(kTemplateReasoningKeys, name)) message.erase(found);
   }
   if (!reasoning.is_null()) message["reasoning_content"] = std::move(reasoning);
   if (!is_trained) message["train"] = false;
@@ -212,8 +220,8 @@ SortedJson RowParts::message(const SortedJson& given, const std::string& path) {
     message["content"] = joined_parts(content, path);
   } else if (!content.is_discarded()) {
     message["content"] = std::move(content);
-  } else if (calls) {
-    message["content"] = "";
+  } else if (calls && has_null_content(given)) {
+    message["content"] = nullptr;  // which a template may tell from none at all
   }
   return message;
 }

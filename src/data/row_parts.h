@@ -61,6 +61,7 @@ class RowParts {
   /// Returns whether the file wants the turn to be trained on. Removes the keys that say so. Throws
   /// LineError for an answer that counts in part.
   bool trains(SortedJson& message, const std::string& path, bool is_answer) const;
+  bool has_null_content(const SortedJson& message) const;
   /// Messages as a list, texts and everything else as they are.
   SortedJson turns(const SortedJson& value, const std::string& path);
   void note_unread(const std::string& name, std::string_view key);

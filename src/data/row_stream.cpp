@@ -192,6 +192,7 @@ RowStream::RowStream(std::vector<DataPart> parts, const RowStreamOptions& option
     parts_.emplace_back(std::move(part), std::ssize(parts_), options_);
   }
   begin_epoch();
+  mark();
 }
 
 RowStream::~RowStream() = default;
@@ -212,6 +213,9 @@ StreamedRow RowStream::next() {
   std::swap(buffer_[place], buffer_.back());
   StreamedRow row = std::move(buffer_.back());
   buffer_.pop_back();
+  given_since_.push_back({.row = {row.part, row.file, row.index, row.sum},
+                          .place = place,
+                          .read = std::exchange(read_since_, 0)});
   return row;
 }
 
@@ -238,6 +242,7 @@ bool RowStream::read_row() {
     if (!parts_[part].next(row)) continue;
     buffer_.push_back(std::move(row));
     ++read_;
+    ++read_since_;
     return true;
   }
 }
@@ -270,25 +275,60 @@ const std::string& RowStream::path_of(const StreamedRow& row) const {
   return files[static_cast<std::size_t>(row.file)];
 }
 
-std::int64_t RowStream::sum_of_buffer() const {
+std::int64_t RowStream::sum_of_rows(const std::vector<StoredRow>& rows) {
   std::uint64_t sum = 0;
-  for (const StreamedRow& row : buffer_) sum = mixed(sum ^ row.sum);
+  for (const StoredRow& row : rows) sum = mixed(sum ^ row.sum);
   return static_cast<std::int64_t>(sum >> 1);
+}
+
+std::vector<RowStream::StoredRow> RowStream::stored_buffer() const {
+  std::vector<StoredRow> rows;
+  rows.reserve(buffer_.size());
+  for (const StreamedRow& row : buffer_) {
+    rows.push_back({row.part, row.file, row.index, row.sum});
+  }
+  return rows;
 }
 
 // Epoch, rows read and given, a sum over the buffer's texts, the place in each part, and three
 // numbers a row of the buffer.
 
-std::vector<std::int64_t> RowStream::state() const {
-  std::vector<std::int64_t> state{epoch_, read_, given_, sum_of_buffer()};
+std::vector<std::int64_t> RowStream::head() const {
+  std::vector<std::int64_t> head{epoch_, read_, given_, /*sum=*/0};
   for (const PartReader& part : parts_) {
     const auto place = part.state();
-    state.insert(state.end(), place.begin(), place.end());
+    head.insert(head.end(), place.begin(), place.end());
   }
-  for (const StreamedRow& row : buffer_) {
+  return head;
+}
+
+std::vector<std::int64_t> RowStream::state_of(std::vector<std::int64_t> head,
+                                              const std::vector<StoredRow>& buffer) {
+  std::vector<std::int64_t> state = std::move(head);
+  state[3] = sum_of_rows(buffer);
+  for (const StoredRow& row : buffer) {
     state.insert(state.end(), {row.part, row.file, row.index});
   }
   return state;
+}
+
+std::vector<std::int64_t> RowStream::state() const { return state_of(head(), stored_buffer()); }
+
+void RowStream::mark() {
+  marked_head_ = head();
+  given_since_.clear();
+  read_since_ = 0;
+}
+
+std::vector<std::int64_t> RowStream::state_at_mark() const {
+  std::vector<StoredRow> buffer = stored_buffer();
+  buffer.resize(buffer.size() - read_since_);
+  for (auto given = given_since_.rbegin(); given != given_since_.rend(); ++given) {
+    buffer.push_back(given->row);
+    std::swap(buffer[given->place], buffer.back());
+    buffer.resize(buffer.size() - given->read);
+  }
+  return state_of(marked_head_, buffer);
 }
 
 void RowStream::load(const std::vector<std::int64_t>& state) {
@@ -316,7 +356,8 @@ void RowStream::load(const std::vector<std::int64_t>& state) {
     buffer_.push_back(std::move(row));
   }
   read_buffer();
-  if (sum_of_buffer() != state[3]) fail_state("rows that are others now");
+  if (sum_of_rows(stored_buffer()) != state[3]) fail_state("rows that are others now");
+  mark();
 }
 
 /// Reads the texts of the rows in the buffer.

@@ -53,8 +53,12 @@ class RowStream {
   const std::string& path_of(const StreamedRow& row) const;
 
   std::vector<std::int64_t> state() const;
-  /// Throws CheckpointError where `state` is not one of a stream of these files, or where the rows
-  /// of the buffer are others now.
+  /// Remembers this place, however many rows are in memory, at the cost of those that `next` gives.
+  void mark();
+  /// Returns what `state` returned at the last mark. Throws as `load`.
+  std::vector<std::int64_t> state_at_mark() const;
+  /// Marks the place that it goes to. Throws CheckpointError where `state` is not one of a stream
+  /// of these files, or where the rows of the buffer are others now.
   void load(const std::vector<std::int64_t>& state);
   /// Returns a hash of the files and the options. Of a file over 64 MiB it has the size and 1024
   /// blocks of 64 KiB.
@@ -63,13 +67,29 @@ class RowStream {
  private:
   class PartReader;
 
+  /// A row of the buffer without its text.
+  struct StoredRow {
+    std::int64_t part, file, index;
+    std::uint32_t sum;
+  };
+  /// A row that `next` gave, its place in the buffer, and how many rows were read before it since
+  /// the one before.
+  struct GivenRow {
+    StoredRow row;
+    std::size_t place, read;
+  };
+
+  static std::int64_t sum_of_rows(const std::vector<StoredRow>& rows);
+  static std::vector<std::int64_t> state_of(std::vector<std::int64_t> head,
+                                            const std::vector<StoredRow>& buffer);
   void begin_epoch();
   void fill_buffer();
   bool read_row();
   std::size_t draw_part();
   void read_buffer();
   std::uint64_t draw(std::int64_t purpose, std::int64_t number) const;
-  std::int64_t sum_of_buffer() const;
+  std::vector<StoredRow> stored_buffer() const;
+  std::vector<std::int64_t> head() const;
 
   RowStreamOptions options_;
   std::vector<PartReader> parts_;
@@ -77,6 +97,9 @@ class RowStream {
   std::int64_t epoch_ = 0;
   std::int64_t read_ = 0;   ///< rows of the epoch that were read
   std::int64_t given_ = 0;  ///< rows of the epoch that `next` gave
+  std::vector<std::int64_t> marked_head_;
+  std::vector<GivenRow> given_since_;  ///< since the mark
+  std::size_t read_since_ = 0;         ///< since the last row that was given, or the mark
 };
 
 }  // namespace prefopt::detail

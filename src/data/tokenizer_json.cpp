@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <filesystem>
 #include <string_view>
+#include <utility>
 
 #include "core/file.h"
 #include "core/json.h"
+#include "data/tokenizer_config.h"
 #include "data/tokenizers/json_parts.h"
 #include "prefopt/error.h"
 
@@ -72,20 +74,9 @@ void read_post_processor(const JsonNode& node, Ends& ends) {
 
 // --- tokenizer_config.json
 
-/// Reads "<s>" or {"content": "<s>", …}; empty if there is none.
-std::string token_text(const JsonNode& node) {
-  if (node.is_null()) return "";
-  return node.is_text() ? node.text() : node.member("content").text();
-}
-
-// One text, or a list of named ones.
-std::string template_text(const JsonNode& node) {
-  if (node.is_null()) return "";
-  if (!node.is_list()) return node.text();
-  for (std::size_t i = 0; i < node.size(); ++i) {
-    if (node.item(i).member("name").text() == "default") {
-      return node.item(i).member("template").text();
-    }
+std::string default_template(const JsonNode& field) {
+  for (NamedTemplate& one : chat_templates(field)) {
+    if (one.name == "default") return std::move(one.text);
   }
   return "";
 }
@@ -121,7 +112,7 @@ void read_config(const fs::path& path, bool text_begins, TokenizerSpec& result) 
   if (const auto eos = id_of(config.member("eos_token"), result); eos >= 0) result.eos_id = eos;
   // transformers would add a padding token that the vocabulary lacks; nothing is padded here.
   result.pad_id = id_of(token_text(config.member("pad_token")), result);
-  result.chat_template = template_text(config.member("chat_template"));
+  result.chat_template = default_template(config.member("chat_template"));
 }
 
 }  // namespace

@@ -98,6 +98,36 @@ constexpr std::array kModelParts = std::to_array<GgufPart>({
     {"output.weight", "lm_head.weight"},
 });
 
+constexpr std::string_view kExperts = "mlp.experts.";
+
+// Hugging Face's name of a part that the family's files have; empty for an unknown one.
+std::string_view part_from_gguf(const Family& family, std::string_view gguf) {
+  for (const GgufPart& known : family.gguf_parts()) {
+    if (known.gguf == gguf) return known.hugging_face;
+  }
+  for (const GgufPart& known : kLayerParts) {
+    if (known.gguf == gguf) return known.hugging_face;
+  }
+  return {};
+}
+
+// The name that is read back as `part`.
+std::string_view gguf_from_part(const Family& family, std::string_view part) {
+  for (const GgufPart& known : family.gguf_parts()) {
+    if (known.hugging_face == part) return known.gguf;
+  }
+  for (const GgufPart& known : kLayerParts) {
+    const bool is_it = known.hugging_face == part;
+    if (is_it && part_from_gguf(family, known.gguf) == part) return known.gguf;
+  }
+  const auto matrix_at = part.rfind('.');
+  if (!part.starts_with(kExperts) || matrix_at < kExperts.size()) return {};
+  for (const GgufPart& known : kExpertParts) {
+    if (known.hugging_face == part.substr(matrix_at + 1)) return known.gguf;
+  }
+  return {};
+}
+
 // "attn_q" of "blk.12.attn_q.weight", with the parts before and behind it; empty where there is no
 // such form.
 struct LayerTensor {
@@ -333,16 +363,6 @@ at::Tensor halves_from_pairs(const at::Tensor& weight, std::int64_t heads) {
   return weight.view({heads, weight.size(0) / heads / 2, 2, -1}).transpose(1, 2).reshape_as(weight);
 }
 
-// The experts of a layer; layers without any have no tensors of them.
-std::int64_t experts_of(const DecoderOptions& options) {
-  const Family& family = family_named(options.family, "gguf");
-  std::int64_t most = 0;
-  for (const LayerSpec& layer : family.spec(options, "gguf").layers) {
-    most = std::max(most, layer.experts.count);
-  }
-  return most;
-}
-
 at::Tensor pairs_from_halves(const at::Tensor& weight, std::int64_t heads) {
   return weight.reshape({heads, 2, weight.size(0) / heads / 2, -1})
       .transpose(1, 2)
@@ -356,6 +376,10 @@ std::int64_t reordered_heads(const Family* family, std::string_view gguf_name,
   const std::string_view part = split_layer_name(gguf_name).part;
   if (part == "attn_q") return options.num_attention_heads;
   return part == "attn_k" ? options.num_key_value_heads : 0;
+}
+
+bool adds_one(const Family* family, std::string_view gguf_name) {
+  return family && family->traits.gguf_norms_add_one && gguf_name.ends_with("norm.weight");
 }
 
 }  // namespace
@@ -383,17 +407,15 @@ std::vector<std::string> hugging_face_names(std::string_view gguf_name,
   const auto name = [&](std::string_view part) {
     return fmt::format("model.layers.{}.{}.{}", tensor.layer, part, tensor.suffix);
   };
-  for (const GgufPart& known : family_named(options.family, "gguf").gguf_parts()) {
-    if (known.gguf == tensor.part) return {name(known.hugging_face)};
-  }
-  for (const GgufPart& known : kLayerParts) {
-    if (known.gguf == tensor.part) return {name(known.hugging_face)};
+  const Family& family = family_named(options.family, "gguf");
+  if (const std::string_view part = part_from_gguf(family, tensor.part); !part.empty()) {
+    return {name(part)};
   }
   std::vector<std::string> names;
   for (const GgufPart& known : kExpertParts) {
     if (known.gguf != tensor.part) continue;
-    for (std::int64_t e = 0; e < experts_of(options); ++e) {
-      names.push_back(name(fmt::format("mlp.experts.{}.{}", e, known.hugging_face)));
+    for (std::int64_t e = 0; e < experts_of(family.spec(options, "gguf")).count; ++e) {
+      names.push_back(name(fmt::format("{}{}.{}", kExperts, e, known.hugging_face)));
     }
   }
   return names;
@@ -403,13 +425,12 @@ at::Tensor read_gguf_weight(const GgufFile& file, const std::string& gguf_name,
                             const DecoderOptions& options, at::ScalarType dtype) {
   at::Tensor weight = file.tensor(gguf_name, dtype);
   const Family* family = find_gguf_family(file.text("general.architecture"));
-  const bool adds_one = family && family->traits.gguf_norms_add_one;
-  if (adds_one && gguf_name.ends_with("norm.weight")) return weight - 1;
+  if (adds_one(family, gguf_name)) return weight - 1;
   const std::int64_t heads = reordered_heads(family, gguf_name, options);
   return heads > 0 ? halves_from_pairs(weight, heads) : weight;
 }
 
-std::string gguf_name(std::string_view hugging_face_name) {
+std::string gguf_name(std::string_view hugging_face_name, const DecoderOptions& options) {
   for (const GgufPart& known : kModelParts) {
     if (known.hugging_face == hugging_face_name) return std::string(known.gguf);
   }
@@ -418,19 +439,24 @@ std::string gguf_name(std::string_view hugging_face_name) {
   const std::string_view name = hugging_face_name.substr(kPrefix.size());
   const auto part_at = name.find('.');
   const auto suffix_at = name.rfind('.');
-  for (const GgufPart& known : kLayerParts) {
-    if (part_at >= suffix_at ||
-        known.hugging_face != name.substr(part_at + 1, suffix_at - part_at - 1)) {
-      continue;
-    }
-    return fmt::format("blk.{}.{}{}", name.substr(0, part_at), known.gguf, name.substr(suffix_at));
-  }
-  return "";
+  if (part_at >= suffix_at) return "";
+  const std::string_view part = gguf_from_part(family_named(options.family, "gguf"),
+                                               name.substr(part_at + 1, suffix_at - part_at - 1));
+  if (part.empty()) return "";
+  return fmt::format("blk.{}.{}{}", name.substr(0, part_at), part, name.substr(suffix_at));
+}
+
+bool holds_experts(std::string_view gguf_name) {
+  const std::string_view part = split_layer_name(gguf_name).part;
+  return std::any_of(kExpertParts.begin(), kExpertParts.end(),
+                     [&](const GgufPart& known) { return known.gguf == part; });
 }
 
 at::Tensor gguf_weight(const at::Tensor& weight, std::string_view gguf_name,
                        std::string_view architecture, const DecoderOptions& options) {
-  const std::int64_t heads = reordered_heads(find_gguf_family(architecture), gguf_name, options);
+  const Family* family = find_gguf_family(architecture);
+  if (adds_one(family, gguf_name)) return weight.to(at::kDouble) + 1;
+  const std::int64_t heads = reordered_heads(family, gguf_name, options);
   return heads > 0 ? pairs_from_halves(weight, heads) : weight;
 }
 

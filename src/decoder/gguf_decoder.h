@@ -35,8 +35,11 @@ std::vector<std::string> hugging_face_names(std::string_view gguf_name,
 at::Tensor read_gguf_weight(const GgufFile& file, const std::string& gguf_name,
                             const DecoderOptions& options, at::ScalarType dtype);
 
-/// The name in GGUF files of a decoder's tensor; empty for any other.
-std::string gguf_name(std::string_view hugging_face_name);
+/// The name in GGUF files of a decoder's tensor, which is that of all experts for one of them;
+/// empty for any other.
+std::string gguf_name(std::string_view hugging_face_name, const DecoderOptions& options);
+/// Whether a tensor of this name holds a matrix of each expert.
+bool holds_experts(std::string_view gguf_name);
 
 /// Returns a weight in the layout that files of the architecture have.
 at::Tensor gguf_weight(const at::Tensor& weight, std::string_view gguf_name,

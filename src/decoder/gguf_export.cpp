@@ -2,25 +2,35 @@
 #include "prefopt/decoder/gguf_export.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/tensor.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <system_error>
+#include <unordered_map>
+#include <utility>
 
 #include "core/text.h"
 #include "data/tokenizer_gguf_writer.h"
 #include "decoder/families/family.h"
 #include "decoder/gguf_decoder.h"
 #include "decoder/gguf_fields.h"
+#include "decoder/spec_difference.h"
 #include "files/gguf_encoding.h"
 #include "prefopt/error.h"
 #include "prefopt/files/gguf_writer.h"
 
 namespace prefopt {
 namespace {
+
+using detail::ModelSpec;
+using detail::RopeSpec;
+using detail::RopeType;
 
 struct FileType {
   std::string_view name;
@@ -59,20 +69,72 @@ std::string_view type_for_rows(std::string_view type, std::int64_t row) {
   return type;
 }
 
-std::string_view tensor_type(const FileType& type, std::string_view gguf_name,
+// The type of a tensor whose rows are whole blocks. Routers keep float32, as llama.cpp's own files.
+std::string_view wanted_type(const FileType& type, std::string_view gguf_name,
                              const at::Tensor& weight, bool tied) {
-  if (weight.dim() < 2) return "F32";
+  if (weight.dim() < 2 || gguf_name.ends_with("ffn_gate_inp.weight")) return "F32";
   const bool is_head = gguf_name == (tied ? "token_embd.weight" : "output.weight");
-  return type_for_rows(is_head ? type.head : type.name, weight.size(-1));
+  return is_head ? type.head : type.name;
 }
 
 std::string_view architecture_of(const DecoderOptions& options, std::string_view where) {
   const detail::Family& family = detail::family_named(options.family, where);
   if (!family.traits.gguf_written.empty()) return family.traits.gguf_written;
+  std::vector<std::string_view> names;
+  for (const detail::Family* known : detail::families()) {
+    if (!known->traits.gguf_written.empty()) names.push_back(known->traits.model_type);
+  }
   throw ConfigError(fmt::format(
-      "{}: expected a family that is written to GGUF files here (llama, mistral, qwen2, "
-      "qwen3), got '{}'; export a folder (--out) for llama.cpp's converter",
-      where, family.traits.model_type));
+      "{}: expected a family that is written to GGUF files here ({}), got '{}'; export a "
+      "folder (--out) for llama.cpp's converter",
+      where, fmt::join(names, ", "), family.traits.model_type));
+}
+
+/// What llama.cpp (build 11549) loads in files of an architecture, of what models here may have.
+struct Loadable {
+  std::string_view architecture;
+  bool query_bias = true, output_bias = false, mlp_bias = false;
+  bool own_head = true, shared_head = true;
+  bool llama3_rope = false;
+  bool any_head_dim = true;  ///< other than hidden_size / num_attention_heads
+};
+
+constexpr std::array kLoadable = std::to_array<Loadable>({
+    {.architecture = "llama", .output_bias = true, .mlp_bias = true, .llama3_rope = true},
+    {.architecture = "granite", .output_bias = true, .mlp_bias = true, .llama3_rope = true},
+    {.architecture = "qwen2", .any_head_dim = false},
+    {.architecture = "qwen3"},
+    {.architecture = "qwen3moe"},
+    {.architecture = "smollm3"},
+    {.architecture = "phi3", .any_head_dim = false},
+    {.architecture = "gemma2", .own_head = false},
+    {.architecture = "gemma3"},
+    {.architecture = "olmo2", .query_bias = false, .shared_head = false, .any_head_dim = false},
+});
+
+// llama.cpp refuses files that lack a tensor, have one too many or one of another shape.
+void check_loadable(const DecoderOptions& options, std::string_view architecture,
+                    std::string_view where) {
+  const auto known =
+      std::find_if(kLoadable.begin(), kLoadable.end(),
+                   [&](const Loadable& loadable) { return loadable.architecture == architecture; });
+  if (known == kLoadable.end()) return;
+  const ModelSpec spec = detail::family_named(options.family, where).spec(options, where);
+  const detail::LayerSpec& layer = spec.layers.front();
+  const auto check = [&](bool is_there, bool is_loaded, std::string_view what) {
+    if (!is_there || is_loaded) return;
+    throw ConfigError(
+        fmt::format("{}: expected a model that llama.cpp loads as '{}', got one with {}", where,
+                    architecture, what));
+  };
+  check(layer.attention_bias, known->query_bias, "biases of queries, keys and values");
+  check(layer.attention_output_bias, known->output_bias, "a bias of the output projection");
+  check(layer.mlp_bias, known->mlp_bias, "mlp_bias");
+  check(!spec.tied_head, known->own_head, "an output head that is not the embedding");
+  check(spec.tied_head, known->shared_head, "an output head that is the embedding");
+  check(options.rope_scaling_factor != 1, known->llama3_rope, "Llama 3's rotary scaling");
+  check(options.head_dim * options.num_attention_heads != options.hidden_size, known->any_head_dim,
+        "heads that are not hidden_size / num_attention_heads wide");
 }
 
 void write_general(std::string_view architecture, std::string_view kind, const std::string& name,
@@ -84,8 +146,7 @@ void write_general(std::string_view architecture, std::string_view kind, const s
   file.integer("general.quantization_version", kQuantizationVersion);
 }
 
-void write_options(const DecoderOptions& options, std::string_view architecture, GgufWriter& file) {
-  detail::GgufFieldWriter fields(file, architecture);
+void write_sizes(const DecoderOptions& options, detail::GgufFieldWriter& fields) {
   fields.integer("block_count", options.num_hidden_layers);
   fields.integer("context_length", options.max_position_embeddings);
   fields.integer("embedding_length", options.hidden_size);
@@ -99,9 +160,28 @@ void write_options(const DecoderOptions& options, std::string_view architecture,
   if (const std::int64_t window = options.sliding_window; window > 0) {
     fields.integer("attention.sliding_window", window);
   }
-  fields.integer("rope.dimension_count", options.head_dim);
-  fields.real("rope.freq_base", options.rope_theta);
-  detail::family_named(options.family, "export_gguf").write_gguf(options, fields);
+}
+
+void write_rope(const RopeSpec& rope, std::int64_t head_dim, detail::GgufFieldWriter& fields) {
+  fields.integer("rope.dimension_count", rope.turned(head_dim));
+  fields.real("rope.freq_base", rope.theta);
+  const bool is_yarn = rope.type == RopeType::kYarn;
+  if (is_yarn || rope.type == RopeType::kLinear) {
+    fields.text("rope.scaling.type", is_yarn ? "yarn" : "linear");
+    fields.real("rope.scaling.factor", rope.factor);
+  }
+  if (is_yarn || rope.type == RopeType::kLongrope) {
+    fields.integer("rope.scaling.original_context_length", rope.context);
+  }
+}
+
+void write_options(const DecoderOptions& options, std::string_view architecture, GgufWriter& file) {
+  detail::GgufFieldWriter fields(file, architecture);
+  const detail::Family& family = detail::family_named(options.family, "export_gguf");
+  const ModelSpec spec = family.spec(options, "export_gguf");
+  write_sizes(options, fields);
+  write_rope(spec.ropes.front(), options.head_dim, fields);
+  family.write_gguf(spec, fields);
 }
 
 // Ids that the tokenizer does not name.
@@ -109,35 +189,101 @@ void write_token(std::string_view key, std::int64_t id, GgufWriter& file) {
   if (id >= 0 && !file.has(key)) file.integer(key, id);
 }
 
-void write_weights(const Decoder& model, const FileType& type, std::string_view architecture,
-                   std::string_view where, GgufWriter& file) {
-  const DecoderOptions& options = model.options();
+void write_rope_factors(const DecoderOptions& options, GgufWriter& file) {
   if (options.rope_scaling_factor != 1) {
     file.tensor(std::string(detail::kGgufRopeFactors), detail::gguf_rope_factors(options), "F32");
   }
+  const RopeSpec rope = detail::family_named(options.family, "export_gguf")
+                            .spec(options, "export_gguf")
+                            .ropes.front();
+  if (rope.type != RopeType::kLongrope) return;
+  for (const auto& [name, factors] : {std::pair(detail::kGgufLongFactors, rope.long_factors),
+                                      std::pair(detail::kGgufShortFactors, rope.short_factors)}) {
+    file.tensor(std::string(name), at::tensor(factors, at::kDouble), "F32");
+  }
+}
+
+/// A tensor of the file and the model's weights that it holds: one, or those of all experts.
+struct NamedWeights {
+  std::string name;
+  std::vector<at::Tensor> parts;
+};
+
+std::vector<NamedWeights> weights_of(const Decoder& model, std::string_view architecture,
+                                     std::string_view where) {
+  const DecoderOptions& options = model.options();
+  std::vector<NamedWeights> weights;
+  std::unordered_map<std::string, std::size_t> places;
   for (const auto& [name, weight] : model.named_parameters()) {
-    const std::string gguf_name = detail::gguf_name(name);
+    const std::string gguf_name = detail::gguf_name(name, options);
     if (gguf_name.empty()) {
       throw ConfigError(fmt::format("{}: expected weights that GGUF files have names for, got '{}'",
                                     where, name));
     }
-    file.tensor(gguf_name, detail::gguf_weight(weight, gguf_name, architecture, options),
-                tensor_type(type, gguf_name, weight, options.tie_word_embeddings));
+    const auto [place, is_new] = places.emplace(gguf_name, weights.size());
+    if (is_new) weights.push_back({gguf_name, {}});
+    weights[place->second].parts.push_back(
+        detail::gguf_weight(weight, gguf_name, architecture, options));
   }
+  return weights;
 }
 
-// Returns what files keep of `options`, as text, where other values cannot matter.
-std::string kept_options(DecoderOptions options) {
-  const DecoderOptions defaults;
-  options.family = std::string(architecture_of(options, "export_gguf"));
-  options.initializer_range = defaults.initializer_range;
-  options.bos_token_id = options.eos_token_id = options.pad_token_id = -1;
-  if (options.rope_scaling_factor == 1) {
-    options.rope_low_freq_factor = defaults.rope_low_freq_factor;
-    options.rope_high_freq_factor = defaults.rope_high_freq_factor;
-    options.rope_original_max_position_embeddings = defaults.rope_original_max_position_embeddings;
+/// Tensors that are kept in another type than the file's, by the reason.
+class OtherTypes {
+ public:
+  void add(std::string_view name, std::string_view wanted, std::string_view got, std::int64_t row) {
+    if (wanted == got) return;
+    std::vector<std::string>& names =
+        names_[fmt::format("{} in place of {}, whose blocks of {} do not fit rows of {}", got,
+                           wanted, detail::find_gguf_encoding(wanted)->values, row)];
+    std::string general = without_layer(name);
+    if (!detail::contains(names, general)) names.push_back(std::move(general));
   }
-  return fmt::format("{} with a window of {}", options_to_json(options), options.sliding_window);
+
+  std::vector<std::string> remarks() const {
+    std::vector<std::string> remarks;
+    for (const auto& [reason, names] : names_) {
+      remarks.push_back(fmt::format("{}: {}", fmt::join(names, ", "), reason));
+    }
+    return remarks;
+  }
+
+ private:
+  static std::string without_layer(std::string_view name) {
+    constexpr std::string_view kLayer = "blk.";
+    if (!name.starts_with(kLayer)) return std::string(name);
+    return fmt::format("blk.*{}", name.substr(name.find('.', kLayer.size())));
+  }
+
+  std::map<std::string, std::vector<std::string>> names_;
+};
+
+// Returns remarks on types.
+std::vector<std::string> write_weights(const Decoder& model, const FileType& type,
+                                       std::string_view architecture, std::string_view where,
+                                       GgufWriter& file) {
+  OtherTypes others;
+  for (NamedWeights& weight : weights_of(model, architecture, where)) {
+    const at::Tensor& first = weight.parts.front();
+    const std::int64_t row = first.size(-1);
+    const std::string_view wanted =
+        wanted_type(type, weight.name, first, model.options().tie_word_embeddings);
+    const std::string_view got = type_for_rows(wanted, row);
+    others.add(weight.name, wanted, got, row);
+    if (detail::holds_experts(weight.name)) {
+      file.stack(weight.name, std::move(weight.parts), got);
+    } else {
+      file.tensor(weight.name, first, got);
+    }
+  }
+  return others.remarks();
+}
+
+// Returns the window that llama.cpp does not compute, 0: none.
+std::int64_t ignored_window(const DecoderOptions& options) {
+  return detail::family_named(options.family, "export_gguf").traits.gguf_slides
+             ? 0
+             : options.sliding_window;
 }
 
 // Reads the file as any other: an option that it has no place for shows, and the file goes.
@@ -145,40 +291,46 @@ void check_written(const std::string& path, const DecoderOptions& options) {
   const auto fail = [&](std::string_view got) {
     std::error_code ignored;
     std::filesystem::remove(path, ignored);
-    throw ConfigError(fmt::format("{}: expected a model that a GGUF file can describe, {}, got {}",
-                                  path, kept_options(options), got));
+    throw ConfigError(
+        fmt::format("{}: expected a model that a GGUF file can describe, got {}", path, got));
   };
-  std::string read;
+  DecoderOptions read;
   try {
-    read = kept_options(detail::read_gguf_config(GgufFile::open(path)).options);
+    read = detail::read_gguf_config(GgufFile::open(path)).options;
   } catch (const CheckpointError& error) {
-    fail(fmt::format("a file that is refused: {}", error.what()));
+    fail(fmt::format("one whose file is refused: {}", error.what()));
   }
-  if (read != kept_options(options)) fail(read);
+  const std::vector<std::string> differences =
+      detail::spec_differences(options, read, "in the file");
+  if (!differences.empty()) fail(fmt::format("{}", fmt::join(differences, ", ")));
 }
 
 }  // namespace
 
-std::vector<std::int64_t> export_gguf(const Decoder& model, const std::string& path,
-                                      const GgufExportOptions& options) {
+GgufExportRemarks export_gguf(const Decoder& model, const std::string& path,
+                              const GgufExportOptions& options) {
   const FileType& type = file_type(options.type, path);
   const std::string_view architecture = architecture_of(model.options(), path);
   if (model.adapter()) {
     throw ConfigError(
         fmt::format("{}: expected a model without an adapter, got one with; merge it", path));
   }
+  check_loadable(model.options(), architecture, path);
   GgufWriter file;
   write_general(architecture, "model", options.name, file);
   file.integer("general.file_type", type.number);
   write_options(model.options(), architecture, file);
-  std::vector<std::int64_t> left =
+  GgufExportRemarks remarks;
+  remarks.left_end_tokens =
       detail::write_gguf_tokenizer(options.tokenizer, model.vocab_size(), options.end_tokens, file);
   write_token("tokenizer.ggml.bos_token_id", model.options().bos_token_id, file);
   write_token("tokenizer.ggml.padding_token_id", model.options().pad_token_id, file);
-  write_weights(model, type, architecture, path, file);
+  write_rope_factors(model.options(), file);
+  remarks.other_types = write_weights(model, type, architecture, path, file);
   file.write(path);
   check_written(path, model.options());
-  return left;
+  remarks.ignored_window = ignored_window(model.options());
+  return remarks;
 }
 
 void export_gguf_adapter(const Decoder& model, const std::string& path, const std::string& name,
@@ -206,7 +358,7 @@ void export_gguf_adapter(const Decoder& model, const std::string& path, const st
           "one that trains '{}' in another way; merge it",
           path, weight.name));
     }
-    const std::string gguf_name = detail::gguf_name(weight.name);
+    const std::string gguf_name = detail::gguf_name(weight.name, options);
     // llama.cpp scales by alpha / rank, whatever made the adapter, with one alpha for all maps:
     // what another map differs by goes into its B.
     const double own = weight.lora_scale * static_cast<double>(weight.lora_a.size(0));

@@ -18,6 +18,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "data/tokenizer_difference.h"
+#include "decoder/adapters/adapter_config.h"
 #include "decoder/decoder_config.h"
 #include "decoder/decoder_files.h"
 #include "decoder/decoder_impl.h"
@@ -54,13 +55,13 @@ detail::Json adapter_config_of(const std::string& path) {
 }
 
 /// Throws CheckpointError for an adapter that does not say what model it is of.
-std::string base_of(const detail::Json& adapter, const std::string& path) {
-  const detail::Json base = adapter.value("base_model_name_or_path", detail::Json());
+std::string named_base_of(const std::string& adapter) {
+  const detail::Json base = detail::base_model_of(adapter);
   if (base.is_string() && !base.get<std::string>().empty()) return base;
   throw CheckpointError(
       fmt::format("{}/adapter_config.json: expected base_model_name_or_path to name the model's "
                   "folder, got {}",
-                  path, detail::shown_json(base)));
+                  adapter, detail::shown_json(base)));
 }
 
 /// A sequence up to the token whose hidden state is scored, and one more, which the stream of a
@@ -144,8 +145,8 @@ RewardModel::RewardModel(std::shared_ptr<Decoder> body, at::Tensor score, bool h
 
 std::shared_ptr<RewardModel> RewardModel::load(const std::string& path, std::string_view dtype,
                                                ScoreHead head) {
-  if (const detail::Json adapter = adapter_config_of(path); adapter.is_object()) {
-    auto model = load(base_of(adapter, path), dtype, ScoreHead::kFreshIfNone);
+  if (adapter_config_of(path).is_object()) {
+    auto model = load(named_base_of(path), dtype, ScoreHead::kFreshIfNone);
     model->load_adapter(path);
     return model;
   }
@@ -299,10 +300,9 @@ void RewardModel::to(at::ScalarType dtype) {
 
 bool RewardModel::is_on(const std::string& path, std::string_view dtype, const Decoder& policy) {
   const Decoder::Impl& impl = *policy.impl_;
-  const detail::Json adapter = adapter_config_of(path);
-  if (!adapter.is_object() || !policy.adapter()) return false;
+  if (!policy.adapter() || !adapter_config_of(path).is_object()) return false;
   std::error_code ignored;
-  if (!std::filesystem::equivalent(base_of(adapter, path), impl.source, ignored)) return false;
+  if (!std::filesystem::equivalent(named_base_of(path), impl.source, ignored)) return false;
   const char* key = impl.config.contains("dtype") ? "dtype" : "torch_dtype";
   const std::string stored = impl.config.value(key, std::string());
   const std::string wanted = dtype == "keep" ? stored : std::string(dtype);

@@ -21,8 +21,8 @@ std::chrono::milliseconds checked_limit(double timeout, const std::string& where
 
 }  // namespace
 
-JsonProgram::JsonProgram(JudgeProgram program)
-    : program_(std::move(program)), limit_(checked_limit(program_.timeout, where())) {
+JsonProgram::JsonProgram(JudgeProgram program, std::string_view kind)
+    : program_(std::move(program)), kind_(kind), limit_(checked_limit(program_.timeout, where())) {
   if (program_.command.empty()) {
     throw ConfigError(fmt::format("{}: expected a program, got none", where()));
   }
@@ -56,7 +56,7 @@ void JsonProgram::restart() {
 
 std::string JsonProgram::where() const {
   const bool has_name = !program_.name.empty() || program_.command.empty();
-  return fmt::format("judge '{}'", has_name ? program_.name : program_.command.front());
+  return fmt::format("{} '{}'", kind_, has_name ? program_.name : program_.command.front());
 }
 
 }  // namespace prefopt::detail

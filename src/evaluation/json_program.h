@@ -12,11 +12,16 @@
 
 namespace prefopt::detail {
 
-/// A program that answers lines of JSON, in messages a judge.
+/// What messages call programs that compare two completions, and that rate one.
+inline constexpr std::string_view kJudge = "judge";
+inline constexpr std::string_view kRewardProgram = "reward program";
+
+/// A program that answers lines of JSON.
 class JsonProgram {
  public:
-  /// Starts it. Throws ConfigError if it cannot be started, or for an invalid time limit.
-  explicit JsonProgram(JudgeProgram program);
+  /// Starts it. `kind` is what messages call it. Throws ConfigError if it cannot be started, or for
+  /// an invalid time limit.
+  JsonProgram(JudgeProgram program, std::string_view kind);
 
   /// Throws DataError in place of an answer that is no JSON or does not come.
   Json ask(const Json& question);
@@ -29,11 +34,12 @@ class JsonProgram {
   /// Ends the program and starts it again: it has then been asked nothing.
   void restart();
 
-  /// "judge 'name'", for messages.
+  /// "judge 'name'" of the kind "judge", for messages.
   std::string where() const;
 
  private:
   JudgeProgram program_;
+  std::string kind_;
   std::chrono::milliseconds limit_;
   std::unique_ptr<LineProcess> process_;
 };

@@ -19,7 +19,7 @@ using detail::JsonProgram;
 
 class ProgramJudge final : public Judge {
  public:
-  explicit ProgramJudge(const JudgeProgram& program) : program_(program) {}
+  explicit ProgramJudge(const JudgeProgram& program) : program_(program, detail::kJudge) {}
 
   Verdict compare(const std::string& prompt, const std::string& first,
                   const std::string& second) override {
@@ -82,12 +82,12 @@ std::unique_ptr<Judge> make_reward_judge(Reward reward) {
 
 Reward make_program_reward(const JudgeProgram& program) {
   // Shared, as a std::function has to be one that can be copied.
-  return [program = std::make_shared<JsonProgram>(program)](const std::string& prompt,
-                                                            const std::string& completion) {
-    const Json answer = program->ask({{"prompt", prompt}, {"completion", completion}});
+  const auto rewards = std::make_shared<JsonProgram>(program, detail::kRewardProgram);
+  return [rewards](const std::string& prompt, const std::string& completion) {
+    const Json answer = rewards->ask({{"prompt", prompt}, {"completion", completion}});
     if (!answer.is_object() || !answer.contains("reward") || !answer["reward"].is_number() ||
         !std::isfinite(answer["reward"].get<double>())) {
-      program->refuse(R"({"reward": number})", answer);
+      rewards->refuse(R"({"reward": number})", answer);
     }
     return answer["reward"].get<double>();
   };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/files/gguf_writer.h"
 
+#include <c10/util/StringUtil.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -60,8 +61,11 @@ std::uint64_t aligned(std::uint64_t bytes) {
   return (bytes + detail::kGgufAlignment - 1) / detail::kGgufAlignment * detail::kGgufAlignment;
 }
 
-std::uint64_t encoded_bytes(const at::Tensor& values, const detail::GgufEncoding& encoding) {
-  return static_cast<std::uint64_t>(values.numel() / encoding.values * encoding.bytes);
+std::uint64_t encoded_bytes(const std::vector<std::int64_t>& shape,
+                            const detail::GgufEncoding& encoding) {
+  std::int64_t values = 1;
+  for (const std::int64_t size : shape) values *= size;
+  return static_cast<std::uint64_t>(values / encoding.values * encoding.bytes);
 }
 
 }  // namespace
@@ -113,13 +117,28 @@ void GgufWriter::set(std::string_view key, std::string encoded) {
 }
 
 void GgufWriter::tensor(std::string name, at::Tensor values, std::string_view type) {
-  const detail::GgufEncoding* encoding = detail::find_gguf_encoding(type);
+  add({std::move(name), values.sizes().vec(), {values}, std::string(type)});
+}
+
+void GgufWriter::stack(std::string name, std::vector<at::Tensor> parts, std::string_view type) {
+  std::vector<std::int64_t> shape = parts.front().sizes().vec();
+  for (const at::Tensor& part : parts) {
+    if (part.sizes() == at::IntArrayRef(shape)) continue;
+    throw ShapeError(fmt::format("gguf: tensor '{}': expected parts of shape {}, got {}", name,
+                                 c10::str(at::IntArrayRef(shape)), c10::str(part.sizes())));
+  }
+  shape.insert(shape.begin(), std::ssize(parts));
+  add({std::move(name), std::move(shape), std::move(parts), std::string(type)});
+}
+
+void GgufWriter::add(Tensor tensor) {
+  const detail::GgufEncoding* encoding = detail::find_gguf_encoding(tensor.type);
   if (!encoding || !detail::is_written(*encoding)) {
     throw ConfigError(fmt::format(
         "gguf: tensor '{}': expected F64, F32, F16, BF16, Q8_0, Q5_0, Q4_0, Q6_K or Q4_K, got '{}'",
-        name, type));
+        tensor.name, tensor.type));
   }
-  tensors_.push_back({std::move(name), std::move(values), std::string(type)});
+  tensors_.push_back(std::move(tensor));
 }
 
 std::string GgufWriter::head() const {
@@ -131,10 +150,12 @@ std::string GgufWriter::head() const {
   for (const Tensor& tensor : tensors_) {
     const detail::GgufEncoding& encoding = *detail::find_gguf_encoding(tensor.type);
     bytes += bytes_of_text(tensor.name);
-    bytes += bytes_of(static_cast<std::uint32_t>(tensor.values.dim()));
-    for (std::int64_t i = tensor.values.dim(); i-- > 0;) bytes += bytes_of(tensor.values.size(i));
+    bytes += bytes_of(static_cast<std::uint32_t>(tensor.shape.size()));
+    for (auto size = tensor.shape.rbegin(); size != tensor.shape.rend(); ++size) {
+      bytes += bytes_of(*size);
+    }
     bytes += bytes_of(encoding.id) + bytes_of(offset);
-    offset += aligned(encoded_bytes(tensor.values, encoding));
+    offset += aligned(encoded_bytes(tensor.shape, encoding));
   }
   bytes.resize(aligned(bytes.size()), '\0');
   return bytes;
@@ -148,8 +169,12 @@ void GgufWriter::write(const std::string& path) const {
       current = head();
     } else {
       const Tensor& tensor = tensors_[i - 1];
-      current = detail::encoded(*detail::find_gguf_encoding(tensor.type), tensor.values,
-                                fmt::format("{}: tensor '{}'", path, tensor.name));
+      const detail::GgufEncoding& encoding = *detail::find_gguf_encoding(tensor.type);
+      const std::string where = fmt::format("{}: tensor '{}'", path, tensor.name);
+      current.clear();
+      for (const at::Tensor& values : tensor.parts) {
+        current += detail::encoded(encoding, values, where);
+      }
       current.resize(aligned(current.size()), '\0');
     }
     written += current.size();

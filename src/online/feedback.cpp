@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "core/json.h"
+#include "evaluation/json_program.h"
 #include "online/feedback_options.h"
 #include "online/program_pool.h"
 #include "prefopt/error.h"
@@ -61,9 +62,9 @@ std::optional<double> read_comparison(const Json& answer) {
   return winner != nullptr ? read_winner(*winner) : read_probability(*p);
 }
 
-constexpr AnswerForm kRewardForm = {R"({"reward": number})", read_reward};
+constexpr AnswerForm kRewardForm = {detail::kRewardProgram, R"({"reward": number})", read_reward};
 constexpr AnswerForm kComparisonForm = {
-    R"({"winner": "a", "b" or "tie"} or {"p": number in [0, 1]})", read_comparison};
+    detail::kJudge, R"({"winner": "a", "b" or "tie"} or {"p": number in [0, 1]})", read_comparison};
 
 PoolOptions pool_options(const Command& command, const FeedbackOptions& options) {
   return {.program = {.command = command,

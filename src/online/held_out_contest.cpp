@@ -11,6 +11,7 @@
 #include "online/rated_prompts.h"
 #include "online/rollout_writer.h"
 #include "online/shared_work.h"
+#include "policy/parameters.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -52,7 +53,10 @@ HeldOutContest::HeldOutContest(const OnlineParts& parts, std::int64_t at_once, s
 Metrics HeldOutContest::measure(Policy& policy) {
   if (parts_.eval_prompts.empty() || !parts_.feedback) return {};
   measured_ = write(policy);
-  if (parts_.initial && first_.empty()) first_ = write(*parts_.initial);
+  // Before the first step they are one model, of which equal draws need not be made twice.
+  if (parts_.initial && first_.empty()) {
+    first_ = have_equal_weights(policy, *parts_.initial) ? measured_ : write(*parts_.initial);
+  }
   std::vector<Opponent> opponents;
   if (!first_.empty()) opponents.push_back({"win_rate", &first_});
   if (!last_.empty()) opponents.push_back({"win_rate_last", &last_});

@@ -92,7 +92,7 @@ class ProgramPool::Batch {
 class ProgramPool::Worker {
  public:
   Worker(const JudgeProgram& program, const AnswerForm& form, std::int64_t retries)
-      : program_(program), form_(form), retries_(retries) {}
+      : program_(program, form.kind), form_(form), retries_(retries) {}
 
   std::string where() const { return program_.where(); }
 

@@ -16,7 +16,8 @@ namespace prefopt::detail {
 
 /// How the answers to a kind of question look.
 struct AnswerForm {
-  std::string_view expected;  ///< for messages
+  std::string_view kind;      ///< of the program, for messages
+  std::string_view expected;  ///< the same of its answers
   /// Returns the number that an answer says, NaN where it says null; nothing for another answer.
   std::optional<double> (*read)(const Json& answer);
 };

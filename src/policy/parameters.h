@@ -14,4 +14,8 @@ namespace prefopt::detail {
 void copy_parameters(const std::vector<NamedParameter>& parameters,
                      const std::map<std::string, at::Tensor>& values, const std::string& where);
 
+/// Returns whether two policies give the same samples as far as their config says what they are:
+/// they are of one class and config, on one device, and have the same weights, bit for bit.
+bool have_equal_weights(const Policy& a, const Policy& b);
+
 }  // namespace prefopt::detail

@@ -4,6 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/equal.h>
 #include <ATen/ops/index.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/zeros.h>
@@ -14,6 +15,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <system_error>
+#include <typeinfo>
 #include <utility>
 
 #include "core/hash.h"
@@ -264,6 +266,19 @@ void copy_parameters(const std::vector<NamedParameter>& parameters,
     copies.emplace_back(own, value);
   }
   for (const auto& [own, value] : copies) own.copy_(value);
+}
+
+bool have_equal_weights(const Policy& a, const Policy& b) {
+  const auto are_equal = [](const NamedParameter& x, const NamedParameter& y) {
+    return x.name == y.name && x.value.device() == y.value.device() &&
+           x.value.scalar_type() == y.value.scalar_type() && x.value.sizes() == y.value.sizes() &&
+           at::equal(x.value, y.value);
+  };
+  const std::vector<NamedParameter> of_a = a.named_parameters(), of_b = b.named_parameters();
+  const std::string config = a.config();
+  const bool is_described = !config.empty() && !of_a.empty();
+  return is_described && typeid(a) == typeid(b) && config == b.config() &&
+         std::equal(of_a.begin(), of_a.end(), of_b.begin(), of_b.end(), are_equal);
 }
 
 }  // namespace detail

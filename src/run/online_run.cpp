@@ -99,7 +99,8 @@ std::vector<OnlinePrompt> prompts_with_completions(const std::string& path,
 /// A program that answers each prompt with a completion.
 CompletionProgram completion_program(const SourceOptions& source) {
   const auto program = std::make_shared<JsonProgram>(
-      JudgeProgram{.command = source.command, .name = source.name, .timeout = source.timeout});
+      JudgeProgram{.command = source.command, .name = source.name, .timeout = source.timeout},
+      "program");
   return [program](const std::vector<std::string>& prompts) {
     std::vector<std::string> completions;
     for (const std::string& prompt : prompts) {

@@ -409,6 +409,12 @@ void check_evaluations(const EvaluateOptions& options, bool has_held_out, bool h
                   options.best_metric, settings));
 }
 
+void note_idle_evaluations(const EvaluateOptions& options, bool has_held_out, const Note& note) {
+  if (options.every == 0 || has_held_out) return;
+  note(fmt::format("evaluate.every: {}, but nothing is held out, so nothing is evaluated",
+                   options.every));
+}
+
 std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch) {
   if (options.steps > 0) return options.steps;
   if (rows_an_epoch == 0) {
@@ -455,7 +461,9 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
         loss.name()));
   }
   check_value_options(options.value, loss);
-  check_evaluations(options.evaluate, !rows.eval.empty() || !prompts.held_out.empty(), is_online);
+  const bool has_held_out = !rows.eval.empty() || !prompts.held_out.empty();
+  check_evaluations(options.evaluate, has_held_out, is_online);
+  note_idle_evaluations(options.evaluate, has_held_out, note);
 
   if (is_online && needs.of_rewards) {
     throw ConfigError(fmt::format(

@@ -39,6 +39,9 @@ struct ResolvedRun {
 /// Throws ConfigError where evaluations are to decide something and there are none.
 void check_evaluations(const EvaluateOptions& options, bool has_held_out, bool has_rounds = false);
 
+/// Says that there are no evaluations where some are asked for.
+void note_idle_evaluations(const EvaluateOptions& options, bool has_held_out, const Note& note);
+
 /// Loads rows, tokenizer and models. `note` receives what was read and left out, `events` the
 /// phases of rounds. All ranks of the meeting load the same. Throws ConfigError
 /// for options that do not fit each other, models that do not fit, and as load_dataset.

@@ -185,6 +185,57 @@ std::vector<std::string> config_changes(const Json& saved, const Json& now, cons
   return refused;
 }
 
+/// What a hash among the contents is of, and the options that say where it comes from.
+struct HashedContent {
+  std::string_view key, name;
+  std::vector<std::string_view> places;
+};
+
+std::vector<HashedContent> hashed_contents() {
+  return {{"train_rows", "rows to train on", {"data.train", "online.prompts"}},
+          {"eval_rows", "held-out rows", {"data.eval", "data.train", "online.prompts"}},
+          {"model", "weights of the model", {"model.path", "model.adapter"}},
+          {"reference", "weights of the reference", {"reference.path", "reference.adapter"}}};
+}
+
+/// "data.train "a.jsonl" -> "b.jsonl"", or "data.train "a.jsonl", as before" of the places that the
+/// configs have; empty where they have none.
+std::string shown_places(const HashedContent& content, const Json& before, const Json& now) {
+  const auto old_values = flattened(before);
+  const auto new_values = flattened(now);
+  std::vector<std::string> shown;
+  for (const std::string_view place : content.places) {
+    const std::string key(place);
+    const std::string was = value_or_none(old_values, key), is = value_or_none(new_values, key);
+    const auto is_given = [](const std::string& value) {
+      return value != "none" && value != "\"\"";
+    };
+    if (!is_given(was) && !is_given(is)) continue;
+    shown.push_back(was == is ? fmt::format("{} {}", key, is)
+                              : fmt::format("{} {} -> {}", key, was, is));
+  }
+  return shown.empty() ? "" : fmt::format(" ({})", fmt::join(shown, ", "));
+}
+
+/// The differences of contents: hashes by the name of what they are of.
+std::vector<std::string> content_changes(const Json& before, const Json& now) {
+  std::vector<std::string> changes;
+  const std::vector<HashedContent> hashed = hashed_contents();
+  for (const auto& [key, change] : differences(before.at("contents"), now.at("contents"))) {
+    // Checkpoints of the first version lack it.
+    if (key == "adapter_scale" && !before.at("contents").contains(key)) continue;
+    const auto content =
+        std::find_if(hashed.begin(), hashed.end(),
+                     [&name = key](const HashedContent& one) { return one.key == name; });
+    changes.push_back(
+        content == hashed.end()
+            ? change
+            : fmt::format("other {}{}", content->name,
+                          shown_places(*content, before.at("config"), now.at("config"))));
+  }
+  return changes;
+}
+
 }  // namespace
 
 std::map<std::string, std::string> differences(const Json& before, const Json& now) {
@@ -268,11 +319,7 @@ void check_same_run(const Json& before, const Json& now, const std::string& chec
     note(fmt::format("resume: ranks: {} -> {}; results may differ in their last digits",
                      ranks[0].get<int>(), ranks[1].get<int>()));
   }
-  for (const auto& [key, change] : differences(before.at("contents"), now.at("contents"))) {
-    // Checkpoints of the first version lack it.
-    if (key == "adapter_scale" && !before.at("contents").contains(key)) continue;
-    refused.push_back(change);
-  }
+  for (std::string& change : content_changes(before, now)) refused.push_back(std::move(change));
   if (refused.empty()) return;
   throw ConfigError(fmt::format(
       "resume: expected the options and contents that {} was saved with, got {}; undo that, or "

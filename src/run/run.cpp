@@ -116,6 +116,7 @@ RunResult train_from_program(const std::shared_ptr<Policy>& policy,
   RunSession session(options.output_dir, events, meeting);
   session.claim(options, resume);
   set_threads_and_seed(options, *meeting.ranks());
+  detail::note_idle_evaluations(options.evaluate, source.evaluates(), session.note());
   meeting.on_first([&] { detail::try_saving(*policy, options.output_dir, session.note()); });
   return session.run(policy, reference, source, options, loss,
                      contents_of(source, *policy, reference.get(), /*with_scale=*/true),

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <utility>
 
+#include "data/data_files.h"
 #include "policy/token_range.h"
 #include "prefopt/data/leaks.h"
 #include "prefopt/error.h"
@@ -100,6 +101,12 @@ Dataset hold_out(Dataset& train, double fraction) {
   return held_out;
 }
 
+void note_passed_over(std::string_view option, const std::string& path, DataSplit split,
+                      const Note& note) {
+  const std::string passed_over = note_on_folders(path, split);
+  if (!passed_over.empty()) note(fmt::format("{}: {}", option, passed_over));
+}
+
 }  // namespace
 
 Dataset load_noted(std::string_view option, const std::string& path, const Tokenizer& tokenizer,
@@ -110,6 +117,7 @@ Dataset load_noted(std::string_view option, const std::string& path, const Token
   const std::size_t files = report.files.size();
   note(fmt::format("{}: {} of {} rows of {}{} are used", option, report.rows_kept, report.rows_read,
                    path, files > 0 ? fmt::format(" ({} files)", files) : ""));
+  note_passed_over(option, path, split, note);
   for (const RowReport& file : report.files) {
     if (!file.cache_note.empty()) note(fmt::format("{}: {}", option, file.cache_note));
   }
@@ -164,6 +172,7 @@ RunRows load_held_out(const DataOptions& options, const Tokenizer& tokenizer, co
       fmt::format("data.train: a stream with {} rows in memory; rows that equal earlier ones are "
                   "not looked for",
                   options.stream.buffer));
+  note_passed_over("data.train", options.train, DataSplit::kTrain, note);
   if (options.eval.empty()) return {};
   Dataset held_out =
       load_noted("data.eval", options.eval, tokenizer, options, needs, note, DataSplit::kHeldOut);

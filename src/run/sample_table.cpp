@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "policy/parameters.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/sequence_kl.h"
 
@@ -80,7 +81,9 @@ std::vector<Json> SampleTable::draw_part(std::int64_t first, std::int64_t end, P
     for (std::size_t i = 0; i < prompts.size(); ++i) lines[i]["kl"] = kls[i];
   }
   if (with_reference && reference != nullptr) {
-    const auto before = sample(*reference, prompts, sampling);
+    // Equal draws of one model need not be made twice.
+    const bool is_one_model = have_equal_weights(policy, *reference);
+    const auto before = is_one_model ? completions : sample(*reference, prompts, sampling);
     for (std::size_t i = 0; i < prompts.size(); ++i) {
       add_completion(lines[i], "reference", before[i]);
     }

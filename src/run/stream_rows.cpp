@@ -99,8 +99,8 @@ void StreamRows::finish_step() {
 
 void StreamRows::draw_step() {
   // Where the last attempt has failed, the same rows are drawn again.
-  if (is_drawn_) stream_.load(before_);
-  before_ = stream_.state();
+  if (is_drawn_) stream_.load(stream_.state_at_mark());
+  stream_.mark();
   is_drawn_ = true;
   step_ = {};
   StepRows step;
@@ -195,7 +195,7 @@ void StreamRows::count(std::string_view verb, const std::string& reason, const s
 }
 
 void StreamRows::visit_state(StateVisitor& visitor) {
-  std::vector<std::int64_t> state = is_drawn_ ? before_ : stream_.state();
+  const std::vector<std::int64_t> state = is_drawn_ ? stream_.state_at_mark() : stream_.state();
   const auto size = std::ssize(state);
   at::Tensor places = at::empty({size}, at::kLong);
   if (size > 0)

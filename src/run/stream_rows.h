@@ -73,8 +73,8 @@ class StreamRows final : public RowSource {
   RowStream stream_;
   StepRows held_out_;
   PairIndex held_out_prompts_{held_out_.rows, PairIndex::Key::kPrompt};
-  std::vector<std::int64_t> before_;  ///< state of the stream before the drawn step
-  bool is_drawn_ = false;             ///< whether `step_` waits for finish_step
+  bool is_drawn_ =
+      false;  ///< whether `step_` waits for finish_step; the stream is marked before it
   StepRows step_;
   std::int64_t message_rows_ = 0;
   std::int64_t read_ = 0, kept_ = 0;            ///< rows of the epoch

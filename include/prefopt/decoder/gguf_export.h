@@ -24,12 +24,21 @@ struct GgufExportOptions {
   std::vector<std::int64_t> end_tokens = {};
 };
 
-/// Writes a GGUF file that llama.cpp, what is made of it, and Decoder::load read. Returns the end
-/// tokens that found no place in it. Throws ConfigError for an unknown type, for an adapter that is
-/// not merged and for a model that llama.cpp's file format has no architecture or metadata for;
-/// CheckpointError for a tokenizer that it cannot hold; DtypeError for weights that `type` cannot.
-PREFOPT_API std::vector<std::int64_t> export_gguf(const Decoder& model, const std::string& path,
-                                                  const GgufExportOptions& options);
+/// How a file that was written differs from the model.
+struct GgufExportRemarks {
+  std::vector<std::int64_t> left_end_tokens;  ///< that found no place in it
+  /// Matrices that are kept in another type than the one wanted, as "blk.*.ffn_down.weight: Q5_0 in
+  /// place of Q4_K, whose blocks of 256 do not fit rows of 288".
+  std::vector<std::string> other_types;
+  std::int64_t ignored_window = 0;  ///< that llama.cpp does not compute in this family; 0: none
+};
+
+/// Writes a GGUF file that llama.cpp, what is made of it, and Decoder::load read. Throws
+/// ConfigError for an unknown type, for an adapter that is not merged and for a model that
+/// llama.cpp's file format has no architecture or metadata for; CheckpointError for a tokenizer
+/// that it cannot hold; DtypeError for weights that `type` cannot.
+PREFOPT_API GgufExportRemarks export_gguf(const Decoder& model, const std::string& path,
+                                          const GgufExportOptions& options);
 
 /// Writes the model's adapter alone, for llama.cpp's `--lora`. `type` is F32, F16 or BF16.
 PREFOPT_API void export_gguf_adapter(const Decoder& model, const std::string& path,

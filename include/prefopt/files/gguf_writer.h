@@ -35,6 +35,9 @@ class PREFOPT_API GgufWriter {
   /// written. Q8_0, Q5_0 and Q4_0 are ggml's reference quantization, bit for bit; Q4_K and Q6_K
   /// have the least squared error that a search finds. Throws ConfigError for another type.
   void tensor(std::string name, at::Tensor values, std::string_view type);
+  /// Adds parts of one shape and dtype as one tensor with a dimension more in front. They are not
+  /// copied.
+  void stack(std::string name, std::vector<at::Tensor> parts, std::string_view type);
 
   /// Writes the file whole or not at all, one tensor at a time in memory. Throws CheckpointError,
   /// and DtypeError for values that a tensor's type cannot hold, both led by the path.
@@ -43,11 +46,13 @@ class PREFOPT_API GgufWriter {
  private:
   struct Tensor {
     std::string name;
-    at::Tensor values;
+    std::vector<std::int64_t> shape;
+    std::vector<at::Tensor> parts;  ///< one behind another
     std::string type;
   };
 
   void set(std::string_view key, std::string encoded);
+  void add(Tensor tensor);
   std::string head() const;
 
   std::vector<std::pair<std::string, std::string>> entries_;

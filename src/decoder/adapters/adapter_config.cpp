@@ -17,10 +17,12 @@
 namespace prefopt::detail {
 namespace {
 
+constexpr const char* kBaseModel = "base_model_name_or_path";
+
 // Fields of PEFT's file that say where an adapter came from or how it is trained on.
 constexpr std::array kHarmless = std::to_array<std::string_view>(
-    {"auto_mapping", "base_model_name_or_path", "eva_config", "inference_mode", "lora_dropout",
-     "megatron_core", "peft_version", "qalora_group_size", "revision", "task_type"});
+    {"auto_mapping", kBaseModel, "eva_config", "inference_mode", "lora_dropout", "megatron_core",
+     "peft_version", "qalora_group_size", "revision", "task_type"});
 
 // Fields that are options of the same name and meaning.
 constexpr std::array kOptions = std::to_array<std::string_view>(
@@ -92,6 +94,12 @@ AdapterConfig read_adapter_config(const std::string& path, bool has_score) {
   return result;
 }
 
+Json base_model_of(const std::string& folder) {
+  const std::string path = folder + "/adapter_config.json";
+  const Json config = parse_json<CheckpointError>(read_file<CheckpointError>(path), path);
+  return config.is_object() ? config.value(kBaseModel, Json()) : Json();
+}
+
 Json adapter_config_json(const LoraOptions& options, const std::string& base, bool has_score) {
   const auto parsed = [](const std::string& json) { return parse_json<ConfigError>(json, "lora"); };
   Json targets = parsed(options.target_modules.json);
@@ -100,7 +108,7 @@ Json adapter_config_json(const LoraOptions& options, const std::string& base, bo
   if (has_score) saved.emplace_back("score");
   constexpr std::array<std::string_view, 3> kBiases{"none", "all", "lora_only"};
   return {{"alpha_pattern", parsed(options.alpha_pattern)},
-          {"base_model_name_or_path", base.empty() ? Json(nullptr) : Json(base)},
+          {kBaseModel, base.empty() ? Json(nullptr) : Json(base)},
           {"bias", kBiases[static_cast<std::size_t>(options.bias)]},
           {"exclude_modules", parsed(options.exclude_modules.json)},
           {"fan_in_fan_out", false},

@@ -26,6 +26,10 @@ struct AdapterConfig {
 /// of a reward model, whose score head is among the modules to save.
 AdapterConfig read_adapter_config(const std::string& path, bool has_score);
 
+/// Returns what the config of the adapter in `folder` names as its model, a folder or a name; null
+/// where it names none.
+Json base_model_of(const std::string& folder);
+
 /// Returns a config that PEFT, vLLM and llama.cpp's converter read. `base`: folder or name of the
 /// model, empty for none.
 Json adapter_config_json(const LoraOptions& options, const std::string& base, bool has_score);

@@ -264,6 +264,18 @@ void read_gguf_experts(const GgufFields& fields, std::string_view count_name,
   set_family_field(options, "num_experts_per_tok", fields.integer("expert_used_count"));
 }
 
+void write_gguf_experts(const ModelSpec& spec, GgufFieldWriter& fields) {
+  fields.integer("expert_count", experts_of(spec).count);
+  fields.integer("expert_used_count", experts_of(spec).chosen);
+}
+
+ExpertSpec experts_of(const ModelSpec& spec) {
+  for (const LayerSpec& layer : spec.layers) {
+    if (layer.experts.count > 0) return layer.experts;
+  }
+  return {};
+}
+
 AddedFamily::AddedFamily(const Family& family) { all_families().push_back(&family); }
 AddedFamily::~AddedFamily() { all_families().pop_back(); }
 

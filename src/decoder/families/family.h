@@ -24,12 +24,14 @@ struct FamilyTraits {
   std::string_view model_type;    ///< in config.json, and the name in DecoderOptions
   std::string_view architecture;  ///< in config.json
   std::string_view gguf = {};     ///< `general.architecture`; empty: it has none
-  /// The same in files that are written, where another family's name is the one that is read.
+  /// The same in files that are written: another family's name, where that is the one read.
   std::string_view gguf_written = gguf;
   /// In GGUF files, rows of query and key heads are in llama.cpp's order: neighbours are rotated.
   bool gguf_neighbours = false;
   /// In GGUF files, norms are 1 + weight.
   bool gguf_norms_add_one = false;
+  /// llama.cpp computes the windows of the layers that slide.
+  bool gguf_slides = false;
   /// Whether a share of each head may be rotated.
   bool has_partial_rotary = false;
   /// Rotary base of the layers that slide, where GGUF files do not say it; 0: that of all.
@@ -83,7 +85,7 @@ class Family {
   virtual void write(const DecoderOptions& options, Json& config) const = 0;
   virtual void read_gguf(const GgufFields&, DecoderOptions&) const {}
   /// Adds the metadata that `read_gguf` reads.
-  virtual void write_gguf(const DecoderOptions&, GgufFieldWriter&) const {}
+  virtual void write_gguf(const ModelSpec&, GgufFieldWriter&) const {}
 
   /// Fields of config.json that `read` reads in addition to the shared ones.
   virtual std::vector<std::string_view> understood() const { return {}; }
@@ -175,6 +177,9 @@ void read_gguf_gemma(std::int64_t layers_of_27b, const SlidingRule& slides,
                      DecoderOptions& options);
 void read_gguf_experts(const GgufFields& fields, std::string_view count_name,
                        DecoderOptions& options);
+void write_gguf_experts(const ModelSpec& spec, GgufFieldWriter& fields);
+/// Returns the experts of the first layer that has any; those of no layer without one.
+ExpertSpec experts_of(const ModelSpec& spec);
 
 /// Makes a family known for as long as this object lives: how a test adds one.
 class AddedFamily {

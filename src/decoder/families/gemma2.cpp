@@ -12,8 +12,8 @@ class Gemma2 final : public Family {
       : Family({.model_type = "gemma2",
                 .architecture = "Gemma2ForCausalLM",
                 .gguf = "gemma2",
-                .gguf_written = "",
                 .gguf_norms_add_one = true,
+                .gguf_slides = true,
                 .has_window = true,
                 .head_dim = 256,
                 .max_position_embeddings = 8192,
@@ -63,6 +63,11 @@ class Gemma2 final : public Family {
     read("final_logit_softcapping", 30);
     if (options.sliding_window == 0) options.sliding_window = 4096;
     read_gguf_gemma(/*layers_of_27b=*/46, slides, options);
+  }
+  void write_gguf(const ModelSpec& spec, GgufFieldWriter& fields) const override {
+    const double of_scores = spec.layers.front().attention_softcap;
+    if (of_scores > 0) fields.real("attn_logit_softcapping", of_scores);
+    if (spec.logits.softcap > 0) fields.real("final_logit_softcapping", spec.logits.softcap);
   }
   std::vector<std::string_view> gguf_understood() const override {
     return {"attn_logit_softcapping", "final_logit_softcapping"};

@@ -12,8 +12,8 @@ class Gemma3 final : public Family {
       : Family({.model_type = "gemma3_text",
                 .architecture = "Gemma3ForCausalLM",
                 .gguf = "gemma3",
-                .gguf_written = "",
                 .gguf_norms_add_one = true,
+                .gguf_slides = true,
                 .sliding_rope_theta = kLocalTheta,
                 .has_window = true,
                 .head_dim = 256,
@@ -58,6 +58,10 @@ class Gemma3 final : public Family {
     constexpr std::string_view kSoftcap = "final_logit_softcapping";
     if (fields.has(kSoftcap)) set_family_field(options, kSoftcap, fields.real(kSoftcap));
     read_gguf_gemma(/*layers_of_27b=*/62, [](std::int64_t i) { return (i + 1) % 6 != 0; }, options);
+  }
+  void write_gguf(const ModelSpec& spec, GgufFieldWriter& fields) const override {
+    if (spec.logits.softcap > 0) fields.real("final_logit_softcapping", spec.logits.softcap);
+    fields.real("rope.freq_base_swa", spec.ropes.back().theta);
   }
   std::vector<std::string_view> gguf_understood() const override {
     return {"final_logit_softcapping", "rope.freq_base_swa"};

@@ -13,7 +13,6 @@ class Granite final : public Family {
       : Family({.model_type = "granite",
                 .architecture = "GraniteForCausalLM",
                 .gguf = "granite",
-                .gguf_written = "",
                 .gguf_neighbours = true,
                 .needs_key_value_heads = false}) {}
 
@@ -64,6 +63,12 @@ class Granite final : public Family {
     if (fields.file().find_tensor("blk.0.ffn_gate.bias")) {
       set_family_field(options, "mlp_bias", true);
     }
+  }
+  void write_gguf(const ModelSpec& spec, GgufFieldWriter& fields) const override {
+    fields.real("embedding_scale", spec.embedding_scale);
+    fields.real("logit_scale", 1 / spec.logits.scale);
+    fields.real("residual_scale", spec.layers.front().residual_scale);
+    fields.real("attention.scale", spec.layers.front().query_scale);
   }
   // llama.cpp rotates nothing without it.
   std::vector<RequiredValue> gguf_required() const override {

@@ -10,6 +10,7 @@ class Mixtral final : public Family {
   Mixtral()
       : Family({.model_type = "mixtral",
                 .architecture = "MixtralForCausalLM",
+                .gguf_written = "llama",
                 .has_window = true,
                 .max_position_embeddings = 131072,
                 .rms_norm_eps = 1e-5,
@@ -46,6 +47,9 @@ class Mixtral final : public Family {
   std::vector<RequiredValue> required() const override { return router_required_values(); }
   void read_gguf(const GgufFields& fields, DecoderOptions& options) const override {
     read_gguf_experts(fields, "num_local_experts", options);
+  }
+  void write_gguf(const ModelSpec& spec, GgufFieldWriter& fields) const override {
+    write_gguf_experts(spec, fields);
   }
   std::vector<std::string_view> gguf_understood() const override {
     return {"expert_count", "expert_used_count"};

@@ -14,7 +14,6 @@ class Olmo2 final : public Family {
       : Family({.model_type = "olmo2",
                 .architecture = "Olmo2ForCausalLM",
                 .gguf = "olmo2",
-                .gguf_written = "",
                 .needs_key_value_heads = false,
                 .rms_norm_eps = 1e-5}) {}
 
@@ -38,6 +37,9 @@ class Olmo2 final : public Family {
     if (options.sliding_window == 0) return;
     fields.fail("an olmo2 decoder without attention.sliding_window, which OLMo 3 has",
                 fmt::format("{}", options.sliding_window));
+  }
+  std::vector<GgufPart> gguf_parts() const override {
+    return {{"post_attention_norm", "post_attention_layernorm"}};
   }
 };
 

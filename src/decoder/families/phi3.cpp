@@ -12,7 +12,6 @@ class Phi3 final : public Family {
       : Family({.model_type = "phi3",
                 .architecture = "Phi3ForCausalLM",
                 .gguf = "phi3",
-                .gguf_written = "",
                 .has_partial_rotary = true,
                 .has_window = true,
                 .needs_key_value_heads = false,
@@ -76,6 +75,12 @@ class Phi3 final : public Family {
   }
 
   std::vector<GgufPart> gguf_parts() const override { return {{"ffn_up", "mlp.gate_up_proj"}}; }
+  void write_gguf(const ModelSpec& spec, GgufFieldWriter& fields) const override {
+    const RopeSpec& rope = spec.ropes.front();
+    if (rope.type == RopeType::kLongrope) {
+      fields.real("rope.scaling.attn_factor", rope.attention_factor);
+    }
+  }
   std::vector<std::string_view> gguf_understood() const override {
     return {"rope.scaling.attn_factor"};
   }

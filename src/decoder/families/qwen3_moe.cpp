@@ -13,7 +13,6 @@ class Qwen3Moe final : public Family {
       : Family({.model_type = "qwen3_moe",
                 .architecture = "Qwen3MoeForCausalLM",
                 .gguf = "qwen3moe",
-                .gguf_written = "",
                 .has_window = true,
                 .max_position_embeddings = 32768}) {}
 
@@ -70,6 +69,10 @@ class Qwen3Moe final : public Family {
     constexpr std::string_view kWidth = "expert_feed_forward_length";
     if (!fields.has(kWidth)) fields.fail(fields.key(kWidth), "none");
     set_family_field(options, "moe_intermediate_size", fields.integer(kWidth));
+  }
+  void write_gguf(const ModelSpec& spec, GgufFieldWriter& fields) const override {
+    write_gguf_experts(spec, fields);
+    fields.integer("expert_feed_forward_length", experts_of(spec).width);
   }
   std::vector<std::string_view> gguf_understood() const override {
     return {"expert_count", "expert_used_count", "expert_feed_forward_length"};

@@ -14,7 +14,6 @@ class Smollm3 final : public Family {
       : Family({.model_type = "smollm3",
                 .architecture = "SmolLM3ForCausalLM",
                 .gguf = "smollm3",
-                .gguf_written = "",
                 .gguf_neighbours = true,
                 .has_window = true,
                 .needs_key_value_heads = false,

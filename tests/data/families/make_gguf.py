@@ -45,7 +45,7 @@ MODELS = {
         **SMALL | dict(num_hidden_layers=6), sliding_window=4, query_pre_attn_scalar=6, rope_parameters=dict(
             full_attention=rope(500.0, rope_type="linear", factor=4.0),
             sliding_attention=rope(10000.0))), False),
-    "olmo2": ("olmo2", olmo2.Olmo2Config(**SIZES, rope_parameters=rope()), False),
+    "olmo2": ("olmo2", olmo2.Olmo2Config(**PHI | dict(tie_word_embeddings=False), rope_parameters=rope()), False),
     "mixtral": ("llama", mixtral.MixtralConfig(**SIZES, rope_parameters=rope(), num_local_experts=3,
                                                num_experts_per_tok=2), True),
     "qwen3_moe": ("qwen3moe", qwen3_moe.Qwen3MoeConfig(**SIZES, rope_parameters=rope(), num_experts=3,

@@ -124,6 +124,24 @@ TEST_CASE("prefopt doctor: paths are told apart by what they hold", "[cli]") {
         "1 rows that can be used; `prefopt data check` says more");
   CHECK(finding(report, "data")["advice"] == "nothing reads the column 'remark'");
 
+  const std::string second = folder.file("second");
+  auto other = Decoder::load(kPolicy);
+  other->add_adapter({.r = 3, .lora_alpha = 6, .target_modules = {"v_proj"}});
+  other->save_adapter(second);
+  for (const auto& arguments :
+       {std::vector<std::string>{adapter, second},
+        std::vector<std::string>{"--model", kPolicy, "--adapter", adapter, second},
+        std::vector<std::string>{kPolicy, "--adapter", adapter, "--adapter", second}}) {
+    std::vector<std::string> command{"doctor", "--out", folder.path(), "--json"};
+    command.insert(command.begin() + 1, arguments.begin(), arguments.end());
+    const json both = cli_json(command);
+    CHECK(finding(both, "model")["subject"] == "model " + std::string(kPolicy));
+    CHECK(finding(both, "adapter " + adapter)["found"] ==
+          R"(r 2, lora_alpha 8.0, target_modules ["q_proj"])");
+    CHECK(finding(both, "adapter " + second)["found"] ==
+          R"(r 3, lora_alpha 6.0, target_modules ["v_proj"])");
+  }
+
   const json elsewhere =
       cli_json({"doctor", kReference, adapter, "--out", folder.path(), "--json"});
   CHECK(finding(elsewhere, "adapter " + adapter)["status"] == "warning");
@@ -132,6 +150,32 @@ TEST_CASE("prefopt doctor: paths are told apart by what they hold", "[cli]") {
 
   const CliResult two = run_cli({"doctor", kPolicy, kPolicy, "--out", folder.path()});
   CHECK(two.err == fmt::format("prefopt: {0}: expected one model, got '{0}' as well\n", kPolicy));
+}
+
+TEST_CASE("prefopt doctor and data check: lists of files, and what is passed over", "[cli]") {
+  const TempDir folder;
+  const std::string pair = R"({"prompt": "a", "chosen": "b", "rejected": "c"})";
+  std::filesystem::create_directories(folder.file("rows/old"));
+  put(folder.file("rows/a.jsonl"), pair);
+  put(folder.file("rows/notes.txt"), "");
+  put(folder.file("b.jsonl"), pair + "\n" + pair);
+  const std::string list =
+      json::array({folder.file("rows"), {{"path", folder.file("b.jsonl")}, {"weight", 2}}}).dump();
+  const std::string passed_over =
+      fmt::format("not read: '{0}/rows/notes.txt', '{0}/rows/old'", folder.path());
+  const CliResult check = run_cli({"data", "check", "--data", list, "--json"});
+  CHECK(check.err == "prefopt: " + passed_over + "\n");
+  CHECK(json::parse(check.out)["train"]["rows"] == 3);
+  const json two = cli_json(
+      {"data", "check", "--data", folder.file("b.jsonl"), folder.file("rows/a.jsonl"), "--json"});
+  CHECK(two["train"]["rows"] == 3);
+
+  const json report = cli_json({"doctor", "--data",
+                                json::array({folder.file("rows"), folder.file("b.jsonl")}).dump(),
+                                "--out", folder.path(), "--json"});
+  CHECK(finding(report, "data")["found"] ==
+        "3 rows that can be used; `prefopt data check` says more");
+  CHECK(finding(report, "data")["advice"] == passed_over);
 }
 
 TEST_CASE("prefopt doctor: the model's own chat template", "[cli]") {

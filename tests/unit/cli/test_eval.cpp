@@ -145,7 +145,7 @@ TEST_CASE("prefopt eval: judges and rewards", "[cli]") {
           "judge '" + mute + "': expected an answer, got none within 0.2 s");
   const std::string wordy = program("wordy", "while read -r line; do echo hello; done");
   refused(with({"--reward", wordy}), 3,
-          "judge '" + wordy +
+          "reward program '" + wordy +
               "': expected JSON, got something else: parse error at line 1, column 1: syntax error "
               "while "
               "parsing value - invalid literal; last read: 'h'");

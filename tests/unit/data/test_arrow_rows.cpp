@@ -186,6 +186,9 @@ TEST_CASE("damaged Parquet and Arrow files are named", "[data]") {
   SECTION("columns of one name") {
     CHECK(refusal(data("twice.parquet")) ==
           data("twice.parquet") + ": expected columns of different names, got 'prompt' twice");
+    CHECK(refusal(data("twice-inside.arrow")) ==
+          data("twice-inside.arrow") +
+              ": expected fields in 'messages.item' of different names, got 'content' twice");
   }
   SECTION("no rows") { CHECK(file_rows(data("no-rows.parquet")).empty()); }
   SECTION("what begins as one") {

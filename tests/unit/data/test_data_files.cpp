@@ -17,6 +17,7 @@
 
 using namespace prefopt;
 using prefopt::detail::find_data_files;
+using prefopt::detail::note_on_folders;
 using prefopt::testing_support::put;
 using prefopt::testing_support::TempDir;
 
@@ -88,6 +89,17 @@ TEST_CASE("folders as the hub and others lay them out", "[data]") {
   CHECK(Shards({"b.json", "a.json"}).of(DataSplit::kAny) == Names{"a.json", "b.json"});
   CHECK(Shards({"train_prefs.jsonl", "test_prefs.jsonl"}).of(DataSplit::kTrain) ==
         Names{"train_prefs.jsonl"});
+  // Ends of names in capitals.
+  CHECK(Shards({"Train-00000-of-00002.JSONL", "Train-00001-of-00002.JSONL"}).of(DataSplit::kAny) ==
+        Names{"Train-00000-of-00002.JSONL", "Train-00001-of-00002.JSONL"});
+  CHECK(Shards({"a.Parquet"}).of(DataSplit::kTrain) == Names{"a.Parquet"});
+  CHECK(Shards({"a.jsonl.GZ"}).of(DataSplit::kTrain) == Names{"a.jsonl.GZ"});
+  // The hub's converted files.
+  const Shards converted({"default/train/0000.parquet", "default/train/0001.parquet",
+                          "default/test/0000.parquet", "README.md"});
+  CHECK(converted.of(DataSplit::kTrain) ==
+        Names{"default/train/0000.parquet", "default/train/0001.parquet"});
+  CHECK(converted.of(DataSplit::kHeldOut) == Names{"default/test/0000.parquet"});
   // Some writers count from 1.
   CHECK(Shards({"x-1-of-2.jsonl", "x-2-of-2.jsonl"}).of(DataSplit::kAny).size() == 2);
 }
@@ -125,6 +137,20 @@ TEST_CASE("folders that do not say which files are meant are refused", "[data]")
        DataSplit::kTrain,
        "expected files of rows that are read (.jsonl, .json, .parquet, .arrow, …), got also "
        "more.csv; name the files that are meant"},
+      {{"train.jsonl", "more.CSV"},
+       DataSplit::kTrain,
+       "expected files of rows that are read (.jsonl, .json, .parquet, .arrow, …), got also "
+       "more.CSV; name the files that are meant"},
+      {{"train.JSONL", "train.parquet"},
+       DataSplit::kTrain,
+       "expected files of one format, or rows would be there twice, got train.JSONL and "
+       "train.parquet; name the files that are meant"},
+      {{"de/train/0000.parquet", "en/train/0000.parquet"},
+       DataSplit::kTrain,
+       "expected files of one configuration, got 'de', 'en'; name the folder that is meant"},
+      {{"a/b/train/0000.parquet"},
+       DataSplit::kTrain,
+       "expected files of rows (.jsonl, .json, .parquet, .arrow, …), got none"},
       {{"a.jsonl", "data/b.jsonl"},
        DataSplit::kTrain,
        "expected files of rows here or in a folder, got both, also in 'data'; name the one that is "
@@ -141,6 +167,30 @@ TEST_CASE("folders that do not say which files are meant are refused", "[data]")
     }
     CHECK_THROWS_TEXT(shards.of(c.split), DataError, shards.path() + ": " + text);
   }
+}
+
+TEST_CASE("what lies in a folder and is not read is named", "[data]") {
+  const auto note = [](const Shards& shards, DataSplit split) {
+    std::string text = note_on_folders(shards.path(), split);
+    for (auto at = text.find(shards.path()); at != std::string::npos;
+         at = text.find(shards.path())) {
+      text.replace(at, shards.path().size(), "DIR");
+    }
+    return text;
+  };
+  CHECK(note(Shards({"train.jsonl", "test.jsonl", "README.md", "LICENSE", ".gitattributes",
+                     "dataset_info.json"}),
+             DataSplit::kTrain) == "");
+  CHECK(note(Shards({"train.jsonl", "notes.txt", "old/train.jsonl", "more.json"}),
+             DataSplit::kTrain) == "not read: 'DIR/more.json', 'DIR/notes.txt', 'DIR/old'");
+  CHECK(note(Shards({"data/train.parquet", "data/x.txt", "old/a.jsonl"}), DataSplit::kTrain) ==
+        "not read: 'DIR/data/x.txt', 'DIR/old'");
+  CHECK(note(Shards({"default/train/0.parquet", "default/x.txt", "none/x.txt"}),
+             DataSplit::kTrain) == "not read: 'DIR/default/x.txt', 'DIR/none'");
+  CHECK(note(Shards({"a.jsonl", "1.txt", "2.txt", "3.txt", "4.txt", "5.txt", "6.txt", "10.txt"}),
+             DataSplit::kAny) ==
+        "not read: 'DIR/1.txt', 'DIR/2.txt', 'DIR/3.txt', 'DIR/4.txt', 'DIR/5.txt' and 2 more");
+  CHECK(note_on_folders(Shards({"a.jsonl", "b.txt"}).path("a.jsonl"), DataSplit::kAny) == "");
 }
 
 TEST_CASE("patterns name files, and all of a series that they match", "[data]") {

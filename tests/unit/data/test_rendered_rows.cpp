@@ -279,6 +279,43 @@ TEST_CASE("tools, calls and variables of the row reach the template in their ord
       "it");
 }
 
+TEST_CASE("a content that is null or not there reaches the template as it is", "[data]") {
+  const std::string shows =
+      "{% for m in messages %}<|start|>{{ m.role }}({{ m.content is defined }}|{{ m.content }})"
+      "{% for call in m.tool_calls or [] %}[{{ call.function.name }}]{% endfor %}<|end|>{% endfor "
+      "%}"
+      "{% if add_generation_prompt %}<|start|>assistant{% endif %}";
+  json null = said("assistant", "");
+  null["tool_calls"] = json::parse(R"([{"function": {"name": "f"}}])");
+  json none = null;
+  null["content"] = nullptr;
+  none.erase("content");
+  const PreferenceRow row = read(pair({said("user", "Q")}, {null}, {none}), shows).row;
+  CHECK(row.prompt == "<|start|>user(True|Q)<|end|><|start|>assistant");
+  CHECK(row.chosen == "(True|None)[f]<|end|>");
+  CHECK(row.rejected == "(False|)[f]<|end|>");
+  // A begun turn has the content of what continues it.
+  CHECK(read(pair({said("user", "Q"), null}, {said("assistant", "b")}, {said("assistant", "c")}),
+             shows)
+            .row.chosen.find("None") == std::string::npos);
+}
+
+TEST_CASE("reasoning has its own name and transformers' others, in transformers' order", "[data]") {
+  const std::string shows =
+      "{% for m in messages %}<|start|>{{ m.role }} {{ m.keys() | list | join(',') }} "
+      "{{ m.reasoning_content }}{{ m.thinking }}{{ m.reasoning }}<|end|>{% endfor %}"
+      "{% if add_generation_prompt %}<|start|>assistant {% endif %}";
+  const auto chosen = [&](const char* key) {
+    json answer = said("assistant", "b");
+    answer[key] = "h";
+    return read(pair({said("user", "a")}, {answer}, {said("assistant", "c")}), shows).row.chosen;
+  };
+  CHECK(chosen("reasoning") == "thinking,role,content,reasoning,reasoning_content hhh<|end|>");
+  CHECK(chosen("thinking") == "thinking,role,content,reasoning_content hh<|end|>");
+  CHECK(chosen("reasoning_content") == "thinking,role,content,reasoning_content hh<|end|>");
+  CHECK(chosen("thought") == "thinking,role,content,reasoning_content hh<|end|>");
+}
+
 TEST_CASE("a message or reasoning that a template leaves out is not lost in silence", "[data]") {
   json answer = said("assistant", "b");
   answer["reasoning"] = "hm";

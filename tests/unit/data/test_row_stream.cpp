@@ -83,6 +83,26 @@ TEST_CASE("an epoch of a stream has each row once, in an order of its own", "[da
   }
 }
 
+TEST_CASE("a marked place is the state that was there", "[data]") {
+  const Numbers numbers(1, 1.5);
+  for (const std::int64_t buffer : {1, 4, 30, 1000}) {
+    RowStream stream = numbers.stream({.buffer = buffer, .seed = 3});
+    CHECK(stream.state_at_mark() == stream.state());
+    for (const int count : {0, 1, 7, 26, 100, 3}) {
+      stream.mark();
+      const std::vector<std::int64_t> before = stream.state();
+      const std::vector<int> rows = take(stream, count);
+      CHECK(stream.state_at_mark() == before);
+      if (count == 26) stream.is_at_epoch_end();  // reads ahead
+      CHECK(stream.state_at_mark() == before);
+      stream.load(before);
+      CHECK(stream.state_at_mark() == before);
+      CHECK(take(stream, count) == rows);
+      CHECK(stream.state_at_mark() == before);
+    }
+  }
+}
+
 TEST_CASE("a row waits in the buffer, and none comes before it was read", "[data]") {
   const TempDir dir;
   write_numbers(dir.file("a"), 0, 1000);

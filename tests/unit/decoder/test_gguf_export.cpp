@@ -68,7 +68,10 @@ TEST_CASE("gguf export: metadata and weights are those that the gguf package wro
   const TempDir dir;
   const std::string path = dir.file("x.gguf");
   const auto model = Decoder::load(kGgufModels + name + ".gguf");
-  CHECK(export_gguf(*model, path, {.type = "F32", .end_tokens = {2}}).empty());
+  const GgufExportRemarks remarks = export_gguf(*model, path, {.type = "F32", .end_tokens = {2}});
+  CHECK(remarks.left_end_tokens.empty());
+  CHECK(remarks.other_types.empty());
+  CHECK(remarks.ignored_window == 0);
 
   const GgufFile expected = GgufFile::open(kGgufModels + name + ".gguf");
   const GgufFile got = GgufFile::open(path);
@@ -104,8 +107,9 @@ TEST_CASE("gguf export: types of tensors, by their rows", "[decoder]") {
                              .head_dim = 10,
                              .tie_word_embeddings = false};
   const TempDir dir;
+  std::vector<std::string> remarks;
   const auto types_with = [&](const Decoder& model, const std::string& type) {
-    export_gguf(model, dir.file(type), {.type = type});
+    remarks = export_gguf(model, dir.file(type), {.type = type}).other_types;
     return types_of(dir.file(type));
   };
   const auto model = random_decoder(sizes);
@@ -117,6 +121,13 @@ TEST_CASE("gguf export: types of tensors, by their rows", "[decoder]") {
   CHECK(types["blk.0.ffn_down.weight"] == "Q5_0");    // rows of 288
   CHECK(types["blk.0.attn_norm.weight"] == "F32");
   CHECK(types["output_norm.weight"] == "F32");
+  CHECK(
+      remarks ==
+      std::vector<std::string>{
+          "blk.*.attn_output.weight: F16 in place of Q4_K, whose blocks of 256 do not fit rows of "
+          "40",
+          "blk.*.ffn_down.weight: Q5_0 in place of Q4_K, whose blocks of 256 do not fit rows of "
+          "288"});
   types = types_with(*model, "Q4_0");
   CHECK(types["token_embd.weight"] == "Q4_0");
   CHECK(types["output.weight"] == "Q6_K");
@@ -126,6 +137,7 @@ TEST_CASE("gguf export: types of tensors, by their rows", "[decoder]") {
   CHECK(types["output.weight"] == "Q8_0");
   CHECK(types["blk.0.attn_output.weight"] == "F16");
   types = types_with(*model, "BF16");
+  CHECK(remarks.empty());
   CHECK(types["blk.0.attn_output.weight"] == "BF16");
   CHECK(types["blk.0.ffn_norm.weight"] == "F32");
 
@@ -134,7 +146,16 @@ TEST_CASE("gguf export: types of tensors, by their rows", "[decoder]") {
   narrow.tie_word_embeddings = true;
   const auto tied = random_decoder(narrow);
   const std::string path = dir.file("tied.gguf");
-  export_gguf(*tied, path, {.type = "Q4_K"});
+  CHECK(
+      export_gguf(*tied, path, {.type = "Q4_K"}).other_types ==
+      std::vector<std::string>{
+          "blk.*.attn_q.weight, blk.*.attn_k.weight, blk.*.attn_v.weight, blk.*.ffn_gate.weight, "
+          "blk.*.ffn_up.weight: Q5_0 in place of Q4_K, whose blocks of 256 do not fit rows of 96",
+          "blk.*.attn_output.weight: F16 in place of Q4_K, whose blocks of 256 do not fit rows of "
+          "40",
+          "blk.*.ffn_down.weight: Q5_0 in place of Q4_K, whose blocks of 256 do not fit rows of "
+          "288",
+          "token_embd.weight: Q8_0 in place of Q6_K, whose blocks of 256 do not fit rows of 96"});
   types = types_of(path);
   CHECK(types["token_embd.weight"] == "Q8_0");
   CHECK_FALSE(types.contains("output.weight"));
@@ -164,7 +185,7 @@ TEST_CASE("gguf export: a Mistral is written as llama.cpp has it", "[decoder]") 
                          .head_dim = 8};
   options.sliding_window = 12;
   const auto model = random_decoder(options);
-  export_gguf(*model, dir.file("x.gguf"), {.type = "F32"});
+  CHECK(export_gguf(*model, dir.file("x.gguf"), {.type = "F32"}).ignored_window == 12);
   const GgufFile file = GgufFile::open(dir.file("x.gguf"));
   CHECK(file.text("general.architecture") == "llama");
   CHECK(file.integer("llama.attention.sliding_window") == 12);
@@ -271,7 +292,7 @@ TEST_CASE("gguf export: end tokens have three places", "[decoder]") {
                                      .num_key_value_heads = 1,
                                      .bos_token_id = 1,
                                      .pad_token_id = 0});
-  CHECK(export_gguf(*model, dir.file("x"), {.end_tokens = {7, 5, 7, 6, 9, 8}}) ==
+  CHECK(export_gguf(*model, dir.file("x"), {.end_tokens = {7, 5, 7, 6, 9, 8}}).left_end_tokens ==
         std::vector<std::int64_t>{9, 8});
   const GgufFile file = GgufFile::open(dir.file("x"));
   CHECK(file.integer("tokenizer.ggml.eos_token_id") == 7);
@@ -306,14 +327,22 @@ TEST_CASE("gguf export: what a file cannot say is refused, and no file is left",
   const detail::AddedFamily added(unknown);
   DecoderOptions other = options;
   other.family = "unknown";
-  CHECK_THROWS_TEXT(export_gguf(*random_decoder(other), path, {}), ConfigError,
-                    path +
-                        ": expected a family that is written to GGUF files here (llama, mistral, "
-                        "qwen2, qwen3), got 'unknown'; export a folder (--out) for llama.cpp's "
-                        "converter");
+  CHECK_THROWS_TEXT(
+      export_gguf(*random_decoder(other), path, {}), ConfigError,
+      path +
+          ": expected a family that is written to GGUF files here (llama, mistral, "
+          "qwen2, qwen3, granite, smollm3, phi3, gemma2, gemma3_text, olmo2, mixtral, "
+          "qwen3_moe), got 'unknown'; export a folder (--out) for llama.cpp's "
+          "converter");
   options.rope_scaling_factor = 8;
   options.rope_low_freq_factor = 2;
-  CHECK_THROWS_AS(export_gguf(*random_decoder(options), path, {}), ConfigError);
+  CHECK_THROWS_TEXT(export_gguf(*random_decoder(options), path, {}), ConfigError,
+                    path +
+                        ": expected a model that a GGUF file can describe, got one whose file is "
+                        "refused: " +
+                        path +
+                        ": expected tensor 'rope_freqs.weight' to be Llama 3's scaling by 8 over "
+                        "8192 tokens, 4.681482597220152 at 3, got 8");
   CHECK(std::filesystem::is_empty(dir.path()));
 }
 

@@ -107,8 +107,9 @@ TEST_CASE("A program gives rewards", "[evaluation]") {
   CHECK(reward("p", "good") == 1.5);
   CHECK(reward("p", "bad") == -2);
   const Reward wordy = make_program_reward(answering(R"({"reward": "high"})"));
-  CHECK_THROWS_TEXT(wordy("p", "x"), DataError,
-                    R"(judge 'script': expected {"reward": number}, got {"reward":"high"})");
+  CHECK_THROWS_TEXT(
+      wordy("p", "x"), DataError,
+      R"(reward program 'script': expected {"reward": number}, got {"reward":"high"})");
 }
 
 TEST_CASE("Texts of any kind reach the program in one line", "[evaluation]") {

@@ -71,6 +71,22 @@ TEST_CASE("gguf writer: a file of every kind of entry, byte for byte", "[files]"
   CHECK_FALSE(writer.has("u3"));
 }
 
+TEST_CASE("gguf writer: parts of a stack are one tensor", "[files]") {
+  const TempDir dir;
+  const at::Tensor whole = at::randn({3, 4, 64});
+  for (const char* type : {"F32", "Q8_0"}) {
+    INFO(type);
+    GgufWriter writer;
+    writer.stack("stack", {whole[0], whole[1], whole[2]}, type);
+    writer.tensor("whole", whole, type);
+    const GgufFile file = written(writer, dir);
+    CHECK(file.find_tensor("stack")->shape == std::vector<std::int64_t>{3, 4, 64});
+    CHECK(at::equal(file.tensor("stack"), file.tensor("whole")));
+  }
+  CHECK_THROWS_TEXT(GgufWriter().stack("stack", {whole[0], whole[0][0]}, "F32"), ShapeError,
+                    "gguf: tensor 'stack': expected parts of shape [4, 64], got [64]");
+}
+
 TEST_CASE("gguf writer: entries of another file are taken over as they are", "[files]") {
   const TempDir dir;
   GgufBuilder source;

@@ -144,7 +144,7 @@ TEST_CASE("feedback has one source, and no option without use", "[online]") {
   useless(R"({"reward_model": ["m", "n"], "ensemble": "min", "ensemble_k": 2})", "ensemble_k",
           "reward_model");
   fails(R"({"reward": ["r"], "reward_weights": [1, 2]})",
-        "judge 'r': expected a program that starts, got No such file or directory");
+        "reward program 'r': expected a program that starts, got No such file or directory");
   fails(R"({"judge": ["/no/such/judge", "-v"]})",
         "judge '/no/such/judge -v': expected a program that starts, got No such file or directory");
   fails(R"({"reward_model": "m"})",
@@ -281,7 +281,7 @@ TEST_CASE("a worker that ends is started again", "[online]") {
   // The control.
   const auto strict = make_feedback({.reward = {tired}, .retries = 0});
   CHECK_THROWS_TEXT(rate(*strict, numbered(23)), DataError,
-                    "judge '" + tired[0] + " -c " + tired[2] +
+                    "reward program '" + tired[0] + " -c " + tired[2] +
                         "': expected {\"reward\": number}, got its end with exit status 3; failure "
                         "1 where max_failures is 0");
 }
@@ -321,7 +321,7 @@ TEST_CASE("a worker that is late is started again", "[online]") {
   CHECK(rewards[4] == 4);
   const auto none = make_feedback({.reward = {always}, .timeout = 0.3, .retries = 1});
   CHECK_THROWS_TEXT(rate(*none, numbered(5)), DataError,
-                    "judge '/bin/sh -c " + always[2] +
+                    "reward program '/bin/sh -c " + always[2] +
                         "': expected {\"reward\": number}, got none within 0.3 s; failure 1 where "
                         "max_failures is 0");
   const auto once =

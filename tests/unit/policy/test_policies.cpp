@@ -6,6 +6,7 @@
 
 #include <fstream>
 
+#include "policy/parameters.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/module_policy.h"
@@ -95,6 +96,27 @@ class BarePolicy final : public Policy {
   std::int64_t vocab_size() const override { return 7; }
   std::vector<NamedParameter> named_parameters() const override { return {}; }
 };
+
+TEST_CASE("policies of equal weights are one model, if their config describes them", "[policy]") {
+  at::manual_seed(4);
+  Decoder decoder({.vocab_size = 16,
+                   .hidden_size = 8,
+                   .intermediate_size = 8,
+                   .num_hidden_layers = 1,
+                   .num_attention_heads = 2,
+                   .num_key_value_heads = 1});
+  const auto copy = decoder.frozen_decoder();
+  CHECK(detail::have_equal_weights(decoder, *copy));
+  const auto wide = decoder.frozen_decoder();
+  wide->to(at::kDouble);
+  CHECK_FALSE(detail::have_equal_weights(decoder, *wide));
+  {
+    const at::NoGradGuard no_grad;
+    copy->named_parameters().back().value.view(-1)[0].add_(1e-3);
+  }
+  CHECK_FALSE(detail::have_equal_weights(decoder, *copy));
+  CHECK_FALSE(detail::have_equal_weights(BarePolicy(), BarePolicy()));
+}
 
 TEST_CASE("a module drops nothing out, neither in training nor as a reference", "[policy]") {
   const auto module = std::make_shared<DropoutModel>();

@@ -410,17 +410,27 @@ TEST_CASE("a run with other options or contents is not gone on with", "[run]") {
           o.loss = R"({"type": "dpo", "beta": 0.2})";
         }) == refused("loss.beta: 0.1 -> 0.2, optimizer.learning_rate: 0.01 -> 0.5"));
   CHECK(refusal([](RunOptions& o) { o.batch.steps = 4; }) == refused("batch.steps: 3 -> 4"));
-  CHECK(refusal([](RunOptions& o) { o.seed = 2; }).find("seed: 1 -> 2, model: ") !=
-        std::string::npos);
+  CHECK(refusal([](RunOptions& o) {
+          o.seed = 2;
+        }).find("seed: 1 -> 2, other weights of the model") != std::string::npos);
   CHECK(refusal([](RunOptions& o) {
           o.model.decoder.num_hidden_layers = 2;
-        }).find("model.decoder.num_hidden_layers: 1 -> 2, model: ") != std::string::npos);
+        }).find("model.decoder.num_hidden_layers: 1 -> 2, other weights of the model") !=
+        std::string::npos);
   CHECK(refusal([](RunOptions& o) {
           o.data.eval_fraction = 0.5;
-        }).find("data.eval_fraction: 0.25 -> 0.5, eval_rows: ") != std::string::npos);
+        }).find("data.eval_fraction: 0.25 -> 0.5, other held-out rows (data.train \"") !=
+        std::string::npos);
   write_text(scene.file("pairs.jsonl"), read_text(scene.file("pairs.jsonl")) +
                                             R"({"prompt": "a>", "chosen": "b", "rejected": "c"})");
-  CHECK(refusal([](RunOptions&) {}).find("got eval_rows: ") != std::string::npos);
+  const std::string data = "data.train \"" + scene.file("pairs.jsonl") + "\"";
+  CHECK(refusal([](RunOptions&) {}).find("got other held-out rows (" + data + ")") !=
+        std::string::npos);
+  const std::string moved = scene.file("moved.jsonl");
+  fs::copy(scene.file("pairs.jsonl"), moved);
+  CHECK(refusal([&](RunOptions& o) {
+          o.data.train = moved;
+        }).find("other held-out rows (" + data + " -> \"" + moved + "\")") != std::string::npos);
 }
 
 TEST_CASE("what changes no result may change when a run goes on", "[run]") {
