@@ -89,8 +89,10 @@ class PREFOPT_API TokenLossConcept {
 class PREFOPT_API TokenLoss {
  public:
   template <class L>
-  requires(!std::same_as<std::remove_cvref_t<L>, TokenLoss> && requires { L::info(); })
-      TokenLoss(L loss)  // NOLINT: a loss is a TokenLoss
+  requires requires {
+    { L::info() } -> std::same_as<PieceInfo>;
+  }
+  TokenLoss(L loss)  // NOLINT: a loss is a TokenLoss
       : self_(std::make_shared<Model<L>>(std::move(loss))) {}
 
   /// Returns the loss of some completions and its derivatives. Throws ShapeError for arrays that are

@@ -261,15 +261,17 @@ TEST_CASE("losses on tokens: configs", "[objectives]") {
   CHECK_THROWS_TEXT(make_token_loss(R"({"beta": 1})"), ConfigError,
                     "loss: expected a key 'type' that names a loss on tokens, got {\"beta\":1}");
   CHECK_THROWS_TEXT(make_token_loss(R"({"type": "iqlearn", "lambda": -1})"), ConfigError,
-                    "iqlearn: expected lambda in [0, inf), got -1");
+                    "iqlearn: expected lambda >= 0, got -1");
   CHECK_THROWS_TEXT(
       make_token_loss(R"({"type": "oreo", "step_end": "."})"), ConfigError,
-      "oreo: expected no step_end, got it set; level 'step' alone has steps");
+      "oreo: expected step_end at its default, got another value that would do nothing; level "
+      "'step' alone has steps");
   CHECK_THROWS_TEXT(make_token_loss(R"({"type": "oreo", "level": "step", "step_end": ""})"),
                     ConfigError, "oreo: expected a step_end for level 'step', got ''");
   CHECK_THROWS_TEXT(
       make_token_loss(R"({"type": "iqlearn", "lambda": 0, "own_samples": 0.1})"), ConfigError,
-      "iqlearn: expected no own_samples, got it set; the squared rewards have weight 0");
+      "iqlearn: expected own_samples at its default, got another value that would do nothing; the "
+      "squared rewards have weight 0");
 }
 
 TEST_CASE("losses on tokens: arrays that do not fit", "[objectives]") {
@@ -279,11 +281,11 @@ TEST_CASE("losses on tokens: arrays that do not fit", "[objectives]") {
     change(in);
     CHECK_THROWS_TEXT(loss.formula<ArrayXd>(in), ShapeError, text);
   };
-  refused([](Rows& in) { in.values = {}; }, "oreo: expected values [10], got [0]");
+  refused([](Rows& in) { in.values.resize(0); }, "oreo: expected values [10], got [0]");
   refused([](Rows& in) { in.ref_logps.conservativeResize(9); },
           "oreo: expected ref_logps [10], got [9]");
-  refused([](Rows& in) { in.exact_kls = {}; }, "oreo: expected exact_kls [10], got [0]");
-  refused([](Rows& in) { in.logps = {}; }, "oreo: expected tokens, got none");
+  refused([](Rows& in) { in.exact_kls.resize(0); }, "oreo: expected exact_kls [10], got [0]");
+  refused([](Rows& in) { in.logps.resize(0); }, "oreo: expected tokens, got none");
   refused([](Rows& in) { in.totals.completions = 3; },
           "oreo: expected totals of at least 10 tokens and 4 completions, got 10 and 3");
 }
