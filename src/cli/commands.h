@@ -126,9 +126,9 @@ struct GenerateArguments : ModelArguments {
   double repetition_penalty = 1;
   std::int64_t seed = 0;
   bool json = false;
-  bool candidates = false;          ///< a line a prompt, with all its completions
-  std::vector<std::string> guides;  ///< MODEL:WEIGHT, whose log-probs are added
-  std::string value;                ///< value model of a search; empty: none
+  bool candidates = false;              ///< a line a prompt, with all its completions
+  std::vector<std::string> guides;      ///< MODEL:WEIGHT, whose log-probs are added
+  std::string value;                    ///< value model of a search; empty: none
   std::optional<std::int64_t> beams;    ///< of the search; default 5
   std::optional<std::string> step_end;  ///< likewise; default: an empty line
 };

@@ -158,8 +158,8 @@ void check_search(const GenerateArguments& arguments) {
   if (arguments.value.empty()) {
     const auto refuse = [](std::string_view option, bool is_given) {
       if (!is_given) return;
-      throw ConfigError(fmt::format("{}: expected a --value that steps are searched by, got none",
-                                    option));
+      throw ConfigError(
+          fmt::format("{}: expected a --value that steps are searched by, got none", option));
     };
     refuse("--beams", arguments.beams.has_value());
     refuse("--step-end", arguments.step_end.has_value());
@@ -261,17 +261,17 @@ void print_search(const GenerateArguments& arguments, Policy& policy, const Toke
                   std::ostream& out) {
   const auto values = load_reward_model(arguments.value, tokenizer, arguments.dtype);
   if (values->vocab_size() != policy.vocab_size()) {
-    throw ConfigError(fmt::format(
-        "--value: expected a model with the policy's vocabulary of {} tokens, got {}",
-        policy.vocab_size(), values->vocab_size()));
+    throw ConfigError(
+        fmt::format("--value: expected a model with the policy's vocabulary of {} tokens, got {}",
+                    policy.vocab_size(), values->vocab_size()));
   }
   ValueSearchOptions options{.sampling = sampling};
   options.beams = arguments.beams.value_or(options.beams);
   options.step_end = arguments.step_end.value_or(options.step_end);
   for (std::size_t i = 0; i < prompts.size(); ++i) {
-    const ValuedCompletion best = search_by_values(policy, *values, prompts[i].ids, options,
-                                                   static_cast<std::int64_t>(i))
-                                      .front();
+    const ValuedCompletion best =
+        search_by_values(policy, *values, prompts[i].ids, options, static_cast<std::int64_t>(i))
+            .front();
     const std::string completion = tokenizer.decode_part(best.completion, prompts[i].ids);
     if (arguments.json) {
       const Json line{{"prompt", prompts[i].text},

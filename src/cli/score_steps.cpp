@@ -32,8 +32,7 @@ StepAggregate aggregate_of(const ScoreArguments& arguments) {
   const std::string name = arguments.aggregate.value_or("min");
   const auto found = std::find(kAggregates.begin(), kAggregates.end(), name);
   if (found == kAggregates.end()) {
-    throw ConfigError(
-        fmt::format("--aggregate: expected min, mean, last or sum, got '{}'", name));
+    throw ConfigError(fmt::format("--aggregate: expected min, mean, last or sum, got '{}'", name));
   }
   return static_cast<StepAggregate>(found - kAggregates.begin());
 }
@@ -83,9 +82,9 @@ class StepScorer {
   }
 
   void score_rows(std::ostream& out) const {
-    const Dataset dataset = read_pairs(
-        arguments_.data, *tokenizer_, options(),
-        {.context_length = model_->options().max_position_embeddings}, memory_, err_);
+    const Dataset dataset =
+        read_pairs(arguments_.data, *tokenizer_, options(),
+                   {.context_length = model_->options().max_position_embeddings}, memory_, err_);
     check_rows(dataset.pairs, arguments_.data);
     for (std::size_t i = 0; i < dataset.pairs.size(); ++i) {
       const TokenRow& row = dataset.pairs[i];
@@ -158,8 +157,7 @@ class StepScorer {
     for (std::size_t t = 0; t < completion.size(); ++t) {
       if (mask.empty() || mask[t] != 0) each[static_cast<Eigen::Index>(t)] = *next++;
     }
-    const auto ends =
-        find_step_ends(completion, *tokenizer_, arguments_.step_end.value_or("\n\n"));
+    const auto ends = find_step_ends(completion, *tokenizer_, arguments_.step_end.value_or("\n\n"));
     const Eigen::ArrayXd sums = step_sums(each, ends, "--rewards");
     return {sums.begin(), sums.end()};
   }

@@ -86,8 +86,8 @@ class TokenTable {
   double reward_of(const RolloutRow& row) const {
     if (!row.reward) lacks(row, "reward");
     if (std::isfinite(*row.reward)) return *row.reward;
-    throw DataError(fmt::format("{}:{}: expected a reward for {}, got null", path_, row.line,
-                                loss_.name()));
+    throw DataError(
+        fmt::format("{}:{}: expected a reward for {}, got null", path_, row.line, loss_.name()));
   }
 
   /// Throws DataError for a completion in which the policy chose nothing.

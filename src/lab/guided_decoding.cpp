@@ -2,10 +2,10 @@
 
 // 2410.08193 (GenARM): an autoregressive reward model guides the decoding of a base model token by
 // token. Random trees, the reward of a completion is known: the base, the exact optimum of E r − β
-// KL, GenARM (the base times the model e^(r/β) / Z, token by token), the log-ratio of a model that was
-// trained with the base as its reference, and the control: a reward model of whole texts that is
-// asked about prefixes (ARGS, 2402.01694), whose answers are noise until the end. Then two rewards
-// and weights that are chosen while decoding, against guides of one reward alone.
+// KL, GenARM (the base times the model e^(r/β) / Z, token by token), the log-ratio of a model that
+// was trained with the base as its reference, and the control: a reward model of whole texts that
+// is asked about prefixes (ARGS, 2402.01694), whose answers are noise until the end. Then two
+// rewards and weights that are chosen while decoding, against guides of one reward alone.
 
 #include <algorithm>
 #include <cmath>
@@ -43,7 +43,15 @@ Table reward_model(const ArrayXd& rewards, double beta) {
 
 ArrayXd random_rewards(Random& random) { return random.normals(kTree.leaves(), 1).col(0); }
 
-enum : std::size_t { kBase, kExact, kGenArm, kLogRatio, kPrefixes, kMethods, kExactError = kMethods };
+enum : std::size_t {
+  kBase,
+  kExact,
+  kGenArm,
+  kLogRatio,
+  kPrefixes,
+  kMethods,
+  kExactError = kMethods
+};
 const std::vector<std::string> kNames{"base", "exact optimum", "genarm", "log-ratio guide",
                                       "control: texts' reward of prefixes"};
 
@@ -126,11 +134,12 @@ Report guided_decoding(const Settings& settings) {
   report.verdicts = {
       above("genarm has more E r − β KL than the base: by",
             mean_difference(methods, kGenArm, kBase), 0.3),
-      above("the exact optimum has more than genarm: by",
-            mean_difference(methods, kExact, kGenArm), 0),
-      below("the log-ratio of a model trained with the base, weight 1, is the optimum: log distance, "
-            "largest",
-            exactly(largest(methods, kExactError, 1)), 1e-10),
+      above("the exact optimum has more than genarm: by", mean_difference(methods, kExact, kGenArm),
+            0),
+      below(
+          "the log-ratio of a model trained with the base, weight 1, is the optimum: log distance, "
+          "largest",
+          exactly(largest(methods, kExactError, 1)), 1e-10),
       above("control: a reward of texts asked about prefixes has less than genarm: by",
             mean_difference(methods, kGenArm, kPrefixes), 0.3),
       above("two guides: the first reward rises with its weight, from 0 to 1: by",

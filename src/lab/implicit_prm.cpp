@@ -3,10 +3,10 @@
 // 2412.01981: a model that was trained on labels of whole answers, with a reference, is a process
 // reward model. Proposition 3.1, on trees: sums of its token rewards are soft values of prefixes,
 // between the mean and the largest reward of their continuations. Then a task: at each prefix some
-// letters are wrong, an answer is right where none of its letters is. Policies of tokens are trained
-// by `ce` on noisy labels of answers that the reference drew, and by `dpo` on pairs of the same
-// answers, as many labels; the step of least reward has to be the first wrong one. Control: the log
-// π of the same model without the reference, and a choice at random.
+// letters are wrong, an answer is right where none of its letters is. Policies of tokens are
+// trained by `ce` on noisy labels of answers that the reference drew, and by `dpo` on pairs of the
+// same answers, as many labels; the step of least reward has to be the first wrong one. Control:
+// the log π of the same model without the reference, and a choice at random.
 
 #include <algorithm>
 #include <cmath>
@@ -166,8 +166,7 @@ double proposition_error(Random& random) {
   double worst = 0;
   for (Index leaf = 0; leaf < kTree.leaves(); ++leaf) {
     double sum = 0;
-    const ArrayXd each =
-        beta * (token_logps(kTree, model, leaf) - token_logps(kTree, ref, leaf));
+    const ArrayXd each = beta * (token_logps(kTree, model, leaf) - token_logps(kTree, ref, leaf));
     for (Index t = 0; t < kTree.depth; ++t) {
       worst = std::max(worst, std::abs(sum - values[kTree.node_of(leaf, t)]));
       sum += each[t];
@@ -213,8 +212,8 @@ std::vector<double> run_seed(int seed, Index answers) {
 }  // namespace
 
 Report implicit_prm(const Settings& settings) {
-  const std::vector<double> sizes = settings.quick ? std::vector<double>{50, 200}
-                                                   : std::vector<double>{50, 100, 200, 400, 800};
+  const std::vector<double> sizes =
+      settings.quick ? std::vector<double>{50, 200} : std::vector<double>{50, 100, 200, 400, 800};
   Report report{.data = {{"implicit-prm", {"case", "answers", "share", "low", "high"}}},
                 .pictures = {{"implicit-prm",
                               {.title = "Wrong answers whose first wrong step has the least reward",
@@ -241,8 +240,8 @@ Report implicit_prm(const Settings& settings) {
             exactly(largest(few, kProposition, 1)), 1e-12),
       below("a soft value is at least the mean of the rewards below: short of it, largest",
             exactly(largest(few, kBelowMean, 1)), 1e-12),
-      below("and falls with β from the largest: rise, largest",
-            exactly(largest(few, kAboveMax, 1)), 1e-12),
+      below("and falls with β from the largest: rise, largest", exactly(largest(few, kAboveMax, 1)),
+            1e-12),
       above("200 answers: the first wrong step has ce's least reward: share", mean(many, kCe), 0.5),
       above("more often than of dpo on the same answers: by", mean_difference(many, kCe, kDpo), 0),
       above("control: log π without the reference finds less: by",

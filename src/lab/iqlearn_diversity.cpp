@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// 2409.01369 (IQLearn for language models): imitation whose implied rewards are kept small is said to
-// keep diversity at equal quality. Tables of logits by prefix, a few demonstrations of a known policy,
-// the registered loss by exact descent from logits of 0: likelihood of unseen completions and entropy
-// of completions, against sft on the same demonstrations, as it ends and at its best step. Control:
-// lambda 0 is sft.
+// 2409.01369 (IQLearn for language models): imitation whose implied rewards are kept small is said
+// to keep diversity at equal quality. Tables of logits by prefix, a few demonstrations of a known
+// policy, the registered loss by exact descent from logits of 0: likelihood of unseen completions
+// and entropy of completions, against sft on the same demonstrations, as it ends and at its best
+// step. Control: lambda 0 is sft.
 
 #include <algorithm>
 #include <cmath>
@@ -27,8 +27,8 @@ constexpr double kRate = 2;
 constexpr int kSteps = 400;
 constexpr Index kDemonstrations = 30;
 
-/// Numbers of a policy of logits: mean negative log-likelihood of the true policy's completions, and
-/// entropy of its own, nats.
+/// Numbers of a policy of logits: mean negative log-likelihood of the true policy's completions,
+/// and entropy of its own, nats.
 struct Quality {
   double nll = 0, entropy = 0;
 };
@@ -46,8 +46,8 @@ BasicTokenRows<ArrayXd> step_of(const std::vector<Index>& leaves) {
   BasicTokenRows<ArrayXd> in;
   in.logps = ArrayXd::Zero(tokens);
   in.log_normalizers = ArrayXd::Zero(tokens);
-  in.completions = ArrayXd::NullaryExpr(
-      tokens, [](Index t) { return static_cast<double>(t / kTree.depth); });
+  in.completions =
+      ArrayXd::NullaryExpr(tokens, [](Index t) { return static_cast<double>(t / kTree.depth); });
   in.lens = ArrayXd::Constant(tokens, static_cast<double>(kTree.depth));
   in.completion_count = count;
   in.totals = {.tokens = static_cast<double>(tokens), .completions = static_cast<double>(count)};
@@ -112,8 +112,8 @@ std::vector<double> run_seed(int seed) {
   in.logps = -random.normals(in.logps.size(), 1).col(0).abs();
   in.log_normalizers = random.normals(in.logps.size(), 1).col(0);
   const double zero_gap = std::abs(zero.formula<ArrayXd>(in).loss + in.logps.mean());
-  return {sft.end.nll,     iq.end.nll,      sft.end.entropy, iq.end.entropy,
-          sft.best.nll,    sft.as_even.nll, zero_gap};
+  return {sft.end.nll,  iq.end.nll,      sft.end.entropy, iq.end.entropy,
+          sft.best.nll, sft.as_even.nll, zero_gap};
 }
 
 }  // namespace

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// 2412.16145 (OREO): the soft Bellman residual of each token or of the response alone. Random trees,
-// completions of the reference, the registered loss, exact moments of its gradient over single
-// completions. At the reference both levels have the same mean gradient, with the soft values of the
-// reference; the token level's has less variance. At the optimum with its soft values every residual
-// is 0. Controls: the response level, and values that are plain means in place of soft ones, whose
-// gradient at the optimum does not vanish.
+// 2412.16145 (OREO): the soft Bellman residual of each token or of the response alone. Random
+// trees, completions of the reference, the registered loss, exact moments of its gradient over
+// single completions. At the reference both levels have the same mean gradient, with the soft
+// values of the reference; the token level's has less variance. At the optimum with its soft values
+// every residual is 0. Controls: the response level, and values that are plain means in place of
+// soft ones, whose gradient at the optimum does not vanish.
 
 #include <cmath>
 #include <cstdint>
@@ -29,8 +29,8 @@ struct Moments {
   double variance = 0;  ///< trace of the covariance
 };
 
-/// Moments of the loss's gradient in the logits of tokens, over completions of the reference, each a
-/// step. `values` [nodes] of prefixes.
+/// Moments of the loss's gradient in the logits of tokens, over completions of the reference, each
+/// a step. `values` [nodes] of prefixes.
 Moments moments(BellmanLevel level, const Table& policy, const Table& ref, const ArrayXd& rewards,
                 const ArrayXd& values) {
   const TokenLoss loss = OreoLoss({.beta = kBeta, .alpha = 0, .level = level});
@@ -43,8 +43,8 @@ Moments moments(BellmanLevel level, const Table& policy, const Table& ref, const
                                .rewards = ArrayXd::Constant(kTree.depth, rewards[leaf]),
                                .completions = ArrayXd::Zero(kTree.depth),
                                .lens = ArrayXd::Constant(kTree.depth, kTree.depth)};
-    in.values = ArrayXd::NullaryExpr(kTree.depth,
-                                     [&](Index t) { return values[kTree.node_of(leaf, t)]; });
+    in.values =
+        ArrayXd::NullaryExpr(kTree.depth, [&](Index t) { return values[kTree.node_of(leaf, t)]; });
     in.completion_count = 1;
     in.totals = {.tokens = static_cast<double>(kTree.depth), .completions = 1};
     // A mean over the states of a completion, of which the response level has one.
@@ -84,8 +84,8 @@ std::vector<double> run_seed(int seed) {
   Random random(static_cast<std::uint64_t>(seed));
   const Table ref = random_policy(kTree, 1, random);
   // One answer in four is right.
-  const ArrayXd rewards = ArrayXd::NullaryExpr(
-      kTree.leaves(), [&] { return random.uniform() < 0.25 ? 1.0 : 0.0; });
+  const ArrayXd rewards =
+      ArrayXd::NullaryExpr(kTree.leaves(), [&] { return random.uniform() < 0.25 ? 1.0 : 0.0; });
   const ArrayXd soft = soft_values(kTree, ref, rewards, kBeta);
   const ArrayXd mean = soft_values(kTree, ref, rewards, std::numeric_limits<double>::infinity());
   const Moments token = moments(BellmanLevel::kToken, ref, ref, rewards, soft);
@@ -94,12 +94,8 @@ std::vector<double> run_seed(int seed) {
   const auto variance = [&](const ArrayXd& values) {
     return moments(BellmanLevel::kToken, optimum, ref, rewards, values).variance;
   };
-  return {(token.mean - response.mean).abs().maxCoeff(),
-          token.variance,
-          response.variance,
-          largest_residual(optimum, ref, rewards, soft),
-          variance(soft),
-          variance(mean)};
+  return {(token.mean - response.mean).abs().maxCoeff(), token.variance, response.variance,
+          largest_residual(optimum, ref, rewards, soft), variance(soft), variance(mean)};
 }
 
 }  // namespace

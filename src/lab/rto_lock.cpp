@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // 2404.18922 (RTO): the log-ratio of a model that DPO trained, as the reward of each token, has the
-// optimum of a larger reward of whole completions, and is learned faster. The lock of pg-resets: one
-// completion of H letters is rewarded, exact policy gradients from uniform or nearly uniform
+// optimum of a larger reward of whole completions, and is learned faster. The lock of pg-resets:
+// one completion of H letters is rewarded, exact policy gradients from uniform or nearly uniform
 // policies. Rewards of tokens are those of the registered objective: with returns to go they add up
 // to the larger reward, so that nothing is gained; as each token's own advantage (gamma 0), which
 // the log-ratio of the optimal policy is, they open the lock letter by letter. Letters that are in
-// neither lock end a completion, as nothing after them is rewarded. Controls: the same size of reward
-// at the end alone, and the model that DPO trained for another lock.
+// neither lock end a completion, as nothing after them is rewarded. Controls: the same size of
+// reward at the end alone, and the model that DPO trained for another lock.
 
 #include <algorithm>
 #include <cmath>
@@ -57,9 +57,9 @@ DpoModel dpo_model(Index depth) {
   return model;
 }
 
-/// Completions of a lock whose right letters are all 0: beginnings of the letter 0, and of the letter
-/// 1, with the first other letter after them, and both to their end. `right`: the letter of the lock
-/// that the model behind π_dpo was trained for.
+/// Completions of a lock whose right letters are all 0: beginnings of the letter 0, and of the
+/// letter 1, with the first other letter after them, and both to their end. `right`: the letter of
+/// the lock that the model behind π_dpo was trained for.
 Lock make_lock(Index depth, Index right) {
   Lock lock;
   std::vector<std::int64_t> lens;
@@ -99,9 +99,9 @@ Lock make_lock(Index depth, Index right) {
 ArrayXd advantages_of(const Lock& lock, std::size_t kind) {
   const bool is_dense = kind >= kToGo;
   const bool is_own = kind >= kRto;
-  const TokenObjective objective(
-      {.advantage = is_own ? R"({"kind": "to_go", "gamma": 0})" : R"({"kind": "to_go", "gamma": 1})",
-       .dpo_reward = {.coefficient = is_dense ? kTokenWeight : 0}});
+  const TokenObjective objective({.advantage = is_own ? R"({"kind": "to_go", "gamma": 0})"
+                                                      : R"({"kind": "to_go", "gamma": 1})",
+                                  .dpo_reward = {.coefficient = is_dense ? kTokenWeight : 0}});
   const ArrayXd advantages = objective.advantages(lock.step).advantages;
   return kind == kScaled ? ArrayXd((1 + kTokenWeight / kDpoBeta) * advantages) : advantages;
 }
@@ -171,8 +171,7 @@ Report rto_lock(const Settings& settings) {
   for (std::size_t kind = 0; kind < kKinds; ++kind) {
     std::vector<Estimate> ys;
     for (const double each : depths) {
-      uniform[kind].push_back(
-          steps_to_open(Table::Zero(kLetters, static_cast<Index>(each)), kind));
+      uniform[kind].push_back(steps_to_open(Table::Zero(kLetters, static_cast<Index>(each)), kind));
       ys.push_back(exactly(uniform[kind].back()));
     }
     add_curve(report, kNames[kind], depths, ys);
@@ -187,9 +186,10 @@ Report rto_lock(const Settings& settings) {
             exactly(largest(by_seed, kKinds, 1)), 1e-10),
       within("with returns to go it takes the steps of the larger reward, depth 8: difference",
              exactly(uniform[kToGo][1] - uniform[kScaled][1]), 0, 1),
-      above("as each token's own reward it is faster, depth 8: steps with the reward at the end over "
-            "those of rto",
-            exactly(uniform[kSparse][1] / uniform[kRto][1]), 10),
+      above(
+          "as each token's own reward it is faster, depth 8: steps with the reward at the end over "
+          "those of rto",
+          exactly(uniform[kSparse][1] / uniform[kRto][1]), 10),
       above("depth 12: with the reward at the end it is still closed after: steps",
             exactly(uniform[kSparse][2]), kMostSteps - 1),
       below("depth 12: rto opens it after: steps", exactly(uniform[kRto][2]), 2000),

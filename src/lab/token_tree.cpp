@@ -34,9 +34,8 @@ Table random_policy(const TokenTree& tree, double scale, exact::Random& random) 
 }
 
 ArrayXd token_logps(const TokenTree& tree, const Table& policy, Index leaf) {
-  return ArrayXd::NullaryExpr(tree.depth, [&](Index t) {
-    return policy(tree.letter_of(leaf, t), tree.node_of(leaf, t));
-  });
+  return ArrayXd::NullaryExpr(
+      tree.depth, [&](Index t) { return policy(tree.letter_of(leaf, t), tree.node_of(leaf, t)); });
 }
 
 ArrayXd leaf_logps(const TokenTree& tree, const Table& policy) {
@@ -66,8 +65,8 @@ ArrayXd soft_values(const TokenTree& tree, const Table& ref, const ArrayXd& rewa
     // In the order of levels the children of a node are side by side.
     const ArrayXd below = values.segment(node * tree.letters + 1, tree.letters);
     const ArrayXd logps = ref.col(node);
-    values[node] = std::isinf(beta) ? (logps.exp() * below).sum()
-                                    : beta * log_sum_exp(logps + below / beta);
+    values[node] =
+        std::isinf(beta) ? (logps.exp() * below).sum() : beta * log_sum_exp(logps + below / beta);
   }
   return values;
 }

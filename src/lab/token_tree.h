@@ -14,8 +14,8 @@ using Eigen::ArrayXd;
 using Eigen::Index;
 using exact::Table;
 
-/// A policy or its logits is a Table [letters, nodes], a column for each prefix: the empty one first,
-/// then those of one token, and so on. Completions are in the order of their letters.
+/// A policy or its logits is a Table [letters, nodes], a column for each prefix: the empty one
+/// first, then those of one token, and so on. Completions are in the order of their letters.
 struct TokenTree {
   Index letters, depth;
 

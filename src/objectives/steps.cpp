@@ -15,9 +15,8 @@ void check_step_ends(const StepEnds& ends, std::int64_t tokens, std::string_view
   const bool ascends =
       std::adjacent_find(ends.begin(), ends.end(), std::greater_equal<>()) == ends.end();
   if (!ends.empty() && ascends && ends.front() > 0 && ends.back() == tokens) return;
-  throw ShapeError(
-      fmt::format("{}: expected ascending ends of steps, the last of them {}, got {}", where,
-                  tokens, ends.empty() ? "none" : "others"));
+  throw ShapeError(fmt::format("{}: expected ascending ends of steps, the last of them {}, got {}",
+                               where, tokens, ends.empty() ? "none" : "others"));
 }
 
 Eigen::ArrayXd step_sums(const Eigen::ArrayXd& of_tokens, const StepEnds& ends,

@@ -100,7 +100,9 @@ TokenLossOutput TokenLoss::forward(const TokenRows& in) const {
   return out;
 }
 
-std::string TokenLoss::config() const { return detail::typed_config(name(), self_->options_json()); }
+std::string TokenLoss::config() const {
+  return detail::typed_config(name(), self_->options_json());
+}
 
 const std::vector<TokenLossEntry>& token_losses() {
   static const std::vector<TokenLossEntry> all{entry_of<OreoLoss>(), entry_of<IqlearnLoss>()};

@@ -83,8 +83,8 @@ std::vector<OptionUse> option_uses(const FeedbackOptions& options) {
   const bool has_judge = !options.judge.empty();
   const bool compares = has_judge || !options.program.empty();
   const bool has_rewards = !compares || options.against_baseline;
-  const bool is_program = options.reward_model.empty() && !options.environment &&
-                          !options.implicit_reward.is_given();
+  const bool is_program =
+      options.reward_model.empty() && !options.environment && !options.implicit_reward.is_given();
   const bool is_ensemble = options.reward_model.size() > 1;
   const bool has_implicit =
       options_to_json(options.implicit_reward) != options_to_json(ImplicitRewardOptions());

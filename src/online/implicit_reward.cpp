@@ -85,10 +85,11 @@ void check_implicit_model(const ImplicitModelOptions& options, std::string_view 
                                   is_bare ? "none" : "a reference alone"));
   }
   if (!options.reference.empty()) return;
-  throw ConfigError(fmt::format(
-      "{}.reference: expected the reference that '{}' was trained with, as rewards are of both, got "
-      "none",
-      where, options.model));
+  throw ConfigError(
+      fmt::format("{}.reference: expected the reference that '{}' was trained with, as rewards are "
+                  "of both, got "
+                  "none",
+                  where, options.model));
 }
 
 StepEnds step_ends_of(const std::vector<std::int64_t>& completion, const Tokenizer& tokenizer,

@@ -18,9 +18,9 @@ void check_guide(const Guide& guide, std::size_t place, const Policy& base) {
     throw ConfigError(fmt::format("guide {}: expected a model, got null", place));
   }
   if (guide.model->vocab_size() != base.vocab_size()) {
-    throw ConfigError(fmt::format(
-        "guide {}: expected a model with the base's vocabulary of {} tokens, got {}", place,
-        base.vocab_size(), guide.model->vocab_size()));
+    throw ConfigError(
+        fmt::format("guide {}: expected a model with the base's vocabulary of {} tokens, got {}",
+                    place, base.vocab_size(), guide.model->vocab_size()));
   }
   if (!std::isfinite(guide.weight)) {
     throw ConfigError(

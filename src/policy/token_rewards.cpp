@@ -20,9 +20,9 @@ at::Tensor token_logps_of(Policy& model, const TokenBatch& batch) {
 
 }  // namespace
 
-std::vector<std::vector<double>> implicit_token_rewards(
-    Policy& model, Policy& reference, const std::vector<TokenSequence>& sequences, double beta,
-    std::int64_t at_once) {
+std::vector<std::vector<double>> implicit_token_rewards(Policy& model, Policy& reference,
+                                                        const std::vector<TokenSequence>& sequences,
+                                                        double beta, std::int64_t at_once) {
   if (model.vocab_size() != reference.vocab_size()) {
     throw ConfigError(fmt::format(
         "implicit rewards: expected a reference with the model's vocabulary of {} tokens, got {}",

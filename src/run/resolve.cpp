@@ -170,7 +170,8 @@ std::shared_ptr<RewardModel> make_reward_model(ModelOptions& options, const Toke
   return model;
 }
 
-/// Sets the steps of rows for a loss on them. Throws ConfigError for a stream, whose rows have none.
+/// Sets the steps of rows for a loss on them. Throws ConfigError for a stream, whose rows have
+/// none.
 void set_steps(const TokenLoss& loss, const Tokenizer& tokenizer, bool is_stream, RunRows& rows) {
   const TokenLossNeeds needs = loss.needs();
   if (!needs.steps) return;
@@ -517,8 +518,8 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   if (needs.reference() || needs.sample_source == SampleSource::kReference) {
     // Whoever weighs tokens needs each.
     const bool by_token = needs.has(Input::ref_chosen_overlap_logps) || needs.limits || is_stream ||
-                          loss.token_loss() != nullptr ||
-                          has_token_weights(rows.train) || has_token_weights(rows.eval);
+                          loss.token_loss() != nullptr || has_token_weights(rows.train) ||
+                          has_token_weights(rows.eval);
     if (!options.model.tokenizer.empty()) {
       check_reference_tokens(options.reference, *tokenizer, is_named, note);
     }

@@ -101,9 +101,9 @@ void TokenStepLoss::check() const {
         name()));
   }
   if (parts_.options.temperature != 1) {
-    throw ConfigError(fmt::format(
-        "{}: expected temperature 1, as its rows were drawn at none, got {}", name(),
-        parts_.options.temperature));
+    throw ConfigError(
+        fmt::format("{}: expected temperature 1, as its rows were drawn at none, got {}", name(),
+                    parts_.options.temperature));
   }
   if (needs_.ref_logps && !parts_.reference) {
     throw ConfigError(
@@ -153,15 +153,16 @@ void TokenStepLoss::check_rows(const std::vector<TokenRow>& rows) const {
           fmt::format("{}: expected a token that counts in row {}, got none", name(), i));
     }
     if (!row.chosen_weights.empty()) {
-      throw ShapeError(
-          fmt::format("{}: expected rows without weights of tokens, got some in row {}", name(), i));
+      throw ShapeError(fmt::format(
+          "{}: expected rows without weights of tokens, got some in row {}", name(), i));
     }
     if (needs_.rewards && !std::isfinite(row.columns[Column::kLabel])) {
       throw DataError(fmt::format("{}: expected a label in row {}, got none", name(), i));
     }
     if (needs_.steps && std::ssize(row.rollout.turns) != tokens) {
-      throw ShapeError(fmt::format("{}: expected steps of the {} tokens that count in row {}, got {}",
-                                   name(), tokens, i, row.rollout.turns.size()));
+      throw ShapeError(
+          fmt::format("{}: expected steps of the {} tokens that count in row {}, got {}", name(),
+                      tokens, i, row.rollout.turns.size()));
     }
   }
 }
@@ -197,12 +198,13 @@ void TokenStepLoss::for_each_loss(const StepPlan& plan, StepMetrics& metrics,
   }
 }
 
-/// Completions of the policy for that share of the step's prompts, at least one, at equal distances.
+/// Completions of the policy for that share of the step's prompts, at least one, at equal
+/// distances.
 std::vector<TokenRow> TokenStepLoss::draw_own(const StepPlan& plan) const {
   const at::NoGradGuard no_grad;
   const auto rows = std::ssize(plan.rows);
-  const auto count = std::max<std::int64_t>(
-      1, std::llround(needs_.own_samples * static_cast<double>(rows)));
+  const auto count =
+      std::max<std::int64_t>(1, std::llround(needs_.own_samples * static_cast<double>(rows)));
   std::vector<std::vector<std::int64_t>> prompts;
   for (std::int64_t i = 0; i < count; ++i) {
     prompts.push_back(plan.rows[static_cast<std::size_t>(i * rows / count)].prompt);
@@ -274,10 +276,9 @@ PairLogps TokenStepLoss::measure_logps(const std::vector<TokenRow>& rows) const 
   PairLogps logps;
   const TokenBatch batch = batch_of(rows);
   logps.chosen_logps =
-      sequence_logps(*parts_.policy, batch,
-                     {.by_products = {},
-                      .reduction = {},
-                      .budget_bytes = parts_.options.head_budget_bytes})
+      sequence_logps(
+          *parts_.policy, batch,
+          {.by_products = {}, .reduction = {}, .budget_bytes = parts_.options.head_budget_bytes})
           .logps;
   if (needs_.ref_logps) logps.ref_chosen_logps = parts_.reference->sequence_logps(batch);
   return logps;

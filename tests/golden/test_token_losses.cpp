@@ -226,8 +226,8 @@ TEST_CASE("golden prefix values of implicit process rewards", "[golden]") {
     for (Eigen::Index t = 0; t < 3; ++t) of_prefixes[t] = values[kTree.node_of(leaf, t)];
     of_prefixes[3] = rewards[leaf];
     check_all(of_prefixes, row["prefix_values q_0..q_H"], 1e-12);
-    const ArrayXd of_tokens = beta * (lab::token_logps(kTree, model, leaf) -
-                                      lab::token_logps(kTree, ref, leaf));
+    const ArrayXd of_tokens =
+        beta * (lab::token_logps(kTree, model, leaf) - lab::token_logps(kTree, ref, leaf));
     check_all(of_tokens, row["process_rewards"], 1e-9);
   }
 }
@@ -236,8 +236,8 @@ TEST_CASE("golden distributions of GenARM", "[golden]") {
   const json& arm = method("genarm");
   const auto model = [&](const char* name) -> std::shared_ptr<Policy> {
     const at::Tensor logits = torch::tensor(flat(arm[name]), at::kDouble).expand({2, 4, 4});
-    return std::make_shared<FixedPolicy>(PolicyOutput{.hidden = {}, .logits = logits},
-                                         at::Tensor(), 4);
+    return std::make_shared<FixedPolicy>(PolicyOutput{.hidden = {}, .logits = logits}, at::Tensor(),
+                                         4);
   };
   const auto check = [&](std::vector<Guide> guides, const char* name) {
     GuidedPolicy policy(model("base_logits"), std::move(guides));

@@ -84,8 +84,8 @@ class PREFOPT_API TokenLossConcept {
 /// A loss on the tokens of given completions, held by value: one that looks at tokens one by one,
 /// and at those after them, where a Loss sees sums. `L` has `formula(const BasicTokenRows<T>&)
 /// const` for any array type, `needs() const`, `static PieceInfo info()` and `options()` that
-/// returns an OptionStruct. Its gradients need not be the derivatives of its value: each header says
-/// which part is held.
+/// returns an OptionStruct. Its gradients need not be the derivatives of its value: each header
+/// says which part is held.
 class PREFOPT_API TokenLoss {
  public:
   template <class L>
@@ -95,8 +95,8 @@ class PREFOPT_API TokenLoss {
   TokenLoss(L loss)  // NOLINT: a loss is a TokenLoss
       : self_(std::make_shared<Model<L>>(std::move(loss))) {}
 
-  /// Returns the loss of some completions and its derivatives. Throws ShapeError for arrays that are
-  /// missing or of other lengths, and for totals below the completions and tokens given.
+  /// Returns the loss of some completions and its derivatives. Throws ShapeError for arrays that
+  /// are missing or of other lengths, and for totals below the completions and tokens given.
   template <class T>
   BasicTokenLossOutput<T> formula(const BasicTokenRows<T>& in) const;
   /// The same, with `loss` tied to the tensors that require a gradient.

@@ -45,7 +45,7 @@ struct FeedbackOptions {
   Command judge;                       ///< asked about pairs
   bool both_orders = true;             ///< a judge is asked in both orders, and the mean counts
   Command program;                     ///< asked about pairs once, as one without a favourite place
-  std::vector<std::string> reward_model;  ///< folders of reward models
+  std::vector<std::string> reward_model;       ///< folders of reward models
   ImplicitRewardOptions implicit_reward = {};  ///< of a model with a reference
   bool environment = false;  ///< rewards are those that rollouts have from their environment
   Ensemble ensemble = Ensemble::kMean;  ///< of several reward models

@@ -48,9 +48,9 @@ PREFOPT_API void check_implicit_model(const ImplicitModelOptions& options, std::
 PREFOPT_API StepEnds step_ends_of(const std::vector<std::int64_t>& completion,
                                   const Tokenizer& tokenizer, const std::string& step_end);
 
-/// Returns the opinion of such a model: a completion's reward is the aggregate of its steps', of the
-/// tokens that the policy chose. P(first beats second) as of RewardPreference. Throws ConfigError
-/// for null models, and what implicit_token_rewards throws.
+/// Returns the opinion of such a model: a completion's reward is the aggregate of its steps', of
+/// the tokens that the policy chose. P(first beats second) as of RewardPreference. Throws
+/// ConfigError for null models, and what implicit_token_rewards throws.
 PREFOPT_API std::unique_ptr<Preference> make_implicit_reward_preference(
     std::shared_ptr<Policy> model, std::shared_ptr<Policy> reference,
     std::shared_ptr<const Tokenizer> tokenizer, const ImplicitRewardOptions& options,

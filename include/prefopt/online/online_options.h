@@ -143,7 +143,7 @@ struct OnlineOptions {
   RewardOptions reward = {};       ///< of the same
   /// Rewards of steps, of the same; of an objective with a dpo_reward, the model that DPO trained.
   ProcessRewardOptions process_reward = {};
-  ImitationOptions imitate = {};   ///< of the same
+  ImitationOptions imitate = {};  ///< of the same
   std::int64_t at_once = 64;   ///< completions that are decoded together, without effect on results
   bool save_rollouts = false;  ///< a file a round, rollouts/round-000001.jsonl, of save_rollouts
 

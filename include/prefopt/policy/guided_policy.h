@@ -22,8 +22,8 @@ struct Guide {
 ///   π(v | x, y_<t) ∝ π_base(v | x, y_<t) Π_j π_j(v | x, y_<t)^(w_j),
 /// which is the softmax of z_base + Σ_j w_j z_j. An autoregressive reward model (loss `genarm`) has
 /// the weight 1/β; several of them are a trade-off of objectives that is chosen while decoding. A
-/// pair of guides π_j and π_ref with weights w and −w adds the log-ratio w log(π_j/π_ref), the token
-/// rewards of a model trained with a reference.
+/// pair of guides π_j and π_ref with weights w and −w adds the log-ratio w log(π_j/π_ref), the
+/// token rewards of a model trained with a reference.
 ///
 /// Exact: with w = 1 and the log-ratio of the KL-optimal policy over `base` as its reference, this
 /// is that policy. GenARM's own form is not: it sums log-probs of one model, whose normalizers by

@@ -13,9 +13,9 @@
 namespace prefopt {
 
 struct ValueSearchOptions {
-  std::int64_t beams = 5;             ///< kept after each step, and drawn from each of them
-  std::string step_end = "\n\n";      ///< text that ends a step
-  SamplingOptions sampling = {};      ///< max_new_tokens of the whole completion, no stop strings
+  std::int64_t beams = 5;         ///< kept after each step, and drawn from each of them
+  std::string step_end = "\n\n";  ///< text that ends a step
+  SamplingOptions sampling = {};  ///< max_new_tokens of the whole completion, no stop strings
 };
 
 struct ValuedCompletion {
@@ -24,10 +24,10 @@ struct ValuedCompletion {
   bool ended = false;  ///< with an end token
 };
 
-/// Searches for the completion of a prompt of the largest value, step by step (test-time beam search
-/// of OREO, 2412.16145 section 4.3): each beam is continued by `beams` sampled steps, and the
-/// `beams` of largest value among these and those that have ended are kept, equal ones once, until
-/// all have ended or have max_new_tokens. Returns them, the largest value first.
+/// Searches for the completion of a prompt of the largest value, step by step (test-time beam
+/// search of OREO, 2412.16145 section 4.3): each beam is continued by `beams` sampled steps, and
+/// the `beams` of largest value among these and those that have ended are kept, equal ones once,
+/// until all have ended or have max_new_tokens. Returns them, the largest value first.
 ///
 /// Values are of states: after a step, and of a completion that has ended before its end token, as
 /// the state after that has no token to be trained by. `place` and the options' seed decide the

@@ -161,9 +161,9 @@ TEST_CASE("prefopt score --rewards: log-ratios of tokens", "[cli]") {
   }
 }
 
-const std::vector<std::string> kScoreSteps{"score",      "--model",   kPolicy, "--ref",
-                                           kReference,   "--rewards", "steps", "--tokenizer",
-                                           "byte",       "--step-end", "."};
+const std::vector<std::string> kScoreSteps{"score",    "--model",    kPolicy, "--ref",
+                                           kReference, "--rewards",  "steps", "--tokenizer",
+                                           "byte",     "--step-end", "."};
 
 std::vector<std::string> with(std::vector<std::string> arguments,
                               const std::vector<std::string>& more) {
@@ -184,7 +184,8 @@ TEST_CASE("prefopt score --rewards: candidates get what pairs reads", "[cli]") {
   CHECK(line["step_rewards"][1].size() == 3);
   for (std::size_t i = 0; i < 2; ++i) {
     double least = line["step_rewards"][i][0];
-    for (const json& reward : line["step_rewards"][i]) least = std::min(least, reward.get<double>());
+    for (const json& reward : line["step_rewards"][i])
+      least = std::min(least, reward.get<double>());
     CHECK(line["rewards"][i] == least);
   }
   const json sums = cli_json(with(kScoreSteps, {"--candidates", file, "--aggregate", "sum"}));
@@ -223,18 +224,18 @@ TEST_CASE("prefopt score --rewards: options that would do nothing", "[cli]") {
 }
 
 TEST_CASE("prefopt generate --guide: weights of further models", "[cli]") {
-  const std::vector<std::string> plain{"generate", "--model",     kPolicy, "--tokenizer", "byte",
-                                       "--prompt", "ab",          "--json", "--max-new-tokens",
-                                       "8",        "--end-tokens", "-1"};
+  const std::vector<std::string> plain{
+      "generate", "--model",          kPolicy, "--tokenizer",  "byte", "--prompt", "ab",
+      "--json",   "--max-new-tokens", "8",     "--end-tokens", "-1"};
   const json alone = cli_json(plain);
   CHECK(cli_json(with(plain, {"--guide", kReference + ":0"})) == alone);
   const json guided = cli_json(with(plain, {"--guide", kReference + ":4"}));
   CHECK(guided["ids"] != alone["ids"]);
   CHECK(guided["ids"].size() == 8);
   for (const std::string& wrong : {kReference, kReference + ":x", std::string(":1")}) {
-    check_cli_refused(with(plain, {"--guide", wrong}), 2,
-                      "--guide: expected a model and its weight, as in runs/arm:2, got '" + wrong +
-                          "'");
+    check_cli_refused(
+        with(plain, {"--guide", wrong}), 2,
+        "--guide: expected a model and its weight, as in runs/arm:2, got '" + wrong + "'");
   }
   check_cli_refused(with(plain, {"--beams", "3"}), 2,
                     "--beams: expected a --value that steps are searched by, got none");

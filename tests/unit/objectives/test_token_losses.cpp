@@ -56,9 +56,9 @@ Rows random_rows(std::uint64_t seed) {
 Rows part_of(const Rows& all, Eigen::Index begin, Eigen::Index count, std::int64_t first,
              std::int64_t completions) {
   Rows part = all;
-  for (ArrayXd* const x : {&part.logps, &part.ref_logps, &part.values, &part.log_normalizers,
-                           &part.exact_kls, &part.rewards, &part.completions, &part.steps,
-                           &part.lens}) {
+  for (ArrayXd* const x :
+       {&part.logps, &part.ref_logps, &part.values, &part.log_normalizers, &part.exact_kls,
+        &part.rewards, &part.completions, &part.steps, &part.lens}) {
     *x = ArrayXd(x->segment(begin, count));
   }
   part.completions -= static_cast<double>(first);

@@ -67,11 +67,10 @@ TEST_CASE("guided policy: log-probs are those of the weighted product", "[policy
   const auto expected = summed_logps({{base.get(), 1}, {first.get(), 0.7}, {second.get(), -1.5}});
   REQUIRE(got.size(0) == 5);
   for (std::int64_t t = 0; t < 5; ++t) {
-    CHECK(got[t].item<double>() ==
-          Approx(expected[static_cast<std::size_t>(t)]).epsilon(1e-12));
+    CHECK(got[t].item<double>() == Approx(expected[static_cast<std::size_t>(t)]).epsilon(1e-12));
   }
-  // Two guides with parts of a weight are one with their sum; the log-ratio of a model over the base
-  // is the model itself.
+  // Two guides with parts of a weight are one with their sum; the log-ratio of a model over the
+  // base is the model itself.
   GuidedPolicy halves(base, {{first, 0.4}, {first, 0.3}}), one(base, {{first, 0.7}});
   CHECK(at::allclose(logps_of(halves), logps_of(one), 1e-13, 1e-13));
   GuidedPolicy ratio(base, {{first, 1}, {base, -1}});
@@ -132,8 +131,8 @@ TEST_CASE("guided policy: parameters are detached and named by model", "[policy]
     names.push_back(name);
     CHECK_FALSE(value.requires_grad());
   }
-  CHECK(names == std::vector<std::string>{"base.table", "base.bias", "guide0.table",
-                                          "guide0.bias"});
+  CHECK(names ==
+        std::vector<std::string>{"base.table", "base.bias", "guide0.table", "guide0.bias"});
   CHECK(GuidedPolicy(base, {{guide, 3}}).config() != policy.config());
   CHECK(policy.vocab_size() == kVocab);
 }
@@ -146,9 +145,8 @@ TEST_CASE("guided policy: what it cannot be made of", "[policy]") {
                     "guided policy: expected a guide, got none");
   CHECK_THROWS_TEXT(GuidedPolicy(base, {{base, 1}, {nullptr, 1}}), ConfigError,
                     "guide 1: expected a model, got null");
-  CHECK_THROWS_TEXT(
-      GuidedPolicy(base, {{decoder_of_seed(1), 1}}), ConfigError,
-      "guide 0: expected a model with the base's vocabulary of 5 tokens, got 13");
+  CHECK_THROWS_TEXT(GuidedPolicy(base, {{decoder_of_seed(1), 1}}), ConfigError,
+                    "guide 0: expected a model with the base's vocabulary of 5 tokens, got 13");
   CHECK_THROWS_TEXT(GuidedPolicy(base, {{base, kNan}}), ConfigError,
                     "guide 0: expected a finite weight, got nan");
 }

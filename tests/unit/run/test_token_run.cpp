@@ -161,8 +161,7 @@ TEST_CASE("OREO and IQLearn lower their losses, and log what they are made of", 
   if (loss["type"] == "oreo") config["value"] = {{"optimizer", {{"learning_rate", 1e-2}}}};
   if (loss["type"] == "iqlearn") config["data"]["train"] = scene.file("demonstrations.jsonl");
   const RunResult result = train(config);
-  CHECK(metric(result.last_evaluation, "eval_loss") <
-        metric(result.first_evaluation, "eval_loss"));
+  CHECK(metric(result.last_evaluation, "eval_loss") < metric(result.first_evaluation, "eval_loss"));
   const auto lines = read_lines(scene.file("run/metrics.jsonl"));
   for (const std::string& name : metrics) {
     CAPTURE(name);
@@ -185,8 +184,7 @@ TEST_CASE("runs of losses on tokens do not depend on the cut, and resume", "[run
   Json cut = config_of("cut");
   cut["batch"]["micro_rows"] = 2;
   const RunResult parts = train(cut);
-  CHECK(metric(parts.last_step, "loss") ==
-        Approx(metric(whole.last_step, "loss")).epsilon(1e-4));
+  CHECK(metric(parts.last_step, "loss") == Approx(metric(whole.last_step, "loss")).epsilon(1e-4));
   Json again = config_of("again");
   const RunResult resumed = train(again, scene.file("whole/checkpoints/step-1"));
   CHECK(metric(resumed.last_step, "loss") == metric(whole.last_step, "loss"));
@@ -219,13 +217,15 @@ TEST_CASE("rewards of steps that cannot be meant are refused", "[run]") {
     CHECK_THROWS_TEXT(train(config), ConfigError, text);
   };
   const Json process = scene.example("process_reward");
-  refused(process, {{"loss", {{"type", "grpo"}}}, {"value", nullptr},
-                    {"online", {{"sources", {{{"from", "policy"}, {"n", 2}}}}}}},
+  refused(process,
+          {{"loss", {{"type", "grpo"}}},
+           {"value", nullptr},
+           {"online", {{"sources", {{{"from", "policy"}, {"n", 2}}}}}}},
           "online.process_reward: expected an objective whose advantages take rewards of tokens, "
           "gae or to_go, got 'grpo'");
   refused(process, {{"online", {{"process_reward", {{"reference", ""}}}}}},
-          "online.process_reward.reference: expected the reference that '" +
-              scene.trained_model() + "' was trained with, as rewards are of both, got none");
+          "online.process_reward.reference: expected the reference that '" + scene.trained_model() +
+              "' was trained with, as rewards are of both, got none");
   refused(process, {{"online", {{"process_reward", {{"model", ""}}}}}},
           "online.process_reward.model: expected a model that gives rewards, got a reference "
           "alone");
@@ -257,8 +257,9 @@ TEST_CASE("losses on tokens refuse what they do not use", "[run]") {
   };
   refused({{"type", "iqlearn"}}, {{"value", {{"use_lora", true}}}},
           "value: expected its defaults for 'iqlearn', which has no values, got others");
-  refused({{"type", "oreo"}}, {{"data", {{"train", ""}, {"eval_fraction", 0}}},
-                               {"online", {{"prompts", scene.file("prompts.jsonl")}}}},
+  refused({{"type", "oreo"}},
+          {{"data", {{"train", ""}, {"eval_fraction", 0}}},
+           {"online", {{"prompts", scene.file("prompts.jsonl")}}}},
           "online.prompts: expected none for 'oreo', which learns from given rows, got '" +
               scene.file("prompts.jsonl") + "'");
   refused({{"type", "iqlearn"}, {"own_samples", 0.1}},

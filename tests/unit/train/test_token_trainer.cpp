@@ -22,9 +22,8 @@ using namespace testing_support;
 
 TrainerOptions steady_steps() {
   return {.optimizer = {.learning_rate = 0.1, .max_grad_norm = 0, .schedule = Schedule::kConstant},
-          .value_optimizer = {.learning_rate = 0.1,
-                              .max_grad_norm = 0,
-                              .schedule = Schedule::kConstant}};
+          .value_optimizer = {
+              .learning_rate = 0.1, .max_grad_norm = 0, .schedule = Schedule::kConstant}};
 }
 
 /// The value of a state is a number of its last token.
@@ -78,7 +77,8 @@ std::vector<Token> counted(const std::vector<TokenRow>& rows) {
     std::int64_t from = rows[i].prompt.back();
     for (std::size_t t = 0; t < rows[i].chosen.size(); ++t) {
       const std::int64_t to = rows[i].chosen[t];
-      if (rows[i].chosen_mask.empty() || rows[i].chosen_mask[t] != 0) tokens.push_back({from, to, i});
+      if (rows[i].chosen_mask.empty() || rows[i].chosen_mask[t] != 0)
+        tokens.push_back({from, to, i});
       from = to;
     }
   }
@@ -198,10 +198,10 @@ TEST_CASE("a step of oreo has the gradients of its equations", "[train]") {
 
 TEST_CASE("losses on tokens do not depend on the cut of a step", "[train]") {
   const auto rows = token_rows();
-  const std::string config = GENERATE(
-      as<std::string>{}, R"({"type": "oreo", "level": "step"})",
-      R"({"type": "oreo", "level": "response", "alpha": 0.2})", R"({"type": "iqlearn"})",
-      R"({"type": "iqlearn", "own_samples": 0.5, "reduction": "sum"})");
+  const std::string config =
+      GENERATE(as<std::string>{}, R"({"type": "oreo", "level": "step"})",
+               R"({"type": "oreo", "level": "response", "alpha": 0.2})", R"({"type": "iqlearn"})",
+               R"({"type": "iqlearn", "own_samples": 0.5, "reduction": "sum"})");
   CAPTURE(config);
   const auto ref = std::make_shared<BigramPolicy>(4);
   const auto gradient_of = [&](std::int64_t micro) {
@@ -245,11 +245,11 @@ TEST_CASE("trainers of losses on tokens refuse what does not fit", "[train]") {
   TrainerOptions options = steady_steps();
   refused(R"({"type": "oreo"})", reference, options, "oreo: expected a value model, got null");
   options.value_model = std::make_shared<LastTokenValues>();
-  refused(R"({"type": "oreo"})", nullptr, options,
-          "oreo: expected a reference, got null; make_frozen_reference(policy->frozen_copy()) makes "
-          "one");
-  refused(R"({"type": "iqlearn"})", nullptr, options,
-          "iqlearn: expected no value model, got one");
+  refused(
+      R"({"type": "oreo"})", nullptr, options,
+      "oreo: expected a reference, got null; make_frozen_reference(policy->frozen_copy()) makes "
+      "one");
+  refused(R"({"type": "iqlearn"})", nullptr, options, "iqlearn: expected no value model, got one");
   options = steady_steps();
   options.temperature = 0.5;
   refused(R"({"type": "iqlearn"})", nullptr, options,

@@ -34,10 +34,10 @@ struct IqlearnOptions {
   }
 };
 
-/// Imitation by inverse soft Q-learning (IQLearn for language models, 2409.01369 eq. 14): logits are
-/// Q-values, their log-normalizer v_t = log Σ_v exp(z_t,v) is the soft value of a state, so that
-/// lp_t + v_t = Q(s_t, y_t), and the reward r_t = lp_t + v_t − gamma v_{t+1} that they imply, with v
-/// = 0 after the end, is kept small:
+/// Imitation by inverse soft Q-learning (IQLearn for language models, 2409.01369 eq. 14): logits
+/// are Q-values, their log-normalizer v_t = log Σ_v exp(z_t,v) is the soft value of a state, so
+/// that lp_t + v_t = Q(s_t, y_t), and the reward r_t = lp_t + v_t − gamma v_{t+1} that they imply,
+/// with v = 0 after the end, is kept small:
 ///   mean_t (lambda r_t² − lp_t)
 /// Derivatives, times the number of tokens: in lp_t 2 lambda r_t − 1, in v_t 2 lambda (r_t − gamma
 /// r_{t−1}). With lambda = 0 it is sft, with gamma = 0 lambda z_t,y² − lp_t. Unlike losses of
@@ -71,8 +71,7 @@ class IqlearnLoss : public TokenLossBase<IqlearnLoss, IqlearnOptions> {
     const ScalarOf<T> squares = scale * math::sum(T(math::square(rewards)));
     out.loss = squares;
     out.grad_logps = slopes;
-    out.grad_log_normalizers =
-        slopes - options_.gamma * previous_values(slopes, in.completions);
+    out.grad_log_normalizers = slopes - options_.gamma * previous_values(slopes, in.completions);
     out.terms = {{"rewards", squares}};
     if (in.are_own) return out;
     const ScalarOf<T> nll = -weight * math::sum(in.logps);

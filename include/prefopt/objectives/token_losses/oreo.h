@@ -37,8 +37,8 @@ struct OreoOptions {
   }
 };
 
-/// Offline reasoning optimization (2412.16145 eqs. 8, 9, 10): policy and values that fulfil the soft
-/// Bellman equation on given completions with a reward R of the whole:
+/// Offline reasoning optimization (2412.16145 eqs. 8, 9, 10): policy and values that fulfil the
+/// soft Bellman equation on given completions with a reward R of the whole:
 ///   e_t = V(s_t) − R + beta Σ_{i≥t} (log π − log π_ref)_i
 ///   loss = mean over completions of the mean over their states of e_t², + alpha of the mean KL of
 ///          their tokens
