@@ -80,7 +80,7 @@ Lock make_lock(Index depth, Index right) {
   for (const Index letter : {Index{1}, Index{0}}) {
     for (Index count = 0; count < depth; ++count) {
       for (Index last = 0; last < kLetters; ++last) {
-        // A first letter 1 begins completions of its own, which are listed once.
+        // Completions that begin with the letter 1 are listed once.
         const bool is_listed = count > 0 || (letter == 0 && last > 1);
         if (is_listed && last != letter) add(letter, count, last);
       }

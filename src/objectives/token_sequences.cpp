@@ -10,8 +10,8 @@
 namespace prefopt {
 namespace {
 
-/// 1 where a token and the one after it are of one segment; [tokens − 1].
-at::Tensor goes_on(const at::Tensor& segments, const at::Tensor& like) {
+/// 1 where the next token is of the same segment; [tokens − 1].
+at::Tensor is_followed(const at::Tensor& segments, const at::Tensor& like) {
   const std::int64_t pairs = segments.size(0) - 1;
   return segments.narrow(0, 0, pairs).eq(segments.narrow(0, 1, pairs)).to(like.options());
 }
@@ -41,7 +41,7 @@ Eigen::ArrayXd sums_to_go(const Eigen::ArrayXd& x, const Eigen::ArrayXd& segment
 
 at::Tensor next_values(const at::Tensor& x, const at::Tensor& segments) {
   const std::int64_t pairs = x.size(0) - 1;
-  return at::cat({x.narrow(0, 1, pairs) * goes_on(segments, x), one_zero(x)});
+  return at::cat({x.narrow(0, 1, pairs) * is_followed(segments, x), one_zero(x)});
 }
 
 Eigen::ArrayXd next_values(const Eigen::ArrayXd& x, const Eigen::ArrayXd& segments) {
@@ -54,7 +54,7 @@ Eigen::ArrayXd next_values(const Eigen::ArrayXd& x, const Eigen::ArrayXd& segmen
 
 at::Tensor previous_values(const at::Tensor& x, const at::Tensor& segments) {
   const std::int64_t pairs = x.size(0) - 1;
-  return at::cat({one_zero(x), x.narrow(0, 0, pairs) * goes_on(segments, x)});
+  return at::cat({one_zero(x), x.narrow(0, 0, pairs) * is_followed(segments, x)});
 }
 
 Eigen::ArrayXd previous_values(const Eigen::ArrayXd& x, const Eigen::ArrayXd& segments) {

@@ -51,7 +51,7 @@ class TokenStepLoss final : public StepLoss {
   Planner planner() const {
     return {rows_, parts_.options, !parts_.policy->packs(), *parts_.ranks};
   }
-  /// Calls `take` with the loss of each part of a step, and of its own samples.
+  /// Calls `take` with the loss of each part of a step, and of the samples drawn for it.
   template <class Take>
   void for_each_loss(const StepPlan& plan, StepMetrics& metrics, const Take& take) const;
   std::vector<TokenRow> draw_own(const StepPlan& plan) const;

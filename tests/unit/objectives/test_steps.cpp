@@ -34,7 +34,7 @@ TEST_CASE("steps: aggregates", "[objectives]") {
                     "steps: expected at least one step, got none");
 }
 
-TEST_CASE("steps: ends that are none", "[objectives]") {
+TEST_CASE("steps: ends that do not fit", "[objectives]") {
   const std::string expected = "test: expected ascending ends of steps, the last of them 5, got ";
   CHECK_THROWS_TEXT(step_sums(rewards(), {}, "test"), ShapeError, expected + "none");
   for (const StepEnds& ends : {StepEnds{2, 4}, {2, 2, 5}, {0, 5}, {3, 2, 5}, {6}}) {

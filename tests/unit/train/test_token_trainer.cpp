@@ -222,7 +222,7 @@ TEST_CASE("losses on tokens do not depend on the cut of a step", "[train]") {
   }
 }
 
-TEST_CASE("own samples are drawn anew for each step, and alike for each evaluation", "[train]") {
+TEST_CASE("own samples differ from step to step, and are alike in each evaluation", "[train]") {
   const auto rows = token_rows();
   auto policy = std::make_shared<BigramPolicy>(3);
   TrainerOptions options = steady_steps();
