@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "lab/experiments.h"
@@ -64,7 +65,8 @@ Imitation imitate(double lambda, const std::vector<Index>& leaves, const ArrayXd
   const TokenLoss loss = IqlearnLoss({.lambda = lambda});
   BasicTokenRows<ArrayXd> in = step_of(leaves);
   Table logits = Table::Zero(kTree.letters, kTree.nodes());
-  Imitation result{.best = {.nll = 1e9}};
+  Imitation result;
+  result.best.nll = std::numeric_limits<double>::infinity();
   for (int step = 0; step <= kSteps; ++step) {
     const Table policy = exact::log_softmax(logits);
     const ArrayXd normalizers = log_normalizers_of(logits);
@@ -97,14 +99,26 @@ Imitation imitate(double lambda, const std::vector<Index>& leaves, const ArrayXd
   return result;
 }
 
-enum : std::size_t { kSftNll, kIqNll, kSftEntropy, kIqEntropy, kSftBest, kSftEvenNll, kZeroGap };
+enum : std::size_t {
+  kSftNll,
+  kIqNll,
+  kSftEntropy,
+  kIqEntropy,
+  kSftBest,
+  kSftEvenNll,
+  kZeroGap,
+  kByLambda
+};
+
+constexpr double kLambda = 0.1;
+const std::vector<double> kLambdas{0.01, 0.03, 0.1, 0.3, 1};
 
 std::vector<double> run_seed(int seed) {
   Random random(static_cast<std::uint64_t>(seed));
   const ArrayXd truth = leaf_logps(kTree, random_policy(kTree, 1, random));
   std::vector<Index> leaves;
   for (Index i = 0; i < kDemonstrations; ++i) leaves.push_back(random.index(truth.exp()));
-  const Imitation iq = imitate(0.1, leaves, truth, 0);
+  const Imitation iq = imitate(kLambda, leaves, truth, 0);
   // Sft, stopped where its entropy is that of the other's end.
   const Imitation sft = imitate(0, leaves, truth, iq.end.entropy);
   const TokenLoss zero = IqlearnLoss({.lambda = 0});
@@ -112,15 +126,30 @@ std::vector<double> run_seed(int seed) {
   in.logps = -random.normals(in.logps.size(), 1).col(0).abs();
   in.log_normalizers = random.normals(in.logps.size(), 1).col(0);
   const double zero_gap = std::abs(zero.formula<ArrayXd>(in).loss + in.logps.mean());
-  return {sft.end.nll,  iq.end.nll,      sft.end.entropy, iq.end.entropy,
-          sft.best.nll, sft.as_even.nll, zero_gap};
+  std::vector<double> row{sft.end.nll,  iq.end.nll,      sft.end.entropy, iq.end.entropy,
+                          sft.best.nll, sft.as_even.nll, zero_gap};
+  std::vector<Quality> ends;
+  for (const double lambda : kLambdas) ends.push_back(imitate(lambda, leaves, truth, 0).end);
+  for (const Quality& end : ends) row.push_back(end.nll);
+  for (const Quality& end : ends) row.push_back(end.entropy);
+  return row;
 }
 
 }  // namespace
 
 Report iqlearn_diversity(const Settings& settings) {
   const BySeed by_seed = for_each_seed(settings.seeds, run_seed);
-  Report report{.data = {{"iqlearn-diversity", {"case", "nats", "low", "high"}}}};
+  Report report{.data = {{"iqlearn-diversity-ends", {"case", "nats", "low", "high"}},
+                         {"iqlearn-diversity", {"case", "lambda", "nats", "low", "high"}}},
+                .pictures = {{"iqlearn-diversity",
+                              {.title = "IQLearn after 400 steps on 30 demonstrations",
+                               .x_label = "λ",
+                               .y_label = "nats",
+                               .log_x = true}}}};
+  const std::size_t points = kLambdas.size();
+  add_curve(report, "negative log-likelihood of unseen completions", kLambdas,
+            means(by_seed, kByLambda, points));
+  add_curve(report, "entropy", kLambdas, means(by_seed, kByLambda + points, points));
   const auto add = [&](const std::string& name, std::size_t column) {
     const Estimate nats = mean(by_seed, column);
     report.data[0].rows.push_back({name, nats.value, nats.low, nats.high});

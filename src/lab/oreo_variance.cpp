@@ -31,18 +31,19 @@ struct Moments {
 
 /// Moments of the loss's gradient in the logits of tokens, over completions of the reference, each
 /// a step. `values` [nodes] of prefixes.
-Moments moments(BellmanLevel level, const Table& policy, const Table& ref, const ArrayXd& rewards,
-                const ArrayXd& values) {
-  const TokenLoss loss = OreoLoss({.beta = kBeta, .alpha = 0, .level = level});
+Moments moments(BellmanLevel level, double beta, const Table& policy, const Table& ref,
+                const ArrayXd& rewards, const ArrayXd& values) {
+  const TokenLoss loss = OreoLoss({.beta = beta, .alpha = 0, .level = level});
   const ArrayXd weights = leaf_logps(kTree, ref).exp();
   Moments moments{.mean = Table::Zero(kTree.letters, kTree.nodes())};
   double squares = 0;
   for (Index leaf = 0; leaf < kTree.leaves(); ++leaf) {
-    BasicTokenRows<ArrayXd> in{.logps = token_logps(kTree, policy, leaf),
-                               .ref_logps = token_logps(kTree, ref, leaf),
-                               .rewards = ArrayXd::Constant(kTree.depth, rewards[leaf]),
-                               .completions = ArrayXd::Zero(kTree.depth),
-                               .lens = ArrayXd::Constant(kTree.depth, kTree.depth)};
+    BasicTokenRows<ArrayXd> in;
+    in.logps = token_logps(kTree, policy, leaf);
+    in.ref_logps = token_logps(kTree, ref, leaf);
+    in.rewards = ArrayXd::Constant(kTree.depth, rewards[leaf]);
+    in.completions = ArrayXd::Zero(kTree.depth);
+    in.lens = ArrayXd::Constant(kTree.depth, kTree.depth);
     in.values =
         ArrayXd::NullaryExpr(kTree.depth, [&](Index t) { return values[kTree.node_of(leaf, t)]; });
     in.completion_count = 1;
@@ -78,7 +79,9 @@ double largest_residual(const Table& policy, const Table& ref, const ArrayXd& re
   return worst;
 }
 
-enum : std::size_t { kMeanGap, kToken, kResponse, kResidual, kSoftEnd, kMeanEnd };
+enum : std::size_t { kMeanGap, kToken, kResponse, kResidual, kSoftEnd, kMeanEnd, kByBeta };
+
+const std::vector<double> kBetas{0.1, 0.3, 1, 3};
 
 std::vector<double> run_seed(int seed) {
   Random random(static_cast<std::uint64_t>(seed));
@@ -86,23 +89,43 @@ std::vector<double> run_seed(int seed) {
   // One answer in four is right.
   const ArrayXd rewards =
       ArrayXd::NullaryExpr(kTree.leaves(), [&] { return random.uniform() < 0.25 ? 1.0 : 0.0; });
+  const auto at_reference = [&](BellmanLevel level, double beta) {
+    return moments(level, beta, ref, ref, rewards, soft_values(kTree, ref, rewards, beta));
+  };
+  const Moments token = at_reference(BellmanLevel::kToken, kBeta);
+  const Moments response = at_reference(BellmanLevel::kResponse, kBeta);
   const ArrayXd soft = soft_values(kTree, ref, rewards, kBeta);
   const ArrayXd mean = soft_values(kTree, ref, rewards, std::numeric_limits<double>::infinity());
-  const Moments token = moments(BellmanLevel::kToken, ref, ref, rewards, soft);
-  const Moments response = moments(BellmanLevel::kResponse, ref, ref, rewards, soft);
   const Table optimum = tilted_tree(kTree, ref, rewards, kBeta);
-  const auto variance = [&](const ArrayXd& values) {
-    return moments(BellmanLevel::kToken, optimum, ref, rewards, values).variance;
+  const auto variance_at_end = [&](const ArrayXd& values) {
+    return moments(BellmanLevel::kToken, kBeta, optimum, ref, rewards, values).variance;
   };
-  return {(token.mean - response.mean).abs().maxCoeff(), token.variance, response.variance,
-          largest_residual(optimum, ref, rewards, soft), variance(soft), variance(mean)};
+  std::vector<double> row{
+      (token.mean - response.mean).abs().maxCoeff(), token.variance,        response.variance,
+      largest_residual(optimum, ref, rewards, soft), variance_at_end(soft), variance_at_end(mean)};
+  // In units of β², the scale of the gradient.
+  for (const BellmanLevel level : {BellmanLevel::kToken, BellmanLevel::kResponse}) {
+    for (const double beta : kBetas) {
+      row.push_back(at_reference(level, beta).variance / (beta * beta));
+    }
+  }
+  return row;
 }
 
 }  // namespace
 
 Report oreo_variance(const Settings& settings) {
   const BySeed by_seed = for_each_seed(settings.seeds, run_seed);
-  Report report{.data = {{"oreo-variance", {"case", "variance", "low", "high"}}}};
+  Report report{.data = {{"oreo-variance-ends", {"case", "variance", "low", "high"}},
+                         {"oreo-variance", {"case", "beta", "variance", "low", "high"}}},
+                .pictures = {{"oreo-variance",
+                              {.title = "Variance of the gradient at the reference, over β²",
+                               .x_label = "β",
+                               .y_label = "trace",
+                               .log_x = true}}}};
+  const std::size_t points = kBetas.size();
+  add_curve(report, "token level", kBetas, means(by_seed, kByBeta, points));
+  add_curve(report, "response level", kBetas, means(by_seed, kByBeta + points, points));
   const auto add = [&](const std::string& name, std::size_t column) {
     const Estimate variance = mean(by_seed, column);
     report.data[0].rows.push_back({name, variance.value, variance.low, variance.high});
