@@ -30,12 +30,12 @@ using nlohmann::json;
 using namespace testing_support;
 using Eigen::ArrayXd;
 
-const json& golden() {
+const json& token_golden() {
   static const json file = json::parse(read_text(PREFOPT_TEST_DATA_DIR "/token_losses.json"));
   return file;
 }
 
-const json& method(const char* name) { return golden().at("methods").at(name); }
+const json& method(const char* name) { return token_golden().at("methods").at(name); }
 
 std::vector<double> flat(const json& lists) {
   std::vector<double> all;
@@ -157,7 +157,7 @@ TEST_CASE("golden loss of IQLearn, in logits", "[golden]") {
 }
 
 TEST_CASE("golden loss of IQLearn as a sum", "[golden]") {
-  const json& sum = golden()["iqlearn_sum"];
+  const json& sum = token_golden()["iqlearn_sum"];
   const auto got =
       iqlearn_of(sum["logits"], sum["tokens"],
                  R"({"type": "iqlearn", "lambda": 0.5, "gamma": 1, "reduction": "sum"})");
