@@ -23,8 +23,9 @@ using detail::Json;
 
 constexpr double kNoAnswer = std::numeric_limits<double>::quiet_NaN();
 
-const std::vector<std::string_view> kLineKeys{
-    "prompt", "completions", "rewards", "beats", "token_logps", "ended", "sources", "gold_index"};
+const std::vector<std::string_view> kLineKeys{"prompt", "completions",  "rewards",
+                                              "beats",  "step_rewards", "token_logps",
+                                              "ended",  "sources",      "gold_index"};
 
 std::string listed(const SourceNames& names) {
   std::string list;

@@ -32,6 +32,7 @@ struct CandidatesLine {
 /// Reads lines {"prompt": text, "completions": [text, …]} with "rewards": [number or null, …] or
 /// "beats": [[P(i beats j) or null, …], …], and perhaps "token_logps": [[number, …], …], "ended":
 /// [true or false, …], "sources": [name, …] or "gold_index": the place of a completion of the data.
+/// "step_rewards", which `score` writes next to rewards, are not read.
 /// Throws DataError, led by file and line, for anything else, for an entry of `beats` outside of
 /// [0, 1], and where beats[i][j] + beats[j][i] is not 1 within 1e-9.
 void read_candidates(const std::string& path,

@@ -85,6 +85,12 @@ void run_data_check(const DataCheckArguments& arguments, std::ostream& out, std:
 
 struct ScoreArguments : ModelArguments {
   std::string data;
+  std::string candidates;  ///< in place of rows, to rate each completion of a prompt
+  std::string rewards;     ///< steps or tokens: log-ratios to `reference`; empty: log-probs
+  std::string reference;
+  std::optional<double> beta;            ///< of rewards; default 0.05
+  std::optional<std::string> step_end;   ///< default: an empty line
+  std::optional<std::string> aggregate;  ///< of candidates: min, mean, last or sum; default min
   bool per_token = false;
   std::int64_t batch = 8;  ///< pairs at a time
 };
@@ -96,7 +102,7 @@ struct LossArguments {
   std::string rollouts;  ///< the same of an objective on tokens
 };
 void run_loss(const LossArguments& arguments, std::ostream& out);
-/// Evaluates an objective on tokens on `rollouts`.
+/// Evaluates an objective, or a loss, on tokens on `rollouts`.
 void run_rollout_loss(const LossArguments& arguments, std::ostream& out);
 
 struct GradArguments : ModelArguments {
@@ -130,7 +136,11 @@ struct GenerateArguments : ModelArguments {
   double repetition_penalty = 1;
   std::int64_t seed = 0;
   bool json = false;
-  bool candidates = false;  ///< a line a prompt, with all its completions
+  bool candidates = false;              ///< a line a prompt, with all its completions
+  std::vector<std::string> guides;      ///< MODEL:WEIGHT, whose log-probs are added
+  std::string value;                    ///< value model of a search; empty: none
+  std::optional<std::int64_t> beams;    ///< of the search; default 5
+  std::optional<std::string> step_end;  ///< likewise; default: an empty line
 };
 void run_generate(const GenerateArguments& arguments, std::ostream& out, std::ostream& err);
 
@@ -148,6 +158,7 @@ void run_pairs(const PairsArguments& arguments, std::ostream& out, std::ostream&
 
 struct EvalArguments {
   std::vector<std::string> models;  ///< model folders or files, or adapters of the reference
+  std::vector<std::string> guides;  ///< MODEL:WEIGHT, added to each of the models
   std::string reference, data;
   std::string dtype = "keep";
   std::string tokenizer;  ///< empty: the reference's own, else that of the models

@@ -79,6 +79,7 @@ bool are_reward_models(const EvalArguments& arguments) {
         option));
   };
   refuse("--ref", !arguments.reference.empty());
+  refuse("--guide", !arguments.guides.empty());
   refuse("--beta", arguments.beta.has_value());
   refuse("--judge", !arguments.judge.empty());
   refuse("--reward", !arguments.reward.empty());
@@ -147,17 +148,18 @@ class Evaluator {
 
   ModelReport evaluate(const std::string& path) {
     if (of_rewards_) return evaluate_rewards(path);
-    const auto policy = load(path);
+    const auto model = load(path);
+    const auto policy = with_guides(model, arguments_.guides, arguments_.dtype, *tokenizer_, err_);
     ModelReport report{.model = path};
     report.preferences = evaluate_preferences(pairs_, pair_sums(*policy, pairs_, arguments_.batch),
                                               reference_sums_, {.beta = beta_, .seed = seed()});
     err_ << fmt::format("{}: {} pairs scored\n", path, pairs_.size());
     if (loss_) {
-      report.loss = loss_of(policy, make_frozen_reference(reference_), sampling(*policy));
+      report.loss = loss_of(policy, make_frozen_reference(reference_), sampling(*model));
     }
     const std::int64_t samples = samples_of(arguments_);
     if (samples == 0) return report;
-    report.kl = sampled_kl(*policy, *reference_, prompts_, samples, sampling(*policy));
+    report.kl = sampled_kl(*policy, *reference_, prompts_, samples, sampling(*model));
     err_ << fmt::format("{}: {} completions sampled for {} prompts\n", path, report.kl->samples,
                         prompts_.size());
     if (judge_) judge(report);

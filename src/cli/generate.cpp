@@ -18,9 +18,11 @@
 #include "prefopt/data/records.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/decoder/decoder.h"
+#include "prefopt/decoder/reward_model.h"
 #include "prefopt/error.h"
 #include "prefopt/online/rollout.h"
 #include "prefopt/policy/sampling.h"
+#include "prefopt/policy/value_search.h"
 
 namespace prefopt::cli {
 namespace {
@@ -152,6 +154,26 @@ void check_candidates(const GenerateArguments& arguments) {
   }
 }
 
+void check_search(const GenerateArguments& arguments) {
+  if (arguments.value.empty()) {
+    const auto refuse = [](std::string_view option, bool is_given) {
+      if (!is_given) return;
+      throw ConfigError(
+          fmt::format("{}: expected a --value that steps are searched by, got none", option));
+    };
+    refuse("--beams", arguments.beams.has_value());
+    refuse("--step-end", arguments.step_end.has_value());
+    return;
+  }
+  if (arguments.candidates || arguments.samples != 1 || !arguments.stop.empty()) {
+    throw ConfigError(fmt::format(
+        "--value: expected no {}, got it; the search gives one completion of a prompt, the best",
+        arguments.candidates     ? "--candidates"
+        : arguments.samples != 1 ? "--samples"
+                                 : "--stop"));
+  }
+}
+
 void check(const GenerateArguments& arguments) {
   const int sources = (arguments.prompts.empty() ? 0 : 1) + (arguments.messages.empty() ? 0 : 1) +
                       (arguments.data.empty() ? 0 : 1);
@@ -167,6 +189,7 @@ void check(const GenerateArguments& arguments) {
     throw ConfigError(fmt::format("--samples: expected at least 1, got {}", arguments.samples));
   }
   if (arguments.candidates) check_candidates(arguments);
+  check_search(arguments);
 }
 
 // Completions are drawn in parts, so that a long file needs no more memory than a short one;
@@ -175,7 +198,7 @@ constexpr std::size_t kPart = 64;
 
 using Ids = std::vector<std::int64_t>;
 
-void print_completions(const GenerateArguments& arguments, Decoder& policy,
+void print_completions(const GenerateArguments& arguments, Policy& policy,
                        const Tokenizer& tokenizer, const std::vector<Prompt>& prompts,
                        const SamplingOptions& sampling, std::ostream& out) {
   SamplingOptions options = sampling;
@@ -203,7 +226,7 @@ void print_completions(const GenerateArguments& arguments, Decoder& policy,
 }
 
 /// Draws what print_completions draws.
-void print_candidates(const GenerateArguments& arguments, Decoder& policy,
+void print_candidates(const GenerateArguments& arguments, Policy& policy,
                       const Tokenizer& tokenizer, const std::vector<Prompt>& prompts,
                       const SamplingOptions& options, std::ostream& out) {
   const auto samples = static_cast<std::size_t>(arguments.samples);
@@ -228,6 +251,36 @@ void print_candidates(const GenerateArguments& arguments, Decoder& policy,
                       {"token_logps", token_logps},
                       {"ended", ended}};
       out << detail::dump_json(line) << '\n';
+    }
+  }
+}
+
+/// Searches for the completion of each prompt by a value model.
+void print_search(const GenerateArguments& arguments, Policy& policy, const Tokenizer& tokenizer,
+                  const std::vector<Prompt>& prompts, const SamplingOptions& sampling,
+                  std::ostream& out) {
+  const auto values = load_reward_model(arguments.value, tokenizer, arguments.dtype);
+  if (values->vocab_size() != policy.vocab_size()) {
+    throw ConfigError(
+        fmt::format("--value: expected a model with the policy's vocabulary of {} tokens, got {}",
+                    policy.vocab_size(), values->vocab_size()));
+  }
+  ValueSearchOptions options{.sampling = sampling};
+  options.beams = arguments.beams.value_or(options.beams);
+  options.step_end = arguments.step_end.value_or(options.step_end);
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    const ValuedCompletion best =
+        search_by_values(policy, *values, prompts[i].ids, options, static_cast<std::int64_t>(i))
+            .front();
+    const std::string completion = tokenizer.decode_part(best.completion, prompts[i].ids);
+    if (arguments.json) {
+      const Json line{{"prompt", prompts[i].text},
+                      {"completion", completion},
+                      {"ids", best.completion},
+                      {"value", best.value}};
+      out << detail::dump_json(line) << '\n';
+    } else {
+      out << completion << '\n';
     }
   }
 }
@@ -257,8 +310,13 @@ void run_generate(const GenerateArguments& arguments, std::ostream& out, std::os
                                      RowPart::kPrompts, err),
                    err)
           .read();
+  const auto guided = with_guides(policy, arguments.guides, arguments.dtype, *tokenizer, err);
+  if (!arguments.value.empty()) {
+    options.tokenizer = tokenizer;
+    return print_search(arguments, *guided, *tokenizer, prompts, options, out);
+  }
   const auto print = arguments.candidates ? print_candidates : print_completions;
-  print(arguments, *policy, *tokenizer, prompts, options, out);
+  print(arguments, *guided, *tokenizer, prompts, options, out);
 }
 
 }  // namespace prefopt::cli

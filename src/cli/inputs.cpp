@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <charconv>
+#include <cmath>
 #include <ostream>
 #include <system_error>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
 #include "prefopt/objectives/token_objective.h"
+#include "prefopt/policy/guided_policy.h"
 
 namespace prefopt::cli {
 namespace {
@@ -45,6 +47,41 @@ std::shared_ptr<Decoder> load_model(const ModelArguments& arguments, std::ostrea
   if (!model->load_note().empty()) err << "prefopt: " << model->load_note() << '\n';
   if (!arguments.adapter.empty()) model->load_adapter(arguments.adapter);
   return model;
+}
+
+namespace {
+
+Guide load_guide(const std::string& argument, const std::string& dtype, const Tokenizer& tokenizer,
+                 std::ostream& err) {
+  const auto colon = argument.rfind(':');
+  double weight = 0;
+  const char* const end = argument.data() + argument.size();
+  const bool has_weight = colon != std::string::npos && colon > 0 &&
+                          std::from_chars(argument.data() + colon + 1, end, weight).ptr == end &&
+                          colon + 1 < argument.size() && std::isfinite(weight);
+  if (!has_weight) {
+    throw ConfigError(fmt::format(
+        "--guide: expected a model and its weight, as in runs/arm:2, got '{}'", argument));
+  }
+  const std::string path = argument.substr(0, colon);
+  auto model = Decoder::load(path, dtype);
+  if (!model->load_note().empty()) err << "prefopt: " << model->load_note() << '\n';
+  check_same_tokens(tokenizer, path, /*named=*/false, err);
+  return {.model = std::move(model), .weight = weight};
+}
+
+}  // namespace
+
+std::shared_ptr<Policy> with_guides(std::shared_ptr<Decoder> model,
+                                    const std::vector<std::string>& guides,
+                                    const std::string& dtype, const Tokenizer& tokenizer,
+                                    std::ostream& err) {
+  if (guides.empty()) return model;
+  std::vector<Guide> loaded;
+  for (const std::string& argument : guides) {
+    loaded.push_back(load_guide(argument, dtype, tokenizer, err));
+  }
+  return std::make_shared<GuidedPolicy>(std::move(model), std::move(loaded));
 }
 
 std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments,

@@ -24,6 +24,12 @@ namespace prefopt::cli {
 /// The model with its adapter, where one is named. What there is to say of its weights goes to
 /// `err`.
 std::shared_ptr<Decoder> load_model(const ModelArguments& arguments, std::ostream& err);
+/// Returns the model with the guides that `arguments` name, MODEL:WEIGHT each; without any, the
+/// model itself. Throws ConfigError for another form, and for a guide of other tokens.
+std::shared_ptr<Policy> with_guides(std::shared_ptr<Decoder> model,
+                                    const std::vector<std::string>& guides,
+                                    const std::string& dtype, const Tokenizer& tokenizer,
+                                    std::ostream& err);
 /// The same for a reward model. Its adapter may bring the score head.
 std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments,
                                                const Tokenizer& tokenizer, std::ostream& err);

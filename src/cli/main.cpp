@@ -123,6 +123,14 @@ void add_model(CLI::App& command, ModelArguments& arguments) {
       ->capture_default_str();
 }
 
+void add_guides(CLI::App& command, std::vector<std::string>& guides) {
+  command
+      .add_option("--guide", guides,
+                  "model whose log-probs are added, times the weight; repeatable")
+      ->type_name("PATH:WEIGHT")
+      ->allow_extra_args(false);
+}
+
 void add_columns(CLI::App& command, ColumnArguments& arguments) {
   command
       .add_option("--columns", arguments.columns,
@@ -242,10 +250,28 @@ CLI::App* add_score(CLI::App& app, ScoreArguments& arguments) {
       "line per row");
   add_model(*command, arguments);
   add_rows(*command, arguments.rows);
-  command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
+  auto* rows = command->add_option_group("rows")->require_option(1);
+  rows->add_option("--data", arguments.data, "preference rows")->type_name("FILE");
+  rows->add_option("--candidates", arguments.candidates,
+                   "lines of {prompt, completions}, to which --rewards adds rewards, for `pairs`")
+      ->type_name("FILE");
   command->add_flag("--per-token", arguments.per_token,
                     "also the log-prob of each token, without the weights that sums may have");
   command->add_option("--batch", arguments.batch, "pairs at a time")->capture_default_str();
+  command
+      ->add_option("--rewards", arguments.rewards,
+                   "in place of log-probs: beta log(pi/pi_ref) of steps or of tokens")
+      ->type_name("steps|tokens");
+  command->add_option("--ref", arguments.reference, "reference of --rewards")->type_name("PATH");
+  command->add_option("--beta", arguments.beta, "of --rewards; default: 0.05");
+  command
+      ->add_option("--step-end", arguments.step_end,
+                   "text that ends a step; default: an empty line")
+      ->type_name("TEXT");
+  command
+      ->add_option("--aggregate", arguments.aggregate,
+                   "reward of a candidate: min, mean, last or sum of its steps'; default: min")
+      ->type_name("NAME");
   return command;
 }
 
@@ -317,6 +343,16 @@ CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments) {
   command->add_flag("--json", arguments.json, "lines of {prompt, completion, ids}");
   command->add_flag("--candidates", arguments.candidates,
                     "a line per prompt, {prompt, completions, token_logps, ended}, for `pairs`");
+  add_guides(*command, arguments.guides);
+  command
+      ->add_option("--value", arguments.value,
+                   "value model: search steps by it in place of sampling whole completions")
+      ->type_name("DIR");
+  command->add_option("--beams", arguments.beams, "of the search, kept and drawn; default: 5");
+  command
+      ->add_option("--step-end", arguments.step_end,
+                   "text that ends a step of the search; default: an empty line")
+      ->type_name("TEXT");
   return command;
 }
 
@@ -363,6 +399,7 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
       ->required();
   command->add_option("--ref", arguments.reference, "reference; none for reward models")
       ->type_name("PATH");
+  add_guides(*command, arguments.guides);
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
   command->add_option("--dtype", arguments.dtype, "float32, float64, bfloat16, float16 or keep")
       ->capture_default_str();

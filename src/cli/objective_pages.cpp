@@ -13,6 +13,7 @@
 #include "cli/tables.h"
 #include "core/json.h"
 #include "prefopt/error.h"
+#include "prefopt/objectives/token_loss.h"
 #include "prefopt/objectives/token_objective.h"
 
 namespace prefopt::cli {
@@ -162,6 +163,23 @@ void print_objective(const ObjectivePreset& preset, std::ostream& out) {
   print_table(table, out);
 }
 
+void print_token_loss(const TokenLossEntry& entry, std::ostream& out) {
+  Rows facts{{"loss on tokens", entry.info.kind},
+             {"formula", entry.info.formula},
+             {"source", entry.info.source}};
+  for (const OtherImplementation& other : entry.info.elsewhere) {
+    facts.push_back({"elsewhere", in_words(other)});
+  }
+  print_table(facts, out);
+  Rows table{{"option", "type", "default", "range", "meaning"}};
+  for (const FieldDoc& option : entry.options) {
+    const auto [range, meaning] = range_and_meaning(option.range, option.doc);
+    table.push_back({option.name, option.type, option.default_value, range, meaning});
+  }
+  out << '\n';
+  print_table(table, out);
+}
+
 template <class Entry>
 Rows piece_rows(const char* part, const std::vector<Entry>& entries) {
   Rows rows{{part, "formula", "source"}};
@@ -186,6 +204,15 @@ bool print_objective_page(const std::string& name, bool as_json, std::ostream& o
     print_table(piece_rows("rule", registered_rules()), out);
     return true;
   }
+  for (const TokenLossEntry& entry : token_losses()) {
+    if (entry.info.kind != name) continue;
+    if (as_json) {
+      out << detail::dump_json(piece_json(entry)) << '\n';
+    } else {
+      print_token_loss(entry, out);
+    }
+    return true;
+  }
   for (const ObjectivePreset& preset : objective_presets()) {
     if (preset.name != name) continue;
     if (as_json) {
@@ -204,6 +231,8 @@ void print_presets(std::ostream& out) {
     rows.push_back({preset.name, preset.source, preset.when_to_use});
   }
   print_table(rows, out);
+  out << '\n';
+  print_table(piece_rows("loss on tokens", token_losses()), out);
 }
 
 }  // namespace prefopt::cli

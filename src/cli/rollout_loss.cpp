@@ -16,8 +16,10 @@
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "cli/rollouts_file.h"
+#include "cli/token_loss.h"
 #include "core/json.h"
 #include "prefopt/error.h"
+#include "prefopt/objectives/token_loss.h"
 #include "prefopt/objectives/token_objective.h"
 
 namespace prefopt::cli {
@@ -210,7 +212,9 @@ class RolloutTable {
 }  // namespace
 
 void run_rollout_loss(const LossArguments& arguments, std::ostream& out) {
-  const TokenObjective objective = make_token_objective(read_json_argument(arguments.loss));
+  const std::string config = read_json_argument(arguments.loss);
+  if (is_token_loss(config)) return run_token_loss(arguments, out);
+  const TokenObjective objective = make_token_objective(config);
   RolloutTable table(arguments.rollouts, objective);
   const RolloutStep step = table.step();
   const StepAdvantages advantages = objective.advantages(step);

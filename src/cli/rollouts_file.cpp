@@ -22,9 +22,10 @@ namespace {
 using detail::Json;
 
 /// Keys whose value is one number a token.
-constexpr std::array<std::string_view, 12> kTokenKeys = {
-    "logps",  "old_logps",  "ref_logps",     "sampler_logps", "extra_logps", "acted",
-    "values", "old_values", "token_rewards", "advantage",     "entropies",   "exact_kls"};
+constexpr std::array<std::string_view, 13> kTokenKeys = {
+    "logps",     "old_logps", "ref_logps",      "sampler_logps", "extra_logps",
+    "acted",     "values",    "old_values",     "token_rewards", "advantage",
+    "entropies", "exact_kls", "log_normalizers"};
 
 constexpr std::string_view kActed = "acted";  // whose numbers may be true and false
 

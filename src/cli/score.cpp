@@ -8,6 +8,7 @@
 
 #include "cli/commands.h"
 #include "cli/inputs.h"
+#include "cli/score_steps.h"
 #include "core/json.h"
 #include "policy/token_range.h"
 #include "prefopt/decoder/decoder.h"
@@ -72,12 +73,28 @@ void score_rewards(const ScoreArguments& arguments, std::ostream& out, std::ostr
   }
 }
 
+/// Throws ConfigError for options of --rewards without it.
+void check_no_rewards(const ScoreArguments& arguments) {
+  const auto refuse = [](std::string_view option, bool is_given) {
+    if (!is_given) return;
+    throw ConfigError(
+        fmt::format("{}: expected --rewards steps or tokens, which it is of, got none", option));
+  };
+  refuse("--candidates", !arguments.candidates.empty());
+  refuse("--ref", !arguments.reference.empty());
+  refuse("--beta", arguments.beta.has_value());
+  refuse("--step-end", arguments.step_end.has_value());
+  refuse("--aggregate", arguments.aggregate.has_value());
+}
+
 }  // namespace
 
 void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream& err) {
   if (arguments.batch < 1) {
     throw ConfigError(fmt::format("--batch: expected at least 1, got {}", arguments.batch));
   }
+  if (!arguments.rewards.empty()) return score_steps(arguments, out, err);
+  check_no_rewards(arguments);
   if (names_reward_model(arguments)) {
     return score_rewards(arguments, out, err);
   }

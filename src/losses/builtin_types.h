@@ -11,6 +11,7 @@
 #include "prefopt/losses/pair/bco_pair.h"
 #include "prefopt/losses/pair/beta_dpo.h"
 #include "prefopt/losses/pair/cal_dpo.h"
+#include "prefopt/losses/pair/ce.h"
 #include "prefopt/losses/pair/chi_po.h"
 #include "prefopt/losses/pair/cpo.h"
 #include "prefopt/losses/pair/dft.h"
@@ -52,8 +53,9 @@ using BuiltinLosses =
     LossList<DpoLoss, RobustDpoLoss, FDpoLoss, IpoLoss, RpoLoss, VpoLoss, HypoLoss, SftLoss,
              DftLoss, HingeLoss, ExoPairLoss, NcaPairLoss, BcoPairLoss, SppoLoss, AotLoss,
              AotUnpairedLoss, ApoZeroLoss, ApoDownLoss, DiscopopLoss, SigmoidNormLoss, SimpoLoss,
-             CpoLoss, OrpoLoss, AlphapoLoss, TpoLoss, KtoLoss, KtoPairLoss, BcoLoss, RpoSquaredLoss,
-             RpoForwardKlLoss, RpoBackwardKlLoss, ChiPoLoss, DpoPositiveLoss, CalDpoLoss, TdpoLoss,
-             RDpoLoss, BetaDpoLoss, XpoLoss, SeppoLoss, PolicyGradientLoss, RewardBtLoss, MixLoss>;
+             CpoLoss, OrpoLoss, AlphapoLoss, TpoLoss, KtoLoss, KtoPairLoss, BcoLoss, CeLoss,
+             RpoSquaredLoss, RpoForwardKlLoss, RpoBackwardKlLoss, ChiPoLoss, DpoPositiveLoss,
+             CalDpoLoss, TdpoLoss, RDpoLoss, BetaDpoLoss, XpoLoss, SeppoLoss, PolicyGradientLoss,
+             RewardBtLoss, MixLoss>;
 
 }  // namespace prefopt::detail

@@ -69,6 +69,9 @@ constexpr std::string_view kObjectives[] = {
     "reinforce", "remax", "rloo",         "loop", "grpo", "dr_grpo", "dapo",    "gspo",
     "cispo",     "sapo",  "reinforce_pp", "opo",  "kimi", "ppo",     "ppo_max", "rto"};
 
+/// Names of losses on tokens of given rows, likewise.
+constexpr std::string_view kTokenLosses[] = {"oreo", "iqlearn"};
+
 /// Sets the options that a preset's name means.
 void apply_preset(Json& config, const LossEntry& entry) {
   const std::string name = config["type"].get<std::string>();
@@ -160,6 +163,13 @@ const LossEntry& find_loss(std::string_view name) {
   if (std::find(std::begin(kObjectives), std::end(kObjectives), name) != std::end(kObjectives)) {
     throw ConfigError(fmt::format(
         "loss: expected a loss on rows, got '{}', an objective on tokens, which takes rollouts",
+        name));
+  }
+  const auto* const end = std::end(kTokenLosses);
+  if (std::find(std::begin(kTokenLosses), end, name) != end) {
+    throw ConfigError(fmt::format(
+        "loss: expected a loss on sums of tokens, got '{}', which is on tokens; `prefopt loss "
+        "--rollouts` evaluates it",
         name));
   }
   throw ConfigError(fmt::format("loss: expected a registered loss, got '{}'{}", name,

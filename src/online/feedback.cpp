@@ -352,6 +352,17 @@ std::unique_ptr<Preference> make_model_rewards(const FeedbackOptions& options,
   return make_ensemble(std::move(parts), options.ensemble, options.ensemble_k, options.temperature);
 }
 
+std::unique_ptr<Preference> make_implicit_reward(const FeedbackOptions& options,
+                                                 const FeedbackParts& given) {
+  check_implicit_model(options.implicit_reward, "feedback.implicit_reward");
+  if (!given.load_implicit_reward) {
+    throw ConfigError(
+        "feedback: expected a source that is a program, got implicit_reward; no models can be "
+        "loaded here");
+  }
+  return given.load_implicit_reward(options.implicit_reward);
+}
+
 std::unique_ptr<Preference> make_comparisons(const FeedbackOptions& options) {
   const bool is_judge = !options.judge.empty();
   return std::make_unique<ProgramPreference>(
@@ -366,6 +377,7 @@ std::unique_ptr<Preference> make_feedback(const FeedbackOptions& options,
   detail::check_feedback(options);
   if (!options.reward.empty()) return make_program_rewards(options);
   if (!options.reward_model.empty()) return make_model_rewards(options, parts);
+  if (options.implicit_reward.is_given()) return make_implicit_reward(options, parts);
   if (options.environment) return make_given_reward(options.temperature);
   if (!options.against_baseline) return make_comparisons(options);
   if (!parts.baseline) {

@@ -61,13 +61,15 @@ std::vector<std::string_view> named_sources(const FeedbackOptions& options) {
   if (!options.judge.empty()) named.emplace_back("judge");
   if (!options.program.empty()) named.emplace_back("program");
   if (!options.reward_model.empty()) named.emplace_back("reward_model");
+  if (options.implicit_reward.is_given()) named.emplace_back("implicit_reward");
   if (options.environment) named.emplace_back("environment");
   return named;
 }
 
 std::string_view only_source(const FeedbackOptions& options) {
   constexpr std::string_view kExpected =
-      "feedback: expected one of reward, judge, program, reward_model and environment";
+      "feedback: expected one of reward, judge, program, reward_model, implicit_reward and "
+      "environment";
   const std::vector<std::string_view> named = named_sources(options);
   if (named.empty()) throw ConfigError(fmt::format("{}, got none", kExpected));
   if (named.size() > 1) {
@@ -81,9 +83,13 @@ std::vector<OptionUse> option_uses(const FeedbackOptions& options) {
   const bool has_judge = !options.judge.empty();
   const bool compares = has_judge || !options.program.empty();
   const bool has_rewards = !compares || options.against_baseline;
-  const bool is_program = options.reward_model.empty() && !options.environment;
+  const bool is_program =
+      options.reward_model.empty() && !options.environment && !options.implicit_reward.is_given();
   const bool is_ensemble = options.reward_model.size() > 1;
+  const bool has_implicit =
+      options_to_json(options.implicit_reward) != options_to_json(ImplicitRewardOptions());
   return {
+      {"implicit_reward without a model", has_implicit, options.implicit_reward.is_given()},
       {"reward_weights", !options.reward_weights.empty(), !options.reward.empty()},
       {"both_orders", options.both_orders != normal.both_orders, has_judge},
       {"ensemble", options.ensemble != normal.ensemble, is_ensemble},
@@ -124,6 +130,11 @@ void FeedbackOptions::fields(FieldVisitor& v) {
   visit_list(
       v, {"reward_model", "Folder of a reward model, or a list of folders", {"reward_model_path"}},
       reward_model, is_text, "a folder or a list of folders");
+  // Added later: configs without it, and their hashes, are as they were.
+  if (!v.writes() || implicit_reward.is_given() || !implicit_reward.reference.empty()) {
+    v.group({"implicit_reward", "A model with a reference, whose log-ratios are rewards of steps"},
+            implicit_reward);
+  }
   v.flag({"environment", "Rewards are those of the sources' environments"}, environment);
   v.choice({"ensemble", "The reward of several models"}, ensemble,
            {"mean", "min", "mean_minus_std"});

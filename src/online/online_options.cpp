@@ -245,6 +245,12 @@ void OnlineOptions::fields(FieldVisitor& v) {
   if (!v.writes() || options_to_json(reward) != options_to_json(RewardOptions())) {
     v.group({"reward", "Changes of rewards before they become advantages"}, reward);
   }
+  const bool has_process =
+      options_to_json(process_reward) != options_to_json(ProcessRewardOptions());
+  if (!v.writes() || has_process) {
+    v.group({"process_reward", "Rewards of steps by a model that was trained on outcomes"},
+            process_reward);
+  }
   if (!v.writes() || !imitate.data.empty()) {
     v.group({"imitate", "Rows that are imitated next to rollouts, a pretraining mix"}, imitate);
   }

@@ -15,7 +15,9 @@
 #include "prefopt/error.h"
 #include "prefopt/exact/random.h"
 #include "prefopt/objectives/advantages/group_baseline.h"
+#include "prefopt/objectives/steps.h"
 #include "prefopt/policy/sequence_logps.h"
+#include "prefopt/policy/token_rewards.h"
 
 namespace prefopt::detail {
 namespace {
@@ -90,6 +92,20 @@ Eigen::ArrayXd array_of(const std::vector<double>& values) {
   return Eigen::Map<const Eigen::ArrayXd>(values.data(), static_cast<Eigen::Index>(values.size()));
 }
 
+/// Adds rewards of steps at the last token of each that the policy chose; a step without one has
+/// none.
+void add_at_last_acted(const Eigen::ArrayXd& rewards, const StepEnds& ends,
+                       const Eigen::ArrayXd& acted, Eigen::Ref<Eigen::ArrayXd> token_rewards) {
+  Eigen::Index begin = 0;
+  for (Eigen::Index i = 0; i < rewards.size(); ++i) {
+    const Eigen::Index end = ends[static_cast<std::size_t>(i)];
+    Eigen::Index last = end - 1;
+    while (last >= begin && acted[last] == 0) --last;
+    if (last >= begin) token_rewards[last] += rewards[i];
+    begin = end;
+  }
+}
+
 /// Mean, spread and extremes of completions, under TRL's names.
 class RolloutMetrics {
  public:
@@ -153,6 +169,40 @@ std::shared_ptr<Selection> rewards_alone() {
 bool is_greedy(const SourceOptions& source) {
   return source.from == SourceKind::kPolicy && source.sampling.temperature == 0;
 }
+
+namespace {
+
+/// Throws ConfigError where a model of rewards of steps is missing, or the objective takes none.
+void check_process_reward(const OnlineParts& parts) {
+  const TokenObjective& objective = *parts.objective;
+  const ProcessRewardOptions& options = parts.process_reward;
+  if (objective.needs().extra_logps) {
+    if (!parts.process_model) {
+      throw ConfigError(fmt::format(
+          "online.process_reward.model: expected the model that DPO trained for '{}', got none",
+          objective.name()));
+    }
+    ProcessRewardOptions alone;
+    alone.model = options.model;
+    if (options_to_json(options) == options_to_json(alone)) return;
+    throw ConfigError(fmt::format(
+        "online.process_reward: expected a model alone for '{}', whose dpo_reward says the rest "
+        "with the run's reference, got further options",
+        objective.name()));
+  }
+  if (!parts.process_model) return;
+  if (!objective.advantage().needs().per_token) {
+    throw ConfigError(fmt::format(
+        "online.process_reward: expected an objective whose advantages take rewards of tokens, gae "
+        "or to_go, got '{}'",
+        objective.name()));
+  }
+  if (!parts.process_reference) {
+    throw ConfigError("online.process_reward.reference: expected a model, got null");
+  }
+}
+
+}  // namespace
 
 void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options) {
   const TokenObjective& objective = *parts.objective;
@@ -252,12 +302,7 @@ void check_rollouts(const OnlineParts& parts, const OnlineRowsOptions& options) 
                       source.name, parts.reward.overlong_buffer));
     }
   }
-  if (needs.extra_logps) {
-    throw ConfigError(fmt::format(
-        "loss: expected an objective whose numbers a run has, got '{}', which needs log-probs of a "
-        "model that DPO trained; a program gives them (RolloutStep::extra_logps)",
-        name));
-  }
+  check_process_reward(parts);
   if (needs.given) {
     throw ConfigError(fmt::format(
         "loss.advantage: expected one that rewards decide in a run, got 'given' of '{}'", name));
@@ -424,6 +469,29 @@ void RolloutRows::set_token_rewards(const std::vector<Chosen>& chosen, RolloutSt
   }
 }
 
+/// Adds the rewards of steps at their ends, of the tokens that the policy chose.
+void RolloutRows::add_process_rewards(const std::vector<Chosen>& chosen, RolloutStep& step) const {
+  constexpr std::string_view kWhere = "online.process_reward";
+  const ProcessRewardOptions& options = parts_.process_reward;
+  std::vector<TokenSequence> sequences;
+  for (const Chosen& one : chosen) {
+    sequences.push_back({.prompt = one.rollout->prompt, .completion = one.rollout->completion});
+  }
+  const auto of_tokens = implicit_token_rewards(*parts_.process_model, *parts_.process_reference,
+                                                sequences, options.beta);
+  if (step.token_rewards.size() == 0) step.token_rewards = Eigen::ArrayXd::Zero(step.tokens());
+  const auto starts = step.starts();
+  for (std::size_t i = 0; i < chosen.size(); ++i) {
+    const Eigen::ArrayXd acted = step.acted.segment(starts[i], step.lens[i]);
+    const Eigen::ArrayXd each = array_of(of_tokens[i]) * acted;
+    const StepEnds ends =
+        step_ends_of(chosen[i].rollout->completion, *parts_.tokenizer, options.step_end);
+    Eigen::ArrayXd rewards = step_sums(each, ends, kWhere);
+    if (options.clip > 0) rewards = rewards.max(-options.clip).min(options.clip);
+    add_at_last_acted(rewards, ends, acted, step.token_rewards.segment(starts[i], step.lens[i]));
+  }
+}
+
 RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollouts,
                                     std::int64_t updates, std::int64_t round) {
   const TokenObjective& objective = *parts_.objective;
@@ -468,6 +536,12 @@ RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollou
     metrics.add("reward/shaped", rated.sum() / count);
   }
   if (objective.advantage().needs().per_token) set_token_rewards(chosen, step);
+  if (parts_.process_model && !needs.extra_logps) {
+    const double before = step.token_rewards.size() > 0 ? step.token_rewards.sum() : 0;
+    add_process_rewards(chosen, step);
+    metrics.add("reward/process",
+                (step.token_rewards.sum() - before) / static_cast<double>(chosen.size()));
+  }
   if (needs.greedy_rewards) step.greedy_rewards = array_of(greedy);
   const bool has_kl_reward = options.kl.is_in_advantages();
   const bool keeps_old = updates > 1;
@@ -498,6 +572,14 @@ RolloutRows::Made RolloutRows::make(Policy& policy, const PromptRollouts& rollou
       return parts_.reference->tempered_token_logps(batch.to(policy.device()), parts_.temperature);
     });
     step.ref_logps = spread(ref_logps);
+  }
+  if (needs.extra_logps) {
+    step.extra_logps = spread(measure(rows, [&](const TokenBatch& batch) {
+      Policy& model = *parts_.process_model;
+      return sequence_logps(model, batch.to(model.device()),
+                            {.by_products = {}, .reduction = {}, .temperature = parts_.temperature})
+          .token_logps;
+    }));
   }
   if (needs.values) {
     values = measure(rows, [&](const TokenBatch& batch) {

@@ -54,6 +54,7 @@ class RolloutRows {
 
   std::vector<Chosen> choose(const PromptRollouts& rollouts, std::int64_t round) const;
   void set_token_rewards(const std::vector<Chosen>& chosen, RolloutStep& step) const;
+  void add_process_rewards(const std::vector<Chosen>& chosen, RolloutStep& step) const;
   Eigen::ArrayXd shaped_rewards(const std::vector<Chosen>& chosen);
   /// Returns numbers of all counted tokens of the rows.
   std::vector<double> measure(const std::vector<TokenRow>& rows,

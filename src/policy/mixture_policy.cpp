@@ -1,60 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "prefopt/policy/mixture_policy.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <c10/core/ScalarType.h>
 #include <fmt/format.h>
 
 #include <utility>
+#include <vector>
 
-#include "policy/output_head.h"
+#include "policy/summed_logits.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
 namespace {
 
-/// (1−w) a + w b in at least float32. A token that one model rules out (−inf) stays ruled out.
-at::Tensor mixed_logits(const at::Tensor& a, const at::Tensor& b, double weight_of_b) {
-  const auto dtype =
-      c10::promoteTypes(c10::promoteTypes(a.scalar_type(), b.scalar_type()), at::kFloat);
-  return a.to(dtype) * (1 - weight_of_b) + b.to(a.device(), dtype) * weight_of_b;
+/// (1−w, w)
+std::vector<double> shares(double weight_of_reference) {
+  return {1 - weight_of_reference, weight_of_reference};
 }
-
-at::Tensor all_logits(Policy& policy, const TokenBatch& batch) {
-  const PolicyOutput output = policy.forward(batch);
-  if (output.logits.defined()) return output.logits;
-  const std::int64_t width = output.hidden.size(-1);
-  const at::Tensor rows = detail::logits_of(policy.head(), output.hidden.reshape({-1, width}));
-  return rows.view({output.hidden.size(0), output.hidden.size(1), -1});
-}
-
-class MixtureSession final : public DecodeSession {
- public:
-  MixtureSession(std::unique_ptr<DecodeSession> policy, std::unique_ptr<DecodeSession> reference,
-                 double reference_weight)
-      : policy_(std::move(policy)),
-        reference_(std::move(reference)),
-        reference_weight_(reference_weight) {}
-
-  at::Tensor prefill() override { return mix(policy_->prefill(), reference_->prefill()); }
-  at::Tensor append(const at::Tensor& tokens) override {
-    return mix(policy_->append(tokens), reference_->append(tokens));
-  }
-  void keep(const std::vector<std::int64_t>& sequences) override {
-    policy_->keep(sequences);
-    reference_->keep(sequences);
-  }
-
- private:
-  at::Tensor mix(const at::Tensor& of_policy, const at::Tensor& of_reference) const {
-    const at::NoGradGuard no_grad;
-    return mixed_logits(of_policy, of_reference, reference_weight_);
-  }
-
-  std::unique_ptr<DecodeSession> policy_, reference_;
-  double reference_weight_;
-};
 
 }  // namespace
 
@@ -89,8 +51,9 @@ PolicyOutput MixturePolicy::forward(const TokenBatch& batch) {
   const at::NoGradGuard no_grad;
   if (Policy* model = sole_model()) return model->forward(batch);
   return {.hidden = {},
-          .logits = mixed_logits(all_logits(*policy_, batch), all_logits(*reference_, batch),
-                                 reference_weight_)};
+          .logits = detail::summed_logits(
+              {detail::all_logits(*policy_, batch), detail::all_logits(*reference_, batch)},
+              shares(reference_weight_))};
 }
 
 bool MixturePolicy::packs() const {
@@ -141,8 +104,10 @@ void MixturePolicy::check_length(std::int64_t tokens, std::string_view where) co
 std::unique_ptr<DecodeSession> MixturePolicy::start_decoding(
     const std::vector<std::vector<std::int64_t>>& prompts) {
   if (Policy* model = sole_model()) return model->start_decoding(prompts);
-  return std::make_unique<MixtureSession>(policy_->start_decoding(prompts),
-                                          reference_->start_decoding(prompts), reference_weight_);
+  std::vector<std::unique_ptr<DecodeSession>> sessions;
+  sessions.push_back(policy_->start_decoding(prompts));
+  sessions.push_back(reference_->start_decoding(prompts));
+  return detail::summed_session(std::move(sessions), shares(reference_weight_));
 }
 
 }  // namespace prefopt

@@ -274,10 +274,17 @@ bool have_equal_weights(const Policy& a, const Policy& b) {
            x.value.scalar_type() == y.value.scalar_type() && x.value.sizes() == y.value.sizes() &&
            at::equal(x.value, y.value);
   };
+  // The scale of an adapter is in none of its matrices.
+  const auto have_equal_scales = [](const TrainedWeight& x, const TrainedWeight& y) {
+    return x.name == y.name && x.lora_scale == y.lora_scale;
+  };
   const std::vector<NamedParameter> of_a = a.named_parameters(), of_b = b.named_parameters();
+  const std::vector<TrainedWeight> trained_a = a.trained_weights(), trained_b = b.trained_weights();
   const std::string config = a.config();
   const bool is_described = !config.empty() && !of_a.empty();
   return is_described && typeid(a) == typeid(b) && config == b.config() &&
+         std::equal(trained_a.begin(), trained_a.end(), trained_b.begin(), trained_b.end(),
+                    have_equal_scales) &&
          std::equal(of_a.begin(), of_a.end(), of_b.begin(), of_b.end(), are_equal);
 }
 

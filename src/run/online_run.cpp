@@ -10,6 +10,7 @@
 
 #include "core/file.h"
 #include "core/json.h"
+#include "data/tokenizer_difference.h"
 #include "evaluation/json_program.h"
 #include "online/rollout_rows.h"
 #include "policy/token_range.h"
@@ -190,6 +191,42 @@ auto rollout_saver(const std::string& folder) {
   };
 }
 
+/// Loads a model that scores the policy's completions, with the same tokens.
+std::shared_ptr<Decoder> load_frozen(const std::string& path, const Decoder& policy,
+                                     const Tokenizer& tokenizer, const std::string& where) {
+  const std::string difference = tokenizer_difference(tokenizer, path);
+  if (!difference.empty()) {
+    throw ConfigError(
+        fmt::format("{}: expected a model that tokenizes as {} does, got {}, by which {}", where,
+                    tokenizer.name(), path, difference));
+  }
+  auto model = Decoder::load(path, "keep");
+  if (model->vocab_size() != policy.vocab_size()) {
+    throw ConfigError(fmt::format(
+        "{}: expected a model with the policy's vocabulary of {} tokens, got {} with {}", where,
+        policy.vocab_size(), path, model->vocab_size()));
+  }
+  return model;
+}
+
+/// Loads the model of an objective's rewards of steps, and its reference.
+void load_process_reward(const ProcessRewardOptions& options, const Decoder& policy,
+                         const Tokenizer& tokenizer, OnlineParts& parts) {
+  constexpr std::string_view kWhere = "online.process_reward";
+  parts.process_reward = options;
+  const bool is_given = options_to_json(options) != options_to_json(ProcessRewardOptions());
+  if (!is_given) return;
+  const bool has_dpo_reward = parts.objective->needs().extra_logps;
+  if (!has_dpo_reward) check_implicit_model(options, kWhere);
+  if (options.is_given()) {
+    parts.process_model =
+        load_frozen(options.model, policy, tokenizer, fmt::format("{}.model", kWhere));
+  }
+  if (has_dpo_reward) return;
+  parts.process_reference =
+      load_frozen(options.reference, policy, tokenizer, fmt::format("{}.reference", kWhere));
+}
+
 /// Returns what loads reward models, which have to read the policy's tokens, while the policy
 /// lives.
 FeedbackParts feedback_parts(const FeedbackOptions& options, const Decoder& policy,
@@ -200,6 +237,14 @@ FeedbackParts feedback_parts(const FeedbackOptions& options, const Decoder& poli
                              temperature = options.temperature](const std::string& folder) {
     return make_reward_model_preference(load_reward_model(folder, *tokenizer, "keep", &policy),
                                         temperature, kAtOnce, folder);
+  };
+  parts.load_implicit_reward = [tokenizer, &policy, temperature = options.temperature](
+                                   const ImplicitRewardOptions& implicit) {
+    constexpr std::string_view kWhere = "feedback.implicit_reward";
+    return make_implicit_reward_preference(
+        load_frozen(implicit.model, policy, *tokenizer, fmt::format("{}.model", kWhere)),
+        load_frozen(implicit.reference, policy, *tokenizer, fmt::format("{}.reference", kWhere)),
+        tokenizer, implicit, temperature, kAtOnce);
   };
   return parts;
 }
@@ -227,6 +272,8 @@ void check_rollout_options(const OnlineOptions& online, const RunLoss& loss) {
   refuse("rollouts", options_to_json(online.rollouts) != options_to_json(RolloutSelection()));
   refuse("imitate", options_to_json(online.imitate) != options_to_json(ImitationOptions()));
   refuse("reward", options_to_json(online.reward) != options_to_json(RewardOptions()));
+  refuse("process_reward",
+         options_to_json(online.process_reward) != options_to_json(ProcessRewardOptions()));
 }
 
 /// Returns the rows of a pretraining mix; none without a file.
@@ -441,6 +488,7 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
     parts.rollouts = online.rollouts;
     parts.reward = online.reward;
     parts.temperature = rollout_temperature(sources);
+    load_process_reward(online.process_reward, policy, *tokenizer, parts);
     const TokenObjectiveOptions& of = parts.objective->options();
     if (of.aggregation == Aggregation::kFixed &&
         of.max_completion_length != options.sampling.max_new_tokens) {

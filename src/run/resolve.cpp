@@ -16,6 +16,7 @@
 #include "data/tokenizer_difference.h"
 #include "decoder/decoder_files.h"
 #include "policy/token_range.h"
+#include "prefopt/data/step_ends.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/decoder/end_tokens.h"
 #include "prefopt/decoder/reward_model.h"
@@ -170,10 +171,33 @@ std::shared_ptr<RewardModel> make_reward_model(ModelOptions& options, const Toke
   return model;
 }
 
+/// Sets the steps of rows for a loss on them. Throws ConfigError for a stream, whose rows have
+/// none.
+void set_steps(const TokenLoss& loss, const Tokenizer& tokenizer, bool is_stream, RunRows& rows) {
+  const TokenLossNeeds needs = loss.needs();
+  if (!needs.steps) return;
+  if (is_stream) {
+    throw ConfigError(fmt::format(
+        "data.stream.buffer: expected 0 for '{}' on steps, which are found when rows are loaded, "
+        "got more",
+        loss.name()));
+  }
+  for (auto* const part : {&rows.train, &rows.eval}) {
+    for (TokenRow& row : *part) {
+      const auto ends = find_step_ends(row.chosen, tokenizer, needs.step_end);
+      std::int64_t step = 0;
+      for (std::int64_t t = 0; t < std::ssize(row.chosen); ++t) {
+        while (t >= ends[static_cast<std::size_t>(step)]) ++step;
+        const bool counts = row.chosen_mask.empty() || row.chosen_mask[static_cast<std::size_t>(t)];
+        if (counts) row.rollout.turns.push_back(step);
+      }
+    }
+  }
+}
+
 /// Throws ConfigError for options of a value model that the loss has no use for.
 void check_value_options(const ValueModelOptions& options, const RunLoss& loss) {
-  const bool is_used = loss.objective() != nullptr && loss.objective()->needs().values;
-  if (is_used || options_to_json(options) == options_to_json(ValueModelOptions())) return;
+  if (loss.has_values() || options_to_json(options) == options_to_json(ValueModelOptions())) return;
   throw ConfigError(fmt::format(
       "value: expected its defaults for '{}', which has no values, got others", loss.name()));
 }
@@ -183,7 +207,7 @@ std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const 
                                                const std::shared_ptr<Decoder>& policy,
                                                const Tokenizer& tokenizer, const Note& note) {
   const ValueModelOptions& value = options.value;
-  if (loss.objective() == nullptr || !loss.objective()->needs().values) return nullptr;
+  if (!loss.has_values()) return nullptr;
   if (value.body == ValueBody::kPolicy) {
     if (!value.path.empty() || value.use_lora) {
       throw ConfigError(fmt::format(
@@ -460,6 +484,11 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
         "the policy writes, got none",
         loss.name()));
   }
+  if (loss.token_loss() != nullptr && is_online) {
+    throw ConfigError(fmt::format(
+        "online.prompts: expected none for '{}', which learns from given rows, got '{}'",
+        loss.name(), options.online.prompts));
+  }
   check_value_options(options.value, loss);
   const bool has_held_out = !rows.eval.empty() || !prompts.held_out.empty();
   check_evaluations(options.evaluate, has_held_out, is_online);
@@ -482,6 +511,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
     policy = make_model<Decoder>(options.model, *tokenizer, note);
     trained = policy;
   }
+  if (loss.token_loss() != nullptr) set_steps(*loss.token_loss(), *tokenizer, is_stream, rows);
   check_token_range(rows.train, policy->vocab_size(), "data.train");
   check_token_range(rows.eval, policy->vocab_size(), "data.eval");
   check_row_lengths(rows.train, *policy, "data.train");
@@ -508,7 +538,8 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   if (needs.reference() || needs.sample_source == SampleSource::kReference) {
     // Whoever weighs tokens needs each.
     const bool by_token = needs.has(Input::ref_chosen_overlap_logps) || needs.limits || is_stream ||
-                          has_token_weights(rows.train) || has_token_weights(rows.eval);
+                          loss.token_loss() != nullptr || has_token_weights(rows.train) ||
+                          has_token_weights(rows.eval);
     if (!options.model.tokenizer.empty()) {
       check_reference_tokens(options.reference, *tokenizer, is_named, note);
     }
@@ -544,9 +575,11 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
                                   run.planned_steps);
   } else if (is_stream) {
     const std::int64_t context = policy->options().max_position_embeddings;
+    run.rollouts.value_model = make_value_model(options, loss, policy, *tokenizer, note);
     set_checkpointing(options.machine, most_stream_tokens(options, context), *policy, note);
     run.source = stream;
   } else {
+    run.rollouts.value_model = make_value_model(options, loss, policy, *tokenizer, note);
     set_checkpointing(options.machine, most_tokens(rows.train, options.batch), *policy, note);
     score_ahead(run.reference.get(), rows, needs, options, meeting, note);
     run.source = std::make_shared<EpochRows>(EpochData{.rows = std::move(rows.train),

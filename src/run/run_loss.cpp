@@ -16,7 +16,8 @@
 namespace prefopt::detail {
 namespace {
 
-std::variant<Loss, TokenObjective> parse(std::string_view config_json) {
+std::variant<Loss, TokenObjective, TokenLoss> parse(std::string_view config_json) {
+  if (is_token_loss(config_json)) return make_token_loss(config_json);
   if (is_token_objective(config_json)) return make_token_objective(config_json);
   try {
     return make_loss(config_json);
@@ -26,6 +27,7 @@ std::variant<Loss, TokenObjective> parse(std::string_view config_json) {
     if (type == config.end() || !type->is_string()) throw;
     std::vector<std::string_view> names;
     for (const ObjectivePreset& preset : objective_presets()) names.push_back(preset.name);
+    for (const TokenLossEntry& entry : token_losses()) names.push_back(entry.info.kind);
     const auto losses = registered_losses();
     const auto name = type->get<std::string>();
     const std::string hint = did_you_mean(name, names);
@@ -41,14 +43,29 @@ std::variant<Loss, TokenObjective> parse(std::string_view config_json) {
 RunLoss::RunLoss(std::string_view config_json) : loss_(parse(config_json)) {}
 
 std::string RunLoss::name() const {
-  return objective() != nullptr ? objective()->name() : std::get<Loss>(loss_).info().name;
+  if (objective() != nullptr) return objective()->name();
+  if (token_loss() != nullptr) return token_loss()->name();
+  return std::get<Loss>(loss_).info().name;
 }
 
 std::string RunLoss::config() const {
   return std::visit([](const auto& loss) { return loss.config(); }, loss_);
 }
 
+bool RunLoss::has_values() const {
+  if (token_loss() != nullptr) return token_loss()->needs().values;
+  return objective() != nullptr && objective()->needs().values;
+}
+
 LossRequirements RunLoss::requirements() const {
+  if (token_loss() != nullptr) {
+    const TokenLossNeeds needs = token_loss()->needs();
+    const bool draws = needs.own_samples > 0;
+    return {.inputs = InputSet(Input::chosen_logps) | when(needs.rewards, Input::labels) |
+                      when(needs.ref_logps, Input::ref_chosen_logps),
+            .sample_source = draws ? SampleSource::kPolicy : SampleSource::kNone,
+            .samples_per_prompt = draws ? 1 : 0};
+  }
   if (objective() == nullptr) return std::get<Loss>(loss_).requirements();
   return {.inputs = InputSet(Input::chosen_logps) |
                     when(objective()->needs().ref_logps, Input::ref_chosen_logps)};

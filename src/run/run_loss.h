@@ -8,6 +8,7 @@
 
 #include "prefopt/export.h"
 #include "prefopt/losses/loss.h"
+#include "prefopt/objectives/token_loss.h"
 #include "prefopt/objectives/token_objective.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
@@ -15,8 +16,8 @@
 
 namespace prefopt::detail {
 
-/// The loss of a run: one on pairs, labelled rows or rewards, or an objective on tokens of
-/// rollouts.
+/// The loss of a run: one on pairs, labelled rows or rewards, one on tokens of given rows, or an
+/// objective on tokens of rollouts.
 class PREFOPT_API RunLoss {
  public:
   /// Throws ConfigError as make_loss and make_token_objective.
@@ -27,14 +28,18 @@ class PREFOPT_API RunLoss {
   /// Returns what rows and reference have to give; of an objective, whose rows a round makes, the
   /// reference alone.
   LossRequirements requirements() const;
-  /// Returns the objective; null: a loss on pairs.
+  /// Returns the objective; null: a loss on rows.
   const TokenObjective* objective() const { return std::get_if<TokenObjective>(&loss_); }
+  /// Returns the loss on tokens of rows; null: another one.
+  const TokenLoss* token_loss() const { return std::get_if<TokenLoss>(&loss_); }
+  /// Returns whether there is a value model.
+  bool has_values() const;
   std::unique_ptr<Trainer> make_trainer(const std::shared_ptr<Policy>& policy,
                                         const std::shared_ptr<Reference>& reference,
                                         TrainerOptions options) const;
 
  private:
-  std::variant<Loss, TokenObjective> loss_;
+  std::variant<Loss, TokenObjective, TokenLoss> loss_;
 };
 
 }  // namespace prefopt::detail

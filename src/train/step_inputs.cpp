@@ -14,11 +14,11 @@
 #include <span>
 #include <utility>
 
-#include "core/random.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/pair_fields.h"
 #include "prefopt/policy/sampling.h"
 #include "prefopt/policy/sequence_kl.h"
+#include "train/draw_seed.h"
 #include "train/loss_metrics.h"
 
 namespace prefopt {
@@ -59,14 +59,6 @@ namespace {
 constexpr InputSet kOverlap = {Input::chosen_overlap_logps, Input::rejected_overlap_logps};
 constexpr InputSet kReferenceOverlap = {Input::ref_chosen_overlap_logps,
                                         Input::ref_rejected_overlap_logps};
-
-/// Seeds of different steps have nothing in common.
-std::int64_t seed_of_step(std::int64_t seed, std::int64_t step) {
-  // One more step of the generator's own increment for each step of training.
-  const auto state = static_cast<std::uint64_t>(seed) +
-                     0x9e3779b97f4a7c15ULL * (static_cast<std::uint64_t>(step) + 1);
-  return static_cast<std::int64_t>(splitmix64(state));
-}
 
 at::Tensor column_of(const std::vector<TokenRow>& rows, Column column, const at::Tensor& like) {
   std::vector<double> values;

@@ -8,6 +8,7 @@
 
 #include "prefopt/dist/ranks.h"
 #include "prefopt/losses/loss.h"
+#include "prefopt/objectives/token_loss.h"
 #include "prefopt/objectives/token_objective.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
@@ -67,6 +68,8 @@ struct StepParts {
 std::unique_ptr<StepLoss> make_pair_step_loss(const StepParts& parts, Loss loss);
 /// Returns an objective on the tokens of rollouts.
 std::unique_ptr<StepLoss> make_rollout_step_loss(const StepParts& parts, TokenObjective objective);
+/// Returns a loss on the tokens of given rows.
+std::unique_ptr<StepLoss> make_token_step_loss(const StepParts& parts, TokenLoss loss);
 
 /// Throws ConfigError for a loss that the policy's log-probs have no part in.
 void check_gradient(const at::Tensor& loss, const std::string& name);

@@ -79,6 +79,13 @@ Trainer::Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> refe
   impl_ = std::make_unique<Impl>(std::move(parts), std::move(step_loss));
 }
 
+Trainer::Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference,
+                 TokenLoss loss, TrainerOptions options) {
+  auto parts = step_parts(std::move(policy), std::move(reference), std::move(options));
+  auto step_loss = detail::make_token_step_loss(parts, std::move(loss));
+  impl_ = std::make_unique<Impl>(std::move(parts), std::move(step_loss));
+}
+
 Trainer::~Trainer() = default;
 
 void Trainer::Impl::visit_state(StateVisitor& visitor) {

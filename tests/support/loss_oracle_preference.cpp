@@ -470,6 +470,19 @@ Real bco(const json& config, const ExactPairLogps& in, const ExactPairLogps& fro
   return mean(losses);
 }
 
+// Cross-entropy of a label, or of a given probability, with the logit beta Delta (2412.01981).
+Real ce(const json& config, const ExactPairLogps& in) {
+  const std::vector<Real> score = scores(config, chosen_side(in));
+  std::vector<Real> losses;
+  for (int i = 0; i < static_cast<int>(score.size()); ++i) {
+    const Real reward = number(config, "beta") * score[i];
+    const Real label = config.at("use_label_probs") ? in.label_probs[i] : in.labels[i];
+    losses.push_back(column_weight(config, in, i) *
+                     (label * softplus(-reward) + (1 - label) * softplus(reward)));
+  }
+  return mean(losses);
+}
+
 }  // namespace
 
 std::optional<Real> mean_preference(const json& config, const ExactPairLogps& in,
@@ -478,6 +491,7 @@ std::optional<Real> mean_preference(const json& config, const ExactPairLogps& in
   if (type == "aot" || type == "aot_unpaired") return aot(config, in);
   if (type == "kto") return kto(config, in, frozen);
   if (type == "bco") return bco(config, in, frozen);
+  if (type == "ce") return ce(config, in);
   if (type == "policy_gradient") return policy_gradient(config, in, frozen);
   const OfDelta of_delta = find_of_delta(type);
   const OfScores of_scores = find_of_scores(type);

@@ -12,6 +12,7 @@
 
 #include "prefopt/evaluation/judge.h"
 #include "prefopt/export.h"
+#include "prefopt/online/implicit_reward.h"
 #include "prefopt/online/preference.h"
 #include "prefopt/online/selection.h"
 #include "prefopt/options.h"
@@ -25,8 +26,8 @@ enum class Ensemble { kMean, kMin, kMeanMinusStd };
 /// A program and its arguments.
 using Command = std::vector<std::string>;
 
-/// Where feedback comes from: exactly one of `reward`, `judge`, `program`, `reward_model` and
-/// `environment`.
+/// Where feedback comes from: exactly one of `reward`, `judge`, `program`, `reward_model`,
+/// `implicit_reward` and `environment`.
 ///
 /// A program reads one line of JSON a question and answers each with one line, in their order. It
 /// has to flush after each line, and ends at the end of its input.
@@ -44,7 +45,8 @@ struct FeedbackOptions {
   Command judge;                       ///< asked about pairs
   bool both_orders = true;             ///< a judge is asked in both orders, and the mean counts
   Command program;                     ///< asked about pairs once, as one without a favourite place
-  std::vector<std::string> reward_model;  ///< folders of reward models
+  std::vector<std::string> reward_model;       ///< folders of reward models
+  ImplicitRewardOptions implicit_reward = {};  ///< of a model with a reference
   bool environment = false;  ///< rewards are those that rollouts have from their environment
   Ensemble ensemble = Ensemble::kMean;  ///< of several reward models
   double ensemble_k = 1;
@@ -74,6 +76,9 @@ struct FeedbackParts {
   /// Loads the reward model of a folder.
   std::function<std::unique_ptr<Preference>(const std::string& folder)> load_reward_model = {};
   Baseline baseline = {};
+  /// Loads the models of an implicit reward.
+  std::function<std::unique_ptr<Preference>(const ImplicitRewardOptions& options)>
+      load_implicit_reward = {};
 };
 
 /// Returns the source that the options describe. Programs are started.

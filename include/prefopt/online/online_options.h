@@ -9,6 +9,7 @@
 #include "prefopt/export.h"
 #include "prefopt/objectives/reward_shaping.h"
 #include "prefopt/online/feedback.h"
+#include "prefopt/online/implicit_reward.h"
 #include "prefopt/options.h"
 #include "prefopt/policy/sampling.h"
 
@@ -140,7 +141,9 @@ struct OnlineOptions {
   ReplayOptions replay = {};
   RolloutSelection rollouts = {};  ///< of an objective on tokens
   RewardOptions reward = {};       ///< of the same
-  ImitationOptions imitate = {};   ///< of the same
+  /// Rewards of steps, of the same; of an objective with a dpo_reward, the model that DPO trained.
+  ProcessRewardOptions process_reward = {};
+  ImitationOptions imitate = {};  ///< of the same
   std::int64_t at_once = 64;   ///< completions that are decoded together, without effect on results
   bool save_rollouts = false;  ///< a file a round, rollouts/round-000001.jsonl, of save_rollouts
 

@@ -61,6 +61,9 @@ struct OnlineParts {
   std::shared_ptr<RewardPolicy> value_model = {};  ///< of an objective with values
   RolloutSelection rollouts = {};
   RewardOptions reward = {};
+  ProcessRewardOptions process_reward = {};
+  /// Its model, null: none, and its reference, null where the objective has a dpo_reward.
+  std::shared_ptr<Policy> process_model = {}, process_reference = {};
   std::vector<TokenRow> imitated = {};  ///< rows of a pretraining mix
   std::int64_t imitated_rows = 0;       ///< of each step
   double temperature = 1;               ///< of the sources of rollouts

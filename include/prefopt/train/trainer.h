@@ -23,6 +23,7 @@
 namespace prefopt {
 
 class Ranks;           // prefopt/dist/ranks.h
+class TokenLoss;       // prefopt/objectives/token_loss.h
 class TokenObjective;  // prefopt/objectives/token_objective.h
 
 /// AdamW (1711.05101), Adafactor (1804.04235) without momentum, or RMSprop as LibTorch has it.
@@ -144,6 +145,10 @@ class PREFOPT_API Trainer {
   /// where the objective needs none or the rows have its log-probs; ConfigError otherwise.
   Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference,
           TokenObjective objective, TrainerOptions options);
+  /// Trains on tokens of given rows of one completion, whose numbers are computed as the loss needs
+  /// them. Throws ConfigError for a missing reference or value model.
+  Trainer(std::shared_ptr<Policy> policy, std::shared_ptr<Reference> reference, TokenLoss loss,
+          TrainerOptions options);
   ~Trainer();
 
   /// Takes one optimizer step over `pairs`, in micro-batches whose sum is exactly the whole. A

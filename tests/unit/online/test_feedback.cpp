@@ -97,7 +97,8 @@ TEST_CASE("options of feedback are read as they are written", "[online]") {
 
 TEST_CASE("feedback has one source, and no option without use", "[online]") {
   const std::string one_of =
-      "feedback: expected one of reward, judge, program, reward_model and environment, ";
+      "feedback: expected one of reward, judge, program, reward_model, implicit_reward and "
+      "environment, ";
   const auto fails = [](const std::string& json, const std::string& text) {
     CAPTURE(json);
     CHECK_THROWS_TEXT(make_feedback(parse(json)), ConfigError, text);

@@ -271,10 +271,8 @@ TEST_CASE("configs of objectives that cannot be meant are refused", "[run]") {
   refused({{"loss", {{"type", "grpo"}, {"kl", {{"target", 1}}}}}},
           "grpo: expected kl.target 0 for a KL in the loss, whose coefficient stays, got another "
           "target");
-  refused(
-      {{"loss", {{"type", "rto"}}}},
-      "loss: expected an objective whose numbers a run has, got 'rto', which needs log-probs of a "
-      "model that DPO trained; a program gives them (RolloutStep::extra_logps)");
+  refused({{"loss", {{"type", "rto"}}}},
+          "online.process_reward.model: expected the model that DPO trained for 'rto', got none");
   refused({{"online", {{"imitate", {{"coefficient", 2}}}}}},
           "online.imitate.data: expected a file where the group has options, got none");
   refused({{"loss", {{"type", "grpoo"}}}},

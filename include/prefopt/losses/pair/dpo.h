@@ -29,8 +29,10 @@ struct DpoOptions {
 /// and Step-DPO (2406.18629) on single reasoning steps as completions. RSO's "sigmoid-norm"
 /// (2309.06657 eq. 8, "norm" for the reference) is this loss with beta = gamma, not sigmoid_norm.
 /// DNO (2404.03715 eq. 12) is this loss with beta = eta, `use_label_probs`, and the last iterate as
-/// the reference. At delta = 0: log 2. As beta
-/// delta grows: eps beta delta; as it falls: -(1 - eps) beta delta.
+/// the reference. GenARM (2410.08193 eq. 5) trains an autoregressive reward model, which guides the
+/// decoding of another one (policy/guided_policy.h), by the log-probs of that model alone: preset
+/// `genarm`, without a reference. At delta = 0: log 2. As beta delta grows: eps beta delta; as it
+/// falls: -(1 - eps) beta delta.
 class DpoLoss : public PairwiseLoss<DpoLoss, DpoOptions> {
  public:
   using PairwiseLoss::PairwiseLoss;
@@ -55,7 +57,8 @@ class DpoLoss : public PairwiseLoss<DpoLoss, DpoOptions> {
                           {"LLaMA-Factory", "sigmoid"},
                           {"Liger", "sigmoid", "without label_smoothing"},
                           {"PaddleNLP", "offset_alpha", "the preset odpo"}},
-            .presets = {{"odpo", R"({"margin_scale": 1, "margin_of": "log_gap"})"}}};
+            .presets = {{"odpo", R"({"margin_scale": 1, "margin_of": "log_gap"})"},
+                        {"genarm", R"({"beta": 0.05, "reference_free": true})"}}};
   }
 };
 
