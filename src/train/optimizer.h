@@ -16,6 +16,13 @@
 
 namespace prefopt::detail {
 
+/// Bytes that training keeps next to the weights, once it has taken a step.
+struct OptimizerBytes {
+  std::int64_t gradients = 0;
+  std::int64_t masters = 0;
+  std::int64_t state = 0;  ///< moments, and counts of steps
+};
+
 /// AdamW (1711.05101), Adafactor (train/adafactor.h) or RMSprop over the parameters that require a
 /// gradient; AdamW in one pass over memory. Weight decay acts on matrices and not on vectors: norm
 /// weights and biases have no scale to shrink. RMSprop is that of torch::optim, not centered:
@@ -31,6 +38,7 @@ class Optimizer {
 
   bool empty() const;
   bool has_masters() const;
+  OptimizerBytes bytes() const;
   /// Takes memory for the gradients of narrow parameters. Throws std::bad_alloc, and
   /// c10::OutOfMemoryError of a GPU.
   void reserve_gradients();
