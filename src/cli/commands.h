@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iosfwd>
+#include <map>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -199,6 +200,22 @@ struct DoctorArguments : ModelArguments {
 };
 /// Throws the first problem after the report.
 void run_doctor(const DoctorArguments& arguments, std::ostream& out);
+
+struct PlanArguments {
+  std::string model;  ///< folder, GGUF file, name of a published model, or JSON of model.decoder
+  std::string data;
+  std::string config;  ///< path of a JSON file; empty: the options' defaults
+  std::vector<std::string> sets;
+  std::string tokenizer;
+  std::vector<std::int64_t> lengths;  ///< of prompt, chosen and rejected, in place of `data`
+  std::optional<std::int64_t> gpus;   ///< ranks with the defaults of GPUs
+  std::map<std::string, std::string> assumptions;  ///< by name, as given
+  std::int64_t steps = 20;                         ///< first steps of the run that are planned
+  bool calibrate = false;
+  bool json = false;
+};
+/// Prints what a run will hold and take, without reading weights.
+void run_plan(const PlanArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct TokenizeArguments {
   std::string tokenizer = "byte";

@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <initializer_list>
@@ -20,6 +22,7 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/tables.h"
 #include "core/file.h"
 #include "core/memory.h"
 #include "core/simd_limit.h"
@@ -28,6 +31,8 @@
 #include "prefopt/error.h"
 #include "prefopt/train/trainer.h"
 #include "prefopt/version.h"
+#include "run/plan/assumptions.h"
+#include "run/plan/known_models.h"
 
 namespace prefopt::cli {
 namespace {
@@ -479,6 +484,58 @@ CLI::App* add_doctor(CLI::App& app, DoctorArguments& arguments) {
   return command;
 }
 
+/// "layers_tflops" is the flag --layers-tflops.
+std::string flag_of(std::string name) {
+  std::replace(name.begin(), name.end(), '_', '-');
+  return "--" + name;
+}
+
+CLI::App* add_plan(CLI::App& app, PlanArguments& arguments) {
+  auto* command = app.add_subcommand(
+      "plan", "Say what a run will hold and take: memory, operations, collectives, time");
+  command
+      ->add_option(
+          "--model", arguments.model,
+          fmt::format("Hugging Face folder, GGUF file, JSON of model.decoder, or one of {}",
+                      joined(detail::known_models())))
+      ->type_name("PATH|NAME|JSON");
+  command->add_option("--data", arguments.data, "rows to train on")->type_name("FILE");
+  command->add_option("--config", arguments.config, "options of the run, JSON")->type_name("FILE");
+  command->add_option("--set", arguments.sets, "override one option, as in batch.rows=64")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
+  command->add_option("--tokenizer", arguments.tokenizer,
+                      "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: "
+                      "the model's own");
+  command
+      ->add_option("--lengths", arguments.lengths,
+                   "tokens of prompt, chosen and rejected, in place of --data")
+      ->type_name("P,C,R")
+      ->delimiter(',')
+      ->expected(3);
+  command
+      ->add_option("--gpus", arguments.gpus,
+                   "ranks, with the defaults of H100 cards, eight a node, for all that follows")
+      ->type_name("N");
+  command
+      ->add_option("--plan-steps", arguments.steps,
+                   "first steps of the run that figures are means of")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1'000'000}))
+      ->capture_default_str();
+  command->add_flag("--calibrate", arguments.calibrate,
+                    "measure the speed of this machine on the model's sizes, some seconds");
+  command->add_flag("--json", arguments.json, "print JSON");
+  for (const FieldDoc& field : describe_options<detail::PlanAssumptions>()) {
+    const auto keep = [&arguments, name = field.name](const std::string& value) {
+      arguments.assumptions[name] = value;
+    };
+    command->add_option_function<std::string>(flag_of(field.name), keep, field.doc)
+        ->type_name(field.type)
+        ->default_str(field.default_value);
+  }
+  return command;
+}
+
 CLI::App* add_tokenize(CLI::App& app, TokenizeArguments& arguments) {
   auto* command =
       app.add_subcommand("tokenize", "Print token ids of texts, one line of JSON per text");
@@ -622,6 +679,7 @@ int run(int argc, char** argv) {
   EvalArguments eval;
   ExportArguments exported;
   DoctorArguments doctor;
+  PlanArguments plan;
   TokenizeArguments tokenize;
   RenderArguments rendered;
   LabArguments lab;
@@ -663,6 +721,8 @@ int run(int argc, char** argv) {
       {add_export(app, exported), [&] { run_export(exported, remarks); }},
       {add_doctor(app, doctor),
        [&] { print_report(doctor.json, [&](std::ostream& out) { run_doctor(doctor, out); }); }},
+      {add_plan(app, plan),
+       [&] { print_report(plan.json, [&](std::ostream& out) { run_plan(plan, out, remarks); }); }},
       {add_tokenize(app, tokenize),
        [&] { print_lines([&](std::ostream& out) { run_tokenize(tokenize, out); }); }},
       {add_render(app, rendered),

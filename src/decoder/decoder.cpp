@@ -22,6 +22,7 @@
 #include "decoder/decoder_files.h"
 #include "decoder/decoder_impl.h"
 #include "decoder/families/family.h"
+#include "decoder/model_shape.h"
 #include "decoder/network.h"
 #include "decoder/packed_layer.h"
 #include "decoder/packed_session.h"
@@ -34,22 +35,10 @@ namespace prefopt {
 
 using detail::copy_of;
 using detail::Network;
+using detail::network_of;
 
 Decoder::Decoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Decoder::~Decoder() = default;
-
-namespace {
-
-// Returns a network without weights.
-Network network_of(DecoderOptions options, std::string_view where) {
-  Network network;
-  network.spec = detail::family_named(options.family, where).spec(options, where);
-  network.layers.resize(static_cast<std::size_t>(options.num_hidden_layers));
-  network.options = std::move(options);
-  return network;
-}
-
-}  // namespace
 
 Decoder::Decoder(DecoderOptions options) : impl_(std::make_unique<Impl>()) {
   Network& network = impl_->network;

@@ -38,10 +38,13 @@ bool is_gguf_file(const std::string& path) {
 
 }  // namespace
 
+DecoderOptions read_model_options(const std::string& path) {
+  return is_gguf_file(path) ? read_gguf_config(GgufFile::open(path)).options
+                            : read_decoder_config(path + "/config.json").options;
+}
+
 std::int64_t context_length_of(const std::string& path) {
-  const DecoderConfig config = is_gguf_file(path) ? read_gguf_config(GgufFile::open(path))
-                                                  : read_decoder_config(path + "/config.json");
-  return config.options.max_position_embeddings;
+  return read_model_options(path).max_position_embeddings;
 }
 
 DecoderReader::DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype)
@@ -142,19 +145,27 @@ void DecoderReader::add_parts(const GgufTensor& tensor, const std::vector<std::s
   }
 }
 
-at::Tensor DecoderReader::take(const std::string& name, const std::vector<std::int64_t>& shape) {
+const DecoderReader::Stored& DecoderReader::stored(const std::string& name) const {
   const auto at = left_.find(name);
-  if (at == left_.end()) {
-    // Only a config with its own output head asks for it.
-    const std::string_view hint =
-        name == "lm_head.weight"
-            ? "; tie_word_embeddings in config.json is not true, which asks for a head of its own"
-            : "";
-    throw CheckpointError(
-        fmt::format("{}: expected tensor '{}', got none of that name{}", path_, name, hint));
-  }
-  const Stored stored = std::move(at->second);
-  left_.erase(at);
+  if (at != left_.end()) return at->second;
+  // Only a config with its own output head asks for it.
+  const std::string_view hint =
+      name == "lm_head.weight"
+          ? "; tie_word_embeddings in config.json is not true, which asks for a head of its own"
+          : "";
+  throw CheckpointError(
+      fmt::format("{}: expected tensor '{}', got none of that name{}", path_, name, hint));
+}
+
+at::ScalarType DecoderReader::dtype_of(const std::string& name) const {
+  const Stored& stored = this->stored(name);
+  if (dtype_) return *dtype_;
+  return stored.shape.size() > 1 ? matrix_dtype_ : stored.dtype;
+}
+
+at::Tensor DecoderReader::take(const std::string& name, const std::vector<std::int64_t>& shape) {
+  const Stored stored = this->stored(name);
+  left_.erase(name);
   if (stored.shape != shape) {
     fail(name, "shape " + c10::str(at::IntArrayRef(shape)),
          c10::str(at::IntArrayRef(stored.shape)));

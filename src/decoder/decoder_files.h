@@ -35,6 +35,8 @@ class DecoderReader {
   bool has(const std::string& name) const { return left_.contains(name); }
   /// Leaves a tensor out, if it is there.
   void drop(const std::string& name) { left_.erase(name); }
+  /// Returns the dtype that `take` gives the weight of this name.
+  at::ScalarType dtype_of(const std::string& name) const;
   /// Returns the weight of this name (Hugging Face's) and shape, once.
   at::Tensor take(const std::string& name, const std::vector<std::int64_t>& shape);
 
@@ -55,6 +57,8 @@ class DecoderReader {
                  const std::function<at::Tensor()>& read);
   /// Decides in what dtypes weights are kept where none is wanted.
   void choose_dtypes();
+  /// Throws where there is none of this name.
+  const Stored& stored(const std::string& name) const;
   [[noreturn]] void fail(const std::string& name, std::string_view expected,
                          std::string_view got) const;
 
@@ -67,6 +71,10 @@ class DecoderReader {
   std::map<std::string, std::string> metadata_ = {{"format", "pt"}};
   std::map<std::string, Stored> left_;
 };
+
+/// Returns family and shape of a model in a folder or a `.gguf` file, from its config alone. Throws
+/// CheckpointError as loading the model does.
+DecoderOptions read_model_options(const std::string& path);
 
 /// Returns the context that a model in a folder or a `.gguf` file is made for, in tokens, from its
 /// config alone. Throws CheckpointError as loading the model does.

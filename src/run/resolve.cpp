@@ -33,6 +33,10 @@
 namespace prefopt::detail {
 namespace {
 
+constexpr std::array kLevels{Checkpointing::kNone, Checkpointing::kSelective, Checkpointing::kFull};
+constexpr std::array kChoices{CheckpointingChoice::kNone, CheckpointingChoice::kSelective,
+                              CheckpointingChoice::kFull};
+
 template <class Model>
 void add_adapter(const ModelOptions& options, Model& policy) {
   if (!options.adapter.empty()) {
@@ -77,16 +81,6 @@ std::shared_ptr<Decoder> with_other_adapter(const ReferenceOptions& options,
   auto frozen = Decoder::load(model.path, options.dtype.empty() ? model.dtype : options.dtype);
   frozen->load_adapter(options.adapter);
   return frozen;
-}
-
-/// The tokenizer that the options name, else the adapter's or the model's own, else bytes for a
-/// fresh model; `tokenizer` of the options becomes its name, and stays empty where there is none.
-std::shared_ptr<const Tokenizer> open_run_tokenizer(ModelOptions& options) {
-  if (options.tokenizer.empty()) {
-    options.tokenizer =
-        options.path.empty() ? "byte" : find_tokenizer(options.path, options.adapter);
-  }
-  return open_tokenizer(options.tokenizer, options.path, options.adapter);
 }
 
 FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
@@ -269,25 +263,12 @@ void check_reward_run(const RunOptions& options, const RunRows& rows) {
 
 void set_checkpointing(MachineOptions& options, std::int64_t rows, Decoder& policy,
                        const Note& note) {
-  constexpr std::array kLevels{Checkpointing::kNone, Checkpointing::kSelective,
-                               Checkpointing::kFull};
-  constexpr std::array kChoices{CheckpointingChoice::kNone, CheckpointingChoice::kSelective,
-                                CheckpointingChoice::kFull};
-  const auto mib = [&](Checkpointing level) {
-    return static_cast<double>(policy.activation_bytes(rows, level)) / (1 << 20);
-  };
-  std::size_t level = 0;
-  if (options.checkpointing == CheckpointingChoice::kAutomatic) {
-    const auto budget = static_cast<double>(options.activation_budget_mib);
-    while (level + 1 < kLevels.size() && mib(kLevels[level]) > budget) ++level;
-  } else {
-    while (kChoices[level] != options.checkpointing) ++level;
-  }
-  options.checkpointing = kChoices[level];
-  policy.set_checkpointing(kLevels[level]);
-  constexpr std::array<std::string_view, 3> kNames{"none", "selective", "full"};
-  note(fmt::format("checkpointing: {}, up to {:.0f} MiB kept for {} tokens", kNames[level],
-                   mib(kLevels[level]), rows));
+  const auto bytes = [&](Checkpointing level) { return policy.activation_bytes(rows, level); };
+  const Checkpointing level = chosen_checkpointing(options, bytes);
+  options.checkpointing = kChoices[static_cast<std::size_t>(level)];
+  policy.set_checkpointing(level);
+  note(fmt::format("checkpointing: {}, up to {:.0f} MiB kept for {} tokens", to_string(level),
+                   static_cast<double>(bytes(level)) / (1 << 20), rows));
 }
 
 /// Throws ConfigError where the reference's own tokenizer gives texts other tokens than the run's,
@@ -406,6 +387,32 @@ std::int64_t most_online_tokens(const OnlinePrompts& prompts,
 }
 
 }  // namespace
+
+std::shared_ptr<const Tokenizer> open_run_tokenizer(ModelOptions& options) {
+  if (options.tokenizer.empty()) {
+    options.tokenizer =
+        options.path.empty() ? "byte" : find_tokenizer(options.path, options.adapter);
+  }
+  return open_tokenizer(options.tokenizer, options.path, options.adapter);
+}
+
+Checkpointing chosen_checkpointing(const MachineOptions& options,
+                                   const std::function<std::int64_t(Checkpointing)>& bytes) {
+  if (options.checkpointing != CheckpointingChoice::kAutomatic) {
+    return kLevels[static_cast<std::size_t>(
+        std::find(kChoices.begin(), kChoices.end(), options.checkpointing) - kChoices.begin())];
+  }
+  const auto is_kept = [&](Checkpointing level) {
+    return bytes(level) <= options.activation_budget_mib << 20;
+  };
+  const auto* const least = std::find_if(kLevels.begin(), kLevels.end(), is_kept);
+  return least == kLevels.end() ? kLevels.back() : *least;
+}
+
+std::string_view to_string(Checkpointing checkpointing) {
+  constexpr std::array<std::string_view, 3> kNames{"none", "selective", "full"};
+  return kNames[static_cast<std::size_t>(checkpointing)];
+}
 
 ParameterCount count_parameters(const Policy& policy) {
   ParameterCount count;

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "dist/meeting.h"
 #include "prefopt/data/tokenizer.h"
@@ -47,6 +49,17 @@ void note_idle_evaluations(const EvaluateOptions& options, bool has_held_out, co
 /// for options that do not fit each other, models that do not fit, and as load_dataset.
 ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& events,
                     const Note& note, Meeting& meeting);
+
+/// Returns the checkpointing that the options choose, where `bytes` says what each keeps: the least
+/// that fits the budget, where they leave it open.
+Checkpointing chosen_checkpointing(const MachineOptions& options,
+                                   const std::function<std::int64_t(Checkpointing)>& bytes);
+std::string_view to_string(Checkpointing checkpointing);
+
+/// Returns the tokenizer that the options name, else the adapter's or the model's own, else bytes
+/// for a fresh model; `tokenizer` of the options becomes its name, and stays empty where there is
+/// none.
+std::shared_ptr<const Tokenizer> open_run_tokenizer(ModelOptions& options);
 
 /// Returns the optimizer steps of a run. Throws ConfigError if neither options nor rows say so.
 std::int64_t count_steps(const BatchOptions& options, std::int64_t rows_an_epoch);

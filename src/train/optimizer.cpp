@@ -10,6 +10,7 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/accumulate.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -273,6 +274,25 @@ bool Optimizer::empty() const {
 
 bool Optimizer::has_masters() const {
   return narrow_numbers_ > 0 && options_.masters == Masters::kFloat32;
+}
+
+OptimizerBytes Optimizer::bytes() const {
+  const auto of_narrow = narrow_numbers_ * static_cast<std::int64_t>(sizeof(float));
+  OptimizerBytes bytes{.gradients = of_narrow, .masters = has_masters() ? of_narrow : 0};
+  for (const Group& group : groups_) {
+    for (const Parameter& parameter : group.parameters) {
+      const auto size = [](const at::Tensor& tensor) {
+        return static_cast<std::int64_t>(tensor.nbytes());
+      };
+      if (!is_narrow(parameter.value.scalar_type())) bytes.gradients += size(parameter.value);
+      for (const Moment& moment : parameter.moments) {
+        bytes.state += c10::multiply_integers(moment.sizes) *
+                       static_cast<std::int64_t>(c10::elementSize(parameter.state_dtype));
+      }
+      bytes.state += size(parameter.steps);
+    }
+  }
+  return bytes;
 }
 
 void Optimizer::reserve_gradients() {

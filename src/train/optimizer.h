@@ -15,6 +15,13 @@
 
 namespace prefopt::detail {
 
+/// Bytes that training keeps next to the weights, once it has taken a step.
+struct OptimizerBytes {
+  std::int64_t gradients = 0;
+  std::int64_t masters = 0;
+  std::int64_t state = 0;  ///< moments, and counts of steps
+};
+
 /// A tensor that an optimizer trains: a parameter, or a slice of one.
 struct TrainedTensor {
   std::string name;
@@ -77,6 +84,7 @@ class Optimizer {
 
   bool empty() const;
   bool has_masters() const;
+  OptimizerBytes bytes() const;
   /// Takes memory for the gradients of narrow parameters. Throws std::bad_alloc, and
   /// c10::OutOfMemoryError of a GPU.
   void reserve_gradients();

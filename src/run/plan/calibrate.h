@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <vector>
+
+#include "prefopt/data/batch.h"
+#include "prefopt/run/run.h"
+#include "run/plan/assumptions.h"
+
+namespace prefopt::detail {
+
+/// The speed of this machine on a model's sizes.
+struct MeasuredSpeed {
+  double layers_tflops = 0, head_tflops = 0, memory_gb_s = 0, fixed_ms = 0;
+
+  void put_into(PlanAssumptions& machine) const;
+};
+
+/// Times fresh decoders of the sizes of `options.model.decoder` but of one and of three layers, the
+/// output head and the optimizer, on the rows of a micro-batch, with LibTorch's present threads.
+/// What the longer decoder takes beyond the shorter one is the time of two layers, the rest of the
+/// shorter one's is taken as fixed. Changes LibTorch's default generator.
+MeasuredSpeed measure_speed(const RunOptions& options, const std::vector<TokenRow>& rows);
+
+}  // namespace prefopt::detail

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "run/plan/run_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+#include <utility>
+
+#include "core/machine.h"
+#include "decoder/packed_layer.h"
+#include "math/wide_gradient.h"
+#include "policy/token_range.h"
+#include "prefopt/error.h"
+#include "run/resolve.h"
+#include "run/run_loss.h"
+#include "train/epoch_order.h"
+#include "train/step_plan.h"
+
+namespace prefopt::detail {
+namespace {
+
+constexpr std::array kPlannedLevels = {Checkpointing::kNone, Checkpointing::kSelective,
+                                       Checkpointing::kFull};
+
+void refuse(bool is_given, std::string_view option, std::string_view expected) {
+  if (!is_given) return;
+  throw ConfigError(fmt::format("{}: expected {} for a plan, got another value", option, expected));
+}
+
+void check_options(const RunOptions& options) {
+  refuse(options.online.is_online(), "online.prompts", "none, as a plan needs rows that exist,");
+  refuse(options.data.stream.buffer > 0, "data.stream.buffer", "0, which reads all rows,");
+  refuse(!options.model.adapter.empty(), "model.adapter", "a fresh adapter of model.lora");
+  const ReferenceOptions& reference = options.reference;
+  refuse(reference.rule != ReferenceRule::kFixed, "reference.rule", "'fixed'");
+  refuse(reference.moving, "reference.moving", "false");
+  refuse(!reference.adapter.empty(), "reference.adapter", "none");
+}
+
+ModelShape shape_of(const ModelOptions& model) {
+  ModelShape shape =
+      model.path.empty()
+          ? ModelShape(model.decoder, parse_dtype(model.dtype == "keep" ? "float32" : model.dtype))
+          : ModelShape::read(model.path, model.dtype);
+  if (model.use_lora) shape.add_adapter(model.lora);
+  return shape;
+}
+
+/// Returns the shape of the reference where it has weights of its own.
+std::optional<ModelShape> own_reference(const RunOptions& options) {
+  const ReferenceOptions& reference = options.reference;
+  const ModelOptions& model = options.model;
+  // A fresh adapter changes nothing, so the reference is the model under it.
+  const bool is_shared = model.use_lora && model.lora.init_lora_weights != "false" &&
+                         reference.path.empty() && reference.dtype.empty();
+  if (is_shared) return std::nullopt;
+  ModelOptions of = model;
+  of.use_lora = false;
+  if (!reference.path.empty()) of.path = reference.path;
+  if (!reference.dtype.empty()) of.dtype = reference.dtype;
+  return shape_of(of);
+}
+
+/// A micro-batch has at most an equal share of the rows.
+BatchOptions batch_of_rank(BatchOptions batch, std::int64_t ranks) {
+  batch.micro_rows = std::min(batch.micro_rows > 0 ? batch.micro_rows : batch.rows,
+                              (batch.rows + ranks - 1) / ranks);
+  return batch;
+}
+
+TrainerOptions cuts_of(const BatchOptions& batch) {
+  TrainerOptions options;
+  options.micro_batch_size = batch.micro_rows;
+  options.micro_batch_tokens = batch.micro_tokens;
+  return options;
+}
+
+/// The micro-batches of a step and who takes them, as the trainer's step plan has them.
+class StepPlanner {
+ public:
+  StepPlanner(const RunModels& models, const BatchOptions& batch, const PlanAssumptions& machine)
+      : models_(models.step), cuts_(cuts_of(batch)), machine_(machine) {}
+
+  void add(const std::vector<TokenRow>& rows, RunPlan& plan) {
+    const auto parts = cut_micro_batches(rows, cuts_);
+    const bool measures_first = models_.needs.whole_step && parts.size() > 1;
+    std::vector<StepWork> works;
+    std::vector<std::int64_t> costs;  // in tokens, as the trainer deals them
+    for (const auto& part : parts) {
+      works.push_back(work_of(models_, part, measures_first));
+      plan.most_scored = std::max(plan.most_scored, works.back().scored_tokens);
+      plan.work += works.back();
+      std::int64_t tokens = 0;
+      for (const TokenRow& row : part) tokens += tokens_of(row);
+      costs.push_back(tokens);
+    }
+    const auto ranks = static_cast<int>(machine_.ranks);
+    for (DealingPlan& dealing : plan.dealing) {
+      const double share = mean_share(loads_of(works, deal(dealing.rule, costs, ranks)));
+      dealing.mean_share += share;
+      dealing.least_share = std::min(dealing.least_share, share);
+    }
+    add_times(loads_of(works, deal(DealingRule::kLongestFirst, costs, ranks)), plan);
+    ++plan.planned;
+  }
+
+ private:
+  /// What a rank has.
+  struct Load {
+    StepWork work;
+    double parts = 0;
+  };
+
+  std::vector<Load> loads_of(const std::vector<StepWork>& works,
+                             const std::vector<int>& dealt) const {
+    std::vector<Load> loads(static_cast<std::size_t>(machine_.ranks));
+    for (std::size_t i = 0; i < works.size(); ++i) {
+      Load& load = loads[static_cast<std::size_t>(dealt[i])];
+      load.work += works[i];
+      ++load.parts;
+    }
+    return loads;
+  }
+
+  StepTime time_of(const Load& load) const {
+    return time_of_share(load.work, load.parts, machine_);
+  }
+
+  /// Of the largest load.
+  double mean_share(const std::vector<Load>& loads) const {
+    double total = 0, most = 0;
+    for (const Load& load : loads) {
+      const double seconds = time_of(load).compute();
+      total += seconds;
+      most = std::max(most, seconds);
+    }
+    // Of equal loads, rounding may make more than the whole.
+    return std::min(1.0, total / static_cast<double>(loads.size()) / most);
+  }
+
+  void add_times(const std::vector<Load>& loads, RunPlan& plan) const {
+    const auto ranks = static_cast<double>(loads.size());
+    StepTime mean;
+    double slowest = 0, most_parts = 0;
+    for (const Load& load : loads) {
+      const StepTime time = time_of(load);
+      mean.layers += time.layers / ranks;
+      mean.head += time.head / ranks;
+      mean.reference += time.reference / ranks;
+      mean.fixed += time.fixed / ranks;
+      slowest = std::max(slowest, time.compute());
+      most_parts = std::max(most_parts, load.parts);
+    }
+    plan.time.layers += mean.layers;
+    plan.time.head += mean.head;
+    plan.time.reference += mean.reference;
+    plan.time.fixed += mean.fixed;
+    plan.time.imbalance += slowest - mean.compute();
+    plan.micro_batches += most_parts;
+  }
+
+  const StepModels& models_;
+  TrainerOptions cuts_;
+  const PlanAssumptions& machine_;
+};
+
+std::int64_t memory_limit(const PlanAssumptions& machine) {
+  if (machine.memory_gib > 0) {
+    return static_cast<std::int64_t>(machine.memory_gib * static_cast<double>(1 << 30));
+  }
+  const auto usable = read_machine().usable_memory();
+  return usable ? *usable / std::min(machine.ranks, machine.ranks_per_node) : 0;
+}
+
+void plan_memory(const RunOptions& options, const RunModels& models, const PlanAssumptions& machine,
+                 const ModelBytes& bytes, std::size_t sequences, RunPlan& plan) {
+  add_model_parts(bytes, machine, plan.memory);
+  const auto add = [&](const char* name, std::int64_t size, const std::string& note) {
+    plan.memory.parts.push_back({name, size, note});
+  };
+  if (models.has_reference) {
+    add("reference", models.frozen_reference,
+        models.frozen_reference == 0 ? "the model under the adapter" : "");
+  }
+  if (options.reference.kind == ReferenceKind::kCached && models.has_reference) {
+    add("cache", static_cast<std::int64_t>(8 * sequences), "a sum of each sequence, float64");
+  }
+  const Network& network = models.policy.network();
+  const auto dtype = network.embedding.scalar_type();
+  const auto kept_in = machine.gpu ? dtype : at_least_float32(dtype);
+  for (const ActivationLevel& level : plan.activations) {
+    if (!level.is_chosen) continue;
+    add("activations", level.bytes,
+        fmt::format("of {} tokens, checkpointing {}", plan.most_tokens,
+                    to_string(level.checkpointing)));
+  }
+  const DecoderOptions& sizes = network.options;
+  const std::int64_t of_layer = 4 * (sizes.hidden_size + sizes.intermediate_size +
+                                     sizes.num_attention_heads * sizes.head_dim);
+  add("work space",
+      plan.most_tokens * of_layer * static_cast<std::int64_t>(at::elementSize(kept_in)),
+      "of one layer, about four rows of each width");
+  add("head", plan.head.bytes, plan.head.text());
+  add("program", static_cast<std::int64_t>(machine.program_mib * (1 << 20)), "");
+  plan.memory.limit = memory_limit(machine);
+}
+
+void choose_checkpointing(const RunOptions& options, const PlanAssumptions& machine,
+                          const RunModels& models, RunPlan& plan) {
+  const Network& network = models.policy.network();
+  const auto dtype = network.embedding.scalar_type();
+  const auto kept_in = machine.gpu ? dtype : at_least_float32(dtype);
+  const auto bytes = [&](Checkpointing level) {
+    return plan.most_tokens * kept_bytes_per_row(network, level, kept_in);
+  };
+  const Checkpointing chosen = chosen_checkpointing(options.machine, bytes);
+  for (const Checkpointing level : kPlannedLevels) {
+    plan.activations.push_back({level, bytes(level), level == chosen});
+  }
+}
+
+}  // namespace
+
+RunModels RunModels::of(const RunOptions& options, const PlanAssumptions& machine) {
+  check_options(options);
+  const RunLoss loss(options.loss);
+  if (loss.objective() != nullptr) {
+    throw ConfigError(fmt::format(
+        "loss: expected one on rows that exist, which a plan counts, got '{}', which learns from "
+        "completions that the policy writes",
+        loss.name()));
+  }
+  const LossRequirements needs = loss.requirements();
+  check_plannable(needs, loss.name());
+  RunModels models{
+      .policy = shape_of(options.model), .has_reference = needs.reference(), .step = {}};
+  models.step = {.policy = models.policy.seen(),
+                 .needs = needs,
+                 .head_budget_bytes = options.machine.head_budget_mib << 20};
+  if (!models.has_reference) return models;
+  const std::optional<ModelShape> own = own_reference(options);
+  if (own) models.frozen_reference = frozen_bytes(*own, machine);
+  models.has_live_reference = options.reference.kind == ReferenceKind::kFrozen;
+  if (models.has_live_reference) {
+    models.step.reference = own ? own->network() : models.policy.network();
+  }
+  return models;
+}
+
+std::vector<TokenRow> equal_rows(std::int64_t count, std::int64_t prompt, std::int64_t chosen,
+                                 std::int64_t rejected) {
+  const auto ids = [](std::int64_t size, std::int64_t first) {
+    return std::vector<std::int64_t>(static_cast<std::size_t>(size), first);
+  };
+  std::vector<TokenRow> rows;
+  for (std::int64_t i = 0; i < count; ++i) {
+    // Prompts differ by row and completions by side, so that nothing but a prompt is shared.
+    TokenRow row{.prompt = ids(prompt, 3), .chosen = ids(chosen, 1), .rejected = ids(rejected, 2)};
+    row.prompt.front() = 4 + i;
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+RunPlan plan_run(const RunOptions& options, const RunRows& rows, const PlanAssumptions& machine,
+                 std::int64_t most_steps) {
+  if (options.batch.rows < machine.ranks) {
+    throw ConfigError(
+        fmt::format("batch.rows: expected at least a row for each of {} ranks, got {}",
+                    machine.ranks, options.batch.rows));
+  }
+  RunModels models = RunModels::of(options, machine);
+  const ModelBytes bytes = model_bytes(models.policy, options.optimizer);
+  RunPlan plan;
+  for (const auto& [name, value] : models.policy.parameters()) plan.parameters += value.numel();
+  plan.trained = bytes.trained_numbers;
+  const BatchOptions batch = batch_of_rank(options.batch, machine.ranks);
+  plan.most_tokens = most_tokens(rows.train, batch);
+  choose_checkpointing(options, machine, models, plan);
+  for (const ActivationLevel& level : plan.activations) {
+    if (level.is_chosen) models.step.checkpointing = level.checkpointing;
+  }
+  for (const DealingRule rule : kDealingRules) {
+    plan.dealing.push_back({.rule = rule, .mean_share = 0, .least_share = 1});
+  }
+
+  const auto parts =
+      rows.parts.empty() ? std::vector<EpochPart>{{.rows = std::ssize(rows.train)}} : rows.parts;
+  WeightedOrder order(parts, options.seed, options.batch.shuffle);
+  plan.steps = count_steps(options.batch, order.count());
+  StepPlanner planner(models, batch, machine);
+  for (std::int64_t step = 0; step < std::min(plan.steps, most_steps); ++step) {
+    std::vector<TokenRow> of_step;
+    for (std::int64_t i = 0; i < options.batch.rows; ++i) {
+      of_step.push_back(rows.train[order.at(step * options.batch.rows + i)]);
+    }
+    planner.add(of_step, plan);
+  }
+  for (DealingPlan& dealing : plan.dealing) dealing.mean_share = plan.mean(dealing.mean_share);
+  plan.micro_batches = plan.mean(plan.micro_batches);
+  plan.head =
+      plan_head(head_work(models.step.policy, plan.most_scored), models.step.head_budget_bytes);
+  const auto sides =
+      1 + (models.step.needs.rejected() ? 1 : 0) + (models.step.needs.gold() ? 1 : 0);
+  plan_memory(options, models, machine, bytes, rows.train.size() * static_cast<std::size_t>(sides),
+              plan);
+
+  StepTime& time = plan.time;
+  for (double* part : {&time.layers, &time.head, &time.reference, &time.fixed, &time.imbalance}) {
+    *part = plan.mean(*part);
+  }
+  plan.collectives = collectives_of(bytes, machine, plan.micro_batches, models.has_live_reference);
+  for (const Collective& one : plan.collectives) time.collectives += one.seconds;
+  time.exposed = exposed_seconds(plan.collectives, time.compute(), plan.micro_batches, machine);
+  time.optimizer = optimizer_seconds(bytes, machine);
+  const double per_rank = time.step() * static_cast<double>(machine.ranks);
+  plan.pairs_per_second = static_cast<double>(options.batch.rows) / per_rank;
+  if (machine.peak_tflops > 0) {
+    plan.mfu = plan.mean(plan.work.useful_flops()) / per_rank / (machine.peak_tflops * 1e12);
+  }
+  return plan;
+}
+
+}  // namespace prefopt::detail

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
+#include <string>
+#include <vector>
+
+#include "prefopt/options.h"
+#include "run/plan/assumptions.h"
+#include "support/catch.h"
+#include "support/cli.h"
+#include "support/files.h"
+#include "support/tiny_llama.h"
+
+namespace prefopt::testing_support {
+namespace {
+
+using nlohmann::json;
+
+const std::vector<std::string> kPlanOfPairs = {"plan",   "--model", kPolicy, "--tokenizer", "byte",
+                                               "--data", kPairs,    "--set", "batch.rows=2"};
+
+std::vector<std::string> with(std::vector<std::string> arguments,
+                              const std::vector<std::string>& more) {
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
+}  // namespace
+
+TEST_CASE("prefopt plan: a model and rows, as JSON", "[cli]") {
+  const json plan = cli_json(with(kPlanOfPairs, {"--json", "--memory-gib", "4"}));
+  const json& parts = plan["memory"]["parts"];
+  CHECK(plan["parameters"] == plan["trained_parameters"]);
+  CHECK(parts["weights"] == 4 * plan["parameters"].get<std::int64_t>());
+  CHECK(parts["reference"] == parts["weights"]);
+  CHECK(parts["gradients"] == parts["weights"]);
+  CHECK(plan["memory"]["limit"] == std::int64_t{4} << 30);
+  CHECK(plan["memory"]["fits"] == true);
+  CHECK(plan["step"]["pairs"] == 2);
+  CHECK(plan["step"]["unique_tokens"] < plan["step"]["total_tokens"]);
+  CHECK(plan["planned_steps"] == plan["steps"]);
+  CHECK(plan["computed"] == true);
+  CHECK(plan["mfu"].is_null());
+  CHECK(plan["collectives"].empty());
+
+  // Half a model would not fit into 300 MiB, which the program takes itself.
+  const json full = cli_json(with(kPlanOfPairs, {"--json", "--memory-gib", "0.29"}));
+  CHECK(full["memory"]["fits"] == false);
+}
+
+TEST_CASE("prefopt plan: a published model on many GPUs, by lengths", "[cli]") {
+  const json plan = cli_json({"plan", "--model", "qwen2.5-7b", "--gpus", "64", "--sharding",
+                              "weights", "--lengths", "400,300,300", "--set", "batch.rows=1024",
+                              "--set", "model.dtype=bfloat16", "--plan-steps", "1", "--json"});
+  CHECK(plan["parameters"] == 7615616512);
+  CHECK(plan["assumptions"]["ranks"] == 64);
+  CHECK(plan["step"]["total_tokens"] == 1024 * (2 * 700 - 2));
+  CHECK(plan["step"]["unique_tokens"] == 1024 * (1000 - 2));
+  CHECK(plan["step"]["scored_tokens"] == 1024 * 600);
+  CHECK(plan["dealing"]["longest first"]["mean"].get<double>() == Approx(1));
+  CHECK(plan["mfu"] > 0.2);
+  CHECK(plan["mfu"] < 0.42);
+  CHECK(plan["collectives"].size() == 5);
+}
+
+TEST_CASE("prefopt plan: every assumption is printed as the flag that changes it", "[cli]") {
+  const CliResult result = run_cli(with(kPlanOfPairs, {"--ranks", "2", "--alpha-us", "7"}));
+  INFO(result.err);
+  REQUIRE(result.code == 0);
+  for (const FieldDoc& field : describe_options<detail::PlanAssumptions>()) {
+    std::string flag = "--" + field.name;
+    for (char& c : flag) c = c == '_' ? '-' : c;
+    CAPTURE(flag);
+    CHECK(result.out.find("\n  " + flag + " ") != std::string::npos);
+    CHECK(result.out.find(field.doc) != std::string::npos);
+  }
+  for (const std::string part :
+       {"memory of a rank: ", "  masters", "unique tokens", "longest first  ", "sum of gradients",
+        "time of a step: ", "  bottleneck", "computed from assumed speeds"}) {
+    CAPTURE(part);
+    CHECK((result.out.find(part) != std::string::npos) == (part != "  masters"));
+  }
+}
+
+TEST_CASE("prefopt plan: a config says what is planned, and calibration how fast", "[cli]") {
+  const TempDir folder;
+  put(folder.file("run.json"), json{{"model", {{"path", kPolicy}, {"tokenizer", "byte"}}},
+                                    {"data", {{"train", kPairs}}},
+                                    {"batch", {{"rows", 2}, {"steps", 3}}}}
+                                   .dump());
+  const json plan =
+      cli_json({"plan", "--config", folder.file("run.json"), "--set", "model.use_lora=true",
+                "--calibrate", "--head-tflops", "7", "--json"});
+  CHECK(plan["steps"] == 3);
+  CHECK(plan["trained_parameters"] < plan["parameters"]);
+  CHECK(plan["memory"]["parts"]["reference"] == 0);
+  CHECK(plan["computed"] == false);
+  CHECK(plan["assumptions"]["head_tflops"] == 7);
+  CHECK(plan["assumptions"]["layers_tflops"] != 0.05);
+}
+
+TEST_CASE("prefopt plan: what cannot be planned", "[cli]") {
+  check_cli_refused({"plan", "--model", kPolicy}, 2, "data.train: expected a file, got ''");
+  check_cli_refused(
+      with(kPlanOfPairs, {"--lengths", "1,2,3"}), 2,
+      fmt::format("--lengths: expected no rows of --data or data.train, got '{}'", kPairs));
+  check_cli_refused({"plan", "--model", "qwen2.5-7b", "--lengths", "4,0,3"}, 2,
+                    "--lengths: expected 1 token or more of each part, got 0");
+  check_cli_refused(with(kPlanOfPairs, {"--gpus", "2", "--ranks", "2"}), 2,
+                    "--ranks: expected one of --ranks and --gpus, got both");
+  check_cli_refused(with(kPlanOfPairs, {"--gpus", "0"}), 2, "--gpus: expected 1 or more, got 0");
+  check_cli_refused(with(kPlanOfPairs, {"--gpus", "2", "--calibrate"}), 2,
+                    "--calibrate: expected a plan for CPUs, which are measured, got --gpus");
+  check_cli_refused(with(kPlanOfPairs, {"--overlap", "2"}), 2,
+                    "plan: expected overlap in [0, 1], got 2");
+  check_cli_refused(with(kPlanOfPairs, {"--sharding", "all"}), 2,
+                    "plan: expected sharding to be one of 'none', 'optimizer', 'gradients', "
+                    "'weights', got 'all'");
+  check_cli_refused({"plan", "--model", "qwen2.5-7b", "--lengths", "4,3,3", "--set", "batch.rows=2",
+                     "--ranks", "3"},
+                    2, "batch.rows: expected at least a row for each of 3 ranks, got 2");
+}
+
+}  // namespace prefopt::testing_support
