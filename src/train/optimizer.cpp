@@ -24,6 +24,7 @@
 
 #include "core/memory_pool.h"
 #include "core/random.h"
+#include "math/upload.h"
 #include "math/wide_gradient.h"
 #include "prefopt/error.h"
 #include "train/adafactor.h"
@@ -141,8 +142,8 @@ constexpr std::int64_t kChunk = std::int64_t{1} << 18;
 void round_randomly(const at::Tensor& wide, at::Tensor& narrow, at::Generator& generator) {
   const at::Tensor single = wide.to(at::kFloat);
   const at::Tensor noise =
-      at::randint(0, 1 << 16, single.sizes(), generator, at::TensorOptions(at::kInt))
-          .to(single.device());
+      uploaded(at::randint(0, 1 << 16, single.sizes(), generator, at::TensorOptions(at::kInt)),
+               single.device());
   const at::Tensor bits = single.view(at::kInt);
   if (narrow.scalar_type() == at::kBFloat16) {
     narrow.copy_((bits + noise).bitwise_and(~0xffff).view(at::kFloat));
