@@ -55,6 +55,7 @@ struct ModelArguments {
   std::string model;    ///< Hugging Face folder or GGUF file
   std::string adapter;  ///< PEFT folder; empty: none
   std::string dtype = "keep";
+  std::string device = "cpu";
   std::string tokenizer;  ///< empty: the adapter's or the model's own
   std::string chat_format = "auto";
   RowArguments rows;
@@ -140,6 +141,7 @@ struct EvalArguments {
   std::vector<std::string> models;  ///< model folders or files, or adapters of the reference
   std::string reference, data;
   std::string dtype = "keep";
+  std::string device = "cpu";
   std::string tokenizer;  ///< empty: the reference's own, else that of the models
   std::string chat_format = "auto";
   RowArguments rows;

@@ -88,8 +88,9 @@ constexpr std::array<std::string_view, 26> kHarmless = {"output_dir",
                                                         "machine.activation_budget_mib"};
 
 /// Options that decide in which order numbers are added up.
-constexpr std::array<std::string_view, 4> kRounding = {"machine.threads", "machine.checkpointing",
-                                                       "batch.micro_rows", "batch.micro_tokens"};
+constexpr std::array<std::string_view, 5> kRounding = {"model.device", "machine.threads",
+                                                       "machine.checkpointing", "batch.micro_rows",
+                                                       "batch.micro_tokens"};
 
 /// A list of objects, as of the terms of a mix.
 bool is_list_of_objects(const Json& value) {
