@@ -65,6 +65,7 @@ struct ModelArguments {
   std::string model;    ///< Hugging Face folder or GGUF file
   std::string adapter;  ///< PEFT folder; empty: none
   std::string dtype = "keep";
+  std::string device = "cpu";
   std::string tokenizer;  ///< empty: the adapter's or the model's own
   std::string chat_format = "auto";
   RowArguments rows;
@@ -162,6 +163,7 @@ struct EvalArguments {
   std::vector<std::string> guides;  ///< MODEL:WEIGHT, added to each of the models
   std::string reference, data;
   std::string dtype = "keep";
+  std::string device = "cpu";
   std::string tokenizer;  ///< empty: the reference's own, else that of the models
   std::string chat_format = "auto";
   RowArguments rows;

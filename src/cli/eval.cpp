@@ -20,6 +20,7 @@
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/decoder/reward_model.h"
+#include "prefopt/device.h"
 #include "prefopt/error.h"
 #include "prefopt/evaluation/judge.h"
 #include "prefopt/evaluation/preferences.h"
@@ -117,7 +118,10 @@ double beta_of(const EvalArguments& arguments, const std::optional<Loss>& loss) 
 class Evaluator {
  public:
   Evaluator(const EvalArguments& arguments, std::ostream& err)
-      : arguments_(arguments), err_(err), of_rewards_(are_reward_models(arguments)) {
+      : arguments_(arguments),
+        device_(parse_device(arguments.device, "--device")),
+        err_(err),
+        of_rewards_(are_reward_models(arguments)) {
     if (!arguments.loss.empty()) loss_ = read_loss(arguments.loss);
     if (of_rewards_) {
       choose_tokenizer();
@@ -134,6 +138,7 @@ class Evaluator {
     }
     choose_tokenizer();
     reference_ = Decoder::load(arguments.reference, arguments.dtype);
+    reference_->to(device_);
     if (!reference_->load_note().empty()) err_ << "prefopt: " << reference_->load_note() << '\n';
     pairs_ = read_rows();
     detail::check_token_range(pairs_, reference_->vocab_size(), arguments.data);
@@ -170,6 +175,7 @@ class Evaluator {
   /// Of σ(r_w − r_l), the probability that the chosen completion is the better one.
   ModelReport evaluate_rewards(const std::string& path) const {
     const auto model = RewardModel::load(path, arguments_.dtype);
+    model->to(device_);
     const std::string& note = model->body().load_note();
     if (!note.empty()) err_ << "prefopt: " << note << '\n';
     if (model->body().adapter()) model->complete_pad_token(*tokenizer_);
@@ -274,6 +280,7 @@ class Evaluator {
       err_ << "prefopt: " << policy->load_note() << '\n';
     }
     if (is_adapter) policy->load_adapter(path);
+    policy->to(device_);
     if (policy->vocab_size() != reference_->vocab_size()) {
       throw ConfigError(
           fmt::format("{}: expected a model with the reference's vocabulary of {} "
@@ -349,6 +356,7 @@ class Evaluator {
   }
 
   const EvalArguments& arguments_;
+  at::Device device_;
   std::ostream& err_;
   bool of_rewards_;  ///< the models are reward models; there is no reference
   std::optional<Loss> loss_;

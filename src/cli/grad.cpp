@@ -50,6 +50,7 @@ void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& e
           "--ref: expected a model with the policy's vocabulary of {} tokens, got {} with {}",
           policy->vocab_size(), arguments.reference, frozen->vocab_size()));
     }
+    frozen->to(policy->device());
     reference = make_frozen_reference(std::move(frozen));
   }
   RowNeeds of_rows = row_needs(needs);

@@ -16,6 +16,7 @@
 #include "data/tokenizer_difference.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/decoder/end_tokens.h"
+#include "prefopt/device.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/registry.h"
 #include "prefopt/objectives/token_objective.h"
@@ -43,9 +44,11 @@ std::int64_t end_token(const std::string& name, const Decoder& model, const Toke
 }  // namespace
 
 std::shared_ptr<Decoder> load_model(const ModelArguments& arguments, std::ostream& err) {
+  const at::Device device = parse_device(arguments.device, "--device");
   auto model = Decoder::load(arguments.model, arguments.dtype);
   if (!model->load_note().empty()) err << "prefopt: " << model->load_note() << '\n';
   if (!arguments.adapter.empty()) model->load_adapter(arguments.adapter);
+  model->to(device);
   return model;
 }
 
@@ -86,6 +89,7 @@ std::shared_ptr<Policy> with_guides(std::shared_ptr<Decoder> model,
 
 std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments,
                                                const Tokenizer& tokenizer, std::ostream& err) {
+  const at::Device device = parse_device(arguments.device, "--device");
   const bool has_adapter = !arguments.adapter.empty();
   auto model = RewardModel::load(arguments.model, arguments.dtype,
                                  has_adapter ? ScoreHead::kFreshIfNone : ScoreHead::kRequired);
@@ -93,6 +97,7 @@ std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments,
   if (!note.empty()) err << "prefopt: " << note << '\n';
   if (has_adapter) model->load_adapter(arguments.adapter);
   if (model->body().adapter()) model->complete_pad_token(tokenizer);
+  model->to(device);
   return model;
 }
 

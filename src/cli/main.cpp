@@ -117,6 +117,8 @@ void add_model(CLI::App& command, ModelArguments& arguments) {
       ->type_name("DIR");
   command.add_option("--dtype", arguments.dtype, "float32, float64, bfloat16, float16 or keep")
       ->capture_default_str();
+  command.add_option("--device", arguments.device, "cpu, cuda, cuda:1, …, or auto")
+      ->capture_default_str();
   command.add_option("--tokenizer", arguments.tokenizer,
                      "byte, a tokenizer.json, a folder that holds one or a GGUF file; default: the "
                      "adapter's or the model's own");
@@ -174,6 +176,14 @@ CLI::App* add_train(CLI::App& app, TrainArguments& arguments) {
   command->add_option("--set", arguments.sets, "override one option, as in loss.beta=0.2")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
+  command
+      ->add_option_function<std::string>(
+          "--device",
+          [&arguments](const std::string& name) {
+            arguments.sets.push_back("model.device=" + name);
+          },
+          "cpu, cuda, cuda:1, …, or auto: --set model.device=")
+      ->type_name("TEXT");
   command
       ->add_option("--resume", arguments.resume,
                    "resume from a run folder or a checkpoint; auto: from output_dir, if it holds "
@@ -407,6 +417,8 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
   add_guides(*command, arguments.guides);
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
   command->add_option("--dtype", arguments.dtype, "float32, float64, bfloat16, float16 or keep")
+      ->capture_default_str();
+  command->add_option("--device", arguments.device, "cpu, cuda, cuda:1, …, or auto")
       ->capture_default_str();
   command->add_option(
       "--tokenizer", arguments.tokenizer,

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "data/token_weights.h"
+#include "math/upload.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -161,12 +162,13 @@ class Packer {
 std::shared_ptr<const PackedTokens> moved(const std::shared_ptr<const PackedTokens>& packed,
                                           const at::Device& device) {
   if (!packed || packed->input_ids.device() == device) return packed;
-  return std::make_shared<PackedTokens>(PackedTokens{.groups = packed->groups,
-                                                     .input_ids = packed->input_ids.to(device),
-                                                     .positions = packed->positions.to(device),
-                                                     .rows = packed->rows.to(device),
-                                                     .targets = packed->targets.to(device),
-                                                     .token_rows = packed->token_rows.to(device)});
+  return std::make_shared<PackedTokens>(
+      PackedTokens{.groups = packed->groups,
+                   .input_ids = detail::uploaded(packed->input_ids, device),
+                   .positions = detail::uploaded(packed->positions, device),
+                   .rows = detail::uploaded(packed->rows, device),
+                   .targets = detail::uploaded(packed->targets, device),
+                   .token_rows = detail::uploaded(packed->token_rows, device)});
 }
 
 // Undefined where no sequence has any.
@@ -224,11 +226,12 @@ std::int64_t counted_tokens(std::span<const std::int64_t> completion,
 
 TokenBatch TokenBatch::to(const at::Device& device) const {
   try {
-    return {.input_ids = input_ids.to(device),
-            .attention_mask = attention_mask.to(device),
-            .completion_mask = completion_mask.to(device),
+    return {.input_ids = detail::uploaded(input_ids, device),
+            .attention_mask = detail::uploaded(attention_mask, device),
+            .completion_mask = detail::uploaded(completion_mask, device),
             .completion_lens = completion_lens,
-            .token_weights = token_weights.defined() ? token_weights.to(device) : at::Tensor(),
+            .token_weights =
+                token_weights.defined() ? detail::uploaded(token_weights, device) : at::Tensor(),
             .packed = moved(packed, device)};
   } catch (const c10::OutOfMemoryError&) {
     throw;  // the device is usable; whoever chose the batch size has to know

@@ -25,8 +25,9 @@ class BoundarySession final : public DecodeSession {
     if (!session_) throw ConfigError("append: expected prefill to be called first, got append");
     check_appended_tokens(tokens, std::ssize(prompts_), vocab_size_);
     bool crosses = false;
+    const at::Tensor ids = tokens.cpu();
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
-      sequences_[i].push_back(tokens[static_cast<std::int64_t>(i)].item<std::int64_t>());
+      sequences_[i].push_back(ids[static_cast<std::int64_t>(i)].item<std::int64_t>());
       crosses = crosses || std::ssize(sequences_[i]) == boundary_ + 1;
     }
     return crosses ? restart() : session_->append(tokens);

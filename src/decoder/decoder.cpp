@@ -21,11 +21,13 @@
 #include "decoder/decoder_config.h"
 #include "decoder/decoder_files.h"
 #include "decoder/decoder_impl.h"
+#include "decoder/device_session.h"
 #include "decoder/families/family.h"
 #include "decoder/model_shape.h"
 #include "decoder/network.h"
 #include "decoder/packed_layer.h"
 #include "decoder/packed_session.h"
+#include "math/upload.h"
 #include "math/wide_gradient.h"
 #include "policy/decoding.h"
 #include "policy/parameters.h"
@@ -133,7 +135,8 @@ std::int64_t longest_in(const PackedTokens& tokens) {
 
 // Returns the places of the stream's `rows` among those that the last layer keeps.
 at::Tensor places_among_scored(const PackedTokens& tokens) {
-  std::vector<std::int64_t> place_of(static_cast<std::size_t>(tokens.input_ids.size(0)), -1);
+  // Every row has one, though those that are not kept are not asked for.
+  std::vector<std::int64_t> place_of(static_cast<std::size_t>(tokens.input_ids.size(0)), 0);
   std::int64_t place = 0;
   for (const PackedGroup& group : tokens.groups) {
     std::int64_t end = group.begin + group.shared;
@@ -142,12 +145,7 @@ at::Tensor places_among_scored(const PackedTokens& tokens) {
       place_of[static_cast<std::size_t>(row)] = place++;
     }
   }
-  std::vector<std::int64_t> places;
-  const auto* rows = tokens.rows.const_data_ptr<std::int64_t>();
-  for (std::int64_t i = 0; i < tokens.rows.size(0); ++i) {
-    places.push_back(place_of[static_cast<std::size_t>(rows[i])]);
-  }
-  return at::tensor(places);
+  return detail::uploaded(at::tensor(place_of), tokens.rows.device()).index_select(0, tokens.rows);
 }
 
 }  // namespace
@@ -169,39 +167,35 @@ PolicyOutput Decoder::forward(const TokenBatch& batch) {
   return {.hidden = hidden.view({ids.size(0), ids.size(1), -1}), .logits = {}};
 }
 
-bool Decoder::packs() const { return impl_->network.embedding.is_cpu(); }
+bool Decoder::packs() const { return true; }
 
 at::Tensor Decoder::forward_packed(const PackedTokens& tokens) {
   return impl_->packed_states(tokens, /*has_last_tokens=*/false);
 }
 
 at::Tensor Decoder::Impl::packed_states(const PackedTokens& tokens, bool has_last_tokens) const {
-  if (!network.embedding.is_cpu()) {
-    throw DeviceError(fmt::format("decoder: expected weights on cpu for a packed stream, got {}",
-                                  network.embedding.device().str()));
-  }
-  const Network used = seen(detail::MadeWeights::kWide);
+  const Network used = seen(made_weights());
   check_ids(tokens.input_ids, used);
   check_longest(used.spec, longest_in(tokens), "decoder");
   const detail::Packing packing{checkpointing, has_last_tokens};
   const auto all = detail::StreamPlan::make(used, tokens, packing, false);
   const auto scored = detail::StreamPlan::make(used, tokens, packing, true);
-  const auto dtype = detail::at_least_float32(used.embedding.scalar_type());
-  at::Tensor x = detail::widened_rows(used.embedding, tokens.input_ids, dtype);
+  const auto wide = detail::at_least_float32(used.embedding.scalar_type());
+  at::Tensor x = detail::widened_rows(used.embedding, tokens.input_ids, wide);
+  x = x.to(used.stream_dtype());
   if (used.spec.embedding_scale != 1) x = x * used.spec.embedding_scale;
   const std::int64_t last = std::ssize(used.layers) - 1;
   for (std::int64_t i = 0; i <= last; ++i) {
     x = detail::packed_layer(x, used.unfused(static_cast<std::size_t>(i)), i,
                              i == last ? scored : all);
   }
-  x = detail::rms_norm(x, detail::widened(used.norm, dtype), used.spec.norm);
+  x = detail::rms_norm(x, detail::widened(used.norm, wide), used.spec.norm);
   return x.index_select(0, places_among_scored(tokens));
 }
 
 std::int64_t Decoder::activation_bytes(std::int64_t rows, Checkpointing checkpointing) const {
   const Network& network = impl_->network;
-  const auto dtype = detail::at_least_float32(network.embedding.scalar_type());
-  return rows * detail::kept_bytes_per_row(network, checkpointing, dtype);
+  return rows * detail::kept_bytes_per_row(network, checkpointing, network.stream_dtype());
 }
 
 void Decoder::set_checkpointing(Checkpointing checkpointing) {
@@ -209,8 +203,9 @@ void Decoder::set_checkpointing(Checkpointing checkpointing) {
 }
 
 OutputHead Decoder::head() const {
-  const auto made = packs() ? detail::MadeWeights::kWide : detail::MadeWeights::kAsStored;
-  return {.weight = impl_->head_weight(made), .bias = {}, .transform = impl_->network.spec.logits};
+  return {.weight = impl_->head_weight(impl_->made_weights()),
+          .bias = {},
+          .transform = impl_->network.spec.logits};
 }
 
 std::int64_t Decoder::vocab_size() const { return impl_->network.options.vocab_size; }
@@ -256,12 +251,12 @@ void Decoder::save(const std::string& directory) const {
 
 std::unique_ptr<DecodeSession> Decoder::start_decoding(
     const std::vector<std::vector<std::int64_t>>& prompts) {
-  if (!packs()) return Policy::start_decoding(prompts);
   detail::check_prompts(prompts, vocab_size());
   for (const auto& prompt : prompts) check_length(std::ssize(prompt), "start_decoding");
   const at::NoGradGuard no_grad;
-  const auto start = [network = impl_->seen(detail::MadeWeights::kWide)](const auto& sequences) {
-    return detail::make_packed_session(network, sequences);
+  const auto start = [network = impl_->seen(impl_->made_weights())](const auto& sequences) {
+    return network.embedding.is_cpu() ? detail::make_packed_session(network, sequences)
+                                      : detail::make_device_session(network, sequences);
   };
   const std::int64_t boundary = impl_->network.spec.rope_boundary();
   if (boundary == 0) return start(prompts);
@@ -295,6 +290,14 @@ void Decoder::to(at::ScalarType dtype) {
   for (detail::WholeWeight& weight : impl_->parts.whole) {
     weight.value = weight.value.detach().to(dtype).requires_grad_(weight.value.requires_grad());
   }
+}
+
+void Decoder::to(at::Device device) {
+  const auto move = [&](const std::string&, at::Tensor& weight, const auto&...) {
+    weight = weight.detach().to(device).requires_grad_(weight.requires_grad());
+  };
+  impl_->network.for_each_weight(move);
+  impl_->parts.for_each_tensor(move);
 }
 
 at::ScalarType parse_dtype(std::string_view name) {

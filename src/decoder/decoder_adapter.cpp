@@ -51,23 +51,27 @@ Initialization initialization_of(const LoraOptions& options, std::string_view wh
       where, detail::shown_json(given)));
 }
 
+// Drawn on the CPU: a seed makes the same adapter on every device.
+
 at::Tensor uniform(const at::Tensor& like, std::int64_t inputs) {
   const double bound = 1 / std::sqrt(static_cast<double>(inputs));
-  return (at::rand(like.sizes(), like.options()) * 2 - 1) * bound;
+  return ((at::rand(like.sizes(), like.scalar_type()) * 2 - 1) * bound).to(like.device());
+}
+
+at::Tensor gaussian(const at::Tensor& like) {
+  return at::randn(like.sizes(), like.scalar_type()).to(like.device());
 }
 
 /// As PEFT's `reset_lora_parameters`.
 void initialize(LowRank& part, Initialization how) {
   const std::int64_t rank = part.a.size(0);
   if (part.module.kind == ModuleKind::kEmbedding) {
-    part.a = how == Initialization::kUniform ? at::randn(part.a.sizes(), part.a.options())
-                                             : part.a.contiguous();
-    part.b = at::randn(part.b.sizes(), part.b.options());
+    part.a = how == Initialization::kUniform ? gaussian(part.a) : part.a.contiguous();
+    part.b = gaussian(part.b);
     return;
   }
-  part.a = how == Initialization::kGaussianAndZero
-               ? at::randn(part.a.sizes(), part.a.options()) / static_cast<double>(rank)
-               : uniform(part.a, part.module.in);
+  part.a = how == Initialization::kGaussianAndZero ? gaussian(part.a) / static_cast<double>(rank)
+                                                   : uniform(part.a, part.module.in);
   const bool is_zero = how != Initialization::kUniform;
   part.b = is_zero ? part.b.contiguous() : uniform(part.b, rank);
   if (part.b_bias.defined()) {

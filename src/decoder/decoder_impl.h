@@ -23,6 +23,11 @@ struct Decoder::Impl {
   std::string load_note;
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
 
+  /// Returns the dtype of weights that an adapter makes, for streams and decoding: on the CPU they
+  /// are as wide as activations.
+  detail::MadeWeights made_weights() const {
+    return network.embedding.is_cpu() ? detail::MadeWeights::kWide : detail::MadeWeights::kAsStored;
+  }
   /// Returns the network with its adapter, as executors see it.
   detail::Network seen(detail::MadeWeights made) const;
   at::Tensor head_weight(detail::MadeWeights made) const;

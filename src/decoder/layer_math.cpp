@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "core/memory_pool.h"
+#include "decoder/device_math.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/linear.h"
 #include "math/wide_gradient.h"
@@ -80,6 +81,7 @@ at::Tensor factor_of(const at::Tensor& x, const at::Tensor& weight, const NormSp
 }  // namespace
 
 Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, const NormSpec& norm) {
+  if (!x.is_cpu()) return device_math::norm_forward(x, weight, norm);
   Normed normed{empty_as(x), at::empty(x.sizes().slice(0, x.dim() - 1), x.options())};
   const std::int64_t width = width_of(x);
   const at::Tensor w = factor_of(x, weight, norm);
@@ -97,6 +99,9 @@ Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, const NormSpe
 
 void norm_backward_(at::Tensor& grad, const at::Tensor& x, const at::Tensor& rstd,
                     const at::Tensor& weight, const NormSpec& norm, at::Tensor* weight_grad) {
+  if (!x.is_cpu()) {
+    return device_math::norm_backward_(grad, x, rstd, weight, norm, weight_grad);
+  }
   const std::int64_t width = width_of(x);
   const at::Tensor w = factor_of(x, weight, norm);
   if (weight_grad != nullptr) *weight_grad = at::zeros_like(w);
@@ -115,6 +120,7 @@ void norm_backward_(at::Tensor& grad, const at::Tensor& x, const at::Tensor& rst
 }
 
 at::Tensor swiglu(Gate function, const at::Tensor& gate, const at::Tensor& up) {
+  if (!gate.is_cpu()) return device_math::swiglu(function, gate, up);
   at::Tensor value = empty_as(gate);
   const std::int64_t width = width_of(gate);
   with_type_of(gate, [&](auto number) {
@@ -131,6 +137,7 @@ at::Tensor swiglu(Gate function, const at::Tensor& gate, const at::Tensor& up) {
 
 SwigluGradients swiglu_backward_(Gate function, at::Tensor& grad, const at::Tensor& gate,
                                  const at::Tensor& up) {
+  if (!gate.is_cpu()) return device_math::swiglu_backward(function, grad, gate, up);
   SwigluGradients gradients{empty_as(gate), grad, empty_as(gate)};
   const std::int64_t width = width_of(gate);
   with_type_of(gate, [&](auto number) {
@@ -149,6 +156,7 @@ SwigluGradients swiglu_backward_(Gate function, at::Tensor& grad, const at::Tens
 }
 
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual) {
+  if (!x.is_cpu()) return device_math::product(x, weight, residual);
   const cpu::LinearSizes sizes{.rows = x.size(0), .in = x.size(1), .out = weight.size(0)};
   at::Tensor y = empty_matrix(sizes.rows, sizes.out, x);
   if (residual.defined()) y.copy_(residual);
@@ -165,6 +173,7 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tens
 }
 
 void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& sum) {
+  if (!grad.is_cpu()) return device_math::add_input_product(grad, weight, sum);
   const cpu::LinearSizes sizes{.rows = grad.size(0), .in = weight.size(1), .out = grad.size(1)};
   const bool accumulate = sum.defined();
   if (!accumulate) sum = empty_matrix(sizes.rows, sizes.in, grad);
@@ -180,6 +189,7 @@ void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Ten
 }
 
 at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight) {
+  if (!x.is_cpu()) return device_math::weight_product(grad, x, weight);
   const cpu::LinearSizes sizes{.rows = x.size(0), .in = x.size(1), .out = grad.size(1)};
   const at::Tensor sum = wide_gradient(weight);
   const at::Tensor dw = sum.defined() ? sum : empty_matrix(sizes.out, sizes.in, x);
@@ -197,10 +207,12 @@ at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x, const at:
 }
 
 void apply_rope_(at::Tensor& x, const Rotary& rotary) {
+  if (!x.is_cpu()) return device_math::apply_rope_(x, rotary);
   with_type_of(x, [&](auto number) { rope<decltype(number)>(x, rotary, false); });
 }
 
 void apply_rope_backward_(at::Tensor& x, const Rotary& rotary) {
+  if (!x.is_cpu()) return device_math::apply_rope_backward_(x, rotary);
   with_type_of(x, [&](auto number) { rope<decltype(number)>(x, rotary, true); });
 }
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The arithmetic of a layer apart from attention, on dense float32 or float64 tensors of the CPU.
-// Nothing is recorded for autograd, and the number of threads changes no bit.
+// The arithmetic of a layer apart from attention. On the CPU by its own kernels, on dense float32
+// or float64 tensors, where the number of threads changes no bit; on other devices by
+// device_math.h. Nothing is recorded for autograd.
 
 #include <ATen/core/Tensor.h>
 
@@ -19,8 +20,8 @@ struct Normed {
 /// weight.
 Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, const NormSpec& norm);
 
-/// The gradient of x in the memory of `grad`, that of the weight, settled, in `weight_grad` unless
-/// it is null.
+/// The gradient of x in place of `grad`, on the CPU in its memory; that of the weight, settled, in
+/// `weight_grad` unless it is null.
 void norm_backward_(at::Tensor& grad, const at::Tensor& x, const at::Tensor& rstd,
                     const at::Tensor& weight, const NormSpec& norm, at::Tensor* weight_grad);
 
@@ -31,7 +32,7 @@ struct SwigluGradients {
   at::Tensor gate, up;
   at::Tensor value;  ///< f(gate) · up once more
 };
-/// `grad`'s memory becomes that of the gradient of `up`; gate and up are left alone.
+/// `grad`'s memory becomes that of the gradient of `up` on the CPU; gate and up are left alone.
 SwigluGradients swiglu_backward_(Gate function, at::Tensor& grad, const at::Tensor& gate,
                                  const at::Tensor& up);
 

@@ -77,6 +77,11 @@ struct Network {
 
   std::int64_t groups() const { return options.num_attention_heads / options.num_key_value_heads; }
   const at::Tensor& head() const { return spec.tied_head ? embedding : lm_head; }
+  /// Returns the dtype of hidden states on a packed stream: at least float32 on the CPU.
+  at::ScalarType stream_dtype() const {
+    const auto stored = embedding.scalar_type();
+    return embedding.is_cpu() ? at_least_float32(stored) : stored;
+  }
 
   /// Calls `visit(name, tensor, shape)` for each weight of the model, in transformers' order.
   template <class Visit>

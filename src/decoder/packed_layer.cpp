@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "decoder/layer_math.h"
+#include "math/upload.h"
 #include "math/wide_gradient.h"
 #include "prefopt/error.h"
 
@@ -59,7 +60,8 @@ void linear_backward_weights(const at::Tensor& grad, const at::Tensor& x, const 
                              double lora_scale, Linear& gradients) {
   if (map.weight.requires_grad()) gradients.weight = weight_product(grad, x, map.weight);
   if (map.bias.defined() && map.bias.requires_grad()) {
-    gradients.bias = settled_gradient(map.bias, grad.sum(0));
+    const auto dtype = at_least_float32(grad.scalar_type());
+    gradients.bias = settled_gradient(map.bias, grad.sum(at::IntArrayRef{0}, false, dtype));
   }
   if (!map.lora_a.defined() || !map.lora_a.requires_grad()) return;
   const at::Tensor low = at::mm(x, wide(map.lora_a, x).t()).mul_(lora_scale);
@@ -104,6 +106,7 @@ class LayerPass {
  public:
   LayerPass(const StreamPlan& plan, const Layer& layer, std::int64_t index, at::Tensor x)
       : plan_(plan),
+        index_(index),
         spec_(plan.spec.layers[static_cast<std::size_t>(index)]),
         layer_(layer),
         x_(std::move(x)),
@@ -218,8 +221,25 @@ class LayerPass {
     a_.key = heads(input.value, layer_.key, layer_.key_norm, rotary_in(plan_.key_rotaries),
                    a_.key_raw, a_.key_rstd);
     a_.value = split(linear_forward(input.value, layer_.value, scale));
-    a_.attention =
-        tree_attention(a_.query, a_.key, a_.value, plan_.blocks, spec_.query_scale, limits());
+    a_.attention = attention();
+  }
+
+  AttentionResult attention() const {
+    if (plan_.attend) return {plan_.attend(index_, a_.query, a_.key, a_.value), {}};
+    if (plan_.segments) {
+      return segment_attention(a_.query, a_.key, a_.value, *plan_.segments, spec_.query_scale,
+                               limits());
+    }
+    return tree_attention(a_.query, a_.key, a_.value, plan_.blocks, spec_.query_scale, limits());
+  }
+
+  AttentionGradients attention_backward(const at::Tensor& grad) const {
+    if (plan_.segments) {
+      return segment_attention_backward(grad, a_.query, a_.key, a_.value, a_.attention,
+                                        *plan_.segments, spec_.query_scale, limits());
+    }
+    return tree_attention_backward(grad, a_.query, a_.key, a_.value, a_.attention, plan_.blocks,
+                                   spec_.query_scale, limits());
   }
 
   void project() {
@@ -236,9 +256,8 @@ class LayerPass {
     const at::Tensor attended_grad = linear_backward_input(projected_grad, layer_.output, scale);
     linear_backward_weights(projected_grad, a_.attention.output.flatten(1), layer_.output, scale,
                             gradients.output);
-    AttentionGradients of =
-        tree_attention_backward(attended_grad.view(a_.attention.output.sizes()), a_.query, a_.key,
-                                a_.value, a_.attention, plan_.blocks, spec_.query_scale, limits());
+    const AttentionGradients of =
+        attention_backward(attended_grad.view(a_.attention.output.sizes()));
     const auto rows_back = [&](at::Tensor back, const Rotary* rotary, const at::Tensor& norm,
                                const at::Tensor& raw, const at::Tensor& rstd,
                                at::Tensor& norm_grad) {
@@ -304,6 +323,7 @@ class LayerPass {
   }
 
   const StreamPlan& plan_;
+  std::int64_t index_;
   const LayerSpec& spec_;
   const Layer& layer_;
   at::Tensor x_, x_queries_;
@@ -438,8 +458,10 @@ c10::intrusive_ptr<StreamPlan> StreamPlan::make(const Network& network, const Pa
   plan->lora_scale = network.lora_scale;
   plan->checkpointing = packing.checkpointing;
   const auto dtype = at_least_float32(network.embedding.scalar_type());
+  const at::Device device = tokens.positions.device();
   plan->key_rotaries = network.rotaries_at(
-      tokens.positions, lengths_of(tokens, packing.has_last_tokens, network.spec), dtype);
+      tokens.positions, uploaded(lengths_of(tokens, packing.has_last_tokens, network.spec), device),
+      dtype);
   plan->query_rotaries = plan->key_rotaries;
   std::vector<std::int64_t> kept;
   std::int64_t query = 0;
@@ -467,11 +489,14 @@ c10::intrusive_ptr<StreamPlan> StreamPlan::make(const Network& network, const Pa
     }
   }
   if (scored_only) {
-    plan->query_rows = at::tensor(kept);
+    plan->query_rows = uploaded(at::tensor(kept), device);
     for (Rotary& rotary : plan->query_rotaries) {
       rotary = {rotary.cos.index_select(0, plan->query_rows),
                 rotary.sin.index_select(0, plan->query_rows)};
     }
+  }
+  if (!device.is_cpu()) {
+    plan->segments = SegmentPlan::make(plan->blocks, query, tokens.positions.size(0), device);
   }
   return plan;
 }
@@ -488,7 +513,8 @@ at::Tensor packed_layer(const at::Tensor& x, const Layer& layer, std::int64_t in
   }
   if (spec.experts.count == 0) return result;
   const auto widened_norm = [&](const at::Tensor& rows, const at::Tensor& norm) {
-    return norm.defined() ? rms_norm(rows, widened(norm, x.scalar_type()), spec.norm) : rows;
+    const auto dtype = at_least_float32(x.scalar_type());
+    return norm.defined() ? rms_norm(rows, widened(norm, dtype), spec.norm) : rows;
   };
   const at::Tensor mixed = mix_experts(widened_norm(result, layer.feed_in_norm), layer, spec);
   return result + widened_norm(mixed, layer.feed_out_norm) * spec.residual_scale;

@@ -8,10 +8,13 @@
 #include <ATen/core/ivalue.h>
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 #include <string_view>
 #include <vector>
 
 #include "decoder/network.h"
+#include "decoder/segment_attention.h"
 #include "decoder/tree_attention.h"
 #include "prefopt/data/batch.h"
 #include "prefopt/decoder/decoder.h"
@@ -32,7 +35,13 @@ struct StreamPlan : torch::CustomClassHolder {
   double lora_scale = 0;
   Checkpointing checkpointing = Checkpointing::kNone;
   std::vector<Rotary> key_rotaries, query_rotaries;  ///< of [N] and [M] rows, as spec.ropes
-  std::vector<AttentionBlock> blocks;
+  std::vector<AttentionBlock> blocks;                ///< for the CPU's kernels
+  std::optional<SegmentPlan> segments;               ///< the same on other devices
+  /// In place of both, where keys and values outlive the pass, which then has no gradient: the
+  /// attention of the layer at `index`.
+  std::function<at::Tensor(std::int64_t index, const at::Tensor& query, const at::Tensor& key,
+                           const at::Tensor& value)>
+      attend;
   at::Tensor query_rows;  ///< [M] int64: the rows that continue; undefined: all N
 
   /// `scored_only`: the layer's result is needed where completion tokens are predicted, so the
@@ -41,7 +50,7 @@ struct StreamPlan : torch::CustomClassHolder {
                                              const Packing& packing, bool scored_only);
 };
 
-/// The unfused layer at `index` of the spec. x [N, hidden] float32 or float64 on the CPU; result [N
+/// The unfused layer at `index` of the spec. x [N, hidden] in the network's stream_dtype; result [N
 /// or M, hidden]. Differentiable in x and in the tensors of `layer`, first-order. Narrow weights
 /// are widened for the time of a product.
 at::Tensor packed_layer(const at::Tensor& x, const Layer& layer, std::int64_t index,

@@ -2,8 +2,6 @@
 #include "prefopt/decoder/reward_model.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/index.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/tensor.h>
 #include <fmt/format.h>
@@ -93,20 +91,6 @@ class ScoredSequence {
   std::vector<std::uint8_t> mask_;
 };
 
-/// Hidden states [S, hidden] of the token before the last one of each sequence, of a padded batch.
-at::Tensor last_padded_states(Decoder& body, const TokenBatch& batch) {
-  // No sequence needs its last token, which for the longest is the last column.
-  const std::int64_t width = batch.input_ids.size(1) - 1;
-  const at::Tensor last = batch.attention_mask.sum(1) - 2;
-  const at::Tensor mask = at::arange(width, last.options()) <= last.unsqueeze(1);
-  const TokenBatch inputs{.input_ids = batch.input_ids.narrow(1, 0, width),
-                          .attention_mask = mask,
-                          .completion_mask = batch.completion_mask.narrow(1, 0, width),
-                          .completion_lens = batch.completion_lens};
-  const at::Tensor sequences = at::arange(batch.sequences(), last.options());
-  return at::index(body.forward(inputs).hidden, {sequences, last});
-}
-
 }  // namespace
 
 namespace detail {
@@ -127,7 +111,8 @@ at::Tensor token_scores(Decoder& body, const at::Tensor& score, const TokenBatch
 }
 
 at::Tensor fresh_score_head(const Decoder& body) {
-  return fresh_score(body.options(), body.named_parameters().front().value.scalar_type());
+  const at::Tensor& weight = body.named_parameters().front().value;
+  return fresh_score(body.options(), weight.scalar_type()).to(weight.device());
 }
 
 }  // namespace detail
@@ -194,10 +179,8 @@ at::Tensor RewardModel::rewards(const std::vector<TokenSequence>& sequences) {
   for (const ScoredSequence& sequence : scored) views.push_back(sequence.view());
   const TokenBatch batch = make_batch(views).to(device());
   // The token that each sequence has one of too many is not in the stream.
-  const at::Tensor states =
-      body_->packs() ? body_->impl_->packed_states(*batch.packed, /*has_last_tokens=*/true)
-                           .index_select(0, batch.packed->token_rows)
-                     : last_padded_states(*body_, batch);
+  const at::Tensor states = body_->impl_->packed_states(*batch.packed, /*has_last_tokens=*/true)
+                                .index_select(0, batch.packed->token_rows);
   // Each product by itself: a matrix product may add up otherwise for another number of rows.
   const at::Tensor weight = detail::widened(score_, states.scalar_type());
   return (states.to(at::kDouble) * weight.to(at::kDouble)).sum(1);
@@ -296,6 +279,11 @@ void RewardModel::load_adapter(const std::string& directory) {
 void RewardModel::to(at::ScalarType dtype) {
   body_->to(dtype);
   score_ = score_.detach().to(dtype).requires_grad_(score_.requires_grad());
+}
+
+void RewardModel::to(at::Device device) {
+  body_->to(device);
+  score_ = score_.detach().to(device).requires_grad_(score_.requires_grad());
 }
 
 bool RewardModel::is_on(const std::string& path, std::string_view dtype, const Decoder& policy) {

@@ -11,6 +11,7 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <limits>
@@ -19,6 +20,8 @@
 #include "logps/head_plan.h"
 #include "logps/operators.h"
 #include "math/wide_gradient.h"
+#include "math/wide_product.h"
+#include "prefopt/error.h"
 
 namespace prefopt {
 namespace {
@@ -93,32 +96,64 @@ void token_logps_backward(const at::Tensor& factors, const at::Tensor& logits,
   gradient.copy_(row_gradient(z, targets, logsumexp, factors, scale, softcap, temperature));
 }
 
-/// The head, some rows of tokens at a time; each chunk's softmax goes to the device's own kernel.
+/// The head, as many rows of tokens at a time as the budget allows; each chunk's softmax goes to
+/// the device's own kernel. Narrow hidden states under a narrow weight are multiplied as they are
+/// on CUDA, into float32 logits; their gradient is then rounded for the products.
 class Head {
  public:
+  /// `copies`: blocks of a chunk's logits that a pass holds at once.
   Head(const at::Tensor& hidden, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
        const at::Tensor& targets, double scale, double softcap, double temperature,
-       std::int64_t budget_bytes)
+       std::int64_t copies, std::int64_t budget_bytes)
       : dtype_(compute_dtype(weight)),
+        is_narrow_(hidden.is_cuda() && detail::is_narrow(weight.scalar_type()) &&
+                   hidden.scalar_type() == weight.scalar_type()),
         hidden_(hidden),
-        weight_(weight.to(dtype_)),
+        weight_(is_narrow_ ? weight : weight.to(dtype_)),
         bias_(bias ? bias->to(dtype_) : at::Tensor()),
         targets_(targets),
         scale_(scale),
         softcap_(softcap),
         temperature_(temperature),
-        // A GEMM of fewer rows than this leaves an accelerator idle.
-        chunk_(std::max<std::int64_t>(2048, budget_bytes / row_bytes())) {}
+        chunk_(budget_bytes / (copies * row_bytes())) {
+    if (chunk_ > 0 || rows() == 0) return;
+    throw ConfigError(
+        fmt::format("linear_token_logps: expected budget_bytes >= {} for a row of {} logits on {}, "
+                    "got {}",
+                    copies * row_bytes(), weight.size(0), hidden.device().str(), budget_bytes));
+  }
 
   std::int64_t row_bytes() const {
-    return weight_.size(0) * static_cast<std::int64_t>(c10::elementSize(dtype_));
+    const auto of_number = static_cast<std::int64_t>(c10::elementSize(dtype_));
+    // The rounded gradient lies next to the wide one.
+    return weight_.size(0) * (is_narrow_ ? of_number + 2 : of_number);
   }
   std::int64_t rows() const { return hidden_.size(0); }
-  at::Tensor hidden_rows(std::int64_t begin, std::int64_t end) const {
-    return hidden_.slice(0, begin, end).to(dtype_);
-  }
-  const at::Tensor& weight() const { return weight_; }
+  /// Whether all rows are one chunk.
+  bool is_whole() const { return chunk_ >= rows(); }
   at::ScalarType dtype() const { return dtype_; }
+
+  /// Returns logits-shaped rows times the weight: [rows, H].
+  at::Tensor to_hidden(const at::Tensor& gradient) const {
+    return detail::wide_product(as_factor(gradient), weight_);
+  }
+
+  /// Adds gradientᵀ (factor · hidden) of rows from `begin` on to `sum`, [vocab, H].
+  void add_weight_gradient(const at::Tensor& gradient, const at::Tensor& factor, std::int64_t begin,
+                           at::Tensor& sum) const {
+    const at::Tensor rows = hidden_rows(begin, begin + gradient.size(0)) * factor;
+    if (!is_narrow_) {
+      sum.addmm_(gradient.t(), rows);
+      return;
+    }
+    // Part by part: a product of narrow matrices cannot add to a wide one.
+    constexpr std::int64_t kPart = 8192;
+    for (std::int64_t from = 0; from < sum.size(0); from += kPart) {
+      const std::int64_t to = std::min(sum.size(0), from + kPart);
+      sum.slice(0, from, to)
+          .add_(detail::wide_product(as_factor(gradient.slice(1, from, to)).t(), as_factor(rows)));
+    }
+  }
 
   template <class F>
   void for_chunks(const F& f) const {
@@ -128,7 +163,7 @@ class Head {
   }
 
   at::Tensor raw_logits(std::int64_t begin, std::int64_t end) const {
-    at::Tensor logits = at::mm(hidden_rows(begin, end), weight_.t());
+    at::Tensor logits = detail::wide_product(as_factor(hidden_.slice(0, begin, end)), weight_.t());
     if (bias_.defined()) logits.add_(bias_);
     return logits;
   }
@@ -160,7 +195,14 @@ class Head {
   }
 
  private:
+  at::Tensor hidden_rows(std::int64_t begin, std::int64_t end) const {
+    return hidden_.slice(0, begin, end).to(dtype_);
+  }
+  /// In the dtype that products are made of.
+  at::Tensor as_factor(const at::Tensor& x) const { return x.to(weight_.scalar_type()); }
+
   at::ScalarType dtype_;
+  bool is_narrow_;
   at::Tensor hidden_, weight_, bias_, targets_;
   double scale_, softcap_, temperature_;
   std::int64_t chunk_;
@@ -171,30 +213,28 @@ std::tuple<at::Tensor, at::Tensor> linear_token_logps(
     const at::Tensor& targets, double scale, double softcap, double temperature,
     bool all_statistics, bool hidden_grad, bool weight_grad, bool by_product_grad,
     std::int64_t path, std::int64_t budget_bytes) {
-  const Head head(hidden, weight, bias, targets, scale, softcap, temperature, budget_bytes);
+  // For log-probs alone the gradient of each is kept in place of its logits; else the backward pass
+  // needs room for it next to them.
+  const std::int64_t copies = by_product_grad ? 2 : 1;
+  const Head head(hidden, weight, bias, targets, scale, softcap, temperature, copies, budget_bytes);
   const HeadPath checked = checked_path(
       {.hidden_grad = hidden_grad, .weight_grad = weight_grad, .by_product_grad = by_product_grad},
       static_cast<HeadPath>(path));
   const bool frozen = checked == HeadPath::kFrozenHead;
-  // For log-probs alone the gradient of each is kept in place of its logits; else the backward pass
-  // needs room for it next to them.
-  const std::int64_t blocks = by_product_grad ? 2 : 1;
-  const bool keeps =
-      checked == HeadPath::kKeepLogits && blocks * head.rows() * head.row_bytes() <= budget_bytes;
+  const bool keeps = checked == HeadPath::kKeepLogits && head.is_whole();
   const auto options = hidden.options();
   at::Tensor statistics =
       at::empty({all_statistics ? kernels::kAllStatistics : kernels::kFewStatistics, head.rows()},
                 options.dtype(at::kDouble));
   at::Tensor kept = at::empty({0}, options.dtype(head.dtype()));
   if (frozen) kept = at::empty(hidden.sizes(), options.dtype(head.dtype()));
-  if (keeps) kept = at::empty({head.rows(), weight.size(0)}, options.dtype(head.dtype()));
   head.for_chunks([&](std::int64_t begin, std::int64_t end) {
     at::Tensor logits;
     statistics.slice(1, begin, end)
         .copy_(
             head.score(begin, end, all_statistics, frozen || (keeps && !by_product_grad), logits));
-    if (frozen) kept.slice(0, begin, end).copy_(at::mm(logits, head.weight()));
-    if (keeps) kept.slice(0, begin, end).copy_(logits);
+    if (frozen) kept.slice(0, begin, end).copy_(head.to_hidden(logits));
+    if (keeps) kept = logits;
   });
   return {statistics, kept};
 }
@@ -205,7 +245,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_token_logps_backward(
     const at::Tensor& kept, double scale, double softcap, double temperature, bool, bool,
     bool by_product_grad, bool needs_hidden, bool needs_weight, bool needs_bias, std::int64_t,
     std::int64_t budget_bytes) {
-  const Head head(hidden, weight, bias, targets, scale, softcap, temperature, budget_bytes);
+  const std::int64_t copies = by_product_grad ? 2 : 1;
+  const Head head(hidden, weight, bias, targets, scale, softcap, temperature, copies, budget_bytes);
   const auto zeros = [&](at::IntArrayRef shape) {
     return at::zeros(shape, hidden.options().dtype(head.dtype()));
   };
@@ -233,9 +274,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_token_logps_backward(
       }
     }
     if (needs_hidden) {
-      of_hidden.slice(0, begin, end).copy_(at::mm(gradient, head.weight()) * factor);
+      of_hidden.slice(0, begin, end).copy_(head.to_hidden(gradient) * factor);
     }
-    if (needs_weight) of_weight.addmm_(gradient.t(), head.hidden_rows(begin, end) * factor);
+    if (needs_weight) head.add_weight_gradient(gradient, factor, begin, of_weight);
     if (needs_bias) of_bias.add_(at::mm(gradient.t(), factor).squeeze(1));
   });
   if (sum.defined()) of_weight.reset();

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "data/token_weights.h"
+#include "math/upload.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -83,7 +84,8 @@ at::Tensor tail_weights(const SequenceReduction& reduction, const SequenceLogps&
   const at::Tensor& sequence = sequences.row_to_sequence;
   const at::Tensor starts = (lens.cumsum(0) - lens).index_select(0, sequence);
   const at::Tensor place = at::arange(sequence.size(0), lens.options()) - starts;
-  const at::Tensor end = reduction.overlap_lens.to(lens.device()).index_select(0, sequence);
+  const at::Tensor end =
+      detail::uploaded(reduction.overlap_lens, lens.device()).index_select(0, sequence);
   return at::ones({sequence.size(0)}, lens.options().dtype(at::kDouble))
       .masked_fill_(place.ge(end), reduction.tail_weight);
 }
@@ -109,9 +111,34 @@ TokenLogps selected(TokenLogps tokens, const at::Tensor& rows) {
   return tokens;
 }
 
+[[noreturn]] void refuse_mask(const TokenBatch& batch, std::int64_t found) {
+  throw ShapeError(fmt::format(
+      "sequence_logps: expected completion_mask to hold the {} tokens of completion_lens after "
+      "the first column, sequence by sequence, got {}",
+      batch.completion_lens.sum().item<std::int64_t>(), found));
+}
+
+// Returns the places in a flat batch of the positions that predict completion tokens. Token t is
+// predicted at position t - 1: the mask shifted by one picks them.
+at::Tensor checked_rows(const TokenBatch& batch) {
+  const at::Tensor mask = batch.completion_mask.slice(1, 1);
+  const at::Tensor places = mask.reshape(-1).nonzero().squeeze(1);
+  if (!mask.sum(1).cpu().equal(batch.completion_lens)) refuse_mask(batch, places.size(0));
+  // A flat index into it counts a column less for each sequence.
+  const std::int64_t width = batch.input_ids.size(1);
+  return places + places.div(std::max<std::int64_t>(width - 1, 1), "floor");
+}
+
+// Returns the sequence of each completion token, on the batch's device.
+at::Tensor sequences_of_tokens(const TokenBatch& batch) {
+  const at::Tensor sequences =
+      at::arange(batch.sequences(), at::kLong).repeat_interleave(batch.completion_lens);
+  return detail::uploaded(sequences, batch.input_ids.device());
+}
+
 // Log-probs of the completion tokens of `batch`, sequence after sequence.
 TokenLogps completion_logps(Policy& policy, const TokenBatch& batch,
-                            const SequenceLogpsOptions& options, const at::Tensor& rows) {
+                            const SequenceLogpsOptions& options) {
   const auto of_hidden = [&](const at::Tensor& hidden, const at::Tensor& targets) {
     OutputHead head = policy.head();
     head.transform.temperature *= options.temperature;
@@ -127,8 +154,14 @@ TokenLogps completion_logps(Policy& policy, const TokenBatch& batch,
   };
   if (batch.packed && policy.packs()) {
     const PackedTokens& packed = *batch.packed;
+    // A look at the mask would stop a device, and a stream does not need it.
+    if (batch.input_ids.is_cpu()) (void)checked_rows(batch);
+    if (packed.token_rows.size(0) != batch.completion_lens.sum().item<std::int64_t>()) {
+      refuse_mask(batch, packed.token_rows.size(0));
+    }
     return selected(of_hidden(policy.forward_packed(packed), packed.targets), packed.token_rows);
   }
+  const at::Tensor rows = checked_rows(batch);
   const at::Tensor targets = batch.input_ids.reshape(-1).index_select(0, rows + 1);
   const PolicyOutput output = policy.forward(batch);
   if (output.hidden.defined() == output.logits.defined()) {
@@ -175,24 +208,14 @@ SequenceLogps sequence_logps(Policy& policy, const TokenBatch& batch,
                              const SequenceLogpsOptions& options) {
   check_batch(batch);
   check_temperature(options.temperature);
-  // Token t is predicted at position t - 1: the mask shifted by one picks the rows, and a flat
-  // index into it counts T - 1 columns a sequence.
-  const std::int64_t width = batch.input_ids.size(1);
-  const at::Tensor predicted = batch.completion_mask.slice(1, 1).reshape(-1).nonzero().squeeze(1);
-  if (!batch.completion_mask.slice(1, 1).sum(1).cpu().equal(batch.completion_lens)) {
-    throw ShapeError(fmt::format(
-        "sequence_logps: expected completion_mask to hold the {} tokens of completion_lens after "
-        "the first column, sequence by sequence, got {}",
-        batch.completion_lens.sum().item<std::int64_t>(), predicted.size(0)));
-  }
+  TokenLogps tokens = completion_logps(policy, batch, options);
   SequenceLogps result;
-  result.row_to_sequence = predicted.div(std::max<std::int64_t>(width - 1, 1), "floor");
-  TokenLogps tokens = completion_logps(policy, batch, options, predicted + result.row_to_sequence);
+  result.row_to_sequence = sequences_of_tokens(batch);
   result.token_logps = std::move(tokens.logps);
   result.by_products = std::move(tokens.by_products);
-  result.lens = batch.completion_lens.to(result.token_logps.device());
+  result.lens = detail::uploaded(batch.completion_lens, result.token_logps.device());
   if (batch.token_weights.defined()) {
-    result.token_weights = batch.token_weights.to(result.token_logps.device());
+    result.token_weights = detail::uploaded(batch.token_weights, result.token_logps.device());
   }
   result.logps = reduce_tokens(result.token_logps, result, options.reduction);
   return result;

@@ -235,8 +235,9 @@ FeedbackParts feedback_parts(const FeedbackOptions& options, const Decoder& poli
   FeedbackParts parts;
   parts.load_reward_model = [tokenizer, &policy,
                              temperature = options.temperature](const std::string& folder) {
-    return make_reward_model_preference(load_reward_model(folder, *tokenizer, "keep", &policy),
-                                        temperature, kAtOnce, folder);
+    auto model = load_reward_model(folder, *tokenizer, "keep", &policy);
+    model->to(policy.device());
+    return make_reward_model_preference(std::move(model), temperature, kAtOnce, folder);
   };
   parts.load_implicit_reward = [tokenizer, &policy, temperature = options.temperature](
                                    const ImplicitRewardOptions& implicit) {

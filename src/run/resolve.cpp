@@ -21,6 +21,7 @@
 #include "prefopt/decoder/end_tokens.h"
 #include "prefopt/decoder/reward_model.h"
 #include "prefopt/decoder/value_head.h"
+#include "prefopt/device.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/moving_reference.h"
 #include "prefopt/train/epoch_rows.h"
@@ -36,6 +37,10 @@ namespace {
 constexpr std::array kLevels{Checkpointing::kNone, Checkpointing::kSelective, Checkpointing::kFull};
 constexpr std::array kChoices{CheckpointingChoice::kNone, CheckpointingChoice::kSelective,
                               CheckpointingChoice::kFull};
+
+at::Device device_of(const ModelOptions& options) {
+  return parse_device(options.device, "model.device");
+}
 
 template <class Model>
 void add_adapter(const ModelOptions& options, Model& policy) {
@@ -80,6 +85,7 @@ std::shared_ptr<Decoder> with_other_adapter(const ReferenceOptions& options,
   }
   auto frozen = Decoder::load(model.path, options.dtype.empty() ? model.dtype : options.dtype);
   frozen->load_adapter(options.adapter);
+  frozen->to(device_of(model));
   return frozen;
 }
 
@@ -148,6 +154,7 @@ std::shared_ptr<Model> make_model(ModelOptions& options, const Tokenizer& tokeni
     model = std::dynamic_pointer_cast<Model>(model->frozen_copy());
     model->set_requires_grad(true);
   }
+  model->to(device_of(options));
   const auto size = count_parameters(*model);
   note(fmt::format(
       "model: {} parameters, {}{}", size.all,
@@ -237,6 +244,7 @@ std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const 
     model = model->frozen_model();  // pages of a mapped file would be copied one by one
     model->set_requires_grad(true);
   }
+  model->to(device_of(options.model));
   const auto size = count_parameters(*model);
   note(fmt::format("value model: {} parameters, {} of them trained", size.all, size.trained));
   return model;
@@ -309,6 +317,7 @@ std::shared_ptr<Policy> make_frozen(const ReferenceOptions& options, const Model
                     "of {} tokens, got {} with {}",
                     policy.vocab_size(), options.path, frozen->vocab_size()));
   }
+  frozen->to(device_of(model));
   if (options.adapter.empty()) return frozen;
   frozen->load_adapter(options.adapter);
   return moves ? frozen->merged_decoder() : frozen;
@@ -467,6 +476,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
                             &options.reference.path, &options.reference.adapter}) {
     *path = followed(*path);
   }
+  options.model.device = device_of(options.model).str();  // before anything is read
   const auto tokenizer = open_run_tokenizer(options.model);
   RowNeeds of_rows = row_needs(needs);
   of_rows.context_length = options.model.path.empty()

@@ -10,6 +10,11 @@ void ModelOptions::fields(FieldVisitor& v) {
          path);
   v.text({"dtype", "float32, float64, bfloat16, float16, or keep for the file's", {"torch_dtype"}},
          dtype);
+  // Texts from before this option lack it, and are the same without it.
+  if (!v.writes() || device != ModelOptions().device) {
+    v.text({"device", "cpu, cuda, cuda:1, …, or auto for a CUDA device where there is one"},
+           device);
+  }
   v.text({"tokenizer",
           "byte, a tokenizer.json, a folder that holds one or a GGUF file; empty: the adapter's or "
           "the model's own, byte for a fresh one"},

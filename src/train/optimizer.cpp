@@ -23,6 +23,7 @@
 
 #include "core/memory_pool.h"
 #include "core/random.h"
+#include "math/upload.h"
 #include "math/wide_gradient.h"
 #include "prefopt/error.h"
 #include "train/adafactor.h"
@@ -150,7 +151,7 @@ class Draws {
       numbers[i] = static_cast<std::int32_t>(splitmix64(seed_ ^ place) >> 48);
     }
     next_ += count;
-    return draws.to(like.device());
+    return uploaded(draws, like.device());
   }
 
  private:

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "math/upload.h"
 #include "policy/token_range.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/reward_policy.h"
@@ -71,7 +72,7 @@ at::Tensor column_of(const std::vector<TokenRow>& rows, Numbers column, const at
     all.insert(all.end(), numbers.begin(), numbers.end());
   }
   if (all.empty()) return {};
-  return at::tensor(all, at::kDouble).to(like.device());
+  return uploaded(at::tensor(all, at::kDouble), like.device());
 }
 
 /// Places of turns among those of all completions; `count` becomes their number.
@@ -89,7 +90,7 @@ at::Tensor turns_of(const std::vector<TokenRow>& rows, std::int64_t& count,
       places.push_back(count - 1);
     }
   }
-  return at::tensor(places, at::kLong).to(like.device());
+  return uploaded(at::tensor(places, at::kLong), like.device());
 }
 
 // Checks.
@@ -367,8 +368,7 @@ ObjectiveOutput RolloutStepLoss::loss_of(Part& part, const StepPlan& plan,
   if (objective_.options().aggregation == Aggregation::kGroupTokenMean) {
     std::vector<double> tokens;
     for (const TokenRow& row : rows) tokens.push_back(plan.group_tokens.at(row.rollout.group));
-    in.group_lens = at::tensor(tokens, at::kDouble)
-                        .to(current.token_logps.device())
+    in.group_lens = uploaded(at::tensor(tokens, at::kDouble), current.token_logps.device())
                         .index_select(0, current.row_to_sequence);
   }
   ObjectiveOutput out = objective_.forward(in);

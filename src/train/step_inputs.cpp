@@ -14,6 +14,7 @@
 #include <span>
 #include <utility>
 
+#include "math/upload.h"
 #include "prefopt/error.h"
 #include "prefopt/losses/pair_fields.h"
 #include "prefopt/policy/sampling.h"
@@ -63,7 +64,7 @@ constexpr InputSet kReferenceOverlap = {Input::ref_chosen_overlap_logps,
 at::Tensor column_of(const std::vector<TokenRow>& rows, Column column, const at::Tensor& like) {
   std::vector<double> values;
   for (const TokenRow& row : rows) values.push_back(row.columns[column]);
-  return at::tensor(values, at::kDouble).to(like.options());
+  return detail::uploaded(at::tensor(values, like.scalar_type()), like.device());
 }
 
 /// The parts of one value a sequence, in the order of make_pair_batch.
@@ -266,7 +267,7 @@ void StepInputs::set_prompt_logps(PairLogps& logps, const std::vector<TokenRow>&
   logps.prompt_lens = at::zeros_like(logps.chosen_logps);
   if (sequences.empty()) return;
   const SequenceLogps prompts = policy_logps(make_batch(sequences).to(policy_->device()));
-  const at::Tensor at_rows = at::tensor(places, at::kLong).to(prompts.logps.device());
+  const at::Tensor at_rows = uploaded(at::tensor(places, at::kLong), prompts.logps.device());
   logps.prompt_logps = logps.prompt_logps.index_add(0, at_rows, prompts.logps);
   logps.prompt_lens =
       logps.prompt_lens.index_add(0, at_rows, prompts.lens.to(logps.prompt_lens.options()));
@@ -318,7 +319,8 @@ void StepInputs::set_columns(PairLogps& logps, const std::vector<TokenRow>& rows
 
 void StepInputs::set_groups(PairLogps& logps, const Part& part) {
   const std::vector<double> numbers(part.groups.begin(), part.groups.end());
-  logps.groups = at::tensor(numbers, at::kDouble).to(logps.chosen_logps.options());
+  const at::Tensor& like = logps.chosen_logps;
+  logps.groups = uploaded(at::tensor(numbers, like.scalar_type()), like.device());
 }
 
 void StepInputs::set_samples(PairLogps& logps, Part& part, std::int64_t step,

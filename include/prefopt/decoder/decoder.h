@@ -87,7 +87,8 @@ class PREFOPT_API Decoder final : public Policy {
   static std::shared_ptr<Decoder> load(const std::string& path, std::string_view dtype = "keep");
 
   PolicyOutput forward(const TokenBatch& batch) override;
-  /// Returns true on the CPU, where activations are at least float32 for any dtype of the weights.
+  /// Returns true. Activations are at least float32 on the CPU, where narrow weights are widened
+  /// for each product, and of the weights' dtype on other devices.
   bool packs() const override;
   at::Tensor forward_packed(const PackedTokens& tokens) override;
   OutputHead head() const override;
@@ -149,6 +150,8 @@ class PREFOPT_API Decoder final : public Policy {
   void load_adapter(const std::string& directory);
   /// Replaces the parameters: before a trainer or an optimizer holds them, not after.
   void to(at::ScalarType dtype);
+  /// Moves weights and adapter to a device (prefopt/device.h). Replaces them, too.
+  void to(at::Device device);
 
  private:
   friend class RewardModel;

@@ -44,7 +44,7 @@ class PREFOPT_API RewardModel final : public RewardPolicy {
   /// in this dtype.
   static bool is_on(const std::string& path, std::string_view dtype, const Decoder& policy);
 
-  /// In a packed stream on a CPU, where sequences with equal prompts share them: a reward is the
+  /// In a packed stream, where sequences with equal prompts share them: on a CPU a reward is the
   /// same to the last bit, whatever is scored with it. Throws DataError for tokens outside the
   /// vocabulary or too many of them.
   at::Tensor rewards(const std::vector<TokenSequence>& sequences) override;
@@ -85,6 +85,7 @@ class PREFOPT_API RewardModel final : public RewardPolicy {
   /// CheckpointError as Decoder's, and for one without a score head if this model's is fresh.
   void load_adapter(const std::string& directory);
   void to(at::ScalarType dtype);
+  void to(at::Device device);
 
  private:
   RewardModel(std::shared_ptr<Decoder> body, at::Tensor score, bool has_fresh_head);

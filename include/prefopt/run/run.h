@@ -25,6 +25,7 @@ namespace prefopt {
 struct ModelOptions {
   std::string path = {};  ///< Hugging Face folder or GGUF file; empty: fresh weights of `decoder`
   std::string dtype = "float32";  ///< or "keep"
+  std::string device = "cpu";     ///< of parse_device; that of all models of the run
   std::string tokenizer = {};     ///< of make_tokenizer; empty: the model's own, "byte" if fresh
   DecoderOptions decoder = {};
   bool use_lora = false;  ///< train an adapter; the reference is then the model without it
