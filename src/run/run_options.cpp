@@ -10,6 +10,14 @@ void ModelOptions::fields(FieldVisitor& v) {
          path);
   v.text({"dtype", "float32, float64, bfloat16, float16, or keep for the file's", {"torch_dtype"}},
          dtype);
+  // Texts from before this option lack it.
+  if (!v.writes() || base != "auto") {
+    v.text(
+        {"base",
+         "The weights under an adapter: float32, bfloat16, or quantized for a GGUF file's blocks; "
+         "auto: quantized where a file has blocks and dtype is float32 or keep, else dtype"},
+        base);
+  }
   v.text({"tokenizer",
           "byte, a tokenizer.json, a folder that holds one or a GGUF file; empty: the adapter's or "
           "the model's own, byte for a fresh one"},

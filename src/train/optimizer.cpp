@@ -24,6 +24,7 @@
 
 #include "core/memory_pool.h"
 #include "core/random.h"
+#include "kernels/block_tensor.h"
 #include "math/wide_gradient.h"
 #include "prefopt/error.h"
 #include "train/adafactor.h"
@@ -186,6 +187,7 @@ Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const Optimi
   groups_[0].weight_decay = options.weight_decay;
   for (const auto& [name, value] : parameters) {
     if (!value.requires_grad() || has(value)) continue;  // once, under however many names
+    kernels::check_trainable(value, name);
     const bool is_narrow = detail::is_narrow(value.scalar_type());
     const auto state_dtype = options.state_dtype == StateDtype::kBFloat16 ? at::kBFloat16
                              : is_narrow                                  ? at::kFloat

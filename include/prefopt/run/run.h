@@ -24,7 +24,10 @@ namespace prefopt {
 struct ModelOptions {
   std::string path = {};  ///< Hugging Face folder or GGUF file; empty: fresh weights of `decoder`
   std::string dtype = "float32";  ///< or "keep"
-  std::string tokenizer = {};     ///< of make_tokenizer; empty: the model's own, "byte" if fresh
+  /// Of the weights under an adapter: "float32", "bfloat16", or "quantized", a GGUF file's blocks
+  /// as they are; "auto" is quantized where the file has blocks and dtype does not say otherwise.
+  std::string base = "auto";
+  std::string tokenizer = {};  ///< of make_tokenizer; empty: the model's own, "byte" if fresh
   DecoderOptions decoder = {};
   bool use_lora = false;  ///< train an adapter; the reference is then the model without it
   LoraOptions lora = {};
