@@ -27,6 +27,7 @@
 #include "decoder/network.h"
 #include "decoder/packed_layer.h"
 #include "decoder/packed_session.h"
+#include "kernels/block_tensor.h"
 #include "math/upload.h"
 #include "math/wide_gradient.h"
 #include "policy/decoding.h"
@@ -58,9 +59,10 @@ Decoder::Decoder(DecoderOptions options) : impl_(std::make_unique<Impl>()) {
 }
 
 std::shared_ptr<Decoder> Decoder::load(const std::string& path, std::string_view dtype) {
+  const bool keeps_blocks = dtype == "quantized";
   std::optional<at::ScalarType> wanted;
-  if (dtype != "keep") wanted = parse_dtype(dtype);
-  detail::DecoderReader reader(detail::followed(path), wanted);
+  if (dtype != "keep" && !keeps_blocks) wanted = parse_dtype(dtype);
+  detail::DecoderReader reader(detail::followed(path), wanted, keeps_blocks);
   if (reader.has(detail::kScoreWeight)) {
     throw CheckpointError(fmt::format(
         "{}: expected a language model, got a reward model, with the tensor '{}'; prefopt score "
@@ -181,7 +183,7 @@ at::Tensor Decoder::Impl::packed_states(const PackedTokens& tokens, bool has_las
   const auto all = detail::StreamPlan::make(used, tokens, packing, false);
   const auto scored = detail::StreamPlan::make(used, tokens, packing, true);
   const auto wide = detail::at_least_float32(used.embedding.scalar_type());
-  at::Tensor x = detail::widened_rows(used.embedding, tokens.input_ids, wide);
+  at::Tensor x = detail::embedded(used.embedding, tokens.input_ids, wide);
   x = x.to(used.stream_dtype());
   if (used.spec.embedding_scale != 1) x = x * used.spec.embedding_scale;
   const std::int64_t last = std::ssize(used.layers) - 1;
@@ -245,6 +247,14 @@ void Decoder::save(const std::string& directory) const {
   if (impl_->adapter) return save_adapter(directory);
   const detail::Family& family = detail::family_named(options().family, "decoder");
   std::vector<NamedParameter> weights = named_parameters();
+  for (const auto& [name, weight] : weights) {
+    if (const auto* blocks = kernels::blocks_of(weight)) {
+      throw ConfigError(fmt::format(
+          "{}: expected weights in a floating dtype to save, got '{}' in {} blocks; load the model "
+          "in a dtype",
+          directory, name, blocks->encoding));
+    }
+  }
   for (NamedParameter& weight : weights) weight.name = detail::name_in_file(family, weight.name);
   detail::write_decoder(directory, weights, impl_->metadata, impl_->config, impl_->generation);
 }
@@ -278,6 +288,11 @@ void Decoder::check_length(std::int64_t tokens, std::string_view where) const {
 void Decoder::to(at::ScalarType dtype) {
   impl_->network.for_each_weight(
       [&](const std::string&, at::Tensor& weight, const std::vector<std::int64_t>&) {
+        if (const auto* blocks = kernels::blocks_of(weight); blocks && dtype != at::kFloat) {
+          throw ConfigError(fmt::format(
+              "decoder: expected float32 of a model in {} blocks, got {}; load it in that dtype",
+              blocks->encoding, c10::toString(dtype)));
+        }
         weight = weight.detach().to(dtype).requires_grad_(weight.requires_grad());
       });
   for (detail::LowRank& part : impl_->parts.low_rank) {
@@ -294,6 +309,12 @@ void Decoder::to(at::ScalarType dtype) {
 
 void Decoder::to(at::Device device) {
   const auto move = [&](const std::string&, at::Tensor& weight, const auto&...) {
+    if (const auto* blocks = kernels::blocks_of(weight); blocks && !device.is_cpu()) {
+      throw DeviceError(
+          fmt::format("decoder: expected the cpu for a model in {} blocks, got {}; load it in a "
+                      "dtype (model.base)",
+                      blocks->encoding, device.str()));
+    }
     weight = weight.detach().to(device).requires_grad_(weight.requires_grad());
   };
   impl_->network.for_each_weight(move);

@@ -22,6 +22,7 @@
 #include "decoder/adapters/lora_rules.h"
 #include "decoder/decoder_impl.h"
 #include "decoder/network.h"
+#include "kernels/block_tensor.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/files/safetensors.h"
@@ -130,7 +131,9 @@ void Decoder::add_adapter(const LoraOptions& given) {
   const at::NoGradGuard no_grad;
   for (LowRank& part : parts.low_rank) initialize(part, how);
   initialize_lengths(impl_->network, parts);
-  for (detail::WholeWeight& weight : parts.whole) weight.value = detail::copy_of(weight.value);
+  for (detail::WholeWeight& weight : parts.whole) {
+    weight.value = detail::copy_of(kernels::with_numbers(weight.value));
+  }
   place_adapter(options, std::move(parts));
 }
 

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -14,6 +15,7 @@
 #include "core/file.h"
 #include "decoder/families/family.h"
 #include "decoder/gguf_decoder.h"
+#include "files/gguf_encoding.h"
 #include "prefopt/error.h"
 #include "prefopt/files/gguf.h"
 #include "prefopt/files/safetensors.h"
@@ -38,6 +40,15 @@ bool is_gguf_file(const std::string& path) {
 
 }  // namespace
 
+bool has_blocks(const std::string& path) {
+  if (!is_gguf_file(path)) return false;
+  const GgufFile file = GgufFile::open(path);
+  return std::any_of(file.tensors().begin(), file.tensors().end(), [](const GgufTensor& tensor) {
+    const GgufEncoding* encoding = find_gguf_encoding(tensor.type);
+    return encoding != nullptr && encoding->decode != nullptr && tensor.shape.size() == 2;
+  });
+}
+
 DecoderOptions read_model_options(const std::string& path) {
   return is_gguf_file(path) ? read_gguf_config(GgufFile::open(path)).options
                             : read_decoder_config(path + "/config.json").options;
@@ -47,10 +58,14 @@ std::int64_t context_length_of(const std::string& path) {
   return read_model_options(path).max_position_embeddings;
 }
 
-DecoderReader::DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype)
+DecoderReader::DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype,
+                             bool keeps_blocks)
     : dtype_(dtype) {
   if (is_gguf_file(path)) {
-    open_gguf(path);
+    open_gguf(path, keeps_blocks);
+  } else if (keeps_blocks) {
+    throw CheckpointError(
+        fmt::format("{}: expected a GGUF file to keep the blocks of, got a folder", path));
   } else {
     open_folder(path);
   }
@@ -102,12 +117,13 @@ void DecoderReader::choose_dtypes() {
       path_, names(matrices), names(vectors), c10::toString(matrix_dtype_));
 }
 
-void DecoderReader::open_gguf(const std::string& path) {
+void DecoderReader::open_gguf(const std::string& path, bool keeps_blocks) {
   path_ = path;
   const GgufFile file = GgufFile::open(path);
   config_ = read_gguf_config(file);
   model_ = "a " + file.text("general.architecture") + " decoder";
   if (!dtype_) dtype_ = at::kFloat;
+  bool has_blocks = false;
   for (const GgufTensor& tensor : file.tensors()) {
     const bool is_in_config = tensor.name == kGgufRopeFactors || tensor.name == kGgufLongFactors ||
                               tensor.name == kGgufShortFactors;
@@ -117,6 +133,13 @@ void DecoderReader::open_gguf(const std::string& path) {
       throw CheckpointError(
           fmt::format("{}: expected the tensors of {} only, got '{}'", path, model_, tensor.name));
     }
+    if (at::Tensor blocks;
+        keeps_blocks && names.size() == 1 &&
+        (blocks = read_gguf_blocks(file, tensor.name, config_.options)).defined()) {
+      has_blocks = true;
+      left_.emplace(names.front(), Stored{tensor.shape, [blocks] { return blocks; }, *dtype_});
+      continue;
+    }
     const auto read = [file, gguf_name = tensor.name, options = config_.options, dtype = *dtype_] {
       return read_gguf_weight(file, gguf_name, options, dtype);
     };
@@ -125,6 +148,10 @@ void DecoderReader::open_gguf(const std::string& path) {
     } else {
       add_parts(tensor, names, read);
     }
+  }
+  if (keeps_blocks && !has_blocks) {
+    throw CheckpointError(
+        fmt::format("{}: expected matrices in blocks to keep, got none; read it in a dtype", path));
   }
 }
 

@@ -23,8 +23,10 @@ namespace prefopt::detail {
 class DecoderReader {
  public:
   /// Without a dtype the weights keep a folder's: matrices of several become the widest of them,
-  /// and vectors keep their own. A GGUF file's, which is several, become float32.
-  DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype);
+  /// and vectors keep their own. A GGUF file's, which is several, become float32, or matrices stay
+  /// in their blocks where `keeps_blocks`; a file without any is refused then.
+  DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype,
+                bool keeps_blocks = false);
 
   const DecoderConfig& config() const { return config_; }
   /// Of the safetensors files, to be written back.
@@ -52,7 +54,7 @@ class DecoderReader {
   };
 
   void open_folder(const std::string& directory);
-  void open_gguf(const std::string& path);
+  void open_gguf(const std::string& path, bool keeps_blocks);
   void add_parts(const GgufTensor& tensor, const std::vector<std::string>& names,
                  const std::function<at::Tensor()>& read);
   /// Decides in what dtypes weights are kept where none is wanted.
@@ -71,6 +73,9 @@ class DecoderReader {
   std::map<std::string, std::string> metadata_ = {{"format", "pt"}};
   std::map<std::string, Stored> left_;
 };
+
+/// Returns whether a path is a GGUF file with matrices in blocks.
+bool has_blocks(const std::string& path);
 
 /// Returns family and shape of a model in a folder or a `.gguf` file, from its config alone. Throws
 /// CheckpointError as loading the model does.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "decoder/gguf_decoder.h"
 
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/StringUtil.h>
 #include <fmt/format.h>
@@ -15,6 +16,8 @@
 #include "core/text.h"
 #include "decoder/families/family.h"
 #include "decoder/gguf_fields.h"
+#include "files/gguf_encoding.h"
+#include "kernels/block_tensor.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -428,6 +431,30 @@ at::Tensor read_gguf_weight(const GgufFile& file, const std::string& gguf_name,
   if (adds_one(family, gguf_name)) return weight - 1;
   const std::int64_t heads = reordered_heads(family, gguf_name, options);
   return heads > 0 ? halves_from_pairs(weight, heads) : weight;
+}
+
+at::Tensor read_gguf_blocks(const GgufFile& file, const std::string& gguf_name,
+                            const DecoderOptions& options) {
+  const GgufTensor& tensor = *file.find_tensor(gguf_name);
+  const GgufEncoding& encoding = *find_gguf_encoding(tensor.type);
+  // The router is small, and read by LibTorch's operators.
+  const bool is_router = split_layer_name(gguf_name).part == "ffn_gate_inp";
+  if (encoding.decode == nullptr || tensor.shape.size() != 2 || is_router) return {};
+  kernels::StoredBlocks blocks{.encoding = encoding.name,
+                               .matrix = {.columns = tensor.shape[1],
+                                          .values = encoding.values,
+                                          .bytes = encoding.bytes,
+                                          .decode = encoding.decode},
+                               .rows = tensor.shape[0],
+                               .bytes = file.bytes(gguf_name)};
+  blocks.matrix.data = blocks.bytes.const_data_ptr<std::uint8_t>();
+  const Family* family = find_gguf_family(file.text("general.architecture"));
+  if (const std::int64_t heads = reordered_heads(family, gguf_name, options); heads > 0) {
+    const at::Tensor places = halves_from_pairs(at::arange(blocks.rows).unsqueeze(1), heads);
+    const auto* place = places.const_data_ptr<std::int64_t>();
+    blocks.places.assign(place, place + blocks.rows);
+  }
+  return kernels::make_block_tensor(std::move(blocks));
 }
 
 std::string gguf_name(std::string_view hugging_face_name, const DecoderOptions& options) {

@@ -35,6 +35,11 @@ std::vector<std::string> hugging_face_names(std::string_view gguf_name,
 at::Tensor read_gguf_weight(const GgufFile& file, const std::string& gguf_name,
                             const DecoderOptions& options, at::ScalarType dtype);
 
+/// Returns a matrix of the file in its blocks, in Hugging Face's order; undefined for a tensor that
+/// is not one.
+at::Tensor read_gguf_blocks(const GgufFile& file, const std::string& gguf_name,
+                            const DecoderOptions& options);
+
 /// The name in GGUF files of a decoder's tensor, which is that of all experts for one of them;
 /// empty for any other.
 std::string gguf_name(std::string_view hugging_face_name, const DecoderOptions& options);

@@ -8,6 +8,7 @@
 
 #include "core/memory_pool.h"
 #include "decoder/device_math.h"
+#include "kernels/block_tensor.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/linear.h"
 #include "math/wide_gradient.h"
@@ -37,15 +38,20 @@ cpu::Rows<T> mutable_rows_of(const at::Tensor& tensor, std::int64_t stride) {
   return {tensor.mutable_data_ptr<T>(), stride};
 }
 
-// Calls f with a number of the type of `x`, one of the weight's, and the weight in that type.
+// Calls f with a number of the type of `x`, a value of the weight's type, and the weight in that
+// type as the kernels read it.
 template <class F>
 void with_weight(const at::Tensor& x, const at::Tensor& weight, F&& f) {
-  if (x.scalar_type() == at::kDouble) {
-    f(double(), double(), weight.to(at::kDouble));
+  if (const kernels::StoredBlocks* blocks = kernels::blocks_of(weight)) {
+    f(float(), cpu::BlockMatrix(), blocks->matrix);
+  } else if (x.scalar_type() == at::kDouble) {
+    const at::Tensor wide = weight.to(at::kDouble);
+    f(double(), double(), rows_of<double>(wide, wide.stride(0)));
   } else if (weight.scalar_type() == at::kBFloat16) {
-    f(float(), c10::BFloat16(), weight);
+    f(float(), c10::BFloat16(), rows_of<c10::BFloat16>(weight, weight.stride(0)));
   } else {
-    f(float(), float(), weight.to(at::kFloat));
+    const at::Tensor wide = weight.to(at::kFloat);
+    f(float(), float(), rows_of<float>(wide, wide.stride(0)));
   }
 }
 
@@ -160,12 +166,12 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tens
   const cpu::LinearSizes sizes{.rows = x.size(0), .in = x.size(1), .out = weight.size(0)};
   at::Tensor y = empty_matrix(sizes.rows, sizes.out, x);
   if (residual.defined()) y.copy_(residual);
-  with_weight(x, weight, [&](auto number, auto narrow, const at::Tensor& w) {
+  with_weight(x, weight, [&](auto number, auto narrow, const auto& w) {
     using T = decltype(number);
     using Weight = decltype(narrow);
     cpu::linear_forward<T, Weight>({.sizes = sizes,
                                     .x = rows_of<T>(x, x.stride(0)),
-                                    .weight = rows_of<Weight>(w, w.stride(0)),
+                                    .weight = w,
                                     .y = mutable_rows_of<T>(y, sizes.out),
                                     .accumulate = residual.defined()});
   });
@@ -177,12 +183,12 @@ void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Ten
   const cpu::LinearSizes sizes{.rows = grad.size(0), .in = weight.size(1), .out = grad.size(1)};
   const bool accumulate = sum.defined();
   if (!accumulate) sum = empty_matrix(sizes.rows, sizes.in, grad);
-  with_weight(grad, weight, [&](auto number, auto narrow, const at::Tensor& w) {
+  with_weight(grad, weight, [&](auto number, auto narrow, const auto& w) {
     using T = decltype(number);
     using Weight = decltype(narrow);
     cpu::linear_input_grad<T, Weight>({.sizes = sizes,
                                        .dy = rows_of<T>(grad, grad.stride(0)),
-                                       .weight = rows_of<Weight>(w, w.stride(0)),
+                                       .weight = w,
                                        .dx = mutable_rows_of<T>(sum, sum.stride(0)),
                                        .accumulate = accumulate});
   });
@@ -191,6 +197,7 @@ void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Ten
 at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight) {
   if (!x.is_cpu()) return device_math::weight_product(grad, x, weight);
   const cpu::LinearSizes sizes{.rows = x.size(0), .in = x.size(1), .out = grad.size(1)};
+  kernels::check_trainable(weight, "decoder");
   const at::Tensor sum = wide_gradient(weight);
   const at::Tensor dw = sum.defined() ? sum : empty_matrix(sizes.out, sizes.in, x);
   with_type_of(x, [&](auto number) {

@@ -36,8 +36,8 @@ struct SwigluGradients {
 SwigluGradients swiglu_backward_(Gate function, at::Tensor& grad, const at::Tensor& gate,
                                  const at::Tensor& up);
 
-/// x Wᵀ, added to a copy of `residual` where that is defined. A bfloat16 weight is widened as it is
-/// read, one of float16 before.
+/// x Wᵀ, added to a copy of `residual` where that is defined. A bfloat16 weight is widened, and one
+/// in blocks decoded, as it is read, one of float16 before.
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual = {});
 
 /// grad W, added to `sum` where that is defined, else put there.

@@ -21,9 +21,11 @@
 #include <limits>
 
 #include "core/memory_pool.h"
+#include "kernels/block_tensor.h"
 
 namespace prefopt::detail {
 at::Tensor copy_of(const at::Tensor& weight) {
+  if (kernels::blocks_of(weight)) return weight.detach();
   if (!weight.is_cpu()) return weight.detach().clone();
   return empty_from_pool(weight.sizes(), weight.scalar_type()).copy_(weight.detach());
 }
@@ -33,7 +35,7 @@ namespace {
 // Rows [begin, begin + count) of a fused map.
 Linear part_of(const Linear& fused, std::int64_t begin, std::int64_t count) {
   Linear part;
-  part.weight = fused.weight.narrow(0, begin, count);
+  part.weight = kernels::narrow_rows(fused.weight, begin, count);
   if (fused.bias.defined()) part.bias = fused.bias.narrow(0, begin, count);
   if (fused.lora_a.defined()) {
     part.lora_a = fused.lora_a;
@@ -94,10 +96,28 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, const NormSpe
   return (weight * (wide * scale).to(x.scalar_type())).to(x.scalar_type());
 }
 
+at::Tensor embedded(const at::Tensor& embedding, const at::Tensor& ids, at::ScalarType dtype) {
+  if (const kernels::StoredBlocks* blocks = kernels::blocks_of(embedding)) {
+    return kernels::rows_at(*blocks, ids).to(dtype);
+  }
+  return widened_rows(embedding, ids, dtype);
+}
+
+namespace {
+
+at::Tensor product_of(const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& bias) {
+  if (kernels::blocks_of(weight)) {
+    const at::Tensor y = kernels::block_product(rows, weight);
+    return bias.defined() ? y + bias : y;
+  }
+  return bias.defined() ? at::addmm(bias.to(rows.scalar_type()), rows, weight.t())
+                        : at::mm(rows, weight.t());
+}
+
+}  // namespace
+
 at::Tensor linear(const at::Tensor& rows, const Linear& map, double lora_scale) {
-  at::Tensor result = map.bias.defined()
-                          ? at::addmm(map.bias.to(rows.scalar_type()), rows, map.weight.t())
-                          : at::mm(rows, map.weight.t());
+  at::Tensor result = product_of(rows, map.weight, map.bias);
   if (map.lora_a.defined()) {
     // Adapters are at least float32; the sum is rounded once.
     const at::Tensor wide = rows.to(map.lora_a.scalar_type());
@@ -196,7 +216,7 @@ at::Tensor Network::hidden_states(const at::Tensor& ids, const at::Tensor& lengt
       rotaries_at(positions, lengths.unsqueeze(1), at_least_float32(embedding.scalar_type()));
   for (Rotary& rotary : rotaries) rotary = {rotary.cos.unsqueeze(1), rotary.sin.unsqueeze(1)};
   // Rows of all tokens: two-dimensional products take the same path with and without gradient.
-  at::Tensor x = at::embedding(embedding, ids.reshape(-1));
+  at::Tensor x = embedded(embedding, ids.reshape(-1), embedding.scalar_type());
   if (spec.embedding_scale != 1) x = x * spec.embedding_scale;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const Layer layer = unfused(i);

@@ -110,8 +110,12 @@ struct Network {
   at::Tensor hidden_states(const at::Tensor& ids, const at::Tensor& lengths) const;
 };
 
-/// On a CPU in large pages, which the layers read through fewer misses.
+/// On a CPU in large pages, which the layers read through fewer misses. A weight in blocks is not
+/// copied: nothing writes to it.
 at::Tensor copy_of(const at::Tensor& weight);
+
+/// Returns rows of the embedding in `dtype`, [ids, hidden], differentiable.
+at::Tensor embedded(const at::Tensor& embedding, const at::Tensor& ids, at::ScalarType dtype);
 
 /// The parts of `hidden_states`.
 at::Tensor apply_rope(const at::Tensor& x, const Rotary& rotary);  // x [S, heads, T, head_dim]

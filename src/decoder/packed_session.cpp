@@ -2,7 +2,6 @@
 #include "decoder/packed_session.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/index_select.h>
@@ -17,6 +16,7 @@
 
 #include "core/memory_pool.h"
 #include "decoder/tree_attention.h"
+#include "kernels/block_tensor.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/query_attention.h"
 #include "kernels/cpu/thin_linear.h"
@@ -105,6 +105,7 @@ struct MapInto {
 template <class T>
 cpu::WeightRows<T> weight_rows(const at::Tensor& weight) {
   if constexpr (std::is_same_v<T, float>) {
+    if (const auto* blocks = kernels::blocks_of(weight)) return blocks->matrix;
     if (weight.scalar_type() == at::kBFloat16) return weight.const_data_ptr<c10::BFloat16>();
     if (weight.scalar_type() == at::kHalf) return weight.const_data_ptr<c10::Half>();
   }
@@ -116,7 +117,7 @@ cpu::WeightRows<T> weight_rows(const at::Tensor& weight) {
 template <class T>
 Network readable(Network network) {
   const auto make_readable = [](at::Tensor& tensor) {
-    if (!tensor.defined()) return;
+    if (!tensor.defined() || kernels::blocks_of(tensor)) return;
     tensor = tensor.detach().contiguous();
     if (tensor.dim() == 1) tensor = tensor.to(kDtype<T>);
   };
@@ -226,7 +227,7 @@ class PackedSession final : public DecodeSession {
   // --- the arithmetic of a layer, on rows wherever they belong ---------------------------------
 
   void embed(const at::Tensor& ids, Rows<T>& rows) const {
-    at::Tensor x = at::embedding(network_.embedding, ids).to(kDtype<T>);
+    at::Tensor x = embedded(network_.embedding, ids, kDtype<T>);
     if (const double scale = network_.spec.embedding_scale; scale != 1) x = x * scale;
     std::copy_n(x.const_data_ptr<T>(), x.numel(), rows.x.data());
   }

@@ -489,18 +489,27 @@ const GgufTensor* GgufFile::find_tensor(std::string_view name) const {
   return at == impl_->index_of_tensor.end() ? nullptr : &impl_->tensors[at->second];
 }
 
-at::Tensor GgufFile::tensor(std::string_view name, at::ScalarType dtype) const {
+std::size_t GgufFile::place_of(std::string_view name) const {
   const auto at = impl_->index_of_tensor.find(name);
-  if (at == impl_->index_of_tensor.end()) {
-    throw CheckpointError(
-        fmt::format("{}: expected tensor '{}', got none of that name", path(), name));
-  }
+  if (at != impl_->index_of_tensor.end()) return at->second;
+  throw CheckpointError(
+      fmt::format("{}: expected tensor '{}', got none of that name", path(), name));
+}
+
+at::Tensor GgufFile::bytes(std::string_view name) const {
+  const GgufTensor& found = impl_->tensors[place_of(name)];
+  return detail::tensor_in_file(impl_->mapping, found.offset,
+                                {static_cast<std::int64_t>(found.bytes)}, at::kByte);
+}
+
+at::Tensor GgufFile::tensor(std::string_view name, at::ScalarType dtype) const {
+  const std::size_t place = place_of(name);
   if (!at::isFloatingType(dtype)) {
     throw DtypeError(fmt::format("{}: tensor '{}': expected a floating dtype, got {}", path(), name,
                                  c10::toString(dtype)));
   }
-  const GgufTensor& found = impl_->tensors[at->second];
-  const detail::GgufEncoding& encoding = *impl_->encodings[at->second];
+  const GgufTensor& found = impl_->tensors[place];
+  const detail::GgufEncoding& encoding = *impl_->encodings[place];
   if (encoding.dtype) {
     return detail::tensor_in_file(impl_->mapping, found.offset, found.shape, *encoding.dtype)
         .to(dtype);

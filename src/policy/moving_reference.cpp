@@ -15,6 +15,7 @@
 #include <set>
 #include <string_view>
 
+#include "kernels/block_tensor.h"
 #include "math/wide_gradient.h"
 #include "prefopt/error.h"
 
@@ -81,6 +82,7 @@ std::vector<MovingWeight> moving_weights(const Policy& start, const Policy& poli
   for (const auto& [name, value] : start.named_parameters()) values[name] = value.detach();
   std::set<const void*> of_policy, seen;
   for (const auto& parameter : policy.named_parameters()) {
+    if (kernels::blocks_of(parameter.value)) continue;  // none of them is trained
     of_policy.insert(parameter.value.const_data_ptr());
   }
   std::vector<MovingWeight> weights;

@@ -11,6 +11,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <c10/util/StringUtil.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -19,6 +20,7 @@
 #include <utility>
 
 #include "core/hash.h"
+#include "kernels/block_tensor.h"
 #include "math/wide_gradient.h"
 #include "policy/decoding.h"
 #include "policy/output_head.h"
@@ -148,7 +150,8 @@ void check_kept(const std::vector<std::int64_t>& kept, std::int64_t sequences) {
 
 at::Tensor TrainedWeight::value() const {
   if (!lora_b.defined()) return weight;
-  at::Tensor sum = weight.defined() ? weight.to(lora_b.scalar_type()) : at::zeros_like(lora_b);
+  at::Tensor sum = weight.defined() ? kernels::with_numbers(weight).to(lora_b.scalar_type())
+                                    : at::zeros_like(lora_b);
   sum = lora_a.defined() ? sum.addmm(lora_b, lora_a, /*beta=*/1, lora_scale)
                          : sum.add(lora_b, lora_scale);
   if (!magnitude.defined()) return sum;
@@ -229,8 +232,19 @@ void load_parameters(const std::vector<NamedParameter>& parameters, const std::s
 namespace {
 
 // Lengths lead every part, so that no two lists can feed the same bytes.
+void add_blocks(ContentHash& hash, const std::string& name, const kernels::StoredBlocks& blocks) {
+  hash.update(fmt::format("{} {} {} [{}, {}] {} {}\n", name.size(), name, blocks.encoding,
+                          blocks.rows, blocks.matrix.columns, blocks.bytes.numel(),
+                          fmt::join(blocks.places, " ")));
+  hash.update(blocks.bytes.const_data_ptr(), blocks.bytes.nbytes());
+}
+
 void add_tensors(ContentHash& hash, const std::vector<NamedParameter>& tensors) {
   for (const auto& [name, value] : tensors) {
+    if (const kernels::StoredBlocks* blocks = kernels::blocks_of(value)) {
+      add_blocks(hash, name, *blocks);
+      continue;
+    }
     const at::Tensor bytes = value.detach().cpu().contiguous();
     hash.update(fmt::format("{} {} {} {} {}\n", name.size(), name,
                             c10::toString(bytes.scalar_type()), c10::str(bytes.sizes()),
@@ -269,10 +283,15 @@ void copy_parameters(const std::vector<NamedParameter>& parameters,
 }
 
 bool have_equal_weights(const Policy& a, const Policy& b) {
-  const auto are_equal = [](const NamedParameter& x, const NamedParameter& y) {
+  const auto is_in_blocks = [](const at::Tensor& value) {
+    return kernels::blocks_of(value) != nullptr;
+  };
+  const auto are_equal = [&](const NamedParameter& x, const NamedParameter& y) {
     return x.name == y.name && x.value.device() == y.value.device() &&
            x.value.scalar_type() == y.value.scalar_type() && x.value.sizes() == y.value.sizes() &&
-           at::equal(x.value, y.value);
+           (is_in_blocks(x.value) || is_in_blocks(y.value)
+                ? kernels::blocks_of(x.value) == kernels::blocks_of(y.value)
+                : at::equal(x.value, y.value));
   };
   // The scale of an adapter is in none of its matrices.
   const auto have_equal_scales = [](const TrainedWeight& x, const TrainedWeight& y) {

@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/block_tensor.h"
 #include "math/wide_gradient.h"
 #include "policy/output_head.h"
 #include "prefopt/error.h"
@@ -83,7 +84,8 @@ RowLogps logps_of(const CompletionRows& from, at::ScalarType dtype, std::int64_t
   const bool is_neutral = detail::is_neutral(transform);
   at::Tensor logits = from.rows.narrow(0, first, size).to(dtype);
   if (weight.defined()) {
-    logits = logits.mm(weight.to(dtype).t());
+    logits = kernels::blocks_of(weight) ? kernels::block_product(logits, weight)
+                                        : logits.mm(weight.to(dtype).t());
     if (bias.defined()) logits.add_(bias.to(dtype));
   } else if (!is_neutral) {
     logits = logits.clone();  // from the policy's own
@@ -179,8 +181,7 @@ class RowKl : public torch::autograd::Function<RowKl> {
                      at::Tensor d_logits =
                          (kl_gradient(of.logps, ref_logps, direction) * scale).to(dtype);
                      if (of.slope.defined()) d_logits = d_logits * of.slope;
-                     d_rows.narrow(0, first, size)
-                         .copy_(head.defined() ? d_logits.mm(head.to(dtype)) : d_logits);
+                     d_rows.narrow(0, first, size).copy_(through_head(d_logits, head));
                      if (d_head.defined()) {
                        d_head.addmm_(d_logits.t(), ours.rows.narrow(0, first, size).to(dtype));
                      }
@@ -195,6 +196,13 @@ class RowKl : public torch::autograd::Function<RowKl> {
   }
 
  private:
+  /// Returns the gradient of the rows in front of the head, which may be undefined.
+  static at::Tensor through_head(const at::Tensor& d_logits, const at::Tensor& head) {
+    if (!head.defined()) return d_logits;
+    if (kernels::blocks_of(head)) return kernels::block_input_gradient(d_logits, head);
+    return d_logits.mm(head.to(d_logits.scalar_type()));
+  }
+
   static std::vector<double> numbers_of(const LogitTransform& transform) {
     return {transform.scale, transform.softcap, transform.temperature};
   }

@@ -125,10 +125,41 @@ void complete_shape(ModelOptions& options, const Tokenizer& tokenizer) {
 const Decoder& layers_of(const Decoder& model) { return model; }
 const Decoder& layers_of(const RewardModel& model) { return model.body(); }
 
+/// Returns the dtype to load the weights in, or "quantized".
+std::string dtype_of_weights(const ModelOptions& options) {
+  const bool is_under_adapter = options.use_lora || !options.adapter.empty();
+  const bool leaves_dtype = options.dtype == "float32" || options.dtype == "keep";
+  if (options.base == "auto") {
+    const bool keeps = is_under_adapter && leaves_dtype && device_of(options).is_cpu() &&
+                       has_blocks(options.path);
+    return keeps ? "quantized" : options.dtype;
+  }
+  if (options.base != "quantized" && options.base != "float32" && options.base != "bfloat16") {
+    throw ConfigError(fmt::format(
+        "model.base: expected auto, float32, bfloat16 or quantized, got '{}'", options.base));
+  }
+  if (!is_under_adapter) {
+    throw ConfigError(fmt::format(
+        "model.base: expected auto where all weights are trained, in model.dtype, got '{}'; "
+        "model.use_lora trains an adapter on it",
+        options.base));
+  }
+  if (!leaves_dtype && options.dtype != options.base) {
+    throw ConfigError(fmt::format("model.base: expected auto or '{}', as model.dtype is, got '{}'",
+                                  options.dtype, options.base));
+  }
+  return options.base;
+}
+
 std::shared_ptr<Decoder> load_model(const ModelOptions& options, const Decoder* /*kind*/) {
-  return Decoder::load(options.path, options.dtype);
+  return Decoder::load(options.path, dtype_of_weights(options));
 }
 std::shared_ptr<RewardModel> load_model(const ModelOptions& options, const RewardModel* /*kind*/) {
+  if (options.base != "auto") {
+    throw ConfigError(fmt::format(
+        "model.base: expected auto for a reward model, whose weights are in model.dtype, got '{}'",
+        options.base));
+  }
   return RewardModel::load(options.path, options.dtype, ScoreHead::kFreshIfNone);
 }
 

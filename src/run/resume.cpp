@@ -16,6 +16,7 @@
 #include "core/file.h"
 #include "core/hash.h"
 #include "core/text.h"
+#include "kernels/block_tensor.h"
 #include "prefopt/error.h"
 #include "prefopt/options.h"
 #include "prefopt/run/run.h"
@@ -303,10 +304,12 @@ std::string fingerprint_of(const Policy& policy) {
   ContentHash hash;
   hash.update(policy.config());
   for (const auto& [name, value] : policy.named_parameters()) {
-    const at::Tensor here = value.detach().cpu().contiguous();
+    const kernels::StoredBlocks* blocks = kernels::blocks_of(value);
+    const at::Tensor here = blocks ? blocks->bytes : value.detach().cpu().contiguous();
     const std::string_view bytes(static_cast<const char*>(here.const_data_ptr()), here.nbytes());
-    hash.update(fmt::format("\n{} {} {} {}", name, c10::str(here.sizes()),
-                            c10::toString(here.scalar_type()), crc32_of(bytes)));
+    hash.update(fmt::format("\n{} {} {} {}", name, c10::str(value.sizes()),
+                            blocks ? blocks->encoding : c10::toString(here.scalar_type()),
+                            crc32_of(bytes)));
   }
   return hash.hex();
 }

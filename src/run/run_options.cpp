@@ -10,6 +10,14 @@ void ModelOptions::fields(FieldVisitor& v) {
          path);
   v.text({"dtype", "float32, float64, bfloat16, float16, or keep for the file's", {"torch_dtype"}},
          dtype);
+  // Texts from before this option lack it.
+  if (!v.writes() || base != "auto") {
+    v.text(
+        {"base",
+         "The weights under an adapter: float32, bfloat16, or quantized for a GGUF file's blocks; "
+         "auto: quantized where a file has blocks and dtype is float32 or keep, else dtype"},
+        base);
+  }
   // Texts from before this option lack it, and are the same without it.
   if (!v.writes() || device != ModelOptions().device) {
     v.text({"device", "cpu, cuda, cuda:1, …, or auto for a CUDA device where there is one"},

@@ -23,6 +23,7 @@
 
 #include "core/memory_pool.h"
 #include "core/random.h"
+#include "kernels/block_tensor.h"
 #include "math/upload.h"
 #include "math/wide_gradient.h"
 #include "prefopt/error.h"
@@ -220,6 +221,7 @@ Optimizer::Optimizer(const OptimizerOptions& options, const std::vector<TrainedT
   groups_[0].weight_decay = options.weight_decay;
   for (const auto& [name, value, is_matrix, first] : tensors) {
     if (has(value)) continue;  // once, under however many names
+    kernels::check_trainable(value, name);
     const bool is_narrow = detail::is_narrow(value.scalar_type());
     const auto state_dtype = options.state_dtype == StateDtype::kBFloat16 ? at::kBFloat16
                              : is_narrow                                  ? at::kFloat

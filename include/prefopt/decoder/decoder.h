@@ -83,7 +83,9 @@ class PREFOPT_API Decoder final : public Policy {
   /// results and is not understood is refused by name (CheckpointError). `dtype` "keep" keeps the
   /// folder's: matrices of several dtypes are widened to the widest, vectors stay as stored. It
   /// takes float32 from a GGUF file. Weights of the dtype wanted stay where they are, mapped from
-  /// the file.
+  /// the file. `dtype` "quantized" leaves the matrices of a GGUF file in its blocks, which are
+  /// decoded a slice at a time where they are used, to the bits that float32 gives: for a model on
+  /// the CPU that is not trained, or under an adapter.
   static std::shared_ptr<Decoder> load(const std::string& path, std::string_view dtype = "keep");
 
   PolicyOutput forward(const TokenBatch& batch) override;

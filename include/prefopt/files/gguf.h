@@ -59,10 +59,13 @@ class PREFOPT_API GgufFile {
   /// any other type. If the file holds `dtype` itself, the tensor is a view of the mapping, which
   /// is private: writing to it never reaches the file.
   at::Tensor tensor(std::string_view name, at::ScalarType dtype = at::kFloat) const;
+  /// Returns a tensor's bytes as they are in the file, uint8 [bytes], a view of the mapping.
+  at::Tensor bytes(std::string_view name) const;
 
  private:
   struct Impl;
   explicit GgufFile(std::shared_ptr<const Impl> impl);
+  std::size_t place_of(std::string_view name) const;
   std::shared_ptr<const Impl> impl_;
 };
 

@@ -16,6 +16,7 @@
 #include <string_view>
 #include <utility>
 
+#include "kernels/block_tensor.h"
 #include "math/wide_gradient.h"
 #include "prefopt/error.h"
 #include "prefopt/files/safetensors.h"
@@ -90,9 +91,11 @@ void AdapterFile::check_nothing_left(const at::Tensor& embedding, const HeadUnde
     for (const char* end : {".base_layer.weight", ".weight"}) {
       const auto at = left_.find(peft_key(module) + end);
       if (at == left_.end() || !own.defined()) continue;
-      const double bound = tolerance * own.abs().max().item<double>();
-      const bool is_copy = at->second.sizes() == own.sizes() &&
-                           at::allclose(at->second.to(own.options()), own, /*rtol=*/0, bound);
+      const at::Tensor numbers = kernels::with_numbers(own);
+      const double bound = tolerance * numbers.abs().max().item<double>();
+      const bool is_copy =
+          at->second.sizes() == own.sizes() &&
+          at::allclose(at->second.to(numbers.options()), numbers, /*rtol=*/0, bound);
       if (!is_copy) {
         throw CheckpointError(fmt::format(
             "{}: tensor '{}': expected the values under the adapter in this model, got others; was "
@@ -117,7 +120,8 @@ HeadUnder head_under(BaseChange change, const Network& base, const AdapterParts&
   if (change == BaseChange::kNone || part == parts.low_rank.end()) return {base.head()};
   const std::int64_t rank = part->a.size(0) / 2;  // the rest is what was taken out
   const at::Tensor taken = part->b.narrow(1, rank, rank).mm(part->a.narrow(0, rank, rank));
-  return {base.head() + part->scale * taken, is_narrow(base.head().scalar_type()) ? 1e-2 : 1e-5};
+  return {kernels::with_numbers(base.head()) + part->scale * taken,
+          is_narrow(base.head().scalar_type()) ? 1e-2 : 1e-5};
 }
 
 void undo_base_change(BaseChange change, const Network& base, AdapterParts& parts,

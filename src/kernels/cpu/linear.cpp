@@ -108,6 +108,46 @@ void linear_input_grad(const LinearInputGrad<T, Weight>& p) {
                               p.accumulate);
 }
 
+// Numbers of a weight that are decoded at once: few enough to stay in a cache until they are
+// packed.
+constexpr std::int64_t kSliceNumbers = std::int64_t{1} << 20;
+
+// The slices are rows of W, columns of the result.
+template <>
+void linear_forward(const LinearForward<float, BlockMatrix>& p) {
+  const auto [rows, in, out] = p.sizes;
+  const std::int64_t step = std::max<std::int64_t>(1, part_size(out, kSliceNumbers / (in + 1) + 1));
+  const Buffer<float> slice(step * in);
+  for (std::int64_t first = 0; first < out; first += step) {
+    const Range of_out{first, std::min(out, first + step)};
+    decode_slice(p.weight, {of_out.begin, of_out.size(), 0, in}, slice.data());
+    product_in_place<float, float>(p.x, rows, in, of_out.size(), {slice.data(), 1, in},
+                                   {p.y.data + of_out.begin, p.y.stride}, p.accumulate);
+  }
+}
+
+// The slices are parts of the depth as `product` cuts it, so that sums have the same order, and of
+// those some blocks of each row.
+template <>
+void linear_input_grad(const LinearInputGrad<float, BlockMatrix>& p) {
+  const auto [rows, in, out] = p.sizes;
+  const std::int64_t depth = std::max<std::int64_t>(1, part_size(out, kDepthAtOnce));
+  const std::int64_t block = p.weight.values;
+  const std::int64_t wide = std::min(in, std::max(block, kSliceNumbers / depth / block * block));
+  const Buffer<float> slice(depth * wide);
+  for (std::int64_t first = 0; first < in; first += wide) {
+    const Range of_in{first, std::min(in, first + wide)};
+    for (std::int64_t k = 0; k == 0 || k < out; k += depth) {
+      const Range of_out{k, std::min(out, k + depth)};
+      decode_slice(p.weight, {of_out.begin, of_out.size(), of_in.begin, of_in.size()},
+                   slice.data());
+      product_in_place<float, float>({p.dy.data + k, p.dy.stride}, rows, of_out.size(),
+                                     of_in.size(), {slice.data(), of_in.size(), 1},
+                                     {p.dx.data + first, p.dx.stride}, p.accumulate || k > 0);
+    }
+  }
+}
+
 // The tokens are the depth, and they are taken a part at a time, so that the packed part of dY
 // stays in a cache.
 template <class T>

@@ -180,10 +180,15 @@ class Workplace {
   const T* weight_rows(const ThinLinear<T>& product, std::int64_t first, std::int64_t count) {
     const std::int64_t offset = first * product.in;
     return std::visit(
-        [&](const auto* weight) -> const T* {
-          using Weight = std::remove_cvref_t<decltype(*weight)>;
-          if constexpr (std::is_same_v<Weight, T>) {
+        [&](const auto& weight) -> const T* {
+          using Weight = std::remove_cvref_t<decltype(weight)>;
+          if constexpr (std::is_same_v<Weight, const T*>) {
             return weight + offset;
+          } else if constexpr (std::is_same_v<Weight, BlockMatrix>) {
+            for (std::int64_t i = 0; i < count; ++i) {
+              decode_row(weight, first + i, weight_.data() + i * product.in);
+            }
+            return weight_.data();
           } else {
             widen(weight + offset, count * product.in, weight_.data());
             return weight_.data();

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <variant>
 
+#include "kernels/cpu/block_matrix.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/rows.h"
 
@@ -18,12 +19,12 @@
 // (bench_linear). A row's result depends neither on the other rows nor on the number of threads.
 namespace prefopt::kernels::cpu {
 
-/// A matrix without gaps; a low precision is widened a few rows at a time.
+/// A matrix without gaps; a low precision is widened, or blocks are decoded, a few rows at a time.
 template <class T>
-using WeightRows =
-    std::conditional_t<std::is_same_v<T, float>,
-                       std::variant<const float*, const c10::BFloat16*, const c10::Half*>,
-                       std::variant<const T*>>;
+using WeightRows = std::conditional_t<
+    std::is_same_v<T, float>,
+    std::variant<const float*, const c10::BFloat16*, const c10::Half*, BlockMatrix>,
+    std::variant<const T*>>;
 
 /// y = x Wᵀ + b, or y += x Wᵀ + b.
 template <class T>

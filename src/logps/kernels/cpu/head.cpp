@@ -14,6 +14,7 @@
 
 #include "core/memory_pool.h"
 #include "core/parallel.h"
+#include "kernels/block_tensor.h"
 #include "kernels/cpu/gemm.h"
 #include "logps/head_plan.h"
 #include "math/wide_gradient.h"
@@ -99,7 +100,8 @@ struct Head {
   Head(const HeadInputs& inputs, const HeadPlan& plan)
       : map(inputs.map),
         hidden(inputs.hidden.to(kDtype<T>).contiguous()),
-        weight(inputs.weight.contiguous()),
+        blocks(blocks_of(inputs.weight)),
+        weight(blocks == nullptr ? inputs.weight.contiguous() : inputs.weight),
         bias(inputs.bias.defined() ? inputs.bias.to(kDtype<T>).contiguous() : at::Tensor()),
         targets(inputs.targets.contiguous()),
         token_tiles(cut({0, tokens()}, plan.tile_rows)),
@@ -118,8 +120,14 @@ struct Head {
     return targets.template const_data_ptr<std::int64_t>()[token];
   }
 
-  /// Rows of the weight in T; a low precision is widened.
+  /// Rows of the weight in T; a low precision is widened, blocks are decoded.
   at::Tensor weight_rows(Range vocab) const {
+    if (blocks != nullptr) {
+      at::Tensor rows = empty_from_pool({vocab.size(), width()}, at::kFloat);
+      decode_slice(blocks->matrix, {vocab.begin, vocab.size(), 0, width()},
+                   rows.mutable_data_ptr<float>());
+      return rows;
+    }
     const at::Tensor rows = weight.slice(0, vocab.begin, vocab.end);
     if (weight.scalar_type() == kDtype<T>) return rows;
     return empty_from_pool(rows.sizes(), kDtype<T>).copy_(rows);
@@ -161,8 +169,16 @@ struct Head {
     });
   }
 
+  /// Rows of the weight that are the tokens' targets.
+  at::Tensor target_rows() const {
+    return blocks != nullptr ? rows_at(*blocks, targets)
+                             : weight.index_select(0, targets).to(kDtype<T>);
+  }
+
   LogitMap map;
-  at::Tensor hidden, weight, bias, targets;
+  at::Tensor hidden;
+  const StoredBlocks* blocks;  ///< of the weight, or null
+  at::Tensor weight, bias, targets;
   std::vector<Range> token_tiles, vocab_tiles;
   PackedHidden<T> columns;
   std::int64_t stride;
@@ -188,7 +204,7 @@ at::Tensor column_of(std::vector<T>& values) {
 /// out[token, :] += shares[token] w_target.
 template <class T>
 void add_rows_of_targets(const Head<T>& head, std::vector<T>& shares, at::Tensor& out) {
-  out.addcmul_(head.weight.index_select(0, head.targets).to(kDtype<T>), column_of(shares));
+  out.addcmul_(head.target_rows(), column_of(shares));
 }
 
 /// Moments of all rows, gathered block by block in the order of the vocabulary, so that the number
@@ -336,6 +352,7 @@ template <class T>
 std::array<at::Tensor, 3> backward(const HeadInputs& inputs, const HeadPlan& plan,
                                    const at::Tensor& factors, const at::Tensor& logsumexp,
                                    const at::Tensor& kept, std::array<bool, 3> needed) {
+  if (needed[1]) check_trainable(inputs.weight, "linear_token_logps");
   Head<T> head(inputs, plan);
   const std::int64_t kept_vocab = kept.size(0);
   const at::Tensor sum = needed[1] ? detail::wide_gradient(inputs.weight) : at::Tensor();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/parallel.h"
+#include "kernels/block_tensor.h"
 #include "logps/kernels/cpu/head.h"
 #include "logps/kernels/cpu/softmax.h"
 
@@ -94,7 +95,7 @@ HeadPlan plan_of(const at::Tensor& hidden, const at::Tensor& weight, bool hidden
                     .hidden_size = hidden.size(1),
                     .vocab_size = weight.size(0),
                     .float64 = weight.scalar_type() == at::kDouble,
-                    .narrow_weight = weight.element_size() == 2,
+                    .narrow_weight = weight.element_size() == 2 || kernels::blocks_of(weight),
                     .hidden_grad = hidden_grad,
                     .weight_grad = weight_grad,
                     .by_product_grad = by_product_grad},

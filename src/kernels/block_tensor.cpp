@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/block_tensor.h"
+
+#include <ATen/OpaqueTensorImpl.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/StringUtil.h>
+#include <fmt/format.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <utility>
+
+#include "kernels/cpu/linear.h"
+#include "prefopt/error.h"
+
+namespace prefopt::kernels {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Handle = std::shared_ptr<const StoredBlocks>;
+using BlockTensorImpl = at::OpaqueTensorImpl<Handle>;
+
+/// A product with a weight that no gradient is asked of.
+struct BlockProduct : torch::autograd::Function<BlockProduct> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
+                            const at::Tensor& weight) {
+    context->saved_data["weight"] = weight;
+    const at::Tensor rows = x.contiguous();
+    const cpu::LinearSizes sizes{rows.size(0), rows.size(1), weight.size(0)};
+    at::Tensor y = at::empty({sizes.rows, sizes.out}, rows.options());
+    cpu::linear_forward<float, cpu::BlockMatrix>({sizes,
+                                                  {rows.const_data_ptr<float>(), sizes.in},
+                                                  blocks_of(weight)->matrix,
+                                                  {y.mutable_data_ptr<float>(), sizes.out}});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    return {block_input_gradient(gradients[0], context->saved_data["weight"].toTensor()), {}};
+  }
+};
+
+}  // namespace
+
+at::Tensor make_block_tensor(StoredBlocks blocks) {
+  const auto shared = std::make_shared<StoredBlocks>(std::move(blocks));
+  shared->matrix.places = shared->places.empty() ? nullptr : shared->places.data();
+  return at::detail::make_tensor<BlockTensorImpl>(
+      c10::DispatchKeySet(c10::DispatchKey::CPU), caffe2::TypeMeta::Make<float>(),
+      c10::Device(c10::kCPU), Handle(shared),
+      at::IntArrayRef({shared->rows, shared->matrix.columns}));
+}
+
+const StoredBlocks* blocks_of(const at::Tensor& tensor) {
+  const auto* impl = dynamic_cast<const BlockTensorImpl*>(tensor.unsafeGetTensorImpl());
+  return impl == nullptr ? nullptr : impl->opaque_handle().get();
+}
+
+void check_trainable(const at::Tensor& weight, std::string_view name) {
+  const StoredBlocks* blocks = blocks_of(weight);
+  if (blocks == nullptr) return;
+  throw ConfigError(fmt::format(
+      "{}: expected a weight in a floating dtype to train, got one in {} blocks; train an adapter "
+      "(model.use_lora), or load the model in float32 (model.base)",
+      name, blocks->encoding));
+}
+
+at::Tensor narrow_rows(const at::Tensor& matrix, std::int64_t begin, std::int64_t count) {
+  const StoredBlocks* all = blocks_of(matrix);
+  if (all == nullptr) return matrix.narrow(0, begin, count);
+  StoredBlocks part = *all;
+  part.rows = count;
+  part.places.clear();
+  for (std::int64_t row = begin; row < begin + count; ++row) {
+    part.places.push_back(all->places.empty() ? row : all->places[static_cast<std::size_t>(row)]);
+  }
+  return make_block_tensor(std::move(part));
+}
+
+at::Tensor rows_at(const StoredBlocks& blocks, const at::Tensor& ids) {
+  const at::Tensor flat = ids.reshape(-1).contiguous();
+  at::Tensor rows = at::empty({flat.size(0), blocks.matrix.columns}, at::kFloat);
+  const auto* id = flat.const_data_ptr<std::int64_t>();
+  for (std::int64_t i = 0; i < flat.size(0); ++i) {
+    decode_row(blocks.matrix, id[i], rows.mutable_data_ptr<float>() + i * blocks.matrix.columns);
+  }
+  return rows;
+}
+
+at::Tensor with_numbers(const at::Tensor& matrix) {
+  const StoredBlocks* blocks = blocks_of(matrix);
+  if (blocks == nullptr) return matrix;
+  at::Tensor numbers = at::empty({blocks->rows, blocks->matrix.columns}, at::kFloat);
+  decode_slice(blocks->matrix, {0, blocks->rows, 0, blocks->matrix.columns},
+               numbers.mutable_data_ptr<float>());
+  return numbers;
+}
+
+at::Tensor block_product(const at::Tensor& x, const at::Tensor& weight) {
+  if (x.scalar_type() != at::kFloat) {
+    throw DtypeError(fmt::format("decoder: expected float32 rows for a weight in {} blocks, got {}",
+                                 blocks_of(weight)->encoding, c10::toString(x.scalar_type())));
+  }
+  return BlockProduct::apply(x, weight);
+}
+
+at::Tensor block_input_gradient(const at::Tensor& dy, const at::Tensor& weight) {
+  const at::Tensor rows = dy.contiguous();
+  const cpu::LinearSizes sizes{rows.size(0), weight.size(1), weight.size(0)};
+  at::Tensor dx = at::empty({sizes.rows, sizes.in}, rows.options());
+  cpu::linear_input_grad<float, cpu::BlockMatrix>({sizes,
+                                                   {rows.const_data_ptr<float>(), sizes.out},
+                                                   blocks_of(weight)->matrix,
+                                                   {dx.mutable_data_ptr<float>(), sizes.in}});
+  return dx;
+}
+
+}  // namespace prefopt::kernels
