@@ -36,7 +36,7 @@ class TokenStepLoss final : public StepLoss {
   std::vector<StepPlan> plan_evaluation(const std::vector<TokenRow>& rows) const override {
     return planner().plan_evaluation(rows);
   }
-  void backward(StepPlan& plan, StepMetrics& metrics) override;
+  void backward(StepPlan& plan, GradientSum& gradients, StepMetrics& metrics) override;
   void evaluate(StepPlan& plan, StepMetrics& metrics) override;
   void add_lengths(const StepCounts& counts, StepMetrics& metrics) const override {
     detail::add_lengths(completion_needs(), counts, metrics);
@@ -51,7 +51,8 @@ class TokenStepLoss final : public StepLoss {
   Planner planner() const {
     return {rows_, parts_.options, !parts_.policy->packs(), *parts_.ranks};
   }
-  /// Calls `take` with the loss of each part of a step, and of the samples drawn for it.
+  /// Calls `take` with the loss of each of this rank's parts of a step, and of the samples drawn for
+  /// it, and with whether it is the last.
   template <class Take>
   void for_each_loss(const StepPlan& plan, StepMetrics& metrics, const Take& take) const;
   std::vector<TokenRow> draw_own(const StepPlan& plan) const;
@@ -139,6 +140,14 @@ void TokenStepLoss::check() const {
                     name(), parts_.options.imitation_coefficient));
   }
   if (needs_.own_samples > 0) {
+    const RanksOptions& ranks = parts_.ranks->options();
+    if (parts_.ranks->size() > 1 &&
+        (ranks.order == SumOrder::kTree || ranks.sharding == Sharding::kGradients)) {
+      throw ConfigError(fmt::format(
+          "{}: expected distributed.order fast and sharding none or optimizer with own samples "
+          "over several ranks, got {}",
+          name(), ranks.order == SumOrder::kTree ? "order tree" : "sharding gradients"));
+    }
     check_own_distribution(checked(parts_.options.sampling, "sampling"), name(),
                            "; its own samples are of the policy");
   }
@@ -169,15 +178,15 @@ void TokenStepLoss::check_rows(const std::vector<TokenRow>& rows) const {
 
 // The step.
 
-void TokenStepLoss::backward(StepPlan& plan, StepMetrics& metrics) {
-  for_each_loss(plan, metrics, [&](const at::Tensor& loss) {
+void TokenStepLoss::backward(StepPlan& plan, GradientSum& gradients, StepMetrics& metrics) {
+  for_each_loss(plan, metrics, [&](const at::Tensor& loss, bool is_last) {
     check_gradient(loss, name());
-    loss.backward();
+    gradients.backward(loss, is_last);
   });
 }
 
 void TokenStepLoss::evaluate(StepPlan& plan, StepMetrics& metrics) {
-  for_each_loss(plan, metrics, [](const at::Tensor&) {});
+  for_each_loss(plan, metrics, [](const at::Tensor&, bool) {});
 }
 
 template <class Take>
@@ -185,16 +194,27 @@ void TokenStepLoss::for_each_loss(const StepPlan& plan, StepMetrics& metrics,
                                   const Take& take) const {
   const ObjectiveTotals totals{.tokens = plan.totals.chosen_tokens,
                                .completions = plan.totals.pairs};
-  for (const Part& part : plan.parts) {
-    take(loss_of(part.rows, totals, /*are_own=*/false, metrics));
+  // All ranks draw the same samples, and each takes some of them.
+  std::vector<std::vector<TokenRow>> own;
+  ObjectiveTotals of_own;
+  if (needs_.own_samples > 0) {
+    const std::vector<TokenRow> all = draw_own(plan);
+    const StepCounts counts = count(all);
+    of_own = {.tokens = static_cast<double>(counts.chosen),
+              .completions = static_cast<double>(counts.rows)};
+    const Ranks& ranks = *parts_.ranks;
+    const auto cut = cut_micro_batches(all, limits_for(parts_.options, all.size(), ranks));
+    for (std::size_t i = static_cast<std::size_t>(ranks.rank()); i < cut.size();
+         i += static_cast<std::size_t>(ranks.size())) {
+      own.push_back(cut[i]);
+    }
   }
-  if (needs_.own_samples == 0) return;
-  const std::vector<TokenRow> own = draw_own(plan);
-  const StepCounts counts = count(own);
-  const ObjectiveTotals of_own{.tokens = static_cast<double>(counts.chosen),
-                               .completions = static_cast<double>(counts.rows)};
-  for (const auto& rows : cut_micro_batches(own, parts_.options)) {
-    take(loss_of(rows, of_own, /*are_own=*/true, metrics));
+  std::size_t left = plan.parts.size() + own.size();
+  for (const Part& part : plan.parts) {
+    take(loss_of(part.rows, totals, /*are_own=*/false, metrics), --left == 0);
+  }
+  for (const auto& rows : own) {
+    take(loss_of(rows, of_own, /*are_own=*/true, metrics), --left == 0);
   }
 }
 
