@@ -53,7 +53,7 @@ inline std::vector<TokenRow> random_rows(std::int64_t count, std::uint64_t seed)
   return rows;
 }
 
-/// What one rank trains.
+/// A policy that one rank trains.
 struct Job {
   std::shared_ptr<Policy> policy;
   std::shared_ptr<Reference> reference;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What happens on one rank alone.
+// Failures of one rank alone.
 
 #include <exception>
 #include <functional>
