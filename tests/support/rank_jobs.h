@@ -23,8 +23,9 @@
 #include "support/catch.h"
 #include "support/thread_ranks.h"
 
-namespace prefopt::testing_support::over_ranks {
+namespace prefopt::over_ranks {
 
+using namespace testing_support;
 using RanksPtr = std::shared_ptr<Ranks>;
 
 /// Pairs of many lengths, with everything that any loss asks for.
@@ -213,4 +214,4 @@ inline std::vector<TokenRow> bigram_rows(int step = 0) {
   return rows;
 }
 
-}  // namespace prefopt::testing_support::over_ranks
+}  // namespace prefopt::over_ranks

@@ -15,9 +15,6 @@
 namespace prefopt::over_ranks {
 namespace {
 
-using namespace testing_support;
-using namespace testing_support::over_ranks;
-
 /// A policy that fails on its rank in a forward pass.
 class FailingPolicy final : public Policy {
  public:
