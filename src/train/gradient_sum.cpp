@@ -259,7 +259,7 @@ void GradientSum::add_up_in_tree_order(Bucket& bucket) {
   receive(bucket);
 }
 
-// What no rank has a gradient of.
+// Parameters without a gradient.
 
 std::string GradientSum::present() const {
   std::string digits;

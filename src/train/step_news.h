@@ -10,7 +10,7 @@
 
 namespace prefopt::detail {
 
-/// What a rank tells the others when its part of a step is done, with its metrics.
+/// A rank's message to the others, with its metrics, when its part of a step is done.
 struct StepNews {
   std::exception_ptr trouble = {};  ///< null: none
   std::string present = {};         ///< GradientSum::present

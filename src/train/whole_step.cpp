@@ -24,7 +24,7 @@ at::Tensor joined(const std::vector<PairLogps>& parts, const Field& field) {
   return values.empty() ? at::Tensor() : at::cat(values);
 }
 
-/// What ranks tell each other of a step: a row of numbers. It begins with 1 where there is trouble
+/// The message of a rank to the others: a row of numbers. It begins with 1 where there is trouble
 /// and the dtype of each field, 0 where the rank has no rows; then come the fields, each with room
 /// for the rows of the rank that has most.
 class WholeStep {

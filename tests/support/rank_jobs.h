@@ -23,8 +23,9 @@
 #include "support/catch.h"
 #include "support/thread_ranks.h"
 
-namespace prefopt::testing_support::over_ranks {
+namespace prefopt::over_ranks {
 
+using namespace testing_support;
 using RanksPtr = std::shared_ptr<Ranks>;
 
 /// Pairs of many lengths, with everything that any loss asks for.
@@ -53,7 +54,7 @@ inline std::vector<TokenRow> random_rows(std::int64_t count, std::uint64_t seed)
   return rows;
 }
 
-/// What one rank trains.
+/// A policy that one rank trains.
 struct Job {
   std::shared_ptr<Policy> policy;
   std::shared_ptr<Reference> reference;
@@ -213,4 +214,4 @@ inline std::vector<TokenRow> bigram_rows(int step = 0) {
   return rows;
 }
 
-}  // namespace prefopt::testing_support::over_ranks
+}  // namespace prefopt::over_ranks

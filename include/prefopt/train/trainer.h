@@ -114,8 +114,8 @@ struct TrainerOptions {
   std::shared_ptr<RewardPolicy> value_model = {};
   OptimizerOptions value_optimizer = {};
   std::int64_t value_pretrain_steps = 0;  ///< first steps, which train the values alone
-  /// Called for each step without an update, before NonFiniteError where it is the third. Of several
-  /// ranks the first one calls it.
+  /// Called for each step without an update, before NonFiniteError where it is the third. Of
+  /// several ranks the first one calls it.
   std::function<void(const NonFiniteStep&)> on_non_finite = {};
   /// Processes that take each step together, every one with all rows of it; null: this one alone.
   std::shared_ptr<Ranks> ranks = {};
@@ -132,10 +132,10 @@ struct LossState {
 
 /// One loss, one policy, one optimizer. Knows nothing of files; `run_training` does.
 ///
-/// Over several ranks, `step`, `evaluate` and `accumulate_gradients` are called by all with the same
-/// rows, and results are the same bits on each; what fails on one throws on all, "rank 1: …". Where
-/// they keep slices (RanksOptions::sharding), `save_policy`, `state` and `load_state` are called by
-/// all as well. `save_policy` writes on the first rank alone.
+/// Over several ranks, `step`, `evaluate` and `accumulate_gradients` are called by all with the
+/// same rows, and results are the same bits on each; what fails on one throws on all, "rank 1: …".
+/// Where they keep slices (RanksOptions::sharding), `save_policy`, `state` and `load_state` are
+/// called by all as well. `save_policy` writes on the first rank alone.
 class PREFOPT_API Trainer {
  public:
   /// `reference` may be null for losses that need none; ConfigError otherwise.

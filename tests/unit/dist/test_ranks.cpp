@@ -115,7 +115,7 @@ TEST_CASE("the trouble of one rank is that of all", "[dist]") {
     if (rank == 2) throw std::runtime_error("disk full");
   });
   for (const auto& one : other) CHECK(thrown_text<Error>(one) == "rank 2: disk full");
-  // What all have alike needs no rank's name, and stays what it is.
+  // An exception that all have alike needs no rank's name, and stays as it is.
   const auto alike = trouble_of([](int) { throw std::invalid_argument("no rows"); });
   for (const auto& one : alike) CHECK(thrown_text<std::invalid_argument>(one) == "no rows");
   for (const auto& one : trouble_of([](int) {})) CHECK(one == nullptr);

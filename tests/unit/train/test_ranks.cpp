@@ -15,9 +15,6 @@
 namespace prefopt::over_ranks {
 namespace {
 
-using namespace testing_support;
-using namespace testing_support::over_ranks;
-
 std::vector<std::string> pair_losses() {
   std::vector<std::string> all;
   for (const std::string& name : registered_losses()) {

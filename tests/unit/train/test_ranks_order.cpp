@@ -16,9 +16,6 @@
 namespace prefopt::over_ranks {
 namespace {
 
-using namespace testing_support;
-using namespace testing_support::over_ranks;
-
 TEST_CASE("ranks: one rank is one process, to the last bit", "[train]") {
   for (const std::string loss : {"dpo", "kto", "aot"}) {
     const auto alone = train(pair_job(torch::kFloat, named(loss)), nullptr, steady());

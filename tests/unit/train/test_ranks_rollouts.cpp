@@ -13,9 +13,6 @@
 namespace prefopt::over_ranks {
 namespace {
 
-using namespace testing_support;
-using namespace testing_support::over_ranks;
-
 /// Values of states by the token before.
 class TokenValues final : public RewardPolicy {
  public:

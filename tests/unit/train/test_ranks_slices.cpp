@@ -16,9 +16,6 @@
 namespace prefopt::over_ranks {
 namespace {
 
-using namespace testing_support;
-using namespace testing_support::over_ranks;
-
 TEST_CASE("ranks: slices of state and gradients change no result", "[train]") {
   const auto optimizer = GENERATE(OptimizerType::kAdamW, OptimizerType::kRmsprop);
   for (const Sharding sharding : {Sharding::kOptimizer, Sharding::kGradients}) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What happens on one rank alone.
+// Failures of one rank alone.
 
 #include <exception>
 #include <functional>
@@ -14,9 +14,6 @@
 
 namespace prefopt::over_ranks {
 namespace {
-
-using namespace testing_support;
-using namespace testing_support::over_ranks;
 
 /// A policy that fails on its rank in a forward pass.
 class FailingPolicy final : public Policy {
