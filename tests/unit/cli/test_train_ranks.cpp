@@ -117,8 +117,7 @@ TEST_CASE("prefopt launch: starts ranks again when a signal has ended one", "[cl
   INFO(said);
   CHECK(code == 0);
   CHECK(said.find("prefopt launch: rank 1 was ended by signal 9 (Killed)\n"
-                  "prefopt launch: starts all ranks again, restart 1 of 1\n") !=
-        std::string::npos);
+                  "prefopt launch: starts all ranks again, restart 1 of 1\n") != std::string::npos);
   CHECK(said.find("resume: continues after step ") != std::string::npos);
   const Process alone(in_float64(config, "one"));
   REQUIRE(alone.wait() == 0);
