@@ -84,9 +84,8 @@ std::vector<std::string> with_variables(const std::vector<std::string>& own) {
   for (char** variable = environ; *variable != nullptr; ++variable) {
     const std::string_view text = *variable;
     const std::string_view name = text.substr(0, text.find('=') + 1);
-    const bool is_set = std::any_of(own.begin(), own.end(), [&](const std::string& other) {
-      return other.starts_with(name);
-    });
+    const bool is_set = std::any_of(
+        own.begin(), own.end(), [&](const std::string& other) { return other.starts_with(name); });
     if (!is_set) all.emplace_back(text);
   }
   return all;

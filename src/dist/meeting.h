@@ -14,9 +14,9 @@
 namespace prefopt::detail {
 
 /// The points of a run at which its ranks come together, where any of them may have failed on its
-/// way. Between two points a rank works by itself, or in what lets an error of one rank be thrown by
-/// all, as a step of a Trainer does. A rank whose work throws calls `settle` in place of its next
-/// point, where the others then throw.
+/// way. Between two points a rank works by itself, or in what lets an error of one rank be thrown
+/// by all, as a step of a Trainer does. A rank whose work throws calls `settle` in place of its
+/// next point, where the others then throw.
 class Meeting {
  public:
   explicit Meeting(std::shared_ptr<Ranks> ranks) : ranks_(std::move(ranks)) {}
@@ -38,9 +38,9 @@ class Meeting {
   /// Returns on all ranks what `work` returns on rank 0, which alone runs it.
   std::string from_first(const std::function<std::string()>& work);
 
-  /// Returns the error that this rank has to throw, given its own: that one, where no rank before it
-  /// has failed too, else "rank 1: …". A second call returns what it is given, as does the first one
-  /// where ranks cannot be reached.
+  /// Returns the error that this rank has to throw, given its own: that one, where no rank before
+  /// it has failed too, else "rank 1: …". A second call returns what it is given, as does the first
+  /// one where ranks cannot be reached.
   std::exception_ptr settle(const std::exception_ptr& own);
   /// Returns whether ranks could not be reached: there is no further point then.
   bool is_broken() const { return is_broken_; }

@@ -424,8 +424,8 @@ detail::RatedPrompts OnlineRows::Impl::draw(Policy& policy,
   Preference* const feedback = parts.feedback.get();
   const auto failed = feedback != nullptr ? feedback->failures() : std::vector<std::int64_t>();
   const std::int64_t contradicted = feedback != nullptr ? feedback->inconsistent() : 0;
-  detail::RatedPrompts own =
-      draw_share(policy, prompts, before, detail::portion_of(std::ssize(prompts), *meeting.ranks()));
+  detail::RatedPrompts own = draw_share(policy, prompts, before,
+                                        detail::portion_of(std::ssize(prompts), *meeting.ranks()));
   if (feedback != nullptr) {
     detail::share_failures(*feedback, failed, meeting);
     inconsistent += detail::sum_of(feedback->inconsistent() - contradicted, meeting);

@@ -256,7 +256,7 @@ struct CachedReference::Impl {
   std::map<std::string, CacheEntry> entries;
   at::ScalarType token_dtype = at::kFloat;
   bool unwritten = false;
-  std::vector<std::string> news;            ///< keys that other ranks do not know of
+  std::vector<std::string> news;           ///< keys that other ranks do not know of
   std::optional<detail::Meeting> meeting;  ///< of the ranks that share the cache
   std::int64_t hits = 0;
   std::int64_t misses = 0;

@@ -44,8 +44,8 @@ void score_ahead(Reference* reference, const RunRows& rows, const LossRequiremen
   const Portion own = portion_of(std::ssize(all), *meeting.ranks());
   for (std::int64_t begin = own.begin; begin < own.end; begin += micro) {
     const std::int64_t end = std::min(begin + micro, own.end);
-    const TokenBatch batch = make_pair_batch({all.begin() + begin, all.begin() + end},
-                                             needs.rejected(), needs.gold());
+    const TokenBatch batch =
+        make_pair_batch({all.begin() + begin, all.begin() + end}, needs.rejected(), needs.gold());
     cached->sequence_logps(batch);
   }
   const std::int64_t computed = cached->misses();

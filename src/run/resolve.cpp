@@ -391,7 +391,8 @@ std::shared_ptr<StreamRows> make_stream(const RunOptions& options, RunRows rows,
   return std::make_shared<StreamRows>(std::move(parts));
 }
 
-/// Loads rows on all ranks: on rank 0 first where it writes a token cache that the others then read.
+/// Loads rows on all ranks: on rank 0 first where it writes a token cache that the others then
+/// read.
 template <class Load>
 void first_rank_first(const DataOptions& options, Meeting& meeting, const Load& load) {
   const bool waits = !options.token_cache.empty();
@@ -617,10 +618,9 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
     run.rollouts.temperature = rollout_temperature(sources);
     for (const SourceOptions& source : sources) run.rollouts.completions += source.n;
     run.rollouts.value_model = make_value_model(options, loss, policy, *tokenizer, note);
-    run.source = make_online_rows(options, std::move(prompts), std::move(sources), tokenizer,
-                                  *policy, std::move(initial), loss, reference,
-                                  run.rollouts.value_model, meeting, events, note,
-                                  run.planned_steps);
+    run.source = make_online_rows(
+        options, std::move(prompts), std::move(sources), tokenizer, *policy, std::move(initial),
+        loss, reference, run.rollouts.value_model, meeting, events, note, run.planned_steps);
   } else if (is_stream) {
     const std::int64_t context = policy->options().max_position_embeddings;
     run.rollouts.value_model = make_value_model(options, loss, policy, *tokenizer, note);

@@ -42,8 +42,8 @@ std::map<std::string, std::string> differences(const Json& before, const Json& n
 Json with_present_places(const Json& config);
 
 /// Throws ConfigError with all that differs, "key: old -> new", if the run of `now` could not have
-/// written the state of `before`. Both are {"version": …, "config": …, "contents": …, "ranks": …}: a
-/// number that the first version did not have, all options, hashes of what the paths among them
+/// written the state of `before`. Both are {"version": …, "config": …, "contents": …, "ranks": …}:
+/// a number that the first version did not have, all options, hashes of what the paths among them
 /// hold, and the ranks that train together; none: 1.
 /// Those that change no result may differ; a change of rounding, or of the samples of evaluations,
 /// is noted. An option that `before` does not have yet, as it is of an earlier version, may have

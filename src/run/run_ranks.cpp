@@ -39,12 +39,13 @@ using Origin = std::pair<std::string, std::string>;
 Origin origin_of(std::string_view key, const RunOptions& options) {
   const auto first_set = [](const Origin& a, const Origin& b) { return a.second.empty() ? b : a; };
   const OnlineOptions& online = options.online;
-  const Origin rows = first_set({"online.prompts", online.prompts}, {"data.train", options.data.train});
+  const Origin rows =
+      first_set({"online.prompts", online.prompts}, {"data.train", options.data.train});
   if (key == "train_rows") return rows;
   if (key == "eval_rows") {
-    return first_set(first_set({"online.eval_prompts", online.eval_prompts},
-                               {"data.eval", options.data.eval}),
-                     rows);
+    return first_set(
+        first_set({"online.eval_prompts", online.eval_prompts}, {"data.eval", options.data.eval}),
+        rows);
   }
   const bool is_reference = key.starts_with("reference");
   return is_reference ? first_set({"reference.path", options.reference.path},

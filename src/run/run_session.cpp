@@ -72,12 +72,11 @@ std::optional<ResumePoint> RunSession::find(const RunOptions& options, const std
 
 RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
                           const std::shared_ptr<Reference>& reference, RowSource& source,
-                          const RunOptions& options, const RunLoss& loss,
-                          const Json& contents, std::int64_t planned_steps,
-                          const RolloutTraining& rollouts, const FolderFiles* companions) {
-  const std::int64_t total_steps = planned_steps > 0
-                                       ? planned_steps
-                                       : count_steps(options.batch, source.rows_an_epoch());
+                          const RunOptions& options, const RunLoss& loss, const Json& contents,
+                          std::int64_t planned_steps, const RolloutTraining& rollouts,
+                          const FolderFiles* companions) {
+  const std::int64_t total_steps =
+      planned_steps > 0 ? planned_steps : count_steps(options.batch, source.rows_an_epoch());
   std::vector<NonFiniteStep> non_finite;
   check_same_contents(contents, options, meeting_);
   const auto made = loss.make_trainer(
@@ -102,10 +101,9 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
        .reference = reference.get(),
        .folder = folder_,
        .log = log_,
-       .samples = SampleTable(
-           source, options.sampling,
-           {loss.requirements().of_rewards ? 0 : options.evaluate.sample_prompts,
-            options.evaluate.sample_tokens}),
+       .samples = SampleTable(source, options.sampling,
+                              {loss.requirements().of_rewards ? 0 : options.evaluate.sample_prompts,
+                               options.evaluate.sample_tokens}),
        .events = events_,
        .note = note_,
        .meeting = meeting_,
@@ -141,8 +139,8 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
   return result;
 }
 
-RunFolder::Kept RunSession::open(RunLoop& loop, const Json& config,
-                                 const Json& environment, const Json& facts, std::int64_t start) {
+RunFolder::Kept RunSession::open(RunLoop& loop, const Json& config, const Json& environment,
+                                 const Json& facts, std::int64_t start) {
   const bool was_locked = folder_.is_locked();
   folder_.lock();
   // Once more: another run may have come and gone while this one loaded its model.

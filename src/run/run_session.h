@@ -45,8 +45,8 @@ class RunSession {
   /// from files; null: of a program's own policy and rows, of which the options say nothing.
   RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Reference>& reference,
                 RowSource& source, const RunOptions& options, const RunLoss& loss,
-                const Json& contents, std::int64_t planned_steps,
-                const RolloutTraining& rollouts, const FolderFiles* companions = nullptr);
+                const Json& contents, std::int64_t planned_steps, const RolloutTraining& rollouts,
+                const FolderFiles* companions = nullptr);
 
  private:
   std::optional<ResumePoint> find(const RunOptions& options, const std::string& resume);

@@ -46,8 +46,8 @@ class PREFOPT_API LostRankError : public DeviceError {
 };
 
 /// The processes that train one policy together. Every member is called by all of them in the same
-/// order; results are the same bits on each. Throws LostRankError where another rank has ended, or is
-/// late by more than the timeout: no more calls then.
+/// order; results are the same bits on each. Throws LostRankError where another rank has ended, or
+/// is late by more than the timeout: no more calls then.
 class PREFOPT_API Ranks {
  public:
   /// Waits until what was begun is done. Called once.

@@ -139,7 +139,7 @@ struct RunOptions {
   ValueModelOptions value = {};
   MachineOptions machine = {};
   RanksOptions distributed = {};  ///< of join_ranks
-  std::int64_t seed = 0;  ///< of fresh weights, of the order of rows and of samples
+  std::int64_t seed = 0;          ///< of fresh weights, of the order of rows and of samples
 
   PREFOPT_API void fields(FieldVisitor& v);
 };
@@ -190,11 +190,11 @@ struct RunResult {
 ///
 /// `ranks`, of join_ranks with `options.distributed`, train one policy together; null: this process
 /// alone. All of them call this with the same options, but for paths, whose contents have to be the
-/// same (ConfigError that names rank and file), and threads. `batch.rows` is of all ranks, which get
-/// a part of each step. Rank 0 writes `output_dir`; all read a checkpoint that is resumed from, which
-/// may be of another number of ranks. `should_stop` on one rank stops all at the same step. An error
-/// of one rank is thrown by all, by the others as "rank 1: …"; where a rank has ended, the others
-/// throw LostRankError and rank 0 saves the steps that were done.
+/// same (ConfigError that names rank and file), and threads. `batch.rows` is of all ranks, which
+/// get a part of each step. Rank 0 writes `output_dir`; all read a checkpoint that is resumed from,
+/// which may be of another number of ranks. `should_stop` on one rank stops all at the same step.
+/// An error of one rank is thrown by all, by the others as "rank 1: …"; where a rank has ended, the
+/// others throw LostRankError and rank 0 saves the steps that were done.
 PREFOPT_API RunResult run_training(const RunOptions& options, const RunEvents& events = {},
                                    const std::string& resume = {},
                                    const std::shared_ptr<Ranks>& ranks = {});

@@ -66,19 +66,20 @@ class RankScene : public Scene {
     const std::string answer =
         "while read -r line; do set -- $(printf %s \"$line\" | cksum); n=$(($1 % 90 + 5)); "
         "echo \"{\\\"reward\\\": 0.$n}\"; done";
-    Json config = {{"output_dir", file(run)},
-                   {"loss", loss},
-                   {"model", {{"path", file("model")}, {"tokenizer", "byte"}, {"dtype", "float64"}}},
-                   {"online",
-                    {{"prompts", file("prompts.jsonl")},
-                     {"eval_fraction", 0.34},
-                     {"sources", {{{"from", "policy"}, {"n", 3}}}},
-                     {"feedback", {{"reward", {"/bin/sh", "-c", answer}}}},
-                     {"rounds", {{"rounds", 2}, {"prompts", 5}}}}},
-                   {"optimizer", {{"learning_rate", 1e-2}}},
-                   {"sampling", {{"max_new_tokens", 5}}},
-                   {"machine", {{"threads", 1}}},
-                   {"distributed", {{"timeout_seconds", 20}}}};
+    Json config = {
+        {"output_dir", file(run)},
+        {"loss", loss},
+        {"model", {{"path", file("model")}, {"tokenizer", "byte"}, {"dtype", "float64"}}},
+        {"online",
+         {{"prompts", file("prompts.jsonl")},
+          {"eval_fraction", 0.34},
+          {"sources", {{{"from", "policy"}, {"n", 3}}}},
+          {"feedback", {{"reward", {"/bin/sh", "-c", answer}}}},
+          {"rounds", {{"rounds", 2}, {"prompts", 5}}}}},
+        {"optimizer", {{"learning_rate", 1e-2}}},
+        {"sampling", {{"max_new_tokens", 5}}},
+        {"machine", {{"threads", 1}}},
+        {"distributed", {{"timeout_seconds", 20}}}};
     return options_from_json<RunOptions>(config.dump(), "run");
   }
 };
@@ -97,9 +98,8 @@ std::vector<std::exception_ptr> failures_on(int size, const OptionsOfRank& optio
 RunEvents no_events(int /*rank*/) { return {}; }
 
 void run_on(int size, const RunOptions& options, const std::string& resume = {}) {
-  ThreadRanks(size).run([&](const std::shared_ptr<Ranks>& ranks) {
-    run_training(options, {}, resume, ranks);
-  });
+  ThreadRanks(size).run(
+      [&](const std::shared_ptr<Ranks>& ranks) { run_training(options, {}, resume, ranks); });
 }
 
 template <class E>
@@ -126,11 +126,13 @@ TEST_CASE("ranks train as one process does, and rank 0 alone writes and speaks",
     const auto events = [&](int rank) {
       RunEvents of_rank;
       of_rank.note = [&notes, rank](const std::string& line) { notes.at(rank).push_back(line); };
-      of_rank.step = [&steps, rank](std::int64_t, std::int64_t, const Metrics&) { ++steps.at(rank); };
+      of_rank.step = [&steps, rank](std::int64_t, std::int64_t, const Metrics&) {
+        ++steps.at(rank);
+      };
       return of_rank;
     };
-    for (const auto& failure :
-         failures_on(size, [&](int) { return scene.rank_options(name); }, events)) {
+    for (const auto& failure : failures_on(
+             size, [&](int) { return scene.rank_options(name); }, events)) {
       CHECK(text_of<Error>(failure) == "(nothing)");
     }
     CHECK(distance(run + "/checkpoints/last", scene.file("one/checkpoints/last")) <= kRounding);
@@ -256,9 +258,10 @@ TEST_CASE("ranks with other options or other files are refused by name", "[run]"
   // Ranks that joined with other options than those of the run.
   auto options = scene.rank_options("run");
   options.distributed.bucket_mib = 3;
-  const auto failures = failures_on(2, [&](int) { return options; }, no_events);
-  CHECK(text_of<ConfigError>(failures[1]).starts_with(
-      "run: expected ranks that joined with distributed {"));
+  const auto failures = failures_on(
+      2, [&](int) { return options; }, no_events);
+  CHECK(text_of<ConfigError>(failures[1])
+            .starts_with("run: expected ranks that joined with distributed {"));
 }
 
 TEST_CASE("the trouble of one rank ends all of them with its text", "[run]") {
@@ -295,8 +298,8 @@ TEST_CASE("the trouble of one rank ends all of them with its text", "[run]") {
   }
   SECTION("a folder that is taken") {
     run_training(scene.rank_options("run"));
-    const auto failures =
-        failures_on(2, [&](int) { return scene.rank_options("run"); }, no_events);
+    const auto failures = failures_on(
+        2, [&](int) { return scene.rank_options("run"); }, no_events);
     const std::string own = text_of<ConfigError>(failures[0]);
     CHECK(own.starts_with("output_dir: expected an empty or new folder"));
     CHECK(text_of<ConfigError>(failures[1]) == "rank 0: " + own);
