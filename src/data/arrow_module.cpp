@@ -467,8 +467,8 @@ struct ArrowRows {
         pool_(arrow::default_memory_pool(),
               memory_for(value_of(file_->GetSize(), "expected a readable file"))),
         batches_(open_batches(file_, kind, pool_)) {
-    check_names(batches_->schema()->fields(), "columns");
-    check_inner_names(batches_->schema()->fields(), "", JsonWriter::kMostDepth);
+    check_names(batches_->schema().fields(), "columns");
+    check_inner_names(batches_->schema().fields(), "", JsonWriter::kMostDepth);
   }
 
   /// Returns null at the end.
