@@ -105,6 +105,9 @@ void add_mark(std::string& json, const arrow::DataType& type, bool may_hold_text
 
 class JsonWriter {
  public:
+  // A level less than the parser of rows takes.
+  static constexpr int kMostDepth = 62;
+
   /// The object of row `i`.
   const std::string& row(const arrow::RecordBatch& batch, std::int64_t i) {
     json_.clear();
@@ -120,9 +123,6 @@ class JsonWriter {
   }
 
  private:
-  // A level less than the parser of rows takes.
-  static constexpr int kMostDepth = 62;
-
   template <class Array>
   const Array& as(const arrow::Array& array) {
     return static_cast<const Array&>(array);
@@ -467,8 +467,8 @@ struct ArrowRows {
         pool_(arrow::default_memory_pool(),
               memory_for(value_of(file_->GetSize(), "expected a readable file"))),
         batches_(open_batches(file_, kind, pool_)) {
-    check_names(batches_->schema()->fields(), "columns");
-    check_inner_names(batches_->schema()->fields(), "", kMostDepth);
+    check_names(batches_->schema().fields(), "columns");
+    check_inner_names(batches_->schema().fields(), "", JsonWriter::kMostDepth);
   }
 
   /// Returns null at the end.

@@ -192,7 +192,6 @@ RowStream::RowStream(std::vector<DataPart> parts, const RowStreamOptions& option
     parts_.emplace_back(std::move(part), std::ssize(parts_), options_);
   }
   begin_epoch();
-  mark();
 }
 
 RowStream::~RowStream() = default;
@@ -213,9 +212,11 @@ StreamedRow RowStream::next() {
   std::swap(buffer_[place], buffer_.back());
   StreamedRow row = std::move(buffer_.back());
   buffer_.pop_back();
-  given_since_.push_back({.row = {row.part, row.file, row.index, row.sum},
-                          .place = place,
-                          .read = std::exchange(read_since_, 0)});
+  if (is_marked_) {
+    given_since_.push_back({.row = {row.part, row.file, row.index, row.sum},
+                            .place = place,
+                            .read = std::exchange(read_since_, 0)});
+  }
   return row;
 }
 
@@ -315,6 +316,7 @@ std::vector<std::int64_t> RowStream::state_of(std::vector<std::int64_t> head,
 std::vector<std::int64_t> RowStream::state() const { return state_of(head(), stored_buffer()); }
 
 void RowStream::mark() {
+  is_marked_ = true;
   marked_head_ = head();
   given_since_.clear();
   read_since_ = 0;
@@ -357,7 +359,7 @@ void RowStream::load(const std::vector<std::int64_t>& state) {
   }
   read_buffer();
   if (sum_of_rows(stored_buffer()) != state[3]) fail_state("rows that are others now");
-  mark();
+  is_marked_ = false;
 }
 
 /// Reads the texts of the rows in the buffer.

@@ -53,11 +53,12 @@ class RowStream {
   const std::string& path_of(const StreamedRow& row) const;
 
   std::vector<std::int64_t> state() const;
-  /// Remembers this place, however many rows are in memory, at the cost of those that `next` gives.
+  /// Remembers this place, at the cost of the rows that `next` gives from here on, not of the
+  /// buffer.
   void mark();
-  /// Returns what `state` returned at the last mark. Throws as `load`.
+  /// Returns what `state` returned at the last mark, of which there has to be one.
   std::vector<std::int64_t> state_at_mark() const;
-  /// Marks the place that it goes to. Throws CheckpointError where `state` is not one of a stream
+  /// Forgets the mark. Throws CheckpointError where `state` is not one of a stream
   /// of these files, or where the rows of the buffer are others now.
   void load(const std::vector<std::int64_t>& state);
   /// Returns a hash of the files and the options. Of a file over 64 MiB it has the size and 1024
@@ -97,6 +98,7 @@ class RowStream {
   std::int64_t epoch_ = 0;
   std::int64_t read_ = 0;   ///< rows of the epoch that were read
   std::int64_t given_ = 0;  ///< rows of the epoch that `next` gave
+  bool is_marked_ = false;
   std::vector<std::int64_t> marked_head_;
   std::vector<GivenRow> given_since_;  ///< since the mark
   std::size_t read_since_ = 0;         ///< since the last row that was given, or the mark

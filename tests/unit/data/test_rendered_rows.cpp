@@ -295,25 +295,32 @@ TEST_CASE("a content that is null or not there reaches the template as it is", "
   CHECK(row.chosen == "(True|None)[f]<|end|>");
   CHECK(row.rejected == "(False|)[f]<|end|>");
   // A begun turn has the content of what continues it.
-  CHECK(read(pair({said("user", "Q"), null}, {said("assistant", "b")}, {said("assistant", "c")}),
-             shows)
-            .row.chosen.find("None") == std::string::npos);
+  const std::string calls_first =
+      "{% for m in messages %}<|start|>{{ m.role }}{% for call in m.tool_calls or [] %}"
+      "[{{ call.function.name }}]{% endfor %}({{ m.content }})<|end|>{% endfor %}";
+  const PreferenceRow continued =
+      read(pair({said("user", "Q"), null}, {said("assistant", "b")}, {said("assistant", "c")}),
+           calls_first)
+          .row;
+  CHECK(continued.prompt == "<|start|>user(Q)<|end|><|start|>assistant[f](");
+  CHECK(continued.chosen == "b)<|end|>");
 }
 
 TEST_CASE("reasoning has its own name and transformers' others, in transformers' order", "[data]") {
   const std::string shows =
       "{% for m in messages %}<|start|>{{ m.role }} {{ m.keys() | list | join(',') }} "
-      "{{ m.reasoning_content }}{{ m.thinking }}{{ m.reasoning }}<|end|>{% endfor %}"
+      "{{ m.reasoning_content }}{{ m.thinking }}{{ m.reasoning }} {{ m.content }}<|end|>{% endfor "
+      "%}"
       "{% if add_generation_prompt %}<|start|>assistant {% endif %}";
   const auto chosen = [&](const char* key) {
     json answer = said("assistant", "b");
     answer[key] = "h";
     return read(pair({said("user", "a")}, {answer}, {said("assistant", "c")}), shows).row.chosen;
   };
-  CHECK(chosen("reasoning") == "thinking,role,content,reasoning,reasoning_content hhh<|end|>");
-  CHECK(chosen("thinking") == "thinking,role,content,reasoning_content hh<|end|>");
-  CHECK(chosen("reasoning_content") == "thinking,role,content,reasoning_content hh<|end|>");
-  CHECK(chosen("thought") == "thinking,role,content,reasoning_content hh<|end|>");
+  CHECK(chosen("reasoning") == "thinking,role,content,reasoning,reasoning_content hhh b<|end|>");
+  CHECK(chosen("thinking") == "thinking,role,content,reasoning_content hh b<|end|>");
+  CHECK(chosen("reasoning_content") == "thinking,role,content,reasoning_content hh b<|end|>");
+  CHECK(chosen("thought") == "thinking,role,content,reasoning_content hh b<|end|>");
 }
 
 TEST_CASE("a message or reasoning that a template leaves out is not lost in silence", "[data]") {

@@ -149,12 +149,12 @@ TEST_CASE("gguf export: types of tensors, by their rows", "[decoder]") {
   CHECK(
       export_gguf(*tied, path, {.type = "Q4_K"}).other_types ==
       std::vector<std::string>{
-          "blk.*.attn_q.weight, blk.*.attn_k.weight, blk.*.attn_v.weight, blk.*.ffn_gate.weight, "
-          "blk.*.ffn_up.weight: Q5_0 in place of Q4_K, whose blocks of 256 do not fit rows of 96",
           "blk.*.attn_output.weight: F16 in place of Q4_K, whose blocks of 256 do not fit rows of "
           "40",
           "blk.*.ffn_down.weight: Q5_0 in place of Q4_K, whose blocks of 256 do not fit rows of "
           "288",
+          "blk.*.attn_q.weight, blk.*.attn_k.weight, blk.*.attn_v.weight, blk.*.ffn_gate.weight, "
+          "blk.*.ffn_up.weight: Q5_0 in place of Q4_K, whose blocks of 256 do not fit rows of 96",
           "token_embd.weight: Q8_0 in place of Q6_K, whose blocks of 256 do not fit rows of 96"});
   types = types_of(path);
   CHECK(types["token_embd.weight"] == "Q8_0");
