@@ -13,6 +13,7 @@
 #include "data/chat_writer.h"
 #include "data/row_preparation.h"
 #include "data/tokenizer_difference.h"
+#include "prefopt/data/chat.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/decoder/end_tokens.h"
 #include "prefopt/error.h"
