@@ -14,6 +14,7 @@
 #include "data/data_files.h"
 #include "data/row_preparation.h"
 #include "data/tokenizer_difference.h"
+#include "prefopt/data/chat.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/decoder/end_tokens.h"
 #include "prefopt/device.h"

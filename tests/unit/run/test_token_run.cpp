@@ -264,8 +264,8 @@ TEST_CASE("losses on tokens refuse what they do not use", "[run]") {
               scene.file("prompts.jsonl") + "'");
   refused({{"type", "iqlearn"}, {"own_samples", 0.1}},
           {{"data", {{"train", scene.file("demonstrations.jsonl")}}}, {"sampling", {{"top_k", 3}}}},
-          "iqlearn: expected temperature 1, no top_k, top_p 1, no min_new_tokens and no "
-          "repetition_penalty, got others; its own samples are of the policy");
+          "iqlearn: expected samples of the policy itself (temperature 1, top_k 0, top_p 1), got "
+          "temperature 1, top_k 3, top_p 1; its own samples are of the policy");
   refused({{"type", "iqlear"}}, {},
           "loss: expected a loss or an objective, got 'iqlear'; did you mean 'iqlearn'?");
 }
