@@ -124,6 +124,7 @@ void run_plan(const PlanArguments& arguments, std::ostream& out, std::ostream& e
   RunOptions options = planned_options(arguments, err);
   PlanAssumptions machine = assumptions_of(arguments);
   put_given(arguments, machine);
+  detail::RunModels::of(options, machine);  // refuses what cannot be planned before rows are read
   const detail::RunRows rows = rows_of(arguments, options, err);
   if (arguments.calibrate) {
     calibrate(options, rows, machine);
