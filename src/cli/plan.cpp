@@ -131,10 +131,7 @@ void run_plan(const PlanArguments& arguments, std::ostream& out, std::ostream& e
     put_given(arguments, machine);  // what was given counts, not what was measured
   }
   const detail::RunPlan plan = detail::plan_run(options, rows, machine, arguments.steps);
-  const PlanReport report{.plan = plan,
-                          .machine = machine,
-                          .rows = options.batch.rows,
-                          .is_calibrated = arguments.calibrate};
+  const PlanReport report{.plan = plan, .machine = machine, .is_calibrated = arguments.calibrate};
   if (arguments.json) {
     out << detail::dump_json(plan_to_json(report), 2) << '\n';
   } else {
