@@ -527,7 +527,7 @@ CLI::App* add_plan(CLI::App& app, PlanArguments& arguments) {
       ->expected(3);
   command
       ->add_option("--gpus", arguments.gpus,
-                   "ranks, with the defaults of H100 cards, eight a node, for all that follows")
+                   "ranks, with the assumptions of H100 cards, eight a node")
       ->type_name("N");
   command
       ->add_option("--plan-steps", arguments.steps,
@@ -541,7 +541,8 @@ CLI::App* add_plan(CLI::App& app, PlanArguments& arguments) {
     const auto keep = [&arguments, name = field.name](const std::string& value) {
       arguments.assumptions[name] = value;
     };
-    command->add_option_function<std::string>(flag_of(field.name), keep, field.doc)
+    const std::string choices = field.type == "choice" ? "; one of " + field.range : "";
+    command->add_option_function<std::string>(flag_of(field.name), keep, field.doc + choices)
         ->type_name(field.type)
         ->default_str(field.default_value);
   }

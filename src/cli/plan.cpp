@@ -124,16 +124,14 @@ void run_plan(const PlanArguments& arguments, std::ostream& out, std::ostream& e
   RunOptions options = planned_options(arguments, err);
   PlanAssumptions machine = assumptions_of(arguments);
   put_given(arguments, machine);
+  detail::RunModels::of(options, machine);  // refuses what cannot be planned before rows are read
   const detail::RunRows rows = rows_of(arguments, options, err);
   if (arguments.calibrate) {
     calibrate(options, rows, machine);
     put_given(arguments, machine);  // what was given counts, not what was measured
   }
   const detail::RunPlan plan = detail::plan_run(options, rows, machine, arguments.steps);
-  const PlanReport report{.plan = plan,
-                          .machine = machine,
-                          .rows = options.batch.rows,
-                          .is_calibrated = arguments.calibrate};
+  const PlanReport report{.plan = plan, .machine = machine, .is_calibrated = arguments.calibrate};
   if (arguments.json) {
     out << detail::dump_json(plan_to_json(report), 2) << '\n';
   } else {

@@ -12,7 +12,6 @@ namespace prefopt::cli {
 struct PlanReport {
   const detail::RunPlan& plan;
   const detail::PlanAssumptions& machine;
-  std::int64_t rows;   ///< pairs an optimizer step
   bool is_calibrated;  ///< speeds were measured on this machine
 };
 

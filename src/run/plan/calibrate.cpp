@@ -8,12 +8,12 @@
 #include <array>
 #include <chrono>
 #include <memory>
+#include <utility>
 
-#include "decoder/model_shape.h"
-#include "decoder/stream_flops.h"
 #include "math/wide_gradient.h"
 #include "prefopt/logps/token_logps.h"
 #include "run/plan/memory_plan.h"
+#include "run/plan/run_plan.h"
 #include "run/plan/step_work.h"
 #include "run/plan/time_plan.h"
 #include "run/run_loss.h"
@@ -36,34 +36,53 @@ double median_seconds(const Work& work) {
   return seconds[2];
 }
 
-/// A decoder of few layers, and its sizes.
-class ShortModel {
+/// Returns a run of a fresh model of few layers, with the reference that is timed.
+RunOptions short_run(RunOptions options, std::int64_t layers) {
+  options.model.path.clear();
+  options.model.decoder.num_hidden_layers = layers;
+  options.reference = {};
+  options.machine.checkpointing = CheckpointingChoice::kNone;
+  options.optimizer.schedule = Schedule::kConstant;
+  return options;
+}
+
+/// A run of few layers: what it counts and what it takes.
+class ShortRun {
  public:
-  ShortModel(const ModelOptions& model, std::int64_t layers)
-      : decoder_(std::make_shared<Decoder>(sizes_of(model, layers))),
-        shape_(decoder_->options(), dtype_of(model)) {
-    decoder_->to(dtype_of(model));
-    if (!model.use_lora) return;
-    decoder_->add_adapter(model.lora);
-    shape_.add_adapter(model.lora);
+  ShortRun(const RunOptions& options, std::int64_t layers)
+      : options_(short_run(options, layers)),
+        models_(RunModels::of(options_, {})),
+        decoder_(std::make_shared<Decoder>(options_.model.decoder)) {
+    const ModelOptions& model = options_.model;
+    decoder_->to(parse_dtype(model.dtype == "keep" ? "float32" : model.dtype));
+    if (model.use_lora) decoder_->add_adapter(model.lora);
   }
 
-  const ModelShape& shape() const { return shape_; }
+  const Network& network() const { return models_.step.policy; }
+  StepWork work(const std::vector<TokenRow>& rows) const { return work_of(models_.step, rows); }
+  double optimizer_bytes() const {
+    return optimizer_traffic(model_bytes(models_.policy, options_.optimizer));
+  }
 
-  /// Returns the seconds of a forward and a backward pass.
-  double pass_seconds(const PackedTokens& tokens) const {
-    return median_seconds([&] {
-      drop_gradients();
-      const at::Tensor hidden = decoder_->forward_packed(tokens);
-      hidden.backward(at::ones_like(hidden));
-    });
+  double step_seconds(const std::vector<TokenRow>& rows) const {
+    std::shared_ptr<Reference> reference;
+    if (models_.has_reference) {
+      reference = make_frozen_reference(decoder_->adapter() ? decoder_->without_adapter()
+                                                            : decoder_->frozen_decoder());
+    }
+    TrainerOptions options;
+    options.optimizer = options_.optimizer;
+    options.head_budget_bytes = models_.step.head_budget_bytes;
+    const auto trainer = RunLoss(options_.loss).make_trainer(decoder_, reference, options);
+    return median_seconds([&] { trainer->step(rows); });
   }
 
   /// Returns the seconds of clipping and update.
-  double update_seconds(const OptimizerOptions& options) const {
-    Optimizer optimizer(decoder_->named_parameters(), options);
+  double update_seconds() const {
+    const std::vector<NamedParameter> parameters = decoder_->named_parameters();
+    Optimizer optimizer(parameters, options_.optimizer);
     optimizer.zero_grad();
-    for (const auto& [name, value] : decoder_->named_parameters()) {
+    for (const auto& [name, value] : parameters) {
       if (!value.requires_grad()) continue;
       if (!value.grad().defined()) value.mutable_grad() = at::ones_like(value);
       value.mutable_grad().add_(1);  // a gradient that nothing was added to takes no step
@@ -76,20 +95,9 @@ class ShortModel {
   }
 
  private:
-  static DecoderOptions sizes_of(const ModelOptions& model, std::int64_t layers) {
-    DecoderOptions options = model.decoder;
-    options.num_hidden_layers = layers;
-    return options;
-  }
-  static at::ScalarType dtype_of(const ModelOptions& model) {
-    return parse_dtype(model.dtype == "keep" ? "float32" : model.dtype);
-  }
-  void drop_gradients() const {
-    for (const auto& [name, value] : decoder_->named_parameters()) value.mutable_grad().reset();
-  }
-
+  RunOptions options_;
+  RunModels models_;
   std::shared_ptr<Decoder> decoder_;
-  ModelShape shape_;
 };
 
 /// Returns the operations a second of the output head.
@@ -125,24 +133,25 @@ void MeasuredSpeed::put_into(PlanAssumptions& machine) const {
 MeasuredSpeed measure_speed(const RunOptions& options, const std::vector<TokenRow>& rows) {
   const LossRequirements needs = RunLoss(options.loss).requirements();
   const TokenBatch batch = make_pair_batch(rows, needs.rejected(), needs.gold());
-  const PackedTokens& tokens = *batch.packed;
-  const auto flops_of = [&](const ShortModel& model) {
-    const StreamFlops flops = stream_flops(model.shape().seen(), tokens, Checkpointing::kNone);
-    return flops.forward + flops.backward;
+  const ShortRun one(options, 1), five(options, 5);
+  const double head =
+      head_speed(one.network(), *batch.packed, options.machine.head_budget_mib << 20);
+  const double memory = five.optimizer_bytes() / five.update_seconds();
+  const auto layers_of = [&](const ShortRun& run) {
+    return run.step_seconds(rows) - run.optimizer_bytes() / memory -
+           run.work(rows).head_flops() / head;
   };
-  const ShortModel one(options.model, 1), three(options.model, 3);
-  const double of_one = one.pass_seconds(tokens), of_three = three.pass_seconds(tokens);
+  const double of_one = layers_of(one), of_five = layers_of(five);
+  const double flops_of_one = one.work(rows).layer_flops();
+  const double flops_of_five = five.work(rows).layer_flops();
   // Where the difference drowns in noise, all of the time is that of the layers.
-  const bool is_clear = of_three > 1.2 * of_one;
-  const double rate = is_clear ? (flops_of(three) - flops_of(one)) / (of_three - of_one)
-                               : flops_of(three) / of_three;
-  const ModelBytes bytes = model_bytes(three.shape(), options.optimizer);
-  return {
-      .layers_tflops = rate * 1e-12,
-      .head_tflops =
-          head_speed(three.shape().seen(), tokens, options.machine.head_budget_mib << 20) * 1e-12,
-      .memory_gb_s = optimizer_traffic(bytes) / three.update_seconds(options.optimizer) * 1e-9,
-      .fixed_ms = std::max(0.0, of_one - flops_of(one) / rate) * 1e3};
+  const bool is_clear = of_five > 1.2 * std::max(of_one, 0.0);
+  const double layers = is_clear ? (flops_of_five - flops_of_one) / (of_five - of_one)
+                                 : flops_of_five / std::max(of_five, 1e-6);
+  return {.layers_tflops = layers * 1e-12,
+          .head_tflops = head * 1e-12,
+          .memory_gb_s = memory * 1e-9,
+          .fixed_ms = std::max(0.0, of_one - flops_of_one / layers) * 1e3};
 }
 
 }  // namespace prefopt::detail

@@ -16,10 +16,11 @@ struct MeasuredSpeed {
   void put_into(PlanAssumptions& machine) const;
 };
 
-/// Times fresh decoders of the sizes of `options.model.decoder` but of one and of three layers, the
-/// output head and the optimizer, on the rows of a micro-batch, with LibTorch's present threads.
-/// What the longer decoder takes beyond the shorter one is the time of two layers, the rest of the
-/// shorter one's is taken as fixed. Changes LibTorch's default generator.
+/// Times the output head, the optimizer, and steps on the rows of a micro-batch of fresh decoders
+/// that have the sizes of `options.model.decoder` but one and five layers, with LibTorch's present
+/// threads. What the longer decoder takes beyond the shorter one is the time of four layers; what
+/// the shorter one takes beyond its layer, head and optimizer is fixed. Changes LibTorch's default
+/// generator.
 MeasuredSpeed measure_speed(const RunOptions& options, const std::vector<TokenRow>& rows);
 
 }  // namespace prefopt::detail

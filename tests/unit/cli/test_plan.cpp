@@ -101,6 +101,13 @@ TEST_CASE("prefopt plan: a config says what is planned, and calibration how fast
 
 TEST_CASE("prefopt plan: what cannot be planned", "[cli]") {
   check_cli_refused({"plan", "--model", kPolicy}, 2, "data.train: expected a file, got ''");
+  check_cli_refused({"plan", "--model", "none", "--data", kPairs}, 4,
+                    "none/config.json: expected a readable file, got No such file or directory");
+  check_cli_refused({"plan", "--model", R"({"hidden": 3})", "--data", kPairs}, 2,
+                    "--model: expected a known option, got 'hidden'; did you mean 'hidden_size'?");
+  check_cli_refused(with(kPlanOfPairs, {"--set", R"(loss={"type": "reward_bt"})"}), 2,
+                    "loss: expected one that scores the completions of its rows, which a plan "
+                    "counts, got 'reward_bt', which trains a reward model");
   check_cli_refused(
       with(kPlanOfPairs, {"--lengths", "1,2,3"}), 2,
       fmt::format("--lengths: expected no rows of --data or data.train, got '{}'", kPairs));
