@@ -115,7 +115,7 @@ void run_score(const ScoreArguments& arguments, std::ostream& out, std::ostream&
     const std::size_t count = std::min(batch_size, pairs.size() - begin);
     const std::vector<TokenRow> rows(pairs.begin() + static_cast<std::ptrdiff_t>(begin),
                                      pairs.begin() + static_cast<std::ptrdiff_t>(begin + count));
-    const SequenceLogps logps = sequence_logps(*policy, make_pair_batch(rows));
+    const SequenceLogps logps = sequence_logps(*policy, make_pair_batch(rows).to(policy->device()));
     const auto sums = values(logps.logps);
     const auto tokens = split(values(logps.token_logps), values(logps.lens));
     for (std::size_t i = 0; i < count; ++i) {

@@ -39,18 +39,22 @@ class Memory {
  public:
   void* take(std::size_t bytes) {
     const std::size_t whole = whole_pages(bytes);
-    void* data = ::mmap(nullptr, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    TORCH_CHECK(data != MAP_FAILED, "pretend device: no memory for ", bytes, " bytes");
     const std::scoped_lock lock(mutex_);
+    std::vector<void*>& free = free_[whole];
+    if (!free.empty()) {
+      void* const again = free.back();
+      free.pop_back();
+      return again;
+    }
+    void* const data = ::mmap(nullptr, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TORCH_CHECK(data != MAP_FAILED, "pretend device: no memory for ", bytes, " bytes");
     blocks_[data] = {whole, 0};
     return data;
   }
 
   void give_back(void* data) {
     const std::scoped_lock lock(mutex_);
-    const auto block = blocks_.find(data);
-    ::munmap(data, block->second.bytes);
-    blocks_.erase(block);
+    free_[blocks_.at(data).bytes].push_back(data);
   }
 
   void open(void* data) { change(data, +1, 1, PROT_READ | PROT_WRITE); }
@@ -79,6 +83,7 @@ class Memory {
 
   std::mutex mutex_;
   std::map<void*, Block> blocks_;
+  std::map<std::size_t, std::vector<void*>> free_;  // by their size, as closed as the others
 };
 
 Memory& memory() {
