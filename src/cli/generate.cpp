@@ -6,6 +6,7 @@
 #include <ostream>
 #include <utility>
 
+#include "cli/chosen_steps.h"
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "core/json.h"
@@ -167,6 +168,7 @@ void check(const GenerateArguments& arguments) {
     throw ConfigError(fmt::format("--samples: expected at least 1, got {}", arguments.samples));
   }
   if (arguments.candidates) check_candidates(arguments);
+  check_step_choice(arguments);
 }
 
 // Completions are drawn in parts, so that a long file needs no more memory than a short one;
@@ -257,6 +259,12 @@ void run_generate(const GenerateArguments& arguments, std::ostream& out, std::os
                                      RowPart::kPrompts, err),
                    err)
           .read();
+  if (arguments.choose_steps > 0) {
+    std::vector<std::vector<std::int64_t>> ids;
+    for (const Prompt& prompt : prompts) ids.push_back(prompt.ids);
+    print_chosen_steps(arguments, *policy, *tokenizer, ids, options, out, err);
+    return;
+  }
   const auto print = arguments.candidates ? print_candidates : print_completions;
   print(arguments, *policy, *tokenizer, prompts, options, out);
 }

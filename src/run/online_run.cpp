@@ -189,6 +189,17 @@ auto rollout_saver(const std::string& folder) {
   };
 }
 
+/// Returns what writes the trees of a round to a file in a folder of the run, prompt after prompt.
+auto tree_saver(const std::string& folder) {
+  const auto all = std::make_shared<std::vector<StepTree>>();
+  return [=](std::int64_t round, std::int64_t first, const std::vector<StepTree>& trees) {
+    all->resize(static_cast<std::size_t>(first), StepTree({0}, {}));
+    all->insert(all->end(), trees.begin(), trees.end());
+    make_directory<CheckpointError>(folder);
+    save_trees(*all, fmt::format("{}/round-{:06}.jsonl", folder, round));
+  };
+}
+
 /// Returns what loads reward models, which have to read the policy's tokens, while the policy
 /// lives.
 FeedbackParts feedback_parts(const FeedbackOptions& options, const Decoder& policy,
@@ -459,6 +470,9 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
   parts.note = note;
   parts.chat_format = options.data.chat_format;
   if (online.save_rollouts) parts.save = rollout_saver(options.output_dir + "/rollouts");
+  if (count_sources(sources, SourceKind::kTree) > 0) {
+    parts.save_trees = tree_saver(options.output_dir + "/trees");
+  }
   parts.sources = std::move(sources);
   const OnlineRowsOptions rows{.rounds = online.rounds,
                                .replay = online.replay,
