@@ -37,8 +37,10 @@ Report pg_off_policy(const Settings& settings);
 Report pg_resets(const Settings& settings);
 Report pg_rank_filter(const Settings& settings);
 Report pg_sampler_mismatch(const Settings& settings);
+Report tree_labels(const Settings& settings);
 Report neural_noise(const Settings& settings);
 Report neural_overoptimization(const Settings& settings);
 Report neural_coverage(const Settings& settings);
+Report neural_reasoning(const Settings& settings);
 
 }  // namespace prefopt::lab
