@@ -142,21 +142,43 @@ struct GenerateArguments : ModelArguments {
   std::vector<std::string> guides;      ///< MODEL:WEIGHT, whose log-probs are added
   std::string value;                    ///< value model of a search; empty: none
   std::optional<std::int64_t> beams;    ///< of the search; default 5
-  std::optional<std::string> step_end;  ///< likewise; default: an empty line
+  std::int64_t choose_steps = 0;        ///< steps to choose from by their Q; 0: whole completions
+  std::string q_model, q_ref;           ///< of Q
+  std::optional<std::string> step_end;  ///< default: an empty line in a search, the line's in a choice
+  std::optional<std::int64_t> step_tokens;  ///< of a choice; default 64
 };
 void run_generate(const GenerateArguments& arguments, std::ostream& out, std::ostream& err);
 
 struct PairsArguments {
   std::string select;      ///< selection, JSON or @FILE
   std::string candidates;  ///< path of a JSONL file
+  std::string trees;       ///< in place of it, of save_trees
   std::string output;      ///< empty: `out`
   std::int64_t seed = 0;
   double temperature = 1;  ///< of comparisons that follow from rewards
   double missing_eos_penalty = 0, length_penalty = 0;
   std::string unfinished = "as_judged";
 };
-/// Makes rows of completions with their feedback; counts go to `err`.
+/// Makes rows of completions with their feedback, or of the steps of trees; counts go to `err`.
 void run_pairs(const PairsArguments& arguments, std::ostream& out, std::ostream& err);
+
+struct SearchArguments : ModelArguments {
+  std::string data;    ///< prompts
+  std::string reward;  ///< program and arguments, a JSON list
+  std::string tree = "{}";
+  std::string output;            ///< file of trees, continued if it is there
+  std::int64_t iterations = 0;   ///< of this call; 0: all that are left
+  std::int64_t save_every = 16;  ///< iterations
+  std::vector<std::string> end_tokens, stop;
+  std::int64_t max_new_tokens = 256;
+  double temperature = 1;
+  std::int64_t top_k = 0;
+  double top_p = 1;
+  std::int64_t seed = 0;
+  std::int64_t workers = 1;  ///< processes of the program
+};
+/// Searches for steps and writes trees; how far it is goes to `err`.
+void run_search(const SearchArguments& arguments, std::ostream& err);
 
 struct EvalArguments {
   std::vector<std::string> models;  ///< model folders or files, or adapters of the reference

@@ -6,6 +6,7 @@
 #include <ostream>
 #include <utility>
 
+#include "cli/chosen_steps.h"
 #include "cli/commands.h"
 #include "cli/inputs.h"
 #include "core/json.h"
@@ -162,7 +163,7 @@ void check_search(const GenerateArguments& arguments) {
           fmt::format("{}: expected a --value that steps are searched by, got none", option));
     };
     refuse("--beams", arguments.beams.has_value());
-    refuse("--step-end", arguments.step_end.has_value());
+    refuse("--step-end", arguments.step_end.has_value() && arguments.choose_steps == 0);
     return;
   }
   if (arguments.candidates || arguments.samples != 1 || !arguments.stop.empty()) {
@@ -190,6 +191,7 @@ void check(const GenerateArguments& arguments) {
   }
   if (arguments.candidates) check_candidates(arguments);
   check_search(arguments);
+  check_step_choice(arguments);
 }
 
 // Completions are drawn in parts, so that a long file needs no more memory than a short one;
@@ -310,6 +312,12 @@ void run_generate(const GenerateArguments& arguments, std::ostream& out, std::os
                                      RowPart::kPrompts, err),
                    err)
           .read();
+  if (arguments.choose_steps > 0) {
+    std::vector<std::vector<std::int64_t>> ids;
+    for (const Prompt& prompt : prompts) ids.push_back(prompt.ids);
+    print_chosen_steps(arguments, *policy, *tokenizer, ids, options, out, err);
+    return;
+  }
   const auto guided = with_guides(policy, arguments.guides, arguments.dtype, *tokenizer, err);
   if (!arguments.value.empty()) {
     options.tokenizer = tokenizer;

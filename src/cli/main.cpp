@@ -366,8 +366,51 @@ CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments) {
   command->add_option("--beams", arguments.beams, "of the search, kept and drawn; default: 5");
   command
       ->add_option("--step-end", arguments.step_end,
-                   "text that ends a step of the search; default: an empty line")
+                   "text that ends a step; default: an empty line in a search, a line's end in a choice")
       ->type_name("TEXT");
+  command
+      ->add_option("--choose-steps", arguments.choose_steps,
+                   "steps to choose from by their Q, with --q-model; 0: off")
+      ->capture_default_str();
+  command->add_option("--q-model", arguments.q_model, "model trained by DPO on pairs of steps")
+      ->type_name("DIR");
+  command->add_option("--q-ref", arguments.q_ref, "its reference; default: --model")
+      ->type_name("DIR");
+  command->add_option("--step-tokens", arguments.step_tokens,
+                      "tokens of a step at most; default: 64");
+  return command;
+}
+
+CLI::App* add_search(CLI::App& app, SearchArguments& arguments) {
+  auto* command = app.add_subcommand("search", "Search for good steps of completions, as a tree");
+  add_model(*command, arguments);
+  add_rows(*command, arguments.rows);
+  command->add_option("--data", arguments.data, "prompts")->type_name("FILE")->required();
+  command
+      ->add_option("--reward", arguments.reward,
+                   "program that rates completions, [\"python3\", \"reward.py\"]")
+      ->type_name("JSON|@FILE")
+      ->required();
+  command->add_option("--tree", arguments.tree, "options of the search")
+      ->type_name("JSON|@FILE")
+      ->capture_default_str();
+  command->add_option("--output", arguments.output, "file of trees, continued if it is there")
+      ->type_name("FILE")
+      ->required();
+  command->add_option("--iterations", arguments.iterations, "of this call; 0: all that are left")
+      ->capture_default_str();
+  command->add_option("--save-every", arguments.save_every, "iterations")->capture_default_str();
+  command->add_option("--max-new-tokens", arguments.max_new_tokens)->capture_default_str();
+  add_end_tokens(*command, arguments.end_tokens);
+  command->add_option("--stop", arguments.stop, "text that ends a completion; repeatable")
+      ->type_name("TEXT")
+      ->allow_extra_args(false);
+  command->add_option("--temperature", arguments.temperature)->capture_default_str();
+  command->add_option("--top-k", arguments.top_k, "0: off")->capture_default_str();
+  command->add_option("--top-p", arguments.top_p)->capture_default_str();
+  command->add_option("--seed", arguments.seed)->capture_default_str();
+  command->add_option("--workers", arguments.workers, "processes of the program")
+      ->capture_default_str();
   return command;
 }
 
@@ -376,11 +419,12 @@ CLI::App* add_pairs(CLI::App& app, PairsArguments& arguments) {
   command->add_option("--select", arguments.select, "selection, as {\"type\": \"best_worst\"}")
       ->type_name("JSON|@FILE")
       ->required();
-  command
+  auto* input = command->add_option_group("input")->require_option(1);
+  input
       ->add_option("--candidates", arguments.candidates,
                    "lines of {prompt, completions, rewards} or {prompt, completions, beats}")
-      ->type_name("FILE")
-      ->required();
+      ->type_name("FILE");
+  input->add_option("--trees", arguments.trees, "trees of `search` or of a run")->type_name("FILE");
   command->add_option("--output", arguments.output, "file to write; default: print")
       ->type_name("FILE");
   command->add_option("--seed", arguments.seed, "of random choices")->capture_default_str();
@@ -689,6 +733,7 @@ int run(int argc, char** argv) {
   LossesArguments losses;
   GenerateArguments generate;
   PairsArguments pairs;
+  SearchArguments search;
   EvalArguments eval;
   ExportArguments exported;
   DoctorArguments doctor;
@@ -727,6 +772,7 @@ int run(int argc, char** argv) {
       {add_losses(app, losses), [&] { run_losses(losses, std::cout, std::cerr); }},
       {add_generate(app, generate),
        [&] { print_lines([&](std::ostream& out) { run_generate(generate, out, remarks); }); }},
+      {add_search(app, search), [&] { run_search(search, remarks); }},
       {add_pairs(app, pairs),
        [&] { print_lines([&](std::ostream& out) { run_pairs(pairs, out, remarks); }); }},
       {add_eval(app, eval),
@@ -752,12 +798,12 @@ int run(int argc, char** argv) {
     }
     return fail(kUsage, std::string(error.what()) + "; see " + help);
   }
-  for (ModelArguments* model :
-       std::initializer_list<ModelArguments*>{&score, &grad, &generate, &exported, &doctor}) {
+  for (ModelArguments* model : std::initializer_list<ModelArguments*>{
+           &score, &grad, &generate, &search, &exported, &doctor}) {
     follow_links({&model->model, &model->adapter, &model->tokenizer});
   }
-  follow_links({&grad.reference, &eval.reference, &eval.tokenizer, &data_check.model,
-                &data_check.tokenizer, &tokenize.tokenizer});
+  follow_links({&generate.q_model, &generate.q_ref, &grad.reference, &eval.reference,
+                &eval.tokenizer, &data_check.model, &data_check.tokenizer, &tokenize.tokenizer});
   for (std::string& model : eval.models) follow_links({&model});
   const bool is_summary = app.got_subcommand("train") && !train.print_config && !train.dry_run;
   const int code = exit_code_of(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
+#include <cmath>
 #include <optional>
 #include <ostream>
 #include <string>
@@ -13,6 +14,8 @@
 #include "core/random.h"
 #include "prefopt/error.h"
 #include "prefopt/online/selection.h"
+#include "prefopt/online/step_tree.h"
+#include "prefopt/online/tree_search.h"
 
 namespace prefopt::cli {
 namespace {
@@ -99,13 +102,78 @@ void check_line(const CandidatesLine& line, const Selection& selection,
   }
 }
 
+/// Returns the rows of a tree's steps, by their tokens.
+std::string rows_of_tree(const StepTree& tree, const Selection& selection, exact::Random& random,
+                         PairCounts& counts) {
+  class Silent final : public Preference {
+   public:
+    std::vector<double> beats(const std::vector<Comparison>& comparisons) override {
+      return std::vector<double>(comparisons.size(), std::nan(""));
+    }
+  } silent;
+  const std::vector<Rollout> steps = step_rollouts(tree);
+  Rater rater(silent, steps);
+  const SelectedRows selected = selection.select(rater, random);
+  counts.add(selected);
+  std::string rows;
+  for (const SelectedRow& row : selected.rows) {
+    const Rollout& chosen = steps[static_cast<std::size_t>(row.chosen)];
+    Json json{{"prompt_ids", chosen.prompt},
+              {"chosen_ids", chosen.completion},
+              {"rejected_ids", steps[static_cast<std::size_t>(row.rejected)].completion}};
+    add_column(json, "label_prob", row.label_prob);
+    rows += detail::dump_json(json) + '\n';
+  }
+  return rows;
+}
+
+std::string rows_of_trees(const PairsArguments& arguments, const Selection& selection,
+                          PairCounts& counts) {
+  if (!selection.takes_steps()) {
+    throw ConfigError(fmt::format(
+        "--trees: expected a selection that pairs steps, 'siblings', got {}", selection.config()));
+  }
+  const PairsArguments usual;
+  const bool is_rated = arguments.missing_eos_penalty != usual.missing_eos_penalty ||
+                        arguments.length_penalty != usual.length_penalty ||
+                        arguments.unfinished != usual.unfinished ||
+                        arguments.temperature != usual.temperature;
+  if (is_rated) {
+    throw ConfigError(
+        "--trees: expected no option of feedback, as trees are rated, got one; it would do "
+        "nothing");
+  }
+  std::string rows;
+  for (const StepTree& tree : load_trees(arguments.trees)) {
+    exact::Random random(splitmix64(static_cast<std::uint64_t>(arguments.seed)) +
+                         static_cast<std::uint64_t>(counts.prompts));
+    rows += rows_of_tree(tree, selection, random, counts);
+  }
+  return rows;
+}
+
+void write_rows(const PairsArguments& arguments, const std::string& rows, const PairCounts& counts,
+                std::ostream& out, std::ostream& err) {
+  // All at once: an error leaves no half of a file.
+  if (arguments.output.empty()) {
+    out << rows;
+  } else {
+    detail::write_file<DataError>(arguments.output, rows);
+  }
+  err << counts.summary() << '\n';
+}
+
 }  // namespace
 
 void run_pairs(const PairsArguments& arguments, std::ostream& out, std::ostream& err) {
   const auto selection = make_selection(read_json_argument(arguments.select), candidate_sources());
   const RaterOptions options = rater_options_of(arguments);
-  std::string rows;
   PairCounts counts;
+  if (!arguments.trees.empty()) {
+    const std::string of_trees = rows_of_trees(arguments, *selection, counts);
+    return write_rows(arguments, of_trees, counts, out, err);
+  }
+  std::string rows;
   read_candidates(arguments.candidates, [&](const CandidatesLine& line) {
     check_line(line, *selection, arguments);
     LinePreference preference(line, arguments.temperature);
@@ -122,13 +190,7 @@ void run_pairs(const PairsArguments& arguments, std::ostream& out, std::ostream&
       throw ConfigError(fmt::format("{}: {}", line.where, error.what()));
     }
   });
-  // All at once: an error leaves no half of a file.
-  if (arguments.output.empty()) {
-    out << rows;
-  } else {
-    detail::write_file<DataError>(arguments.output, rows);
-  }
-  err << counts.summary() << '\n';
+  write_rows(arguments, rows, counts, out, err);
 }
 
 }  // namespace prefopt::cli

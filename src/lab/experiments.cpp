@@ -10,6 +10,8 @@ namespace {
 
 // A network takes a thousand times as long as a table.
 constexpr int kNetworks = 20, kQuickNetworks = 6;
+// Of the reasoning task, each after a whole supervised training.
+constexpr int kReasoners = 3;
 
 }  // namespace
 
@@ -75,12 +77,16 @@ const std::vector<Experiment>& experiments() {
        oreo_variance},
       {"iqlearn-diversity", "does inverse RL imitate with more diversity", "2409.01369",
        iqlearn_diversity},
+      {"tree-labels", "how right the labels of steps are that a tree search gives", "2405.00451",
+       tree_labels},
       {"neural-noise", "rdpo-rates' plateau with a transformer", "2403.00409", neural_noise,
        kNetworks, kQuickNetworks},
       {"neural-overoptimization", "rpo-overoptimization with a transformer", "2405.16436",
        neural_overoptimization, kNetworks, kQuickNetworks},
       {"neural-coverage", "hypo-coverage with a transformer", "2406.01462", neural_coverage,
        kNetworks, kQuickNetworks},
+      {"neural-reasoning", "trees, whole completions and chosen steps at equal sampled tokens",
+       "2405.00451", neural_reasoning, kReasoners, 1},
   };
   return all;
 }

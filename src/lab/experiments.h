@@ -42,8 +42,10 @@ Report rto_lock(const Settings& settings);
 Report guided_decoding(const Settings& settings);
 Report oreo_variance(const Settings& settings);
 Report iqlearn_diversity(const Settings& settings);
+Report tree_labels(const Settings& settings);
 Report neural_noise(const Settings& settings);
 Report neural_overoptimization(const Settings& settings);
 Report neural_coverage(const Settings& settings);
+Report neural_reasoning(const Settings& settings);
 
 }  // namespace prefopt::lab

@@ -11,5 +11,6 @@ enum class Length { kWhole, kBrief };
 Report neural_noise(const Settings& settings, Length length);
 Report neural_overoptimization(const Settings& settings, Length length);
 Report neural_coverage(const Settings& settings, Length length);
+Report neural_reasoning(const Settings& settings, Length length);
 
 }  // namespace prefopt::lab

@@ -33,7 +33,8 @@ Random random_of(std::uint64_t seed, Stream stream) {
 
 bool is_covered(Index string) { return string / kLetters == 0 || string % kLetters == 0; }
 
-/// Shares nothing with the other, and can be trained.
+}  // namespace
+
 std::shared_ptr<Decoder> trainable_copy(const Decoder& network) {
   const at::NoGradGuard no_grad;
   auto copy = std::make_shared<Decoder>(network.options());
@@ -41,8 +42,6 @@ std::shared_ptr<Decoder> trainable_copy(const Decoder& network) {
   for (std::size_t i = 0; i < to.size(); ++i) to[i].value.copy_(from[i].value);
   return copy;
 }
-
-}  // namespace
 
 Table covered_strings() {
   Table covered = Table::Zero(kStrings, kPrompts);

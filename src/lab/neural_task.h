@@ -82,6 +82,9 @@ std::shared_ptr<Decoder> fresh_network(Language language, std::uint64_t seed);
 std::shared_ptr<Decoder> supervised_network(Language language, const exact::Table& target,
                                             std::uint64_t seed);
 
+/// Returns a copy that shares nothing with the network, and can be trained.
+std::shared_ptr<Decoder> trainable_copy(const Decoder& network);
+
 struct NeuralTraining {
   std::string loss;
   double learning_rate = 1e-3;

@@ -20,7 +20,8 @@ enum DrawUser : std::int64_t {
   kPriorityDraws,
   kFilterDraws,
   kImitationDraws,
-  kEnvironmentDraws
+  kEnvironmentDraws,
+  kTreeDraws
 };
 
 /// Returns a seed that mixes `seed` with the parts (splitmix64, Steele et al. 2014).

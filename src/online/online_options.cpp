@@ -14,14 +14,14 @@
 namespace prefopt {
 namespace {
 
-constexpr std::array<std::string_view, 10> kSourceNames = {
-    "policy",  "reference", "last",    "past",        "ema",
-    "mixture", "data",      "program", "environment", "file"};
+constexpr std::array<std::string_view, 11> kSourceNames = {
+    "policy", "reference", "last",        "past", "ema", "mixture",
+    "data",   "program",   "environment", "file", "tree"};
 
 /// Whether a model writes whole completions.
 bool writes_tokens(SourceKind kind) {
   return kind != SourceKind::kData && kind != SourceKind::kProgram &&
-         kind != SourceKind::kEnvironment && kind != SourceKind::kFile;
+         kind != SourceKind::kEnvironment && kind != SourceKind::kFile && kind != SourceKind::kTree;
 }
 
 bool has_environment(const SourceOptions& source) { return source.environment != "null"; }
@@ -55,7 +55,8 @@ void check_used(const SourceOptions& source, const Json& given, std::string_view
   const bool writes = writes_tokens(kind);
   const bool acts = kind == SourceKind::kEnvironment;
   const bool asks = kind == SourceKind::kProgram || acts;
-  const bool draws = writes || acts;
+  const bool searches = kind == SourceKind::kTree;
+  const bool draws = writes || acts || searches;
   const std::array uses = {Use{"weight", kind == SourceKind::kMixture},
                            Use{"decay", kind == SourceKind::kEma},
                            Use{"keep", kind == SourceKind::kPast},
@@ -69,10 +70,12 @@ void check_used(const SourceOptions& source, const Json& given, std::string_view
                            Use{"retries", acts},
                            Use{"path", kind == SourceKind::kFile},
                            Use{"roll_in", writes},
+                           Use{"tree", searches},
+                           Use{"n", !searches},
                            Use{"temperature", draws},
                            Use{"top_k", draws},
                            Use{"top_p", draws},
-                           Use{"min_new_tokens", draws},
+                           Use{"min_new_tokens", draws && !searches},
                            Use{"repetition_penalty", draws},
                            Use{"stop", draws},
                            Use{"seed", draws},
@@ -165,6 +168,7 @@ void SourceOptions::fields(FieldVisitor& v) {
   v.real({"below", "End of these numbers"}, rounds.below,
          Range{.min = 0, .max = 1, .min_open = true});
   v.end_group();
+  v.group({"tree", "Search for steps"}, tree);
 }
 
 bool has_own_rewards(const SourceOptions& source) {

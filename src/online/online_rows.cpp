@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <future>
+#include <limits>
 #include <utility>
 
 #include "core/json.h"
@@ -65,6 +66,30 @@ void check_rounds(const std::vector<SourceOptions>& sources, std::int64_t rounds
   }
 }
 
+/// Throws ConfigError where trees and whole completions would meet, or ends have no reward.
+void check_trees(const OnlineParts& parts) {
+  const auto is_tree = [](const SourceOptions& source) { return source.from == SourceKind::kTree; };
+  const auto trees = std::count_if(parts.sources.begin(), parts.sources.end(), is_tree);
+  if (trees == 0) {
+    if (!parts.selection->takes_steps()) return;
+    throw ConfigError(
+        "online.sources: expected a source 'tree' for a selection that pairs steps, got none");
+  }
+  if (parts.objective || !parts.selection->takes_steps()) {
+    throw ConfigError(fmt::format(
+        "online.select: expected one that pairs steps, 'siblings', of a source 'tree', got {}",
+        parts.objective ? "an objective on tokens" : parts.selection->config()));
+  }
+  if (parts.sources.size() > 1) {
+    throw ConfigError(fmt::format("online.sources: expected a source 'tree' alone, got {} sources",
+                                  parts.sources.size()));
+  }
+  if (!parts.feedback || !parts.feedback->has_rewards()) {
+    throw ConfigError(
+        "online.feedback: expected rewards, of the ends of a source 'tree', got none");
+  }
+}
+
 void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
   const auto count = std::ssize(parts.prompts);
   if (count == 0) throw ConfigError("online.prompts: expected at least one prompt, got none");
@@ -73,6 +98,7 @@ void check_parts(const OnlineParts& parts, const OnlineRowsOptions& options) {
         fmt::format("online.rounds.prompts: expected at most the {} prompts of the file, got {}",
                     count, options.rounds.prompts));
   }
+  check_trees(parts);
   if (parts.objective) detail::check_rollouts(parts, options);
   if (parts.selection->questions() != Questions::kNone && !parts.feedback) {
     throw ConfigError(
@@ -130,6 +156,23 @@ class LaterIsBetter final : public Preference {
   bool has_rewards_;
 };
 
+/// Returns two steps of each decision point of the largest tree, as many of them as can be on the
+/// best path.
+std::vector<Rollout> rehearsed_steps(const TreeSearchOptions& options) {
+  std::vector<Rollout> steps;
+  for (std::int64_t parent = 0; parent < options.most_decision_points(); ++parent) {
+    for (const double value : {1.0, 0.0}) {
+      steps.push_back({.prompt = {0}, .completion = {std::ssize(steps)}, .ended = true});
+      steps.back().step = {.node = std::ssize(steps),
+                           .parent = parent,
+                           .visits = std::numeric_limits<std::int32_t>::max(),
+                           .value = value,
+                           .is_best = value == 1 && parent < options.max_depth};
+    }
+  }
+  return steps;
+}
+
 /// Makes rows of completions that nobody wrote, so that a selection that does not fit the loss is
 /// refused before anything is drawn. Returns the rows of a prompt whose completions all differ: the
 /// most that it has.
@@ -145,7 +188,12 @@ std::int64_t rehearse(const OnlineParts& parts, std::int64_t seed) {
   }
   std::vector<Rollout> rollouts;
   for (std::int64_t place = 0; place < std::ssize(parts.sources); ++place) {
-    for (std::int64_t k = 0; k < parts.sources[static_cast<std::size_t>(place)].n; ++k) {
+    const SourceOptions& source = parts.sources[static_cast<std::size_t>(place)];
+    if (source.from == SourceKind::kTree) {
+      rollouts = rehearsed_steps(source.tree);
+      continue;
+    }
+    for (std::int64_t k = 0; k < source.n; ++k) {
       rollouts.push_back(
           {.prompt = {0}, .completion = {std::ssize(rollouts)}, .ended = true, .source = place});
     }

@@ -244,6 +244,7 @@ Json RatedPrompts::samples(std::size_t prompts, const std::vector<SourceOptions>
     const auto& of_prompt = rollouts_[i];
     if (of_prompt.empty()) continue;
     Json completions = Json::array();
+    if (of_prompt.front().step.node >= 0) continue;  // report.html draws trees from their file
     for (const Rollout& rollout : of_prompt) {
       Json completion = {{"source", sources[static_cast<std::size_t>(rollout.source)].name},
                          {"text", rollout.text},

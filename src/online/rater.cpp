@@ -28,6 +28,11 @@ void check_answers(const std::vector<double>& answers, std::size_t asked) {
 
 }  // namespace
 
+double end_penalty(const Rollout& rollout, const RaterOptions& options) {
+  return (rollout.ended ? 0 : options.missing_eos_penalty) +
+         options.length_penalty * static_cast<double>(rollout.completion.size());
+}
+
 Rater::Rater(Preference& preference, const std::vector<Rollout>& rollouts,
              const RaterOptions& options)
     : preference_(&preference),
@@ -49,7 +54,7 @@ double Rater::reward(std::int64_t i) {
     check_answers(answers, 1);
     set_reward(asked, answers.front());
   }
-  return rewards_[asked] - penalty(i);
+  return rewards_[asked] - end_penalty(rollout(i), options_);
 }
 
 double Rater::beats(std::int64_t i, std::int64_t j) {
@@ -132,12 +137,6 @@ bool Rater::is_settled(Pair pair) const {
 }
 
 bool Rater::is_first(std::int64_t i) const { return first_[i] == i; }
-
-double Rater::penalty(std::int64_t i) const {
-  const Rollout& of = rollout(i);
-  return (of.ended ? 0 : options_.missing_eos_penalty) +
-         options_.length_penalty * static_cast<double>(of.completion.size());
-}
 
 /// `pair` is of first rollouts.
 double Rater::asked_comparison(Pair pair) {

@@ -11,6 +11,7 @@
 #include "prefopt/error.h"
 #include "prefopt/exact/random.h"
 #include "prefopt/online/episode.h"
+#include "prefopt/online/tree_search.h"
 
 namespace prefopt::detail {
 namespace {
@@ -55,6 +56,11 @@ std::vector<std::vector<Rollout>> RolloutWriter::write(Policy& policy, const Pro
     const SourceOptions& source = parts_.sources[static_cast<std::size_t>(place)];
     const std::int64_t n = source.n;
     if (n == 0 || !source.rounds.contain(round, number)) continue;
+    if (source.from == SourceKind::kTree) {
+      // The only source, see check_trees.
+      written = from_tree(place, policy, prompts, round, first);
+      continue;
+    }
     std::vector<Rollout> rollouts = draw(place, policy, prompts, round, first);
     for (std::size_t i = 0; i < rollouts.size(); ++i) {
       const std::size_t of = i / static_cast<std::size_t>(n);
@@ -198,6 +204,41 @@ std::vector<Rollout> RolloutWriter::from_environment(std::int64_t place, Policy&
         });
   });
   return rollouts;
+}
+
+std::vector<std::vector<Rollout>> RolloutWriter::from_tree(std::int64_t place, Policy& policy,
+                                                           const Prompts& prompts,
+                                                           std::int64_t round, std::int64_t first) {
+  const SourceOptions& source = parts_.sources[static_cast<std::size_t>(place)];
+  const auto rewards_of = [&](const std::vector<const Rollout*>& ends) {
+    std::vector<double> rewards = parts_.feedback->rewards(ends);
+    for (std::size_t i = 0; i < std::min(ends.size(), rewards.size()); ++i) {
+      rewards[i] -= end_penalty(*ends[i], parts_.rater);
+    }
+    return rewards;
+  };
+  const TreeSearch search(source.tree, sampling(place, round, kTreeDraws), parts_.tokenizer,
+                          rewards_of,
+                          source.tree.self_evaluation.question.empty()
+                              ? StateValues()
+                              : self_evaluation(source.tree.self_evaluation, parts_.tokenizer));
+  std::vector<StepTree> trees;
+  for (const OnlinePrompt* prompt : prompts) {
+    trees.emplace_back(prompt->ids, prompt->text, first + std::ssize(trees));
+  }
+  models_.with_model(place, policy, round, seed_, [&](Policy& model) {
+    search.run(model, trees, source.tree.iterations, at_once_);
+  });
+  std::vector<std::vector<Rollout>> written;
+  for (const StepTree& tree : trees) {
+    written.push_back(step_rollouts(tree));
+    for (Rollout& rollout : written.back()) {
+      rollout.group = tree.number();
+      rollout.source = place;
+    }
+  }
+  if (parts_.save_trees) parts_.save_trees(round, first, trees);
+  return written;
 }
 
 /// The first `n` of the prompt, by its text.

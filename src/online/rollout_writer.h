@@ -27,7 +27,8 @@ class RolloutWriter {
                 std::int64_t seed)
       : parts_(parts), models_(models), at_once_(at_once), seed_(seed) {}
 
-  /// Returns the completions of each prompt, source after source. `first` is the place of the first
+  /// Returns the completions of each prompt, source after source; of a source `tree` the steps of
+  /// the prompt's tree. `first` is the place of the first
   /// prompt in its round, which draws depend on.
   std::vector<std::vector<Rollout>> write(Policy& policy,
                                           const std::vector<const OnlinePrompt*>& prompts,
@@ -47,6 +48,9 @@ class RolloutWriter {
   std::vector<Rollout> from_program(std::int64_t place, const Prompts& prompts) const;
   std::vector<Rollout> from_environment(std::int64_t place, Policy& policy, const Prompts& prompts,
                                         std::int64_t round, std::int64_t first);
+  std::vector<std::vector<Rollout>> from_tree(std::int64_t place, Policy& policy,
+                                              const Prompts& prompts, std::int64_t round,
+                                              std::int64_t first);
   std::vector<Rollout> from_file(std::int64_t place, const Prompts& prompts) const;
   void finish(Rollout& rollout, const OnlinePrompt& prompt, std::int64_t place) const;
   SamplingOptions sampling(std::int64_t place, std::int64_t round, std::int64_t user) const;

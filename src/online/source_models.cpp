@@ -65,6 +65,7 @@ void SourceModels::with_model(std::int64_t place, Policy& policy, std::int64_t r
   switch (source(place).from) {
     case SourceKind::kPolicy:
     case SourceKind::kEnvironment:
+    case SourceKind::kTree:
       return use(policy);
     case SourceKind::kReference:
       return use(*initial_);

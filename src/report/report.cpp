@@ -157,6 +157,7 @@ std::string page(const RunRecord& record) {
     html += heading_html("Over the steps") + charts;
   }
   html += rounds_html(record);
+  html += trees_html(record);
   html += samples_html(record);
   html += notes_html(record);
   html += how_to_repeat(record);

@@ -23,5 +23,7 @@ std::string evaluations_html(const RunRecord& record);
 std::string samples_html(const RunRecord& record);
 /// Rounds of a policy that writes its own rows: curves, and the last completions.
 std::string rounds_html(const RunRecord& record);
+/// Trees of the newest round that searched.
+std::string trees_html(const RunRecord& record);
 
 }  // namespace prefopt::detail

@@ -91,6 +91,16 @@ void add_metrics(const Json& line, RunRecord& record) {
   }
 }
 
+/// Returns the last file of a folder by name; empty without one.
+std::string newest_file(const std::string& folder) {
+  std::string newest;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+    newest = std::max(newest, entry.path().string());
+  }
+  return newest;
+}
+
 double last_step_of(const Curves& curves) {
   double last = 0;
   for (const auto& [name, curve] : curves) last = std::max(last, curve.steps.back());
@@ -134,6 +144,13 @@ RunRecord read_run(const std::string& folder) {
     auto read = read_json_lines(file(name));
     *lines = std::move(read.lines);
     say(name, read.defect);
+  }
+  if (const std::string newest = newest_file(file("trees")); !newest.empty()) {
+    try {
+      record.trees = load_trees(newest);
+    } catch (const DataError& error) {
+      record.gaps.emplace_back(error.what());
+    }
   }
   return record;
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/json.h"
+#include "prefopt/online/step_tree.h"
 
 namespace prefopt::detail {
 
@@ -27,6 +28,7 @@ struct RunRecord {
   Json config, environment, facts;  ///< objects, empty where there is no such file
   Curves train, evaluations;
   std::vector<Json> samples, rounds, notes;
+  std::vector<StepTree> trees;  ///< of the newest round that searched
   std::vector<std::string> gaps;
   double seconds = 0;  ///< of the last line of metrics
 

@@ -227,6 +227,17 @@ void load_process_reward(const ProcessRewardOptions& options, const Decoder& pol
       load_frozen(options.reference, policy, tokenizer, fmt::format("{}.reference", kWhere));
 }
 
+/// Returns what writes the trees of a round to a file in a folder of the run, prompt after prompt.
+auto tree_saver(const std::string& folder) {
+  const auto all = std::make_shared<std::vector<StepTree>>();
+  return [=](std::int64_t round, std::int64_t first, const std::vector<StepTree>& trees) {
+    all->resize(static_cast<std::size_t>(first), StepTree({0}, {}));
+    all->insert(all->end(), trees.begin(), trees.end());
+    make_directory<CheckpointError>(folder);
+    save_trees(*all, fmt::format("{}/round-{:06}.jsonl", folder, round));
+  };
+}
+
 /// Returns what loads reward models, which have to read the policy's tokens, while the policy
 /// lives.
 FeedbackParts feedback_parts(const FeedbackOptions& options, const Decoder& policy,
@@ -512,6 +523,15 @@ std::shared_ptr<OnlineRows> make_online_rows(RunOptions& options, OnlinePrompts 
     parts.save = rollout_saver(options.output_dir + "/rollouts");
   }
   parts.ranks = meeting.ranks();
+  if (count_sources(sources, SourceKind::kTree) > 0) {
+    if (meeting.ranks()->size() > 1) {
+      throw ConfigError(fmt::format(
+          "online.sources: expected one process for the source 'tree', whose searches are not "
+          "shared, got {} ranks",
+          meeting.ranks()->size()));
+    }
+    parts.save_trees = tree_saver(options.output_dir + "/trees");
+  }
   parts.sources = std::move(sources);
   const OnlineRowsOptions rows{.rounds = online.rounds,
                                .replay = online.replay,

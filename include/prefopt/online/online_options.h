@@ -10,6 +10,7 @@
 #include "prefopt/objectives/reward_shaping.h"
 #include "prefopt/online/feedback.h"
 #include "prefopt/online/implicit_reward.h"
+#include "prefopt/online/tree_options.h"
 #include "prefopt/options.h"
 #include "prefopt/policy/sampling.h"
 
@@ -27,6 +28,7 @@ enum class SourceKind {
   kProgram,      ///< a program that answers {"prompt": …} with {"completion": …}
   kEnvironment,  ///< the policy at the start of the round, turn by turn with an environment
   kFile,         ///< rollouts that were saved
+  kTree,  ///< a tree search by the policy at the start of the round: steps in place of wholes
 };
 
 /// A prefix that another source writes: PPO++, AggreVaTeD (2306.11816).
@@ -65,6 +67,7 @@ struct SourceOptions {
   std::string path = {};             ///< of saved rollouts
   RollInOptions roll_in = {};
   SourceRounds rounds = {};
+  TreeSearchOptions tree = {};  ///< of the search
 
   PREFOPT_API void fields(FieldVisitor& v);
 };

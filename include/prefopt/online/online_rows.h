@@ -19,6 +19,7 @@
 #include "prefopt/online/preference.h"
 #include "prefopt/online/rollout.h"
 #include "prefopt/online/selection.h"
+#include "prefopt/online/step_tree.h"
 #include "prefopt/policy/policy.h"
 #include "prefopt/policy/reference.h"
 #include "prefopt/policy/reward_policy.h"
@@ -80,6 +81,9 @@ struct OnlineParts {
   /// Receives the rollouts of a round, of each of its prompts, once they are rated.
   std::function<void(std::int64_t round, const std::vector<std::vector<Rollout>>& rollouts)> save =
       {};
+  /// Receives the trees of some prompts of a round, the first of which is at place `first`.
+  std::function<void(std::int64_t round, std::int64_t first, const std::vector<StepTree>& trees)>
+      save_trees = {};
 };
 
 struct OnlineRowsOptions {

@@ -70,6 +70,9 @@ struct RaterOptions {
   Unfinished unfinished = Unfinished::kAsJudged;
 };
 
+/// Returns what a completion's reward loses by these options.
+PREFOPT_API double end_penalty(const Rollout& rollout, const RaterOptions& options);
+
 /// Counts of a rater, for metrics.
 struct RaterCounts {
   std::int64_t questions = 0;  ///< rewards and comparisons that were asked for
@@ -122,7 +125,6 @@ class PREFOPT_API Rater {
   std::size_t place(Pair pair) const;
   bool is_settled(Pair pair) const;
   bool is_first(std::int64_t i) const;
-  double penalty(std::int64_t i) const;
   double asked_comparison(Pair pair);
   void count_identical(Pair pair);
   void count_answer(double answer);

@@ -14,6 +14,15 @@
 
 namespace prefopt {
 
+/// The place of a step in the tree of a search.
+struct StepPlace {
+  std::int64_t node = -1;  ///< -1: no step of a tree
+  std::int64_t parent = -1, depth = 0, visits = 0;
+  double value = 0;      ///< Q
+  bool is_dead = false;  ///< it leads to no end that was rated
+  bool is_best = false;  ///< on the way to the best end
+};
+
 /// A completion that a policy wrote.
 struct Rollout {
   std::vector<std::int64_t> prompt, completion;
@@ -31,6 +40,7 @@ struct Rollout {
   std::vector<double> token_rewards = {};
   std::int64_t source = 0;                  ///< place of its source in the list of sources
   std::string prompt_text = {}, text = {};  ///< for feedback, without end tokens
+  StepPlace step = {};
 };
 
 struct RolloutOptions {

@@ -54,6 +54,9 @@ class PREFOPT_API Selection {
   /// Returns whether rows weigh completions by how likely the policy draws them: the samples then
   /// have to follow the policy's own distribution (temperature 1, no top-k or top-p).
   virtual bool needs_own_distribution() const { return false; }
+  /// Returns whether it pairs the steps of trees, which a source `tree` writes, instead of whole
+  /// completions.
+  virtual bool takes_steps() const { return false; }
   /// Returns the rows of a prompt. Draws depend on `random` alone.
   virtual SelectedRows select(Rater& rater, exact::Random& random) const = 0;
   /// Returns the options with all their values, as JSON.

@@ -10,6 +10,7 @@
 #include "online/selections/best_of.h"
 #include "online/selections/pair.h"
 #include "online/selections/rejection.h"
+#include "online/selections/siblings.h"
 #include "online/selections/tournament.h"
 #include "online/selections/win_rates.h"
 
@@ -21,6 +22,6 @@ struct SelectionList {};
 using BuiltinSelections =
     SelectionList<PairSelection, BestWorstSelection, BestRandomSelection, BestSecondSelection,
                   TournamentSelection, AllPairsSelection, RejectionSelection, WinRateSelection,
-                  AdvantageSelection, BestOfSelection, AgainstDataSelection>;
+                  AdvantageSelection, BestOfSelection, AgainstDataSelection, SiblingsSelection>;
 
 }  // namespace prefopt::detail

@@ -637,6 +637,49 @@ TEST_CASE("against_data asks nothing", "[online]") {
                     "against_data: expected one completion of the source 'data', got 0");
 }
 
+/// Steps after the nodes `parents`, with values and visits, of a tree in order.
+std::vector<Rollout> tree_steps(const std::vector<std::int64_t>& parents, const Numbers& values,
+                                const std::vector<std::int64_t>& visits,
+                                const std::vector<std::size_t>& best = {}) {
+  auto rollouts = make_rollouts(parents.size());
+  for (std::size_t i = 0; i < parents.size(); ++i) {
+    rollouts[i].step = {.node = static_cast<std::int64_t>(i) + 1,
+                        .parent = parents[i],
+                        .visits = visits[i],
+                        .value = values[i]};
+  }
+  for (const std::size_t i : best) rollouts[i].step.is_best = true;
+  return rollouts;
+}
+
+TEST_CASE("siblings are the best and the worst step of each state", "[online]") {
+  TablePreference unasked(Matrix{});
+  const auto steps = tree_steps({0, 0, 0, 1, 1, 2, 2, 5}, {0.5, -1, 0.2, 1, 1, 0.4, -0.4, 0},
+                                {8, 2, 3, 4, 4, 1, 4, 0}, {2, 5});
+  const auto all = select_with(unasked, R"({"type": "siblings"})", steps);
+  CHECK(pairs_of(all) == IndexPairs{{0, 1}, {5, 6}});
+  CHECK(all.rows[0].label_prob == 0.8);  // 1 / (1 + 2/8)
+  CHECK(all.rows[1].label_prob == 0.5);  // the floor
+  CHECK(all.ties == 1);
+  // Node 3 is on the best path, and so is the sixth step, which follows node 2.
+  auto on_path = select_with(
+      unasked, R"({"type": "siblings", "points": "best_path", "labels": "hard"})", steps);
+  CHECK(pairs_of(on_path) == IndexPairs{{0, 1}, {5, 6}});
+  CHECK_FALSE(on_path.rows[0].label_prob);
+  on_path = select_with(unasked, R"({"type": "siblings", "points": "best_path"})",
+                        tree_steps({0, 0, 1, 1}, {1, 0, 1, 0}, {2, 1, 1, 1}, {0}));
+  CHECK(pairs_of(on_path) == IndexPairs{{0, 1}});
+  CHECK(select_with(unasked, R"({"type": "siblings", "min_gap": 1})", steps).rows.size() == 1);
+  CHECK(select_with(unasked, R"({"type": "siblings", "min_visits": 3})", steps).rows.size() == 1);
+  auto dead = steps;
+  dead[1].step.is_dead = true;
+  CHECK(pairs_of(select_with(unasked, R"({"type": "siblings"})", dead)) ==
+        IndexPairs{{0, 2}, {5, 6}});
+  CHECK_THROWS_TEXT(select_with(unasked, R"({"type": "siblings"})", make_rollouts(2)), ConfigError,
+                    "siblings: expected steps of a source 'tree', got a completion of another "
+                    "source");
+}
+
 TEST_CASE("no selection pairs equal completions, or uses empty ones", "[online]") {
   TableRewards preference({1, 2, 3});
   auto equal = make_rollouts(1);
@@ -645,6 +688,7 @@ TEST_CASE("no selection pairs equal completions, or uses empty ones", "[online]"
   empty[0].completion.clear();
   for (const SelectionEntry& entry : registered_selections()) {
     if (entry.name == "against_data") continue;  // has two sources
+    if (entry.name == "siblings") continue;      // of steps
     CAPTURE(entry.name);
     const bool is_single = entry.name == "advantage" || entry.name == "best_of";
     const std::string config = json{{"type", entry.name}}.dump();
@@ -671,11 +715,11 @@ TEST_CASE("selections are made by name, with all their options", "[online]") {
     CHECK(config.size() == entry.options.size() + 1);
     CHECK(make_selection(config.dump(), sources)->config() == made->config());
   }
-  REQUIRE(names.size() >= 11);
-  names.resize(11);  // a test may have registered another one
+  REQUIRE(names.size() >= 12);
+  names.resize(12);  // a test may have registered another one
   CHECK(names == std::vector<std::string>{"pair", "best_worst", "best_random", "best_second",
                                           "tournament", "all_pairs", "rejection", "win_rates",
-                                          "advantage", "best_of", "against_data"});
+                                          "advantage", "best_of", "against_data", "siblings"});
   CHECK_THROWS_TEXT(make_selection(R"({"type": "best_wurst"})"), ConfigError,
                     "select: expected a known selection, got 'best_wurst'; did you mean "
                     "'best_worst'?");

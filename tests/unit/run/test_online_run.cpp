@@ -17,6 +17,7 @@
 #include "prefopt/files/safetensors.h"
 #include "prefopt/online/environment.h"
 #include "prefopt/online/rollout_file.h"
+#include "prefopt/online/step_tree.h"
 #include "prefopt/options.h"
 #include "prefopt/run/run.h"
 #include "support/catch.h"
@@ -316,6 +317,25 @@ TEST_CASE("a game that dies in the second round loses nothing", "[run]") {
   CHECK(differing(parts_of(resumed.checkpoint), expected) == std::set<std::string>());
 }
 
+/// Changes of the config that make its rows steps of a tree search.
+Json searching() {
+  return {{"loss", {{"type", "dpo"}, {"use_label_probs", true}}},
+          {"online",
+           {{"sources",
+             {{{"from", "tree"},
+               {"max_new_tokens", 6},
+               // Rewards are far larger than PUCT's bonus, which would try one step alone.
+               {"tree",
+                {{"rule", "uct"},
+                 {"back_up", "mean"},
+                 {"separator", ""},
+                 {"step_tokens", 2},
+                 {"breadth", 3},
+                 {"max_depth", 3},
+                 {"iterations", 6}}}}}},
+            {"select", {{"type", "siblings"}}}}}};
+}
+
 /// Changes of the config, one for each part of the engine that has a state.
 std::vector<std::pair<std::string, Json>> components() {
   const Json advantage = {{"type", "advantage"}, {"by", "reward"}, {"baseline", "group"}};
@@ -361,6 +381,7 @@ std::vector<std::pair<std::string, Json>> components() {
              {"max_tokens", 20}}}},
           {"feedback", nullptr},
           {"select", {{"type", "best_worst"}}}}}}},
+      {"trees", searching()},
   };
 }
 
@@ -757,6 +778,128 @@ void check_episodes_trained(const OnlineScene& scene, const std::string& run, st
   CHECK(distances.size() > 2);  // later steps find another policy than the one that wrote
 }
 
+TEST_CASE("a tree search writes the pairs of a run", "[run]") {
+  const OnlineScene scene;
+  for (const int at_once : {1, 64}) {
+    Json config = scene.config("at-once-" + std::to_string(at_once));
+    config.merge_patch(searching());
+    config["online"]["at_once"] = at_once;
+    config["online"]["eval_fraction"] = 0.25;
+    config["online"]["rounds"]["prompts"] = 3;
+    run_config(config);
+  }
+  for (const std::string file : {"trees/round-000001.jsonl", "trees/round-000003.jsonl"}) {
+    CHECK(read_text(scene.file("at-once-1/" + file)) ==
+          read_text(scene.file("at-once-64/" + file)));
+  }
+  const auto trees = load_trees(scene.file("at-once-64/trees/round-000001.jsonl"));
+  REQUIRE(trees.size() == 3);
+  std::int64_t pairs = 0;
+  for (const StepTree& tree : trees) {
+    CHECK(tree.iterations() == 6);
+    for (const StepNode& parent : tree.nodes()) {
+      std::set<double> values;
+      for (const std::int64_t child : parent.children) {
+        if (tree.node(child).visits > 0) values.insert(tree.node(child).value);
+      }
+      pairs += values.size() > 1 ? 1 : 0;
+    }
+  }
+  CHECK(pairs > 3);
+  const auto rounds = read_lines(scene.file("at-once-64/rounds.jsonl"));
+  CHECK(rounds.at(0)["pairs/kept"] == pairs);
+  // Another round searches other trees, as the policy has changed.
+  CHECK(load_trees(scene.file("at-once-64/trees/round-000003.jsonl"))[0].nodes().size() > 6);
+  const std::string page = read_text(scene.file("at-once-64/report.html"));
+  CHECK(page.find("<h2>Trees</h2>") != std::string::npos);
+  std::size_t points = 0;
+  const auto last = load_trees(scene.file("at-once-64/trees/round-000003.jsonl"));
+  for (const StepTree& tree : last) points += tree.nodes().size();
+  std::size_t drawn = 0;
+  for (std::size_t at = page.find("<title>Q "); at != std::string::npos;
+       at = page.find("<title>Q ", at + 1)) {
+    ++drawn;
+  }
+  CHECK(drawn == points);
+}
+
+TEST_CASE("the rows of a tree search are steps at one state", "[run]") {
+  const OnlineScene scene;
+  Json config = scene.config("run");
+  config.merge_patch(searching());
+  config["online"]["rounds"] = {{"rounds", 1}, {"prompts", 8}};
+  const std::string checkpoint = run_config(config).checkpoint;
+  const auto trees = load_trees(scene.file("run/trees/round-000001.jsonl"));
+  const auto tensors = read_safetensors(checkpoint + "/training_state.safetensors").tensors;
+  const std::map<std::string, at::Tensor> state(tensors.begin(), tensors.end());
+  const auto rows = detail::unpack_rows({state.at("source.rows"), state.at("source.columns")});
+  REQUIRE(rows.size() > 8);
+  for (const TokenRow& row : rows) {
+    std::int64_t found = 0;
+    for (const StepTree& tree : trees) {
+      for (std::int64_t place = 0; place < std::ssize(tree.nodes()); ++place) {
+        if (tree.node(place).children.empty() || tree.context(place) != row.prompt) continue;
+        const StepNode* best = nullptr;
+        const StepNode* worst = nullptr;
+        for (const std::int64_t child : tree.node(place).children) {
+          const StepNode& node = tree.node(child);
+          if (node.visits == 0) continue;
+          if (best == nullptr || node.value > best->value) best = &node;
+          if (worst == nullptr || node.value < worst->value) worst = &node;
+        }
+        REQUIRE(best != nullptr);
+        if (best->tokens != row.chosen || worst->tokens != row.rejected) continue;
+        ++found;
+        const double kept = static_cast<double>(worst->visits) / static_cast<double>(best->visits);
+        CHECK(row.columns[Column::kLabelProb] == std::max(0.5, 1 / (1 + kept)));
+      }
+    }
+    CHECK(found >= 1);
+  }
+  // The siblings of a decision point share its state in the packed stream.
+  const TokenBatch batch = make_pair_batch({rows[0]});
+  REQUIRE(batch.packed->groups.size() == 1);
+  CHECK(batch.packed->groups[0].shared >= std::ssize(rows[0].prompt) - 1);
+  CHECK(batch.packed->groups[0].branches.size() == 2);
+}
+
+TEST_CASE("what does not go with a tree search is refused", "[run]") {
+  const OnlineScene scene;
+  const auto refused = [&](const Json& change, const std::string& text) {
+    Json config = scene.config("run");
+    config.merge_patch(searching());
+    config.merge_patch(change);
+    CHECK_THROWS_TEXT(run_config(config), ConfigError, text);
+  };
+  const auto with_select = [](const char* type) {
+    return Json{{"loss", {{"use_label_probs", false}}}, {"online", {{"select", {{"type", type}}}}}};
+  };
+  refused(with_select("pair"),
+          "online.select: expected one that pairs steps, 'siblings', of a source 'tree', got "
+          "{\"type\":\"pair\",\"soft\":false}");
+  refused({{"online", {{"sources", {{{"from", "policy"}, {"n", 2}}}}}}},
+          "online.sources: expected a source 'tree' for a selection that pairs steps, got none");
+  refused({{"loss", {{"use_label_probs", false}}}},
+          "online.select: expected columns that the loss reads, got 'label_prob', which this loss "
+          "does not read; see its options in `prefopt losses`");
+  refused({{"online", {{"feedback", {{"reward", nullptr}, {"judge", random_preferences()}}}}}},
+          "online.feedback: expected rewards, of the ends of a source 'tree', got none");
+  refused({{"online", {{"sources", {{{"from", "tree"}}, {{"from", "policy"}}}}}}},
+          "online.sources: expected a source 'tree' alone, got 2 sources");
+  refused({{"online", {{"sources", {{{"from", "tree"}, {"n", 2}}}}}}},
+          "online.sources[0]: expected no n where from is 'tree', which does not use it");
+  refused({{"online", {{"sources", {{{"from", "policy"}, {"tree", {{"breadth", 2}}}}}}}}},
+          "online.sources[0]: expected no tree where from is 'policy', which does not use it");
+  Json objective = scene.config("run");
+  objective.merge_patch(searching());
+  objective["loss"] = {{"type", "grpo"}};
+  objective["online"].erase("select");
+  objective["batch"].erase("rows");
+  CHECK_THROWS_TEXT(run_config(objective), ConfigError,
+                    "online.select: expected one that pairs steps, 'siblings', of a source 'tree', "
+                    "got an objective on tokens");
+}
+
 /// The configs of examples/configs/online, made small.
 TEST_CASE("every online config of the examples trains", "[run]") {
   const OnlineScene scene;
@@ -776,6 +919,10 @@ TEST_CASE("every online config of the examples trains", "[run]") {
       has_data = has_data || source["from"] == "data";
       if (source.contains("n")) source["n"] = std::min(source["n"].get<int>(), 4);
       if (source["from"] == "environment") source = hash_game();  // its rewards are not all alike
+      if (source["from"] == "tree") {
+        source["tree"].merge_patch(
+            {{"step_tokens", 1}, {"iterations", 6}, {"root_breadth", 4}, {"exploration", 300}});
+      }
     }
     online["prompts"] = scene.file(has_data ? "rows.jsonl" : "prompts.jsonl");
     if (online.contains("select") && online["select"].contains("n")) {
