@@ -18,19 +18,17 @@ namespace {
 using nlohmann::json;
 
 /// A reward as good as random, by a hash of the question.
-const std::string kReward =
-    json{"/bin/sh", "-c",
-         "while read -r line; do set -- $(printf %s \"$line\" | cksum); "
-         "echo \"{\\\"reward\\\": $(($1 % 9))}\"; done"}
-        .dump();
+const std::string kReward = json{"/bin/sh", "-c",
+                                 "while read -r line; do set -- $(printf %s \"$line\" | cksum); "
+                                 "echo \"{\\\"reward\\\": $(($1 % 9))}\"; done"}
+                                .dump();
 const std::string kTree = R"({"separator": "", "step_tokens": 2, "iterations": 5})";
 
 std::vector<std::string> search(const std::string& prompts, const std::string& output,
                                 const std::vector<std::string>& more = {}) {
   std::vector<std::string> arguments = {
-      "search",   "--model", kPolicy,          "--tokenizer", "byte",     "--data", prompts,
-      "--reward", kReward,   "--output",       output,        "--seed",   "3",      "--max-new-tokens",
-      "6"};
+      "search", "--model",  kPolicy, "--tokenizer", "byte", "--data",           prompts, "--reward",
+      kReward,  "--output", output,  "--seed",      "3",    "--max-new-tokens", "6"};
   if (std::find(more.begin(), more.end(), "--tree") == more.end()) {
     arguments.insert(arguments.end(), {"--tree", kTree});
   }
@@ -77,23 +75,23 @@ TEST_CASE("prefopt pairs makes rows of trees", "[cli]") {
   const TempDir folder;
   const std::string trees = folder.file("trees.jsonl");
   const auto node = [](int parent, int id, int visits, double value) {
-    return json{{"parent", parent}, {"ids", {id}},    {"text", "x"},      {"logps", {-1.0}},
-                {"prior", 0.5},     {"end", false},   {"ended", false},   {"visits", visits},
+    return json{{"parent", parent}, {"ids", {id}},  {"text", "x"},    {"logps", {-1.0}},
+                {"prior", 0.5},     {"end", false}, {"ended", false}, {"visits", visits},
                 {"value", value},   {"reward", 0.0}};
   };
   const json root = {{"parent", -1}, {"visits", 10}, {"value", 0.5}, {"reward", 0.0}};
-  const json tree = {{"prompt", "ab"},
-                     {"prompt_ids", {97, 98}},
-                     {"number", 0},
-                     {"search", ""},
-                     {"iterations", 10},
-                     {"drawn_tokens", 10},
-                     {"nodes",
-                      {root, node(0, 1, 8, 0.7), node(0, 2, 2, -0.5), node(1, 3, 4, 1),
-                       node(1, 4, 4, 1)}}};
+  const json tree = {
+      {"prompt", "ab"},
+      {"prompt_ids", {97, 98}},
+      {"number", 0},
+      {"search", ""},
+      {"iterations", 10},
+      {"drawn_tokens", 10},
+      {"nodes",
+       {root, node(0, 1, 8, 0.7), node(0, 2, 2, -0.5), node(1, 3, 4, 1), node(1, 4, 4, 1)}}};
   write_text(trees, tree.dump() + "\n");
-  const auto rows = json_lines(
-      run_cli({"pairs", "--select", R"({"type": "siblings"})", "--trees", trees}).out);
+  const auto rows =
+      json_lines(run_cli({"pairs", "--select", R"({"type": "siblings"})", "--trees", trees}).out);
   REQUIRE(rows.size() == 1);
   CHECK(rows[0] == json{{"prompt_ids", {97, 98}},
                         {"chosen_ids", {1}},
@@ -102,25 +100,25 @@ TEST_CASE("prefopt pairs makes rows of trees", "[cli]") {
   check_cli_refused({"pairs", "--select", R"({"type": "pair"})", "--trees", trees}, 2,
                     "--trees: expected a selection that pairs steps, 'siblings', got "
                     "{\"type\":\"pair\",\"soft\":false}");
-  check_cli_refused({"pairs", "--select", R"({"type": "siblings"})", "--trees", trees,
-                     "--length-penalty", "1"},
-                    2,
-                    "--trees: expected no option of feedback, as trees are rated, got one; it "
-                    "would do nothing");
+  check_cli_refused(
+      {"pairs", "--select", R"({"type": "siblings"})", "--trees", trees, "--length-penalty", "1"},
+      2,
+      "--trees: expected no option of feedback, as trees are rated, got one; it "
+      "would do nothing");
 }
 
 TEST_CASE("prefopt generate chooses steps by their Q", "[cli]") {
   const auto generate = [](const std::vector<std::string>& more) {
     std::vector<std::string> arguments = {
-        "generate", "--model",          kPolicy, "--tokenizer",   "byte",       "--prompt", "ab",
-        "--json",   "--max-new-tokens", "6",     "--step-tokens", "2",          "--seed",   "1"};
+        "generate", "--model",          kPolicy, "--tokenizer",   "byte", "--prompt", "ab",
+        "--json",   "--max-new-tokens", "6",     "--step-tokens", "2",    "--seed",   "1"};
     arguments.insert(arguments.end(), more.begin(), more.end());
     return arguments;
   };
   const auto of = [&](const char* candidates, const std::string& model) {
-    return json_lines(
-               run_cli(generate({"--choose-steps", candidates, "--q-model", model, "--step-end", ""}))
-                   .out)
+    return json_lines(run_cli(generate({"--choose-steps", candidates, "--q-model", model,
+                                        "--step-end", ""}))
+                          .out)
         .at(0);
   };
   const json one = of("1", kReference), many = of("16", kReference);
