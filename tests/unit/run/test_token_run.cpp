@@ -161,7 +161,7 @@ TEST_CASE("OREO and IQLearn lower their losses, and log what they are made of", 
   if (loss["type"] == "oreo") config["value"] = {{"optimizer", {{"learning_rate", 1e-2}}}};
   if (loss["type"] == "iqlearn") config["data"]["train"] = scene.file("demonstrations.jsonl");
   const RunResult result = train(config);
-  CHECK(metric(result.last_evaluation, "eval_loss") < metric(result.first_evaluation, "eval_loss"));
+  CHECK(metric(result.last_evaluation, "loss") < metric(result.first_evaluation, "loss"));
   const auto lines = read_lines(scene.file("run/metrics.jsonl"));
   for (const std::string& name : metrics) {
     CAPTURE(name);
@@ -266,7 +266,7 @@ TEST_CASE("losses on tokens refuse what they do not use", "[run]") {
           {{"data", {{"train", scene.file("demonstrations.jsonl")}}}, {"sampling", {{"top_k", 3}}}},
           "iqlearn: expected samples of the policy itself (temperature 1, top_k 0, top_p 1), got "
           "temperature 1, top_k 3, top_p 1; its own samples are of the policy");
-  refused({{"type", "iqlear"}}, {},
+  refused({{"type", "iqlear"}}, Json::object(),
           "loss: expected a loss or an objective, got 'iqlear'; did you mean 'iqlearn'?");
 }
 
