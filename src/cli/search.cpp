@@ -22,19 +22,20 @@
 namespace prefopt::cli {
 namespace {
 
-std::vector<StepTree> new_trees(const std::vector<Prompt>& prompts) {
+std::vector<StepTree> new_trees(const std::vector<prefopt::Prompt>& prompts) {
   std::vector<StepTree> trees;
-  for (const Prompt& prompt : prompts)
+  for (const prefopt::Prompt& prompt : prompts)
     trees.emplace_back(prompt.ids, prompt.text, std::ssize(trees));
   return trees;
 }
 
 /// Throws DataError for a file whose trees are not those of the prompts.
-void check_prompts(const std::vector<StepTree>& trees, const std::vector<Prompt>& prompts,
+void check_prompts(const std::vector<StepTree>& trees, const std::vector<prefopt::Prompt>& prompts,
                    const std::string& path) {
-  const bool is_same = std::equal(
-      trees.begin(), trees.end(), prompts.begin(), prompts.end(),
-      [](const StepTree& tree, const Prompt& prompt) { return tree.prompt() == prompt.ids; });
+  const bool is_same = std::equal(trees.begin(), trees.end(), prompts.begin(), prompts.end(),
+                                  [](const StepTree& tree, const prefopt::Prompt& prompt) {
+                                    return tree.prompt() == prompt.ids;
+                                  });
   if (is_same) return;
   throw DataError(fmt::format(
       "{}: expected the trees of the {} prompts of --data, got others; name another --output", path,

@@ -46,7 +46,7 @@ constexpr std::int64_t kTokens = 80;  ///< drawn for a prompt
 struct Scale {
   int supervised_steps, prompts, steps, held_out;
 };
-constexpr Scale kWholeScale{2500, 400, 150, 500}, kBriefScale{60, 12, 5, 24};
+constexpr Scale kWholeScale{2500, 400, 150, 500}, kBriefScale{20, 6, 2, 6};
 
 /// Users of random numbers.
 enum : std::int64_t {

@@ -69,7 +69,7 @@ const TreeSearchOptions kSearch{.separator = "",
                                 .root_breadth = 4,
                                 .max_depth = 3,
                                 .iterations = 9};
-const SamplingOptions kSampling{.max_new_tokens = 7, .eos_id = 257, .seed = 5};
+const SamplingOptions kDrawing{.max_new_tokens = 7, .eos_id = 257, .seed = 5};
 
 std::vector<StepTree> trees_of(const std::vector<std::int64_t>& numbers) {
   std::vector<StepTree> trees;
@@ -88,7 +88,7 @@ std::string saved(const std::vector<StepTree>& trees) {
 
 TEST_CASE("a search is the same however it is cut and continued", "[online]") {
   const auto model = small_model(1);
-  const TreeSearch search(kSearch, kSampling, bytes(), hash_rewards);
+  const TreeSearch search(kSearch, kDrawing, bytes(), hash_rewards);
   auto all = trees_of({0, 1, 2});
   search.run(*model, all, 100);
   const std::string expected = saved(all);
@@ -118,7 +118,7 @@ TEST_CASE("a search is the same however it is cut and continued", "[online]") {
   }
   CHECK(read_text(path) == expected);
   // Another seed is another search.
-  SamplingOptions other = kSampling;
+  SamplingOptions other = kDrawing;
   other.seed = 6;
   auto again = trees_of({0, 1, 2});
   TreeSearch(kSearch, other, bytes(), hash_rewards).run(*model, again, 100);
@@ -126,7 +126,7 @@ TEST_CASE("a search is the same however it is cut and continued", "[online]") {
   // A larger budget continues a search, other options do not.
   TreeSearchOptions larger = kSearch;
   larger.iterations = 10;
-  const TreeSearch longer(larger, kSampling, bytes(), hash_rewards);
+  const TreeSearch longer(larger, kDrawing, bytes(), hash_rewards);
   longer.run(*model, all, 100);
   CHECK(all[0].iterations() == 10);
   CHECK_THROWS_TEXT(search.run(*model, again, 1), ConfigError,
@@ -137,7 +137,7 @@ TEST_CASE("a search is the same however it is cut and continued", "[online]") {
 TEST_CASE("the steps of a tree are what the policy writes", "[online]") {
   const auto model = small_model(2);
   auto trees = trees_of({0, 1});
-  TreeSearch(kSearch, kSampling, bytes(), hash_rewards).run(*model, trees, 100);
+  TreeSearch(kSearch, kDrawing, bytes(), hash_rewards).run(*model, trees, 100);
   std::int64_t ends = 0;
   for (const StepTree& tree : trees) {
     std::int64_t tokens = 0;
@@ -198,7 +198,7 @@ TEST_CASE("steps end with the separator", "[online]") {
   options.separator = std::string(1, static_cast<char>(common));
   options.step_tokens = 30;
   options.iterations = 20;
-  SamplingOptions sampling = kSampling;
+  SamplingOptions sampling = kDrawing;
   sampling.max_new_tokens = 40;
   auto trees = trees_of({0});
   TreeSearch(options, sampling, bytes(), hash_rewards).run(*model, trees, 100);
@@ -216,7 +216,7 @@ TEST_CASE("a search keeps to its budget", "[online]") {
   const auto model = small_model(1);
   TreeSearchOptions options = kSearch;
   options.token_budget = 60;
-  const TreeSearch search(options, kSampling, bytes(), hash_rewards);
+  const TreeSearch search(options, kDrawing, bytes(), hash_rewards);
   auto trees = trees_of({0, 1});
   search.run(*model, trees, 100);
   for (const StepTree& tree : trees) {
@@ -237,34 +237,34 @@ TEST_CASE("ends without a reward are left out of a search", "[online]") {
   auto trees = trees_of({0});
   TreeSearchOptions options = kSearch;
   options.iterations = 1000;
-  const TreeSearch search(options, kSampling, bytes(), rewards);
+  const TreeSearch search(options, kDrawing, bytes(), rewards);
   search.run(*model, trees, 1000);
   CHECK_FALSE(trees[0].is_live());
   CHECK(trees[0].iterations() < 1000);
   CHECK(trees[0].node(0).visits == 0);
   const auto few = [](const std::vector<const Rollout*>&) { return std::vector<double>{1, 2, 3}; };
   auto others = trees_of({0});
-  CHECK_THROWS_TEXT(TreeSearch(kSearch, kSampling, bytes(), few).run(*model, others, 1), DataError,
+  CHECK_THROWS_TEXT(TreeSearch(kSearch, kDrawing, bytes(), few).run(*model, others, 1), DataError,
                     "tree: expected rewards of 1 ends, got 3");
   const auto infinite = [](const std::vector<const Rollout*>& ends) {
     return std::vector<double>(ends.size(), HUGE_VAL);
   };
   others = trees_of({0});
-  CHECK_THROWS_TEXT(TreeSearch(kSearch, kSampling, bytes(), infinite).run(*model, others, 1),
+  CHECK_THROWS_TEXT(TreeSearch(kSearch, kDrawing, bytes(), infinite).run(*model, others, 1),
                     DataError, "tree: expected a finite reward, got inf");
 }
 
 TEST_CASE("options that a search cannot follow are refused", "[online]") {
-  SamplingOptions sampling = kSampling;
+  SamplingOptions sampling = kDrawing;
   sampling.min_new_tokens = 2;
   CHECK_THROWS_TEXT(TreeSearch(kSearch, sampling, bytes(), hash_rewards), ConfigError,
                     "tree: expected no min_new_tokens, as steps are drawn, got 2");
-  sampling = kSampling;
+  sampling = kDrawing;
   sampling.stop = {"\n"};
   CHECK_THROWS_TEXT(TreeSearch({}, sampling, bytes(), hash_rewards), ConfigError,
                     "tree: expected a separator that is no text of stop, got '␊'; it would end "
                     "every completion at its first step");
-  CHECK_THROWS_TEXT(TreeSearch({.breadth = 1}, kSampling, bytes(), hash_rewards), ConfigError,
+  CHECK_THROWS_TEXT(TreeSearch({.breadth = 1}, kDrawing, bytes(), hash_rewards), ConfigError,
                     "tree: expected breadth in [2, 4096], got 1");
   CHECK_THROWS_TEXT(self_evaluation({}, bytes()), ConfigError,
                     "self_evaluation: expected a question and two different answers, got an empty "
@@ -288,7 +288,7 @@ TEST_CASE("a policy's confidence is the share of its yes", "[online]") {
   CHECK(values(*model, {&state})[0] == Approx(yes / (yes + no) / 2).epsilon(1e-4));
   // In a search the estimate is the reward of a state that is no end.
   auto trees = trees_of({0});
-  TreeSearch(kSearch, kSampling, bytes(), hash_rewards, values).run(*model, trees, 100);
+  TreeSearch(kSearch, kDrawing, bytes(), hash_rewards, values).run(*model, trees, 100);
   std::int64_t states = 0;
   for (const StepNode& node : trees[0].nodes()) {
     if (node.parent < 0 || node.is_end) continue;
@@ -304,7 +304,7 @@ TEST_CASE("steps are chosen by their Q", "[online]") {
   const auto reference = small_model(3);
   const std::vector<Tokens> prompts = {{65, 66}, {67}};
   const StepChoiceOptions options{.separator = "", .step_tokens = 2, .candidates = 4, .beta = 0.2};
-  const auto chosen = choose_steps(*sampler, *policy, *reference, prompts, options, kSampling);
+  const auto chosen = choose_steps(*sampler, *policy, *reference, prompts, options, kDrawing);
   REQUIRE(chosen.size() == 2);
   for (std::size_t i = 0; i < 2; ++i) {
     const ChosenSteps& of = chosen[i];
@@ -323,17 +323,17 @@ TEST_CASE("steps are chosen by their Q", "[online]") {
     }
   }
   // More candidates have a larger maximum, and the choice does not depend on the other prompts.
-  const auto alone = choose_steps(*sampler, *policy, *reference, {prompts[0]}, options, kSampling);
+  const auto alone = choose_steps(*sampler, *policy, *reference, {prompts[0]}, options, kDrawing);
   CHECK(alone[0].completion == chosen[0].completion);
   StepChoiceOptions more = options;
   more.candidates = 64;
-  const auto best = choose_steps(*sampler, *policy, *reference, prompts, more, kSampling);
+  const auto best = choose_steps(*sampler, *policy, *reference, prompts, more, kDrawing);
   CHECK(best[0].qs[0] > chosen[0].qs[0]);
   // Where the model is its reference all are equal: the first candidate is taken.
   StepChoiceOptions first = options;
   first.candidates = 1;
-  CHECK(choose_steps(*sampler, *policy, *policy, prompts, options, kSampling)[1].completion ==
-        choose_steps(*sampler, *policy, *reference, prompts, first, kSampling)[1].completion);
+  CHECK(choose_steps(*sampler, *policy, *policy, prompts, options, kDrawing)[1].completion ==
+        choose_steps(*sampler, *policy, *reference, prompts, first, kDrawing)[1].completion);
 }
 
 }  // namespace
