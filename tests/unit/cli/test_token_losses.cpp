@@ -102,7 +102,8 @@ TEST_CASE("prefopt loss --rollouts: tokens that nobody chose have no loss", "[cl
 
 TEST_CASE("prefopt loss --rollouts: a row of iqlearn", "[cli]") {
   // lambda r² − lp by hand: r = (-1 + 2 - 0.5 · 1.5, -0.5 + 1.5).
-  const RowsFile file({{{"logps", {-1, -0.5}}, {"log_normalizers", {2, 1.5}}}});
+  const std::vector<json> rows{{{"logps", {-1, -0.5}}, {"log_normalizers", {2, 1.5}}}};
+  const RowsFile file(rows);
   const json got = file.loss(R"({"type": "iqlearn", "lambda": 0.2, "gamma": 0.5})");
   const double first = 0.25, second = 1;
   check_close(got["loss"], (0.2 * (first * first + second * second) + 1.5) / 2, 1e-12);

@@ -25,7 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 using namespace testing_support;
 
-struct NoOptions {
+struct WatchedOptions {
   void fields(FieldVisitor&) {}
 };
 
@@ -33,7 +33,7 @@ struct NoOptions {
 struct WatchedLoss {
   static inline std::function<void()> before;
 
-  explicit WatchedLoss(const NoOptions&) {}
+  explicit WatchedLoss(const WatchedOptions&) {}
 
   LossOutput forward(const PairLogps& logps) const {
     if (before) before();
@@ -47,7 +47,7 @@ struct WatchedLoss {
     info.presets = {};
     return info;
   }
-  NoOptions options() const { return {}; }
+  WatchedOptions options() const { return {}; }
 };
 
 void register_watched_loss() {
