@@ -138,13 +138,14 @@ struct GenerateArguments : ModelArguments {
   double repetition_penalty = 1;
   std::int64_t seed = 0;
   bool json = false;
-  bool candidates = false;              ///< a line a prompt, with all its completions
-  std::vector<std::string> guides;      ///< MODEL:WEIGHT, whose log-probs are added
-  std::string value;                    ///< value model of a search; empty: none
-  std::optional<std::int64_t> beams;    ///< of the search; default 5
-  std::int64_t choose_steps = 0;        ///< steps to choose from by their Q; 0: whole completions
-  std::string q_model, q_ref;           ///< of Q
-  std::optional<std::string> step_end;  ///< default: an empty line in a search, the line's in a choice
+  bool candidates = false;            ///< a line a prompt, with all its completions
+  std::vector<std::string> guides;    ///< MODEL:WEIGHT, whose log-probs are added
+  std::string value;                  ///< value model of a search; empty: none
+  std::optional<std::int64_t> beams;  ///< of the search; default 5
+  std::int64_t choose_steps = 0;      ///< steps to choose from by their Q; 0: whole completions
+  std::string q_model, q_ref;         ///< of Q
+  std::optional<std::string>
+      step_end;  ///< default: an empty line in a search, the line's in a choice
   std::optional<std::int64_t> step_tokens;  ///< of a choice; default 64
 };
 void run_generate(const GenerateArguments& arguments, std::ostream& out, std::ostream& err);

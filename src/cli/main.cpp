@@ -365,8 +365,9 @@ CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments) {
       ->type_name("DIR");
   command->add_option("--beams", arguments.beams, "of the search, kept and drawn; default: 5");
   command
-      ->add_option("--step-end", arguments.step_end,
-                   "text that ends a step; default: an empty line in a search, a line's end in a choice")
+      ->add_option(
+          "--step-end", arguments.step_end,
+          "text that ends a step; default: an empty line in a search, a line's end in a choice")
       ->type_name("TEXT");
   command
       ->add_option("--choose-steps", arguments.choose_steps,

@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <system_error>
 #include <typeinfo>
 #include <utility>
@@ -282,6 +283,19 @@ void copy_parameters(const std::vector<NamedParameter>& parameters,
   for (const auto& [own, value] : copies) own.copy_(value);
 }
 
+namespace {
+
+/// Returns the scales of adapters by weight, which are in none of their matrices.
+std::map<std::string, double> adapter_scales(const Policy& policy) {
+  std::map<std::string, double> scales;
+  for (const TrainedWeight& weight : policy.trained_weights()) {
+    if (weight.lora_a.defined()) scales[weight.name] = weight.lora_scale;
+  }
+  return scales;
+}
+
+}  // namespace
+
 bool have_equal_weights(const Policy& a, const Policy& b) {
   const auto is_in_blocks = [](const at::Tensor& value) {
     return kernels::blocks_of(value) != nullptr;
@@ -293,17 +307,11 @@ bool have_equal_weights(const Policy& a, const Policy& b) {
                 ? kernels::blocks_of(x.value) == kernels::blocks_of(y.value)
                 : at::equal(x.value, y.value));
   };
-  // The scale of an adapter is in none of its matrices.
-  const auto have_equal_scales = [](const TrainedWeight& x, const TrainedWeight& y) {
-    return x.name == y.name && x.lora_scale == y.lora_scale;
-  };
   const std::vector<NamedParameter> of_a = a.named_parameters(), of_b = b.named_parameters();
-  const std::vector<TrainedWeight> trained_a = a.trained_weights(), trained_b = b.trained_weights();
   const std::string config = a.config();
   const bool is_described = !config.empty() && !of_a.empty();
   return is_described && typeid(a) == typeid(b) && config == b.config() &&
-         std::equal(trained_a.begin(), trained_a.end(), trained_b.begin(), trained_b.end(),
-                    have_equal_scales) &&
+         adapter_scales(a) == adapter_scales(b) &&
          std::equal(of_a.begin(), of_a.end(), of_b.begin(), of_b.end(), are_equal);
 }
 
@@ -314,11 +322,8 @@ std::string content_hash(const Policy& policy) {
   const std::string config = policy.config();
   hash.update(fmt::format("{} {}", config.size(), config));
   detail::add_tensors(hash, policy.named_parameters());
-  // The scale of an adapter is in none of its matrices.
-  for (const TrainedWeight& weight : policy.trained_weights()) {
-    if (!weight.lora_a.defined()) continue;
-    hash.update(
-        fmt::format("scale {} {} {}\n", weight.name.size(), weight.name, weight.lora_scale));
+  for (const auto& [name, scale] : detail::adapter_scales(policy)) {
+    hash.update(fmt::format("scale {} {} {}\n", name.size(), name, scale));
   }
   return hash.hex();
 }

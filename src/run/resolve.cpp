@@ -130,8 +130,8 @@ std::string dtype_of_weights(const ModelOptions& options) {
   const bool is_under_adapter = options.use_lora || !options.adapter.empty();
   const bool leaves_dtype = options.dtype == "float32" || options.dtype == "keep";
   if (options.base == "auto") {
-    const bool keeps = is_under_adapter && leaves_dtype && device_of(options).is_cpu() &&
-                       has_blocks(options.path);
+    const bool keeps =
+        is_under_adapter && leaves_dtype && device_of(options).is_cpu() && has_blocks(options.path);
     return keeps ? "quantized" : options.dtype;
   }
   if (options.base != "quantized" && options.base != "float32" && options.base != "bfloat16") {

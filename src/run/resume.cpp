@@ -91,9 +91,9 @@ constexpr std::array<std::string_view, 27> kHarmless = {"output_dir",
 
 /// Options that decide in which order numbers are added up.
 constexpr std::array<std::string_view, 9> kRounding = {
-    "model.device",        "machine.threads",      "machine.checkpointing",
-    "batch.micro_rows",    "batch.micro_tokens",   "distributed.backend",
-    "distributed.sharding", "distributed.order",   "distributed.bucket_mib"};
+    "model.device",         "machine.threads",    "machine.checkpointing",
+    "batch.micro_rows",     "batch.micro_tokens", "distributed.backend",
+    "distributed.sharding", "distributed.order",  "distributed.bucket_mib"};
 
 /// A list of objects, as of the terms of a mix.
 bool is_list_of_objects(const Json& value) {

@@ -51,8 +51,8 @@ class TokenStepLoss final : public StepLoss {
   Planner planner() const {
     return {rows_, parts_.options, !parts_.policy->packs(), *parts_.ranks};
   }
-  /// Calls `take` with the loss of each of this rank's parts of a step, and of the samples drawn for
-  /// it, and with whether it is the last.
+  /// Calls `take` with the loss of each of this rank's parts of a step, and of the samples drawn
+  /// for it, and with whether it is the last.
   template <class Take>
   void for_each_loss(const StepPlan& plan, StepMetrics& metrics, const Take& take) const;
   std::vector<TokenRow> draw_own(const StepPlan& plan) const;

@@ -14,27 +14,35 @@
 #include <exception>
 #include <iostream>
 #include <string>
+#include <vector>
 
 #include "core/simd_limit.h"
 #include "lab/instructions.h"
 #include "support/command_server.h"
+#include "support/pretend_device.h"
 
 namespace {
 
-/// Whether the tests of the lab are among the chosen ones, as they are where none is named.
-bool runs_lab(Catch::Session& session) {
+/// Returns whether each of the chosen tests has a tag; of all where none is named.
+std::vector<bool> have_tag(Catch::Session& session, const std::string& tag) {
   const auto& config = session.config();
-  if (!config.hasTestFilters()) return true;
+  const auto& all = Catch::getAllTestCasesSorted(config);
   const auto chosen =
-      Catch::filterTests(Catch::getAllTestCasesSorted(config), config.testSpec(), config);
-  return std::any_of(chosen.begin(), chosen.end(), [](const auto& test) {
-    return test.getTestCaseInfo().tagsAsString().find("[lab]") != std::string::npos;
-  });
+      config.hasTestFilters() ? Catch::filterTests(all, config.testSpec(), config) : all;
+  std::vector<bool> have;
+  for (const auto& test : chosen) {
+    have.push_back(test.getTestCaseInfo().tagsAsString().find(tag) != std::string::npos);
+  }
+  return have;
+}
+
+bool has_any(const std::vector<bool>& have) {
+  return std::find(have.begin(), have.end(), true) != have.end();
 }
 
 /// LibTorch chooses its instructions once, so that this comes before all tests.
 void choose_instructions(Catch::Session& session) {
-  if (runs_lab(session)) {
+  if (has_any(have_tag(session, "[lab]"))) {
     prefopt::lab::hold_instructions();
   } else if (const auto limit = prefopt::detail::simd_limit_of_environment()) {
     prefopt::detail::hold_simd(*limit);
@@ -48,6 +56,10 @@ int main(int argc, char** argv) {
   if (const int code = session.applyCommandLine(argc, argv); code != 0) return code;
   try {
     prefopt::testing_support::start_command_server();
+    const std::vector<bool> on_device = have_tag(session, "[device]");
+    const bool is_for_device =
+        std::find(on_device.begin(), on_device.end(), false) == on_device.end();
+    if (is_for_device) prefopt::testing_support::offer_pretend_device();
     choose_instructions(session);
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';

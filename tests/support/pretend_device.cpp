@@ -26,11 +26,14 @@
 #include <mutex>
 #include <string_view>
 
+#include "prefopt/error.h"
+
 namespace prefopt::testing_support {
 namespace {
 
 constexpr auto kPretend = c10::DeviceType::PrivateUse1;
 constexpr const char* kName = "pretend";
+const at::Device kDevice(kPretend, 0);
 
 // --- memory -----------------------------------------------------------------------------------
 
@@ -95,7 +98,7 @@ class PretendAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(std::size_t bytes) override {
     void* const data = bytes == 0 ? nullptr : memory().take(bytes);
-    return {data, data, &give_back, pretend_device()};
+    return {data, data, &give_back, kDevice};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
@@ -312,19 +315,21 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
 
 // --- device -----------------------------------------------------------------------------------
 
+bool g_is_offered = false;
+
 /// One device and one stream, on which everything is done at once.
 struct PretendGuard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return kPretend; }
-  c10::Device exchangeDevice(c10::Device) const override { return pretend_device(); }
-  c10::Device getDevice() const override { return pretend_device(); }
+  c10::Device exchangeDevice(c10::Device) const override { return kDevice; }
+  c10::Device getDevice() const override { return kDevice; }
   void setDevice(c10::Device) const override {}
   void uncheckedSetDevice(c10::Device) const noexcept override {}
   c10::Stream getStream(c10::Device device) const override {
-    return c10::Stream(c10::Stream::DEFAULT, device.has_index() ? device : pretend_device());
+    return c10::Stream(c10::Stream::DEFAULT, device.has_index() ? device : kDevice);
   }
   c10::Stream getDefaultStream(c10::Device device) const override { return getStream(device); }
   c10::Stream exchangeStream(c10::Stream stream) const override { return stream; }
-  c10::DeviceIndex deviceCount() const noexcept override { return 1; }
+  c10::DeviceIndex deviceCount() const noexcept override { return g_is_offered ? 1 : 0; }
   void record(void**, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override {}
   void block(void*, const c10::Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
@@ -335,7 +340,7 @@ struct PretendHooks final : at::PrivateUse1HooksInterface {
   bool isBuilt() const override { return true; }
   bool isAvailable() const override { return true; }
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
-  c10::DeviceIndex deviceCount() const override { return 1; }
+  c10::DeviceIndex deviceCount() const override { return g_is_offered ? 1 : 0; }
   // Nobody draws from it: draws are the host's, for all devices. A seed for all generators sets it.
   const at::Generator& getDefaultGenerator(c10::DeviceIndex) const override {
     static const at::Generator kGenerator = at::detail::createCPUGenerator();
@@ -351,7 +356,14 @@ const bool kIsRegistered = [] {
 
 }  // namespace
 
-at::Device pretend_device() { return {kPretend, 0}; }
+void offer_pretend_device() { g_is_offered = true; }
+
+at::Device pretend_device() {
+  if (!g_is_offered) {
+    throw Error("pretend device: expected tests with the tag [device] alone, got others with them");
+  }
+  return kDevice;
+}
 
 std::vector<std::string> take_waits() {
   const std::scoped_lock lock(g_waits_mutex);

@@ -13,6 +13,10 @@
 
 namespace prefopt::testing_support {
 
+/// Lets LibTorch see the device, before anything else of it is used: autograd starts a thread for
+/// each device that it finds at first, and refuses to work in forks from then on.
+void offer_pretend_device();
+
 /// The device. Operators go to LibTorch's fallback, and sums are those of the CPU's operators.
 at::Device pretend_device();
 

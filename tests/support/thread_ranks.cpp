@@ -2,6 +2,7 @@
 #include "support/thread_ranks.h"
 
 #include <ATen/Parallel.h>
+#include <stdlib.h>  // NOLINT(modernize-deprecated-headers): setenv is POSIX, not in <cstdlib>
 
 #include <thread>
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
@@ -40,6 +41,8 @@ void rethrow_first(const std::vector<std::exception_ptr>& thrown) {
 
 ThreadRanks::ThreadRanks(int size, RanksOptions options) : ranks_(static_cast<std::size_t>(size)) {
   options.timeout_seconds = 20;
+  // c10d's record of collectives is one for the process, and its groups are noted without a lock.
+  ::setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/1);
   if (size == 1) {
     ranks_.front() = one_process(options);
     return;

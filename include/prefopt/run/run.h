@@ -28,8 +28,8 @@ struct ModelOptions {
   /// Of the weights under an adapter: "float32", "bfloat16", or "quantized", a GGUF file's blocks
   /// as they are; "auto" is quantized where the file has blocks and dtype does not say otherwise.
   std::string base = "auto";
-  std::string device = "cpu";     ///< of parse_device; that of all models of the run
-  std::string tokenizer = {};     ///< of make_tokenizer; empty: the model's own, "byte" if fresh
+  std::string device = "cpu";  ///< of parse_device; that of all models of the run
+  std::string tokenizer = {};  ///< of make_tokenizer; empty: the model's own, "byte" if fresh
   DecoderOptions decoder = {};
   bool use_lora = false;  ///< train an adapter; the reference is then the model without it
   LoraOptions lora = {};

@@ -132,7 +132,7 @@ TEST_CASE("a rank that has gone is named by the others", "[dist]") {
   });
   CHECK(thrown[2] == nullptr);
   for (const std::size_t rank : {0, 1}) {
-    const std::string text = thrown_text<DeviceError>(thrown[rank]);
+    const std::string text = thrown_text<LostRankError>(thrown[rank]);
     CHECK(text.starts_with("rank " + std::to_string(rank) +
                            ": expected a barrier of all 3 ranks, got '"));
     CHECK(text.ends_with("; no word from rank 2, which has ended, hangs or still computes"));

@@ -232,11 +232,13 @@ TEST_CASE("a run is resumed with its own rows, model and reference only", "[run]
   const auto same = [] { return own_policy<AverageModel>(); };
   const auto rows = [] { return std::make_shared<GrowingRows>(); };
   const auto names = [](const std::string& text, const std::string& key) {
-    return text.find(key + ": ") != std::string::npos;
+    return text.find("other " + key) != std::string::npos;
   };
-  CHECK(names(refusal(same(), same()->frozen_copy(), own_source()), "train_rows"));
-  CHECK(names(refusal(own_policy<AverageModel>(4), same()->frozen_copy(), rows()), "model"));
-  CHECK(names(refusal(same(), own_policy<AverageModel>(4)->frozen_copy(), rows()), "reference"));
+  CHECK(names(refusal(same(), same()->frozen_copy(), own_source()), "rows to train on"));
+  CHECK(names(refusal(own_policy<AverageModel>(4), same()->frozen_copy(), rows()),
+              "weights of the model"));
+  CHECK(names(refusal(same(), own_policy<AverageModel>(4)->frozen_copy(), rows()),
+              "weights of the reference"));
 }
 
 TEST_CASE("rows without an end need a number of steps", "[run]") {

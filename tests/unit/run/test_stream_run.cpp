@@ -103,9 +103,10 @@ TEST_CASE("a stream is resumed with the same files, weights and buffer", "[run]"
   CHECK(refusal(other).find("data.stream.buffer: 10 -> 11") != std::string::npos);
   other = scene.options("other", 2);
   other.data.train.replace(other.data.train.find("1.5"), 3, "2.5");
-  CHECK(refusal(other).find("train_rows: ") != std::string::npos);
+  CHECK(refusal(other).find("other rows to train on (data.train ") != std::string::npos);
   put(scene.file("b.jsonl"), bytes_of(scene.file("b.jsonl")) + bytes_of(scene.file("a.jsonl")));
-  CHECK(refusal(scene.options("other", 2)).find("train_rows: ") != std::string::npos);
+  CHECK(refusal(scene.options("other", 2)).find("other rows to train on (data.train ") !=
+        std::string::npos);
 }
 
 TEST_CASE("options that need all rows at once are refused with a stream", "[run]") {

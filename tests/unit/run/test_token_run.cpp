@@ -143,6 +143,16 @@ TEST_CASE("every config of the examples on steps trains", "[run]") {
   CHECK(configs == 9);
 }
 
+/// The mean loss of steps first + 1 to last, on the rows that they take.
+double mean_loss(const std::vector<Json>& lines, std::int64_t first, std::int64_t last) {
+  double sum = 0;
+  for (const Json& line : lines) {
+    const bool is_step = line.contains("learning_rate");
+    if (is_step && line["step"] > first && line["step"] <= last) sum += line["loss"].get<double>();
+  }
+  return sum / static_cast<double>(last - first);
+}
+
 TEST_CASE("OREO and IQLearn lower their losses, and log what they are made of", "[run]") {
   const StepScene scene;
   struct Case {
@@ -160,9 +170,9 @@ TEST_CASE("OREO and IQLearn lower their losses, and log what they are made of", 
   config["batch"]["steps"] = 30;
   if (loss["type"] == "oreo") config["value"] = {{"optimizer", {{"learning_rate", 1e-2}}}};
   if (loss["type"] == "iqlearn") config["data"]["train"] = scene.file("demonstrations.jsonl");
-  const RunResult result = train(config);
-  CHECK(metric(result.last_evaluation, "loss") < metric(result.first_evaluation, "loss"));
+  train(config);
   const auto lines = read_lines(scene.file("run/metrics.jsonl"));
+  CHECK(mean_loss(lines, 24, 30) < mean_loss(lines, 0, 6));
   for (const std::string& name : metrics) {
     CAPTURE(name);
     CHECK(lines[2].contains(name));
