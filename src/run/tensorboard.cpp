@@ -71,7 +71,7 @@ std::string host_name() {
 // leads; a process may open several a second.
 std::string file_name(double wall_time) {
   static std::atomic<int> files{0};
-  return fmt::format("events.out.tfevents.{:010}.{}.{}.{}", static_cast<std::int64_t>(wall_time),
+  return fmt::format("events.out.tfevents.{:010}.{}.{}.{:06}", static_cast<std::int64_t>(wall_time),
                      host_name(), ::getpid(), files++);
 }
 
