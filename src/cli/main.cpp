@@ -115,7 +115,9 @@ void add_model(CLI::App& command, ModelArguments& arguments) {
       ->required();
   command.add_option("--adapter", arguments.adapter, "PEFT folder of a low-rank adapter")
       ->type_name("DIR");
-  command.add_option("--dtype", arguments.dtype, "float32, float64, bfloat16, float16, keep, or quantized")
+  command
+      .add_option("--dtype", arguments.dtype,
+                  "float32, float64, bfloat16, float16, keep, or quantized")
       ->capture_default_str();
   command.add_option("--device", arguments.device, "cpu, cuda, cuda:1, …, or auto")
       ->capture_default_str();
@@ -461,7 +463,9 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
       ->type_name("PATH");
   add_guides(*command, arguments.guides);
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
-  command->add_option("--dtype", arguments.dtype, "float32, float64, bfloat16, float16, keep, or quantized")
+  command
+      ->add_option("--dtype", arguments.dtype,
+                   "float32, float64, bfloat16, float16, keep, or quantized")
       ->capture_default_str();
   command->add_option("--device", arguments.device, "cpu, cuda, cuda:1, …, or auto")
       ->capture_default_str();

@@ -55,11 +55,11 @@ int main(int argc, char** argv) {
   Catch::Session session;
   if (const int code = session.applyCommandLine(argc, argv); code != 0) return code;
   try {
-    prefopt::testing_support::start_command_server();
     const std::vector<bool> on_device = have_tag(session, "[device]");
     const bool is_for_device =
         std::find(on_device.begin(), on_device.end(), false) == on_device.end();
     if (is_for_device) prefopt::testing_support::offer_pretend_device();
+    prefopt::testing_support::start_command_server();
     choose_instructions(session);
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
