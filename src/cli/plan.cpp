@@ -52,6 +52,28 @@ RunOptions planned_options(const PlanArguments& arguments, std::ostream& err) {
   return options;
 }
 
+/// Takes what the config says of ranks; flags may say otherwise.
+void put_distributed(const RanksOptions& options, PlanAssumptions& machine) {
+  if (options.order == SumOrder::kTree) {
+    throw ConfigError(
+        "distributed.order: expected fast for a plan, got tree, whose sums are not planned");
+  }
+  switch (options.sharding) {
+    case Sharding::kNone:
+      break;
+    case Sharding::kOptimizer:
+      machine.sharding = detail::PlanSharding::kOptimizer;
+      break;
+    case Sharding::kGradients:
+      machine.sharding = detail::PlanSharding::kGradients;
+      break;
+    case Sharding::kWeights:
+      machine.sharding = detail::PlanSharding::kWeights;
+      break;
+  }
+  machine.bucket_mib = options.bucket_mib;
+}
+
 /// Returns a value as JSON has it; what is neither a number nor true or false is a text.
 Json assumed_value(const std::string& text) {
   const Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
@@ -123,6 +145,7 @@ void calibrate(RunOptions options, const detail::RunRows& rows, PlanAssumptions&
 void run_plan(const PlanArguments& arguments, std::ostream& out, std::ostream& err) {
   RunOptions options = planned_options(arguments, err);
   PlanAssumptions machine = assumptions_of(arguments);
+  put_distributed(options.distributed, machine);
   put_given(arguments, machine);
   detail::RunModels::of(options, machine);  // refuses what cannot be planned before rows are read
   const detail::RunRows rows = rows_of(arguments, options, err);

@@ -86,6 +86,11 @@ void run_search(const SearchArguments& arguments, std::ostream& err) {
                                     ? load_trees(arguments.output)
                                     : new_trees(prompts);
   check_prompts(trees, prompts, arguments.output);
+  try {
+    search.check_search(trees);
+  } catch (const ConfigError& error) {
+    throw ConfigError(fmt::format("{}: {}", arguments.output, error.what()));
+  }
   std::int64_t left = arguments.iterations == 0 ? options.iterations : arguments.iterations;
   const auto is_done = [&] {
     return std::all_of(trees.begin(), trees.end(),

@@ -7,6 +7,15 @@
 #include "dist/c10d_ranks.h"
 
 namespace prefopt::detail {
+namespace {
+
+/// A launcher that gives no local size may have started ranks on several machines.
+bool meets_on_this_machine(const Launch& launch) {
+  return launch.host.empty() || launch.host == "localhost" || launch.host == "::1" ||
+         launch.host.starts_with("127.");
+}
+
+}  // namespace
 
 c10::intrusive_ptr<c10d::Backend> make_gloo(const c10::intrusive_ptr<c10d::Store>& store,
                                             const Launch& launch, const RanksOptions& options) {
@@ -14,7 +23,7 @@ c10::intrusive_ptr<c10d::Backend> make_gloo(const c10::intrusive_ptr<c10d::Store
   auto gloo = ProcessGroupGloo::Options::create(std::chrono::seconds(options.timeout_seconds));
   if (const char* const name = std::getenv("GLOO_SOCKET_IFNAME")) {
     gloo->devices.push_back(ProcessGroupGloo::createDeviceForInterface(name));
-  } else if (launch.local_size == launch.size) {
+  } else if (launch.local_size == launch.size && meets_on_this_machine(launch)) {
     // A machine's own name need not resolve.
     gloo->devices.push_back(ProcessGroupGloo::createDeviceForHostname("127.0.0.1"));
   } else {

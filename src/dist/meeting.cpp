@@ -14,13 +14,22 @@ constexpr char kTrouble = '!';
 
 bool has_trouble(const std::string& message) { return message.front() == kTrouble; }
 
+/// The error of another rank that this one has thrown last: all know it, whatever Meeting it came
+/// by.
+thread_local std::exception_ptr t_known;
+
 /// `own`: the error that the message of this rank has; null: none.
 void throw_trouble_in(const std::vector<std::string>& messages, const std::exception_ptr& own) {
   std::vector<std::string> troubles;
   for (const std::string& message : messages) {
     troubles.push_back(has_trouble(message) ? message.substr(1) : "");
   }
-  throw_trouble(troubles, own);
+  try {
+    throw_trouble(troubles, own);
+  } catch (...) {
+    t_known = std::current_exception();
+    throw;
+  }
 }
 
 bool is_of_lost_rank(const std::exception_ptr& error) {
@@ -59,7 +68,7 @@ std::string Meeting::from_first(const std::function<std::string()>& work) {
 }
 
 std::exception_ptr Meeting::settle(const std::exception_ptr& own) {
-  if (size() == 1 || is_settled_ || is_broken_) return own;
+  if (size() == 1 || is_settled_ || is_broken_ || own == t_known) return own;
   is_settled_ = true;
   is_broken_ = is_of_lost_rank(own);
   if (is_broken_) return own;

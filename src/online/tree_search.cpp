@@ -83,6 +83,12 @@ TreeSearch::TreeSearch(const TreeSearchOptions& options, SamplingOptions samplin
       tokenizer_(std::move(tokenizer)),
       end_rewards_(std::move(end_rewards)),
       state_values_(std::move(state_values)) {
+  const SelfEvaluationOptions usual;
+  const SelfEvaluationOptions& asks = options_.self_evaluation;
+  if (asks.question.empty() && (asks.yes != usual.yes || asks.no != usual.no)) {
+    throw ConfigError(
+        "tree.self_evaluation: expected a question where its answers are given, got none");
+  }
   sampling_.tokenizer = tokenizer_;
   step_sampling_ =
       detail::step_sampling(sampling_, options_.separator, options_.step_tokens, "tree");
@@ -105,16 +111,23 @@ bool TreeSearch::is_done(const StepTree& tree) const {
          (budget > 0 && tree.drawn_tokens() >= budget);
 }
 
-void TreeSearch::run(Policy& policy, std::vector<StepTree>& trees, std::int64_t iterations,
-                     std::int64_t at_once) const {
+void TreeSearch::check_search(const std::vector<StepTree>& trees) const {
   const std::string search = config();
-  for (StepTree& tree : trees) {
-    if (tree.search().empty()) tree.set_search(search);
-    if (tree.search() == search) continue;
+  for (const StepTree& tree : trees) {
+    if (tree.search().empty() || tree.search() == search) continue;
     throw ConfigError(
         fmt::format("tree: expected a tree that was searched with the options {}, got {}", search,
                     detail::shown_text(tree.search())));
   }
+}
+
+void TreeSearch::run(Policy& policy, std::vector<StepTree>& trees, std::int64_t iterations,
+                     std::int64_t at_once) const {
+  if (at_once < 1) {
+    throw ConfigError(fmt::format("tree: expected at_once of at least 1, got {}", at_once));
+  }
+  check_search(trees);
+  for (StepTree& tree : trees) tree.set_search(config());
   for (std::int64_t i = 0; i < iterations; ++i) {
     std::vector<Descent> descents;
     for (StepTree& tree : trees) {

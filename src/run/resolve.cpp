@@ -169,6 +169,11 @@ std::shared_ptr<Model> make_model(ModelOptions& options, const Tokenizer& tokeni
                                   const Note& note) {
   std::shared_ptr<Model> model;
   if (options.path.empty()) {
+    if (options.base != "auto") {
+      throw ConfigError(fmt::format(
+          "model.base: expected auto for a fresh model, whose weights are in model.dtype, got '{}'",
+          options.base));
+    }
     complete_shape(options, tokenizer);
     const auto dtype = parse_dtype(options.dtype);
     model = std::make_shared<Model>(options.decoder);
@@ -557,6 +562,11 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
     policy = std::shared_ptr<Decoder>(model, &model->body());
     trained = model;
   } else {
+    // A reference in another dtype is made of the numbers.
+    const bool converts = options.reference.path.empty() && !options.reference.dtype.empty();
+    if (converts && dtype_of_weights(options.model) == "quantized") {
+      options.model.base = "float32";
+    }
     policy = make_model<Decoder>(options.model, *tokenizer, note);
     trained = policy;
   }

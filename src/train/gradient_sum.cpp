@@ -164,6 +164,7 @@ void GradientSum::send(Bucket& bucket) {
 }
 
 void GradientSum::receive(Bucket& bucket) {
+  if (!bucket.received.defined()) return;  // taken before an error
   const at::NoGradGuard no_grad;
   bucket.wait();
   if (is_sharded()) return receive_slices(bucket);

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <iterator>
 #include <utility>
 
 #include "policy/logit_rules.h"
@@ -231,7 +233,15 @@ std::vector<TokenRow> TokenStepLoss::draw_own(const StepPlan& plan) const {
   }
   SamplingOptions sampling = parts_.options.sampling;
   sampling.seed = seed_of_step(sampling.seed, plan.step);
-  auto completions = sample(*parts_.policy, prompts, sampling);
+  // Keys and values of all prompts at once could take any amount of memory.
+  constexpr std::ptrdiff_t kAtOnce = 16;
+  std::vector<std::vector<std::int64_t>> completions;
+  for (std::ptrdiff_t i = 0; i < std::ssize(prompts); i += kAtOnce) {
+    const std::ptrdiff_t end = std::min(i + kAtOnce, std::ssize(prompts));
+    auto some = sample(*parts_.policy, {prompts.begin() + i, prompts.begin() + end}, sampling);
+    std::move(some.begin(), some.end(), std::back_inserter(completions));
+    sampling.first_index += end - i;
+  }
   std::vector<TokenRow> own;
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     own.push_back({.prompt = prompts[i], .chosen = std::move(completions[i]), .rejected = {}});

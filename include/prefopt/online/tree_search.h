@@ -42,6 +42,8 @@ class PREFOPT_API TreeSearch {
 
   /// Returns the options that decide what a search finds, as JSON: all but its budgets.
   std::string config() const;
+  /// Throws ConfigError for a tree that was searched with another config().
+  void check_search(const std::vector<StepTree>& trees) const;
   /// Runs each tree's next `iterations`, or those that are left to it; all trees side by side, at
   /// most `at_once` steps at a time. Throws what `sample` throws, ConfigError for a tree that
   /// was searched with another config(), and DataError for another number of rewards than ends, or
