@@ -60,7 +60,8 @@ TEST_CASE("prefopt search stops, continues and ends in the same bytes", "[cli]")
   const CliResult other = run_cli(search(prompts, whole, {"--tree", R"({"breadth": 3})"}));
   CHECK(other.code == 2);
   CHECK(other.err.starts_with(
-      "prefopt: tree: expected a tree that was searched with the options {\"tree\":"));
+      "prefopt: " + whole +
+      ": tree: expected a tree that was searched with the options {\"tree\":"));
   write_text(prompts, "{\"prompt\": \"ab\"}\n");
   check_cli_refused(search(prompts, whole), 3,
                     whole +
