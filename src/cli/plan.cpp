@@ -58,19 +58,7 @@ void put_distributed(const RanksOptions& options, PlanAssumptions& machine) {
     throw ConfigError(
         "distributed.order: expected fast for a plan, got tree, whose sums are not planned");
   }
-  switch (options.sharding) {
-    case Sharding::kNone:
-      break;
-    case Sharding::kOptimizer:
-      machine.sharding = detail::PlanSharding::kOptimizer;
-      break;
-    case Sharding::kGradients:
-      machine.sharding = detail::PlanSharding::kGradients;
-      break;
-    case Sharding::kWeights:
-      machine.sharding = detail::PlanSharding::kWeights;
-      break;
-  }
+  machine.sharding = options.sharding;
   machine.bucket_mib = options.bucket_mib;
 }
 

@@ -4,19 +4,17 @@
 #include <cstdint>
 #include <string>
 
+#include "prefopt/dist/ranks.h"
 #include "prefopt/options.h"
 
 namespace prefopt::detail {
 
-/// What ranks hold in shares instead of each: nothing, ZeRO-1, -2 or -3 (1910.02054).
-enum class PlanSharding { kNone, kOptimizer, kGradients, kWeights };
-
-/// What a plan takes for granted of machines, each of `fields` a flag of `prefopt plan`. The
+/// Assumptions of a plan about machines, each of `fields` a flag of `prefopt plan`. The
 /// defaults are a CPU of which nothing is known; `of_gpus` has those of H100 cards, eight a node.
 struct PlanAssumptions {
   std::int64_t ranks = 1;
   std::int64_t ranks_per_node = 8;
-  PlanSharding sharding = PlanSharding::kNone;
+  Sharding sharding = Sharding::kNone;
   bool gpu = false;              ///< activations in the dtype of the weights, not wider ones
   double memory_gib = 0;         ///< of a rank; 0: what this machine has left, among its ranks
   double program_mib = 300;      ///< libraries and what they hold themselves

@@ -63,14 +63,14 @@ ModelBytes model_bytes(const ModelShape& shape, const OptimizerOptions& optimize
 }
 
 void add_model_parts(const ModelBytes& bytes, const PlanAssumptions& machine, MemoryPlan& plan) {
-  const auto has = [&](PlanSharding least) { return machine.sharding >= least; };
-  const auto held = [&](std::int64_t whole, PlanSharding from) {
+  const auto has = [&](Sharding least) { return machine.sharding >= least; };
+  const auto held = [&](std::int64_t whole, Sharding from) {
     return has(from) ? share_of(whole, machine.ranks) : whole;
   };
   const auto add = [&](const char* name, std::int64_t size, const std::string& note) {
     plan.parts.push_back({name, size, note});
   };
-  if (!has(PlanSharding::kWeights)) {
+  if (!has(Sharding::kWeights)) {
     add("weights", bytes.weights, "");
   } else {
     // Where there are masters, those are the shares that weights are gathered from.
@@ -80,22 +80,22 @@ void add_model_parts(const ModelBytes& bytes, const PlanAssumptions& machine, Me
   }
   if (bytes.adapter > 0) add("adapter", bytes.adapter, "");
   if (bytes.masters > 0) {
-    add("masters", held(bytes.masters, PlanSharding::kOptimizer), "float32, of narrow weights");
+    add("masters", held(bytes.masters, Sharding::kOptimizer), "float32, of narrow weights");
   }
-  std::int64_t gradients = held(bytes.gradients, PlanSharding::kGradients);
+  std::int64_t gradients = held(bytes.gradients, Sharding::kGradients);
   // Those of a layer are whole until they are added up and cut.
-  if (has(PlanSharding::kWeights)) {
+  if (has(Sharding::kWeights)) {
     gradients += 4 * bytes.layer_numbers;
-  } else if (has(PlanSharding::kGradients)) {
+  } else if (has(Sharding::kGradients)) {
     gradients += 2 * bytes.layer_numbers * bytes.narrowest;
   }
   add("gradients", gradients, "");
-  add("optimizer", held(bytes.optimizer, PlanSharding::kOptimizer), "");
+  add("optimizer", held(bytes.optimizer, Sharding::kOptimizer), "");
 }
 
 std::int64_t frozen_bytes(const ModelShape& shape, const PlanAssumptions& machine) {
   const std::int64_t bytes = bytes_of_weights(shape);
-  return machine.sharding == PlanSharding::kWeights ? share_of(bytes, machine.ranks) : bytes;
+  return machine.sharding == Sharding::kWeights ? share_of(bytes, machine.ranks) : bytes;
 }
 
 }  // namespace prefopt::detail

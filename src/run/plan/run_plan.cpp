@@ -47,7 +47,7 @@ ModelShape shape_of(const ModelOptions& model) {
   return shape;
 }
 
-/// Returns the shape of the reference where it has weights of its own.
+/// Returns the shape of the reference where it has own weights.
 std::optional<ModelShape> own_reference(const RunOptions& options) {
   const ReferenceOptions& reference = options.reference;
   const ModelOptions& model = options.model;
@@ -106,7 +106,7 @@ class StepPlanner {
   }
 
  private:
-  /// What a rank has.
+  /// The share of a rank.
   struct Load {
     StepWork work;
     double parts = 0;

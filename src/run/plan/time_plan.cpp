@@ -40,21 +40,21 @@ std::vector<Collective> collectives_of(const ModelBytes& bytes, const PlanAssump
   const auto gradients = static_cast<double>(bytes.gradients);
   const auto weights = static_cast<double>(bytes.adapter > 0 ? bytes.adapter : bytes.weights);
   switch (machine.sharding) {
-    case PlanSharding::kNone: {
+    case Sharding::kNone: {
       const double bucket = static_cast<double>(machine.bucket_mib << 20);
       const double count = std::ceil(gradients / bucket);
       add("sum of gradients", count, gradients / count, net.sum(gradients / count));
       break;
     }
-    case PlanSharding::kOptimizer:
+    case Sharding::kOptimizer:
       add("shares of gradients", 1, gradients, net.half(gradients));
       add("gathered weights", 1, weights, net.half(weights));
       break;
-    case PlanSharding::kGradients:
+    case Sharding::kGradients:
       add("shares of gradients", micro_batches, gradients, net.half(gradients));
       add("gathered weights", 1, weights, net.half(weights));
       break;
-    case PlanSharding::kWeights: {
+    case Sharding::kWeights: {
       // In the forward and the backward pass, and for a reference in its own.
       const double passes = has_live_reference ? 3 : 2;
       const auto layers = static_cast<double>(bytes.layers);
@@ -100,8 +100,8 @@ double exposed_seconds(const std::vector<Collective>& collectives, double comput
                        double micro_batches, const PlanAssumptions& machine) {
   double seconds = 0;
   for (const Collective& one : collectives) seconds += one.seconds;
-  // What is sharded by micro-batch travels all the time, the rest during the last backward pass.
-  const bool is_each = machine.sharding >= PlanSharding::kGradients;
+  // Gradients in slices travel in every backward pass, others during the last backward pass.
+  const bool is_each = machine.sharding >= Sharding::kGradients;
   const double beside = is_each ? compute : compute / micro_batches;
   return std::max(seconds - beside, (1 - machine.overlap) * seconds);
 }
@@ -114,8 +114,7 @@ double optimizer_traffic(const ModelBytes& bytes) {
 }
 
 double optimizer_seconds(const ModelBytes& bytes, const PlanAssumptions& machine) {
-  const double ranks =
-      machine.sharding == PlanSharding::kNone ? 1 : static_cast<double>(machine.ranks);
+  const double ranks = machine.sharding == Sharding::kNone ? 1 : static_cast<double>(machine.ranks);
   return optimizer_traffic(bytes) / ranks / (machine.memory_gb_s * 1e9);
 }
 

@@ -31,7 +31,6 @@ namespace {
 using detail::ModelBytes;
 using detail::ModelShape;
 using detail::PlanAssumptions;
-using detail::PlanSharding;
 using detail::RunPlan;
 
 DecoderOptions plan_sizes() {
@@ -78,7 +77,7 @@ std::int64_t size_of(const at::Tensor& tensor) {
   return static_cast<std::int64_t>(tensor.nbytes());
 }
 
-/// What a trainer holds after a step.
+/// The memory of a trainer after a step.
 ModelBytes measured(const ModelOptions& model, const OptimizerOptions& optimizer) {
   auto policy = std::make_shared<Decoder>(model.decoder);
   policy->to(parse_dtype(model.dtype));
@@ -147,23 +146,23 @@ TEST_CASE("plan: what ranks hold in shares", "[run]") {
   struct Known {
     const char* model;
     std::int64_t ranks;
-    PlanSharding sharding;
+    Sharding sharding;
     double parameters, weights, gradients, state, reference;
   };
-  const std::vector<Known> all = {{"qwen2.5-1.5b", 1, PlanSharding::kNone, 1543714304, 3087428608,
+  const std::vector<Known> all = {{"qwen2.5-1.5b", 1, Sharding::kNone, 1543714304, 3087428608,
                                    6174857216, 18524571648, 3087428608},
-                                  {"qwen2.5-1.5b", 8, PlanSharding::kNone, 1543714304, 3087428608,
+                                  {"qwen2.5-1.5b", 8, Sharding::kNone, 1543714304, 3087428608,
                                    6174857216, 18524571648, 3087428608},
-                                  {"qwen2.5-1.5b", 8, PlanSharding::kOptimizer, 1543714304,
-                                   3087428608, 6174857216, 2315571456, 3087428608},
-                                  {"qwen2.5-7b", 8, PlanSharding::kGradients, 7615616512,
-                                   15231233024, 4740039424, 11423424768, 15231233024},
-                                  {"qwen2.5-7b", 64, PlanSharding::kWeights, 7615616512, 2954457088,
+                                  {"qwen2.5-1.5b", 8, Sharding::kOptimizer, 1543714304, 3087428608,
+                                   6174857216, 2315571456, 3087428608},
+                                  {"qwen2.5-7b", 8, Sharding::kGradients, 7615616512, 15231233024,
+                                   4740039424, 11423424768, 15231233024},
+                                  {"qwen2.5-7b", 64, Sharding::kWeights, 7615616512, 2954457088,
                                    475976032, 1427928096, 237988016},
-                                  {"llama-3.1-70b", 64, PlanSharding::kOptimizer, 70553706496,
+                                  {"llama-3.1-70b", 64, Sharding::kOptimizer, 70553706496,
                                    141107412992, 282214825984, 13228819968, 141107412992},
-                                  {"llama-3.1-70b", 64, PlanSharding::kWeights, 70553706496,
-                                   8946581504, 4409606656, 13228819968, 2204803328}};
+                                  {"llama-3.1-70b", 64, Sharding::kWeights, 70553706496, 8946581504,
+                                   4409606656, 13228819968, 2204803328}};
   for (const Known& known : all) {
     CAPTURE(known.model, known.ranks, static_cast<int>(known.sharding));
     const ModelShape shape(*detail::known_model(known.model), at::kBFloat16);
@@ -407,7 +406,7 @@ TEST_CASE("plan: collectives by alpha and beta", "[run]") {
 
   const ModelShape shape(*detail::known_model("qwen2.5-7b"), at::kBFloat16);
   const ModelBytes bytes = detail::model_bytes(shape, {});
-  const auto total = [&](PlanSharding sharding, double micro_batches, const char* name) {
+  const auto total = [&](Sharding sharding, double micro_batches, const char* name) {
     PlanAssumptions machine = PlanAssumptions::of_gpus(8);
     machine.sharding = sharding;
     double sum = 0;
@@ -417,15 +416,15 @@ TEST_CASE("plan: collectives by alpha and beta", "[run]") {
     return sum;
   };
   const double numbers = 7615616512;
-  CHECK(total(PlanSharding::kNone, 3, "sum of gradients") == 4 * numbers);
-  CHECK(total(PlanSharding::kOptimizer, 3, "shares of gradients") == 4 * numbers);
-  CHECK(total(PlanSharding::kOptimizer, 3, "gathered weights") == 2 * numbers);
-  CHECK(total(PlanSharding::kGradients, 3, "shares of gradients") == 3 * 4 * numbers);
-  CHECK(total(PlanSharding::kWeights, 2, "gathered layers") +
-            total(PlanSharding::kWeights, 2, "gathered ends") ==
+  CHECK(total(Sharding::kNone, 3, "sum of gradients") == 4 * numbers);
+  CHECK(total(Sharding::kOptimizer, 3, "shares of gradients") == 4 * numbers);
+  CHECK(total(Sharding::kOptimizer, 3, "gathered weights") == 2 * numbers);
+  CHECK(total(Sharding::kGradients, 3, "shares of gradients") == 3 * 4 * numbers);
+  CHECK(total(Sharding::kWeights, 2, "gathered layers") +
+            total(Sharding::kWeights, 2, "gathered ends") ==
         2 * 3 * 2 * numbers);
-  CHECK(total(PlanSharding::kWeights, 2, "shares of a layer's gradients") +
-            total(PlanSharding::kWeights, 2, "shares of the ends' gradients") ==
+  CHECK(total(Sharding::kWeights, 2, "shares of a layer's gradients") +
+            total(Sharding::kWeights, 2, "shares of the ends' gradients") ==
         2 * 4 * numbers);
 }
 
@@ -457,7 +456,7 @@ TEST_CASE("plan: time is work by speed, and what nothing hides", "[run]") {
   machine.overlap = 0.8;
   CHECK(detail::exposed_seconds(one, 100, 2, machine) == Approx(2));
   CHECK(detail::exposed_seconds(one, 12, 2, machine) == Approx(4));
-  machine.sharding = PlanSharding::kGradients;
+  machine.sharding = Sharding::kGradients;
   CHECK(detail::exposed_seconds(one, 12, 2, machine) == Approx(2));
 }
 
