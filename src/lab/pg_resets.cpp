@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "lab/experiments.h"
+#include "lab/lock.h"
 #include "lab/token_steps.h"
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/random.h"
@@ -22,10 +23,6 @@ using Eigen::ArrayXd;
 using Eigen::Index;
 using exact::Random;
 using exact::Table;
-
-constexpr Index kLetters = 4;
-constexpr double kRate = 2, kGoal = 0.9;
-constexpr int kMostSteps = 20000;
 
 enum : std::size_t { kNoReset, kResets, kHalf, kRandom, kStarts };
 const std::vector<std::string> kNames{"no reset", "resets", "resets in half of the episodes",
@@ -45,7 +42,7 @@ ArrayXd starts_of(std::size_t kind, Index depth) {
     case kRandom:
       // c random letters are right with probability 4^-c; from others nothing is ever rewarded.
       return uniform * ArrayXd::LinSpaced(depth, 0, length - 1).unaryExpr([](double c) {
-        return std::pow(static_cast<double>(kLetters), -c);
+        return std::pow(static_cast<double>(kLockLetters), -c);
       });
     default:
       return first;
@@ -76,8 +73,8 @@ Lock make_lock(const TokenObjective& objective, Index depth) {
   return lock;
 }
 
-/// Steps of exact ascent until the lock opens in 90 % of the episodes; kMostSteps if it never does.
-/// `logits` [letters, depths], the first letter of each depth the right one.
+/// Steps of exact ascent until the lock opens in 90 % of the episodes; kMostLockSteps if it never
+/// does. `logits` [letters, depths], the first letter of each depth the right one.
 int steps_to_open(Table logits, std::size_t kind) {
   const Index depth = logits.cols();
   const ArrayXd starts = starts_of(kind, depth);
@@ -85,10 +82,10 @@ int steps_to_open(Table logits, std::size_t kind) {
   Lock lock = make_lock(objective, depth);
   const auto policy = exact::SoftmaxPolicy::tabular(logits);
   Eigen::VectorXd theta = Eigen::VectorXd::Zero(policy.parameters());
-  for (int taken = 0; taken < kMostSteps; ++taken) {
+  for (int taken = 0; taken < kMostLockSteps; ++taken) {
     const Table logps = policy.logps(theta);
     const ArrayXd right = logps.row(0).transpose();
-    if (std::exp(right.sum()) > kGoal) return taken;
+    if (std::exp(right.sum()) > kLockGoal) return taken;
     lock.numbers.logps = right(lock.depths);
     // Each start is a step of one completion.
     const ArrayXd slopes =
@@ -99,59 +96,33 @@ int steps_to_open(Table logits, std::size_t kind) {
       tail += right[start];
       opened[start] = starts[start] * std::exp(tail);
     }
-    Table by_logp = Table::Zero(kLetters, depth);
+    Table by_logp = Table::Zero(kLockLetters, depth);
     for (std::size_t t = 0; t < lock.depths.size(); ++t) {
       by_logp(0, lock.depths[t]) += opened[lock.starts[t]] * slopes[static_cast<Index>(t)];
     }
-    theta += kRate * policy.pullback(logps, by_logp);
+    theta += kLockRate * policy.pullback(logps, by_logp);
   }
-  return kMostSteps;
-}
-
-/// Steps of each kind of start from a policy that is nearly uniform.
-std::vector<double> run_seed(int seed, Index depth) {
-  Random random(static_cast<std::uint64_t>(seed));
-  const Table logits = 0.3 * random.normals(kLetters, depth);
-  std::vector<double> row;
-  for (std::size_t kind = 0; kind < kStarts; ++kind) row.push_back(steps_to_open(logits, kind));
-  return row;
+  return kMostLockSteps;
 }
 
 }  // namespace
 
 Report pg_resets(const Settings& settings) {
   const Index depth = settings.quick ? 6 : 8;
-  const auto by_seed =
-      for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, depth); });
-  Report report{.data = {{"pg-resets", {"case", "depth", "steps", "low", "high"}}},
-                .pictures = {{"pg-resets",
-                              {.title = "Steps until a lock opens, 20000: never",
-                               .x_label = "depth",
-                               .y_label = "steps",
-                               .log_y = true}}}};
-  const std::vector<double> depths{4, 8, 12};
-  std::vector<std::vector<double>> uniform(kStarts);
-  for (std::size_t kind = 0; kind < kStarts; ++kind) {
-    std::vector<Estimate> ys;
-    for (const double each : depths) {
-      const Table logits = Table::Zero(kLetters, static_cast<Index>(each));
-      uniform[kind].push_back(steps_to_open(logits, kind));
-      ys.push_back(exactly(uniform[kind].back()));
-    }
-    add_curve(report, kNames[kind], depths, ys);
-    report.pictures[0].chart.series.back().style = detail::Series::Style::kLineAndPoints;
-    const Estimate random = mean(by_seed, kind);
-    report.data[0].rows.push_back({kNames[kind] + ", policies near uniform",
-                                   static_cast<double>(depth), random.value, random.low,
-                                   random.high});
-  }
-  const auto growth = [&](std::size_t kind) { return uniform[kind][1] / uniform[kind][0]; };
+  const auto by_seed = for_each_seed(settings.seeds, [&](int seed) {
+    Random random(static_cast<std::uint64_t>(seed));
+    return lock_steps(random, depth, kStarts, steps_to_open);
+  });
+  auto [report, uniform] = report_lock_steps("pg-resets", kNames, by_seed, depth, steps_to_open);
+  const auto growth = [&uniform = uniform](std::size_t kind) {
+    return uniform[kind][1] / uniform[kind][0];
+  };
   report.verdicts = {
       above("without resets: steps at depth 8 over those at 4", exactly(growth(kNoReset)), 16),
       below("with resets: the same", exactly(growth(kResets)), 4),
       below("with resets in half of the episodes: the same", exactly(growth(kHalf)), 4),
       above("depth 12: without resets it is still closed after: steps",
-            exactly(uniform[kNoReset][2]), kMostSteps - 1),
+            exactly(uniform[kNoReset][2]), kMostLockSteps - 1),
       below("depth 12: with resets it opens after: steps", exactly(uniform[kResets][2]), 1000),
       above("policies near uniform: steps without resets over those with",
             mean_ratio(by_seed, kNoReset, kResets), 4),

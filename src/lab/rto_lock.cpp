@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "lab/experiments.h"
+#include "lab/lock.h"
 #include "lab/token_steps.h"
 #include "lab/token_tree.h"
 #include "prefopt/exact/measures.h"
@@ -23,9 +24,7 @@ namespace {
 
 using exact::Random;
 
-constexpr Index kLetters = 4;
-constexpr double kRate = 2, kGoal = 0.9, kDpoBeta = 0.05, kTokenWeight = 0.05;
-constexpr int kMostSteps = 20000;
+constexpr double kDpoBeta = 0.05, kTokenWeight = 0.05;
 
 enum : std::size_t { kSparse, kScaled, kToGo, kRto, kWrongModel, kKinds };
 const std::vector<std::string> kNames{"reward at the end", "control: twice the reward at the end",
@@ -44,7 +43,7 @@ struct DpoModel {
 };
 
 DpoModel dpo_model(Index depth) {
-  const double log_others = std::log(kLetters - 1);
+  const double log_others = std::log(kLockLetters - 1);
   DpoModel model{.right = ArrayXd(depth), .others = ArrayXd(depth)};
   double value = 1 / kDpoBeta;
   for (Index t = depth - 1; t >= 0; --t) {
@@ -52,7 +51,7 @@ DpoModel dpo_model(Index depth) {
     const double total = most + std::log(std::exp(value - most) + std::exp(log_others - most));
     model.right[t] = value - total;
     model.others[t] = -total;
-    value = total - std::log(kLetters);
+    value = total - std::log(kLockLetters);
   }
   return model;
 }
@@ -70,7 +69,7 @@ Lock make_lock(Index depth, Index right) {
     for (Index t = 0; t <= count; ++t) {
       const Index next = t == count ? last : letter;
       const double of_next = next == right ? model.right[t] : model.others[t];
-      dpo.push_back(is_on ? of_next : -std::log(kLetters));
+      dpo.push_back(is_on ? of_next : -std::log(kLockLetters));
       is_on = is_on && next == right;
       lock.depths.push_back(t);
       lock.letters.push_back(next);
@@ -79,7 +78,7 @@ Lock make_lock(Index depth, Index right) {
   };
   for (const Index letter : {Index{1}, Index{0}}) {
     for (Index count = 0; count < depth; ++count) {
-      for (Index last = 0; last < kLetters; ++last) {
+      for (Index last = 0; last < kLockLetters; ++last) {
         // Completions that begin with the letter 1 are listed once.
         const bool is_listed = count > 0 || (letter == 0 && last > 1);
         if (is_listed && last != letter) add(letter, count, last);
@@ -91,7 +90,7 @@ Lock make_lock(Index depth, Index right) {
   rewards[rewards.size() - 1] = 1;
   lock.step = listed_step(std::move(lens), rewards);
   lock.step.extra_logps = Eigen::Map<const ArrayXd>(dpo.data(), static_cast<Index>(dpo.size()));
-  lock.step.ref_logps = ArrayXd::Constant(lock.step.tokens(), -std::log(kLetters));
+  lock.step.ref_logps = ArrayXd::Constant(lock.step.tokens(), -std::log(kLockLetters));
   return lock;
 }
 
@@ -106,16 +105,16 @@ ArrayXd advantages_of(const Lock& lock, std::size_t kind) {
   return kind == kScaled ? ArrayXd((1 + kTokenWeight / kDpoBeta) * advantages) : advantages;
 }
 
-/// Steps of exact ascent until 90 % of the completions open the lock; kMostSteps if none does.
+/// Steps of exact ascent until 90 % of the completions open the lock; kMostLockSteps if none does.
 int steps_to_open(Table logits, std::size_t kind) {
   const Index depth = logits.cols();
   const Lock lock = make_lock(depth, kind == kWrongModel ? 1 : 0);
   const ArrayXd advantages = advantages_of(lock, kind);
   const auto starts = lock.step.starts();
-  for (int taken = 0; taken < kMostSteps; ++taken) {
+  for (int taken = 0; taken < kMostLockSteps; ++taken) {
     const Table policy = exact::log_softmax(logits);
-    if (std::exp(policy.row(0).sum()) > kGoal) return taken;
-    Table by_logps = Table::Zero(kLetters, depth);
+    if (std::exp(policy.row(0).sum()) > kLockGoal) return taken;
+    Table by_logps = Table::Zero(kLockLetters, depth);
     for (std::size_t i = 0; i + 1 < starts.size(); ++i) {
       double logp = 0;
       for (auto t = starts[i]; t < starts[i + 1]; ++t) {
@@ -127,9 +126,9 @@ int steps_to_open(Table logits, std::size_t kind) {
         by_logps(lock.letters[at], lock.depths[at]) += std::exp(logp) * advantages[t];
       }
     }
-    logits += kRate * logit_gradient(policy, by_logps);
+    logits += kLockRate * logit_gradient(policy, by_logps);
   }
-  return kMostSteps;
+  return kMostLockSteps;
 }
 
 /// Log distance of the optimum with rewards of tokens to that of a larger reward, on a random tree.
@@ -147,9 +146,7 @@ double optimum_distance(Random& random) {
 
 std::vector<double> run_seed(int seed, Index depth) {
   Random random(static_cast<std::uint64_t>(seed));
-  const Table logits = 0.3 * random.normals(kLetters, depth);
-  std::vector<double> row;
-  for (std::size_t kind = 0; kind < kKinds; ++kind) row.push_back(steps_to_open(logits, kind));
+  std::vector<double> row = lock_steps(random, depth, kKinds, steps_to_open);
   row.push_back(optimum_distance(random));
   return row;
 }
@@ -160,27 +157,7 @@ Report rto_lock(const Settings& settings) {
   const Index depth = settings.quick ? 5 : 8;
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, depth); });
-  Report report{.data = {{"rto-lock", {"case", "depth", "steps", "low", "high"}}},
-                .pictures = {{"rto-lock",
-                              {.title = "Steps until a lock opens, 20000: never",
-                               .x_label = "depth",
-                               .y_label = "steps",
-                               .log_y = true}}}};
-  const std::vector<double> depths{4, 8, 12};
-  std::vector<std::vector<double>> uniform(kKinds);
-  for (std::size_t kind = 0; kind < kKinds; ++kind) {
-    std::vector<Estimate> ys;
-    for (const double each : depths) {
-      uniform[kind].push_back(steps_to_open(Table::Zero(kLetters, static_cast<Index>(each)), kind));
-      ys.push_back(exactly(uniform[kind].back()));
-    }
-    add_curve(report, kNames[kind], depths, ys);
-    report.pictures[0].chart.series.back().style = detail::Series::Style::kLineAndPoints;
-    const Estimate random = mean(by_seed, kind);
-    report.data[0].rows.push_back({kNames[kind] + ", policies near uniform",
-                                   static_cast<double>(depth), random.value, random.low,
-                                   random.high});
-  }
+  auto [report, uniform] = report_lock_steps("rto-lock", kNames, by_seed, depth, steps_to_open);
   report.verdicts = {
       below("the optimum with rewards of tokens is that of a larger reward: log distance, largest",
             exactly(largest(by_seed, kKinds, 1)), 1e-10),
@@ -191,14 +168,14 @@ Report rto_lock(const Settings& settings) {
           "those of rto",
           exactly(uniform[kSparse][1] / uniform[kRto][1]), 10),
       above("depth 12: with the reward at the end it is still closed after: steps",
-            exactly(uniform[kSparse][2]), kMostSteps - 1),
+            exactly(uniform[kSparse][2]), kMostLockSteps - 1),
       below("depth 12: rto opens it after: steps", exactly(uniform[kRto][2]), 2000),
       above("policies near uniform: steps with the reward at the end over those of rto",
             mean_ratio(by_seed, kSparse, kRto), 4),
       above("control: as large a reward at the end alone takes longer, depth 8: steps over rto's",
             exactly(uniform[kScaled][1] / uniform[kRto][1]), 4),
       above("control: with another lock's model it stays closed, depth 8, after: steps",
-            exactly(uniform[kWrongModel][1]), kMostSteps - 1)};
+            exactly(uniform[kWrongModel][1]), kMostLockSteps - 1)};
   return report;
 }
 
