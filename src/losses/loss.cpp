@@ -160,6 +160,24 @@ at::Tensor attach_gradients(const std::vector<at::Tensor>& inputs, const at::Ten
   return AttachGradient::apply(at::TensorList(inputs), value, Gradients{std::move(gradients)});
 }
 
+at::Tensor attach_wanted_gradients(std::initializer_list<InputGradient> all,
+                                   const at::Tensor& value) {
+  std::vector<at::Tensor> inputs;
+  std::vector<at::Tensor> gradients;
+  for (const auto& [input, gradient] : all) {
+    if (!gradient.defined() || !input.requires_grad()) continue;
+    inputs.push_back(input);
+    gradients.push_back(gradient);
+  }
+  return attach_gradients(inputs, value, std::move(gradients));
+}
+
+void detach_wide(std::initializer_list<at::Tensor*> tensors, at::Device device) {
+  for (at::Tensor* const tensor : tensors) {
+    if (tensor->defined()) *tensor = tensor->detach().to(device, at::kDouble);
+  }
+}
+
 NoGrad::NoGrad() : before_(at::GradMode::is_enabled()) { at::GradMode::set_enabled(false); }
 NoGrad::~NoGrad() { at::GradMode::set_enabled(before_); }
 

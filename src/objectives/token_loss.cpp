@@ -76,27 +76,19 @@ template PREFOPT_API BasicTokenLossOutput<Eigen::ArrayXd> TokenLoss::formula(
 
 TokenLossOutput TokenLoss::forward(const TokenRows& in) const {
   TokenRows plain = in;
-  for (at::Tensor* const x :
-       {&plain.logps, &plain.ref_logps, &plain.values, &plain.log_normalizers, &plain.exact_kls,
-        &plain.rewards, &plain.completions, &plain.steps, &plain.lens}) {
-    if (x->defined()) *x = x->detach().to(in.logps.device(), at::kDouble);
-  }
+  detail::detach_wide(
+      {&plain.logps, &plain.ref_logps, &plain.values, &plain.log_normalizers, &plain.exact_kls,
+       &plain.rewards, &plain.completions, &plain.steps, &plain.lens},
+      in.logps.device());
   TokenLossOutput out = [&] {
     const detail::NoGrad no_grad;
     return formula(plain);
   }();
-  std::vector<at::Tensor> inputs;
-  std::vector<at::Tensor> gradients;
-  const auto attach = [&](const at::Tensor& input, const at::Tensor& gradient) {
-    if (!gradient.defined() || !input.requires_grad()) return;
-    inputs.push_back(input);
-    gradients.push_back(gradient);
-  };
-  attach(in.logps, out.grad_logps);
-  attach(in.values, out.grad_values);
-  attach(in.log_normalizers, out.grad_log_normalizers);
-  attach(in.exact_kls, out.grad_exact_kls);
-  out.loss = detail::attach_gradients(inputs, out.loss, std::move(gradients));
+  out.loss = detail::attach_wanted_gradients({{in.logps, out.grad_logps},
+                                              {in.values, out.grad_values},
+                                              {in.log_normalizers, out.grad_log_normalizers},
+                                              {in.exact_kls, out.grad_exact_kls}},
+                                             out.loss);
   return out;
 }
 

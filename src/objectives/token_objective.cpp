@@ -464,28 +464,20 @@ template BasicObjectiveOutput<Eigen::ArrayXd> TokenObjective::formula(
 
 ObjectiveOutput TokenObjective::forward(const TokenArrays& in, double kl_coefficient) const {
   TokenArrays plain = in;
-  for (at::Tensor* const x :
-       {&plain.logps, &plain.old_logps, &plain.ref_logps, &plain.sampler_logps, &plain.advantages,
-        &plain.entropies, &plain.exact_kls, &plain.values, &plain.old_values, &plain.returns,
-        &plain.completions, &plain.turns, &plain.lens, &plain.group_lens}) {
-    if (x->defined()) *x = x->detach().to(in.logps.device(), at::kDouble);
-  }
+  detail::detach_wide(
+      {&plain.logps, &plain.old_logps, &plain.ref_logps, &plain.sampler_logps, &plain.advantages,
+       &plain.entropies, &plain.exact_kls, &plain.values, &plain.old_values, &plain.returns,
+       &plain.completions, &plain.turns, &plain.lens, &plain.group_lens},
+      in.logps.device());
   ObjectiveOutput out = [&] {
     const detail::NoGrad no_grad;
     return formula(plain, kl_coefficient);
   }();
-  std::vector<at::Tensor> inputs;
-  std::vector<at::Tensor> gradients;
-  const auto attach = [&](const at::Tensor& input, const at::Tensor& gradient) {
-    if (!gradient.defined() || !input.requires_grad()) return;
-    inputs.push_back(input);
-    gradients.push_back(gradient);
-  };
-  attach(in.logps, out.grad_logps);
-  attach(in.entropies, out.grad_entropies);
-  attach(in.exact_kls, out.grad_exact_kls);
-  attach(in.values, out.grad_values);
-  out.loss = detail::attach_gradients(inputs, out.loss, std::move(gradients));
+  out.loss = detail::attach_wanted_gradients({{in.logps, out.grad_logps},
+                                              {in.entropies, out.grad_entropies},
+                                              {in.exact_kls, out.grad_exact_kls},
+                                              {in.values, out.grad_values}},
+                                             out.loss);
   return out;
 }
 

@@ -10,7 +10,7 @@
 
 namespace prefopt {
 
-/// What the sum over tokens is divided by.
+/// The divisor of the sum over tokens.
 enum class TokenReduction {
   kTokenMean,  ///< the tokens of the step
   kSum,        ///< its completions
