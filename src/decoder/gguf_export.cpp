@@ -90,7 +90,8 @@ std::string_view architecture_of(const DecoderOptions& options, std::string_view
       where, fmt::join(names, ", "), family.traits.model_type));
 }
 
-/// What llama.cpp (build 11549) loads in files of an architecture, of what models here may have.
+/// The parts, of those that models here may have, that llama.cpp (build 11549) loads in files of an
+/// architecture.
 struct Loadable {
   std::string_view architecture;
   bool query_bias = true, output_bias = false, mlp_bias = false;

@@ -106,12 +106,9 @@ at::Tensor embedded(const at::Tensor& embedding, const at::Tensor& ids, at::Scal
 namespace {
 
 at::Tensor product_of(const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& bias) {
-  if (kernels::blocks_of(weight)) {
-    const at::Tensor y = kernels::block_product(rows, weight);
-    return bias.defined() ? y + bias : y;
-  }
-  return bias.defined() ? at::addmm(bias.to(rows.scalar_type()), rows, weight.t())
-                        : at::mm(rows, weight.t());
+  if (!bias.defined()) return kernels::product(rows, weight);
+  if (kernels::blocks_of(weight)) return kernels::product(rows, weight) + bias;
+  return at::addmm(bias.to(rows.scalar_type()), rows, weight.t());
 }
 
 }  // namespace

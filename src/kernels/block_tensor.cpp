@@ -3,6 +3,7 @@
 
 #include <ATen/OpaqueTensorImpl.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 #include <c10/util/StringUtil.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -36,7 +37,7 @@ struct BlockProduct : torch::autograd::Function<BlockProduct> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    return {block_input_gradient(gradients[0], context->saved_data["weight"].toTensor()), {}};
+    return {product_gradient(gradients[0], context->saved_data["weight"].toTensor()), {}};
   }
 };
 
@@ -96,7 +97,8 @@ at::Tensor with_numbers(const at::Tensor& matrix) {
   return numbers;
 }
 
-at::Tensor block_product(const at::Tensor& x, const at::Tensor& weight) {
+at::Tensor product(const at::Tensor& x, const at::Tensor& weight) {
+  if (!blocks_of(weight)) return at::mm(x, weight.t());
   if (x.scalar_type() != at::kFloat) {
     throw DtypeError(fmt::format("decoder: expected float32 rows for a weight in {} blocks, got {}",
                                  blocks_of(weight)->encoding, c10::toString(x.scalar_type())));
@@ -104,7 +106,8 @@ at::Tensor block_product(const at::Tensor& x, const at::Tensor& weight) {
   return BlockProduct::apply(x, weight);
 }
 
-at::Tensor block_input_gradient(const at::Tensor& dy, const at::Tensor& weight) {
+at::Tensor product_gradient(const at::Tensor& dy, const at::Tensor& weight) {
+  if (!blocks_of(weight)) return at::mm(dy, weight);
   const at::Tensor rows = dy.contiguous();
   const cpu::LinearSizes sizes{rows.size(0), weight.size(1), weight.size(0)};
   at::Tensor dx = at::empty({sizes.rows, sizes.in}, rows.options());

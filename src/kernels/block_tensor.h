@@ -43,9 +43,10 @@ at::Tensor rows_at(const StoredBlocks& blocks, const at::Tensor& ids);
 /// Returns the matrix with its numbers in memory, decoded if it is in blocks.
 at::Tensor with_numbers(const at::Tensor& matrix);
 
-/// Returns x Wᵀ of a weight in blocks, with x float32, differentiable in x.
-at::Tensor block_product(const at::Tensor& x, const at::Tensor& weight);
-/// Returns its gradient with respect to x, dy W.
-at::Tensor block_input_gradient(const at::Tensor& dy, const at::Tensor& weight);
+/// Returns x Wᵀ, differentiable in x, and in a weight that is not in blocks. Throws DtypeError for
+/// blocks and x of another dtype than float32.
+at::Tensor product(const at::Tensor& x, const at::Tensor& weight);
+/// Returns the gradient of that with respect to x, dy W, without a graph of blocks.
+at::Tensor product_gradient(const at::Tensor& dy, const at::Tensor& weight);
 
 }  // namespace prefopt::kernels

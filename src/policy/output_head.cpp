@@ -3,7 +3,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/full_like.h>
-#include <ATen/ops/mm.h>
 
 #include "kernels/block_tensor.h"
 
@@ -14,9 +13,7 @@ bool is_neutral(const LogitTransform& transform) {
 }
 
 at::Tensor logits_of(const OutputHead& head, const at::Tensor& hidden) {
-  const at::Tensor logits = kernels::blocks_of(head.weight)
-                                ? kernels::block_product(hidden, head.weight)
-                                : at::mm(hidden, head.weight.t());
+  const at::Tensor logits = kernels::product(hidden, head.weight);
   if (head.bias.defined()) logits.add_(head.bias.to(logits.scalar_type()));
   transform_logits_(logits, head.transform);
   return logits;

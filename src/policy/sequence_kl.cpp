@@ -84,8 +84,7 @@ RowLogps logps_of(const CompletionRows& from, at::ScalarType dtype, std::int64_t
   const bool is_neutral = detail::is_neutral(transform);
   at::Tensor logits = from.rows.narrow(0, first, size).to(dtype);
   if (weight.defined()) {
-    logits = kernels::blocks_of(weight) ? kernels::block_product(logits, weight)
-                                        : logits.mm(weight.to(dtype).t());
+    logits = kernels::product(logits, weight.to(dtype));
     if (bias.defined()) logits.add_(bias.to(dtype));
   } else if (!is_neutral) {
     logits = logits.clone();  // from the policy's own
@@ -199,8 +198,7 @@ class RowKl : public torch::autograd::Function<RowKl> {
   /// Returns the gradient of the rows in front of the head, which may be undefined.
   static at::Tensor through_head(const at::Tensor& d_logits, const at::Tensor& head) {
     if (!head.defined()) return d_logits;
-    if (kernels::blocks_of(head)) return kernels::block_input_gradient(d_logits, head);
-    return d_logits.mm(head.to(d_logits.scalar_type()));
+    return kernels::product_gradient(d_logits, head.to(d_logits.scalar_type()));
   }
 
   static std::vector<double> numbers_of(const LogitTransform& transform) {
