@@ -37,6 +37,16 @@ inline std::vector<Json> untimed(const std::string& folder) {
   return lines;
 }
 
+inline RunResult run_config(const Json& config, const std::string& resume = {}) {
+  return run_training(options_from_json<RunOptions>(config.dump(), "run"), {}, resume);
+}
+
+/// A program that rewards completions that are long as JSON, where escapes are.
+inline Json measures_text() {
+  return {"/bin/sh", "-c",
+          "while read -r line; do c=${line#*completion}; echo \"{\\\"reward\\\": ${#c}}\"; done"};
+}
+
 inline const DecoderOptions kTiny = {.hidden_size = 16,
                                      .intermediate_size = 24,
                                      .num_hidden_layers = 1,

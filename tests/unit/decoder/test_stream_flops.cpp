@@ -57,7 +57,8 @@ std::vector<Input> inputs() {
   return all;
 }
 
-/// What trains: everything, or low-rank pairs of some maps in layers from `first_layer` on.
+/// The weights that train: everything, or low-rank pairs of some maps in layers from `first_layer`
+/// on.
 struct Trained {
   bool all = true;
   std::int64_t rank = 0;

@@ -47,7 +47,7 @@ TEST_CASE("a run on a device is that of the CPU, samples included", "[run][devic
   check_near(untimed(scene.file("there")), untimed(scene.file("here")));
   check_near(read_lines(scene.file("there/samples.jsonl")),
              read_lines(scene.file("here/samples.jsonl")));
-  // What was asked for is what the config says.
+  // The config says what was asked for.
   const auto config = [&](const std::string& run) {
     return Json::parse(read_text(scene.file(run) + "/config.json"));
   };

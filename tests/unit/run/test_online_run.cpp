@@ -127,10 +127,6 @@ class OnlineScene {
   TempDir folder_;
 };
 
-RunResult run_config(const Json& config, const std::string& resume = {}) {
-  return run_training(options_from_json<RunOptions>(config.dump(), "run"), {}, resume);
-}
-
 TEST_CASE("a policy writes its own pairs, round after round", "[run]") {
   const OnlineScene scene;
   Json config = scene.config("run");

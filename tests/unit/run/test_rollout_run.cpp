@@ -26,13 +26,7 @@ namespace {
 namespace fs = std::filesystem;
 using namespace testing_support;
 
-/// A program that rewards completions that are long as JSON, where escapes are.
-Json measures_text() {
-  return {"/bin/sh", "-c",
-          "while read -r line; do c=${line#*completion}; echo \"{\\\"reward\\\": ${#c}}\"; done"};
-}
-
-/// The same as shares, for rates of success.
+/// A program like measures_text, but with shares, for rates of success.
 Json measures_shares() {
   return {"/bin/sh", "-c",
           "while read -r line; do c=${line#*completion}; "
@@ -83,10 +77,6 @@ class RolloutScene {
  private:
   TempDir folder_;
 };
-
-RunResult run_config(const Json& config, const std::string& resume = {}) {
-  return run_training(options_from_json<RunOptions>(config.dump(), "run"), {}, resume);
-}
 
 /// Changes of the config, one for each part with a state.
 std::vector<std::pair<std::string, Json>> components() {

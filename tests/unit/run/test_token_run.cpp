@@ -21,16 +21,6 @@ namespace {
 namespace fs = std::filesystem;
 using namespace testing_support;
 
-/// A program that rewards completions that are long as JSON, where escapes are.
-Json rewards_length() {
-  return {"/bin/sh", "-c",
-          "while read -r line; do c=${line#*completion}; echo \"{\\\"reward\\\": ${#c}}\"; done"};
-}
-
-RunResult train(const Json& config, const std::string& resume = {}) {
-  return run_training(options_from_json<RunOptions>(config.dump(), "run"), {}, resume);
-}
-
 /// Rows, prompts, and two models: one trained on the labels, and its reference.
 class StepScene {
  public:
@@ -77,10 +67,10 @@ class StepScene {
   void make_models() const {
     Json base = config("base", {{"type", "sft"}});
     base["data"]["train"] = file("demonstrations.jsonl");
-    train(base);
+    run_config(base);
     Json prm = config("prm", {{"type", "ce"}});
     prm["model"] = {{"path", base_model()}};
-    train(prm);
+    run_config(prm);
   }
   std::string base_model() const { return file("base/checkpoints/last"); }
   std::string trained_model() const { return file("prm/checkpoints/last"); }
@@ -108,7 +98,7 @@ class StepScene {
     Json& online = config["online"];
     online["prompts"] = file("prompts.jsonl");
     for (Json& source : online["sources"]) source["n"] = std::min(source["n"].get<int>(), 3);
-    if (online["feedback"].contains("reward")) online["feedback"]["reward"] = rewards_length();
+    if (online["feedback"].contains("reward")) online["feedback"]["reward"] = measures_text();
     for (const char* group : {"process_reward", "implicit_reward"}) {
       Json& of = online.contains(group) ? online : online["feedback"];
       if (!of.contains(group)) continue;
@@ -134,7 +124,7 @@ TEST_CASE("every config of the examples on steps trains", "[run]") {
     const std::string name = entry.path().stem().string();
     CAPTURE(name);
     const Json config = scene.example(name);
-    const RunResult result = train(config);
+    const RunResult result = run_config(config);
     CHECK(result.steps >= 2);
     const bool has_values = config.contains("value");
     CHECK(fs::exists(scene.file(name + "/checkpoints/last/value")) == has_values);
@@ -170,7 +160,7 @@ TEST_CASE("OREO and IQLearn lower their losses, and log what they are made of", 
   config["batch"]["steps"] = 30;
   if (loss["type"] == "oreo") config["value"] = {{"optimizer", {{"learning_rate", 1e-2}}}};
   if (loss["type"] == "iqlearn") config["data"]["train"] = scene.file("demonstrations.jsonl");
-  train(config);
+  run_config(config);
   const auto lines = read_lines(scene.file("run/metrics.jsonl"));
   CHECK(mean_loss(lines, 24, 30) < mean_loss(lines, 0, 6));
   for (const std::string& name : metrics) {
@@ -190,13 +180,13 @@ TEST_CASE("runs of losses on tokens do not depend on the cut, and resume", "[run
     config["checkpoint"] = {{"every", 1}, {"keep_last", 0}};
     return config;
   };
-  const RunResult whole = train(config_of("whole"));
+  const RunResult whole = run_config(config_of("whole"));
   Json cut = config_of("cut");
   cut["batch"]["micro_rows"] = 2;
-  const RunResult parts = train(cut);
+  const RunResult parts = run_config(cut);
   CHECK(metric(parts.last_step, "loss") == Approx(metric(whole.last_step, "loss")).epsilon(1e-4));
   Json again = config_of("again");
-  const RunResult resumed = train(again, scene.file("whole/checkpoints/step-1"));
+  const RunResult resumed = run_config(again, scene.file("whole/checkpoints/step-1"));
   CHECK(metric(resumed.last_step, "loss") == metric(whole.last_step, "loss"));
 }
 
@@ -207,8 +197,8 @@ TEST_CASE("process rewards change what PPO learns", "[run]") {
   Json without = with;
   without["online"].erase("process_reward");
   without["output_dir"] = scene.file("without");
-  train(with);
-  train(without);
+  run_config(with);
+  run_config(without);
   const auto round = [&](const std::string& run) {
     return read_lines(scene.file(run + "/rounds.jsonl")).front();
   };
@@ -224,7 +214,7 @@ TEST_CASE("rewards of steps that cannot be meant are refused", "[run]") {
   const auto refused = [&](Json config, const Json& change, const std::string& text) {
     CAPTURE(change.dump());
     config.merge_patch(change);
-    CHECK_THROWS_TEXT(train(config), ConfigError, text);
+    CHECK_THROWS_TEXT(run_config(config), ConfigError, text);
   };
   const Json process = scene.example("process_reward");
   refused(process,
@@ -262,7 +252,7 @@ TEST_CASE("losses on tokens refuse what they do not use", "[run]") {
     CAPTURE(loss.dump(), change.dump());
     Json config = scene.config("refused", loss);
     config.merge_patch(change);
-    CHECK_THROWS_TEXT(train(config), ConfigError, text);
+    CHECK_THROWS_TEXT(run_config(config), ConfigError, text);
     CHECK_FALSE(fs::exists(scene.file("refused")));
   };
   refused({{"type", "iqlearn"}}, {{"value", {{"use_lora", true}}}},
