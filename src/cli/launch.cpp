@@ -28,7 +28,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-/// What the others may take after one rank has ended: rank 0 saves the steps that were done.
+/// The time that the others may take after one rank has ended: rank 0 saves the steps that were
+/// done.
 constexpr std::chrono::seconds kGrace{60};
 constexpr std::chrono::milliseconds kPause{20};
 
@@ -178,7 +179,7 @@ int run_launch(const LaunchArguments& arguments, std::ostream& err) {
     const std::int64_t failed = group.wait(stop);
     if (failed < 0) return 0;
     const Rank& rank = group.rank(failed);
-    // What a rank has said itself needs no second sentence.
+    // A rank that has said why needs no second sentence.
     if (!rank.ended_by_signal()) return rank.code();
     err << fmt::format("prefopt launch: rank {} {}\n", failed, end_of(rank));
     if (stop.has_come() || restart == arguments.max_restarts) return rank.code();

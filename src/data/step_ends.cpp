@@ -20,7 +20,7 @@ std::vector<std::int64_t> find_step_ends(const std::vector<std::int64_t>& comple
   }
   if (step.empty()) return ends;
   const auto length = static_cast<std::int64_t>(completion.size());
-  // What has no text, such as an end token, is no step.
+  // Tokens without a text, such as an end token, are no step.
   if (!ends.empty() && tokenizer.decode(step).empty()) {
     ends.back() = length;
   } else {

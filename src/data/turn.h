@@ -17,7 +17,7 @@ struct Turn : Message {
   Turn(std::string role_given, std::string content_given, bool counts_given = true)
       : Message{std::move(role_given), std::move(content_given), counts_given} {}
   Json fields = Json::object();
-  /// What the file has for the content. Chat formats write no text for either of the last two.
+  /// The kind of content that the file has. Chat formats write no text for either of the last two.
   enum class ContentKind { kText, kNull, kNone };
   ContentKind content_kind = ContentKind::kText;
   std::size_t begun = kNotBegun;  ///< bytes of the content before what continues the turn

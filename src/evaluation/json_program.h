@@ -12,7 +12,7 @@
 
 namespace prefopt::detail {
 
-/// What messages call programs that compare two completions, and that rate one.
+/// The names in messages of programs that compare two completions, and that rate one.
 inline constexpr std::string_view kJudge = "judge";
 inline constexpr std::string_view kRewardProgram = "reward program";
 

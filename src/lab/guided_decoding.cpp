@@ -57,7 +57,7 @@ const std::vector<std::string> kNames{"base", "exact optimum", "genarm", "log-ra
 
 std::vector<Table> policies_of(const Table& base, const ArrayXd& rewards, Random& random) {
   const Table optimum = tilted_tree(kTree, base, rewards, kBeta);
-  // What a reward model of whole texts says of prefixes has nothing to do with their continuations.
+  // Rewards of whole texts, asked about prefixes, have nothing to do with their continuations.
   Table of_prefixes = random.normals(kTree.letters, kTree.nodes());
   for (Index leaf = 0; leaf < kTree.leaves(); ++leaf) {
     const Index last = kTree.depth - 1;

@@ -29,7 +29,7 @@ constexpr int kSteps = 400;
 constexpr Index kDemonstrations = 30;
 
 /// Numbers of a policy of logits: mean negative log-likelihood of the true policy's completions,
-/// and entropy of its own, nats.
+/// and own entropy, nats.
 struct Quality {
   double nll = 0, entropy = 0;
 };

@@ -8,7 +8,7 @@
 #include "prefopt/online/preference.h"
 #include "prefopt/online/rollout.h"
 
-// What ranks have computed in shares, brought together in the order of ranks.
+// Results that ranks have computed in shares, brought together in the order of ranks.
 namespace prefopt::detail {
 
 std::vector<double> gather_numbers(const std::vector<double>& own, Meeting& meeting);

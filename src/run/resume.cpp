@@ -186,7 +186,7 @@ std::vector<std::string> config_changes(const Json& saved, const Json& now, cons
   return refused;
 }
 
-/// What a hash among the contents is of, and the options that say where it comes from.
+/// The subject of a hash among the contents, and the options that say where it comes from.
 struct HashedContent {
   std::string_view key, name;
   std::vector<std::string_view> places;

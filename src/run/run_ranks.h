@@ -5,7 +5,7 @@
 #include "dist/meeting.h"
 #include "prefopt/run/run.h"
 
-// What the ranks of a run have to have in common, and what each has for itself.
+// The options that the ranks of a run share, and those that each has for itself.
 namespace prefopt::detail {
 
 /// Throws ConfigError on all ranks, "rank 1: …", where one has other options than rank 0: but for
