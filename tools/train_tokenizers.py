@@ -150,3 +150,29 @@ def families(texts, size=600):
                 pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=True),
                                                        pre_tokenizers.Split("e", "contiguous", invert=True)]))
     yield "inner_bytes", with_tokens(inner, ODD_TOKENS, decoders.ByteLevel())
+
+
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+          r"|\s+(?!\S)|\s+")
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def byte_level(texts, size, pattern=None, normalizer=None):
+    """Byte-level BPE, its words cut by a pattern; by GPT-2's own without one."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=pattern == LLAMA3))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False) if pattern is None else (
+        pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"),
+                                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]))
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  special_tokens=["<|im_start|>", "<|im_end|>"], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def byte_level_families(texts, size=600):
+    """The same as families() for byte-level BPE with the patterns of GPT-2, Llama 3 and Qwen 2."""
+    yield "gpt2", byte_level(texts(), size)
+    yield "llama3", byte_level(texts(), size, LLAMA3)
+    yield "qwen2", byte_level(texts(), size, QWEN2, normalizers.NFC())

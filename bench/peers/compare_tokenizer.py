@@ -8,6 +8,7 @@ TEXTS are rows as tools/check_tokenizer reads them. A tokenizer of each kind (to
 them first. Needs the Python packages tokenizers, sentencepiece and transformers (for SentencePiece's protocol).
 """
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -39,7 +40,7 @@ def measured(command, **more):
 
 def main():
     from row_texts import real_lines
-    from train_tokenizers import families
+    from train_tokenizers import byte_level_families, families
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("texts", type=pathlib.Path)
     arguments.add_argument("families", nargs="*")
@@ -51,7 +52,8 @@ def main():
         sample = pathlib.Path(folder) / "texts.jsonl"
         sample.write_text("".join(json.dumps(text) + "\n" for text in texts))
         print("| tokenizer | threads | prefopt, MB/s | tokenizers, MB/s | ratio |\n| --- | --- | --- | --- | --- |")
-        for name, tokenizer in families(lambda: iter(texts), args.size):
+        for name, tokenizer in itertools.chain(byte_level_families(lambda: iter(texts), args.size),
+                                               families(lambda: iter(texts), args.size)):
             if args.families and name not in args.families:
                 continue
             path = pathlib.Path(folder) / name / "tokenizer.json"

@@ -15,9 +15,9 @@
 #include "cli/inputs.h"
 #include "core/json.h"
 #include "policy/token_range.h"
-#include "prefopt/data/step_ends.h"
 #include "prefopt/error.h"
 #include "prefopt/objectives/steps.h"
+#include "prefopt/online/implicit_reward.h"
 #include "prefopt/policy/token_rewards.h"
 
 namespace prefopt::cli {
@@ -51,9 +51,8 @@ void check(const ScoreArguments& arguments) {
     throw ConfigError(fmt::format("--beta: expected more than 0, got {}", *arguments.beta));
   }
   const bool has_steps = arguments.rewards == "steps";
-  if (arguments.step_end && (!has_steps || arguments.step_end->empty())) {
-    throw ConfigError(has_steps ? "--step-end: expected a text that ends steps, got ''"
-                                : "--step-end: expected --rewards steps, got tokens");
+  if (arguments.step_end && !has_steps) {
+    throw ConfigError("--step-end: expected --rewards steps, got tokens");
   }
   if (arguments.per_token) {
     throw ConfigError("--per-token: expected --rewards tokens in place of it, got both");
@@ -157,7 +156,7 @@ class StepScorer {
     for (std::size_t t = 0; t < completion.size(); ++t) {
       if (mask.empty() || mask[t] != 0) each[static_cast<Eigen::Index>(t)] = *next++;
     }
-    const auto ends = find_step_ends(completion, *tokenizer_, arguments_.step_end.value_or("\n\n"));
+    const auto ends = step_ends_of(completion, *tokenizer_, arguments_.step_end.value_or("\n\n"));
     const Eigen::ArrayXd sums = step_sums(each, ends, "--rewards");
     return {sums.begin(), sums.end()};
   }

@@ -27,6 +27,7 @@
 #include "decoder/network.h"
 #include "decoder/packed_layer.h"
 #include "decoder/packed_session.h"
+#include "decoder/router_load.h"
 #include "kernels/block_tensor.h"
 #include "math/upload.h"
 #include "math/wide_gradient.h"
@@ -179,9 +180,18 @@ at::Tensor Decoder::Impl::packed_states(const PackedTokens& tokens, bool has_las
   const Network used = seen(made_weights());
   check_ids(tokens.input_ids, used);
   check_longest(used.spec, longest_in(tokens), "decoder");
-  const detail::Packing packing{checkpointing, has_last_tokens};
+  auto* const record = detail::RouterRecord::current();
+  const detail::Packing packing{checkpointing, has_last_tokens || record != nullptr};
   const auto all = detail::StreamPlan::make(used, tokens, packing, false);
-  const auto scored = detail::StreamPlan::make(used, tokens, packing, true);
+  if (record != nullptr) {
+    all->watch_router = [record, sequences = detail::sequences_of_rows(tokens)](
+                            const at::Tensor& shares, const at::Tensor& chosen) {
+      record->add(shares, chosen, sequences);
+    };
+  }
+  // A record needs the rows that are not scored, too.
+  const auto last_plan =
+      record != nullptr ? all : detail::StreamPlan::make(used, tokens, packing, true);
   const auto wide = detail::at_least_float32(used.embedding.scalar_type());
   at::Tensor x = detail::embedded(used.embedding, tokens.input_ids, wide);
   x = x.to(used.stream_dtype());
@@ -189,10 +199,10 @@ at::Tensor Decoder::Impl::packed_states(const PackedTokens& tokens, bool has_las
   const std::int64_t last = std::ssize(used.layers) - 1;
   for (std::int64_t i = 0; i <= last; ++i) {
     x = detail::packed_layer(x, used.unfused(static_cast<std::size_t>(i)), i,
-                             i == last ? scored : all);
+                             i == last ? last_plan : all);
   }
   x = detail::rms_norm(x, detail::widened(used.norm, wide), used.spec.norm);
-  return x.index_select(0, places_among_scored(tokens));
+  return x.index_select(0, record != nullptr ? tokens.rows : places_among_scored(tokens));
 }
 
 std::int64_t Decoder::activation_bytes(std::int64_t rows, Checkpointing checkpointing) const {

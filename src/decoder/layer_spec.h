@@ -75,6 +75,7 @@ struct ModelSpec {
   double embedding_scale = 1;
   LogitTransform logits = {};
   bool tied_head = false;  ///< the output head is the embedding matrix
+  double router_loss = 0;  ///< coefficient of the routers' loss in training; 0: none
 
   /// Returns the longest sequence that is computed, or 0 for any.
   std::int64_t longest() const;

@@ -180,11 +180,13 @@ at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tens
   return at::matmul(capped.softmax(-1).to(query.scalar_type()), values);
 }
 
-at::Tensor mix_experts(const at::Tensor& rows, const Layer& layer, const LayerSpec& spec) {
+at::Tensor mix_experts(const at::Tensor& rows, const Layer& layer, const LayerSpec& spec,
+                       const RouterWatch& watch) {
   const auto dtype = rows.scalar_type();
   const at::Tensor scores = at::mm(rows, widened(layer.router, dtype).t());
   const at::Tensor shares = scores.to(at_least_float32(dtype)).softmax(-1);
   auto [weights, chosen] = shares.topk(spec.experts.chosen, -1);
+  if (watch) watch(shares, chosen);
   if (spec.experts.normalized) weights = weights / weights.sum(-1, /*keepdim=*/true);
   weights = weights.to(dtype);
   at::Tensor mixed = at::zeros_like(rows);

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -124,8 +125,11 @@ at::Tensor linear(const at::Tensor& rows, const Linear& map, double lora_scale);
 /// Attention of queries [S, heads, T, D] to keys and values [S, kv_heads, T, D].
 at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                   const LayerSpec& spec);
+/// Takes a router's probabilities [N, experts] and the experts of each row [N, k].
+using RouterWatch = std::function<void(const at::Tensor& shares, const at::Tensor& chosen)>;
 /// Returns the result of the experts for rows [N, hidden], by autograd.
-at::Tensor mix_experts(const at::Tensor& rows, const Layer& layer, const LayerSpec& spec);
+at::Tensor mix_experts(const at::Tensor& rows, const Layer& layer, const LayerSpec& spec,
+                       const RouterWatch& watch = {});
 
 template <class Visit>
 void Network::for_each_linear(std::size_t index, Visit&& visit) {

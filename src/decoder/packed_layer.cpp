@@ -516,7 +516,8 @@ at::Tensor packed_layer(const at::Tensor& x, const Layer& layer, std::int64_t in
     const auto dtype = at_least_float32(x.scalar_type());
     return norm.defined() ? rms_norm(rows, widened(norm, dtype), spec.norm) : rows;
   };
-  const at::Tensor mixed = mix_experts(widened_norm(result, layer.feed_in_norm), layer, spec);
+  const at::Tensor mixed =
+      mix_experts(widened_norm(result, layer.feed_in_norm), layer, spec, plan->watch_router);
   return result + widened_norm(mixed, layer.feed_out_norm) * spec.residual_scale;
 }
 

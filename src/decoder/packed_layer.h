@@ -42,7 +42,8 @@ struct StreamPlan : torch::CustomClassHolder {
   std::function<at::Tensor(std::int64_t index, const at::Tensor& query, const at::Tensor& key,
                            const at::Tensor& value)>
       attend;
-  at::Tensor query_rows;  ///< [M] int64: the rows that continue; undefined: all N
+  RouterWatch watch_router;  ///< of all layers with experts; may be empty
+  at::Tensor query_rows;     ///< [M] int64: the rows that continue; undefined: all N
 
   /// `scored_only`: the layer's result is needed where completion tokens are predicted, so the
   /// other rows give keys and values only.

@@ -11,6 +11,7 @@
 #include "prefopt/losses/pair_fields.h"
 #include "prefopt/policy/reward_policy.h"
 #include "train/loss_metrics.h"
+#include "train/router_term.h"
 #include "train/step_inputs.h"
 #include "train/step_loss.h"
 #include "train/whole_step.h"
@@ -24,7 +25,8 @@ class PairStepLoss final : public StepLoss {
       : parts_(parts),
         loss_(std::move(loss)),
         needs_(loss_.requirements()),
-        inputs_(parts_.policy, parts_.reference, needs_, parts_.options) {}
+        inputs_(parts_.policy, parts_.reference, needs_, parts_.options),
+        router_(*parts_.policy, parts_.ranks) {}
 
   std::string name() const override { return loss_.info().name; }
   void check() const override;
@@ -57,15 +59,18 @@ class PairStepLoss final : public StepLoss {
   void check_sampling() const;
   LossOutput loss_of(PairLogps& logps, const StepPlan& plan, const StepCounts& counts,
                      StepMetrics& metrics);
-  bool sees_whole_step(const StepPlan& plan) const;
+  bool is_cut(const StepPlan& plan) const;
+  bool sees_whole_step(const StepPlan& plan) const { return needs_.whole_step && is_cut(plan); }
   PairLogps measure_whole(StepPlan& plan, StepMetrics& metrics);
   void backward_whole(StepPlan& plan, GradientSum& gradients, StepMetrics& metrics);
   LossOutput loss_of_whole(PairLogps& whole, const StepPlan& plan, StepMetrics& metrics);
+  void evaluate_loss(StepPlan& plan, StepMetrics& metrics);
 
   StepParts parts_;
   Loss loss_;
   LossRequirements needs_;
   StepInputs inputs_;
+  RouterTerm router_;
   RunningMean<at::Tensor> running_;
   RunningMean<at::Tensor> next_running_;  ///< the running mean if the step is taken
 };
@@ -75,11 +80,14 @@ class PairStepLoss final : public StepLoss {
 void PairStepLoss::backward(StepPlan& plan, GradientSum& gradients, StepMetrics& metrics) {
   next_running_ = running_;
   if (sees_whole_step(plan)) return backward_whole(plan, gradients, metrics);
+  if (is_cut(plan)) router_.begin_step([&] { return inputs_.count_routes(plan.parts); });
   for (Part& part : plan.parts) {
     PairLogps logps = inputs_.measure(part, plan, metrics);
+    if (!is_cut(plan)) router_.begin_step([&] { return part.routes; });
     const LossOutput out = loss_of(logps, plan, part.counts, metrics);
     check_gradient(out.loss, name());
-    gradients.backward(out.loss, &part == &plan.parts.back());
+    gradients.backward(router_.added_to(out.loss, part.routes, plan.share, metrics),
+                       &part == &plan.parts.back());
     part.release();
   }
 }
@@ -100,8 +108,15 @@ LossOutput PairStepLoss::loss_of(PairLogps& logps, const StepPlan& plan, const S
   return out;
 }
 
-bool PairStepLoss::sees_whole_step(const StepPlan& plan) const {
-  return needs_.whole_step && (plan.shares.size() > 1 || parts_.ranks->size() > 1);
+bool PairStepLoss::is_cut(const StepPlan& plan) const {
+  return plan.shares.size() > 1 || parts_.ranks->size() > 1;
+}
+
+/// Returns the routers' choices in the last pass over the rows of each part.
+RouterLoad routes_of(const StepPlan& plan) {
+  RouterLoad load;
+  for (const Part& part : plan.parts) load.add(part.routes);
+  return load;
 }
 
 /// Returns the inputs of the whole step, measured without a graph.
@@ -129,6 +144,7 @@ LossOutput PairStepLoss::loss_of_whole(PairLogps& whole, const StepPlan& plan,
 /// with its share of the gradient.
 void PairStepLoss::backward_whole(StepPlan& plan, GradientSum& gradients, StepMetrics& metrics) {
   PairLogps whole = measure_whole(plan, metrics);
+  router_.begin_step([&] { return routes_of(plan); });
   for (const auto& field : kPairFields<at::Tensor>) {
     at::Tensor& value = whole.*field.value;
     if (field.gradient != nullptr && value.defined()) value.requires_grad_();
@@ -150,11 +166,21 @@ void PairStepLoss::backward_whole(StepPlan& plan, GradientSum& gradients, StepMe
       const auto addend = (leaf.grad().narrow(0, part.place * each, value.size(0)) * value).sum();
       sum = sum.defined() ? sum + addend : addend;
     }
-    gradients.backward(sum, &part == &plan.parts.back());
+    gradients.backward(router_.added_to(sum, part.routes, plan.share, metrics),
+                       &part == &plan.parts.back());
   }
 }
 
 void PairStepLoss::evaluate(StepPlan& plan, StepMetrics& metrics) {
+  if (!router_.is_on()) return evaluate_loss(plan, metrics);
+  router_.begin_step([&] {
+    evaluate_loss(plan, metrics);
+    return routes_of(plan);
+  });
+  for (const Part& part : plan.parts) router_.added_to({}, part.routes, plan.share, metrics);
+}
+
+void PairStepLoss::evaluate_loss(StepPlan& plan, StepMetrics& metrics) {
   if (sees_whole_step(plan)) {
     PairLogps whole = measure_whole(plan, metrics);
     loss_of_whole(whole, plan, metrics);
@@ -194,6 +220,7 @@ void PairStepLoss::check() const {
         needs_.of_rewards ? "a reward model (RewardPolicy)" : "a policy with log-probs",
         has_rewards ? "a reward model; the loss reward_bt trains one" : "a policy with log-probs"));
   }
+  if (needs_.of_rewards) expect_no_router_loss(name, *parts_.policy, nullptr);
   if (needs_.reference() && !reference) {
     throw ConfigError(
         fmt::format("{}: expected a reference, got null; make_frozen_reference("

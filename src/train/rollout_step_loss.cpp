@@ -16,6 +16,7 @@
 #include "prefopt/policy/sequence_kl.h"
 #include "prefopt/policy/sequence_logps.h"
 #include "train/loss_metrics.h"
+#include "train/router_term.h"
 #include "train/step_loss.h"
 
 namespace prefopt::detail {
@@ -101,6 +102,7 @@ void RolloutStepLoss::check() const {
         "{}: expected a policy with log-probs, got a reward model; the loss reward_bt trains one",
         name()));
   }
+  expect_no_router_loss(name(), *parts_.policy, parts_.options.value_model.get());
   if (!(parts_.options.temperature > 0)) {
     throw ConfigError(fmt::format("{}: expected a temperature above 0, got {}", name(),
                                   parts_.options.temperature));

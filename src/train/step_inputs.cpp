@@ -101,8 +101,9 @@ PairLogps StepInputs::measure(Part& part, const StepPlan& plan, StepMetrics& met
   }
   const bool squares = needs_.has(Input::chosen_log_sum_p_squared);
   const TokenBatch batch = batch_of(part.rows);
-  const SequenceLogps current = policy_logps(
-      batch, {.entropy = true, .mean_logit = true, .is_top1 = true, .log_sum_p_squared = squares});
+  const SequenceLogps current = logps_of_rows(
+      part, batch,
+      {.entropy = true, .mean_logit = true, .is_top1 = true, .log_sum_p_squared = squares});
   PairLogps logps;
   set_policy_logps(logps, part, batch, current);
   if (squares) set_log_sum_p_squared(logps, part.counts.rows, current);
@@ -134,7 +135,7 @@ PairLogps StepInputs::measure_differentiable(Part& part) const {
   if (needs_.of_rewards) return rewards_of(part.rows);
   const TokenBatch batch = batch_of(part.rows);
   PairLogps logps;
-  set_policy_logps(logps, part, batch, policy_logps(batch));
+  set_policy_logps(logps, part, batch, logps_of_rows(part, batch));
   if (part.samples) logps.sample_logps = policy_logps(*part.samples).logps;
   return logps;
 }
@@ -170,6 +171,25 @@ SequenceLogps StepInputs::policy_logps(const TokenBatch& batch,
   return sequence_logps(
       *policy_, batch,
       {.by_products = by_products, .reduction = {}, .budget_bytes = head_budget_bytes_});
+}
+
+SequenceLogps StepInputs::logps_of_rows(Part& part, const TokenBatch& batch,
+                                        const ByProducts& by_products) const {
+  if (!records_routes_) return policy_logps(batch, by_products);
+  const RouterRecord record;
+  SequenceLogps logps = policy_logps(batch_of(with_last_tokens(part.rows)), by_products);
+  part.routes = record.load();
+  return logps;
+}
+
+RouterLoad StepInputs::count_routes(std::vector<Part>& parts) const {
+  const at::NoGradGuard no_grad;
+  RouterLoad load;
+  for (Part& part : parts) {
+    logps_of_rows(part, {});
+    load.add(part.routes);
+  }
+  return load;
 }
 
 TokenBatch StepInputs::batch_of(const std::vector<TokenRow>& rows) const {

@@ -26,6 +26,7 @@ class StepInputs {
         reference_(std::move(reference)),
         needs_(needs),
         sampling_(options.sampling),
+        records_routes_(router_loss_of(*policy_).coefficient > 0),
         head_budget_bytes_(options.head_budget_bytes) {}
 
   /// Returns all inputs that the loss needs for a part, with a graph to the policy unless grad mode
@@ -34,6 +35,8 @@ class StepInputs {
   PairLogps measure(Part& part, const StepPlan& plan, StepMetrics& metrics) const;
   /// Recomputes only the differentiable inputs of a measured part, to build the graph for backward.
   PairLogps measure_differentiable(Part& part) const;
+  /// Returns the choices of routers for the rows of all parts, without a graph.
+  RouterLoad count_routes(std::vector<Part>& parts) const;
   /// Returns log-probs of policy and reference, without samples.
   PairLogps measure_logps(const std::vector<TokenRow>& rows) const;
 
@@ -41,6 +44,10 @@ class StepInputs {
   /// Rewards in place of log-probs.
   PairLogps rewards_of(const std::vector<TokenRow>& rows) const;
   SequenceLogps policy_logps(const TokenBatch& batch, const ByProducts& by_products = {}) const;
+  /// Returns those of a part's rows, and keeps the choices of routers for them in it. `batch` has
+  /// the rows.
+  SequenceLogps logps_of_rows(Part& part, const TokenBatch& batch,
+                              const ByProducts& by_products = {}) const;
   TokenBatch batch_of(const std::vector<TokenRow>& rows) const;
   /// Returns fresh completions of the part's prompts.
   TokenBatch draw_samples(const Part& part, std::int64_t step) const;
@@ -71,6 +78,7 @@ class StepInputs {
   std::shared_ptr<Reference> reference_;
   LossRequirements needs_;
   SamplingOptions sampling_;
+  bool records_routes_;  ///< in the passes over rows
   std::int64_t head_budget_bytes_;
 };
 

@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "decoder/router_load.h"
 #include "prefopt/data/batch.h"
 #include "prefopt/dist/ranks.h"
 #include "prefopt/losses/loss.h"
@@ -45,6 +46,10 @@ struct Part {
   std::int64_t
       number;  ///< of the first row, for fresh samples: in an evaluation, among all its rows
   StepCounts counts;
+
+  /// The routers' choices for its rows, in the last pass over them; of routed experts whose loss is
+  /// added.
+  RouterLoad routes = {};
 
   // Kept for the second pass of a loss that sees the whole step.
   std::optional<TokenBatch> samples = {};

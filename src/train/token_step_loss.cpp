@@ -17,6 +17,7 @@
 #include "prefopt/policy/sequence_logps.h"
 #include "train/draw_seed.h"
 #include "train/loss_metrics.h"
+#include "train/router_term.h"
 #include "train/step_loss.h"
 
 namespace prefopt::detail {
@@ -103,6 +104,7 @@ void TokenStepLoss::check() const {
         "{}: expected a policy with log-probs, got a reward model; the loss reward_bt trains one",
         name()));
   }
+  expect_no_router_loss(name(), *parts_.policy, parts_.options.value_model.get());
   if (parts_.options.temperature != 1) {
     throw ConfigError(
         fmt::format("{}: expected temperature 1, as its rows were drawn at none, got {}", name(),

@@ -45,6 +45,7 @@ void AddedTokens::set(std::vector<std::pair<std::string, const AddedToken*>> tok
   std::sort(tokens_.begin(), tokens_.end());
   for (const auto& [content, token] : tokens_) {
     begins_[static_cast<unsigned char>(content.front())] = true;
+    longest_ = std::max(longest_, content.size());
   }
 }
 
@@ -61,6 +62,28 @@ AddedTokens::Match AddedTokens::find(std::string_view text, std::size_t from,
     }
   }
   return {.begin = text.size(), .end = text.size(), .token = nullptr};
+}
+
+std::size_t AddedTokens::free_place(std::string_view text, std::size_t limit) const {
+  while (limit > 0 && !is_free(text, limit)) --limit;
+  return limit;
+}
+
+// Between two letters that no token spans or begins at. Bytes of ASCII are characters in any text,
+// valid or not.
+bool AddedTokens::is_free(std::string_view text, std::size_t place) const {
+  const auto is_plain = [&](std::size_t at) {
+    const auto byte = static_cast<unsigned char>(text[at]);
+    return byte > ' ' && byte < 0x7f;
+  };
+  if (!is_plain(place - 1) || !is_plain(place)) return false;
+  const std::size_t first = place - std::min(place, longest_);
+  for (std::size_t at = first; at <= place; ++at) {
+    if (!begins_[static_cast<unsigned char>(text[at])]) continue;
+    const Entry* found = longest_at(text.substr(at), [](const Entry&) { return true; });
+    if (found != nullptr && (at == place || at + found->first.size() > place)) return false;
+  }
+  return true;
 }
 
 // Narrows the sorted tokens to those that share one more byte with `text`.

@@ -33,6 +33,11 @@ class AddedTokens {
   /// in order.
   Match find(std::string_view text, std::size_t from, std::span<const TextRange> plain = {}) const;
 
+  /// Returns the last place up to `limit`, a place in `text`, that a search from the beginning
+  /// passes between tokens and off white space, with no token before which it lies: what follows
+  /// has the same tokens by itself. 0 where there is no other.
+  std::size_t free_place(std::string_view text, std::size_t limit) const;
+
   /// Calls `token` with each added token of `text` and `rest` with what lies between them, by its
   /// begin and end. White space that a token takes along is in neither. Returns where the last
   /// token ended, with such white space; 0 without one.
@@ -46,7 +51,10 @@ class AddedTokens {
   template <class Allowed>
   const Entry* longest_at(std::string_view text, const Allowed& is_allowed) const;
 
+  bool is_free(std::string_view text, std::size_t place) const;
+
   std::vector<Entry> tokens_;
+  std::size_t longest_ = 0;  ///< bytes of a token
   std::array<bool, 256> begins_{};
 };
 

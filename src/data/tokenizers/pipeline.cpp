@@ -415,12 +415,25 @@ class Pipeline final : public Tokenizer, public HasBeginToken {
 
   // --- From text to tokens
 
-  // After an added token a text begins as after any other token of that kind in a whole text.
-  // Elsewhere it is the middle of a text, which nothing is put before.
+  // The end of the text tells, up to its last added token: parts of a conversation are encoded in
+  // time proportional to its length.
   Lead lead_of(std::string_view before, Workspace& workspace) const {
-    if (before.empty()) return {};
+    constexpr std::size_t kFirst = 256;
+    for (std::size_t size = std::min(kFirst, before.size());; size *= 4) {
+      const std::size_t from =
+          size < before.size() ? raw_added_.free_place(before, before.size() - size) : 0;
+      if (const auto lead = lead_of_end(before.substr(from), from == 0, workspace)) return *lead;
+    }
+  }
+
+  // After an added token a text begins as after any other token of that kind in a whole text.
+  // Elsewhere it is the middle of a text, which nothing is put before. Returns nothing where what
+  // comes before this end of a text decides.
+  std::optional<Lead> lead_of_end(std::string_view before, bool is_whole,
+                                  Workspace& workspace) const {
+    if (before.empty()) return Lead{};
     if (find_invalid_utf8(before) != std::string_view::npos) {
-      return lead_of(replace_invalid_utf8(before), workspace);
+      return lead_of_end(replace_invalid_utf8(before), is_whole, workspace);
     }
     constexpr PartStart kMiddle{.is_text_start = false, .takes_prefix = false};
     constexpr PartStart kAfterToken{.is_text_start = false, .takes_prefix = true};
@@ -433,22 +446,23 @@ class Pipeline final : public Tokenizer, public HasBeginToken {
       return last != nullptr && done == text.size();
     };
     if (look(raw_added_, before)) {
-      return {.start = kAfterToken, .begins = true, .takes_space = last->strip_right};
+      return Lead{.start = kAfterToken, .begins = true, .takes_space = last->strip_right};
     }
     if (normalized_added_.empty() && !pre_tokenizer_.puts_before_words()) {
-      return {.start = kMiddle, .begins = false};
+      return Lead{.start = kMiddle, .begins = false};
     }
+    if (last == nullptr && !is_whole) return {};
     last = nullptr;
     before.remove_prefix(rest);
     rest = 0;
     const std::string text =
         normalizer_.apply(before, {.begins = true, .ends = false}, workspace.match).text;
     if (!look(normalized_added_, text)) {
-      return {.start = kMiddle, .begins = false, .text = text.substr(rest)};
+      return Lead{.start = kMiddle, .begins = false, .text = text.substr(rest)};
     }
-    return {.start = kAfterToken,
-            .begins = false,
-            .takes_space = last->strip_right && normalizer_.is_empty()};
+    return Lead{.start = kAfterToken,
+                .begins = false,
+                .takes_space = last->strip_right && normalizer_.is_empty()};
   }
 
   /// Encodes added tokens and hands on what lies between them.

@@ -234,8 +234,19 @@ ExpertSpec read_experts(const StrictConfig& config, const ExpertDefaults& defaul
               fmt::format("{}", experts.chosen));
 }
 
-std::vector<RequiredValue> router_required_values() {
-  return {{"output_router_logits", false}, {"router_jitter_noise", 0}};
+std::vector<RequiredValue> router_required_values() { return {{"router_jitter_noise", 0}}; }
+
+void keep_router_loss(const StrictConfig& config, DecoderOptions& options) {
+  constexpr std::string_view kAsked = "output_router_logits";
+  if (config.flag(kAsked, false)) set_family_field(options, kAsked, true);
+}
+
+double read_router_loss(const StrictConfig& config) {
+  const double coefficient = config.number("router_aux_loss_coef", 0.001);
+  if (!(coefficient >= 0)) {
+    config.fail("router_aux_loss_coef of at least 0", fmt::format("{}", coefficient));
+  }
+  return config.flag("output_router_logits", false) ? coefficient : 0;
 }
 
 std::int64_t gguf_head_dim(const DecoderOptions& options) {

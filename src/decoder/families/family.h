@@ -168,6 +168,11 @@ struct ExpertDefaults {
 ExpertSpec read_experts(const StrictConfig& config, const ExpertDefaults& defaults);
 /// Values of a router's fields that this decoder trains with.
 std::vector<RequiredValue> router_required_values();
+/// Keeps that a config asks for the routers' loss. One that does not is the same as one without the
+/// field, as in the hashes of models.
+void keep_router_loss(const StrictConfig& config, DecoderOptions& options);
+/// Returns the coefficient of the routers' loss; 0: it is not asked for.
+double read_router_loss(const StrictConfig& config);
 
 /// Returns the width of a head before it is settled.
 std::int64_t gguf_head_dim(const DecoderOptions& options);

@@ -29,12 +29,14 @@ class Mixtral final : public Family {
         read_experts(fields.config(), {.count_name = "num_local_experts", .count = 8, .chosen = 2});
     experts.width = options.intermediate_size;
     for (LayerSpec& layer : spec.layers) layer.experts = experts;
+    spec.router_loss = read_router_loss(fields.config());
     return spec;
   }
 
   void read(const StrictConfig& config, DecoderOptions& options) const override {
     expect_attention_bias(config, false, traits.model_type);
-    keep_fields(config, understood(), options);
+    keep_fields(config, kept(), options);
+    keep_router_loss(config, options);
     read_window_of_all(config, /*used=*/true, /*absent=*/0, options);
   }
   void write(const DecoderOptions& options, Json& config) const override {
@@ -42,7 +44,9 @@ class Mixtral final : public Family {
         options.sliding_window > 0 ? Json(options.sliding_window) : Json(nullptr);
   }
   std::vector<std::string_view> understood() const override {
-    return {"num_local_experts", "num_experts_per_tok", "router_aux_loss_coef"};
+    std::vector<std::string_view> names = kept();
+    names.push_back("output_router_logits");
+    return names;
   }
   std::vector<RequiredValue> required() const override { return router_required_values(); }
   void read_gguf(const GgufFields& fields, DecoderOptions& options) const override {
@@ -60,6 +64,11 @@ class Mixtral final : public Family {
             {".gate_proj.", ".w1."},
             {".down_proj.", ".w2."},
             {".up_proj.", ".w3."}};
+  }
+
+ private:
+  static std::vector<std::string_view> kept() {
+    return {"num_local_experts", "num_experts_per_tok", "router_aux_loss_coef"};
   }
 };
 

@@ -41,13 +41,15 @@ class Qwen3Moe final : public Family {
         spec.layers[static_cast<std::size_t>(i)].experts = experts;
       }
     }
+    spec.router_loss = read_router_loss(config);
     return spec;
   }
 
   void read(const StrictConfig& config, DecoderOptions& options) const override {
     options.qk_norm = true;
     read_attention_bias(config, options);
-    keep_fields(config, understood(), options);
+    keep_fields(config, kept(), options);
+    keep_router_loss(config, options);
     read_window_of_all(config, config.flag("use_sliding_window", false), /*absent=*/4096, options);
   }
   void write(const DecoderOptions& options, Json& config) const override {
@@ -56,8 +58,9 @@ class Qwen3Moe final : public Family {
     if (options.sliding_window > 0) config["sliding_window"] = options.sliding_window;
   }
   std::vector<std::string_view> understood() const override {
-    return {"num_experts",    "num_local_experts",   "num_experts_per_tok", "moe_intermediate_size",
-            "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers",     "router_aux_loss_coef"};
+    std::vector<std::string_view> names = kept();
+    names.push_back("output_router_logits");
+    return names;
   }
   std::vector<RequiredValue> required() const override { return router_required_values(); }
 
@@ -76,6 +79,12 @@ class Qwen3Moe final : public Family {
   }
   std::vector<std::string_view> gguf_understood() const override {
     return {"expert_count", "expert_used_count", "expert_feed_forward_length"};
+  }
+
+ private:
+  static std::vector<std::string_view> kept() {
+    return {"num_experts",    "num_local_experts",   "num_experts_per_tok", "moe_intermediate_size",
+            "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers",     "router_aux_loss_coef"};
   }
 };
 

@@ -203,6 +203,14 @@ TEST_CASE("prefopt score --rewards: candidates get what pairs reads", "[cli]") {
                     rated + ":1: expected a line without 'rewards', got one with it");
 }
 
+TEST_CASE("prefopt score --rewards: without a text that ends steps each token is one", "[cli]") {
+  const std::vector<std::string> of_rows{"score",    "--model", kPolicy, "--ref",
+                                         kReference, "--data",  kPairs,  "--rewards"};
+  const auto tokens = run_cli(with(of_rows, {"tokens"})).out;
+  CHECK(tokens.find("chosen_rewards") != std::string::npos);
+  CHECK(run_cli(with(of_rows, {"steps", "--step-end", ""})).out == tokens);
+}
+
 TEST_CASE("prefopt score --rewards: options that would do nothing", "[cli]") {
   const auto refused = [](const std::vector<std::string>& arguments, const std::string& sentence) {
     check_cli_refused(arguments, 2, sentence);

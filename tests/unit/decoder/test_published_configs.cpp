@@ -172,8 +172,15 @@ TEST_CASE("published configs: experts", "[decoder]") {
                  {"use_sliding_window", false}});
   CHECK(spec_of(config).layers[1].experts ==
         detail::ExpertSpec{.count = 128, .chosen = 8, .width = 768, .normalized = true});
+  CHECK(spec_of(config).router_loss == 0);
   config["output_router_logits"] = true;
-  refuse(config, "output_router_logits to be false, got true");
+  CHECK(spec_of(config).router_loss == 0.001);
+  config["router_aux_loss_coef"] = -0.5;
+  refuse(config, "router_aux_loss_coef of at least 0, got -0.5");
+  config.erase("router_aux_loss_coef");
+  CHECK(spec_of(config).router_loss == 0.001);
+  config["output_router_logits"] = "yes";
+  refuse(config, "output_router_logits to be true or false, got \"yes\"");
   config["output_router_logits"] = false;
   config["num_experts_per_tok"] = 129;
   refuse(config, "num_experts_per_tok of at most 128, the experts, got 129");
