@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
+#include <optional>
 #include <ostream>
 #include <string>
 #include <utility>
@@ -112,8 +113,8 @@ detail::RunRows rows_of(const PlanArguments& arguments, RunOptions& options, std
           .eval_cut = {}};
 }
 
-/// Measures this machine on the first micro-batch, where it is asked for.
-void calibrate(RunOptions options, const detail::RunRows& rows, PlanAssumptions& machine) {
+/// Measures this machine on the first micro-batch; returns the spread of its runs.
+double calibrate(RunOptions options, const detail::RunRows& rows, PlanAssumptions& machine) {
   if (!options.model.path.empty()) {
     options.model.decoder = detail::ModelShape::read(options.model.path, "float32").options();
   }
@@ -125,7 +126,9 @@ void calibrate(RunOptions options, const detail::RunRows& rows, PlanAssumptions&
       options.batch.micro_rows > 0 ? options.batch.micro_rows : options.batch.rows;
   cuts.micro_batch_tokens = options.batch.micro_tokens;
   const auto parts = detail::cut_micro_batches(rows.train, cuts);
-  detail::measure_speed(options, parts.front()).put_into(machine);
+  const detail::MeasuredSpeed speed = detail::measure_speed(options, parts.front());
+  speed.put_into(machine);
+  return speed.spread;
 }
 
 }  // namespace
@@ -137,12 +140,13 @@ void run_plan(const PlanArguments& arguments, std::ostream& out, std::ostream& e
   put_given(arguments, machine);
   detail::RunModels::of(options, machine);  // refuses what cannot be planned before rows are read
   const detail::RunRows rows = rows_of(arguments, options, err);
+  std::optional<double> spread;
   if (arguments.calibrate) {
-    calibrate(options, rows, machine);
+    spread = calibrate(options, rows, machine);
     put_given(arguments, machine);  // what was given counts, not what was measured
   }
   const detail::RunPlan plan = detail::plan_run(options, rows, machine, arguments.steps);
-  const PlanReport report{.plan = plan, .machine = machine, .is_calibrated = arguments.calibrate};
+  const PlanReport report{.plan = plan, .machine = machine, .spread = spread};
   if (arguments.json) {
     out << detail::dump_json(plan_to_json(report), 2) << '\n';
   } else {

@@ -93,13 +93,14 @@ void print_work(const RunPlan& plan, std::ostream& out) {
 
 void print_dealing(const RunPlan& plan, std::int64_t ranks, std::ostream& out) {
   out << fmt::format(
-      "rows dealt to {} ranks: what the mean rank has of the slowest one's work, mean and least\n",
+      "rows dealt to {} ranks: what the mean rank has of the slowest one's work, mean and least; "
+      "ranks/imbalance\n",
       ranks);
   std::vector<Cells> rows;
   for (const DealingPlan& dealing : plan.dealing) {
-    rows.push_back({std::string(detail::to_string(dealing.rule)),
-                    fmt::format("{:.3f}", dealing.mean_share),
-                    fmt::format("{:.3f}", dealing.least_share)});
+    rows.push_back(
+        {std::string(detail::to_string(dealing.rule)), fmt::format("{:.3f}", dealing.mean_share),
+         fmt::format("{:.3f}", dealing.least_share), fmt::format("{:.3f}", dealing.imbalance)});
   }
   print_section(rows, out);
 }
@@ -119,7 +120,9 @@ void print_time(const PlanReport& report, std::ostream& out) {
   const StepTime& time = plan.time;
   out << fmt::format(
       "time of a step: {}, {}\n", seconds_text(time.step()),
-      report.is_calibrated ? "computed from speeds measured here" : "computed from assumed speeds");
+      report.spread ? fmt::format("computed from speeds measured here, by runs within {:.0f} %",
+                                  100 * *report.spread)
+                    : "computed from assumed speeds");
   std::vector<Cells> rows{{"layers", seconds_text(time.layers), ""},
                           {"output head", seconds_text(time.head), ""},
                           {"reference", seconds_text(time.reference), ""},
@@ -203,8 +206,8 @@ Json plan_to_json(const PlanReport& report) {
   }
   Json dealing = Json::object();
   for (const DealingPlan& one : plan.dealing) {
-    dealing[std::string(detail::to_string(one.rule))] = {{"mean", one.mean_share},
-                                                         {"least", one.least_share}};
+    dealing[std::string(detail::to_string(one.rule))] = {
+        {"mean", one.mean_share}, {"least", one.least_share}, {"imbalance", one.imbalance}};
   }
   Json collectives = Json::array();
   for (const Collective& one : plan.collectives) {
@@ -228,7 +231,8 @@ Json plan_to_json(const PlanReport& report) {
           {"dealing", dealing},
           {"collectives", collectives},
           {"seconds", time_to_json(plan)},
-          {"computed", !report.is_calibrated || report.machine.ranks > 1},
+          {"computed", !report.spread || report.machine.ranks > 1},
+          {"spread", report.spread ? Json(*report.spread) : Json()},
           {"pairs_per_second_a_rank", plan.pairs_per_second},
           {"mfu", plan.mfu > 0 ? Json(plan.mfu) : Json(nullptr)},
           {"bottleneck", plan.time.bottleneck()},

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <iosfwd>
+#include <optional>
 
 #include "core/json.h"
 #include "run/plan/run_plan.h"
@@ -12,7 +13,8 @@ namespace prefopt::cli {
 struct PlanReport {
   const detail::RunPlan& plan;
   const detail::PlanAssumptions& machine;
-  bool is_calibrated;  ///< speeds were measured on this machine
+  /// Of the runs that speeds were measured by on this machine, see Repeated; none: not measured.
+  std::optional<double> spread;
 };
 
 void print_plan(const PlanReport& report, std::ostream& out);

@@ -119,25 +119,63 @@ void train(const TrainArguments& arguments, const RunOptions& options, const std
   if (speaks) print_summary(options, result, out);
 }
 
+/// What a config says, and the former places that it says it in.
+struct Given {
+  RunOptions options;
+  std::string moved;
+};
+
+Given read_config(const TrainArguments& arguments) {
+  std::vector<std::string> moves;
+  Given given{.options = read_run_config(arguments.config, arguments.sets, moves), .moved = {}};
+  if (!moves.empty()) given.moved = fmt::format("config: {}", fmt::join(moves, ", "));
+  return given;
+}
+
+void print_config(const TrainArguments& arguments, bool speaks, std::ostream& out,
+                  std::ostream& err) {
+  Given given = read_config(arguments);
+  given.options.loss = detail::RunLoss(given.options.loss).config();
+  if (!speaks) return;
+  if (!given.moved.empty()) err << given.moved << '\n';
+  out << options_to_json(given.options, 2) << '\n';
+}
+
+/// The ranks of a run, and what each of them was given.
+struct Joined {
+  std::shared_ptr<Ranks> ranks;
+  Given given;
+  std::exception_ptr trouble = {};  ///< with the config of this rank
+};
+
+/// A rank whose config is at fault meets the others too, by default options: one of them says it
+/// for all.
+Joined join(const TrainArguments& arguments, const Launch& launch) {
+  Joined joined;
+  try {
+    joined.given = read_config(arguments);
+    joined.ranks = join_ranks(joined.given.options.distributed, launch);
+  } catch (const ConfigError&) {
+    joined.trouble = std::current_exception();
+    joined.ranks = join_ranks({}, launch);
+  }
+  return joined;
+}
+
 }  // namespace
 
 void run_train(const TrainArguments& arguments, std::ostream& out, std::ostream& err) {
   const Launch launch = launch_of_process();
-  std::vector<std::string> moves;
-  RunOptions options = read_run_config(arguments.config, arguments.sets, moves);
-  const std::string moved = moves.empty() ? "" : fmt::format("config: {}", fmt::join(moves, ", "));
   const bool speaks = launch.rank == 0;
-  const bool is_short = arguments.print_config || arguments.dry_run;
-  if (!moved.empty() && is_short && speaks) err << moved << '\n';
-  if (arguments.print_config) {
-    options.loss = detail::RunLoss(options.loss).config();
-    if (speaks) out << options_to_json(options, 2) << '\n';
-    return;
-  }
-  const auto ranks = join_ranks(options.distributed, launch);
+  if (arguments.print_config) return print_config(arguments, speaks, out, err);
+  const auto [ranks, given, trouble] = join(arguments, launch);
   try {
-    if (arguments.dry_run) return dry_run(options, ranks, out, err);
-    train(arguments, options, moved, ranks, out, err);
+    ranks->share_trouble(trouble);
+    if (arguments.dry_run) {
+      if (!given.moved.empty() && speaks) err << given.moved << '\n';
+      return dry_run(given.options, ranks, out, err);
+    }
+    train(arguments, given.options, given.moved, ranks, out, err);
   } catch (const LostRankError&) {
     throw;
   } catch (const std::exception&) {

@@ -161,10 +161,14 @@ void check_against(const Variables& of, const Names& names, const Launch& launch
 const Names* names_of(const Variables& of) {
   if (of.has(kShell.rank) || of.has(kShell.size)) return &kShell;
   if (of.has(kOpenMpi.rank)) return &kOpenMpi;
-  if (of.has(kPmi.rank)) return &kPmi;
   // Outside of a step, sbatch and salloc have set it for the one process of the script.
-  if (of.has(kSlurm.rank) && of.has("SLURM_STEP_ID") && of.has(kSlurm.size)) return &kSlurm;
-  return nullptr;
+  const bool in_step = of.has(kSlurm.rank) && of.has("SLURM_STEP_ID") && of.has(kSlurm.size);
+  if (!of.has(kPmi.rank)) return in_step ? &kSlurm : nullptr;
+  // srun sets PMI's variables too, but none of places on a machine. An mpiexec that starts its own
+  // processes by srun leaves them the variables of a step with other ranks.
+  const bool is_step_by_pmi = in_step && of.number(kPmi.rank) == of.number(kSlurm.rank) &&
+                              of.number(kPmi.size) == of.number(kSlurm.size);
+  return is_step_by_pmi ? &kSlurm : &kPmi;
 }
 
 }  // namespace

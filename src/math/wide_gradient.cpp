@@ -6,6 +6,8 @@
 #include <ATen/ops/embedding_dense_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "math/given_back.h"
+
 namespace prefopt::detail {
 namespace {
 
@@ -68,7 +70,9 @@ at::Tensor wide_gradient(const at::Tensor& parameter) {
   if (!parameter.is_leaf()) return {};
   const at::Tensor& sum = parameter.grad();
   const bool is_wide = sum.defined() && sum.scalar_type() == at::kFloat && sum.is_contiguous();
-  return is_wide ? sum : at::Tensor();
+  if (!is_wide) return {};
+  if (!has_memory(sum)) take_zeroed_memory(sum);
+  return sum;
 }
 
 at::Tensor settled_gradient(const at::Tensor& parameter, const at::Tensor& gradient) {

@@ -17,7 +17,8 @@ at::ScalarType at_least_float32(at::ScalarType dtype);
 
 /// Returns the parameter's `.grad` where it is wider than the parameter, dense and float32: a
 /// backward node may add its gradient there and give autograd nothing. Undefined otherwise. Of a
-/// view of a parameter, the same part of its `.grad`.
+/// view of a parameter, the same part of its `.grad`. One that has given its memory back
+/// (math/given_back.h) has zeros from here on.
 at::Tensor wide_gradient(const at::Tensor& parameter);
 
 /// Returns what a backward node gives autograd for `parameter`: the gradient in the parameter's

@@ -148,6 +148,14 @@ Json with_whole_loss(Json config) {
   return config;
 }
 
+/// The config with the group of ranks, which a config of one process leaves out.
+Json with_ranks(Json config) {
+  if (!config.contains("distributed")) {
+    config["distributed"] = parse_json<ConfigError>(options_to_json(RanksOptions()), "run");
+  }
+  return config;
+}
+
 bool draws_samples(const Json& config) {
   if (config.contains("online")) return true;  // sources have these options where they name none
   const auto needs = RunLoss(dump_json(config.at("loss"))).requirements();
@@ -156,8 +164,9 @@ bool draws_samples(const Json& config) {
 
 /// The differences of two configs that matter, as "key: old -> new"; `note` hears of those that
 /// change rounding or the samples of evaluations alone.
-std::vector<std::string> config_changes(const Json& saved, const Json& now, const Note& note) {
-  const Json before = with_whole_loss(with_present_places(saved));
+std::vector<std::string> config_changes(const Json& saved, const Json& present, const Note& note) {
+  const Json before = with_ranks(with_whole_loss(with_present_places(saved)));
+  const Json now = with_ranks(present);
   const bool free_length = may_change_length(now);
   const bool free_sampling = !draws_samples(now);
   const auto old_values = flattened(before);

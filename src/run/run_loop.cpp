@@ -33,6 +33,7 @@ RunLoop::RunLoop(LoopParts parts)
 void RunLoop::train(RunResult& result) {
   try {
     take_steps();
+    parts_.meeting.wait();  // where another rank has failed since
   } catch (const std::exception&) {
     const std::exception_ptr error = parts_.meeting.settle(std::current_exception());
     save_after_failure();
@@ -232,7 +233,7 @@ void RunLoop::evaluate_and_judge() {
   state_.evaluation_is_due = false;
   if (saved_.first == step) {
     if (writes()) saved_run().write_evaluation(saved_.second);
-    link_and_prune();
+    link_and_prune(step);
   } else if (is_among_best) {
     save();
   }
@@ -393,29 +394,32 @@ void RunLoop::count_from(const RunFolder::Kept& kept) {
   if (kept.logged_step == steps_done()) state_.window.clear();
 }
 
+/// What ranks do together comes first, so that trouble with the disk, which is rank 0's alone,
+/// parts none of them: all hear of it where they meet afterwards.
 void RunLoop::save() {
-  write_checkpoint();
-  link_and_prune();
+  const std::int64_t step = steps_done();
   parts_.meeting.wait();
+  GatheredState state = gather();
+  write_checkpoint(step, std::move(state));
+  link_and_prune(step);
+  parts_.meeting.wait();
+  saved_ = {step, parts_.folder.checkpoints().folder_of(step)};
 }
 
-void RunLoop::write_checkpoint() {
-  const std::int64_t step = steps_done();
-  const CheckpointStore& store = parts_.folder.checkpoints();
-  if (writes()) parts_.folder.sync_metrics();
-  if (parts_.reference != nullptr && !parts_.meeting.is_broken()) parts_.reference->flush();
-  if (writes()) {
-    store.commit(step, [&](const std::string& sibling) {
-      parts_.trainer.save_policy(sibling);
-      write_files(parts_.companions, sibling);
-      saved_run().write(sibling);
-    });
-  } else if (keeps_slices()) {
-    // Rank 0 asks for this rank's.
-    parts_.trainer.save_policy(store.folder_of(step));
-    parts_.trainer.state();
-  }
-  saved_ = {step, store.folder_of(step)};
+RunLoop::GatheredState RunLoop::gather() {
+  GatheredState state = parts_.trainer.gather_state();
+  if (parts_.reference != nullptr) parts_.reference->flush();
+  return state;
+}
+
+void RunLoop::write_checkpoint(std::int64_t step, GatheredState state) {
+  if (!writes()) return;
+  parts_.folder.sync_metrics();
+  parts_.folder.checkpoints().commit(step, [&](const std::string& sibling) {
+    parts_.trainer.save_policy(sibling, state);
+    write_files(parts_.companions, sibling);
+    saved_run().write(sibling, std::move(state));
+  });
 }
 
 /// Whether the state of training is spread over the ranks.
@@ -423,25 +427,39 @@ bool RunLoop::keeps_slices() const {
   return parts_.meeting.size() > 1 && options().distributed.sharding != Sharding::kNone;
 }
 
-void RunLoop::link_and_prune() {
+void RunLoop::link_and_prune(std::int64_t step) {
   if (!writes()) return;
   const CheckpointStore& store = parts_.folder.checkpoints();
   const auto best = state_.selection.best_steps();
-  if (!best.empty() && best.front() == saved_.first) store.link("best", best.front());
-  store.prune(saved_.first, options().checkpoint.keep_last, {best.begin(), best.end()});
+  if (!best.empty() && best.front() == step) store.link("best", step);
+  store.prune(step, options().checkpoint.keep_last, {best.begin(), best.end()});
 }
 
 /// Keeps what an error would lose: all updates since the last checkpoint. Older checkpoints stay,
 /// as this one may be worth less. The error matters more than another one here.
 void RunLoop::save_after_failure() {
   const std::int64_t known = std::max(saved_.first, first_step_);
-  if (is_torn_ || last_update_ <= known) return;
-  if (parts_.meeting.is_broken() && keeps_slices()) return;
+  const bool is_due = !is_torn_ && last_update_ > known;
+  const bool together = all_can_save(is_due);
+  if (!together && (!is_due || keeps_slices())) return;
   try {
-    write_checkpoint();
-    parts_.note(fmt::format("step {} is saved in {}", saved_.first, saved_.second));
+    const std::int64_t step = steps_done();
+    write_checkpoint(step, together ? gather() : parts_.trainer.gather_state());
+    saved_ = {step, parts_.folder.checkpoints().folder_of(step)};
+    if (writes()) parts_.note(fmt::format("step {} is saved in {}", saved_.first, saved_.second));
   } catch (const std::exception&) {
     // The first error says what is wrong.
+  }
+}
+
+/// Returns whether all ranks are here, each with steps to save: no rank decides alone about what
+/// they do together. False where one cannot be reached.
+bool RunLoop::all_can_save(bool is_due) {
+  if (parts_.meeting.is_broken()) return false;
+  try {
+    return parts_.meeting.all(is_due);
+  } catch (const LostRankError&) {
+    return false;
   }
 }
 

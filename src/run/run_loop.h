@@ -107,9 +107,13 @@ class RunLoop {
   bool writes() const { return parts_.meeting.is_first(); }
   bool keeps_slices() const;
   void save();
-  void write_checkpoint();
-  void link_and_prune();
+  /// The tensors of the trainer that a checkpoint holds; on ranks that write none, nothing.
+  using GatheredState = std::vector<std::pair<std::string, at::Tensor>>;
+  GatheredState gather();
+  void write_checkpoint(std::int64_t step, GatheredState state);
+  void link_and_prune(std::int64_t step);
   void save_after_failure();
+  bool all_can_save(bool is_due);
   SavedRun saved_run() { return {state_, parts_.trainer, parts_.source, parts_.identity}; }
 
   const RunOptions& options() const { return parts_.options; }

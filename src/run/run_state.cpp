@@ -150,11 +150,10 @@ void SavedRun::check_names() const {
   source.visit_state(of_source);
 }
 
-void SavedRun::write(const std::string& folder) const {
+void SavedRun::write(const std::string& folder, NamedTensors tensors) const {
   Json of_steps = Json::object();
   SourceSaver of_source(&of_steps);
   source.visit_state(of_source);
-  auto tensors = trainer.state();
   tensors.emplace_back(kGenerator, generator_state());
   tensors.insert(tensors.end(), of_source.tensors.begin(), of_source.tensors.end());
   write_safetensors(path_of(folder, kTensorFile), {.tensors = std::move(tensors), .metadata = {}});

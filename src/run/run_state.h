@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/json.h"
 #include "prefopt/train/metrics.h"
@@ -33,7 +35,9 @@ struct SavedRun {
 
   /// Throws Error for a row source whose state has names of the run's.
   void check_names() const;
-  void write(const std::string& folder) const;
+  /// `tensors`: of the trainer, as it gathers them.
+  void write(const std::string& folder,
+             std::vector<std::pair<std::string, at::Tensor>> tensors) const;
   /// Returns training_state.json, unread but for its identity. Throws CheckpointError.
   static Json read_values(const std::string& checkpoint);
   /// Takes the values and the tensors of a checkpoint. Throws CheckpointError, and a JSON exception

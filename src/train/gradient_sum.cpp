@@ -52,6 +52,7 @@ GradientSum::~GradientSum() {
   for (const auto& [whole, own] : trained_) {
     torch::autograd::impl::set_post_acc_grad_hooks(whole->value, nullptr);
   }
+  for (const auto& [parameter, place] : narrow_hooks_) parameter.remove_hook(place);
 }
 
 void GradientSum::fill_buckets() {
@@ -73,10 +74,24 @@ void GradientSum::fill_buckets() {
 void GradientSum::add_hooks() {
   for (std::size_t b = 0; b < buckets_.size(); ++b) {
     for (const std::size_t member : buckets_[b].members) {
-      torch::autograd::impl::set_post_acc_grad_hooks(trained_[member].whole->value,
-                                                     std::make_unique<Hook>(*this, b));
+      const at::Tensor& value = trained_[member].whole->value;
+      torch::autograd::impl::set_post_acc_grad_hooks(value, std::make_unique<Hook>(*this, b));
+      if (is_narrow(value.scalar_type())) add_narrow_hook(member, b);
     }
   }
+}
+
+/// Autograd does not accumulate where nodes have given it nothing, as they have added themselves.
+void GradientSum::add_narrow_hook(std::size_t member, std::size_t bucket) {
+  const auto hook = [this, member, bucket](const at::Tensor& by_autograd) {
+    if (by_autograd.defined()) {
+      wide_gradient(trained_[member].whole->value);  // has memory, to which autograd adds now
+    } else {
+      ready(bucket);
+    }
+  };
+  const at::Tensor& parameter = trained_[member].whole->value;
+  narrow_hooks_.push_back({parameter, parameter.register_hook(hook)});
 }
 
 // A step.
@@ -108,6 +123,32 @@ void GradientSum::finish() {
   while (rounds_left_ > 0) {
     if (!in_round_) begin_round();
     end_round();
+  }
+}
+
+void GradientSum::give_up() {
+  const at::NoGradGuard no_grad;
+  drop_gradients();
+  tree_ = {};
+  if (is_tree()) {
+    for (const Bucket& bucket : buckets_) ranks_->gather(flat(bucket));
+    return;
+  }
+  for (; rounds_left_ > 0; --rounds_left_) {
+    if (!in_round_) begin_round();
+    for (Bucket& bucket : buckets_) discard(bucket);
+    for (; next_ < buckets_.size(); ++next_) {
+      send(buckets_[next_]);
+      discard(buckets_[next_]);
+    }
+    in_round_ = false;
+  }
+}
+
+void GradientSum::drop_gradients() {
+  for (const auto& [whole, own] : trained_) {
+    whole->drop_gradient();
+    own->drop_gradient();
   }
 }
 
@@ -174,6 +215,13 @@ void GradientSum::receive(Bucket& bucket) {
     put(member, bucket.received.narrow(0, begin, numbers));
     begin += numbers;
   }
+  bucket.received.reset();
+}
+
+/// Waits for a bucket that is under way, and forgets it.
+void GradientSum::discard(Bucket& bucket) {
+  if (bucket.received.defined()) bucket.wait();
+  bucket.sent.reset();
   bucket.received.reset();
 }
 

@@ -18,6 +18,8 @@ namespace prefopt::detail {
 /// The gradients of a step, added up over micro-batches and ranks, in at least float32. They travel
 /// in buckets, which leave while the last backward pass of the rank still computes others; by
 /// ZeRO-2 in each backward pass, and only slices stay. In the order of a tree, after the last.
+/// Autograd says when a gradient is complete, also that of a narrow parameter, to which nodes of
+/// the graph add themselves (math/wide_gradient.h).
 ///
 /// All ranks send the same buckets in the same order, with zeros for what they have no gradient of,
 /// whatever happens on one of them.
@@ -34,6 +36,9 @@ class GradientSum {
   void backward(const at::Tensor& loss, bool is_last);
   /// Sends what has not left yet. Then gradients are the sums over all ranks.
   void finish();
+  /// Sends zeros in place of what has not left yet, which the others wait for, a bucket at a time
+  /// and without the gradients of this step: memory may be what is missing.
+  void give_up();
 
   /// Returns a digit for each parameter: 1 where this rank had a gradient of it.
   std::string present() const;
@@ -42,6 +47,11 @@ class GradientSum {
 
  private:
   class Hook;
+  /// A hook that autograd calls when all nodes that a parameter's gradient comes from are done.
+  struct NarrowHook {
+    at::Tensor parameter;
+    unsigned place;
+  };
   struct Bucket {
     std::vector<std::size_t> members;
     std::int64_t missing = 0;  ///< gradients, in this backward pass
@@ -56,12 +66,15 @@ class GradientSum {
 
   void fill_buckets();
   void add_hooks();
+  void add_narrow_hook(std::size_t member, std::size_t bucket);
   void begin_round();
   void end_round();
   void ready(std::size_t bucket);
   void send(Bucket& bucket);
   void send_slices(Bucket& bucket);
   void receive(Bucket& bucket);
+  static void discard(Bucket& bucket);
+  void drop_gradients();
   void receive_slices(Bucket& bucket);
   void put(std::size_t member, const at::Tensor& sum);
   at::Tensor flat(const Bucket& bucket) const;
@@ -73,6 +86,7 @@ class GradientSum {
   std::vector<RankOptimizer::Trained> trained_;  ///< in the order in which gradients are complete
   std::vector<bool> present_;
   std::vector<Bucket> buckets_;
+  std::vector<NarrowHook> narrow_hooks_;
   std::size_t next_ = 0;  ///< bucket to leave
   bool in_round_ = false;
   std::int64_t rounds_left_ = 0;

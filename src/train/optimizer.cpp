@@ -24,6 +24,7 @@
 #include "core/memory_pool.h"
 #include "core/random.h"
 #include "kernels/block_tensor.h"
+#include "math/given_back.h"
 #include "math/upload.h"
 #include "math/wide_gradient.h"
 #include "prefopt/error.h"
@@ -219,6 +220,7 @@ Optimizer::Optimizer(const std::vector<NamedParameter>& parameters, const Optimi
 Optimizer::Optimizer(const OptimizerOptions& options, const std::vector<TrainedTensor>& tensors)
     : options_(options) {
   groups_[0].weight_decay = options.weight_decay;
+  std::size_t place = 0;
   for (const auto& [name, value, is_matrix, first] : tensors) {
     if (has(value)) continue;  // once, under however many names
     kernels::check_trainable(value, name);
@@ -229,6 +231,7 @@ Optimizer::Optimizer(const OptimizerOptions& options, const std::vector<TrainedT
     Parameter parameter{.name = name,
                         .value = value,
                         .first = first,
+                        .place = place++,
                         .state_dtype = state_dtype,
                         .has_master = is_narrow && options.masters == Masters::kFloat32,
                         .offset = narrow_numbers_,
@@ -322,6 +325,18 @@ void Optimizer::zero_grad() {
   }
 }
 
+void Optimizer::drop_gradients_and_memory() {
+  for (Parameter* const parameter : parameters()) {
+    const at::Tensor& value = parameter->value;
+    if (is_narrow(value.scalar_type()) && !parameter->gradient.defined()) {
+      parameter->gradient =
+          without_memory(value.sizes(), at::TensorOptions(at::kFloat).device(value.device()));
+      parameter->gives_gradient_back = true;
+    }
+    parameter->drop_gradient();
+  }
+}
+
 double Optimizer::grad_norm() const {
   std::vector<at::Tensor> norms;
   for (const Group& group : groups_) {
@@ -399,7 +414,11 @@ bool Optimizer::Parameter::has_gradient() const {
 
 void Optimizer::Parameter::drop_gradient() {
   if (gradient.defined()) {
-    gradient.zero_();
+    if (gives_gradient_back) {
+      give_memory_back(gradient);
+    } else {
+      gradient.zero_();
+    }
     version_of_zero = gradient._version();
   }
   value.mutable_grad() = gradient;

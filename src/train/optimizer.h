@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -57,10 +58,12 @@ class Optimizer {
     std::string name;
     at::Tensor value;
     std::int64_t first;          ///< place of its first number among those that are drawn for
+    std::size_t place;           ///< among all parameters, in the order in which they were given
     at::ScalarType state_dtype;  ///< of the moments
     bool has_master;
     std::int64_t offset = 0;            ///< of a narrow one in the two buffers
-    at::Tensor gradient = {};           ///< of a narrow one, in the buffer
+    at::Tensor gradient = {};           ///< of a narrow one, in the buffer or in own memory
+    bool gives_gradient_back = false;   ///< own memory, while it is not dropped
     std::int64_t version_of_zero = 0;   ///< of the gradient, before anything was added
     at::Tensor master = {};             ///< in the buffer
     std::int64_t rounded_version = -1;  ///< of the value, where it is the master rounded
@@ -70,7 +73,7 @@ class Optimizer {
 
     /// Returns whether anything was added to the gradient since it was dropped.
     bool has_gradient() const;
-    /// Leaves zeros where it is narrow, else nothing.
+    /// Leaves zeros where it is narrow, in memory or without, else nothing.
     void drop_gradient();
     /// Adds numbers of the value's shape, or puts them where there are none.
     void add_gradient(const at::Tensor& numbers);
@@ -90,6 +93,9 @@ class Optimizer {
   void reserve_gradients();
   /// Leaves narrow parameters with zeros in float32 and the others without a gradient.
   void zero_grad();
+  /// The same, for gradients that are dropped as soon as they are complete: those of narrow
+  /// parameters have memory from the first addition until then.
+  void drop_gradients_and_memory();
   /// 2-norm over all gradients, in float64: of rows of 1024 in at least float32.
   double grad_norm() const;
   /// Takes memory for the state of the parameters that have a gradient, so that `step` needs no

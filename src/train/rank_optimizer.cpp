@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "math/wide_gradient.h"
 #include "prefopt/error.h"
 #include "train/slices.h"
 
@@ -22,7 +21,7 @@ at::Tensor numbers_of(const Optimizer::Parameter& parameter) {
 }
 
 void check_can_be_cut(const std::vector<Optimizer::Parameter*>& parameters,
-                      const OptimizerOptions& options, Sharding sharding) {
+                      const OptimizerOptions& options) {
   if (options.type == OptimizerType::kAdafactor) {
     throw ConfigError(
         "distributed.sharding: expected none with optimizer adafactor, got slices; its rows and "
@@ -32,12 +31,6 @@ void check_can_be_cut(const std::vector<Optimizer::Parameter*>& parameters,
     if (!parameter->value.is_contiguous()) {
       throw ConfigError(fmt::format(
           "distributed.sharding: expected contiguous parameters, got '{}' with other strides",
-          parameter->name));
-    }
-    if (sharding == Sharding::kGradients && is_narrow(parameter->value.scalar_type())) {
-      throw ConfigError(fmt::format(
-          "distributed.sharding: expected none or optimizer with bfloat16 or float16 weights, got "
-          "gradients; those of '{}' are added up in a float32 buffer of all weights",
           parameter->name));
     }
   }
@@ -98,7 +91,7 @@ RankOptimizer::RankOptimizer(const std::vector<NamedParameter>& parameters,
 
 void RankOptimizer::make_slices(const OptimizerOptions& options) {
   const std::vector<Optimizer::Parameter*> parameters = whole_.parameters();
-  check_can_be_cut(parameters, options, ranks_->options().sharding);
+  check_can_be_cut(parameters, options);
   std::vector<TrainedTensor> slices;
   for (const Optimizer::Parameter* const parameter : parameters) {
     const at::Tensor slice = slice_of(numbers_of(*parameter), ranks_->rank(), ranks_->size());
@@ -115,11 +108,17 @@ std::vector<RankOptimizer::Trained> RankOptimizer::trained() {
   const auto own = stepper().parameters();
   std::vector<Trained> all;
   for (std::size_t i = 0; i < whole.size(); ++i) all.push_back({whole[i], own[i]});
+  std::sort(all.begin(), all.end(),
+            [](const Trained& a, const Trained& b) { return a.whole->place < b.whole->place; });
   return all;
 }
 
 void RankOptimizer::zero_grad() {
-  whole_.zero_grad();
+  if (!slices_ || ranks_->options().sharding == Sharding::kOptimizer) {
+    whole_.zero_grad();
+  } else {
+    whole_.drop_gradients_and_memory();
+  }
   if (!slices_) return;
   follow_parameters();
   slices_->zero_grad();
@@ -190,8 +189,8 @@ std::vector<Optimizer::Master> RankOptimizer::masters() {
   for (const Optimizer::Master& of_slice : slices_->masters()) {
     for (const auto& [whole, own] : trained()) {
       if (!own->value.is_same(of_slice.value)) continue;
-      masters.push_back(
-          {whole->value, gather_slices(of_slice.wide, whole->value.sizes(), *ranks_)});
+      const at::Tensor all = gather_slices(of_slice.wide, whole->value.sizes(), *ranks_);
+      if (ranks_->rank() == 0) masters.push_back({whole->value, all});
     }
   }
   return masters;

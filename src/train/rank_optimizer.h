@@ -29,6 +29,7 @@ class RankOptimizer {
     Optimizer::Parameter* whole;
     Optimizer::Parameter* own;
   };
+  /// Returns all of them, in the order in which the parameters were given.
   std::vector<Trained> trained();
   bool is_sharded() const { return slices_.has_value(); }
   bool empty() const { return whole_.empty(); }
@@ -41,7 +42,7 @@ class RankOptimizer {
   void step(double learning_rate, double factor);
   void restart() { stepper().restart(); }
   void visit_state(StateVisitor& visitor);
-  /// Returns the masters of all numbers.
+  /// Returns the masters of all numbers; of slices on the first rank alone, which writes them.
   std::vector<Optimizer::Master> masters();
   /// Returns the bytes of the optimizer's state on this rank.
   std::int64_t state_bytes();

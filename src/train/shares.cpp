@@ -30,4 +30,15 @@ std::vector<int> deal_tree(std::size_t parts, int ranks) {
   return dealt;
 }
 
+double imbalance_of(const std::vector<std::int64_t>& costs, const std::vector<int>& dealt,
+                    int ranks) {
+  std::vector<std::int64_t> loads(static_cast<std::size_t>(ranks));
+  for (std::size_t i = 0; i < costs.size(); ++i) {
+    loads[static_cast<std::size_t>(dealt[i])] += costs[i];
+  }
+  const auto total = std::accumulate(loads.begin(), loads.end(), std::int64_t{0});
+  const auto most = *std::max_element(loads.begin(), loads.end());
+  return total == 0 ? 1 : static_cast<double>(most * ranks) / static_cast<double>(total);
+}
+
 }  // namespace prefopt::detail

@@ -16,4 +16,8 @@ std::vector<int> deal_longest_first(const std::vector<std::int64_t>& costs, int 
 /// binary tree for each. `ranks` is a power of two.
 std::vector<int> deal_tree(std::size_t parts, int ranks);
 
+/// Returns the cost of the most loaded rank over the mean of all; 1 where there is no cost.
+double imbalance_of(const std::vector<std::int64_t>& costs, const std::vector<int>& dealt,
+                    int ranks);
+
 }  // namespace prefopt::detail

@@ -33,6 +33,14 @@ class Saver final : public StateVisitor {
   NamedTensors tensors;
 };
 
+class Sender final : public StateVisitor {
+ public:
+  void tensor(const std::string& /*name*/, const at::Tensor& /*value*/) override {}
+  void integer(const std::string& /*name*/, std::int64_t& /*value*/) override {}
+  void real(const std::string& /*name*/, double& /*value*/) override {}
+  void integers(const std::string& /*name*/, std::vector<std::int64_t>& /*values*/) override {}
+};
+
 std::string describe(at::IntArrayRef sizes, at::ScalarType dtype) {
   return fmt::format("{} of {}", c10::str(sizes), c10::toString(dtype));
 }
@@ -116,6 +124,11 @@ NamedTensors save_state(const StateList& list) {
   Saver saver;
   list(saver);
   return std::move(saver.tensors);
+}
+
+void send_state(const StateList& list) {
+  Sender sender;
+  list(sender);
 }
 
 void load_state(const StateList& list, const NamedTensors& saved, std::string_view where) {

@@ -44,6 +44,9 @@ using StateList = std::function<void(StateVisitor&)>;
 /// Tensors as they are, not copies; numbers as tensors without a dimension, int64 and float64.
 NamedTensors save_state(const StateList& list);
 
+/// Visits all and keeps nothing: for a rank that only gives others its slices.
+void send_state(const StateList& list);
+
 /// Throws CheckpointError, led by `where`, and changes nothing where names, shapes or dtypes are
 /// not exactly those of the list.
 void load_state(const StateList& list, const NamedTensors& saved, std::string_view where);

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <utility>
 
+#include "math/given_back.h"
 #include "policy/token_range.h"
 #include "prefopt/losses/pair_fields.h"
 
@@ -18,7 +19,8 @@ namespace prefopt::detail {
 namespace {
 
 bool is_finite(const at::Tensor& values) {
-  return !values.defined() || at::isfinite(values).all().item<bool>();
+  if (!values.defined() || !has_memory(values)) return true;
+  return at::isfinite(values).all().item<bool>();
 }
 
 std::vector<double> numbers_of(const at::Tensor& values) {

@@ -138,6 +138,7 @@ void deal_parts(StepPlan& plan, const Ranks& ranks) {
   const std::vector<int> dealt = ranks.options().order == SumOrder::kTree
                                      ? deal_tree(costs.size(), ranks.size())
                                      : deal_longest_first(costs, ranks.size());
+  plan.imbalance = imbalance_of(costs, dealt, ranks.size());
   std::vector<Part> own;
   for (std::size_t i = 0; i < dealt.size(); ++i) {
     Part& part = plan.parts[i];

@@ -78,6 +78,7 @@ struct StepPlan {
   std::vector<TokenRow> rows;                   ///< of all ranks, as they were given
   std::vector<Share> shares;                    ///< of all parts, in the order of the step
   std::vector<Part> parts;                      ///< that this rank takes, in the same order
+  double imbalance = 1;                         ///< of what ranks take, see imbalance_of
   StepCounts counts;                            ///< of all rows
   StepTotals totals;                            ///< the same for a loss
   ObjectiveTotals rollouts;                     ///< the same for an objective on tokens

@@ -46,7 +46,7 @@ void Trainer::Impl::backward(StepPlan& plan, StepMetrics& metrics) {
     loss->backward(plan, gradients, metrics);
   });
   if (trouble && ranks->size() == 1) std::rethrow_exception(trouble);
-  gradients.finish();
+  trouble ? gradients.give_up() : gradients.finish();
   detail::StepNews own{.trouble = trouble};
   if (!trouble) {
     own.present = gradients.present();
@@ -54,6 +54,7 @@ void Trainer::Impl::backward(StepPlan& plan, StepMetrics& metrics) {
   }
   share_news(own, metrics);
   finish_metrics(plan.counts, /*trains=*/true, metrics);
+  if (ranks->size() > 1) metrics.set("ranks/imbalance", plan.imbalance);
 }
 
 /// Tells all ranks what this one has, and takes theirs.

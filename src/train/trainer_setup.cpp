@@ -110,6 +110,14 @@ std::vector<std::pair<std::string, at::Tensor>> Trainer::state() const {
   return detail::save_state([&](StateVisitor& visitor) { impl_->visit_state(visitor); });
 }
 
+std::vector<std::pair<std::string, at::Tensor>> Trainer::gather_state() const {
+  if (impl_->ranks->rank() == 0) return state();
+  if (impl_->updater.optimizer().is_sharded()) {
+    detail::send_state([&](StateVisitor& visitor) { impl_->visit_state(visitor); });
+  }
+  return {};
+}
+
 void Trainer::load_state(const std::vector<std::pair<std::string, at::Tensor>>& saved) {
   const bool has_masters = std::any_of(saved.begin(), saved.end(), [](const auto& item) {
     return item.first.starts_with("optimizer.master.");
@@ -125,18 +133,52 @@ void Trainer::load_state(const std::vector<std::pair<std::string, at::Tensor>>& 
 
 namespace {
 
-void save_wide(const Policy& policy, detail::RankOptimizer& optimizer, const Ranks& ranks,
-               const std::string& directory) {
-  const detail::WideWeights weights(optimizer.masters(), policy.named_parameters());
-  if (ranks.rank() == 0) policy.save(directory);
+using MasterList = std::vector<detail::Optimizer::Master>;
+
+/// Returns the masters of an optimizer in a state that has them under `prefix`.
+MasterList masters_in(const detail::NamedTensors& state, const std::string& prefix,
+                   detail::RankOptimizer& optimizer) {
+  MasterList masters;
+  for (const auto& [whole, own] : optimizer.trained()) {
+    if (!whole->has_master) continue;
+    const std::string name = prefix + "master." + whole->name;
+    const auto found = std::find_if(state.begin(), state.end(),
+                                    [&](const auto& item) { return item.first == name; });
+    if (found == state.end()) {
+      throw CheckpointError(
+          fmt::format("trainer: expected a gathered state with tensor '{}', got none", name));
+    }
+    masters.push_back({whole->value, found->second});
+  }
+  return masters;
+}
+
+void write_wide(const Policy& policy, const MasterList& masters, const std::string& directory) {
+  const detail::WideWeights weights(masters, policy.named_parameters());
+  policy.save(directory);
 }
 
 }  // namespace
 
 void Trainer::save_policy(const std::string& directory) const {
-  save_wide(*impl_->policy, impl_->updater.optimizer(), *impl_->ranks, directory);
+  const auto save = [&](const Policy& policy, detail::RankOptimizer& optimizer,
+                        const std::string& folder) {
+    const MasterList masters = optimizer.masters();
+    if (impl_->ranks->rank() == 0) write_wide(policy, masters, folder);
+  };
+  save(*impl_->policy, impl_->updater.optimizer(), directory);
   if (const auto& values = impl_->options.value_model) {
-    save_wide(*values, *impl_->updater.value_optimizer(), *impl_->ranks, directory + "/value");
+    save(*values, *impl_->updater.value_optimizer(), directory + "/value");
+  }
+}
+
+void Trainer::save_policy(const std::string& directory,
+                          const std::vector<std::pair<std::string, at::Tensor>>& gathered) const {
+  write_wide(*impl_->policy, masters_in(gathered, "optimizer.", impl_->updater.optimizer()),
+             directory);
+  if (const auto& values = impl_->options.value_model) {
+    write_wide(*values, masters_in(gathered, "value_optimizer.", *impl_->updater.value_optimizer()),
+               directory + "/value");
   }
 }
 

@@ -1,48 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <memory>
-#include <string>
-#include <utility>
-
-#include "prefopt/dist/ranks.h"
+#include "support/forwarding_ranks.h"
 
 namespace prefopt::testing_support {
 
 /// Ranks that count what they send.
-class CountingRanks final : public Ranks {
+class CountingRanks final : public ForwardingRanks {
  public:
-  explicit CountingRanks(std::shared_ptr<Ranks> ranks) : ranks_(std::move(ranks)) {}
+  using ForwardingRanks::ForwardingRanks;
 
-  int rank() const override { return ranks_->rank(); }
-  int size() const override { return ranks_->size(); }
-  const RanksOptions& options() const override { return ranks_->options(); }
-  std::string backend() const override { return ranks_->backend(); }
   Wait begin_sum(const at::Tensor& values) override {
     ++sums;
-    return ranks_->begin_sum(values);
+    return ForwardingRanks::begin_sum(values);
   }
   Wait begin_sum_scatter(const at::Tensor& own, const at::Tensor& all) override {
     ++sums;
-    return ranks_->begin_sum_scatter(own, all);
+    return ForwardingRanks::begin_sum_scatter(own, all);
   }
   at::Tensor gather(const at::Tensor& own) override {
     ++gathers;
-    return ranks_->gather(own);
+    return ForwardingRanks::gather(own);
   }
   void broadcast(const at::Tensor& values) override {
     ++others;
-    ranks_->broadcast(values);
+    ForwardingRanks::broadcast(values);
   }
   void barrier() override {
     ++others;
-    ranks_->barrier();
+    ForwardingRanks::barrier();
   }
 
   int sums = 0, gathers = 0, others = 0;
-
- private:
-  std::shared_ptr<Ranks> ranks_;
 };
 
 }  // namespace prefopt::testing_support

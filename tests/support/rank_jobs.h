@@ -167,7 +167,9 @@ inline std::vector<std::vector<std::string>> names(const Outcome& outcome) {
   std::vector<std::vector<std::string>> all;
   for (const Metrics& metrics : outcome.metrics) {
     auto& some = all.emplace_back();
-    for (const auto& [name, value] : metrics) some.push_back(name);
+    for (const auto& [name, value] : metrics) {
+      if (!name.starts_with("ranks/")) some.push_back(name);  // of several alone
+    }
     std::sort(some.begin(), some.end());
   }
   return all;

@@ -27,10 +27,11 @@ struct Launch {
 using GetVariable = std::function<const char*(const char*)>;
 
 /// Reads what the launcher has set: torchrun and a plain shell (RANK, WORLD_SIZE), Open MPI
-/// (OMPI_COMM_WORLD_RANK), MPICH and Intel MPI (PMI_RANK), Slurm's srun (SLURM_PROCID, only within
-/// a step: sbatch and salloc set it for one process too). Several ranks meet in the file
-/// PREFOPT_STORE, else at MASTER_ADDR and MASTER_PORT; under srun, else at the step's first
-/// machine. Throws ConfigError for variables that contradict each other or are missing.
+/// (OMPI_COMM_WORLD_RANK), Slurm's srun (SLURM_PROCID, only within a step: sbatch and salloc set it
+/// for one process too), MPICH and Intel MPI (PMI_RANK, where it is not that of srun). Several
+/// ranks meet in the file PREFOPT_STORE, else at MASTER_ADDR and MASTER_PORT; under srun, else at
+/// the step's first machine. Throws ConfigError for variables that contradict each other or are
+/// missing.
 PREFOPT_API Launch launch_of(const GetVariable& environment);
 
 /// The same of this process's environment.

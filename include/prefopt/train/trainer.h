@@ -134,8 +134,8 @@ struct LossState {
 ///
 /// Over several ranks, `step`, `evaluate` and `accumulate_gradients` are called by all with the
 /// same rows, and results are the same bits on each; what fails on one throws on all, "rank 1: …".
-/// Where they keep slices (RanksOptions::sharding), `save_policy`, `state` and `load_state` are
-/// called by all as well. `save_policy` writes on the first rank alone.
+/// Where they keep slices (RanksOptions::sharding), `save_policy`, `state`, `gather_state` and
+/// `load_state` are called by all as well. `save_policy` writes on the first rank alone.
 class PREFOPT_API Trainer {
  public:
   /// `reference` may be null for losses that need none; ConfigError otherwise.
@@ -179,6 +179,13 @@ class PREFOPT_API Trainer {
   /// masters, the loss's running mean, the reference's state. Not copies. A step after `load_state`
   /// is to the last bit the one that would have followed `state`, given the policy's weights.
   std::vector<std::pair<std::string, at::Tensor>> state() const;
+  /// Returns `state` on the first of several ranks, for a checkpoint that it then writes without
+  /// the others. Those get nothing, and hold no more than a tensor at a time.
+  std::vector<std::pair<std::string, at::Tensor>> gather_state() const;
+  /// Writes as `save_policy`, with the masters of a gathered state and without other ranks. Throws
+  /// CheckpointError for a state that lacks them.
+  void save_policy(const std::string& directory,
+                   const std::vector<std::pair<std::string, at::Tensor>>& gathered) const;
   /// Throws CheckpointError for the state of another policy, loss, reference or optimizer, and
   /// changes nothing then.
   void load_state(const std::vector<std::pair<std::string, at::Tensor>>& saved);

@@ -3,16 +3,18 @@
 
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/randn.h>
+#include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <memory>
+#include <string_view>
 #include <utility>
 
 #include "math/wide_gradient.h"
 #include "prefopt/logps/token_logps.h"
 #include "run/plan/memory_plan.h"
+#include "run/plan/repeated.h"
 #include "run/plan/run_plan.h"
 #include "run/plan/step_work.h"
 #include "run/plan/time_plan.h"
@@ -22,19 +24,25 @@
 namespace prefopt::detail {
 namespace {
 
-/// Returns the median seconds of five runs, after one that warms up.
-template <class Work>
-double median_seconds(const Work& work) {
-  std::array<double, 5> seconds{};
-  work();
-  for (double& one : seconds) {
-    const auto start = std::chrono::steady_clock::now();
-    work();
-    one = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+/// Times work by the fastest of several runs, and keeps the widest spread among them.
+class Timer {
+ public:
+  template <class Work>
+  double seconds(std::string_view name, const Work& work) {
+    const Repeated repeated = repeat([&] {
+      const auto start = std::chrono::steady_clock::now();
+      work();
+      return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    });
+    check_spread(repeated, name);
+    spread_ = std::max(spread_, repeated.spread);
+    return repeated.best;
   }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[2];
-}
+  double spread() const { return spread_; }
+
+ private:
+  double spread_ = 0;
+};
 
 /// Returns a run of a fresh model of few layers, with the reference that is timed.
 RunOptions short_run(RunOptions options, std::int64_t layers) {
@@ -64,7 +72,7 @@ class ShortRun {
     return optimizer_traffic(model_bytes(models_.policy, options_.optimizer));
   }
 
-  double step_seconds(const std::vector<TokenRow>& rows) const {
+  double step_seconds(const std::vector<TokenRow>& rows, Timer& timer) const {
     std::shared_ptr<Reference> reference;
     if (models_.has_reference) {
       reference = make_frozen_reference(decoder_->adapter() ? decoder_->without_adapter()
@@ -74,11 +82,13 @@ class ShortRun {
     options.optimizer = options_.optimizer;
     options.head_budget_bytes = models_.step.head_budget_bytes;
     const auto trainer = RunLoss(options_.loss).make_trainer(decoder_, reference, options);
-    return median_seconds([&] { trainer->step(rows); });
+    return timer.seconds(
+        fmt::format("steps of {} layers", options_.model.decoder.num_hidden_layers),
+        [&] { trainer->step(rows); });
   }
 
   /// Returns the seconds of clipping and update.
-  double update_seconds() const {
+  double update_seconds(Timer& timer) const {
     const std::vector<NamedParameter> parameters = decoder_->named_parameters();
     Optimizer optimizer(parameters, options_.optimizer);
     optimizer.zero_grad();
@@ -87,7 +97,7 @@ class ShortRun {
       if (!value.grad().defined()) value.mutable_grad() = at::ones_like(value);
       value.mutable_grad().add_(1);  // a gradient that nothing was added to takes no step
     }
-    return median_seconds([&] {
+    return timer.seconds("updates", [&] {
       optimizer.grad_norm();
       optimizer.reserve_state();
       optimizer.step(1e-9, 0.5);
@@ -101,7 +111,8 @@ class ShortRun {
 };
 
 /// Returns the operations a second of the output head.
-double head_speed(const Network& network, const PackedTokens& tokens, std::int64_t budget) {
+double head_speed(const Network& network, const PackedTokens& tokens, std::int64_t budget,
+                  Timer& timer) {
   const HeadWork work = head_work(network, tokens.rows.size(0));
   const auto dtype = network.embedding.scalar_type();
   const at::Tensor hidden =
@@ -112,7 +123,7 @@ double head_speed(const Network& network, const PackedTokens& tokens, std::int64
   LinearTokenLogpsOptions options;
   options.by_products = {.entropy = true, .mean_logit = true, .is_top1 = true};
   options.budget_bytes = budget;
-  const double seconds = median_seconds([&] {
+  const double seconds = timer.seconds("passes of the output head", [&] {
     hidden.mutable_grad().reset();
     weight.mutable_grad().reset();
     linear_token_logps(hidden, weight, tokens.targets, options).logps.sum().backward();
@@ -134,11 +145,12 @@ MeasuredSpeed measure_speed(const RunOptions& options, const std::vector<TokenRo
   const LossRequirements needs = RunLoss(options.loss).requirements();
   const TokenBatch batch = make_pair_batch(rows, needs.rejected(), needs.gold());
   const ShortRun one(options, 1), five(options, 5);
+  Timer timer;
   const double head =
-      head_speed(one.network(), *batch.packed, options.machine.head_budget_mib << 20);
-  const double memory = five.optimizer_bytes() / five.update_seconds();
+      head_speed(one.network(), *batch.packed, options.machine.head_budget_mib << 20, timer);
+  const double memory = five.optimizer_bytes() / five.update_seconds(timer);
   const auto layers_of = [&](const ShortRun& run) {
-    return run.step_seconds(rows) - run.optimizer_bytes() / memory -
+    return run.step_seconds(rows, timer) - run.optimizer_bytes() / memory -
            run.work(rows).head_flops() / head;
   };
   const double of_one = layers_of(one), of_five = layers_of(five);
@@ -151,7 +163,8 @@ MeasuredSpeed measure_speed(const RunOptions& options, const std::vector<TokenRo
   return {.layers_tflops = layers * 1e-12,
           .head_tflops = head * 1e-12,
           .memory_gb_s = memory * 1e-9,
-          .fixed_ms = std::max(0.0, of_one - flops_of_one / layers) * 1e3};
+          .fixed_ms = std::max(0.0, of_one - flops_of_one / layers) * 1e3,
+          .spread = timer.spread()};
 }
 
 }  // namespace prefopt::detail

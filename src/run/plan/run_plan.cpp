@@ -15,6 +15,7 @@
 #include "run/resolve.h"
 #include "run/run_loss.h"
 #include "train/epoch_order.h"
+#include "train/shares.h"
 #include "train/step_plan.h"
 
 namespace prefopt::detail {
@@ -97,7 +98,9 @@ class StepPlanner {
     }
     const auto ranks = static_cast<int>(machine_.ranks);
     for (DealingPlan& dealing : plan.dealing) {
-      const double share = mean_share(loads_of(works, deal(dealing.rule, costs, ranks)));
+      const std::vector<int> dealt = deal(dealing.rule, costs, ranks);
+      const double share = mean_share(loads_of(works, dealt));
+      dealing.imbalance += imbalance_of(costs, dealt, ranks);
       dealing.mean_share += share;
       dealing.least_share = std::min(dealing.least_share, share);
     }
@@ -282,7 +285,7 @@ RunPlan plan_run(const RunOptions& options, const RunRows& rows, const PlanAssum
     if (level.is_chosen) models.step.checkpointing = level.checkpointing;
   }
   for (const DealingRule rule : kDealingRules) {
-    plan.dealing.push_back({.rule = rule, .mean_share = 0, .least_share = 1});
+    plan.dealing.push_back({.rule = rule, .mean_share = 0, .least_share = 1, .imbalance = 0});
   }
 
   const auto parts =
@@ -297,7 +300,10 @@ RunPlan plan_run(const RunOptions& options, const RunRows& rows, const PlanAssum
     }
     planner.add(of_step, plan);
   }
-  for (DealingPlan& dealing : plan.dealing) dealing.mean_share = plan.mean(dealing.mean_share);
+  for (DealingPlan& dealing : plan.dealing) {
+    dealing.mean_share = plan.mean(dealing.mean_share);
+    dealing.imbalance = plan.mean(dealing.imbalance);
+  }
   plan.micro_batches = plan.mean(plan.micro_batches);
   plan.head =
       plan_head(head_work(models.step.policy, plan.most_scored), models.step.head_budget_bytes);

@@ -43,6 +43,7 @@ struct DealingPlan {
   DealingRule rule = DealingRule::kLongestFirst;
   double mean_share = 1;  ///< of the slowest rank's work that a rank has, mean over steps
   double least_share = 1;
+  double imbalance = 1;  ///< imbalance_of in tokens, which dealing goes by; mean over steps
 };
 
 struct RunPlan {

@@ -95,6 +95,8 @@ TEST_CASE("prefopt plan: a config says what is planned, and calibration how fast
   CHECK(plan["trained_parameters"] < plan["parameters"]);
   CHECK(plan["memory"]["parts"]["reference"] == 0);
   CHECK(plan["computed"] == false);
+  CHECK(plan["spread"] >= 0);
+  CHECK(plan["spread"] <= 0.25);
   CHECK(plan["assumptions"]["head_tflops"] == 7);
   CHECK(plan["assumptions"]["layers_tflops"] != 0.05);
 }

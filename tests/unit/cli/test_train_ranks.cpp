@@ -98,6 +98,23 @@ TEST_CASE("prefopt train: rank 0 says what another rank refuses", "[cli]") {
   CHECK_FALSE(fs::exists(config.run()));
 }
 
+TEST_CASE("prefopt train: a config that is at fault is said once", "[cli]") {
+  if (skips_ranks()) return;
+  const Config config("run", 4);
+  const auto refused = [&](const std::vector<std::string>& more, int only) {
+    const RankProcesses ranks(2, config.train(), more, only);
+    CHECK(ranks.wait() == std::vector{2, 2});
+    CHECK(ranks[1].err() == "");
+    return ranks[0].err();
+  };
+  const std::string by_all = refused({"--set", "batch.rows=none"}, -1);
+  CHECK(by_all.starts_with("prefopt: "));
+  CHECK(by_all.find("rank") == std::string::npos);
+  CHECK(refused({"--set", "batch.rows=none"}, 1) == "prefopt: rank 1: " + by_all.substr(9));
+  CHECK(refused({"--set", "distributed.sharding=weights"}, 1)
+            .starts_with("prefopt: rank 1: distributed.sharding: expected none, optimizer or "));
+}
+
 TEST_CASE("prefopt launch: starts ranks again when a signal has ended one", "[cli]") {
   if (skips_ranks()) return;
   const Config config("run", 60);

@@ -113,6 +113,38 @@ TEST_CASE("within a step of Slurm, ranks meet at its first machine", "[dist]") {
                     "SLURM_STEP_TASKS_PER_NODE: expected tasks of node 1 as in '2(x3),1', got '2'");
 }
 
+TEST_CASE("of Slurm and PMI, the one that has started this process counts", "[dist]") {
+  // srun --mpi=pmi2 -N 2 --ntasks-per-node 2: PMI's variables say nothing of machines.
+  Variables both = {{"PMI_RANK", "3"},
+                    {"PMI_SIZE", "4"},
+                    {"SLURM_PROCID", "3"},
+                    {"SLURM_LOCALID", "1"},
+                    {"SLURM_NODEID", "1"},
+                    {"SLURM_STEP_ID", "0"},
+                    {"SLURM_STEP_NUM_TASKS", "4"},
+                    {"SLURM_STEP_TASKS_PER_NODE", "2(x2)"},
+                    {"SLURM_STEP_NODELIST", "gpu[1-2]"},
+                    {"SLURM_JOB_ID", "7"}};
+  const Launch by_srun = launch_with(both);
+  CHECK(by_srun.launcher == "srun");
+  CHECK(by_srun.rank == 3);
+  CHECK(by_srun.local_rank == 1);
+  CHECK(by_srun.local_size == 2);
+  CHECK(by_srun.host == "gpu1");
+  // MPICH's mpiexec in a job starts a helper a machine by srun, and each helper its ranks.
+  both["SLURM_PROCID"] = "1";
+  both["SLURM_STEP_NUM_TASKS"] = "2";
+  both["MPI_LOCALRANKID"] = "1";
+  both["MPI_LOCALNRANKS"] = "2";
+  both["MASTER_ADDR"] = "gpu1";
+  both["MASTER_PORT"] = "29500";
+  const Launch by_mpiexec = launch_with(both);
+  CHECK(by_mpiexec.launcher == "pmi");
+  CHECK(by_mpiexec.rank == 3);
+  CHECK(by_mpiexec.size == 4);
+  CHECK(by_mpiexec.local_rank == 1);
+}
+
 TEST_CASE("variables of a launch that contradict each other are refused", "[dist]") {
   struct Case {
     Variables variables;

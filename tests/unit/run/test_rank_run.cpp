@@ -2,22 +2,32 @@
 // Runs of several ranks, which are threads here, against the run of one process.
 
 #include <ATen/Context.h>
+#include <fcntl.h>
 
+#include <atomic>
+#include <cerrno>
+#include <cmath>
 #include <exception>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
+#include "prefopt/losses/registry.h"
 #include "prefopt/options.h"
 #include "prefopt/run/run.h"
+#include "run/plan/run_plan.h"
+#include "run/resolve.h"
+#include "run/run_rows.h"
 #include "support/catch.h"
 #include "support/checkpoint_distance.h"
 #include "support/checkpoint_parts.h"
+#include "support/injected_calls.h"
 #include "support/no_sync.h"
 #include "support/run_scene.h"
 #include "support/thread_ranks.h"
@@ -183,6 +193,55 @@ TEST_CASE("a run of ranks is resumed by another number of them", "[run]") {
         1);
 }
 
+TEST_CASE("a note names the sharding that a config leaves out", "[run]") {
+  const NoSync no_sync;
+  const RankScene scene;
+  auto options = scene.rank_options("run");
+  options.optimizer.schedule = Schedule::kConstant;
+  options.batch.steps = 1;
+  options.distributed.sharding = Sharding::kOptimizer;
+  ThreadRanks(2, options.distributed).run([&](const std::shared_ptr<Ranks>& ranks) {
+    run_training(options, {}, {}, ranks);
+  });
+  options.batch.steps = 2;
+  options.distributed = {};
+  run_training(options, {}, "auto");
+  std::vector<std::string> notes;
+  for (const Json& line : read_lines(scene.file("run/notes.jsonl"))) notes.push_back(line["note"]);
+  CHECK(count_containing(notes, R"(resume: distributed.sharding: "optimizer" -> "none"; results )"
+                                "may differ in their last digits") == 1);
+}
+
+TEST_CASE("ranks say how uneven their work is, as a plan does", "[run]") {
+  const NoSync no_sync;
+  const RankScene scene;
+  for (const int size : {2, 3}) {
+    auto options = scene.rank_options("of" + std::to_string(size));
+    options.batch.micro_rows = 1;
+    run_on(size, options);
+    const auto tokenizer = detail::open_run_tokenizer(options.model);
+    const RowNeeds needs = row_needs(make_loss(options.loss).requirements());
+    const detail::RunRows rows =
+        detail::load_rows(options.data, *tokenizer, needs, [](const std::string&) {});
+    double before = 0;
+    std::int64_t steps = 0;
+    for (const Json& line : untimed(options.output_dir)) {
+      if (!line.contains("loss")) continue;
+      ++steps;
+      const detail::RunPlan plan = plan_run(options, rows, {.ranks = size}, steps);
+      const double sum = plan.dealing.back().imbalance * static_cast<double>(steps);
+      CAPTURE(size, steps);
+      CHECK(std::abs(line["ranks/imbalance"].get<double>() - (sum - before)) <= 1e-14);
+      CHECK(line["ranks/imbalance"] >= 1);
+      before = sum;
+    }
+    CHECK(steps == 4);
+    CHECK(before > static_cast<double>(steps));  // not even
+  }
+  run_training(scene.rank_options("one"));
+  CHECK_FALSE(untimed(scene.file("one")).back().contains("ranks/imbalance"));
+}
+
 TEST_CASE("ranks share the log-probs of a cached reference", "[run]") {
   const NoSync no_sync;
   const RankScene scene;
@@ -303,6 +362,61 @@ TEST_CASE("the trouble of one rank ends all of them with its text", "[run]") {
     const std::string own = text_of<ConfigError>(failures[0]);
     CHECK(own.starts_with("output_dir: expected an empty or new folder"));
     CHECK(text_of<ConfigError>(failures[1]) == "rank 0: " + own);
+  }
+}
+
+/// Fails as a full disk does, where a checkpoint's tensors of step 2 are to be written.
+struct FullDisk {
+  explicit FullDisk(int times) {
+    left = times;
+    calls->open = [](const char* path, int flags, mode_t mode) {
+      const std::string_view text = path;
+      const bool is_due = text.find(".step-2.") != std::string_view::npos &&
+                          text.find("training_state.safetensors") != std::string_view::npos;
+      if (is_due && left.fetch_sub(1) > 0) {
+        errno = ENOSPC;
+        return -1;
+      }
+      return ::open(path, flags, mode);
+    };
+  }
+  InjectedCalls calls;
+  static std::atomic<int> left;
+};
+std::atomic<int> FullDisk::left = 0;
+
+TEST_CASE("a disk that is full on rank 0 ends all ranks, which save together", "[run]") {
+  const NoSync no_sync;
+  const RankScene scene;
+  auto options = scene.rank_options("run");
+  options.checkpoint.every = 1;
+  options.batch.steps = 3;
+  const bool in_slices = GENERATE(true, false);
+  CAPTURE(in_slices);
+  if (in_slices) {
+    options.distributed.sharding = Sharding::kOptimizer;
+  } else {
+    options.reference.kind = ReferenceKind::kCached;  // whose ranks share what they computed
+  }
+  const auto trained = [&](const std::string& run) {
+    options.output_dir = scene.file(run);
+    return ThreadRanks(2, options.distributed).troubles([&](const std::shared_ptr<Ranks>& ranks) {
+      run_training(options, {}, {}, ranks);
+    });
+  };
+  for (const auto& failure : trained("whole")) REQUIRE(failure == nullptr);
+  for (const int times : {1, 2}) {
+    CAPTURE(times);
+    const std::string run = "full" + std::to_string(times);
+    const FullDisk disk(times);
+    const auto failures = trained(run);
+    const std::string own = text_of<CheckpointError>(failures[0]);
+    CHECK(own.ends_with("No space left on device"));
+    CHECK(text_of<CheckpointError>(failures[1]) == "rank 0: " + own);
+    const std::string checkpoints = scene.file(run + "/checkpoints/");
+    CHECK(fs::read_symlink(checkpoints + "last") == (times == 1 ? "step-2" : "step-1"));
+    if (times > 1) continue;
+    CHECK(distance(checkpoints + "step-2", scene.file("whole/checkpoints/step-2")) == 0);
   }
 }
 

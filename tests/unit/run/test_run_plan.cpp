@@ -20,9 +20,11 @@
 #include "prefopt/train/trainer.h"
 #include "run/plan/calibrate.h"
 #include "run/plan/known_models.h"
+#include "run/plan/repeated.h"
 #include "run/plan/run_plan.h"
 #include "support/catch.h"
 #include "support/errors.h"
+#include "train/shares.h"
 #include "train/step_plan.h"
 
 namespace prefopt {
@@ -341,6 +343,9 @@ TEST_CASE("plan: dealing and its imbalance", "[run]") {
         loads.at(static_cast<std::size_t>(dealt[i])) += costs[i];
       }
       CHECK(*std::max_element(loads.begin(), loads.end()) == most[rule]);
+      // 23171 in all.
+      CHECK(detail::imbalance_of(costs, dealt, ranks) ==
+            Approx(static_cast<double>(most[rule] * ranks) / 23171));
     }
   }
 }
@@ -460,6 +465,29 @@ TEST_CASE("plan: time is work by speed, and what nothing hides", "[run]") {
   CHECK(detail::exposed_seconds(one, 12, 2, machine) == Approx(2));
 }
 
+TEST_CASE("plan: a machine is measured by its fastest runs, or not at all", "[run]") {
+  // Seconds of runs, the first of which warms up.
+  const auto repeated = [](std::vector<double> seconds) {
+    auto next = seconds.begin();
+    return detail::repeat([&] { return *next++; });
+  };
+  const detail::Repeated steady = repeated({9, 1.02, 1, 3, 1.04, 5});
+  CHECK(steady.runs == 5);
+  CHECK(steady.best == 1);
+  CHECK(steady.spread == Approx(0.04));
+  const detail::Repeated late = repeated({9, 2, 3, 4, 1, 5, 1, 1.04, 8, 8});
+  CHECK(late.runs == 7);
+  CHECK(late.best == 1);
+  CHECK_NOTHROW(check_spread(late, "steps"));
+  const detail::Repeated wild = repeated({1, 2, 1.3, 2, 1, 2, 2, 2, 2, 2, 2, 1.2, 2, 2, 2, 2});
+  CHECK(wild.runs == 15);
+  CHECK(wild.best == 1);
+  CHECK_THROWS_TEXT(check_spread(wild, "steps of 5 layers"), ConfigError,
+                    "--calibrate: expected steps of 5 layers that take the same time, got a spread "
+                    "of 30 % of the three fastest of 15; close other programs, or give "
+                    "--layers-tflops, --head-tflops, --memory-gb-s and --fixed-ms");
+}
+
 TEST_CASE("plan: speeds measured here are positive numbers", "[run]") {
   RunOptions options = plan_options();
   for (const bool use_lora : {false, true}) {
@@ -470,6 +498,7 @@ TEST_CASE("plan: speeds measured here are positive numbers", "[run]") {
     CHECK(speed.head_tflops > 0);
     CHECK(speed.memory_gb_s > 0);
     CHECK(speed.fixed_ms >= 0);
+    CHECK(speed.spread <= detail::Repeated::kWide);
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "prefopt/error.h"
 #include "support/errors.h"
+#include "support/forwarding_ranks.h"
 #include "support/rank_jobs.h"
 
 namespace prefopt::over_ranks {
@@ -94,6 +95,70 @@ TEST_CASE("ranks: memory that is short on one is said by all", "[train]") {
     CHECK(
         text.starts_with("rank 1: step 1: expected memory for 7 pairs in micro-batches of up to "
                          "2 pairs"));
+  }
+}
+
+/// Ranks that look, each time something is sent, whether a parameter has a gradient.
+class WatchingRanks final : public ForwardingRanks {
+ public:
+  using ForwardingRanks::ForwardingRanks;
+  Wait begin_sum(const at::Tensor& values) override {
+    look(values);
+    return ForwardingRanks::begin_sum(values);
+  }
+  Wait begin_sum_scatter(const at::Tensor& own, const at::Tensor& all) override {
+    look(all);
+    return ForwardingRanks::begin_sum_scatter(own, all);
+  }
+
+  std::vector<at::Tensor> parameters;
+  int sent = 0, with_gradients = 0;
+  bool zeros_alone = true;
+
+ private:
+  void look(const at::Tensor& values) {
+    ++sent;
+    zeros_alone = zeros_alone && values.eq(0).all().item<bool>();
+    for (const at::Tensor& parameter : parameters) with_gradients += parameter.grad().defined();
+  }
+};
+
+TEST_CASE("ranks: one that is short of memory drops its gradients before it sends", "[train]") {
+  const auto sharding = GENERATE(Sharding::kNone, Sharding::kGradients);
+  const ThreadRanks ranks(2, {.sharding = sharding});
+  struct Result {
+    int sent = 0, with_gradients = 0;
+    bool zeros_alone = false;
+  };
+  const auto results = ranks.results<Result>([](const RanksPtr& one) {
+    const auto watching = std::make_shared<WatchingRanks>(one);
+    const auto policy = std::make_shared<FailingPolicy>(9);
+    for (const auto& [name, value] : policy->named_parameters()) {
+      watching->parameters.push_back(value);
+    }
+    int passes = 0;
+    if (one->rank() == 1) {
+      policy->fail = [&] {
+        // After a backward pass, which has left gradients of the first part.
+        if (++passes == 2) throw std::bad_alloc();
+      };
+    }
+    TrainerOptions options = steady();
+    options.ranks = watching;
+    Trainer trainer(policy, nullptr, make_loss(named("sft")), options);
+    try {
+      trainer.step(bigram_rows());
+    } catch (const Error&) {
+    }
+    return Result{watching->sent, watching->with_gradients, watching->zeros_alone};
+  });
+  // In slices they leave in each backward pass.
+  const int sent = sharding == Sharding::kNone ? 1 : 2;
+  CHECK(results[0].sent == sent);
+  CHECK(results[1].sent == sent);
+  if (sharding == Sharding::kNone) {
+    CHECK(results[1].with_gradients == 0);
+    CHECK(results[1].zeros_alone);
   }
 }
 
