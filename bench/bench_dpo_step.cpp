@@ -45,7 +45,7 @@ double peak_rss_gib() {
 }
 
 struct Arguments {
-  std::string model, data, tokenizer;
+  std::string model, data, tokenizer, dtype = "float32";
   std::string reference = "frozen";
   std::string cache_dir;
   std::string loss = R"({"type": "dpo"})";
@@ -61,6 +61,7 @@ Arguments parse(int argc, char** argv) {
   app.add_option("model", a.model, "Hugging Face folder or GGUF file")->required();
   app.add_option("data", a.data, "JSONL or JSONL.gz rows")->required();
   app.add_option("--tokenizer", a.tokenizer, "of text rows; default: the model's own");
+  app.add_option("--dtype", a.dtype, "of the weights, or quantized: blocks of a GGUF file");
   app.add_option("--loss", a.loss);
   app.add_option("--steps", a.steps);
   app.add_option("--pairs", a.pairs, "pairs an optimizer step");
@@ -178,7 +179,7 @@ void run(const Arguments& a, Clock::time_point start) {
   data.identical = RowAction::kKeep;
   data.max_prompt_length = 0;
   const auto rows = load_dataset(a.data, *tokenizer, data).pairs;
-  auto policy = Decoder::load(a.model, "float32");
+  auto policy = Decoder::load(a.model, a.dtype);
   std::shared_ptr<Policy> base;
   if (a.lora_rank > 0) {
     policy->add_adapter({.r = a.lora_rank, .lora_alpha = 2.0 * static_cast<double>(a.lora_rank)});

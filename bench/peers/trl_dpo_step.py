@@ -2,9 +2,11 @@
 """Times TRL's DPOTrainer, one JSON line a step as bench_dpo_step prints them.
 
     python trl_dpo_step.py MODEL_DIR ROWS.jsonl [--micro 1] [--precompute] [--steps 5]
+                           [--lora 16] [--dtype bfloat16]
 
-ROWS holds {prompt, chosen, rejected}; compare_step.py makes it. Float32, no gradient checkpointing,
-rows in the order of the file.
+ROWS holds {prompt, chosen, rejected}; compare_step.py makes it. No gradient checkpointing, rows in
+the order of the file. With --lora the weights have an adapter of PEFT on all linear maps, and the
+reference is the adapter off; with bfloat16 the trainer computes in it as well.
 """
 import argparse
 import json
@@ -27,6 +29,8 @@ parser.add_argument("--steps", type=int, default=5)
 parser.add_argument("--pairs", type=int, default=4, help="pairs an optimizer step")
 parser.add_argument("--micro", type=int, default=0, help="pairs a micro-batch; 0: the whole step")
 parser.add_argument("--threads", type=int, default=2)
+parser.add_argument("--lora", type=int, default=0, help="rank of an adapter; 0: all weights")
+parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
 parser.add_argument("--precompute", action="store_true", help="reference log-probs beforehand")
 args = parser.parse_args()
 torch.set_num_threads(args.threads)
@@ -78,15 +82,23 @@ config = DPOConfig(
     report_to=[],
     save_strategy="no",
     use_cpu=True,
-    bf16=False,
+    bf16=args.dtype == "bfloat16",
     gradient_checkpointing=False,
     max_length=1024,
     precompute_ref_log_probs=args.precompute,
     disable_tqdm=True,
 )
+adapter = None
+if args.lora > 0:
+    from peft import LoraConfig
+
+    adapter = LoraConfig(
+        r=args.lora, lora_alpha=2 * args.lora, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
 trainer = InOrder(
-    model=AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32),
+    model=AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)),
     args=config,
+    peft_config=adapter,
     train_dataset=Dataset.from_list(rows),
     processing_class=AutoTokenizer.from_pretrained(args.model),
 )

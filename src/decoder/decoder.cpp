@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "core/file.h"
+#include "core/one_thread.h"
 #include "decoder/boundary_session.h"
 #include "decoder/decoder_config.h"
 #include "decoder/decoder_files.h"
@@ -177,6 +178,7 @@ at::Tensor Decoder::forward_packed(const PackedTokens& tokens) {
 }
 
 at::Tensor Decoder::Impl::packed_states(const PackedTokens& tokens, bool has_last_tokens) const {
+  const OneThread one_thread;
   const Network used = seen(made_weights());
   check_ids(tokens.input_ids, used);
   check_longest(used.spec, longest_in(tokens), "decoder");

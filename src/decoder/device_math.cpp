@@ -72,6 +72,10 @@ at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tens
   return residual.defined() ? at::addmm(residual, x, turned) : at::mm(x, turned);
 }
 
+void add_product(const at::Tensor& x, const at::Tensor& weight, at::Tensor& sum) {
+  sum.addmm_(x, weight.to(x.scalar_type()).t());
+}
+
 void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& sum) {
   const at::Tensor w = weight.to(grad.scalar_type());
   if (sum.defined()) {

@@ -16,6 +16,7 @@ at::Tensor swiglu(Gate function, const at::Tensor& gate, const at::Tensor& up);
 SwigluGradients swiglu_backward(Gate function, const at::Tensor& grad, const at::Tensor& gate,
                                 const at::Tensor& up);
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual);
+void add_product(const at::Tensor& x, const at::Tensor& weight, at::Tensor& sum);
 void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& sum);
 at::Tensor weight_product(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight);
 void apply_rope_(const at::Tensor& x, const Rotary& rotary);

@@ -84,6 +84,20 @@ at::Tensor factor_of(const at::Tensor& x, const at::Tensor& weight, const NormSp
   return norm.adds_one ? w + 1 : w;
 }
 
+// y (+)= x Wᵀ.
+void multiply_into(const at::Tensor& x, const at::Tensor& weight, at::Tensor& y, bool accumulate) {
+  const cpu::LinearSizes sizes{.rows = x.size(0), .in = x.size(1), .out = weight.size(0)};
+  with_weight(x, weight, [&](auto number, auto narrow, const auto& w) {
+    using T = decltype(number);
+    using Weight = decltype(narrow);
+    cpu::linear_forward<T, Weight>({.sizes = sizes,
+                                    .x = rows_of<T>(x, x.stride(0)),
+                                    .weight = w,
+                                    .y = mutable_rows_of<T>(y, sizes.out),
+                                    .accumulate = accumulate});
+  });
+}
+
 }  // namespace
 
 Normed norm_forward(const at::Tensor& x, const at::Tensor& weight, const NormSpec& norm) {
@@ -163,19 +177,15 @@ SwigluGradients swiglu_backward_(Gate function, at::Tensor& grad, const at::Tens
 
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual) {
   if (!x.is_cpu()) return device_math::product(x, weight, residual);
-  const cpu::LinearSizes sizes{.rows = x.size(0), .in = x.size(1), .out = weight.size(0)};
-  at::Tensor y = empty_matrix(sizes.rows, sizes.out, x);
+  at::Tensor y = empty_matrix(x.size(0), weight.size(0), x);
   if (residual.defined()) y.copy_(residual);
-  with_weight(x, weight, [&](auto number, auto narrow, const auto& w) {
-    using T = decltype(number);
-    using Weight = decltype(narrow);
-    cpu::linear_forward<T, Weight>({.sizes = sizes,
-                                    .x = rows_of<T>(x, x.stride(0)),
-                                    .weight = w,
-                                    .y = mutable_rows_of<T>(y, sizes.out),
-                                    .accumulate = residual.defined()});
-  });
+  multiply_into(x, weight, y, /*accumulate=*/residual.defined());
   return y;
+}
+
+void add_product(const at::Tensor& x, const at::Tensor& weight, at::Tensor& sum) {
+  if (!x.is_cpu()) return device_math::add_product(x, weight, sum);
+  multiply_into(x, weight, sum, /*accumulate=*/true);
 }
 
 void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& sum) {

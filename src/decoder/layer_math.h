@@ -40,6 +40,9 @@ SwigluGradients swiglu_backward_(Gate function, at::Tensor& grad, const at::Tens
 /// in blocks decoded, as it is read, one of float16 before.
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual = {});
 
+/// Adds x Wᵀ to `sum`, a dense matrix.
+void add_product(const at::Tensor& x, const at::Tensor& weight, at::Tensor& sum);
+
 /// grad W, added to `sum` where that is defined, else put there.
 void add_input_product(const at::Tensor& grad, const at::Tensor& weight, at::Tensor& sum);
 

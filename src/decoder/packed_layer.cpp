@@ -2,7 +2,6 @@
 #include "decoder/packed_layer.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/tensor.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -10,6 +9,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/one_thread.h"
 #include "decoder/layer_math.h"
 #include "math/upload.h"
 #include "math/wide_gradient.h"
@@ -25,14 +25,25 @@ at::Tensor wide(const at::Tensor& tensor, const at::Tensor& like) {
   return tensor.to(like.scalar_type());
 }
 
+// Returns scale · x Aᵀ.
+at::Tensor lora_low(const at::Tensor& x, const Linear& map, double scale) {
+  return product(x, wide(map.lora_a, x)).mul_(scale);
+}
+
+// Returns scale · grad B.
+at::Tensor lora_low_grad(const at::Tensor& grad, const Linear& map, double scale) {
+  at::Tensor low_grad;
+  add_input_product(grad, wide(map.lora_b, grad), low_grad);
+  return low_grad.mul_(scale);
+}
+
 // Returns the map of `x`, added to `residual` where that is defined.
 at::Tensor linear_forward(const at::Tensor& x, const Linear& map, double lora_scale,
                           const at::Tensor& residual = {}) {
   at::Tensor result = product(x, map.weight, residual);
   if (map.bias.defined()) result.add_(wide(map.bias, x));
   if (map.lora_a.defined()) {
-    const at::Tensor low = at::mm(x, wide(map.lora_a, x).t());
-    result.addmm_(low, wide(map.lora_b, x).t(), /*beta=*/1, lora_scale);
+    add_product(lora_low(x, map, lora_scale), wide(map.lora_b, x), result);
   }
   return result;
 }
@@ -47,7 +58,7 @@ void add_input_gradient(const at::Tensor& grad, const Linear& map, double lora_s
                         at::Tensor& sum) {
   add_input_product(grad, map.weight, sum);
   if (!map.lora_a.defined()) return;
-  sum.addmm_(at::mm(grad, wide(map.lora_b, grad)), wide(map.lora_a, grad), /*beta=*/1, lora_scale);
+  add_input_product(lora_low_grad(grad, map, lora_scale), wide(map.lora_a, grad), sum);
 }
 
 at::Tensor linear_backward_input(const at::Tensor& grad, const Linear& map, double lora_scale) {
@@ -64,10 +75,8 @@ void linear_backward_weights(const at::Tensor& grad, const at::Tensor& x, const 
     gradients.bias = settled_gradient(map.bias, grad.sum(at::IntArrayRef{0}, false, dtype));
   }
   if (!map.lora_a.defined() || !map.lora_a.requires_grad()) return;
-  const at::Tensor low = at::mm(x, wide(map.lora_a, x).t()).mul_(lora_scale);
-  const at::Tensor low_grad = at::mm(grad, wide(map.lora_b, x)).mul_(lora_scale);
-  gradients.lora_b = weight_product(grad, low, map.lora_b);
-  gradients.lora_a = weight_product(low_grad, x, map.lora_a);
+  gradients.lora_b = weight_product(grad, lora_low(x, map, lora_scale), map.lora_b);
+  gradients.lora_a = weight_product(lora_low_grad(grad, map, lora_scale), x, map.lora_a);
 }
 
 // Computes both; the input's gradient is added to `*of_input` unless that is null.
@@ -393,6 +402,7 @@ class PackedLayer : public torch::autograd::Function<PackedLayer> {
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const at::NoGradGuard first_order_only;
+    const OneThread one_thread;
     const variable_list saved = context->get_saved_variables();
     const auto capsule = context->saved_data["plan"].toCapsule();
     const auto& plan = static_cast<const StreamPlan&>(*capsule);

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "core/memory_pool.h"
+#include "core/one_thread.h"
 #include "decoder/tree_attention.h"
 #include "kernels/block_tensor.h"
 #include "kernels/cpu/elementwise.h"
@@ -162,6 +163,7 @@ class PackedSession final : public DecodeSession {
 
   at::Tensor prefill() override {
     const at::NoGradGuard no_grad;
+    const OneThread one_thread;
     length_ = 0;
     filled_ = true;
     at::Tensor logits = empty_from_pool({std::ssize(prompts_), vocab_size()}, kDtype<T>);
@@ -184,6 +186,7 @@ class PackedSession final : public DecodeSession {
     if (!filled_) throw ConfigError("append: expected prefill to be called first, got append");
     check_appended_tokens(tokens, std::ssize(live_), vocab_size());
     const at::NoGradGuard no_grad;
+    const OneThread one_thread;
     reserve(length_ + 1);
     Rows<T> rows(network_.options, std::ssize(live_));
     std::vector<std::int64_t> positions;

@@ -22,6 +22,7 @@
 #include <utility>
 
 #include "core/memory_pool.h"
+#include "core/parallel.h"
 #include "core/random.h"
 #include "kernels/block_tensor.h"
 #include "math/given_back.h"
@@ -196,6 +197,15 @@ at::Tensor norm_of(const at::Tensor& tensor) {
   return norm(at::stack({norm(rows), norm(flat.slice(0, whole))}));
 }
 
+/// Calls f with each item; with items on a device in order, by this thread, which has its stream.
+template <class Item, class F>
+void for_each_in_parallel(std::vector<Item>& items, bool are_on_cpu, const F& f) {
+  const std::int64_t count = std::ssize(items);
+  parallel_for(0, count, are_on_cpu ? 1 : count, [&](std::int64_t first, std::int64_t last) {
+    for (; first < last; ++first) f(items[static_cast<std::size_t>(first)]);
+  });
+}
+
 // In large pages: each step passes over all of them.
 at::Tensor empty_state(at::IntArrayRef shape, at::ScalarType dtype, at::Device device) {
   if (!device.is_cpu()) return at::empty(shape, at::TensorOptions(dtype).device(device));
@@ -341,9 +351,12 @@ double Optimizer::grad_norm() const {
   std::vector<at::Tensor> norms;
   for (const Group& group : groups_) {
     for (const Parameter& parameter : group.parameters) {
-      if (parameter.has_gradient()) norms.push_back(norm_of(parameter.value.grad()));
+      if (parameter.has_gradient()) norms.push_back(parameter.value.grad());
     }
   }
+  const bool are_on_cpu = !norms.empty() && norms.front().is_cpu();
+  for_each_in_parallel(norms, are_on_cpu,
+                       [](at::Tensor& gradient) { gradient = norm_of(gradient); });
   return norms.empty() ? 0 : at::linalg_vector_norm(at::stack(norms)).item<double>();
 }
 
@@ -447,6 +460,29 @@ void Optimizer::Batch::add(const Parameter& parameter) {
   for (std::size_t i = 0; i < moments.size(); ++i) {
     moments[i].push_back(parameter.moments[i].value);
   }
+}
+
+std::vector<Optimizer::Batch> Optimizer::Batch::parts() const {
+  if (!trained.front().is_cpu()) return {*this};
+  std::vector<Batch> all;
+  for (std::size_t i = 0; i < trained.size(); ++i) {
+    const bool is_flat = trained[i].is_contiguous() && gradients[i].is_contiguous();
+    const std::int64_t size = trained[i].numel(), step = is_flat ? kChunk : std::max(size, kChunk);
+    for (std::int64_t begin = 0; begin < size; begin += step) {
+      const auto part_of = [&](const at::Tensor& tensor) {
+        return size <= step
+                   ? tensor
+                   : tensor.detach().view(-1).slice(0, begin, std::min(size, begin + step));
+      };
+      Batch part{.trained = {part_of(trained[i])},
+                 .gradients = {part_of(gradients[i])},
+                 .steps = {steps[i]},
+                 .moments = {}};
+      for (const auto& moment : moments) part.moments.push_back({part_of(moment[i])});
+      all.push_back(std::move(part));
+    }
+  }
+  return all;
 }
 
 at::Tensor Optimizer::part_of(const at::Tensor& buffer, const Parameter& parameter) {
@@ -614,11 +650,14 @@ void Optimizer::update(const Group& group, const Batch& batch, double learning_r
   if (options_.type == OptimizerType::kRmsprop) {
     return update_by_rmsprop(group, batch, learning_rate, divisor);
   }
-  at::_fused_adamw_(batch.trained, batch.gradients, batch.moments[0], batch.moments[1],
-                    /*max_exp_avg_sqs=*/{}, batch.steps, learning_rate, options_.adam_beta1,
-                    options_.adam_beta2, group.weight_decay, options_.adam_epsilon,
-                    /*amsgrad=*/false, /*maximize=*/false,
-                    divisor.defined() ? std::optional(divisor) : std::nullopt);
+  std::vector<Batch> parts = batch.parts();
+  for_each_in_parallel(parts, batch.trained.front().is_cpu(), [&](Batch& part) {
+    at::_fused_adamw_(part.trained, part.gradients, part.moments[0], part.moments[1],
+                      /*max_exp_avg_sqs=*/{}, part.steps, learning_rate, options_.adam_beta1,
+                      options_.adam_beta2, group.weight_decay, options_.adam_epsilon,
+                      /*amsgrad=*/false, /*maximize=*/false,
+                      divisor.defined() ? std::optional(divisor) : std::nullopt);
+  });
 }
 
 std::vector<Optimizer::Master> Optimizer::masters() {

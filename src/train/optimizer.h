@@ -130,6 +130,9 @@ class Optimizer {
     std::vector<at::Tensor> trained, gradients, steps;
     std::vector<std::vector<at::Tensor>> moments;  ///< by moment first
     void add(const Parameter& parameter);
+    /// Returns the parts that threads share: tensors or, of large ones, chunks. On a device that is
+    /// the whole, since one call takes all tensors.
+    std::vector<Batch> parts() const;
   };
 
   static std::vector<Moment> moments_of(const at::Tensor& value, const OptimizerOptions& options);
