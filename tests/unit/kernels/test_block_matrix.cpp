@@ -31,7 +31,8 @@ using prefopt::testing_support::SimdTarget;
 const std::vector<std::string>& encodings() {
   static const std::vector<std::string> names = {"Q8_0",   "Q4_0",   "Q4_1",  "Q5_0",  "Q5_1",
                                                  "Q2_K",   "Q3_K",   "Q4_K",  "Q5_K",  "Q6_K",
-                                                 "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"};
+                                                 "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4",
+                                                 "NVFP4"};
   return names;
 }
 
@@ -52,7 +53,7 @@ class RandomBlocks {
       // Scales are floats, of which some bytes make no number.
       do {
         for (std::uint8_t& byte : block) byte = static_cast<std::uint8_t>(bits());
-        encoding_.decode(block.data(), values.data());
+        encoding_.decode(block.data(), 1, values.data());
       } while (!are_sane(values));
       bytes_.insert(bytes_.end(), block.begin(), block.end());
       std::copy(values.begin(), values.end(), wide_.mutable_data_ptr<float>() + i);
