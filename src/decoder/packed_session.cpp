@@ -287,13 +287,12 @@ class PackedSession final : public DecodeSession {
   /// Several maps of the same rows; the results are added to what is there if `accumulate`.
   void map(cpu::Rows<const T> x, std::int64_t count, std::initializer_list<MapInto<T>> maps,
            bool accumulate = false) const {
-    const auto in = maps.begin()->linear.weight.size(1);
-    const auto packed = cpu::pack_rows<T>(x, count, in);
     std::vector<cpu::ThinLinear<T>> products;
     for (const MapInto<T>& into : maps) {
       const Linear& linear = into.linear;
-      products.push_back({.x = &packed,
-                          .in = in,
+      products.push_back({.x = x,
+                          .rows = count,
+                          .in = linear.weight.size(1),
                           .out = linear.weight.size(0),
                           .weight = weight_rows<T>(linear.weight),
                           .bias = linear.bias.defined() ? linear.bias.const_data_ptr<T>() : nullptr,
@@ -301,23 +300,24 @@ class PackedSession final : public DecodeSession {
                           .accumulate = accumulate});
     }
     cpu::thin_linear<T>(products);
-    for (const MapInto<T>& into : maps) add_adapter(packed, into);
+    for (const MapInto<T>& into : maps) add_adapter(x, count, into);
   }
 
-  void add_adapter(const cpu::PackedMatrix<T>& x, const MapInto<T>& into) const {
+  void add_adapter(cpu::Rows<const T> x, std::int64_t count, const MapInto<T>& into) const {
     const Linear& linear = into.linear;
     if (!linear.lora_a.defined()) return;
     const std::int64_t rank = linear.lora_a.size(0);
-    at::Tensor low = at::empty({x.columns(), rank}, like());
-    const cpu::ThinLinear<T> down{.x = &x,
+    at::Tensor low = at::empty({count, rank}, like());
+    const cpu::ThinLinear<T> down{.x = x,
+                                  .rows = count,
                                   .in = linear.lora_a.size(1),
                                   .out = rank,
                                   .weight = linear.lora_a.const_data_ptr<T>(),
                                   .y = {low.mutable_data_ptr<T>(), rank}};
     cpu::thin_linear<T>({&down, 1});
     low.mul_(network_.lora_scale);
-    const auto packed = cpu::pack_rows<T>({low.const_data_ptr<T>(), rank}, x.columns(), rank);
-    const cpu::ThinLinear<T> up{.x = &packed,
+    const cpu::ThinLinear<T> up{.x = {low.const_data_ptr<T>(), rank},
+                                .rows = count,
                                 .in = rank,
                                 .out = linear.lora_b.size(0),
                                 .weight = linear.lora_b.const_data_ptr<T>(),

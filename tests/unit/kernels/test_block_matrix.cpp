@@ -29,10 +29,9 @@ using prefopt::testing_support::simd_targets;
 using prefopt::testing_support::SimdTarget;
 
 const std::vector<std::string>& encodings() {
-  static const std::vector<std::string> names = {"Q8_0",   "Q4_0",   "Q4_1",  "Q5_0",  "Q5_1",
-                                                 "Q2_K",   "Q3_K",   "Q4_K",  "Q5_K",  "Q6_K",
-                                                 "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4",
-                                                 "NVFP4"};
+  static const std::vector<std::string> names = {
+      "Q8_0", "Q4_0", "Q4_1",   "Q5_0",   "Q5_1",  "Q2_K",  "Q3_K",  "Q4_K",
+      "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"};
   return names;
 }
 
@@ -93,8 +92,8 @@ at::Tensor products(const LinearWeight<Weight>& weight, const WeightRows<float>&
   at::Tensor dx = random_normal({rows, in}, at::kFloat, 4);
   linear_forward<float, Weight>({sizes, rows_in(x), weight, rows_in(y), accumulate});
   linear_input_grad<float, Weight>({sizes, rows_in(dy), weight, rows_in(dx), accumulate});
-  const auto packed = pack_rows<float>(rows_in(x), rows, in);
-  const ThinLinear<float> product{.x = &packed,
+  const ThinLinear<float> product{.x = rows_in(x),
+                                  .rows = rows,
                                   .in = in,
                                   .out = out,
                                   .weight = thin_weight,
