@@ -291,14 +291,14 @@ class Workplace {
   void run(const ThinLinear<T>& product, std::int64_t first, std::int64_t last) {
     const std::int64_t step = rows_at_once(product);
     for (std::int64_t out = first; out < last; out += step) {
-      run_few(product, out, std::min(step, last - out));
+      const std::int64_t next = std::min(last, out + step);
+      run_few(product, out, next - out, source_of(product, next, std::min(step, last - next)));
     }
   }
 
  private:
-  void run_few(const ThinLinear<T>& product, std::int64_t first, std::int64_t count) {
+  void run_few(const ThinLinear<T>& product, std::int64_t first, std::int64_t count, Ahead ahead) {
     const T* weight = weight_rows(product, first, count);
-    Ahead ahead = source_of(product, first + count, std::min(count, product.out - first - count));
     for (std::int64_t row = 0; row < product.rows; row += kRowsAtOnce) {
       const std::int64_t rows = std::min(kRowsAtOnce, product.rows - row);
       multiply(ThinTile<T>{.weight = weight,
