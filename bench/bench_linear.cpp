@@ -114,8 +114,8 @@ Product product_named(const std::string& name, Layers& l) {
                 },
             .thin =
                 [&l, sizes](std::size_t i, at::Tensor& y) {
-                  const auto x = cpu::pack_rows<float>(input<float>(l.x), sizes.rows, sizes.in);
-                  const cpu::ThinLinear<float> thin{.x = &x,
+                  const cpu::ThinLinear<float> thin{.x = input<float>(l.x),
+                                                    .rows = sizes.rows,
                                                     .in = sizes.in,
                                                     .out = sizes.out,
                                                     .weight = l.weights[i].const_data_ptr<float>(),

@@ -147,6 +147,7 @@ struct GenerateArguments : ModelArguments {
   std::optional<std::string>
       step_end;  ///< default: an empty line in a search, the line's in a choice
   std::optional<std::int64_t> step_tokens;  ///< of a choice; default 64
+  std::int64_t draft_tokens = 0;            ///< looked up in the sequence; 0: none
 };
 void run_generate(const GenerateArguments& arguments, std::ostream& out, std::ostream& err);
 

@@ -19,9 +19,11 @@
 #include "prefopt/data/records.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/decoder/decoder.h"
+#include "prefopt/decoder/prompt_cache.h"
 #include "prefopt/decoder/reward_model.h"
 #include "prefopt/error.h"
 #include "prefopt/online/rollout.h"
+#include "prefopt/policy/drafted_sampling.h"
 #include "prefopt/policy/sampling.h"
 #include "prefopt/policy/value_search.h"
 
@@ -175,6 +177,22 @@ void check_search(const GenerateArguments& arguments) {
   }
 }
 
+void check_drafts(const GenerateArguments& arguments) {
+  if (arguments.draft_tokens == 0) return;
+  if (arguments.draft_tokens < 0) {
+    throw ConfigError(
+        fmt::format("--draft-tokens: expected at least 0, got {}", arguments.draft_tokens));
+  }
+  const char* other = arguments.candidates         ? "--candidates"
+                      : !arguments.value.empty()   ? "--value"
+                      : arguments.choose_steps > 0 ? "--choose-steps"
+                      : !arguments.guides.empty()  ? "--guide"
+                                                   : nullptr;
+  if (other == nullptr) return;
+  throw ConfigError(
+      fmt::format("--draft-tokens: expected plain completions of one model, got {}", other));
+}
+
 void check(const GenerateArguments& arguments) {
   const int sources = (arguments.prompts.empty() ? 0 : 1) + (arguments.messages.empty() ? 0 : 1) +
                       (arguments.data.empty() ? 0 : 1);
@@ -192,6 +210,7 @@ void check(const GenerateArguments& arguments) {
   if (arguments.candidates) check_candidates(arguments);
   check_search(arguments);
   check_step_choice(arguments);
+  check_drafts(arguments);
 }
 
 // Completions are drawn in parts, so that a long file needs no more memory than a short one;
@@ -199,6 +218,19 @@ void check(const GenerateArguments& arguments) {
 constexpr std::size_t kPart = 64;
 
 using Ids = std::vector<std::int64_t>;
+
+/// Prompts that are kept while a command lasts: samples of one may be of several parts, and nothing
+/// changes the weights.
+class PromptsOfCommand {
+ public:
+  PromptsOfCommand() { set_prompt_cache(kBytes); }
+  ~PromptsOfCommand() { set_prompt_cache(0); }
+  PromptsOfCommand(const PromptsOfCommand&) = delete;
+  PromptsOfCommand& operator=(const PromptsOfCommand&) = delete;
+
+ private:
+  static constexpr std::int64_t kBytes = std::int64_t{256} << 20;
+};
 
 void print_completions(const GenerateArguments& arguments, Policy& policy,
                        const Tokenizer& tokenizer, const std::vector<Prompt>& prompts,
@@ -212,7 +244,9 @@ void print_completions(const GenerateArguments& arguments, Policy& policy,
       part.push_back(prompts[i / samples].ids);
     }
     options.first_index = static_cast<std::int64_t>(first);
-    const auto completions = sample(policy, part, options);
+    const auto completions = arguments.draft_tokens > 0
+                                 ? sample_with_drafts(policy, part, options, arguments.draft_tokens)
+                                 : sample(policy, part, options);
     for (std::size_t i = 0; i < completions.size(); ++i) {
       const std::string completion = tokenizer.decode_part(completions[i], part[i]);
       if (arguments.json) {
@@ -318,6 +352,7 @@ void run_generate(const GenerateArguments& arguments, std::ostream& out, std::os
     print_chosen_steps(arguments, *policy, *tokenizer, ids, options, out, err);
     return;
   }
+  const PromptsOfCommand kept_prompts;
   const auto guided = with_guides(policy, arguments.guides, arguments.dtype, *tokenizer, err);
   if (!arguments.value.empty()) {
     options.tokenizer = tokenizer;

@@ -356,6 +356,10 @@ CLI::App* add_generate(CLI::App& app, GenerateArguments& arguments) {
       ->add_option("--repetition-penalty", arguments.repetition_penalty,
                    "above 1: fewer tokens that prompt or completion hold; 1: off")
       ->capture_default_str();
+  command
+      ->add_option("--draft-tokens", arguments.draft_tokens,
+                   "greedy: try as many tokens at once that followed the same text before; 0: off")
+      ->capture_default_str();
   command->add_option("--seed", arguments.seed)->capture_default_str();
   command->add_flag("--json", arguments.json, "lines of {prompt, completion, ids}");
   command->add_flag("--candidates", arguments.candidates,

@@ -16,12 +16,14 @@
 
 #include "core/memory_pool.h"
 #include "core/one_thread.h"
+#include "decoder/kept_prompts.h"
 #include "decoder/tree_attention.h"
 #include "kernels/block_tensor.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/query_attention.h"
 #include "kernels/cpu/thin_linear.h"
 #include "policy/decoding.h"
+#include "policy/draft_session.h"
 #include "policy/output_head.h"
 #include "prefopt/error.h"
 
@@ -39,24 +41,31 @@ constexpr std::int64_t kFirstCapacity = 64;
 template <class T>
 constexpr at::ScalarType kDtype = std::is_same_v<T, double> ? at::kDouble : at::kFloat;
 
-/// A prompt that differs from all others, and where its keys and values begin.
+/// A prompt that differs from all others.
 struct Prompt {
   std::vector<std::int64_t> tokens;
-  std::int64_t begin;
+  /// Keys and values by layer and head, so that one head's are contiguous: [layers, 2, kv_heads,
+  /// length, D]; and the logits after the prompt.
+  KeptPrompt kept = {};
   std::int64_t length() const { return std::ssize(tokens); }
 };
 
-/// An unfinished sequence and the cache slot of its generated tokens.
+/// An unfinished sequence, the cache slot of its generated tokens and their number.
 struct Live {
   std::size_t prompt;
   std::int64_t slot;
+  std::int64_t length = 0;
 };
 
-/// Keys or values of a layer by heads, so that one head's are contiguous.
+/// A row of generated tokens: the sequence that it is of, and its place among them.
+struct Added {
+  std::size_t live;
+  std::int64_t place;
+};
+
+/// Keys and values of generated tokens in a layer, [slots, kv_heads, capacity, D].
 struct Cache {
-  at::Tensor
-      prompts;     ///< of each prompt, from begin · kv_heads · head_dim on: [kv_heads, length, D]
-  at::Tensor own;  ///< [slots, kv_heads, capacity, D]
+  at::Tensor keys, values;
 };
 
 /// Values of the layers for some rows.
@@ -141,71 +150,79 @@ Network readable(Network network) {
 }
 
 template <class T>
-class PackedSession final : public DecodeSession {
+class PackedSession final : public DraftSession {
  public:
   PackedSession(const Network& network, const std::vector<std::vector<std::int64_t>>& prompts)
-      : network_(readable<T>(network)), caches_(network_.layers.size()) {
+      : network_(readable<T>(network)),
+        kept_prompts_(KeptPrompts::of(network)),
+        caches_(network_.layers.size()) {
     std::map<std::vector<std::int64_t>, std::size_t> place_of;
-    std::int64_t rows = 0;
     for (const auto& tokens : prompts) {
       const auto [at, is_new] = place_of.emplace(tokens, prompts_.size());
-      if (is_new) {
-        prompts_.push_back({tokens, rows});
-        rows += std::ssize(tokens);
-      }
+      if (is_new) prompts_.push_back({tokens});
       live_.push_back({at->second, std::ssize(live_)});
-    }
-    for (auto& [keys, values] : caches_) {
-      for (Cache* cache : {&keys, &values})
-        cache->prompts = at::empty({rows * key_width()}, like());
     }
   }
 
   at::Tensor prefill() override {
     const at::NoGradGuard no_grad;
     const OneThread one_thread;
-    length_ = 0;
+    for (Live& live : live_) live.length = 0;
     filled_ = true;
-    at::Tensor logits = empty_from_pool({std::ssize(prompts_), vocab_size()}, kDtype<T>);
-    for (std::size_t first = 0, last = 0; first < prompts_.size(); first = last) {
-      std::int64_t rows = 0;
-      while (last < prompts_.size() && (last == first || rows < kRowsAtOnce)) {
-        rows += prompts_[last++].length();
-      }
-      fill(std::span(prompts_).subspan(first, last - first), rows,
-           logits.narrow(0, static_cast<std::int64_t>(first),
-                         static_cast<std::int64_t>(last - first)));
+    std::vector<Prompt*> unknown;
+    for (Prompt& prompt : prompts_) {
+      prompt.kept = kept_prompts_.find(prompt.tokens);
+      if (!prompt.kept.logits.defined()) unknown.push_back(&prompt);
     }
-    if (live_.size() == prompts_.size()) return logits;
-    std::vector<std::int64_t> prompt_of;
-    for (const Live& live : live_) prompt_of.push_back(static_cast<std::int64_t>(live.prompt));
-    return logits.index_select(0, at::tensor(prompt_of, at::kLong));
+    for (std::size_t first = 0, last = 0; first < unknown.size(); first = last) {
+      std::int64_t rows = 0;
+      while (last < unknown.size() && (last == first || rows < kRowsAtOnce)) {
+        rows += unknown[last++]->length();
+      }
+      fill(std::span(unknown).subspan(first, last - first), rows);
+    }
+    at::Tensor logits = empty_from_pool({std::ssize(live_), vocab_size()}, kDtype<T>);
+    for (std::size_t i = 0; i < live_.size(); ++i) {
+      logits[static_cast<std::int64_t>(i)].copy_(prompts_[live_[i].prompt].kept.logits);
+    }
+    for (Prompt& prompt : prompts_) prompt.kept.logits.reset();
+    return logits;
   }
 
   at::Tensor append(const at::Tensor& tokens) override {
-    if (!filled_) throw ConfigError("append: expected prefill to be called first, got append");
+    check_filled();
     check_appended_tokens(tokens, std::ssize(live_), vocab_size());
-    const at::NoGradGuard no_grad;
-    const OneThread one_thread;
-    reserve(length_ + 1);
-    Rows<T> rows(network_.options, std::ssize(live_));
-    std::vector<std::int64_t> positions;
-    for (const Live& live : live_) {
-      positions.push_back(prompts_[live.prompt].length() + length_);
+    std::vector<Added> added;
+    for (std::size_t i = 0; i < live_.size(); ++i) added.push_back({i, live_[i].length});
+    return extend(added, tokens);
+  }
+
+  at::Tensor append_all(const std::vector<std::vector<std::int64_t>>& tokens) override {
+    check_filled();
+    check_appended_lists(tokens, std::ssize(live_), vocab_size());
+    std::vector<Added> added;
+    std::vector<std::int64_t> ids;
+    for (std::size_t i = 0; i < live_.size(); ++i) {
+      for (const std::int64_t id : tokens[i]) {
+        added.push_back({i, live_[i].length + static_cast<std::int64_t>(&id - tokens[i].data())});
+        ids.push_back(id);
+      }
     }
-    check_positions(positions);
-    embed(tokens, rows);
-    const std::vector<Rotary> rotaries = rotaries_of(positions, lengths_after(positions));
-    for (std::size_t i = 0; i < network_.layers.size(); ++i) {
-      take_heads(i, rotaries, rows);
-      keep_own(caches_[i], rows);
-      attend(own_tasks(i, rows), i);
-      finish(i, rows);
+    return extend(added, at::tensor(ids, at::kLong));
+  }
+
+  void take_back(const std::vector<std::int64_t>& counts) override {
+    if (counts.size() != live_.size()) {
+      throw ShapeError(fmt::format("take_back: expected counts of {} sequences, got of {}",
+                                   live_.size(), counts.size()));
     }
-    ++length_;
-    at::Tensor logits = empty_from_pool({rows.count, vocab_size()}, kDtype<T>);
-    write_logits(rows, logits);
-    return logits;
+    for (std::size_t i = 0; i < live_.size(); ++i) {
+      if (counts[i] < 0 || counts[i] > live_[i].length) {
+        throw ShapeError(fmt::format("take_back: expected 0 to {} tokens of sequence {}, got {}",
+                                     live_[i].length, i, counts[i]));
+      }
+      live_[i].length -= counts[i];
+    }
   }
 
   void keep(const std::vector<std::int64_t>& sequences) override {
@@ -216,16 +233,16 @@ class PackedSession final : public DecodeSession {
   }
 
  private:
-  struct LayerCache {
-    Cache keys, values;
-  };
-
   std::int64_t vocab_size() const { return network_.options.vocab_size; }
   std::int64_t head_dim() const { return network_.options.head_dim; }
   std::int64_t kv_heads() const { return network_.options.num_key_value_heads; }
-  std::int64_t key_width() const { return kv_heads() * head_dim(); }
+  std::int64_t layers() const { return std::ssize(network_.layers); }
   const LayerSpec& spec_of(std::size_t layer) const { return network_.spec.layers[layer]; }
   static at::TensorOptions like() { return at::TensorOptions(kDtype<T>); }
+
+  void check_filled() const {
+    if (!filled_) throw ConfigError("append: expected prefill to be called first, got append");
+  }
 
   // --- the arithmetic of a layer, on rows wherever they belong ---------------------------------
 
@@ -290,13 +307,12 @@ class PackedSession final : public DecodeSession {
   /// Several maps of the same rows; the results are added to what is there if `accumulate`.
   void map(cpu::Rows<const T> x, std::int64_t count, std::initializer_list<MapInto<T>> maps,
            bool accumulate = false) const {
-    const auto in = maps.begin()->linear.weight.size(1);
-    const auto packed = cpu::pack_rows<T>(x, count, in);
     std::vector<cpu::ThinLinear<T>> products;
     for (const MapInto<T>& into : maps) {
       const Linear& linear = into.linear;
-      products.push_back({.x = &packed,
-                          .in = in,
+      products.push_back({.x = x,
+                          .rows = count,
+                          .in = linear.weight.size(1),
                           .out = linear.weight.size(0),
                           .weight = weight_rows<T>(linear.weight),
                           .bias = linear.bias.defined() ? linear.bias.const_data_ptr<T>() : nullptr,
@@ -304,23 +320,24 @@ class PackedSession final : public DecodeSession {
                           .accumulate = accumulate});
     }
     cpu::thin_linear<T>(products);
-    for (const MapInto<T>& into : maps) add_adapter(packed, into);
+    for (const MapInto<T>& into : maps) add_adapter(x, count, into);
   }
 
-  void add_adapter(const cpu::PackedMatrix<T>& x, const MapInto<T>& into) const {
+  void add_adapter(cpu::Rows<const T> x, std::int64_t count, const MapInto<T>& into) const {
     const Linear& linear = into.linear;
     if (!linear.lora_a.defined()) return;
     const std::int64_t rank = linear.lora_a.size(0);
-    at::Tensor low = at::empty({x.columns(), rank}, like());
-    const cpu::ThinLinear<T> down{.x = &x,
+    at::Tensor low = at::empty({count, rank}, like());
+    const cpu::ThinLinear<T> down{.x = x,
+                                  .rows = count,
                                   .in = linear.lora_a.size(1),
                                   .out = rank,
                                   .weight = linear.lora_a.const_data_ptr<T>(),
                                   .y = {low.mutable_data_ptr<T>(), rank}};
     cpu::thin_linear<T>({&down, 1});
     low.mul_(network_.lora_scale);
-    const auto packed = cpu::pack_rows<T>({low.const_data_ptr<T>(), rank}, x.columns(), rank);
-    const cpu::ThinLinear<T> up{.x = &packed,
+    const cpu::ThinLinear<T> up{.x = {low.const_data_ptr<T>(), rank},
+                                .rows = count,
                                 .in = rank,
                                 .out = linear.lora_b.size(0),
                                 .weight = linear.lora_b.const_data_ptr<T>(),
@@ -416,30 +433,38 @@ class PackedSession final : public DecodeSession {
 
   // --- prompts ---------------------------------------------------------------------------------
 
-  cpu::KeyRows<T> keys_of(const Prompt& prompt, std::int64_t head, const LayerCache& cache) const {
-    const std::int64_t begin = prompt.begin * key_width() + head * prompt.length() * head_dim();
-    return {cache.keys.prompts.template const_data_ptr<T>() + begin,
-            cache.values.prompts.template const_data_ptr<T>() + begin, prompt.length()};
+  /// Returns where keys, or values, of a prompt's head begin.
+  T* place_of(const Prompt& prompt, std::size_t layer, bool of_values, std::int64_t head) const {
+    const std::int64_t half = 2 * static_cast<std::int64_t>(layer) + (of_values ? 1 : 0);
+    return prompt.kept.keys_and_values.template data_ptr<T>() +
+           (half * kv_heads() + head) * prompt.length() * head_dim();
   }
 
-  /// Logits after each of the prompts, which have `count` tokens in all.
-  void fill(std::span<const Prompt> prompts, std::int64_t count, const at::Tensor& logits) {
+  cpu::KeyRows<T> keys_of(const Prompt& prompt, std::size_t layer, std::int64_t head) const {
+    return {place_of(prompt, layer, false, head), place_of(prompt, layer, true, head),
+            prompt.length()};
+  }
+
+  /// Computes what is kept of each of the prompts, which have `count` tokens in all.
+  void fill(std::span<Prompt* const> prompts, std::int64_t count) {
     Rows<T> rows(network_.options, count);
     std::vector<std::int64_t> ids, positions, lengths, last;
     std::vector<AttentionBlock> blocks;
-    for (const Prompt& prompt : prompts) {
-      blocks.push_back(
-          {.query = std::ssize(ids), .key = std::ssize(ids), .length = prompt.length()});
-      for (std::int64_t i = 0; i < prompt.length(); ++i) positions.push_back(i);
-      lengths.insert(lengths.end(), prompt.tokens.size(), prompt.length());
-      ids.insert(ids.end(), prompt.tokens.begin(), prompt.tokens.end());
+    for (Prompt* prompt : prompts) {
+      const std::int64_t length = prompt->length();
+      prompt->kept.keys_and_values =
+          at::empty({layers(), 2, kv_heads(), length, head_dim()}, like());
+      blocks.push_back({.query = std::ssize(ids), .key = std::ssize(ids), .length = length});
+      for (std::int64_t i = 0; i < length; ++i) positions.push_back(i);
+      lengths.insert(lengths.end(), prompt->tokens.size(), length);
+      ids.insert(ids.end(), prompt->tokens.begin(), prompt->tokens.end());
       last.push_back(std::ssize(ids) - 1);
     }
     embed(at::tensor(ids, at::kLong), rows);
     const std::vector<Rotary> rotaries = rotaries_of(positions, lengths);
     for (std::size_t i = 0; i < network_.layers.size(); ++i) {
       take_heads(i, rotaries, rows);
-      keep_prompts(prompts, rows, caches_[i]);
+      keep_prompts(prompts, rows, i);
       if (i + 1 < network_.layers.size()) {
         attend_prompts(blocks, rows, i);
       } else {
@@ -449,22 +474,28 @@ class PackedSession final : public DecodeSession {
       }
       finish(i, rows);
     }
+    const at::Tensor logits = at::empty({std::ssize(prompts), vocab_size()}, like());
     write_logits(rows, logits);
+    for (std::size_t i = 0; i < prompts.size(); ++i) {
+      prompts[i]->kept.logits = logits[static_cast<std::int64_t>(i)].clone();
+      kept_prompts_.put(prompts[i]->tokens, prompts[i]->kept);
+    }
   }
 
-  void keep_prompts(std::span<const Prompt> prompts, const Rows<T>& rows, LayerCache& cache) const {
-    T* keys = cache.keys.prompts.template mutable_data_ptr<T>();
-    T* values = cache.values.prompts.template mutable_data_ptr<T>();
-    for (const Prompt& prompt : prompts) {
-      const std::int64_t first = prompt.begin - prompts.front().begin;
+  void keep_prompts(std::span<Prompt* const> prompts, const Rows<T>& rows,
+                    std::size_t layer) const {
+    std::int64_t first = 0;
+    for (const Prompt* prompt : prompts) {
       for (std::int64_t head = 0; head < kv_heads(); ++head) {
-        const std::int64_t begin = prompt.begin * key_width() + head * prompt.length() * head_dim();
-        for (std::int64_t i = 0; i < prompt.length(); ++i) {
-          const std::int64_t of_head = head * head_dim(), to = begin + i * head_dim();
+        T* keys = place_of(*prompt, layer, false, head);
+        T* values = place_of(*prompt, layer, true, head);
+        for (std::int64_t i = 0; i < prompt->length(); ++i) {
+          const std::int64_t of_head = head * head_dim(), to = i * head_dim();
           std::copy_n(rows.key(first + i) + of_head, head_dim(), keys + to);
           std::copy_n(rows.value(first + i) + of_head, head_dim(), values + to);
         }
       }
+      first += prompt->length();
     }
   }
 
@@ -484,13 +515,13 @@ class PackedSession final : public DecodeSession {
   }
 
   /// Returns the last token of each prompt; row i is that of prompt i.
-  std::vector<cpu::QueryTask<T>> last_tasks(std::span<const Prompt> prompts, std::size_t index,
+  std::vector<cpu::QueryTask<T>> last_tasks(std::span<Prompt* const> prompts, std::size_t index,
                                             const Rows<T>& rows) const {
     std::vector<cpu::QueryTask<T>> tasks;
     for (std::size_t i = 0; i < prompts.size(); ++i) {
       for (std::int64_t head = 0; head < kv_heads(); ++head) {
         tasks.push_back(task_of(static_cast<std::int64_t>(i), head,
-                                keys_of(prompts[i], head, caches_[index]), {}, rows,
+                                keys_of(*prompts[i], index, head), {}, rows,
                                 spec_of(index).window));
       }
     }
@@ -521,35 +552,64 @@ class PackedSession final : public DecodeSession {
 
   // --- generated tokens ------------------------------------------------------------------------
 
+  /// Returns logits after each row, [added.size(), vocab].
+  at::Tensor extend(const std::vector<Added>& added, const at::Tensor& ids) {
+    const at::NoGradGuard no_grad;
+    const OneThread one_thread;
+    std::vector<std::int64_t> positions;
+    std::int64_t longest = 0;
+    for (const auto& [live, place] : added) {
+      positions.push_back(prompts_[live_[live].prompt].length() + place);
+      longest = std::max(longest, place + 1);
+    }
+    check_positions(positions);
+    reserve(longest);
+    Rows<T> rows(network_.options, std::ssize(added));
+    embed(ids, rows);
+    const std::vector<Rotary> rotaries = rotaries_of(positions, lengths_after(positions));
+    for (std::size_t i = 0; i < network_.layers.size(); ++i) {
+      take_heads(i, rotaries, rows);
+      keep_own(added, rows, caches_[i]);
+      attend(own_tasks(added, rows, i), i);
+      finish(i, rows);
+    }
+    for (const auto& [live, place] : added) live_[live].length = place + 1;
+    at::Tensor logits = empty_from_pool({rows.count, vocab_size()}, kDtype<T>);
+    write_logits(rows, logits);
+    return logits;
+  }
+
   /// Returns where the tokens of a sequence begin.
   std::int64_t own_begin(const Live& live, std::int64_t head) const {
     return (live.slot * kv_heads() + head) * capacity_ * head_dim();
   }
 
-  void keep_own(LayerCache& cache, const Rows<T>& rows) const {
-    T* keys = cache.keys.own.template mutable_data_ptr<T>();
-    T* values = cache.values.own.template mutable_data_ptr<T>();
-    for (std::size_t i = 0; i < live_.size(); ++i) {
+  void keep_own(const std::vector<Added>& added, const Rows<T>& rows, const Cache& cache) const {
+    T* keys = cache.keys.template data_ptr<T>();
+    T* values = cache.values.template data_ptr<T>();
+    for (std::size_t i = 0; i < added.size(); ++i) {
       const auto row = static_cast<std::int64_t>(i);
       for (std::int64_t head = 0; head < kv_heads(); ++head) {
-        const std::int64_t to = own_begin(live_[i], head) + length_ * head_dim();
+        const std::int64_t to = own_begin(live_[added[i].live], head) + added[i].place * head_dim();
         std::copy_n(rows.key(row) + head * head_dim(), head_dim(), keys + to);
         std::copy_n(rows.value(row) + head * head_dim(), head_dim(), values + to);
       }
     }
   }
 
-  std::vector<cpu::QueryTask<T>> own_tasks(std::size_t index, const Rows<T>& rows) const {
-    const LayerCache& cache = caches_[index];
+  std::vector<cpu::QueryTask<T>> own_tasks(const std::vector<Added>& added, const Rows<T>& rows,
+                                           std::size_t index) const {
+    const Cache& cache = caches_[index];
     std::vector<cpu::QueryTask<T>> tasks;
-    for (std::size_t i = 0; i < live_.size(); ++i) {
+    for (std::size_t i = 0; i < added.size(); ++i) {
+      const Live& live = live_[added[i].live];
       for (std::int64_t head = 0; head < kv_heads(); ++head) {
-        const std::int64_t begin = own_begin(live_[i], head);
-        const cpu::KeyRows<T> own{cache.keys.own.template const_data_ptr<T>() + begin,
-                                  cache.values.own.template const_data_ptr<T>() + begin,
-                                  length_ + 1};
+        const std::int64_t begin = own_begin(live, head);
+        const cpu::KeyRows<T> own{cache.keys.template const_data_ptr<T>() + begin,
+                                  cache.values.template const_data_ptr<T>() + begin,
+                                  added[i].place + 1};
         tasks.push_back(task_of(static_cast<std::int64_t>(i), head,
-                                keys_of(prompts_[live_[i].prompt], head, cache), own, rows,
+                                keys_of(prompts_[live.prompt], index, head), own, rows,
                                 spec_of(index).window));
       }
     }
@@ -562,15 +622,13 @@ class PackedSession final : public DecodeSession {
     const std::int64_t capacity = std::max(length, std::max(kFirstCapacity, 2 * capacity_));
     std::vector<std::int64_t> slots;
     for (const Live& live : live_) slots.push_back(live.slot);
-    for (auto& [keys, values] : caches_) {
-      for (Cache* cache : {&keys, &values}) {
+    for (Cache& cache : caches_) {
+      for (at::Tensor* own : {&cache.keys, &cache.values}) {
         at::Tensor grown = at::empty({std::ssize(live_), kv_heads(), capacity, head_dim()}, like());
-        if (length_ > 0) {
-          grown.narrow(2, 0, length_)
-              .copy_(
-                  cache->own.narrow(2, 0, length_).index_select(0, at::tensor(slots, at::kLong)));
+        if (capacity_ > 0) {
+          grown.narrow(2, 0, capacity_).copy_(own->index_select(0, at::tensor(slots, at::kLong)));
         }
-        cache->own = std::move(grown);
+        *own = std::move(grown);
       }
     }
     capacity_ = capacity;
@@ -578,12 +636,12 @@ class PackedSession final : public DecodeSession {
   }
 
   Network network_;
+  KeptPrompts kept_prompts_;
   std::vector<Prompt> prompts_;
   std::vector<Live> live_;
-  std::vector<LayerCache> caches_;
+  std::vector<Cache> caches_;
   bool filled_ = false;
-  std::int64_t length_ = 0;  ///< generated tokens of each sequence that the model saw
-  std::int64_t capacity_ = 0;
+  std::int64_t capacity_ = 0;  ///< generated tokens that there is room for
 };
 
 }  // namespace

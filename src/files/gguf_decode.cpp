@@ -23,33 +23,14 @@ int pair_at(const std::uint8_t* pairs, int i) {
   return (pairs[i / 128 * kBlock + i % kBlock] >> (2 * (i % 128 / kBlock))) & 3;
 }
 
-// Scale and offset of one of the 8 parts of a Q4_K or Q5_K block, 6 bits each.
 struct Part {
   float scale, offset;
 };
 
-// Reads the 12 bytes: 4 low scales, 4 low offsets, both with 2 bits of the upper four on top,
-// then the other 4 bits of the upper scales and offsets.
 Part part_at(const std::uint8_t* block, int part) {
-  const std::uint8_t* packed = block + 4;
-  int scale = 0;
-  int offset = 0;
-  if (part < 4) {
-    scale = packed[part] & 63;
-    offset = packed[part + 4] & 63;
-  } else {
-    scale = low(packed[part + 4]) | ((packed[part - 4] >> 6) << 4);
-    offset = high(packed[part + 4]) | ((packed[part] >> 6) << 4);
-  }
+  const auto [scale, offset] = part_bits(block + 4, part);
   return {half_at(block) * static_cast<float>(scale),
           half_at(block + 2) * static_cast<float>(offset)};
-}
-
-// Scale `part` of the 16 of a Q3_K block: four bits of 8 bytes, low nibbles first, and two bits of
-// the 4 bytes behind them.
-int scale_of_q3_k(const std::uint8_t* packed, int part) {
-  const int nibble = part < 8 ? low(packed[part]) : high(packed[part - 8]);
-  return (nibble | (((packed[8 + part % 4] >> (2 * (part / 4))) & 3) << 4)) - 32;
 }
 
 }  // namespace

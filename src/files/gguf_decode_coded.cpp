@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <array>
-#include <bit>
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 
 #include "files/gguf_blocks.h"
 
@@ -9,16 +9,6 @@
 
 namespace prefopt::detail {
 namespace {
-
-using ValueList = std::array<std::int8_t, 16>;
-
-// ggml's, denser around zero.
-constexpr ValueList kUneven{-127, -104, -83, -65, -49, -35, -22, -10,
-                            1,    13,   25,  38,  53,  69,  89,  113};
-
-// The floats of 1 sign, 2 exponent and 1 mantissa bits, twice as large (OCP Microscaling
-// Formats 1.0).
-constexpr ValueList kFourBitFloats{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 // `count` bytes of nibbles.
 void decode_listed(const ValueList& list, float scale, const std::uint8_t* nibbles, int count,
@@ -28,12 +18,6 @@ void decode_listed(const ValueList& list, float scale, const std::uint8_t* nibbl
     values[i + count] =
         scale * static_cast<float>(list[static_cast<std::size_t>(high(nibbles[i]))]);
   }
-}
-
-// Half of the power of two that a byte names, for values that are twice as large.
-float half_power(std::uint8_t exponent) {
-  constexpr int kBias = 127;
-  return std::ldexp(1.0F, exponent - kBias - 1);
 }
 
 // Half of a float of 4 exponent and 3 mantissa bits, whose sign bit is ignored. 0x7f, NaN in that
@@ -74,10 +58,7 @@ void decode_iq4_nl(const std::uint8_t* block, float* values) {
 void decode_iq4_xs(const std::uint8_t* block, float* values) {
   const float scale_of_scales = half_at(block);
   for (int part = 0; part < 8; ++part) {
-    const int pair = (block[2 + part / 4] >> (2 * (part % 4))) & 3;
-    const std::uint8_t nibbles = block[4 + part / 2];
-    const int scale = ((part % 2 == 0 ? low(nibbles) : high(nibbles)) | (pair << 4)) - 32;
-    decode_listed(kUneven, scale_of_scales * static_cast<float>(scale),
+    decode_listed(kUneven, scale_of_scales * static_cast<float>(scale_of_iq4_xs(block, part)),
                   block + 8 + part * kBlock / 2, kBlock / 2, values + part * kBlock);
   }
 }

@@ -18,15 +18,14 @@ namespace {
 template <class T>
 void decode_blocks(const GgufEncoding& encoding, const std::uint8_t* blocks, std::int64_t count,
                    T* values) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::uint8_t* block = blocks + i * encoding.bytes;
-    T* out = values + i * encoding.values;
-    if constexpr (std::is_same_v<T, float>) {
-      encoding.decode(block, out);
-    } else {
+  if constexpr (std::is_same_v<T, float>) {
+    encoding.decode(blocks, count, values);
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) {
       std::array<float, kSuperBlock> decoded;
-      encoding.decode(block, decoded.data());
-      std::transform(decoded.begin(), decoded.begin() + encoding.values, out,
+      encoding.decode(blocks + i * encoding.bytes, 1, decoded.data());
+      std::transform(decoded.begin(), decoded.begin() + encoding.values,
+                     values + i * encoding.values,
                      [](float value) { return static_cast<T>(value); });
     }
   }

@@ -18,8 +18,8 @@ struct GgufEncoding {
   std::int64_t bytes;
   /// Of an encoding that is a dtype.
   std::optional<at::ScalarType> dtype = {};
-  /// Of one in blocks: one block to float32.
-  void (*decode)(const std::uint8_t* block, float* values) = nullptr;
+  /// Of one in blocks: `count` blocks that follow one another to float32.
+  void (*decode)(const std::uint8_t* blocks, std::int64_t count, float* values) = nullptr;
   /// And back.
   void (*encode)(const float* values, std::uint8_t* block) = nullptr;
 };

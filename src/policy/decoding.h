@@ -22,6 +22,10 @@ void check_prompts(const std::vector<std::vector<std::int64_t>>& prompts, std::i
 void check_appended_tokens(const at::Tensor& tokens, std::int64_t sequences,
                            std::int64_t vocab_size);
 
+/// As many lists as sequences, none of them empty; DataError for an id outside the vocabulary.
+void check_appended_lists(const std::vector<std::vector<std::int64_t>>& tokens,
+                          std::int64_t sequences, std::int64_t vocab_size);
+
 /// Throws ShapeError for none, DataError for places not ascending or not below `sequences`.
 void check_kept(const std::vector<std::int64_t>& kept, std::int64_t sequences);
 

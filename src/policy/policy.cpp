@@ -135,6 +135,24 @@ void check_appended_tokens(const at::Tensor& tokens, std::int64_t sequences,
   check_token_ids(tokens, vocab_size, "append");
 }
 
+void check_appended_lists(const std::vector<std::vector<std::int64_t>>& tokens,
+                          std::int64_t sequences, std::int64_t vocab_size) {
+  if (std::ssize(tokens) != sequences) {
+    throw ShapeError(fmt::format("append: expected tokens of {} sequences, got of {}", sequences,
+                                 tokens.size()));
+  }
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i].empty()) {
+      throw ShapeError(
+          fmt::format("append: expected tokens of each sequence, got none of sequence {}", i));
+    }
+    for (const std::int64_t id : tokens[i]) {
+      if (id >= 0 && id < vocab_size) continue;
+      throw DataError(fmt::format("append: expected token ids in [0, {}), got {}", vocab_size, id));
+    }
+  }
+}
+
 void check_kept(const std::vector<std::int64_t>& kept, std::int64_t sequences) {
   if (kept.empty()) throw ShapeError("keep: expected at least one sequence, got none");
   std::int64_t least = 0;

@@ -17,6 +17,7 @@
 #include "core/random.h"
 #include "policy/logit_rules.h"
 #include "policy/next_token.h"
+#include "policy/sampling_checks.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/error.h"
 #include "prefopt/logps/token_logps.h"
@@ -188,11 +189,7 @@ class Sampler {
 
 Samples run(Policy& policy, const std::vector<std::vector<std::int64_t>>& prompts,
             const SamplingOptions& options, bool with_logps) {
-  check_for_model(options, policy);
-  if (!options.indices.empty() && options.indices.size() != prompts.size()) {
-    throw ShapeError(fmt::format("sampling: expected an index of each of the {} prompts, got {}",
-                                 prompts.size(), options.indices.size()));
-  }
+  detail::check_sampling(options, policy, std::ssize(prompts));
   if (prompts.empty()) return {};
   const at::NoGradGuard no_grad;
   Sampler sampler(prompts, options, with_logps);
@@ -263,6 +260,14 @@ bool follows_policy(const SamplingOptions& options) {
 }
 
 namespace detail {
+
+void check_sampling(const SamplingOptions& options, const Policy& policy, std::int64_t prompts) {
+  check_for_model(options, policy);
+  if (!options.indices.empty() && std::ssize(options.indices) != prompts) {
+    throw ShapeError(fmt::format("sampling: expected an index of each of the {} prompts, got {}",
+                                 prompts, options.indices.size()));
+  }
+}
 
 void check_own_distribution(const SamplingOptions& options, std::string_view where,
                             std::string_view reason) {

@@ -9,13 +9,9 @@ namespace {
 void decode_columns(const BlockMatrix& matrix, std::int64_t row, std::int64_t first_column,
                     std::int64_t columns, float* out) {
   const std::int64_t place = matrix.places == nullptr ? row : matrix.places[row];
-  const std::int64_t row_bytes = matrix.columns / matrix.values * matrix.bytes;
-  const std::uint8_t* block =
-      matrix.data + place * row_bytes + first_column / matrix.values * matrix.bytes;
-  for (std::int64_t i = 0; i < columns; i += matrix.values) {
-    matrix.decode(block, out + i);
-    block += matrix.bytes;
-  }
+  const std::uint8_t* blocks =
+      matrix.data + place * matrix.row_bytes() + first_column / matrix.values * matrix.bytes;
+  matrix.decode(blocks, columns / matrix.values, out);
 }
 
 }  // namespace
@@ -29,6 +25,15 @@ void decode_slice(const BlockMatrix& matrix, const BlockSlice& slice, float* out
                      out + i * slice.columns);
     }
   });
+}
+
+void decode_rows(const BlockMatrix& matrix, std::int64_t first, std::int64_t rows, float* out) {
+  if (matrix.places == nullptr) {
+    matrix.decode(matrix.data + first * matrix.row_bytes(), rows * matrix.columns / matrix.values,
+                  out);
+    return;
+  }
+  for (std::int64_t i = 0; i < rows; ++i) decode_row(matrix, first + i, out + i * matrix.columns);
 }
 
 void decode_row(const BlockMatrix& matrix, std::int64_t row, float* out) {

@@ -10,13 +10,15 @@
 #include <variant>
 
 #include "kernels/cpu/block_matrix.h"
-#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/rows.h"
 
 // Linear layers on few rows, as decoding has them. linear.h puts weights in another order before it
-// multiplies, which pays where many rows go past them. Here a weight is read once, where it lies,
-// and a SIMD lane is a row of x: up to 1.5 times as fast for 16 rows, 1.1 for 64, and 0.9 for 1,600
-// (bench_linear). A row's result depends neither on the other rows nor on the number of threads.
+// multiplies, which pays where many rows go past them. Here a SIMD lane is a number of a weight's
+// row, so that floats are read where they lie and blocks are decoded as they follow one another.
+//
+// The lanes' sums are added in pairs of neighbours, whatever the number of rows: a row's result
+// depends neither on the other rows nor on the number of threads, and a weight in blocks or in a
+// low precision gives the bits of the same weight in float32.
 namespace prefopt::kernels::cpu {
 
 /// A matrix without gaps; a low precision is widened, or blocks are decoded, a few rows at a time.
@@ -29,17 +31,13 @@ using WeightRows = std::conditional_t<
 /// y = x Wᵀ + b, or y += x Wᵀ + b.
 template <class T>
 struct ThinLinear {
-  const PackedMatrix<T>* x;  ///< xᵀ [in, rows]
-  std::int64_t in, out;
+  Rows<const T> x;  ///< [rows, in]
+  std::int64_t rows, in, out;
   WeightRows<T> weight;     ///< W [out, in]
   const T* bias = nullptr;  ///< b [out]; null: none
   Rows<T> y;
   bool accumulate = false;
 };
-
-/// xᵀ of x [rows, in].
-template <class T>
-PackedMatrix<T> pack_rows(Rows<const T> x, std::int64_t rows, std::int64_t in);
 
 /// All at once, so that small ones share the threads.
 template <class T>

@@ -104,5 +104,29 @@ TEST_CASE("prefopt generate: stop strings, least length and penalty", "[cli]") {
       "sampling: expected texts in stop, got an empty one");
 }
 
+TEST_CASE("prefopt generate: drafts change no completion", "[cli]") {
+  const auto generate = [](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {
+        "generate", "--model", kPolicy,  "--tokenizer",      "byte", "--prompt",      "abcabcab",
+        "--prompt", "xyxyxyx", "--json", "--max-new-tokens", "30",   "--temperature", "0"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return json_lines(run_cli(arguments).out);
+  };
+  const auto plain = generate({});
+  REQUIRE(plain.size() == 2);
+  CHECK(generate({"--draft-tokens", "6"}) == plain);
+  const auto check_refused = [](const std::vector<std::string>& more, const std::string& error) {
+    std::vector<std::string> arguments = {"generate", "--model",  kPolicy, "--tokenizer",
+                                          "byte",     "--prompt", "ab"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    check_cli_refused(arguments, 2, error);
+  };
+  check_refused({"--draft-tokens", "-1"}, "--draft-tokens: expected at least 0, got -1");
+  check_refused({"--draft-tokens", "4", "--candidates"},
+                "--draft-tokens: expected plain completions of one model, got --candidates");
+  check_refused({"--draft-tokens", "4"},
+                "draft_tokens: expected greedy decoding (temperature 0), got temperature 1");
+}
+
 }  // namespace
 }  // namespace prefopt::testing_support

@@ -29,9 +29,9 @@ using prefopt::testing_support::simd_targets;
 using prefopt::testing_support::SimdTarget;
 
 const std::vector<std::string>& encodings() {
-  static const std::vector<std::string> names = {"Q8_0",   "Q4_0",   "Q4_1",  "Q5_0",  "Q5_1",
-                                                 "Q2_K",   "Q3_K",   "Q4_K",  "Q5_K",  "Q6_K",
-                                                 "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"};
+  static const std::vector<std::string> names = {
+      "Q8_0", "Q4_0", "Q4_1",   "Q5_0",   "Q5_1",  "Q2_K",  "Q3_K",  "Q4_K",
+      "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"};
   return names;
 }
 
@@ -52,7 +52,7 @@ class RandomBlocks {
       // Scales are floats, of which some bytes make no number.
       do {
         for (std::uint8_t& byte : block) byte = static_cast<std::uint8_t>(bits());
-        encoding_.decode(block.data(), values.data());
+        encoding_.decode(block.data(), 1, values.data());
       } while (!are_sane(values));
       bytes_.insert(bytes_.end(), block.begin(), block.end());
       std::copy(values.begin(), values.end(), wide_.mutable_data_ptr<float>() + i);
@@ -92,8 +92,8 @@ at::Tensor products(const LinearWeight<Weight>& weight, const WeightRows<float>&
   at::Tensor dx = random_normal({rows, in}, at::kFloat, 4);
   linear_forward<float, Weight>({sizes, rows_in(x), weight, rows_in(y), accumulate});
   linear_input_grad<float, Weight>({sizes, rows_in(dy), weight, rows_in(dx), accumulate});
-  const auto packed = pack_rows<float>(rows_in(x), rows, in);
-  const ThinLinear<float> product{.x = &packed,
+  const ThinLinear<float> product{.x = rows_in(x),
+                                  .rows = rows,
                                   .in = in,
                                   .out = out,
                                   .weight = thin_weight,

@@ -31,8 +31,8 @@ template <class T>
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                   const at::Tensor& y, bool accumulate) {
   at::Tensor out = y.clone();
-  const auto packed = pack_rows<T>({x.const_data_ptr<T>(), x.stride(0)}, x.size(0), weight.size(1));
-  const ThinLinear<T> product{.x = &packed,
+  const ThinLinear<T> product{.x = {x.const_data_ptr<T>(), x.stride(0)},
+                              .rows = x.size(0),
                               .in = weight.size(1),
                               .out = weight.size(0),
                               .weight = rows_of<T>(weight),
@@ -107,15 +107,15 @@ TEST_CASE("thin_linear: several maps of the same rows, and of others", "[kernels
   const at::Tensor b = random_normal({200, 20}, at::kFloat, 4);
   const at::Tensor c = random_normal({7, 9}, at::kFloat, 5);
   at::Tensor y = at::zeros({5, 267});
-  const auto columns_x = pack_rows<float>({x.const_data_ptr<float>(), 20}, 5, 20);
-  const auto columns_z = pack_rows<float>({z.const_data_ptr<float>(), 9}, 5, 9);
+  const Rows<const float> rows_x{x.const_data_ptr<float>(), 20};
+  const Rows<const float> rows_z{z.const_data_ptr<float>(), 9};
   const auto into = [&](std::int64_t column) {
     return Rows<float>{y.data_ptr<float>() + column, 267};
   };
   const std::vector<ThinLinear<float>> products{
-      {&columns_x, 20, 60, a.const_data_ptr<float>(), nullptr, into(0)},
-      {&columns_x, 20, 200, b.const_data_ptr<float>(), nullptr, into(60)},
-      {&columns_z, 9, 7, c.const_data_ptr<float>(), nullptr, into(260)}};
+      {rows_x, 5, 20, 60, a.const_data_ptr<float>(), nullptr, into(0)},
+      {rows_x, 5, 20, 200, b.const_data_ptr<float>(), nullptr, into(60)},
+      {rows_z, 5, 9, 7, c.const_data_ptr<float>(), nullptr, into(260)}};
   thin_linear<float>(products);
   CHECK(
       at::allclose(y, at::cat({x.matmul(a.t()), x.matmul(b.t()), z.matmul(c.t())}, 1), 1e-5, 1e-5));

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "decoder/network.h"
+
+namespace prefopt::detail {
+
+/// What a decoder computes of a prompt, undefined or whole.
+struct KeptPrompt {
+  at::Tensor keys_and_values, logits;
+};
+
+/// The tensors of a network and the versions that they had.
+class WeightStamp;
+
+/// The prompts that the process keeps for a network (prefopt/decoder/prompt_cache.h). Nothing is
+/// found and nothing is kept while the cache is off, once a tensor of the network has changed, and
+/// where one has no version counter.
+class KeptPrompts {
+ public:
+  static KeptPrompts of(const Network& network);
+
+  KeptPrompt find(const std::vector<std::int64_t>& tokens) const;
+  void put(const std::vector<std::int64_t>& tokens, const KeptPrompt& prompt) const;
+
+ private:
+  std::shared_ptr<const WeightStamp> stamp_;
+};
+
+}  // namespace prefopt::detail
