@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <map>
+#include <numeric>
 #include <span>
 #include <utility>
 
@@ -29,9 +30,10 @@ namespace {
 
 namespace cpu = kernels::cpu;
 
-/// Rows of prompts that go through the layers at once: more need no fewer reads of the weights for
-/// each row, but more memory.
-constexpr std::int64_t kRowsAtOnce = 4096;
+/// Rows of prompts that go through the layers at once, and the memory that they may take: more need
+/// no fewer reads of the weights for each row.
+constexpr std::int64_t kMostRowsAtOnce = 4096, kLeastRowsAtOnce = 256;
+constexpr std::int64_t kBytesAtOnce = std::int64_t{256} << 20;
 /// Tokens that a sequence has room for at first.
 constexpr std::int64_t kFirstCapacity = 64;
 
@@ -72,6 +74,13 @@ struct Rows {
         qkv(rows * qkv_stride()),
         attended(rows * queries),
         gate_up(rows * 2 * wide) {}
+
+  /// Returns the bytes of a row.
+  static std::int64_t bytes(const DecoderOptions& options) {
+    const Rows of(options, 0);
+    return static_cast<std::int64_t>(sizeof(T)) *
+           (2 * of.hidden + of.qkv_stride() + of.queries + 2 * of.wide);
+  }
 
   std::int64_t qkv_stride() const { return queries + 2 * keys; }
   T* query(std::int64_t row) const { return qkv.data() + row * qkv_stride(); }
@@ -142,8 +151,11 @@ Network readable(Network network) {
 template <class T>
 class PackedSession final : public DecodeSession {
  public:
-  PackedSession(const Network& network, const std::vector<std::vector<std::int64_t>>& prompts)
-      : network_(readable<T>(network)), caches_(network_.layers.size()) {
+  PackedSession(const Network& network, const std::vector<std::vector<std::int64_t>>& prompts,
+                std::int64_t rows_at_once)
+      : network_(readable<T>(network)),
+        rows_at_once_(rows_at_once > 0 ? rows_at_once : default_rows()),
+        caches_(network_.layers.size()) {
     std::map<std::vector<std::int64_t>, std::size_t> place_of;
     std::int64_t rows = 0;
     for (const auto& tokens : prompts) {
@@ -167,12 +179,17 @@ class PackedSession final : public DecodeSession {
     at::Tensor logits = empty_from_pool({std::ssize(prompts_), vocab_size()}, kDtype<T>);
     for (std::size_t first = 0, last = 0; first < prompts_.size(); first = last) {
       std::int64_t rows = 0;
-      while (last < prompts_.size() && (last == first || rows < kRowsAtOnce)) {
+      while (last < prompts_.size() &&
+             (last == first || rows + prompts_[last].length() <= rows_at_once_)) {
         rows += prompts_[last++].length();
       }
-      fill(std::span(prompts_).subspan(first, last - first), rows,
-           logits.narrow(0, static_cast<std::int64_t>(first),
-                         static_cast<std::int64_t>(last - first)));
+      const at::Tensor of_prompts = logits.narrow(0, static_cast<std::int64_t>(first),
+                                                  static_cast<std::int64_t>(last - first));
+      if (last == first + 1 && rows > rows_at_once_) {
+        fill_in_parts(prompts_[first], of_prompts);
+      } else {
+        fill(std::span(prompts_).subspan(first, last - first), rows, of_prompts);
+      }
     }
     if (live_.size() == prompts_.size()) return logits;
     std::vector<std::int64_t> prompt_of;
@@ -216,6 +233,11 @@ class PackedSession final : public DecodeSession {
   struct LayerCache {
     Cache keys, values;
   };
+
+  std::int64_t default_rows() const {
+    return std::clamp(kBytesAtOnce / Rows<T>::bytes(network_.options), kLeastRowsAtOnce,
+                      kMostRowsAtOnce);
+  }
 
   std::int64_t vocab_size() const { return network_.options.vocab_size; }
   std::int64_t head_dim() const { return network_.options.head_dim; }
@@ -449,20 +471,80 @@ class PackedSession final : public DecodeSession {
     write_logits(rows, logits);
   }
 
+  /// Does the same for one prompt, a part of it after the other. Its keys and values are those of
+  /// the cache, so that no part needs the rows of those before it.
+  void fill_in_parts(const Prompt& prompt, const at::Tensor& logits) {
+    for (std::int64_t first = 0; first < prompt.length(); first += rows_at_once_) {
+      const std::int64_t count = std::min(rows_at_once_, prompt.length() - first);
+      Rows<T> rows(network_.options, count);
+      std::vector<std::int64_t> positions(static_cast<std::size_t>(count));
+      std::iota(positions.begin(), positions.end(), first);
+      const auto begin = prompt.tokens.begin() + first;
+      embed(at::tensor(std::vector<std::int64_t>(begin, begin + count), at::kLong), rows);
+      const std::vector<Rotary> rotaries =
+          rotaries_of(positions, std::vector<std::int64_t>(positions.size(), prompt.length()));
+      const bool is_end = first + count == prompt.length();
+      for (std::size_t i = 0; i < network_.layers.size(); ++i) {
+        take_heads(i, rotaries, rows);
+        keep_rows(prompt, {first, count}, rows, 0, caches_[i]);
+        if (i + 1 < network_.layers.size()) {
+          attend_part(prompt, first, rows, i);
+        } else if (is_end) {
+          rows.select({count - 1});
+          attend(last_tasks(std::span(&prompt, 1), i, rows), i);
+        } else {
+          break;  // nothing reads what the last layer makes of these rows
+        }
+        finish(i, rows);
+      }
+      if (is_end) write_logits(rows, logits);
+    }
+  }
+
   void keep_prompts(std::span<const Prompt> prompts, const Rows<T>& rows, LayerCache& cache) const {
+    for (const Prompt& prompt : prompts) {
+      keep_rows(prompt, {0, prompt.length()}, rows, prompt.begin - prompts.front().begin, cache);
+    }
+  }
+
+  struct PartOfPrompt {
+    std::int64_t first, count;
+  };
+
+  /// Keeps keys and values of a part of a prompt, whose rows begin at `row`.
+  void keep_rows(const Prompt& prompt, PartOfPrompt part, const Rows<T>& rows, std::int64_t row,
+                 LayerCache& cache) const {
     T* keys = cache.keys.prompts.template mutable_data_ptr<T>();
     T* values = cache.values.prompts.template mutable_data_ptr<T>();
-    for (const Prompt& prompt : prompts) {
-      const std::int64_t first = prompt.begin - prompts.front().begin;
-      for (std::int64_t head = 0; head < kv_heads(); ++head) {
-        const std::int64_t begin = prompt.begin * key_width() + head * prompt.length() * head_dim();
-        for (std::int64_t i = 0; i < prompt.length(); ++i) {
-          const std::int64_t of_head = head * head_dim(), to = begin + i * head_dim();
-          std::copy_n(rows.key(first + i) + of_head, head_dim(), keys + to);
-          std::copy_n(rows.value(first + i) + of_head, head_dim(), values + to);
-        }
+    for (std::int64_t head = 0; head < kv_heads(); ++head) {
+      const std::int64_t begin = prompt.begin * key_width() + head * prompt.length() * head_dim();
+      for (std::int64_t i = 0; i < part.count; ++i) {
+        const std::int64_t of_head = head * head_dim();
+        const std::int64_t to = begin + (part.first + i) * head_dim();
+        std::copy_n(rows.key(row + i) + of_head, head_dim(), keys + to);
+        std::copy_n(rows.value(row + i) + of_head, head_dim(), values + to);
       }
     }
+  }
+
+  /// Lets rows see themselves and the `first` tokens of their prompt before them.
+  void attend_part(const Prompt& prompt, std::int64_t first, const Rows<T>& rows,
+                   std::size_t index) const {
+    const LayerSpec& of = spec_of(index);
+    const auto cached = [&](const at::Tensor& prompts) {
+      return at::from_blob(prompts.template data_ptr<T>() + prompt.begin * key_width(),
+                           {first + rows.count, kv_heads(), head_dim()},
+                           {head_dim(), prompt.length() * head_dim(), 1}, like());
+    };
+    const at::Tensor queries =
+        at::from_blob(rows.query(0), {rows.count, network_.options.num_attention_heads, head_dim()},
+                      {rows.qkv_stride(), head_dim(), 1}, like());
+    const AttentionResult result = tree_attention(
+        queries, cached(caches_[index].keys.prompts), cached(caches_[index].values.prompts),
+        {{.query = 0, .key = first, .length = rows.count, .past = first}}, of.query_scale,
+        {.window = of.window, .softcap = of.attention_softcap});
+    std::copy_n(result.output.template const_data_ptr<T>(), rows.count * rows.queries,
+                rows.attended.data());
   }
 
   void attend_prompts(const std::vector<AttentionBlock>& blocks, const Rows<T>& rows,
@@ -575,6 +657,7 @@ class PackedSession final : public DecodeSession {
   }
 
   Network network_;
+  std::int64_t rows_at_once_;
   std::vector<Prompt> prompts_;
   std::vector<Live> live_;
   std::vector<LayerCache> caches_;
@@ -586,11 +669,12 @@ class PackedSession final : public DecodeSession {
 }  // namespace
 
 std::unique_ptr<DecodeSession> make_packed_session(
-    const Network& network, const std::vector<std::vector<std::int64_t>>& prompts) {
+    const Network& network, const std::vector<std::vector<std::int64_t>>& prompts,
+    std::int64_t rows_at_once) {
   if (network.embedding.scalar_type() == at::kDouble) {
-    return std::make_unique<PackedSession<double>>(network, prompts);
+    return std::make_unique<PackedSession<double>>(network, prompts, rows_at_once);
   }
-  return std::make_unique<PackedSession<float>>(network, prompts);
+  return std::make_unique<PackedSession<float>>(network, prompts, rows_at_once);
 }
 
 }  // namespace prefopt::detail
