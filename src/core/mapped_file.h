@@ -28,8 +28,8 @@ class MappedFile {
 
   std::string_view bytes() const { return {data_, size_}; }
   char* mutable_data() { return data_; }
-  /// Lets go of the pages from `offset`, whole ones, up to `end`, which are read again when they are
-  /// asked for. Nothing may have been written to them.
+  /// Lets go of the pages from `offset`, whole ones, up to `end`, which are read again when they
+  /// are asked for. Nothing may have been written to them.
   void let_go(std::size_t offset, std::size_t end);
 
  private:

@@ -44,7 +44,8 @@ class ModelShape {
     std::int64_t all = 0, mapped = 0;
   };
   WeightBytes weight_bytes() const;
-  /// Returns whether the output head is in blocks.
+  /// Returns whether a weight, or the output head, is in blocks.
+  bool has_blocks() const { return !blocks_.empty(); }
   bool has_head_in_blocks() const;
   /// Returns the names and tensors of Decoder::named_parameters.
   std::vector<NamedParameter> parameters() const;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <string>
@@ -46,7 +47,14 @@ class BudgetSearch {
         models_(RunModels::of(options, machine)),
         all_(largest_micro_batch(rows, batch_of_rank(options.batch, machine.ranks))),
         fixed_(memory_of(options, models_, rows, machine, 0, Checkpointing::kFull, {}).total()) {
-    for (const TokenRow& row : rows.train) longest_ = std::max(longest_, tokens_of(row));
+    for (const TokenRow& row : rows.train) {
+      const std::int64_t tokens = tokens_of(row);
+      const auto scored = static_cast<double>(std::ssize(row.chosen) + std::ssize(row.rejected) +
+                                              std::ssize(row.gold));
+      longest_ = std::max(longest_, tokens);
+      most_scored_ =
+          std::max(most_scored_, scored / static_cast<double>(std::max<std::int64_t>(tokens, 1)));
+    }
   }
 
   /// Returns the quickest choice within `budget` bytes.
@@ -106,7 +114,10 @@ class BudgetSearch {
   /// Returns nothing where the budget is less than a tile.
   std::optional<HeadPlan> head_within(std::int64_t budget, std::int64_t tokens) const {
     try {
-      return plan_head(head_work(models_.step, std::min(tokens, all_.scored)), budget);
+      // No micro-batch has a larger share of completions than each of its rows.
+      const auto scored =
+          static_cast<std::int64_t>(std::ceil(most_scored_ * static_cast<double>(tokens)));
+      return plan_head(head_work(models_.step, std::min({tokens, all_.scored, scored})), budget);
     } catch (const ConfigError&) {
       return std::nullopt;
     }
@@ -162,6 +173,7 @@ class BudgetSearch {
   RunModels models_;
   LargestMicroBatch all_;
   std::int64_t fixed_ = 0, longest_ = 1;
+  double most_scored_ = 0;  ///< share of a row's tokens that meet the output head
 };
 
 CheckpointingChoice choice_of(Checkpointing level) {

@@ -57,7 +57,7 @@ std::optional<ModelShape> own_reference(const RunOptions& options) {
   // A fresh adapter changes nothing, so the reference is the model under it.
   if (model.use_lora && model.lora.init_lora_weights != "false" && is_policy) return std::nullopt;
   // Copies share blocks.
-  if (is_policy && shape_of(model).weight_bytes().mapped > 0) return std::nullopt;
+  if (is_policy && shape_of(model).has_blocks()) return std::nullopt;
   ModelOptions of = model;
   of.use_lora = false;
   of.base = "auto";

@@ -33,7 +33,7 @@ Decoder model_of(std::int64_t hidden, bool tied) {
                   .num_hidden_layers = 2,
                   .num_attention_heads = 4,
                   .num_key_value_heads = 2,
-                  .head_dim = 16,
+                  .head_dim = 64,
                   .tie_word_embeddings = tied,
                   .initializer_range = 0.1});
 }
@@ -63,7 +63,7 @@ std::int64_t status_bytes(const std::string& key) {
   return -1;
 }
 
-/// Returns the most anonymous memory over `work` beyond what there was, by the kernel's own mark.
+/// Returns the most memory over `work` beyond what there was, by the kernel's own mark.
 template <class Work>
 std::int64_t peak_of(const Work& work) {
   release_pooled_memory();
@@ -179,6 +179,10 @@ TEST_CASE("quantized base: there is never a float32 copy of a matrix", "[decoder
                          .head_dim = 32,
                          .tie_word_embeddings = true}),
                 path, {.type = "Q8_0"});
+  }
+  if (peak_of([] {}) > kFloats / 8) {
+    WARN("the kernel does not reset its mark of the most memory");
+    return;
   }
   const auto use = [&](const std::string& dtype) {
     return peak_of([&] {
