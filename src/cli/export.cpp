@@ -10,6 +10,7 @@
 #include "cli/export_gguf.h"
 #include "cli/inputs.h"
 #include "core/text.h"
+#include "decoder/decoder_files.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/decoder/end_tokens.h"
@@ -51,6 +52,16 @@ FolderFiles companions_of(const ExportArguments& arguments, const Decoder& model
   return files;
 }
 
+/// Blocks that an adapter is merged into become numbers, of which there are several kinds.
+void check_dtype_of_merge(const ExportArguments& arguments) {
+  const bool is_number = arguments.dtype.starts_with("float") || arguments.dtype == "bfloat16";
+  if (arguments.adapter.empty() || is_number || !detail::has_blocks(arguments.model)) return;
+  throw ConfigError(fmt::format(
+      "--dtype: expected float32, float64, bfloat16 or float16 to merge an adapter into a model in "
+      "blocks, got {}",
+      arguments.dtype));
+}
+
 }  // namespace
 
 void run_export(const ExportArguments& arguments, std::ostream& err) {
@@ -73,6 +84,7 @@ void run_export(const ExportArguments& arguments, std::ostream& err) {
     throw ConfigError(
         fmt::format("--out: expected a new folder, got {} with a model in it", arguments.out));
   }
+  check_dtype_of_merge(arguments);
   const auto tokenizer = open_if_known(arguments, err);
   std::shared_ptr<const Policy> policy;
   std::shared_ptr<Decoder> layers;  // the policy, or those of a reward model

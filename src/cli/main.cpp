@@ -107,6 +107,9 @@ CLI::Option* with_brackets(CLI::Option* option) {
   return option->expected(1, kMostValues)->allow_extra_args(false);
 }
 
+const std::vector<std::string> kDtypes = {"float32", "float64", "bfloat16",  "float16",
+                                          "keep",    "q8_0",    "quantized", "q4_k"};
+
 void add_model(CLI::App& command, ModelArguments& arguments) {
   command
       .add_option("--model", arguments.model,
@@ -117,7 +120,8 @@ void add_model(CLI::App& command, ModelArguments& arguments) {
       ->type_name("DIR");
   command
       .add_option("--dtype", arguments.dtype,
-                  "float32, float64, bfloat16, float16, keep, or quantized")
+                  "float32, float64, bfloat16, float16, keep, quantized, q8_0 or q4_k")
+      ->check(CLI::IsMember(kDtypes))
       ->capture_default_str();
   command.add_option("--device", arguments.device, "cpu, cuda, cuda:1, …, or auto")
       ->capture_default_str();
@@ -469,7 +473,8 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
   command->add_option("--data", arguments.data, "preference rows")->type_name("FILE")->required();
   command
       ->add_option("--dtype", arguments.dtype,
-                   "float32, float64, bfloat16, float16, keep, or quantized")
+                   "float32, float64, bfloat16, float16, keep, quantized, q8_0 or q4_k")
+      ->check(CLI::IsMember(kDtypes))
       ->capture_default_str();
   command->add_option("--device", arguments.device, "cpu, cuda, cuda:1, …, or auto")
       ->capture_default_str();

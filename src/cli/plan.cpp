@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <optional>
 #include <ostream>
 #include <string>
@@ -18,6 +19,7 @@
 #include "prefopt/options.h"
 #include "run/plan/calibrate.h"
 #include "run/plan/known_models.h"
+#include "run/plan/memory_budget.h"
 #include "run/plan/run_plan.h"
 #include "run/resolve.h"
 #include "run/run_loss.h"
@@ -71,9 +73,12 @@ Json assumed_value(const std::string& text) {
 
 /// Puts what was given on the command line into `machine`.
 void put_given(const PlanArguments& arguments, PlanAssumptions& machine) {
-  Json given = Json::object();
-  for (const auto& [name, value] : arguments.assumptions) given[name] = assumed_value(value);
-  read_fields([&](FieldVisitor& v) { machine.fields(v); }, detail::dump_json(given), "plan");
+  for (const auto& [name, value] : arguments.assumptions) {
+    std::string flag = "--" + name;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    const Json given = {{name, assumed_value(value)}};
+    read_fields([&](FieldVisitor& v) { machine.fields(v); }, detail::dump_json(given), flag);
+  }
 }
 
 PlanAssumptions assumptions_of(const PlanArguments& arguments) {
@@ -90,12 +95,18 @@ PlanAssumptions assumptions_of(const PlanArguments& arguments) {
   return PlanAssumptions::of_gpus(*arguments.gpus);
 }
 
-detail::RunRows rows_of(const PlanArguments& arguments, RunOptions& options, std::ostream& err) {
+/// Rows, and the name of the tokenizer that counts their tokens.
+struct CountedRows {
+  detail::RunRows rows;
+  std::string tokenizer = {};
+};
+
+CountedRows rows_of(const PlanArguments& arguments, RunOptions& options, std::ostream& err) {
   if (arguments.lengths.empty()) {
     const auto note = [&](const std::string& line) { err << "prefopt: " << line << '\n'; };
     const auto tokenizer = detail::open_run_tokenizer(options.model);
     const RowNeeds needs = row_needs(detail::RunLoss(options.loss).requirements());
-    return detail::load_rows(options.data, *tokenizer, needs, note);
+    return {detail::load_rows(options.data, *tokenizer, needs, note), tokenizer->name()};
   }
   if (!options.data.train.empty()) {
     throw ConfigError(fmt::format("--lengths: expected no rows of --data or data.train, got '{}'",
@@ -107,10 +118,11 @@ detail::RunRows rows_of(const PlanArguments& arguments, RunOptions& options, std
     throw ConfigError(
         fmt::format("--lengths: expected 1 token or more of each part, got {}", length));
   }
-  return {.train = detail::equal_rows(options.batch.rows, lengths[0], lengths[1], lengths[2]),
-          .eval = {},
-          .train_cut = {},
-          .eval_cut = {}};
+  return {
+      .rows = {.train = detail::equal_rows(options.batch.rows, lengths[0], lengths[1], lengths[2]),
+               .eval = {},
+               .train_cut = {},
+               .eval_cut = {}}};
 }
 
 /// Measures this machine on the first micro-batch; returns the spread of its runs.
@@ -139,13 +151,16 @@ void run_plan(const PlanArguments& arguments, std::ostream& out, std::ostream& e
   put_distributed(options.distributed, machine);
   put_given(arguments, machine);
   detail::RunModels::of(options, machine);  // refuses what cannot be planned before rows are read
-  const detail::RunRows rows = rows_of(arguments, options, err);
+  const auto [rows, tokenizer] = rows_of(arguments, options, err);
+  detail::fit_memory(options, rows, machine,
+                     [&](const std::string& line) { err << "prefopt: " << line << '\n'; });
   std::optional<double> spread;
   if (arguments.calibrate) {
     spread = calibrate(options, rows, machine);
     put_given(arguments, machine);  // what was given counts, not what was measured
   }
-  const detail::RunPlan plan = detail::plan_run(options, rows, machine, arguments.steps);
+  detail::RunPlan plan = detail::plan_run(options, rows, machine, arguments.steps);
+  plan.tokenizer = tokenizer;
   const PlanReport report{.plan = plan, .machine = machine, .spread = spread};
   if (arguments.json) {
     out << detail::dump_json(plan_to_json(report), 2) << '\n';

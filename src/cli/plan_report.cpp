@@ -188,6 +188,9 @@ Json time_to_json(const RunPlan& plan) {
 void print_plan(const PlanReport& report, std::ostream& out) {
   const RunPlan& plan = report.plan;
   out << fmt::format("model: {} parameters, {} trained\n", plan.parameters, plan.trained);
+  out << (plan.tokenizer.empty()
+              ? "tokens: of the given lengths\n"
+              : fmt::format("tokens: as the tokenizer '{}' counts them\n", plan.tokenizer));
   print_memory(plan, out);
   print_work(plan, out);
   if (report.machine.ranks > 1) {
@@ -215,6 +218,7 @@ Json plan_to_json(const PlanReport& report) {
         {{"name", one.name}, {"count", one.count}, {"bytes", one.bytes}, {"seconds", one.seconds}});
   }
   return {{"parameters", plan.parameters},
+          {"tokenizer", plan.tokenizer.empty() ? Json() : Json(plan.tokenizer)},
           {"trained_parameters", plan.trained},
           {"steps", plan.steps},
           {"planned_steps", plan.planned},

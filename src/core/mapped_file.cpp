@@ -4,21 +4,46 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
+#include <mutex>
+#include <set>
 #include <system_error>
-
-#include "core/descriptor.h"
+#include <utility>
 
 namespace prefopt::detail {
+namespace {
+
+/// All mappings of the process.
+struct MappedFiles {
+  std::mutex mutex;
+  std::set<const MappedFile*> files;
+};
+
+MappedFiles& mapped_files() {
+  // Never destroyed: a tensor may keep a mapping longer than every static object.
+  static auto* instance = new MappedFiles;
+  return *instance;
+}
+
+}  // namespace
+
+MappedFile::MappedFile(std::string path, Descriptor file, char* data, std::size_t size)
+    : path_(std::move(path)), file_(std::move(file)), data_(data), size_(size) {
+  MappedFiles& all = mapped_files();
+  const std::lock_guard lock(all.mutex);
+  all.files.insert(this);
+}
 
 std::shared_ptr<MappedFile> MappedFile::try_open(const std::string& path, std::string& why) {
   // Opening a pipe would wait for someone to write to it.
-  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   struct stat status {};
   if (file.get() < 0 || ::fstat(file.get(), &status) != 0) {
     why = last_error();
@@ -39,11 +64,36 @@ std::shared_ptr<MappedFile> MappedFile::try_open(const std::string& path, std::s
       return nullptr;
     }
   }
-  return std::shared_ptr<MappedFile>(new MappedFile(static_cast<char*>(data), size));
+  return std::shared_ptr<MappedFile>(
+      new MappedFile(path, std::move(file), static_cast<char*>(data), size));
 }
 
 MappedFile::~MappedFile() {
+  {
+    MappedFiles& all = mapped_files();
+    const std::lock_guard lock(all.mutex);
+    all.files.erase(this);
+  }
   if (size_ > 0) ::munmap(data_, size_);
+}
+
+void MappedFile::let_go(std::size_t offset, std::size_t end) {
+  // Advice: pages that stay do no harm.
+  if (offset < end) ::madvise(data_ + offset, end - offset, MADV_DONTNEED);
+}
+
+std::string shrunk_file() {
+  MappedFiles& all = mapped_files();
+  const std::lock_guard lock(all.mutex);
+  for (const MappedFile* file : all.files) {
+    struct stat status {};
+    if (::fstat(file->file_.get(), &status) != 0) continue;
+    const auto size = static_cast<std::uint64_t>(status.st_size);
+    if (size >= file->size_) continue;
+    return fmt::format("{}: expected {} bytes, as when it was mapped, got {}", file->path_,
+                       file->size_, size);
+  }
+  return "";
 }
 
 at::Tensor tensor_in_file(const std::shared_ptr<MappedFile>& file, std::uint64_t offset,

@@ -9,28 +9,41 @@
 #include <string>
 #include <string_view>
 
+#include "core/descriptor.h"
+
 namespace prefopt::detail {
 
 /// A regular file in memory, privately: pages that are written to become the process's own, so no
 /// write reaches the file. A file that is renamed over or removed stays; one that is cut short
-/// while mapped ends the process on access, as with any mapping.
+/// while mapped ends the process on access, as with any mapping, unless `shrunk_file` is asked
+/// before.
 class MappedFile {
  public:
   /// Null where it cannot be, and `why` says so.
   static std::shared_ptr<MappedFile> try_open(const std::string& path, std::string& why);
+  friend std::string shrunk_file();
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
   std::string_view bytes() const { return {data_, size_}; }
   char* mutable_data() { return data_; }
+  /// Lets go of the pages from `offset`, whole ones, up to `end`, which are read again when they
+  /// are asked for. Nothing may have been written to them.
+  void let_go(std::size_t offset, std::size_t end);
 
  private:
-  MappedFile(char* data, std::size_t size) : data_(data), size_(size) {}
+  MappedFile(std::string path, Descriptor file, char* data, std::size_t size);
 
+  std::string path_;
+  Descriptor file_;
   char* data_;
   std::size_t size_;
 };
+
+/// Returns of the first mapped file that is now shorter than it was "PATH: expected N bytes, as
+/// when it was mapped, got M"; empty where there is none.
+std::string shrunk_file();
 
 /// Throws `E` with "PATH: expected a readable file, got …".
 template <class E>

@@ -2,12 +2,11 @@
 #include "core/memory_pool.h"
 
 #include <ATen/ops/from_blob.h>
-#ifdef __linux__
 #include <sys/mman.h>
-#endif
 
 #include <algorithm>
 #include <bit>
+#include <cstdint>
 #include <cstdlib>
 #include <limits>
 #include <mutex>
@@ -34,14 +33,33 @@ std::size_t rounded(std::int64_t bytes) {
   return (size + alignment - 1) / alignment * alignment;
 }
 
-/// Returns a block of `size`, of which `bytes` are wanted now.
-void* allocate(std::size_t size, std::size_t bytes) {
-  void* data = std::aligned_alloc(size < kLargePage ? kCacheLine : kLargePage, size);
+/// Returns memory of the C library, for a block that is too small for the pool.
+void* allocate_small(std::size_t size) {
+  void* data = std::aligned_alloc(kCacheLine, size);
   if (data == nullptr) throw std::bad_alloc();
+  return data;
+}
+
+/// Returns a block of `size` from the system, of which `bytes` are wanted now. The C library would
+/// keep it when it is freed.
+void* allocate(std::size_t size, std::size_t bytes) {
+  const std::size_t alignment = size < kLargePage ? 1 : kLargePage;
+  const std::size_t reserved = size + alignment - 1;
+  void* begin =
+      ::mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (begin == MAP_FAILED) throw std::bad_alloc();
+  const auto first = reinterpret_cast<std::uintptr_t>(begin);
+  const std::uintptr_t at = (first + alignment - 1) / alignment * alignment;
+  const auto unmap = [](std::uintptr_t from, std::uintptr_t to) {
+    if (from < to) ::munmap(reinterpret_cast<void*>(from), to - from);
+  };
+  unmap(first, at);
+  unmap(at + size, first + reserved);
+  void* data = reinterpret_cast<void*>(at);
 #ifdef MADV_HUGEPAGE
   // Advice: where it is not taken the pages are small. The rest of a large page would be memory
   // that nobody asked for.
-  if (bytes >= kLargePage) madvise(data, bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
+  if (bytes >= kLargePage) ::madvise(data, bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
 #endif
   return data;
 }
@@ -50,7 +68,7 @@ class Pool {
  public:
   void* take(std::int64_t bytes) {
     const std::size_t size = rounded(bytes);
-    if (size < kLeastPooled) return allocate(size, static_cast<std::size_t>(bytes));
+    if (size < kLeastPooled) return allocate_small(size);
     const std::lock_guard lock(mutex_);
     auto best = free_.end();
     for (auto block = free_.begin(); block != free_.end(); ++block) {
@@ -68,10 +86,14 @@ class Pool {
     release(size);
     // Room for all blocks, so that giving one back cannot fail.
     free_.reserve(sizes_.size() + free_.size() + 1);
-    std::unique_ptr<void, void (*)(void*)> data(allocate(size, static_cast<std::size_t>(bytes)),
-                                                &std::free);
-    sizes_.emplace(data.get(), size);
-    return data.release();
+    void* data = allocate(size, static_cast<std::size_t>(bytes));
+    try {
+      sizes_.emplace(data, size);
+    } catch (...) {
+      ::munmap(data, size);
+      throw;
+    }
+    return data;
   }
 
   void give_back(void* data) {
@@ -102,7 +124,7 @@ class Pool {
 
   void release(std::size_t bytes) {
     while (bytes > 0 && !free_.empty()) {
-      std::free(free_.front().data);
+      ::munmap(free_.front().data, free_.front().size);
       bytes -= std::min(bytes, free_.front().size);
       free_.erase(free_.begin());
     }

@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "core/file.h"
+#include "core/mapped_file.h"
 #include "core/one_thread.h"
 #include "decoder/boundary_session.h"
 #include "decoder/decoder_config.h"
@@ -28,6 +29,7 @@
 #include "decoder/network.h"
 #include "decoder/packed_layer.h"
 #include "decoder/packed_session.h"
+#include "decoder/quantized_weight.h"
 #include "decoder/router_load.h"
 #include "kernels/block_tensor.h"
 #include "math/upload.h"
@@ -62,9 +64,14 @@ Decoder::Decoder(DecoderOptions options) : impl_(std::make_unique<Impl>()) {
 
 std::shared_ptr<Decoder> Decoder::load(const std::string& path, std::string_view dtype) {
   const bool keeps_blocks = dtype == "quantized";
+  const detail::GgufEncoding* quantizes = detail::encoding_on_load(dtype);
   std::optional<at::ScalarType> wanted;
-  if (dtype != "keep" && !keeps_blocks) wanted = parse_dtype(dtype);
-  detail::DecoderReader reader(detail::followed(path), wanted, keeps_blocks);
+  if (quantizes != nullptr) {
+    wanted = at::kFloat;
+  } else if (dtype != "keep" && !keeps_blocks) {
+    wanted = parse_dtype(dtype);
+  }
+  detail::DecoderReader reader(detail::followed(path), wanted, keeps_blocks, quantizes);
   if (reader.has(detail::kScoreWeight)) {
     throw CheckpointError(fmt::format(
         "{}: expected a language model, got a reward model, with the tensor '{}'; prefopt score "
@@ -171,6 +178,18 @@ PolicyOutput Decoder::forward(const TokenBatch& batch) {
   return {.hidden = hidden.view({ids.size(0), ids.size(1), -1}), .logits = {}};
 }
 
+namespace {
+
+/// Throws CheckpointError where a file that weights are read from was cut short.
+void check_mapped_files() {
+  const std::string why = detail::shrunk_file();
+  if (why.empty()) return;
+  throw CheckpointError(
+      why + "; weights are read from the file while they are used, so it has to stay as it is");
+}
+
+}  // namespace
+
 bool Decoder::packs() const { return true; }
 
 at::Tensor Decoder::forward_packed(const PackedTokens& tokens) {
@@ -179,6 +198,7 @@ at::Tensor Decoder::forward_packed(const PackedTokens& tokens) {
 
 at::Tensor Decoder::Impl::packed_states(const PackedTokens& tokens, bool has_last_tokens) const {
   const OneThread one_thread;
+  check_mapped_files();
   const Network used = seen(made_weights());
   check_ids(tokens.input_ids, used);
   check_longest(used.spec, longest_in(tokens), "decoder");
@@ -273,6 +293,7 @@ void Decoder::save(const std::string& directory) const {
 
 std::unique_ptr<DecodeSession> Decoder::start_decoding(
     const std::vector<std::vector<std::int64_t>>& prompts) {
+  check_mapped_files();
   detail::check_prompts(prompts, vocab_size());
   for (const auto& prompt : prompts) check_length(std::ssize(prompt), "start_decoding");
   const at::NoGradGuard no_grad;

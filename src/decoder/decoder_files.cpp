@@ -15,6 +15,7 @@
 #include "core/file.h"
 #include "decoder/families/family.h"
 #include "decoder/gguf_decoder.h"
+#include "decoder/quantized_weight.h"
 #include "files/gguf_encoding.h"
 #include "prefopt/error.h"
 #include "prefopt/files/gguf.h"
@@ -22,6 +23,8 @@
 
 namespace prefopt::detail {
 namespace {
+
+constexpr std::string_view kEmbedding = "model.embed_tokens.weight";
 
 // Rotary frequencies, which are computed here.
 bool is_left_over(const std::string& name) {
@@ -59,8 +62,14 @@ std::int64_t context_length_of(const std::string& path) {
 }
 
 DecoderReader::DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype,
-                             bool keeps_blocks)
-    : dtype_(dtype) {
+                             bool keeps_blocks, const GgufEncoding* quantizes)
+    : dtype_(dtype), quantizes_(quantizes) {
+  if (quantizes != nullptr && has_blocks(path)) {
+    throw CheckpointError(fmt::format(
+        "{}: expected a model in float dtypes to quantize, got matrices in blocks, which are kept "
+        "as they are without it (model.base)",
+        path));
+  }
   if (is_gguf_file(path)) {
     open_gguf(path, keeps_blocks);
   } else if (keeps_blocks) {
@@ -137,7 +146,8 @@ void DecoderReader::open_gguf(const std::string& path, bool keeps_blocks) {
         keeps_blocks && names.size() == 1 &&
         (blocks = read_gguf_blocks(file, tensor.name, config_.options)).defined()) {
       has_blocks = true;
-      left_.emplace(names.front(), Stored{tensor.shape, [blocks] { return blocks; }, *dtype_});
+      left_.emplace(names.front(), Stored{tensor.shape, [blocks] { return blocks; }, *dtype_,
+                                          static_cast<std::int64_t>(tensor.bytes)});
       continue;
     }
     const auto read = [file, gguf_name = tensor.name, options = config_.options, dtype = *dtype_] {
@@ -201,6 +211,10 @@ at::Tensor DecoderReader::take(const std::string& name, const std::vector<std::i
   if (!tensor.is_floating_point()) {
     fail(name, "a floating dtype", c10::toString(tensor.scalar_type()));
   }
+  if (quantizes_ != nullptr && can_be_blocks(name, shape)) {
+    if (name == kEmbedding) float_embedding_ = tensor;
+    return quantized(*quantizes_, tensor, fmt::format("{}: tensor '{}'", path_, name));
+  }
   if (dtype_) return tensor.to(*dtype_);
   return tensor.dim() > 1 ? tensor.to(matrix_dtype_) : tensor;
 }
@@ -210,7 +224,8 @@ void DecoderReader::check_nothing_left(const at::Tensor& embedding,
   for (const auto& [name, stored] : left_) {
     if (is_left_over(name)) continue;
     if (name == "lm_head.weight" && embedding.defined()) {
-      if (same_bytes(stored.read().to(embedding.scalar_type()), embedding)) continue;
+      const at::Tensor& one = float_embedding_.defined() ? float_embedding_ : embedding;
+      if (same_bytes(stored.read().to(one.scalar_type()), one)) continue;
       throw CheckpointError(fmt::format(
           "{}: tensor '{}': expected the bytes of '{}', as tie_word_embeddings says, got others",
           path_, name, embedding_name));

@@ -13,6 +13,7 @@
 
 #include "core/json.h"
 #include "decoder/decoder_config.h"
+#include "files/gguf_encoding.h"
 #include "prefopt/files/gguf.h"
 #include "prefopt/policy/policy.h"
 
@@ -24,9 +25,10 @@ class DecoderReader {
  public:
   /// Without a dtype the weights keep a folder's: matrices of several become the widest of them,
   /// and vectors keep their own. A GGUF file's, which is several, become float32, or matrices stay
-  /// in their blocks where `keeps_blocks`; a file without any is refused then.
+  /// in their blocks where `keeps_blocks`; a file without any is refused then. With `quantizes`,
+  /// matrices of float dtypes become blocks of that encoding.
   DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype,
-                bool keeps_blocks = false);
+                bool keeps_blocks = false, const GgufEncoding* quantizes = nullptr);
 
   const DecoderConfig& config() const { return config_; }
   /// Of the safetensors files, to be written back.
@@ -39,6 +41,8 @@ class DecoderReader {
   void drop(const std::string& name) { left_.erase(name); }
   /// Returns the dtype that `take` gives the weight of this name.
   at::ScalarType dtype_of(const std::string& name) const;
+  /// Returns the bytes of the file's blocks that the weight of this name stays in; 0: it does not.
+  std::int64_t block_bytes(const std::string& name) const { return stored(name).block_bytes; }
   /// Returns the weight of this name (Hugging Face's) and shape, once.
   at::Tensor take(const std::string& name, const std::vector<std::int64_t>& shape);
 
@@ -51,6 +55,7 @@ class DecoderReader {
     std::vector<std::int64_t> shape;
     std::function<at::Tensor()> read;
     at::ScalarType dtype = at::kFloat;
+    std::int64_t block_bytes = 0;  ///< of a matrix that stays in blocks
   };
 
   void open_folder(const std::string& directory);
@@ -67,6 +72,8 @@ class DecoderReader {
   std::string path_;
   std::string model_;  // in words
   std::optional<at::ScalarType> dtype_;
+  const GgufEncoding* quantizes_ = nullptr;
+  at::Tensor float_embedding_;                ///< of a file whose embedding became blocks
   at::ScalarType matrix_dtype_ = at::kFloat;  ///< where none is wanted
   std::string note_;
   DecoderConfig config_;

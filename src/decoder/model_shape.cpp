@@ -10,6 +10,7 @@
 #include "decoder/decoder_config.h"
 #include "decoder/decoder_files.h"
 #include "decoder/families/family.h"
+#include "decoder/quantized_weight.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
@@ -39,20 +40,26 @@ ModelShape::ModelShape(const DecoderOptions& options, at::ScalarType dtype)
 
 ModelShape ModelShape::read(const std::string& path, std::string_view dtype) {
   try {
-    if (dtype != "keep") {
-      const auto wanted = parse_dtype(dtype);
+    const GgufEncoding* quantizes = encoding_on_load(dtype);
+    if (dtype != "keep" && dtype != "quantized") {
+      const auto wanted = quantizes == nullptr ? parse_dtype(dtype) : at::kFloat;
       ModelShape shape(network_of(read_model_options(followed(path)), path));
       shape.network_.for_each_weight(
-          [&](const std::string&, at::Tensor& weight, const auto& sizes) {
+          [&](const std::string& name, at::Tensor& weight, const auto& sizes) {
             weight = without_memory(sizes, wanted);
+            if (quantizes == nullptr || !can_be_blocks(name, sizes)) return;
+            shape.blocks_[name] = {bytes_in_blocks(*quantizes, sizes)};
           });
       return shape;
     }
-    const DecoderReader reader(followed(path), std::nullopt);
+    const DecoderReader reader(followed(path), std::nullopt, dtype == "quantized");
     ModelShape shape(network_of(reader.config().options, path));
     shape.network_.for_each_weight(
         [&](const std::string& name, at::Tensor& weight, const auto& sizes) {
           weight = without_memory(sizes, reader.dtype_of(name));
+          if (const std::int64_t bytes = reader.block_bytes(name); bytes > 0) {
+            shape.blocks_[name] = {bytes, /*are_mapped=*/true};
+          }
         });
     return shape;
   } catch (const ConfigError& error) {
@@ -81,6 +88,25 @@ Network ModelShape::seen() const {
         part.magnitude.defined() ? "use_dora" : "an adapter", part.module.name));
   }
   return with_adapter(network_, *adapter_, MadeWeights::kWide);
+}
+
+ModelShape::WeightBytes ModelShape::weight_bytes() const {
+  WeightBytes bytes;
+  Network(network_).for_each_weight(
+      [&](const std::string& name, const at::Tensor& weight, const auto&) {
+        const auto blocks = blocks_.find(name);
+        if (blocks == blocks_.end()) {
+          bytes.all += static_cast<std::int64_t>(weight.nbytes());
+          return;
+        }
+        bytes.all += blocks->second.bytes;
+        if (blocks->second.are_mapped) bytes.mapped += blocks->second.bytes;
+      });
+  return bytes;
+}
+
+bool ModelShape::has_head_in_blocks() const {
+  return blocks_.contains(network_.spec.tied_head ? "model.embed_tokens.weight" : "lm_head.weight");
 }
 
 std::vector<NamedParameter> ModelShape::parameters() const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -23,7 +24,8 @@ class ModelShape {
   /// A fresh model. Throws ConfigError as Decoder does.
   ModelShape(const DecoderOptions& options, at::ScalarType dtype);
   /// The model of a folder or a `.gguf` file, from its config; its weights are looked at where
-  /// `dtype` is "keep", and never read. Throws CheckpointError as Decoder::load does.
+  /// `dtype` is "keep" or "quantized", and never read. Throws CheckpointError as Decoder::load
+  /// does.
   static ModelShape read(const std::string& path, std::string_view dtype);
 
   /// Adds an adapter, of which alone the model trains then. Throws ConfigError as
@@ -37,13 +39,28 @@ class ModelShape {
   /// Returns the network as executors see it. Throws ConfigError for an adapter that makes whole
   /// matrices: DoRA, or one of embedding or head.
   Network seen() const;
+  /// Returns the bytes of the weights without an adapter's, `mapped` of them the blocks of a file.
+  struct WeightBytes {
+    std::int64_t all = 0, mapped = 0;
+  };
+  WeightBytes weight_bytes() const;
+  /// Returns whether a weight, or the output head, is in blocks.
+  bool has_blocks() const { return !blocks_.empty(); }
+  bool has_head_in_blocks() const;
   /// Returns the names and tensors of Decoder::named_parameters.
   std::vector<NamedParameter> parameters() const;
 
  private:
   explicit ModelShape(Network network) : network_(std::move(network)) {}
 
+  /// Bytes of a weight in blocks.
+  struct Blocks {
+    std::int64_t bytes = 0;
+    bool are_mapped = false;
+  };
+
   Network network_;
+  std::map<std::string, Blocks> blocks_;  ///< by the names of the weights that are in some
   std::optional<AdapterParts> adapter_;
 };
 

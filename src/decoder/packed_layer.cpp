@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/activation_file.h"
 #include "core/one_thread.h"
 #include "decoder/layer_math.h"
 #include "math/upload.h"
@@ -389,7 +390,10 @@ class PackedLayer : public torch::autograd::Function<PackedLayer> {
     LayerPass pass(*plan, layer, index, x);
     const at::Tensor result = pass.forward();
     drop_recomputed(pass.activations(), plan->checkpointing);
-    variable_list saved{x};
+    const bool is_in_file = plan->checkpointing == Checkpointing::kFull && activation_file();
+    // A copy in the file is no input: it does not say whether a gradient is wanted.
+    context->saved_data["x_wanted"] = x.requires_grad();
+    variable_list saved{is_in_file ? ActivationFile::put(activation_file(), x) : x};
     saved.insert(saved.end(), tensors.begin(), tensors.end());
     Activations::for_each(pass.activations(),
                           [&](const at::Tensor& tensor) { saved.push_back(tensor); });
@@ -413,8 +417,8 @@ class PackedLayer : public torch::autograd::Function<PackedLayer> {
     LayerPass pass(plan, layer, context->saved_data["index"].toInt(), x);
     Activations::for_each(pass.activations(), [&](at::Tensor& tensor) { tensor = *next++; });
     at::Tensor x_grad;
-    const Layer gradients =
-        pass.backward(grads[0].contiguous(), x.requires_grad() ? &x_grad : nullptr);
+    const Layer gradients = pass.backward(
+        grads[0].contiguous(), context->saved_data["x_wanted"].toBool() ? &x_grad : nullptr);
     variable_list result{x_grad};
     int place = 0;
     for_each_tensor(gradients, [&](const at::Tensor& tensor) {
@@ -564,6 +568,24 @@ std::int64_t kept_bytes_per_row(const Network& network, Checkpointing checkpoint
     numbers += kept_numbers(network.options, layer, checkpointing);
   }
   return numbers * static_cast<std::int64_t>(c10::elementSize(dtype));
+}
+
+std::int64_t work_bytes_per_row(const Network& network, Checkpointing checkpointing,
+                                at::ScalarType dtype) {
+  const DecoderOptions& options = network.options;
+  const std::int64_t queries = options.num_attention_heads * options.head_dim;
+  const std::int64_t keys = options.num_key_value_heads * options.head_dim;
+  std::int64_t again = 0;
+  for (const LayerSpec& layer : network.spec.layers) {
+    again = std::max(again, kept_numbers(options, layer, Checkpointing::kNone) -
+                                kept_numbers(options, layer, checkpointing));
+  }
+  // Of the feed-forward part: the gradients of gate and up and their product once more; of rows of
+  // the hidden size: the result's gradient, the norm's value, the input's gradient and the map's;
+  // of attention: gradients, those of keys and values of a task at a time as well.
+  const std::int64_t made =
+      3 * options.intermediate_size + 4 * options.hidden_size + 2 * queries + 4 * keys;
+  return (again + made) * static_cast<std::int64_t>(c10::elementSize(dtype));
 }
 
 }  // namespace prefopt::detail

@@ -61,4 +61,9 @@ at::Tensor packed_layer(const at::Tensor& x, const Layer& layer, std::int64_t in
 std::int64_t kept_bytes_per_row(const Network& network, Checkpointing checkpointing,
                                 at::ScalarType dtype);
 
+/// Bytes that one layer's backward pass takes for each row, in addition to what all layers keep:
+/// what it computes again, and gradients until they are used.
+std::int64_t work_bytes_per_row(const Network& network, Checkpointing checkpointing,
+                                at::ScalarType dtype);
+
 }  // namespace prefopt::detail

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <map>
-#include <span>
+#include <numeric>
 #include <utility>
 
 #include "core/memory_pool.h"
@@ -32,9 +32,10 @@ namespace {
 
 namespace cpu = kernels::cpu;
 
-/// Rows of prompts that go through the layers at once: more need no fewer reads of the weights for
-/// each row, but more memory.
-constexpr std::int64_t kRowsAtOnce = 4096;
+/// Rows of prompts that go through the layers at once, and the memory that they may take: more need
+/// no fewer reads of the weights for each row.
+constexpr std::int64_t kMostRowsAtOnce = 4096, kLeastRowsAtOnce = 256;
+constexpr std::int64_t kBytesAtOnce = std::int64_t{256} << 20;
 /// Tokens that a sequence has room for at first.
 constexpr std::int64_t kFirstCapacity = 64;
 
@@ -82,6 +83,13 @@ struct Rows {
         qkv(rows * qkv_stride()),
         attended(rows * queries),
         gate_up(rows * 2 * wide) {}
+
+  /// Returns the bytes of a row.
+  static std::int64_t bytes(const DecoderOptions& options) {
+    const Rows of(options, 0);
+    return static_cast<std::int64_t>(sizeof(T)) *
+           (2 * of.hidden + of.qkv_stride() + of.queries + 2 * of.wide);
+  }
 
   std::int64_t qkv_stride() const { return queries + 2 * keys; }
   T* query(std::int64_t row) const { return qkv.data() + row * qkv_stride(); }
@@ -152,9 +160,11 @@ Network readable(Network network) {
 template <class T>
 class PackedSession final : public DraftSession {
  public:
-  PackedSession(const Network& network, const std::vector<std::vector<std::int64_t>>& prompts)
+  PackedSession(const Network& network, const std::vector<std::vector<std::int64_t>>& prompts,
+                std::int64_t rows_at_once)
       : network_(readable<T>(network)),
         kept_prompts_(KeptPrompts::of(network)),
+        rows_at_once_(rows_at_once > 0 ? rows_at_once : default_rows()),
         caches_(network_.layers.size()) {
     std::map<std::vector<std::int64_t>, std::size_t> place_of;
     for (const auto& tokens : prompts) {
@@ -174,12 +184,16 @@ class PackedSession final : public DraftSession {
       prompt.kept = kept_prompts_.find(prompt.tokens);
       if (!prompt.kept.logits.defined()) unknown.push_back(&prompt);
     }
-    for (std::size_t first = 0, last = 0; first < unknown.size(); first = last) {
+    for (auto first = unknown.begin(), last = first; first != unknown.end(); first = last) {
       std::int64_t rows = 0;
-      while (last < unknown.size() && (last == first || rows < kRowsAtOnce)) {
-        rows += unknown[last++]->length();
+      while (last != unknown.end() && (last == first || rows + (*last)->length() <= rows_at_once_)) {
+        rows += (*last++)->length();
       }
-      fill(std::span(unknown).subspan(first, last - first), rows);
+      if (rows > rows_at_once_) {
+        fill_in_parts(**first);
+      } else {
+        fill({first, last}, rows);
+      }
     }
     at::Tensor logits = empty_from_pool({std::ssize(live_), vocab_size()}, kDtype<T>);
     for (std::size_t i = 0; i < live_.size(); ++i) {
@@ -233,6 +247,11 @@ class PackedSession final : public DraftSession {
   }
 
  private:
+  std::int64_t default_rows() const {
+    return std::clamp(kBytesAtOnce / Rows<T>::bytes(network_.options), kLeastRowsAtOnce,
+                      kMostRowsAtOnce);
+  }
+
   std::int64_t vocab_size() const { return network_.options.vocab_size; }
   std::int64_t head_dim() const { return network_.options.head_dim; }
   std::int64_t kv_heads() const { return network_.options.num_key_value_heads; }
@@ -446,14 +465,13 @@ class PackedSession final : public DraftSession {
   }
 
   /// Computes what is kept of each of the prompts, which have `count` tokens in all.
-  void fill(std::span<Prompt* const> prompts, std::int64_t count) {
+  void fill(const std::vector<Prompt*>& prompts, std::int64_t count) {
     Rows<T> rows(network_.options, count);
     std::vector<std::int64_t> ids, positions, lengths, last;
     std::vector<AttentionBlock> blocks;
     for (Prompt* prompt : prompts) {
       const std::int64_t length = prompt->length();
-      prompt->kept.keys_and_values =
-          at::empty({layers(), 2, kv_heads(), length, head_dim()}, like());
+      make_room(*prompt);
       blocks.push_back({.query = std::ssize(ids), .key = std::ssize(ids), .length = length});
       for (std::int64_t i = 0; i < length; ++i) positions.push_back(i);
       lengths.insert(lengths.end(), prompt->tokens.size(), length);
@@ -474,6 +492,47 @@ class PackedSession final : public DraftSession {
       }
       finish(i, rows);
     }
+    keep_logits(prompts, rows);
+  }
+
+  /// Does the same for one prompt, a part of it after the other. Its keys and values are those that
+  /// are kept, so that no part needs the rows of those before it.
+  void fill_in_parts(Prompt& prompt) {
+    make_room(prompt);
+    for (std::int64_t first = 0; first < prompt.length(); first += rows_at_once_) {
+      const std::int64_t count = std::min(rows_at_once_, prompt.length() - first);
+      Rows<T> rows(network_.options, count);
+      std::vector<std::int64_t> positions(static_cast<std::size_t>(count));
+      std::iota(positions.begin(), positions.end(), first);
+      const auto begin = prompt.tokens.begin() + first;
+      embed(at::tensor(std::vector<std::int64_t>(begin, begin + count), at::kLong), rows);
+      const std::vector<Rotary> rotaries =
+          rotaries_of(positions, std::vector<std::int64_t>(positions.size(), prompt.length()));
+      const bool is_end = first + count == prompt.length();
+      for (std::size_t i = 0; i < network_.layers.size(); ++i) {
+        take_heads(i, rotaries, rows);
+        keep_rows(prompt, {first, count}, rows, 0, i);
+        if (i + 1 < network_.layers.size()) {
+          attend_part(prompt, first, rows, i);
+        } else if (is_end) {
+          rows.select({count - 1});
+          attend(last_tasks({&prompt}, i, rows), i);
+        } else {
+          break;  // nothing reads what the last layer makes of these rows
+        }
+        finish(i, rows);
+      }
+      if (is_end) keep_logits({&prompt}, rows);
+    }
+  }
+
+  void make_room(Prompt& prompt) const {
+    prompt.kept.keys_and_values =
+        at::empty({layers(), 2, kv_heads(), prompt.length(), head_dim()}, like());
+  }
+
+  /// Keeps the logits after each prompt; row i is the last of prompt i.
+  void keep_logits(const std::vector<Prompt*>& prompts, Rows<T>& rows) {
     const at::Tensor logits = at::empty({std::ssize(prompts), vocab_size()}, like());
     write_logits(rows, logits);
     for (std::size_t i = 0; i < prompts.size(); ++i) {
@@ -482,21 +541,51 @@ class PackedSession final : public DraftSession {
     }
   }
 
-  void keep_prompts(std::span<Prompt* const> prompts, const Rows<T>& rows,
+  void keep_prompts(const std::vector<Prompt*>& prompts, const Rows<T>& rows,
                     std::size_t layer) const {
     std::int64_t first = 0;
     for (const Prompt* prompt : prompts) {
-      for (std::int64_t head = 0; head < kv_heads(); ++head) {
-        T* keys = place_of(*prompt, layer, false, head);
-        T* values = place_of(*prompt, layer, true, head);
-        for (std::int64_t i = 0; i < prompt->length(); ++i) {
-          const std::int64_t of_head = head * head_dim(), to = i * head_dim();
-          std::copy_n(rows.key(first + i) + of_head, head_dim(), keys + to);
-          std::copy_n(rows.value(first + i) + of_head, head_dim(), values + to);
-        }
-      }
+      keep_rows(*prompt, {0, prompt->length()}, rows, first, layer);
       first += prompt->length();
     }
+  }
+
+  struct PartOfPrompt {
+    std::int64_t first, count;
+  };
+
+  /// Keeps keys and values of a part of a prompt, whose rows begin at `row`.
+  void keep_rows(const Prompt& prompt, PartOfPrompt part, const Rows<T>& rows, std::int64_t row,
+                 std::size_t layer) const {
+    for (std::int64_t head = 0; head < kv_heads(); ++head) {
+      T* keys = place_of(prompt, layer, false, head) + part.first * head_dim();
+      T* values = place_of(prompt, layer, true, head) + part.first * head_dim();
+      for (std::int64_t i = 0; i < part.count; ++i) {
+        const std::int64_t of_head = head * head_dim(), to = i * head_dim();
+        std::copy_n(rows.key(row + i) + of_head, head_dim(), keys + to);
+        std::copy_n(rows.value(row + i) + of_head, head_dim(), values + to);
+      }
+    }
+  }
+
+  /// Lets rows see themselves and the `first` tokens of their prompt before them.
+  void attend_part(const Prompt& prompt, std::int64_t first, const Rows<T>& rows,
+                   std::size_t index) const {
+    const LayerSpec& of = spec_of(index);
+    const auto cached = [&](bool of_values) {
+      return at::from_blob(place_of(prompt, index, of_values, 0),
+                           {first + rows.count, kv_heads(), head_dim()},
+                           {head_dim(), prompt.length() * head_dim(), 1}, like());
+    };
+    const at::Tensor queries =
+        at::from_blob(rows.query(0), {rows.count, network_.options.num_attention_heads, head_dim()},
+                      {rows.qkv_stride(), head_dim(), 1}, like());
+    const AttentionResult result = tree_attention(
+        queries, cached(false), cached(true),
+        {{.query = 0, .key = first, .length = rows.count, .past = first}}, of.query_scale,
+        {.window = of.window, .softcap = of.attention_softcap});
+    std::copy_n(result.output.template const_data_ptr<T>(), rows.count * rows.queries,
+                rows.attended.data());
   }
 
   void attend_prompts(const std::vector<AttentionBlock>& blocks, const Rows<T>& rows,
@@ -515,7 +604,7 @@ class PackedSession final : public DraftSession {
   }
 
   /// Returns the last token of each prompt; row i is that of prompt i.
-  std::vector<cpu::QueryTask<T>> last_tasks(std::span<Prompt* const> prompts, std::size_t index,
+  std::vector<cpu::QueryTask<T>> last_tasks(const std::vector<Prompt*>& prompts, std::size_t index,
                                             const Rows<T>& rows) const {
     std::vector<cpu::QueryTask<T>> tasks;
     for (std::size_t i = 0; i < prompts.size(); ++i) {
@@ -637,6 +726,7 @@ class PackedSession final : public DraftSession {
 
   Network network_;
   KeptPrompts kept_prompts_;
+  std::int64_t rows_at_once_;
   std::vector<Prompt> prompts_;
   std::vector<Live> live_;
   std::vector<Cache> caches_;
@@ -647,11 +737,12 @@ class PackedSession final : public DraftSession {
 }  // namespace
 
 std::unique_ptr<DecodeSession> make_packed_session(
-    const Network& network, const std::vector<std::vector<std::int64_t>>& prompts) {
+    const Network& network, const std::vector<std::vector<std::int64_t>>& prompts,
+    std::int64_t rows_at_once) {
   if (network.embedding.scalar_type() == at::kDouble) {
-    return std::make_unique<PackedSession<double>>(network, prompts);
+    return std::make_unique<PackedSession<double>>(network, prompts, rows_at_once);
   }
-  return std::make_unique<PackedSession<float>>(network, prompts);
+  return std::make_unique<PackedSession<float>>(network, prompts, rows_at_once);
 }
 
 }  // namespace prefopt::detail

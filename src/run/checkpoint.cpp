@@ -36,8 +36,17 @@ std::optional<std::int64_t> step_in(std::string_view name) {
   return is_number ? std::optional(step) : std::nullopt;
 }
 
-Json entry_of(std::string_view bytes) {
-  return {{"bytes", bytes.size()}, {"crc32", crc32_of(bytes)}};
+/// Reads a part of the file at a time: it may be as large as the optimizer's state.
+Json entry_of(const std::string& path) {
+  constexpr std::size_t kPart = std::size_t{64} << 20;
+  const auto file = map_file<CheckpointError>(path);
+  const std::string_view bytes = file->bytes();
+  Crc32 sum;
+  for (std::size_t first = 0; first < bytes.size(); first += kPart) {
+    sum.update(bytes.substr(first, kPart));
+    file->let_go(first, std::min(bytes.size(), first + kPart));
+  }
+  return {{"bytes", bytes.size()}, {"crc32", sum.hex()}};
 }
 
 /// Names of the files in a folder, sorted.
@@ -79,7 +88,7 @@ Json read_manifest(const std::string& folder) {
 }
 
 void check_file(const std::string& path, const Json& entry) {
-  const Json found = entry_of(map_file<CheckpointError>(path)->bytes());
+  const Json found = entry_of(path);
   for (const char* key : {"bytes", "crc32"}) {
     if (found.at(key) == entry.at(key)) continue;
     throw CheckpointError(fmt::format("{}: expected {} {}, as the manifest says, got {}", path, key,
@@ -107,7 +116,7 @@ void write_manifest(const std::string& folder, std::int64_t step) {
   Json files = Json::object();
   for (const std::string& name : files_in(folder)) {
     if (name == kManifest) continue;
-    files[name] = entry_of(map_file<CheckpointError>(fmt::format("{}/{}", folder, name))->bytes());
+    files[name] = entry_of(fmt::format("{}/{}", folder, name));
   }
   write_file<CheckpointError>(
       fmt::format("{}/{}", folder, kManifest),

@@ -36,6 +36,8 @@ void check_program_options(const RunOptions& options) {
   check_idle("machine.checkpointing", options.machine.checkpointing != idle.machine.checkpointing);
   check_idle("machine.activation_budget_mib",
              options.machine.activation_budget_mib != idle.machine.activation_budget_mib);
+  check_idle("machine.memory_budget_mib", options.machine.memory_budget_mib > 0);
+  check_idle("machine.activation_folder", !options.machine.activation_folder.empty());
 }
 
 void check_end_of_samples(const RunLoss& loss, const SamplingOptions& sampling) {

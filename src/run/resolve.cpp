@@ -10,6 +10,7 @@
 #include <string_view>
 #include <utility>
 
+#include "core/activation_file.h"
 #include "core/file.h"
 #include "data/chat_writer.h"
 #include "data/model_memory.h"
@@ -25,7 +26,10 @@
 #include "prefopt/error.h"
 #include "prefopt/policy/moving_reference.h"
 #include "prefopt/train/epoch_rows.h"
+#include "run/model_base.h"
 #include "run/online_run.h"
+#include "run/plan/memory_budget.h"
+#include "run/quantize_cost.h"
 #include "run/reference_shares.h"
 #include "run/run_rows.h"
 #include "run/stream_rows.h"
@@ -125,36 +129,14 @@ void complete_shape(ModelOptions& options, const Tokenizer& tokenizer) {
 const Decoder& layers_of(const Decoder& model) { return model; }
 const Decoder& layers_of(const RewardModel& model) { return model.body(); }
 
-/// Returns the dtype to load the weights in, or "quantized".
-std::string dtype_of_weights(const ModelOptions& options) {
-  const bool is_under_adapter = options.use_lora || !options.adapter.empty();
-  const bool leaves_dtype = options.dtype == "float32" || options.dtype == "keep";
-  if (options.base == "auto") {
-    const bool keeps =
-        is_under_adapter && leaves_dtype && device_of(options).is_cpu() && has_blocks(options.path);
-    return keeps ? "quantized" : options.dtype;
-  }
-  if (options.base != "quantized" && options.base != "float32" && options.base != "bfloat16") {
-    throw ConfigError(fmt::format(
-        "model.base: expected auto, float32, bfloat16 or quantized, got '{}'", options.base));
-  }
-  if (!is_under_adapter) {
-    throw ConfigError(fmt::format(
-        "model.base: expected auto where all weights are trained, in model.dtype, got '{}'; "
-        "model.use_lora trains an adapter on it",
-        options.base));
-  }
-  if (!leaves_dtype && options.dtype != options.base) {
-    throw ConfigError(fmt::format("model.base: expected auto or '{}', as model.dtype is, got '{}'",
-                                  options.dtype, options.base));
-  }
-  return options.base;
-}
-
 std::shared_ptr<Decoder> load_model(const ModelOptions& options, const Decoder* /*kind*/) {
-  return Decoder::load(options.path, dtype_of_weights(options));
+  return Decoder::load(options.path, kept_weights(options));
 }
 std::shared_ptr<RewardModel> load_model(const ModelOptions& options, const RewardModel* /*kind*/) {
+  if (!options.quantize.empty()) {
+    throw ConfigError(fmt::format("model.quantize: expected nothing for a reward model, got '{}'",
+                                  options.quantize));
+  }
   if (options.base != "auto") {
     throw ConfigError(fmt::format(
         "model.base: expected auto for a reward model, whose weights are in model.dtype, got '{}'",
@@ -163,12 +145,20 @@ std::shared_ptr<RewardModel> load_model(const ModelOptions& options, const Rewar
   return RewardModel::load(options.path, options.dtype, ScoreHead::kFreshIfNone);
 }
 
+PlanAssumptions plan_of_ranks(const RanksOptions& options, int ranks) {
+  PlanAssumptions machine;
+  machine.ranks = machine.ranks_per_node = ranks;
+  machine.sharding = options.sharding;
+  return machine;
+}
+
 /// A `Decoder` or a `RewardModel`.
 template <class Model>
 std::shared_ptr<Model> make_model(ModelOptions& options, const Tokenizer& tokenizer,
                                   const Note& note) {
   std::shared_ptr<Model> model;
   if (options.path.empty()) {
+    if (!options.quantize.empty()) kept_weights(options);  // refuses it
     if (options.base != "auto") {
       throw ConfigError(fmt::format(
           "model.base: expected auto for a fresh model, whose weights are in model.dtype, got '{}'",
@@ -303,6 +293,29 @@ void check_reward_run(const RunOptions& options, const RunRows& rows) {
       fmt::format("evaluate.sample_prompts: expected 0 for a reward model, which writes nothing, "
                   "got {}",
                   options.evaluate.sample_prompts));
+}
+
+/// Opens or closes the file of activations.
+void set_activation_file(const RunOptions& options) {
+  const std::string& folder = options.machine.activation_folder;
+  if (folder.empty()) {
+    activation_file().reset();
+    return;
+  }
+  constexpr const char* kOption = "machine.activation_folder";
+  if (!device_of(options.model).is_cpu()) {
+    throw ConfigError(fmt::format("{}: expected the cpu as model.device, got '{}'", kOption,
+                                  options.model.device));
+  }
+  if (options.machine.checkpointing != CheckpointingChoice::kFull) {
+    activation_file().reset();
+    if (options.machine.memory_budget_mib > 0) return;  // which needs no file
+    throw ConfigError(fmt::format(
+        "{}: expected machine.checkpointing full, which leaves the inputs of layers to keep, got "
+        "'{}'",
+        kOption, folder));
+  }
+  activation_file() = std::make_shared<ActivationFile>(folder, kOption);
 }
 
 void set_checkpointing(MachineOptions& options, std::int64_t rows, Decoder& policy,
@@ -508,6 +521,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   const bool is_stream = options.data.stream.buffer > 0;
   if (is_stream) check_stream_options(options);
   check_lora(options);
+  check_dtypes(options.model, options.reference);
   const bool is_named = !options.model.tokenizer.empty();
   for (std::string* path : {&options.model.path, &options.model.adapter, &options.model.tokenizer,
                             &options.reference.path, &options.reference.adapter}) {
@@ -556,20 +570,26 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   std::shared_ptr<Policy> trained;
   std::shared_ptr<Decoder> policy;  // or the layers of a reward model
   if (needs.of_rewards) {
+    if (options.machine.memory_budget_mib > 0) {
+      throw ConfigError(fmt::format(
+          "machine.memory_budget_mib: expected 0 for a reward model, whose memory is not planned, "
+          "got {}",
+          options.machine.memory_budget_mib));
+    }
     check_reward_run(options, rows);
     options.evaluate.sample_prompts = 0;
     const auto model = make_reward_model(options.model, *tokenizer, note);
     policy = std::shared_ptr<Decoder>(model, &model->body());
     trained = model;
   } else {
-    // A reference in another dtype is made of the numbers.
-    const bool converts = options.reference.path.empty() && !options.reference.dtype.empty();
-    if (converts && dtype_of_weights(options.model) == "quantized") {
-      options.model.base = "float32";
-    }
+    options.model = with_numbers_for(options.reference, options.model);
+    fit_memory(options, rows, plan_of_ranks(options.distributed, meeting.size()), note);
+    const QuantizeCost cost(options.model, rows.eval, options.machine.head_budget_mib << 20);
     policy = make_model<Decoder>(options.model, *tokenizer, note);
     trained = policy;
+    cost.tell(*policy, note);
   }
+  set_activation_file(options);
   if (loss.token_loss() != nullptr) set_steps(*loss.token_loss(), *tokenizer, is_stream, rows);
   check_token_range(rows.train, policy->vocab_size(), "data.train");
   check_token_range(rows.eval, policy->vocab_size(), "data.eval");

@@ -61,7 +61,9 @@ std::optional<std::string> newest_whole(const RunFolder& folder, const Note& not
 
 /// Options that change no result: where things lie (their content has a hash), what is written
 /// when, and how long.
-constexpr std::array<std::string_view, 27> kHarmless = {"output_dir",
+constexpr std::array<std::string_view, 29> kHarmless = {"output_dir",
+                                                        "machine.memory_budget_mib",
+                                                        "machine.activation_folder",
                                                         "model.path",
                                                         "model.adapter",
                                                         "model.tokenizer",

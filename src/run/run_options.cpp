@@ -19,6 +19,12 @@ void ModelOptions::fields(FieldVisitor& v) {
         base);
   }
   // Texts from before this option lack it, and are the same without it.
+  if (!v.writes() || !quantize.empty()) {
+    v.text({"quantize",
+            "q8_0 or q4_k: what the weights under an adapter become when a float model is loaded; "
+            "empty: they stay as they are"},
+           quantize);
+  }
   if (!v.writes() || device != ModelOptions().device) {
     v.text({"device", "cpu, cuda, cuda:1, …, or auto for a CUDA device where there is one"},
            device);
@@ -148,6 +154,20 @@ void MachineOptions::fields(FieldVisitor& v) {
              "Memory in MiB that the layers of a micro-batch may keep, where checkpointing is auto",
              {"train.activation_budget_mib"}},
             activation_budget_mib, Range::between(1, 1e9));
+  // Texts from before these options lack them, and are the same without them.
+  if (!v.writes() || memory_budget_mib != 0) {
+    v.integer({"memory_budget_mib",
+               "Memory in MiB that the process may take by its plan, without effect on results: "
+               "chooses checkpointing, micro-batches and the head's budget; 0: no limit",
+               {"train.memory_budget_mib"}},
+              memory_budget_mib, Range::between(0, 1e9));
+  }
+  if (!v.writes() || !activation_folder.empty()) {
+    v.text({"activation_folder",
+            "Folder for the file that layers keep their inputs in where checkpointing is full; "
+            "empty: memory"},
+           activation_folder);
+  }
 }
 
 void ValueModelOptions::fields(FieldVisitor& v) {

@@ -28,6 +28,9 @@ struct ModelOptions {
   /// Of the weights under an adapter: "float32", "bfloat16", or "quantized", a GGUF file's blocks
   /// as they are; "auto" is quantized where the file has blocks and dtype does not say otherwise.
   std::string base = "auto";
+  /// What the float weights under an adapter are made when they are loaded: "q8_0" or "q4_k";
+  /// empty: they stay as they are.
+  std::string quantize = {};
   std::string device = "cpu";  ///< of parse_device; that of all models of the run
   std::string tokenizer = {};  ///< of make_tokenizer; empty: the model's own, "byte" if fresh
   DecoderOptions decoder = {};
@@ -105,6 +108,12 @@ struct MachineOptions {
   std::int64_t head_budget_mib = 1024;
   CheckpointingChoice checkpointing = CheckpointingChoice::kAutomatic;
   std::int64_t activation_budget_mib = 4096;
+  /// Of the process, by its plan: chooses checkpointing, micro-batches and the head's budget within
+  /// what the options above and `batch` leave open; 0: no limit.
+  std::int64_t memory_budget_mib = 0;
+  /// Folder for the file that layers keep their inputs in where all else is computed again; empty:
+  /// memory. The file has no name and is gone with the process.
+  std::string activation_folder = {};
 
   PREFOPT_API void fields(FieldVisitor& v);
 };

@@ -17,7 +17,7 @@ struct PlanAssumptions {
   Sharding sharding = Sharding::kNone;
   bool gpu = false;              ///< activations in the dtype of the weights, not wider ones
   double memory_gib = 0;         ///< of a rank; 0: what this machine has left, among its ranks
-  double program_mib = 300;      ///< libraries and what they hold themselves
+  double program_mib = 150;      ///< libraries and what they hold themselves
   double layers_tflops = 0.05;   ///< 10^12 operations a second of a rank in the layers
   double head_tflops = 0.05;     ///< the same in the output head
   double fixed_ms = 0;           ///< of a micro-batch, whatever its rows

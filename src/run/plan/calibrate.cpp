@@ -47,6 +47,8 @@ class Timer {
 /// Returns a run of a fresh model of few layers, with the reference that is timed.
 RunOptions short_run(RunOptions options, std::int64_t layers) {
   options.model.path.clear();
+  options.model.base = "auto";
+  options.model.quantize.clear();
   options.model.decoder.num_hidden_layers = layers;
   options.reference = {};
   options.machine.checkpointing = CheckpointingChoice::kNone;
@@ -66,7 +68,7 @@ class ShortRun {
     if (model.use_lora) decoder_->add_adapter(model.lora);
   }
 
-  const Network& network() const { return models_.step.policy; }
+  const StepModels& models() const { return models_.step; }
   StepWork work(const std::vector<TokenRow>& rows) const { return work_of(models_.step, rows); }
   double optimizer_bytes() const {
     return optimizer_traffic(model_bytes(models_.policy, options_.optimizer));
@@ -111,10 +113,10 @@ class ShortRun {
 };
 
 /// Returns the operations a second of the output head.
-double head_speed(const Network& network, const PackedTokens& tokens, std::int64_t budget,
+double head_speed(const StepModels& models, const PackedTokens& tokens, std::int64_t budget,
                   Timer& timer) {
-  const HeadWork work = head_work(network, tokens.rows.size(0));
-  const auto dtype = network.embedding.scalar_type();
+  const HeadWork work = head_work(models, tokens.rows.size(0));
+  const auto dtype = models.policy.embedding.scalar_type();
   const at::Tensor hidden =
       at::randn({work.rows, work.hidden_size}, at_least_float32(dtype)).requires_grad_();
   const at::Tensor weight = (at::randn({work.vocab_size, work.hidden_size}) * 0.02)
@@ -147,7 +149,7 @@ MeasuredSpeed measure_speed(const RunOptions& options, const std::vector<TokenRo
   const ShortRun one(options, 1), five(options, 5);
   Timer timer;
   const double head =
-      head_speed(one.network(), *batch.packed, options.machine.head_budget_mib << 20, timer);
+      head_speed(one.models(), *batch.packed, options.machine.head_budget_mib << 20, timer);
   const double memory = five.optimizer_bytes() / five.update_seconds(timer);
   const auto layers_of = [&](const ShortRun& run) {
     return run.step_seconds(rows, timer) - run.optimizer_bytes() / memory -

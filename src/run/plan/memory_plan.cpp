@@ -13,15 +13,6 @@ std::int64_t share_of(std::int64_t bytes, std::int64_t ranks) {
   return (bytes + ranks - 1) / ranks;
 }
 
-std::int64_t bytes_of_weights(const ModelShape& shape) {
-  std::int64_t bytes = 0;
-  Network(shape.network())
-      .for_each_weight([&](const std::string&, const at::Tensor& weight, const auto&) {
-        bytes += static_cast<std::int64_t>(weight.nbytes());
-      });
-  return bytes;
-}
-
 std::int64_t largest_layer(const ModelShape& shape) {
   std::map<std::string, std::int64_t> layers;
   for (const auto& [name, weight] : shape.parameters()) {
@@ -45,7 +36,9 @@ std::int64_t MemoryPlan::total() const {
 ModelBytes model_bytes(const ModelShape& shape, const OptimizerOptions& optimizer) {
   const std::vector<NamedParameter> parameters = shape.parameters();
   const OptimizerBytes trained = Optimizer(parameters, optimizer).bytes();
-  ModelBytes bytes{.weights = bytes_of_weights(shape),
+  const ModelShape::WeightBytes weights = shape.weight_bytes();
+  ModelBytes bytes{.weights = weights.all - weights.mapped,
+                   .mapped = weights.mapped,
                    .gradients = trained.gradients,
                    .masters = trained.masters,
                    .optimizer = trained.state,
@@ -78,6 +71,7 @@ void add_model_parts(const ModelBytes& bytes, const PlanAssumptions& machine, Me
     const std::int64_t gathered = 2 * bytes.layer_numbers * bytes.narrowest + bytes.head_bytes;
     add("weights", own + gathered, "a share, and two layers and the head gathered");
   }
+  if (bytes.mapped > 0) add("mapped pages", bytes.mapped, "blocks of the model's file");
   if (bytes.adapter > 0) add("adapter", bytes.adapter, "");
   if (bytes.masters > 0) {
     add("masters", held(bytes.masters, Sharding::kOptimizer), "float32, of narrow weights");
@@ -94,7 +88,7 @@ void add_model_parts(const ModelBytes& bytes, const PlanAssumptions& machine, Me
 }
 
 std::int64_t frozen_bytes(const ModelShape& shape, const PlanAssumptions& machine) {
-  const std::int64_t bytes = bytes_of_weights(shape);
+  const std::int64_t bytes = shape.weight_bytes().all;
   return machine.sharding == Sharding::kWeights ? share_of(bytes, machine.ranks) : bytes;
 }
 

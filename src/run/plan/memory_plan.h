@@ -28,7 +28,8 @@ struct MemoryPlan {
 
 /// Sizes of what a run trains, on one rank that holds all of it.
 struct ModelBytes {
-  std::int64_t weights = 0;  ///< without an adapter's
+  std::int64_t weights = 0;  ///< without an adapter's, and without those in `mapped`
+  std::int64_t mapped = 0;   ///< blocks of a file
   std::int64_t adapter = 0;
   std::int64_t gradients = 0, masters = 0, optimizer = 0;
   // For the sharding of weights and gradients, which gathers a few layers at a time.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <utility>
 
 #include "core/machine.h"
@@ -12,6 +13,7 @@
 #include "math/wide_gradient.h"
 #include "policy/token_range.h"
 #include "prefopt/error.h"
+#include "run/model_base.h"
 #include "run/resolve.h"
 #include "run/run_loss.h"
 #include "train/epoch_order.h"
@@ -43,7 +45,7 @@ ModelShape shape_of(const ModelOptions& model) {
   ModelShape shape =
       model.path.empty()
           ? ModelShape(model.decoder, parse_dtype(model.dtype == "keep" ? "float32" : model.dtype))
-          : ModelShape::read(model.path, model.dtype);
+          : ModelShape::read(model.path, kept_weights(model));
   if (model.use_lora) shape.add_adapter(model.lora);
   return shape;
 }
@@ -52,22 +54,18 @@ ModelShape shape_of(const ModelOptions& model) {
 std::optional<ModelShape> own_reference(const RunOptions& options) {
   const ReferenceOptions& reference = options.reference;
   const ModelOptions& model = options.model;
+  const bool is_policy = reference.path.empty() && reference.dtype.empty();
   // A fresh adapter changes nothing, so the reference is the model under it.
-  const bool is_shared = model.use_lora && model.lora.init_lora_weights != "false" &&
-                         reference.path.empty() && reference.dtype.empty();
-  if (is_shared) return std::nullopt;
+  if (model.use_lora && model.lora.init_lora_weights != "false" && is_policy) return std::nullopt;
+  // Copies share blocks.
+  if (is_policy && shape_of(model).has_blocks()) return std::nullopt;
   ModelOptions of = model;
   of.use_lora = false;
+  of.base = "auto";
+  of.quantize.clear();
   if (!reference.path.empty()) of.path = reference.path;
   if (!reference.dtype.empty()) of.dtype = reference.dtype;
   return shape_of(of);
-}
-
-/// A micro-batch has at most an equal share of the rows.
-BatchOptions batch_of_rank(BatchOptions batch, std::int64_t ranks) {
-  batch.micro_rows = std::min(batch.micro_rows > 0 ? batch.micro_rows : batch.rows,
-                              (batch.rows + ranks - 1) / ranks);
-  return batch;
 }
 
 TrainerOptions cuts_of(const BatchOptions& batch) {
@@ -176,46 +174,42 @@ std::int64_t memory_limit(const PlanAssumptions& machine) {
   return usable ? *usable / std::min(machine.ranks, machine.ranks_per_node) : 0;
 }
 
-void plan_memory(const RunOptions& options, const RunModels& models, const PlanAssumptions& machine,
-                 const ModelBytes& bytes, std::size_t sequences, RunPlan& plan) {
-  add_model_parts(bytes, machine, plan.memory);
-  const auto add = [&](const char* name, std::int64_t size, const std::string& note) {
-    plan.memory.parts.push_back({name, size, note});
-  };
-  if (models.has_reference) {
-    add("reference", models.frozen_reference,
-        models.frozen_reference == 0 ? "the model under the adapter" : "");
-  }
-  if (options.reference.kind == ReferenceKind::kCached && models.has_reference) {
-    add("cache", static_cast<std::int64_t>(8 * sequences), "a sum of each sequence, float64");
-  }
-  const Network& network = models.policy.network();
+/// Returns the dtype that layers keep activations in.
+at::ScalarType kept_dtype(const Network& network, const PlanAssumptions& machine) {
   const auto dtype = network.embedding.scalar_type();
-  const auto kept_in = machine.gpu ? dtype : at_least_float32(dtype);
-  for (const ActivationLevel& level : plan.activations) {
-    if (!level.is_chosen) continue;
-    add("activations", level.bytes,
-        fmt::format("of {} tokens, checkpointing {}", plan.most_tokens,
-                    to_string(level.checkpointing)));
+  return machine.gpu ? dtype : at_least_float32(dtype);
+}
+
+std::int64_t bytes_of_rows(const std::vector<TokenRow>& rows) {
+  std::int64_t bytes = 0;
+  for (const TokenRow& row : rows) {
+    const std::int64_t ids = std::ssize(row.prompt) + std::ssize(row.chosen) +
+                             std::ssize(row.rejected) + std::ssize(row.gold);
+    bytes += static_cast<std::int64_t>(sizeof row) + 8 * ids;
   }
+  return bytes;
+}
+
+/// Returns the bytes of keys and values while held-out prompts are completed.
+std::int64_t bytes_of_samples(const RunOptions& options, const Network& network,
+                              const std::vector<TokenRow>& held_out, at::ScalarType dtype) {
+  std::vector<std::int64_t> lengths;
+  for (const TokenRow& row : held_out) lengths.push_back(std::ssize(row.prompt));
+  std::sort(lengths.begin(), lengths.end(), std::greater<>());
+  lengths.resize(
+      std::min(lengths.size(), static_cast<std::size_t>(options.evaluate.sample_prompts)));
+  std::int64_t tokens = 0;
+  for (const std::int64_t prompt : lengths) tokens += prompt + options.evaluate.sample_tokens;
   const DecoderOptions& sizes = network.options;
-  const std::int64_t of_layer = 4 * (sizes.hidden_size + sizes.intermediate_size +
-                                     sizes.num_attention_heads * sizes.head_dim);
-  add("work space",
-      plan.most_tokens * of_layer * static_cast<std::int64_t>(at::elementSize(kept_in)),
-      "of one layer, about four rows of each width");
-  add("head", plan.head.bytes, plan.head.text());
-  add("program", static_cast<std::int64_t>(machine.program_mib * (1 << 20)), "");
-  plan.memory.limit = memory_limit(machine);
+  return tokens * 2 * sizes.num_hidden_layers * sizes.num_key_value_heads * sizes.head_dim *
+         static_cast<std::int64_t>(at::elementSize(dtype));
 }
 
 void choose_checkpointing(const RunOptions& options, const PlanAssumptions& machine,
                           const RunModels& models, RunPlan& plan) {
   const Network& network = models.policy.network();
-  const auto dtype = network.embedding.scalar_type();
-  const auto kept_in = machine.gpu ? dtype : at_least_float32(dtype);
   const auto bytes = [&](Checkpointing level) {
-    return plan.most_tokens * kept_bytes_per_row(network, level, kept_in);
+    return plan.most_tokens * kept_bytes_per_row(network, level, kept_dtype(network, machine));
   };
   const Checkpointing chosen = chosen_checkpointing(options.machine, bytes);
   for (const Checkpointing level : kPlannedLevels) {
@@ -225,7 +219,71 @@ void choose_checkpointing(const RunOptions& options, const PlanAssumptions& mach
 
 }  // namespace
 
-RunModels RunModels::of(const RunOptions& options, const PlanAssumptions& machine) {
+BatchOptions batch_of_rank(BatchOptions batch, std::int64_t ranks) {
+  batch.micro_rows = std::min(batch.micro_rows > 0 ? batch.micro_rows : batch.rows,
+                              (batch.rows + ranks - 1) / ranks);
+  return batch;
+}
+
+LargestMicroBatch largest_micro_batch(const RunRows& rows, const BatchOptions& batch) {
+  std::vector<std::int64_t> completions;
+  for (const TokenRow& row : rows.train) {
+    completions.push_back(std::ssize(row.chosen) + std::ssize(row.rejected) + std::ssize(row.gold));
+  }
+  std::sort(completions.begin(), completions.end(), std::greater<>());
+  LargestMicroBatch largest{.tokens = most_tokens(rows.train, batch)};
+  const std::int64_t count = std::min(std::ssize(completions), batch.micro_rows);
+  for (std::int64_t i = 0; i < count; ++i) {
+    largest.scored += completions[static_cast<std::size_t>(i)];
+  }
+  largest.scored = std::min(largest.scored, largest.tokens);
+  return largest;
+}
+
+bool keeps_in_file(const MachineOptions& options, Checkpointing checkpointing) {
+  return !options.activation_folder.empty() && checkpointing == Checkpointing::kFull;
+}
+
+MemoryPlan memory_of(const RunOptions& options, const RunModels& models, const RunRows& rows,
+                     const PlanAssumptions& machine, std::int64_t tokens,
+                     Checkpointing checkpointing, const HeadPlan& head) {
+  MemoryPlan plan;
+  add_model_parts(model_bytes(models.policy, options.optimizer), machine, plan);
+  const auto add = [&](const char* name, std::int64_t size, const std::string& note) {
+    plan.parts.push_back({name, size, note});
+  };
+  if (models.has_reference) {
+    add("reference", models.frozen_reference,
+        models.frozen_reference == 0 ? "the model under the adapter" : "");
+  }
+  if (options.reference.kind == ReferenceKind::kCached && models.has_reference) {
+    const auto sides =
+        1 + (models.step.needs.rejected() ? 1 : 0) + (models.step.needs.gold() ? 1 : 0);
+    add("cache", 8 * std::ssize(rows.train) * sides, "a sum of each sequence, float64");
+  }
+  const Network& network = models.policy.network();
+  const at::ScalarType dtype = kept_dtype(network, machine);
+  const bool are_in_file = keeps_in_file(options.machine, checkpointing);
+  add("activations", are_in_file ? 0 : tokens * kept_bytes_per_row(network, checkpointing, dtype),
+      fmt::format("of {} tokens, checkpointing {}{}", tokens, to_string(checkpointing),
+                  are_in_file ? ", in a file" : ""));
+  add("work space", tokens * work_bytes_per_row(network, checkpointing, dtype),
+      "of one layer's backward pass");
+  add("head", head.bytes, head.text());
+  if (const auto samples = bytes_of_samples(options, network, rows.eval, dtype); samples > 0) {
+    add("caches", samples, "keys and values of completed held-out prompts");
+  }
+  add("rows", bytes_of_rows(rows.train) + bytes_of_rows(rows.eval), "");
+  add("program", static_cast<std::int64_t>(machine.program_mib * (1 << 20)),
+      "libraries, tokenizer and what they hold");
+  plan.limit = memory_limit(machine);
+  return plan;
+}
+
+RunModels RunModels::of(const RunOptions& given, const PlanAssumptions& machine) {
+  RunOptions options = given;
+  check_dtypes(options.model, options.reference);
+  options.model = with_numbers_for(options.reference, options.model);
   check_options(options);
   const RunLoss loss(options.loss);
   if (loss.objective() != nullptr) {
@@ -240,7 +298,8 @@ RunModels RunModels::of(const RunOptions& options, const PlanAssumptions& machin
       .policy = shape_of(options.model), .has_reference = needs.reference(), .step = {}};
   models.step = {.policy = models.policy.seen(),
                  .needs = needs,
-                 .head_budget_bytes = options.machine.head_budget_mib << 20};
+                 .head_budget_bytes = options.machine.head_budget_mib << 20,
+                 .has_head_in_blocks = models.policy.has_head_in_blocks()};
   if (!models.has_reference) return models;
   const std::optional<ModelShape> own = own_reference(options);
   if (own) models.frozen_reference = frozen_bytes(*own, machine);
@@ -305,12 +364,9 @@ RunPlan plan_run(const RunOptions& options, const RunRows& rows, const PlanAssum
     dealing.imbalance = plan.mean(dealing.imbalance);
   }
   plan.micro_batches = plan.mean(plan.micro_batches);
-  plan.head =
-      plan_head(head_work(models.step.policy, plan.most_scored), models.step.head_budget_bytes);
-  const auto sides =
-      1 + (models.step.needs.rejected() ? 1 : 0) + (models.step.needs.gold() ? 1 : 0);
-  plan_memory(options, models, machine, bytes, rows.train.size() * static_cast<std::size_t>(sides),
-              plan);
+  plan.head = plan_head(head_work(models.step, plan.most_scored), models.step.head_budget_bytes);
+  plan.memory = memory_of(options, models, rows, machine, plan.most_tokens,
+                          models.step.checkpointing, plan.head);
 
   StepTime& time = plan.time;
   for (double* part : {&time.layers, &time.head, &time.reference, &time.fixed, &time.imbalance}) {

@@ -60,11 +60,30 @@ struct RunPlan {
   double micro_batches = 0;  ///< of the rank with most, mean over steps
   std::vector<Collective> collectives;
   StepTime time;
+  std::string tokenizer = {};   ///< that counted the rows' tokens; empty: their lengths were given
   double pairs_per_second = 0;  ///< of a rank
   double mfu = 0;               ///< 0: not known
 
   double mean(double sum) const { return sum / static_cast<double>(planned); }
 };
+
+/// The largest micro-batch that rows can make: tokens, and of those that meet the output head.
+struct LargestMicroBatch {
+  std::int64_t tokens = 0, scored = 0;
+};
+LargestMicroBatch largest_micro_batch(const RunRows& rows, const BatchOptions& batch);
+
+/// Returns whether layers keep their inputs in a file (`machine.activation_folder`).
+bool keeps_in_file(const MachineOptions& options, Checkpointing checkpointing);
+
+/// Returns what a rank holds with a choice of checkpointing and a plan of the head for
+/// micro-batches of up to that many tokens.
+MemoryPlan memory_of(const RunOptions& options, const RunModels& models, const RunRows& rows,
+                     const PlanAssumptions& machine, std::int64_t tokens,
+                     Checkpointing checkpointing, const HeadPlan& head);
+
+/// Returns the batch options of a rank: a micro-batch has at most an equal share of the rows.
+BatchOptions batch_of_rank(BatchOptions batch, std::int64_t ranks);
 
 /// Plans at most `most_steps` first steps on rows of the run. Throws ConfigError for a loss or an
 /// option that a plan does not count.

@@ -33,13 +33,13 @@ StepWork& StepWork::operator+=(const StepWork& other) {
   return *this;
 }
 
-HeadWork head_work(const Network& policy, std::int64_t rows) {
-  const at::Tensor& weight = policy.head();
+HeadWork head_work(const StepModels& models, std::int64_t rows) {
+  const at::Tensor& weight = models.policy.head();
   return {.rows = rows,
           .hidden_size = weight.size(1),
           .vocab_size = weight.size(0),
           .float64 = weight.scalar_type() == at::kDouble,
-          .narrow_weight = is_narrow(weight.scalar_type()),
+          .narrow_weight = is_narrow(weight.scalar_type()) || models.has_head_in_blocks,
           .hidden_grad = true,
           .weight_grad = weight.requires_grad()};
 }
@@ -52,7 +52,7 @@ StepWork work_of(const StepModels& models, const TokenBatch& batch, bool measure
   work.unique_tokens = packed.input_ids.size(0);
   work.scored_tokens = packed.rows.size(0);
   work.layers = stream_flops(models.policy, packed, models.checkpointing);
-  const HeadWork head = head_work(models.policy, work.scored_tokens);
+  const HeadWork head = head_work(models, work.scored_tokens);
   const double gemm = one_gemm(models.policy, work.scored_tokens);
   const double least = 2 + (head.weight_grad ? 1 : 0);
   work.head = least * gemm;

@@ -21,6 +21,7 @@ struct StepModels {
   LossRequirements needs = {};
   Checkpointing checkpointing = Checkpointing::kNone;
   std::int64_t head_budget_bytes = std::int64_t{1} << 30;
+  bool has_head_in_blocks = false;  ///< of the policy
 };
 
 /// The work of a micro-batch, or of several. Operations are those of matrix products, a
@@ -53,8 +54,8 @@ struct StepWork {
   StepWork& operator+=(const StepWork& other);
 };
 
-/// Returns the work of the output head on some rows.
-HeadWork head_work(const Network& policy, std::int64_t rows);
+/// Returns the work of the policy's output head on some rows.
+HeadWork head_work(const StepModels& models, std::int64_t rows);
 
 /// Returns the work of one micro-batch. `measures_first`: whether its step is in several.
 StepWork work_of(const StepModels& models, const TokenBatch& batch, bool measures_first = false);

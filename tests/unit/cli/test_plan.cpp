@@ -43,8 +43,9 @@ TEST_CASE("prefopt plan: a model and rows, as JSON", "[cli]") {
   CHECK(plan["mfu"].is_null());
   CHECK(plan["collectives"].empty());
 
-  // Half a model would not fit into 300 MiB, which the program takes itself.
-  const json full = cli_json(with(kPlanOfPairs, {"--json", "--memory-gib", "0.29"}));
+  CHECK(plan["tokenizer"] == "byte");
+  // Half a model would not fit into what the program takes itself.
+  const json full = cli_json(with(kPlanOfPairs, {"--json", "--memory-gib", "0.14"}));
   CHECK(full["memory"]["fits"] == false);
 }
 
@@ -53,6 +54,7 @@ TEST_CASE("prefopt plan: a published model on many GPUs, by lengths", "[cli]") {
                               "weights", "--lengths", "400,300,300", "--set", "batch.rows=1024",
                               "--set", "model.dtype=bfloat16", "--plan-steps", "1", "--json"});
   CHECK(plan["parameters"] == 7615616512);
+  CHECK(plan["tokenizer"].is_null());
   CHECK(plan["assumptions"]["ranks"] == 64);
   CHECK(plan["step"]["total_tokens"] == 1024 * (2 * 700 - 2));
   CHECK(plan["step"]["unique_tokens"] == 1024 * (1000 - 2));
@@ -75,8 +77,9 @@ TEST_CASE("prefopt plan: every assumption is printed as the flag that changes it
     CHECK(result.out.find(field.doc) != std::string::npos);
   }
   for (const std::string part :
-       {"memory of a rank: ", "  masters", "unique tokens", "longest first  ", "sum of gradients",
-        "time of a step: ", "  bottleneck", "computed from assumed speeds"}) {
+       {"memory of a rank: ", "tokens: as the tokenizer 'byte' counts them", "  masters",
+        "unique tokens", "longest first  ", "sum of gradients", "time of a step: ", "  bottleneck",
+        "computed from assumed speeds"}) {
     CAPTURE(part);
     CHECK((result.out.find(part) != std::string::npos) == (part != "  masters"));
   }
@@ -121,9 +124,9 @@ TEST_CASE("prefopt plan: what cannot be planned", "[cli]") {
   check_cli_refused(with(kPlanOfPairs, {"--gpus", "2", "--calibrate"}), 2,
                     "--calibrate: expected a plan for CPUs, which are measured, got --gpus");
   check_cli_refused(with(kPlanOfPairs, {"--overlap", "2"}), 2,
-                    "plan: expected overlap in [0, 1], got 2");
+                    "--overlap: expected overlap in [0, 1], got 2");
   check_cli_refused(with(kPlanOfPairs, {"--sharding", "all"}), 2,
-                    "plan: expected sharding to be one of 'none', 'optimizer', 'gradients', "
+                    "--sharding: expected sharding to be one of 'none', 'optimizer', 'gradients', "
                     "'weights', got 'all'");
   check_cli_refused({"plan", "--model", "qwen2.5-7b", "--lengths", "4,3,3", "--set", "batch.rows=2",
                      "--ranks", "3"},

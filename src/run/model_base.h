@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+
+#include "prefopt/run/run.h"
+
+namespace prefopt::detail {
+
+/// Throws ConfigError, led by the option, for a dtype of model or reference that is none.
+void check_dtypes(const ModelOptions& model, const ReferenceOptions& reference);
+
+/// Returns what Decoder::load is to keep the weights in: a dtype, "quantized" for a file's own
+/// blocks, or the encoding of model.quantize. Throws ConfigError for a base that does not fit the
+/// other options.
+std::string kept_weights(const ModelOptions& options);
+
+/// Returns the options whose reference in another dtype is made of the policy's numbers, which
+/// blocks do not have.
+ModelOptions with_numbers_for(const ReferenceOptions& reference, ModelOptions model);
+
+}  // namespace prefopt::detail
