@@ -2,6 +2,7 @@
 #include "lab/experiments.h"
 
 #include "core/text.h"
+#include "lab/neural_experiments.h"
 #include "prefopt/error.h"
 
 namespace prefopt::lab {
@@ -10,8 +11,12 @@ namespace {
 
 // A network takes a thousand times as long as a table.
 constexpr int kNetworks = 20, kQuickNetworks = 6;
+// Of those that also write what they are trained on.
+constexpr int kWriters = 10, kQuickWriters = 3;
 // Of the reasoning task, each after a whole supervised training.
 constexpr int kReasoners = 3;
+/// Of the overloads of networks' experiments the one without a length.
+using Run = Report (*)(const Settings&);
 
 }  // namespace
 
@@ -79,14 +84,22 @@ const std::vector<Experiment>& experiments() {
        iqlearn_diversity},
       {"tree-labels", "how right the labels of steps are that a tree search gives", "2405.00451",
        tree_labels},
-      {"neural-noise", "rdpo-rates' plateau with a transformer", "2403.00409", neural_noise,
+      {"neural-noise", "rdpo-rates' plateau with a transformer", "2403.00409", Run{neural_noise},
        kNetworks, kQuickNetworks},
       {"neural-overoptimization", "rpo-overoptimization with a transformer", "2405.16436",
-       neural_overoptimization, kNetworks, kQuickNetworks},
-      {"neural-coverage", "hypo-coverage with a transformer", "2406.01462", neural_coverage,
+       Run{neural_overoptimization}, kNetworks, kQuickNetworks},
+      {"neural-coverage", "hypo-coverage with a transformer", "2406.01462", Run{neural_coverage},
        kNetworks, kQuickNetworks},
+      {"neural-length-bias", "pg-length-bias with a transformer", "2503.20783",
+       Run{neural_length_bias}, kNetworks, kQuickWriters},
+      {"neural-kl-placement", "pg-kl-placement with a transformer", "2402.03300",
+       Run{neural_kl_placement}, kWriters, kQuickWriters},
+      {"neural-nash", "nash-last-iterate with a transformer", "2312.00886", Run{neural_nash},
+       kWriters, kQuickWriters},
+      {"neural-rso", "rso-law with a transformer", "2309.06657", Run{neural_rso}, kNetworks,
+       kQuickWriters},
       {"neural-reasoning", "trees, whole completions and chosen steps at equal sampled tokens",
-       "2405.00451", neural_reasoning, kReasoners, 1},
+       "2405.00451", Run{neural_reasoning}, kReasoners, 1},
   };
   return all;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <map>
 #include <set>
 #include <string>
@@ -153,7 +154,10 @@ void check_report(const Report& report) {
 /// Trains `networks` for each experiment and checks what is not among `unsettled`.
 void check_networks(Length length, int networks, const Distances& unsettled) {
   std::set<std::string> failed, left;
-  for (auto* run : {neural_noise, neural_overoptimization, neural_coverage}) {
+  using Run = Report (*)(const Settings&, Length);
+  for (const Run run : std::initializer_list<Run>{neural_noise, neural_overoptimization,
+                                                  neural_coverage, neural_length_bias,
+                                                  neural_kl_placement, neural_nash, neural_rso}) {
     const Report report = run({.quick = true, .seeds = {0, networks}}, length);
     check_report(report);
     for (const Verdict& verdict : report.verdicts) {
