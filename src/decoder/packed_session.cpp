@@ -19,6 +19,7 @@
 #include "decoder/tree_attention.h"
 #include "kernels/block_tensor.h"
 #include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/query_attention.h"
 #include "kernels/cpu/thin_linear.h"
 #include "policy/decoding.h"
