@@ -6,8 +6,9 @@
 
 For one rank: speeds by `prefopt plan --calibrate`, then the steps of a run with the same options.
 For several, as many calibrations run at once on their shares of the cores, the slowest counts, and
-alpha and beta of a collective come from two trainings on these ranks: of a model with next to no
-weights, and of one with many and little to compute. Each prediction is made before the run that it
+alpha and beta of a collective come from two trainings on these ranks, of a model with next to no
+weights and of one with many in several buckets, on rows of a few tokens: what their steps take
+beyond those of as many processes that train alone at the same time. Each prediction is made before the run that it
 is for; one JSON line tells predicted and measured seconds of a step and their ratio. The machine
 has to be idle. Ranks are started as by a plain shell, and meet in a file.
 """
@@ -20,9 +21,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-ALMOST_NOTHING = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 32}
-MANY_WEIGHTS = {"vocab_size": 200_000, "hidden_size": 64, "intermediate_size": 32}
-SHAPE = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+ALMOST_NOTHING = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+MANY_WEIGHTS = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12}
+SHAPE = {"vocab_size": 300, "num_attention_heads": 2, "num_key_value_heads": 2}
+SHORT_ROWS = [{"prompt": f"{i} ", "chosen": "yes", "rejected": "no"} for i in range(100, 124)]
 
 
 def environment(ranks, rank=None, store=None):
@@ -56,9 +58,9 @@ class Comparison:
         self.args, self.folder = args, Path(folder)
         self.threads = max(1, os.cpu_count() // args.ranks)
 
-    def options(self, model, steps, more):
+    def options(self, model, steps, more, rows=None):
         given = [f"batch.steps={steps}", f"machine.threads={self.threads}", "batch.shuffle=false"]
-        given += ["evaluate.sample_prompts=0", f"data.train={self.args.rows}", *model, *more]
+        given += ["evaluate.sample_prompts=0", f"data.train={rows or self.args.rows}", *model, *more]
         return sets_of(given)
 
     def plan(self, options, *flags):
@@ -67,30 +69,46 @@ class Comparison:
         texts = run_all([(command, environment(self.args.ranks)) for _ in range(ranks)])
         return [json.loads(text) for text in texts]
 
-    def seconds(self, options, ranks, name):
-        """Seconds of a step, mean of those after the first."""
-        out = self.folder / name
+    def training(self, options, name):
         config = self.folder / f"{name}.json"
-        config.write_text(json.dumps({"output_dir": str(out)}))
-        command = [self.args.prefopt, "train", "--config", config, "--quiet", *options]
-        store = self.folder / f"{name}.store"
-        run_all([(command, environment(ranks, rank, store)) for rank in range(ranks)])
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        config.write_text(json.dumps({"output_dir": str(self.folder / name)}))
+        return [self.args.prefopt, "train", "--config", config, "--quiet", *options]
+
+    def step_seconds(self, name):
+        """Seconds of a step, mean of those after the first."""
+        text = (self.folder / name / "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
         ends = [line["seconds"] for line in lines if "loss" in line]
         return statistics.mean(b - a for a, b in zip(ends, ends[1:]))
+
+    def together(self, options, name):
+        """Seconds of a step that all ranks take."""
+        ranks, store = self.args.ranks, self.folder / f"{name}.store"
+        command = self.training(options, name)
+        run_all([(command, environment(ranks, rank, store)) for rank in range(ranks)])
+        return self.step_seconds(name)
+
+    def apart(self, options, name):
+        """Seconds of a step of as many processes, each by itself."""
+        names = [f"{name}-{rank}" for rank in range(self.args.ranks)]
+        run_all([(self.training(options, one), environment(self.args.ranks)) for one in names])
+        return statistics.mean(self.step_seconds(one) for one in names)
 
     def fitted_network(self):
         """Flags of alpha and beta: what steps on all ranks take beyond the computation of one."""
         if self.args.ranks == 1:
             return []
         ranks, beyond, moved = self.args.ranks, [], []
+        short = self.folder / "short.jsonl"
+        short.write_text("".join(json.dumps(row) + "\n" for row in SHORT_ROWS))
         for name, shape in (("small", ALMOST_NOTHING), ("large", MANY_WEIGHTS)):
             model = [f"model.decoder.{key}={value}" for key, value in (SHAPE | shape).items()]
-            rows = [f"batch.rows={ranks}", "model.tokenizer=byte"]
-            together = self.seconds(self.options(model, 12, rows), ranks, f"fit-{name}")
-            alone = self.options(model, 12, ["batch.rows=1", "model.tokenizer=byte"])
-            beyond.append(together - self.seconds(alone, 1, f"alone-{name}"))
-            [plan] = self.plan(self.options(model, 12, rows), "--ranks", ranks)
+            byte = ["model.tokenizer=byte", "data.duplicate=keep"]
+            one = self.options(model, 12, ["batch.rows=1", *byte], short)
+            all_of_them = self.options(model, 12, [f"batch.rows={ranks}", *byte], short)
+            apart = self.apart(one, f"apart-{name}")
+            beyond.append(self.together(all_of_them, f"together-{name}") - apart)
+            [plan] = self.plan(all_of_them, "--ranks", ranks)
             moved.append(plan["collectives"])
         share = 2 * (ranks - 1) / ranks
 
@@ -116,7 +134,7 @@ class Comparison:
         ):  # fmt: skip
             flags += [f"--{name.replace('_', '-')}", slowest(speed[name] for speed in speeds)]
         [plan] = self.plan(options, *flags)
-        measured = self.seconds(options, self.args.ranks, "measured")
+        measured = self.together(options, "measured")
         predicted = plan["seconds"]["step"]
         return {
             "ranks": self.args.ranks,
