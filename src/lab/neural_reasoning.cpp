@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// 2405.00451 (MCTS-DPO), 2409.09345 (step-level Q-values) and plain DPO on the reasoning task, with
-// a transformer that has learned from demonstrations with errors. All have as many sampled tokens
-// for each prompt: the search has its budget, and plain DPO draws whole completions until it has
-// drawn as many. All take as many steps of the same size. Each trained model answers held-out
-// prompts itself, and chooses among five steps that the first model draws, by β log π / π_ref: the
-// Q of 2409.09345, which is also the implicit process reward of 2412.01981 that any DPO model has.
+// 2405.00451 (MCTS-DPO), 2409.09345 (step-level Q-values), 2412.01981 (implicit process rewards)
+// and plain DPO on the reasoning task, with a transformer that has learned from demonstrations with
+// errors. All have as many sampled tokens for each prompt: a search has its budget, and whole
+// completions are drawn until they have as many. Plain DPO trains on pairs of these, the process
+// reward model by `ce` on each of them and whether it is right. All take as many steps, over as
+// many completions. Each trained model answers held-out prompts itself; chooses among five steps
+// that the first model draws, by β log π / π_ref, the Q of 2409.09345 and process reward of
+// 2412.01981; and has to find the first wrong step of wrong answers, by the least of these.
 // Control: a search whose ends are right or wrong by chance.
 
 #include <ATen/core/grad_mode.h>
@@ -14,10 +16,12 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 
 #include "lab/experiments.h"
 #include "lab/neural_experiments.h"
 #include "lab/neural_task.h"
+#include "lab/reasoning_steps.h"
 #include "online/draw_seed.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/data/verifiable_task.h"
@@ -129,15 +133,15 @@ SamplingOptions drawing(int seed, std::int64_t user) {
           .tokenizer = byte_tokens()};
 }
 
+std::vector<Tokens> encoded(const std::vector<std::string>& texts) {
+  std::vector<Tokens> all;
+  for (const std::string& text : texts) all.push_back(byte_tokens()->encode(text));
+  return all;
+}
+
 bool is_right(const std::string& prompt, const Tokens& completion) {
   return VerifiableTask::is_right(prompt, byte_tokens()->decode(completion));
 }
-
-/// Pairs, and the tokens that were drawn for them.
-struct DrawnPairs {
-  std::vector<TokenRow> rows;
-  std::vector<std::int64_t> tokens = {};  ///< of each prompt
-};
 
 TreeSearchOptions search_options(const StepTreeOptions& tree) {
   return {.separator = std::string(VerifiableTask::kSeparator),
@@ -174,13 +178,13 @@ std::vector<StepTree> search_trees(Policy& policy, const std::vector<std::string
   return trees;
 }
 
-DrawnPairs pairs_of_trees(const std::vector<StepTree>& trees, std::string_view selection) {
+std::vector<TokenRow> pairs_of(const std::vector<StepTree>& trees, std::string_view selection) {
   class Unasked final : public Preference {
    public:
     std::vector<double> beats(const std::vector<Comparison>& /*pairs*/) override { return {}; }
   } unasked;
   const auto select = make_selection(selection);
-  DrawnPairs drawn;
+  std::vector<TokenRow> rows;
   for (const StepTree& tree : trees) {
     const std::vector<Rollout> steps = step_rollouts(tree);
     Rater rater(unasked, steps);
@@ -191,131 +195,186 @@ DrawnPairs pairs_of_trees(const std::vector<StepTree>& trees, std::string_view s
                    .chosen = chosen.completion,
                    .rejected = steps[static_cast<std::size_t>(pair.rejected)].completion};
       if (pair.label_prob) row.columns[Column::kLabelProb] = *pair.label_prob;
-      drawn.rows.push_back(std::move(row));
+      rows.push_back(std::move(row));
     }
-    drawn.tokens.push_back(tree.drawn_tokens());
   }
-  return drawn;
+  return rows;
 }
 
-/// Right completions against wrong ones, each in one pair, of as many tokens as the search drew.
-DrawnPairs pairs_of_completions(Policy& policy, const std::vector<std::string>& prompts,
-                                const std::vector<std::int64_t>& tokens, int seed) {
-  std::int64_t most = 0;
-  for (const std::int64_t of : tokens) most = std::max(most, of);
+struct Completion {
+  std::size_t prompt;
+  Tokens tokens;
+  bool is_right;
+};
+
+/// Draws completions of each prompt until they have as many tokens as the search drew.
+std::vector<Completion> draw_completions(Policy& policy, const std::vector<std::string>& prompts,
+                                         const std::vector<std::int64_t>& tokens, int seed) {
+  // Solutions of one digit are the shortest completions.
+  const auto most =
+      static_cast<std::size_t>(*std::max_element(tokens.begin(), tokens.end()) / 2 + 1);
   std::vector<Tokens> contexts;
   for (const std::string& prompt : prompts) {
-    // Solutions of one digit are the shortest completions.
-    contexts.insert(contexts.end(), static_cast<std::size_t>(most / 2 + 1),
-                    byte_tokens()->encode(prompt));
+    contexts.insert(contexts.end(), most, byte_tokens()->encode(prompt));
   }
-  const auto all = sample(policy, contexts, drawing(seed, kCompletionDraws));
-  DrawnPairs drawn;
+  auto all = sample(policy, contexts, drawing(seed, kCompletionDraws));
+  std::vector<Completion> drawn;
   for (std::size_t i = 0; i < prompts.size(); ++i) {
-    std::vector<Tokens> right, wrong;
     std::int64_t used = 0;
-    for (std::int64_t k = 0; used < tokens[i]; ++k) {
-      const Tokens& completion =
-          all[i * static_cast<std::size_t>(most / 2 + 1) + static_cast<std::size_t>(k)];
-      used += std::ssize(completion);
-      (is_right(prompts[i], completion) ? right : wrong).push_back(completion);
-    }
-    drawn.tokens.push_back(used);
-    for (std::size_t k = 0; k < std::min(right.size(), wrong.size()); ++k) {
-      drawn.rows.push_back({.prompt = byte_tokens()->encode(prompts[i]),
-                            .chosen = std::move(right[k]),
-                            .rejected = std::move(wrong[k])});
+    for (std::size_t k = i * most; used < tokens[i]; ++k) {
+      used += std::ssize(all[k]);
+      const bool right = is_right(prompts[i], all[k]);
+      drawn.push_back({i, std::move(all[k]), right});
     }
   }
   return drawn;
 }
 
-std::shared_ptr<Decoder> train_on(const Decoder& first, const DrawnPairs& pairs, bool has_labels,
-                                  int seed, const Scale& scale) {
-  constexpr int kBatch = 64;
+/// Right completions of a prompt against wrong ones, each in one pair.
+std::vector<TokenRow> pairs_of(const std::vector<Completion>& completions,
+                               const std::vector<std::string>& prompts) {
+  std::vector<std::vector<Tokens>> right(prompts.size()), wrong(prompts.size());
+  for (const Completion& of : completions) {
+    (of.is_right ? right : wrong)[of.prompt].push_back(of.tokens);
+  }
+  std::vector<TokenRow> rows;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    for (std::size_t k = 0; k < std::min(right[i].size(), wrong[i].size()); ++k) {
+      rows.push_back({.prompt = byte_tokens()->encode(prompts[i]),
+                      .chosen = std::move(right[i][k]),
+                      .rejected = std::move(wrong[i][k])});
+    }
+  }
+  return rows;
+}
+
+/// Every completion, and whether it is right.
+std::vector<TokenRow> labelled(const std::vector<Completion>& completions,
+                               const std::vector<std::string>& prompts) {
+  std::vector<TokenRow> rows;
+  for (const Completion& of : completions) {
+    TokenRow row{
+        .prompt = byte_tokens()->encode(prompts[of.prompt]), .chosen = of.tokens, .rejected = {}};
+    row.columns[Column::kLabel] = of.is_right ? 1 : 0;
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+std::shared_ptr<Decoder> train_on(const Decoder& first, const std::vector<TokenRow>& rows,
+                                  const std::string& loss, int seed, const Scale& scale) {
+  constexpr std::int64_t kCompletions = 128;  // of a step
   auto model = trainable_copy(first);
-  if (pairs.rows.empty()) return model;
-  Trainer trainer(model, make_frozen_reference(first.frozen_copy()),
-                  make_loss(fmt::format(R"({{"type": "dpo", "beta": {}, "use_label_probs": {}}})",
-                                        kBeta, has_labels)),
+  if (rows.empty()) return model;
+  Trainer trainer(model, make_frozen_reference(first.frozen_copy()), make_loss(loss),
                   {.optimizer = {.learning_rate = 3e-4, .schedule = Schedule::kConstant},
                    .total_steps = scale.steps});
+  const std::int64_t batch = kCompletions / (rows.front().rejected.empty() ? 1 : 2);
   Random random(stream(seed, kPairDraws));
   for (int step = 0; step < scale.steps; ++step) {
-    std::vector<TokenRow> rows;
-    for (int i = 0; i < kBatch; ++i) {
-      rows.push_back(pairs.rows[static_cast<std::size_t>(random.below(std::ssize(pairs.rows)))]);
+    std::vector<TokenRow> drawn;
+    for (std::int64_t i = 0; i < batch; ++i) {
+      drawn.push_back(rows[static_cast<std::size_t>(random.below(std::ssize(rows)))]);
     }
-    trainer.step(rows);
+    trainer.step(drawn);
   }
   return model;
 }
 
 /// Share of held-out prompts that are answered rightly.
-double success(const std::vector<std::string>& prompts,
-               const std::function<std::vector<Tokens>(const std::vector<Tokens>&)>& answer) {
-  std::vector<Tokens> contexts;
-  for (const std::string& prompt : prompts) contexts.push_back(byte_tokens()->encode(prompt));
-  const std::vector<Tokens> answers = answer(contexts);
+double success(const std::vector<std::string>& prompts, const std::vector<Tokens>& answers) {
   double right = 0;
-  for (std::size_t i = 0; i < prompts.size(); ++i)
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
     right += is_right(prompts[i], answers[i]) ? 1 : 0;
+  }
   return right / static_cast<double>(prompts.size());
 }
 
-enum : std::size_t { kFirst, kPlainDpo, kMctsDpo, kStepQ, kByChance, kArms };
-const std::vector<std::string> kArmNames{"before", "plain DPO", "MCTS-DPO", "step-level Q",
-                                         "control: MCTS-DPO, ends by chance"};
-constexpr std::size_t kByItself = 0, kChoosing = kArms, kPairCounts = 2 * kArms;
-constexpr std::size_t kTokenRatio = kPairCounts + kArms;
+enum : std::size_t { kFirst, kPlainDpo, kProcess, kMctsDpo, kStepQ, kByChance, kArms };
+const std::vector<std::string> kArmNames{
+    "before",   "plain DPO",    "process rewards (ce)",
+    "MCTS-DPO", "step-level Q", "control: MCTS-DPO, ends by chance"};
+const std::vector<std::string> kMeasureNames{"by itself", "chooses steps of the first model",
+                                             "finds the first wrong step"};
+constexpr std::size_t kByItself = 0, kChoosing = kArms, kFinding = 2 * kArms;
+constexpr std::size_t kRowCounts = 3 * kArms, kTokenRatio = 4 * kArms;
 
-/// Success of each model by itself, then of steps of the first model that it chooses; pairs; tokens
-/// of completions over those of the search.
-std::vector<double> run_networks(int seed, const Scale& scale) {
-  const auto first = imitate(seed, scale);
-  const auto prompts = draw_prompts(seed, kPromptDraws, scale.prompts);
+std::string loss_of(std::size_t arm) {
+  if (arm == kProcess) return fmt::format(R"({{"type": "ce", "beta": {}}})", kBeta);
+  const bool has_labels = arm == kMctsDpo || arm == kByChance;
+  return fmt::format(R"({{"type": "dpo", "beta": {}, "use_label_probs": {}}})", kBeta, has_labels);
+}
+
+std::int64_t tokens_of(const std::vector<Completion>& completions) {
+  std::int64_t sum = 0;
+  for (const Completion& of : completions) sum += std::ssize(of.tokens);
+  return sum;
+}
+
+/// The rows of each arm, and the tokens of completions over those of the search.
+struct ArmRows {
+  std::vector<std::vector<TokenRow>> rows;
+  double token_ratio;
+};
+
+ArmRows draw_rows(Policy& first, const std::vector<std::string>& prompts, int seed) {
   const StepTreeOptions puct, uct{.rule = TreeRule::kUct, .back_up = BackUp::kMean};
   constexpr std::string_view kAll = R"({"type": "siblings"})";
   constexpr std::string_view kBest =
       R"({"type": "siblings", "points": "best_path", "labels": "hard"})";
+  const auto trees = search_trees(first, prompts, puct, seed, false);
+  std::vector<std::int64_t> tokens;
+  for (const StepTree& tree : trees) tokens.push_back(tree.drawn_tokens());
+  const auto completions = draw_completions(first, prompts, tokens, seed);
 
-  std::vector<DrawnPairs> pairs(kArms);
-  pairs[kMctsDpo] = pairs_of_trees(search_trees(*first, prompts, puct, seed, false), kAll);
-  pairs[kByChance] = pairs_of_trees(search_trees(*first, prompts, puct, seed, true), kAll);
-  pairs[kStepQ] = pairs_of_trees(search_trees(*first, prompts, uct, seed, false), kBest);
-  pairs[kPlainDpo] = pairs_of_completions(*first, prompts, pairs[kMctsDpo].tokens, seed);
+  ArmRows of{.rows = std::vector<std::vector<TokenRow>>(kArms),
+             .token_ratio = static_cast<double>(tokens_of(completions)) /
+                            static_cast<double>(
+                                std::accumulate(tokens.begin(), tokens.end(), std::int64_t{0}))};
+  of.rows[kPlainDpo] = pairs_of(completions, prompts);
+  of.rows[kProcess] = labelled(completions, prompts);
+  of.rows[kMctsDpo] = pairs_of(trees, kAll);
+  of.rows[kStepQ] = pairs_of(search_trees(first, prompts, uct, seed, false), kBest);
+  of.rows[kByChance] = pairs_of(search_trees(first, prompts, puct, seed, true), kAll);
+  return of;
+}
 
-  const auto held_out = draw_prompts(seed, kHeldOutPrompts, scale.held_out);
+std::vector<Tokens> answers_by_choice(Policy& first, Policy& model,
+                                      const std::vector<Tokens>& contexts, int seed) {
   const StepChoiceOptions choice{.separator = std::string(VerifiableTask::kSeparator),
                                  .step_tokens = 2,
                                  .candidates = 5,
                                  .beta = kBeta};
-  std::vector<double> by_itself, choosing, counts;
+  std::vector<Tokens> completions;
+  for (auto& chosen :
+       choose_steps(first, model, first, contexts, choice, drawing(seed, kTestDraws))) {
+    completions.push_back(std::move(chosen.completion));
+  }
+  return completions;
+}
+
+/// Measure by measure and arm by arm; rows of each arm; tokens of completions over the search's.
+std::vector<double> run_networks(int seed, const Scale& scale) {
+  const auto first = imitate(seed, scale);
+  const ArmRows of = draw_rows(*first, draw_prompts(seed, kPromptDraws, scale.prompts), seed);
+  const auto held_out = draw_prompts(seed, kHeldOutPrompts, scale.held_out);
+  const auto contexts = encoded(held_out);
+  const auto wrong = wrong_answers(held_out, sample(*first, contexts, drawing(seed, kTestDraws)));
+
+  std::vector<double> by_itself, choosing, finding, counts;
   for (std::size_t arm = 0; arm < kArms; ++arm) {
-    const bool has_labels = arm == kMctsDpo || arm == kByChance;
-    const auto model = train_on(*first, pairs[arm], has_labels, seed, scale);
-    by_itself.push_back(success(held_out, [&](const std::vector<Tokens>& contexts) {
-      return sample(*model, contexts, drawing(seed, kTestDraws));
-    }));
-    choosing.push_back(success(held_out, [&](const std::vector<Tokens>& contexts) {
-      std::vector<Tokens> completions;
-      for (auto& chosen :
-           choose_steps(*first, *model, *first, contexts, choice, drawing(seed, kTestDraws))) {
-        completions.push_back(std::move(chosen.completion));
-      }
-      return completions;
-    }));
-    counts.push_back(static_cast<double>(pairs[arm].rows.size()));
+    const auto model = train_on(*first, of.rows[arm], loss_of(arm), seed, scale);
+    by_itself.push_back(success(held_out, sample(*model, contexts, drawing(seed, kTestDraws))));
+    choosing.push_back(success(held_out, answers_by_choice(*first, *model, contexts, seed)));
+    finding.push_back(arm == kFirst ? found_by_logps(wrong, *first)
+                                    : found_by_rewards(wrong, *model, *first));
+    counts.push_back(static_cast<double>(of.rows[arm].size()));
   }
-  double of_search = 0, of_completions = 0;
-  for (std::size_t i = 0; i < prompts.size(); ++i) {
-    of_search += static_cast<double>(pairs[kMctsDpo].tokens[i]);
-    of_completions += static_cast<double>(pairs[kPlainDpo].tokens[i]);
+  std::vector<double> row;
+  for (const auto* part : {&by_itself, &choosing, &finding, &counts}) {
+    row.insert(row.end(), part->begin(), part->end());
   }
-  std::vector<double> row = by_itself;
-  row.insert(row.end(), choosing.begin(), choosing.end());
-  row.insert(row.end(), counts.begin(), counts.end());
-  row.push_back(of_completions / of_search);
+  row.push_back(of.token_ratio);
   return row;
 }
 
@@ -329,40 +388,50 @@ Report neural_reasoning(const Settings& settings, Length length) {
   const Scale& scale = length == Length::kWhole ? kWholeScale : kBriefScale;
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_networks(seed, scale); });
-  Report report{.data = {{"neural-reasoning", {"model", "answers", "success", "low", "high"}}},
+  Report report{.data = {{"neural-reasoning", {"model", "measure", "value", "low", "high"}}},
                 .pictures = {{"neural-reasoning",
                               {.title = "Success at equal sampled tokens",
-                               .x_label = "0: before, 1: plain DPO, 2: MCTS-DPO, 3: step-level Q, "
-                                          "4: control",
-                               .y_label = "share of held-out prompts"}}}};
-  for (const bool chooses : {false, true}) {
-    detail::Series series{.name = chooses ? "chooses steps of the first model" : "by itself",
+                               .x_label = "0: before, 1: plain DPO, 2: process rewards, 3: "
+                                          "MCTS-DPO, 4: step-level Q, 5: control",
+                               .y_label = "share of held-out prompts, or of wrong answers"}}}};
+  for (std::size_t measure = 0; measure < kMeasureNames.size(); ++measure) {
+    detail::Series series{.name = kMeasureNames[measure],
                           .style = detail::Series::Style::kLineAndPoints};
     for (std::size_t arm = 0; arm < kArms; ++arm) {
-      const Estimate at = mean(by_seed, (chooses ? kChoosing : kByItself) + arm);
+      const Estimate at = mean(by_seed, measure * kArms + arm);
       add_point(series, static_cast<double>(arm), at);
       report.data[0].rows.push_back({kArmNames[arm], series.name, at.value, at.low, at.high});
     }
     report.pictures[0].chart.series.push_back(std::move(series));
   }
   for (std::size_t arm = 1; arm < kArms; ++arm) {
-    const Estimate count = mean(by_seed, kPairCounts + arm);
-    report.data[0].rows.push_back({kArmNames[arm], "pairs", count.value, count.low, count.high});
+    const Estimate count = mean(by_seed, kRowCounts + arm);
+    report.data[0].rows.push_back({kArmNames[arm], "rows", count.value, count.low, count.high});
   }
-  const auto over_first = [&](std::size_t arm) {
-    return mean_difference(by_seed, kByItself + arm, kByItself + kFirst);
+  const auto over = [&](std::size_t measure, std::size_t arm, std::size_t other) {
+    return mean_difference(by_seed, measure + arm, measure + other);
   };
   report.verdicts = {
-      within("tokens of plain DPO over those of the search", mean(by_seed, kTokenRatio), 1, 0.1),
-      above("plain DPO's success less that before", over_first(kPlainDpo), 0),
-      above("MCTS-DPO's success less that before", over_first(kMctsDpo), 0),
-      above("MCTS-DPO's success less plain DPO's",
-            mean_difference(by_seed, kByItself + kMctsDpo, kByItself + kPlainDpo), 0),
+      within("tokens of completions over those of the search", mean(by_seed, kTokenRatio), 1, 0.1),
+      above("plain DPO's success less that before", over(kByItself, kPlainDpo, kFirst), 0),
+      above("MCTS-DPO's success less that before", over(kByItself, kMctsDpo, kFirst), 0),
+      above("MCTS-DPO's success less plain DPO's", over(kByItself, kMctsDpo, kPlainDpo), 0),
       above("steps chosen by step-level Q: success less that of the first of five",
-            mean_difference(by_seed, kChoosing + kStepQ, kChoosing + kFirst), 0),
+            over(kChoosing, kStepQ, kFirst), 0),
+      above("steps chosen by process rewards: the same", over(kChoosing, kProcess, kFirst), 0),
       above("steps chosen by MCTS-DPO less those chosen by plain DPO: success",
-            mean_difference(by_seed, kChoosing + kMctsDpo, kChoosing + kPlainDpo), 0),
-      below("control: ends by chance: success less that before", over_first(kByChance), 0.02)};
+            over(kChoosing, kMctsDpo, kPlainDpo), 0),
+      above("steps chosen by process rewards less those chosen by plain DPO: success",
+            over(kChoosing, kProcess, kPlainDpo), 0),
+      above("process rewards find the first wrong step more often than plain DPO on the same "
+            "completions: by",
+            over(kFinding, kProcess, kPlainDpo), 0),
+      above("and more often than the first model's own log π: by", over(kFinding, kProcess, kFirst),
+            0),
+      above("control: more often than those of ends by chance: by",
+            over(kFinding, kProcess, kByChance), 0),
+      below("control: ends by chance: success less that before", over(kByItself, kByChance, kFirst),
+            0.02)};
   return report;
 }
 

@@ -97,6 +97,22 @@ const Distances kBriefUnsettled{
     {"transformer: where p is least HyPO's reward is above DPO's: by", -0.47},
     {"control, transformer: with all strings covered it is not: by", 0.015},
     {"transformer: and above the reference's: by", -0.29},
+    {"transformer: sequence_token_mean makes wrong answers longer: by", -40},
+    {"transformer: and right ones shorter: by", 0.12},
+    {"transformer: at the end wrong ones are longer than right ones: tokens", -0.52},
+    {"transformer: k1 in the reward ends at the optimum: KL", -1.36},
+    {"transformer: nearer to it than to the end of the tokens' own KL: by", 0.46},
+    {"transformer: k2 in the loss ends at the optimum: KL", -36},
+    {"transformer: it ends where each token pays for its own KL: KL", -2.32},
+    {"transformer: nearer to that than to the optimum: by", -0.73},
+    {"transformer: k3 in the loss ends at the optimum: KL", -2.25},
+    {"transformer: it ends at that of E r − β KL(π_ref ‖ π), token by token: KL", -0.95},
+    {"transformer: nearer to that than to the optimum of the tokens: by", -0.55},
+    {"transformer: Nash-MD moves towards it: share of KL(π* ‖ π) left", -25},
+    {"transformer: 8 accepted of 64 follow π_r: their reward above its", -0.41},
+    {"transformer: their pairs train better than the reference's own: gain, by", -0.21},
+    {"transformer: and closer to the most that the same KL allows: share, by", -0.60},
+    {"control, transformer: where nothing is rejected they do not: gain, by", -0.68},
 };
 
 double number_at(std::string_view text) {
