@@ -218,10 +218,10 @@ class PackedSession final : public DraftSession {
     std::vector<Added> added;
     std::vector<std::int64_t> ids;
     for (std::size_t i = 0; i < live_.size(); ++i) {
-      for (const std::int64_t id : tokens[i]) {
-        added.push_back({i, live_[i].length + static_cast<std::int64_t>(&id - tokens[i].data())});
-        ids.push_back(id);
+      for (std::int64_t k = 0; k < std::ssize(tokens[i]); ++k) {
+        added.push_back({i, live_[i].length + k});
       }
+      ids.insert(ids.end(), tokens[i].begin(), tokens[i].end());
     }
     return extend(added, at::tensor(ids, at::kLong));
   }

@@ -658,6 +658,8 @@ void Optimizer::update(const Group& group, const Batch& batch, double learning_r
                       /*amsgrad=*/false, /*maximize=*/false,
                       divisor.defined() ? std::optional(divisor) : std::nullopt);
   });
+  // Unlike other operators this one moves no version counter, by which kept prompts go.
+  for (const at::Tensor& trained : batch.trained) trained.unsafeGetTensorImpl()->bump_version();
 }
 
 std::vector<Optimizer::Master> Optimizer::masters() {

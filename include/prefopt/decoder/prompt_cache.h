@@ -19,8 +19,9 @@ struct PromptCacheCounts {
 /// were not used for the longest time make room for others. Results are the same to the last bit.
 ///
 /// What is kept belongs to the weights and the adapter as they are, by the version counters of
-/// their tensors: every operator that writes to a tensor moves its counter. A program that writes
-/// through a raw pointer calls the tensor's bump_version, or leaves the cache off.
+/// their tensors: operators that write to a tensor move its counter, and prefopt's optimizers do. A
+/// program that writes through a raw pointer or by LibTorch's fused optimizers, which move none,
+/// calls the tensor's bump_version, or leaves the cache off.
 PREFOPT_API void set_prompt_cache(std::int64_t bytes);
 
 PREFOPT_API PromptCacheCounts prompt_cache_counts();

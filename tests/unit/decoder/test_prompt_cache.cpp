@@ -135,7 +135,7 @@ TEST_CASE("prompt cache: a write that no version counter sees is not seen", "[de
   const CacheOf cache(kMuch);
   const auto before = logits_of(*decoder);
   const at::Tensor weight = decoder->named_parameters().front().value;
-  weight.mutable_data_ptr<float>()[16] += 3;  // of token 1
+  weight.mutable_data_ptr<float>()[5 * 16] += 3;  // of token 5, which ends a prompt
   CHECK(are_equal(logits_of(*decoder), before));
   weight.unsafeGetTensorImpl()->bump_version();
   const auto after = logits_of(*decoder);
@@ -159,6 +159,7 @@ TEST_CASE("prompt cache: steps of every optimizer are seen", "[decoder]") {
       INFO("case " << i << ", adapter " << has_adapter);
       const auto decoder = small_decoder();
       decoder->to(cases[i].dtype);
+      decoder->set_requires_grad(true);
       if (has_adapter) decoder->add_adapter({.r = 2, .init_lora_weights = "false"});
       detail::Optimizer optimizer(decoder->named_parameters(), cases[i].options);
       set_prompt_cache(kMuch);
@@ -191,6 +192,7 @@ TEST_CASE("prompt cache: each model has its own", "[decoder]") {
   const auto base = decoder->without_adapter();
   const auto adapted = logits_of(*decoder);
   CHECK_FALSE(are_equal(adapted, expected));
+  CHECK(are_equal(logits_of(*base), expected));
   CHECK(use_of([&] { CHECK(are_equal(logits_of(*base), expected)); }) == Use{3, 0});
   CHECK(use_of([&] { CHECK(are_equal(logits_of(*decoder), adapted)); }) == Use{3, 0});
 }

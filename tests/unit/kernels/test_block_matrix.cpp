@@ -119,10 +119,10 @@ TEST_CASE("linear layers of blocks: the bits of those of decoded weights", "[ker
   for (const std::int64_t target : simd_targets()) {
     const SimdTarget simd(target);
     for (const std::string& encoding : encodings()) {
-      const bool of_256 = find_gguf_encoding(encoding)->values == 256;
+      const std::int64_t values = find_gguf_encoding(encoding)->values;
       // One and several slices of the output, of the depth and of the input.
       for (const auto& [rows, in, out] :
-           {LinearSizes{1, 256, 1}, LinearSizes{7, of_256 ? 512 : 96, 50},
+           {LinearSizes{1, 256, 1}, LinearSizes{7, values == 256 ? 512 : 3 * values, 50},
             LinearSizes{33, 2048, 700}, LinearSizes{0, 256, 3}, LinearSizes{3, 256, 0}}) {
         INFO(simd_name(target) << " " << encoding << ": " << rows << " rows, " << in << " to "
                                << out);
