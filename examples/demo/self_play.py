@@ -20,7 +20,7 @@ import sys
 
 from circle import CIRCLE, beats, opening_of
 
-LATE = 0.5  # share of a run, from its end, that its mean is over
+LATE = 1 / 3  # share of a run, from its end, that its mean is over
 BAR = 40  # characters of an exploitability of 0.4
 RESAMPLES = 2000
 
@@ -48,8 +48,7 @@ def read_run(folder):
     curve = []
     for step, of_step in samples.items():
         answers = [sample["policy"] for sample in sorted(of_step, key=lambda line: line["index"])]
-        # Without a reference there is no KL.
-        kl = mean([sample.get("kl", float("nan")) for sample in of_step])
+        kl = mean([sample["kl"] for sample in of_step]) if "kl" in of_step[0] else None
         curve.append((step, [opening_of(answer) for answer in answers], kl))
     return curve, answers
 
@@ -78,7 +77,8 @@ def table(name, curve, answers):
         shares = shares_of(openings)
         value = exploitability(shares)
         text += f"{step:5} " + " ".join(f"{share:8.0%}" for share in shares)
-        text += f" {kl:8.2f}  {value:.3f} {'█' * round(BAR * value / 0.4)}\n"
+        distance = "–" if kl is None else f"{kl:.2f}"  # there is none without a reference
+        text += f" {distance:>8}  {value:.3f} {'█' * round(BAR * value / 0.4)}\n"
     opened = "\n".join(f"    {answer.splitlines()[0] if answer.strip() else ''} …"
                        for answer in answers[:3])
     return text + f"  last answers:\n{opened}\n"
@@ -95,7 +95,7 @@ def main():
     everywhere = range(len(curves[0][-1][1]))
     plain, nash = (late_mean(curve, everywhere) for curve in curves)
     less, low, high = gap(*curves)
-    print(f"\nmean exploitability over the second half: plain self-play {plain:.3f}, "
+    print(f"\nmean exploitability over the last third: plain self-play {plain:.3f}, "
           f"Nash-MD {nash:.3f}, less by {less:.3f} (95 % interval {low:+.3f} to {high:+.3f})")
     if low <= 0:
         sys.exit("Nash-MD was not less exploitable than plain self-play in these runs, beyond the "

@@ -8,8 +8,6 @@
 // Those ends are computed from the network's own reference. Control: k1 in the loss, which holds
 // nothing.
 
-#include <cmath>
-
 #include "lab/kl_bandit.h"
 #include "lab/neural_experiments.h"
 #include "lab/neural_rounds.h"

@@ -6,9 +6,6 @@
 // cannot be learned; the network then writes letters until it ends. Controls: the aggregation
 // `fixed`; the token mean, whose bias falls with the size of the step.
 
-#include <algorithm>
-#include <cmath>
-
 #include "lab/all_within.h"
 #include "lab/neural_experiments.h"
 #include "lab/neural_task.h"
