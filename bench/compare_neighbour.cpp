@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Decoding and DPO steps while another program keeps a processor busy (target N1): quiet and busy,
-// on LibTorch's threads and on the pool's, in turn. The other program is a loop in a child process;
-// nothing is pinned. One JSON line has medians, ratios, and whether all results are the same to the
-// last bit.
+// Loops, decoding and DPO steps while another program keeps a processor busy (target N1): quiet and
+// busy, on LibTorch's threads and on the pool's, in turn. The other program is a loop in a child
+// process; nothing is pinned. One JSON line has medians, ratios, and whether all results are the
+// same to the last bit.
 
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
@@ -13,6 +13,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -25,6 +26,7 @@
 #include <vector>
 
 #include "core/loop_threads.h"
+#include "core/parallel.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/losses/registry.h"
 #include "prefopt/policy/reference.h"
@@ -56,7 +58,7 @@ Arguments parse(int argc, char** argv) {
   app.add_option("--row-tokens", a.row_tokens, "of prompt, chosen and rejected, each");
   app.add_option("--lora", a.lora_rank, "rank of an adapter; 0: all weights are trained");
   app.add_option("--threads", a.threads);
-  app.add_option("--rounds", a.rounds);
+  app.add_option("--rounds", a.rounds)->check(CLI::PositiveNumber);
   app.add_option("--neighbours", a.neighbours, "busy loops");
   try {
     app.parse(argc, argv);
@@ -71,8 +73,8 @@ class Neighbour {
  public:
   Neighbour() : child_(::fork()) {
     if (child_ == 0) {
-      for (volatile std::uint64_t i = 0;; i = i + 1) {
-      }
+      std::atomic<std::uint64_t> rounds = 0;
+      while (true) rounds.fetch_add(1, std::memory_order_relaxed);
     }
   }
   Neighbour(Neighbour&& other) noexcept : child_(std::exchange(other.child_, -1)) {}
@@ -97,6 +99,21 @@ Tokens tokens_from(std::int64_t seed, std::int64_t count, std::int64_t vocab_siz
 
 /// A piece of work; returns numbers that must always be the same.
 using Work = std::function<std::vector<double>()>;
+
+/// Loops that wait for one another, of half a millisecond on two threads like those of decoding.
+std::vector<double> loops() {
+  constexpr int kLoops = 1000, kTerms = 10'000;
+  std::vector<double> sums(40, 0);
+  for (int loop = 0; loop < kLoops; ++loop) {
+    parallel_for(0, std::ssize(sums), 1, [&](std::int64_t first, std::int64_t last) {
+      for (; first < last; ++first) {
+        double& sum = sums[static_cast<std::size_t>(first)];
+        for (int i = 0; i < kTerms; ++i) sum = 0.999999 * sum + 1e-3;
+      }
+    });
+  }
+  return sums;
+}
 
 Work decoding(Decoder& policy, const Arguments& a) {
   std::vector<Tokens> prompts;
@@ -173,17 +190,22 @@ nlohmann::json compare(const std::string& name, const Work& work, const Argument
   return result;
 }
 
+void print(const nlohmann::json& line) {
+  fmt::print("{}\n", line.dump());
+  std::fflush(stdout);
+}
+
 void run(const Arguments& a) {
   at::set_num_threads(static_cast<int>(a.threads));
+  print(compare("loops", loops, a));
   const std::shared_ptr<Decoder> policy = Decoder::load(a.model, "float32");
-  fmt::print("{}\n", compare("decoding", decoding(*policy, a), a).dump());
-  std::fflush(stdout);
+  print(compare("decoding", decoding(*policy, a), a));
   if (a.lora_rank > 0) {
     policy->add_adapter({.r = a.lora_rank, .lora_alpha = 2.0 * static_cast<double>(a.lora_rank)});
   } else {
     policy->set_requires_grad(true);
   }
-  fmt::print("{}\n", compare("dpo_step", dpo_step(policy, a), a).dump());
+  print(compare("dpo_step", dpo_step(policy, a), a));
 }
 
 }  // namespace
