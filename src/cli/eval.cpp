@@ -41,6 +41,26 @@ std::int64_t new_tokens_of(const EvalArguments& arguments) {
   return arguments.max_new_tokens.value_or(64);
 }
 
+/// Refuses options of completions and of programs where there are none.
+void check_options_are_read(const EvalArguments& arguments) {
+  const auto refuse = [](std::string_view option, bool is_given, std::string_view expected) {
+    if (!is_given) return;
+    throw ConfigError(
+        fmt::format("{}: expected {}, got none; it would do nothing", option, expected));
+  };
+  if (samples_of(arguments) == 0) {
+    constexpr std::string_view kSamples = "completions to draw (--samples)";
+    refuse("--prompts", arguments.prompts.has_value(), kSamples);
+    refuse("--max-new-tokens", arguments.max_new_tokens.has_value(), kSamples);
+    refuse("--end-tokens", !arguments.end_tokens.empty(), kSamples);
+  }
+  const bool has_program = !arguments.judge.empty() ||
+                           (!arguments.reward.empty() && arguments.reward != "controlled_task");
+  refuse("--judge-timeout",
+         arguments.judge_timeout != EvalArguments().judge_timeout && !has_program,
+         "a program that answers (--judge or --reward)");
+}
+
 void check(const EvalArguments& arguments) {
   const auto at_least = [](std::string_view option, std::int64_t value, std::int64_t least) {
     if (value >= least) return;
@@ -56,6 +76,7 @@ void check(const EvalArguments& arguments) {
   if (samples_of(arguments) == 0 && (!arguments.judge.empty() || !arguments.reward.empty())) {
     throw ConfigError("--samples: expected at least 1 to judge completions, got 0");
   }
+  check_options_are_read(arguments);
 }
 
 /// Whether all models are reward models. Throws ConfigError for some, and for options that they do

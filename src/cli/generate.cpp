@@ -41,9 +41,13 @@ struct Prompt {
 /// Reads prompts and makes tokens of them as of those of rows to train on.
 class PromptReader {
  public:
-  PromptReader(const GenerateArguments& arguments, const Tokenizer& tokenizer, DataOptions options,
-               std::ostream& err)
-      : arguments_(arguments), tokenizer_(tokenizer), options_(std::move(options)), err_(err) {
+  PromptReader(const GenerateArguments& arguments, const Tokenizer& tokenizer,
+               std::int64_t vocab_size, DataOptions options, std::ostream& err)
+      : arguments_(arguments),
+        tokenizer_(tokenizer),
+        vocab_size_(vocab_size),
+        options_(std::move(options)),
+        err_(err) {
     options_.chat_format = detail::chat_format_for_rows(arguments.chat_format, tokenizer);
     chat_template_ = detail::chat_template_for_rows(options_, tokenizer);
   }
@@ -112,7 +116,18 @@ class PromptReader {
     }
     message_rows_ += row.from_messages ? 1 : 0;
     const std::vector<std::int64_t>& ids = prepared.pair.prompt;
+    check_ids(ids, where);
     prompts_.push_back({row.tokenized ? tokenizer_.decode(ids) : row.prompt, ids});
+  }
+
+  void check_ids(const std::vector<std::int64_t>& ids, const std::string& where) const {
+    for (const std::int64_t id : ids) {
+      if (id >= 0 && id < vocab_size_) continue;
+      throw DataError(fmt::format(
+          "{}: expected token ids from 0 to {}, the model's, got {}; is the tokenizer another "
+          "model's?",
+          where, vocab_size_ - 1, id));
+    }
   }
 
   /// Heeds what the options say of a row with the defect.
@@ -137,6 +152,7 @@ class PromptReader {
 
   const GenerateArguments& arguments_;
   const Tokenizer& tokenizer_;
+  std::int64_t vocab_size_;
   DataOptions options_;
   std::unique_ptr<const detail::ChatTemplate> chat_template_;
   std::ostream& err_;
@@ -341,7 +357,7 @@ void run_generate(const GenerateArguments& arguments, std::ostream& out, std::os
       with_end_tokens(options, arguments.end_tokens, *policy, *tokenizer, arguments.chat_format);
 
   const auto prompts =
-      PromptReader(arguments, *tokenizer,
+      PromptReader(arguments, *tokenizer, policy->vocab_size(),
                    noted_row_options(arguments.rows, arguments.chat_format, row_memory(arguments),
                                      RowPart::kPrompts, err),
                    err)

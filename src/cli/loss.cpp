@@ -135,7 +135,30 @@ class LogpsTable {
     return lists;
   }
 
+  /// Returns the keys of the file that neither the loss nor its metrics read.
+  Json unread() const {
+    Json keys = Json::array();
+    for (const InputInfo& info : kInputs) {
+      const bool is_given = !is_derived(info.name) && !none_has(info.name);
+      if (is_given && !is_read(info.name)) keys.push_back(key(info.name));
+    }
+    return keys;
+  }
+
  private:
+  /// Log-probs of the completions are in the metrics of any loss.
+  bool is_read(std::string_view field) const {
+    if (field == "chosen_logps" || field == "rejected_logps") return true;
+    return std::any_of(
+        kPairFields<at::Tensor>.begin(), kPairFields<at::Tensor>.end(), [&](const auto& other) {
+          if (!other.needed(needs_)) return false;
+          if (other.name == field) return true;
+          if (!is_derived(other.name)) return false;
+          const std::string completion = completion_of(other.name);
+          return field == completion || (is_limited(other.name) && field == "ref_" + completion);
+        });
+  }
+
   static bool has(const LogpsRow& row, std::string_view field) {
     return row.completions.contains(field) || row.numbers.contains(field);
   }
@@ -375,6 +398,7 @@ void run_loss(const LossArguments& arguments, std::ostream& out) {
   add_gradients(table, output, result);
   result["metrics"] = loss.requirements().labels() ? label_metrics(loss, output, logps)
                                                    : pair_metrics(output, logps);
+  if (Json unread = table.unread(); !unread.empty()) result["unread"] = std::move(unread);
   out << result.dump() << '\n';
 }
 

@@ -5,6 +5,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <string_view>
 
 #include "cli/candidates_file.h"
 #include "cli/commands.h"
@@ -80,6 +81,20 @@ RaterOptions rater_options_of(const PairsArguments& arguments) {
   return options;
 }
 
+/// Returns the name of an option given that rewards alone have, or an empty one.
+std::string_view option_of_rewards(const PairsArguments& arguments) {
+  const PairsArguments usual;
+  if (arguments.missing_eos_penalty != usual.missing_eos_penalty) return "--missing-eos-penalty";
+  if (arguments.length_penalty != usual.length_penalty) return "--length-penalty";
+  return arguments.temperature != usual.temperature ? "--temperature" : "";
+}
+
+/// Returns the name of an option given that feedback has, or an empty one.
+std::string_view option_of_feedback(const PairsArguments& arguments) {
+  const bool is_usual = arguments.unfinished == PairsArguments().unfinished;
+  return is_usual ? option_of_rewards(arguments) : "--unfinished";
+}
+
 /// Refuses a line that lacks what the selection or an option reads.
 void check_line(const CandidatesLine& line, const Selection& selection,
                 const PairsArguments& arguments) {
@@ -87,6 +102,11 @@ void check_line(const CandidatesLine& line, const Selection& selection,
   if (!is_rated && selection.questions() != Questions::kNone) {
     throw DataError(
         fmt::format("{}: expected a key 'rewards' or 'beats', got a line without", line.where));
+  }
+  const std::string_view of_rewards = option_of_rewards(arguments);
+  if (!of_rewards.empty() && !line.beats.empty()) {
+    throw DataError(fmt::format("{}: expected a key 'rewards', which {} is about, got 'beats'",
+                                line.where, of_rewards));
   }
   const bool reads_ends = arguments.missing_eos_penalty != 0 || arguments.unfinished != "as_judged";
   if (reads_ends && !line.has_ends) {
@@ -133,12 +153,7 @@ std::string rows_of_trees(const PairsArguments& arguments, const Selection& sele
     throw ConfigError(fmt::format(
         "--trees: expected a selection that pairs steps, 'siblings', got {}", selection.config()));
   }
-  const PairsArguments usual;
-  const bool is_rated = arguments.missing_eos_penalty != usual.missing_eos_penalty ||
-                        arguments.length_penalty != usual.length_penalty ||
-                        arguments.unfinished != usual.unfinished ||
-                        arguments.temperature != usual.temperature;
-  if (is_rated) {
+  if (!option_of_feedback(arguments).empty()) {
     throw ConfigError(
         "--trees: expected no option of feedback, as trees are rated, got one; it would do "
         "nothing");
@@ -172,6 +187,12 @@ void run_pairs(const PairsArguments& arguments, std::ostream& out, std::ostream&
   if (!arguments.trees.empty()) {
     const std::string of_trees = rows_of_trees(arguments, *selection, counts);
     return write_rows(arguments, of_trees, counts, out, err);
+  }
+  const std::string_view of_feedback = option_of_feedback(arguments);
+  if (!of_feedback.empty() && selection->questions() == Questions::kNone) {
+    throw ConfigError(
+        fmt::format("{}: expected a selection that asks for feedback, got {}; it would do nothing",
+                    of_feedback, selection->config()));
   }
   std::string rows;
   read_candidates(arguments.candidates, [&](const CandidatesLine& line) {

@@ -8,6 +8,7 @@
 #include <limits>
 #include <map>
 #include <ostream>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -160,6 +161,29 @@ class RolloutTable {
     return all;
   }
 
+  /// Returns the keys of the file that neither the objective nor its metrics read.
+  std::set<std::string> unread() const {
+    const ObjectiveNeeds needs = objective_.needs();
+    const TokenObjectiveOptions& options = objective_.options();
+    std::set<std::string_view> read{"logps", "old_logps", "sampler_logps", "acted"};
+    const auto add = [&](std::string_view key, bool is_read) {
+      if (is_read) read.insert(key);
+    };
+    add("group", needs.groups);
+    add("reward", !needs.given);
+    add("greedy_reward", needs.greedy_rewards);
+    add("advantage", needs.given);
+    add("token_rewards", objective_.advantage().needs().per_token);
+    add("values", needs.values);
+    add("old_values", options.value_loss.coefficient > 0);
+    add("ref_logps", !needs.exact_kls);
+    add("extra_logps", needs.extra_logps);
+    add("entropies", needs.entropies);
+    add("exact_kls", needs.exact_kls);
+    add("turn_ends", options.level == RatioLevel::kTurn);
+    return unread_keys(rows_, read);
+  }
+
  private:
   static std::vector<double> logps_of(const RolloutRow& row) { return row.numbers("logps"); }
 
@@ -242,6 +266,7 @@ void run_rollout_loss(const LossArguments& arguments, std::ostream& out) {
     metrics[statistic.name] = statistic.sum.item<double>() / in.totals.tokens;
   }
   result["metrics"] = std::move(metrics);
+  if (const auto unread = table.unread(); !unread.empty()) result["unread"] = unread;
   out << result.dump() << '\n';
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <set>
 #include <utility>
 
 #include "core/json.h"
@@ -172,6 +173,23 @@ std::vector<RolloutRow> read_rollouts(const std::string& path) {
   });
   if (rows.empty()) throw DataError(fmt::format("{}: expected at least one row, got none", path));
   return rows;
+}
+
+std::set<std::string> unread_keys(const std::vector<RolloutRow>& rows,
+                                  const std::set<std::string_view>& read) {
+  std::set<std::string> keys;
+  const auto add = [&](std::string_view key, bool is_there) {
+    if (is_there && !read.contains(key)) keys.emplace(key);
+  };
+  for (const RolloutRow& row : rows) {
+    for (const auto& [key, numbers] : row.tokens) add(key, true);
+    add("group", row.group.has_value());
+    add("reward", row.reward.has_value());
+    add("greedy_reward", row.greedy_reward.has_value());
+    add("turn_ends", !row.turn_ends.empty());
+    add("step_ends", !row.step_ends.empty());
+  }
+  return keys;
 }
 
 }  // namespace prefopt::cli

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -29,5 +30,9 @@ struct RolloutRow {
 
 /// Returns at least one row. Throws DataError, led by `PATH:LINE`, for what is no rollout.
 std::vector<RolloutRow> read_rollouts(const std::string& path);
+
+/// Returns the keys that some row has and `read` does not name, in the order of the alphabet.
+std::set<std::string> unread_keys(const std::vector<RolloutRow>& rows,
+                                  const std::set<std::string_view>& read);
 
 }  // namespace prefopt::cli

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <ostream>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -73,6 +74,22 @@ class TokenTable {
       all.push_back(each);
     }
     return all;
+  }
+
+  /// Returns the keys of the file that the loss does not read.
+  std::set<std::string> unread() const {
+    const TokenLossNeeds needs = loss_.needs();
+    std::set<std::string_view> read{"logps", "acted"};
+    const auto add = [&](std::string_view key, bool is_read) {
+      if (is_read) read.insert(key);
+    };
+    add("reward", needs.rewards);
+    add("step_ends", needs.steps);
+    add("ref_logps", needs.ref_logps);
+    add("values", needs.values);
+    add("log_normalizers", needs.log_normalizers);
+    add("exact_kls", needs.exact_kls);
+    return unread_keys(rows_, read);
   }
 
  private:
@@ -145,6 +162,7 @@ void run_token_loss(const LossArguments& arguments, std::ostream& out) {
     metrics[statistic.name] = statistic.sum.item<double>() / in.totals.tokens;
   }
   result["metrics"] = std::move(metrics);
+  if (const auto unread = table.unread(); !unread.empty()) result["unread"] = unread;
   out << result.dump() << '\n';
 }
 

@@ -165,6 +165,13 @@ TEST_CASE("prefopt eval: usage", "[cli]") {
   refused({"--batch", "0"}, "--batch: expected at least 1, got 0");
   refused({"--samples", "0", "--reward", "controlled_task"},
           "--samples: expected at least 1 to judge completions, got 0");
+  for (const std::string option : {"--prompts", "--max-new-tokens", "--end-tokens"}) {
+    refused({"--samples", "0", option, "1"},
+            option + ": expected completions to draw (--samples), got none; it would do nothing");
+  }
+  refused({"--judge-timeout", "5"},
+          "--judge-timeout: expected a program that answers (--judge or --reward), got none; it "
+          "would do nothing");
   refused({"--loss", R"({"type": "kto"})"},
           "--loss: expected a loss of pairs, which are what is evaluated, got kto");
   refused({"--samples", "0", "--beta", "0"}, "evaluate_preferences: expected beta > 0, got 0");

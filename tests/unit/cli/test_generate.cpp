@@ -65,6 +65,12 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
                     "openai, pku, shp, ultrafeedback, completions, got 'sharegtp'; did you mean "
                     "'sharegpt'?");
 
+  write_text(file, "{\"prompt\": \"ab\"}\n{\"prompt_ids\": [97, 512]}\n");
+  check_cli_refused({"generate", "--model", kPolicy, "--tokenizer", "byte", "--data", file}, 3,
+                    file +
+                        ":2: expected token ids from 0 to 511, the model's, got 512; is the "
+                        "tokenizer another model's?");
+
   check_cli_refused({"generate", "--model", kPolicy}, 2,
                     "generate: expected one of --prompt, --message and --data, got none");
   check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--data", file}, 2,

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -433,6 +434,41 @@ TEST_CASE("prefopt loss: bad log-probs", "[cli]") {
   write_text(file, "");
   check_cli_refused({"loss", "--loss", R"({"type": "dpo"})", "--logps", file}, 3,
                     file + ": expected at least one row, got none");
+}
+
+TEST_CASE("prefopt loss --logps: names the keys that change nothing", "[cli]") {
+  const TempDir folder;
+  const std::string file = folder.file("rows.jsonl");
+  const json first = {{"chosen_logps", {-1.0, -2.0, -0.5}},
+                      {"rejected_logps", {-1.5, -0.25}},
+                      {"ref_chosen_logps", {-1.25, -1.5, -0.75}},
+                      {"ref_rejected_logps", {-0.75, -0.5}},
+                      {"margin", 0.5},
+                      {"weight", 0.5},
+                      {"label_prob", 0.25},
+                      {"chosen_win_rate", 0.25},
+                      {"rejected_win_rate", 0.125}};
+  const auto answer = [&](const json& row, const std::string& config) {
+    write_text(file, row.dump());
+    json got = cli_json({"loss", "--loss", config, "--logps", file});
+    const json unread = got.value("unread", json::array());
+    got.erase("unread");
+    return std::pair(got, unread);
+  };
+  for (const std::string config :
+       {R"({"type": "dpo"})", R"({"type": "dpo", "use_label_probs": true})",
+        R"({"type": "dpo", "ld_alpha": 0.5})", R"({"type": "simpo"})", R"({"type": "sft"})",
+        R"({"type": "sppo", "soft": true})", R"({"type": "dft"})"}) {
+    const auto [plain, unread] = answer(first, config);
+    for (const auto& [key, value] : first.items()) {
+      CAPTURE(config, key);
+      json changed = first;
+      json& number = value.is_array() ? changed[key][0] : changed[key];
+      number = number.get<double>() + 0.25;
+      const bool changes_nothing = answer(changed, config).first == plain;
+      CHECK(changes_nothing == (std::find(unread.begin(), unread.end(), key) != unread.end()));
+    }
+  }
 }
 
 TEST_CASE("prefopt: a loss config that cannot be meant", "[cli]") {

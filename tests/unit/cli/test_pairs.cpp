@@ -278,6 +278,18 @@ TEST_CASE("prefopt pairs: options that are refused", "[cli]") {
   table.check_refused(
       R"({"type": "best_worst"})", 2,
       table.path() + ":1: best_worst: expected rewards of completions, got comparisons alone");
+  for (const std::string option : {"--missing-eos-penalty", "--length-penalty", "--temperature"}) {
+    table.check_refused(
+        R"({"type": "pair"})", 3,
+        table.path() + ":1: expected a key 'rewards', which " + option + " is about, got 'beats'",
+        {option, "0.5"});
+    rewards.check_refused(R"({"type": "against_data"})", 2,
+                          option +
+                              ": expected a selection that asks for feedback, got "
+                              R"({"type":"against_data","data_source":"data",)"
+                              R"("weigh_prompts":true}; it would do nothing)",
+                          {option, "0.5"});
+  }
   const CandidatesFile one(lines_of(candidates({1})));
   one.check_refused(R"({"type": "win_rates"})", 2,
                     one.path() +

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/catch.h"
@@ -239,6 +241,37 @@ TEST_CASE("prefopt loss: rows and rollouts do not mix", "[cli]") {
   CHECK(both.code == 2);
   const CliResult none = run_cli({"loss", "--loss", "{}"});
   CHECK(none.code == 2);
+}
+
+TEST_CASE("prefopt loss --rollouts: names the keys that change nothing", "[cli]") {
+  const auto answer = [](const std::vector<json>& rows, const std::string& config) {
+    json got = RolloutsFile(text_of(rows)).loss(config);
+    const json unread = got.value("unread", json::array());
+    got.erase("unread");
+    return std::pair(got, unread);
+  };
+  for (const std::string config :
+       {R"({"type": "grpo"})", R"({"type": "remax"})", R"({"type": "ppo"})", R"({"type": "rto"})",
+        R"({"loss_type": "dapo", "beta": 0})",
+        R"({"type": "grpo", "correction": {"kind": "truncate"}})"}) {
+    const std::vector<json> rows = golden_rows();
+    const auto [plain, unread] = answer(rows, config);
+    CHECK(unread.size() > 0);
+    for (const auto& [key, value] : rows[0].items()) {
+      if (key == "group") continue;
+      CAPTURE(config, key);
+      std::vector<json> changed = rows;
+      json& number = value.is_array() ? changed[0][key][0] : changed[0][key];
+      number = number.get<double>() + 3;
+      const bool changes_nothing = answer(changed, config).first == plain;
+      CHECK(changes_nothing == (std::find(unread.begin(), unread.end(), key) != unread.end()));
+    }
+  }
+  // Of a loss on tokens.
+  const json oreo = RolloutsFile(R"({"logps": [-1], "ref_logps": [-1], "values": [0], "reward": 1,
+                                     "token_rewards": [2], "group": 1})")
+                        .loss(R"({"type": "oreo", "alpha": 0})");
+  CHECK(oreo.at("unread") == json{"group", "token_rewards"});
 }
 
 TEST_CASE("prefopt losses: objectives on tokens", "[cli]") {
