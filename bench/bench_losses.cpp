@@ -104,7 +104,7 @@ void run(Report& report, const Options& options, const Shape& shape) {
 
 int main(int argc, char** argv) {
   using namespace prefopt::bench;
-  CLI::App app("Times every registered loss beside the output head of the smallest step");
+  CLI::App app("Times every registered loss next to the output head of the smallest step");
   Options options;
   options.rows = {4096};  // pairs
   options.vocab = {49152};

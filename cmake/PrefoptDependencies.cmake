@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The other libraries: the system's, else fetched by tag. Only what is asked for is looked up.
 # Eigen, zlib, Highway, PCRE2 and utf8proc stand in prefopt's link interface, so their targets are
-# global; the others stay unseen by a project that adds prefopt, which may have a copy of its own.
+# global; the others stay unseen by a project that adds prefopt, which may have its own copy.
 include(FetchContent)
 include(PrefoptTextLibraries)
 

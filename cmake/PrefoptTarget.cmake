@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
-# What all targets of this project have in common, and no target of others gets.
+# The settings that all targets of this project share, and no target of others gets.
 function(prefopt_own_target target)
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANG_AND_ID:CXX,GNU,Clang,AppleClang>:-Wall -Wextra -Wpedantic>)

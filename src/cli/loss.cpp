@@ -250,7 +250,7 @@ class LogpsTable {
       if (!completion.tokens) {
         throw DataError(fmt::format(
             "{}: expected {} token by token{}, got a sum; {} needs the number of tokens",
-            where(row), key(field), field == "sample_logps" ? "" : ", or its length beside it",
+            where(row), key(field), field == "sample_logps" ? "" : ", or its length next to it",
             loss_));
       }
       counts.push_back(*completion.tokens);

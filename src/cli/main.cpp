@@ -539,6 +539,7 @@ CLI::App* add_doctor(CLI::App& app, DoctorArguments& arguments) {
       ->add_option("PATH", arguments.paths,
                    "models, adapters, tokenizers and rows, told apart by what they hold")
       ->expected(0, kMostValues)
+      ->allow_extra_args(false)
       ->type_name("");
   command->add_option("--model", arguments.model, "model to open")->type_name("PATH");
   with_brackets(command->add_option("--adapter", arguments.adapters,

@@ -77,7 +77,7 @@ void dry_run(RunOptions options, const std::shared_ptr<Ranks>& ranks, std::ostre
 std::string stop_sentence(const RunResult& result) {
   return result.checkpoint.empty()
              ? "stopped before the first step; nothing was saved"
-             : fmt::format("stopped after step {}, which {} holds; --resume auto goes on",
+             : fmt::format("stopped after step {}, which {} holds; --resume auto continues",
                            result.steps, result.checkpoint);
 }
 

@@ -259,7 +259,7 @@ void DataOptions::fields(FieldVisitor& v) {
             "text; keep: calls and tools are left out"},
            tool_calls, policies);
   v.choice({"reasoning",
-            "messages with reasoning beside their content, for which no chat format has a text; "
+            "messages with reasoning next to their content, for which no chat format has a text; "
             "keep: it is left out"},
            reasoning, policies);
   v.choice({"system_turn", "system messages in a chat format that has no turn for them"},

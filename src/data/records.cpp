@@ -418,7 +418,7 @@ class RowReader {
       for (const char* of_tokens : {"weights", "mask"}) {
         const std::string key = fmt::format("{}_token_{}", name, of_tokens);
         if (row_.contains(key) && !row_.contains(ids)) {
-          fail("expected '{}' beside '{}', got {}", key, ids, keys_of(row_));
+          fail("expected '{}' next to '{}', got {}", key, ids, keys_of(row_));
         }
       }
     }
@@ -453,7 +453,7 @@ class RowReader {
     std::optional<Turns> gold;
     if (has("gold")) gold = turns("gold");
     if (gold && !prompt) {
-      fail_missing("expected a key 'prompt' beside 'gold', got {}", keys_of(row_));
+      fail_missing("expected a key 'prompt' next to 'gold', got {}", keys_of(row_));
     }
     if (gold && gold->index() != chosen.index()) {
       fail("expected 'chosen' and 'gold' of one kind, got {} and {}", kind_of(chosen),

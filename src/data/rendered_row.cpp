@@ -270,7 +270,7 @@ class RenderedRowWriter {
         ++i;
         continue;
       }
-      // What continues a begun turn is numbered after all turns.
+      // The continuation of a begun turn is numbered after all turns.
       const bool continues = turn && *turn >= all.size();
       const std::size_t of = continues ? first_turn() : turn.value_or(all.size() - 1);
       if (counts(all, of)) count({start, i}, begin, parts);

@@ -24,7 +24,7 @@ std::string_view answers_text(unsigned answers) {
     case kOneOutput:
       return "an instruction or question with its answer (alpaca, orca)";
     case kReplacedAnswer:
-      return "'rejected_response' beside another answer (ms-swift)";
+      return "'rejected_response' next to another answer (ms-swift)";
     case kWholeTurns:
       return "a whole conversation (messages, sharegpt)";
     default:

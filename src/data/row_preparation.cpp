@@ -649,9 +649,9 @@ std::string_view defect_name(RowDefect defect) {
     case RowDefect::kControlToken:
       return "control token spelled in the text";
     case RowDefect::kGivenBegin:
-      return "prompt with a begin token of its own";
+      return "prompt with its own begin token";
     case RowDefect::kGivenEnd:
-      return "completion with an end token of its own";
+      return "completion with its own end token";
     case RowDefect::kDuplicate:
       return "same as an earlier row";
     case RowDefect::kUnreadColumn:

@@ -277,7 +277,7 @@ Dataset TokenCache::get_or_make(const std::function<Dataset()>& make) const {
     }
   }
   Dataset dataset = make();
-  dataset.report.cache_note = found ? fmt::format("{} is damaged and was made anew", path_) : "";
+  dataset.report.cache_note = found ? fmt::format("{} is damaged and was made again", path_) : "";
   if (hash_of_file(rows_) != rows_hash_) {
     dataset.report.cache_note =
         fmt::format("no tokens are kept: {} changed while it was read", rows_);

@@ -188,7 +188,7 @@ const DecoderReader::Stored& DecoderReader::stored(const std::string& name) cons
   // Only a config with its own output head asks for it.
   const std::string_view hint =
       name == "lm_head.weight"
-          ? "; tie_word_embeddings in config.json is not true, which asks for a head of its own"
+          ? "; tie_word_embeddings in config.json is not true, which asks for its own head"
           : "";
   throw CheckpointError(
       fmt::format("{}: expected tensor '{}', got none of that name{}", path_, name, hint));

@@ -187,7 +187,8 @@ class PackedSession final : public DraftSession {
     }
     for (auto first = unknown.begin(), last = first; first != unknown.end(); first = last) {
       std::int64_t rows = 0;
-      while (last != unknown.end() && (last == first || rows + (*last)->length() <= rows_at_once_)) {
+      while (last != unknown.end() &&
+             (last == first || rows + (*last)->length() <= rows_at_once_)) {
         rows += (*last++)->length();
       }
       if (rows > rows_at_once_) {
@@ -581,10 +582,10 @@ class PackedSession final : public DraftSession {
     const at::Tensor queries =
         at::from_blob(rows.query(0), {rows.count, network_.options.num_attention_heads, head_dim()},
                       {rows.qkv_stride(), head_dim(), 1}, like());
-    const AttentionResult result = tree_attention(
-        queries, cached(false), cached(true),
-        {{.query = 0, .key = first, .length = rows.count, .past = first}}, of.query_scale,
-        {.window = of.window, .softcap = of.attention_softcap});
+    const AttentionResult result =
+        tree_attention(queries, cached(false), cached(true),
+                       {{.query = 0, .key = first, .length = rows.count, .past = first}},
+                       of.query_scale, {.window = of.window, .softcap = of.attention_softcap});
     std::copy_n(result.output.template const_data_ptr<T>(), rows.count * rows.queries,
                 rows.attended.data());
   }

@@ -55,7 +55,7 @@ class RightAnswers {
 
 namespace {
 
-/// What `measure` gives for `batch_size` pairs at a time: [2 · pairs], chosen first.
+/// The values that `measure` gives for `batch_size` pairs at a time: [2 · pairs], chosen first.
 template <class Measure>
 std::vector<PairSums> measure_pairs(const Policy& policy, const std::vector<TokenRow>& pairs,
                                     std::int64_t batch_size, std::string_view where,

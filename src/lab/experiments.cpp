@@ -30,7 +30,7 @@ const std::vector<Experiment>& experiments() {
        rdpo_rates},
       {"hypo-coverage", "what actions without data do to DPO and to HyPO", "2406.01462",
        hypo_coverage},
-      {"rpo-overoptimization", "does the true reward fall when training goes on", "2405.16436",
+      {"rpo-overoptimization", "does the true reward fall when training continues", "2405.16436",
        rpo_overoptimization},
       {"frontier", "reward against distance from the reference for all losses", "2305.18290",
        frontier},

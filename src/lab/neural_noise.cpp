@@ -84,7 +84,7 @@ Report neural_noise(const Settings& settings, Length length) {
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, ns, length); });
   Report report{.data = {{"neural-noise", {"policy", "case", "n", "gap", "low", "high"}}}};
-  detail::Chart chart{.title = "Wrong labels: a transformer beside the exact optimum",
+  detail::Chart chart{.title = "Wrong labels: a transformer next to the exact optimum",
                       .x_label = "pairs",
                       .y_label = "gap in regularized reward",
                       .log_x = true,

@@ -55,7 +55,7 @@ const std::vector<NamedAdvantage>& advantages() {
   return all;
 }
 
-/// The expected gradient beside the true one.
+/// The expected gradient next to the true one.
 struct Quality {
   double scale;  ///< of its part along the true gradient
   double cosine;

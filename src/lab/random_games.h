@@ -6,7 +6,7 @@
 
 namespace prefopt::lab {
 
-/// Three actions, each of which beats the next with a probability of its own in [0.6, 0.95): the
+/// Three actions, each of which beats the next with its own probability in [0.6, 0.95): the
 /// minimax winner takes all of them.
 exact::Preferences random_cycle(exact::Random& random);
 

@@ -25,7 +25,7 @@ struct RareBandit {
     ref = exact::log_softmax(logits);
   }
 
-  /// What a policy lacks of the optimal KL-regularized reward.
+  /// The distance of a policy from the optimal KL-regularized reward.
   double gap(const exact::Table& logps) const {
     return exact::suboptimality_gap(logps, ref, rewards, kBeta);
   }

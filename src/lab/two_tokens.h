@@ -19,7 +19,7 @@ struct TwoTokens {
   }
 };
 
-/// What the first token of most value before `guide` continues is worth: AggreVaTeD's step, exact.
+/// The value of the best first token before `guide` continues: AggreVaTeD's step, exact.
 inline double one_step_value(const TwoTokens& guide, const Eigen::ArrayXXd& rewards) {
   return guide.action_values(rewards).maxCoeff();
 }

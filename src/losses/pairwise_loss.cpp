@@ -33,7 +33,7 @@ void PairOptions::check(std::string_view where) const {
     detail::refuse_idle(margin_scale == 0, where, "margin_of", "margin_scale is 0");
     if (use_label_probs) {
       throw ConfigError(fmt::format(
-          "{}: expected margin_of 'gap' beside use_label_probs, got 'log_gap'; the swapped pair "
+          "{}: expected margin_of 'gap' next to use_label_probs, got 'log_gap'; the swapped pair "
           "has the negative gap, which has no logarithm",
           where));
     }

@@ -102,10 +102,10 @@ Score make_score(const ScoreOptions& options, std::string_view where, bool of_di
           where));
     }
     if (options.ld_alpha != 1) {
-      throw ConfigError(
-          fmt::format("{}: expected ld_alpha 1 beside humanline, got {}; both say how much a token "
-                      "counts",
-                      where, options.ld_alpha));
+      throw ConfigError(fmt::format(
+          "{}: expected ld_alpha 1 next to humanline, got {}; both say how much a token "
+          "counts",
+          where, options.ld_alpha));
     }
   }
   if (options.divergence != Divergence::kReverseKl) {

@@ -92,7 +92,7 @@ bool share_a_trainer(const Clue& a, const Clue& b) {
   std::size_t other = 0;
   while (other + 1 < last && share_a_trainer(clues[other], clues[last])) ++other;
   throw ConfigError(
-      fmt::format("loss: expected a config of one TRL trainer, got {} beside {}; 'trainer' says "
+      fmt::format("loss: expected a config of one TRL trainer, got {} next to {}; 'trainer' says "
                   "whose it is",
                   clues[last].text(), clues[other].text()));
 }
@@ -215,7 +215,7 @@ class TrlOptions {
     for (const Term& term : terms_) {
       const bool fits = holds_name(term.reads, key.name) || holds_name(term.ignores, key.name);
       if (key.for_all && !fits) {
-        throw ConfigError(fmt::format("loss: expected losses that have {} beside it, got '{}'",
+        throw ConfigError(fmt::format("loss: expected losses that have {} next to it, got '{}'",
                                       key.name, term.entry->info.name));
       }
       is_known = is_known || fits;

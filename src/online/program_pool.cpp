@@ -72,7 +72,7 @@ class ProgramPool::Batch {
   }
 
   std::int64_t failure_count() const { return std::ssize(failures_); }
-  /// What came in place of the answer to the last of the failed questions.
+  /// The text in place of the answer to the last of the failed questions.
   const std::string& last_failure() const { return failures_.rbegin()->second; }
   std::vector<double> take_answers() { return std::move(answers_); }
 

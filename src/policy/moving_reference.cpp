@@ -91,7 +91,7 @@ std::vector<MovingWeight> moving_weights(const Policy& start, const Policy& poli
     check_weight("start", trained.name, trained.weight.sizes(), value);
     if (of_policy.contains(value.const_data_ptr())) {
       throw ConfigError(
-          fmt::format("moving reference: expected a start with weights of its own, got the "
+          fmt::format("moving reference: expected a start with own weights, got the "
                       "policy's '{}'; merged_copy() makes one",
                       trained.name));
     }

@@ -213,7 +213,7 @@ void Policy::load_weights(const std::string& directory) {
 
 void Policy::save(const std::string& directory) const {
   throw CheckpointError(directory +
-                        ": expected a policy with a format of its own, got one that "
+                        ": expected a policy with its own format, got one that "
                         "cannot be saved");
 }
 

@@ -228,8 +228,8 @@ struct CacheFile {
   }
 
   [[noreturn]] void fail(std::string_view expected, std::string_view got) const {
-    throw CheckpointError(fmt::format("{}: expected {}, got {}; delete the file to compute it anew",
-                                      path, expected, got));
+    throw CheckpointError(fmt::format(
+        "{}: expected {}, got {}; delete the file to compute it again", path, expected, got));
   }
 };
 

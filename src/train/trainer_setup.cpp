@@ -137,7 +137,7 @@ using MasterList = std::vector<detail::Optimizer::Master>;
 
 /// Returns the masters of an optimizer in a state that has them under `prefix`.
 MasterList masters_in(const detail::NamedTensors& state, const std::string& prefix,
-                   detail::RankOptimizer& optimizer) {
+                      detail::RankOptimizer& optimizer) {
   MasterList masters;
   for (const auto& [whole, own] : optimizer.trained()) {
     if (!whole->has_master) continue;

@@ -4,7 +4,7 @@
 #include <array>
 #include <string_view>
 
-// One function a reader, each in a file of its own. A new one: its file, named in CMakeLists.txt,
+// One function a reader, each in its own file. A new one: its file, named in CMakeLists.txt,
 // a line in each of the two lists below, and seeds in corpus/NAME.
 
 namespace prefopt::fuzz {

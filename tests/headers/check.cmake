@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# What public headers may include, and that each names its licence. A wrong include costs every user
+# The includes that public headers may have, and that each names its licence. A wrong include costs every user
 # seconds a file, or drags a second fmt into the program.
 file(GLOB_RECURSE headers RELATIVE "${INCLUDE_DIR}" "${INCLUDE_DIR}/prefopt/*.h")
 if(NOT headers)

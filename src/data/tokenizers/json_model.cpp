@@ -37,7 +37,7 @@ void read_ids(const JsonNode& vocab, std::vector<std::string>& tokens) {
     const auto at = id.get<std::size_t>();
     if (at >= tokens.size()) tokens.resize(at + 1);
     if (!tokens[at].empty()) {
-      vocab.fail(fmt::format("an id of its own for '{}'", shown_text(token)),
+      vocab.fail(fmt::format("its own id for '{}'", shown_text(token)),
                  fmt::format("{}, which '{}' has too", at, shown_text(tokens[at])));
     }
     tokens[at] = token;

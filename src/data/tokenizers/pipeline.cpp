@@ -324,8 +324,8 @@ class Pipeline final : public Tokenizer, public HasBeginToken {
       fail(fmt::format("the added token {} in UTF-8, got other bytes", added.id));
     }
     const auto refuse = [&](std::string_view why) {
-      fail(fmt::format("the added token '{}' with an id of its own, got {}, which is {}",
-                       added.content, added.id, why));
+      fail(fmt::format("the added token '{}' with its own id, got {}, which is {}", added.content,
+                       added.id, why));
     };
     const auto id = static_cast<std::size_t>(added.id);
     const std::string_view own = id < spec_.tokens.size() ? spec_.tokens[id] : std::string_view();

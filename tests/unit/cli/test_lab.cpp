@@ -14,7 +14,7 @@ TEST_CASE("prefopt lab: a list, an experiment with its files, errors", "[cli]") 
   const CliResult list = run_cli({"lab"});
   CHECK(list.code == 0);
   CHECK(list.out.find("rdpo-rates ") != std::string::npos);
-  CHECK(std::count(list.out.begin(), list.out.end(), '\n') == 42);
+  CHECK(std::count(list.out.begin(), list.out.end(), '\n') == 46);
 
   const TempDir folder;
   const CliResult run =

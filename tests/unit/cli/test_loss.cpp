@@ -324,7 +324,7 @@ TEST_CASE("prefopt loss: tokens that count by themselves", "[cli]") {
     write_text(file, R"({"chosen_logps": -3})");
     check_cli_refused({"loss", "--loss", R"({"type": "dft"})", "--logps", file}, 3,
                       file +
-                          ":1: expected chosen_logps token by token, or its length beside it, "
+                          ":1: expected chosen_logps token by token, or its length next to it, "
                           "got a sum; dft needs the number of tokens");
     write_text(file, R"({"chosen_logps": -3, "chosen_len": 2})");
     check_cli_refused({"loss", "--loss", R"({"type": "dft"})", "--logps", file}, 3,
@@ -366,11 +366,11 @@ TEST_CASE("prefopt loss: columns that cannot be used", "[cli]") {
           R"(, "chosen_len": 1, "rejected_len": 1)",
           "expected chosen_log_sum_sq_probs, got a row without it; dpo needs it");
   refused(R"({"type": "ipo"})", R"(, "chosen_len": 1)",
-          "expected rejected_logps token by token, or its length beside it, got a sum; ipo needs "
+          "expected rejected_logps token by token, or its length next to it, got a sum; ipo needs "
           "the number of tokens");
   const std::string ld = R"({"type": "dpo", "ld_alpha": 0.5})";
   refused(ld, R"(, "chosen_len": 3)",
-          "expected rejected_logps token by token, or its length beside it, got a sum; dpo needs "
+          "expected rejected_logps token by token, or its length next to it, got a sum; dpo needs "
           "the number of tokens");
   refused(ld, R"(, "chosen_len": 3, "rejected_len": 2)",
           "expected chosen_logps token by token, got a sum; dpo needs that of the first 2 of 3 "

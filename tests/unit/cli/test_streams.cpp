@@ -74,7 +74,7 @@ TEST_CASE("prefopt train: a terminal that closes saves, but not under nohup", "[
   closed.wait_for("step 1/1000000");
   for (int i = 0; i < 3; ++i) closed.signal(SIGHUP);  // as terminals do
   CHECK(closed.wait() == 130);
-  CHECK(closed.err().find("; --resume auto goes on\n") != std::string::npos);
+  CHECK(closed.err().find("; --resume auto continues\n") != std::string::npos);
   CHECK(is_whole(config.run()));
 
   const std::string folder = config.file("nohup");

@@ -83,7 +83,7 @@ TEST_CASE("prefopt train: a signal to one rank stops all at the same step", "[cl
   const std::string last = fs::canonical(config.run() + "/checkpoints/last").filename();
   CHECK(ranks[0].err().ends_with("\nprefopt: stopped after step " + last.substr(5) + ", which " +
                                  config.run() + "/checkpoints/" + last +
-                                 " holds; --resume auto goes on\n"));
+                                 " holds; --resume auto continues\n"));
   CHECK(ranks[1].err() == "");
 }
 

@@ -24,7 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 using namespace testing_support;
 
-TEST_CASE("prefopt train: a signal saves, and the run goes on in another process", "[cli]") {
+TEST_CASE("prefopt train: a signal saves, and the run continues in another process", "[cli]") {
   const int number = GENERATE(SIGINT, SIGTERM);
   const Config config("run", 1'000'000);
   const Process stopped(config.train());
@@ -36,7 +36,7 @@ TEST_CASE("prefopt train: a signal saves, and the run goes on in another process
   const std::int64_t steps = std::stoll(last.substr(5));
   CHECK(stopped.err().ends_with("\nprefopt: stopped after step " + std::to_string(steps) +
                                 ", which " + config.run() + "/checkpoints/" + last +
-                                " holds; --resume auto goes on\n"));
+                                " holds; --resume auto continues\n"));
 
   const std::string total = "batch.steps=" + std::to_string(steps + 3);
   const Process resumed(config.train({"--set", total, "--resume", "auto"}));

@@ -65,7 +65,7 @@ TEST_CASE("questions that are sent ahead have their answers in order", "[core]")
   for (int i = 0; i < 200; ++i) CHECK(process->receive(kLongWait) == std::to_string(i) + wide);
   process->expect_no_more();
 
-  // What was answered before the end of the program is not lost.
+  // Answers before the end of the program are not lost.
   auto short_lived = shell("read -r line; echo 1; read -r line; echo 2; exit 4");
   for (int i = 0; i < 200; ++i) short_lived->send(wide);
   CHECK(short_lived->receive(kLongWait) == "1");

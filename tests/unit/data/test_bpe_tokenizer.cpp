@@ -198,14 +198,13 @@ TEST_CASE("vocabularies that are none are refused", "[data]") {
   vocabulary.added = {{.content = "<a>", .id = 1 << 20}};
   refuse(vocabulary, "small: expected the added token '<a>' with an id in [0, 65546), got 1048576");
   vocabulary.added = {{.content = "<a>", .id = 3}};
-  refuse(vocabulary,
-         "small: expected the added token '<a>' with an id of its own, got 3, which is '1'");
+  refuse(vocabulary, "small: expected the added token '<a>' with its own id, got 3, which is '1'");
   vocabulary.added = {{.content = "<a>", .id = 9}, {.content = "<b>", .id = 9}};
   refuse(vocabulary,
-         "small: expected the added token '<b>' with an id of its own, got 9, which is '<a>'");
+         "small: expected the added token '<b>' with its own id, got 9, which is '<a>'");
   vocabulary.added = {{.content = "ab", .id = 9}};
   refuse(vocabulary,
-         "small: expected the added token 'ab' with an id of its own, got 9, which is not that of "
+         "small: expected the added token 'ab' with its own id, got 9, which is not that of "
          "the vocabulary, 5");
   vocabulary.added = {{.content = "", .id = 9}};
   refuse(vocabulary, "small: expected the added token 9 to hold text, got none");
@@ -218,7 +217,7 @@ TEST_CASE("vocabularies that are none are refused", "[data]") {
                     "GPT-2's pattern or none, got one in split 0");
 }
 
-TEST_CASE("a tokenizer.json is read alone and with what lies beside it", "[data]") {
+TEST_CASE("a tokenizer.json is read alone and with what lies next to it", "[data]") {
   const TokenizerFolder folder;
   auto tokenizer = folder.load(small_file());
   CHECK(tokenizer->name() == folder.file());
@@ -307,8 +306,7 @@ TEST_CASE("a tokenizer.json that would give other tokens is refused by field", "
   refuse("/model/vocab/a", "0", "model.vocab: expected an id in [0, 65545) of 'a', got text");
   refuse("/model/vocab/a", -1, "model.vocab: expected an id in [0, 65545) of 'a', got -1");
   refuse("/model/vocab/a", 65545, "model.vocab: expected an id in [0, 65545) of 'a', got 65545");
-  refuse("/model/vocab/a", 1,
-         "model.vocab: expected an id of its own for 'b', got 1, which 'a' has too");
+  refuse("/model/vocab/a", 1, "model.vocab: expected its own id for 'b', got 1, which 'a' has too");
   refuse("/model/vocab/", 9,
          "model.vocab: expected tokens of one character at least, got an empty one");
   refuse("/model/merges", "a b", "model.merges: expected a list, got 'a b'");

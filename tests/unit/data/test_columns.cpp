@@ -130,7 +130,7 @@ TEST_CASE("a null is a column that is not there", "[data]") {
   CHECK(rows.load({}).pairs.size() == 3);
 }
 
-TEST_CASE("a gold completion stands beside the pair", "[data]") {
+TEST_CASE("a gold completion stands next to the pair", "[data]") {
   const Rows rows(
       pair_with(R"(, "gold": "gg")") +
       R"({"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3], "gold_ids": [4]})");
@@ -149,7 +149,7 @@ TEST_CASE("a gold completion stands beside the pair", "[data]") {
   CHECK(talk.gold == std::string(" g"));
   CHECK_THROWS_TEXT(parse_row(R"({"chosen": "ab", "rejected": "ac", "gold": "ad"})", "row"),
                     DataError,
-                    "row: expected a key 'prompt' beside 'gold', got {chosen, gold, rejected}");
+                    "row: expected a key 'prompt' next to 'gold', got {chosen, gold, rejected}");
 }
 
 TEST_CASE("rows without a needed column are unusable", "[data]") {
@@ -226,10 +226,10 @@ TEST_CASE("token ids may have weights", "[data]") {
   refused(ids + R"("chosen_token_weights": [1, "2"]})", expected + "[1,\"2\"]");
   refused(ids + R"("chosen_token_weights": 1})", expected + "number");
   refused(pair_with(R"(, "chosen_token_weights": [1])"),
-          "expected 'chosen_token_weights' beside 'chosen_ids', got {chosen, "
+          "expected 'chosen_token_weights' next to 'chosen_ids', got {chosen, "
           "chosen_token_weights, prompt, rejected}");
   refused(ids + R"("completion_token_weights": [1, 1]})",
-          "expected 'completion_token_weights' beside 'completion_ids', got {chosen_ids, "
+          "expected 'completion_token_weights' next to 'completion_ids', got {chosen_ids, "
           "completion_token_weights, prompt_ids, rejected_ids}");
 }
 

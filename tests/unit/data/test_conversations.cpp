@@ -484,7 +484,7 @@ TEST_CASE("empty turns and turns that the file leaves out do not count", "[data]
         Strings{"empty completion (unusable = drop), 1", "0 usable"});
 }
 
-TEST_CASE("reasoning beside a content is never dropped in silence", "[data]") {
+TEST_CASE("reasoning next to a content is never dropped in silence", "[data]") {
   const std::string name = "reasoning, for which the chat format has no text (reasoning = ";
   const auto row = [](const std::string& more) {
     return R"({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", )" + more +
@@ -617,8 +617,8 @@ TEST_CASE("plain ranges of a text hold no control tokens", "[data]") {
 }
 
 TEST_CASE("a text has one begin token and one end token", "[data]") {
-  const std::string begin = "prompt with a begin token of its own (add_bos = true), 1";
-  const std::string end = "completion with an end token of its own (add_eos = true), 1";
+  const std::string begin = "prompt with its own begin token (add_bos = true), 1";
+  const std::string end = "completion with its own end token (add_eos = true), 1";
   const std::string given = text_row("<s>Sky?", " blue</s>", " red");
   CHECK(defects(given, {}) == Strings{begin, end, "1 usable"});
   TokenRow pair = only(given, {});

@@ -454,7 +454,7 @@ TEST_CASE("data options are checked", "[data]") {
   CHECK(options.long_prompt == RowAction::kDrop);
 }
 
-TEST_CASE("a defect has a policy of its own, or that of unusable rows", "[data]") {
+TEST_CASE("a defect has its own policy, or that of unusable rows", "[data]") {
   const RowFile file(R"({"prompt": "a", "chosen": "b", "rejected": "c"}
 {"prompt": "a", "chosen": "", "rejected": "c"}
 {"prompt": "a", "chosen": ")"

@@ -158,7 +158,7 @@ TEST_CASE("an implicit prompt in lists is their common messages", "[data]") {
     return R"({"chosen": )" + chosen + R"(, "rejected": )" + rejected + "}";
   };
 
-  SECTION("a prompt in text beside lists repeats their beginning") {
+  SECTION("a prompt in text next to lists repeats their beginning") {
     const std::string lists =
         row(list({{"user", "Q"}, {"assistant", "A"}}), list({{"user", "Q"}, {"assistant", "B"}}));
     check_text(R"({"prompt": "Q", )" + lists.substr(1), "\n\nHuman: Q\n\nAssistant:", " A", " B");

@@ -379,8 +379,7 @@ TEST_CASE("control tokens in content stay text where the option says so", "[data
         std::vector<std::int64_t>{'a', '<', '|', 's', 't', 'a', 'r', 't', '|', '>', 257});
 }
 
-TEST_CASE("a prompt alone has the tokens of the row's prompt, and no begin token beside",
-          "[data]") {
+TEST_CASE("a prompt alone has the tokens of the row's prompt, and no other begin token", "[data]") {
   const std::string talk =
       "{% for m in messages %}<|start|>{{ m.role }}{{ m.content }}<|end|>{% endfor %}"
       "{% if add_generation_prompt %}<|start|>assistant{% endif %}";

@@ -761,7 +761,7 @@ TEST_CASE("the prompt of a row alone", "[data]") {
           "names, got no row that has it; did you mean 'prompt'?");
 }
 
-TEST_CASE("an answer in a column of its own follows the conversation", "[data]") {
+TEST_CASE("an answer in its own column follows the conversation", "[data]") {
   const json talk = json::array({shared("human", "A"), shared("gpt", "B"), shared("human", "C")});
   const json answered_talk = json::array({message("user", "A"), message("assistant", "B")});
   const Texts expected = {asked(turn("user", "A") + turn("assistant", "B") + turn("user", "C")),
@@ -791,7 +791,7 @@ TEST_CASE("an answer in a column of its own follows the conversation", "[data]")
         unread("messages"));
 }
 
-TEST_CASE("a rejected answer may stand beside the chosen one", "[data]") {
+TEST_CASE("a rejected answer may stand next to the chosen one", "[data]") {
   const json talk = json::array({message("user", "A"), message("assistant", "B"),
                                  message("user", "C"), message("assistant", "D")});
   const Texts expected = {asked(turn("user", "A") + turn("assistant", "B") + turn("user", "C")),

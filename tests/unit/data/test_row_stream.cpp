@@ -62,7 +62,7 @@ class Numbers {
 
 }  // namespace
 
-TEST_CASE("an epoch of a stream has each row once, in an order of its own", "[data]") {
+TEST_CASE("an epoch of a stream has each row once, in its own order", "[data]") {
   const Numbers numbers;
   for (const std::int64_t buffer : {1, 3, 30, 1000}) {
     RowStream stream = numbers.stream({.buffer = buffer, .seed = 3});

@@ -122,7 +122,7 @@ TEST_CASE("what decides tokens decides the key of the cache", "[data]") {
   CHECK_FALSE(rows.load().report.cache_note.empty());
 }
 
-TEST_CASE("a damaged cache is made anew", "[data]") {
+TEST_CASE("a damaged cache is made again", "[data]") {
   CachedRows rows;
   const Dataset made = rows.load();
   const std::string path = rows.files()[0];
@@ -134,14 +134,14 @@ TEST_CASE("a damaged cache is made anew", "[data]") {
   for (std::size_t size = 0; size < whole.size(); size += 7) {
     std::ofstream(path, std::ios::binary) << whole.substr(0, size);
     const Dataset again = rows.load();
-    CHECK(again.report.cache_note == path + " is damaged and was made anew");
+    CHECK(again.report.cache_note == path + " is damaged and was made again");
     check_equal(again, made);
   }
   for (std::size_t at = 0; at < whole.size(); at += 11) {
     std::string flipped = whole;
     flipped[at] ^= 1;
     std::ofstream(path, std::ios::binary) << flipped;
-    CHECK(rows.load().report.cache_note == path + " is damaged and was made anew");
+    CHECK(rows.load().report.cache_note == path + " is damaged and was made again");
   }
   CHECK(rows.load().report.cache_note == "tokens are those kept in " + path);
 }

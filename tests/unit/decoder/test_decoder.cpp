@@ -855,18 +855,18 @@ TEST_CASE("decoder: weights that do not fit their config are refused by name", "
     checkpoint.weight(name) = at::zeros({10, 12}, at::kInt);
     refuse("tensor '" + name + "': expected a floating dtype, got Int");
   }
-  SECTION("no head of its own") {
+  SECTION("no own head") {
     std::erase_if(checkpoint.weights.tensors,
                   [](const auto& item) { return item.first == "lm_head.weight"; });
     refuse(
         "expected tensor 'lm_head.weight', got none of that name; tie_word_embeddings in "
-        "config.json is not true, which asks for a head of its own");
+        "config.json is not true, which asks for its own head");
   }
   SECTION("rotary frequencies, which are computed anyway") {
     checkpoint.weight("model.layers.0.self_attn.rotary_emb.inv_freq") = at::zeros({3});
     CHECK_NOTHROW(checkpoint.load());
   }
-  SECTION("a head of its own in a tied model") {
+  SECTION("its own head in a tied model") {
     Checkpoint tied(odd_options(/*tied=*/true));
     tied.weight("lm_head.weight") = tied.weight("model.embed_tokens.weight").clone();
     CHECK_NOTHROW(tied.load());

@@ -191,7 +191,7 @@ TEST_CASE("families: variants of a config", "[decoder]") {
     if (is_other) {
       CHECK(content_hash(*decoder) != content_hash(*Decoder::load(kFamilies + name, "float64")));
     }
-    // What is written for a fresh model says the same.
+    // The files of a fresh model say the same.
     CHECK(options_to_json(options_from_json<DecoderOptions>(
               options_to_json(decoder->options()), "test")) == options_to_json(decoder->options()));
   }

@@ -161,7 +161,7 @@ TEST_CASE("gguf export: types of tensors, by their rows", "[decoder]") {
   CHECK_FALSE(types.contains("output.weight"));
   CHECK(types["blk.0.attn_q.weight"] == "Q5_0");
 
-  // What is read back is what was decoded, and near what was written.
+  // The file read back has the decoded values, and near what was written.
   const auto read = Decoder::load(path)->named_parameters();
   const auto given = tied->named_parameters();
   for (std::size_t i = 0; i < read.size(); ++i) {

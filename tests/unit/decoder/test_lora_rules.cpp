@@ -16,7 +16,7 @@ namespace {
 using detail::Json;
 using detail::LoraRules;
 
-/// What PEFT 0.21.2 answers, by tools/make_adapter_cases.
+/// The answers of PEFT 0.21.2, by tools/make_adapter_cases.
 Json matches_of_peft() {
   std::ifstream file(PREFOPT_TEST_DATA_DIR "/adapters/matches.json");
   return Json::parse(file);

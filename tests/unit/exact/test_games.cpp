@@ -184,7 +184,7 @@ TEST_CASE("games: extrapolated rounds have the exponents of APO (apo)", "[exact]
   }
 }
 
-TEST_CASE("games: the optimum beside demonstrations (demonstration_regularized)", "[exact]") {
+TEST_CASE("games: the optimum next to demonstrations (demonstration_regularized)", "[exact]") {
   const Table cloned = logps({0.5, 0.45, 0.05}), rewards{{1}, {0}, {2}};
   check_probabilities(optimum(cloned, rewards, 0.5),
                       {0.5374300219982482, 0.06545991982229273, 0.397110058179459}, 1e-13);
@@ -205,7 +205,7 @@ TEST_CASE("games: properties on random preferences", "[exact]") {
     CHECK(win_rate(pi, winner, preferences) < 0.5 + 1e-12);
     CHECK(exploitability(pi, preferences) >= win_rate(ref, pi, preferences) - 0.5);
 
-    // What tau does to the equilibrium: all of the reference, or a winner.
+    // The equilibrium at either end of tau: all of the reference, or a winner.
     const Equilibrium nash = equilibrium(ref, preferences, 0.1);
     CHECK(nash.converged);
     CHECK(duality_gap(nash.logps, ref, preferences, 0.1) < 1e-13);

@@ -310,7 +310,7 @@ TEST_CASE("token_logps: overwriting takes the logits' own memory", "[logps]") {
     CHECK(at::equal(grad, expected));
     CHECK(grad.data_ptr() == logits.data_ptr());
   }
-  SECTION("it goes on to what made the logits") {
+  SECTION("it continues to what made the logits") {
     const at::Tensor logits = leaf * 2;
     token_logps(logits, targets, options).logps.backward(cotangent);
     const at::Tensor wide = leaf.detach().requires_grad_(true);

@@ -90,7 +90,7 @@ TEST_CASE("TRL's lists that cannot be meant", "[losses]") {
                     R"(loss: expected an option of one of ["sigmoid","sft"], got 'lambda')");
   CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "aot"], "use_weighting": true})"),
                     ConfigError,
-                    "loss: expected losses that have use_weighting beside it, got 'aot'");
+                    "loss: expected losses that have use_weighting next to it, got 'aot'");
 }
 
 TEST_CASE("TRL's config of all options is read as TRL reads it", "[losses]") {
@@ -127,7 +127,7 @@ TEST_CASE("TRL's config of all options is read as TRL reads it", "[losses]") {
       R"(loss: expected no label_smoothing with ["sigmoid"], got 0.1; TRL's DPOTrainer ignores it )"
       "there, the type 'dpo' smooths labels");
   CHECK_THROWS_TEXT(make_loss(R"({"loss_type": ["sigmoid", "tdpo"], "ld_alpha": 0.5})"),
-                    ConfigError, "loss: expected losses that have ld_alpha beside it, got 'tdpo'");
+                    ConfigError, "loss: expected losses that have ld_alpha next to it, got 'tdpo'");
   CHECK(config_of(R"({"loss_type": ["sigmoid", "aot"], "ld_alpha": 0.5})")["terms"][1]["loss"]
                                                                           ["ld_alpha"] == 0.5);
   CHECK_THROWS_TEXT(make_loss(R"({"trainer": "CPOTrainer", "type": "ipo"})"), ConfigError,
@@ -166,7 +166,7 @@ TEST_CASE("TRL's RewardConfig", "[losses]") {
                     {{"type", "reward_bt"}, {"center_rewards_coefficient", 0}});
   check_translation(R"({"center_rewards_coefficient": 0.01})",
                     {{"type", "reward_bt"}, {"center_rewards_coefficient", 0.01}});
-  // What TRL writes for "not set", and TRL's margin of the rows.
+  // TRL's value for "not set", and TRL's margin of the rows.
   check_translation(
       R"({"trainer": "RewardConfig", "center_rewards_coefficient": null, "margin_scale": 1})",
       {{"type", "reward_bt"}, {"center_rewards_coefficient", 0}, {"margin_scale", 1}});
@@ -224,13 +224,13 @@ TEST_CASE("keys of two trainers, and keys that TRL does not read", "[losses]") {
     CHECK_THROWS_TEXT(make_loss(config), ConfigError, text);
   };
   check(R"({"loss_type": "sigmoid", "cpo_alpha": 1, "ld_alpha": 0.5})",
-        "loss: expected a config of one TRL trainer, got 'ld_alpha' of DPOTrainer beside "
+        "loss: expected a config of one TRL trainer, got 'ld_alpha' of DPOTrainer next to "
         "'cpo_alpha' of CPOTrainer; 'trainer' says whose it is");
   check(R"({"loss_type": "nca_pair", "cpo_alpha": 0})",
-        "loss: expected a config of one TRL trainer, got 'cpo_alpha' of CPOTrainer beside "
+        "loss: expected a config of one TRL trainer, got 'cpo_alpha' of CPOTrainer next to "
         "loss_type 'nca_pair' of DPOTrainer; 'trainer' says whose it is");
   check(R"({"loss_type": ["sigmoid", "sft"], "alpha": 2})",
-        "loss: expected a config of one TRL trainer, got 'alpha' of CPOTrainer beside loss_type "
+        "loss: expected a config of one TRL trainer, got 'alpha' of CPOTrainer next to loss_type "
         "'sft' of DPOTrainer; 'trainer' says whose it is");
   check(R"({"trainer": "CPOTrainer", "ld_alpha": 0.5})",
         "loss: expected keys of CPOTrainer, got 'ld_alpha' of DPOTrainer");
@@ -356,13 +356,14 @@ TEST_CASE("humanline where it cannot be meant", "[losses]") {
         "simpo: expected humanline false where reference_free is true, got true; it limits what "
         "separates a token of the policy from the reference's");
   check(R"({"type": "dpo", "humanline": true, "ld_alpha": 0.5})",
-        "dpo: expected ld_alpha 1 beside humanline, got 0.5; both say how much a token counts");
+        "dpo: expected ld_alpha 1 next to humanline, got 0.5; both say how much a token counts");
   check(R"({"type": "aot", "humanline": true})",
         "aot: expected humanline false, got true; policy and reference are sorted apart, so that "
         "no token has a log-ratio");
-  check(R"({"type": "odpo", "use_label_probs": true})",
-        "dpo: expected margin_of 'gap' beside use_label_probs, got 'log_gap'; the swapped pair has "
-        "the negative gap, which has no logarithm");
+  check(
+      R"({"type": "odpo", "use_label_probs": true})",
+      "dpo: expected margin_of 'gap' next to use_label_probs, got 'log_gap'; the swapped pair has "
+      "the negative gap, which has no logarithm");
   check(R"({"type": "mix", "terms": [{"loss": {"type": "dpo", "humanline": true}},
             {"loss": {"type": "ipo", "humanline": true, "log_epsilon_p": -2}}]})",
         "mix: expected terms with the same log_epsilon_p and log_epsilon_r of humanline, got "

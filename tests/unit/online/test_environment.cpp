@@ -240,7 +240,7 @@ TEST_CASE("a process that ends is started again, with what its episodes were", "
           R"("done": false}, got {"observation": "2", "reward": 0, "done": false}; the question )"
           R"(was {"episode":0,"action":"a"})");
 
-  // One whose answers follow from the question alone goes on as if nothing had been.
+  // One whose answers follow from the question alone continues as if nothing had been.
   const std::string body =
       R"(i=$((i + 1)); [ -e )" + mark + R"( ] && [ $i -gt 4 ] && rm )" + mark + " && exit 1; " +
       acting(R"(set -- $(printf %s "$line" | cksum); )"

@@ -141,7 +141,7 @@ TEST_CASE("halving finds every number, and masks have the guesses alone", "[onli
     REQUIRE(rollout.token_rewards.size() == rollout.completion.size());
     REQUIRE(rollout.token_logps.size() == rollout.completion.size());
     CHECK(rollout.turn_ends.back() == std::ssize(rollout.completion));
-    // What was acted, turn by turn, and what lies between: guesses, hints.
+    // The acted tokens, turn by turn, and what lies between: guesses, hints.
     std::string said;
     std::int64_t at = 0;
     std::string guesses;

@@ -83,7 +83,7 @@ TEST_CASE("labels by visits are those of the golden file", "[online]") {
 TEST_CASE("a transition backs up rewards and the mean by visits", "[online]") {
   const json& of = golden("mcts_dpo").at("backup");
   const StepTreeOptions options;
-  // Two ends after a state of its own reward: visits 2 and 1, as in the golden file.
+  // Two ends after a state with its own reward: visits 2 and 1, as in the golden file.
   StepTree tree({1}, "p");
   tree.expand(0, {step(0)}, options);
   tree.rate(1, of.at("r_a"));

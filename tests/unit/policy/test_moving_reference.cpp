@@ -362,7 +362,7 @@ TEST_CASE("moving reference: only weights with an adapter are its own", "[policy
   CHECK(largest_difference(reference.sequence_logps(batch()), logps_of(*policy)) < 1e-4);
 }
 
-TEST_CASE("moving reference: weights that are trained beside an adapter move too", "[policy]") {
+TEST_CASE("moving reference: weights that are trained next to an adapter move too", "[policy]") {
   const auto policy = make_decoder(at::kDouble);
   policy->add_adapter({.r = 2, .target_modules = {"v_proj"}});
   policy->set_requires_grad(true);
@@ -374,7 +374,7 @@ TEST_CASE("moving reference: weights that are trained beside an adapter move too
   CHECK(largest_difference(reference.sequence_logps(batch()), logps_of(*policy)) < 1e-12);
 }
 
-TEST_CASE("moving reference: goes on from a saved state, bit for bit", "[policy]") {
+TEST_CASE("moving reference: continues from a saved state, bit for bit", "[policy]") {
   const TempDir dir;
   const auto rule = GENERATE(MovingRule::kSoft, MovingRule::kHard, MovingRule::kBema);
   const bool narrow = GENERATE(false, true);
@@ -461,7 +461,7 @@ TEST_CASE("moving reference: misuse is refused", "[policy]") {
   CHECK_THROWS_TEXT(MovingReference(nullptr, *policy), ConfigError,
                     "moving reference: expected a policy to start from, got none");
   CHECK_THROWS_TEXT(MovingReference(policy, *policy), ConfigError,
-                    "moving reference: expected a start with weights of its own, got the policy's "
+                    "moving reference: expected a start with own weights, got the policy's "
                     "'table'; merged_copy() makes one");
   const TablePolicy small(torch::zeros({2, 2}, torch::kDouble).requires_grad_(true));
   CHECK_THROWS_TEXT(MovingReference(small.frozen_copy(), *policy), ConfigError,
@@ -477,7 +477,7 @@ TEST_CASE("moving reference: misuse is refused", "[policy]") {
       "moving reference: expected a policy with weights that require a gradient, got none");
   decoder->add_adapter({.r = 2, .target_modules = {"q_proj"}});
   CHECK_THROWS_TEXT(MovingReference(decoder->without_adapter(), *decoder), ConfigError,
-                    "moving reference: expected a start with weights of its own, got the policy's "
+                    "moving reference: expected a start with own weights, got the policy's "
                     "'model.layers.0.self_attn.q_proj.weight'; merged_copy() makes one");
 
   MovingReference reference(*policy, {.update_steps = 1});

@@ -239,7 +239,7 @@ TEST_CASE("random past reference: resumed, it goes through the same policies", "
   const State saved = copy_of(straight.state());
   const at::Tensor at_break = policy->table().detach().clone();
 
-  // A run that begins anew and loads the state.
+  // A run that begins again and loads the state.
   const auto again = std::make_shared<BigramPolicy>(1);
   RandomPastReference resumed(*again, 3, 5);
   load(resumed.state(), saved);

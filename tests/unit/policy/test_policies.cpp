@@ -150,7 +150,7 @@ TEST_CASE("policy: what a policy does not have is said", "[policy]") {
       "policy: expected a policy that can be copied as reference, got one without frozen_copy");
   CHECK_THROWS_TEXT(
       policy.save("run/final"), CheckpointError,
-      "run/final: expected a policy with a format of its own, got one that cannot be saved");
+      "run/final: expected a policy with its own format, got one that cannot be saved");
 }
 
 TEST_CASE("policy: the default session gives what whole forwards give", "[policy]") {

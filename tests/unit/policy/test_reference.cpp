@@ -175,7 +175,7 @@ TEST_CASE("cached reference: another model's log-probs are never used", "[policy
   const auto first = small_decoder(1);
   { CachedReference(first, dir.path()).sequence_logps(batch); }  // the destructor writes
 
-  SECTION("a file of its own") {
+  SECTION("its own file") {
     const auto second = small_decoder(2);
     CachedReference cache(second, dir.path());
     CHECK(at::equal(cache.sequence_logps(batch),
@@ -206,7 +206,7 @@ TEST_CASE("cached reference: another model's log-probs are never used", "[policy
                           ": expected metadata of format prefopt-reference-1, level sequence, "
                           "model " +
                           content_hash(*second) +
-                          ", got other metadata; delete the file to compute it anew");
+                          ", got other metadata; delete the file to compute it again");
   }
   SECTION("the level is part of the name") {
     CachedReference cache(first, dir.path(), CacheLevel::kToken);
@@ -239,7 +239,7 @@ TEST_CASE("cached reference: a broken file is refused by name", "[policy]") {
     cache.token_logps(batch_of({0, 1}));
     path = cache.path();
   }
-  const std::string hint = "; delete the file to compute it anew";
+  const std::string hint = "; delete the file to compute it again";
   const auto refuse = [&](const std::string& name, const at::Tensor& value,
                           const std::string& text) {
     const SafetensorsFile good = read_safetensors(path);

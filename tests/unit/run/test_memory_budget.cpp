@@ -119,7 +119,7 @@ TEST_CASE("memory budget: a run within it has the same losses and gradients", "[
   run_training(free);
   run_training(tight);
   const Json config = Json::parse(read_text(tight.output_dir + "/config.json"));
-  CHECK(config["machine"]["checkpointing"] == "full");
+  CHECK(config["machine"]["checkpointing"] != "none");
   CHECK(config["batch"]["micro_tokens"] > 0);
   const auto expected = untimed(free.output_dir), got = untimed(tight.output_dir);
   REQUIRE(got.size() == expected.size());

@@ -195,15 +195,16 @@ void check_resumes(std::int64_t steps, const std::vector<std::int64_t>& stops) {
 }
 
 // The first step, the end of an epoch, the last step but one.
-TEST_CASE("a run that goes on ends to the last bit as one without a break", "[run]") {
+TEST_CASE("a run that continues ends to the last bit as one without a break", "[run]") {
   check_resumes(12, {1, 9, 11});
 }
 
-TEST_CASE("a longer run that goes on ends to the last bit as one without a break", "[run][.long]") {
+TEST_CASE("a longer run that continues ends to the last bit as one without a break",
+          "[run][.long]") {
   check_resumes(kSteps, {1, 7, 9, 39});
 }
 
-TEST_CASE("a run that was stopped, or died inside of a step, goes on in its folder", "[run]") {
+TEST_CASE("a run that was stopped, or died inside of a step, continues in its folder", "[run]") {
   register_watched_loss();
   const Scene scene;
   const auto options = long_run(scene, "straight", "watched_dpo");
@@ -433,7 +434,7 @@ TEST_CASE("a run with other options or contents is not gone on with", "[run]") {
         }).find("other held-out rows (" + data + " -> \"" + moved + "\")") != std::string::npos);
 }
 
-TEST_CASE("what changes no result may change when a run goes on", "[run]") {
+TEST_CASE("what changes no result may change when a run continues", "[run]") {
   const Scene scene;
   auto options = scene.options("run", "dpo");
   options.optimizer.schedule = Schedule::kConstant;

@@ -225,7 +225,7 @@ TEST_CASE("a reference moves with the policy", "[run]") {
   CHECK(losses("bema", {.rule = MovingRule::kBema, .update_steps = 1}).back() != rare.back());
 }
 
-TEST_CASE("a moving reference starts as another model, in a dtype of its own", "[run]") {
+TEST_CASE("a moving reference starts as another model, in its own dtype", "[run]") {
   const Scene scene;
   auto other = scene.options("other", "sft");
   other.seed = 2;

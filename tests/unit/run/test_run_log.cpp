@@ -164,7 +164,7 @@ TEST_CASE("without a reference the samples are the policy's alone", "[run]") {
         std::string::npos);
 }
 
-TEST_CASE("a run that goes on leaves the logs of one that never stopped", "[run]") {
+TEST_CASE("a run that continues leaves the logs of one that never stopped", "[run]") {
   const Scene scene;
   const auto options = [&](const std::string& name) {
     auto chosen = scene.options(name, "dpo");

@@ -488,17 +488,22 @@ TEST_CASE("plan: a machine is measured by its fastest runs, or not at all", "[ru
                     "--layers-tflops, --head-tflops, --memory-gb-s and --fixed-ms");
 }
 
-TEST_CASE("plan: speeds measured here are positive numbers", "[run]") {
+TEST_CASE("plan: speeds measured here are positive numbers, or refused as too uneven", "[run]") {
   RunOptions options = plan_options();
   for (const bool use_lora : {false, true}) {
     options.model.use_lora = use_lora;
-    const detail::MeasuredSpeed speed = detail::measure_speed(options, plan_rows());
-    CHECK(std::isfinite(speed.layers_tflops));
-    CHECK(speed.layers_tflops > 0);
-    CHECK(speed.head_tflops > 0);
-    CHECK(speed.memory_gb_s > 0);
-    CHECK(speed.fixed_ms >= 0);
-    CHECK(speed.spread <= detail::Repeated::kWide);
+    try {
+      const detail::MeasuredSpeed speed = detail::measure_speed(options, plan_rows());
+      CHECK(std::isfinite(speed.layers_tflops));
+      CHECK(speed.layers_tflops > 0);
+      CHECK(speed.head_tflops > 0);
+      CHECK(speed.memory_gb_s > 0);
+      CHECK(speed.fixed_ms >= 0);
+      CHECK(speed.spread <= detail::Repeated::kWide);
+    } catch (const ConfigError& error) {  // next to other programs
+      const std::string text = error.what();
+      CHECK(text.find("that take the same time, got a spread of ") != std::string::npos);
+    }
   }
 }
 

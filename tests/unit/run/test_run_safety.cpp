@@ -126,7 +126,7 @@ TEST_CASE("the best metric's name is judged before the first step", "[run]") {
   }
 }
 
-TEST_CASE("a run that goes on is asked for its best metric as well", "[run]") {
+TEST_CASE("a run that continues is asked for its best metric as well", "[run]") {
   const NoSync no_sync;
   const Scene scene;
   auto options = scene.options("run", "dpo");
@@ -279,7 +279,7 @@ TEST_CASE("a run that ends by steps without an update keeps those before", "[run
 
 // ---- folders that are no run ----
 
-TEST_CASE("a run goes on only in a folder that is its own", "[run]") {
+TEST_CASE("a run continues only in a folder that is its own", "[run]") {
   const NoSync no_sync;
   const Scene scene;
   auto options = scene.options("run", "dpo");
@@ -393,7 +393,7 @@ TEST_CASE("a start removes what killed processes left", "[run]") {
   for (const std::string& name : kept) CHECK(fs::exists(name));
 }
 
-TEST_CASE("a run on a drive without symbolic links saves and goes on", "[run]") {
+TEST_CASE("a run on a drive without symbolic links saves and continues", "[run]") {
   const NoSync no_sync;
   const Scene scene;
   auto options = scene.options("run", "dpo");
@@ -429,7 +429,7 @@ TEST_CASE("a run on a drive without symbolic links saves and goes on", "[run]") 
   CHECK(run_training(tuned).steps == 1);
 }
 
-TEST_CASE("a run that goes on from an earlier step has that step's best", "[run]") {
+TEST_CASE("a run that continues from an earlier step has that step's best", "[run]") {
   const NoSync no_sync;
   const Scene scene;
   auto options = scene.evaluated("run", "dpo", 6, 2, 2);

@@ -104,7 +104,7 @@ TEST_CASE("the reader of these tests sees a damaged record", "[run]") {
   CHECK_THROWS_AS(read_events(folder.file("bad")), std::runtime_error);
 }
 
-TEST_CASE("each process has an event file of its own, in order of time", "[run]") {
+TEST_CASE("each process has its own event file, in order of time", "[run]") {
   const TempDir folder;
   const EventFile first(folder.path(), 999999999);
   const EventFile second(folder.path(), 1700000000);
