@@ -520,8 +520,8 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
   const bool is_online = options.online.is_online();
   const bool is_stream = options.data.stream.buffer > 0;
   if (is_stream) check_stream_options(options);
-  check_lora(options);
   check_dtypes(options.model, options.reference);
+  check_lora(options);
   const bool is_named = !options.model.tokenizer.empty();
   for (std::string* path : {&options.model.path, &options.model.adapter, &options.model.tokenizer,
                             &options.reference.path, &options.reference.adapter}) {

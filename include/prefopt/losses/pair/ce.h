@@ -24,7 +24,7 @@ struct CeOptions {
 /// beta Delta, Delta = log pi - log pi_ref (implicit process rewards, 2412.01981 section 3):
 ///   -l log sigmoid(r) - (1 - l) log(1 - sigmoid(r)) = softplus(r) - l r
 /// A model trained by it gives each token a reward, beta log(pi/pi_ref), and a prefix the value
-/// beta log E_ref[e^(R / beta) | prefix] (proposition 3.1): see objectives/process_rewards.h. DPO,
+/// beta log E_ref[e^(R / beta) | prefix] (proposition 3.1): see policy/token_rewards.h. DPO,
 /// KTO and NCA train such models as well. [batch] log-probs in nats. Derivative in Delta: beta
 /// (sigmoid(r) - l). At Delta = 0: log 2 for any label. `bco` is this loss less a running mean.
 class CeLoss : public LossBase<CeLoss, CeOptions> {
