@@ -102,8 +102,8 @@ int exit_code_of(const std::function<void()>& command, bool is_summary) {
 
 /// Values as they are given, one or several behind the name: CLI11 splits a list in brackets at its
 /// commas where a name takes any number of them.
-constexpr int kMostValues = 10'000;
 CLI::Option* with_brackets(CLI::Option* option) {
+  constexpr int kMostValues = 10'000;
   return option->expected(1, kMostValues)->allow_extra_args(false);
 }
 
@@ -538,8 +538,6 @@ CLI::App* add_doctor(CLI::App& app, DoctorArguments& arguments) {
   command
       ->add_option("PATH", arguments.paths,
                    "models, adapters, tokenizers and rows, told apart by what they hold")
-      ->expected(0, kMostValues)
-      ->allow_extra_args(false)
       ->type_name("");
   command->add_option("--model", arguments.model, "model to open")->type_name("PATH");
   with_brackets(command->add_option("--adapter", arguments.adapters,

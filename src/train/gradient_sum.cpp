@@ -30,12 +30,12 @@ bool share_a_bucket(const Optimizer::Parameter& a, const Optimizer::Parameter& b
 /// Told by autograd that a parameter's gradient of a backward pass is complete.
 class GradientSum::Hook final : public torch::autograd::PostAccumulateGradHook {
  public:
-  Hook(GradientSum& sum, std::size_t bucket) : sum_(sum), bucket_(bucket) {}
-  void operator()(const torch::autograd::Variable& /*parameter*/) override { sum_.ready(bucket_); }
+  Hook(GradientSum& sum, std::size_t member) : sum_(sum), member_(member) {}
+  void operator()(const torch::autograd::Variable& /*parameter*/) override { sum_.ready(member_); }
 
  private:
   GradientSum& sum_;
-  std::size_t bucket_;
+  std::size_t member_;
 };
 
 GradientSum::GradientSum(std::shared_ptr<Ranks> ranks, std::vector<RankOptimizer::Trained> trained)
@@ -66,28 +66,28 @@ void GradientSum::fill_buckets() {
       bytes = 0;
     }
     buckets_.back().members.push_back(i);
+    bucket_of_.push_back(buckets_.size() - 1);
     bytes += parameter.value.numel() *
              static_cast<std::int64_t>(gradient_options(parameter).dtype().itemsize());
   }
 }
 
 void GradientSum::add_hooks() {
-  for (std::size_t b = 0; b < buckets_.size(); ++b) {
-    for (const std::size_t member : buckets_[b].members) {
-      const at::Tensor& value = trained_[member].whole->value;
-      torch::autograd::impl::set_post_acc_grad_hooks(value, std::make_unique<Hook>(*this, b));
-      if (is_narrow(value.scalar_type())) add_narrow_hook(member, b);
-    }
+  for (std::size_t i = 0; i < trained_.size(); ++i) {
+    const at::Tensor& value = trained_[i].whole->value;
+    torch::autograd::impl::set_post_acc_grad_hooks(value, std::make_unique<Hook>(*this, i));
+    if (is_narrow(value.scalar_type())) add_narrow_hook(i);
   }
 }
 
-/// Autograd does not accumulate where nodes have given it nothing, as they have added themselves.
-void GradientSum::add_narrow_hook(std::size_t member, std::size_t bucket) {
-  const auto hook = [this, member, bucket](const at::Tensor& by_autograd) {
+/// Where nodes have given autograd nothing, as they have added themselves, it calls this hook and,
+/// by its version, the other one too.
+void GradientSum::add_narrow_hook(std::size_t member) {
+  const auto hook = [this, member](const at::Tensor& by_autograd) {
     if (by_autograd.defined()) {
       wide_gradient(trained_[member].whole->value);  // has memory, to which autograd adds now
     } else {
-      ready(bucket);
+      ready(member);
     }
   };
   const at::Tensor& parameter = trained_[member].whole->value;
@@ -155,6 +155,7 @@ void GradientSum::drop_gradients() {
 void GradientSum::begin_round() {
   in_round_ = true;
   next_ = 0;
+  is_ready_.assign(trained_.size(), false);
   for (Bucket& bucket : buckets_) bucket.missing = std::ssize(bucket.members);
 }
 
@@ -166,9 +167,10 @@ void GradientSum::end_round() {
   --rounds_left_;
 }
 
-void GradientSum::ready(std::size_t bucket) {
-  if (!in_round_) return;
-  --buckets_[bucket].missing;
+void GradientSum::ready(std::size_t member) {
+  if (!in_round_ || is_ready_[member]) return;
+  is_ready_[member] = true;
+  --buckets_[bucket_of_[member]].missing;
   // In one order on all ranks, whichever is complete first.
   for (; next_ < buckets_.size() && buckets_[next_].missing == 0; ++next_) send(buckets_[next_]);
 }

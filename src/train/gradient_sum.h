@@ -66,10 +66,10 @@ class GradientSum {
 
   void fill_buckets();
   void add_hooks();
-  void add_narrow_hook(std::size_t member, std::size_t bucket);
+  void add_narrow_hook(std::size_t member);
   void begin_round();
   void end_round();
-  void ready(std::size_t bucket);
+  void ready(std::size_t member);
   void send(Bucket& bucket);
   void send_slices(Bucket& bucket);
   void receive(Bucket& bucket);
@@ -86,6 +86,8 @@ class GradientSum {
   std::vector<RankOptimizer::Trained> trained_;  ///< in the order in which gradients are complete
   std::vector<bool> present_;
   std::vector<Bucket> buckets_;
+  std::vector<std::size_t> bucket_of_;  ///< of each parameter
+  std::vector<bool> is_ready_;          ///< parameters whose gradient is complete in this round
   std::vector<NarrowHook> narrow_hooks_;
   std::size_t next_ = 0;  ///< bucket to leave
   bool in_round_ = false;

