@@ -114,7 +114,10 @@ TEST_CASE("prefopt train: a model that is cut short meanwhile is named as the re
   process.wait_for("step 1/1000000");
   fs::resize_file(base + "/model.safetensors", 0);
   CHECK(process.wait() == 4);
-  CHECK(process.err().ends_with("got one that was cut short (SIGBUS)\n"));
+  // A read of a page that is gone says so, or the next forward pass before it.
+  const std::string err = process.err();
+  const bool is_named = err.find("bytes, as when it was mapped, got 0") != std::string::npos;
+  CHECK((is_named || err.ends_with("got one that was cut short (SIGBUS)\n")));
 }
 
 TEST_CASE("prefopt: control characters of files do not reach the terminal", "[cli]") {
