@@ -268,9 +268,10 @@ TEST_CASE("prefopt loss --rollouts: names the keys that change nothing", "[cli]"
     }
   }
   // Of a loss on tokens.
-  const json oreo = RolloutsFile(R"({"logps": [-1], "ref_logps": [-1], "values": [0], "reward": 1, )"
-                                 R"("token_rewards": [2], "group": 1})")
-                        .loss(R"({"type": "oreo", "alpha": 0})");
+  const json oreo =
+      RolloutsFile(R"({"logps": [-1], "ref_logps": [-1], "values": [0], "reward": 1, )"
+                   R"("token_rewards": [2], "group": 1})")
+          .loss(R"({"type": "oreo", "alpha": 0})");
   CHECK(oreo.at("unread") == json{"group", "token_rewards"});
 }
 
