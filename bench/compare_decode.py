@@ -6,7 +6,7 @@
 
 Each file is decoded by both sides in turn, in processes of their own that load it and time some
 rounds: prompts of 21 random ids, 64 new tokens each, timed from the second one on. prefopt keeps
-blocks as they are (`quantized`). The interpreter has to know xllamacpp. A line of JSON has the
+blocks as they are (`quantized`); the first file is read in float32. The interpreter has to know xllamacpp. A line of JSON has the
 rates of a number of sequences, the ratio of each side's best file, and the machine's limit: a step
 reads the file once, or takes two operations a weight and sequence, whichever is longer. The machine
 has to be idle.
@@ -66,9 +66,10 @@ def main():
             shared = ["--tokens", str(args.tokens), "--threads", str(args.threads), "--rounds", str(args.rounds)]
             ours, theirs, limits = {}, {}, {}
             for path in args.files:
+                dtype = "float32" if path == args.files[0] else "quantized"
                 name = Path(path).name
                 theirs[name] = rate([sys.executable, PEER, path, prompts, *shared])
-                ours[name] = rate([args.bench, path, prompts, "--dtype", "quantized", "--after-first", *shared])
+                ours[name] = rate([args.bench, path, prompts, "--dtype", dtype, "--after-first", *shared])
                 measured = lines_of([args.bench, path, prompts, "--limits", "--threads", str(args.threads)])[0]
                 limits[name] = limit(path, measured, count, args.weights)
             rounded = lambda rates: {name: round(value, 1) for name, value in rates.items()}

@@ -45,14 +45,15 @@ def main():
         "ignore_eos": True,
         "cache_prompt": False,
     }
+
     def complete(tokens):
         start = time.perf_counter()
-        answers = server.handle_completions({**request, "n_predict": tokens})
+        answer = server.handle_completions({**request, "n_predict": tokens})
         seconds = time.perf_counter() - start
-        answers = answers if isinstance(answers, list) else [answers]
-        got = sum(answer["timings"]["predicted_n"] for answer in answers)
-        if got != tokens * len(prompts):
-            sys.exit(f"llama_decode: expected {tokens * len(prompts)} tokens, got {got}")
+        # Its counts are those of the first sequence.
+        reasons = [choice["finish_reason"] for choice in answer["choices"]]
+        if reasons != ["length"] * len(prompts):
+            sys.exit(f"llama_decode: expected {len(prompts)} completions of {tokens} tokens, got {reasons}")
         return seconds
 
     for _ in range(args.rounds):
