@@ -119,7 +119,7 @@ void train(const TrainArguments& arguments, const RunOptions& options, const std
   if (speaks) print_summary(options, result, out);
 }
 
-/// What a config says, and the former places that it says it in.
+/// The options of a config, and the former places that it has them in.
 struct Given {
   RunOptions options;
   std::string moved;

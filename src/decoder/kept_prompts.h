@@ -11,7 +11,7 @@
 
 namespace prefopt::detail {
 
-/// What a decoder computes of a prompt, undefined or whole.
+/// The results of a decoder for a prompt, undefined or whole.
 struct KeptPrompt {
   at::Tensor keys_and_values, logits;
 };

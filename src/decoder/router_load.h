@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What the load-balancing loss of routed experts (2101.03961) needs of a forward pass.
+// The needs of the load-balancing loss of routed experts (2101.03961) from a forward pass.
 
 #include <ATen/core/Tensor.h>
 
@@ -51,7 +51,7 @@ at::Tensor sequences_of_rows(const PackedTokens& tokens);
 /// Returns rows with one more token at the end of each completion, which does not count.
 std::vector<TokenRow> with_last_tokens(std::vector<TokenRow> rows);
 
-/// What a model's config says of the loss of its routers.
+/// The fields of a model's config for the loss of its routers.
 struct RouterLossSpec {
   double coefficient = 0;    ///< 0: none is asked for
   std::int64_t experts = 0;  ///< of a layer

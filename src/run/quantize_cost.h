@@ -13,7 +13,7 @@
 
 namespace prefopt::detail {
 
-/// What model.quantize costs: the loss of held-out rows before and after. Does nothing without it.
+/// The cost of model.quantize: the loss of held-out rows before and after. Does nothing without it.
 class QuantizeCost {
  public:
   /// Measures the model in float32, which is let go again. `rows` and the head's budget are used by

@@ -394,25 +394,25 @@ void RunLoop::count_from(const RunFolder::Kept& kept) {
   if (kept.logged_step == steps_done()) state_.window.clear();
 }
 
-/// What ranks do together comes first, so that trouble with the disk, which is rank 0's alone,
-/// parts none of them: all hear of it where they meet afterwards.
+/// The part that ranks do together comes first, so that trouble with the disk, which is rank 0's
+/// alone, parts none of them: all hear of it where they meet afterwards.
 void RunLoop::save() {
   const std::int64_t step = steps_done();
   parts_.meeting.wait();
-  GatheredState state = gather();
+  NamedTensors state = gather();
   write_checkpoint(step, std::move(state));
   link_and_prune(step);
   parts_.meeting.wait();
   saved_ = {step, parts_.folder.checkpoints().folder_of(step)};
 }
 
-RunLoop::GatheredState RunLoop::gather() {
-  GatheredState state = parts_.trainer.gather_state();
+NamedTensors RunLoop::gather() {
+  NamedTensors state = parts_.trainer.gather_state();
   if (parts_.reference != nullptr) parts_.reference->flush();
   return state;
 }
 
-void RunLoop::write_checkpoint(std::int64_t step, GatheredState state) {
+void RunLoop::write_checkpoint(std::int64_t step, NamedTensors state) {
   if (!writes()) return;
   parts_.folder.sync_metrics();
   parts_.folder.checkpoints().commit(step, [&](const std::string& sibling) {

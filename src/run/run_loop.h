@@ -108,9 +108,8 @@ class RunLoop {
   bool keeps_slices() const;
   void save();
   /// The tensors of the trainer that a checkpoint holds; on ranks that write none, nothing.
-  using GatheredState = std::vector<std::pair<std::string, at::Tensor>>;
-  GatheredState gather();
-  void write_checkpoint(std::int64_t step, GatheredState state);
+  NamedTensors gather();
+  void write_checkpoint(std::int64_t step, NamedTensors state);
   void link_and_prune(std::int64_t step);
   void save_after_failure();
   bool all_can_save(bool is_due);

@@ -34,8 +34,6 @@ constexpr std::array kRunNames = std::to_array<std::string_view>(
     {"step", "learning_rate", "selection", "displacement_noted", "evaluation_is_due", "unlogged",
      "last_step", "first_evaluation", "last_evaluation", "identity"});
 
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
-
 Json metrics_to_json(const Metrics& metrics) {
   Json object = Json::object();
   for (const auto& [name, value] : metrics) object[name] = json_number(value);

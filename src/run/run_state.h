@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +11,7 @@
 #include "prefopt/train/trainer.h"
 #include "run/log_window.h"
 #include "run/selection.h"
+#include "train/state.h"
 
 namespace prefopt::detail {
 
@@ -36,8 +35,7 @@ struct SavedRun {
   /// Throws Error for a row source whose state has names of the run's.
   void check_names() const;
   /// `tensors`: of the trainer, as it gathers them.
-  void write(const std::string& folder,
-             std::vector<std::pair<std::string, at::Tensor>> tensors) const;
+  void write(const std::string& folder, NamedTensors tensors) const;
   /// Returns training_state.json, unread but for its identity. Throws CheckpointError.
   static Json read_values(const std::string& checkpoint);
   /// Takes the values and the tensors of a checkpoint. Throws CheckpointError, and a JSON exception

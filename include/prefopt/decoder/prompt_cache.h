@@ -18,7 +18,7 @@ struct PromptCacheCounts {
 /// of `sample` to the next; 0, the default, keeps none and frees what is kept. The prompts that
 /// were not used for the longest time make room for others. Results are the same to the last bit.
 ///
-/// What is kept belongs to the weights and the adapter as they are, by the version counters of
+/// A kept prompt belongs to the weights and the adapter as they are, by the version counters of
 /// their tensors: operators that write to a tensor move its counter, and prefopt's optimizers do. A
 /// program that writes through a raw pointer or by LibTorch's fused optimizers, which move none,
 /// calls the tensor's bump_version, or leaves the cache off.

@@ -28,7 +28,7 @@ struct ModelOptions {
   /// Of the weights under an adapter: "float32", "bfloat16", or "quantized", a GGUF file's blocks
   /// as they are; "auto" is quantized where the file has blocks and dtype does not say otherwise.
   std::string base = "auto";
-  /// What the float weights under an adapter are made when they are loaded: "q8_0" or "q4_k";
+  /// The blocks that float weights under an adapter become when they are loaded: "q8_0" or "q4_k";
   /// empty: they stay as they are.
   std::string quantize = {};
   std::string device = "cpu";  ///< of parse_device; that of all models of the run

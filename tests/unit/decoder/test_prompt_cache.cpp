@@ -73,7 +73,7 @@ bool are_equal(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& 
   return at::equal(a[0], b[0]) && at::equal(a[1], b[1]);
 }
 
-/// What a decoder gives without a cache.
+/// The answer of a decoder without a cache.
 std::vector<at::Tensor> fresh_logits_of(Decoder& decoder) {
   set_prompt_cache(0);
   return logits_of(decoder);
