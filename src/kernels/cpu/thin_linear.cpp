@@ -15,20 +15,33 @@
 #define PREFOPT_THIN_LINEAR_TILE
 namespace prefopt::kernels::cpu {
 
-/// Memory that is fetched while there is something else to compute, a few cache lines at a time.
+/// Memory that is fetched while there is something else to compute.
 struct Ahead {
   const char* next = nullptr;
-  std::int64_t bytes = 0, bytes_at_once = 0;
+  std::int64_t bytes = 0;
 };
 
-/// The product of some rows of a weight, [out, in] without gaps, and of x; to `result` [rows, out].
+/// The product of some rows of a weight, [out, in] without gaps, and of x; to y, plus the bias
+/// where there is one. `part` [rows, out] holds the sums of the numbers so far.
 template <class T>
 struct ThinTile {
   const T* weight;
   std::int64_t in, out, rows;
   Rows<const T> x;
-  Rows<T> result;
+  Rows<T> part;
+  const T* bias;
+  Rows<T> y;
+  bool accumulate;
   Ahead ahead;
+};
+
+/// Where sums go: to those of the numbers before, and after the last number to y.
+template <class T>
+struct ThinSums {
+  bool first, last, accumulate;
+  Rows<T> part;
+  const T* bias;
+  Rows<T> y;
 };
 
 }  // namespace prefopt::kernels::cpu
@@ -53,14 +66,32 @@ constexpr std::int64_t kDepth = 768;
 
 constexpr std::int64_t kLine = 64;
 
-// To the second-level cache: the first has no room for what is not used yet.
-inline void fetch(Ahead& ahead) {
-  const std::int64_t bytes = std::min(ahead.bytes, ahead.bytes_at_once);
-  for (std::int64_t i = 0; i < bytes; i += kLine)
-    __builtin_prefetch(ahead.next + i, /*rw=*/0, /*locality=*/2);
-  ahead.next += bytes;
-  ahead.bytes -= bytes;
-}
+// Fetches memory to the second-level cache, as the first has no room for what is not used yet.
+// Lines that all leave at once keep those waiting that the next steps of a product need, so each
+// step fetches one, or the same again, which costs less than to ask whether it is another.
+// (GCC takes a const member that only prefetches for one without effect, and drops its calls.)
+class Fetcher {
+ public:
+  Fetcher(const Ahead& ahead, std::int64_t steps)
+      : next_(ahead.next), bytes_a_step_(steps == 0 ? 0 : ahead.bytes / steps) {}
+
+  /// Fetches what `count` steps leave.
+  HWY_INLINE void before(std::int64_t count) {
+    const char* const end = next_ + count * (bytes_a_step_ - bytes_within());
+    for (; next_ < end; next_ += kLine) __builtin_prefetch(next_, /*rw=*/0, /*locality=*/2);
+  }
+
+  HWY_INLINE void step() {
+    __builtin_prefetch(next_, /*rw=*/0, /*locality=*/2);
+    next_ += bytes_within();
+  }
+
+ private:
+  std::int64_t bytes_within() const { return std::min(bytes_a_step_, kLine); }
+
+  const char* next_;
+  std::int64_t bytes_a_step_;
+};
 
 // (l0 + l1) + (l2 + l3), and so on.
 template <class D>
@@ -73,14 +104,22 @@ HWY_INLINE hn::TFromD<D> sum_of_lanes(D d, hn::Vec<D> sums) {
   return lanes[0];
 }
 
-template <class T>
-HWY_INLINE void put_number(T value, bool add, T* target) {
-  *target = add ? *target + value : value;
+// As many values as `d` has lanes, of a row and of outputs from `out` on.
+template <class D, class T = hn::TFromD<D>>
+HWY_INLINE void put(D d, hn::Vec<D> value, const ThinSums<T>& to, std::int64_t row,
+                    std::int64_t out) {
+  T* part = to.part[row] + out;
+  if (!to.first) value = hn::Add(hn::LoadU(d, part), value);
+  if (!to.last) return hn::StoreU(value, d, part);
+  T* y = to.y[row] + out;
+  if (to.bias != nullptr) value = hn::Add(value, hn::LoadU(d, to.bias + out));
+  if (to.accumulate) value = hn::Add(hn::LoadU(d, y), value);
+  hn::StoreU(value, d, y);
 }
 
 // The sums of kN rows and kM outputs, of which `sums` holds the lanes.
 template <int kM, int kN, class D, class T = hn::TFromD<D>>
-HWY_INLINE void put_sums(D d, hn::Vec<D> (&sums)[kN][kM], bool add, Rows<T> result) {
+HWY_INLINE void put_sums(D d, hn::Vec<D> (&sums)[kN][kM], const ThinSums<T>& to) {
 #if HWY_TARGET != HWY_SCALAR
   constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
   if constexpr (kM % kOut == 0 && kLanes >= kOut && kLanes <= kOut * kOut) {
@@ -107,23 +146,24 @@ HWY_INLINE void put_sums(D d, hn::Vec<D> (&sums)[kN][kM], bool add, Rows<T> resu
       HWY_ALIGN T all[kLanes];
       hn::Store(fours[0], d, all);
       for (int i = 0; i < kAtOnce && first + i < kN * kOfRow; ++i) {
-        T* target = result[(first + i) / kOfRow] + (first + i) % kOfRow * kOut;
-        auto value = hn::Load(of_four, all + i * kOut);
-        if (add) value = hn::Add(hn::LoadU(of_four, target), value);
-        hn::StoreU(value, of_four, target);
+        put(of_four, hn::Load(of_four, all + i * kOut), to, (first + i) / kOfRow,
+            (first + i) % kOfRow * kOut);
       }
     }
     return;
   }
 #endif
+  const hn::CappedTag<T, 1> of_one;
   for (int n = 0; n < kN; ++n) {
-    for (int m = 0; m < kM; ++m) put_number(sum_of_lanes(d, sums[n][m]), add, result[n] + m);
+    for (int m = 0; m < kM; ++m)
+      put(of_one, hn::Set(of_one, sum_of_lanes(d, sums[n][m])), to, n, m);
   }
 }
 
 template <int kM, int kN, class T>
 HWY_INLINE void multiply_registers(const T* HWY_RESTRICT weight, std::int64_t stride,
-                                   Rows<const T> x, std::int64_t depth, bool add, Rows<T> result) {
+                                   Rows<const T> x, std::int64_t depth, Fetcher& fetcher,
+                                   const ThinSums<T>& to) {
   const hn::ScalableTag<T> d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   hn::Vec<decltype(d)> sums[kN][kM];
@@ -143,10 +183,14 @@ HWY_INLINE void multiply_registers(const T* HWY_RESTRICT weight, std::int64_t st
       for (int n = 0; n < kN; ++n) sums[n][m] = hn::MulAdd(of_weight, of_x[n], sums[n][m]);
     }
   };
+  Fetcher ahead = fetcher;  // in registers
+  ahead.before(depth / lanes);
   std::int64_t k = 0;
   for (; k + lanes <= depth; k += lanes) {
+    ahead.step();
     step(k, [&](const T* at) HWY_ATTR { return hn::LoadU(d, at); });
   }
+  fetcher = ahead;
   if (k < depth) {
     const std::int64_t rest = depth - k;
     step(k, [&](const T* at) HWY_ATTR {
@@ -155,44 +199,50 @@ HWY_INLINE void multiply_registers(const T* HWY_RESTRICT weight, std::int64_t st
       return hn::Load(d, numbers);
     });
   }
-  put_sums<kM, kN>(d, sums, add, result);
+  put_sums<kM, kN>(d, sums, to);
 }
 
 // As many rows as `rows`, at most kN.
 template <int kM, class T, int kN = kRows>
 void multiply_rows(const ThinTile<T>& tile, std::int64_t first_out, std::int64_t first_row,
-                   std::int64_t rows, std::int64_t begin, std::int64_t depth) {
+                   std::int64_t rows, std::int64_t begin, std::int64_t depth, Fetcher& ahead) {
   if constexpr (kN > 1) {
     if (rows < kN) {
-      return multiply_rows<kM, T, kN - 1>(tile, first_out, first_row, rows, begin, depth);
+      return multiply_rows<kM, T, kN - 1>(tile, first_out, first_row, rows, begin, depth, ahead);
     }
   }
   multiply_registers<kM, kN, T>(tile.weight + first_out * tile.in + begin, tile.in,
-                                {tile.x[first_row] + begin, tile.x.stride}, depth, begin > 0,
-                                {tile.result[first_row] + first_out, tile.result.stride});
+                                {tile.x[first_row] + begin, tile.x.stride}, depth, ahead,
+                                {.first = begin == 0,
+                                 .last = begin + depth == tile.in,
+                                 .accumulate = tile.accumulate,
+                                 .part = {tile.part[first_row] + first_out, tile.part.stride},
+                                 .bias = tile.bias == nullptr ? nullptr : tile.bias + first_out,
+                                 .y = {tile.y[first_row] + first_out, tile.y.stride}});
 }
 
 template <class T>
-void multiply_thin(ThinTile<T> tile) {
+void multiply_thin(const ThinTile<T>& tile) {
   // Rows as evenly as they go, so that no few are left over for the last registers.
   const std::int64_t groups = (tile.rows + kRows - 1) / kRows;
-  const std::int64_t calls = (tile.in / kDepth + 1) * groups * (tile.out / kOut + 1);
-  tile.ahead.bytes_at_once = (tile.ahead.bytes / calls / kLine + 1) * kLine;
+  const bool are_few = tile.rows <= kRowsOfManyOut;
+  const std::int64_t calls =
+      are_few ? tile.out / kManyOut + tile.out % kManyOut / kOut : tile.out / kOut * groups;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<T>()));
+  Fetcher ahead(tile.ahead, calls * (tile.in / lanes));
   for (std::int64_t begin = 0; begin == 0 || begin < tile.in; begin += kDepth) {
     const std::int64_t depth = std::min(kDepth, tile.in - begin);
     for (std::int64_t group = 0; group < groups; ++group) {
       const std::int64_t first = group * tile.rows / groups;
       const std::int64_t rows = (group + 1) * tile.rows / groups - first;
       std::int64_t out = 0;
-      for (; rows <= kRowsOfManyOut && out + kManyOut <= tile.out; out += kManyOut) {
-        fetch(tile.ahead);
-        multiply_rows<kManyOut, T, kRowsOfManyOut>(tile, out, first, rows, begin, depth);
+      for (; are_few && out + kManyOut <= tile.out; out += kManyOut) {
+        multiply_rows<kManyOut, T, kRowsOfManyOut>(tile, out, first, rows, begin, depth, ahead);
       }
       for (; out + kOut <= tile.out; out += kOut) {
-        fetch(tile.ahead);
-        multiply_rows<kOut>(tile, out, first, rows, begin, depth);
+        multiply_rows<kOut>(tile, out, first, rows, begin, depth, ahead);
       }
-      for (; out < tile.out; ++out) multiply_rows<1>(tile, out, first, rows, begin, depth);
+      for (; out < tile.out; ++out) multiply_rows<1>(tile, out, first, rows, begin, depth, ahead);
     }
   }
 }
@@ -224,13 +274,13 @@ HWY_EXPORT(multiply_thin_double);
 HWY_EXPORT(widen_bfloat16);
 HWY_EXPORT(widen_half);
 
-// Results, and rows of a weight, of one task.
+// Results of one task.
 constexpr std::int64_t kOutAtOnce = 48;
-// Rows of x whose results are kept until they are whole.
+// Rows of x whose sums are kept until they are whole.
 constexpr std::int64_t kRowsAtOnce = 96;
-// Numbers of a weight that are decoded at once: few, so that they are still in the nearest cache
-// where few rows go past them.
-constexpr std::int64_t kFewRows = 8, kFewNumbers = 6144, kManyNumbers = 24 * 1536;
+// Rows of a weight that are taken at once: kDepth numbers of each are in the nearest cache until
+// the last rows of x have gone past them. Where those are few, so is what is decoded for them.
+constexpr std::int64_t kWeightRows = 8, kFewRows = 8, kFewNumbers = 6144;
 
 void multiply(const ThinTile<float>& tile) { HWY_DYNAMIC_DISPATCH(multiply_thin_float)(tile); }
 void multiply(const ThinTile<double>& tile) { HWY_DYNAMIC_DISPATCH(multiply_thin_double)(tile); }
@@ -242,16 +292,21 @@ void widen(const c10::Half* source, std::int64_t size, float* out) {
   HWY_DYNAMIC_DISPATCH(widen_half)(source, size, out);
 }
 
+/// Returns whether a weight is read where it lies. Many rows read it often, and a register that
+/// lies across two cache lines takes twice as long.
 template <class T>
-bool lies_as_numbers(const ThinLinear<T>& product) {
-  return std::holds_alternative<const T*>(product.weight);
+bool is_read_in_place(const ThinLinear<T>& product) {
+  const auto* numbers = std::get_if<const T*>(&product.weight);
+  if (numbers == nullptr) return false;
+  constexpr std::uintptr_t kRegister = 64;
+  return product.rows <= kFewRows || reinterpret_cast<std::uintptr_t>(*numbers) % kRegister == 0;
 }
 
 /// Returns how many rows of a weight are taken at once.
 template <class T>
 std::int64_t rows_at_once(const ThinLinear<T>& product) {
-  const std::int64_t numbers = product.rows <= kFewRows ? kFewNumbers : kManyNumbers;
-  return std::clamp<std::int64_t>(numbers / (product.in + 1) / 4 * 4, 4, kOutAtOnce / 2);
+  if (product.rows > kFewRows) return kWeightRows;
+  return std::clamp<std::int64_t>(kFewNumbers / (product.in + 1) / 4 * 4, 4, kOutAtOnce / 2);
 }
 
 /// Returns rows of a weight as they lie in memory; no bytes where they do not follow each other.
@@ -277,13 +332,13 @@ template <class T>
 class Workplace {
  public:
   explicit Workplace(std::span<const ThinLinear<T>> products) {
-    std::int64_t results = 0, weight = 0;
+    std::int64_t parts = 0, weight = 0;
     for (const ThinLinear<T>& product : products) {
       const std::int64_t out = rows_at_once(product);
-      results = std::max(results, out * std::min(product.rows, kRowsAtOnce));
-      if (!lies_as_numbers(product)) weight = std::max(weight, out * product.in);
+      parts = std::max(parts, out * std::min(product.rows, kRowsAtOnce));
+      if (!is_read_in_place(product)) weight = std::max(weight, out * product.in);
     }
-    results_ = Buffer<T>(results);
+    parts_ = Buffer<T>(parts);
     weight_ = Buffer<T>(weight);
   }
 
@@ -306,23 +361,12 @@ class Workplace {
                            .out = count,
                            .rows = rows,
                            .x = {product.x[row], product.x.stride},
-                           .result = {results_.data(), count},
+                           .part = {parts_.data(), count},
+                           .bias = product.bias == nullptr ? nullptr : product.bias + first,
+                           .y = {product.y[row] + first, product.y.stride},
+                           .accumulate = product.accumulate,
                            .ahead = ahead});
       ahead = {};
-      put(product, first, count, row, rows);
-    }
-  }
-
-  void put(const ThinLinear<T>& product, std::int64_t first, std::int64_t count, std::int64_t row,
-           std::int64_t rows) const {
-    for (std::int64_t i = 0; i < rows; ++i) {
-      const T* result = results_.data() + i * count;
-      T* y = product.y[row + i] + first;
-      for (std::int64_t out = 0; out < count; ++out) {
-        T value = result[out];
-        if (product.bias != nullptr) value += product.bias[first + out];
-        y[out] = product.accumulate ? y[out] + value : value;
-      }
     }
   }
 
@@ -332,7 +376,9 @@ class Workplace {
         [&](const auto& weight) -> const T* {
           using Weight = std::remove_cvref_t<decltype(weight)>;
           if constexpr (std::is_same_v<Weight, const T*>) {
-            return weight + offset;
+            if (is_read_in_place(product)) return weight + offset;
+            std::copy_n(weight + offset, count * product.in, weight_.data());
+            return weight_.data();
           } else if constexpr (std::is_same_v<Weight, BlockMatrix>) {
             decode_rows(weight, first, count, weight_.data());
             return weight_.data();
@@ -344,7 +390,7 @@ class Workplace {
         product.weight);
   }
 
-  Buffer<T> results_, weight_;
+  Buffer<T> parts_, weight_;
 };
 
 }  // namespace
