@@ -5,13 +5,15 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
 #include <mutex>
 #include <new>
+#include <numeric>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "prefopt/memory.h"
@@ -24,73 +26,92 @@ constexpr std::size_t kLargePage = std::size_t{2} << 20;
 // Less than this the C library's own lists serve as well.
 constexpr std::size_t kLeastPooled = std::size_t{1} << 20;
 
-/// Sizes in steps of an eighth to a quarter, so that batches of slightly different lengths fit the
-/// same block. Pages that are never touched take no memory.
-std::size_t rounded(std::int64_t bytes) {
-  const auto size = std::max<std::size_t>(static_cast<std::size_t>(bytes), kCacheLine);
-  const std::size_t step = std::max(std::bit_floor(size) / 4, kCacheLine);
-  const std::size_t alignment = size < kLargePage ? step : std::max(step, kLargePage);
-  return (size + alignment - 1) / alignment * alignment;
+std::size_t rounded(std::size_t bytes, std::size_t unit) {
+  return (bytes + unit - 1) / unit * unit;
 }
 
 /// Returns memory of the C library, for a block that is too small for the pool.
-void* allocate_small(std::size_t size) {
-  void* data = std::aligned_alloc(kCacheLine, size);
+void* allocate_small(std::size_t bytes) {
+  void* data = std::aligned_alloc(kCacheLine, rounded(std::max<std::size_t>(bytes, 1), kCacheLine));
   if (data == nullptr) throw std::bad_alloc();
   return data;
 }
 
-/// Returns a block of `size` from the system, of which `bytes` are wanted now. The C library would
-/// keep it when it is freed.
-void* allocate(std::size_t size, std::size_t bytes) {
-  const std::size_t alignment = size < kLargePage ? 1 : kLargePage;
-  const std::size_t reserved = size + alignment - 1;
+/// Large pages that follow one another. The system moves them only a mapping at a time, so a block
+/// remembers the sizes of its mappings.
+struct Block {
+  std::byte* data = nullptr;
+  std::vector<std::size_t> mappings = {};
+
+  std::size_t size() const {
+    return std::accumulate(mappings.begin(), mappings.end(), std::size_t{0});
+  }
+
+  /// Takes `bytes` off the front.
+  Block split(std::size_t bytes) {
+    Block front{data};
+    data += bytes;
+    auto mapping = mappings.begin();
+    for (; bytes > 0 && *mapping <= bytes; ++mapping) {
+      front.mappings.push_back(*mapping);
+      bytes -= *mapping;
+    }
+    if (bytes > 0) {
+      front.mappings.push_back(bytes);
+      *mapping -= bytes;
+    }
+    mappings.erase(mappings.begin(), mapping);
+    return front;
+  }
+};
+
+void unmap(std::byte* data, std::size_t size) {
+  if (size > 0) ::munmap(data, size);
+}
+
+/// Returns a block of `size` from the system, of which `bytes` are wanted now; without data where
+/// there is none. The C library would keep it when it is freed.
+Block map(std::size_t size, std::size_t bytes) {
+  const std::size_t reserved = size + kLargePage - 1;
   void* begin =
       ::mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (begin == MAP_FAILED) throw std::bad_alloc();
-  const auto first = reinterpret_cast<std::uintptr_t>(begin);
-  const std::uintptr_t at = (first + alignment - 1) / alignment * alignment;
-  const auto unmap = [](std::uintptr_t from, std::uintptr_t to) {
-    if (from < to) ::munmap(reinterpret_cast<void*>(from), to - from);
-  };
-  unmap(first, at);
-  unmap(at + size, first + reserved);
-  void* data = reinterpret_cast<void*>(at);
-#ifdef MADV_HUGEPAGE
+  if (begin == MAP_FAILED) return {};
+  auto* const first = static_cast<std::byte*>(begin);
+  const std::size_t before = rounded(reinterpret_cast<std::uintptr_t>(first), kLargePage) -
+                             reinterpret_cast<std::uintptr_t>(first);
+  std::byte* const data = first + before;
+  unmap(first, before);
+  unmap(data + size, reserved - before - size);
   // Advice: where it is not taken the pages are small. The rest of a large page would be memory
   // that nobody asked for.
-  if (bytes >= kLargePage) ::madvise(data, bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
+  std::size_t advised = 0;
+#ifdef MADV_HUGEPAGE
+  advised = std::min(bytes, size) / kLargePage * kLargePage;
+  if (advised > 0) ::madvise(data, advised, MADV_HUGEPAGE);
 #endif
-  return data;
+  Block block{data};
+  for (const std::size_t part : {advised, size - advised}) {
+    if (part > 0) block.mappings.push_back(part);
+  }
+  return block;
 }
 
 class Pool {
  public:
   void* take(std::int64_t bytes) {
-    const std::size_t size = rounded(bytes);
-    if (size < kLeastPooled) return allocate_small(size);
+    const auto wanted = static_cast<std::size_t>(bytes);
+    if (wanted < kLeastPooled) return allocate_small(wanted);
+    const std::size_t size = rounded(wanted, kLargePage);
     const std::lock_guard lock(mutex_);
-    auto best = free_.end();
-    for (auto block = free_.begin(); block != free_.end(); ++block) {
-      // A much larger one is left for what needs it.
-      const bool fits = block->size >= size && block->size <= 2 * size;
-      if (fits && (best == free_.end() || block->size < best->size)) best = block;
-    }
-    if (best != free_.end()) {
-      const Block block = *best;
-      free_.erase(best);
-      sizes_.emplace(block.data, block.size);
-      return block.data;
-    }
-    // The kept blocks did not serve this time, so as much of them goes, the oldest first.
-    release(size);
     // Room for all blocks, so that giving one back cannot fail.
-    free_.reserve(sizes_.size() + free_.size() + 1);
-    void* data = allocate(size, static_cast<std::size_t>(bytes));
+    free_.reserve(taken_.size() + free_.size() + 1);
+    Block block = take_free(size);
+    if (block.data == nullptr) block = gather(size, wanted);
+    void* const data = block.data;
     try {
-      sizes_.emplace(data, size);
+      taken_.emplace(data, std::move(block));
     } catch (...) {
-      ::munmap(data, size);
+      unmap(static_cast<std::byte*>(data), size);
       throw;
     }
     return data;
@@ -98,10 +119,10 @@ class Pool {
 
   void give_back(void* data) {
     const std::lock_guard lock(mutex_);
-    const auto found = sizes_.find(data);
-    if (found == sizes_.end()) return std::free(data);
-    free_.push_back({data, found->second});
-    sizes_.erase(found);
+    const auto found = taken_.find(data);
+    if (found == taken_.end()) return std::free(data);
+    free_.push_back(std::move(found->second));
+    taken_.erase(found);
   }
 
   void release_all() {
@@ -112,27 +133,68 @@ class Pool {
   std::int64_t bytes() const {
     const std::lock_guard lock(mutex_);
     std::size_t sum = 0;
-    for (const Block& block : free_) sum += block.size;
+    for (const Block& block : free_) sum += block.size();
     return static_cast<std::int64_t>(sum);
   }
 
  private:
-  struct Block {
-    void* data;
-    std::size_t size;
-  };
+  /// Returns a block, or a part of the smallest that is larger; without data where there is none.
+  Block take_free(std::size_t size) {
+    auto best = free_.end();
+    for (auto block = free_.begin(); block != free_.end(); ++block) {
+      if (block->size() >= size && (best == free_.end() || block->size() <= best->size())) {
+        best = block;
+      }
+    }
+    return best == free_.end() ? Block{} : take_front(best, size);
+  }
+
+  /// Returns fresh memory to whose front pages of the blocks that wait are moved, the oldest first:
+  /// they are not cleared again, and no memory waits while more is asked for.
+  Block gather(std::size_t size, std::size_t bytes) {
+    Block fresh = map(size, bytes);
+    if (fresh.data == nullptr) {
+      release(size);
+      fresh = map(size, bytes);
+      if (fresh.data == nullptr) throw std::bad_alloc();
+    }
+    Block block{fresh.data};
+    while (!free_.empty() && fresh.size() > 0) {
+      const std::size_t part = std::min(free_.front().mappings.front(), fresh.size());
+#ifdef MREMAP_FIXED
+      if (::mremap(free_.front().data, part, part, MREMAP_MAYMOVE | MREMAP_FIXED, fresh.data) ==
+          MAP_FAILED) {
+        break;
+      }
+      take_front(free_.begin(), part);
+      fresh.split(part);
+      block.mappings.push_back(part);
+#else
+      break;
+#endif
+    }
+    release(fresh.size());
+    block.mappings.insert(block.mappings.end(), fresh.mappings.begin(), fresh.mappings.end());
+    return block;
+  }
+
+  Block take_front(std::vector<Block>::iterator block, std::size_t bytes) {
+    Block front = block->split(bytes);
+    if (block->mappings.empty()) free_.erase(block);
+    return front;
+  }
 
   void release(std::size_t bytes) {
     while (bytes > 0 && !free_.empty()) {
-      ::munmap(free_.front().data, free_.front().size);
-      bytes -= std::min(bytes, free_.front().size);
-      free_.erase(free_.begin());
+      const Block block = take_front(free_.begin(), std::min(bytes, free_.front().size()));
+      unmap(block.data, block.size());
+      bytes -= block.size();
     }
   }
 
   mutable std::mutex mutex_;
   std::vector<Block> free_;
-  std::unordered_map<void*, std::size_t> sizes_;
+  std::unordered_map<void*, Block> taken_;
 };
 
 Pool& pool() {

@@ -14,9 +14,10 @@ struct PoolDeleter {
 };
 
 /// At least `bytes` of memory, aligned to a cache line, not cleared, that goes back to the pool
-/// when it is let go. A training step asks for the same large buffers again and again, and the
-/// system's first touch of fresh memory costs more than a pass over it: 2 to 3 GB/s in pages of 4
-/// KiB, 10 in those of 2 MiB that large blocks are made of. Throws std::bad_alloc.
+/// when it is let go. A training step asks for large buffers again and again, and the system's
+/// first touch of fresh memory costs more than a pass over it: 2 to 3 GB/s in pages of 4 KiB, 10 in
+/// those of 2 MiB that large blocks are made of. Where no block that waits is large enough, pages
+/// of several are moved to one place (Linux). Throws std::bad_alloc.
 std::unique_ptr<void, PoolDeleter> take_from_pool(std::int64_t bytes);
 
 /// Returns an uninitialized tensor of the CPU in such memory.

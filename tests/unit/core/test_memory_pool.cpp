@@ -1,9 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <utility>
+#include <vector>
+
 #include "core/memory_pool.h"
 #include "prefopt/memory.h"
 #include "support/catch.h"
 
 namespace prefopt {
+namespace {
+
+constexpr std::int64_t kMib = std::int64_t{1} << 20;
+
+}  // namespace
 
 TEST_CASE("memory pool: a block of about the same size is used again", "[core]") {
   release_pooled_memory();
@@ -26,19 +39,78 @@ TEST_CASE("memory pool: a block of about the same size is used again", "[core]")
   CHECK(pooled_bytes() == 0);
 }
 
-TEST_CASE("memory pool: a request that nothing fits pushes out as much of what waits", "[core]") {
+TEST_CASE("memory pool: a request takes a part of a block that is larger", "[core]") {
+  release_pooled_memory();
+  { const auto large = take_from_pool(64 * kMib); }
+  const auto part = take_from_pool(20 * kMib);
+  CHECK(pooled_bytes() == 44 * kMib);
+  const auto other = take_from_pool(44 * kMib);
+  CHECK(pooled_bytes() == 0);
+}
+
+#ifdef __linux__
+TEST_CASE("memory pool: a request that fits no block gets the pages of several", "[core]") {
   release_pooled_memory();
   {
-    const auto oldest = take_from_pool(2 << 20);
-    const auto large = take_from_pool(64 << 20);
+    const auto small = take_from_pool(2 * kMib), first = take_from_pool(5 * kMib),
+               second = take_from_pool(6 * kMib);
+    std::memset(first.get(), 7, static_cast<std::size_t>(6 * kMib));
+    std::memset(second.get(), 7, static_cast<std::size_t>(6 * kMib));
   }
-  const std::int64_t both = pooled_bytes();
-  CHECK(both >= 66 << 20);
-  // Far too large a block is not taken for it.
-  const auto middle = take_from_pool(20 << 20);
-  CHECK(pooled_bytes() < both);
+  CHECK(pooled_bytes() == 14 * kMib);
+  const auto gathered = take_from_pool(13 * kMib);
+  CHECK(pooled_bytes() == 0);
+  const auto* bytes = static_cast<const std::uint8_t*>(gathered.get());
+  CHECK(reinterpret_cast<std::uintptr_t>(bytes) % (2 * kMib) == 0);
+  // Memory from the system would be zero.
+  CHECK(std::count(bytes, bytes + 14 * kMib, 7) == 12 * kMib);
+
+  // What is longer than all that waits has new pages at its end.
   release_pooled_memory();
+  {
+    const auto first = take_from_pool(4 * kMib);
+    std::memset(first.get(), 7, static_cast<std::size_t>(4 * kMib));
+  }
+  const auto longer = take_from_pool(8 * kMib);
+  bytes = static_cast<const std::uint8_t*>(longer.get());
+  CHECK(std::count(bytes, bytes + 4 * kMib, 7) == 4 * kMib);
+  CHECK(std::count(bytes + 4 * kMib, bytes + 8 * kMib, 0) == 4 * kMib);
 }
+
+TEST_CASE("memory pool: blocks of all sizes keep their numbers", "[core]") {
+  release_pooled_memory();
+  struct Held {
+    std::unique_ptr<void, PoolDeleter> data;
+    std::size_t size;
+    std::uint8_t mark;
+  };
+  std::vector<Held> held;
+  std::mt19937 draw(1);
+  std::int64_t most = 0, now = 0;
+  for (int i = 0; i < 400; ++i) {
+    if (held.size() > 12) {
+      const std::size_t at = draw() % held.size();
+      const auto* bytes = static_cast<const std::uint8_t*>(held[at].data.get());
+      REQUIRE(bytes[0] == held[at].mark);
+      REQUIRE(std::equal(bytes + 1, bytes + held[at].size, bytes));
+      now -= static_cast<std::int64_t>((held[at].size + 2 * kMib - 1) / (2 * kMib)) * 2 * kMib;
+      std::swap(held[at], held.back());
+      held.pop_back();
+    }
+    const std::size_t size = kMib + draw() % (4 * kMib);
+    const auto mark = static_cast<std::uint8_t>(1 + draw() % 255);
+    held.push_back({take_from_pool(static_cast<std::int64_t>(size)), size, mark});
+    std::memset(held.back().data.get(), mark, size);
+    now += static_cast<std::int64_t>((size + 2 * kMib - 1) / (2 * kMib)) * 2 * kMib;
+    most = std::max(most, now);
+    // No more than what was once wanted at a time is ever held.
+    REQUIRE(now + pooled_bytes() <= most);
+  }
+  held.clear();
+  release_pooled_memory();
+  CHECK(pooled_bytes() == 0);
+}
+#endif
 
 TEST_CASE("memory pool: small blocks do not wait in it", "[core]") {
   release_pooled_memory();
