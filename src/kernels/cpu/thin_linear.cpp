@@ -276,7 +276,7 @@ HWY_EXPORT(widen_half);
 
 // Results of one task.
 constexpr std::int64_t kOutAtOnce = 48;
-// Rows of x whose sums are kept until they are whole.
+// Rows of x at a time.
 constexpr std::int64_t kRowsAtOnce = 96;
 // Rows of a weight that are taken at once: kDepth numbers of each are in the nearest cache until
 // the last rows of x have gone past them. Where those are few, so is what is decoded for them.
@@ -342,32 +342,33 @@ class Workplace {
     weight_ = Buffer<T>(weight);
   }
 
-  /// Results [first, last) of a product.
+  /// Results [first, last) of a product. Some rows of x at a time, so that they stay in a cache
+  /// while all of the task's weight goes past them.
   void run(const ThinLinear<T>& product, std::int64_t first, std::int64_t last) {
     const std::int64_t step = rows_at_once(product);
-    for (std::int64_t out = first; out < last; out += step) {
-      const std::int64_t next = std::min(last, out + step);
-      run_few(product, out, next - out, source_of(product, next, std::min(step, last - next)));
+    for (std::int64_t row = 0; row < product.rows; row += kRowsAtOnce) {
+      for (std::int64_t out = first; out < last; out += step) {
+        const std::int64_t next = std::min(last, out + step);
+        const Ahead ahead =
+            row > 0 ? Ahead{} : source_of(product, next, std::min(step, last - next));
+        run_few(product, out, next - out, row, ahead);
+      }
     }
   }
 
  private:
-  void run_few(const ThinLinear<T>& product, std::int64_t first, std::int64_t count, Ahead ahead) {
-    const T* weight = weight_rows(product, first, count);
-    for (std::int64_t row = 0; row < product.rows; row += kRowsAtOnce) {
-      const std::int64_t rows = std::min(kRowsAtOnce, product.rows - row);
-      multiply(ThinTile<T>{.weight = weight,
-                           .in = product.in,
-                           .out = count,
-                           .rows = rows,
-                           .x = {product.x[row], product.x.stride},
-                           .part = {parts_.data(), count},
-                           .bias = product.bias == nullptr ? nullptr : product.bias + first,
-                           .y = {product.y[row] + first, product.y.stride},
-                           .accumulate = product.accumulate,
-                           .ahead = ahead});
-      ahead = {};
-    }
+  void run_few(const ThinLinear<T>& product, std::int64_t first, std::int64_t count,
+               std::int64_t row, const Ahead& ahead) {
+    multiply(ThinTile<T>{.weight = weight_rows(product, first, count),
+                         .in = product.in,
+                         .out = count,
+                         .rows = std::min(kRowsAtOnce, product.rows - row),
+                         .x = {product.x[row], product.x.stride},
+                         .part = {parts_.data(), count},
+                         .bias = product.bias == nullptr ? nullptr : product.bias + first,
+                         .y = {product.y[row] + first, product.y.stride},
+                         .accumulate = product.accumulate,
+                         .ahead = ahead});
   }
 
   const T* weight_rows(const ThinLinear<T>& product, std::int64_t first, std::int64_t count) {
