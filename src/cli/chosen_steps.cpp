@@ -55,7 +55,7 @@ void print_chosen_steps(const GenerateArguments& arguments, Decoder& sampler,
   const std::shared_ptr<Decoder> model = load(arguments.q_model);
   const std::shared_ptr<Decoder> loaded = arguments.q_ref.empty() ? nullptr : load(arguments.q_ref);
   Decoder& reference = loaded ? *loaded : sampler;
-  const StepChoiceOptions options{.separator = arguments.step_end.value_or("\n"),
+  const StepChoiceOptions options{.step_end = arguments.step_end.value_or("\n"),
                                   .step_tokens = arguments.step_tokens.value_or(64),
                                   .candidates = arguments.choose_steps};
   SamplingOptions of_part = sampling;

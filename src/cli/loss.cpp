@@ -27,7 +27,6 @@ namespace {
 
 using detail::Json;
 
-bool is_length(std::string_view field) { return field.ends_with("_lens"); }
 bool is_overlap(std::string_view field) { return field.ends_with("_overlap_logps"); }
 bool is_limited(std::string_view field) { return field.ends_with("_limited_logratios"); }
 bool is_confident(std::string_view field) { return field.ends_with("_confident_logps"); }

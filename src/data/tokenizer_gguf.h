@@ -16,11 +16,12 @@ namespace prefopt::detail {
 /// The keys `tokenizer.ggml.*` and `tokenizer.chat_template` of a GGUF file.
 struct GgufVocabulary {
   std::string model;                     ///< "gpt2" for byte-level BPE, "llama" for SentencePiece's
-  std::string pre;                       ///< the pre-tokenizer's name, of "gpt2"
-  std::vector<std::string> tokens;       ///< in GPT-2's alphabet, or as SentencePiece has them
-  std::vector<std::string> merges;       ///< "LEFT RIGHT", of "gpt2"
-  std::vector<double> scores;            ///< of "llama"
-  std::vector<std::int64_t> token_type;  ///< llama.cpp's: 1 normal, 3 control, 4 user-defined, …
+  std::string pre = {};                  ///< the pre-tokenizer's name, of "gpt2"
+  std::vector<std::string> tokens = {};  ///< in GPT-2's alphabet, or as SentencePiece has them
+  std::vector<std::string> merges = {};  ///< "LEFT RIGHT", of "gpt2"
+  std::vector<double> scores = {};       ///< of "llama"
+  std::vector<std::int64_t> token_type =
+      {};  ///< llama.cpp's: 1 normal, 3 control, 4 user-defined, …
   std::int64_t bos_token_id = -1;
   std::int64_t eos_token_id = -1;
   std::int64_t unknown_token_id = -1;

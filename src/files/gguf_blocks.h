@@ -78,7 +78,7 @@ inline constexpr ValueList kFourBitFloats{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3
 inline float half_power(std::uint8_t exponent) {
   constexpr std::uint32_t kLeast = 0x00200000;  // 2^-128, and twice that is no normal number either
   return std::bit_cast<float>(exponent < 2 ? kLeast << exponent
-                                           : std::uint32_t{exponent} - 1U << 23U);
+                                           : (std::uint32_t{exponent} - 1U) << 23U);
 }
 
 /// Each reads one block of its encoding to float32.

@@ -144,7 +144,7 @@ bool is_right(const std::string& prompt, const Tokens& completion) {
 }
 
 TreeSearchOptions search_options(const StepTreeOptions& tree) {
-  return {.separator = std::string(VerifiableTask::kSeparator),
+  return {.step_end = std::string(VerifiableTask::kSeparator),
           .step_tokens = 2,
           .breadth = 2,
           .root_breadth = 4,
@@ -341,7 +341,7 @@ ArmRows draw_rows(Policy& first, const std::vector<std::string>& prompts, int se
 
 std::vector<Tokens> answers_by_choice(Policy& first, Policy& model,
                                       const std::vector<Tokens>& contexts, int seed) {
-  const StepChoiceOptions choice{.separator = std::string(VerifiableTask::kSeparator),
+  const StepChoiceOptions choice{.step_end = std::string(VerifiableTask::kSeparator),
                                  .step_tokens = 2,
                                  .candidates = 5,
                                  .beta = kBeta};

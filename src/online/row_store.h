@@ -38,7 +38,7 @@ class RowStore {
 /// hold no rows.
 struct PackedRows {
   at::Tensor integers, numbers;
-  at::Tensor rollout_integers, rollout_numbers;
+  at::Tensor rollout_integers = {}, rollout_numbers = {};
 };
 PackedRows pack_rows(const std::vector<TokenRow>& rows);
 std::vector<TokenRow> unpack_rows(const PackedRows& packed);

@@ -70,7 +70,8 @@ double step_q(std::span<const double> logps, std::span<const double> ref_logps, 
 }
 
 void StepChoiceOptions::fields(FieldVisitor& v) {
-  v.text({"separator", "Text that ends a step; empty: step_tokens alone does"}, separator);
+  v.text({"step_end", "Text that ends a step; empty: step_tokens alone does", {"separator"}},
+         step_end);
   v.integer({"step_tokens", "Tokens of a step at most"}, step_tokens, Range::between(1, 1e9));
   v.integer({"candidates", "Steps to choose from"}, candidates, Range::between(1, 4096));
   v.real({"beta", "beta of the DPO loss that the policy was trained with"}, beta, Range::above(0));
@@ -88,7 +89,7 @@ std::vector<ChosenSteps> choose_steps(Policy& sampler, Policy& policy, Policy& r
         sampler.vocab_size(), policy.vocab_size(), reference.vocab_size()));
   }
   const SamplingOptions of_step =
-      detail::step_sampling(sampling, options.separator, options.step_tokens, "step choice");
+      detail::step_sampling(sampling, options.step_end, options.step_tokens, "step choice");
   std::vector<ChosenSteps> chosen(prompts.size());
   std::vector<std::size_t> live(prompts.size());
   for (std::size_t i = 0; i < live.size(); ++i) live[i] = i;

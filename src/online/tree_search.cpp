@@ -42,7 +42,8 @@ void SelfEvaluationOptions::fields(FieldVisitor& v) {
 }
 
 void TreeSearchOptions::fields(FieldVisitor& v) {
-  v.text({"separator", "Text that ends a step; empty: step_tokens alone does"}, separator);
+  v.text({"step_end", "Text that ends a step; empty: step_tokens alone does", {"separator"}},
+         step_end);
   v.integer({"step_tokens", "Tokens of a step at most"}, step_tokens, Range::between(1, 1e9));
   v.integer({"breadth", "Steps that are drawn after a state"}, breadth, Range::between(2, 4096));
   v.integer({"root_breadth", "The same after the prompt; 0: breadth"}, root_breadth,
@@ -91,7 +92,7 @@ TreeSearch::TreeSearch(const TreeSearchOptions& options, SamplingOptions samplin
   }
   sampling_.tokenizer = tokenizer_;
   step_sampling_ =
-      detail::step_sampling(sampling_, options_.separator, options_.step_tokens, "tree");
+      detail::step_sampling(sampling_, options_.step_end, options_.step_tokens, "tree");
 }
 
 std::string TreeSearch::config() const {

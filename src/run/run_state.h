@@ -2,8 +2,6 @@
 #pragma once
 
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "core/json.h"
 #include "prefopt/train/metrics.h"

@@ -100,10 +100,10 @@ struct WordSplit {
 /// All parts of a byte-level BPE tokenizer, however it was stored. Tokens are written in GPT-2's
 /// alphabet, in which each byte is a printable character.
 struct BpeVocabulary {
-  std::vector<std::string> tokens;                          ///< by id; an empty one is a gap
-  std::vector<std::pair<std::string, std::string>> merges;  ///< in order of rank
-  std::vector<AddedToken> added;
-  std::vector<WordSplit> splits;
+  std::vector<std::string> tokens;                               ///< by id; an empty one is a gap
+  std::vector<std::pair<std::string, std::string>> merges = {};  ///< in order of rank
+  std::vector<AddedToken> added = {};
+  std::vector<WordSplit> splits = {};
   bool nfc = false;            ///< normalize to Unicode's form C first
   bool ignore_merges = false;  ///< a word that is a token becomes that token
   /// Token for bytes without a token; -1: they are dropped, as by the package `tokenizers`.
@@ -113,7 +113,7 @@ struct BpeVocabulary {
   std::int64_t begin_id = -1;  ///< the begin token, whether texts begin with it or not
   std::int64_t eos_id = -1;
   std::int64_t pad_id = -1;
-  std::string chat_template;
+  std::string chat_template = {};
 };
 
 /// Returns the cuts of a pre-tokenizer by its name in GGUF files (`tokenizer.ggml.pre`): "gpt-2",

@@ -58,13 +58,13 @@ struct TokenLogps {
 };
 
 struct TokenLogpsOptions {
-  ByProducts by_products;
-  LogitTransform transform;
+  ByProducts by_products = {};
+  LogitTransform transform = {};
   /// [rows] bool. Rows outside of it cost nothing: their log-prob and by-products are 0, their
   /// target is not read, and they have no gradient. Undefined: all rows.
-  at::Tensor mask;
+  at::Tensor mask = {};
   /// Of the log-probs: float32 or float64. By default float64 for float64 logits, else float32.
-  std::optional<at::ScalarType> dtype;
+  std::optional<at::ScalarType> dtype = {};
   /// Lets the backward pass write the gradient over the logits, so that it needs no extra memory.
   /// Only for logits that nothing else needs (a second backward, or another function that saved
   /// them, then fails with autograd's error), and not for a leaf.

@@ -49,8 +49,8 @@ struct BasicTokenRows {
   T steps = {};            ///< place of its step among those of all completions
   T lens;                  ///< tokens of its completion that count
   std::int64_t completion_count = 0, step_count = 0;
-  bool are_own = false;    ///< the policy drew them
-  ObjectiveTotals totals;  ///< of the whole step; of own samples those of these
+  bool are_own = false;         ///< the policy drew them
+  ObjectiveTotals totals = {};  ///< of the whole step; of own samples those of these
 };
 
 using TokenRows = BasicTokenRows<at::Tensor>;

@@ -117,7 +117,7 @@ struct BasicTokenArrays {
   T lens;             ///< acted tokens of its completion
   T group_lens = {};  ///< of its group in the whole step; for group_token_mean
   std::int64_t completion_count = 0, turn_count = 0;
-  ObjectiveTotals totals;
+  ObjectiveTotals totals = {};
 };
 
 using TokenArrays = BasicTokenArrays<at::Tensor>;

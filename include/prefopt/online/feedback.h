@@ -40,12 +40,12 @@ using Command = std::vector<std::string>;
 ///
 /// null in place of the number or the name says that there is no answer, a failure.
 struct FeedbackOptions {
-  std::vector<Command> reward;         ///< their weighted sum is the reward
-  std::vector<double> reward_weights;  ///< one a reward program; empty: 1 each
-  Command judge;                       ///< asked about pairs
-  bool both_orders = true;             ///< a judge is asked in both orders, and the mean counts
-  Command program;                     ///< asked about pairs once, as one without a favourite place
-  std::vector<std::string> reward_model;       ///< folders of reward models
+  std::vector<Command> reward = {};         ///< their weighted sum is the reward
+  std::vector<double> reward_weights = {};  ///< one a reward program; empty: 1 each
+  Command judge = {};                       ///< asked about pairs
+  bool both_orders = true;  ///< a judge is asked in both orders, and the mean counts
+  Command program = {};     ///< asked about pairs once, as one without a favourite place
+  std::vector<std::string> reward_model = {};  ///< folders of reward models
   ImplicitRewardOptions implicit_reward = {};  ///< of a model with a reference
   bool environment = false;  ///< rewards are those that rollouts have from their environment
   Ensemble ensemble = Ensemble::kMean;  ///< of several reward models

@@ -22,7 +22,7 @@ PREFOPT_API double step_q(std::span<const double> logps, std::span<const double>
                           double beta);
 
 struct StepChoiceOptions {
-  std::string separator = "\n";  ///< ends a step; empty: step_tokens alone does
+  std::string step_end = "\n";  ///< ends a step; empty: step_tokens alone does
   std::int64_t step_tokens = 64;
   std::int64_t candidates = 5;  ///< steps to choose from; the paper's 5
   double beta = 0.1;            ///< of the DPO loss; it scales Q and changes no choice
@@ -42,8 +42,8 @@ struct ChosenSteps {
 /// vocabulary, ConfigError otherwise; they may be the same object. Draws depend on
 /// (sampling.seed, first_index + place of the prompt, step, candidate).
 ///
-/// `sampling` needs the tokenizer for a separator. `sampling.max_new_tokens` limits a whole
-/// completion; its stop strings end one. Throws ConfigError for min_new_tokens, a separator that is
+/// `sampling` needs the tokenizer for a step_end. `sampling.max_new_tokens` limits a whole
+/// completion; its stop strings end one. Throws ConfigError for min_new_tokens, a step_end that is
 /// also a stop string, and what `sample` throws.
 PREFOPT_API std::vector<ChosenSteps> choose_steps(
     Policy& sampler, Policy& policy, Policy& reference,

@@ -20,7 +20,7 @@ struct SelfEvaluationOptions {
 
 /// The budget of a search and the form of its steps.
 struct TreeSearchOptions {
-  std::string separator = "\n";  ///< ends a step; empty: step_tokens alone does
+  std::string step_end = "\n";  ///< ends a step; empty: step_tokens alone does
   std::int64_t step_tokens = 64;
   std::int64_t breadth = 2;       ///< steps that are drawn after a state
   std::int64_t root_breadth = 0;  ///< after the prompt; 0: breadth

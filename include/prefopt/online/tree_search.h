@@ -28,14 +28,14 @@ using StateValues =
 /// A Monte Carlo tree search over the steps of completions. An iteration descends from the prompt
 /// by the tree's rule, lets the policy write `breadth` steps wherever it comes to a state without
 /// any, until it comes to an end, asks for the end's reward and backs it up. A step ends with the
-/// separator or after step_tokens; one at max_depth is the whole rest of the completion.
+/// step_end or after step_tokens; one at max_depth is the whole rest of the completion.
 ///
 /// Every draw depends on (seed, number of the tree, node, step) alone: trees are the same whatever
 /// other trees are searched with them and however often a search is stopped, saved and continued.
 class PREFOPT_API TreeSearch {
  public:
   /// `sampling.max_new_tokens` limits a whole completion; its stop strings end one. Throws
-  /// ConfigError for min_new_tokens, and for a separator that is also a stop string.
+  /// ConfigError for min_new_tokens, and for a step_end that is also a stop string.
   TreeSearch(const TreeSearchOptions& options, SamplingOptions sampling,
              std::shared_ptr<const Tokenizer> tokenizer, EndRewards end_rewards,
              StateValues state_values = {});

@@ -156,13 +156,13 @@ struct RunOptions {
 /// Events that a caller may watch; the library itself never prints. Of several ranks rank 0 has all
 /// notes, and each the other events.
 struct RunEvents {
-  std::function<void(const std::string& line)> note;  ///< set-up facts, dropped rows, warnings
-  std::function<void(std::int64_t step, std::int64_t total, const Metrics&)> step;
-  std::function<void(std::int64_t step, const Metrics&)> evaluation;
+  std::function<void(const std::string& line)> note = {};  ///< set-up facts, dropped rows, warnings
+  std::function<void(std::int64_t step, std::int64_t total, const Metrics&)> step = {};
+  std::function<void(std::int64_t step, const Metrics&)> evaluation = {};
   /// Of a policy that writes its own rows: "sampling" or "rating", and the prompts done.
-  std::function<void(std::string_view phase, std::int64_t done, std::int64_t total)> phase;
+  std::function<void(std::string_view phase, std::int64_t done, std::int64_t total)> phase = {};
   /// Asked before each step; true saves and ends the run, which can be resumed.
-  std::function<bool()> should_stop;
+  std::function<bool()> should_stop = {};
 };
 
 struct RunResult {

@@ -98,7 +98,7 @@ using PreTokenizerStep = std::variant<Split, Metaspace, ByteLevel>;
 /// Pairs of neighbours that become one token. Without `byte_fallback` and ByteLevel, characters
 /// that are no token are unknown.
 struct BpeSpec {
-  std::vector<std::pair<std::string, std::string>> merges;  ///< in order of rank
+  std::vector<std::pair<std::string, std::string>> merges = {};  ///< in order of rank
   bool fuse_unknown = false;
   bool byte_fallback = false;
   bool ignore_merges = false;

@@ -22,7 +22,7 @@ const std::string kReward = json{"/bin/sh", "-c",
                                  "while read -r line; do set -- $(printf %s \"$line\" | cksum); "
                                  "echo \"{\\\"reward\\\": $(($1 % 9))}\"; done"}
                                 .dump();
-const std::string kTree = R"({"separator": "", "step_tokens": 2, "iterations": 5})";
+const std::string kTree = R"({"step_end": "", "step_tokens": 2, "iterations": 5})";
 
 std::vector<std::string> search(const std::string& prompts, const std::string& output,
                                 const std::vector<std::string>& more = {}) {

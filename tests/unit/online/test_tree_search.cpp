@@ -63,7 +63,7 @@ const std::shared_ptr<const Tokenizer>& bytes() {
   return tokenizer;
 }
 
-const TreeSearchOptions kSearch{.separator = "",
+const TreeSearchOptions kSearch{.step_end = "",
                                 .step_tokens = 2,
                                 .breadth = 3,
                                 .root_breadth = 4,
@@ -182,7 +182,7 @@ TEST_CASE("the steps of a tree are what the policy writes", "[online]") {
   CHECK(ends > 2);
 }
 
-TEST_CASE("steps end with the separator", "[online]") {
+TEST_CASE("steps end with step_end", "[online]") {
   const auto model = small_model(3);
   TreeSearchOptions options = kSearch;
   // The byte that the model writes most often.
@@ -195,7 +195,7 @@ TEST_CASE("steps end with the separator", "[online]") {
       std::max_element(counts.begin(), counts.end(), [](const auto& a, const auto& b) {
         return a.second < b.second;
       })->first;
-  options.separator = std::string(1, static_cast<char>(common));
+  options.step_end = std::string(1, static_cast<char>(common));
   options.step_tokens = 30;
   options.iterations = 20;
   SamplingOptions sampling = kDrawing;
@@ -262,7 +262,7 @@ TEST_CASE("options that a search cannot follow are refused", "[online]") {
   sampling = kDrawing;
   sampling.stop = {"\n"};
   CHECK_THROWS_TEXT(TreeSearch({}, sampling, bytes(), hash_rewards), ConfigError,
-                    "tree: expected a separator that is no text of stop, got '␊'; it would end "
+                    "tree: expected a step_end that is no text of stop, got '␊'; it would end "
                     "every completion at its first step");
   CHECK_THROWS_TEXT(TreeSearch({.breadth = 1}, kDrawing, bytes(), hash_rewards), ConfigError,
                     "tree: expected breadth in [2, 4096], got 1");
@@ -303,7 +303,7 @@ TEST_CASE("steps are chosen by their Q", "[online]") {
   const auto policy = small_model(2);
   const auto reference = small_model(3);
   const std::vector<Tokens> prompts = {{65, 66}, {67}};
-  const StepChoiceOptions options{.separator = "", .step_tokens = 2, .candidates = 4, .beta = 0.2};
+  const StepChoiceOptions options{.step_end = "", .step_tokens = 2, .candidates = 4, .beta = 0.2};
   const auto chosen = choose_steps(*sampler, *policy, *reference, prompts, options, kDrawing);
   REQUIRE(chosen.size() == 2);
   for (std::size_t i = 0; i < 2; ++i) {

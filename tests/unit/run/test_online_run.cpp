@@ -324,7 +324,7 @@ Json searching() {
                {"tree",
                 {{"rule", "uct"},
                  {"back_up", "mean"},
-                 {"separator", ""},
+                 {"step_end", ""},
                  {"step_tokens", 2},
                  {"breadth", 3},
                  {"max_depth", 3},
