@@ -31,6 +31,7 @@
 #include "run/plan/memory_budget.h"
 #include "run/quantize_cost.h"
 #include "run/reference_shares.h"
+#include "run/run_prompt_cache.h"
 #include "run/run_rows.h"
 #include "run/stream_rows.h"
 #include "train/epoch_order.h"
@@ -528,6 +529,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
     *path = followed(*path);
   }
   options.model.device = device_of(options.model).str();  // before anything is read
+  check_prompt_cache(options, loss);
   const auto tokenizer = open_run_tokenizer(options.model);
   RowNeeds of_rows = row_needs(needs);
   of_rows.context_length = options.model.path.empty()

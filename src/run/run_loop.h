@@ -18,6 +18,7 @@
 #include "run/resume.h"
 #include "run/run_folder.h"
 #include "run/run_log.h"
+#include "run/run_prompt_cache.h"
 #include "run/run_state.h"
 #include "run/sample_table.h"
 #include "run/selection.h"
@@ -43,6 +44,7 @@ struct LoopParts {
   RunFolder& folder;
   RunLog& log;
   SampleTable samples;
+  RunPromptCache& prompts;
   const RunEvents& events;
   const Note& note;
   Meeting& meeting;                        ///< of the ranks, which all run the same loop

@@ -84,6 +84,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
       trainer_options(options, total_steps, rollouts, non_finite, meeting_.ranks()));
   Trainer& trainer = *made;
 
+  RunPromptCache prompts(options.machine.prompt_cache_mib);
   Json config = parse_json<ConfigError>(options_to_json(options), "run");
   for (const char* group : {"model", "reference", "data"}) {
     if (companions == nullptr) config[group] = Json::object();
@@ -104,6 +105,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
        .samples = SampleTable(source, options.sampling,
                               {loss.requirements().of_rewards ? 0 : options.evaluate.sample_prompts,
                                options.evaluate.sample_tokens}),
+       .prompts = prompts,
        .events = events_,
        .note = note_,
        .meeting = meeting_,
@@ -134,6 +136,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
     throw;
   }
   if (reference) reference->flush();
+  if (const std::string summary = prompts.summary(); !summary.empty()) note_(summary);
   meeting_.on_first([&] { log_.finish(!result.stopped); });
   result.seconds = watch_.seconds();
   return result;
