@@ -88,7 +88,7 @@ std::shared_ptr<Decoder> with_other_adapter(const ReferenceOptions& options,
         "neither with '{}'",
         options.adapter));
   }
-  auto frozen = Decoder::load(model.path, options.dtype.empty() ? model.dtype : options.dtype);
+  auto frozen = Decoder::load(model.path, kept_reference(options, model.path, model));
   frozen->load_adapter(options.adapter);
   frozen->to(device_of(model));
   return frozen;
@@ -134,16 +134,7 @@ std::shared_ptr<Decoder> load_model(const ModelOptions& options, const Decoder* 
   return Decoder::load(options.path, kept_weights(options));
 }
 std::shared_ptr<RewardModel> load_model(const ModelOptions& options, const RewardModel* /*kind*/) {
-  if (!options.quantize.empty()) {
-    throw ConfigError(fmt::format("model.quantize: expected nothing for a reward model, got '{}'",
-                                  options.quantize));
-  }
-  if (options.base != "auto") {
-    throw ConfigError(fmt::format(
-        "model.base: expected auto for a reward model, whose weights are in model.dtype, got '{}'",
-        options.base));
-  }
-  return RewardModel::load(options.path, options.dtype, ScoreHead::kFreshIfNone);
+  return RewardModel::load(options.path, kept_weights(options), ScoreHead::kFreshIfNone);
 }
 
 PlanAssumptions plan_of_ranks(const RanksOptions& options, int ranks) {
@@ -196,6 +187,10 @@ std::shared_ptr<RewardModel> make_reward_model(ModelOptions& options, const Toke
   // The files of reward models name one: transformers takes no batch without.
   model->complete_pad_token(tokenizer);
   if (model->has_fresh_head()) note("model: a fresh score head");
+  if (!options.quantize.empty()) {
+    note(fmt::format("model.quantize: {}; what it costs is measured of language models alone",
+                     options.quantize));
+  }
   return model;
 }
 
@@ -244,6 +239,10 @@ std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const 
     }
     return std::make_shared<ValueHead>(policy);
   }
+  const auto kept = [&](const std::string& path) {
+    const std::string& dtype = options.model.dtype;
+    return value.use_lora ? kept_frozen(path, dtype, device_of(options.model)) : dtype;
+  };
   std::shared_ptr<RewardModel> model;
   if (!value.path.empty()) {
     const std::string path = followed(value.path);
@@ -253,7 +252,7 @@ std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const 
           fmt::format("value.path: expected a model that tokenizes as {} does, got {}, by which {}",
                       tokenizer.name(), path, difference));
     }
-    model = RewardModel::load(path, options.model.dtype, ScoreHead::kFreshIfNone);
+    model = RewardModel::load(path, kept(path), ScoreHead::kFreshIfNone);
     if (model->vocab_size() != policy->vocab_size()) {
       throw ConfigError(fmt::format(
           "value.path: expected a model with the policy's vocabulary of {} tokens, got {} with {}",
@@ -262,8 +261,11 @@ std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const 
   } else if (options.model.path.empty()) {
     model = std::make_shared<RewardModel>(options.model.decoder);
     model->to(parse_dtype(options.model.dtype));
+  } else if (value.use_lora && policy->adapter()) {
+    model = RewardModel::on(*policy);  // one copy under both adapters
   } else {
-    model = RewardModel::load(options.model.path, options.model.dtype, ScoreHead::kFreshIfNone);
+    model = RewardModel::load(options.model.path, kept(options.model.path),
+                              ScoreHead::kFreshIfNone);
   }
   if (value.use_lora) {
     model->add_adapter(options.model.lora);
@@ -359,8 +361,7 @@ std::shared_ptr<Policy> make_frozen(const ReferenceOptions& options, const Model
     // It may not move weights that the policy has, too.
     return moves ? other->merged_decoder()->frozen_decoder() : other;
   }
-  const auto dtype = options.dtype.empty() ? model.dtype : options.dtype;
-  auto frozen = Decoder::load(options.path, dtype);
+  auto frozen = Decoder::load(options.path, kept_reference(options, options.path, model));
   if (frozen->vocab_size() != policy.vocab_size()) {
     throw ConfigError(
         fmt::format("reference.path: expected a model with the policy's vocabulary "

@@ -59,11 +59,13 @@ std::optional<ModelShape> own_reference(const RunOptions& options) {
   if (model.use_lora && model.lora.init_lora_weights != "false" && is_policy) return std::nullopt;
   // Copies share blocks.
   if (is_policy && shape_of(model).has_blocks()) return std::nullopt;
+  if (!reference.path.empty()) {
+    return ModelShape::read(reference.path, kept_reference(reference, reference.path, model));
+  }
   ModelOptions of = model;
   of.use_lora = false;
   of.base = "auto";
   of.quantize.clear();
-  if (!reference.path.empty()) of.path = reference.path;
   if (!reference.dtype.empty()) of.dtype = reference.dtype;
   return shape_of(of);
 }
