@@ -63,9 +63,11 @@ class Cursor {
   std::uint64_t at() const { return at_; }
   std::uint64_t left() const { return bytes_.size() - at_; }
 
-  std::string_view take(std::uint64_t bytes, std::string_view what) {
+  // `of` and `what` are put together where an error names them: a vocabulary has 10^5 texts.
+  std::string_view take(std::uint64_t bytes, std::string_view what, std::string_view of = "") {
     if (bytes > left()) {
-      fail(at_, fmt::format("{} of {} bytes", what, bytes), fmt::format("{} to the end", left()));
+      fail(at_, fmt::format("{}{} of {} bytes", of, what, bytes),
+           fmt::format("{} to the end", left()));
     }
     const std::string_view taken = bytes_.substr(at_, bytes);
     at_ += bytes;
@@ -73,19 +75,19 @@ class Cursor {
   }
 
   template <class T>
-  T number(std::string_view what) {
+  T number(std::string_view what, std::string_view of = "") {
     T value;
-    std::memcpy(&value, take(sizeof value, what).data(), sizeof value);
+    std::memcpy(&value, take(sizeof value, what, of).data(), sizeof value);
     return value;
   }
 
   std::string_view text(std::string_view what) {
-    return take(number<std::uint64_t>(fmt::format("length of {}", what)), what);
+    return take(number<std::uint64_t>(what, kLengthOf), what);
   }
 
   std::string name(std::string_view what) {
     const std::uint64_t begin = at_;
-    const auto length = number<std::uint64_t>(fmt::format("length of {}", what));
+    const auto length = number<std::uint64_t>(what, kLengthOf);
     if (length == 0 || length > kMaxNameBytes) {
       fail(begin, fmt::format("{} of 1 to {} bytes", what, kMaxNameBytes),
            fmt::format("{}", length));
@@ -109,7 +111,7 @@ class Cursor {
   // Reads a number of things that take at least `least` bytes each.
   std::uint64_t count(std::string_view what, std::uint64_t least) {
     const std::uint64_t begin = at_;
-    const auto given = number<std::uint64_t>(fmt::format("number of {}", what));
+    const auto given = number<std::uint64_t>(what, "number of ");
     const std::uint64_t most = left() / least;
     if (given > most) {
       fail(begin, fmt::format("at most {} {} in {} bytes", most, what, left()),
@@ -124,6 +126,8 @@ class Cursor {
   }
 
  private:
+  static constexpr std::string_view kLengthOf = "length of ";
+
   std::string_view bytes_;
   const std::string& path_;
   std::uint64_t at_;
