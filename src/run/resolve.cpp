@@ -94,8 +94,8 @@ std::shared_ptr<Decoder> with_other_adapter(const ReferenceOptions& options,
   return frozen;
 }
 
-FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
-                          const Tokenizer& tokenizer, std::int64_t message_rows) {
+FilesLater companions_of(const RunOptions& options, const Decoder& policy,
+                         const Tokenizer& tokenizer, std::int64_t message_rows) {
   const std::string& asked = options.data.chat_format;
   const std::string format = chat_format_for_rows(asked, tokenizer);
   // A format that nobody chose and nothing used is not worth remembering.
@@ -103,13 +103,17 @@ FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
       asked != "auto" || !tokenizer.chat_format().empty() || !tokenizer.chat_template().empty();
   // "auto" here is a template that is rendered, whose answers end as it says.
   const bool remembers = format != "auto" && (chosen || message_rows > 0);
-  FolderFiles files = model_companions(options.model.tokenizer, options.model.path,
-                                       remembers ? format : "", row_memory(options.data));
+  FilesLater files = model_companions_later(options.model.tokenizer, options.model.path,
+                                            remembers ? format : "", row_memory(options.data));
   if (policy.adapter()) return files;
   const std::string generation = generation_config_with(
       policy, end_tokens(policy, tokenizer, remembers || format == "auto" ? format : "plain"));
-  if (!generation.empty()) files["generation_config.json"] = generation;
-  return files;
+  if (generation.empty()) return files;
+  return [files = std::move(files), generation] {
+    FolderFiles all = files();
+    all["generation_config.json"] = generation;
+    return all;
+  };
 }
 
 /// Fills in what a fresh model's shape leaves to the tokenizer.
@@ -264,8 +268,8 @@ std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const 
   } else if (value.use_lora && policy->adapter()) {
     model = RewardModel::on(*policy);  // one copy under both adapters
   } else {
-    model = RewardModel::load(options.model.path, kept(options.model.path),
-                              ScoreHead::kFreshIfNone);
+    model =
+        RewardModel::load(options.model.path, kept(options.model.path), ScoreHead::kFreshIfNone);
   }
   if (value.use_lora) {
     model->add_adapter(options.model.lora);
@@ -604,7 +608,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
         make_stream(options, std::move(rows), of_rows, tokenizer, policy, needs.of_rewards, note);
     rows.message_rows = stream->message_rows();
   }
-  FolderFiles companions = companions_of(options, *policy, *tokenizer, rows.message_rows);
+  FilesLater companions = companions_of(options, *policy, *tokenizer, rows.message_rows);
   const auto complete = [&](SamplingOptions& sampling) {
     sampling = with_end_tokens(sampling, *policy, *tokenizer, options.data.chat_format);
     sampling.tokenizer = tokenizer;

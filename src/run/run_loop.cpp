@@ -419,7 +419,8 @@ void RunLoop::write_checkpoint(std::int64_t step, NamedTensors state) {
   parts_.folder.sync_metrics();
   parts_.folder.checkpoints().commit(step, [&](const std::string& sibling) {
     parts_.trainer.save_policy(sibling, state);
-    write_files(parts_.companions, sibling);
+    if (!companions_) companions_ = parts_.companions();
+    write_files(*companions_, sibling);
     saved_run().write(sibling, std::move(state));
   });
 }

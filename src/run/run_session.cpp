@@ -74,7 +74,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
                           const std::shared_ptr<Reference>& reference, RowSource& source,
                           const RunOptions& options, const RunLoss& loss, const Json& contents,
                           std::int64_t planned_steps, const RolloutTraining& rollouts,
-                          const FolderFiles* companions) {
+                          const FilesLater* companions) {
   const std::int64_t total_steps =
       planned_steps > 0 ? planned_steps : count_steps(options.batch, source.rows_an_epoch());
   std::vector<NonFiniteStep> non_finite;
@@ -114,7 +114,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
                     {"contents", contents},
                     {"ranks", meeting_.size()}},
        .non_finite = non_finite,
-       .companions = companions == nullptr ? FolderFiles() : *companions,
+       .companions = companions == nullptr ? FilesLater([] { return FolderFiles(); }) : *companions,
        .total_steps = total_steps});
   if (from_) loop.load(*from_);
   loop.evaluate_first();
