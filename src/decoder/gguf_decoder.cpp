@@ -46,8 +46,7 @@ constexpr std::array kGgufUnderstood = std::to_array<std::string_view>({
 
 // Notes on how the weights were made.
 constexpr std::array kGgufHarmless = std::to_array<std::string_view>({
-    "rope.scaling.finetuned",
-    "tensor_data_layout",
+    "rope.scaling.finetuned", "tensor_data_layout",
     "classifier.output_labels",  // names; the score head says how many
 });
 

@@ -31,10 +31,11 @@ class PREFOPT_API RewardModel final : public RewardPolicy {
   /// Fresh weights, N(0, initializer_range^2), from LibTorch's default generator.
   explicit RewardModel(DecoderOptions options);
 
-  /// Reads a folder or a GGUF file as Decoder::load does, in blocks or not, without its output head,
-  /// or the folder of an adapter with the model that its `base_model_name_or_path` names. The score
-  /// head of a GGUF file is llama.cpp's `cls.output.weight`, and is never in blocks. Throws CheckpointError as Decoder
-  /// does, where `score.weight` is missing and required, and where there are several labels.
+  /// Reads a folder or a GGUF file as Decoder::load does, in blocks or not, without its output
+  /// head, or the folder of an adapter with the model that its `base_model_name_or_path` names. The
+  /// score head of a GGUF file is llama.cpp's `cls.output.weight`, and is never in blocks. Throws
+  /// CheckpointError as Decoder does, where `score.weight` is missing and required, and where there
+  /// are several labels.
   static std::shared_ptr<RewardModel> load(const std::string& path, std::string_view dtype = "keep",
                                            ScoreHead head = ScoreHead::kRequired);
 

@@ -16,6 +16,7 @@
 #include "run/model_base.h"
 #include "run/resolve.h"
 #include "run/run_loss.h"
+#include "run/run_prompt_cache.h"
 #include "train/epoch_order.h"
 #include "train/shares.h"
 #include "train/step_plan.h"
@@ -288,6 +289,7 @@ RunModels RunModels::of(const RunOptions& given, const PlanAssumptions& machine)
   options.model = with_numbers_for(options.reference, options.model);
   check_options(options);
   const RunLoss loss(options.loss);
+  check_prompt_cache(options, loss);
   if (loss.objective() != nullptr) {
     throw ConfigError(fmt::format(
         "loss: expected one on rows that exist, which a plan counts, got '{}', which learns from "

@@ -175,9 +175,10 @@ TEST_CASE("reward model: a GGUF file with a score head", "[decoder]") {
   CHECK(at::equal(blocks->rewards(sequences()), wide->rewards(sequences())));
 
   CHECK_THROWS_TEXT(Decoder::load(path), CheckpointError,
-                    path + ": expected a language model, got a reward model, with the tensor "
-                           "'score.weight'; prefopt score and prefopt eval read it, and the loss "
-                           "reward_bt trains it");
+                    path +
+                        ": expected a language model, got a reward model, with the tensor "
+                        "'score.weight'; prefopt score and prefopt eval read it, and the loss "
+                        "reward_bt trains it");
   CHECK(thrown_by_load(write("classes.gguf", at::randn({2, kHidden}), 4), "quantized") ==
         dir.file("classes.gguf") +
             ": tensor 'score.weight': expected shape [1, 256], got [2, 256]");

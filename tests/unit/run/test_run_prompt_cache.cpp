@@ -13,6 +13,7 @@
 #include "prefopt/error.h"
 #include "prefopt/options.h"
 #include "prefopt/run/run.h"
+#include "run/plan/run_plan.h"
 #include "support/catch.h"
 #include "support/checkpoint_parts.h"
 #include "support/errors.h"
@@ -106,7 +107,9 @@ TEST_CASE("a run that keeps prompts ends in the same bits", "[run]") {
       {"reference", {reference}, Json::object(), {4, 4}},
       {"adapter", {reference}, adapter, {4, 4}},
       {"policy", {policy}, Json::object(), {0, 8}},
-      {"sources", {policy, {{"from", "policy"}, {"name", "cold"}, {"temperature", 0.1}}}, adapter,
+      {"sources",
+       {policy, {{"from", "policy"}, {"name", "cold"}, {"temperature", 0.1}}},
+       adapter,
        {8, 8}},
       {"last", {named("policy"), named("last")}, Json::object(), {0, 16}},
       {"ema", {named("policy"), named("ema")}, adapter, {0, 16}},
@@ -182,9 +185,11 @@ TEST_CASE("a prompt cache that would keep nothing is refused", "[run][device]") 
   const PromptScene scene;
   RunOptions options = scene.options("refused", "dpo");
   options.machine.prompt_cache_mib = 64;
-  CHECK_THROWS_TEXT(run_training(options), ConfigError,
-                    "machine.prompt_cache_mib: expected 0 where nothing is drawn to train on, by "
-                    "online.prompts or 'dpo', got 64");
+  const std::string idle =
+      "machine.prompt_cache_mib: expected 0 where nothing is drawn to train on, by online.prompts "
+      "or 'dpo', got 64";
+  CHECK_THROWS_TEXT(run_training(options), ConfigError, idle);
+  CHECK_THROWS_TEXT(detail::RunModels::of(options, {}), ConfigError, idle);
   options.model.device = pretend_device().str();
   CHECK_THROWS_TEXT(run_training(options), ConfigError,
                     "machine.prompt_cache_mib: expected the cpu as model.device, got 'pretend:0'");
