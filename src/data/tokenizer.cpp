@@ -13,6 +13,7 @@
 #include "core/json.h"
 #include "core/parallel.h"
 #include "data/begin_token.h"
+#include "data/companions.h"
 #include "data/model_memory.h"
 #include "data/tokenizer_gguf.h"
 #include "data/tokenizer_json.h"
@@ -298,19 +299,19 @@ std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& name, const s
   return tokenizer;
 }
 
-FolderFiles tokenizer_files(const std::string& name, const std::string& chat_format,
-                            const std::string& row_options) {
+namespace {
+
+/// Returns the files of a tokenizer that are there, and what is remembered; not those of a GGUF
+/// file.
+FolderFiles present_files(const std::string& name, const std::string& chat_format,
+                          const std::string& row_options) {
   FolderFiles files;
   const auto take = [&](const fs::path& from, std::string_view as) {
     files[std::string(as)] = detail::read_file<CheckpointError>(from.string());
   };
   const fs::path path(name);
   bool bytes = name == "byte";
-  if (is_gguf(path)) {
-    const GgufFile file = GgufFile::open(name);
-    files = detail::written_tokenizer(
-        detail::spec_of(detail::read_gguf_vocabulary(file), file.path()), file.path());
-  } else if (!bytes && !name.empty()) {
+  if (!is_gguf(path) && !bytes && !name.empty()) {
     const fs::path folder = is_folder(path) ? path : path.parent_path();
     const fs::path main = is_folder(path) ? path / kTokenizerFile : path;
     if (is_there(main)) take(main, kTokenizerFile);
@@ -327,10 +328,40 @@ FolderFiles tokenizer_files(const std::string& name, const std::string& chat_for
   return files;
 }
 
+detail::FilesLater files_later(const std::string& name, const std::string& chat_format,
+                               const std::string& row_options) {
+  FolderFiles files = present_files(name, chat_format, row_options);
+  if (!is_gguf(name)) return [files = std::move(files)] { return files; };
+  const GgufFile file = GgufFile::open(name);
+  const auto spec = [file] {
+    return detail::spec_of(detail::read_gguf_vocabulary(file), file.path());
+  };
+  detail::check_writable(spec(), file.path());
+  return [files = std::move(files), file, spec] {
+    FolderFiles all = detail::written_tokenizer(spec(), file.path());
+    all.insert(files.begin(), files.end());
+    return all;
+  };
+}
+
+}  // namespace
+
+FolderFiles tokenizer_files(const std::string& name, const std::string& chat_format,
+                            const std::string& row_options) {
+  return files_later(name, chat_format, row_options)();
+}
+
 FolderFiles model_companions(const std::string& tokenizer, const std::string& model,
                              const std::string& chat_format, const std::string& row_options) {
+  return detail::model_companions_later(tokenizer, model, chat_format, row_options)();
+}
+
+detail::FilesLater detail::model_companions_later(const std::string& tokenizer,
+                                                  const std::string& model,
+                                                  const std::string& chat_format,
+                                                  const std::string& row_options) {
   const bool copies = tokenizer.empty() && is_folder(model);
-  return tokenizer_files(copies ? model : tokenizer, chat_format, row_options);
+  return files_later(copies ? model : tokenizer, chat_format, row_options);
 }
 
 void write_files(const FolderFiles& files, const std::string& folder) {

@@ -33,16 +33,6 @@ class TokenTexts {
   const TokenizerSpec& spec_;
 };
 
-void check_utf8(const TokenizerSpec& spec, std::string_view where) {
-  for (std::size_t id = 0; id < spec.tokens.size(); ++id) {
-    if (find_invalid_utf8(spec.tokens[id]) == std::string::npos) continue;
-    throw CheckpointError(fmt::format(
-        "{}: expected tokens in UTF-8, to be written as tokenizer.json, got other bytes in token "
-        "{}",
-        where, id));
-  }
-}
-
 SortedJson json_of(const TokenizerSpec& spec, const BpeSpec& model) {
   SortedJson vocab = SortedJson::object();
   for (std::size_t id = 0; id < spec.tokens.size(); ++id) {
@@ -146,8 +136,18 @@ SortedJson config_of(const TokenizerSpec& spec) {
 
 }  // namespace
 
+void check_writable(const TokenizerSpec& spec, std::string_view where) {
+  for (std::size_t id = 0; id < spec.tokens.size(); ++id) {
+    if (find_invalid_utf8(spec.tokens[id]) == std::string::npos) continue;
+    throw CheckpointError(fmt::format(
+        "{}: expected tokens in UTF-8, to be written as tokenizer.json, got other bytes in token "
+        "{}",
+        where, id));
+  }
+}
+
 FolderFiles written_tokenizer(const TokenizerSpec& spec, std::string_view where) {
-  check_utf8(spec, where);
+  check_writable(spec, where);
   const SortedJson model =
       std::visit([&](const auto& kind) { return json_of(spec, kind); }, spec.model);
   const SortedJson tokenizer{{"version", "1.0"},

@@ -29,7 +29,6 @@
 #include "decoder/network.h"
 #include "decoder/packed_layer.h"
 #include "decoder/packed_session.h"
-#include "decoder/quantized_weight.h"
 #include "decoder/router_load.h"
 #include "kernels/block_tensor.h"
 #include "math/upload.h"
@@ -63,15 +62,7 @@ Decoder::Decoder(DecoderOptions options) : impl_(std::make_unique<Impl>()) {
 }
 
 std::shared_ptr<Decoder> Decoder::load(const std::string& path, std::string_view dtype) {
-  const bool keeps_blocks = dtype == "quantized";
-  const detail::GgufEncoding* quantizes = detail::encoding_on_load(dtype);
-  std::optional<at::ScalarType> wanted;
-  if (quantizes != nullptr) {
-    wanted = at::kFloat;
-  } else if (dtype != "keep" && !keeps_blocks) {
-    wanted = parse_dtype(dtype);
-  }
-  detail::DecoderReader reader(detail::followed(path), wanted, keeps_blocks, quantizes);
+  detail::DecoderReader reader = detail::DecoderReader::open(detail::followed(path), dtype);
   if (reader.has(detail::kScoreWeight)) {
     throw CheckpointError(fmt::format(
         "{}: expected a language model, got a reward model, with the tensor '{}'; prefopt score "
@@ -88,6 +79,7 @@ std::shared_ptr<Decoder> Decoder::read(detail::DecoderReader& reader, const std:
   impl->generation = reader.config().generation;
   impl->metadata = reader.metadata();
   impl->source = path;
+  impl->blocks = reader.blocks();
   impl->load_note = reader.note();
   Network& network = impl->network;
   try {

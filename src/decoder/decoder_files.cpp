@@ -17,6 +17,7 @@
 #include "decoder/gguf_decoder.h"
 #include "decoder/quantized_weight.h"
 #include "files/gguf_encoding.h"
+#include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
 #include "prefopt/files/gguf.h"
 #include "prefopt/files/safetensors.h"
@@ -36,12 +37,16 @@ bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
          std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0;
 }
 
+}  // namespace
+
 bool is_gguf_file(const std::string& path) {
   std::error_code ignored;
   return path.ends_with(".gguf") && !std::filesystem::is_directory(path, ignored);
 }
 
-}  // namespace
+bool has_score_head(const std::string& path) {
+  return GgufFile::open(path).find_tensor(kGgufScore) != nullptr;
+}
 
 bool has_blocks(const std::string& path) {
   if (!is_gguf_file(path)) return false;
@@ -63,7 +68,11 @@ std::int64_t context_length_of(const std::string& path) {
 
 DecoderReader::DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype,
                              bool keeps_blocks, const GgufEncoding* quantizes)
-    : dtype_(dtype), quantizes_(quantizes) {
+    : dtype_(dtype),
+      quantizes_(quantizes),
+      blocks_(keeps_blocks           ? BlockSource::kFile
+              : quantizes != nullptr ? BlockSource::kMade
+                                     : BlockSource::kNone) {
   if (quantizes != nullptr && has_blocks(path)) {
     throw CheckpointError(fmt::format(
         "{}: expected a model in float dtypes to quantize, got matrices in blocks, which are kept "
@@ -78,6 +87,15 @@ DecoderReader::DecoderReader(const std::string& path, std::optional<at::ScalarTy
   } else {
     open_folder(path);
   }
+}
+
+DecoderReader DecoderReader::open(const std::string& path, std::string_view kept) {
+  if (kept == "keep") return {path, std::nullopt};
+  if (kept == "quantized") return {path, std::nullopt, /*keeps_blocks=*/true};
+  if (const GgufEncoding* quantizes = encoding_on_load(kept)) {
+    return {path, at::kFloat, /*keeps_blocks=*/false, quantizes};
+  }
+  return {path, parse_dtype(kept)};
 }
 
 void DecoderReader::open_folder(const std::string& directory) {
@@ -143,7 +161,7 @@ void DecoderReader::open_gguf(const std::string& path, bool keeps_blocks) {
           fmt::format("{}: expected the tensors of {} only, got '{}'", path, model_, tensor.name));
     }
     if (at::Tensor blocks;
-        keeps_blocks && names.size() == 1 &&
+        keeps_blocks && names.size() == 1 && names.front() != kScoreWeight &&
         (blocks = read_gguf_blocks(file, tensor.name, config_.options)).defined()) {
       has_blocks = true;
       left_.emplace(names.front(), Stored{tensor.shape, [blocks] { return blocks; }, *dtype_,

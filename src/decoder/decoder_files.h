@@ -19,6 +19,13 @@
 
 namespace prefopt::detail {
 
+/// Where the blocks of a model's matrices come from.
+enum class BlockSource {
+  kNone,
+  kFile,  ///< mapped from a GGUF file, whose numbers they are
+  kMade,  ///< made of other numbers when the model was loaded
+};
+
 /// Config and weights of a decoder in a Hugging Face folder or a `.gguf` file. Throws
 /// CheckpointError, led by the file's path.
 class DecoderReader {
@@ -30,7 +37,13 @@ class DecoderReader {
   DecoderReader(const std::string& path, std::optional<at::ScalarType> dtype,
                 bool keeps_blocks = false, const GgufEncoding* quantizes = nullptr);
 
+  /// As Decoder::load reads `kept`: "keep", a dtype, "quantized" for the blocks of a GGUF file, or
+  /// "q8_0" and "q4_k" for blocks that are made. Throws ConfigError for another word.
+  static DecoderReader open(const std::string& path, std::string_view kept);
+
   const DecoderConfig& config() const { return config_; }
+  /// Returns where blocks come from that matrices are left in.
+  BlockSource blocks() const { return blocks_; }
   /// Of the safetensors files, to be written back.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   /// Returns a remark on a folder with several dtypes; else empty.
@@ -73,6 +86,7 @@ class DecoderReader {
   std::string model_;  // in words
   std::optional<at::ScalarType> dtype_;
   const GgufEncoding* quantizes_ = nullptr;
+  BlockSource blocks_ = BlockSource::kNone;
   at::Tensor float_embedding_;                ///< of a file whose embedding became blocks
   at::ScalarType matrix_dtype_ = at::kFloat;  ///< where none is wanted
   std::string note_;
@@ -81,6 +95,10 @@ class DecoderReader {
   std::map<std::string, Stored> left_;
 };
 
+/// Returns whether a path is to be read as a GGUF file.
+bool is_gguf_file(const std::string& path);
+/// Returns whether a GGUF file is of a reward model.
+bool has_score_head(const std::string& path);
 /// Returns whether a path is a GGUF file with matrices in blocks.
 bool has_blocks(const std::string& path);
 

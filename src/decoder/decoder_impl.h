@@ -7,6 +7,7 @@
 
 #include "core/json.h"
 #include "decoder/adapters/adapter_parts.h"
+#include "decoder/decoder_files.h"
 #include "decoder/network.h"
 #include "prefopt/decoder/decoder.h"
 
@@ -20,6 +21,7 @@ struct Decoder::Impl {
   detail::Json config;
   detail::Json generation;  ///< `generation_config.json`, or null
   std::string source;       ///< the path that was loaded; empty for fresh weights
+  detail::BlockSource blocks = detail::BlockSource::kNone;
   std::string load_note;
   std::map<std::string, std::string> metadata = {{"format", "pt"}};
 

@@ -41,12 +41,13 @@ constexpr std::array kGgufUnderstood = std::to_array<std::string_view>({
     "rope.scaling.type",
     "rope.scaling.factor",
     "rope.scaling.original_context_length",
+    "pooling_type",
 });
 
 // Notes on how the weights were made.
 constexpr std::array kGgufHarmless = std::to_array<std::string_view>({
-    "rope.scaling.finetuned",
-    "tensor_data_layout",
+    "rope.scaling.finetuned", "tensor_data_layout",
+    "classifier.output_labels",  // names; the score head says how many
 });
 
 // Only the value that leaves results as this decoder computes them is taken.
@@ -99,6 +100,7 @@ constexpr std::array kModelParts = std::to_array<GgufPart>({
     {"token_embd.weight", "model.embed_tokens.weight"},
     {"output_norm.weight", "model.norm.weight"},
     {"output.weight", "lm_head.weight"},
+    {kGgufScore, kScoreWeight},
 });
 
 constexpr std::string_view kExperts = "mlp.experts.";
@@ -222,6 +224,19 @@ void read_gguf_parts(const GgufFile& file, DecoderOptions& options) {
   options.tie_word_embeddings = file.find_tensor("output.weight") == nullptr;
   options.attention_bias = file.find_tensor("blk.0.attn_q.bias") != nullptr;
   options.attention_output_bias = file.find_tensor("blk.0.attn_output.bias") != nullptr;
+}
+
+// A score head reads the last token's hidden state; without one, hidden states are not pooled.
+void check_gguf_pooling(const GgufFields& fields) {
+  constexpr std::string_view kName = "pooling_type";
+  constexpr std::int64_t kNone = 0, kRank = 4;  // llama.cpp's enum llama_pooling_type
+  if (!fields.has(kName)) return;
+  const bool has_score = fields.file().find_tensor(kGgufScore) != nullptr;
+  const std::int64_t expected = has_score ? kRank : kNone;
+  if (fields.integer(kName) == expected) return;
+  fields.fail(fmt::format("{} {} {} a tensor '{}'", fields.key(kName), expected,
+                          has_score ? "with" : "without", kGgufScore),
+              fmt::format("{}", fields.integer(kName)));
 }
 
 void read_gguf_tokens(const GgufFile& file, DecoderOptions& options) {
@@ -350,6 +365,7 @@ DecoderOptions read_gguf_options(const GgufFile& file) {
   // The fields below have an entry for each layer.
   options = checked(std::move(options), file.path());
   read_gguf_parts(file, options);
+  check_gguf_pooling(fields);
   read_gguf_window(fields, options);
   family.read_gguf(fields, options);
   read_gguf_tokens(file, options);

@@ -14,6 +14,9 @@
 
 namespace prefopt::detail {
 
+/// The score head of a reward model.
+inline constexpr std::string_view kGgufScore = "cls.output.weight";
+
 /// Divisors of the rotary frequencies, the form that Llama 3's scaling has in GGUF.
 inline constexpr std::string_view kGgufRopeFactors = "rope_freqs.weight";
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <set>
 #include <utility>
 
 #include "prefopt/decoder/prompt_cache.h"
@@ -91,13 +92,28 @@ class PromptStore {
   void set_limit(std::int64_t bytes) {
     const std::lock_guard lock(mutex_);
     limit_ = bytes;
-    drop_past();
-    make_room(0);
+    fit();
+  }
+
+  void add_room(std::int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    rooms_.insert(bytes);
+  }
+
+  void remove_room(std::int64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    rooms_.erase(rooms_.find(bytes));
+    fit();
+  }
+
+  void fit_now() {
+    const std::lock_guard lock(mutex_);
+    fit();
   }
 
   bool is_on() const {
     const std::lock_guard lock(mutex_);
-    return limit_ > 0;
+    return limit() > 0;
   }
 
   PromptCacheCounts counts() const {
@@ -124,7 +140,7 @@ class PromptStore {
     const std::lock_guard lock(mutex_);
     drop_past();
     const std::int64_t bytes = bytes_of(prompt);
-    if (bytes > limit_ || !stamp->is_current()) return;
+    if (bytes > limit() || !stamp->is_current()) return;
     make_room(bytes);
     OfModel* model = model_of(*stamp);
     if (model == nullptr) model = &models_.emplace_back(stamp, std::map<Tokens, Kept>());
@@ -142,6 +158,15 @@ class PromptStore {
     std::map<Tokens, Kept> prompts;
   };
 
+  std::int64_t limit() const {
+    return rooms_.empty() ? limit_ : std::max(limit_, *rooms_.rbegin());
+  }
+
+  void fit() {
+    drop_past();
+    make_room(0);
+  }
+
   OfModel* model_of(const WeightStamp& stamp) {
     const auto at = std::find_if(models_.begin(), models_.end(),
                                  [&](const OfModel& model) { return *model.stamp == stamp; });
@@ -158,7 +183,7 @@ class PromptStore {
   }
 
   void make_room(std::int64_t bytes) {
-    while (counts_.bytes > 0 && counts_.bytes + bytes > limit_) drop_oldest();
+    while (counts_.bytes > 0 && counts_.bytes + bytes > limit()) drop_oldest();
   }
 
   void drop_oldest() {
@@ -178,6 +203,7 @@ class PromptStore {
 
   mutable std::mutex mutex_;
   std::int64_t limit_ = 0;
+  std::multiset<std::int64_t> rooms_;
   std::uint64_t uses_ = 0;
   PromptCacheCounts counts_;
   std::vector<OfModel> models_;
@@ -201,6 +227,14 @@ KeptPrompt KeptPrompts::find(const Tokens& tokens) const {
 void KeptPrompts::put(const Tokens& tokens, const KeptPrompt& prompt) const {
   if (stamp_) PromptStore::instance().put(stamp_, tokens, prompt);
 }
+
+PromptRoom::PromptRoom(std::int64_t bytes) : bytes_(bytes) {
+  PromptStore::instance().add_room(bytes);
+}
+
+PromptRoom::~PromptRoom() { PromptStore::instance().remove_room(bytes_); }
+
+void drop_past_prompts() { PromptStore::instance().fit_now(); }
 
 }  // namespace detail
 

@@ -33,4 +33,20 @@ class KeptPrompts {
   std::shared_ptr<const WeightStamp> stamp_;
 };
 
+/// Lets the process keep prompts while it lives, up to `bytes` or what another one or
+/// set_prompt_cache allows, whichever is more.
+class PromptRoom {
+ public:
+  explicit PromptRoom(std::int64_t bytes);
+  ~PromptRoom();
+  PromptRoom(const PromptRoom&) = delete;
+  PromptRoom& operator=(const PromptRoom&) = delete;
+
+ private:
+  std::int64_t bytes_;
+};
+
+/// Frees the prompts of weights that have changed, which the next call of a decoder would do.
+void drop_past_prompts();
+
 }  // namespace prefopt::detail

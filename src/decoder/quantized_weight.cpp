@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "decoder/decoder_config.h"
 #include "files/gguf_quantize.h"
 #include "kernels/block_tensor.h"
 
@@ -25,7 +26,8 @@ const GgufEncoding* encoding_on_load(std::string_view name) {
 
 bool can_be_blocks(std::string_view name, const std::vector<std::int64_t>& shape) {
   const bool is_expert = name.find(".mlp.experts.") != std::string_view::npos;
-  return shape.size() == 2 && !is_expert && !name.ends_with(".mlp.gate.weight");
+  return shape.size() == 2 && !is_expert && !name.ends_with(".mlp.gate.weight") &&
+         name != kScoreWeight;
 }
 
 std::int64_t bytes_in_blocks(const GgufEncoding& encoding, const std::vector<std::int64_t>& shape) {

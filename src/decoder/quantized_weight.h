@@ -17,7 +17,8 @@ namespace prefopt::detail {
 const GgufEncoding* encoding_on_load(std::string_view name);
 
 /// Returns whether a decoder's weight of this name and shape can be in blocks: maps, embedding and
-/// head can, routed experts and their router, which LibTorch's operators read, cannot.
+/// head can, routed experts, their router and a score head, which LibTorch's operators read,
+/// cannot.
 bool can_be_blocks(std::string_view name, const std::vector<std::int64_t>& shape);
 
 /// Returns the bytes of such a weight in blocks.

@@ -21,6 +21,7 @@
 #include "decoder/decoder_files.h"
 #include "decoder/decoder_impl.h"
 #include "decoder/families/family.h"
+#include "decoder/quantized_weight.h"
 #include "decoder/score_head.h"
 #include "math/wide_gradient.h"
 #include "policy/parameters.h"
@@ -115,6 +116,10 @@ at::Tensor fresh_score_head(const Decoder& body) {
   return fresh_score(body.options(), weight.scalar_type()).to(weight.device());
 }
 
+std::string path_of_weights(const std::string& path) {
+  return adapter_config_of(path).is_object() ? named_base_of(path) : path;
+}
+
 }  // namespace detail
 
 RewardModel::RewardModel(DecoderOptions options)
@@ -130,14 +135,12 @@ RewardModel::RewardModel(std::shared_ptr<Decoder> body, at::Tensor score, bool h
 
 std::shared_ptr<RewardModel> RewardModel::load(const std::string& path, std::string_view dtype,
                                                ScoreHead head) {
-  if (adapter_config_of(path).is_object()) {
-    auto model = load(named_base_of(path), dtype, ScoreHead::kFreshIfNone);
+  if (const std::string base = detail::path_of_weights(path); base != path) {
+    auto model = load(base, dtype, ScoreHead::kFreshIfNone);
     model->load_adapter(path);
     return model;
   }
-  std::optional<at::ScalarType> wanted;
-  if (dtype != "keep") wanted = parse_dtype(dtype);
-  detail::DecoderReader reader(detail::followed(path), wanted);
+  detail::DecoderReader reader = detail::DecoderReader::open(detail::followed(path), dtype);
   const bool is_fresh = !reader.has(kScoreWeight);
   if (is_fresh && head == ScoreHead::kRequired) {
     throw CheckpointError(fmt::format(
@@ -159,7 +162,7 @@ std::shared_ptr<RewardModel> RewardModel::load(const std::string& path, std::str
   return model;
 }
 
-std::shared_ptr<RewardModel> RewardModel::on(const Decoder& base, const std::string& adapter) {
+std::shared_ptr<RewardModel> RewardModel::on(const Decoder& base) {
   std::shared_ptr<Decoder> body = base.base();
   detail::Network& network = body->impl_->network;
   network.spec.tied_head = true;  // no output head
@@ -167,6 +170,12 @@ std::shared_ptr<RewardModel> RewardModel::on(const Decoder& base, const std::str
   at::Tensor score = fresh_score(body->options(), network.embedding.scalar_type());
   std::shared_ptr<RewardModel> model(
       new RewardModel(std::move(body), std::move(score), /*has_fresh_head=*/true));
+  model->score_.requires_grad_(true);
+  return model;
+}
+
+std::shared_ptr<RewardModel> RewardModel::on(const Decoder& base, const std::string& adapter) {
+  auto model = on(base);
   model->load_adapter(adapter);
   return model;
 }
@@ -291,9 +300,18 @@ bool RewardModel::is_on(const std::string& path, std::string_view dtype, const D
   if (!policy.adapter() || !adapter_config_of(path).is_object()) return false;
   std::error_code ignored;
   if (!std::filesystem::equivalent(named_base_of(path), impl.source, ignored)) return false;
+  // Blocks of the file are its numbers, those that were made when it was loaded are others.
+  if (impl.blocks != detail::BlockSource::kNone) {
+    const bool takes_them = dtype == "keep" || dtype == "quantized" || dtype == "float32";
+    return impl.blocks == detail::BlockSource::kFile && takes_them;
+  }
   const char* key = impl.config.contains("dtype") ? "dtype" : "torch_dtype";
   const std::string stored = impl.config.value(key, std::string());
-  const std::string wanted = dtype == "keep" ? stored : std::string(dtype);
+  // Numbers of blocks are float32.
+  const std::string wanted = dtype == "keep"        ? stored
+                             : dtype == "quantized" ? "float32"
+                                                    : std::string(dtype);
+  if (detail::encoding_on_load(wanted) != nullptr) return false;
   return !wanted.empty() && parse_dtype(wanted) == impl.network.embedding.scalar_type();
 }
 
@@ -319,6 +337,7 @@ std::shared_ptr<RewardModel> load_reward_model(const std::string& path, const To
 
 bool is_reward_model(const std::string& path) {
   try {
+    if (detail::is_gguf_file(path)) return detail::has_score_head(path);
     const detail::Json adapter = adapter_config_of(path);
     if (adapter.is_object()) return adapter.value("task_type", detail::Json()) == "SEQ_CLS";
     return detail::names_reward_model(path);

@@ -3,14 +3,17 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <limits>
 #include <map>
+#include <mutex>
 #include <type_traits>
 #include <utility>
 
@@ -63,9 +66,11 @@ class Cursor {
   std::uint64_t at() const { return at_; }
   std::uint64_t left() const { return bytes_.size() - at_; }
 
-  std::string_view take(std::uint64_t bytes, std::string_view what) {
+  // `of` and `what` are put together where an error names them: a vocabulary has 10^5 texts.
+  std::string_view take(std::uint64_t bytes, std::string_view what, std::string_view of = "") {
     if (bytes > left()) {
-      fail(at_, fmt::format("{} of {} bytes", what, bytes), fmt::format("{} to the end", left()));
+      fail(at_, fmt::format("{}{} of {} bytes", of, what, bytes),
+           fmt::format("{} to the end", left()));
     }
     const std::string_view taken = bytes_.substr(at_, bytes);
     at_ += bytes;
@@ -73,19 +78,19 @@ class Cursor {
   }
 
   template <class T>
-  T number(std::string_view what) {
+  T number(std::string_view what, std::string_view of = "") {
     T value;
-    std::memcpy(&value, take(sizeof value, what).data(), sizeof value);
+    std::memcpy(&value, take(sizeof value, what, of).data(), sizeof value);
     return value;
   }
 
   std::string_view text(std::string_view what) {
-    return take(number<std::uint64_t>(fmt::format("length of {}", what)), what);
+    return take(number<std::uint64_t>(what, kLengthOf), what);
   }
 
   std::string name(std::string_view what) {
     const std::uint64_t begin = at_;
-    const auto length = number<std::uint64_t>(fmt::format("length of {}", what));
+    const auto length = number<std::uint64_t>(what, kLengthOf);
     if (length == 0 || length > kMaxNameBytes) {
       fail(begin, fmt::format("{} of 1 to {} bytes", what, kMaxNameBytes),
            fmt::format("{}", length));
@@ -109,7 +114,7 @@ class Cursor {
   // Reads a number of things that take at least `least` bytes each.
   std::uint64_t count(std::string_view what, std::uint64_t least) {
     const std::uint64_t begin = at_;
-    const auto given = number<std::uint64_t>(fmt::format("number of {}", what));
+    const auto given = number<std::uint64_t>(what, "number of ");
     const std::uint64_t most = left() / least;
     if (given > most) {
       fail(begin, fmt::format("at most {} {} in {} bytes", most, what, left()),
@@ -124,6 +129,8 @@ class Cursor {
   }
 
  private:
+  static constexpr std::string_view kLengthOf = "length of ";
+
   std::string_view bytes_;
   const std::string& path_;
   std::uint64_t at_;
@@ -170,14 +177,19 @@ struct Value {
   std::uint64_t end;
 };
 
-struct Contents {
-  std::string path;
-  std::shared_ptr<detail::MappedFile> mapping;
+// What the file says of itself; places are offsets.
+struct Header {
   std::vector<std::string> keys;
   std::map<std::string, Value, std::less<>> values;
   std::vector<GgufTensor> tensors;
   std::vector<const detail::GgufEncoding*> encodings;  // one a tensor
   std::map<std::string, std::size_t, std::less<>> index_of_tensor;
+};
+
+struct Contents {
+  std::string path;
+  std::shared_ptr<detail::MappedFile> mapping;
+  std::shared_ptr<const Header> header;
 
   Cursor cursor(std::uint64_t at = 0) const { return {mapping->bytes(), path, at}; }
 };
@@ -244,8 +256,8 @@ Words words_for() {
 }
 
 const Value& find_value(const Contents& contents, std::string_view key) {
-  const auto at = contents.values.find(key);
-  if (at == contents.values.end()) {
+  const auto at = contents.header->values.find(key);
+  if (at == contents.header->values.end()) {
     throw CheckpointError(
         fmt::format("{}: expected metadata '{}', got none of that name", contents.path, key));
   }
@@ -289,10 +301,11 @@ std::vector<T> read_list(const Contents& contents, std::string_view key) {
   return values;
 }
 
-// Fills in contents from the mapping.
+// Fills in the header from the mapping.
 class Parser {
  public:
-  explicit Parser(Contents& contents) : contents_(contents), cursor_(contents.cursor()) {}
+  Parser(const Contents& contents, Header& header)
+      : contents_(contents), header_(header), cursor_(contents.cursor()) {}
 
   void parse() {
     read_magic();
@@ -326,18 +339,18 @@ class Parser {
     const std::uint64_t begin = cursor_.at();
     std::string key = cursor_.name("key");
     const Kind kind = cursor_.kind();
-    const auto [added, is_new] = contents_.values.emplace(key, Value{kind, cursor_.at(), 0});
+    const auto [added, is_new] = header_.values.emplace(key, Value{kind, cursor_.at(), 0});
     if (!is_new) cursor_.fail(begin, "each key once", fmt::format("'{}' again", key));
     check_value(cursor_, kind);
     added->second.end = cursor_.at();
-    contents_.keys.push_back(std::move(key));
+    header_.keys.push_back(std::move(key));
   }
 
   void read_tensor() {
     const std::uint64_t begin = cursor_.at();
     GgufTensor tensor;
     tensor.name = cursor_.name("tensor name");
-    if (!contents_.index_of_tensor.emplace(tensor.name, contents_.tensors.size()).second) {
+    if (!header_.index_of_tensor.emplace(tensor.name, header_.tensors.size()).second) {
       cursor_.fail(begin, "each tensor name once", fmt::format("'{}' again", tensor.name));
     }
     const std::uint64_t values = read_shape(tensor);
@@ -360,8 +373,8 @@ class Parser {
                    static_cast<std::uint64_t>(encoding->bytes);
     offset_fields_.push_back(cursor_.at());
     tensor.offset = cursor_.number<std::uint64_t>("tensor offset");  // within the data, for now
-    contents_.tensors.push_back(std::move(tensor));
-    contents_.encodings.push_back(encoding);
+    header_.tensors.push_back(std::move(tensor));
+    header_.encodings.push_back(encoding);
   }
 
   // Returns the number of values.
@@ -391,7 +404,7 @@ class Parser {
 
   std::uint64_t alignment() const {
     constexpr std::string_view kKey = "general.alignment";
-    if (!contents_.values.contains(kKey)) return detail::kGgufAlignment;
+    if (!header_.values.contains(kKey)) return detail::kGgufAlignment;
     const auto given = read_value<std::int64_t>(contents_, kKey);
     if (given < 1 || given > std::numeric_limits<std::uint32_t>::max() ||
         !std::has_single_bit(static_cast<std::uint64_t>(given))) {
@@ -408,8 +421,8 @@ class Parser {
     const std::uint64_t file_bytes = contents_.mapping->bytes().size();
     const std::uint64_t data_bytes = file_bytes - std::min(begin, file_bytes);
     std::uint64_t end = 0;
-    for (std::size_t i = 0; i < contents_.tensors.size(); ++i) {
-      GgufTensor& tensor = contents_.tensors[i];
+    for (std::size_t i = 0; i < header_.tensors.size(); ++i) {
+      GgufTensor& tensor = header_.tensors[i];
       if (tensor.offset != aligned(end)) {
         cursor_.fail(offset_fields_[i],
                      fmt::format("tensor '{}' at {} of the data, behind the one before it",
@@ -426,9 +439,49 @@ class Parser {
     }
   }
 
-  Contents& contents_;
+  const Contents& contents_;
+  Header& header_;  // that of the contents, to be filled in
   Cursor cursor_;
   std::vector<std::uint64_t> offset_fields_;
+};
+
+using Stat = struct stat;
+
+bool is_same_time(const timespec& a, const timespec& b) {
+  return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+}
+
+bool is_same_file(const Stat& a, const Stat& b) {
+  return a.st_dev == b.st_dev && a.st_ino == b.st_ino && a.st_size == b.st_size &&
+         is_same_time(a.st_mtim, b.st_mtim) && is_same_time(a.st_ctim, b.st_ctim);
+}
+
+// The header that was parsed last: a run opens its file for tokenizer, config and weights.
+class LastHeader {
+ public:
+  std::shared_ptr<const Header> find(const Stat& file) {
+    const std::lock_guard lock(mutex_);
+    return header_ && is_same_file(file, file_) ? header_ : nullptr;
+  }
+
+  // A file that changed just now may change again without another time or size.
+  void put(const Stat& file, std::shared_ptr<const Header> header) {
+    constexpr std::time_t kSeconds = 2;
+    if (std::time(nullptr) < file.st_ctim.tv_sec + kSeconds) return;
+    const std::lock_guard lock(mutex_);
+    file_ = file;
+    header_ = std::move(header);
+  }
+
+  static LastHeader& instance() {
+    static auto* instance = new LastHeader;  // never destroyed, as mappings are not
+    return *instance;
+  }
+
+ private:
+  std::mutex mutex_;
+  Stat file_{};
+  std::shared_ptr<const Header> header_;
 };
 
 }  // namespace
@@ -440,16 +493,26 @@ GgufFile::GgufFile(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
 GgufFile GgufFile::open(const std::string& path) {
   auto impl = std::make_shared<Impl>();
   impl->path = path;
+  // The same file before and after is the one that is mapped in between.
+  Stat before{}, after{};
+  const bool is_there = ::stat(path.c_str(), &before) == 0;
   impl->mapping = detail::map_file<CheckpointError>(path);
-  Parser(*impl).parse();
+  const bool is_known =
+      is_there && ::stat(path.c_str(), &after) == 0 && is_same_file(before, after);
+  LastHeader& last = LastHeader::instance();
+  if (is_known && (impl->header = last.find(after))) return GgufFile(std::move(impl));
+  const auto header = std::make_shared<Header>();
+  impl->header = header;
+  Parser(*impl, *header).parse();
+  if (is_known) last.put(after, header);
   return GgufFile(std::move(impl));
 }
 
 const std::string& GgufFile::path() const { return impl_->path; }
 
-const std::vector<std::string>& GgufFile::keys() const { return impl_->keys; }
+const std::vector<std::string>& GgufFile::keys() const { return impl_->header->keys; }
 
-bool GgufFile::has(std::string_view key) const { return impl_->values.contains(key); }
+bool GgufFile::has(std::string_view key) const { return impl_->header->values.contains(key); }
 
 std::string GgufFile::encoded(std::string_view key) const {
   constexpr std::uint64_t kKindBytes = sizeof(Kind);
@@ -482,22 +545,22 @@ std::vector<double> GgufFile::reals(std::string_view key) const {
   return read_list<double>(*impl_, key);
 }
 
-const std::vector<GgufTensor>& GgufFile::tensors() const { return impl_->tensors; }
+const std::vector<GgufTensor>& GgufFile::tensors() const { return impl_->header->tensors; }
 
 const GgufTensor* GgufFile::find_tensor(std::string_view name) const {
-  const auto at = impl_->index_of_tensor.find(name);
-  return at == impl_->index_of_tensor.end() ? nullptr : &impl_->tensors[at->second];
+  const auto at = impl_->header->index_of_tensor.find(name);
+  return at == impl_->header->index_of_tensor.end() ? nullptr : &impl_->header->tensors[at->second];
 }
 
 std::size_t GgufFile::place_of(std::string_view name) const {
-  const auto at = impl_->index_of_tensor.find(name);
-  if (at != impl_->index_of_tensor.end()) return at->second;
+  const auto at = impl_->header->index_of_tensor.find(name);
+  if (at != impl_->header->index_of_tensor.end()) return at->second;
   throw CheckpointError(
       fmt::format("{}: expected tensor '{}', got none of that name", path(), name));
 }
 
 at::Tensor GgufFile::bytes(std::string_view name) const {
-  const GgufTensor& found = impl_->tensors[place_of(name)];
+  const GgufTensor& found = impl_->header->tensors[place_of(name)];
   return detail::tensor_in_file(impl_->mapping, found.offset,
                                 {static_cast<std::int64_t>(found.bytes)}, at::kByte);
 }
@@ -508,8 +571,8 @@ at::Tensor GgufFile::tensor(std::string_view name, at::ScalarType dtype) const {
     throw DtypeError(fmt::format("{}: tensor '{}': expected a floating dtype, got {}", path(), name,
                                  c10::toString(dtype)));
   }
-  const GgufTensor& found = impl_->tensors[place];
-  const detail::GgufEncoding& encoding = *impl_->encodings[place];
+  const GgufTensor& found = impl_->header->tensors[place];
+  const detail::GgufEncoding& encoding = *impl_->header->encodings[place];
   if (encoding.dtype) {
     return detail::tensor_in_file(impl_->mapping, found.offset, found.shape, *encoding.dtype)
         .to(dtype);

@@ -40,6 +40,8 @@ std::string quantized_as(const ModelOptions& options, bool is_under_adapter) {
   return options.quantize;
 }
 
+bool leaves_dtype(std::string_view dtype) { return dtype == "float32" || dtype == "keep"; }
+
 void check_dtype(std::string_view option, const std::string& dtype) {
   constexpr std::array<std::string_view, 5> kDtypes = {"float32", "float64", "bfloat16", "float16",
                                                        "keep"};
@@ -58,12 +60,9 @@ void check_dtypes(const ModelOptions& model, const ReferenceOptions& reference) 
 std::string kept_weights(const ModelOptions& options) {
   const bool is_under_adapter = options.use_lora || !options.adapter.empty();
   if (!options.quantize.empty()) return quantized_as(options, is_under_adapter);
-  const bool leaves_dtype = options.dtype == "float32" || options.dtype == "keep";
   if (options.base == "auto") {
-    const bool keeps = is_under_adapter && leaves_dtype &&
-                       parse_device(options.device, "model.device").is_cpu() &&
-                       has_blocks(options.path);
-    return keeps ? "quantized" : options.dtype;
+    if (!is_under_adapter) return options.dtype;
+    return kept_frozen(options.path, options.dtype, parse_device(options.device, "model.device"));
   }
   if (options.base != "quantized" && options.base != "float32" && options.base != "bfloat16") {
     throw ConfigError(fmt::format(
@@ -75,11 +74,23 @@ std::string kept_weights(const ModelOptions& options) {
         "model.use_lora trains an adapter on it",
         options.base));
   }
-  if (!leaves_dtype && options.dtype != options.base) {
+  if (!leaves_dtype(options.dtype) && options.dtype != options.base) {
     throw ConfigError(fmt::format("model.base: expected auto or '{}', as model.dtype is, got '{}'",
                                   options.dtype, options.base));
   }
   return options.base;
+}
+
+std::string kept_frozen(const std::string& path, const std::string& dtype, at::Device device) {
+  return leaves_dtype(dtype) && device.is_cpu() && has_blocks(path) ? "quantized" : dtype;
+}
+
+std::string kept_reference(const ReferenceOptions& options, const std::string& path,
+                           const ModelOptions& model) {
+  if (!options.dtype.empty()) return options.dtype;
+  const bool moves = options.moving || options.rule != ReferenceRule::kFixed;
+  if (moves) return model.dtype;
+  return kept_frozen(path, model.dtype, parse_device(model.device, "model.device"));
 }
 
 ModelOptions with_numbers_for(const ReferenceOptions& reference, ModelOptions model) {

@@ -11,6 +11,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "data/tokenizer_difference.h"
+#include "decoder/score_head.h"
 #include "evaluation/json_program.h"
 #include "online/rollout_rows.h"
 #include "policy/token_range.h"
@@ -24,6 +25,7 @@
 #include "prefopt/policy/combined_reference.h"
 #include "prefopt/policy/moving_reference.h"
 #include "prefopt/policy/past_weights.h"
+#include "run/model_base.h"
 #include "run/run_rows.h"
 
 namespace prefopt::detail {
@@ -200,7 +202,7 @@ std::shared_ptr<Decoder> load_frozen(const std::string& path, const Decoder& pol
         fmt::format("{}: expected a model that tokenizes as {} does, got {}, by which {}", where,
                     tokenizer.name(), path, difference));
   }
-  auto model = Decoder::load(path, "keep");
+  auto model = Decoder::load(path, kept_frozen(path, "keep", policy.device()));
   if (model->vocab_size() != policy.vocab_size()) {
     throw ConfigError(fmt::format(
         "{}: expected a model with the policy's vocabulary of {} tokens, got {} with {}", where,
@@ -246,7 +248,8 @@ FeedbackParts feedback_parts(const FeedbackOptions& options, const Decoder& poli
   FeedbackParts parts;
   parts.load_reward_model = [tokenizer, &policy,
                              temperature = options.temperature](const std::string& folder) {
-    auto model = load_reward_model(folder, *tokenizer, "keep", &policy);
+    const std::string kept = kept_frozen(path_of_weights(folder), "keep", policy.device());
+    auto model = load_reward_model(folder, *tokenizer, kept, &policy);
     model->to(policy.device());
     return make_reward_model_preference(std::move(model), temperature, kAtOnce, folder);
   };

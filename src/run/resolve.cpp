@@ -31,6 +31,7 @@
 #include "run/plan/memory_budget.h"
 #include "run/quantize_cost.h"
 #include "run/reference_shares.h"
+#include "run/run_prompt_cache.h"
 #include "run/run_rows.h"
 #include "run/stream_rows.h"
 #include "train/epoch_order.h"
@@ -87,14 +88,14 @@ std::shared_ptr<Decoder> with_other_adapter(const ReferenceOptions& options,
         "neither with '{}'",
         options.adapter));
   }
-  auto frozen = Decoder::load(model.path, options.dtype.empty() ? model.dtype : options.dtype);
+  auto frozen = Decoder::load(model.path, kept_reference(options, model.path, model));
   frozen->load_adapter(options.adapter);
   frozen->to(device_of(model));
   return frozen;
 }
 
-FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
-                          const Tokenizer& tokenizer, std::int64_t message_rows) {
+FilesLater companions_of(const RunOptions& options, const Decoder& policy,
+                         const Tokenizer& tokenizer, std::int64_t message_rows) {
   const std::string& asked = options.data.chat_format;
   const std::string format = chat_format_for_rows(asked, tokenizer);
   // A format that nobody chose and nothing used is not worth remembering.
@@ -102,13 +103,17 @@ FolderFiles companions_of(const RunOptions& options, const Decoder& policy,
       asked != "auto" || !tokenizer.chat_format().empty() || !tokenizer.chat_template().empty();
   // "auto" here is a template that is rendered, whose answers end as it says.
   const bool remembers = format != "auto" && (chosen || message_rows > 0);
-  FolderFiles files = model_companions(options.model.tokenizer, options.model.path,
-                                       remembers ? format : "", row_memory(options.data));
+  FilesLater files = model_companions_later(options.model.tokenizer, options.model.path,
+                                            remembers ? format : "", row_memory(options.data));
   if (policy.adapter()) return files;
   const std::string generation = generation_config_with(
       policy, end_tokens(policy, tokenizer, remembers || format == "auto" ? format : "plain"));
-  if (!generation.empty()) files["generation_config.json"] = generation;
-  return files;
+  if (generation.empty()) return files;
+  return [files = std::move(files), generation] {
+    FolderFiles all = files();
+    all["generation_config.json"] = generation;
+    return all;
+  };
 }
 
 /// Fills in what a fresh model's shape leaves to the tokenizer.
@@ -133,16 +138,7 @@ std::shared_ptr<Decoder> load_model(const ModelOptions& options, const Decoder* 
   return Decoder::load(options.path, kept_weights(options));
 }
 std::shared_ptr<RewardModel> load_model(const ModelOptions& options, const RewardModel* /*kind*/) {
-  if (!options.quantize.empty()) {
-    throw ConfigError(fmt::format("model.quantize: expected nothing for a reward model, got '{}'",
-                                  options.quantize));
-  }
-  if (options.base != "auto") {
-    throw ConfigError(fmt::format(
-        "model.base: expected auto for a reward model, whose weights are in model.dtype, got '{}'",
-        options.base));
-  }
-  return RewardModel::load(options.path, options.dtype, ScoreHead::kFreshIfNone);
+  return RewardModel::load(options.path, kept_weights(options), ScoreHead::kFreshIfNone);
 }
 
 PlanAssumptions plan_of_ranks(const RanksOptions& options, int ranks) {
@@ -195,6 +191,10 @@ std::shared_ptr<RewardModel> make_reward_model(ModelOptions& options, const Toke
   // The files of reward models name one: transformers takes no batch without.
   model->complete_pad_token(tokenizer);
   if (model->has_fresh_head()) note("model: a fresh score head");
+  if (!options.quantize.empty()) {
+    note(fmt::format("model.quantize: {}; what it costs is measured of language models alone",
+                     options.quantize));
+  }
   return model;
 }
 
@@ -243,6 +243,10 @@ std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const 
     }
     return std::make_shared<ValueHead>(policy);
   }
+  const auto kept = [&](const std::string& path) {
+    const std::string& dtype = options.model.dtype;
+    return value.use_lora ? kept_frozen(path, dtype, device_of(options.model)) : dtype;
+  };
   std::shared_ptr<RewardModel> model;
   if (!value.path.empty()) {
     const std::string path = followed(value.path);
@@ -252,7 +256,7 @@ std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const 
           fmt::format("value.path: expected a model that tokenizes as {} does, got {}, by which {}",
                       tokenizer.name(), path, difference));
     }
-    model = RewardModel::load(path, options.model.dtype, ScoreHead::kFreshIfNone);
+    model = RewardModel::load(path, kept(path), ScoreHead::kFreshIfNone);
     if (model->vocab_size() != policy->vocab_size()) {
       throw ConfigError(fmt::format(
           "value.path: expected a model with the policy's vocabulary of {} tokens, got {} with {}",
@@ -261,8 +265,11 @@ std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const 
   } else if (options.model.path.empty()) {
     model = std::make_shared<RewardModel>(options.model.decoder);
     model->to(parse_dtype(options.model.dtype));
+  } else if (value.use_lora && policy->adapter()) {
+    model = RewardModel::on(*policy);  // one copy under both adapters
   } else {
-    model = RewardModel::load(options.model.path, options.model.dtype, ScoreHead::kFreshIfNone);
+    model =
+        RewardModel::load(options.model.path, kept(options.model.path), ScoreHead::kFreshIfNone);
   }
   if (value.use_lora) {
     model->add_adapter(options.model.lora);
@@ -358,8 +365,7 @@ std::shared_ptr<Policy> make_frozen(const ReferenceOptions& options, const Model
     // It may not move weights that the policy has, too.
     return moves ? other->merged_decoder()->frozen_decoder() : other;
   }
-  const auto dtype = options.dtype.empty() ? model.dtype : options.dtype;
-  auto frozen = Decoder::load(options.path, dtype);
+  auto frozen = Decoder::load(options.path, kept_reference(options, options.path, model));
   if (frozen->vocab_size() != policy.vocab_size()) {
     throw ConfigError(
         fmt::format("reference.path: expected a model with the policy's vocabulary "
@@ -528,6 +534,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
     *path = followed(*path);
   }
   options.model.device = device_of(options.model).str();  // before anything is read
+  check_prompt_cache(options, loss);
   const auto tokenizer = open_run_tokenizer(options.model);
   RowNeeds of_rows = row_needs(needs);
   of_rows.context_length = options.model.path.empty()
@@ -601,7 +608,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
         make_stream(options, std::move(rows), of_rows, tokenizer, policy, needs.of_rewards, note);
     rows.message_rows = stream->message_rows();
   }
-  FolderFiles companions = companions_of(options, *policy, *tokenizer, rows.message_rows);
+  FilesLater companions = companions_of(options, *policy, *tokenizer, rows.message_rows);
   const auto complete = [&](SamplingOptions& sampling) {
     sampling = with_end_tokens(sampling, *policy, *tokenizer, options.data.chat_format);
     sampling.tokenizer = tokenizer;

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "data/companions.h"
 #include "dist/meeting.h"
 #include "prefopt/data/tokenizer.h"
 #include "prefopt/policy/policy.h"
@@ -34,7 +35,7 @@ struct ResolvedRun {
   std::shared_ptr<Reference> reference;  ///< null: the loss needs none
   std::shared_ptr<RowSource> source;
   std::int64_t planned_steps = 0;  ///< most steps of a source without epochs; 0: it has epochs
-  FolderFiles companions;          ///< files of a checkpoint next to the weights
+  FilesLater companions;           ///< files of a checkpoint next to the weights
   RolloutTraining rollouts = {};
 };
 

@@ -61,9 +61,10 @@ std::optional<std::string> newest_whole(const RunFolder& folder, const Note& not
 
 /// Options that change no result: where things lie (their content has a hash), what is written
 /// when, and how long.
-constexpr std::array<std::string_view, 29> kHarmless = {"output_dir",
+constexpr std::array<std::string_view, 30> kHarmless = {"output_dir",
                                                         "machine.memory_budget_mib",
                                                         "machine.activation_folder",
+                                                        "machine.prompt_cache_mib",
                                                         "model.path",
                                                         "model.adapter",
                                                         "model.tokenizer",

@@ -114,6 +114,7 @@ bool RunLoop::take_update() {
     throw;
   }
   step_seconds_ += watch.seconds();
+  parts_.prompts.finish_step();
   add_step(rows, std::move(metrics));
   const bool is_skipped = find_metric(state_.last_step, "skipped").has_value();
   if (!is_skipped) last_update_ = steps_done();
@@ -324,6 +325,7 @@ void RunLoop::log_step() {
   Json line = metrics_line(metrics, "");
   const double tokens = metric(metrics, "num_tokens");
   if (step_seconds_ > 0) line["tokens_per_second"] = (tokens - tokens_logged_) / step_seconds_;
+  parts_.prompts.add_counts(line);
   line["seconds"] = seconds();
   append(line);
   state_.window.clear();
@@ -417,7 +419,8 @@ void RunLoop::write_checkpoint(std::int64_t step, NamedTensors state) {
   parts_.folder.sync_metrics();
   parts_.folder.checkpoints().commit(step, [&](const std::string& sibling) {
     parts_.trainer.save_policy(sibling, state);
-    write_files(parts_.companions, sibling);
+    if (!companions_) companions_ = parts_.companions();
+    write_files(*companions_, sibling);
     saved_run().write(sibling, std::move(state));
   });
 }

@@ -11,6 +11,7 @@
 
 #include "core/file.h"
 #include "core/json.h"
+#include "data/companions.h"
 #include "dist/meeting.h"
 #include "prefopt/run/run.h"
 #include "prefopt/train/row_source.h"
@@ -18,6 +19,7 @@
 #include "run/resume.h"
 #include "run/run_folder.h"
 #include "run/run_log.h"
+#include "run/run_prompt_cache.h"
 #include "run/run_state.h"
 #include "run/sample_table.h"
 #include "run/selection.h"
@@ -43,12 +45,13 @@ struct LoopParts {
   RunFolder& folder;
   RunLog& log;
   SampleTable samples;
+  RunPromptCache& prompts;
   const RunEvents& events;
   const Note& note;
   Meeting& meeting;                        ///< of the ranks, which all run the same loop
   Json identity;                           ///< of check_same_run
   std::vector<NonFiniteStep>& non_finite;  ///< steps that the trainer has reported
-  FolderFiles companions;                  ///< files of a checkpoint next to the weights
+  FilesLater companions;                   ///< files of a checkpoint next to the weights
   std::int64_t total_steps;
 };
 
@@ -126,6 +129,7 @@ class RunLoop {
 
   LoopParts parts_;
   RunState state_;
+  std::optional<FolderFiles> companions_;      ///< once a checkpoint was written
   std::optional<Evaluation> before_training_;  ///< made and not yet written down
   std::int64_t first_step_ = 0;                ///< that this process found done
   std::int64_t last_update_ = 0;               ///< the last step that was not skipped

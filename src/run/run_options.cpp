@@ -168,6 +168,13 @@ void MachineOptions::fields(FieldVisitor& v) {
             "empty: memory"},
            activation_folder);
   }
+  if (!v.writes() || prompt_cache_mib != 0) {
+    v.integer({"prompt_cache_mib",
+               "Memory in MiB for prompts that a model completes again before it changes, without "
+               "effect on results; 0: none",
+               {"train.prompt_cache_mib"}},
+              prompt_cache_mib, Range::between(0, 1e9));
+  }
 }
 
 void ValueModelOptions::fields(FieldVisitor& v) {

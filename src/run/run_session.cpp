@@ -74,7 +74,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
                           const std::shared_ptr<Reference>& reference, RowSource& source,
                           const RunOptions& options, const RunLoss& loss, const Json& contents,
                           std::int64_t planned_steps, const RolloutTraining& rollouts,
-                          const FolderFiles* companions) {
+                          const FilesLater* companions) {
   const std::int64_t total_steps =
       planned_steps > 0 ? planned_steps : count_steps(options.batch, source.rows_an_epoch());
   std::vector<NonFiniteStep> non_finite;
@@ -84,6 +84,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
       trainer_options(options, total_steps, rollouts, non_finite, meeting_.ranks()));
   Trainer& trainer = *made;
 
+  RunPromptCache prompts(options.machine.prompt_cache_mib);
   Json config = parse_json<ConfigError>(options_to_json(options), "run");
   for (const char* group : {"model", "reference", "data"}) {
     if (companions == nullptr) config[group] = Json::object();
@@ -104,6 +105,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
        .samples = SampleTable(source, options.sampling,
                               {loss.requirements().of_rewards ? 0 : options.evaluate.sample_prompts,
                                options.evaluate.sample_tokens}),
+       .prompts = prompts,
        .events = events_,
        .note = note_,
        .meeting = meeting_,
@@ -112,7 +114,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
                     {"contents", contents},
                     {"ranks", meeting_.size()}},
        .non_finite = non_finite,
-       .companions = companions == nullptr ? FolderFiles() : *companions,
+       .companions = companions == nullptr ? FilesLater([] { return FolderFiles(); }) : *companions,
        .total_steps = total_steps});
   if (from_) loop.load(*from_);
   loop.evaluate_first();
@@ -134,6 +136,7 @@ RunResult RunSession::run(const std::shared_ptr<Policy>& policy,
     throw;
   }
   if (reference) reference->flush();
+  if (const std::string summary = prompts.summary(); !summary.empty()) note_(summary);
   meeting_.on_first([&] { log_.finish(!result.stopped); });
   result.seconds = watch_.seconds();
   return result;

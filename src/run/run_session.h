@@ -9,6 +9,7 @@
 
 #include "core/file.h"
 #include "core/json.h"
+#include "data/companions.h"
 #include "dist/meeting.h"
 #include "prefopt/run/run.h"
 #include "prefopt/train/row_source.h"
@@ -46,7 +47,7 @@ class RunSession {
   RunResult run(const std::shared_ptr<Policy>& policy, const std::shared_ptr<Reference>& reference,
                 RowSource& source, const RunOptions& options, const RunLoss& loss,
                 const Json& contents, std::int64_t planned_steps, const RolloutTraining& rollouts,
-                const FolderFiles* companions = nullptr);
+                const FilesLater* companions = nullptr);
 
  private:
   std::optional<ResumePoint> find(const RunOptions& options, const std::string& resume);

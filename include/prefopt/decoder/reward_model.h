@@ -31,17 +31,22 @@ class PREFOPT_API RewardModel final : public RewardPolicy {
   /// Fresh weights, N(0, initializer_range^2), from LibTorch's default generator.
   explicit RewardModel(DecoderOptions options);
 
-  /// Reads a folder as Decoder::load does, without its output head, or the folder of an adapter
-  /// with the model that its `base_model_name_or_path` names. Throws CheckpointError as Decoder
-  /// does, where `score.weight` is missing and required, and where there are several labels.
+  /// Reads a folder or a GGUF file as Decoder::load does, in blocks or not, without its output
+  /// head, or the folder of an adapter with the model that its `base_model_name_or_path` names. The
+  /// score head of a GGUF file is llama.cpp's `cls.output.weight`, and is never in blocks. Throws
+  /// CheckpointError as Decoder does, where `score.weight` is missing and required, and where there
+  /// are several labels.
   static std::shared_ptr<RewardModel> load(const std::string& path, std::string_view dtype = "keep",
                                            ScoreHead head = ScoreHead::kRequired);
 
+  /// Returns a reward model of a language model's weights without its adapter, which it shares, and
+  /// a fresh score head.
+  static std::shared_ptr<RewardModel> on(const Decoder& base);
   /// Returns a reward model of a language model's weights, which it shares, and an adapter with a
   /// score head. The weights are frozen in both.
   static std::shared_ptr<RewardModel> on(const Decoder& base, const std::string& adapter);
   /// Returns whether a folder holds an adapter on the weights that a policy has under its own, and
-  /// in this dtype.
+  /// in this dtype; weights in a GGUF file's blocks are as good as float32.
   static bool is_on(const std::string& path, std::string_view dtype, const Decoder& policy);
 
   /// In a packed stream, where sequences with equal prompts share them: on a CPU a reward is the
@@ -105,8 +110,8 @@ PREFOPT_API std::shared_ptr<RewardModel> load_reward_model(const std::string& pa
                                                            const Decoder* policy = nullptr);
 
 /// Whether a folder says that it holds a `…ForSequenceClassification` model (`config.json`) or an
-/// adapter of one (`adapter_config.json`, task SEQ_CLS); false where neither can be read, which
-/// loading the folder then explains.
+/// adapter of one (`adapter_config.json`, task SEQ_CLS), or a GGUF file has a score head; false
+/// where none can be read, which loading it then explains.
 PREFOPT_API bool is_reward_model(const std::string& path);
 
 }  // namespace prefopt

@@ -114,6 +114,10 @@ struct MachineOptions {
   /// Folder for the file that layers keep their inputs in where all else is computed again; empty:
   /// memory. The file has no name and is gone with the process.
   std::string activation_folder = {};
+  /// For keys, values and logits of prompts that a model on the CPU completes again before it
+  /// changes (prefopt/decoder/prompt_cache.h); 0: none. A policy changes with each step, so this
+  /// pays where a frozen model samples each round, or several sources complete one prompt.
+  std::int64_t prompt_cache_mib = 0;
 
   PREFOPT_API void fields(FieldVisitor& v);
 };

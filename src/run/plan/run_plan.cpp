@@ -16,6 +16,7 @@
 #include "run/model_base.h"
 #include "run/resolve.h"
 #include "run/run_loss.h"
+#include "run/run_prompt_cache.h"
 #include "train/epoch_order.h"
 #include "train/shares.h"
 #include "train/step_plan.h"
@@ -59,11 +60,13 @@ std::optional<ModelShape> own_reference(const RunOptions& options) {
   if (model.use_lora && model.lora.init_lora_weights != "false" && is_policy) return std::nullopt;
   // Copies share blocks.
   if (is_policy && shape_of(model).has_blocks()) return std::nullopt;
+  if (!reference.path.empty()) {
+    return ModelShape::read(reference.path, kept_reference(reference, reference.path, model));
+  }
   ModelOptions of = model;
   of.use_lora = false;
   of.base = "auto";
   of.quantize.clear();
-  if (!reference.path.empty()) of.path = reference.path;
   if (!reference.dtype.empty()) of.dtype = reference.dtype;
   return shape_of(of);
 }
@@ -286,6 +289,7 @@ RunModels RunModels::of(const RunOptions& given, const PlanAssumptions& machine)
   options.model = with_numbers_for(options.reference, options.model);
   check_options(options);
   const RunLoss loss(options.loss);
+  check_prompt_cache(options, loss);
   if (loss.objective() != nullptr) {
     throw ConfigError(fmt::format(
         "loss: expected one on rows that exist, which a plan counts, got '{}', which learns from "

@@ -273,6 +273,26 @@ TEST_CASE("gguf: a tensor keeps the mapping alive and never reaches the file", "
   CHECK(at::equal(tensor, at::full({2, 3}, 7.0, at::kFloat)));
 }
 
+TEST_CASE("gguf: a file that is opened again is as it is then", "[files]") {
+  const GgufFile first = GgufFile::open(kBlocks + ".gguf");
+  const TempDir dir;
+  const auto write = [&](const std::string& name) {
+    put(dir.file("x.gguf"), padded(gguf_head(1, 0) + one_f32(name), 8));
+    return GgufFile::open(dir.file("x.gguf"));
+  };
+  const GgufFile a = write("a"), b = write("b");  // of one size, and within a tick of the clock
+  CHECK(a.tensors().front().name == "a");
+  CHECK(b.tensors().front().name == "b");
+  b.tensor("b").fill_(3);
+  CHECK(GgufFile::open(dir.file("x.gguf")).tensor("b").sum().item<float>() == 0);
+  const GgufFile again = GgufFile::open(kBlocks + ".gguf");
+  CHECK(again.keys() == first.keys());
+  REQUIRE(again.tensors().size() == first.tensors().size());
+  for (const GgufTensor& tensor : first.tensors()) {
+    CHECK(at::equal(again.bytes(tensor.name), first.bytes(tensor.name)));
+  }
+}
+
 TEST_CASE("gguf: blocks decode to what the gguf package makes of them", "[files]") {
   const GgufFile file = GgufFile::open(kBlocks + ".gguf");
   const SafetensorsFile expected = read_safetensors(kBlocks + ".safetensors");
