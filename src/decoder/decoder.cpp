@@ -32,6 +32,7 @@
 #include "decoder/quantized_weight.h"
 #include "decoder/router_load.h"
 #include "kernels/block_tensor.h"
+#include "math/sliced_weight.h"
 #include "math/upload.h"
 #include "math/wide_gradient.h"
 #include "policy/decoding.h"
@@ -43,6 +44,7 @@ namespace prefopt {
 using detail::copy_of;
 using detail::Network;
 using detail::network_of;
+using detail::with_whole_weights;
 
 Decoder::Decoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Decoder::~Decoder() = default;
@@ -162,7 +164,7 @@ at::Tensor places_among_scored(const PackedTokens& tokens) {
 }  // namespace
 
 PolicyOutput Decoder::forward(const TokenBatch& batch) {
-  const Network network = impl_->seen(detail::MadeWeights::kAsStored);
+  const Network network = with_whole_weights(impl_->seen(detail::MadeWeights::kAsStored));
   const at::Tensor& ids = batch.input_ids;
   if (ids.dim() != 2 || ids.numel() == 0) {
     throw ShapeError(fmt::format("decoder: expected input_ids [S, T] of at least one token, got {}",
@@ -220,6 +222,7 @@ at::Tensor Decoder::Impl::packed_states(const PackedTokens& tokens, bool has_las
   if (used.spec.embedding_scale != 1) x = x * used.spec.embedding_scale;
   const std::int64_t last = std::ssize(used.layers) - 1;
   for (std::int64_t i = 0; i <= last; ++i) {
+    const auto held = detail::hold(used.layers[static_cast<std::size_t>(i)]);
     x = detail::packed_layer(x, used.unfused(static_cast<std::size_t>(i)), i,
                              i == last ? last_plan : all);
   }
@@ -268,8 +271,10 @@ std::shared_ptr<Policy> Decoder::frozen_copy() const { return frozen_decoder(); 
 
 std::shared_ptr<Decoder> Decoder::frozen_decoder() const {
   auto copy = std::make_unique<Impl>(*impl_);
-  copy->network.for_each_weight([](const std::string&, at::Tensor& weight,
-                                   const std::vector<std::int64_t>&) { weight = copy_of(weight); });
+  detail::SlicedCopies sliced;
+  copy->network.for_each_weight([&](const std::string&, at::Tensor& weight, const auto&) {
+    weight = detail::is_sliced(weight) ? sliced.copy_of(weight) : copy_of(weight);
+  });
   copy->parts.for_each_tensor(
       [](const std::string&, at::Tensor& weight) { weight = copy_of(weight); });
   return std::shared_ptr<Decoder>(new Decoder(std::move(copy)));
@@ -297,7 +302,8 @@ std::unique_ptr<DecodeSession> Decoder::start_decoding(
   detail::check_prompts(prompts, vocab_size());
   for (const auto& prompt : prompts) check_length(std::ssize(prompt), "start_decoding");
   const at::NoGradGuard no_grad;
-  const auto start = [network = impl_->seen(impl_->made_weights())](const auto& sequences) {
+  const auto start = [network = with_whole_weights(impl_->seen(impl_->made_weights()))](
+                         const auto& sequences) {
     return network.embedding.is_cpu() ? detail::make_packed_session(network, sequences)
                                       : detail::make_device_session(network, sequences);
   };
@@ -326,7 +332,9 @@ void Decoder::to(at::ScalarType dtype) {
               "decoder: expected float32 of a model in {} blocks, got {}; load it in that dtype",
               blocks->encoding, c10::toString(dtype)));
         }
-        weight = weight.detach().to(dtype).requires_grad_(weight.requires_grad());
+        const bool is_kept = weight.scalar_type() == dtype;
+        const at::Tensor numbers = is_kept ? weight.detach() : detail::whole(weight.detach());
+        weight = numbers.to(dtype).requires_grad_(weight.requires_grad());
       });
   for (detail::LowRank& part : impl_->parts.low_rank) {
     for (at::Tensor* tensor : {&part.a, &part.b, &part.magnitude, &part.b_bias}) {
@@ -348,7 +356,9 @@ void Decoder::to(at::Device device) {
                       "dtype (model.base)",
                       blocks->encoding, device.str()));
     }
-    weight = weight.detach().to(device).requires_grad_(weight.requires_grad());
+    const bool is_kept = weight.device() == device;
+    const at::Tensor numbers = is_kept ? weight.detach() : detail::whole(weight.detach());
+    weight = numbers.to(device).requires_grad_(weight.requires_grad());
   };
   impl_->network.for_each_weight(move);
   impl_->parts.for_each_tensor(move);

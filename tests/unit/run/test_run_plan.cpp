@@ -420,17 +420,15 @@ TEST_CASE("plan: collectives by alpha and beta", "[run]") {
     }
     return sum;
   };
-  const double numbers = 7615616512;
+  const double numbers = 7615616512, head = 152064.0 * 3584;
   CHECK(total(Sharding::kNone, 3, "sum of gradients") == 4 * numbers);
   CHECK(total(Sharding::kOptimizer, 3, "shares of gradients") == 4 * numbers);
   CHECK(total(Sharding::kOptimizer, 3, "gathered weights") == 2 * numbers);
   CHECK(total(Sharding::kGradients, 3, "shares of gradients") == 3 * 4 * numbers);
   CHECK(total(Sharding::kWeights, 2, "gathered layers") +
-            total(Sharding::kWeights, 2, "gathered ends") ==
-        2 * 3 * 2 * numbers);
-  CHECK(total(Sharding::kWeights, 2, "shares of a layer's gradients") +
-            total(Sharding::kWeights, 2, "shares of the ends' gradients") ==
-        2 * 4 * numbers);
+            total(Sharding::kWeights, 2, "gathered embedding and head") ==
+        2 * (3 * 2 * (numbers - 2 * head - 3584) + 5 * 2 * head));
+  CHECK(total(Sharding::kWeights, 2, "shares of gradients") == 2 * 4 * numbers);
 }
 
 TEST_CASE("plan: time is work by speed, and what nothing hides", "[run]") {
