@@ -14,11 +14,13 @@
 #include <utility>
 #include <vector>
 
+#include "decoder/model_shape.h"
 #include "dist/gathering_ranks.h"
 #include "math/sliced_weight.h"
 #include "prefopt/decoder/reward_model.h"
 #include "prefopt/error.h"
 #include "prefopt/policy/moving_reference.h"
+#include "run/plan/memory_plan.h"
 #include "support/errors.h"
 #include "support/forwarding_ranks.h"
 #include "support/rank_jobs.h"
@@ -95,7 +97,7 @@ TEST_CASE("ranks: fused matrices, adapters and references in slices of weights",
          at::manual_seed(3);
          auto policy = std::make_shared<Decoder>(tiny_decoder());
          policy->to(torch::kDouble);
-         policy->add_adapter({.r = 2, .bias = "all"});
+         policy->add_adapter({.r = 2, .target_modules = {"q_proj", "v_proj"}});
          return pair_job(policy, make_frozen_reference(policy->without_adapter()), named("dpo"));
        }},
       {"moving", [&] { return with_moving(Adapter::kNone, soft); }},
@@ -154,14 +156,15 @@ TEST_CASE("ranks: a layer at a time is whole, and the rest is slices", "[train]"
   const auto dtype = GENERATE(torch::kFloat, torch::kBFloat16);
   const auto checkpointing = GENERATE(Checkpointing::kNone, Checkpointing::kFull);
   const int size = 2;
+  const DecoderOptions shape{.vocab_size = 31,
+                             .hidden_size = 32,
+                             .intermediate_size = 90,
+                             .num_hidden_layers = 6,
+                             .num_attention_heads = 2,
+                             .num_key_value_heads = 1};
   const auto make = [&] {
     at::manual_seed(5);
-    auto policy = std::make_shared<Decoder>(DecoderOptions{.vocab_size = 31,
-                                                           .hidden_size = 32,
-                                                           .intermediate_size = 90,
-                                                           .num_hidden_layers = 6,
-                                                           .num_attention_heads = 2,
-                                                           .num_key_value_heads = 1});
+    auto policy = std::make_shared<Decoder>(shape);
     policy->to(dtype);
     policy->set_checkpointing(checkpointing);
     return policy;
@@ -193,8 +196,19 @@ TEST_CASE("ranks: a layer at a time is whole, and the rest is slices", "[train]"
     }
     return result;
   });
+  detail::MemoryPlan plan;
+  detail::PlanAssumptions machine;
+  machine.ranks = size;
+  machine.sharding = Sharding::kWeights;
+  const detail::ModelShape counted(shape, dtype);
+  add_model_parts(detail::model_bytes(counted, {}), machine, plan);
+  const std::int64_t frozen = detail::frozen_bytes(counted, machine);
   for (const Result& result : results) {
     CHECK(result.most == numbers * c10::elementSize(dtype));
+    // A share, what is whole at a time, and the pieces that it comes in.
+    CHECK(plan.parts.front().bytes ==
+          frozen + 2 * static_cast<std::int64_t>(result.most));
+    CHECK(2 * frozen == static_cast<std::int64_t>(result.slices));
     CHECK(result.at_rest == 0);
     CHECK(result.slices == result.all / 2);  // all weights are even
   }
