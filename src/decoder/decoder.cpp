@@ -302,11 +302,11 @@ std::unique_ptr<DecodeSession> Decoder::start_decoding(
   detail::check_prompts(prompts, vocab_size());
   for (const auto& prompt : prompts) check_length(std::ssize(prompt), "start_decoding");
   const at::NoGradGuard no_grad;
-  const auto start = [network = with_whole_weights(impl_->seen(impl_->made_weights()))](
-                         const auto& sequences) {
-    return network.embedding.is_cpu() ? detail::make_packed_session(network, sequences)
-                                      : detail::make_device_session(network, sequences);
-  };
+  const auto start =
+      [network = with_whole_weights(impl_->seen(impl_->made_weights()))](const auto& sequences) {
+        return network.embedding.is_cpu() ? detail::make_packed_session(network, sequences)
+                                          : detail::make_device_session(network, sequences);
+      };
   const std::int64_t boundary = impl_->network.spec.rope_boundary();
   if (boundary == 0) return start(prompts);
   return detail::make_boundary_session(start, prompts, boundary);

@@ -56,22 +56,36 @@ std::string unit_of(const std::string& name) {
   return name.starts_with(kLayers) ? name.substr(0, name.find('.', kLayers.size())) : name;
 }
 
+template <class Visit>
+void for_each_sliced(const Layer& layer, Visit&& visit) {
+  const auto visit_sliced = [&](const at::Tensor& tensor) {
+    if (is_sliced(tensor)) visit(tensor);
+  };
+  for_each_tensor(layer, visit_sliced);
+  for (const Linear* fused : {&layer.qkv, &layer.gate_up}) {
+    visit_sliced(fused->weight);
+    visit_sliced(fused->bias);
+  }
+}
+
+bool has_slices(const Network& network) {
+  bool has = is_sliced(network.embedding) || is_sliced(network.norm) || is_sliced(network.lm_head);
+  for (const Layer& layer : network.layers) {
+    for_each_sliced(layer, [&](const at::Tensor&) { has = true; });
+  }
+  return has;
+}
+
 }  // namespace
 
 std::vector<HeldWeights> hold(const Layer& layer) {
   std::vector<HeldWeights> held;
-  const auto add = [&](const at::Tensor& tensor) {
-    if (is_sliced(tensor)) held.emplace_back(tensor);
-  };
-  for_each_tensor(layer, add);
-  for (const Linear* fused : {&layer.qkv, &layer.gate_up}) {
-    add(fused->weight);
-    add(fused->bias);
-  }
+  for_each_sliced(layer, [&](const at::Tensor& weight) { held.emplace_back(weight); });
   return held;
 }
 
 Network with_whole_weights(Network network) {
+  if (!has_slices(network)) return network;
   HeldWeights held;  // until the next layer is
   network.for_each_weight([&](const std::string&, at::Tensor& weight, const auto&) {
     held = HeldWeights(weight);
@@ -97,13 +111,13 @@ void Decoder::keep_slices(const std::shared_ptr<Ranks>& ranks) {
   };
   impl_->network.for_each_weight([&](const std::string& name, const at::Tensor& weight,
                                      const auto&) { detail::check_weight(name, weight); });
-  impl_->network.for_each_weight([&](const std::string& name, const at::Tensor& weight,
-                                     const auto&) {
-    const std::string of = detail::unit_of(name);
-    if (of != present) slice();
-    present = of;
-    if (!detail::is_sliced(weight)) unit.push_back(weight);
-  });
+  impl_->network.for_each_weight(
+      [&](const std::string& name, const at::Tensor& weight, const auto&) {
+        const std::string of = detail::unit_of(name);
+        if (of != present) slice();
+        present = of;
+        if (!detail::is_sliced(weight)) unit.push_back(weight);
+      });
   slice();
 }
 

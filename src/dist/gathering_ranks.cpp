@@ -52,7 +52,8 @@ void GatheringRanks::barrier() {
 void GatheringRanks::add(const std::shared_ptr<WeightUnit>& unit) {
   const at::Tensor& row = unit->row();
   const std::int64_t most = options().bucket_mib << 20;
-  const std::int64_t bytes = std::min(std::max<std::int64_t>(most / size(), 1), row.numel()) * size();
+  const std::int64_t bytes =
+      std::min(std::max<std::int64_t>(most / size(), 1), row.numel()) * size();
   if (!staging_.defined() || staging_.numel() < bytes) staging_ = at::empty({bytes}, row.options());
   unit->set_number(std::ssize(units_));
   units_.push_back(unit);

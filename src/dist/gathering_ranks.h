@@ -18,10 +18,10 @@ namespace prefopt::detail {
 /// of passes, and no list says who needs what when.
 ///
 /// They go by rounds. In each, every rank says in a small message which unit it needs, or that it
-/// has come to a call of Ranks, and all send their slices of the units asked for. Where nobody asks,
-/// all are at the same call, which is then made. So a rank that waits serves the others wherever it
-/// waits, nothing hangs as long as all ranks make the same calls, and one that fails serves until
-/// the others know. Ranks in step share each gather.
+/// has come to a call of Ranks, and all send their slices of the units asked for. Where nobody
+/// asks, all are at the same call, which is then made. So a rank that waits serves the others
+/// wherever it waits, nothing hangs as long as all ranks make the same calls, and one that fails
+/// serves until the others know. Ranks in step share each gather.
 ///
 /// To serve takes no memory, so that it cannot fail.
 class GatheringRanks final : public Ranks, public WeightGatherer {

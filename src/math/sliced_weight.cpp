@@ -31,8 +31,8 @@ const SlicedMemory* memory_of(const at::Tensor& tensor) {
   return static_cast<const SlicedMemory*>(data.get_context());
 }
 
-void set_memory(c10::StorageImpl& storage, std::unique_ptr<SlicedMemory> sliced,
-                at::DataPtr memory, std::int64_t bytes) {
+void set_memory(c10::StorageImpl& storage, std::unique_ptr<SlicedMemory> sliced, at::DataPtr memory,
+                std::int64_t bytes) {
   sliced->memory = std::move(memory);
   void* const data = sliced->memory.get();
   storage.set_data_ptr_noswap({data, sliced.release(), &forget, storage.device()});
@@ -92,9 +92,8 @@ void WeightUnit::add_members(const std::vector<at::Tensor>& weights) {
     Member& member = members_[i];
     const std::int64_t first = std::min(rank * member.each, member.bytes);
     const std::int64_t bytes = std::min(member.each, member.bytes - first);
-    member.slice = row_.narrow(0, member.begin, bytes)
-                       .view(weights[i].scalar_type())
-                       .variable_data();
+    member.slice =
+        row_.narrow(0, member.begin, bytes).view(weights[i].scalar_type()).variable_data();
   }
 }
 
@@ -120,16 +119,16 @@ void WeightUnit::attach(const std::vector<at::Tensor>& weights) {
 
 void WeightUnit::hold() {
   if (holders_ == 0) {
+    is_gathered_ = true;
     try {
       take_memory();
-      is_gathered_ = true;
       gatherer_->gather(*this);
-      is_gathered_ = false;
     } catch (...) {
       is_gathered_ = false;
       give_memory_back();
       throw;
     }
+    is_gathered_ = false;
   }
   ++holders_;
 }

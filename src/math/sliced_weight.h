@@ -67,8 +67,7 @@ class WeightUnit : public std::enable_shared_from_this<WeightUnit> {
     at::Tensor slice;          ///< [n], a part of the row that counts its own versions
   };
 
-  explicit WeightUnit(std::shared_ptr<WeightGatherer> gatherer)
-      : gatherer_(std::move(gatherer)) {}
+  explicit WeightUnit(std::shared_ptr<WeightGatherer> gatherer) : gatherer_(std::move(gatherer)) {}
   at::Tensor own_part(const at::Tensor& numbers) const;
   void add_members(const std::vector<at::Tensor>& weights);
   /// Takes the memory of the weights, which are members from here on.

@@ -92,7 +92,9 @@ at::Tensor widened(const at::Tensor& parameter, at::ScalarType dtype) {
   return is_at_hand ? parameter : Widen::apply(parameter, dtype);
 }
 
-at::Tensor whole(const at::Tensor& parameter) { return widened(parameter, parameter.scalar_type()); }
+at::Tensor whole(const at::Tensor& parameter) {
+  return widened(parameter, parameter.scalar_type());
+}
 
 at::Tensor widened_rows(const at::Tensor& matrix, const at::Tensor& ids, at::ScalarType dtype) {
   const bool is_at_hand = matrix.scalar_type() == dtype && !is_sliced(matrix);

@@ -170,8 +170,9 @@ void check_kept(const std::vector<std::int64_t>& kept, std::int64_t sequences) {
 
 at::Tensor TrainedWeight::value() const {
   if (!lora_b.defined()) return detail::whole(weight);
-  at::Tensor sum = weight.defined() ? detail::whole(kernels::with_numbers(weight)).to(lora_b.scalar_type())
-                                    : at::zeros_like(lora_b);
+  at::Tensor sum = weight.defined()
+                       ? detail::whole(kernels::with_numbers(weight)).to(lora_b.scalar_type())
+                       : at::zeros_like(lora_b);
   sum = lora_a.defined() ? sum.addmm(lora_b, lora_a, /*beta=*/1, lora_scale)
                          : sum.add(lora_b, lora_scale);
   if (!magnitude.defined()) return sum;

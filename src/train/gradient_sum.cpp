@@ -10,8 +10,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "math/wide_gradient.h"
 #include "math/slices.h"
+#include "math/wide_gradient.h"
 
 namespace prefopt::detail {
 namespace {

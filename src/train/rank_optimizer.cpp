@@ -9,9 +9,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "prefopt/error.h"
 #include "math/sliced_weight.h"
 #include "math/slices.h"
+#include "prefopt/error.h"
 
 namespace prefopt::detail {
 namespace {
@@ -97,8 +97,9 @@ void RankOptimizer::make_slices(const OptimizerOptions& options) {
   for (const Optimizer::Parameter* const parameter : parameters) {
     const at::Tensor& whole = parameter->value;
     const at::Tensor slice =
-        is_sliced(whole) ? slice_in(whole)
-                         : slice_of(numbers_of(*parameter), ranks_->rank(), ranks_->size()).detach();
+        is_sliced(whole)
+            ? slice_in(whole)
+            : slice_of(numbers_of(*parameter), ranks_->rank(), ranks_->size()).detach();
     const std::int64_t first = ranks_->rank() * slice_size(whole.numel(), ranks_->size());
     slices.push_back({.name = parameter->name,
                       .value = at::Tensor(slice).requires_grad_(),

@@ -151,9 +151,9 @@ void TokenStepLoss::check() const {
           "{}: expected distributed.order fast and sharding none or optimizer with own samples "
           "over several ranks, got {}",
           name(),
-          ranks.order == SumOrder::kTree              ? "order tree"
+          ranks.order == SumOrder::kTree           ? "order tree"
           : ranks.sharding == Sharding::kGradients ? "sharding gradients"
-                                                      : "sharding weights"));
+                                                   : "sharding weights"));
     }
     check_own_distribution(checked(parts_.options.sampling, "sampling"), name(),
                            "; its own samples are of the policy");

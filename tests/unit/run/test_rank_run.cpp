@@ -202,10 +202,16 @@ TEST_CASE("a run in slices of weights is resumed out of them and back", "[run]")
   options.checkpoint.every = 1;
   options.checkpoint.keep_last = 0;
   options.batch.steps = 6;
-  options.model.use_lora = GENERATE(false, true);
+  const bool has_adapter = GENERATE(false, true);
+  if (has_adapter) {
+    const auto adapted = Decoder::load(scene.file("model"));
+    adapted->add_adapter({.r = 2, .init_lora_weights = "false"});
+    adapted->save(scene.file("adapter"));
+    options.model.adapter = scene.file("adapter");
+  }
   options.reference.moving = GENERATE(false, true);
   options.reference.update.update_steps = 1;
-  CAPTURE(options.model.use_lora, options.reference.moving);
+  CAPTURE(has_adapter, options.reference.moving);
   run_training(options);
   options.output_dir = scene.file("run");
   struct Leg {
