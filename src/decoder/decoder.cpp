@@ -31,6 +31,7 @@
 #include "decoder/packed_session.h"
 #include "decoder/router_load.h"
 #include "kernels/block_tensor.h"
+#include "math/sliced_weight.h"
 #include "math/upload.h"
 #include "math/wide_gradient.h"
 #include "policy/decoding.h"
@@ -42,6 +43,7 @@ namespace prefopt {
 using detail::copy_of;
 using detail::Network;
 using detail::network_of;
+using detail::with_whole_weights;
 
 Decoder::Decoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Decoder::~Decoder() = default;
@@ -154,7 +156,7 @@ at::Tensor places_among_scored(const PackedTokens& tokens) {
 }  // namespace
 
 PolicyOutput Decoder::forward(const TokenBatch& batch) {
-  const Network network = impl_->seen(detail::MadeWeights::kAsStored);
+  const Network network = with_whole_weights(impl_->seen(detail::MadeWeights::kAsStored));
   const at::Tensor& ids = batch.input_ids;
   if (ids.dim() != 2 || ids.numel() == 0) {
     throw ShapeError(fmt::format("decoder: expected input_ids [S, T] of at least one token, got {}",
@@ -212,6 +214,7 @@ at::Tensor Decoder::Impl::packed_states(const PackedTokens& tokens, bool has_las
   if (used.spec.embedding_scale != 1) x = x * used.spec.embedding_scale;
   const std::int64_t last = std::ssize(used.layers) - 1;
   for (std::int64_t i = 0; i <= last; ++i) {
+    const auto held = detail::hold(used.layers[static_cast<std::size_t>(i)]);
     x = detail::packed_layer(x, used.unfused(static_cast<std::size_t>(i)), i,
                              i == last ? last_plan : all);
   }
@@ -260,8 +263,10 @@ std::shared_ptr<Policy> Decoder::frozen_copy() const { return frozen_decoder(); 
 
 std::shared_ptr<Decoder> Decoder::frozen_decoder() const {
   auto copy = std::make_unique<Impl>(*impl_);
-  copy->network.for_each_weight([](const std::string&, at::Tensor& weight,
-                                   const std::vector<std::int64_t>&) { weight = copy_of(weight); });
+  detail::SlicedCopies sliced;
+  copy->network.for_each_weight([&](const std::string&, at::Tensor& weight, const auto&) {
+    weight = detail::is_sliced(weight) ? sliced.copy_of(weight) : copy_of(weight);
+  });
   copy->parts.for_each_tensor(
       [](const std::string&, at::Tensor& weight) { weight = copy_of(weight); });
   return std::shared_ptr<Decoder>(new Decoder(std::move(copy)));
@@ -289,10 +294,11 @@ std::unique_ptr<DecodeSession> Decoder::start_decoding(
   detail::check_prompts(prompts, vocab_size());
   for (const auto& prompt : prompts) check_length(std::ssize(prompt), "start_decoding");
   const at::NoGradGuard no_grad;
-  const auto start = [network = impl_->seen(impl_->made_weights())](const auto& sequences) {
-    return network.embedding.is_cpu() ? detail::make_packed_session(network, sequences)
-                                      : detail::make_device_session(network, sequences);
-  };
+  const auto start =
+      [network = with_whole_weights(impl_->seen(impl_->made_weights()))](const auto& sequences) {
+        return network.embedding.is_cpu() ? detail::make_packed_session(network, sequences)
+                                          : detail::make_device_session(network, sequences);
+      };
   const std::int64_t boundary = impl_->network.spec.rope_boundary();
   if (boundary == 0) return start(prompts);
   return detail::make_boundary_session(start, prompts, boundary);
@@ -318,7 +324,9 @@ void Decoder::to(at::ScalarType dtype) {
               "decoder: expected float32 of a model in {} blocks, got {}; load it in that dtype",
               blocks->encoding, c10::toString(dtype)));
         }
-        weight = weight.detach().to(dtype).requires_grad_(weight.requires_grad());
+        const bool is_kept = weight.scalar_type() == dtype;
+        const at::Tensor numbers = is_kept ? weight.detach() : detail::whole(weight.detach());
+        weight = numbers.to(dtype).requires_grad_(weight.requires_grad());
       });
   for (detail::LowRank& part : impl_->parts.low_rank) {
     for (at::Tensor* tensor : {&part.a, &part.b, &part.magnitude, &part.b_bias}) {
@@ -340,7 +348,9 @@ void Decoder::to(at::Device device) {
                       "dtype (model.base)",
                       blocks->encoding, device.str()));
     }
-    weight = weight.detach().to(device).requires_grad_(weight.requires_grad());
+    const bool is_kept = weight.device() == device;
+    const at::Tensor numbers = is_kept ? weight.detach() : detail::whole(weight.detach());
+    weight = numbers.to(device).requires_grad_(weight.requires_grad());
   };
   impl_->network.for_each_weight(move);
   impl_->parts.for_each_tensor(move);

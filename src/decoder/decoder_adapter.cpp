@@ -236,8 +236,10 @@ std::shared_ptr<Policy> Decoder::merged_copy() const { return merged_decoder(); 
 
 std::shared_ptr<Decoder> Decoder::merged_decoder() const {
   auto copy = std::make_unique<Impl>(*impl_);
-  copy->network.for_each_weight([](const std::string&, at::Tensor& weight, const auto&) {
-    if (weight.requires_grad()) weight = detail::copy_of(weight);
+  detail::SlicedCopies sliced;
+  copy->network.for_each_weight([&](const std::string&, at::Tensor& weight, const auto&) {
+    if (!weight.requires_grad()) return;
+    weight = detail::is_sliced(weight) ? sliced.copy_of(weight) : detail::copy_of(weight);
   });
   if (copy->adapter) put_merged(*copy, /*keeps_dtype=*/false);
   return std::shared_ptr<Decoder>(new Decoder(std::move(copy)));

@@ -26,6 +26,7 @@
 namespace prefopt::detail {
 at::Tensor copy_of(const at::Tensor& weight) {
   if (kernels::blocks_of(weight)) return weight.detach();
+  if (is_sliced(weight)) return whole(weight.detach());
   if (!weight.is_cpu()) return weight.detach().clone();
   return empty_from_pool(weight.sizes(), weight.scalar_type()).copy_(weight.detach());
 }

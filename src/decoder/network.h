@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "decoder/layer_spec.h"
+#include "math/sliced_weight.h"
 #include "math/wide_gradient.h"
 #include "prefopt/data/batch.h"
 #include "prefopt/decoder/decoder.h"
@@ -110,6 +111,13 @@ struct Network {
   /// are [S] of the T columns.
   at::Tensor hidden_states(const at::Tensor& ids, const at::Tensor& lengths) const;
 };
+
+/// Holds the weights of a layer that are sliced: one unit, or two where another model shares some.
+std::vector<HeldWeights> hold(const Layer& layer);
+
+/// Returns the network with copies of the weights that are sliced, differentiable: whole ones, for
+/// who reads all of them again and again.
+Network with_whole_weights(Network network);
 
 /// On a CPU in large pages, which the layers read through fewer misses. A weight in blocks is not
 /// copied: nothing writes to it.

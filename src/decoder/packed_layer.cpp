@@ -414,6 +414,7 @@ class PackedLayer : public torch::autograd::Function<PackedLayer> {
     const at::Tensor x = *next++;
     const std::int64_t places = context->saved_data["places"].toInt();
     const Layer layer = DefinedTensors::back(places, next);
+    const std::vector<HeldWeights> held = hold(layer);
     LayerPass pass(plan, layer, context->saved_data["index"].toInt(), x);
     Activations::for_each(pass.activations(), [&](at::Tensor& tensor) { tensor = *next++; });
     at::Tensor x_grad;

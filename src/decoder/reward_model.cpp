@@ -251,6 +251,8 @@ void RewardModel::load_weights(const std::string& directory) {
   detail::copy_parameters(named_parameters(), values, directory);
 }
 
+void RewardModel::keep_slices(const std::shared_ptr<Ranks>& ranks) { body_->keep_slices(ranks); }
+
 std::int64_t RewardModel::pad_token() const { return body_->options().pad_token_id; }
 
 void RewardModel::set_pad_token(std::int64_t id) {

@@ -35,4 +35,6 @@ void ValueHead::load_weights(const std::string& directory) {
   detail::load_parameters(named_parameters(), directory);
 }
 
+void ValueHead::keep_slices(const std::shared_ptr<Ranks>& /*ranks*/) {}
+
 }  // namespace prefopt

@@ -67,14 +67,18 @@ at::Tensor C10dRanks::gather(const at::Tensor& own) {
   const at::NoGradGuard no_grad;
   std::vector<std::int64_t> sizes = own.sizes().vec();
   sizes.insert(sizes.begin(), size());
-  at::Tensor all = at::empty(sizes, own.options().requires_grad(false));
-  if (own.numel() == 0) return all;
+  const at::Tensor all = at::empty(sizes, own.options().requires_grad(false));
+  gather_into(all, own);
+  return all;
+}
+
+void C10dRanks::gather_into(const at::Tensor& all, const at::Tensor& own) {
+  if (own.numel() == 0) return;
   begin("a gather", [&] {
     at::Tensor to = all.view(-1);
     at::Tensor from = own.detach().contiguous().view(-1);
     return backend_for(own)._allgather_base(to, from, {});
   })();
-  return all;
 }
 
 void C10dRanks::broadcast(const at::Tensor& values) {

@@ -27,6 +27,7 @@ class C10dRanks final : public Ranks {
   Wait begin_sum(const at::Tensor& values) override;
   Wait begin_sum_scatter(const at::Tensor& own, const at::Tensor& all) override;
   at::Tensor gather(const at::Tensor& own) override;
+  void gather_into(const at::Tensor& all, const at::Tensor& own) override;
   void broadcast(const at::Tensor& values) override;
   void barrier() override;
 

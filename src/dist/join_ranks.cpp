@@ -16,6 +16,7 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "dist/c10d_ranks.h"
+#include "dist/gathering_ranks.h"
 #endif
 
 namespace prefopt {
@@ -31,12 +32,6 @@ void check_options(const RanksOptions& options, int size) {
     throw ConfigError(
         "distributed.order: expected order fast with sharding, got tree; only whole gradients are "
         "added up in the order of a tree");
-  }
-  if (options.sharding == Sharding::kWeights) {
-    throw ConfigError(
-        "distributed.sharding: expected none, optimizer or gradients, got weights; slices of "
-        "weights that are gathered layer by layer (ZeRO-3) are not implemented, each rank keeps "
-        "all weights");
   }
 #ifndef PREFOPT_WITH_NCCL
   if (options.backend == RanksBackend::kNccl) {
@@ -90,7 +85,9 @@ std::shared_ptr<Ranks> make_ranks(const c10::intrusive_ptr<c10d::Store>& store,
     gpu = make_nccl(apart(store, "nccl"), launch, options);
   }
 #endif
-  return std::make_shared<C10dRanks>(options, apart(store, "alive"), host, gpu);
+  const auto ranks = std::make_shared<C10dRanks>(options, apart(store, "alive"), host, gpu);
+  if (options.sharding == Sharding::kWeights) return std::make_shared<GatheringRanks>(ranks);
+  return ranks;
 }
 
 }  // namespace detail

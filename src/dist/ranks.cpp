@@ -35,6 +35,8 @@ void RanksOptions::fields(FieldVisitor& v) {
             timeout_seconds, Range::at_least(1));
 }
 
+void Ranks::gather_into(const at::Tensor& all, const at::Tensor& own) { all.copy_(gather(own)); }
+
 void Ranks::sum(const std::vector<at::Tensor>& tensors) {
   std::vector<Wait> waits;
   for (const at::Tensor& tensor : tensors) {

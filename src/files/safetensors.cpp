@@ -19,6 +19,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "core/mapped_file.h"
+#include "math/sliced_weight.h"
 #include "prefopt/error.h"
 
 namespace prefopt {
@@ -431,8 +432,10 @@ void write_safetensors(const std::string& path, const SafetensorsFile& file) {
   std::uint64_t bytes = head.size();
   for (const NamedTensor* entry : order) bytes += entry->second.nbytes();
   at::Tensor tensor;  // one at a time on the CPU
+  detail::HeldWeights held;
   const auto part = [&](std::size_t i) -> std::string_view {
     if (i == 0) return head;
+    held = detail::HeldWeights(order[i - 1]->second);
     tensor = order[i - 1]->second.detach().cpu().contiguous();
     return {static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes()};
   };

@@ -21,6 +21,7 @@
 #include "core/memory_pool.h"
 #include "logps/head_plan.h"
 #include "logps/operators.h"
+#include "math/sliced_weight.h"
 #include "math/wide_gradient.h"
 #include "prefopt/error.h"
 
@@ -289,6 +290,7 @@ struct LinearTokenLogpsFunction : torch::autograd::Function<LinearTokenLogpsFunc
                                double temperature, at::ScalarType dtype, bool all_statistics,
                                const DifferentiableByProducts& differentiable, bool hidden_grad,
                                bool weight_grad, std::int64_t path, std::int64_t budget_bytes) {
+    const detail::HeldWeights held(weight);
     auto [statistics, kept] =
         call("prefopt::_linear_token_logps", LogpsOperators{}.linear_token_logps, hidden, weight,
              bias, targets, scale, softcap, temperature, all_statistics, hidden_grad, weight_grad,
@@ -322,6 +324,7 @@ struct LinearTokenLogpsFunction : torch::autograd::Function<LinearTokenLogpsFunc
       result[0] = kept.mul(grads[0].to(kept.scalar_type()).unsqueeze(1)).to(hidden.scalar_type());
       return result;
     }
+    const detail::HeldWeights held(weight);
     std::tie(result[0], result[1], result[2]) = call(
         "prefopt::_linear_token_logps_backward", LogpsOperators{}.linear_token_logps_backward,
         factors, hidden, weight, bias.defined() ? std::optional(bias) : std::nullopt, saved[3],

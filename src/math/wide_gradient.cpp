@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "math/given_back.h"
+#include "math/sliced_weight.h"
 
 namespace prefopt::detail {
 namespace {
@@ -19,7 +20,8 @@ class Widen : public torch::autograd::Function<Widen> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& parameter,
                             at::ScalarType dtype) {
     context->save_for_backward({parameter});
-    return parameter.to(dtype);
+    const HeldWeights held(parameter);
+    return parameter.to(dtype, /*non_blocking=*/false, /*copy=*/true);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -32,6 +34,7 @@ class WidenRows : public torch::autograd::Function<WidenRows> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& matrix,
                             const at::Tensor& ids, at::ScalarType dtype) {
     context->save_for_backward({matrix, ids});
+    const HeldWeights held(matrix);
     return at::embedding(matrix, ids).to(dtype);
   }
 
@@ -85,12 +88,17 @@ at::Tensor settled_gradient(const at::Tensor& parameter, const at::Tensor& gradi
 }
 
 at::Tensor widened(const at::Tensor& parameter, at::ScalarType dtype) {
-  return parameter.scalar_type() == dtype ? parameter : Widen::apply(parameter, dtype);
+  const bool is_at_hand = parameter.scalar_type() == dtype && !is_sliced(parameter);
+  return is_at_hand ? parameter : Widen::apply(parameter, dtype);
+}
+
+at::Tensor whole(const at::Tensor& parameter) {
+  return widened(parameter, parameter.scalar_type());
 }
 
 at::Tensor widened_rows(const at::Tensor& matrix, const at::Tensor& ids, at::ScalarType dtype) {
-  return matrix.scalar_type() == dtype ? at::embedding(matrix, ids)
-                                       : WidenRows::apply(matrix, ids, dtype);
+  const bool is_at_hand = matrix.scalar_type() == dtype && !is_sliced(matrix);
+  return is_at_hand ? at::embedding(matrix, ids) : WidenRows::apply(matrix, ids, dtype);
 }
 
 }  // namespace prefopt::detail

@@ -25,8 +25,12 @@ at::Tensor wide_gradient(const at::Tensor& parameter);
 /// dtype, or nothing where the parameter's `.grad` is wider and has taken it as it is.
 at::Tensor settled_gradient(const at::Tensor& parameter, const at::Tensor& gradient);
 
-/// Returns the parameter in `dtype`. Its gradient is settled, not rounded first.
+/// Returns the parameter in `dtype`. Its gradient is settled, not rounded first. Of a sliced one
+/// (math/sliced_weight.h) a copy, which may be read after the parameter is at rest again.
 at::Tensor widened(const at::Tensor& parameter, at::ScalarType dtype);
+
+/// The same in the parameter's own dtype.
+at::Tensor whole(const at::Tensor& parameter);
 
 /// Returns rows of a matrix in `dtype`, [ids, columns]. The gradient is summed up in `dtype`, where
 /// autograd's would be in that of the matrix.

@@ -16,6 +16,7 @@
 #include <string_view>
 
 #include "kernels/block_tensor.h"
+#include "math/sliced_weight.h"
 #include "math/wide_gradient.h"
 #include "prefopt/error.h"
 
@@ -70,33 +71,41 @@ void check_weight(std::string_view owner, const std::string& name, at::IntArrayR
 
 MovingWeight moving_weight(const std::string& name, const at::Tensor& value, MovingRule rule) {
   const auto wide = value.options().dtype(detail::at_least_float32(value.scalar_type()));
-  if (rule == MovingRule::kSoft) return {name, value, value.to(wide), {}};
+  if (rule == MovingRule::kSoft) {
+    const bool is_wide = value.scalar_type() == wide.dtype();
+    return {name, value, is_wide ? value : detail::whole(value).to(wide), {}};
+  }
   if (rule == MovingRule::kHard) return {name, value, {}, {}};
   return {name, value, at::zeros_like(value, wide), at::zeros_like(value, wide)};
+}
+
+/// Returns what two tensors share that are one.
+const void* place_of(const at::Tensor& value) {
+  return detail::is_sliced(value) ? value.storage().unsafeGetStorageImpl() : value.const_data_ptr();
 }
 
 /// Returns the weights of `start` that are to follow the policy's.
 std::vector<MovingWeight> moving_weights(const Policy& start, const Policy& policy,
                                          MovingRule rule) {
   std::map<std::string, at::Tensor> values;
-  for (const auto& [name, value] : start.named_parameters()) values[name] = value.detach();
+  for (const auto& [name, value] : start.named_parameters()) values[name] = value;
   std::set<const void*> of_policy, seen;
   for (const auto& parameter : policy.named_parameters()) {
     if (kernels::blocks_of(parameter.value)) continue;  // none of them is trained
-    of_policy.insert(parameter.value.const_data_ptr());
+    of_policy.insert(place_of(parameter.value));
   }
   std::vector<MovingWeight> weights;
   for (const TrainedWeight& trained : policy.trained_weights()) {
     const at::Tensor& value = values[trained.name];
     check_weight("start", trained.name, trained.weight.sizes(), value);
-    if (of_policy.contains(value.const_data_ptr())) {
+    if (of_policy.contains(place_of(value))) {
       throw ConfigError(
           fmt::format("moving reference: expected a start with own weights, got the "
                       "policy's '{}'; merged_copy() makes one",
                       trained.name));
     }
     // A tied weight has several names and moves once.
-    if (seen.insert(value.const_data_ptr()).second) {
+    if (seen.insert(place_of(value)).second) {
       weights.push_back(moving_weight(trained.name, value, rule));
     }
   }
@@ -135,24 +144,32 @@ struct MovingReference::Impl {
     return ordered;
   }
 
-  void mix(const std::vector<TrainedWeight>& policy) {
+  /// Calls `move(own, target)` for each weight and the policy's.
+  template <class Move>
+  void for_each(const std::vector<TrainedWeight>& policy, Move&& move) {
+    detail::HeldWeights theirs, ours;  // until the next layer is held
     for (std::size_t i = 0; i < weights.size(); ++i) {
-      MovingWeight& own = weights[i];
-      const at::Tensor target = policy[i].merged();
-      if (options.rule == MovingRule::kHard) {
-        own.value.copy_(target);
-        continue;
-      }
-      own.average.lerp_(target.to(own.average.options()), options.alpha);
-      if (!own.average.is_same(own.value)) own.value.copy_(own.average);
+      theirs = detail::HeldWeights(policy[i].weight);
+      ours = detail::HeldWeights(weights[i].value);
+      move(weights[i], policy[i].merged());
     }
   }
 
+  void mix(const std::vector<TrainedWeight>& policy) {
+    for_each(policy, [&](MovingWeight& own, const at::Tensor& target) {
+      if (options.rule == MovingRule::kHard) return detail::assign(own.value, target);
+      own.average.lerp_(target.to(own.average.options()), options.alpha);
+      if (!own.average.is_same(own.value) || detail::is_sliced(own.value)) {
+        detail::assign(own.value, own.average);
+      }
+    });
+  }
+
   void start_average(const std::vector<TrainedWeight>& policy) {
-    for (std::size_t i = 0; i < weights.size(); ++i) {
-      weights[i].start.copy_(policy[i].merged());
-      weights[i].average.copy_(weights[i].start);
-    }
+    for_each(policy, [](MovingWeight& own, const at::Tensor& target) {
+      own.start.copy_(target);
+      own.average.copy_(own.start);
+    });
     started.fill_(1);
   }
 
@@ -160,12 +177,11 @@ struct MovingReference::Impl {
     const double age = options.lag + options.multiplier * static_cast<double>(step);
     const double decay = std::max(std::pow(age, -options.ema_power), options.min_ema_multiplier);
     const double correction = std::pow(age, -options.bias_power);
-    for (std::size_t i = 0; i < weights.size(); ++i) {
-      MovingWeight& own = weights[i];
-      const at::Tensor target = policy[i].merged().to(own.average.options());
+    for_each(policy, [&](MovingWeight& own, const at::Tensor& merged) {
+      const at::Tensor target = merged.to(own.average.options());
       own.average.lerp_(target, decay);
-      own.value.copy_(at::add(own.average, target - own.start, correction));
-    }
+      detail::assign(own.value, at::add(own.average, target - own.start, correction));
+    });
   }
 
   void follow(const std::vector<TrainedWeight>& policy, std::int64_t step) {
@@ -257,7 +273,7 @@ void MovingReference::load_state(const std::vector<std::pair<std::string, at::Te
                                       left.begin()->first, kOtherState));
   }
   const at::NoGradGuard no_grad;
-  for (const auto& [own, given] : copies) own.copy_(given);
+  for (const auto& [own, given] : copies) detail::assign(own, given);
 }
 
 }  // namespace prefopt

@@ -5,6 +5,7 @@
 #include <ATen/ops/full_like.h>
 
 #include "kernels/block_tensor.h"
+#include "math/wide_gradient.h"
 
 namespace prefopt::detail {
 
@@ -13,7 +14,7 @@ bool is_neutral(const LogitTransform& transform) {
 }
 
 at::Tensor logits_of(const OutputHead& head, const at::Tensor& hidden) {
-  const at::Tensor logits = kernels::product(hidden, head.weight);
+  const at::Tensor logits = kernels::product(hidden, whole(head.weight));
   if (head.bias.defined()) logits.add_(head.bias.to(logits.scalar_type()));
   transform_logits_(logits, head.transform);
   return logits;

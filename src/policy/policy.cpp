@@ -22,6 +22,7 @@
 
 #include "core/hash.h"
 #include "kernels/block_tensor.h"
+#include "math/sliced_weight.h"
 #include "math/wide_gradient.h"
 #include "policy/decoding.h"
 #include "policy/output_head.h"
@@ -168,9 +169,10 @@ void check_kept(const std::vector<std::int64_t>& kept, std::int64_t sequences) {
 }  // namespace detail
 
 at::Tensor TrainedWeight::value() const {
-  if (!lora_b.defined()) return weight;
-  at::Tensor sum = weight.defined() ? kernels::with_numbers(weight).to(lora_b.scalar_type())
-                                    : at::zeros_like(lora_b);
+  if (!lora_b.defined()) return detail::whole(weight);
+  at::Tensor sum = weight.defined()
+                       ? detail::whole(kernels::with_numbers(weight)).to(lora_b.scalar_type())
+                       : at::zeros_like(lora_b);
   sum = lora_a.defined() ? sum.addmm(lora_b, lora_a, /*beta=*/1, lora_scale)
                          : sum.add(lora_b, lora_scale);
   if (!magnitude.defined()) return sum;
@@ -223,6 +225,12 @@ std::unique_ptr<DecodeSession> Policy::start_decoding(
   return std::make_unique<FullForwardSession>(*this, prompts);
 }
 
+void Policy::keep_slices(const std::shared_ptr<Ranks>& /*ranks*/) {
+  throw ConfigError(
+      "distributed.sharding: expected none, optimizer or gradients for a policy that is no "
+      "Decoder, got weights; nothing gathers its weights where they are read");
+}
+
 at::Device Policy::device() const {
   const auto parameters = named_parameters();
   return parameters.empty() ? at::Device(at::kCPU) : parameters.front().value.device();
@@ -259,11 +267,13 @@ void add_blocks(ContentHash& hash, const std::string& name, const kernels::Store
 }
 
 void add_tensors(ContentHash& hash, const std::vector<NamedParameter>& tensors) {
+  HeldWeights held;  // until the next layer is
   for (const auto& [name, value] : tensors) {
     if (const kernels::StoredBlocks* blocks = kernels::blocks_of(value)) {
       add_blocks(hash, name, *blocks);
       continue;
     }
+    held = HeldWeights(value);
     const at::Tensor bytes = value.detach().cpu().contiguous();
     hash.update(fmt::format("{} {} {} {} {}\n", name.size(), name,
                             c10::toString(bytes.scalar_type()), c10::str(bytes.sizes()),
@@ -298,7 +308,7 @@ void copy_parameters(const std::vector<NamedParameter>& parameters,
     }
     copies.emplace_back(own, value);
   }
-  for (const auto& [own, value] : copies) own.copy_(value);
+  for (const auto& [own, value] : copies) assign(own, value);
 }
 
 namespace {
@@ -319,6 +329,7 @@ bool have_equal_weights(const Policy& a, const Policy& b) {
     return kernels::blocks_of(value) != nullptr;
   };
   const auto are_equal = [&](const NamedParameter& x, const NamedParameter& y) {
+    const HeldWeights held_x(x.value), held_y(y.value);
     return x.name == y.name && x.value.device() == y.value.device() &&
            x.value.scalar_type() == y.value.scalar_type() && x.value.sizes() == y.value.sizes() &&
            (is_in_blocks(x.value) || is_in_blocks(y.value)

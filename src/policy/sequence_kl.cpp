@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "kernels/block_tensor.h"
+#include "math/sliced_weight.h"
 #include "math/wide_gradient.h"
 #include "policy/output_head.h"
 #include "prefopt/error.h"
@@ -209,6 +210,7 @@ class RowKl : public torch::autograd::Function<RowKl> {
   static void for_each_chunk(const CompletionRows& ours, const CompletionRows& theirs,
                              std::int64_t budget_bytes, Use use) {
     const at::NoGradGuard no_grad;
+    const detail::HeldWeights our_head(ours.head.weight), their_head(theirs.head.weight);
     const at::ScalarType dtype = working_dtype(ours.rows);
     const std::int64_t chunk = std::max<std::int64_t>(budget_bytes / kLogitBytes / ours.vocab(), 1);
     for (std::int64_t first = 0; first < ours.rows.size(0); first += chunk) {

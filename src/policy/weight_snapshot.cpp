@@ -10,6 +10,7 @@
 #include <map>
 #include <set>
 
+#include "math/sliced_weight.h"
 #include "math/wide_gradient.h"
 #include "prefopt/error.h"
 
@@ -50,7 +51,9 @@ std::vector<at::Tensor> parameters_of(const Policy& policy,
 }  // namespace
 
 WeightSnapshot::WeightSnapshot(const Policy& policy) {
+  detail::HeldWeights held;  // until the next layer is
   for (const auto& [name, value] : trained_parameters(policy)) {
+    held = detail::HeldWeights(value);
     weights_.push_back({name, value.detach().to(value.options().device(at::kCPU),
                                                 /*non_blocking=*/false, /*copy=*/true)});
   }
@@ -63,13 +66,19 @@ WeightSnapshot::WeightSnapshot(const Policy& policy) {
 void WeightSnapshot::take(const Policy& policy) {
   const at::NoGradGuard no_grad;
   const std::vector<at::Tensor> parameters = parameters_of(policy, weights_);
-  for (std::size_t i = 0; i < weights_.size(); ++i) weights_[i].value.copy_(parameters[i]);
+  detail::HeldWeights held;
+  for (std::size_t i = 0; i < weights_.size(); ++i) {
+    held = detail::HeldWeights(parameters[i]);
+    weights_[i].value.copy_(parameters[i]);
+  }
 }
 
 void WeightSnapshot::restore(Policy& policy) const {
   const at::NoGradGuard no_grad;
   const std::vector<at::Tensor> parameters = parameters_of(policy, weights_);
-  for (std::size_t i = 0; i < weights_.size(); ++i) parameters[i].copy_(weights_[i].value);
+  for (std::size_t i = 0; i < weights_.size(); ++i) {
+    detail::assign(parameters[i], weights_[i].value);
+  }
 }
 
 std::vector<std::pair<std::string, at::Tensor>> WeightSnapshot::state() const {
@@ -112,9 +121,11 @@ void extrapolate_weights(Policy& policy, const WeightSnapshot& previous, double 
   std::vector<NamedParameter> before;
   for (auto& [name, value] : previous.state()) before.push_back({name, value});
   const std::vector<at::Tensor> parameters = parameters_of(policy, before);
+  detail::HeldWeights held;
   for (std::size_t i = 0; i < before.size(); ++i) {
+    held = detail::HeldWeights(parameters[i]);
     const at::Tensor step = parameters[i] - before[i].value.to(parameters[i].device());
-    parameters[i].add_(step, alpha);
+    detail::assign(parameters[i], parameters[i].add(step, alpha));
   }
 }
 

@@ -16,6 +16,7 @@
 #include "data/model_memory.h"
 #include "data/tokenizer_difference.h"
 #include "decoder/decoder_files.h"
+#include "dist/gathering_ranks.h"
 #include "policy/token_range.h"
 #include "prefopt/data/step_ends.h"
 #include "prefopt/decoder/decoder.h"
@@ -116,6 +117,10 @@ FilesLater companions_of(const RunOptions& options, const Decoder& policy,
   };
 }
 
+void keep_slices(Policy* model, const Meeting& meeting) {
+  if (model != nullptr && slices_weights(*meeting.ranks())) model->keep_slices(meeting.ranks());
+}
+
 /// Fills in what a fresh model's shape leaves to the tokenizer.
 void complete_shape(ModelOptions& options, const Tokenizer& tokenizer) {
   DecoderOptions& shape = options.decoder;
@@ -151,7 +156,7 @@ PlanAssumptions plan_of_ranks(const RanksOptions& options, int ranks) {
 /// A `Decoder` or a `RewardModel`.
 template <class Model>
 std::shared_ptr<Model> make_model(ModelOptions& options, const Tokenizer& tokenizer,
-                                  const Note& note) {
+                                  const Note& note, const Meeting& meeting) {
   std::shared_ptr<Model> model;
   if (options.path.empty()) {
     if (!options.quantize.empty()) kept_weights(options);  // refuses it
@@ -171,12 +176,14 @@ std::shared_ptr<Model> make_model(ModelOptions& options, const Tokenizer& tokeni
     if (!load_note.empty()) note("model: " + load_note);
   }
   add_adapter(options, *model);
-  if (!options.path.empty() && !layers_of(*model).adapter()) {
+  const bool is_sliced = slices_weights(*meeting.ranks());
+  if (!options.path.empty() && !layers_of(*model).adapter() && !is_sliced) {
     // Writing to pages that are mapped from a file copies them one by one, in the first step.
     model = std::dynamic_pointer_cast<Model>(model->frozen_copy());
     model->set_requires_grad(true);
   }
   model->to(device_of(options));
+  if (is_sliced) model->keep_slices(meeting.ranks());
   const auto size = count_parameters(*model);
   note(fmt::format(
       "model: {} parameters, {}{}", size.all,
@@ -186,8 +193,8 @@ std::shared_ptr<Model> make_model(ModelOptions& options, const Tokenizer& tokeni
 }
 
 std::shared_ptr<RewardModel> make_reward_model(ModelOptions& options, const Tokenizer& tokenizer,
-                                               const Note& note) {
-  auto model = make_model<RewardModel>(options, tokenizer, note);
+                                               const Note& note, const Meeting& meeting) {
+  auto model = make_model<RewardModel>(options, tokenizer, note, meeting);
   // The files of reward models name one: transformers takes no batch without.
   model->complete_pad_token(tokenizer);
   if (model->has_fresh_head()) note("model: a fresh score head");
@@ -585,14 +592,14 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
     }
     check_reward_run(options, rows);
     options.evaluate.sample_prompts = 0;
-    const auto model = make_reward_model(options.model, *tokenizer, note);
+    const auto model = make_reward_model(options.model, *tokenizer, note, meeting);
     policy = std::shared_ptr<Decoder>(model, &model->body());
     trained = model;
   } else {
     options.model = with_numbers_for(options.reference, options.model);
     fit_memory(options, rows, plan_of_ranks(options.distributed, meeting.size()), note);
     const QuantizeCost cost(options.model, rows.eval, options.machine.head_budget_mib << 20);
-    policy = make_model<Decoder>(options.model, *tokenizer, note);
+    policy = make_model<Decoder>(options.model, *tokenizer, note, meeting);
     trained = policy;
     cost.tell(*policy, note);
   }
@@ -631,6 +638,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
     }
     reference =
         make_reference(options, *policy, by_token ? CacheLevel::kToken : CacheLevel::kSequence);
+    keep_slices(reference.reference->policy(), meeting);
     share_cache(reference.reference.get(), meeting);
   } else if (options.reference.rule != ReferenceRule::kFixed) {
     throw ConfigError(fmt::format(
@@ -651,6 +659,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
                           !options.reference.moving;
       initial = has_it ? borrowed_model(reference.reference)
                        : make_frozen(options.reference, options.model, *policy);
+      keep_slices(initial.get(), meeting);
     }
     run.rollouts.temperature = rollout_temperature(sources);
     for (const SourceOptions& source : sources) run.rollouts.completions += source.n;

@@ -17,6 +17,7 @@
 #include "core/hash.h"
 #include "core/text.h"
 #include "kernels/block_tensor.h"
+#include "math/sliced_weight.h"
 #include "prefopt/error.h"
 #include "prefopt/options.h"
 #include "prefopt/run/run.h"
@@ -315,7 +316,9 @@ std::optional<ResumePoint> find_resume_point(const std::string& resume, const Ru
 std::string fingerprint_of(const Policy& policy) {
   ContentHash hash;
   hash.update(policy.config());
+  HeldWeights held;  // until the next layer is
   for (const auto& [name, value] : policy.named_parameters()) {
+    held = HeldWeights(value);
     const kernels::StoredBlocks* blocks = kernels::blocks_of(value);
     const at::Tensor here = blocks ? blocks->bytes : value.detach().cpu().contiguous();
     const std::string_view bytes(static_cast<const char*>(here.const_data_ptr()), here.nbytes());

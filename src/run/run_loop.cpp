@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "core/text.h"
+#include "dist/gathering_ranks.h"
 #include "prefopt/error.h"
 #include "train/metrics.h"
 
@@ -452,6 +453,17 @@ void RunLoop::save_after_failure() {
     if (writes()) parts_.note(fmt::format("step {} is saved in {}", saved_.first, saved_.second));
   } catch (const std::exception&) {
     // The first error says what is wrong.
+  }
+  if (together) give_slices();
+}
+
+/// Waits for rank 0, which may still gather weights that it writes.
+void RunLoop::give_slices() {
+  if (!slices_weights(*parts_.meeting.ranks())) return;
+  try {
+    parts_.meeting.ranks()->barrier();
+  } catch (const LostRankError&) {
+    // The first error says more.
   }
 }
 

@@ -115,6 +115,7 @@ class RunLoop {
   void write_checkpoint(std::int64_t step, NamedTensors state);
   void link_and_prune(std::int64_t step);
   void save_after_failure();
+  void give_slices();
   bool all_can_save(bool is_due);
   SavedRun saved_run() { return {state_, parts_.trainer, parts_.source, parts_.identity}; }
 

@@ -10,8 +10,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "math/slices.h"
 #include "math/wide_gradient.h"
-#include "train/slices.h"
 
 namespace prefopt::detail {
 namespace {
@@ -100,7 +100,7 @@ void GradientSum::begin_step(std::int64_t most_parts) {
   std::fill(present_.begin(), present_.end(), false);
   tree_ = {};
   in_round_ = false;
-  const bool in_each = ranks_->options().sharding == Sharding::kGradients;
+  const bool in_each = sends_in_each();
   const bool sends = is_several() && !is_tree();
   rounds_left_ = !sends ? 0 : in_each ? most_parts : std::min<std::int64_t>(most_parts, 1);
 }
@@ -111,8 +111,7 @@ void GradientSum::backward(const at::Tensor& loss, bool is_last) {
     take_leaf();
     return;
   }
-  const bool sends =
-      is_several() && (is_last || ranks_->options().sharding == Sharding::kGradients);
+  const bool sends = is_several() && (is_last || sends_in_each());
   if (sends) begin_round();
   loss.backward();
   if (sends) end_round();

@@ -61,6 +61,7 @@ class GradientSum {
 
   bool is_several() const { return ranks_->size() > 1; }
   bool is_tree() const { return ranks_->options().order == SumOrder::kTree; }
+  bool sends_in_each() const { return ranks_->options().sharding >= Sharding::kGradients; }
   bool is_sharded() const { return trained_.front().whole != trained_.front().own; }
   std::int64_t width_of(std::size_t member) const;
 

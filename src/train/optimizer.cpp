@@ -681,7 +681,7 @@ WideWeights::WideWeights(const std::vector<Optimizer::Master>& masters,
     if (!is_narrow(value.scalar_type())) continue;
     const auto found = std::find_if(masters.begin(), masters.end(),
                                     [&](const auto& item) { return item.value.is_same(value); });
-    wide.push_back(found == masters.end() ? value.detach().to(at::kFloat) : found->wide);
+    wide.push_back(found == masters.end() ? widened(value.detach(), at::kFloat) : found->wide);
     narrow_.emplace_back(value, value.detach());
   }
   for (std::size_t i = 0; i < wide.size(); ++i) narrow_[i].first.set_data(wide[i]);

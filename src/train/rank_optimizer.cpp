@@ -9,8 +9,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "math/sliced_weight.h"
+#include "math/slices.h"
 #include "prefopt/error.h"
-#include "train/slices.h"
 
 namespace prefopt::detail {
 namespace {
@@ -94,11 +95,16 @@ void RankOptimizer::make_slices(const OptimizerOptions& options) {
   check_can_be_cut(parameters, options);
   std::vector<TrainedTensor> slices;
   for (const Optimizer::Parameter* const parameter : parameters) {
-    const at::Tensor slice = slice_of(numbers_of(*parameter), ranks_->rank(), ranks_->size());
+    const at::Tensor& whole = parameter->value;
+    const at::Tensor slice =
+        is_sliced(whole)
+            ? slice_in(whole)
+            : slice_of(numbers_of(*parameter), ranks_->rank(), ranks_->size()).detach();
+    const std::int64_t first = ranks_->rank() * slice_size(whole.numel(), ranks_->size());
     slices.push_back({.name = parameter->name,
-                      .value = slice.detach().requires_grad_(),
-                      .is_matrix = parameter->value.dim() >= 2,
-                      .first = slice.storage_offset() - parameter->value.storage_offset()});
+                      .value = at::Tensor(slice).requires_grad_(),
+                      .is_matrix = whole.dim() >= 2,
+                      .first = std::min(first, whole.numel())});
   }
   slices_.emplace(options, slices);
 }
@@ -127,6 +133,7 @@ void RankOptimizer::zero_grad() {
 /// Somebody may have given a parameter other memory.
 void RankOptimizer::follow_parameters() {
   for (const auto& [whole, own] : trained()) {
+    if (is_sliced(whole->value)) continue;
     const at::Tensor slice = slice_of(numbers_of(*whole), ranks_->rank(), ranks_->size());
     if (slice.const_data_ptr() != own->value.const_data_ptr()) own->value.set_data(slice);
   }
@@ -144,6 +151,7 @@ void RankOptimizer::share_weights() {
   std::int64_t bytes = 0;
   for (const Trained& one : trained()) {
     if (!one.own->has_gradient()) continue;
+    if (is_sliced(one.whole->value)) continue;  // it is gathered where it is read
     const bool fits = some.empty() || (bytes < limit && some.back().whole->value.dtype() ==
                                                             one.whole->value.dtype());
     if (!fits) {

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "math/given_back.h"
+#include "math/sliced_weight.h"
 #include "policy/token_range.h"
 #include "prefopt/losses/pair_fields.h"
 
@@ -66,7 +67,9 @@ NonFiniteStep describe_non_finite(const Policy& policy, const StepLoss& loss,
                                   const TrainerOptions& options) {
   const at::NoGradGuard no_grad;
   NonFiniteStep report{.rows = rows};
+  HeldWeights held;  // until the next layer is
   for (const auto& [name, value] : policy.named_parameters()) {
+    held = HeldWeights(value);
     if (report.weight.empty() && !is_finite(value)) report.weight = name;
     if (report.gradient.empty() && !is_finite(value.grad())) report.gradient = name;
   }

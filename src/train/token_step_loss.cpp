@@ -146,11 +146,14 @@ void TokenStepLoss::check() const {
   if (needs_.own_samples > 0) {
     const RanksOptions& ranks = parts_.ranks->options();
     if (parts_.ranks->size() > 1 &&
-        (ranks.order == SumOrder::kTree || ranks.sharding == Sharding::kGradients)) {
+        (ranks.order == SumOrder::kTree || ranks.sharding >= Sharding::kGradients)) {
       throw ConfigError(fmt::format(
           "{}: expected distributed.order fast and sharding none or optimizer with own samples "
           "over several ranks, got {}",
-          name(), ranks.order == SumOrder::kTree ? "order tree" : "sharding gradients"));
+          name(),
+          ranks.order == SumOrder::kTree           ? "order tree"
+          : ranks.sharding == Sharding::kGradients ? "sharding gradients"
+                                                   : "sharding weights"));
     }
     check_own_distribution(checked(parts_.options.sampling, "sampling"), name(),
                            "; its own samples are of the policy");

@@ -8,6 +8,7 @@
 #include <limits>
 #include <utility>
 
+#include "dist/gathering_ranks.h"
 #include "prefopt/error.h"
 #include "train/step_failures.h"
 #include "train/step_news.h"
@@ -173,13 +174,17 @@ void Trainer::Impl::report_failures(const StepPlan& plan, Work&& work) {
 
 void Trainer::Impl::report_non_finite(const StepPlan& plan, double loss_value, double grad_norm,
                                       const Metrics& metrics) {
-  if (!options.on_non_finite || ranks->rank() > 0) return;
-  NonFiniteStep report = detail::describe_non_finite(*policy, *loss, plan.rows, options);
-  report.step = plan.step + 1;
-  report.loss = loss_value;
-  report.grad_norm = grad_norm;
-  report.metrics = metrics;
-  options.on_non_finite(report);
+  const auto tell = [&] {
+    if (!options.on_non_finite || ranks->rank() > 0) return;
+    NonFiniteStep report = detail::describe_non_finite(*policy, *loss, plan.rows, options);
+    report.step = plan.step + 1;
+    report.loss = loss_value;
+    report.grad_norm = grad_norm;
+    report.metrics = metrics;
+    options.on_non_finite(report);
+  };
+  // The others wait and give their slices.
+  detail::slices_weights(*ranks) ? ranks->together(tell) : tell();
 }
 
 }  // namespace prefopt

@@ -7,6 +7,9 @@
 #include <string>
 #include <utility>
 
+#include "dist/gathering_ranks.h"
+#include "math/sliced_weight.h"
+#include "math/wide_gradient.h"
 #include "policy/token_range.h"
 #include "prefopt/error.h"
 #include "train/trainer_impl.h"
@@ -57,6 +60,11 @@ detail::StepParts step_parts(std::shared_ptr<Policy> policy, std::shared_ptr<Ref
                              TrainerOptions options) {
   if (!policy) throw ConfigError("trainer: expected a policy, got null");
   const auto ranks = options.ranks ? options.ranks : one_process();
+  if (detail::slices_weights(*ranks)) {
+    policy->keep_slices(ranks);
+    if (reference && reference->policy() != nullptr) reference->policy()->keep_slices(ranks);
+    if (options.value_model) options.value_model->keep_slices(ranks);
+  }
   return {.policy = std::move(policy),
           .reference = std::move(reference),
           .options = checked_options(std::move(options)),
@@ -103,7 +111,13 @@ void Trainer::Impl::visit_state(StateVisitor& visitor) {
     of_values->visit_state(of_value);
   }
   if (!reference) return;
-  for (const auto& [name, value] : reference->state()) visitor.tensor("reference." + name, value);
+  detail::HeldWeights held;  // until the next layer is
+  for (const auto& [name, value] : reference->state()) {
+    held = detail::HeldWeights(value);
+    const at::Tensor all = detail::whole(value);
+    visitor.tensor("reference." + name, all);
+    if (visitor.is_loading() && detail::is_sliced(value)) detail::assign(value, all);
+  }
 }
 
 std::vector<std::pair<std::string, at::Tensor>> Trainer::state() const {
@@ -164,7 +178,11 @@ void Trainer::save_policy(const std::string& directory) const {
   const auto save = [&](const Policy& policy, detail::RankOptimizer& optimizer,
                         const std::string& folder) {
     const MasterList masters = optimizer.masters();
-    if (impl_->ranks->rank() == 0) write_wide(policy, masters, folder);
+    const auto write = [&] {
+      if (impl_->ranks->rank() == 0) write_wide(policy, masters, folder);
+    };
+    // Who writes nothing waits and gives its slices.
+    detail::slices_weights(*impl_->ranks) ? impl_->ranks->together(write) : write();
   };
   save(*impl_->policy, impl_->updater.optimizer(), directory);
   if (const auto& values = impl_->options.value_model) {

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "math/wide_gradient.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/dist/ranks.h"
 #include "prefopt/losses/registry.h"
@@ -115,14 +116,15 @@ inline std::vector<TokenRow> uneven_rows(int step) {
   return random_rows(7, 100 + static_cast<std::uint64_t>(step));
 }
 
+/// Weights in slices are gathered, so all ranks call it then.
 inline std::vector<at::Tensor> weights_of(const Job& job) {
   std::vector<at::Tensor> weights;
   for (const auto& [name, value] : job.policy->named_parameters()) {
-    weights.push_back(value.detach().clone());
+    weights.push_back(detail::whole(value.detach()).clone());
   }
   if (!job.values) return weights;
   for (const auto& [name, value] : job.values->named_parameters()) {
-    weights.push_back(value.detach().clone());
+    weights.push_back(detail::whole(value.detach()).clone());
   }
   return weights;
 }

@@ -109,6 +109,9 @@ class PREFOPT_API Decoder final : public Policy {
   void load_weights(const std::string& directory) override;
   std::unique_ptr<DecodeSession> start_decoding(
       const std::vector<std::vector<std::int64_t>>& prompts) override;
+  /// Cuts the weights of a layer together and the others each by itself; an adapter stays whole.
+  /// Throws ConfigError for weights in blocks, experts, and an adapter that makes whole matrices.
+  void keep_slices(const std::shared_ptr<Ranks>& ranks) override;
 
   const DecoderOptions& options() const;
   /// Returns a remark on how the weights were read; else empty.

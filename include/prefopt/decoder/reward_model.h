@@ -69,6 +69,8 @@ class PREFOPT_API RewardModel final : public RewardPolicy {
   /// with an adapter writes that and the score head, as PEFT does with `modules_to_save`.
   void save(const std::string& directory) const override;
   void load_weights(const std::string& directory) override;
+  /// Cuts the layers' weights; the score head stays whole.
+  void keep_slices(const std::shared_ptr<Ranks>& ranks) override;
 
   /// The layers below the head, which share this model's weights. Their output head is no part of
   /// it.

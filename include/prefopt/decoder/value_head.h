@@ -30,6 +30,8 @@ class PREFOPT_API ValueHead final : public RewardPolicy {
   std::vector<NamedParameter> named_parameters() const override;
   void save(const std::string& directory) const override;
   void load_weights(const std::string& directory) override;
+  /// Leaves the head whole: it has no other weights.
+  void keep_slices(const std::shared_ptr<Ranks>& ranks) override;
 
  private:
   std::shared_ptr<Decoder> policy_;

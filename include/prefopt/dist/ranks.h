@@ -68,6 +68,8 @@ class PREFOPT_API Ranks {
   virtual Wait begin_sum_scatter(const at::Tensor& own, const at::Tensor& all) = 0;
   /// Returns the tensors of all ranks, [size, …], which have one shape and dtype.
   virtual at::Tensor gather(const at::Tensor& own) = 0;
+  /// The same into `all`, contiguous. The default gathers and copies.
+  virtual void gather_into(const at::Tensor& all, const at::Tensor& own);
   /// Writes rank 0's values into those of the others, in place; contiguous.
   virtual void broadcast(const at::Tensor& values) = 0;
   /// Returns when all ranks have called it.

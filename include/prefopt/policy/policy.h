@@ -15,6 +15,8 @@
 
 namespace prefopt {
 
+class Ranks;  // prefopt/dist/ranks.h
+
 struct NamedParameter {
   std::string name;
   at::Tensor value;
@@ -103,6 +105,10 @@ class PREFOPT_API Policy {
   /// The default runs the whole forward again for each token.
   virtual std::unique_ptr<DecodeSession> start_decoding(
       const std::vector<std::vector<std::int64_t>>& prompts);
+  /// Leaves this one of `ranks`, which all call it, a slice of each weight; whole ones are gathered
+  /// where they are read and given back (Sharding::kWeights). Weights that are in slices already
+  /// stay so. Throws ConfigError if the policy cannot (the default).
+  virtual void keep_slices(const std::shared_ptr<Ranks>& ranks);
 
   at::Device device() const;
   void set_requires_grad(bool on);

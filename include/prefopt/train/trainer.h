@@ -182,8 +182,9 @@ class PREFOPT_API Trainer {
   /// Returns `state` on the first of several ranks, for a checkpoint that it then writes without
   /// the others. Those get nothing, and hold no more than a tensor at a time.
   std::vector<std::pair<std::string, at::Tensor>> gather_state() const;
-  /// Writes as `save_policy`, with the masters of a gathered state and without other ranks. Throws
-  /// CheckpointError for a state that lacks them.
+  /// Writes as `save_policy`, with the masters of a gathered state and without other ranks; those
+  /// that keep slices of weights give them from the next call in which they wait for this one.
+  /// Throws CheckpointError for a state that lacks masters.
   void save_policy(const std::string& directory,
                    const std::vector<std::pair<std::string, at::Tensor>>& gathered) const;
   /// Throws CheckpointError for the state of another policy, loss, reference or optimizer, and

@@ -91,7 +91,7 @@ void AdapterFile::check_nothing_left(const at::Tensor& embedding, const HeadUnde
     for (const char* end : {".base_layer.weight", ".weight"}) {
       const auto at = left_.find(peft_key(module) + end);
       if (at == left_.end() || !own.defined()) continue;
-      const at::Tensor numbers = kernels::with_numbers(own);
+      const at::Tensor numbers = whole(kernels::with_numbers(own));
       const double bound = tolerance * numbers.abs().max().item<double>();
       const bool is_copy =
           at->second.sizes() == own.sizes() &&
@@ -120,7 +120,7 @@ HeadUnder head_under(BaseChange change, const Network& base, const AdapterParts&
   if (change == BaseChange::kNone || part == parts.low_rank.end()) return {base.head()};
   const std::int64_t rank = part->a.size(0) / 2;  // the rest is what was taken out
   const at::Tensor taken = part->b.narrow(1, rank, rank).mm(part->a.narrow(0, rank, rank));
-  return {kernels::with_numbers(base.head()) + part->scale * taken,
+  return {whole(kernels::with_numbers(base.head())) + part->scale * taken,
           is_narrow(base.head().scalar_type()) ? 1e-2 : 1e-5};
 }
 
@@ -134,7 +134,7 @@ void undo_base_change(BaseChange change, const Network& base, AdapterParts& part
       append_negative(part, {at::zeros_like(part.a), at::zeros_like(part.b)});
       continue;
     }
-    const at::Tensor& weight = trained.at(part.module.weight + ".weight").weight;
+    const at::Tensor weight = whole(trained.at(part.module.weight + ".weight").weight);
     const std::int64_t rank = part.a.size(0);
     const std::int64_t most = std::min(weight.size(0), weight.size(1));
     if (rank > most) {

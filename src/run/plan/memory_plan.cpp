@@ -66,10 +66,10 @@ void add_model_parts(const ModelBytes& bytes, const PlanAssumptions& machine, Me
   if (!has(Sharding::kWeights)) {
     add("weights", bytes.weights, "");
   } else {
-    // Where there are masters, those are the shares that weights are gathered from.
-    const std::int64_t own = bytes.masters > 0 ? 0 : share_of(bytes.weights, machine.ranks);
-    const std::int64_t gathered = 2 * bytes.layer_numbers * bytes.narrowest + bytes.head_bytes;
-    add("weights", own + gathered, "a share, and two layers and the head gathered");
+    const std::int64_t most = std::max(bytes.layer_numbers * bytes.narrowest, bytes.head_bytes);
+    const std::int64_t pieces = std::min(most, machine.bucket_mib << 20);
+    add("weights", share_of(bytes.weights, machine.ranks) + most + pieces,
+        "a share, and a layer or the head gathered in pieces");
   }
   if (bytes.mapped > 0) add("mapped pages", bytes.mapped, "blocks of the model's file");
   if (bytes.adapter > 0) add("adapter", bytes.adapter, "");
@@ -78,9 +78,7 @@ void add_model_parts(const ModelBytes& bytes, const PlanAssumptions& machine, Me
   }
   std::int64_t gradients = held(bytes.gradients, Sharding::kGradients);
   // Those of a layer are whole until they are added up and cut.
-  if (has(Sharding::kWeights)) {
-    gradients += 4 * bytes.layer_numbers;
-  } else if (has(Sharding::kGradients)) {
+  if (has(Sharding::kGradients)) {
     gradients += 2 * bytes.layer_numbers * bytes.narrowest;
   }
   add("gradients", gradients, "");

@@ -37,6 +37,10 @@ std::vector<Collective> collectives_of(const ModelBytes& bytes, const PlanAssump
   const auto add = [&](const char* name, double count, double each, double seconds) {
     collectives.push_back({name, count, count * each, count * seconds});
   };
+  const auto wait = [&](const char* name, double count, double each) {
+    add(name, count, each, net.half(each));
+    collectives.back().waits = true;
+  };
   const auto gradients = static_cast<double>(bytes.gradients);
   const auto weights = static_cast<double>(bytes.adapter > 0 ? bytes.adapter : bytes.weights);
   switch (machine.sharding) {
@@ -59,12 +63,15 @@ std::vector<Collective> collectives_of(const ModelBytes& bytes, const PlanAssump
       const double passes = has_live_reference ? 3 : 2;
       const auto layers = static_cast<double>(bytes.layers);
       const double layer = static_cast<double>(bytes.layer_numbers);
-      const double size = static_cast<double>(bytes.narrowest);
-      const double rest = static_cast<double>(bytes.weights) / size - layers * layer;
-      add("gathered layers", micro_batches * layers * passes, layer * size, net.half(layer * size));
-      add("gathered ends", micro_batches * passes, rest * size, net.half(rest * size));
-      add("shares of a layer's gradients", micro_batches * layers, 4 * layer, net.half(4 * layer));
-      add("shares of the ends' gradients", micro_batches, 4 * rest, net.half(4 * rest));
+      const double of_layer = layer * static_cast<double>(bytes.narrowest);
+      const auto of_head = static_cast<double>(bytes.head_bytes);
+      // The embedding in forward passes, the head in backward passes too.
+      const double ends = has_live_reference ? 5 : 3;
+      wait("gathered layers", micro_batches * layers * passes, of_layer);
+      wait("gathered embedding and head", micro_batches * ends, of_head);
+      const double asked = 8 * static_cast<double>(machine.ranks);
+      wait("requests", micro_batches * (layers * passes + ends), asked);
+      add("shares of gradients", micro_batches, gradients, net.half(gradients));
       break;
     }
   }
@@ -98,12 +105,12 @@ StepTime time_of_share(const StepWork& work, double parts, const PlanAssumptions
 
 double exposed_seconds(const std::vector<Collective>& collectives, double compute,
                        double micro_batches, const PlanAssumptions& machine) {
-  double seconds = 0;
-  for (const Collective& one : collectives) seconds += one.seconds;
+  double seconds = 0, waited = 0;
+  for (const Collective& one : collectives) (one.waits ? waited : seconds) += one.seconds;
   // Gradients in slices travel in every backward pass, others during the last backward pass.
   const bool is_each = machine.sharding >= Sharding::kGradients;
   const double beside = is_each ? compute : compute / micro_batches;
-  return std::max(seconds - beside, (1 - machine.overlap) * seconds);
+  return waited + std::max(seconds - beside, (1 - machine.overlap) * seconds);
 }
 
 double optimizer_traffic(const ModelBytes& bytes) {

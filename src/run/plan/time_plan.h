@@ -17,6 +17,7 @@ struct Collective {
   double count = 0;    ///< a step
   double bytes = 0;    ///< of all of them, in and out of a rank's memory once
   double seconds = 0;  ///< by α and β
+  bool waits = false;  ///< whether nothing is computed meanwhile
 };
 
 /// The ranks' network: t(b) = (call + hops · α) + share · b / β.
@@ -54,8 +55,9 @@ struct StepTime {
 /// Returns the seconds of one rank's share, `parts` micro-batches, without collectives.
 StepTime time_of_share(const StepWork& work, double parts, const PlanAssumptions& machine);
 
-/// Returns the seconds of collectives that no computation hides: all but the share `overlap`, and
-/// what takes longer than the computation that they run beside.
+/// Returns the seconds of collectives that no computation hides: of those that wait, and of the
+/// others all but the share `overlap`, and what takes longer than the computation that they run
+/// beside.
 double exposed_seconds(const std::vector<Collective>& collectives, double compute,
                        double micro_batches, const PlanAssumptions& machine);
 

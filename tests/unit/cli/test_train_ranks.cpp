@@ -111,8 +111,9 @@ TEST_CASE("prefopt train: a config that is at fault is said once", "[cli]") {
   CHECK(by_all.starts_with("prefopt: "));
   CHECK(by_all.find("rank") == std::string::npos);
   CHECK(refused({"--set", "batch.rows=none"}, 1) == "prefopt: rank 1: " + by_all.substr(9));
-  CHECK(refused({"--set", "distributed.sharding=weights"}, 1)
-            .starts_with("prefopt: rank 1: distributed.sharding: expected none, optimizer or "));
+  CHECK(
+      refused({"--set", "distributed.order=tree", "--set", "distributed.sharding=weights"}, 1)
+          .starts_with("prefopt: rank 1: distributed.order: expected order fast with sharding, "));
 }
 
 TEST_CASE("prefopt launch: starts ranks again when a signal has ended one", "[cli]") {

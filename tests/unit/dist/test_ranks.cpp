@@ -149,10 +149,6 @@ TEST_CASE("options of ranks that do not fit are refused", "[dist]") {
       ConfigError,
       "distributed.order: expected order fast with sharding, got tree; only whole gradients are "
       "added up in the order of a tree");
-  CHECK_THROWS_TEXT(
-      join_ranks({.sharding = Sharding::kWeights}, Launch{}), ConfigError,
-      "distributed.sharding: expected none, optimizer or gradients, got weights; slices of weights "
-      "that are gathered layer by layer (ZeRO-3) are not implemented, each rank keeps all weights");
   CHECK_THROWS_TEXT(options_from_json<RanksOptions>(R"({"bucket_mib": 0})", "distributed"),
                     ConfigError, "distributed: expected bucket_mib >= 1, got 0");
   const auto options = options_from_json<RanksOptions>(

@@ -108,8 +108,9 @@ std::vector<std::exception_ptr> failures_on(int size, const OptionsOfRank& optio
 RunEvents no_events(int /*rank*/) { return {}; }
 
 void run_on(int size, const RunOptions& options, const std::string& resume = {}) {
-  ThreadRanks(size).run(
-      [&](const std::shared_ptr<Ranks>& ranks) { run_training(options, {}, resume, ranks); });
+  ThreadRanks(size, options.distributed).run([&](const std::shared_ptr<Ranks>& ranks) {
+    run_training(options, {}, resume, ranks);
+  });
 }
 
 template <class E>
@@ -193,6 +194,42 @@ TEST_CASE("a run of ranks is resumed by another number of them", "[run]") {
         1);
 }
 
+TEST_CASE("a run in slices of weights is resumed out of them and back", "[run]") {
+  const NoSync no_sync;
+  const RankScene scene;
+  auto options = scene.rank_options("straight");
+  options.optimizer.schedule = Schedule::kConstant;
+  options.checkpoint.every = 1;
+  options.checkpoint.keep_last = 0;
+  options.batch.steps = 6;
+  const bool has_adapter = GENERATE(false, true);
+  if (has_adapter) {
+    const auto adapted = Decoder::load(scene.file("model"));
+    adapted->add_adapter({.r = 2, .init_lora_weights = "false"});
+    adapted->save(scene.file("adapter"));
+    options.model.adapter = scene.file("adapter");
+  }
+  options.reference.moving = GENERATE(false, true);
+  options.reference.update.update_steps = 1;
+  CAPTURE(has_adapter, options.reference.moving);
+  run_training(options);
+  options.output_dir = scene.file("run");
+  struct Leg {
+    int size;
+    Sharding sharding;
+  };
+  std::int64_t steps = 0;
+  for (const auto [size, sharding] :
+       {Leg{2, Sharding::kWeights}, Leg{1, Sharding::kNone}, Leg{3, Sharding::kWeights}}) {
+    options.batch.steps = steps += 2;
+    options.distributed.sharding = sharding;
+    run_on(size, options, "auto");
+    const std::string step = "/checkpoints/step-" + std::to_string(steps);
+    CHECK(distance(options.output_dir + step, scene.file("straight") + step) <= kRounding);
+  }
+  check_same_metrics(scene.file("run"), scene.file("straight"), kRounding);
+}
+
 TEST_CASE("a note names the sharding that a config leaves out", "[run]") {
   const NoSync no_sync;
   const RankScene scene;
@@ -200,9 +237,7 @@ TEST_CASE("a note names the sharding that a config leaves out", "[run]") {
   options.optimizer.schedule = Schedule::kConstant;
   options.batch.steps = 1;
   options.distributed.sharding = Sharding::kOptimizer;
-  ThreadRanks(2, options.distributed).run([&](const std::shared_ptr<Ranks>& ranks) {
-    run_training(options, {}, {}, ranks);
-  });
+  run_on(2, options);
   options.batch.steps = 2;
   options.distributed = {};
   run_training(options, {}, "auto");
@@ -391,11 +426,10 @@ TEST_CASE("a disk that is full on rank 0 ends all ranks, which save together", "
   auto options = scene.rank_options("run");
   options.checkpoint.every = 1;
   options.batch.steps = 3;
-  const bool in_slices = GENERATE(true, false);
-  CAPTURE(in_slices);
-  if (in_slices) {
-    options.distributed.sharding = Sharding::kOptimizer;
-  } else {
+  const auto sharding = GENERATE(Sharding::kNone, Sharding::kOptimizer, Sharding::kWeights);
+  CAPTURE(sharding);
+  options.distributed.sharding = sharding;
+  if (sharding == Sharding::kNone) {
     options.reference.kind = ReferenceKind::kCached;  // whose ranks share what they computed
   }
   const auto trained = [&](const std::string& run) {
@@ -441,8 +475,12 @@ TEST_CASE("ranks share the prompts of rounds, and have the same rows", "[run]") 
   const RankScene scene;
   const Json loss = GENERATE(Json{{"type", "dpo"}}, Json{{"type", "grpo"}});
   CAPTURE(loss.dump());
+  const auto sharding = GENERATE(Sharding::kNone, Sharding::kWeights);
+  CAPTURE(sharding);
   run_training(scene.online_options("one", loss));
-  run_on(3, scene.online_options("run", loss));
+  auto options = scene.online_options("run", loss);
+  options.distributed.sharding = sharding;
+  run_on(3, options);
   CHECK(distance(scene.file("run/checkpoints/last"), scene.file("one/checkpoints/last")) <=
         kRounding);
   check_same_metrics(scene.file("run"), scene.file("one"), kRounding);

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "math/sliced_weight.h"
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/data/tokenizer.h"
@@ -20,8 +21,10 @@
 #include "prefopt/objectives/token_objective.h"
 #include "prefopt/policy/moving_reference.h"
 #include "prefopt/policy/reference.h"
+#include "prefopt/policy/sequence_logps.h"
 #include "prefopt/train/trainer.h"
 #include "support/catch.h"
+#include "support/forwarding_ranks.h"
 #include "support/logps_oracle.h"
 #include "support/pretend_device.h"
 #include "support/temp_dir.h"
@@ -184,6 +187,40 @@ TEST_CASE("training on a device: the host waits twice a step", "[train][device]"
   INFO(list);
   CHECK(waits.size() <= 2);  // the gradient's norm, and all metrics at once
   CHECK_FALSE(waits.empty());
+}
+
+/// A rank whose slices are the whole weights.
+class LoneGatherer final : public ForwardingRanks, public detail::WeightGatherer {
+ public:
+  LoneGatherer() : ForwardingRanks(one_process()) {}
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  at::Tensor gather(const at::Tensor& own) override { return ForwardingRanks::gather(own); }
+  void add(const std::shared_ptr<detail::WeightUnit>& /*unit*/) override {}
+  void gather(detail::WeightUnit& unit) override { unit.put(0, 0, unit.row()); }
+};
+
+TEST_CASE("training on a device: slices of weights are whole where they are read",
+          "[train][device]") {
+  const auto dtype = GENERATE(at::kFloat, at::kBFloat16);
+  const bool has_adapter = GENERATE(false, true);
+  const auto gradients = [&](const std::shared_ptr<Ranks>& ranks) {
+    const auto policy = fresh(dtype, pretend_device());
+    if (has_adapter) policy->add_adapter({.r = 2, .init_lora_weights = "false"});
+    if (ranks) policy->keep_slices(ranks);
+    const TokenBatch batch = make_pair_batch(rows(), /*rejected=*/true).to(pretend_device());
+    sequence_logps(*policy, batch).logps.sum().backward();
+    std::vector<at::Tensor> all;
+    for (const auto& [name, value] : policy->named_parameters()) {
+      if (value.grad().defined()) all.push_back(value.grad().cpu());
+    }
+    return all;
+  };
+  const auto whole = gradients(nullptr);
+  const auto sliced = gradients(std::make_shared<LoneGatherer>());
+  CHECK_FALSE(whole.empty());
+  REQUIRE(sliced.size() == whole.size());
+  for (std::size_t i = 0; i < whole.size(); ++i) CHECK(sliced[i].equal(whole[i]));
 }
 
 TEST_CASE("training on a device: a state crosses to another one", "[train][device]") {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "prefopt/decoder/value_head.h"
 #include "prefopt/objectives/token_objective.h"
 #include "support/rank_jobs.h"
 
@@ -73,8 +74,13 @@ TEST_CASE("ranks: objectives on rollouts train as in one process", "[train]") {
       R"({"type": "policy_gradient", "rule": {"kind": "vespo"}, "level": "token",
           "aggregation": "group_token_mean"})",
       R"({"type": "loop", "level": "turn", "correction": {"kind": "truncate", "cap": 1.1}})"};
-  for (const int size : {2, 4}) {
-    const ThreadRanks ranks(size);
+  struct Case {
+    int size;
+    Sharding sharding;
+  };
+  for (const auto [size, sharding] :
+       {Case{2, Sharding::kNone}, Case{4, Sharding::kNone}, Case{3, Sharding::kWeights}}) {
+    const ThreadRanks ranks(size, {.sharding = sharding});
     for (const std::string& objective : objectives) {
       CAPTURE(size, objective);
       check_against_one_process(
@@ -121,6 +127,26 @@ TEST_CASE("ranks: a value model learns by its own optimizer", "[train]") {
     };
     check_against_one_process(ranks, 2, make_job, options, 1e-12, 3, rollout_rows);
   }
+}
+
+TEST_CASE("ranks: a value head reads the policy's slices of weights", "[train]") {
+  const ThreadRanks ranks(2, {.sharding = Sharding::kWeights});
+  TrainerOptions options = steady();
+  options.value_optimizer = {.learning_rate = 0.05, .schedule = Schedule::kConstant};
+  check_against_one_process(
+      ranks, 2,
+      [] {
+        const auto policy = decoder(torch::kDouble);
+        return Job{policy, nullptr,
+                   [=](const TrainerOptions& given) {
+                     return std::make_unique<Trainer>(
+                         policy, nullptr,
+                         make_token_objective(R"({"type": "ppo", "kl": {"coefficient": 0}})"),
+                         given);
+                   },
+                   std::make_shared<ValueHead>(policy)};
+      },
+      options, 1e-12, 3, rollout_rows);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "train/slices.h"
+#include "math/slices.h"
 
 #include <algorithm>
 
