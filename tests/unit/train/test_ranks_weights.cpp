@@ -471,6 +471,20 @@ TEST_CASE("ranks: models that are not cut into slices are refused by name", "[tr
         "of weights, got use_dora on 'model.layers.0.self_attn.q_proj', which makes a whole "
         "matrix");
   CHECK(refused([] {
+          const auto policy = std::make_shared<Decoder>(tiny_decoder());
+          policy->add_adapter({.r = 2, .target_modules = {"embed_tokens"}});
+          return policy;
+        }) ==
+        "distributed.sharding: expected an adapter of low-rank products of linear maps for slices "
+        "of weights, got one of 'model.embed_tokens', which makes a whole matrix");
+  TempDir folder;
+  DecoderOptions wide = tiny_decoder();
+  wide.hidden_size = wide.intermediate_size = 32;
+  Decoder(wide).save(folder.path());
+  CHECK(refused([&] { return Decoder::load(folder.path(), "q8_0"); }) ==
+        "distributed.sharding: expected numbers of a floating dtype for slices of weights, got "
+        "'model.embed_tokens.weight' in Q8_0 blocks; load the model in a dtype (model.base)");
+  CHECK(refused([] {
           DecoderOptions options = tiny_decoder();
           options.family = "mixtral";
           options.family_fields = R"({"num_local_experts": 3, "num_experts_per_tok": 2})";
