@@ -19,6 +19,11 @@ namespace prefopt::jinja {
 struct Expression;
 using ExpressionPtr = std::unique_ptr<Expression>;
 
+// Defined after Expression. A std::pair would ask for a whole Expression before that.
+struct DictItem;
+struct NamedArgument;
+struct ComparedTo;
+
 struct Literal {
   Value value;
 };
@@ -33,7 +38,7 @@ struct ListDisplay {
 };
 
 struct DictDisplay {
-  std::vector<std::pair<Expression, Expression>> items;
+  std::vector<DictItem> items;
 };
 
 struct AttributeAccess {
@@ -51,7 +56,7 @@ struct SliceAccess {
 
 struct CallArguments {
   std::vector<Expression> values;
-  std::vector<std::pair<std::string, Expression>> named;
+  std::vector<NamedArgument> named;
   ExpressionPtr more_values, more_named;  ///< `*` and `**`
 };
 
@@ -94,8 +99,7 @@ struct Arithmetic {
 
 struct Comparison {
   ExpressionPtr first;
-  /// "==", "!=", "<", "<=", ">", ">=", "in" or "not in", each with what is compared.
-  std::vector<std::pair<std::string, Expression>> rest;
+  std::vector<ComparedTo> rest;
 };
 
 struct Concatenation {
@@ -113,6 +117,20 @@ struct Expression {
       node;
   int line = 1;
   int depth = 1;  ///< levels of expressions
+};
+
+struct DictItem {
+  Expression key, value;
+};
+
+struct NamedArgument {
+  std::string name;
+  Expression value;
+};
+
+struct ComparedTo {
+  std::string operation;  ///< "==", "!=", "<", "<=", ">", ">=", "in" or "not in"
+  Expression value;
 };
 
 struct Statement;

@@ -30,10 +30,10 @@ int deepest_of(const std::vector<Expression>& list) {
   return depth;
 }
 
-template <class First>
-int deepest_of(const std::vector<std::pair<First, Expression>>& list) {
+template <class Item>
+int deepest_of(const std::vector<Item>& list) {
   int depth = 0;
-  for (const auto& item : list) depth = std::max(depth, item.second.depth);
+  for (const Item& item : list) depth = std::max(depth, item.value.depth);
   return depth;
 }
 
@@ -52,7 +52,7 @@ int levels(const Name&) { return 0; }
 int levels(const ListDisplay& list) { return deepest_of(list.items); }
 int levels(const DictDisplay& dict) {
   int depth = deepest_of(dict.items);
-  for (const auto& item : dict.items) depth = std::max(depth, item.first.depth);
+  for (const DictItem& item : dict.items) depth = std::max(depth, item.key.depth);
   return depth;
 }
 int levels(const AttributeAccess& access) { return deepest(access.object); }
@@ -495,7 +495,7 @@ class Parser {
     Expression first = parse_sum();
     Comparison comparison;
     for (std::string op = comparison_operator(); !op.empty(); op = comparison_operator()) {
-      comparison.rest.emplace_back(op, parse_sum());
+      comparison.rest.push_back({op, parse_sum()});
     }
     if (comparison.rest.empty()) return first;
     comparison.first = boxed(std::move(first));
@@ -631,7 +631,7 @@ class Parser {
       Expression key = parse_expression();
       expect_operator(":");
       Expression value = parse_expression();
-      dict.items.emplace_back(std::move(key), std::move(value));
+      dict.items.push_back({std::move(key), std::move(value)});
     }
     take();
     return made(line, std::move(dict));
@@ -724,7 +724,7 @@ class Parser {
         if (is_late) fail("expected '**' at the end of a call, got more");
         std::string name = take().text;
         take();
-        arguments.named.emplace_back(std::move(name), parse_expression());
+        arguments.named.push_back({std::move(name), parse_expression()});
       } else {
         if (is_late || arguments.more_values || !arguments.named.empty()) {
           fail("expected arguments without a name first, got one later");
