@@ -47,6 +47,13 @@ struct Block {
     return std::accumulate(mappings.begin(), mappings.end(), std::size_t{0});
   }
 
+  /// Leaves out `bytes` of the first mapping.
+  void drop_front(std::size_t bytes) {
+    data += bytes;
+    mappings.front() -= bytes;
+    if (mappings.front() == 0) mappings.erase(mappings.begin());
+  }
+
   /// Takes `bytes` off the front.
   Block split(std::size_t bytes) {
     Block front{data};
@@ -94,6 +101,20 @@ Block map(std::size_t size, std::size_t bytes) {
     if (part > 0) block.mappings.push_back(part);
   }
   return block;
+}
+
+/// Puts pages in place of others. Returns false, with memory in the old place and in the new one,
+/// where the system does not. Throws std::bad_alloc where nothing is left in the new one.
+bool move_pages(std::byte* from, std::size_t size, std::byte* to) {
+#ifdef MREMAP_FIXED
+  if (::mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED) return true;
+  // Linux before 6.17 may have taken away what was there.
+  if (::mmap(to, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+      MAP_FAILED) {
+    throw std::bad_alloc();
+  }
+#endif
+  return false;
 }
 
 class Pool {
@@ -160,18 +181,14 @@ class Pool {
     }
     Block block{fresh.data};
     while (!free_.empty() && fresh.size() > 0) {
-      const std::size_t part = std::min(free_.front().mappings.front(), fresh.size());
-#ifdef MREMAP_FIXED
-      if (::mremap(free_.front().data, part, part, MREMAP_MAYMOVE | MREMAP_FIXED, fresh.data) ==
-          MAP_FAILED) {
-        break;
-      }
-      take_front(free_.begin(), part);
-      fresh.split(part);
+      Block& oldest = free_.front();
+      const std::size_t part = std::min(oldest.mappings.front(), fresh.mappings.front());
+      block.mappings.reserve(block.mappings.size() + fresh.mappings.size() + 1);
+      if (!move_pages(oldest.data, part, fresh.data)) break;
       block.mappings.push_back(part);
-#else
-      break;
-#endif
+      fresh.drop_front(part);
+      oldest.drop_front(part);
+      if (oldest.mappings.empty()) free_.erase(free_.begin());
     }
     release(fresh.size());
     block.mappings.insert(block.mappings.end(), fresh.mappings.begin(), fresh.mappings.end());

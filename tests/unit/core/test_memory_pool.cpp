@@ -65,7 +65,7 @@ TEST_CASE("memory pool: a request that fits no block gets the pages of several",
   // Memory from the system would be zero.
   CHECK(std::count(bytes, bytes + 14 * kMib, 7) == 12 * kMib);
 
-  // What is longer than all that waits has new pages at its end.
+  // A block longer than all that waits has new pages at its end.
   release_pooled_memory();
   {
     const auto first = take_from_pool(4 * kMib);
