@@ -90,8 +90,9 @@ RowLayout::RowLayout(std::string_view columns, std::string_view where)
       mapping_.emplace_back(field, value.get<std::string>());
       continue;
     }
-    const auto role = std::find_if(kRoleFields.begin(), kRoleFields.end(),
-                                   [&](const auto& known) { return known.first == field; });
+    const auto role =
+        std::find_if(kRoleFields.begin(), kRoleFields.end(),
+                     [&, &field = field](const auto& known) { return known.first == field; });
     if (role == kRoleFields.end() && field != "role_key" && field != "content_key") {
       throw ConfigError(fmt::format("{}: expected a known field, got '{}'{}", where,
                                     shown_text(field), did_you_mean(field, fields)));

@@ -143,7 +143,10 @@ class PromptStore {
     if (bytes > limit() || !stamp->is_current()) return;
     make_room(bytes);
     OfModel* model = model_of(*stamp);
-    if (model == nullptr) model = &models_.emplace_back(stamp, std::map<Tokens, Kept>());
+    if (model == nullptr) {
+      models_.push_back({stamp, {}});
+      model = &models_.back();
+    }
     const bool is_new = model->prompts.insert_or_assign(tokens, Kept{prompt, ++uses_}).second;
     if (is_new) counts_.bytes += bytes;
   }

@@ -679,8 +679,9 @@ WideWeights::WideWeights(const std::vector<Optimizer::Master>& masters,
   std::vector<at::Tensor> wide;
   for (const auto& [name, value] : parameters) {
     if (!is_narrow(value.scalar_type())) continue;
-    const auto found = std::find_if(masters.begin(), masters.end(),
-                                    [&](const auto& item) { return item.value.is_same(value); });
+    const auto found =
+        std::find_if(masters.begin(), masters.end(),
+                     [&, &value = value](const auto& item) { return item.value.is_same(value); });
     wide.push_back(found == masters.end() ? widened(value.detach(), at::kFloat) : found->wide);
     narrow_.emplace_back(value, value.detach());
   }
