@@ -29,7 +29,7 @@ namespace {
 void check_weight(const std::string& name, const at::Tensor& weight) {
   if (const kernels::StoredBlocks* blocks = kernels::blocks_of(weight)) {
     refuse("numbers of a floating dtype", fmt::format("'{}' in {} blocks", name, blocks->encoding),
-           "; load the model in a dtype (model.base)");
+           "; load the model in a dtype (model.base, reference.dtype)");
   }
   if (name.find(".experts.") != std::string::npos) {
     refuse("layers without experts", fmt::format("'{}'", name),

@@ -300,6 +300,8 @@ void RewardModel::to(at::Device device) {
 bool RewardModel::is_on(const std::string& path, std::string_view dtype, const Decoder& policy) {
   const Decoder::Impl& impl = *policy.impl_;
   if (!policy.adapter() || !adapter_config_of(path).is_object()) return false;
+  // It scores in another thread than the one that gathers the policy's slices.
+  if (detail::is_sliced(impl.network.embedding)) return false;
   std::error_code ignored;
   if (!std::filesystem::equivalent(named_base_of(path), impl.source, ignored)) return false;
   // Blocks of the file are its numbers, those that were made when it was loaded are others.

@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <set>
@@ -14,7 +15,7 @@
 namespace prefopt::detail {
 namespace {
 
-/// What a rank wants that has come to a call of Ranks.
+/// The wish of a rank that has come to a call of Ranks.
 constexpr std::int64_t kCall = -1;
 
 }  // namespace
@@ -56,7 +57,7 @@ void GatheringRanks::add(const std::shared_ptr<WeightUnit>& unit) {
       std::min(std::max<std::int64_t>(most / size(), 1), row.numel()) * size();
   if (!staging_.defined() || staging_.numel() < bytes) staging_ = at::empty({bytes}, row.options());
   unit->set_number(std::ssize(units_));
-  units_.push_back(unit);
+  units_.push_back({unit, row.numel()});
 }
 
 void GatheringRanks::gather(WeightUnit& unit) { take_rounds(unit.number()); }
@@ -76,18 +77,20 @@ void GatheringRanks::take_rounds(std::int64_t wanted) {
 
 /// Sends slices, a piece at a time, which keep their place where this rank needs the unit.
 void GatheringRanks::exchange(std::int64_t number) {
-  const auto unit = units_.at(static_cast<std::size_t>(number)).lock();
-  if (!unit) {
-    throw Error("ranks: expected all of them to have the same models, got one that has ended here");
-  }
-  const at::Tensor& row = unit->row();
+  const auto& [weights, row_bytes] = units_.at(static_cast<std::size_t>(number));
+  const auto unit = weights.lock();
+  // The others are answered before this rank says that something is wrong: they would wait.
+  const at::Tensor row = unit ? unit->row() : at::zeros({row_bytes}, staging_.options());
   const std::int64_t most = staging_.numel() / size();
   for (std::int64_t begin = 0; begin < row.numel(); begin += most) {
     const std::int64_t bytes = std::min(most, row.numel() - begin);
     const at::Tensor all = staging_.narrow(0, 0, bytes * size()).view({size(), bytes});
     ranks_->gather_into(all, row.narrow(0, begin, bytes));
-    if (!unit->is_gathered()) continue;
+    if (!unit || !unit->is_gathered()) continue;
     for (int rank = 0; rank < size(); ++rank) unit->put(rank, begin, all[rank]);
+  }
+  if (!unit) {
+    throw Error("ranks: expected all of them to have the same models, got one that has ended here");
   }
 }
 

@@ -48,7 +48,11 @@ class GatheringRanks final : public Ranks, public WeightGatherer {
   void exchange(std::int64_t number);
 
   std::shared_ptr<Ranks> ranks_;
-  std::vector<std::weak_ptr<WeightUnit>> units_;
+  struct Unit {
+    std::weak_ptr<WeightUnit> weights;
+    std::int64_t row_bytes;
+  };
+  std::vector<Unit> units_;
   at::Tensor staging_;  ///< bytes of all ranks
 };
 

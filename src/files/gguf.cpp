@@ -177,7 +177,7 @@ struct Value {
   std::uint64_t end;
 };
 
-// What the file says of itself; places are offsets.
+// The file's words about itself; places are offsets.
 struct Header {
   std::vector<std::string> keys;
   std::map<std::string, Value, std::less<>> values;

@@ -14,7 +14,7 @@
 namespace prefopt::detail {
 namespace {
 
-/// What the storage of a sliced weight has in place of memory, or around it.
+/// The context of a sliced weight's storage: its place in a unit, and the memory while it is whole.
 struct SlicedMemory {
   std::shared_ptr<WeightUnit> unit;
   std::size_t member;

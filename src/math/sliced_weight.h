@@ -19,7 +19,7 @@ namespace prefopt::detail {
 
 class WeightUnit;
 
-/// What the ranks of a program do together for their slices.
+/// The messages of ranks about their slices.
 class WeightGatherer {
  public:
   virtual ~WeightGatherer() = default;
@@ -34,7 +34,7 @@ class WeightGatherer {
 /// Weights that are held together, as those of a layer, and this rank's slices of them.
 class WeightUnit : public std::enable_shared_from_this<WeightUnit> {
  public:
-  /// Cuts weights: from here on they are at rest. Throws std::bad_alloc, with nothing changed.
+  /// Cuts weights: from here on they are at rest. Throws std::bad_alloc.
   static void slice(const std::vector<at::Tensor>& weights,
                     const std::shared_ptr<WeightGatherer>& gatherer);
 
@@ -102,7 +102,7 @@ class HeldWeights {
 /// Makes copies of sliced weights, which are sliced alike, without a message.
 class SlicedCopies {
  public:
-  /// Returns the copy of a sliced weight, in one unit with those of its own.
+  /// Returns the copy of a sliced weight, in one unit with those of its neighbours.
   at::Tensor copy_of(const at::Tensor& weight);
 
  private:

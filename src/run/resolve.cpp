@@ -117,6 +117,21 @@ FilesLater companions_of(const RunOptions& options, const Decoder& policy,
   };
 }
 
+/// Throws ConfigError for sources that write by past weights: each rank puts them back for its own
+/// prompts, at another time than the others, which would gather some of them.
+void check_sliced_sources(const std::vector<SourceOptions>& sources, const ModelOptions& model,
+                          const Meeting& meeting) {
+  const bool trains_adapter = model.use_lora || !model.adapter.empty();
+  if (!slices_weights(*meeting.ranks()) || trains_adapter) return;
+  for (const SourceOptions& source : sources) {
+    if (source.from != SourceKind::kLast && source.from != SourceKind::kPast) continue;
+    throw ConfigError(fmt::format(
+        "distributed.sharding: expected none, optimizer or gradients for the source '{}' of a "
+        "model without an adapter, got weights",
+        source.from == SourceKind::kLast ? "last" : "past"));
+  }
+}
+
 void keep_slices(Policy* model, const Meeting& meeting) {
   if (model != nullptr && slices_weights(*meeting.ranks())) model->keep_slices(meeting.ranks());
 }
@@ -252,7 +267,8 @@ std::shared_ptr<RewardPolicy> make_value_model(const RunOptions& options, const 
   }
   const auto kept = [&](const std::string& path) {
     const std::string& dtype = options.model.dtype;
-    return value.use_lora ? kept_frozen(path, dtype, device_of(options.model)) : dtype;
+    const bool may_keep = options.model.base == "auto" || options.model.base == "quantized";
+    return value.use_lora && may_keep ? kept_frozen(path, dtype, device_of(options.model)) : dtype;
   };
   std::shared_ptr<RewardModel> model;
   if (!value.path.empty()) {
@@ -560,6 +576,7 @@ ResolvedRun resolve(RunOptions options, const RunLoss& loss, const RunEvents& ev
       rows = load_rows(options.data, *tokenizer, of_rows, note);
     }
   });
+  check_sliced_sources(sources, options.model, meeting);
   if (loss.objective() != nullptr && !is_online) {
     throw ConfigError(fmt::format(
         "online.prompts: expected a file of prompts for '{}', which learns from completions that "

@@ -462,7 +462,7 @@ void RunLoop::give_slices() {
   if (!slices_weights(*parts_.meeting.ranks())) return;
   try {
     parts_.meeting.ranks()->barrier();
-  } catch (const LostRankError&) {
+  } catch (const std::exception&) {
     // The first error says more.
   }
 }

@@ -3,10 +3,22 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "prefopt/device.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
+namespace {
+
+/// Returns whether a model of the run writes the source's completions.
+bool is_written(const SourceOptions& source) {
+  return source.from != SourceKind::kData && source.from != SourceKind::kProgram &&
+         source.from != SourceKind::kFile;
+}
+
+}  // namespace
 
 void check_prompt_cache(const RunOptions& options, const RunLoss& loss) {
   constexpr std::string_view kOption = "machine.prompt_cache_mib";
@@ -16,9 +28,17 @@ void check_prompt_cache(const RunOptions& options, const RunLoss& loss) {
     throw ConfigError(fmt::format("{}: expected the cpu as model.device, got '{}'", kOption,
                                   options.model.device));
   }
-  const bool draws =
-      options.online.is_online() || loss.requirements().sample_source != SampleSource::kNone;
-  if (draws) return;
+  if (options.distributed.sharding == Sharding::kWeights) {
+    throw ConfigError(
+        fmt::format("{}: expected 0 with slices of weights, which are whole for one call, got {}",
+                    kOption, mib));
+  }
+  bool has_writer = false;
+  if (options.online.is_online()) {
+    const auto sources = parse_sources(options.online.sources, options.sampling, "online.sources");
+    has_writer = std::any_of(sources.begin(), sources.end(), is_written);
+  }
+  if (has_writer || loss.requirements().sample_source != SampleSource::kNone) return;
   throw ConfigError(fmt::format(
       "{}: expected 0 where nothing is drawn to train on, by online.prompts or '{}', got {}",
       kOption, loss.name(), mib));

@@ -290,6 +290,14 @@ RunModels RunModels::of(const RunOptions& given, const PlanAssumptions& machine)
   check_options(options);
   const RunLoss loss(options.loss);
   check_prompt_cache(options, loss);
+  if (machine.ranks > 1 && machine.sharding == Sharding::kWeights) {
+    const std::optional<ModelShape> reference = own_reference(options);
+    if (shape_of(options.model).has_blocks() || (reference && reference->has_blocks())) {
+      throw ConfigError(
+          "distributed.sharding: expected numbers of a floating dtype for slices of weights, got "
+          "blocks; load the model in a dtype (model.base, reference.dtype)");
+    }
+  }
   if (loss.objective() != nullptr) {
     throw ConfigError(fmt::format(
         "loss: expected one on rows that exist, which a plan counts, got '{}', which learns from "

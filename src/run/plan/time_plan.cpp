@@ -109,8 +109,8 @@ double exposed_seconds(const std::vector<Collective>& collectives, double comput
   for (const Collective& one : collectives) (one.waits ? waited : seconds) += one.seconds;
   // Gradients in slices travel in every backward pass, others during the last backward pass.
   const bool is_each = machine.sharding >= Sharding::kGradients;
-  const double beside = is_each ? compute : compute / micro_batches;
-  return waited + std::max(seconds - beside, (1 - machine.overlap) * seconds);
+  const double hiding = is_each ? compute : compute / micro_batches;
+  return waited + std::max(seconds - hiding, (1 - machine.overlap) * seconds);
 }
 
 double optimizer_traffic(const ModelBytes& bytes) {

@@ -56,8 +56,8 @@ struct StepTime {
 StepTime time_of_share(const StepWork& work, double parts, const PlanAssumptions& machine);
 
 /// Returns the seconds of collectives that no computation hides: of those that wait, and of the
-/// others all but the share `overlap`, and what takes longer than the computation that they run
-/// beside.
+/// others all but the share `overlap`, and what takes longer than the computation next to which
+/// they run.
 double exposed_seconds(const std::vector<Collective>& collectives, double compute,
                        double micro_batches, const PlanAssumptions& machine);
 

@@ -493,5 +493,24 @@ TEST_CASE("ranks share the prompts of rounds, and have the same rows", "[run]") 
   }
 }
 
+// Ranks put past weights back at different times, and gather slices of one another in between.
+TEST_CASE("past weights of all layers in slices write nothing", "[run]") {
+  const NoSync no_sync;
+  const RankScene scene;
+  const std::string source = GENERATE("last", "past");
+  auto options = scene.online_options("run", {{"type", "dpo"}});
+  options.online.sources = R"([{"from": "policy", "n": 2}, {"from": ")" + source + R"(", "n": 2}])";
+  options.distributed.sharding = Sharding::kWeights;
+  const auto failures =
+      ThreadRanks(2, options.distributed).troubles([&](const std::shared_ptr<Ranks>& ranks) {
+        run_training(options, {}, {}, ranks);
+      });
+  for (const auto& failure : failures) {
+    CHECK(text_of<ConfigError>(failure) ==
+          "distributed.sharding: expected none, optimizer or gradients for the source '" + source +
+              "' of a model without an adapter, got weights");
+  }
+}
+
 }  // namespace
 }  // namespace prefopt

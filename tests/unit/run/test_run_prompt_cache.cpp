@@ -190,6 +190,13 @@ TEST_CASE("a prompt cache that would keep nothing is refused", "[run][device]") 
       "or 'dpo', got 64";
   CHECK_THROWS_TEXT(run_training(options), ConfigError, idle);
   CHECK_THROWS_TEXT(detail::RunModels::of(options, {}), ConfigError, idle);
+  options.online.prompts = scene.file("prompts.jsonl");
+  options.online.sources = R"([{"from": "program", "n": 2, "command": ["true"]}])";
+  CHECK_THROWS_TEXT(run_training(options), ConfigError, idle);
+  options.distributed.sharding = Sharding::kWeights;
+  CHECK_THROWS_TEXT(run_training(options), ConfigError,
+                    "machine.prompt_cache_mib: expected 0 with slices of weights, which are whole "
+                    "for one call, got 64");
   options.model.device = pretend_device().str();
   CHECK_THROWS_TEXT(run_training(options), ConfigError,
                     "machine.prompt_cache_mib: expected the cpu as model.device, got 'pretend:0'");

@@ -483,7 +483,8 @@ TEST_CASE("ranks: models that are not cut into slices are refused by name", "[tr
   Decoder(wide).save(folder.path());
   CHECK(refused([&] { return Decoder::load(folder.path(), "q8_0"); }) ==
         "distributed.sharding: expected numbers of a floating dtype for slices of weights, got "
-        "'model.embed_tokens.weight' in Q8_0 blocks; load the model in a dtype (model.base)");
+        "'model.embed_tokens.weight' in Q8_0 blocks; load the model in a dtype (model.base, "
+        "reference.dtype)");
   CHECK(refused([] {
           DecoderOptions options = tiny_decoder();
           options.family = "mixtral";
