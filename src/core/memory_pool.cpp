@@ -57,17 +57,12 @@ struct Block {
   /// Takes `bytes` off the front.
   Block split(std::size_t bytes) {
     Block front{data};
-    data += bytes;
-    auto mapping = mappings.begin();
-    for (; bytes > 0 && *mapping <= bytes; ++mapping) {
-      front.mappings.push_back(*mapping);
-      bytes -= *mapping;
+    while (bytes > 0) {
+      const std::size_t part = std::min(bytes, mappings.front());
+      front.mappings.push_back(part);
+      drop_front(part);
+      bytes -= part;
     }
-    if (bytes > 0) {
-      front.mappings.push_back(bytes);
-      *mapping -= bytes;
-    }
-    mappings.erase(mappings.begin(), mapping);
     return front;
   }
 };
@@ -77,7 +72,7 @@ void unmap(std::byte* data, std::size_t size) {
 }
 
 /// Returns a block of `size` from the system, of which `bytes` are wanted now; without data where
-/// there is none. The C library would keep it when it is freed.
+/// memory is short. The C library would keep it when it is freed.
 Block map(std::size_t size, std::size_t bytes) {
   const std::size_t reserved = size + kLargePage - 1;
   void* begin =
@@ -159,7 +154,7 @@ class Pool {
   }
 
  private:
-  /// Returns a block, or a part of the smallest that is larger; without data where there is none.
+  /// Returns a block, or a part of the smallest that is larger; without data where all are smaller.
   Block take_free(std::size_t size) {
     auto best = free_.end();
     for (auto block = free_.begin(); block != free_.end(); ++block) {
