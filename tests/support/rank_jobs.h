@@ -17,6 +17,7 @@
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/dist/ranks.h"
 #include "prefopt/losses/registry.h"
+#include "prefopt/policy/moving_reference.h"
 #include "prefopt/policy/reference.h"
 #include "prefopt/policy/reward_policy.h"
 #include "prefopt/train/trainer.h"
@@ -206,6 +207,18 @@ inline void check_against_one_process(const ThreadRanks& ranks, int size,
 }
 
 inline std::string named(const std::string& loss) { return "{\"type\": \"" + loss + "\"}"; }
+
+inline Job with_moving(Adapter adapter, const MovingReferenceOptions& options) {
+  const auto policy = decoder(torch::kDouble, adapter);
+  return pair_job(policy, std::make_shared<MovingReference>(*policy, options), named("dpo"));
+}
+
+/// KTO with a reference whose log-probs are kept in `file`.
+inline Job with_cached(const std::string& file) {
+  const auto policy = decoder(torch::kDouble);
+  return pair_job(policy, std::make_shared<CachedReference>(policy->frozen_copy(), file),
+                  named("kto"));
+}
 
 /// Rows of a bigram policy's tokens.
 inline std::vector<TokenRow> bigram_rows(int step = 0) {

@@ -49,31 +49,12 @@ TEST_CASE("ranks: adapters, moving and cached references", "[train]") {
   const ThreadRanks ranks(size);
   TempDir folder;
   int caches = 0;
+  const MovingReferenceOptions soft{.alpha = 0.3, .update_steps = 1};
   const std::map<std::string, std::function<Job()>> jobs = {
       {"lora", [] { return pair_job(torch::kDouble, named("dpo"), Adapter::kLora); }},
-      {"moving",
-       [] {
-         const auto policy = decoder(torch::kDouble);
-         return pair_job(policy,
-                         std::make_shared<MovingReference>(
-                             *policy, MovingReferenceOptions{.alpha = 0.3, .update_steps = 1}),
-                         named("dpo"));
-       }},
-      {"moving lora",
-       [] {
-         const auto policy = decoder(torch::kDouble, Adapter::kLora);
-         return pair_job(policy,
-                         std::make_shared<MovingReference>(
-                             *policy, MovingReferenceOptions{.alpha = 0.3, .update_steps = 1}),
-                         named("dpo"));
-       }},
-      {"cached", [&] {
-         const auto policy = decoder(torch::kDouble);
-         return pair_job(policy,
-                         std::make_shared<CachedReference>(policy->frozen_copy(),
-                                                           folder.file(std::to_string(caches++))),
-                         named("kto"));
-       }}};
+      {"moving", [&] { return with_moving(Adapter::kNone, soft); }},
+      {"moving lora", [&] { return with_moving(Adapter::kLora, soft); }},
+      {"cached", [&] { return with_cached(folder.file(std::to_string(caches++))); }}};
   for (const auto& [name, make_job] : jobs) {
     CAPTURE(name);
     check_against_one_process(ranks, size, make_job, steady(), 1e-12, 3);

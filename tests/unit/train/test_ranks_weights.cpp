@@ -55,11 +55,6 @@ Job with_frozen(const std::shared_ptr<Decoder>& policy, const std::string& loss)
   return pair_job(policy, make_frozen_reference(policy->frozen_copy()), named(loss));
 }
 
-Job with_moving(Adapter adapter, const MovingReferenceOptions& options) {
-  const auto policy = decoder(torch::kDouble, adapter);
-  return pair_job(policy, std::make_shared<MovingReference>(*policy, options), named("dpo"));
-}
-
 TEST_CASE("ranks: slices of weights change no result", "[train]") {
   const auto checkpointing = GENERATE(Checkpointing::kNone, Checkpointing::kFull);
   for (const int size : {2, 3, 4}) {
@@ -103,13 +98,7 @@ TEST_CASE("ranks: fused matrices, adapters and references in slices of weights",
       {"moving", [&] { return with_moving(Adapter::kNone, soft); }},
       {"moving average", [&] { return with_moving(Adapter::kNone, bema); }},
       {"moving lora", [&] { return with_moving(Adapter::kLora, soft); }},
-      {"cached", [&] {
-         const auto policy = decoder(torch::kDouble);
-         return pair_job(policy,
-                         std::make_shared<CachedReference>(policy->frozen_copy(),
-                                                           folder.file(std::to_string(caches++))),
-                         named("kto"));
-       }}};
+      {"cached", [&] { return with_cached(folder.file(std::to_string(caches++))); }}};
   for (const auto& [name, make_job] : jobs) {
     CAPTURE(name);
     check_against_one_process(ranks, size, make_job, steady(), 1e-12, 2);
