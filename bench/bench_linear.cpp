@@ -4,6 +4,7 @@
 // their gradients follow one another as the layers of a model do, so that they come from memory and
 // not from a cache.
 
+#include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
@@ -22,8 +23,10 @@
 #include <utility>
 #include <vector>
 
+#include "core/simd_limit.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/thin_linear.h"
+#include "kernels/cpu/tiles.h"
 #include "prefopt/error.h"
 #include "support/inputs.h"
 #include "support/oracle.h"
@@ -40,6 +43,8 @@ constexpr const char* kOursFresh = "prefopt, fresh memory";
 constexpr const char* kMmFresh = "at::mm, fresh memory";
 constexpr const char* kNarrow = "prefopt, bfloat16 weight";
 constexpr const char* kThin = "prefopt, thin";
+constexpr const char* kNoTiles = "prefopt, no tiles";
+constexpr const char* kRounded = "prefopt, rounded to bfloat16";
 
 constexpr double kTolerance = 1e-6;
 constexpr std::int64_t kBytesOfWeights = std::int64_t{96} << 20;
@@ -206,6 +211,24 @@ void compare(Report& report, const Arguments& arguments, const std::string& name
   if (product.thin) {
     contenders.push_back({.name = kThin, .run = reused(product.thin), .work = work});
   }
+  if (cpu::has_tiles()) {
+    contenders.push_back({.name = kNoTiles,
+                          .run =
+                              [run = reused(product.ours)] {
+                                detail::allow_tiles(false);
+                                run();
+                                detail::allow_tiles(true);
+                              },
+                          .work = work});
+    contenders.push_back({.name = kRounded,
+                          .run =
+                              [run = reused(product.ours)] {
+                                at::globalContext().setFloat32MatmulPrecision("medium");
+                                run();
+                                at::globalContext().setFloat32MatmulPrecision("highest");
+                              },
+                          .work = work});
+  }
   const Task task{.part = name,
                   .title = "one product of a linear layer",
                   .dtype = "float32",
@@ -215,10 +238,11 @@ void compare(Report& report, const Arguments& arguments, const std::string& name
                   .unit = "GFLOP/s",
                   .base = kMm};
   const Table table = report.measure_quietly(task, std::move(contenders));
-  fmt::print("{:8} {:5} {:>5}x{:<5} {:>8} {:>7} {:>6} {:>8} {:>7} {:>6} {:>8} {:>6}\n", name,
-             l.x.size(0), l.x.size(1), l.dy.size(1), rate(table, kOurs), rate(table, kMm),
+  fmt::print("{:8} {:5} {:>5}x{:<5} {:>8} {:>7} {:>6} {:>8} {:>7} {:>6} {:>8} {:>6} {:>9} {:>8}\n",
+             name, l.x.size(0), l.x.size(1), l.dy.size(1), rate(table, kOurs), rate(table, kMm),
              ratio(table, kOurs, kMm), rate(table, kOursFresh), rate(table, kMmFresh),
-             ratio(table, kOursFresh, kMmFresh), rate(table, kNarrow), rate(table, kThin));
+             ratio(table, kOursFresh, kMmFresh), rate(table, kNarrow), rate(table, kThin),
+             rate(table, kNoTiles), rate(table, kRounded));
 }
 
 std::pair<std::int64_t, std::int64_t> shape_named(const std::string& text) {
@@ -235,9 +259,9 @@ std::pair<std::int64_t, std::int64_t> shape_named(const std::string& text) {
 void run(Report& report, const Arguments& arguments) {
   const at::NoGradGuard no_grad;
   fmt::print("GFLOP/s into reused memory and into fresh memory, and how many times at::mm's\n");
-  fmt::print("{:8} {:>5} {:^11} {:>8} {:>7} {:>6} {:>8} {:>7} {:>6} {:>8} {:>6}\n", "product", "N",
-             "in x out", "prefopt", "at::mm", "times", "prefopt", "at::mm", "times", "bfloat16",
-             "thin");
+  fmt::print("{:8} {:>5} {:^11} {:>8} {:>7} {:>6} {:>8} {:>7} {:>6} {:>8} {:>6} {:>9} {:>8}\n",
+             "product", "N", "in x out", "prefopt", "at::mm", "times", "prefopt", "at::mm", "times",
+             "bfloat16", "thin", "no tiles", "rounded");
   for (const std::string& name : arguments.products) {
     for (const std::string& shape : arguments.shapes) {
       const auto [in, out] = shape_named(shape);

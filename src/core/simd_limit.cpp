@@ -5,6 +5,7 @@
 #include <hwy/targets.h>
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <string>
@@ -53,7 +54,12 @@ std::int64_t best_target(SimdLimit limit) {
 }
 #endif
 
+std::atomic<bool> tiles_allowed = true;
+
 }  // namespace
+
+bool allows_tiles() { return tiles_allowed.load(std::memory_order_relaxed); }
+void allow_tiles(bool allowed) { tiles_allowed = allowed; }
 
 std::optional<SimdLimit> simd_limit_of_environment() {
   const char* value = std::getenv(kSimdVariable);
@@ -82,6 +88,7 @@ void hold_simd(SimdLimit limit) {
 #if HWY_ARCH_X86
   hwy::DisableTargets(best_target(limit) - 1);
 #endif
+  allow_tiles(false);
   constexpr int kReplace = 1;
   ::setenv(kSimdVariable, names.name, kReplace);  // for processes that this one starts
   ::setenv("ATEN_CPU_CAPABILITY", names.aten, kReplace);

@@ -21,4 +21,11 @@ bool has_simd(SimdLimit limit);
 /// instructions, and Error where LibTorch has chosen its own already.
 void hold_simd(SimdLimit limit);
 
+/// Returns whether kernels may multiply on a processor's tile unit (kernels/cpu/tiles.h): it is
+/// none of the instructions that a process is held to.
+bool allows_tiles();
+
+/// Says so: for tests, and for hold_simd.
+void allow_tiles(bool allowed);
+
 }  // namespace prefopt::detail

@@ -2,6 +2,7 @@
 #include "kernels/block_tensor.h"
 
 #include <ATen/OpaqueTensorImpl.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <c10/util/StringUtil.h>
@@ -21,18 +22,36 @@ using torch::autograd::variable_list;
 using Handle = std::shared_ptr<const StoredBlocks>;
 using BlockTensorImpl = at::OpaqueTensorImpl<Handle>;
 
+/// Returns whether the CPU's kernels, which make no graph, take the weight: blocks, or float32
+/// numbers without a graph, for which they give the same bits.
+bool is_for_kernels(const at::Tensor& x, const at::Tensor& weight) {
+  if (blocks_of(weight)) return true;
+  return x.is_cpu() && weight.is_cpu() && x.scalar_type() == at::kFloat &&
+         weight.scalar_type() == at::kFloat;
+}
+
+/// Calls f(type, weight) with the weight as the kernels take it.
+template <class F>
+void with_weight(const at::Tensor& weight, const F& f) {
+  if (const StoredBlocks* blocks = blocks_of(weight)) return f(cpu::BlockMatrix(), blocks->matrix);
+  const at::Tensor rows = weight.contiguous();
+  f(0.0F, cpu::Rows<const float>{rows.const_data_ptr<float>(), rows.size(1)});
+}
+
 /// A product with a weight that no gradient is asked of.
-struct BlockProduct : torch::autograd::Function<BlockProduct> {
+struct FrozenProduct : torch::autograd::Function<FrozenProduct> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
                             const at::Tensor& weight) {
     context->saved_data["weight"] = weight;
     const at::Tensor rows = x.contiguous();
     const cpu::LinearSizes sizes{rows.size(0), rows.size(1), weight.size(0)};
     at::Tensor y = at::empty({sizes.rows, sizes.out}, rows.options());
-    cpu::linear_forward<float, cpu::BlockMatrix>({sizes,
+    with_weight(weight, [&](auto type, const auto& w) {
+      cpu::linear_forward<float, decltype(type)>({sizes,
                                                   {rows.const_data_ptr<float>(), sizes.in},
-                                                  blocks_of(weight)->matrix,
+                                                  w,
                                                   {y.mutable_data_ptr<float>(), sizes.out}});
+    });
     return y;
   }
 
@@ -98,23 +117,29 @@ at::Tensor with_numbers(const at::Tensor& matrix) {
 }
 
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight) {
-  if (!blocks_of(weight)) return at::mm(x, weight.t());
-  if (x.scalar_type() != at::kFloat) {
+  if (blocks_of(weight) && x.scalar_type() != at::kFloat) {
     throw DtypeError(fmt::format("decoder: expected float32 rows for a weight in {} blocks, got {}",
                                  blocks_of(weight)->encoding, c10::toString(x.scalar_type())));
   }
-  return BlockProduct::apply(x, weight);
+  const bool is_trained = at::GradMode::is_enabled() && weight.requires_grad();
+  if (is_trained || !is_for_kernels(x, weight)) return at::mm(x, weight.t());
+  return FrozenProduct::apply(x, weight);
 }
 
 at::Tensor product_gradient(const at::Tensor& dy, const at::Tensor& weight) {
-  if (!blocks_of(weight)) return at::mm(dy, weight);
+  const bool makes_graph = at::GradMode::is_enabled() && dy.requires_grad();
+  if (!is_for_kernels(dy, weight) || (makes_graph && !blocks_of(weight))) {
+    return at::mm(dy, weight);  // a gradient of the gradient
+  }
   const at::Tensor rows = dy.contiguous();
   const cpu::LinearSizes sizes{rows.size(0), weight.size(1), weight.size(0)};
   at::Tensor dx = at::empty({sizes.rows, sizes.in}, rows.options());
-  cpu::linear_input_grad<float, cpu::BlockMatrix>({sizes,
+  with_weight(weight, [&](auto type, const auto& w) {
+    cpu::linear_input_grad<float, decltype(type)>({sizes,
                                                    {rows.const_data_ptr<float>(), sizes.out},
-                                                   blocks_of(weight)->matrix,
+                                                   w,
                                                    {dx.mutable_data_ptr<float>(), sizes.in}});
+  });
   return dx;
 }
 

@@ -29,6 +29,11 @@ std::int64_t padded(std::int64_t columns, bool float64) {
                  : kernels::cpu::PackedMatrix<float>::padded(columns);
 }
 
+std::int64_t packed_bytes(std::int64_t depth, std::int64_t columns, bool float64) {
+  return block_bytes(float64 ? kernels::cpu::PackedMatrix<double>::bytes(depth, columns)
+                             : kernels::cpu::PackedMatrix<float>::bytes(depth, columns));
+}
+
 /// The memory that the passes allocate, as in kernels/cpu/head.cpp.
 class Memory {
  public:
@@ -63,13 +68,13 @@ class Memory {
   std::int64_t packed_tiles() const { return plan_.packs_once ? row_tiles_ : 1; }
 
   std::int64_t packed_weight() const {
-    return block(plan_.tile_vocab * padded(work_.hidden_size, work_.float64));
+    return packed_bytes(plan_.tile_vocab, work_.hidden_size, work_.float64);
   }
 
   std::int64_t common() const {
     const std::int64_t widened = work_.narrow_weight ? weight_tile() + hidden() : 0;
-    return packed_tiles() * block(work_.hidden_size * stride_) + block(plan_.tile_vocab * stride_) +
-           widened;
+    return packed_tiles() * packed_bytes(work_.hidden_size, plan_.tile_rows, work_.float64) +
+           block(plan_.tile_vocab * stride_) + widened;
   }
 
   std::int64_t forward() const {
@@ -89,7 +94,7 @@ class Memory {
       if (work_.narrow_weight) bytes += hidden();
     }
     if (work_.weight_grad) {
-      bytes += packed_tiles() * block(plan_.tile_rows * padded(work_.hidden_size, work_.float64));
+      bytes += packed_tiles() * packed_bytes(plan_.tile_rows, work_.hidden_size, work_.float64);
       if (work_.narrow_weight) bytes += weight_tile();
     }
     return bytes;

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -13,6 +14,7 @@
 
 #include "core/json.h"
 #include "dist/meeting.h"
+#include "kernels/cpu/tiles.h"
 #include "policy/token_range.h"
 #include "prefopt/error.h"
 #include "run/program_parts.h"
@@ -62,6 +64,19 @@ Json contents_of(const RowSource& source, const Policy& policy, Reference* refer
   return contents;
 }
 
+constexpr std::array<const char*, 3> kPrecisions = {"highest", "high", "medium"};
+
+void set_products(const RunOptions& options, const detail::Note& note) {
+  const char* name = kPrecisions[static_cast<std::size_t>(options.machine.matmul_precision)];
+  at::globalContext().setFloat32MatmulPrecision(name);
+  if (options.machine.matmul_precision == MatmulPrecision::kHighest) return;
+  if (kernels::cpu::has_tiles() || at::hasCUDA()) return;
+  note(
+      fmt::format("machine.matmul_precision: '{}' leaves a decoder's products in float32, as this "
+                  "processor multiplies no tiles of bfloat16 numbers",
+                  name));
+}
+
 void set_threads_and_seed(const RunOptions& options, const Ranks& ranks) {
   const auto given = static_cast<int>(options.machine.threads);
   const int threads = given > 0 ? given : detail::default_threads(ranks);
@@ -89,6 +104,7 @@ RunResult train_from_files(const RunOptions& given, const RunEvents& events,
   RunSession session(options.output_dir, events, meeting);
   session.claim(options, resume);
   set_threads_and_seed(options, *meeting.ranks());
+  set_products(options, session.note());
   const auto run = detail::resolve(std::move(options), loss, events, session.note(), meeting);
   const ReferenceOptions& of = run.options.reference;
   // A reference without a path or an adapter is made from the policy.
@@ -116,6 +132,7 @@ RunResult train_from_program(const std::shared_ptr<Policy>& policy,
   RunSession session(options.output_dir, events, meeting);
   session.claim(options, resume);
   set_threads_and_seed(options, *meeting.ranks());
+  set_products(options, session.note());
   detail::note_idle_evaluations(options.evaluate, source.evaluates(), session.note());
   meeting.on_first([&] { detail::try_saving(*policy, options.output_dir, session.note()); });
   return session.run(policy, reference, source, options, loss,

@@ -175,6 +175,13 @@ void MachineOptions::fields(FieldVisitor& v) {
                {"train.prompt_cache_mib"}},
               prompt_cache_mib, Range::between(0, 1e9));
   }
+  if (!v.writes() || matmul_precision != MatmulPrecision::kHighest) {
+    v.choice({"matmul_precision",
+              "Digits that products of float32 matrices keep, as in "
+              "torch.set_float32_matmul_precision; less than highest is for tile units and GPUs",
+              {"train.matmul_precision"}},
+             matmul_precision, {"highest", "high", "medium"});
+  }
 }
 
 void ValueModelOptions::fields(FieldVisitor& v) {

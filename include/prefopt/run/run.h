@@ -103,6 +103,9 @@ struct CheckpointOptions {
 };
 
 /// How the machine is used, without effect on results but for rounding.
+/// Digits that products of float32 matrices may keep, as torch.set_float32_matmul_precision has it.
+enum class MatmulPrecision { kHighest, kHigh, kMedium };
+
 struct MachineOptions {
   std::int64_t threads = 0;  ///< 0: LibTorch's default
   std::int64_t head_budget_mib = 1024;
@@ -118,6 +121,9 @@ struct MachineOptions {
   /// changes (prefopt/decoder/prompt_cache.h); 0: none. A policy changes with each step, so this
   /// pays where a frozen model samples each round, or several sources complete one prompt.
   std::int64_t prompt_cache_mib = 0;
+  /// Highest: float32. High: 16 bits of each factor on a CPU with a tile unit, TF32 on a GPU.
+  /// Medium: bfloat16 factors. Sums are float32. Other processors know float32 alone.
+  MatmulPrecision matmul_precision = MatmulPrecision::kHighest;
 
   PREFOPT_API void fields(FieldVisitor& v);
 };

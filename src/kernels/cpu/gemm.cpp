@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cpu/gemm.h"
 
@@ -30,7 +31,7 @@ static_assert(kRowGrain % kRows == 0);
 
 // Rows of a at once: with a depth of kDepthAtOnce they and one panel of b stay in a second-level
 // cache.
-constexpr std::int64_t kRowsAtOnce = 4 * kRowGrain;
+constexpr std::int64_t kRowsAtOnce = kRowGrain;
 
 // The left factor: kRows rows begin `block_stride` numbers after the kRows rows before them.
 template <class T>
@@ -357,66 +358,11 @@ HWY_EXPORT(vector_bytes);
 HWY_EXPORT(panel_vectors);
 HWY_EXPORT(rows_of_block);
 
-struct PanelShape {
-  std::int64_t panels, width;
-};
-
-// Panels of equal width, none wider than the registers allow: 4 vectors are 2 + 2, not 3 + 1.
-template <class T>
-PanelShape panel_shape(std::int64_t columns) {
-  // A vector of the scalar target is one number of either type.
-  const std::int64_t bytes = HWY_DYNAMIC_DISPATCH(vector_bytes)();
-  const std::int64_t lanes =
-      std::max<std::int64_t>(1, bytes / static_cast<std::int64_t>(sizeof(T)));
-  const std::int64_t most = HWY_DYNAMIC_DISPATCH(panel_vectors)();
-  const std::int64_t vectors = (columns + lanes - 1) / lanes;
-  const std::int64_t panels = std::max<std::int64_t>(1, (vectors + most - 1) / most);
-  const std::int64_t per_panel = std::max<std::int64_t>(1, (vectors + panels - 1) / panels);
-  return {panels, per_panel * lanes};
-}
-
-}  // namespace
-
-template <class T>
-PackedMatrix<T>::PackedMatrix(std::int64_t max_depth, std::int64_t columns)
-    : buffer_(bytes(max_depth, columns) / static_cast<std::int64_t>(sizeof(T))),
-      max_depth_(max_depth),
-      columns_(columns) {
-  const PanelShape shape = panel_shape<T>(columns);
-  panels_ = shape.panels;
-  width_ = shape.width;
-}
-
-template <class T>
-std::int64_t PackedMatrix<T>::padded(std::int64_t columns) {
-  const PanelShape shape = panel_shape<T>(columns);
-  return shape.panels * shape.width;
-}
-
-template <class T>
-std::int64_t PackedMatrix<T>::width_of(std::int64_t columns) {
-  return panel_shape<T>(columns).width;
-}
-
-template <class T>
-PackedRows<T>::PackedRows(std::int64_t max_depth, std::int64_t rows)
-    : max_depth_(max_depth), rows_(rows), block_rows_(HWY_DYNAMIC_DISPATCH(rows_of_block)()) {
-  buffer_ = Buffer<T>(blocks() * block_stride());
-}
-
-#define PREFOPT_PACK(Source, T, suffix)                                                            \
-  HWY_EXPORT(pack_##suffix);                                                                       \
-  template <>                                                                                      \
-  template <>                                                                                      \
-  void PackedMatrix<T>::pack(StridedMatrix<Source> source, std::int64_t depth, std::int64_t first, \
-                             std::int64_t last) {                                                  \
-    for (std::int64_t p = first; p < last; ++p) {                                                  \
-      StridedMatrix<Source> part = source;                                                         \
-      part.data += p * width_ * source.column_stride;                                              \
-      const std::int64_t columns = std::clamp<std::int64_t>(columns_ - p * width_, 0, width_);     \
-      HWY_DYNAMIC_DISPATCH(pack_##suffix)                                                          \
-      (part, depth, columns, width_, buffer_.data() + p * max_depth_ * width_);                    \
-    }                                                                                              \
+#define PREFOPT_PACK(Source, T, suffix)                                                        \
+  HWY_EXPORT(pack_##suffix);                                                                   \
+  void pack_in_vectors(StridedMatrix<Source> source, std::int64_t depth, std::int64_t columns, \
+                       std::int64_t width, T* out) {                                           \
+    HWY_DYNAMIC_DISPATCH(pack_##suffix)(source, depth, columns, width, out);                   \
   }
 
 PREFOPT_PACK(float, float, float)
@@ -425,27 +371,24 @@ PREFOPT_PACK(c10::BFloat16, float, bfloat16)
 
 #undef PREFOPT_PACK
 
-#define PREFOPT_KERNELS(T)                                                                     \
-  HWY_EXPORT(multiply_##T);                                                                    \
-  HWY_EXPORT(multiply_packed_##T);                                                             \
-  HWY_EXPORT(pack_blocks_##T);                                                                 \
-  template <>                                                                                  \
-  void multiply(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,                     \
-                const PackedMatrix<T>& b, std::int64_t first, std::int64_t last,               \
-                ProductTarget<T> c) {                                                          \
-    HWY_DYNAMIC_DISPATCH(multiply_##T)(a, rows, depth, b, first, last, c);                     \
-  }                                                                                            \
-  template <>                                                                                  \
-  void multiply(const PackedRows<T>& a, std::int64_t first_block, std::int64_t rows,           \
-                std::int64_t depth, const PackedMatrix<T>& b, std::int64_t first,              \
-                std::int64_t last, ProductTarget<T> c) {                                       \
-    HWY_DYNAMIC_DISPATCH(multiply_packed_##T)(a, first_block, rows, depth, b, first, last, c); \
-  }                                                                                            \
-  template <>                                                                                  \
-  void PackedRows<T>::pack(StridedMatrix<T> source, std::int64_t depth, std::int64_t first,    \
-                           std::int64_t last) {                                                \
-    HWY_DYNAMIC_DISPATCH(pack_blocks_##T)                                                      \
-    (source, rows_, depth, first, last, block_stride(), buffer_.data());                       \
+#define PREFOPT_KERNELS(T)                                                                      \
+  HWY_EXPORT(multiply_##T);                                                                     \
+  HWY_EXPORT(multiply_packed_##T);                                                              \
+  HWY_EXPORT(pack_blocks_##T);                                                                  \
+  void multiply_in_vectors(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,           \
+                           const PackedMatrix<T>& b, std::int64_t first, std::int64_t last,     \
+                           ProductTarget<T> c) {                                                \
+    HWY_DYNAMIC_DISPATCH(multiply_##T)(a, rows, depth, b, first, last, c);                      \
+  }                                                                                             \
+  void multiply_in_vectors(const PackedRows<T>& a, std::int64_t first_block, std::int64_t rows, \
+                           std::int64_t depth, const PackedMatrix<T>& b, std::int64_t first,    \
+                           std::int64_t last, ProductTarget<T> c) {                             \
+    HWY_DYNAMIC_DISPATCH(multiply_packed_##T)(a, first_block, rows, depth, b, first, last, c);  \
+  }                                                                                             \
+  void pack_rows_in_vectors(StridedMatrix<T> source, std::int64_t rows, std::int64_t depth,     \
+                            std::int64_t first, std::int64_t last, std::int64_t block_stride,   \
+                            T* out) {                                                           \
+    HWY_DYNAMIC_DISPATCH(pack_blocks_##T)(source, rows, depth, first, last, block_stride, out); \
   }
 
 PREFOPT_KERNELS(float)
@@ -453,10 +396,193 @@ PREFOPT_KERNELS(double)
 
 #undef PREFOPT_KERNELS
 
-template class PackedMatrix<float>;
-template class PackedMatrix<double>;
-template class PackedRows<float>;
-template class PackedRows<double>;
+struct PanelShape {
+  std::int64_t panels, width;
+};
+
+template <class T>
+bool in_tiles() {
+  return std::is_same_v<T, float> && has_tiles();
+}
+
+// Panels of equal width, none of more than `most` units: 4 are 2 + 2, not 3 + 1.
+PanelShape panel_shape(std::int64_t columns, std::int64_t unit, std::int64_t most) {
+  const std::int64_t units = (columns + unit - 1) / unit;
+  const std::int64_t panels = std::max<std::int64_t>(1, (units + most - 1) / most);
+  return {panels, std::max<std::int64_t>(1, (units + panels - 1) / panels) * unit};
+}
+
+template <class T>
+PanelShape panel_shape(std::int64_t columns) {
+  // With a depth of kDepthAtOnce so many strips of tiles stay in a second-level cache.
+  constexpr std::int64_t kStripsOfPanel = 8;
+  if (in_tiles<T>()) return panel_shape(columns, TileStrips::kWidth, kStripsOfPanel);
+  // A vector of the scalar target is one number of either type.
+  const std::int64_t bytes = HWY_DYNAMIC_DISPATCH(vector_bytes)();
+  const std::int64_t lanes =
+      std::max<std::int64_t>(1, bytes / static_cast<std::int64_t>(sizeof(T)));
+  return panel_shape(columns, lanes, HWY_DYNAMIC_DISPATCH(panel_vectors)());
+}
+
+/// Panels as strips.
+template <class T>
+TileFactor strips_of(const PackedMatrix<T>& b, std::int64_t first, std::int64_t last) {
+  const std::int64_t of_panel = b.width() / TileStrips::kWidth;
+  return {b.strips(), first * of_panel, std::min(last * of_panel, b.strips().count())};
+}
+
+/// The parts of the depth that are one sum each, in whole tiles.
+template <class F>
+void for_parts_in_tiles(std::int64_t depth, const F& multiply_part) {
+  constexpr std::int64_t kGrain = 32;
+  const std::int64_t step =
+      std::max(part_size(depth, kDepthAtOnce) + kGrain - 1, kGrain) / kGrain * kGrain;
+  for (std::int64_t k = 0; k == 0 || k < depth; k += step) {
+    multiply_part(k, std::min(step, depth - k));
+  }
+}
+
+void multiply_in_tiles(StridedMatrix<float> a, std::int64_t rows, std::int64_t depth,
+                       const TileFactor& b, ProductTarget<float> c) {
+  constexpr std::int64_t kRowsPacked = 128;
+  for_parts_in_tiles(depth, [&](std::int64_t k, std::int64_t part) {
+    for (std::int64_t i = 0; i < rows; i += kRowsPacked) {
+      TileStrips left(TileStrips::Side::kLeft, part, std::min(kRowsPacked, rows - i));
+      left.pack(StridedMatrix<float>{a.data + i * a.row_stride + k * a.column_stride, a.row_stride,
+                                     a.column_stride},
+                part, 0, left.count());
+      multiply_tiles({left, 0, left.count()}, left.size(), {b.strips, b.first, b.last, k}, part,
+                     {c.data + i * c.row_stride, c.row_stride, c.columns, c.accumulate || k > 0});
+    }
+  });
+}
+
+void multiply_in_tiles(const PackedRows<float>& a, std::int64_t first_block, std::int64_t rows,
+                       std::int64_t depth, const TileFactor& b, ProductTarget<float> c) {
+  const std::int64_t last = first_block + (rows + TileStrips::kWidth - 1) / TileStrips::kWidth;
+  for_parts_in_tiles(depth, [&](std::int64_t k, std::int64_t part) {
+    multiply_tiles({a.strips(), first_block, last, k}, rows, {b.strips, b.first, b.last, k}, part,
+                   {c.data, c.row_stride, c.columns, c.accumulate || k > 0});
+  });
+}
+
+}  // namespace
+
+template <class T>
+bool packs_rows() {
+  return in_tiles<T>();
+}
+
+template <class T>
+PackedMatrix<T>::PackedMatrix(std::int64_t max_depth, std::int64_t columns)
+    : max_depth_(max_depth), columns_(columns) {
+  const PanelShape shape = panel_shape<T>(columns);
+  panels_ = shape.panels;
+  width_ = shape.width;
+  if (in_tiles<T>()) {
+    strips_ = TileStrips(TileStrips::Side::kRight, max_depth, columns);
+  } else {
+    buffer_ = Buffer<T>(max_depth * panels_ * width_);
+  }
+}
+
+template <class T>
+std::int64_t PackedMatrix<T>::padded(std::int64_t columns) {
+  const PanelShape shape = panel_shape<T>(columns);
+  if (!in_tiles<T>()) return shape.panels * shape.width;
+  return (columns + TileStrips::kWidth - 1) / TileStrips::kWidth * TileStrips::kWidth;
+}
+
+template <class T>
+std::int64_t PackedMatrix<T>::width_of(std::int64_t columns) {
+  return panel_shape<T>(columns).width;
+}
+
+template <class T>
+std::int64_t PackedMatrix<T>::bytes(std::int64_t max_depth, std::int64_t columns) {
+  return in_tiles<T>() ? TileStrips::bytes(max_depth, columns)
+                       : max_depth * padded(columns) * static_cast<std::int64_t>(sizeof(T));
+}
+
+template <class T>
+PackedRows<T>::PackedRows(std::int64_t max_depth, std::int64_t rows)
+    : max_depth_(max_depth), rows_(rows) {
+  if (in_tiles<T>()) {
+    block_rows_ = TileStrips::kWidth;
+    strips_ = TileStrips(TileStrips::Side::kLeft, max_depth, rows);
+  } else {
+    block_rows_ = HWY_DYNAMIC_DISPATCH(rows_of_block)();
+    buffer_ = Buffer<T>(blocks() * block_stride());
+  }
+}
+
+template <class T>
+template <class Source>
+void PackedMatrix<T>::pack(StridedMatrix<Source> source, std::int64_t depth, std::int64_t first,
+                           std::int64_t last) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (strips_.count() > 0) {
+      const TileFactor strips = strips_of(*this, first, last);
+      const StridedMatrix<Source> columns{source.data, source.column_stride, source.row_stride};
+      return strips_.pack(columns, depth, strips.first, strips.last);
+    }
+  }
+  for (std::int64_t p = first; p < last; ++p) {
+    StridedMatrix<Source> part = source;
+    part.data += p * width_ * source.column_stride;
+    const std::int64_t columns = std::clamp<std::int64_t>(columns_ - p * width_, 0, width_);
+    pack_in_vectors(part, depth, columns, width_, buffer_.data() + p * max_depth_ * width_);
+  }
+}
+
+template <class T>
+void PackedRows<T>::pack(StridedMatrix<T> source, std::int64_t depth, std::int64_t first,
+                         std::int64_t last) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (strips_.count() > 0) return strips_.pack(source, depth, first, last);
+  }
+  pack_rows_in_vectors(source, rows_, depth, first, last, block_stride(), buffer_.data());
+}
+
+template <class T>
+void multiply(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth, const PackedMatrix<T>& b,
+              std::int64_t first, std::int64_t last, ProductTarget<T> c) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (b.strips().count() > 0) {
+      return multiply_in_tiles(a, rows, depth, strips_of(b, first, last), c);
+    }
+  }
+  multiply_in_vectors(a, rows, depth, b, first, last, c);
+}
+
+template <class T>
+void multiply(const PackedRows<T>& a, std::int64_t first_block, std::int64_t rows,
+              std::int64_t depth, const PackedMatrix<T>& b, std::int64_t first, std::int64_t last,
+              ProductTarget<T> c) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (b.strips().count() > 0) {
+      return multiply_in_tiles(a, first_block, rows, depth, strips_of(b, first, last), c);
+    }
+  }
+  multiply_in_vectors(a, first_block, rows, depth, b, first, last, c);
+}
+
+#define PREFOPT_INSTANTIATE(T)                                                                     \
+  template class PackedMatrix<T>;                                                                  \
+  template class PackedRows<T>;                                                                    \
+  template void PackedMatrix<T>::pack(StridedMatrix<T>, std::int64_t, std::int64_t, std::int64_t); \
+  template bool packs_rows<T>();                                                                   \
+  template void multiply(StridedMatrix<T>, std::int64_t, std::int64_t, const PackedMatrix<T>&,     \
+                         std::int64_t, std::int64_t, ProductTarget<T>);                            \
+  template void multiply(const PackedRows<T>&, std::int64_t, std::int64_t, std::int64_t,           \
+                         const PackedMatrix<T>&, std::int64_t, std::int64_t, ProductTarget<T>);
+
+PREFOPT_INSTANTIATE(float)
+PREFOPT_INSTANTIATE(double)
+template void PackedMatrix<float>::pack(StridedMatrix<c10::BFloat16>, std::int64_t, std::int64_t,
+                                        std::int64_t);
+
+#undef PREFOPT_INSTANTIATE
 
 }  // namespace prefopt::kernels::cpu
 #endif

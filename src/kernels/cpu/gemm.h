@@ -5,36 +5,16 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 
-#include "core/memory_pool.h"
+#include "kernels/cpu/buffer.h"
+#include "kernels/cpu/rows.h"
+#include "kernels/cpu/tiles.h"
 
 namespace prefopt::kernels::cpu {
 
-/// Numbers in memory of the pool, not cleared.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(std::int64_t size)
-      : memory_(take_from_pool(size * static_cast<std::int64_t>(sizeof(T)))) {}
-
-  T* data() const { return static_cast<T*>(memory_.get()); }
-
- private:
-  std::unique_ptr<void, PoolDeleter> memory_;
-};
-
-/// A matrix read through strides: element (i, j) is data[i * row_stride + j * column_stride].
-template <class T>
-struct StridedMatrix {
-  const T* data;
-  std::int64_t row_stride;
-  std::int64_t column_stride;
-};
-
 /// The right factor of a product, [depth, columns], in panels of a few vectors: panel p holds
-/// columns [p * width, (p + 1) * width) as [depth][width], with zeros beyond the last column.
+/// columns [p * width, (p + 1) * width) as [depth][width], with zeros beyond the last column. Where
+/// the processor multiplies tiles, a float32 panel is some strips of them.
 template <class T>
 class PackedMatrix {
  public:
@@ -48,25 +28,27 @@ class PackedMatrix {
             std::int64_t last);
 
   std::int64_t columns() const { return columns_; }
-  std::int64_t padded_columns() const { return panels_ * width_; }
+  std::int64_t padded_columns() const { return padded(columns_); }
   std::int64_t panels() const { return panels_; }
   std::int64_t width() const { return width_; }
   const T* panel(std::int64_t p) const { return buffer_.data() + p * max_depth_ * width_; }
+  /// Returns the strips; empty where panels are of vectors.
+  const TileStrips& strips() const { return strips_; }
 
   static std::int64_t padded(std::int64_t columns);
   static std::int64_t width_of(std::int64_t columns);
-  static std::int64_t bytes(std::int64_t max_depth, std::int64_t columns) {
-    return max_depth * padded(columns) * static_cast<std::int64_t>(sizeof(T));
-  }
+  static std::int64_t bytes(std::int64_t max_depth, std::int64_t columns);
 
  private:
   Buffer<T> buffer_;
+  TileStrips strips_;
   std::int64_t max_depth_ = 0, columns_ = 0, panels_ = 0, width_ = 0;
 };
 
 /// The left factor of a product, [rows, depth], in blocks of the rows that the inner loop takes at
-/// once: block b holds rows from b * kRows as [depth][kRows]. Worth its while where the numbers of
-/// a row lie far apart.
+/// once: block b holds rows from b * kRows as [depth][kRows], or is a strip of tiles. Worth its
+/// while where the numbers of a row lie far apart, and in tiles, which are made of rows that are
+/// not packed again for each call of multiply.
 template <class T>
 class PackedRows {
  public:
@@ -76,6 +58,7 @@ class PackedRows {
   /// each other's memory.
   void pack(StridedMatrix<T> source, std::int64_t depth, std::int64_t first, std::int64_t last);
 
+  const TileStrips& strips() const { return strips_; }
   std::int64_t blocks() const { return (rows_ + block_rows_ - 1) / block_rows_; }
   std::int64_t block_rows() const { return block_rows_; }
   /// Returns the numbers from block to block.
@@ -84,16 +67,8 @@ class PackedRows {
 
  private:
   Buffer<T> buffer_;
+  TileStrips strips_;
   std::int64_t max_depth_, rows_, block_rows_;
-};
-
-/// The target of a product. Columns up to `columns` of each row are written, the rest is kept.
-template <class T>
-struct ProductTarget {
-  T* data;
-  std::int64_t row_stride;
-  std::int64_t columns;
-  bool accumulate;
 };
 
 /// c[i, j] = Σ_k a(i, k) b[k, j], plus c[i, j] where it accumulates, for `rows` rows and the
@@ -109,6 +84,10 @@ void multiply(const PackedRows<T>& a, std::int64_t first_block, std::int64_t row
               std::int64_t depth, const PackedMatrix<T>& b, std::int64_t first, std::int64_t last,
               ProductTarget<T> c);
 
+/// Returns whether the left factor should be packed: products of T go through tiles.
+template <class T>
+bool packs_rows();
+
 /// Returns the size of equal parts of `size`, but for the last one, none above `most`; 0 for 0.
 inline std::int64_t part_size(std::int64_t size, std::int64_t most) {
   const std::int64_t parts = std::max<std::int64_t>(1, (size + most - 1) / most);
@@ -120,6 +99,6 @@ inline std::int64_t part_size(std::int64_t size, std::int64_t most) {
 inline constexpr std::int64_t kDepthAtOnce = 640;
 
 /// The number of rows that the inner loop takes at once divides this.
-inline constexpr std::int64_t kRowGrain = 24;
+inline constexpr std::int64_t kRowGrain = 96;
 
 }  // namespace prefopt::kernels::cpu

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A GEMM library packs both factors. Here a thread packs one panel of the right factor at a time,
 // which then stays in its second-level cache while all rows of the left one go past it; the left
-// one is read where it lies, but for the transposed one of a weight's gradient.
+// one is read where it lies, but for the transposed one of a weight's gradient and for tiles.
 #include "kernels/cpu/linear.h"
 
 #include <c10/util/BFloat16.h>
@@ -32,7 +32,7 @@ std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / 
 struct Cut {
   Cut(std::int64_t rows, std::int64_t columns, std::int64_t panel_width)
       : panels(quotient_up(columns, panel_width)) {
-    constexpr std::int64_t kTasksOfThread = 4, kLeastRows = 4 * kRowGrain;
+    constexpr std::int64_t kTasksOfThread = 4, kLeastRows = kRowGrain;
     const std::int64_t wanted = quotient_up(kTasksOfThread * thread_count(), panels);
     const std::int64_t parts = std::clamp<std::int64_t>(rows / kLeastRows, 1, wanted);
     row_step = quotient_up(quotient_up(rows, parts), kRowGrain) * kRowGrain;
@@ -80,10 +80,38 @@ void product(std::int64_t rows, Range depth, std::int64_t columns, StridedMatrix
   });
 }
 
+/// The same with a left factor that is packed, a part of its depth and so many rows at a time.
+template <class T, class Source>
+void product_of_packed(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,
+                       std::int64_t columns, StridedMatrix<Source> b, Rows<T> c, bool accumulate) {
+  constexpr std::int64_t kRowsPacked = 64 * kRowGrain;
+  const std::int64_t step = std::max<std::int64_t>(part_size(depth, kDepthAtOnce), 1);
+  for (std::int64_t first = 0; first < rows; first += kRowsPacked) {
+    const std::int64_t count = std::min(kRowsPacked, rows - first);
+    PackedRows<T> packed(step, count);
+    for (std::int64_t k = 0; k == 0 || k < depth; k += step) {
+      const Range of_depth{k, std::min(depth, k + step)};
+      const StridedMatrix<T> source{a.data + first * a.row_stride + k * a.column_stride,
+                                    a.row_stride, a.column_stride};
+      parallel_for(0, packed.blocks(), 4, [&](std::int64_t begin, std::int64_t end) {
+        packed.pack(source, of_depth.size(), begin, end);
+      });
+      product(count, of_depth, columns, b, Rows<T>{c[first], c.stride}, accumulate || k > 0,
+              [&](Range of_rows, Range, const PackedMatrix<T>& panel, ProductTarget<T> target) {
+                multiply<T>(packed, of_rows.begin / packed.block_rows(), of_rows.size(),
+                            of_depth.size(), panel, 0, 1, target);
+              });
+    }
+  }
+}
+
 /// The same where the rows of a can be read in place.
 template <class T, class Source>
-void product_in_place(Rows<const T> a, std::int64_t rows, std::int64_t depth, std::int64_t columns,
-                      StridedMatrix<Source> b, Rows<T> c, bool accumulate) {
+void product_of_rows(Rows<const T> a, std::int64_t rows, std::int64_t depth, std::int64_t columns,
+                     StridedMatrix<Source> b, Rows<T> c, bool accumulate) {
+  if (packs_rows<T>()) {
+    return product_of_packed<T>({a.data, a.stride, 1}, rows, depth, columns, b, c, accumulate);
+  }
   product(
       rows, {0, depth}, columns, b, c, accumulate,
       [&](Range of_rows, Range of_depth, const PackedMatrix<T>& panel, ProductTarget<T> target) {
@@ -97,15 +125,15 @@ void product_in_place(Rows<const T> a, std::int64_t rows, std::int64_t depth, st
 template <class T, class Weight>
 void linear_forward(const LinearForward<T, Weight>& p) {
   const auto [rows, in, out] = p.sizes;
-  product_in_place<T, Weight>(p.x, rows, in, out, {p.weight.data, 1, p.weight.stride}, p.y,
-                              p.accumulate);
+  product_of_rows<T, Weight>(p.x, rows, in, out, {p.weight.data, 1, p.weight.stride}, p.y,
+                             p.accumulate);
 }
 
 template <class T, class Weight>
 void linear_input_grad(const LinearInputGrad<T, Weight>& p) {
   const auto [rows, in, out] = p.sizes;
-  product_in_place<T, Weight>(p.dy, rows, out, in, {p.weight.data, p.weight.stride, 1}, p.dx,
-                              p.accumulate);
+  product_of_rows<T, Weight>(p.dy, rows, out, in, {p.weight.data, p.weight.stride, 1}, p.dx,
+                             p.accumulate);
 }
 
 // Numbers of a weight that are decoded at once: few enough to stay in a cache until they are
@@ -121,8 +149,8 @@ void linear_forward(const LinearForward<float, BlockMatrix>& p) {
   for (std::int64_t first = 0; first < out; first += step) {
     const Range of_out{first, std::min(out, first + step)};
     decode_slice(p.weight, {of_out.begin, of_out.size(), 0, in}, slice.data());
-    product_in_place<float, float>(p.x, rows, in, of_out.size(), {slice.data(), 1, in},
-                                   {p.y.data + of_out.begin, p.y.stride}, p.accumulate);
+    product_of_rows<float, float>(p.x, rows, in, of_out.size(), {slice.data(), 1, in},
+                                  {p.y.data + of_out.begin, p.y.stride}, p.accumulate);
   }
 }
 
@@ -141,9 +169,9 @@ void linear_input_grad(const LinearInputGrad<float, BlockMatrix>& p) {
       const Range of_out{k, std::min(out, k + depth)};
       decode_slice(p.weight, {of_out.begin, of_out.size(), of_in.begin, of_in.size()},
                    slice.data());
-      product_in_place<float, float>({p.dy.data + k, p.dy.stride}, rows, of_out.size(),
-                                     of_in.size(), {slice.data(), of_in.size(), 1},
-                                     {p.dx.data + first, p.dx.stride}, p.accumulate || k > 0);
+      product_of_rows<float, float>({p.dy.data + k, p.dy.stride}, rows, of_out.size(), of_in.size(),
+                                    {slice.data(), of_in.size(), 1},
+                                    {p.dx.data + first, p.dx.stride}, p.accumulate || k > 0);
     }
   }
 }
@@ -153,20 +181,8 @@ void linear_input_grad(const LinearInputGrad<float, BlockMatrix>& p) {
 template <class T>
 void linear_weight_grad(const LinearWeightGrad<T>& p) {
   const auto [rows, in, out] = p.sizes;
-  const std::int64_t step = std::max<std::int64_t>(part_size(rows, kDepthAtOnce), 1);
-  PackedRows<T> packed(step, out);
-  for (std::int64_t k = 0; k == 0 || k < rows; k += step) {
-    const Range of_depth{k, std::min(rows, k + step)};
-    parallel_for(0, packed.blocks(), kRowGrain, [&](std::int64_t first, std::int64_t last) {
-      packed.pack({p.dy[k], 1, p.dy.stride}, of_depth.size(), first, last);
-    });
-    product(out, of_depth, in, StridedMatrix<T>{p.x.data, p.x.stride, 1}, p.dw,
-            p.accumulate || k > 0,
-            [&](Range of_rows, Range, const PackedMatrix<T>& panel, ProductTarget<T> target) {
-              multiply<T>(packed, of_rows.begin / packed.block_rows(), of_rows.size(),
-                          of_depth.size(), panel, 0, 1, target);
-            });
-  }
+  product_of_packed<T, T>({p.dy.data, 1, p.dy.stride}, out, rows, in, {p.x.data, p.x.stride, 1},
+                          p.dw, p.accumulate);
 }
 
 template void linear_forward(const LinearForward<float>&);

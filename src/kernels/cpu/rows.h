@@ -19,4 +19,21 @@ struct Rows {
   }
 };
 
+/// A matrix read through strides: element (i, j) is data[i * row_stride + j * column_stride].
+template <class T>
+struct StridedMatrix {
+  const T* data;
+  std::int64_t row_stride;
+  std::int64_t column_stride;
+};
+
+/// The target of a product. Columns up to `columns` of each row are written, the rest is kept.
+template <class T>
+struct ProductTarget {
+  T* data;
+  std::int64_t row_stride;
+  std::int64_t columns;
+  bool accumulate;
+};
+
 }  // namespace prefopt::kernels::cpu

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cpu/target.h"
 
+#include "kernels/cpu/tiles.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/target.cpp"
 #include <hwy/foreach_target.h>  // IWYU pragma: keep
@@ -22,7 +24,10 @@ namespace prefopt::kernels::cpu {
 
 HWY_EXPORT(target_name);
 
-std::string simd_target() { return HWY_DYNAMIC_DISPATCH(target_name)(); }
+std::string simd_target() {
+  const std::string name = HWY_DYNAMIC_DISPATCH(target_name)();
+  return has_tiles() ? name + " and AMX" : name;
+}
 
 }  // namespace prefopt::kernels::cpu
 #endif

@@ -6,7 +6,7 @@
 namespace prefopt::kernels::cpu {
 
 /// Returns the instructions that the kernels run with on this machine, by Highway's name:
-/// AVX3_ZEN4, AVX3, AVX2, …
+/// AVX3, AVX2, …, and the tile unit.
 std::string simd_target();
 
 }  // namespace prefopt::kernels::cpu

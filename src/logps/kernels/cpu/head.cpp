@@ -159,13 +159,15 @@ struct Head {
                           const PackedMatrix<T>& packed_weight, bool accumulate, at::Tensor& out) {
     const Range tokens_of_tile = token_tiles[token_tile];
     const std::vector<Range> parts = cut({0, tokens_of_tile.size()}, kBlockVocab);
-    const auto panels = static_cast<std::size_t>(packed_weight.panels());
+    // Where the left factor is packed, all panels share it.
+    const std::vector<Range> panels =
+        cut({0, packed_weight.panels()}, packs_rows<T>() ? packed_weight.panels() : 1);
     T* rows = out.data_ptr<T>() + tokens_of_tile.begin * width();
-    parallel(parts.size() * panels, [&](std::size_t task) {
-      const Range part = parts[task / panels];
-      const auto panel = static_cast<std::int64_t>(task % panels);
-      multiply<T>({tile.data() + part.begin, 1, stride}, part.size(), depth, packed_weight, panel,
-                  panel + 1, {rows + part.begin * width(), width(), width(), accumulate});
+    parallel(parts.size() * panels.size(), [&](std::size_t task) {
+      const Range part = parts[task / panels.size()], of_panels = panels[task % panels.size()];
+      multiply<T>({tile.data() + part.begin, 1, stride}, part.size(), depth, packed_weight,
+                  of_panels.begin, of_panels.end,
+                  {rows + part.begin * width(), width(), width(), accumulate});
     });
   }
 
