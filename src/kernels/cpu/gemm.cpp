@@ -400,11 +400,6 @@ struct PanelShape {
   std::int64_t panels, width;
 };
 
-template <class T>
-bool in_tiles() {
-  return std::is_same_v<T, float> && has_tiles();
-}
-
 // Panels of equal width, none of more than `most` units: 4 are 2 + 2, not 3 + 1.
 PanelShape panel_shape(std::int64_t columns, std::int64_t unit, std::int64_t most) {
   const std::int64_t units = (columns + unit - 1) / unit;
@@ -413,10 +408,12 @@ PanelShape panel_shape(std::int64_t columns, std::int64_t unit, std::int64_t mos
 }
 
 template <class T>
-PanelShape panel_shape(std::int64_t columns) {
+PanelShape panel_shape(std::int64_t columns, ProductUnit unit) {
   // With a depth of kDepthAtOnce so many strips of tiles stay in a second-level cache.
   constexpr std::int64_t kStripsOfPanel = 8;
-  if (in_tiles<T>()) return panel_shape(columns, TileStrips::kWidth, kStripsOfPanel);
+  if (unit == ProductUnit::kTiles) {
+    return panel_shape(columns, TileStrips::kWidth, kStripsOfPanel);
+  }
   // A vector of the scalar target is one number of either type.
   const std::int64_t bytes = HWY_DYNAMIC_DISPATCH(vector_bytes)();
   const std::int64_t lanes =
@@ -469,17 +466,17 @@ void multiply_in_tiles(const PackedRows<float>& a, std::int64_t first_block, std
 }  // namespace
 
 template <class T>
-bool packs_rows() {
-  return in_tiles<T>();
+ProductUnit best_unit() {
+  return std::is_same_v<T, float> && has_tiles() ? ProductUnit::kTiles : ProductUnit::kVectors;
 }
 
 template <class T>
-PackedMatrix<T>::PackedMatrix(std::int64_t max_depth, std::int64_t columns)
-    : max_depth_(max_depth), columns_(columns) {
-  const PanelShape shape = panel_shape<T>(columns);
+PackedMatrix<T>::PackedMatrix(std::int64_t max_depth, std::int64_t columns, ProductUnit unit)
+    : unit_(unit), max_depth_(max_depth), columns_(columns) {
+  const PanelShape shape = panel_shape<T>(columns, unit);
   panels_ = shape.panels;
   width_ = shape.width;
-  if (in_tiles<T>()) {
+  if (unit == ProductUnit::kTiles) {
     strips_ = TileStrips(TileStrips::Side::kRight, max_depth, columns);
   } else {
     buffer_ = Buffer<T>(max_depth * panels_ * width_);
@@ -488,26 +485,30 @@ PackedMatrix<T>::PackedMatrix(std::int64_t max_depth, std::int64_t columns)
 
 template <class T>
 std::int64_t PackedMatrix<T>::padded(std::int64_t columns) {
-  const PanelShape shape = panel_shape<T>(columns);
-  if (!in_tiles<T>()) return shape.panels * shape.width;
-  return (columns + TileStrips::kWidth - 1) / TileStrips::kWidth * TileStrips::kWidth;
+  const ProductUnit unit = best_unit<T>();
+  if (unit == ProductUnit::kTiles) {
+    return (columns + TileStrips::kWidth - 1) / TileStrips::kWidth * TileStrips::kWidth;
+  }
+  const PanelShape shape = panel_shape<T>(columns, unit);
+  return shape.panels * shape.width;
 }
 
 template <class T>
-std::int64_t PackedMatrix<T>::width_of(std::int64_t columns) {
-  return panel_shape<T>(columns).width;
+std::int64_t PackedMatrix<T>::width_of(std::int64_t columns, ProductUnit unit) {
+  return panel_shape<T>(columns, unit).width;
 }
 
 template <class T>
 std::int64_t PackedMatrix<T>::bytes(std::int64_t max_depth, std::int64_t columns) {
-  return in_tiles<T>() ? TileStrips::bytes(max_depth, columns)
-                       : max_depth * padded(columns) * static_cast<std::int64_t>(sizeof(T));
+  return best_unit<T>() == ProductUnit::kTiles
+             ? TileStrips::bytes(max_depth, columns)
+             : max_depth * padded(columns) * static_cast<std::int64_t>(sizeof(T));
 }
 
 template <class T>
-PackedRows<T>::PackedRows(std::int64_t max_depth, std::int64_t rows)
-    : max_depth_(max_depth), rows_(rows) {
-  if (in_tiles<T>()) {
+PackedRows<T>::PackedRows(std::int64_t max_depth, std::int64_t rows, ProductUnit unit)
+    : unit_(unit), max_depth_(max_depth), rows_(rows) {
+  if (unit == ProductUnit::kTiles) {
     block_rows_ = TileStrips::kWidth;
     strips_ = TileStrips(TileStrips::Side::kLeft, max_depth, rows);
   } else {
@@ -521,7 +522,7 @@ template <class Source>
 void PackedMatrix<T>::pack(StridedMatrix<Source> source, std::int64_t depth, std::int64_t first,
                            std::int64_t last) {
   if constexpr (std::is_same_v<T, float>) {
-    if (strips_.count() > 0) {
+    if (unit_ == ProductUnit::kTiles) {
       const TileFactor strips = strips_of(*this, first, last);
       const StridedMatrix<Source> columns{source.data, source.column_stride, source.row_stride};
       return strips_.pack(columns, depth, strips.first, strips.last);
@@ -539,7 +540,7 @@ template <class T>
 void PackedRows<T>::pack(StridedMatrix<T> source, std::int64_t depth, std::int64_t first,
                          std::int64_t last) {
   if constexpr (std::is_same_v<T, float>) {
-    if (strips_.count() > 0) return strips_.pack(source, depth, first, last);
+    if (unit_ == ProductUnit::kTiles) return strips_.pack(source, depth, first, last);
   }
   pack_rows_in_vectors(source, rows_, depth, first, last, block_stride(), buffer_.data());
 }
@@ -548,7 +549,7 @@ template <class T>
 void multiply(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth, const PackedMatrix<T>& b,
               std::int64_t first, std::int64_t last, ProductTarget<T> c) {
   if constexpr (std::is_same_v<T, float>) {
-    if (b.strips().count() > 0) {
+    if (b.unit() == ProductUnit::kTiles) {
       return multiply_in_tiles(a, rows, depth, strips_of(b, first, last), c);
     }
   }
@@ -560,7 +561,7 @@ void multiply(const PackedRows<T>& a, std::int64_t first_block, std::int64_t row
               std::int64_t depth, const PackedMatrix<T>& b, std::int64_t first, std::int64_t last,
               ProductTarget<T> c) {
   if constexpr (std::is_same_v<T, float>) {
-    if (b.strips().count() > 0) {
+    if (b.unit() == ProductUnit::kTiles) {
       return multiply_in_tiles(a, first_block, rows, depth, strips_of(b, first, last), c);
     }
   }
@@ -571,7 +572,7 @@ void multiply(const PackedRows<T>& a, std::int64_t first_block, std::int64_t row
   template class PackedMatrix<T>;                                                                  \
   template class PackedRows<T>;                                                                    \
   template void PackedMatrix<T>::pack(StridedMatrix<T>, std::int64_t, std::int64_t, std::int64_t); \
-  template bool packs_rows<T>();                                                                   \
+  template ProductUnit best_unit<T>();                                                             \
   template void multiply(StridedMatrix<T>, std::int64_t, std::int64_t, const PackedMatrix<T>&,     \
                          std::int64_t, std::int64_t, ProductTarget<T>);                            \
   template void multiply(const PackedRows<T>&, std::int64_t, std::int64_t, std::int64_t,           \

@@ -12,6 +12,13 @@
 
 namespace prefopt::kernels::cpu {
 
+/// The part of a processor that multiplies.
+enum class ProductUnit { kVectors, kTiles };
+
+/// Returns the one that is faster for large matrices: tiles for float32, where there are any.
+template <class T>
+ProductUnit best_unit();
+
 /// The right factor of a product, [depth, columns], in panels of a few vectors: panel p holds
 /// columns [p * width, (p + 1) * width) as [depth][width], with zeros beyond the last column. Where
 /// the processor multiplies tiles, a float32 panel is some strips of them.
@@ -19,7 +26,7 @@ template <class T>
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  PackedMatrix(std::int64_t max_depth, std::int64_t columns);
+  PackedMatrix(std::int64_t max_depth, std::int64_t columns, ProductUnit unit = best_unit<T>());
 
   /// Takes panels [first, last) of a matrix of `depth` <= max_depth rows; a source in bfloat16 is
   /// widened. Panels do not touch each other's memory.
@@ -28,18 +35,21 @@ class PackedMatrix {
             std::int64_t last);
 
   std::int64_t columns() const { return columns_; }
-  std::int64_t padded_columns() const { return padded(columns_); }
+  std::int64_t padded_columns() const {
+    return unit_ == ProductUnit::kTiles ? strips_.count() * TileStrips::kWidth : panels_ * width_;
+  }
   std::int64_t panels() const { return panels_; }
   std::int64_t width() const { return width_; }
   const T* panel(std::int64_t p) const { return buffer_.data() + p * max_depth_ * width_; }
-  /// Returns the strips; empty where panels are of vectors.
+  ProductUnit unit() const { return unit_; }
   const TileStrips& strips() const { return strips_; }
 
   static std::int64_t padded(std::int64_t columns);
-  static std::int64_t width_of(std::int64_t columns);
+  static std::int64_t width_of(std::int64_t columns, ProductUnit unit);
   static std::int64_t bytes(std::int64_t max_depth, std::int64_t columns);
 
  private:
+  ProductUnit unit_ = ProductUnit::kVectors;
   Buffer<T> buffer_;
   TileStrips strips_;
   std::int64_t max_depth_ = 0, columns_ = 0, panels_ = 0, width_ = 0;
@@ -52,7 +62,7 @@ class PackedMatrix {
 template <class T>
 class PackedRows {
  public:
-  PackedRows(std::int64_t max_depth, std::int64_t rows);
+  PackedRows(std::int64_t max_depth, std::int64_t rows, ProductUnit unit = best_unit<T>());
 
   /// Takes blocks [first, last) of a matrix of `depth` <= max_depth columns. Blocks do not touch
   /// each other's memory.
@@ -66,6 +76,7 @@ class PackedRows {
   const T* block(std::int64_t b) const { return buffer_.data() + b * block_stride(); }
 
  private:
+  ProductUnit unit_;
   Buffer<T> buffer_;
   TileStrips strips_;
   std::int64_t max_depth_, rows_, block_rows_;
@@ -78,15 +89,12 @@ template <class T>
 void multiply(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth, const PackedMatrix<T>& b,
               std::int64_t first, std::int64_t last, ProductTarget<T> c);
 
-/// The same with `rows` rows of a packed left factor from the first row of a block on.
+/// The same with `rows` rows of a left factor that is packed for the same unit, from the first row
+/// of a block on.
 template <class T>
 void multiply(const PackedRows<T>& a, std::int64_t first_block, std::int64_t rows,
               std::int64_t depth, const PackedMatrix<T>& b, std::int64_t first, std::int64_t last,
               ProductTarget<T> c);
-
-/// Returns whether the left factor should be packed: products of T go through tiles.
-template <class T>
-bool packs_rows();
 
 /// Returns the size of equal parts of `size`, but for the last one, none above `most`; 0 for 0.
 inline std::int64_t part_size(std::int64_t size, std::int64_t most) {

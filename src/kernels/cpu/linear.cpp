@@ -44,17 +44,27 @@ struct Cut {
   std::int64_t panels, row_parts, row_step;
 };
 
+/// Returns the unit for a layer. Tiles take longer to pack than vectors, which few columns or a
+/// short sum do not pay for, as those of an adapter. The number of rows has no say: their results
+/// must not depend on the others.
+template <class T>
+ProductUnit unit_of_layer(std::int64_t in, std::int64_t out) {
+  constexpr std::int64_t kLeast = 64;
+  return std::min(in, out) < kLeast ? ProductUnit::kVectors : best_unit<T>();
+}
+
 /// c (+)= a b. multiply_part(rows, depth, panel, target) multiplies those rows
 /// and that part of the depth of a.
 template <class T, class Source, class MultiplyPart>
-void product(std::int64_t rows, Range depth, std::int64_t columns, StridedMatrix<Source> b,
-             Rows<T> c, bool accumulate, const MultiplyPart& multiply_part) {
+void product(ProductUnit unit, std::int64_t rows, Range depth, std::int64_t columns,
+             StridedMatrix<Source> b, Rows<T> c, bool accumulate,
+             const MultiplyPart& multiply_part) {
   if (depth.size() == 0) {
     for (std::int64_t i = 0; i < rows && !accumulate; ++i) std::fill_n(c[i], columns, T(0));
     return;
   }
   if (rows == 0 || columns == 0) return;
-  const std::int64_t width = PackedMatrix<T>::width_of(columns);
+  const std::int64_t width = PackedMatrix<T>::width_of(columns, unit);
   const std::int64_t step = part_size(depth.size(), kDepthAtOnce);
   const Cut cut(rows, columns, width);
   parallel_for(0, cut.tasks(), 1, [&](std::int64_t first, std::int64_t last) {
@@ -66,7 +76,9 @@ void product(std::int64_t rows, Range depth, std::int64_t columns, StridedMatrix
       const Range of_columns = part(index, width, columns);
       const Range of_rows{part(task - index * cut.row_parts, cut.row_step, rows).begin,
                           part(next - 1 - index * cut.row_parts, cut.row_step, rows).end};
-      if (panel.columns() != of_columns.size()) panel = PackedMatrix<T>(step, of_columns.size());
+      if (panel.columns() != of_columns.size()) {
+        panel = PackedMatrix<T>(step, of_columns.size(), unit);
+      }
       for (std::int64_t k = depth.begin; k < depth.end; k += step) {
         const Range of_depth{k, std::min(depth.end, k + step)};
         StridedMatrix<Source> source = b;
@@ -82,13 +94,13 @@ void product(std::int64_t rows, Range depth, std::int64_t columns, StridedMatrix
 
 /// The same with a left factor that is packed, a part of its depth and so many rows at a time.
 template <class T, class Source>
-void product_of_packed(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,
+void product_of_packed(ProductUnit unit, StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,
                        std::int64_t columns, StridedMatrix<Source> b, Rows<T> c, bool accumulate) {
   constexpr std::int64_t kRowsPacked = 64 * kRowGrain;
   const std::int64_t step = std::max<std::int64_t>(part_size(depth, kDepthAtOnce), 1);
   for (std::int64_t first = 0; first < rows; first += kRowsPacked) {
     const std::int64_t count = std::min(kRowsPacked, rows - first);
-    PackedRows<T> packed(step, count);
+    PackedRows<T> packed(step, count, unit);
     for (std::int64_t k = 0; k == 0 || k < depth; k += step) {
       const Range of_depth{k, std::min(depth, k + step)};
       const StridedMatrix<T> source{a.data + first * a.row_stride + k * a.column_stride,
@@ -96,7 +108,7 @@ void product_of_packed(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth
       parallel_for(0, packed.blocks(), 4, [&](std::int64_t begin, std::int64_t end) {
         packed.pack(source, of_depth.size(), begin, end);
       });
-      product(count, of_depth, columns, b, Rows<T>{c[first], c.stride}, accumulate || k > 0,
+      product(unit, count, of_depth, columns, b, Rows<T>{c[first], c.stride}, accumulate || k > 0,
               [&](Range of_rows, Range, const PackedMatrix<T>& panel, ProductTarget<T> target) {
                 multiply<T>(packed, of_rows.begin / packed.block_rows(), of_rows.size(),
                             of_depth.size(), panel, 0, 1, target);
@@ -107,13 +119,14 @@ void product_of_packed(StridedMatrix<T> a, std::int64_t rows, std::int64_t depth
 
 /// The same where the rows of a can be read in place.
 template <class T, class Source>
-void product_of_rows(Rows<const T> a, std::int64_t rows, std::int64_t depth, std::int64_t columns,
-                     StridedMatrix<Source> b, Rows<T> c, bool accumulate) {
-  if (packs_rows<T>()) {
-    return product_of_packed<T>({a.data, a.stride, 1}, rows, depth, columns, b, c, accumulate);
+void product_of_rows(ProductUnit unit, Rows<const T> a, std::int64_t rows, std::int64_t depth,
+                     std::int64_t columns, StridedMatrix<Source> b, Rows<T> c, bool accumulate) {
+  if (unit == ProductUnit::kTiles) {
+    return product_of_packed<T>(unit, {a.data, a.stride, 1}, rows, depth, columns, b, c,
+                                accumulate);
   }
   product(
-      rows, {0, depth}, columns, b, c, accumulate,
+      unit, rows, {0, depth}, columns, b, c, accumulate,
       [&](Range of_rows, Range of_depth, const PackedMatrix<T>& panel, ProductTarget<T> target) {
         multiply<T>({a[of_rows.begin] + of_depth.begin, a.stride, 1}, of_rows.size(),
                     of_depth.size(), panel, 0, 1, target);
@@ -125,15 +138,15 @@ void product_of_rows(Rows<const T> a, std::int64_t rows, std::int64_t depth, std
 template <class T, class Weight>
 void linear_forward(const LinearForward<T, Weight>& p) {
   const auto [rows, in, out] = p.sizes;
-  product_of_rows<T, Weight>(p.x, rows, in, out, {p.weight.data, 1, p.weight.stride}, p.y,
-                             p.accumulate);
+  product_of_rows<T, Weight>(unit_of_layer<T>(in, out), p.x, rows, in, out,
+                             {p.weight.data, 1, p.weight.stride}, p.y, p.accumulate);
 }
 
 template <class T, class Weight>
 void linear_input_grad(const LinearInputGrad<T, Weight>& p) {
   const auto [rows, in, out] = p.sizes;
-  product_of_rows<T, Weight>(p.dy, rows, out, in, {p.weight.data, p.weight.stride, 1}, p.dx,
-                             p.accumulate);
+  product_of_rows<T, Weight>(unit_of_layer<T>(in, out), p.dy, rows, out, in,
+                             {p.weight.data, p.weight.stride, 1}, p.dx, p.accumulate);
 }
 
 // Numbers of a weight that are decoded at once: few enough to stay in a cache until they are
@@ -149,8 +162,9 @@ void linear_forward(const LinearForward<float, BlockMatrix>& p) {
   for (std::int64_t first = 0; first < out; first += step) {
     const Range of_out{first, std::min(out, first + step)};
     decode_slice(p.weight, {of_out.begin, of_out.size(), 0, in}, slice.data());
-    product_of_rows<float, float>(p.x, rows, in, of_out.size(), {slice.data(), 1, in},
-                                  {p.y.data + of_out.begin, p.y.stride}, p.accumulate);
+    product_of_rows<float, float>(unit_of_layer<float>(in, out), p.x, rows, in, of_out.size(),
+                                  {slice.data(), 1, in}, {p.y.data + of_out.begin, p.y.stride},
+                                  p.accumulate);
   }
 }
 
@@ -169,7 +183,8 @@ void linear_input_grad(const LinearInputGrad<float, BlockMatrix>& p) {
       const Range of_out{k, std::min(out, k + depth)};
       decode_slice(p.weight, {of_out.begin, of_out.size(), of_in.begin, of_in.size()},
                    slice.data());
-      product_of_rows<float, float>({p.dy.data + k, p.dy.stride}, rows, of_out.size(), of_in.size(),
+      product_of_rows<float, float>(unit_of_layer<float>(in, out), {p.dy.data + k, p.dy.stride},
+                                    rows, of_out.size(), of_in.size(),
                                     {slice.data(), of_in.size(), 1},
                                     {p.dx.data + first, p.dx.stride}, p.accumulate || k > 0);
     }
@@ -181,8 +196,8 @@ void linear_input_grad(const LinearInputGrad<float, BlockMatrix>& p) {
 template <class T>
 void linear_weight_grad(const LinearWeightGrad<T>& p) {
   const auto [rows, in, out] = p.sizes;
-  product_of_packed<T, T>({p.dy.data, 1, p.dy.stride}, out, rows, in, {p.x.data, p.x.stride, 1},
-                          p.dw, p.accumulate);
+  product_of_packed<T, T>(unit_of_layer<T>(in, out), {p.dy.data, 1, p.dy.stride}, out, rows, in,
+                          {p.x.data, p.x.stride, 1}, p.dw, p.accumulate);
 }
 
 template void linear_forward(const LinearForward<float>&);

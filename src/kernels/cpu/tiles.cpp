@@ -48,7 +48,11 @@ int tile_parts() {
 
 TileStrips::TileStrips(Side side, std::int64_t max_depth, std::int64_t size)
     : side_(side), size_(size), strip_numbers_(steps_of(max_depth) * kStepNumbers) {
-  buffer_ = Buffer<std::uint16_t>(count() * strip_numbers_);
+  // The pool's blocks are in large pages and wait for the next product; the C library would give
+  // the system back what is a little smaller.
+  constexpr std::int64_t kSmall = std::int64_t{1} << 16, kPooled = std::int64_t{1} << 19;
+  const std::int64_t numbers = count() * strip_numbers_;
+  buffer_ = Buffer<std::uint16_t>(numbers < kSmall ? numbers : std::max(numbers, kPooled));
   parts_.resize(static_cast<std::size_t>(count()));
 }
 
@@ -84,8 +88,9 @@ bool has_permission() {
 // --- packing ----------------------------------------------------------------------------------
 
 /// A line of 32 numbers as bfloat16: what is rounded first, and what is rounded of the rest.
+template <int kCount>
 struct Line {
-  __m512i parts[kParts];
+  __m512i parts[kCount] = {};
 };
 
 inline __m512i narrow(__m512 low, __m512 high) {
@@ -108,10 +113,11 @@ inline __m512 clamp_finite(__m512 x) {
   return _mm512_mask_max_ps(x, rest, least, x);
 }
 
-inline Line split(__m512 low, __m512 high, int parts) {
-  Line line{{narrow(clamp_finite(low), clamp_finite(high)), _mm512_setzero_si512(),
-             _mm512_setzero_si512()}};
-  for (int p = 1; p < parts; ++p) {
+template <int kCount>
+inline Line<kCount> split(__m512 low, __m512 high) {
+  Line<kCount> line;
+  line.parts[0] = narrow(clamp_finite(low), clamp_finite(high));
+  for (int p = 1; p < kCount; ++p) {
     low = _mm512_sub_ps(low, widen_low(line.parts[p - 1]));
     high = _mm512_sub_ps(high, widen_high(line.parts[p - 1]));
     line.parts[p] = narrow(low, high);
@@ -124,34 +130,35 @@ inline __mmask16 first_16(std::int64_t count) {
 }
 
 /// Loads 32 numbers that follow one another, with zeros from `count` on.
-inline Line load(const float* data, std::int64_t count, int parts) {
-  return split(_mm512_maskz_loadu_ps(first_16(count), data),
-               _mm512_maskz_loadu_ps(first_16(count - 16), data + 16), parts);
+template <int kCount>
+inline Line<kCount> load(const float* data, std::int64_t count) {
+  return split<kCount>(_mm512_maskz_loadu_ps(first_16(count), data),
+                       _mm512_maskz_loadu_ps(first_16(count - 16), data + 16));
 }
-inline Line load(const c10::BFloat16* data, std::int64_t count, int) {
-  const __m512i zero = _mm512_setzero_si512();
+template <int kCount>
+inline Line<kCount> load(const c10::BFloat16* data, std::int64_t count) {
   const auto mask =
       static_cast<__mmask32>((std::uint64_t{1} << std::min<std::int64_t>(count, 32)) - 1);
-  return {{_mm512_maskz_loadu_epi16(mask, data), zero, zero}};
+  return {{_mm512_maskz_loadu_epi16(mask, data)}};
 }
 
 /// Loads 16 numbers of two rows in turn: x0 y0 x1 y1 …
-inline Line load_pair(const float* x, const float* y, std::int64_t count, int parts) {
+template <int kCount>
+inline Line<kCount> load_pair(const float* x, const float* y, std::int64_t count) {
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512i high =
       _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   const __m512 a = _mm512_maskz_loadu_ps(first_16(count), x);
   const __m512 b = y == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(first_16(count), y);
-  return split(_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b), parts);
+  return split<kCount>(_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b));
 }
-inline Line load_pair(const c10::BFloat16* x, const c10::BFloat16* y, std::int64_t count, int) {
-  const __m512i zero = _mm512_setzero_si512();
+template <int kCount>
+inline Line<kCount> load_pair(const c10::BFloat16* x, const c10::BFloat16* y, std::int64_t count) {
   const __m256i a = _mm256_maskz_loadu_epi16(first_16(count), x);
   const __m256i b =
       y == nullptr ? _mm256_setzero_si256() : _mm256_maskz_loadu_epi16(first_16(count), y);
   return {
-      {_mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16)),
-       zero, zero}};
+      {_mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16))}};
 }
 
 /// Transposes a tile, as 16 x 16 pairs of numbers.
@@ -183,29 +190,36 @@ inline void transpose(std::uint16_t* tile) {
   }
 }
 
-/// Numbers of a strip's parts that are not 0, as bits.
-struct UsedBits {
-  __m512i parts[kParts];
-};
-
-/// Writes line `i` of a tile, and of those of the other parts behind it.
-inline void store(const Line& line, int i, int parts, std::uint16_t* tile, UsedBits& used) {
-  for (int p = 0; p < parts; ++p) {
+/// Writes line `i` of a tile, and of those of the other parts behind it. `used` gathers their bits.
+template <int kCount>
+inline void store(const Line<kCount>& line, int i, std::uint16_t* tile, Line<kCount>& used) {
+  for (int p = 0; p < kCount; ++p) {
     used.parts[p] = _mm512_or_si512(used.parts[p], line.parts[p]);
     _mm512_store_si512(tile + p * kTilesOfStrip * kTileNumbers + i * kDepth, line.parts[p]);
   }
+}
+
+/// Returns how many parts are not all 0, at least 1.
+template <int kCount>
+std::uint8_t used_parts(const Line<kCount>& used) {
+  int count = kCount;
+  while (count > 1 && _mm512_test_epi16_mask(used.parts[count - 1], used.parts[count - 1]) == 0) {
+    --count;
+  }
+  return static_cast<std::uint8_t>(count);
 }
 
 // Of a left factor a line is 32 numbers of a row; of a right one, whose tiles the unit takes by
 // pairs of the depth, it is two numbers of each of 16 columns. A tile that is read in the other way
 // is transposed.
 
-/// Packs `steps` steps of the depth of a strip of `size` rows whose numbers follow one another.
-/// Rows lie far apart, and there are more of them than a processor's prefetching follows.
-template <class Source>
-void pack_along(StridedMatrix<Source> source, std::int64_t size, std::int64_t depth, bool turned,
-                int parts, std::uint16_t* out, UsedBits& used) {
+/// Packs a strip of `size` rows whose numbers follow one another. Returns its used_parts. Rows lie
+/// far apart, and there are more of them than a processor's prefetching follows.
+template <int kCount, class Source>
+std::uint8_t pack_along(StridedMatrix<Source> source, std::int64_t size, std::int64_t depth,
+                        bool turned, std::uint16_t* out) {
   constexpr std::int64_t kStepsAtOnce = 4, kLine = 64 / sizeof(Source);
+  Line<kCount> used;
   for (std::int64_t begin = 0; begin < depth; begin += kStepsAtOnce * kDepth) {
     const std::int64_t end = std::min(depth, begin + kStepsAtOnce * kDepth);
     for (std::int64_t i = 0; i < TileStrips::kWidth; ++i) {
@@ -215,21 +229,24 @@ void pack_along(StridedMatrix<Source> source, std::int64_t size, std::int64_t de
         _mm_prefetch(reinterpret_cast<const char*>(row + k), _MM_HINT_T0);
       }
       for (std::int64_t k = begin; k < end; k += kDepth, tile += kStepNumbers) {
-        const Line line = i < size ? load(row + k, depth - k, parts) : Line{};
-        store(line, static_cast<int>(i % kSide), parts, tile, used);
+        const auto line = i < size ? load<kCount>(row + k, depth - k) : Line<kCount>();
+        store(line, static_cast<int>(i % kSide), tile, used);
       }
     }
     for (std::int64_t k = begin; k < end; k += kDepth, out += kStepNumbers) {
-      for (int t = 0; t < parts * kTilesOfStrip && turned; ++t) transpose(out + t * kTileNumbers);
+      for (int t = 0; t < kCount * kTilesOfStrip && turned; ++t) transpose(out + t * kTileNumbers);
     }
   }
+  return used_parts(used);
 }
 
 /// Packs one step, `depth` numbers, of a strip of columns of which `size` follow one another.
-template <class Source>
-void pack_across(StridedMatrix<Source> source, std::int64_t size, std::int64_t depth, bool turned,
-                 int parts, std::uint16_t* out, UsedBits& used) {
+/// Returns its used_parts.
+template <int kCount, class Source>
+std::uint8_t pack_across(StridedMatrix<Source> source, std::int64_t size, std::int64_t depth,
+                         bool turned, std::uint16_t* out) {
   constexpr std::int64_t kLine = 64 / sizeof(Source);
+  Line<kCount> used;
   for (int i = 0; i < kSide; ++i) {
     const Source* x = source.data + 2 * i * source.column_stride;
     const Source* y = 2 * i + 1 < depth ? x + source.column_stride : nullptr;
@@ -240,22 +257,15 @@ void pack_across(StridedMatrix<Source> source, std::int64_t size, std::int64_t d
     }
     for (std::int64_t half = 0; half < kTilesOfStrip; ++half) {
       const std::int64_t first = half * kSide;
-      const Line line =
+      const auto line =
           2 * i < depth && first < size
-              ? load_pair(x + first, y == nullptr ? y : y + first, size - first, parts)
-              : Line{};
-      store(line, i, parts, out + half * kTileNumbers, used);
+              ? load_pair<kCount>(x + first, y == nullptr ? y : y + first, size - first)
+              : Line<kCount>();
+      store(line, i, out + half * kTileNumbers, used);
     }
   }
-  for (int t = 0; t < parts * kTilesOfStrip && turned; ++t) transpose(out + t * kTileNumbers);
-}
-
-/// Returns the parts that are not all 0, at least 1.
-std::uint8_t used_parts(const UsedBits& used, int parts) {
-  while (parts > 1 && _mm512_test_epi16_mask(used.parts[parts - 1], used.parts[parts - 1]) == 0) {
-    --parts;
-  }
-  return static_cast<std::uint8_t>(parts);
+  for (int t = 0; t < kCount * kTilesOfStrip && turned; ++t) transpose(out + t * kTileNumbers);
+  return used_parts(used);
 }
 
 // --- multiplying ------------------------------------------------------------------------------
@@ -383,14 +393,10 @@ bool has_tiles() {
   return lent && detail::allows_tiles();
 }
 
-template <class Source>
-void TileStrips::pack(StridedMatrix<Source> source, std::int64_t depth, std::int64_t first,
-                      std::int64_t last) {
-  const int parts = std::is_same_v<Source, float> ? tile_parts() : 1;
+template <int kCount, class Source>
+void TileStrips::pack_parts(StridedMatrix<Source> source, std::int64_t depth, std::int64_t first,
+                            std::int64_t last) {
   const bool along = source.column_stride == 1;
-  if (!along && source.row_stride != 1) {
-    throw std::logic_error("TileStrips: expected a factor whose rows or columns have stride 1");
-  }
   const bool turned = along != (side_ == Side::kLeft);
   std::fill(parts_.begin() + first, parts_.begin() + last, std::uint8_t{1});
   // Across, a row of the source goes through all strips.
@@ -400,13 +406,28 @@ void TileStrips::pack(StridedMatrix<Source> source, std::int64_t depth, std::int
       StridedMatrix<Source> strip = source;
       strip.data += s * kWidth * source.row_stride + k * source.column_stride;
       const std::int64_t size = std::min(kWidth, size_ - s * kWidth);
-      std::uint16_t* out = buffer_.data() + s * strip_numbers_ + k / kDepth * kStepNumbers;
-      UsedBits used{};
-      (along ? pack_along<Source> : pack_across<Source>)(strip, size, std::min(step, depth - k),
-                                                         turned, parts, out, used);
-      std::uint8_t& most = parts_[static_cast<std::size_t>(s)];
-      most = std::max(most, used_parts(used, parts));
+      const auto pack = along ? pack_along<kCount, Source> : pack_across<kCount, Source>;
+      std::uint8_t& parts = parts_[static_cast<std::size_t>(s)];
+      parts =
+          std::max(parts, pack(strip, size, std::min(step, depth - k), turned,
+                               buffer_.data() + s * strip_numbers_ + k / kDepth * kStepNumbers));
     }
+  }
+}
+
+template <class Source>
+void TileStrips::pack(StridedMatrix<Source> source, std::int64_t depth, std::int64_t first,
+                      std::int64_t last) {
+  if (source.column_stride != 1 && source.row_stride != 1) {
+    throw std::logic_error("TileStrips: expected a factor whose rows or columns have stride 1");
+  }
+  switch (std::is_same_v<Source, float> ? tile_parts() : 1) {
+    case 1:
+      return pack_parts<1>(source, depth, first, last);
+    case 2:
+      return pack_parts<2>(source, depth, first, last);
+    default:
+      return pack_parts<3>(source, depth, first, last);
   }
 }
 

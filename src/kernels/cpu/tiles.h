@@ -37,7 +37,7 @@ class TileStrips {
   TileStrips(Side side, std::int64_t max_depth, std::int64_t size);
 
   /// Takes strips [first, last) of numbers source[i, k], where k < depth <= max_depth is what the
-  /// product sums over. Strips do not touch each other's memory.
+  /// product sums over. One of the strides is 1. Strips do not touch each other's memory.
   template <class Source>
   void pack(StridedMatrix<Source> source, std::int64_t depth, std::int64_t first,
             std::int64_t last);
@@ -51,6 +51,10 @@ class TileStrips {
   static std::int64_t bytes(std::int64_t max_depth, std::int64_t size);
 
  private:
+  template <int kCount, class Source>
+  void pack_parts(StridedMatrix<Source> source, std::int64_t depth, std::int64_t first,
+                  std::int64_t last);
+
   Side side_{};
   Buffer<std::uint16_t> buffer_;
   std::vector<std::uint8_t> parts_;

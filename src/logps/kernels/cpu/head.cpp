@@ -161,7 +161,8 @@ struct Head {
     const std::vector<Range> parts = cut({0, tokens_of_tile.size()}, kBlockVocab);
     // Where the left factor is packed, all panels share it.
     const std::vector<Range> panels =
-        cut({0, packed_weight.panels()}, packs_rows<T>() ? packed_weight.panels() : 1);
+        cut({0, packed_weight.panels()},
+            packed_weight.unit() == ProductUnit::kTiles ? packed_weight.panels() : 1);
     T* rows = out.data_ptr<T>() + tokens_of_tile.begin * width();
     parallel(parts.size() * panels.size(), [&](std::size_t task) {
       const Range part = parts[task / panels.size()], of_panels = panels[task % panels.size()];
