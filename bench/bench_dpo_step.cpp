@@ -3,6 +3,7 @@
 // Whole DPO steps of a real model (targets S1, S2, S4): from text to updated weights. One JSON line
 // a step, as bench/peers/trl_dpo_step.py prints them for TRL.
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 #include <malloc.h>
@@ -51,7 +52,7 @@ struct Arguments {
   std::string loss = R"({"type": "dpo"})";
   std::int64_t steps = 5, pairs = 4, micro = 0, threads = 2, head_mib = 64, lora_rank = 0;
   std::int64_t micro_tokens = 0;
-  std::string checkpointing = "none";
+  std::string checkpointing = "none", matmul_precision = "highest";
   bool profile = false;
 };
 
@@ -68,6 +69,8 @@ Arguments parse(int argc, char** argv) {
   app.add_option("--micro", a.micro, "pairs a micro-batch; 0: the whole step at once");
   app.add_option("--micro-tokens", a.micro_tokens, "tokens a micro-batch; 0: no limit");
   app.add_option("--threads", a.threads);
+  app.add_option("--matmul-precision", a.matmul_precision, "as machine.matmul_precision")
+      ->check(CLI::IsMember({"highest", "high", "medium"}));
   app.add_option("--head-mib", a.head_mib);
   app.add_option("--lora", a.lora_rank, "rank of an adapter; 0: all weights are trained");
   app.add_option("--reference", a.reference)->check(CLI::IsMember({"frozen", "cached"}));
@@ -172,6 +175,7 @@ void run_profile(const Arguments& a, const std::vector<TokenRow>& rows, Decoder&
 
 void run(const Arguments& a, Clock::time_point start) {
   at::set_num_threads(static_cast<int>(a.threads));
+  at::globalContext().setFloat32MatmulPrecision(a.matmul_precision);
   const auto tokenizer =
       make_tokenizer(a.tokenizer.empty() ? tokenizer_of_model(a.model) : a.tokenizer);
   DataOptions data;

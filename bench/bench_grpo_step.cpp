@@ -4,6 +4,7 @@
 // bench/peers/trl_grpo_step.py prints them for TRL; or what a prompt shared by its completions
 // saves in the layers.
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 #include <malloc.h>
@@ -48,7 +49,7 @@ double peak_rss_gib() {
 }
 
 struct Arguments {
-  std::string model, rollouts;
+  std::string model, rollouts, matmul_precision = "highest";
   double beta = 0;
   std::int64_t threads = 2, head_mib = 64, micro_tokens = 0;
   int repeat = 5;
@@ -64,6 +65,8 @@ Arguments parse(int argc, char** argv) {
   app.add_option("--head-mib", a.head_mib);
   app.add_option("--micro-tokens", a.micro_tokens, "tokens a micro-batch; 0: no limit");
   app.add_option("--threads", a.threads);
+  app.add_option("--matmul-precision", a.matmul_precision, "as machine.matmul_precision")
+      ->check(CLI::IsMember({"highest", "high", "medium"}));
   app.add_option("--repeat", a.repeat, "of --body");
   app.add_flag("--body", a.body, "the layers with the prompt once and in each sequence instead");
   try {
@@ -141,6 +144,7 @@ void time_body(const Arguments& a, const Group& group, Decoder& model) {
 
 void run(const Arguments& a) {
   at::set_num_threads(static_cast<int>(a.threads));
+  at::globalContext().setFloat32MatmulPrecision(a.matmul_precision);
   const std::vector<Group> groups = read_groups(a.rollouts);
   // The reference stays where it is mapped; trained weights get their own memory.
   const auto base = Decoder::load(a.model, "float32");

@@ -66,17 +66,14 @@ std::int64_t TileStrips::bytes(std::int64_t max_depth, std::int64_t size) {
 
 #ifdef PREFOPT_HAS_TILES
 
-HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
 namespace prefopt::kernels::cpu {
 namespace {
 
 bool has_instructions() {
-  constexpr unsigned kAmxBf16 = 1U << 22, kAmxTile = 1U << 24, kAvx512Bf16 = 1U << 5;
+  constexpr unsigned kAmxBf16 = 1U << 22, kAmxTile = 1U << 24;
   unsigned a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kAmxBf16) == 0 || (d & kAmxTile) == 0) {
-    return false;
-  }
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvx512Bf16) != 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  return (d & kAmxBf16) != 0 && (d & kAmxTile) != 0 && __builtin_cpu_supports("avx512bf16");
 }
 
 // The system keeps the registers of a process that asked for them.
@@ -84,6 +81,19 @@ bool has_permission() {
   constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
+
+}  // namespace
+
+bool has_tiles() {
+  static const bool is_lent = has_instructions() && has_permission();
+  return is_lent && detail::allows_tiles();
+}
+
+}  // namespace prefopt::kernels::cpu
+
+HWY_PUSH_ATTRIBUTES("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
+namespace prefopt::kernels::cpu {
+namespace {
 
 // --- packing ----------------------------------------------------------------------------------
 
@@ -387,11 +397,6 @@ void write_block(const float* sums, std::int64_t rows, std::int64_t columns, flo
 }
 
 }  // namespace
-
-bool has_tiles() {
-  static const bool lent = has_instructions() && has_permission();
-  return lent && detail::allows_tiles();
-}
 
 template <int kCount, class Source>
 void TileStrips::pack_parts(StridedMatrix<Source> source, std::int64_t depth, std::int64_t first,

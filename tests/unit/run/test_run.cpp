@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/Context.h>
 #include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
 
+#include "kernels/cpu/tiles.h"
 #include "prefopt/data/controlled_task.h"
 #include "prefopt/decoder/decoder.h"
 #include "prefopt/error.h"
@@ -283,6 +285,32 @@ TEST_CASE("a held-out file is used instead of a share of the rows", "[run]") {
   CHECK(count_containing(notes, "data.eval: 5 of 5 rows of ") == 1);
   CHECK(count_containing(notes, "held out") == 0);
   CHECK(read_lines(scene.file("run") + "/metrics.jsonl").back()["epoch"] == 12 / 24.0);
+}
+
+TEST_CASE("a run asks for its precision of products, or says that it changes nothing", "[run]") {
+  const Scene scene;
+  const bool has_tiles = kernels::cpu::has_tiles();
+  const auto trained = [&](const std::string& run, MatmulPrecision precision, bool is_noted) {
+    auto options = scene.options(run, "dpo");
+    options.model.decoder.hidden_size = 64;
+    options.machine.matmul_precision = precision;
+    std::vector<std::string> notes;
+    RunEvents events;
+    events.note = [&](const std::string& line) { notes.push_back(line); };
+    run_training(options, events);
+    CHECK(count_containing(notes,
+                           "machine.matmul_precision: 'medium' leaves a decoder's products "
+                           "in float32, as this processor multiplies no tiles of bfloat16 "
+                           "numbers") == (is_noted ? 1 : 0));
+    return read_lines(scene.file(run) + "/metrics.jsonl").back()["eval_loss"].get<double>();
+  };
+  const double exact = trained("highest", MatmulPrecision::kHighest, false);
+  CHECK(at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::HIGHEST);
+  const double rounded = trained("medium", MatmulPrecision::kMedium, !has_tiles);
+  CHECK(at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM);
+  CHECK((rounded != exact) == has_tiles);
+  CHECK(rounded == Approx(exact).margin(0.05));
+  CHECK(trained("again", MatmulPrecision::kHighest, false) == exact);
 }
 
 TEST_CASE("a run that cannot be meant is refused and leaves no folder", "[run]") {
