@@ -52,5 +52,20 @@ TEST_CASE("prefopt: chat formats are named", "[cli]") {
       "zephyr, alpaca, plain, dialogue, got 'chatmml'; did you mean 'chatml'?");
 }
 
+TEST_CASE("prefopt: a dtype that the weights do not have is said by its flag", "[cli]") {
+  const std::string blocks = std::string(PREFOPT_TEST_DATA_DIR) + "/gguf/blocks.gguf";
+  const std::string keeps = "--dtype: expected a GGUF file with blocks to keep them (quantized), ";
+  check_cli_refused({"score", "--model", kPolicy, "--data", kPairs, "--dtype", "quantized"}, 2,
+                    keeps + "got '" + kPolicy + "'");
+  check_cli_refused(
+      {"eval", "--model", kPolicy, "--ref", kReference, "--data", kPairs, "--dtype", "quantized"},
+      2, keeps + "got '" + kReference + "'");
+  check_cli_refused({"generate", "--model", kPolicy, "--guide", blocks + ":1", "--prompt", "a",
+                     "--tokenizer", "byte", "--dtype", "q8_0"},
+                    2,
+                    "--dtype: expected weights without blocks to make some (q8_0), got '" + blocks +
+                        "', whose own quantized keeps");
+}
+
 }  // namespace
 }  // namespace prefopt::testing_support
