@@ -128,6 +128,9 @@ Reward read_reward(const EvalArguments& arguments) {
 /// The beta of rewards and probabilities.
 double beta_of(const EvalArguments& arguments, const std::optional<Loss>& loss) {
   constexpr double kDefault = 0.1;
+  if (arguments.beta && !(*arguments.beta > 0)) {
+    throw ConfigError(fmt::format("--beta: expected more than 0, got {}", *arguments.beta));
+  }
   if (arguments.beta) return *arguments.beta;
   if (!loss) return kDefault;
   const Json config = detail::parse_json<ConfigError>(loss->config(), "--loss");

@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
@@ -22,6 +21,7 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/flags.h"
 #include "cli/tables.h"
 #include "core/file.h"
 #include "core/memory.h"
@@ -554,12 +554,6 @@ CLI::App* add_doctor(CLI::App& app, DoctorArguments& arguments) {
   return command;
 }
 
-/// "layers_tflops" is the flag --layers-tflops.
-std::string flag_of(std::string name) {
-  std::replace(name.begin(), name.end(), '_', '-');
-  return "--" + name;
-}
-
 CLI::App* add_plan(CLI::App& app, PlanArguments& arguments) {
   auto* command = app.add_subcommand(
       "plan", "Say what a run will hold and take: memory, operations, collectives, time");
@@ -732,6 +726,18 @@ std::size_t terminal_width(int descriptor) {
   return ::ioctl(descriptor, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
+/// Runs a command, whose errors about its flags name them.
+void run_named(const CLI::App& command, const std::function<void()>& run_command) {
+  try {
+    run_command();
+  } catch (const ConfigError& error) {
+    throw ConfigError(led_by_flag(error.what(), command.get_name(), [&](const std::string& flag) {
+      const CLI::Option* option = command.get_option_no_throw(flag);
+      return option != nullptr && option->count() > 0;
+    }));
+  }
+}
+
 int run(int argc, char** argv) {
   CLI::App app{"prefopt: preference optimization of language models"};
   app.set_version_flag("--version", "prefopt " PREFOPT_VERSION_STRING);
@@ -824,7 +830,7 @@ int run(int argc, char** argv) {
       [&] {
         if (const auto limit = detail::simd_limit_of_environment()) detail::hold_simd(*limit);
         for (const auto& [command, run_command] : commands) {
-          if (command->parsed()) run_command();
+          if (command->parsed()) run_named(*command, run_command);
         }
       },
       is_summary);
