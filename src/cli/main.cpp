@@ -8,11 +8,13 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <initializer_list>
 #include <iostream>
+#include <span>
 #include <sstream>
 #include <streambuf>
 #include <string>
@@ -726,6 +728,22 @@ std::size_t terminal_width(int descriptor) {
   return ::ioctl(descriptor, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
+/// Returns the words of a command line, with `--name=` as `--name` and an empty word, which alone
+/// CLI11 takes for a value.
+std::vector<const char*> with_empty_values(int argc, char** argv) {
+  std::vector<const char*> words;
+  bool is_ended = false;
+  for (char* const word : std::span(argv, static_cast<std::size_t>(argc))) {
+    const std::string_view text(word);
+    words.push_back(word);
+    is_ended |= text == "--";
+    if (is_ended || !text.starts_with("--") || text.find('=') + 1 != text.size()) continue;
+    word[text.size() - 1] = '\0';
+    words.push_back("");
+  }
+  return words;
+}
+
 /// Runs a command, whose errors about its flags name them.
 void run_named(const CLI::App& command, const std::function<void()>& run_command) {
   try {
@@ -808,8 +826,9 @@ int run(int argc, char** argv) {
        [&] { print_lines([&](std::ostream& out) { run_render(rendered, out); }); }},
       {add_lab(app, lab), [&] { run_lab(lab, std::cout, std::cerr); }},
   };
+  const std::vector<const char*> words = with_empty_values(argc, argv);
   try {
-    app.parse(argc, argv);
+    app.parse(static_cast<int>(words.size()), words.data());
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     std::string help = "prefopt --help";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "support/catch.h"
 #include "support/cli.h"
@@ -90,6 +91,20 @@ TEST_CASE("prefopt: errors name flags that were given, and no others", "[cli]") 
                     2,
                     "dpo: expected beta > 0, got -1; it scales what separates chosen from "
                     "rejected, and only a positive scale prefers the chosen");
+}
+
+TEST_CASE("prefopt: a value may be empty behind an equals sign", "[cli]") {
+  const std::vector<std::string> score{"score",  "--model", kPolicy,     "--ref", kReference,
+                                       "--data", kPairs,    "--rewards", "steps"};
+  const auto with_end = [&](const std::vector<std::string>& words) {
+    std::vector<std::string> all = score;
+    all.insert(all.end(), words.begin(), words.end());
+    return run_cli(all);
+  };
+  const CliResult apart = with_end({"--step-end", ""});
+  CHECK(apart.code == 0);
+  CHECK(with_end({"--step-end="}).out == apart.out);
+  CHECK(with_end({"--step-end=x"}).out != apart.out);
 }
 
 }  // namespace
