@@ -108,7 +108,7 @@ struct FieldDoc {
   std::vector<std::string> aliases;
 };
 
-/// Throws ConfigError, led by `where`, for an unknown key (naming the nearest known one), a
+/// Throws ConfigError, led by `where`, for an unknown key (naming its groups or the nearest one), a
 /// duplicate key, a wrong type or a value out of range. Keys that are absent keep their value.
 PREFOPT_API void read_fields(const FieldList& fields, std::string_view json,
                              std::string_view where);

@@ -42,6 +42,7 @@ DataCheckOptions read_options(const DataCheckArguments& arguments, std::ostream&
     options.data.max_completion_length = *arguments.max_completion_length;
   }
   if (arguments.max_length) options.data.max_length = *arguments.max_length;
+  options.data = checked(options.data, "check");
   if (!arguments.loss.empty()) {
     options.needs = row_needs(read_loss(arguments.loss).requirements());
   }

@@ -57,9 +57,17 @@ void place_once(std::string& place, const std::string& path, std::string_view ki
   place = path;
 }
 
+/// CLI11 splits a list at its commas where a name takes any number of words.
+void check_is_path(const std::string& path) {
+  if (!path.starts_with('"') && !path.starts_with('{')) return;
+  throw ConfigError(fmt::format(
+      "PATH: expected a file or a folder, got {} of a list; --data takes a whole list", path));
+}
+
 /// Puts each path to where its kind belongs, which its content tells.
 DoctorArguments placed(DoctorArguments arguments) {
   for (const std::string& path : std::exchange(arguments.paths, {})) {
+    check_is_path(path);
     if (has_file(path, "adapter_config.json")) {
       arguments.adapters.push_back(path);
     } else if (has_file(path, "config.json") || path.ends_with(".gguf")) {

@@ -128,6 +128,9 @@ Reward read_reward(const EvalArguments& arguments) {
 /// The beta of rewards and probabilities.
 double beta_of(const EvalArguments& arguments, const std::optional<Loss>& loss) {
   constexpr double kDefault = 0.1;
+  if (arguments.beta && !(*arguments.beta > 0)) {
+    throw ConfigError(fmt::format("--beta: expected more than 0, got {}", *arguments.beta));
+  }
   if (arguments.beta) return *arguments.beta;
   if (!loss) return kDefault;
   const Json config = detail::parse_json<ConfigError>(loss->config(), "--loss");
@@ -158,7 +161,8 @@ class Evaluator {
       judge_ = make_reward_judge(reward_);
     }
     choose_tokenizer();
-    reference_ = Decoder::load(arguments.reference, arguments.dtype);
+    reference_ =
+        Decoder::load(arguments.reference, dtype_for(arguments.reference, arguments.dtype));
     reference_->to(device_);
     if (!reference_->load_note().empty()) err_ << "prefopt: " << reference_->load_note() << '\n';
     pairs_ = read_rows();
@@ -195,7 +199,7 @@ class Evaluator {
  private:
   /// Of σ(r_w − r_l), the probability that the chosen completion is the better one.
   ModelReport evaluate_rewards(const std::string& path) const {
-    const auto model = RewardModel::load(path, arguments_.dtype);
+    const auto model = RewardModel::load(path, dtype_for(path, arguments_.dtype));
     model->to(device_);
     const std::string& note = model->body().load_note();
     if (!note.empty()) err_ << "prefopt: " << note << '\n';
@@ -257,10 +261,10 @@ class Evaluator {
                       loss_->info().name));
     }
     needs.rejected = true;
+    const std::string& first = arguments_.models.front();
     const DecoderOptions shape =
-        of_rewards_
-            ? RewardModel::load(arguments_.models.front(), arguments_.dtype)->body().options()
-            : reference_->options();
+        of_rewards_ ? RewardModel::load(first, dtype_for(first, arguments_.dtype))->body().options()
+                    : reference_->options();
     needs.context_length = shape.max_position_embeddings;
     const RowMemory memory = choose_memory();
     return read_pairs(arguments_.data, *tokenizer_,
@@ -296,7 +300,8 @@ class Evaluator {
     std::error_code ignored;
     const bool is_adapter = fs::exists(path + "/adapter_config.json", ignored) &&
                             !fs::exists(path + "/config.json", ignored);
-    auto policy = Decoder::load(is_adapter ? arguments_.reference : path, arguments_.dtype);
+    const std::string& weights = is_adapter ? arguments_.reference : path;
+    auto policy = Decoder::load(weights, dtype_for(weights, arguments_.dtype));
     if (!is_adapter && !policy->load_note().empty()) {
       err_ << "prefopt: " << policy->load_note() << '\n';
     }

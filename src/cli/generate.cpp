@@ -311,7 +311,8 @@ void print_candidates(const GenerateArguments& arguments, Policy& policy,
 void print_search(const GenerateArguments& arguments, Policy& policy, const Tokenizer& tokenizer,
                   const std::vector<Prompt>& prompts, const SamplingOptions& sampling,
                   std::ostream& out) {
-  const auto values = load_reward_model(arguments.value, tokenizer, arguments.dtype);
+  const auto values =
+      load_reward_model(arguments.value, tokenizer, dtype_for(arguments.value, arguments.dtype));
   if (values->vocab_size() != policy.vocab_size()) {
     throw ConfigError(
         fmt::format("--value: expected a model with the policy's vocabulary of {} tokens, got {}",

@@ -44,7 +44,8 @@ void run_grad(const GradArguments& arguments, std::ostream& out, std::ostream& e
     if (named || !find_tokenizer(arguments.model, arguments.adapter).empty()) {
       check_same_tokens(*tokenizer, arguments.reference, named, err);
     }
-    auto frozen = Decoder::load(arguments.reference, arguments.dtype);
+    auto frozen =
+        Decoder::load(arguments.reference, dtype_for(arguments.reference, arguments.dtype));
     if (frozen->vocab_size() != policy->vocab_size()) {
       throw ConfigError(fmt::format(
           "--ref: expected a model with the policy's vocabulary of {} tokens, got {} with {}",

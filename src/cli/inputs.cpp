@@ -5,6 +5,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <filesystem>
 #include <ostream>
 #include <system_error>
 #include <utility>
@@ -14,6 +15,8 @@
 #include "data/data_files.h"
 #include "data/row_preparation.h"
 #include "data/tokenizer_difference.h"
+#include "decoder/decoder_files.h"
+#include "decoder/quantized_weight.h"
 #include "prefopt/data/chat.h"
 #include "prefopt/data/dataset.h"
 #include "prefopt/decoder/end_tokens.h"
@@ -44,9 +47,29 @@ std::int64_t end_token(const std::string& name, const Decoder& model, const Toke
 
 }  // namespace
 
+const std::string& dtype_for(const std::string& path, const std::string& dtype) {
+  const bool makes_blocks = detail::encoding_on_load(dtype) != nullptr;
+  const bool keeps_blocks = dtype == "quantized";
+  std::error_code ignored;
+  const bool is_adapter = std::filesystem::exists(path + "/adapter_config.json", ignored);
+  if ((!makes_blocks && !keeps_blocks) || is_adapter) return dtype;
+  const bool has_blocks = detail::has_blocks(path);
+  if (keeps_blocks && !has_blocks) {
+    throw ConfigError(fmt::format(
+        "--dtype: expected a GGUF file with blocks to keep them ({}), got '{}'", dtype, path));
+  }
+  if (makes_blocks && has_blocks) {
+    throw ConfigError(fmt::format(
+        "--dtype: expected weights without blocks to make some ({}), got '{}', whose own quantized "
+        "keeps",
+        dtype, path));
+  }
+  return dtype;
+}
+
 std::shared_ptr<Decoder> load_model(const ModelArguments& arguments, std::ostream& err) {
   const at::Device device = parse_device(arguments.device, "--device");
-  auto model = Decoder::load(arguments.model, arguments.dtype);
+  auto model = Decoder::load(arguments.model, dtype_for(arguments.model, arguments.dtype));
   if (!model->load_note().empty()) err << "prefopt: " << model->load_note() << '\n';
   if (!arguments.adapter.empty()) model->load_adapter(arguments.adapter);
   model->to(device);
@@ -68,7 +91,7 @@ Guide load_guide(const std::string& argument, const std::string& dtype, const To
         "--guide: expected a model and its weight, as in runs/arm:2, got '{}'", argument));
   }
   const std::string path = argument.substr(0, colon);
-  auto model = Decoder::load(path, dtype);
+  auto model = Decoder::load(path, dtype_for(path, dtype));
   if (!model->load_note().empty()) err << "prefopt: " << model->load_note() << '\n';
   check_same_tokens(tokenizer, path, /*named=*/false, err);
   return {.model = std::move(model), .weight = weight};
@@ -92,7 +115,7 @@ std::shared_ptr<RewardModel> load_reward_model(const ModelArguments& arguments,
                                                const Tokenizer& tokenizer, std::ostream& err) {
   const at::Device device = parse_device(arguments.device, "--device");
   const bool has_adapter = !arguments.adapter.empty();
-  auto model = RewardModel::load(arguments.model, arguments.dtype,
+  auto model = RewardModel::load(arguments.model, dtype_for(arguments.model, arguments.dtype),
                                  has_adapter ? ScoreHead::kFreshIfNone : ScoreHead::kRequired);
   const std::string& note = model->body().load_note();
   if (!note.empty()) err << "prefopt: " << note << '\n';

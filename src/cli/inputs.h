@@ -21,6 +21,11 @@
 
 namespace prefopt::cli {
 
+/// Returns `dtype`, which may also say what becomes of blocks. Throws ConfigError, led by --dtype,
+/// where the weights of `path` cannot be kept so. Those under an adapter are looked at when it is
+/// loaded.
+const std::string& dtype_for(const std::string& path, const std::string& dtype);
+
 /// The model with its adapter, where one is named. What there is to say of its weights goes to
 /// `err`.
 std::shared_ptr<Decoder> load_model(const ModelArguments& arguments, std::ostream& err);

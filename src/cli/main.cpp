@@ -8,12 +8,13 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <initializer_list>
 #include <iostream>
+#include <span>
 #include <sstream>
 #include <streambuf>
 #include <string>
@@ -22,6 +23,7 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/flags.h"
 #include "cli/tables.h"
 #include "core/file.h"
 #include "core/memory.h"
@@ -554,12 +556,6 @@ CLI::App* add_doctor(CLI::App& app, DoctorArguments& arguments) {
   return command;
 }
 
-/// "layers_tflops" is the flag --layers-tflops.
-std::string flag_of(std::string name) {
-  std::replace(name.begin(), name.end(), '_', '-');
-  return "--" + name;
-}
-
 CLI::App* add_plan(CLI::App& app, PlanArguments& arguments) {
   auto* command = app.add_subcommand(
       "plan", "Say what a run will hold and take: memory, operations, collectives, time");
@@ -732,6 +728,34 @@ std::size_t terminal_width(int descriptor) {
   return ::ioctl(descriptor, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
+/// Returns the words of a command line, with `--name=` as `--name` and an empty word, which alone
+/// CLI11 takes for a value.
+std::vector<const char*> with_empty_values(int argc, char** argv) {
+  std::vector<const char*> words;
+  bool is_ended = false;
+  for (char* const word : std::span(argv, static_cast<std::size_t>(argc))) {
+    const std::string_view text(word);
+    words.push_back(word);
+    is_ended |= text == "--";
+    if (is_ended || !text.starts_with("--") || text.find('=') + 1 != text.size()) continue;
+    word[text.size() - 1] = '\0';
+    words.push_back("");
+  }
+  return words;
+}
+
+/// Runs a command, whose errors about its flags name them.
+void run_named(const CLI::App& command, const std::function<void()>& run_command) {
+  try {
+    run_command();
+  } catch (const ConfigError& error) {
+    throw ConfigError(led_by_flag(error.what(), command.get_name(), [&](const std::string& flag) {
+      const CLI::Option* option = command.get_option_no_throw(flag);
+      return option != nullptr && option->count() > 0;
+    }));
+  }
+}
+
 int run(int argc, char** argv) {
   CLI::App app{"prefopt: preference optimization of language models"};
   app.set_version_flag("--version", "prefopt " PREFOPT_VERSION_STRING);
@@ -802,8 +826,9 @@ int run(int argc, char** argv) {
        [&] { print_lines([&](std::ostream& out) { run_render(rendered, out); }); }},
       {add_lab(app, lab), [&] { run_lab(lab, std::cout, std::cerr); }},
   };
+  const std::vector<const char*> words = with_empty_values(argc, argv);
   try {
-    app.parse(argc, argv);
+    app.parse(static_cast<int>(words.size()), words.data());
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     std::string help = "prefopt --help";
@@ -824,7 +849,7 @@ int run(int argc, char** argv) {
       [&] {
         if (const auto limit = detail::simd_limit_of_environment()) detail::hold_simd(*limit);
         for (const auto& [command, run_command] : commands) {
-          if (command->parsed()) run_command();
+          if (command->parsed()) run_named(*command, run_command);
         }
       },
       is_summary);

@@ -1,20 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
-#include <algorithm>
+#include <filesystem>
 #include <optional>
 #include <ostream>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/flags.h"
 #include "cli/plan_report.h"
 #include "cli/run_config.h"
 #include "cli/tables.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "core/text.h"
+#include "decoder/decoder_config.h"
 #include "prefopt/error.h"
 #include "prefopt/options.h"
 #include "run/plan/calibrate.h"
@@ -36,12 +41,19 @@ void put_model(const std::string& model, ModelOptions& options) {
   if (model.empty()) return;
   if (model.starts_with('{')) {
     read_fields([&](FieldVisitor& v) { options.decoder.fields(v); }, model, "--model");
+    options.decoder = detail::checked_decoder_options(options.decoder, "--model");
     options.path.clear();
   } else if (const auto known = detail::known_model(model)) {
     options.decoder = *known;
     options.path.clear();
   } else {
     options.path = detail::followed(model);
+    std::error_code ignored;
+    if (std::filesystem::exists(options.path, ignored)) return;
+    const std::vector<std::string> names = detail::known_models();
+    throw ConfigError(fmt::format(
+        "--model: expected a folder, a GGUF file, JSON of model.decoder or one of {}, got '{}'{}",
+        fmt::join(names, ", "), model, detail::did_you_mean(model, {names.begin(), names.end()})));
   }
 }
 
@@ -74,10 +86,9 @@ Json assumed_value(const std::string& text) {
 /// Puts what was given on the command line into `machine`.
 void put_given(const PlanArguments& arguments, PlanAssumptions& machine) {
   for (const auto& [name, value] : arguments.assumptions) {
-    std::string flag = "--" + name;
-    std::replace(flag.begin(), flag.end(), '_', '-');
     const Json given = {{name, assumed_value(value)}};
-    read_fields([&](FieldVisitor& v) { machine.fields(v); }, detail::dump_json(given), flag);
+    read_fields([&](FieldVisitor& v) { machine.fields(v); }, detail::dump_json(given),
+                flag_of(name));
   }
 }
 
@@ -103,6 +114,9 @@ struct CountedRows {
 
 CountedRows rows_of(const PlanArguments& arguments, RunOptions& options, std::ostream& err) {
   if (arguments.lengths.empty()) {
+    if (options.data.train.empty()) {
+      throw ConfigError("--data: expected rows in it, in data.train or in --lengths, got none");
+    }
     const auto note = [&](const std::string& line) { err << "prefopt: " << line << '\n'; };
     const auto tokenizer = detail::open_run_tokenizer(options.model);
     const RowNeeds needs = row_needs(detail::RunLoss(options.loss).requirements());
@@ -111,6 +125,9 @@ CountedRows rows_of(const PlanArguments& arguments, RunOptions& options, std::os
   if (!options.data.train.empty()) {
     throw ConfigError(fmt::format("--lengths: expected no rows of --data or data.train, got '{}'",
                                   options.data.train));
+  }
+  if (!arguments.tokenizer.empty()) {
+    throw ConfigError("--tokenizer: expected rows, whose tokens it counts, got --lengths");
   }
   const std::vector<std::int64_t>& lengths = arguments.lengths;
   for (const std::int64_t length : lengths) {

@@ -75,7 +75,8 @@ class StepScorer {
         err_(err),
         tokenizer_(load_tokenizer(arguments)),
         model_(load_model(arguments, err)),
-        reference_(Decoder::load(arguments.reference, arguments.dtype)),
+        reference_(
+            Decoder::load(arguments.reference, dtype_for(arguments.reference, arguments.dtype))),
         memory_(row_memory(arguments)) {
     check_same_tokens(*tokenizer_, arguments.reference, !arguments.tokenizer.empty(), err);
   }

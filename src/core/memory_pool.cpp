@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/system_calls.h"
 #include "prefopt/memory.h"
 
 namespace prefopt {
@@ -75,8 +76,7 @@ void unmap(std::byte* data, std::size_t size) {
 /// memory is short. The C library would keep it when it is freed.
 Block map(std::size_t size, std::size_t bytes) {
   const std::size_t reserved = size + kLargePage - 1;
-  void* begin =
-      ::mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* begin = detail::system_calls().map(nullptr, reserved, /*flags=*/0);
   if (begin == MAP_FAILED) return {};
   auto* const first = static_cast<std::byte*>(begin);
   const std::size_t before = rounded(reinterpret_cast<std::uintptr_t>(first), kLargePage) -
@@ -101,14 +101,10 @@ Block map(std::size_t size, std::size_t bytes) {
 /// Puts pages in place of others. Returns false, with memory in the old place and in the new one,
 /// where the system does not. Throws std::bad_alloc where nothing is left in the new one.
 bool move_pages(std::byte* from, std::size_t size, std::byte* to) {
-#ifdef MREMAP_FIXED
-  if (::mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED) return true;
+  const detail::SystemCalls& calls = detail::system_calls();
+  if (calls.move(from, size, to) != MAP_FAILED) return true;
   // Linux before 6.17 may have taken away what was there.
-  if (::mmap(to, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
-      MAP_FAILED) {
-    throw std::bad_alloc();
-  }
-#endif
+  if (calls.map(to, size, MAP_FIXED) == MAP_FAILED) throw std::bad_alloc();
   return false;
 }
 
@@ -175,19 +171,32 @@ class Pool {
       if (fresh.data == nullptr) throw std::bad_alloc();
     }
     Block block{fresh.data};
-    while (!free_.empty() && fresh.size() > 0) {
-      Block& oldest = free_.front();
-      const std::size_t part = std::min(oldest.mappings.front(), fresh.mappings.front());
-      block.mappings.reserve(block.mappings.size() + fresh.mappings.size() + 1);
-      if (!move_pages(oldest.data, part, fresh.data)) break;
-      block.mappings.push_back(part);
-      fresh.drop_front(part);
-      oldest.drop_front(part);
-      if (oldest.mappings.empty()) free_.erase(free_.begin());
+    try {
+      std::size_t unmoved = 0;
+      while (!free_.empty() && fresh.size() > 0 && unmoved == 0) {
+        Block& oldest = free_.front();
+        const std::size_t part = std::min(oldest.mappings.front(), fresh.mappings.front());
+        block.mappings.reserve(block.mappings.size() + fresh.mappings.size() + 1);
+        std::byte* const place = fresh.data;
+        fresh.drop_front(part);  // where moving throws, it may be another thread's by now
+        const bool is_moved = move_pages(oldest.data, part, place);
+        block.mappings.push_back(part);
+        if (!is_moved) {
+          unmoved = part;
+          continue;
+        }
+        oldest.drop_front(part);
+        if (oldest.mappings.empty()) free_.erase(free_.begin());
+      }
+      release(fresh.size() + unmoved);
+      block.mappings.insert(block.mappings.end(), fresh.mappings.begin(), fresh.mappings.end());
+      return block;
+    } catch (...) {
+      unmap(fresh.data, fresh.size());
+      // What was gathered waits again: take() made room for one block more.
+      if (!block.mappings.empty()) free_.push_back(std::move(block));
+      throw;
     }
-    release(fresh.size());
-    block.mappings.insert(block.mappings.end(), fresh.mappings.begin(), fresh.mappings.end());
-    return block;
   }
 
   Block take_front(std::vector<Block>::iterator block, std::size_t bytes) {

@@ -84,11 +84,68 @@ class Checker final : public FieldVisitor {
   std::vector<std::string> outer_;
 };
 
+// Groups that have an option of a name, from the top: "batch", "value.optimizer".
+class PlacesOf final : public FieldVisitor {
+ public:
+  explicit PlacesOf(std::string_view name) : name_(name) {}
+
+  void real(const Field& field, double&, Range) override { look_at(field); }
+  void integer(const Field& field, std::int64_t&, Range) override { look_at(field); }
+  void flag(const Field& field, bool&) override { look_at(field); }
+  void text(const Field& field, std::string&) override { look_at(field); }
+  void texts(const Field& field, std::vector<std::string>&) override { look_at(field); }
+  void index(const Field& field, std::size_t&, const std::vector<std::string_view>&) override {
+    look_at(field);
+  }
+  void json(const Field& field, std::string&) override { look_at(field); }
+  void begin_group(const Field& field) override {
+    look_at(field);
+    outer_.push_back(group_);
+    if (!group_.empty()) group_ += '.';
+    group_ += field.name;
+  }
+  void end_group() override {
+    group_ = outer_.back();
+    outer_.pop_back();
+  }
+
+  std::vector<std::string> places;
+
+ private:
+  void look_at(const Field& field) {
+    const bool has_name =
+        field.name == name_ ||
+        std::find(field.aliases.begin(), field.aliases.end(), name_) != field.aliases.end();
+    if (has_name) places.push_back(group_);
+  }
+
+  std::string_view name_;
+  std::string group_;
+  std::vector<std::string> outer_;
+};
+
+// What an unknown option may have been meant to be: one of another group, or of another name.
+std::string hint_for(const FieldList& fields, std::string_view key,
+                     const std::vector<std::string_view>& known) {
+  constexpr std::size_t kFew = 3;
+  PlacesOf same(key);
+  fields(same);
+  const auto& places = same.places;
+  if (places.empty() || places.size() > kFew) return detail::did_you_mean(key, known);
+  std::string text;
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    text += i == 0 ? "; it is an option of " : i + 1 == places.size() ? " and " : ", ";
+    text += places[i].empty() ? "the top level" : fmt::format("'{}'", places[i]);
+  }
+  return text;
+}
+
 // Moves values from the former places of options, which are aliases with a dot (`train.steps`), to
 // the present ones.
 class Mover final : public FieldVisitor {
  public:
-  Mover(Json& object, std::string_view where) : object_(object), where_(where) {}
+  Mover(Json& object, const FieldList& fields, std::string_view where)
+      : object_(object), fields_(fields), where_(where) {}
 
   void real(const Field& field, double&, Range) override { move(field); }
   void integer(const Field& field, std::int64_t&, Range) override { move(field); }
@@ -115,7 +172,7 @@ class Mover final : public FieldVisitor {
         const std::string key = found->begin().key();
         throw ConfigError(fmt::format(
             "{}.{}: expected a known option, got '{}'{}", where_, group, detail::shown_text(key),
-            detail::did_you_mean(key, std::vector<std::string_view>(keys.begin(), keys.end()))));
+            hint_for(fields_, key, std::vector<std::string_view>(keys.begin(), keys.end()))));
       }
       object_.erase(group);
     }
@@ -167,6 +224,7 @@ class Mover final : public FieldVisitor {
   }
 
   Json& object_;
+  const FieldList& fields_;
   std::string where_;
   std::vector<std::string> groups_;
   std::vector<std::string> present_;
@@ -175,7 +233,7 @@ class Mover final : public FieldVisitor {
 
 class Reader final : public FieldVisitor {
  public:
-  Reader(const Json& object, std::string_view where) {
+  Reader(const Json& object, const FieldList& fields, std::string_view where) : fields_(fields) {
     levels_.push_back({&object, std::string(where), {}});
   }
 
@@ -263,7 +321,7 @@ class Reader final : public FieldVisitor {
       if (std::find(known.begin(), known.end(), item.key()) == known.end()) {
         throw ConfigError(fmt::format("{}: expected a known option, got '{}'{}", level().where,
                                       detail::shown_text(item.key()),
-                                      detail::did_you_mean(item.key(), known)));
+                                      hint_for(fields_, item.key(), known)));
       }
     }
   }
@@ -304,6 +362,7 @@ class Reader final : public FieldVisitor {
                                   expected, detail::shown_json(got)));
   }
 
+  const FieldList& fields_;
   std::vector<Level> levels_;
 };
 
@@ -407,7 +466,7 @@ Json parse_object(std::string_view json, std::string_view where) {
 std::string move_former_fields(const FieldList& fields, std::string_view json,
                                std::string_view where, std::vector<std::string>* moves) {
   Json object = parse_object(json, where);
-  Mover mover(object, where);
+  Mover mover(object, fields, where);
   fields(mover);
   mover.finish();
   if (moves != nullptr) *moves = std::move(mover.moves);
@@ -416,10 +475,10 @@ std::string move_former_fields(const FieldList& fields, std::string_view json,
 
 void read_fields(const FieldList& fields, std::string_view json, std::string_view where) {
   Json object = parse_object(json, where);
-  Mover mover(object, where);
+  Mover mover(object, fields, where);
   fields(mover);
   mover.finish();
-  Reader reader(object, where);
+  Reader reader(object, fields, where);
   fields(reader);
   reader.check_unknown();
 }

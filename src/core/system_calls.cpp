@@ -2,12 +2,26 @@
 #include "core/system_calls.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdio>
 
 namespace prefopt::detail {
+
+namespace {
+
+void* move_mapping(void* from, std::size_t bytes, void* to) {
+#ifdef MREMAP_FIXED
+  return ::mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+#else
+  static_cast<void>(from), static_cast<void>(bytes), static_cast<void>(to);
+  return MAP_FAILED;
+#endif
+}
+
+}  // namespace
 
 SystemCalls& system_calls() {
   static SystemCalls calls{
@@ -17,7 +31,13 @@ SystemCalls& system_calls() {
       .close = ::close,
       .rename = std::rename,
       .mkdir = ::mkdir,
-      .symlink = ::symlink};
+      .symlink = ::symlink,
+      .map =
+          [](void* place, std::size_t bytes, int flags) {
+            return ::mmap(place, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags,
+                          -1, 0);
+          },
+      .move = move_mapping};
   return calls;
 }
 

@@ -47,7 +47,8 @@ class ChatWriter {
   std::string_view before_content(const Message& message) const;
   std::string_view content(const Message& message) const;
   /// Returns the content of a turn that is not at its end, and that of `message`, which continues
-  /// it: as the content of both in one, so that white space between them stays.
+  /// it: as the content of both in one, so that white space between them stays; that of the begun
+  /// one also before a blank message, since the prompt is one for all completions.
   std::string_view begun_content(const Message& message) const;
   std::string_view continued_content(const Message& begun, const Message& message) const;
   /// Returns the end of body() after the end of the turn: the start of the next one.

@@ -73,12 +73,14 @@ bool repeats(std::string_view text, std::string_view prompt) {
 class RowReader {
  public:
   RowReader(const RowJson& row, std::string_view line, std::string_view where,
-            const ChatWriter& chat, const DataOptions& options, const detail::LineReading& reading)
+            const ChatWriter& chat, const DataOptions& options, const detail::LineReading& reading,
+            const detail::RowTrace& trace)
       : row_(row),
         line_(line),
         where_(where),
         chat_(chat),
         reading_(reading),
+        trace_(trace),
         options_(options),
         removes_repeats_(options.repeated_prompt == RepeatedPrompt::kRemove) {}
 
@@ -112,13 +114,13 @@ class RowReader {
       throw detail::LineError(
           detail::LineDefect::kNotANumber,
           fmt::format("{}: expected '{}' free of NaN and Infinity (not a number), got one of them",
-                      where_, key));
+                      where_, column(key)));
     }
     const double x = value.is_boolean()  ? static_cast<double>(value.get<bool>())
                      : value.is_number() ? value.get<double>()
                                          : std::numeric_limits<double>::quiet_NaN();
     if (!std::isfinite(x) || !range.contains(x)) {
-      fail("expected '{}' to be a number{}, got {}", key,
+      fail("expected '{}' to be a number{}, got {}", column(key),
            range.max == 1   ? " in [0, 1]"
            : range.min == 0 ? " of at least 0"
                             : "",
@@ -151,10 +153,10 @@ class RowReader {
     }
     const double x = number(key, range_of(column));
     if (column == Column::kLabel && x > 0 && x < 1) {
-      fail("expected 'label' to be true, false, 1 or 0, got {}", x);
+      fail("expected '{}' to be true, false, 1 or 0, got {}", this->column(key), x);
     }
     if (column == Column::kFromReference && x != 0 && x != 1 && x != 2) {
-      fail("expected 'from_reference' to be 0, 1 (chosen) or 2 (rejected), got {}", x);
+      fail("expected '{}' to be 0, 1 (chosen) or 2 (rejected), got {}", this->column(key), x);
     }
     return x;
   }
@@ -200,6 +202,9 @@ class RowReader {
 
   bool has(const char* key) const { return row_.contains(key); }
 
+  /// Returns the name that the file has for a key, for errors.
+  std::string_view column(std::string_view key) const { return trace_.column_of(key); }
+
   /// Returns whether the key has something in it.
   static bool holds_some(const RowJson& object, const char* key) {
     const auto found = object.find(key);
@@ -218,7 +223,7 @@ class RowReader {
   std::string text(std::string_view key) const {
     const RowJson& value = at(key);
     if (!value.is_string()) {
-      fail("expected '{}' to be text, got {}", key, detail::json_type_name(value));
+      fail("expected '{}' to be text, got {}", column(key), detail::json_type_name(value));
     }
     return value.get<std::string>();
   }
@@ -226,11 +231,11 @@ class RowReader {
   std::string message_field(const RowJson& message, const char* field, std::string_view key) const {
     const auto found = message.find(field);
     if (found == message.end()) {
-      fail_missing("expected a key '{}' in each message of '{}', got {}", field, key,
+      fail_missing("expected a key '{}' in each message of '{}', got {}", field, column(key),
                    keys_of(message));
     }
     if (!found->is_string()) {
-      fail("expected '{}' in each message of '{}' to be text, got {}", field, key,
+      fail("expected '{}' in each message of '{}' to be text, got {}", field, column(key),
            detail::json_type_name(*found));
     }
     return found->get<std::string>();
@@ -263,13 +268,14 @@ class RowReader {
   Messages messages(std::string_view key) const {
     const RowJson& list = at(key);
     if (!list.is_array()) {
-      fail("expected '{}' to be a list of messages, got {}", key, detail::json_type_name(list));
+      fail("expected '{}' to be a list of messages, got {}", column(key),
+           detail::json_type_name(list));
     }
-    if (list.empty()) fail("expected '{}' to hold at least one message, got none", key);
+    if (list.empty()) fail("expected '{}' to hold at least one message, got none", column(key));
     Messages result;
     for (const RowJson& message : list) {
       if (!message.is_object()) {
-        fail("expected each message of '{}' to be an object, got {}", key,
+        fail("expected each message of '{}' to be an object, got {}", column(key),
              detail::json_type_name(message));
       }
       std::string its_role = message_field(message, "role", key);
@@ -285,10 +291,10 @@ class RowReader {
               detail::LineDefect::kToolTurn,
               fmt::format("{}: expected a role that the chat format '{}' has a turn for, got '{}' "
                           "in '{}'",
-                          where_, chat_.name(), role, key));
+                          where_, chat_.name(), role, column(key)));
         }
       } else if (!ChatWriter::knows_role(role)) {
-        fail("expected a role 'system', 'user' or 'assistant' in '{}', got '{}'", key,
+        fail("expected a role 'system', 'user' or 'assistant' in '{}', got '{}'", column(key),
              detail::shown_text(result.back().role));
       }
     }
@@ -356,7 +362,7 @@ class RowReader {
     const RowJson& value = at(key);
     if (value.is_string()) return value.get<std::string>();
     if (value.is_array()) return messages(key);
-    fail("expected '{}' to be text or a list of messages, got {}", key,
+    fail("expected '{}' to be text or a list of messages, got {}", column(key),
          detail::json_type_name(value));
   }
 
@@ -445,8 +451,8 @@ class RowReader {
     const Turns chosen = turns("chosen");
     const Turns rejected = turns("rejected");
     if (chosen.index() != rejected.index()) {
-      fail("expected 'chosen' and 'rejected' of one kind, got {} and {}", kind_of(chosen),
-           kind_of(rejected));
+      fail("expected '{}' and '{}' of one kind, got {} and {}", column("chosen"),
+           column("rejected"), kind_of(chosen), kind_of(rejected));
     }
     std::optional<Turns> prompt;
     if (has("prompt")) prompt = turns("prompt");
@@ -456,15 +462,16 @@ class RowReader {
       fail_missing("expected a key 'prompt' next to 'gold', got {}", keys_of(row_));
     }
     if (gold && gold->index() != chosen.index()) {
-      fail("expected 'chosen' and 'gold' of one kind, got {} and {}", kind_of(chosen),
-           kind_of(*gold));
+      fail("expected '{}' and '{}' of one kind, got {} and {}", column("chosen"), column("gold"),
+           kind_of(chosen), kind_of(*gold));
     }
 
     if (const auto* chosen_text = std::get_if<std::string>(&chosen)) {
       const auto& rejected_text = std::get<std::string>(rejected);
       if (!prompt) return implicit_text(*chosen_text, rejected_text);
       if (!std::holds_alternative<std::string>(*prompt)) {
-        fail("expected 'prompt' to be text where 'chosen' is, got {}", kind_of(*prompt));
+        fail("expected '{}' to be text where '{}' is, got {}", column("prompt"), column("chosen"),
+             kind_of(*prompt));
       }
       PreferenceRow row;
       row.prompt = std::get<std::string>(*prompt);
@@ -500,8 +507,8 @@ class RowReader {
     const Turns prompt = turns("prompt");
     const Turns completion = turns("completion");
     if (prompt.index() != completion.index()) {
-      fail("expected 'prompt' and 'completion' of one kind, got {} and {}", kind_of(prompt),
-           kind_of(completion));
+      fail("expected '{}' and '{}' of one kind, got {} and {}", column("prompt"),
+           column("completion"), kind_of(prompt), kind_of(completion));
     }
     PreferenceRow row;
     if (const auto* list = std::get_if<Messages>(&completion)) {
@@ -571,6 +578,7 @@ class RowReader {
   std::string_view where_;
   const ChatWriter& chat_;
   const detail::LineReading& reading_;
+  const detail::RowTrace& trace_;
   const DataOptions& options_;
   bool removes_repeats_;
   mutable std::optional<detail::OrderedValues> ordered_;
@@ -629,7 +637,7 @@ PreferenceRow detail::parse_line(std::string_view json, std::string_view where,
   try {
     const SortedJson row =
         reading.layout.canonical(parse_line_json(json, where), where, use, trace);
-    const RowReader reader(row, json, where, chat, options, reading);
+    const RowReader reader(row, json, where, chat, options, reading, trace);
     PreferenceRow result = reader.read();
     if (reader.is_rendered()) {
       std::erase_if(trace.unread, [](const UnreadColumn& column) {

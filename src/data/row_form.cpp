@@ -36,7 +36,7 @@ class RowForm : private RowRecognition {
     if (is_of_tokens()) return std::move(*this).finished(/*is_of_tokens=*/true);
     const unsigned answers = find_answers();
     read(answers);
-    for (const auto& [key, value] : out_.items()) check_finite(key, value);
+    for (const auto& [key, value] : out_.items()) check_finite(trace_.column_of(key), value);
     return std::move(*this).finished(/*is_of_tokens=*/false);
   }
 
@@ -146,6 +146,16 @@ class RowForm : private RowRecognition {
     const auto is_blank = [](const Source& source) { return is_blank_text(source.value); };
     if (!std::all_of(list.begin(), list.end(), is_blank)) std::erase_if(list, is_blank);
     return list;
+  }
+
+  /// `path`: the column, for errors; empty where several make the value.
+  void put(const std::string& key, const std::string& path, SortedJson value) {
+    out_[key] = std::move(value);
+    note_column(key, path);
+  }
+
+  void note_column(const std::string& key, const std::string& path) {
+    if (!path.empty() && path != key) trace_.columns[key] = path;
   }
 
   void use_paths(const Source& source) { used_.insert(source.paths.begin(), source.paths.end()); }
@@ -410,8 +420,11 @@ class RowForm : private RowRecognition {
         if (asks_first(answer.value)) put_system(answer.value);
       }
     }
-    if (source) out_["prompt"] = std::move(source->value);
-    for (Answer& answer : answers) out_[answer.key] = std::move(answer.value);
+    if (source) {
+      put("prompt", source->paths.size() == 1 ? source->paths.front() : "",
+          std::move(source->value));
+    }
+    for (Answer& answer : answers) put(answer.key, answer.path, std::move(answer.value));
     if (is_chat || (has_list && !has_text)) put_tools();
   }
 
@@ -479,7 +492,7 @@ class RowForm : private RowRecognition {
         use_ == RowUse::kAny && answer > 0 && label && is_label(*label.value);
     trace_.assumes_label = assumes_label;
     if (!list.is_array() || (use_ != RowUse::kLabelled && !assumes_label)) {
-      out_["messages"] = std::move(list);
+      put("messages", found.path, std::move(list));
       return;
     }
     if (answer == 0 || text_at(list[answer - 1], "role") == "assistant") {
@@ -491,9 +504,9 @@ class RowForm : private RowRecognition {
     }
     // The reader drops and names what follows the answer.
     const auto place = list.begin() + static_cast<std::ptrdiff_t>(answer);
-    out_["completion"] = SortedJson(SortedJson::array_t(place, list.end()));
+    put("completion", found.path, SortedJson(SortedJson::array_t(place, list.end())));
     list.erase(place, list.end());
-    out_["prompt"] = std::move(list);
+    put("prompt", found.path, std::move(list));
   }
 
   /// 0 where no turn of the assistant follows another one.
@@ -523,7 +536,7 @@ class RowForm : private RowRecognition {
     const FoundColumn found = find("text");
     used_.insert(found.path);
     trace_.answers.push_back(found.path);
-    out_["text"] = *found.value;
+    put("text", found.path, *found.value);
     if (!found.value->is_string()) return;
     const std::string_view text = found.value->get_ref<const std::string&>();
     for (const Source& source : sources(allowed & ~kFromTurns, {})) {
@@ -592,9 +605,13 @@ class RowForm : private RowRecognition {
       if (mapped == mapped_.end()) continue;
       const std::string key(field);
       numbers[key] = mapped->second ? *mapped->second.value : SortedJson();
+      note_column(key, mapped->second.path);
     }
     if (!layout_.maps("label") && !row_.contains("label")) {
-      if (const FoundColumn tag = foreign("kto_tag")) numbers["label"] = *tag.value;
+      if (const FoundColumn tag = foreign("kto_tag")) {
+        numbers["label"] = *tag.value;
+        note_column("label", tag.path);
+      }
     }
     for (auto& [key, value] : numbers.items()) row_[key] = std::move(value);
     erase_nulls(row_);

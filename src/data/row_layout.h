@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -26,8 +27,16 @@ struct RowTrace {
   std::vector<UnreadColumn> unread;
   std::vector<std::string> read;     ///< columns that the texts are made of
   std::vector<std::string> answers;  ///< columns with a completion
-  std::uint64_t found = 0;           ///< bit i: the row has the column of mapping()[i]
-  bool assumes_label = false;        ///< RowUse::kAny read a conversation as kLabelled
+  /// The columns that keys of the canonical row were read from, where these have another name.
+  std::map<std::string, std::string, std::less<>> columns;
+  std::uint64_t found = 0;     ///< bit i: the row has the column of mapping()[i]
+  bool assumes_label = false;  ///< RowUse::kAny read a conversation as kLabelled
+
+  /// Returns the name that the row's file has for a key of the canonical row.
+  std::string_view column_of(std::string_view key) const {
+    const auto found = columns.find(key);
+    return found == columns.end() ? key : std::string_view(found->second);
+  }
 };
 
 /// The part of a row that is wanted.
@@ -52,7 +61,8 @@ class RowLayout {
   /// where the row is plain text, else there are lists of {role, content, …}: a question, an
   /// instruction or a system text make a conversation. A null is an absent key. A row of no known
   /// layout is left as it is. A message that its file leaves out of training has "train": false,
-  /// one that holds reasoning has "reasoning_content". Throws LineError, led by `where`.
+  /// one that holds reasoning has "reasoning_content". Throws LineError, led by `where`; `trace`
+  /// names the columns for further errors.
   SortedJson canonical(SortedJson row, std::string_view where, RowUse use, RowTrace& trace) const;
 
   /// Returns the column that the mapping gives for each field that it names.

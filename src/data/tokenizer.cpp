@@ -266,7 +266,7 @@ std::shared_ptr<const Tokenizer> make_tokenizer(std::string_view name) {
                                  file.path());
   }
   throw ConfigError(fmt::format(
-      "make_tokenizer: expected 'byte', a {}, a folder that holds one or a .gguf file, got '{}'",
+      "tokenizer: expected 'byte', a {}, a folder that holds one or a .gguf file, got '{}'",
       kTokenizerFile, name));
 }
 

@@ -8,6 +8,7 @@
 
 #include "core/json.h"
 #include "core/text.h"
+#include "online/source_kinds.h"
 #include "prefopt/error.h"
 #include "prefopt/online/environment.h"
 
@@ -18,10 +19,10 @@ constexpr std::array<std::string_view, 11> kSourceNames = {
     "policy", "reference", "last",        "past", "ema", "mixture",
     "data",   "program",   "environment", "file", "tree"};
 
-/// Whether a model writes whole completions.
-bool writes_tokens(SourceKind kind) {
-  return kind != SourceKind::kData && kind != SourceKind::kProgram &&
-         kind != SourceKind::kEnvironment && kind != SourceKind::kFile && kind != SourceKind::kTree;
+/// Returns whether a model writes whole completions.
+bool writes_completions(const SourceOptions& source) {
+  return detail::draws_tokens(source) && source.from != SourceKind::kEnvironment &&
+         source.from != SourceKind::kTree;
 }
 
 bool has_environment(const SourceOptions& source) { return source.environment != "null"; }
@@ -52,11 +53,11 @@ void check_used(const SourceOptions& source, const Json& given, std::string_view
     bool is_used;
   };
   const SourceKind kind = source.from;
-  const bool writes = writes_tokens(kind);
+  const bool writes = writes_completions(source);
   const bool acts = kind == SourceKind::kEnvironment;
   const bool asks = kind == SourceKind::kProgram || acts;
   const bool searches = kind == SourceKind::kTree;
-  const bool draws = writes || acts || searches;
+  const bool draws = detail::draws_tokens(source);
   const std::array uses = {Use{"weight", kind == SourceKind::kMixture},
                            Use{"decay", kind == SourceKind::kEma},
                            Use{"keep", kind == SourceKind::kPast},
@@ -113,7 +114,7 @@ void check_names(const std::vector<SourceOptions>& sources, std::string_view whe
     if (guide.empty()) continue;
     const auto found =
         std::find_if(sources.begin(), sources.end(), [&](const SourceOptions& other) {
-          const bool has_tokens = writes_tokens(other.from) || other.from == SourceKind::kData;
+          const bool has_tokens = writes_completions(other) || other.from == SourceKind::kData;
           return other.name == guide && has_tokens && other.roll_in.from.empty();
         });
     if (found == sources.end() || guide == source.name) {
@@ -169,6 +170,11 @@ void SourceOptions::fields(FieldVisitor& v) {
          Range{.min = 0, .max = 1, .min_open = true});
   v.end_group();
   v.group({"tree", "Search for steps"}, tree);
+}
+
+bool detail::draws_tokens(const SourceOptions& source) {
+  return source.from != SourceKind::kData && source.from != SourceKind::kProgram &&
+         source.from != SourceKind::kFile;
 }
 
 bool has_own_rewards(const SourceOptions& source) {

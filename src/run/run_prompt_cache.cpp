@@ -6,20 +6,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "online/source_kinds.h"
 #include "prefopt/device.h"
 #include "prefopt/error.h"
 
 namespace prefopt::detail {
-namespace {
-
-/// Returns whether a model of the run writes the source's completions.
-bool is_written(const SourceOptions& source) {
-  return source.from != SourceKind::kData && source.from != SourceKind::kProgram &&
-         source.from != SourceKind::kFile;
-}
-
-}  // namespace
-
 void check_prompt_cache(const RunOptions& options, const RunLoss& loss) {
   constexpr std::string_view kOption = "machine.prompt_cache_mib";
   const std::int64_t mib = options.machine.prompt_cache_mib;
@@ -36,7 +27,7 @@ void check_prompt_cache(const RunOptions& options, const RunLoss& loss) {
   bool has_writer = false;
   if (options.online.is_online()) {
     const auto sources = parse_sources(options.online.sources, options.sampling, "online.sources");
-    has_writer = std::any_of(sources.begin(), sources.end(), is_written);
+    has_writer = std::any_of(sources.begin(), sources.end(), draws_tokens);
   }
   if (has_writer || loss.requirements().sample_source != SampleSource::kNone) return;
   throw ConfigError(fmt::format(

@@ -43,7 +43,7 @@ void read_gguf_writer(std::string_view bytes) {
   bytes.remove_prefix(1);
   const auto rows = static_cast<std::int64_t>(bytes.size() / sizeof(float)) / kRow;
   const at::Tensor values = at::empty({rows, kRow}, at::kFloat);
-  std::memcpy(values.mutable_data_ptr(), bytes.data(), values.nbytes());
+  if (rows > 0) std::memcpy(values.mutable_data_ptr(), bytes.data(), values.nbytes());
   static const InputFolder folder;
   const std::string path = folder.file("x.gguf");
   accepts(path, [&] {

@@ -170,12 +170,14 @@ TEST_CASE("prefopt doctor and data check: lists of files, and what is passed ove
       {"data", "check", "--data", folder.file("b.jsonl"), folder.file("rows/a.jsonl"), "--json"});
   CHECK(two["train"]["rows"] == 3);
 
-  const json report = cli_json({"doctor", "--data",
-                                json::array({folder.file("rows"), folder.file("b.jsonl")}).dump(),
-                                "--out", folder.path(), "--json"});
+  const std::string both = json::array({folder.file("rows"), folder.file("b.jsonl")}).dump();
+  const json report = cli_json({"doctor", "--data", both, "--out", folder.path(), "--json"});
   CHECK(finding(report, "data")["found"] ==
         "3 rows that can be used; `prefopt data check` says more");
   CHECK(finding(report, "data")["advice"] == passed_over);
+  check_cli_refused({"doctor", both, "--out", folder.path()}, 2,
+                    "PATH: expected a file or a folder, got \"" + folder.file("rows") +
+                        "\" of a list; --data takes a whole list");
 }
 
 TEST_CASE("prefopt doctor: the model's own chat template", "[cli]") {

@@ -174,7 +174,7 @@ TEST_CASE("prefopt eval: usage", "[cli]") {
           "would do nothing");
   refused({"--loss", R"({"type": "kto"})"},
           "--loss: expected a loss of pairs, which are what is evaluated, got kto");
-  refused({"--samples", "0", "--beta", "0"}, "evaluate_preferences: expected beta > 0, got 0");
+  refused({"--samples", "0", "--beta", "0"}, "--beta: expected more than 0, got 0");
 }
 
 }  // namespace

@@ -76,7 +76,7 @@ TEST_CASE("prefopt generate: text, lines, and the same again", "[cli]") {
   check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--data", file}, 2,
                     "generate: expected one of --prompt, --message and --data, got several");
   check_cli_refused({"generate", "--model", kPolicy, "--prompt", "a", "--temperature", "-1"}, 2,
-                    "generate: expected temperature >= 0, got -1");
+                    "--temperature: expected temperature >= 0, got -1");
 }
 
 TEST_CASE("prefopt generate: stop strings, least length and penalty", "[cli]") {
@@ -102,9 +102,10 @@ TEST_CASE("prefopt generate: stop strings, least length and penalty", "[cli]") {
   CHECK(generate({"--end-tokens", end}).at("ids").size() == 1);
   CHECK(generate({"--end-tokens", end, "--min-new-tokens", "4"}).at("ids").size() >= 4);
   CHECK(generate({"--repetition-penalty", "1.01"}) != generate({"--repetition-penalty", "1e6"}));
-  check_cli_refused({"generate", "--model", kPolicy, "--tokenizer", "byte", "--prompt", "a",
-                     "--min-new-tokens", "65"},
-                    2, "sampling: expected min_new_tokens of at most max_new_tokens, 64, got 65");
+  check_cli_refused(
+      {"generate", "--model", kPolicy, "--tokenizer", "byte", "--prompt", "a", "--min-new-tokens",
+       "65"},
+      2, "--min-new-tokens: expected min_new_tokens of at most max_new_tokens, 64, got 65");
   check_cli_refused(
       {"generate", "--model", kPolicy, "--tokenizer", "byte", "--prompt", "a", "--stop", ""}, 2,
       "sampling: expected texts in stop, got an empty one");
@@ -131,7 +132,7 @@ TEST_CASE("prefopt generate: drafts change no completion", "[cli]") {
   check_refused({"--draft-tokens", "4", "--candidates"},
                 "--draft-tokens: expected plain completions of one model, got --candidates");
   check_refused({"--draft-tokens", "4"},
-                "draft_tokens: expected greedy decoding (temperature 0), got temperature 1");
+                "--draft-tokens: expected greedy decoding (temperature 0), got temperature 1");
 }
 
 }  // namespace

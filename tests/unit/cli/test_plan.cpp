@@ -111,9 +111,15 @@ TEST_CASE("prefopt plan: a config says what is planned, and calibration how fast
 }
 
 TEST_CASE("prefopt plan: what cannot be planned", "[cli]") {
-  check_cli_refused({"plan", "--model", kPolicy}, 2, "data.train: expected a file, got ''");
-  check_cli_refused({"plan", "--model", "none", "--data", kPairs}, 4,
-                    "none/config.json: expected a readable file, got No such file or directory");
+  check_cli_refused({"plan", "--model", kPolicy}, 2,
+                    "--data: expected rows in it, in data.train or in --lengths, got none");
+  check_cli_refused({"plan", "--model", "qwen2.5-7", "--data", kPairs}, 2,
+                    "--model: expected a folder, a GGUF file, JSON of model.decoder or one of "
+                    "smollm2-135m, qwen2.5-1.5b, qwen2.5-7b, llama-3.1-8b, llama-3.1-70b, got "
+                    "'qwen2.5-7'; did you mean 'qwen2.5-7b'?");
+  check_cli_refused({"plan", "--model", R"({"hidden_size": 3})", "--data", kPairs}, 2,
+                    "--model: expected hidden_size to be a multiple of num_attention_heads, got 3 "
+                    "and 8");
   check_cli_refused({"plan", "--model", R"({"hidden": 3})", "--data", kPairs}, 2,
                     "--model: expected a known option, got 'hidden'; did you mean 'hidden_size'?");
   check_cli_refused(with(kPlanOfPairs, {"--set", R"(loss={"type": "reward_bt"})"}), 2,
@@ -124,6 +130,8 @@ TEST_CASE("prefopt plan: what cannot be planned", "[cli]") {
       fmt::format("--lengths: expected no rows of --data or data.train, got '{}'", kPairs));
   check_cli_refused({"plan", "--model", "qwen2.5-7b", "--lengths", "4,0,3"}, 2,
                     "--lengths: expected 1 token or more of each part, got 0");
+  check_cli_refused({"plan", "--model", "qwen2.5-7b", "--lengths", "4,3,3", "--tokenizer", "byte"},
+                    2, "--tokenizer: expected rows, whose tokens it counts, got --lengths");
   check_cli_refused(with(kPlanOfPairs, {"--gpus", "2", "--ranks", "2"}), 2,
                     "--ranks: expected one of --ranks and --gpus, got both");
   check_cli_refused(with(kPlanOfPairs, {"--gpus", "0"}), 2, "--gpus: expected 1 or more, got 0");

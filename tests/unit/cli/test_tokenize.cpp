@@ -31,10 +31,9 @@ TEST_CASE("prefopt tokenize: ids and their text", "[cli]") {
   write_text(file, "\"a\"\n[256]\n");
   check_cli_refused({"tokenize", "--data", file}, 3,
                     file + ":2: expected text or a list of bytes, got list");
-  check_cli_refused(
-      {"tokenize", "--tokenizer", "bpe", "--data", file}, 2,
-      "make_tokenizer: expected 'byte', a tokenizer.json, a folder that holds one or a "
-      ".gguf file, got 'bpe'");
+  check_cli_refused({"tokenize", "--tokenizer", "bpe", "--data", file}, 2,
+                    "--tokenizer: expected 'byte', a tokenizer.json, a folder that holds one or a "
+                    ".gguf file, got 'bpe'");
 }
 
 }  // namespace

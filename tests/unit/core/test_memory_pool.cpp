@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <random>
 #include <utility>
 #include <vector>
@@ -10,6 +14,7 @@
 #include "core/memory_pool.h"
 #include "prefopt/memory.h"
 #include "support/catch.h"
+#include "support/injected_calls.h"
 
 namespace prefopt {
 namespace {
@@ -75,6 +80,58 @@ TEST_CASE("memory pool: a request that fits no block gets the pages of several",
   bytes = static_cast<const std::uint8_t*>(longer.get());
   CHECK(std::count(bytes, bytes + 4 * kMib, 7) == 4 * kMib);
   CHECK(std::count(bytes + 4 * kMib, bytes + 8 * kMib, 0) == 4 * kMib);
+}
+
+/// Fails to move pages from the second time on, and to get others for them.
+struct FewMappings {
+  explicit FewMappings(bool gets_others) {
+    left = 1;
+    others = gets_others;
+    calls->move = [](void* from, std::size_t bytes, void* to) {
+      return left-- > 0 ? ::mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to)
+                        : MAP_FAILED;
+    };
+    calls->map = [](void* place, std::size_t bytes, int flags) {
+      if (flags == MAP_FIXED && !others) return MAP_FAILED;
+      return ::mmap(place, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1,
+                    0);
+    };
+  }
+  testing_support::InjectedCalls calls;
+  static int left;
+  static bool others;
+};
+int FewMappings::left = 0;
+bool FewMappings::others = false;
+
+TEST_CASE("memory pool: pages that cannot be moved", "[core]") {
+  release_pooled_memory();
+  const auto put_three = [] {
+    const auto first = take_from_pool(2 * kMib), second = take_from_pool(2 * kMib),
+               third = take_from_pool(2 * kMib);
+    for (const auto* block : {&first, &second, &third}) {
+      std::memset(block->get(), 7, static_cast<std::size_t>(2 * kMib));
+    }
+  };
+  put_three();
+  {
+    const FewMappings system(/*gets_others=*/false);
+    CHECK_THROWS_AS(take_from_pool(6 * kMib), std::bad_alloc);
+  }
+  // What was gathered waits with the rest.
+  CHECK(pooled_bytes() == 6 * kMib);
+  const auto gathered = take_from_pool(6 * kMib);
+  const auto* bytes = static_cast<const std::uint8_t*>(gathered.get());
+  CHECK(std::count(bytes, bytes + 6 * kMib, 7) == 6 * kMib);
+  CHECK(pooled_bytes() == 0);
+
+  put_three();
+  const FewMappings system(/*gets_others=*/true);
+  const auto partly = take_from_pool(6 * kMib);
+  bytes = static_cast<const std::uint8_t*>(partly.get());
+  CHECK(std::count(bytes, bytes + 2 * kMib, 7) == 2 * kMib);
+  CHECK(std::count(bytes + 2 * kMib, bytes + 6 * kMib, 0) == 4 * kMib);
+  CHECK(pooled_bytes() == 0);
 }
 
 TEST_CASE("memory pool: blocks of all sizes keep their numbers", "[core]") {

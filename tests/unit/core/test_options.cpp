@@ -83,6 +83,11 @@ TEST_CASE("options: what is refused", "[core]") {
                     "outer: expected a known option, got 'rat'; did you mean 'rate'?");
   CHECK_THROWS_TEXT(read(R"({"zzzzzz": 1})"), ConfigError,
                     "outer: expected a known option, got 'zzzzzz'");
+  CHECK_THROWS_TEXT(read(R"({"count": 1})"), ConfigError,
+                    "outer: expected a known option, got 'count'; it is an option of 'inner'");
+  CHECK_THROWS_TEXT(read(R"({"inner": {"speed": 1}})"), ConfigError,
+                    "outer.inner: expected a known option, got 'speed'; it is an option of the top "
+                    "level");
   CHECK_THROWS_TEXT(read(R"({"rate": 1.5})"), ConfigError,
                     "outer: expected rate in [0, 1], got 1.5");
   CHECK_THROWS_TEXT(read(R"({"on": 1})"), ConfigError,

@@ -148,7 +148,7 @@ TEST_CASE("a column of a type that is not read is an error where it is read", "[
       load_dataset(path, ByteTokenizer(),
                    {.columns = R"({"margin": "price"})", .unused = UnusedColumns::kNote},
                    {.columns = {Column::kMargin}}),
-      ConfigError, path + ":1: expected 'margin' to be a number, got decimal128(3, 2)" + hint);
+      ConfigError, path + ":1: expected 'price' to be a number, got decimal128(3, 2)" + hint);
   // Of bytes that are no text only the row is at fault.
   const Dataset of_bytes =
       loaded(path, {.columns = R"({"prompt": "image"})", .unused = UnusedColumns::kNote});

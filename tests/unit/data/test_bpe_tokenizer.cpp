@@ -457,7 +457,7 @@ TEST_CASE("tokenizers are looked for where they are named", "[data]") {
       dir.file("tokenizer.json") + ": expected a readable file, got No such file or directory");
   CHECK_THROWS_TEXT(
       make_tokenizer(dir.file("missing")), ConfigError,
-      "make_tokenizer: expected 'byte', a tokenizer.json, a folder that holds one or a .gguf file, "
+      "tokenizer: expected 'byte', a tokenizer.json, a folder that holds one or a .gguf file, "
       "got '" +
           dir.file("missing") + "'");
 }

@@ -363,6 +363,10 @@ TEST_CASE("completions continue the answer that the prompt ends with", "[data]")
   CHECK(parts(pair_row(list({"u Sky?", "a  It is "}), list({"a blue. "}), list({"a  red."})),
               "llama3") == "<|begin_of_text|>" + head + "user" + tail + "Sky?<|eot_id|>" + head +
                                "assistant" + tail + "It is |blue.<|eot_id|>| red.<|eot_id|>");
+  // One prompt for all completions: a blank one does not take the white space before it.
+  CHECK(parts(pair_row(list({"u Sky?", "a It is "}), list({"a blue"}), list({"a  "})), "llama3") ==
+        "<|begin_of_text|>" + head + "user" + tail + "Sky?<|eot_id|>" + head + "assistant" + tail +
+            "It is |blue<|eot_id|>|<|eot_id|>");
   // Nothing was said yet: the answer as ever.
   CHECK(parts(pair_row(list({"u Sky?", "a "}), list({"a blue"}), list({"a red"})), "dialogue") ==
         "\n\nHuman: Sky?\n\nAssistant:| blue| red");

@@ -609,6 +609,30 @@ TEST_CASE("data.columns that cannot be meant", "[data]") {
   CHECK(options.unused == UnusedColumns::kNote);
 }
 
+TEST_CASE("what is wrong with a row is said by the columns of its file", "[data]") {
+  const json texts = {"a", "b"};
+  CHECK(refusal_of(json{{"instruction", "Q?"}, {"output", texts}}.dump(), chat_options(), kOne) ==
+        "expected each message of 'output' to be an object, got text");
+  CHECK(refusal_of(json{{"conversations", texts}}.dump(), chat_options(), kOne) ==
+        "expected each message of 'conversations' to be an object, got text");
+  CHECK(refusal_of(json{{"prompt", "P"}, {"gut", 1}, {"schlecht", "no"}}.dump(),
+                   chat_options(R"({"chosen": "gut", "rejected": "schlecht"})")) ==
+        "expected 'gut' to be text or a list of messages, got number");
+  CHECK(refusal_of(json{{"frage", json::array({message("user", "Q")})}, {"antwort", 1}}.dump(),
+                   chat_options(R"({"prompt": "frage", "completion": "antwort"})"),
+                   kOne) == "expected 'antwort' to be text or a list of messages, got number");
+  CHECK(refusal_of(json{{"prompt", "P"}, {"completion", "C"}, {"kto_tag", 2}}.dump(),
+                   chat_options(),
+                   kLabelledOne) == "expected 'kto_tag' to be a number in [0, 1], got 2");
+  CHECK(refusal_of(pair_row({{"prompt", "P"}, {"gap", "x"}}).dump(),
+                   chat_options(R"({"margin": "gap"})"),
+                   {.columns = {Column::kMargin}}) == "expected 'gap' to be a number, got \"x\"");
+  // JSON cannot write it, Python does.
+  CHECK(refusal_of(R"({"question": "Q", "response": [{"role": "assistant", "content": NaN}]})",
+                   chat_options(), kOne) ==
+        "expected 'response' free of NaN and Infinity (not a number), got one of them");
+}
+
 TEST_CASE("rows of two layouts are refused by both names", "[data]") {
   const std::string hint = "; name one in data.columns";
   json row = pair_row({{"prompt", "Q"}, {"preferred_output", "a"}, {"non_preferred_output", "b"}});

@@ -38,6 +38,6 @@ TEST_CASE("tokenizers are made by name", "[data]") {
   CHECK(make_tokenizer("byte")->vocab_size() == 259);
   CHECK_THROWS_TEXT(
       make_tokenizer("bpe"), ConfigError,
-      "make_tokenizer: expected 'byte', a tokenizer.json, a folder that holds one or a .gguf file, "
+      "tokenizer: expected 'byte', a tokenizer.json, a folder that holds one or a .gguf file, "
       "got 'bpe'");
 }

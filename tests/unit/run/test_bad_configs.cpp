@@ -40,6 +40,15 @@ const std::vector<BadConfig>& bad_runs() {
       {R"({"loss": )" + many_keys(10'001) + "}",
        "run: expected JSON, got an object of more than 10000 keys"},
       {R"({"bacth": {}})", "run: expected a known option, got 'bacth'; did you mean 'batch'?"},
+      {R"({"micro_rows": 2})",
+       "run: expected a known option, got 'micro_rows'; it is an option of 'batch'"},
+      {R"({"optimizer": {"output_dir": "x"}})",
+       "run.optimizer: expected a known option, got 'output_dir'; it is an option of the top "
+       "level"},
+      {R"({"learning_rate": 1})",
+       "run: expected a known option, got 'learning_rate'; it is an option of 'optimizer' and "
+       "'value.optimizer'"},
+      {R"({"path": "x"})", "run: expected a known option, got 'path'"},
       {"{\"" + std::string(1000, 'k') + "\": 1}",
        "run: expected a known option, got '" + std::string(300, 'k') + "…'"},
       {R"({"batch": []})", "run: expected batch to be an object, got []"},

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -125,6 +126,31 @@ std::string text_of(const std::exception_ptr& error) {
   }
 }
 
+/// Two steps of a run, by as many ranks.
+struct Leg {
+  int size;
+  Sharding sharding = Sharding::kNone;
+};
+
+/// Checks that `run`, resumed at each leg, has the checkpoints of `straight`, which one process
+/// trains.
+void check_legs(const RankScene& scene, RunOptions options, const std::vector<Leg>& legs) {
+  options.optimizer.schedule = Schedule::kConstant;
+  options.checkpoint.every = 1;
+  options.checkpoint.keep_last = 0;
+  options.batch.steps = 2 * std::ssize(legs);
+  run_training(options);
+  options.output_dir = scene.file("run");
+  options.batch.steps = 0;
+  for (const Leg& leg : legs) {
+    options.batch.steps += 2;
+    options.distributed.sharding = leg.sharding;
+    run_on(leg.size, options, "auto");
+    const std::string step = "/checkpoints/step-" + std::to_string(options.batch.steps);
+    CHECK(distance(options.output_dir + step, scene.file("straight") + step) <= kRounding);
+  }
+}
+
 TEST_CASE("ranks train as one process does, and rank 0 alone writes and speaks", "[run]") {
   const NoSync no_sync;
   const RankScene scene;
@@ -172,20 +198,7 @@ TEST_CASE("ranks train as one process does, and rank 0 alone writes and speaks",
 TEST_CASE("a run of ranks is resumed by another number of them", "[run]") {
   const NoSync no_sync;
   const RankScene scene;
-  auto options = scene.rank_options("straight");
-  options.optimizer.schedule = Schedule::kConstant;
-  options.checkpoint.every = 1;
-  options.checkpoint.keep_last = 0;
-  options.batch.steps = 6;
-  run_training(options);
-  options.output_dir = scene.file("run");
-  std::int64_t steps = 0;
-  for (const int size : {2, 1, 3}) {
-    options.batch.steps = steps += 2;
-    run_on(size, options, "auto");
-    const std::string step = "/checkpoints/step-" + std::to_string(steps);
-    CHECK(distance(options.output_dir + step, scene.file("straight") + step) <= kRounding);
-  }
+  check_legs(scene, scene.rank_options("straight"), {{2}, {1}, {3}});
   std::vector<std::string> notes;
   for (const Json& line : read_lines(scene.file("run/notes.jsonl"))) notes.push_back(line["note"]);
   CHECK(count_containing(notes, "resume: ranks: 2 -> 1; results may differ in their last digits") ==
@@ -198,10 +211,6 @@ TEST_CASE("a run in slices of weights is resumed out of them and back", "[run]")
   const NoSync no_sync;
   const RankScene scene;
   auto options = scene.rank_options("straight");
-  options.optimizer.schedule = Schedule::kConstant;
-  options.checkpoint.every = 1;
-  options.checkpoint.keep_last = 0;
-  options.batch.steps = 6;
   const bool has_adapter = GENERATE(false, true);
   if (has_adapter) {
     const auto adapted = Decoder::load(scene.file("model"));
@@ -212,21 +221,7 @@ TEST_CASE("a run in slices of weights is resumed out of them and back", "[run]")
   options.reference.moving = GENERATE(false, true);
   options.reference.update.update_steps = 1;
   CAPTURE(has_adapter, options.reference.moving);
-  run_training(options);
-  options.output_dir = scene.file("run");
-  struct Leg {
-    int size;
-    Sharding sharding;
-  };
-  std::int64_t steps = 0;
-  for (const auto [size, sharding] :
-       {Leg{2, Sharding::kWeights}, Leg{1, Sharding::kNone}, Leg{3, Sharding::kWeights}}) {
-    options.batch.steps = steps += 2;
-    options.distributed.sharding = sharding;
-    run_on(size, options, "auto");
-    const std::string step = "/checkpoints/step-" + std::to_string(steps);
-    CHECK(distance(options.output_dir + step, scene.file("straight") + step) <= kRounding);
-  }
+  check_legs(scene, options, {{2, Sharding::kWeights}, {1}, {3, Sharding::kWeights}});
   check_same_metrics(scene.file("run"), scene.file("straight"), kRounding);
 }
 
