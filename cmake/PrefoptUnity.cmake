@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# Headers are most of what a source costs to compile, so the sources of a folder are compiled a few at
-# a time as one. Names in anonymous namespaces must differ within a folder.
+# Headers are most of what a source costs to compile, so those of libraries are compiled once, and the
+# sources of a folder a few at a time as one. Names in anonymous namespaces must differ within a
+# folder.
 option(PREFOPT_UNITY "Compile the sources of a folder together" ON)
 
 # Groups the target's sources by folder, at most `size` of them together. Sources with compile options
@@ -36,4 +37,31 @@ function(prefopt_unity target size)
   # GCC takes a source that another one includes for a header.
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-subobject-linkage>)
+endfunction()
+
+# Precompiles the headers for all of the target's sources but those with compile options of their own,
+# which could not read the result.
+function(prefopt_precompile target)
+  target_precompile_headers(${target} PRIVATE ${ARGN})
+  prefopt_read_precompiled(${target})
+endfunction()
+
+# Lets the target's sources read the headers that were precompiled for `other`, which takes the same
+# definitions.
+function(prefopt_reuse_precompiled target other)
+  target_precompile_headers(${target} REUSE_FROM ${other})
+  target_compile_definitions(${target} PRIVATE $<TARGET_PROPERTY:${other},COMPILE_DEFINITIONS>)
+  prefopt_read_precompiled(${target})
+endfunction()
+
+function(prefopt_read_precompiled target)
+  # For ccache.
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-fpch-preprocess>)
+  get_target_property(sources ${target} SOURCES)
+  foreach(source IN LISTS sources)
+    get_source_file_property(options "${source}" COMPILE_OPTIONS)
+    if(options)
+      set_source_files_properties("${source}" PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
+    endif()
+  endforeach()
 endfunction()

@@ -4,7 +4,7 @@
 // Here an exponential loss, e^(-beta delta), the link of AdaBoost.
 
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cmath>
 #include <string>

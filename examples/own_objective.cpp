@@ -5,7 +5,7 @@
 // (2401.16025) in place of a clip.
 
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <Eigen/Core>
 #include <cmath>

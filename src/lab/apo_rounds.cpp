@@ -18,7 +18,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::apo_rounds {
 namespace {
 
 using namespace exact;
@@ -108,7 +108,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report apo_rounds(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   const std::size_t points = kRounds, ends = kAlphas.size() * points;
   std::vector<double> rounds;
@@ -160,4 +160,4 @@ Report apo_rounds(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::apo_rounds

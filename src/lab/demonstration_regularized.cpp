@@ -17,7 +17,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::demonstration_regularized {
 namespace {
 
 using namespace exact;
@@ -120,7 +120,7 @@ double pairs_needed(const std::vector<double>& curve) {
 
 }  // namespace
 
-Report demonstration_regularized(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   const std::size_t many = kManyDemonstrations.size(), points = kPairCounts.size();
   const std::size_t of_expert = 1 + many, of_ignorant = of_expert + kDemonstrations.size() * points;
@@ -168,4 +168,4 @@ Report demonstration_regularized(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::demonstration_regularized

@@ -14,7 +14,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::dno_monotone {
 namespace {
 
 using namespace exact;
@@ -68,7 +68,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report dno_monotone(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   const std::size_t points = kRounds, ends = 1 + 2 * points;
   std::vector<double> rounds;
@@ -92,4 +92,4 @@ Report dno_monotone(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::dno_monotone

@@ -11,7 +11,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::dpo_is_rlhf {
 namespace {
 
 using namespace exact;
@@ -57,7 +57,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report dpo_is_rlhf(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   const std::vector<std::string> names{
       "dpo, all actions compared", "dpo, one action never compared", "ipo, all actions compared"};
@@ -92,4 +92,4 @@ Report dpo_is_rlhf(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::dpo_is_rlhf

@@ -11,8 +11,8 @@
 #include "lab/statistics.h"
 
 // An experiment of the lab: a claim of a paper, measured with exact policies. To add one, write
-// `Report name(const Settings&)` in its own file, declare it in experiments.h and add its line
-// to the list in experiments.cpp; the command, the files and the tests follow.
+// `Report run(const Settings&)` in its own file and namespace, declare it in experiments.h and add
+// its line to the list in experiments.cpp; the command, the files and the tests follow.
 namespace prefopt::lab {
 
 struct Settings {

@@ -5,47 +5,115 @@
 
 namespace prefopt::lab {
 
-Report dpo_is_rlhf(const Settings& settings);
-Report ipo_determinism(const Settings& settings);
-Report rdpo_rates(const Settings& settings);
-Report hypo_coverage(const Settings& settings);
-Report rpo_overoptimization(const Settings& settings);
-Report frontier(const Settings& settings);
-Report fdpo_frontier(const Settings& settings);
-Report vpo_regret(const Settings& settings);
+namespace dpo_is_rlhf {
+Report run(const Settings& settings);
+}
+namespace ipo_determinism {
+Report run(const Settings& settings);
+}
+namespace rdpo_rates {
+Report run(const Settings& settings);
+}
+namespace hypo_coverage {
+Report run(const Settings& settings);
+}
+namespace rpo_overoptimization {
+Report run(const Settings& settings);
+}
+namespace frontier {
+Report run(const Settings& settings);
+}
+namespace fdpo_frontier {
+Report run(const Settings& settings);
+}
+namespace vpo_regret {
+Report run(const Settings& settings);
+}
+namespace robustness {
 Report noise(const Settings& settings);
 Report coverage(const Settings& settings);
 Report length(const Settings& settings);
-Report nash_last_iterate(const Settings& settings);
-Report self_play_average(const Settings& settings);
-Report rso_law(const Settings& settings);
-Report inpo_theory(const Settings& settings);
-Report dno_monotone(const Settings& settings);
-Report sppo_partition(const Settings& settings);
-Report xpo_exploration(const Settings& settings);
-Report apo_rounds(const Settings& settings);
-Report on_policy_axes(const Settings& settings);
-Report parl_gradient(const Settings& settings);
-Report seppo_flip(const Settings& settings);
-Report guide_tree(const Settings& settings);
-Report demonstration_regularized(const Settings& settings);
-Report pg_baselines(const Settings& settings);
-Report pg_scale(const Settings& settings);
-Report pg_length_bias(const Settings& settings);
-Report pg_kl_placement(const Settings& settings);
-Report pg_off_policy(const Settings& settings);
-Report pg_resets(const Settings& settings);
-Report pg_rank_filter(const Settings& settings);
-Report pg_sampler_mismatch(const Settings& settings);
-Report implicit_prm(const Settings& settings);
-Report rto_lock(const Settings& settings);
-Report guided_decoding(const Settings& settings);
-Report oreo_variance(const Settings& settings);
-Report iqlearn_diversity(const Settings& settings);
-Report tree_labels(const Settings& settings);
-Report neural_noise(const Settings& settings);
-Report neural_overoptimization(const Settings& settings);
-Report neural_coverage(const Settings& settings);
-Report neural_reasoning(const Settings& settings);
+}  // namespace robustness
+namespace nash_last_iterate {
+Report run(const Settings& settings);
+}
+namespace self_play_average {
+Report run(const Settings& settings);
+}
+namespace rso_law {
+Report run(const Settings& settings);
+}
+namespace inpo_theory {
+Report run(const Settings& settings);
+}
+namespace dno_monotone {
+Report run(const Settings& settings);
+}
+namespace sppo_partition {
+Report run(const Settings& settings);
+}
+namespace xpo_exploration {
+Report run(const Settings& settings);
+}
+namespace apo_rounds {
+Report run(const Settings& settings);
+}
+namespace on_policy_axes {
+Report run(const Settings& settings);
+}
+namespace parl_gradient {
+Report run(const Settings& settings);
+}
+namespace seppo_flip {
+Report run(const Settings& settings);
+}
+namespace guide_tree {
+Report run(const Settings& settings);
+}
+namespace demonstration_regularized {
+Report run(const Settings& settings);
+}
+namespace pg_baselines {
+Report run(const Settings& settings);
+}
+namespace pg_scale {
+Report run(const Settings& settings);
+}
+namespace pg_length_bias {
+Report run(const Settings& settings);
+}
+namespace pg_kl_placement {
+Report run(const Settings& settings);
+}
+namespace pg_off_policy {
+Report run(const Settings& settings);
+}
+namespace pg_resets {
+Report run(const Settings& settings);
+}
+namespace pg_rank_filter {
+Report run(const Settings& settings);
+}
+namespace pg_sampler_mismatch {
+Report run(const Settings& settings);
+}
+namespace implicit_prm {
+Report run(const Settings& settings);
+}
+namespace rto_lock {
+Report run(const Settings& settings);
+}
+namespace guided_decoding {
+Report run(const Settings& settings);
+}
+namespace oreo_variance {
+Report run(const Settings& settings);
+}
+namespace iqlearn_diversity {
+Report run(const Settings& settings);
+}
+namespace tree_labels {
+Report run(const Settings& settings);
+}
 
 }  // namespace prefopt::lab

@@ -16,7 +16,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::fdpo_frontier {
 namespace {
 
 using namespace exact;
@@ -85,7 +85,7 @@ std::size_t column(std::size_t divergence, std::size_t beta, Measure measure) {
 
 }  // namespace
 
-Report fdpo_frontier(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   Report report{
       .data = {{"fdpo-frontier", {"divergence", "beta", "measure", "mean", "low", "high"}}}};
@@ -165,4 +165,4 @@ Report fdpo_frontier(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::fdpo_frontier

@@ -9,7 +9,7 @@
 #include "lab/all_losses.h"
 #include "lab/experiments.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::frontier {
 namespace {
 
 const std::vector<double> kDistances{0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.3};
@@ -30,7 +30,7 @@ std::vector<double> run_seed(int seed, const std::vector<std::string>& losses) {
 
 }  // namespace
 
-Report frontier(const Settings& settings) {
+Report run(const Settings& settings) {
   const std::vector<std::string> losses = losses_of_pairs();
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, losses); });
@@ -82,4 +82,4 @@ Report frontier(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::frontier

@@ -17,7 +17,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/random.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::guide_tree {
 namespace {
 
 using namespace exact;
@@ -125,7 +125,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report guide_tree(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   Report report{.data = {{"guide-tree", {"case", "place", "steps", "low", "high"}}},
                 .pictures = {{"guide-tree",
@@ -157,4 +157,4 @@ Report guide_tree(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::guide_tree

@@ -15,7 +15,7 @@
 #include "lab/token_tree.h"
 #include "prefopt/exact/measures.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::guided_decoding {
 namespace {
 
 using exact::Random;
@@ -114,7 +114,7 @@ std::vector<double> run_frontier(int seed) {
 
 }  // namespace
 
-Report guided_decoding(const Settings& settings) {
+Report run(const Settings& settings) {
   const BySeed methods = for_each_seed(settings.seeds, run_methods);
   const BySeed frontier = for_each_seed(settings.seeds, run_frontier);
   const std::size_t points = kWeights.size();
@@ -152,4 +152,4 @@ Report guided_decoding(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::guided_decoding

@@ -14,7 +14,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::hypo_coverage {
 namespace {
 
 using namespace exact;
@@ -90,7 +90,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report hypo_coverage(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   const std::size_t points = kRarities.size();
   Report report{.data = {{"hypo-coverage", {"case", "1/p", "kl", "low", "high", "reward"}}}};
@@ -137,4 +137,4 @@ Report hypo_coverage(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::hypo_coverage

@@ -20,7 +20,7 @@
 #include "prefopt/losses/pair/ce.h"
 #include "prefopt/losses/pair/dpo.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::implicit_prm {
 namespace {
 
 using exact::Random;
@@ -211,7 +211,7 @@ std::vector<double> run_seed(int seed, Index answers) {
 
 }  // namespace
 
-Report implicit_prm(const Settings& settings) {
+Report run(const Settings& settings) {
   const std::vector<double> sizes =
       settings.quick ? std::vector<double>{50, 200} : std::vector<double>{50, 100, 200, 400, 800};
   Report report{.data = {{"implicit-prm", {"case", "answers", "share", "low", "high"}}},
@@ -249,4 +249,4 @@ Report implicit_prm(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::implicit_prm

@@ -15,7 +15,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::inpo_theory {
 namespace {
 
 using namespace exact;
@@ -103,7 +103,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report inpo_theory(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   const std::size_t points = kCounts.size();
   Report report{.data = {{"inpo-theory", {"case", "K", "kl", "low", "high"}}},
@@ -122,4 +122,4 @@ Report inpo_theory(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::inpo_theory

@@ -15,7 +15,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::ipo_determinism {
 namespace {
 
 using namespace exact;
@@ -78,7 +78,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report ipo_determinism(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   const std::size_t block = kTolerances.size() + 1;
   const auto column = [&](std::size_t kind, std::size_t beta) {
@@ -150,4 +150,4 @@ Report ipo_determinism(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::ipo_determinism

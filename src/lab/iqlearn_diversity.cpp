@@ -18,7 +18,7 @@
 #include "prefopt/exact/random.h"
 #include "prefopt/objectives/token_losses/iqlearn.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::iqlearn_diversity {
 namespace {
 
 using exact::Random;
@@ -137,7 +137,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report iqlearn_diversity(const Settings& settings) {
+Report run(const Settings& settings) {
   const BySeed by_seed = for_each_seed(settings.seeds, run_seed);
   Report report{.data = {{"iqlearn-diversity-ends", {"case", "nats", "low", "high"}},
                          {"iqlearn-diversity", {"case", "lambda", "nats", "low", "high"}}},
@@ -173,4 +173,4 @@ Report iqlearn_diversity(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::iqlearn_diversity

@@ -15,7 +15,7 @@
 #include "prefopt/exact/games.h"
 #include "prefopt/exact/measures.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::nash_last_iterate {
 namespace {
 
 using namespace exact;
@@ -90,7 +90,7 @@ double largest_share(const BySeed& by_seed, std::size_t first, double numerator)
 
 }  // namespace
 
-Report nash_last_iterate(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   const std::size_t points = kRounds.size(), ends = 3 * points;
   Report report{.data = {{"nash-last-iterate", {"case", "T", "kl", "low", "high"}}},
@@ -122,4 +122,4 @@ Report nash_last_iterate(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::nash_last_iterate

@@ -15,7 +15,7 @@
 #include "lab/neural_task.h"
 #include "prefopt/exact/measures.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::neural_coverage {
 namespace {
 
 using namespace exact;
@@ -128,11 +128,9 @@ Estimate slope_of(const BySeed& by_seed, const Columns& columns, bool exact, std
 
 }  // namespace
 
-Report neural_coverage(const Settings& settings) {
-  return neural_coverage(settings, Length::kWhole);
-}
+Report run(const Settings& settings) { return run(settings, Length::kWhole); }
 
-Report neural_coverage(const Settings& settings, Length length) {
+Report run(const Settings& settings, Length length) {
   const std::vector<double> all = rarities(settings.quick);
   const Columns columns{all.size()};
   const auto by_seed =
@@ -187,4 +185,4 @@ Report neural_coverage(const Settings& settings, Length length) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::neural_coverage

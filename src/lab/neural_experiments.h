@@ -8,19 +8,37 @@ namespace prefopt::lab {
 /// The length of training: a brief one is too short for some of the claims.
 enum class Length { kWhole, kBrief };
 
-Report neural_noise(const Settings& settings, Length length);
-Report neural_overoptimization(const Settings& settings, Length length);
-Report neural_coverage(const Settings& settings, Length length);
-Report neural_length_bias(const Settings& settings, Length length);
-Report neural_kl_placement(const Settings& settings, Length length);
-Report neural_nash(const Settings& settings, Length length);
-Report neural_rso(const Settings& settings, Length length);
-Report neural_reasoning(const Settings& settings, Length length);
-
-/// Twins of experiments on tables.
-Report neural_length_bias(const Settings& settings);
-Report neural_kl_placement(const Settings& settings);
-Report neural_nash(const Settings& settings);
-Report neural_rso(const Settings& settings);
+namespace neural_noise {
+Report run(const Settings& settings);
+Report run(const Settings& settings, Length length);
+}  // namespace neural_noise
+namespace neural_overoptimization {
+Report run(const Settings& settings);
+Report run(const Settings& settings, Length length);
+}  // namespace neural_overoptimization
+namespace neural_coverage {
+Report run(const Settings& settings);
+Report run(const Settings& settings, Length length);
+}  // namespace neural_coverage
+namespace neural_length_bias {
+Report run(const Settings& settings);
+Report run(const Settings& settings, Length length);
+}  // namespace neural_length_bias
+namespace neural_kl_placement {
+Report run(const Settings& settings);
+Report run(const Settings& settings, Length length);
+}  // namespace neural_kl_placement
+namespace neural_nash {
+Report run(const Settings& settings);
+Report run(const Settings& settings, Length length);
+}  // namespace neural_nash
+namespace neural_rso {
+Report run(const Settings& settings);
+Report run(const Settings& settings, Length length);
+}  // namespace neural_rso
+namespace neural_reasoning {
+Report run(const Settings& settings);
+Report run(const Settings& settings, Length length);
+}  // namespace neural_reasoning
 
 }  // namespace prefopt::lab

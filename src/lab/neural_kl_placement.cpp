@@ -13,7 +13,7 @@
 #include "lab/neural_rounds.h"
 #include "prefopt/exact/measures.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::neural_kl_placement {
 namespace {
 
 using namespace exact;
@@ -132,11 +132,9 @@ std::vector<double> run_seed(int number, int steps) {
 
 }  // namespace
 
-Report neural_kl_placement(const Settings& settings) {
-  return neural_kl_placement(settings, Length::kWhole);
-}
+Report run(const Settings& settings) { return run(settings, Length::kWhole); }
 
-Report neural_kl_placement(const Settings& settings, Length length) {
+Report run(const Settings& settings, Length length) {
   const int steps = length == Length::kBrief ? kBriefSteps : kSteps;
   const Columns columns{kDrawn + 1};
   const auto by_seed =
@@ -183,4 +181,4 @@ Report neural_kl_placement(const Settings& settings, Length length) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::neural_kl_placement

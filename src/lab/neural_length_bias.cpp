@@ -13,7 +13,7 @@
 #include "prefopt/online/rollout.h"
 #include "prefopt/train/trainer.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::neural_length_bias {
 namespace {
 
 using exact::Index;
@@ -176,11 +176,9 @@ std::vector<double> run_seed(int number, int steps) {
 
 }  // namespace
 
-Report neural_length_bias(const Settings& settings) {
-  return neural_length_bias(settings, Length::kWhole);
-}
+Report run(const Settings& settings) { return run(settings, Length::kWhole); }
 
-Report neural_length_bias(const Settings& settings, Length length) {
+Report run(const Settings& settings, Length length) {
   const int steps = length == Length::kBrief ? kBriefSteps : kSteps;
   constexpr std::size_t kPoints = kDrawn + 1;
   const auto by_seed =
@@ -227,4 +225,4 @@ Report neural_length_bias(const Settings& settings, Length length) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::neural_length_bias

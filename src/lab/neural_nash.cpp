@@ -17,7 +17,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/losses/registry.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::neural_nash {
 namespace {
 
 using namespace exact;
@@ -128,9 +128,9 @@ std::vector<double> run_seed(int number, int rounds) {
 
 }  // namespace
 
-Report neural_nash(const Settings& settings) { return neural_nash(settings, Length::kWhole); }
+Report run(const Settings& settings) { return run(settings, Length::kWhole); }
 
-Report neural_nash(const Settings& settings, Length length) {
+Report run(const Settings& settings, Length length) {
   const int rounds = length == Length::kBrief ? kBriefRounds : kRounds;
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, rounds); });
@@ -163,4 +163,4 @@ Report neural_nash(const Settings& settings, Length length) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::neural_nash

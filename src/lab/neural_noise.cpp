@@ -15,7 +15,7 @@
 #include "lab/neural_task.h"
 #include "prefopt/exact/measures.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::neural_noise {
 namespace {
 
 using namespace exact;
@@ -76,9 +76,9 @@ std::vector<double> run_seed(int number, const std::vector<double>& ns, Length l
 
 }  // namespace
 
-Report neural_noise(const Settings& settings) { return neural_noise(settings, Length::kWhole); }
+Report run(const Settings& settings) { return run(settings, Length::kWhole); }
 
-Report neural_noise(const Settings& settings, Length length) {
+Report run(const Settings& settings, Length length) {
   const std::vector<double> ns = counts(settings.quick);
   const std::size_t points = ns.size();
   const auto by_seed =
@@ -135,4 +135,4 @@ Report neural_noise(const Settings& settings, Length length) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::neural_noise

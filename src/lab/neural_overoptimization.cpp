@@ -20,7 +20,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::neural_overoptimization {
 namespace {
 
 using namespace exact;
@@ -242,11 +242,9 @@ std::vector<Verdict> likelihood_verdicts(const BySeed& by_seed, const Columns& c
 
 }  // namespace
 
-Report neural_overoptimization(const Settings& settings) {
-  return neural_overoptimization(settings, Length::kWhole);
-}
+Report run(const Settings& settings) { return run(settings, Length::kWhole); }
 
-Report neural_overoptimization(const Settings& settings, Length length) {
+Report run(const Settings& settings, Length length) {
   const std::vector<int> steps = checkpoints(length);
   const Columns columns{steps.size()};
   const auto by_seed =
@@ -259,4 +257,4 @@ Report neural_overoptimization(const Settings& settings, Length length) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::neural_overoptimization

@@ -34,7 +34,7 @@
 #include "prefopt/policy/reference.h"
 #include "prefopt/train/trainer.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::neural_reasoning {
 namespace {
 
 using detail::draw_seed;
@@ -380,11 +380,11 @@ std::vector<double> run_networks(int seed, const Scale& scale) {
 
 }  // namespace
 
-Report neural_reasoning(const Settings& settings) {
-  return neural_reasoning(settings, settings.quick ? Length::kBrief : Length::kWhole);
+Report run(const Settings& settings) {
+  return run(settings, settings.quick ? Length::kBrief : Length::kWhole);
 }
 
-Report neural_reasoning(const Settings& settings, Length length) {
+Report run(const Settings& settings, Length length) {
   const Scale& scale = length == Length::kWhole ? kWholeScale : kBriefScale;
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_networks(seed, scale); });
@@ -435,4 +435,4 @@ Report neural_reasoning(const Settings& settings, Length length) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::neural_reasoning

@@ -17,7 +17,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/losses/registry.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::neural_rso {
 namespace {
 
 using namespace exact;
@@ -98,9 +98,9 @@ std::vector<double> run_seed(int number, std::int64_t copies, int steps) {
 
 }  // namespace
 
-Report neural_rso(const Settings& settings) { return neural_rso(settings, Length::kWhole); }
+Report run(const Settings& settings) { return run(settings, Length::kWhole); }
 
-Report neural_rso(const Settings& settings, Length length) {
+Report run(const Settings& settings, Length length) {
   const bool is_brief = length == Length::kBrief;
   const auto by_seed = for_each_seed(settings.seeds, [&](int seed) {
     return run_seed(seed, is_brief ? kBriefCopies : kCopies, is_brief ? kBriefSteps : kSteps);
@@ -137,4 +137,4 @@ Report neural_rso(const Settings& settings, Length length) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::neural_rso

@@ -14,7 +14,7 @@
 #include "lab/experiments.h"
 #include "prefopt/exact/measures.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::on_policy_axes {
 namespace {
 
 using namespace exact;
@@ -75,7 +75,7 @@ std::vector<double> train(const Arm& arm, double peak) {
 
 }  // namespace
 
-Report on_policy_axes(const Settings& /*settings*/) {
+Report run(const Settings& /*settings*/) {
   std::vector<double> steps;
   for (int step = 0; step <= kSteps; step += kEvery) steps.push_back(step);
   Report report{.data = {{"on-policy-axes", {"case", "step", "reward", "low", "high"}}}};
@@ -107,4 +107,4 @@ Report on_policy_axes(const Settings& /*settings*/) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::on_policy_axes

@@ -16,7 +16,7 @@
 #include "prefopt/exact/random.h"
 #include "prefopt/objectives/token_losses/oreo.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::oreo_variance {
 namespace {
 
 using exact::Random;
@@ -114,7 +114,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report oreo_variance(const Settings& settings) {
+Report run(const Settings& settings) {
   const BySeed by_seed = for_each_seed(settings.seeds, run_seed);
   Report report{.data = {{"oreo-variance-ends", {"case", "variance", "low", "high"}},
                          {"oreo-variance", {"case", "beta", "variance", "low", "high"}}},
@@ -148,4 +148,4 @@ Report oreo_variance(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::oreo_variance

@@ -15,7 +15,7 @@
 #include "prefopt/exact/random.h"
 #include "prefopt/math/functions.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::parl_gradient {
 namespace {
 
 using namespace exact;
@@ -116,7 +116,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report parl_gradient(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   Report report{.data = {{"parl-gradient", {"case", "x", "mean", "low", "high"}}},
                 .pictures = {{"parl-gradient",
@@ -143,4 +143,4 @@ Report parl_gradient(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::parl_gradient

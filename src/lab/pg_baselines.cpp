@@ -19,7 +19,7 @@
 #include "prefopt/objectives/advantages/leave_one_out.h"
 #include "prefopt/objectives/advantages/none.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::pg_baselines {
 namespace {
 
 using Eigen::ArrayXd;
@@ -112,7 +112,7 @@ constexpr std::size_t error_of(std::size_t advantage) { return 4 * advantage + 3
 
 }  // namespace
 
-Report pg_baselines(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   Report report{
       .data = {{"pg-baselines", {"policy", "advantage", "scale", "cosine", "trace variance"}}},
@@ -172,4 +172,4 @@ Report pg_baselines(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::pg_baselines

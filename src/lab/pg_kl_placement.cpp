@@ -15,7 +15,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/random.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::pg_kl_placement {
 namespace {
 
 using Eigen::ArrayXd;
@@ -93,7 +93,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report pg_kl_placement(const Settings& settings) {
+Report run(const Settings& settings) {
   constexpr Index kBest = 2;
   constexpr int kSteps = 20000, kDrawn = 200;
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
@@ -153,4 +153,4 @@ Report pg_kl_placement(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::pg_kl_placement

@@ -18,7 +18,7 @@
 #include "prefopt/exact/random.h"
 #include "prefopt/objectives/advantages/leave_one_out.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::pg_length_bias {
 namespace {
 
 using Eigen::ArrayXd;
@@ -230,7 +230,7 @@ std::vector<double> lengths_along(const TokenObjective& objective, int steps) {
 
 }  // namespace
 
-Report pg_length_bias(const Settings& settings) {
+Report run(const Settings& settings) {
   const std::vector<double> sizes = step_sizes(settings.quick);
   const std::size_t points = sizes.size();
   const auto by_seed =
@@ -312,4 +312,4 @@ Report pg_length_bias(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::pg_length_bias

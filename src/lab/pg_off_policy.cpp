@@ -18,7 +18,7 @@
 #include "prefopt/objectives/advantages/group_mean.h"
 #include "prefopt/objectives/advantages/soft_mean.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::pg_off_policy {
 namespace {
 
 using Eigen::ArrayXd;
@@ -121,7 +121,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report pg_off_policy(const Settings& settings) {
+Report run(const Settings& settings) {
   constexpr Index kBest = 2;
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   Report report{.data = {{"pg-off-policy-ends", {"method", "p1", "p2", "p3", "p4"}},
@@ -159,4 +159,4 @@ Report pg_off_policy(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::pg_off_policy

@@ -14,7 +14,7 @@
 #include "prefopt/exact/random.h"
 #include "prefopt/objectives/reward_shaping.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::pg_rank_filter {
 namespace {
 
 using Eigen::ArrayXd;
@@ -99,7 +99,7 @@ ArrayXd induced(RankFilter filter) {
 
 }  // namespace
 
-Report pg_rank_filter(const Settings& settings) {
+Report run(const Settings& settings) {
   const int prompts = settings.quick ? 1000 : 5000;
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, prompts); });
@@ -138,4 +138,4 @@ Report pg_rank_filter(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::pg_rank_filter

@@ -16,7 +16,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/random.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::pg_resets {
 namespace {
 
 using Eigen::ArrayXd;
@@ -107,7 +107,7 @@ int steps_to_open(Table logits, std::size_t kind) {
 
 }  // namespace
 
-Report pg_resets(const Settings& settings) {
+Report run(const Settings& settings) {
   const Index depth = settings.quick ? 6 : 8;
   const auto by_seed = for_each_seed(settings.seeds, [&](int seed) {
     Random random(static_cast<std::uint64_t>(seed));
@@ -133,4 +133,4 @@ Report pg_resets(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::pg_resets

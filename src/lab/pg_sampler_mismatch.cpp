@@ -16,7 +16,7 @@
 #include "prefopt/exact/random.h"
 #include "prefopt/objectives/advantages/none.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::pg_sampler_mismatch {
 namespace {
 
 using Eigen::ArrayXd;
@@ -97,7 +97,7 @@ Estimate error_difference(const BySeed& by_seed, std::size_t correction, std::si
 
 }  // namespace
 
-Report pg_sampler_mismatch(const Settings& settings) {
+Report run(const Settings& settings) {
   constexpr double kFew = 4, kMany = 100000;
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   Report report{
@@ -153,4 +153,4 @@ Report pg_sampler_mismatch(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::pg_sampler_mismatch

@@ -16,7 +16,7 @@
 #include "prefopt/objectives/advantages/group_std.h"
 #include "prefopt/objectives/advantages/leave_one_out.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::pg_scale {
 namespace {
 
 using Eigen::ArrayXd;
@@ -87,7 +87,7 @@ double share_of_a_small_prompt(const Advantage& advantage) {
 
 }  // namespace
 
-Report pg_scale(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   const std::size_t points = kScales.size();
   Report report{.data = {{"pg-scale", {"case", "scale", "norm", "low", "high"}}},
@@ -126,4 +126,4 @@ Report pg_scale(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::pg_scale

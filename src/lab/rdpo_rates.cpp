@@ -14,7 +14,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::rdpo_rates {
 namespace {
 
 using namespace exact;
@@ -149,7 +149,7 @@ std::vector<double> run_seed(int seed, const std::vector<Sweep>& all) {
 
 }  // namespace
 
-Report rdpo_rates(const Settings& settings) {
+Report run(const Settings& settings) {
   const std::vector<Sweep> all = sweeps(settings.quick);
   const auto by_seed = for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, all); });
   std::size_t points = 0;
@@ -214,4 +214,4 @@ Report rdpo_rates(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::rdpo_rates

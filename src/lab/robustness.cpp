@@ -11,7 +11,7 @@
 #include "lab/all_losses.h"
 #include "lab/experiments.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::robustness {
 namespace {
 
 constexpr double kDistance = 0.7;  ///< nats
@@ -184,4 +184,4 @@ Report length(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::robustness

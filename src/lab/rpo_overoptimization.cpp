@@ -18,7 +18,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::rpo_overoptimization {
 namespace {
 
 using namespace exact;
@@ -112,7 +112,7 @@ std::vector<double> run_seed(int seed, const std::vector<int>& steps) {
 
 }  // namespace
 
-Report rpo_overoptimization(const Settings& settings) {
+Report run(const Settings& settings) {
   const std::vector<int> steps = checkpoints(settings.quick);
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, steps); });
@@ -170,4 +170,4 @@ Report rpo_overoptimization(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::rpo_overoptimization

@@ -13,7 +13,7 @@
 #include "prefopt/exact/random.h"
 #include "prefopt/online/rejection.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::rso_law {
 namespace {
 
 using namespace exact;
@@ -75,7 +75,7 @@ Estimate variation(const BySeed& by_seed, std::size_t c, double temperature = 1)
 
 }  // namespace
 
-Report rso_law(const Settings& settings) {
+Report run(const Settings& settings) {
   const int repeats = settings.quick ? 50 : 400;
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, repeats); });
@@ -106,4 +106,4 @@ Report rso_law(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::rso_law

@@ -19,7 +19,7 @@
 #include "lab/token_tree.h"
 #include "prefopt/exact/measures.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::rto_lock {
 namespace {
 
 using exact::Random;
@@ -153,7 +153,7 @@ std::vector<double> run_seed(int seed, Index depth) {
 
 }  // namespace
 
-Report rto_lock(const Settings& settings) {
+Report run(const Settings& settings) {
   const Index depth = settings.quick ? 5 : 8;
   const auto by_seed =
       for_each_seed(settings.seeds, [&](int seed) { return run_seed(seed, depth); });
@@ -179,4 +179,4 @@ Report rto_lock(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::rto_lock

@@ -15,7 +15,7 @@
 #include "prefopt/exact/games.h"
 #include "prefopt/exact/measures.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::self_play_average {
 namespace {
 
 using namespace exact;
@@ -71,7 +71,7 @@ std::vector<double> run_seed(int seed, const std::vector<double>& horizons) {
 
 }  // namespace
 
-Report self_play_average(const Settings& settings) {
+Report run(const Settings& settings) {
   std::vector<double> horizons{10, 30, 100, 300, 1000};
   if (!settings.quick) horizons.push_back(4000);
   const auto by_seed =
@@ -100,4 +100,4 @@ Report self_play_average(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::self_play_average

@@ -17,7 +17,7 @@
 #include "prefopt/exact/random.h"
 #include "prefopt/math/functions.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::seppo_flip {
 namespace {
 
 using namespace exact;
@@ -92,7 +92,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report seppo_flip(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   std::vector<double> steps;
   for (int step = 0; step <= kSteps; step += kEvery) steps.push_back(step);
@@ -118,4 +118,4 @@ Report seppo_flip(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::seppo_flip

@@ -15,7 +15,7 @@
 #include "prefopt/exact/loss.h"
 #include "prefopt/exact/measures.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::sppo_partition {
 namespace {
 
 using namespace exact;
@@ -91,7 +91,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report sppo_partition(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   const std::size_t points = kSteps.size();
   const std::vector<double> small(kSteps.begin(), kSteps.begin() + kSmallSteps);
@@ -118,4 +118,4 @@ Report sppo_partition(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::sppo_partition

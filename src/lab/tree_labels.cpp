@@ -16,7 +16,7 @@
 #include "prefopt/exact/random.h"
 #include "prefopt/online/step_tree.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::tree_labels {
 namespace {
 
 using exact::Index;
@@ -198,7 +198,7 @@ std::vector<double> run_seed(int seed) {
 
 }  // namespace
 
-Report tree_labels(const Settings& settings) {
+Report run(const Settings& settings) {
   const auto by_seed = for_each_seed(settings.seeds, run_seed);
   Report report{.data = {{"tree-labels", {"case", "letters", "share", "low", "high"}}},
                 .pictures = {{"tree-labels",
@@ -235,4 +235,4 @@ Report tree_labels(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::tree_labels

@@ -18,7 +18,7 @@
 #include "prefopt/exact/measures.h"
 #include "prefopt/exact/minimize.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::vpo_regret {
 namespace {
 
 using namespace exact;
@@ -127,7 +127,7 @@ std::vector<int> rounds_of(bool quick) {
 
 }  // namespace
 
-Report vpo_regret(const Settings& settings) {
+Report run(const Settings& settings) {
   const std::vector<int> rounds = rounds_of(settings.quick);
   const auto by_seed = for_each_seed(settings.seeds, [&](int seed) {
     std::vector<double> row;
@@ -196,4 +196,4 @@ Report vpo_regret(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::vpo_regret

@@ -19,7 +19,7 @@
 #include "lab/rare_bandit.h"
 #include "prefopt/exact/preferences.h"
 
-namespace prefopt::lab {
+namespace prefopt::lab::xpo_exploration {
 namespace {
 
 using namespace exact;
@@ -139,7 +139,7 @@ std::vector<double> run_seed(int seed, const Sizes& sizes) {
 
 }  // namespace
 
-Report xpo_exploration(const Settings& settings) {
+Report run(const Settings& settings) {
   Sizes sizes{{0x1p-5, 0x1p-8}, 400, 256};
   if (!settings.quick) sizes = {{0x1p-5, 0x1p-8, 0x1p-11}, 1200, 1024};
   const auto by_seed =
@@ -185,4 +185,4 @@ Report xpo_exploration(const Settings& settings) {
   return report;
 }
 
-}  // namespace prefopt::lab
+}  // namespace prefopt::lab::xpo_exploration

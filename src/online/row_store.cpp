@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "online/row_store.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/empty.h>
 #include <fmt/format.h>
 
 #include <algorithm>

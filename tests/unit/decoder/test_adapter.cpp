@@ -10,7 +10,7 @@
 #include "support/errors.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_adapter {
 namespace {
 
 using nlohmann::json;
@@ -350,4 +350,4 @@ TEST_CASE("adapter: calls that need or refuse one say so", "[decoder]") {
                     "decoder: expected a model without an adapter, got one that has an adapter");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_adapter

@@ -13,7 +13,7 @@
 #include "support/memory_limit.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_bad_adapters {
 namespace {
 
 using nlohmann::json;
@@ -230,4 +230,4 @@ TEST_CASE("bad adapter files are refused by name, and cost no memory", "[decoder
   CHECK(decoder.adapter());
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_bad_adapters

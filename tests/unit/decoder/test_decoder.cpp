@@ -16,7 +16,7 @@
 #include "support/errors.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_decoder {
 namespace {
 
 using nlohmann::json;
@@ -886,4 +886,4 @@ TEST_CASE("decoder: weights that do not fit their config are refused by name", "
   }
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_decoder

@@ -8,7 +8,7 @@
 #include "support/files.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_decoder_config {
 namespace {
 
 using nlohmann::json;
@@ -269,4 +269,4 @@ TEST_CASE("decoder config: what is written for a fresh model is read back", "[de
       "llama");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_decoder_config

@@ -14,7 +14,7 @@
 #include "support/model_logps.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_decoder_files {
 namespace {
 
 using namespace testing_support;
@@ -239,4 +239,4 @@ TEST_CASE("decoder files: tensors of a GGUF file that do not fit are refused by 
   refuse(packed, "tensor 'lm_head.weight': expected shape [5, 4], got [1, 256]");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_decoder_files

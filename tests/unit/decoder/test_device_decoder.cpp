@@ -27,7 +27,7 @@
 #include "support/pretend_device.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_device_decoder {
 namespace {
 
 using namespace testing_support;
@@ -415,4 +415,4 @@ TEST_CASE("device reward model: rewards and values are the CPU's", "[decoder][de
                        here.token_values(batch)) < 1e-12);
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_device_decoder

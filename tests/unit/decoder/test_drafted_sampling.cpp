@@ -11,7 +11,7 @@
 #include "support/catch.h"
 #include "support/errors.h"
 
-namespace prefopt {
+namespace prefopt::test_drafted_sampling {
 namespace {
 
 using Ids = std::vector<std::int64_t>;
@@ -150,4 +150,4 @@ TEST_CASE("drafts: what they are not for is refused", "[decoder]") {
                     "got a policy that decodes one token at a time");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_drafted_sampling

@@ -19,7 +19,7 @@
 #include "support/files.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_families {
 namespace {
 
 using namespace testing_support;
@@ -330,4 +330,4 @@ TEST_CASE("families: reward models", "[decoder]") {
   CHECK(at::equal(RewardModel::load(dir.path())->rewards(sequences), rewards));
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_families

@@ -16,7 +16,7 @@
 #include "support/model_logps.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_gguf_export {
 namespace {
 
 using namespace testing_support;
@@ -346,4 +346,4 @@ TEST_CASE("gguf export: what a file cannot say is refused, and no file is left",
   CHECK(std::filesystem::is_empty(dir.path()));
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_gguf_export

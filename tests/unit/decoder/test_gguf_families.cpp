@@ -15,7 +15,7 @@
 #include "support/temp_dir.h"
 #include "support/text_files.h"
 
-namespace prefopt {
+namespace prefopt::test_gguf_families {
 namespace {
 
 using namespace testing_support;
@@ -180,4 +180,4 @@ TEST_CASE("families in GGUF: what llama.cpp does not load is not written", "[dec
   CHECK_FALSE(std::filesystem::exists(path));
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_gguf_families

@@ -8,7 +8,7 @@
 #include "support/catch.h"
 #include "support/errors.h"
 
-namespace prefopt {
+namespace prefopt::test_layer_spec {
 namespace {
 
 using detail::LayerSpec;
@@ -92,4 +92,4 @@ TEST_CASE("layer spec: fields of a family are an object of the right types", "[d
                     "decoder: expected layer_types of 3 layers, got 1");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_layer_spec

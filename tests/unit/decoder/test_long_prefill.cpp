@@ -13,7 +13,7 @@
 #include "decoder/packed_session.h"
 #include "support/catch.h"
 
-namespace prefopt::detail {
+namespace prefopt::detail::test_long_prefill {
 namespace {
 
 Network random_network(const DecoderOptions& options, at::ScalarType dtype) {
@@ -69,4 +69,4 @@ TEST_CASE("prefill: a long prompt in parts gives the bits of one at once", "[dec
   }
 }
 
-}  // namespace prefopt::detail
+}  // namespace prefopt::detail::test_long_prefill

@@ -10,7 +10,7 @@
 #include "support/catch.h"
 #include "support/errors.h"
 
-namespace prefopt {
+namespace prefopt::test_lora_rules {
 namespace {
 
 using detail::Json;
@@ -173,4 +173,4 @@ TEST_CASE("lora rules: a search without an end is refused", "[decoder]") {
                         name + "'");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_lora_rules

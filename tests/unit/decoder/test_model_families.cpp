@@ -7,7 +7,7 @@
 #include "support/model_logps.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_model_families {
 namespace {
 
 using namespace testing_support;
@@ -38,4 +38,4 @@ TEST_CASE("model families: log-probs that transformers gives, from GGUF and as a
   CHECK(worst_difference(*back, name) < 1e-4);
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_model_families

@@ -11,7 +11,7 @@
 #include "support/errors.h"
 #include "support/tiny_llama.h"
 
-namespace prefopt {
+namespace prefopt::test_model_shape {
 namespace {
 
 using detail::ModelShape;
@@ -111,4 +111,4 @@ TEST_CASE("model shape: errors are those of the model", "[decoder]") {
       "plan does not count what makes a whole matrix");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_model_shape

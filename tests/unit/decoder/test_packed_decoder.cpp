@@ -8,7 +8,7 @@
 #include "support/catch.h"
 #include "support/errors.h"
 
-namespace prefopt {
+namespace prefopt::test_packed_decoder {
 namespace {
 
 using Tokens = std::vector<std::int64_t>;
@@ -228,4 +228,4 @@ TEST_CASE("packed decoder: token ids out of range are refused", "[decoder]") {
       DataError, "decoder: expected token ids in [0, 13), got 13");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_packed_decoder

@@ -18,7 +18,7 @@
 #include "support/temp_dir.h"
 #include "support/text_files.h"
 
-namespace prefopt {
+namespace prefopt::test_peft_adapters {
 namespace {
 
 using nlohmann::json;
@@ -359,4 +359,4 @@ TEST_CASE("peft adapters: narrow weights train under every kind", "[decoder]") {
   }
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_peft_adapters

@@ -13,7 +13,7 @@
 #include "support/errors.h"
 #include "train/optimizer.h"
 
-namespace prefopt {
+namespace prefopt::test_prompt_cache {
 namespace {
 
 using Prompts = std::vector<std::vector<std::int64_t>>;
@@ -232,4 +232,4 @@ TEST_CASE("prompt cache: the bytes are a bound, and the oldest use makes room", 
   CHECK(uses({{1}}) == Use{1, 0});
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_prompt_cache

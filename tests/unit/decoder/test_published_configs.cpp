@@ -10,7 +10,7 @@
 #include "support/files.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_published_configs {
 namespace {
 
 using detail::LayerSpec;
@@ -227,4 +227,4 @@ TEST_CASE("published configs: what no family computes is refused", "[decoder]") 
               R"({"alpha":1000,"factor":2.0,"rope_type":"dynamic"})");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_published_configs

@@ -20,7 +20,7 @@
 #include "support/errors.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_quantize_on_load {
 namespace {
 
 using namespace testing_support;
@@ -212,4 +212,4 @@ TEST_CASE("quantized base: there is never a float32 copy of a matrix", "[decoder
 }
 #endif
 
-}  // namespace prefopt
+}  // namespace prefopt::test_quantize_on_load

@@ -22,7 +22,7 @@
 #include "support/model_logps.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_quantized_base {
 namespace {
 
 using namespace testing_support;
@@ -183,4 +183,4 @@ TEST_CASE("quantized base: what it cannot do is refused", "[decoder]") {
       dir.file("folder") + ": expected a GGUF file to keep the blocks of, got a folder");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_quantized_base

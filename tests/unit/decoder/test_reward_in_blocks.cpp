@@ -22,7 +22,7 @@
 #include "support/errors.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_reward_in_blocks {
 namespace {
 
 using namespace testing_support;
@@ -237,4 +237,4 @@ TEST_CASE("value and reward models share the policy's blocks", "[decoder]") {
   }
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_reward_in_blocks

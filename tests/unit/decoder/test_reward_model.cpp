@@ -17,7 +17,7 @@
 #include "support/reward_models.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_reward_model {
 namespace {
 
 using namespace testing_support;
@@ -303,4 +303,4 @@ TEST_CASE("reward model: what it is not", "[decoder]") {
 }
 
 }  // namespace
-}  // namespace prefopt
+}  // namespace prefopt::test_reward_model

@@ -12,7 +12,7 @@
 #include "prefopt/data/batch.h"
 #include "support/catch.h"
 
-namespace prefopt {
+namespace prefopt::test_stream_flops {
 namespace {
 
 using detail::ModelShape;
@@ -199,4 +199,4 @@ TEST_CASE("stream flops: routed experts are those that a token chooses", "[decod
         static_cast<double>(o.num_hidden_layers) * (2 * (layer - attention) + 2.5 * attention));
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_stream_flops

@@ -19,7 +19,7 @@
 #include "support/temp_dir.h"
 #include "unit/decoder/toy_family.h"
 
-namespace prefopt {
+namespace prefopt::test_toy_family {
 namespace {
 
 using namespace testing_support;
@@ -223,4 +223,4 @@ TEST_CASE("a family in one file: what it costs", "[decoder]") {
                    text.begin() + static_cast<std::ptrdiff_t>(end), '\n') < 45);
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_toy_family

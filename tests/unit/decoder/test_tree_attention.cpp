@@ -11,7 +11,7 @@
 #include "support/sdpa_attention.h"
 #include "support/simd.h"
 
-namespace prefopt {
+namespace prefopt::test_tree_attention {
 namespace {
 
 using prefopt::testing_support::finite_differences;
@@ -392,4 +392,4 @@ TEST_CASE("tree_attention: refuses what does not fit", "[decoder]") {
       "[4, 5] of Float");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_tree_attention

@@ -13,7 +13,7 @@
 #include "support/memory_limit.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_gguf {
 namespace {
 
 using namespace testing_support;
@@ -387,4 +387,4 @@ TEST_CASE("gguf: no cut and no changed byte leads to anything but a CheckpointEr
   }
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_gguf

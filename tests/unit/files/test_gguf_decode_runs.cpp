@@ -8,7 +8,7 @@
 #include "support/catch.h"
 #include "support/simd.h"
 
-namespace prefopt::detail {
+namespace prefopt::detail::test_gguf_decode_runs {
 namespace {
 
 using prefopt::testing_support::simd_name;
@@ -63,4 +63,4 @@ TEST_CASE("gguf: runs of blocks decode to the bits of single ones", "[files]") {
   }
 }
 
-}  // namespace prefopt::detail
+}  // namespace prefopt::detail::test_gguf_decode_runs

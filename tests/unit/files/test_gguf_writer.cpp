@@ -15,7 +15,7 @@
 #include "support/gguf_builder.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_gguf_writer {
 namespace {
 
 using namespace testing_support;
@@ -190,4 +190,4 @@ TEST_CASE("gguf writer: values that a type cannot hold are refused, and no file 
                     dir.path() + ": expected to write 256 bytes, got Is a directory");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_gguf_writer

@@ -12,7 +12,7 @@
 #include "support/memory_limit.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_safetensors {
 namespace {
 
 using nlohmann::json;
@@ -435,4 +435,4 @@ TEST_CASE("safetensors: shards and index that do not agree are refused by name",
   refuse(json{{"weight_map", good}}.dump(), index + ": expected tensor 'a' in '1', got it in '2'");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_safetensors

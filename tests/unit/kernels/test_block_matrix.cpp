@@ -18,7 +18,7 @@
 #include "support/logps_oracle.h"
 #include "support/simd.h"
 
-namespace prefopt::kernels::cpu {
+namespace prefopt::kernels::cpu::test_block_matrix {
 namespace {
 
 using detail::find_gguf_encoding;
@@ -154,4 +154,4 @@ TEST_CASE("linear layers of blocks: rows in another order", "[kernels]") {
                   products_of_floats(blocks.wide().flip(0).contiguous(), {5, in, out}, false)));
 }
 
-}  // namespace prefopt::kernels::cpu
+}  // namespace prefopt::kernels::cpu::test_block_matrix

@@ -9,7 +9,7 @@
 #include "support/logps_oracle.h"
 #include "support/simd.h"
 
-namespace prefopt::kernels::cpu {
+namespace prefopt::kernels::cpu::test_decoding_kernels {
 namespace {
 
 using prefopt::testing_support::random_normal;
@@ -236,4 +236,4 @@ TEST_CASE("token_weights: any temperature, and tokens that cannot come", "[kerne
   }
 }
 
-}  // namespace prefopt::kernels::cpu
+}  // namespace prefopt::kernels::cpu::test_decoding_kernels

@@ -4,7 +4,7 @@
 #include "support/logps_oracle.h"
 #include "support/simd.h"
 
-namespace prefopt::kernels::cpu {
+namespace prefopt::kernels::cpu::test_gemm {
 namespace {
 
 using prefopt::testing_support::random_normal;
@@ -132,4 +132,4 @@ TEST_CASE("gemm: a part of the panels leaves the other columns alone", "[kernels
   CHECK(at::allclose(out, expected, 1e-12, 1e-12));
 }
 
-}  // namespace prefopt::kernels::cpu
+}  // namespace prefopt::kernels::cpu::test_gemm

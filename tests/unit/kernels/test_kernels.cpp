@@ -16,7 +16,7 @@
 #include "support/catch.h"
 #include "support/simd.h"
 
-namespace prefopt::kernels::cpu {
+namespace prefopt::kernels::cpu::test_kernels {
 namespace {
 
 using prefopt::testing_support::simd_name;
@@ -724,4 +724,4 @@ TEST_CASE("kernels: the number of threads changes no bit", "[kernels]") {
   });
 }
 
-}  // namespace prefopt::kernels::cpu
+}  // namespace prefopt::kernels::cpu::test_kernels

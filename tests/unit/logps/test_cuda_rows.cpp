@@ -12,7 +12,7 @@
 #include "support/catch.h"
 #include "support/emulated_block.h"
 
-namespace prefopt::kernels::cuda {
+namespace prefopt::kernels::cuda::test_cuda_rows {
 namespace {
 
 using testing_support::EmulatedBlocks;
@@ -619,4 +619,4 @@ TEST_CASE("cuda rows: plans fit their devices", "[logps]") {
   CHECK(plan_gradients(64, 151936, 2, a100).blocks == 4);
 }
 
-}  // namespace prefopt::kernels::cuda
+}  // namespace prefopt::kernels::cuda::test_cuda_rows

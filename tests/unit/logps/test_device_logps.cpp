@@ -6,7 +6,7 @@
 #include "support/logps_oracle.h"
 #include "support/pretend_device.h"
 
-namespace prefopt {
+namespace prefopt::test_device_logps {
 namespace {
 
 using namespace testing_support;
@@ -82,4 +82,4 @@ TEST_CASE("linear_token_logps refuses tensors of two devices", "[logps][device]"
       DeviceError, "linear_token_logps: expected targets on pretend:0, got cpu");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_device_logps

@@ -9,7 +9,7 @@
 #include "support/logps_oracle.h"
 #include "support/simd.h"
 
-namespace prefopt {
+namespace prefopt::test_linear_token_logps {
 namespace {
 
 using testing_support::check_against_oracle;
@@ -611,4 +611,4 @@ TEST_CASE("linear_token_logps: wrong input is refused", "[logps]") {
   CHECK_THROWS_AS(linear_token_logps(hidden, weight, targets, options), ConfigError);
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_linear_token_logps

@@ -13,7 +13,7 @@
 #include "support/logps_oracle.h"
 #include "support/simd.h"
 
-namespace prefopt {
+namespace prefopt::test_row_gradient {
 namespace {
 
 using testing_support::finite_differences;
@@ -482,4 +482,4 @@ TEST_CASE("row gradient: a graph may be gone through twice, but not differentiat
       "token_logps: expected a first derivative, got create_graph; there is no second one");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_row_gradient

@@ -15,7 +15,7 @@
 #include "support/logps_oracle.h"
 #include "support/simd.h"
 
-namespace prefopt {
+namespace prefopt::test_token_logps {
 namespace {
 
 using testing_support::check_against_oracle;
@@ -497,4 +497,4 @@ TEST_CASE("token_logps: wrong input is refused", "[logps]") {
                     "token_logps: expected mask of bool, got Int");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_token_logps

@@ -11,7 +11,7 @@
 #include "support/errors.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_combined_reference {
 namespace {
 
 using namespace testing_support;
@@ -178,4 +178,4 @@ TEST_CASE("combined reference: INPO's loss is that of its formula", "[policy]") 
 }
 
 }  // namespace
-}  // namespace prefopt
+}  // namespace prefopt::test_combined_reference

@@ -13,7 +13,7 @@
 #include "support/bigram_policy.h"
 #include "support/errors.h"
 
-namespace prefopt {
+namespace prefopt::test_guided_policy {
 namespace {
 
 using namespace testing_support;
@@ -152,4 +152,4 @@ TEST_CASE("guided policy: what it cannot be made of", "[policy]") {
 }
 
 }  // namespace
-}  // namespace prefopt
+}  // namespace prefopt::test_guided_policy

@@ -12,7 +12,7 @@
 #include "support/bigram_policy.h"
 #include "support/errors.h"
 
-namespace prefopt {
+namespace prefopt::test_mixture_policy {
 namespace {
 
 using namespace testing_support;
@@ -167,4 +167,4 @@ TEST_CASE("mixture: what cannot be mixed or trained is refused", "[policy]") {
 }
 
 }  // namespace
-}  // namespace prefopt
+}  // namespace prefopt::test_mixture_policy

@@ -12,7 +12,7 @@
 #include "support/errors.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_moving_reference {
 namespace {
 
 using testing_support::TempDir;
@@ -510,4 +510,4 @@ TEST_CASE("moving reference: options take TRL's names", "[policy]") {
   CHECK(bema.min_ema_multiplier == 0.1);
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_moving_reference

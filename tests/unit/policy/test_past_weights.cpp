@@ -12,7 +12,7 @@
 #include "support/bigram_policy.h"
 #include "support/errors.h"
 
-namespace prefopt {
+namespace prefopt::test_past_weights {
 namespace {
 
 using namespace testing_support;
@@ -263,4 +263,4 @@ TEST_CASE("random past reference: resumed, it goes through the same policies", "
 }
 
 }  // namespace
-}  // namespace prefopt
+}  // namespace prefopt::test_past_weights

@@ -17,7 +17,7 @@
 #include "support/errors.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_policies {
 namespace {
 
 using testing_support::TempDir;
@@ -312,4 +312,4 @@ TEST_CASE("script policy: files and results that do not fit are refused", "[poli
                     "shapes cannot be multiplied (7x7 and 2x4)");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_policies

@@ -16,7 +16,7 @@
 #include "support/errors.h"
 #include "support/temp_dir.h"
 
-namespace prefopt {
+namespace prefopt::test_reference {
 namespace {
 
 using testing_support::TempDir;
@@ -325,4 +325,4 @@ TEST_CASE("cached reference: misuse is refused", "[policy]") {
                     dir.file("file/cache") + ": expected to create a folder, got Not a directory");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_reference

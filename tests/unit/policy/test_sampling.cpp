@@ -11,7 +11,7 @@
 #include "support/catch.h"
 #include "support/errors.h"
 
-namespace prefopt {
+namespace prefopt::test_sampling {
 namespace {
 
 using Prompts = std::vector<std::vector<std::int64_t>>;
@@ -722,4 +722,4 @@ TEST_CASE("sampling: options as JSON", "[policy]") {
         std::vector<std::string>{"a"});
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_sampling

@@ -12,7 +12,7 @@
 #include "support/fixed_policy.h"
 #include "support/logps_oracle.h"
 
-namespace prefopt {
+namespace prefopt::test_sequence_kl {
 namespace {
 
 using namespace testing_support;
@@ -326,4 +326,4 @@ TEST_CASE("sequence_kl refuses another vocabulary", "[policy]") {
                     "sequence_kl: expected a reference with 5 tokens, got 6");
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_sequence_kl

@@ -11,7 +11,7 @@
 #include "support/fixed_policy.h"
 #include "support/logps_oracle.h"
 
-namespace prefopt {
+namespace prefopt::test_sequence_logps {
 using namespace testing_support;
 
 TEST_CASE("sequence_logps: completion tokens are read one position before them", "[policy]") {
@@ -329,4 +329,4 @@ TEST_CASE("sequence_logps: the head's bias and transform", "[policy]") {
   CHECK(at::allclose(next, at::stack({logits[0][3], logits[1][1]}), 1e-12, 1e-14));
 }
 
-}  // namespace prefopt
+}  // namespace prefopt::test_sequence_logps

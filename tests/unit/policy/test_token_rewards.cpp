@@ -8,7 +8,7 @@
 #include "support/errors.h"
 #include "support/fixed_policy.h"
 
-namespace prefopt {
+namespace prefopt::test_token_rewards {
 namespace {
 
 using namespace testing_support;
@@ -53,4 +53,4 @@ TEST_CASE("implicit rewards: models that do not fit", "[policy]") {
 }
 
 }  // namespace
-}  // namespace prefopt
+}  // namespace prefopt::test_token_rewards

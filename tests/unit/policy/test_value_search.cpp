@@ -11,7 +11,7 @@
 #include "support/catch.h"
 #include "support/errors.h"
 
-namespace prefopt {
+namespace prefopt::test_value_search {
 namespace {
 
 using Ids = std::vector<std::int64_t>;
@@ -128,4 +128,4 @@ TEST_CASE("value search: options that cannot be meant", "[policy]") {
 }
 
 }  // namespace
-}  // namespace prefopt
+}  // namespace prefopt::test_value_search
