@@ -15,7 +15,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::string_view kRow = "rows:1";
+constexpr std::string_view kRowPlace = "rows:1";
 
 // A line is a message, and its first byte the role.
 std::vector<Message> messages_of(std::string_view bytes) {
@@ -59,8 +59,8 @@ void check_row(std::string_view format, const std::vector<Message>& messages) {
                     {"chosen", last},
                     {"rejected", last}};
   const std::string text = row.dump(-1, ' ', /*ensure_ascii=*/false, json::error_handler_t::ignore);
-  accepts(kRow, [&] {
-    const PreferenceRow read = parse_row(text, kRow, format);
+  accepts(kRowPlace, [&] {
+    const PreferenceRow read = parse_row(text, kRowPlace, format);
     expect(read.chosen == read.rejected, "equal messages that became different texts");
     const std::string whole = format_chat(format, conversation_of(messages), false);
     // A blank answer leaves its prompt the white space that a format trims off the whole turn.
@@ -91,7 +91,7 @@ void read_chat(std::string_view bytes) {
       expect(format_chat(format, messages, true).starts_with(text),
              "an opened turn that changed those before it");
     });
-    accepts(kRow, [&] { parse_row(bytes, kRow, format); });
+    accepts(kRowPlace, [&] { parse_row(bytes, kRowPlace, format); });
     if (messages.size() > 1 && is_utf8(messages)) check_row(format, messages);
   }
   accepts("template", [&] { recognize_chat_format(bytes, "template"); });

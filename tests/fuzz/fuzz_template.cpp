@@ -12,7 +12,7 @@ namespace {
 using jinja::Text;
 using Json = nlohmann::ordered_json;
 
-constexpr std::string_view kTemplate = "template";
+constexpr std::string_view kTemplatePlace = "template";
 // In no template but one that spells it.
 constexpr std::string_view kMark = "\xee\x80\x80";
 
@@ -45,11 +45,11 @@ void check_origins(const Text& text) {
 }  // namespace
 
 void read_template(std::string_view bytes) {
-  accepts(kTemplate, [&] {
-    const jinja::Template chat(bytes, std::string(kTemplate));
+  accepts(kTemplatePlace, [&] {
+    const jinja::Template chat(bytes, std::string(kTemplatePlace));
     const jinja::RenderOptions options{.now = {}, .work = 200'000};
-    const Text text = chat.render(variables(), kTemplate, options);
-    expect(chat.render(variables(), kTemplate, options).bytes() == text.bytes(),
+    const Text text = chat.render(variables(), kTemplatePlace, options);
+    expect(chat.render(variables(), kTemplatePlace, options).bytes() == text.bytes(),
            "two renders of one conversation that differ");
     const bool spells_mark =
         bytes.find('\xee') != std::string_view::npos || bytes.find('\\') != std::string_view::npos;

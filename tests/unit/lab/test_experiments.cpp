@@ -178,9 +178,9 @@ void check_report(const Report& report) {
 void check_networks(Length length, int networks, const Distances& unsettled) {
   std::set<std::string> failed, left;
   using Run = Report (*)(const Settings&, Length);
-  for (const Run run : std::initializer_list<Run>{neural_noise, neural_overoptimization,
-                                                  neural_coverage, neural_length_bias,
-                                                  neural_kl_placement, neural_nash, neural_rso}) {
+  for (const Run run : std::initializer_list<Run>{
+           neural_noise::run, neural_overoptimization::run, neural_coverage::run,
+           neural_length_bias::run, neural_kl_placement::run, neural_nash::run, neural_rso::run}) {
     const Report report = run({.quick = true, .seeds = {0, networks}}, length);
     check_report(report);
     for (const Verdict& verdict : report.verdicts) {

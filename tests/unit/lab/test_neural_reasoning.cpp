@@ -33,7 +33,7 @@ TEST_CASE("lab: wrong answers are whole solutions with another end", "[lab]") {
 // A brief training learns too little for claims about success; that all have as many sampled tokens
 // does not depend on it.
 TEST_CASE("lab: the arms of the reasoning task draw as many tokens", "[lab]") {
-  const Report report = neural_reasoning({.quick = true, .seeds = {0, 1}}, Length::kBrief);
+  const Report report = neural_reasoning::run({.quick = true, .seeds = {0, 1}}, Length::kBrief);
   REQUIRE(report.verdicts.size() >= 6);
   CHECK(report.verdicts.front().claim == "tokens of completions over those of the search");
   CHECK(report.verdicts.front().holds);
@@ -43,7 +43,7 @@ TEST_CASE("lab: the arms of the reasoning task draw as many tokens", "[lab]") {
 }
 
 TEST_CASE("lab: the reasoning task's claims hold as documented", "[lab][.long]") {
-  const Report report = neural_reasoning({.seeds = {0, 3}}, Length::kWhole);
+  const Report report = neural_reasoning::run({.seeds = {0, 3}}, Length::kWhole);
   for (const Verdict& verdict : report.verdicts) WARN(to_line(verdict));
   CHECK(report.verdicts.front().holds);
 }

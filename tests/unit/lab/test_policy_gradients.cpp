@@ -60,7 +60,7 @@ void check_numbers(const Data& data, const std::vector<std::string>& texts,
 
 TEST_CASE("lab: gradients of groups have the scale, direction and variance of the golden file",
           "[lab]") {
-  const Report report = pg_baselines(kQuick);
+  const Report report = pg_baselines::run(kQuick);
   const Data& data = report.data[0];
   const std::string diffuse = "diffuse", worse = "a suboptimal action at 97 %",
                     best = "the best action at 97 %";
@@ -91,7 +91,7 @@ TEST_CASE("lab: gradients of groups have the scale, direction and variance of th
 
 TEST_CASE("lab: norms of gradients at two scales of the rewards are those of the golden file",
           "[lab]") {
-  const Data data = data_of(pg_scale(kQuick), "pg-scale");
+  const Data data = data_of(pg_scale::run(kQuick), "pg-scale");
   std::map<std::string, std::map<double, double>> norms;
   for (const auto& row : data.rows) {
     norms[std::get<std::string>(row[0])][std::get<double>(row[1])] = std::get<double>(row[2]);
@@ -105,7 +105,7 @@ TEST_CASE("lab: norms of gradients at two scales of the rewards are those of the
 }
 
 TEST_CASE("lab: biases in length are those of the golden file", "[lab]") {
-  const Data data = data_of(pg_length_bias(kQuick), "pg-length-bias-exact");
+  const Data data = data_of(pg_length_bias::run(kQuick), "pg-length-bias-exact");
   // Completions of the step; gradients of the logits: right, end of right ones, of wrong ones.
   check_numbers(data, {"sequence_token_mean"},
                 {2, 0.1734375, 0.0477864583333333, -0.0477864583333333}, 1e-12);
@@ -122,7 +122,7 @@ TEST_CASE("lab: biases in length are those of the golden file", "[lab]") {
 }
 
 TEST_CASE("lab: policy gradients end where the golden file says, by the place of the KL", "[lab]") {
-  const Data data = data_of(pg_kl_placement(kQuick), "pg-kl-placement-ends");
+  const Data data = data_of(pg_kl_placement::run(kQuick), "pg-kl-placement-ends");
   const std::vector<double> optimum{0.140722273486627, 0.286892099158606, 0.519902386580873,
                                     0.0524832407738947};
   for (const char* place : {"k1 in the reward", "k1 in the advantage", "k2 in the loss",
@@ -140,7 +140,7 @@ TEST_CASE("lab: policy gradients end where the golden file says, by the place of
 
 TEST_CASE("lab: objectives on completions of another policy end where the golden file says",
           "[lab]") {
-  const Data data = data_of(pg_off_policy(kQuick), "pg-off-policy-ends");
+  const Data data = data_of(pg_off_policy::run(kQuick), "pg-off-policy-ends");
   const std::vector<double> optimum{0.140722273486627, 0.286892099158606, 0.519902386580873,
                                     0.0524832407738947};
   check_numbers(data, {"squared loss, soft mean"}, optimum, 1e-10);
@@ -152,7 +152,7 @@ TEST_CASE("lab: objectives on completions of another policy end where the golden
 }
 
 TEST_CASE("lab: locks open after as many steps as in the golden file", "[lab]") {
-  const Data data = data_of(pg_resets({.quick = true, .seeds = {0, 1}}), "pg-resets");
+  const Data data = data_of(pg_resets::run({.quick = true, .seeds = {0, 1}}), "pg-resets");
   const std::map<std::string, std::vector<double>> expected{
       {"no reset", {77, 6148, 20000}},
       {"resets", {64, 201, 401}},
@@ -169,7 +169,7 @@ TEST_CASE("lab: locks open after as many steps as in the golden file", "[lab]") 
 }
 
 TEST_CASE("lab: a filter by rank keeps the policies of the golden file", "[lab]") {
-  const Report report = pg_rank_filter(kQuick);
+  const Report report = pg_rank_filter::run(kQuick);
   const Data& data = data_of(report, "pg-rank-filter-policies");
   check_numbers(data, {"none"}, {0.5, 0.3, 0.2}, 1e-12);
   check_numbers(data, {"best (BoN)"}, {0.125, 0.387, 0.488}, 1e-12);
@@ -178,7 +178,7 @@ TEST_CASE("lab: a filter by rank keeps the policies of the golden file", "[lab]"
 }
 
 TEST_CASE("lab: corrections for the sampler trade as in the golden file", "[lab]") {
-  const Data data = data_of(pg_sampler_mismatch(kQuick), "pg-sampler-mismatch-four");
+  const Data data = data_of(pg_sampler_mismatch::run(kQuick), "pg-sampler-mismatch-four");
   check_numbers(data, {"control: no limit"}, {1, 1, 0.669122708333333}, 1e-12);
   check_numbers(data, {"control: ignored"}, {0.908649085610966, 0.71482509716824, 0.03291594},
                 1e-12);
