@@ -48,7 +48,9 @@ const std::vector<BadConfig>& bad_runs() {
       {R"({"learning_rate": 1})",
        "run: expected a known option, got 'learning_rate'; it is an option of 'optimizer' and "
        "'value.optimizer'"},
-      {R"({"path": "x"})", "run: expected a known option, got 'path'"},
+      {R"({"path": "x"})",
+       "run: expected a known option, got 'path'; it is an option of 'model', 'reference' and "
+       "'value'"},
       {"{\"" + std::string(1000, 'k') + "\": 1}",
        "run: expected a known option, got '" + std::string(300, 'k') + "…'"},
       {R"({"batch": []})", "run: expected batch to be an object, got []"},
