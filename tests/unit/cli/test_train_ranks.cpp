@@ -31,21 +31,6 @@ bool skips_ranks() {
   return !has_ranks();
 }
 
-/// Of three ranks, of which the second was killed.
-void check_names_rank_1(const RankProcesses& ranks) {
-  CHECK(ranks.wait() == std::vector{1, -SIGKILL, 1});
-  for (const int rank : {0, 2}) {
-    const std::string said = ranks[rank].err();
-    INFO(said);
-    CHECK(std::regex_search(
-        said,
-        std::regex(
-            "prefopt: rank " + std::to_string(rank) +
-            ": expected a [a-z ]+ of all 3 ranks, got '.*'; no word from rank 1, which has ended, "
-            "hangs or still computes\n$")));
-  }
-}
-
 TEST_CASE("prefopt train: two processes of a shell are one run", "[cli]") {
   if (skips_ranks()) return;
   const Config config("run", 4);
@@ -72,30 +57,20 @@ TEST_CASE("prefopt train: a rank that is killed is named, and nothing is lost", 
   const RankProcesses ranks(3, config.train());
   ranks[0].wait_for("step 1/1000000");
   ranks[1].signal(SIGKILL);
-  check_names_rank_1(ranks);
+  CHECK(ranks.wait() == std::vector{1, -SIGKILL, 1});
+  for (const int rank : {0, 2}) {
+    const std::string said = ranks[rank].err();
+    INFO(said);
+    CHECK(std::regex_search(
+        said,
+        std::regex(
+            "prefopt: rank " + std::to_string(rank) +
+            ": expected a [a-z ]+ of all 3 ranks, got '.*'; no word from rank 1, which has ended, "
+            "hangs or still computes\n$")));
+  }
   // Rank 0 has saved what was done.
   const std::string last = fs::canonical(config.run() + "/checkpoints/last").filename();
   CHECK(ranks[0].err().find("step " + last.substr(5) + " is saved in ") != std::string::npos);
-}
-
-TEST_CASE("prefopt train: a killed rank takes its slices of weights along", "[cli]") {
-  if (skips_ranks()) return;
-  const Config config("run", 1'000'000);
-  const auto train_to = [&](const std::string& steps) {
-    const Process alone(config.train({"--resume", "auto", "--set", "batch.steps=" + steps}));
-    CHECK(alone.wait() == 0);
-    CHECK(fs::read_symlink(config.run() + "/checkpoints/last") == "step-" + steps);
-  };
-  train_to("2");
-  const RankProcesses ranks(
-      3, config.train({"--resume", "auto", "--set", "distributed.sharding=weights"}));
-  ranks[0].wait_for("step 3/1000000");
-  ranks[1].signal(SIGKILL);
-  check_names_rank_1(ranks);
-  // Nobody has all slices, so the last checkpoint is what there is.
-  CHECK(ranks[0].err().find("is saved in ") == std::string::npos);
-  CHECK(fs::read_symlink(config.run() + "/checkpoints/last") == "step-2");
-  train_to("3");
 }
 
 TEST_CASE("prefopt train: a signal to one rank stops all at the same step", "[cli]") {
