@@ -270,7 +270,7 @@ TEST_CASE("prefopt pairs: lines that are refused", "[cli]") {
 TEST_CASE("prefopt pairs: options that are refused", "[cli]") {
   const CandidatesFile rewards(lines_of(candidates({1, 0})));
   rewards.check_refused(R"({"type": "pairs"})", 2,
-                        "select: expected a known selection, got 'pairs'; did you mean 'pair'?");
+                        "--select: expected a known selection, got 'pairs'; did you mean 'pair'?");
   rewards.check_refused(R"({"type": "pair"})", 2,
                         "--unfinished: expected as_judged or loses, got 'wins'",
                         {"--unfinished", "wins"});
