@@ -193,7 +193,7 @@ class Pool {
       return block;
     } catch (...) {
       unmap(fresh.data, fresh.size());
-      // What was gathered waits again: take() made room for one block more.
+      // The gathered pages wait again: take() made room for one block more.
       if (!block.mappings.empty()) free_.push_back(std::move(block));
       throw;
     }

@@ -124,7 +124,7 @@ class PlacesOf final : public FieldVisitor {
   std::vector<std::string> outer_;
 };
 
-// What an unknown option may have been meant to be: one of another group, or of another name.
+// Returns a guess at an unknown option: one of another group, or of another name.
 std::string hint_for(const FieldList& fields, std::string_view key,
                      const std::vector<std::string_view>& known) {
   constexpr std::size_t kFew = 3;

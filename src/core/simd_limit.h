@@ -21,11 +21,11 @@ bool has_simd(SimdLimit limit);
 /// instructions, and Error where LibTorch has chosen its own already.
 void hold_simd(SimdLimit limit);
 
-/// Returns whether kernels may multiply on a processor's tile unit (kernels/cpu/tiles.h): it is
-/// none of the instructions that a process is held to.
+/// Returns whether kernels may multiply on a processor's tile unit (kernels/cpu/tiles.h): not where
+/// the process is held to instructions, which leave the unit out.
 bool allows_tiles();
 
-/// Says so: for tests, and for hold_simd.
+/// Allows the unit or not: for tests, and for hold_simd.
 void allow_tiles(bool allowed);
 
 }  // namespace prefopt::detail

@@ -102,10 +102,10 @@ struct CheckpointOptions {
   PREFOPT_API void fields(FieldVisitor& v);
 };
 
-/// How the machine is used, without effect on results but for rounding.
 /// Digits that products of float32 matrices may keep, as torch.set_float32_matmul_precision has it.
 enum class MatmulPrecision { kHighest, kHigh, kMedium };
 
+/// How the machine is used, without effect on results but for rounding.
 struct MachineOptions {
   std::int64_t threads = 0;  ///< 0: LibTorch's default
   std::int64_t head_budget_mib = 1024;

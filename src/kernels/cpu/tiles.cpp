@@ -27,7 +27,7 @@ constexpr std::int64_t kDepth = 32;  // numbers of a row
 constexpr std::int64_t kTileNumbers = kSide * kDepth;
 constexpr std::int64_t kTilesOfStrip = TileStrips::kWidth / kSide;
 constexpr int kParts = 3;
-// What a strip holds of 32 numbers of the depth: for each part, the tiles of both halves.
+// Numbers in a strip for a step of the depth: for each part, the tiles of both halves.
 constexpr std::int64_t kStepNumbers = kParts * kTilesOfStrip * kTileNumbers;
 
 std::int64_t steps_of(std::int64_t depth) { return (depth + kDepth - 1) / kDepth; }

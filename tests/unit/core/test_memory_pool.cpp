@@ -118,7 +118,7 @@ TEST_CASE("memory pool: pages that cannot be moved", "[core]") {
     const FewMappings system(/*gets_others=*/false);
     CHECK_THROWS_AS(take_from_pool(6 * kMib), std::bad_alloc);
   }
-  // What was gathered waits with the rest.
+  // The gathered pages wait with the rest.
   CHECK(pooled_bytes() == 6 * kMib);
   const auto gathered = take_from_pool(6 * kMib);
   const auto* bytes = static_cast<const std::uint8_t*>(gathered.get());
