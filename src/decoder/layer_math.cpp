@@ -4,9 +4,11 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
 
-#include <type_traits>
+#include <algorithm>
+#include <functional>
 
 #include "core/memory_pool.h"
+#include "core/parallel.h"
 #include "decoder/device_math.h"
 #include "kernels/block_tensor.h"
 #include "kernels/cpu/elementwise.h"
@@ -173,6 +175,22 @@ SwigluGradients swiglu_backward_(Gate function, at::Tensor& grad, const at::Tens
                              .gate = function});
   });
   return gradients;
+}
+
+void add_rows_(at::Tensor& sum, const at::Tensor& other) {
+  if (!sum.is_cpu()) {
+    sum.add_(other);
+    return;
+  }
+  constexpr std::int64_t kGrain = 1 << 14;
+  with_type_of(sum, [&](auto number) {
+    using T = decltype(number);
+    T* into = sum.mutable_data_ptr<T>();
+    const T* from = other.const_data_ptr<T>();
+    parallel_for(0, sum.numel(), kGrain, [&](std::int64_t first, std::int64_t last) {
+      std::transform(into + first, into + last, from + first, into + first, std::plus<T>());
+    });
+  });
 }
 
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual) {

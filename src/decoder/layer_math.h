@@ -36,6 +36,10 @@ struct SwigluGradients {
 SwigluGradients swiglu_backward_(Gate function, at::Tensor& grad, const at::Tensor& gate,
                                  const at::Tensor& up);
 
+/// Adds `other` to `sum`, which is contiguous as `other` is. A backward pass leaves LibTorch's
+/// operators one thread.
+void add_rows_(at::Tensor& sum, const at::Tensor& other);
+
 /// x Wᵀ, added to a copy of `residual` where that is defined. A bfloat16 weight is widened, and one
 /// in blocks decoded, as it is read, one of float16 before.
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& residual = {});

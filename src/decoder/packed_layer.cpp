@@ -138,13 +138,17 @@ class LayerPass {
     if (!a_.middle.defined()) project();
     Layer gradients;
     at::Tensor middle_grad = grad;
-    if (has_feed_forward()) middle_grad = feed_backward(grad, gradients).add_(grad);
+    if (has_feed_forward()) {
+      middle_grad = feed_backward(grad, gradients);
+      add_rows_(middle_grad, grad);
+    }
     at::Tensor rest = attend_backward(middle_grad, gradients, x_grad != nullptr);
     if (x_grad == nullptr) return gradients;
     if (plan_.query_rows.defined()) {
       *x_grad = rest.index_add_(0, plan_.query_rows, middle_grad);
     } else {
-      *x_grad = rest.add_(middle_grad);
+      add_rows_(rest, middle_grad);
+      *x_grad = std::move(rest);
     }
     return gradients;
   }

@@ -298,17 +298,27 @@ std::uint8_t pack_across(StridedMatrix<Source> source, std::int64_t size, std::i
     _tile_dpbf16ps(3, 5, 7); \
   } while (false)
 
+/// What a product of strips asks the memory for: so many numbers of each step from `data` on.
+struct Ahead {
+  const std::uint16_t* data;
+  std::int64_t numbers;
+};
+
 /// The products of parts whose places, counted from 0, add up to at most 2, the smallest first and
 /// so that most of them share a part with the one before: (2, 0), (1, 0), (1, 1), (0, 1), (0, 0),
 /// (0, 2). What a factor has no part for is left out.
 template <int kLeft, int kRight>
 void multiply_strips(const std::uint16_t* left, const std::uint16_t* right, std::int64_t steps,
-                     float* out) {
+                     Ahead ahead, float* out) {
+  constexpr std::int64_t kLine = 64 / sizeof(std::uint16_t);
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (std::int64_t step = 0; step < steps; ++step) {
+    for (std::int64_t n = 0; n < ahead.numbers; n += kLine) {
+      _mm_prefetch(reinterpret_cast<const char*>(ahead.data + n), _MM_HINT_T1);
+    }
     PREFOPT_LOAD_RIGHT(0);
     if constexpr (kLeft > 2) {
       PREFOPT_LOAD_LEFT(2);
@@ -336,6 +346,7 @@ void multiply_strips(const std::uint16_t* left, const std::uint16_t* right, std:
     }
     left += kStepNumbers;
     right += kStepNumbers;
+    ahead.data += kStepNumbers;
   }
   constexpr std::int64_t kWidth = TileStrips::kWidth, kStride = kWidth * sizeof(float);
   _tile_stored(0, out, kStride);
@@ -348,7 +359,8 @@ void multiply_strips(const std::uint16_t* left, const std::uint16_t* right, std:
 #undef PREFOPT_LOAD_RIGHT
 #undef PREFOPT_MULTIPLY
 
-using MultiplyStrips = void (*)(const std::uint16_t*, const std::uint16_t*, std::int64_t, float*);
+using MultiplyStrips = void (*)(const std::uint16_t*, const std::uint16_t*, std::int64_t, Ahead,
+                                float*);
 constexpr std::array<std::array<MultiplyStrips, kParts>, kParts> kMultiplyStrips{{
     {multiply_strips<1, 1>, multiply_strips<1, 2>, multiply_strips<1, 3>},
     {multiply_strips<2, 1>, multiply_strips<2, 2>, multiply_strips<2, 3>},
@@ -438,22 +450,25 @@ void TileStrips::pack(StridedMatrix<Source> source, std::int64_t depth, std::int
 
 void multiply_tiles(TileFactor a, std::int64_t rows, TileFactor b, std::int64_t depth,
                     ProductTarget<float> c) {
-  // So many strips of a, with one of b, stay in a second-level cache while all of b go past.
-  constexpr std::int64_t kStripsAtOnce = 4, kWidth = TileStrips::kWidth;
+  constexpr std::int64_t kWidth = TileStrips::kWidth;
   const std::int64_t steps = steps_of(depth);
   const std::int64_t of_a = a.begin / kDepth * kStepNumbers, of_b = b.begin / kDepth * kStepNumbers;
+  const std::int64_t strips_of_b = b.last - b.first;
   alignas(64) std::array<float, kWidth * kWidth> sums;
   const TileRegisters registers;
-  for (std::int64_t first = a.first; first < a.last; first += kStripsAtOnce) {
+  // All of b stay in a second-level cache while a strip of a goes past, and bring the next one in.
+  for (std::int64_t i = a.first; i < a.last; ++i) {
+    const std::int64_t next = std::min(i + 1, a.last - 1);
+    const std::int64_t tiles = i == next ? 0 : a.strips.parts(next) * kTilesOfStrip;
+    const std::int64_t share = (tiles * kTileNumbers + strips_of_b - 1) / strips_of_b;
+    const std::int64_t row = (i - a.first) * kWidth;
     for (std::int64_t j = b.first; j < b.last; ++j) {
-      const std::int64_t columns = std::min(kWidth, c.columns - j * kWidth);
-      for (std::int64_t i = first; i < std::min(a.last, first + kStripsAtOnce); ++i) {
-        kMultiplyStrips[a.strips.parts(i) - 1][b.strips.parts(j) - 1](
-            a.strips.strip(i) + of_a, b.strips.strip(j) + of_b, steps, sums.data());
-        const std::int64_t row = (i - a.first) * kWidth;
-        write_block(sums.data(), std::min(kWidth, rows - row), columns,
-                    c.data + row * c.row_stride + j * kWidth, c.row_stride, c.accumulate);
-      }
+      kMultiplyStrips[a.strips.parts(i) - 1][b.strips.parts(j) - 1](
+          a.strips.strip(i) + of_a, b.strips.strip(j) + of_b, steps,
+          {a.strips.strip(next) + of_a + (j - b.first) * share, share}, sums.data());
+      write_block(sums.data(), std::min(kWidth, rows - row),
+                  std::min(kWidth, c.columns - j * kWidth),
+                  c.data + row * c.row_stride + j * kWidth, c.row_stride, c.accumulate);
     }
   }
 }
