@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Updates of GRPO on given rollouts: reward to updated weights. One JSON line an update, as
-// bench/peers/trl_grpo_step.py prints them for TRL; or what a prompt shared by its completions
-// saves in the layers.
+// Updates of GRPO on given rollouts: reward to updated weights, or from drawing them. One JSON line
+// an update, as bench/peers/trl_grpo_step.py prints them for TRL; or what a prompt shared by its
+// completions saves in the layers.
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
@@ -12,6 +12,7 @@
 
 #include <CLI/CLI.hpp>
 #include <Eigen/Core>
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -29,6 +30,7 @@
 #include "prefopt/objectives/rollout_step.h"
 #include "prefopt/objectives/token_objective.h"
 #include "prefopt/policy/reference.h"
+#include "prefopt/policy/sampling.h"
 #include "prefopt/train/trainer.h"
 #include "support/measure.h"
 
@@ -53,7 +55,7 @@ struct Arguments {
   double beta = 0;
   std::int64_t threads = 2, head_mib = 64, micro_tokens = 0;
   int repeat = 5;
-  bool body = false;
+  bool body = false, draw = false;
 };
 
 Arguments parse(int argc, char** argv) {
@@ -69,6 +71,8 @@ Arguments parse(int argc, char** argv) {
       ->check(CLI::IsMember({"highest", "high", "medium"}));
   app.add_option("--repeat", a.repeat, "of --body");
   app.add_flag("--body", a.body, "the layers with the prompt once and in each sequence instead");
+  app.add_flag("--draw", a.draw,
+               "draw the completions, each as long as the longest that is given, within the time");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -95,6 +99,17 @@ std::vector<Group> read_groups(const std::string& path) {
   }
   if (groups.empty()) throw DataError(path + ": expected groups of rollouts, got none");
   return groups;
+}
+
+/// Puts completions that the policy draws in place of the given ones. No end token: all have the
+/// length of the longest.
+void draw_completions(Policy& policy, std::int64_t seed, Group& group) {
+  std::int64_t longest = 0;
+  for (const Tokens& completion : group.completions) {
+    longest = std::max(longest, std::ssize(completion));
+  }
+  const std::vector<Tokens> prompts(group.completions.size(), group.prompt);
+  group.completions = sample(policy, prompts, {.max_new_tokens = longest, .seed = seed});
 }
 
 /// Rows of a group, with the advantages that its rewards give.
@@ -145,7 +160,7 @@ void time_body(const Arguments& a, const Group& group, Decoder& model) {
 void run(const Arguments& a) {
   at::set_num_threads(static_cast<int>(a.threads));
   at::globalContext().setFloat32MatmulPrecision(a.matmul_precision);
-  const std::vector<Group> groups = read_groups(a.rollouts);
+  std::vector<Group> groups = read_groups(a.rollouts);
   // The reference stays where it is mapped; trained weights get their own memory.
   const auto base = Decoder::load(a.model, "float32");
   const auto policy = base->frozen_decoder();
@@ -162,9 +177,12 @@ void run(const Arguments& a) {
                    .head_budget_bytes = a.head_mib << 20});
   for (std::size_t update = 0; update < groups.size(); ++update) {
     const auto start = Clock::now();
+    if (a.draw) draw_completions(*policy, static_cast<std::int64_t>(update), groups[update]);
+    const double drawing = seconds_since(start);
     const Metrics metrics = trainer.step(rows_of(groups[update], objective));
     fmt::print("{}\n", nlohmann::json{{"step", update + 1},
                                       {"seconds", seconds_since(start)},
+                                      {"drawing", drawing},
                                       {"peak_rss_gib", peak_rss_gib()},
                                       {"loss", metric(metrics, "loss")},
                                       {"grad_norm", metric(metrics, "grad_norm")}}

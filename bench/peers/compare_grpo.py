@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Updates of GRPO by prefopt and TRL on the same rollouts, in turn.
 
-    python compare_grpo.py BUILD/bench/bench_grpo_step MODEL_DIR [--constant] [--beta 0.04]
+    python compare_grpo.py BUILD/bench/bench_grpo_step MODEL_DIR [--constant | --draw] [--beta 0.04]
 
 An update trains on one prompt of 256 random tokens with 8 completions of 20 to 128 tokens, or of 128
 each, and their rewards; nothing is sampled. Prints seconds an update, ratios and peak memory (the
 first update warms up and counts in memory alone), the floating-point operations of each and the time
 that they take at the speed of this machine's products; then what sharing the prompt gains in the
 layers. Exit code 1 if loss or gradient norm of the first update are apart by more than 1e-3.
+
+With --draw each side draws its completions first, each as long as the longest, and the time includes
+that. Tokens, losses and gradients then differ, and operations are those of the update.
 """
 import argparse
 import json
@@ -26,7 +29,7 @@ LOWEST_ID, HIGHEST_ID = 100, 40000  # ordinary tokens
 def make_group(draw, args):
     longest, shortest, last = args.tokens, args.shortest, COMPLETIONS - 1
     lengths = [longest] * COMPLETIONS
-    if not args.constant:
+    if not args.constant and not args.draw:
         lengths = [shortest + (longest - shortest) * i // last for i in range(COMPLETIONS)]
     ids = lambda count: [draw.randint(LOWEST_ID, HIGHEST_ID) for _ in range(count)]
     return {
@@ -101,6 +104,7 @@ def main():
     parser.add_argument("model", help="Hugging Face folder with a tokenizer")
     parser.add_argument("--beta", type=float, default=0.0, help="of the KL to the reference")
     parser.add_argument("--constant", action="store_true", help="completions of equal length")
+    parser.add_argument("--draw", action="store_true", help="draw the completions within the time")
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=128, help="of the longest completion")
     parser.add_argument("--shortest", type=int, default=20, help="tokens of the shortest completion")
@@ -123,6 +127,8 @@ def main():
         rollouts = Path(folder) / "rollouts.jsonl"
         rollouts.write_text("".join(json.dumps(group) + "\n" for group in groups), encoding="utf-8")
         shape = [args.model, str(rollouts), "--beta", str(args.beta), "--threads", str(args.threads)]
+        if args.draw:
+            shape.append("--draw")
         own = [args.bench, *shape, *args.bench_args.split()]
         trl = [sys.executable, str(Path(__file__).with_name("trl_grpo_step.py")), *shape]
         contenders = {"prefopt": (own, work.prefopt())}
@@ -157,6 +163,11 @@ def main():
           f"{body['shared_seconds']:.2f} s, {work.apart} with it in each sequence "
           f"{body['apart_seconds']:.2f} s, {body['apart_seconds'] / body['shared_seconds']:.2f} times "
           f"(tokens: {work.apart / work.shared:.2f})")
+    if args.draw:
+        for name, runs in results.items():
+            drawing = statistics.median(line["drawing"] for lines in runs for line in lines[1:])
+            print(f"{name:<26} draws in {drawing:.2f} s")
+        return
     failed = False
     first = {name: runs[0][0] for name, runs in results.items()}
     for name, step in first.items():

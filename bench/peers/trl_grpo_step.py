@@ -3,11 +3,14 @@
 them.
 
     python trl_grpo_step.py MODEL_DIR ROLLOUTS.jsonl [--beta 0.04] [--no-checkpointing] [--micro 1]
+        [--draw]
 
 A line of ROLLOUTS is the group of one update, {"prompt", "completions", "rewards"} in tokens;
 compare_grpo.py makes it. Nothing is drawn: the group takes the place of what TRL would generate. All
 else is TRL's: advantages by its formula, its loss (dapo), reference log-probs by its own function
-within the time of the update. Float32; gradient checkpointing is on, as by TRL's default.
+within the time of the update. Float32; gradient checkpointing is on, as by TRL's default. With --draw
+the completions are drawn within that time, by the model's `generate` as TRL calls it, each as long as
+the longest that is given.
 """
 import argparse
 import json
@@ -29,6 +32,7 @@ parser.add_argument("rollouts")
 parser.add_argument("--beta", type=float, default=0.0)
 parser.add_argument("--no-checkpointing", action="store_true", help="no gradient checkpointing")
 parser.add_argument("--micro", type=int, default=0, help="completions a micro-batch; 0: the group")
+parser.add_argument("--draw", action="store_true", help="draw the completions")
 parser.add_argument("--threads", type=int, default=2)
 args = parser.parse_args()
 torch.set_num_threads(args.threads)
@@ -38,12 +42,28 @@ class GivenRollouts(GRPOTrainer):
     """Trains on groups of the file, one after the other."""
 
     groups = iter(())
+    drawing = 0.0  # seconds
+
+    def draw(self, prompts, tokens):
+        """No end token before the last one: all completions have as many tokens."""
+        with torch.no_grad():
+            sequences = self.model.generate(
+                input_ids=prompts,
+                attention_mask=torch.ones_like(prompts),
+                generation_config=self.generation_config,
+                min_new_tokens=tokens,
+            )
+        return sequences[:, prompts.size(1) :].tolist()
 
     def _generate_and_score_completions(self, _):
         group = next(self.groups)
         completions, rewards = group["completions"], torch.tensor(group["rewards"])
-        lengths = [len(completion) for completion in completions]
         prompts = torch.tensor([group["prompt"]] * len(completions))
+        start = time.perf_counter()
+        if args.draw:
+            completions = self.draw(prompts, max(map(len, completions)))
+        self.drawing = time.perf_counter() - start
+        lengths = [len(completion) for completion in completions]
         ids = torch.full((len(completions), max(lengths)), self.processing_class.pad_token_id)
         mask = torch.zeros_like(ids)
         for row, completion in enumerate(completions):
@@ -84,6 +104,7 @@ class Timer(TrainerCallback):
         line = {
             "step": state.global_step,
             "seconds": self.seconds,
+            "drawing": trainer.drawing,
             "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "loss": float(logs["loss"]),
             "grad_norm": float(logs["grad_norm"]),
