@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "core/parallel.h"
 #include "kernels/cpu/gemm.h"
@@ -53,20 +54,85 @@ ProductUnit unit_of_layer(std::int64_t in, std::int64_t out) {
   return std::min(in, out) < kLeast ? ProductUnit::kVectors : best_unit<T>();
 }
 
-/// c (+)= a b. multiply_part(rows, depth, panel, target) multiplies those rows
-/// and that part of the depth of a.
-template <class T, class Source, class MultiplyPart>
-void product(ProductUnit unit, std::int64_t rows, Range depth, std::int64_t columns,
-             StridedMatrix<Source> b, Rows<T> c, bool accumulate,
-             const MultiplyPart& multiply_part) {
-  if (depth.size() == 0) {
-    for (std::int64_t i = 0; i < rows && !accumulate; ++i) std::fill_n(c[i], columns, T(0));
+template <class T>
+StridedMatrix<T> from(const StridedMatrix<T>& a, std::int64_t row, std::int64_t column) {
+  return {a.data + row * a.row_stride + column * a.column_stride, a.row_stride, a.column_stride};
+}
+
+/// The left factor of products, [rows, depth]: read where it lies, or packed once for all of them,
+/// in the parts of the depth that are one sum each.
+template <class T>
+class LeftFactor {
+ public:
+  LeftFactor(ProductUnit unit, StridedMatrix<T> a, std::int64_t rows, std::int64_t depth)
+      : unit_(unit), a_(a), rows_(rows), depth_(depth), step_(part_size(depth, kDepthAtOnce)) {
+    if (is_read_in_place(unit, a) || rows == 0 || depth == 0) return;
+    for (std::int64_t k = 0; k < depth; k += step_) parts_.emplace_back(step_, rows, unit);
+    constexpr std::int64_t kBlocksAtOnce = 4;
+    const std::int64_t groups = quotient_up(parts_.front().blocks(), kBlocksAtOnce);
+    parallel_for(0, std::ssize(parts_) * groups, 1, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t i = first; i < last; ++i) {
+        PackedRows<T>& packed = parts_[static_cast<std::size_t>(i / groups)];
+        const Range of_depth = part(i / groups, step_, depth_);
+        const Range blocks = part(i % groups, kBlocksAtOnce, packed.blocks());
+        packed.pack(from(a_, 0, of_depth.begin), of_depth.size(), blocks.begin, blocks.end);
+      }
+    });
+  }
+
+  static bool is_read_in_place(ProductUnit unit, const StridedMatrix<T>& a) {
+    return unit == ProductUnit::kVectors && a.column_stride == 1;
+  }
+
+  ProductUnit unit() const { return unit_; }
+  std::int64_t rows() const { return rows_; }
+  std::int64_t depth() const { return depth_; }
+  std::int64_t step() const { return step_; }
+
+  /// Multiplies those rows and that part of the depth, one of `step`.
+  void multiply(Range rows, Range depth, const PackedMatrix<T>& panel, ProductTarget<T> c) const {
+    if (parts_.empty()) {
+      return cpu::multiply<T>(from(a_, rows.begin, depth.begin), rows.size(), depth.size(), panel,
+                              0, 1, c);
+    }
+    const PackedRows<T>& packed = parts_[static_cast<std::size_t>(depth.begin / step_)];
+    cpu::multiply<T>(packed, rows.begin / packed.block_rows(), rows.size(), depth.size(), panel, 0,
+                     1, c);
+  }
+
+ private:
+  ProductUnit unit_;
+  StridedMatrix<T> a_;
+  std::int64_t rows_, depth_, step_;
+  std::vector<PackedRows<T>> parts_;
+};
+
+/// Calls f with a part of the rows of `a` as a left factor, and with the first of these rows. A
+/// part is as large as may be packed.
+template <class T, class F>
+void for_left_factors(ProductUnit unit, StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,
+                      const F& f) {
+  constexpr std::int64_t kNumbersPacked = std::int64_t{1} << 23;
+  const std::int64_t most = std::max(kNumbersPacked / std::max<std::int64_t>(depth, 1), kRowGrain);
+  const std::int64_t at_once = LeftFactor<T>::is_read_in_place(unit, a)
+                                   ? std::max<std::int64_t>(rows, 1)
+                                   : most / kRowGrain * kRowGrain;
+  for (std::int64_t first = 0; first < rows; first += at_once) {
+    f(LeftFactor<T>(unit, from(a, first, 0), std::min(at_once, rows - first), depth), first);
+  }
+}
+
+/// c (+)= a b, where b has so many columns.
+template <class T, class Source>
+void product(const LeftFactor<T>& a, std::int64_t columns, StridedMatrix<Source> b, Rows<T> c,
+             bool accumulate) {
+  if (a.depth() == 0) {
+    for (std::int64_t i = 0; i < a.rows() && !accumulate; ++i) std::fill_n(c[i], columns, T(0));
     return;
   }
-  if (rows == 0 || columns == 0) return;
-  const std::int64_t width = PackedMatrix<T>::width_of(columns, unit);
-  const std::int64_t step = part_size(depth.size(), kDepthAtOnce);
-  const Cut cut(rows, columns, width);
+  if (a.rows() == 0 || columns == 0) return;
+  const std::int64_t width = PackedMatrix<T>::width_of(columns, a.unit());
+  const Cut cut(a.rows(), columns, width);
   parallel_for(0, cut.tasks(), 1, [&](std::int64_t first, std::int64_t last) {
     PackedMatrix<T> panel;
     for (std::int64_t task = first, next; task < last; task = next) {
@@ -74,63 +140,39 @@ void product(ProductUnit unit, std::int64_t rows, Range depth, std::int64_t colu
       const std::int64_t index = task / cut.row_parts;
       next = std::min(last, (index + 1) * cut.row_parts);
       const Range of_columns = part(index, width, columns);
-      const Range of_rows{part(task - index * cut.row_parts, cut.row_step, rows).begin,
-                          part(next - 1 - index * cut.row_parts, cut.row_step, rows).end};
+      const Range of_rows{part(task - index * cut.row_parts, cut.row_step, a.rows()).begin,
+                          part(next - 1 - index * cut.row_parts, cut.row_step, a.rows()).end};
       if (panel.columns() != of_columns.size()) {
-        panel = PackedMatrix<T>(step, of_columns.size(), unit);
+        panel = PackedMatrix<T>(a.step(), of_columns.size(), a.unit());
       }
-      for (std::int64_t k = depth.begin; k < depth.end; k += step) {
-        const Range of_depth{k, std::min(depth.end, k + step)};
-        StridedMatrix<Source> source = b;
-        source.data += k * b.row_stride + of_columns.begin * b.column_stride;
-        panel.pack(source, of_depth.size(), 0, 1);
-        multiply_part(of_rows, of_depth, panel,
-                      ProductTarget<T>{c[of_rows.begin] + of_columns.begin, c.stride,
-                                       of_columns.size(), accumulate || k > depth.begin});
+      for (std::int64_t k = 0; k < a.depth(); k += a.step()) {
+        const Range of_depth{k, std::min(a.depth(), k + a.step())};
+        panel.pack(from(b, k, of_columns.begin), of_depth.size(), 0, 1);
+        a.multiply(of_rows, of_depth, panel,
+                   ProductTarget<T>{c[of_rows.begin] + of_columns.begin, c.stride,
+                                    of_columns.size(), accumulate || k > 0});
       }
     }
   });
 }
 
-/// The same with a left factor that is packed, a part of its depth and so many rows at a time.
+/// c (+)= a b by the unit.
 template <class T, class Source>
-void product_of_packed(ProductUnit unit, StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,
-                       std::int64_t columns, StridedMatrix<Source> b, Rows<T> c, bool accumulate) {
-  constexpr std::int64_t kRowsPacked = 64 * kRowGrain;
-  const std::int64_t step = std::max<std::int64_t>(part_size(depth, kDepthAtOnce), 1);
-  for (std::int64_t first = 0; first < rows; first += kRowsPacked) {
-    const std::int64_t count = std::min(kRowsPacked, rows - first);
-    PackedRows<T> packed(step, count, unit);
-    for (std::int64_t k = 0; k == 0 || k < depth; k += step) {
-      const Range of_depth{k, std::min(depth, k + step)};
-      const StridedMatrix<T> source{a.data + first * a.row_stride + k * a.column_stride,
-                                    a.row_stride, a.column_stride};
-      parallel_for(0, packed.blocks(), 4, [&](std::int64_t begin, std::int64_t end) {
-        packed.pack(source, of_depth.size(), begin, end);
-      });
-      product(unit, count, of_depth, columns, b, Rows<T>{c[first], c.stride}, accumulate || k > 0,
-              [&](Range of_rows, Range, const PackedMatrix<T>& panel, ProductTarget<T> target) {
-                multiply<T>(packed, of_rows.begin / packed.block_rows(), of_rows.size(),
-                            of_depth.size(), panel, 0, 1, target);
-              });
-    }
-  }
+void product(ProductUnit unit, StridedMatrix<T> a, std::int64_t rows, std::int64_t depth,
+             std::int64_t columns, StridedMatrix<Source> b, Rows<T> c, bool accumulate) {
+  for_left_factors(unit, a, rows, depth, [&](const LeftFactor<T>& left, std::int64_t first) {
+    product(left, columns, b, Rows<T>{c[first], c.stride}, accumulate);
+  });
 }
 
-/// The same where the rows of a can be read in place.
-template <class T, class Source>
-void product_of_rows(ProductUnit unit, Rows<const T> a, std::int64_t rows, std::int64_t depth,
-                     std::int64_t columns, StridedMatrix<Source> b, Rows<T> c, bool accumulate) {
-  if (unit == ProductUnit::kTiles) {
-    return product_of_packed<T>(unit, {a.data, a.stride, 1}, rows, depth, columns, b, c,
-                                accumulate);
-  }
-  product(
-      unit, rows, {0, depth}, columns, b, c, accumulate,
-      [&](Range of_rows, Range of_depth, const PackedMatrix<T>& panel, ProductTarget<T> target) {
-        multiply<T>({a[of_rows.begin] + of_depth.begin, a.stride, 1}, of_rows.size(),
-                    of_depth.size(), panel, 0, 1, target);
-      });
+template <class T>
+StridedMatrix<T> in_rows(Rows<const T> rows) {
+  return {rows.data, rows.stride, 1};
+}
+
+template <class T>
+StridedMatrix<T> transposed(Rows<const T> rows) {
+  return {rows.data, 1, rows.stride};
 }
 
 }  // namespace
@@ -138,15 +180,15 @@ void product_of_rows(ProductUnit unit, Rows<const T> a, std::int64_t rows, std::
 template <class T, class Weight>
 void linear_forward(const LinearForward<T, Weight>& p) {
   const auto [rows, in, out] = p.sizes;
-  product_of_rows<T, Weight>(unit_of_layer<T>(in, out), p.x, rows, in, out,
-                             {p.weight.data, 1, p.weight.stride}, p.y, p.accumulate);
+  product(unit_of_layer<T>(in, out), in_rows(p.x), rows, in, out, transposed(p.weight), p.y,
+          p.accumulate);
 }
 
 template <class T, class Weight>
 void linear_input_grad(const LinearInputGrad<T, Weight>& p) {
   const auto [rows, in, out] = p.sizes;
-  product_of_rows<T, Weight>(unit_of_layer<T>(in, out), p.dy, rows, out, in,
-                             {p.weight.data, p.weight.stride, 1}, p.dx, p.accumulate);
+  product(unit_of_layer<T>(in, out), in_rows(p.dy), rows, out, in, in_rows(p.weight), p.dx,
+          p.accumulate);
 }
 
 // Numbers of a weight that are decoded at once: few enough to stay in a cache until they are
@@ -159,13 +201,15 @@ void linear_forward(const LinearForward<float, BlockMatrix>& p) {
   const auto [rows, in, out] = p.sizes;
   const std::int64_t step = std::max<std::int64_t>(1, part_size(out, kSliceNumbers / (in + 1) + 1));
   const Buffer<float> slice(step * in);
-  for (std::int64_t first = 0; first < out; first += step) {
-    const Range of_out{first, std::min(out, first + step)};
-    decode_slice(p.weight, {of_out.begin, of_out.size(), 0, in}, slice.data());
-    product_of_rows<float, float>(unit_of_layer<float>(in, out), p.x, rows, in, of_out.size(),
-                                  {slice.data(), 1, in}, {p.y.data + of_out.begin, p.y.stride},
-                                  p.accumulate);
-  }
+  for_left_factors(unit_of_layer<float>(in, out), in_rows(p.x), rows, in,
+                   [&](const LeftFactor<float>& x, std::int64_t row) {
+                     for (std::int64_t first = 0; first < p.sizes.out; first += step) {
+                       const std::int64_t count = std::min(p.sizes.out - first, step);
+                       decode_slice(p.weight, {first, count, 0, p.sizes.in}, slice.data());
+                       product(x, count, StridedMatrix<float>{slice.data(), 1, p.sizes.in},
+                               Rows<float>{p.y[row] + first, p.y.stride}, p.accumulate);
+                     }
+                   });
 }
 
 // The slices are parts of the depth as `product` cuts it, so that sums have the same order, and of
@@ -177,27 +221,26 @@ void linear_input_grad(const LinearInputGrad<float, BlockMatrix>& p) {
   const std::int64_t block = p.weight.values;
   const std::int64_t wide = std::min(in, std::max(block, kSliceNumbers / depth / block * block));
   const Buffer<float> slice(depth * wide);
-  for (std::int64_t first = 0; first < in; first += wide) {
-    const Range of_in{first, std::min(in, first + wide)};
-    for (std::int64_t k = 0; k == 0 || k < out; k += depth) {
-      const Range of_out{k, std::min(out, k + depth)};
-      decode_slice(p.weight, {of_out.begin, of_out.size(), of_in.begin, of_in.size()},
-                   slice.data());
-      product_of_rows<float, float>(unit_of_layer<float>(in, out), {p.dy.data + k, p.dy.stride},
-                                    rows, of_out.size(), of_in.size(),
-                                    {slice.data(), of_in.size(), 1},
-                                    {p.dx.data + first, p.dx.stride}, p.accumulate || k > 0);
-    }
+  for (std::int64_t k = 0; k == 0 || k < out; k += depth) {
+    const std::int64_t of_depth = std::min(out - k, depth);
+    for_left_factors(unit_of_layer<float>(in, out), from(in_rows(p.dy), 0, k), rows, of_depth,
+                     [&](const LeftFactor<float>& dy, std::int64_t row) {
+                       for (std::int64_t first = 0; first < p.sizes.in; first += wide) {
+                         const std::int64_t count = std::min(p.sizes.in - first, wide);
+                         decode_slice(p.weight, {k, of_depth, first, count}, slice.data());
+                         product(dy, count, StridedMatrix<float>{slice.data(), count, 1},
+                                 Rows<float>{p.dx[row] + first, p.dx.stride},
+                                 p.accumulate || k > 0);
+                       }
+                     });
   }
 }
 
-// The tokens are the depth, and they are taken a part at a time, so that the packed part of dY
-// stays in a cache.
 template <class T>
 void linear_weight_grad(const LinearWeightGrad<T>& p) {
   const auto [rows, in, out] = p.sizes;
-  product_of_packed<T, T>(unit_of_layer<T>(in, out), {p.dy.data, 1, p.dy.stride}, out, rows, in,
-                          {p.x.data, p.x.stride, 1}, p.dw, p.accumulate);
+  product(unit_of_layer<T>(in, out), transposed(p.dy), out, rows, in, in_rows(p.x), p.dw,
+          p.accumulate);
 }
 
 template void linear_forward(const LinearForward<float>&);
