@@ -26,7 +26,7 @@ struct SimdNames {
   const char* mkl_branch;  ///< MKL_CBWR
   const char* mkl_most;    ///< MKL_ENABLE_INSTRUCTIONS
   const char* onednn;      ///< ONEDNN_MAX_CPU_ISA
-  const char* found;       ///< at::get_cpu_capability() then
+  const char* found;       ///< found_instructions() then
 };
 
 // MKL's branch AVX2 is for Intel's processors: others take another one, with other sums. COMPATIBLE
@@ -53,6 +53,12 @@ std::int64_t best_target(SimdLimit limit) {
   return HWY_SSE4;  // not compiled, as SSSE3 is not
 }
 #endif
+
+/// Returns what LibTorch takes, by the names of its later versions: 2.7 says "NO AVX".
+std::string found_instructions() {
+  const std::string found = at::get_cpu_capability();
+  return found == "NO AVX" ? "DEFAULT" : found;
+}
 
 std::atomic<bool> tiles_allowed = true;
 
@@ -95,7 +101,7 @@ void hold_simd(SimdLimit limit) {
   ::setenv("MKL_CBWR", names.mkl_branch, kReplace);
   ::setenv("MKL_ENABLE_INSTRUCTIONS", names.mkl_most, kReplace);
   ::setenv("ONEDNN_MAX_CPU_ISA", names.onednn, kReplace);
-  if (const std::string found = at::get_cpu_capability(); found != names.found) {
+  if (const std::string found = found_instructions(); found != names.found) {
     throw Error(std::string(kSimdVariable) + ": expected LibTorch to take the instructions " +
                 names.found + ", got " + found + "; its choice was made before");
   }

@@ -103,11 +103,12 @@ void C10dRanks::fail(std::string_view what, const std::exception& error) {
 /// The wait also lets launchers see first who ended first.
 std::string C10dRanks::missing_ranks() {
   using namespace std::chrono_literals;
+  constexpr auto kWait = 5s;  // a rank on a busy machine may take some to notice
   const auto key = [](int of) { return fmt::format("noticed/{}", of); };
   std::vector<int> missing;
   try {
     store_->set(key(rank()), std::string("1"));
-    const auto last = std::chrono::steady_clock::now() + 2s;
+    const auto last = std::chrono::steady_clock::now() + kWait;
     do {
       std::this_thread::sleep_for(50ms);
       missing.clear();
@@ -119,8 +120,11 @@ std::string C10dRanks::missing_ranks() {
     return "the store does not answer, so rank 0 or the launcher has ended";
   }
   if (missing.empty()) return "all of them have noticed";
-  return fmt::format("no word from rank {}, which has ended, hangs or still computes",
-                     fmt::join(missing, " and "));
+  return missing.size() == 1
+             ? fmt::format("no word from rank {}, which has ended, hangs or still computes",
+                           missing.front())
+             : fmt::format("no word from ranks {}, which have ended, hang or still compute",
+                           fmt::join(missing, " and "));
 }
 
 }  // namespace prefopt::detail
