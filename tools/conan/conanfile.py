@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipe for Conan 2: `conan create tools/conan`.
+"""Recipe for Conan 2: `conan create tools/conan`; docs/packaging.md says how to name LibTorch to it.
 
 LibTorch, which Conan's own index lacks, and the small libraries are found or fetched by prefopt's
 CMake, as without Conan: the recipe requires no package.
