@@ -28,18 +28,16 @@ namespace prefopt {
 namespace {
 
 // TorchScript's messages hold the whole call stack; the reason is the last line of them, LibTorch's
-// the first.
+// the first. Later versions throw both as c10::Error.
 std::string reason(const std::exception& error) {
   std::string_view text = error.what();
-  if (const auto* c10_error = dynamic_cast<const c10::Error*>(&error)) {
-    text = c10_error->what_without_backtrace();
-    text = text.substr(0, text.find('\n'));
-  } else {
-    while (text.ends_with('\n')) text.remove_suffix(1);
-    const auto line = text.rfind('\n');
-    if (line != std::string_view::npos) text.remove_prefix(line + 1);
+  const auto* c10_error = dynamic_cast<const c10::Error*>(&error);
+  if (c10_error != nullptr) text = c10_error->what_without_backtrace();
+  if (c10_error != nullptr && text.find("TorchScript interpreter") == text.npos) {
+    return std::string(text.substr(0, text.find('\n')));
   }
-  return std::string(text);
+  while (text.ends_with('\n')) text.remove_suffix(1);
+  return std::string(text.substr(text.rfind('\n') + 1));
 }
 
 /// A mapped file as LibTorch reads one, without a copy of it.
