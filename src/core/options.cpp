@@ -84,22 +84,30 @@ class Checker final : public FieldVisitor {
   std::vector<std::string> outer_;
 };
 
+// A visitor to which options of all types are alike.
+class OptionVisitor : public FieldVisitor {
+ public:
+  void real(const Field& field, double&, Range) final { option(field); }
+  void integer(const Field& field, std::int64_t&, Range) final { option(field); }
+  void flag(const Field& field, bool&) final { option(field); }
+  void text(const Field& field, std::string&) final { option(field); }
+  void texts(const Field& field, std::vector<std::string>&) final { option(field); }
+  void index(const Field& field, std::size_t&, const std::vector<std::string_view>&) final {
+    option(field);
+  }
+  void json(const Field& field, std::string&) final { option(field); }
+
+ private:
+  virtual void option(const Field& field) = 0;
+};
+
 // Groups that have an option of a name, from the top: "batch", "value.optimizer".
-class PlacesOf final : public FieldVisitor {
+class PlacesOf final : public OptionVisitor {
  public:
   explicit PlacesOf(std::string_view name) : name_(name) {}
 
-  void real(const Field& field, double&, Range) override { look_at(field); }
-  void integer(const Field& field, std::int64_t&, Range) override { look_at(field); }
-  void flag(const Field& field, bool&) override { look_at(field); }
-  void text(const Field& field, std::string&) override { look_at(field); }
-  void texts(const Field& field, std::vector<std::string>&) override { look_at(field); }
-  void index(const Field& field, std::size_t&, const std::vector<std::string_view>&) override {
-    look_at(field);
-  }
-  void json(const Field& field, std::string&) override { look_at(field); }
   void begin_group(const Field& field) override {
-    look_at(field);
+    option(field);
     outer_.push_back(group_);
     if (!group_.empty()) group_ += '.';
     group_ += field.name;
@@ -112,7 +120,7 @@ class PlacesOf final : public FieldVisitor {
   std::vector<std::string> places;
 
  private:
-  void look_at(const Field& field) {
+  void option(const Field& field) override {
     const bool has_name =
         field.name == name_ ||
         std::find(field.aliases.begin(), field.aliases.end(), name_) != field.aliases.end();
@@ -142,20 +150,11 @@ std::string hint_for(const FieldList& fields, std::string_view key,
 
 // Moves values from the former places of options, which are aliases with a dot (`train.steps`), to
 // the present ones.
-class Mover final : public FieldVisitor {
+class Mover final : public OptionVisitor {
  public:
   Mover(Json& object, const FieldList& fields, std::string_view where)
       : object_(object), fields_(fields), where_(where) {}
 
-  void real(const Field& field, double&, Range) override { move(field); }
-  void integer(const Field& field, std::int64_t&, Range) override { move(field); }
-  void flag(const Field& field, bool&) override { move(field); }
-  void text(const Field& field, std::string&) override { move(field); }
-  void texts(const Field& field, std::vector<std::string>&) override { move(field); }
-  void index(const Field& field, std::size_t&, const std::vector<std::string_view>&) override {
-    move(field);
-  }
-  void json(const Field& field, std::string&) override { move(field); }
   void begin_group(const Field& field) override { groups_.emplace_back(field.name); }
   void end_group() override {
     if (groups_.size() == 1) present_.push_back(groups_.front());
@@ -181,7 +180,7 @@ class Mover final : public FieldVisitor {
   std::vector<std::string> moves;
 
  private:
-  void move(const Field& field) {
+  void option(const Field& field) override {
     for (std::string_view alias : field.aliases) {
       const auto dot = alias.find('.');
       if (dot != std::string_view::npos) move(field, alias.substr(0, dot), alias.substr(dot + 1));
