@@ -445,9 +445,7 @@ void multiply_in_tiles(StridedMatrix<float> a, std::int64_t rows, std::int64_t d
   for_parts_in_tiles(depth, [&](std::int64_t k, std::int64_t part) {
     for (std::int64_t i = 0; i < rows; i += kRowsPacked) {
       TileStrips left(TileStrips::Side::kLeft, part, std::min(kRowsPacked, rows - i));
-      left.pack(StridedMatrix<float>{a.data + i * a.row_stride + k * a.column_stride, a.row_stride,
-                                     a.column_stride},
-                part, 0, left.count());
+      left.pack(a.from(i, k), part, 0, left.count());
       multiply_tiles({left, 0, left.count()}, left.size(), {b.strips, b.first, b.last, k}, part,
                      {c.data + i * c.row_stride, c.row_stride, c.columns, c.accumulate || k > 0});
     }
@@ -529,10 +527,9 @@ void PackedMatrix<T>::pack(StridedMatrix<Source> source, std::int64_t depth, std
     }
   }
   for (std::int64_t p = first; p < last; ++p) {
-    StridedMatrix<Source> part = source;
-    part.data += p * width_ * source.column_stride;
     const std::int64_t columns = std::clamp<std::int64_t>(columns_ - p * width_, 0, width_);
-    pack_in_vectors(part, depth, columns, width_, buffer_.data() + p * max_depth_ * width_);
+    pack_in_vectors(source.from(0, p * width_), depth, columns, width_,
+                    buffer_.data() + p * max_depth_ * width_);
   }
 }
 

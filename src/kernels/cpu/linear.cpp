@@ -54,11 +54,6 @@ ProductUnit unit_of_layer(std::int64_t in, std::int64_t out) {
   return std::min(in, out) < kLeast ? ProductUnit::kVectors : best_unit<T>();
 }
 
-template <class T>
-StridedMatrix<T> from(const StridedMatrix<T>& a, std::int64_t row, std::int64_t column) {
-  return {a.data + row * a.row_stride + column * a.column_stride, a.row_stride, a.column_stride};
-}
-
 /// The left factor of products, [rows, depth]: read where it lies, or packed once for all of them,
 /// in the parts of the depth that are one sum each.
 template <class T>
@@ -75,7 +70,7 @@ class LeftFactor {
         PackedRows<T>& packed = parts_[static_cast<std::size_t>(i / groups)];
         const Range of_depth = part(i / groups, step_, depth_);
         const Range blocks = part(i % groups, kBlocksAtOnce, packed.blocks());
-        packed.pack(from(a_, 0, of_depth.begin), of_depth.size(), blocks.begin, blocks.end);
+        packed.pack(a_.from(0, of_depth.begin), of_depth.size(), blocks.begin, blocks.end);
       }
     });
   }
@@ -92,8 +87,8 @@ class LeftFactor {
   /// Multiplies those rows and that part of the depth, one of `step`.
   void multiply(Range rows, Range depth, const PackedMatrix<T>& panel, ProductTarget<T> c) const {
     if (parts_.empty()) {
-      return cpu::multiply<T>(from(a_, rows.begin, depth.begin), rows.size(), depth.size(), panel,
-                              0, 1, c);
+      return cpu::multiply<T>(a_.from(rows.begin, depth.begin), rows.size(), depth.size(), panel, 0,
+                              1, c);
     }
     const PackedRows<T>& packed = parts_[static_cast<std::size_t>(depth.begin / step_)];
     cpu::multiply<T>(packed, rows.begin / packed.block_rows(), rows.size(), depth.size(), panel, 0,
@@ -118,7 +113,7 @@ void for_left_factors(ProductUnit unit, StridedMatrix<T> a, std::int64_t rows, s
                                    ? std::max<std::int64_t>(rows, 1)
                                    : most / kRowGrain * kRowGrain;
   for (std::int64_t first = 0; first < rows; first += at_once) {
-    f(LeftFactor<T>(unit, from(a, first, 0), std::min(at_once, rows - first), depth), first);
+    f(LeftFactor<T>(unit, a.from(first, 0), std::min(at_once, rows - first), depth), first);
   }
 }
 
@@ -147,7 +142,7 @@ void product(const LeftFactor<T>& a, std::int64_t columns, StridedMatrix<Source>
       }
       for (std::int64_t k = 0; k < a.depth(); k += a.step()) {
         const Range of_depth{k, std::min(a.depth(), k + a.step())};
-        panel.pack(from(b, k, of_columns.begin), of_depth.size(), 0, 1);
+        panel.pack(b.from(k, of_columns.begin), of_depth.size(), 0, 1);
         a.multiply(of_rows, of_depth, panel,
                    ProductTarget<T>{c[of_rows.begin] + of_columns.begin, c.stride,
                                     of_columns.size(), accumulate || k > 0});
@@ -201,15 +196,15 @@ void linear_forward(const LinearForward<float, BlockMatrix>& p) {
   const auto [rows, in, out] = p.sizes;
   const std::int64_t step = std::max<std::int64_t>(1, part_size(out, kSliceNumbers / (in + 1) + 1));
   const Buffer<float> slice(step * in);
-  for_left_factors(unit_of_layer<float>(in, out), in_rows(p.x), rows, in,
-                   [&](const LeftFactor<float>& x, std::int64_t row) {
-                     for (std::int64_t first = 0; first < p.sizes.out; first += step) {
-                       const std::int64_t count = std::min(p.sizes.out - first, step);
-                       decode_slice(p.weight, {first, count, 0, p.sizes.in}, slice.data());
-                       product(x, count, StridedMatrix<float>{slice.data(), 1, p.sizes.in},
-                               Rows<float>{p.y[row] + first, p.y.stride}, p.accumulate);
-                     }
-                   });
+  const auto multiply_slices = [&](const LeftFactor<float>& x, std::int64_t row) {
+    for (std::int64_t first = 0; first < p.sizes.out; first += step) {
+      const std::int64_t count = std::min(p.sizes.out - first, step);
+      decode_slice(p.weight, {first, count, 0, p.sizes.in}, slice.data());
+      product(x, count, StridedMatrix<float>{slice.data(), 1, p.sizes.in},
+              Rows<float>{p.y[row] + first, p.y.stride}, p.accumulate);
+    }
+  };
+  for_left_factors(unit_of_layer<float>(in, out), in_rows(p.x), rows, in, multiply_slices);
 }
 
 // The slices are parts of the depth as `product` cuts it, so that sums have the same order, and of
@@ -223,16 +218,16 @@ void linear_input_grad(const LinearInputGrad<float, BlockMatrix>& p) {
   const Buffer<float> slice(depth * wide);
   for (std::int64_t k = 0; k == 0 || k < out; k += depth) {
     const std::int64_t of_depth = std::min(out - k, depth);
-    for_left_factors(unit_of_layer<float>(in, out), from(in_rows(p.dy), 0, k), rows, of_depth,
-                     [&](const LeftFactor<float>& dy, std::int64_t row) {
-                       for (std::int64_t first = 0; first < p.sizes.in; first += wide) {
-                         const std::int64_t count = std::min(p.sizes.in - first, wide);
-                         decode_slice(p.weight, {k, of_depth, first, count}, slice.data());
-                         product(dy, count, StridedMatrix<float>{slice.data(), count, 1},
-                                 Rows<float>{p.dx[row] + first, p.dx.stride},
-                                 p.accumulate || k > 0);
-                       }
-                     });
+    const auto multiply_slices = [&](const LeftFactor<float>& dy, std::int64_t row) {
+      for (std::int64_t first = 0; first < p.sizes.in; first += wide) {
+        const std::int64_t count = std::min(p.sizes.in - first, wide);
+        decode_slice(p.weight, {k, of_depth, first, count}, slice.data());
+        product(dy, count, StridedMatrix<float>{slice.data(), count, 1},
+                Rows<float>{p.dx[row] + first, p.dx.stride}, p.accumulate || k > 0);
+      }
+    };
+    for_left_factors(unit_of_layer<float>(in, out), in_rows(p.dy).from(0, k), rows, of_depth,
+                     multiply_slices);
   }
 }
 

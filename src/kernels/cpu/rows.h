@@ -25,6 +25,11 @@ struct StridedMatrix {
   const T* data;
   std::int64_t row_stride;
   std::int64_t column_stride;
+
+  /// Returns the part that begins at element (row, column).
+  StridedMatrix from(std::int64_t row, std::int64_t column) const {
+    return {data + row * row_stride + column * column_stride, row_stride, column_stride};
+  }
 };
 
 /// The target of a product. Columns up to `columns` of each row are written, the rest is kept.

@@ -298,7 +298,7 @@ std::uint8_t pack_across(StridedMatrix<Source> source, std::int64_t size, std::i
     _tile_dpbf16ps(3, 5, 7); \
   } while (false)
 
-/// What a product of strips asks the memory for: so many numbers of each step from `data` on.
+/// Numbers that a product of strips fetches for the next one: so many of each step, from `data` on.
 struct Ahead {
   const std::uint16_t* data;
   std::int64_t numbers;
@@ -420,8 +420,7 @@ void TileStrips::pack_parts(StridedMatrix<Source> source, std::int64_t depth, st
   const std::int64_t step = along ? std::max<std::int64_t>(depth, 1) : kDepth;
   for (std::int64_t k = 0; k < depth; k += step) {
     for (std::int64_t s = first; s < last; ++s) {
-      StridedMatrix<Source> strip = source;
-      strip.data += s * kWidth * source.row_stride + k * source.column_stride;
+      const StridedMatrix<Source> strip = source.from(s * kWidth, k);
       const std::int64_t size = std::min(kWidth, size_ - s * kWidth);
       const auto pack = along ? pack_along<kCount, Source> : pack_across<kCount, Source>;
       std::uint8_t& parts = parts_[static_cast<std::size_t>(s)];
